@@ -1,0 +1,67 @@
+"""Usage metering and limit enforcement for ASGI services, billed through Stripe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meterkit.asgi import identify
+    from meterkit.asgi.exchange import Current, current, record
+    from meterkit.asgi.middleware import MeterMiddleware
+    from meterkit.errors import (
+        CustomerError,
+        MeterkitError,
+        PlansError,
+        Problem,
+        QuantityError,
+        SettingsError,
+        StoreError,
+        UnknownMeterError,
+    )
+    from meterkit.kit import MeterKit
+    from meterkit.store.decision import Decision
+
+__all__ = [
+    "Current",
+    "CustomerError",
+    "Decision",
+    "MeterKit",
+    "MeterMiddleware",
+    "MeterkitError",
+    "PlansError",
+    "Problem",
+    "QuantityError",
+    "SettingsError",
+    "StoreError",
+    "UnknownMeterError",
+    "current",
+    "identify",
+    "record",
+]
+
+_HOMES = {
+    "Current": "meterkit.asgi.exchange",
+    "Decision": "meterkit.store.decision",
+    "MeterKit": "meterkit.kit",
+    "MeterMiddleware": "meterkit.asgi.middleware",
+    "current": "meterkit.asgi.exchange",
+    "record": "meterkit.asgi.exchange",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Each name is imported when it is first used: `import meterkit` itself loads nothing else.
+    from importlib import import_module
+
+    if name == "identify":
+        found: Any = import_module("meterkit.asgi.identify")
+    elif name in __all__:
+        found = getattr(import_module(_HOMES.get(name, "meterkit.errors")), name)
+    else:
+        raise AttributeError(f"module 'meterkit' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

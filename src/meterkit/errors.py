@@ -1,0 +1,112 @@
+"""The errors that meterkit raises. Each carries its data as attributes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "CustomerError",
+    "MeterkitError",
+    "PlansError",
+    "Problem",
+    "QuantityError",
+    "SettingsError",
+    "StoreError",
+    "UnknownMeterError",
+]
+
+
+class MeterkitError(Exception):
+    """The base of every error that meterkit raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a plans file.
+
+    Attributes:
+        file: the path as it was given.
+        line: 1-based; 0 where the file could not be read at all.
+        column: 1-based; 0 where the file could not be read at all.
+        path: where in the document, dotted: ``plans.pro.meters.requests.rate``; empty for the document.
+        message: what was found, what is allowed, and the nearest right spelling where there is one.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{place} {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+
+
+class PlansError(MeterkitError):
+    """A plans file was refused.
+
+    Attributes:
+        problems: everything that is wrong with it, in the order of the file.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class SettingsError(MeterkitError):
+    """A setting has a value that meterkit cannot work with.
+
+    Attributes:
+        name: the setting's keyword, for example ``redis_url``.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        self.name = name
+        super().__init__(message)
+
+
+class CustomerError(MeterkitError, ValueError):
+    """A customer id is not a text of 1 to 256 bytes without control characters."""
+
+
+class QuantityError(MeterkitError, ValueError):
+    """A quantity is not an integer from 0 to 10^15 - 1."""
+
+
+class UnknownMeterError(MeterkitError, ValueError):
+    """A meter is not in the plans file, or cannot be used in this way.
+
+    Attributes:
+        meter: the name that was given.
+    """
+
+    def __init__(self, meter: str, message: str) -> None:
+        self.meter = meter
+        super().__init__(message)
+
+    @classmethod
+    def of(cls, meter: str, countable: Iterable[str]) -> UnknownMeterError:
+        """The error for a name that is not among the meters that can be counted."""
+        names = sorted(countable)
+        near = get_close_matches(meter, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return cls(meter, f"meter: found {meter!r:.80}; allowed are the counters {', '.join(names)}{hint}")
+
+
+class StoreError(MeterkitError):
+    """The store did not answer, or answered that it cannot serve.
+
+    Attributes:
+        executed: False where the call certainly changed nothing, None where that is unknown.
+    """
+
+    def __init__(self, message: str, *, executed: bool | None = None) -> None:
+        self.executed = executed
+        super().__init__(message)

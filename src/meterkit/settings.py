@@ -1,0 +1,228 @@
+"""Settings: keywords of ``MeterKit`` and ``METERKIT_*`` variables, read into one frozen object."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+# Pydantic reads the annotations of the class below when it is made, so their names are needed then.
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from meterkit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+__all__ = ["Settings"]
+
+_PREFIX: Final = "METERKIT_"
+_USUAL: Final = {
+    "redis_url": "REDIS_URL",
+    "stripe_api_key": "STRIPE_API_KEY",
+    "stripe_webhook_secret": "STRIPE_WEBHOOK_SECRET",
+}
+# A base address may carry a password too, where it is a proxy's.
+_NOT_SHOWN: Final = frozenset({*_USUAL, "stripe_api_base", "stripe_events_base"})
+_LIVE_KEYS: Final = ("sk_live_", "rk_live_")
+
+
+def _one_word(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError
+    return secret
+
+
+def _secret_key(secret: SecretStr) -> SecretStr:
+    if secret.get_secret_value().startswith("pk_"):
+        raise ValueError
+    return _one_word(secret)
+
+
+def _by_comma(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, SecretStr) else value
+
+
+def _base_address(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+        raise ValueError
+    return text.rstrip("/")
+
+
+def _folder(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError from None
+
+
+def _state_folder() -> Path:
+    """Where the XDG base directory specification puts what must survive a restart."""
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if state.is_absolute():
+        return state / "meterkit"
+    try:
+        return Path.home() / ".local" / "state" / "meterkit"
+    except RuntimeError:
+        raise SettingsError(
+            "spool_dir", "spool_dir: this user has no home directory; set METERKIT_SPOOL_DIR"
+        ) from None
+
+
+_Base = Annotated[str, AfterValidator(_base_address)]
+
+
+class Settings(BaseSettings):
+    """What MeterKit is told apart from the plans file. Made by :meth:`load`.
+
+    Each attribute is a keyword of ``MeterKit`` and, with ``METERKIT_`` before it, a variable.
+
+    Attributes:
+        redis_url: where the store is; None: the embedded server if it is installed, else memory.
+        plans: the plans file.
+        stripe_api_key: None: usage is counted and not delivered.
+        stripe_api_base: another address for Stripe's API, without a slash at its end; None: Stripe's own.
+        stripe_events_base: another address for Stripe's meter events; None: Stripe's own.
+        stripe_webhook_secret: each is accepted, so that a secret can be rolled.
+        stripe_transport: how usage is sent.
+        flush_interval: seconds between two passes of the flusher.
+        store_timeout: seconds that one call to the store may take.
+        key_prefix: what the store's keys begin with.
+        shards: over how many hash slots customers are spread; fixed when a store is first used.
+        spool_dir: where usage waits while the store is away.
+        flush: whether the flusher runs in this process; None: where a Stripe key is set.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    redis_url: Annotated[str | None, Field(description="the URL of a store", repr=False)] = None
+    plans: Annotated[str | os.PathLike[str] | None, Field(description="the path of a file")] = None
+    stripe_api_key: Annotated[
+        Annotated[SecretStr, AfterValidator(_secret_key)] | None,
+        Field(description="a secret or restricted key (sk_…, rk_…), without spaces"),
+    ] = None
+    stripe_api_base: Annotated[_Base | None, Field(description="http://host or https://host", repr=False)] = (
+        None
+    )
+    stripe_events_base: Annotated[
+        _Base | None, Field(description="http://host or https://host", repr=False)
+    ] = None
+    stripe_webhook_secret: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_one_word)], ...],
+        NoDecode,
+        BeforeValidator(_by_comma),
+        Field(description="signing secrets (whsec_…), separated by commas"),
+    ] = ()
+    stripe_transport: Annotated[Literal["v1", "v2-stream"], Field(description="v1 or v2-stream")] = "v1"
+    flush_interval: Annotated[
+        float, Field(ge=0.05, le=86_400, description="seconds from 0.05 to 86400, decimals allowed")
+    ] = 300.0
+    store_timeout: Annotated[
+        float, Field(ge=0.01, le=60, description="seconds from 0.01 to 60, decimals allowed")
+    ] = 0.25
+    key_prefix: Annotated[
+        str, Field(pattern=r"\A[A-Za-z0-9_.-]{1,32}\z", description="1 to 32 of A-Z a-z 0-9 _ . -")
+    ] = "mk"
+    shards: Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")] = 128
+    spool_dir: Annotated[Path, AfterValidator(_folder), Field(description="the path of a directory")] = Field(
+        default_factory=_state_folder
+    )
+    flush: Annotated[bool | None, Field(description="on or off")] = None
+
+    @classmethod
+    def load(cls, **keywords: Any) -> Self:
+        """Read the settings: a keyword wins over its variable, that over the usual one (``REDIS_URL``).
+
+        A keyword that is None and a variable that is empty count as not given.
+
+        Raises:
+            SettingsError: a keyword is unknown, or values are not allowed; all are named, the first is
+                the error's ``name``.
+        """
+        given = {name: value for name, value in keywords.items() if value is not None}
+        for name in given:
+            if name not in cls.model_fields:
+                raise SettingsError(name, _unknown(name, list(cls.model_fields)))
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            bad = list(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
+            raise SettingsError(bad[0], "\n".join(_refusal(name, given) for name in bad)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where values come from, the strongest first; asked by pydantic."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, _UsualVariables(settings_cls)
+
+    @property
+    def flush_interval_s(self) -> float:
+        """``flush_interval``, with its unit."""
+        return self.flush_interval
+
+    @property
+    def store_timeout_s(self) -> float:
+        """``store_timeout``, with its unit."""
+        return self.store_timeout
+
+    @property
+    def flushes(self) -> bool:
+        """Whether the flusher runs in this process."""
+        return self.stripe_api_key is not None if self.flush is None else self.flush
+
+    @property
+    def live(self) -> bool:
+        """Whether the Stripe key moves real money."""
+        return self.stripe_api_key is not None and self.stripe_api_key.get_secret_value().startswith(
+            _LIVE_KEYS
+        )
+
+
+class _UsualVariables(PydanticBaseSettingsSource):
+    """The names under which other software finds the same values."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        return os.environ.get(_USUAL[field_name]), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        found = {name: self.get_field_value(fields[name], name)[0] for name in _USUAL}
+        return {name: value for name, value in found.items() if value}
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"there is no setting {name}; {hint}"
+
+
+def _refusal(name: str, given: dict[str, Any]) -> str:
+    """What was found, where, and what is allowed."""
+    variable = f"{_PREFIX}{name.upper()}"
+    if name in given:
+        origin, value = f"keyword {name}", given[name]
+    elif os.environ.get(variable):
+        origin, value = variable, os.environ[variable]
+    else:
+        origin = _USUAL[name]
+        value = os.environ[origin]
+    found = "a value that is not shown here" if name in _NOT_SHOWN else repr(value)
+    return f"{origin}: found {found}; allowed: {Settings.model_fields[name].description}"
