@@ -1,0 +1,158 @@
+"""The blocks about money and failure: ``billing:``, ``dunning:`` and the words of the top level."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.catalog.models import (
+    BILLED_ON_ATTEMPT,
+    BILLED_ON_SUCCESS,
+    OUTCOMES,
+    Anonymous,
+    Billing,
+    Changes,
+    Dunning,
+    Enforcement,
+    Headers,
+    Outcome,
+    StoreFailure,
+)
+from meterkit.catalog.report import unknown
+from meterkit.catalog.scalars import DAY_MS, NAME, duration, text
+from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table, Values
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from meterkit.catalog.report import Problems
+
+ENFORCEMENTS: Final[Choice[Enforcement]] = Choice(("on", "shadow"))
+STORE_FAILURES: Final[Choice[StoreFailure]] = Choice(("allow", "deny"))
+HEADERS: Final[Choice[Headers]] = Choice(("ietf", "x-ratelimit", "both", "none"))
+
+Source = Literal["reported", "partial", "estimated", "missing"]
+When = Literal["now", "period_end"]
+OverLimit = Literal["block_growth", "allow"]
+LateUsage = Literal["next_period", "dead_letter"]
+_SOURCES: Final[Choice[Source]] = Choice(("reported", "partial", "estimated", "missing"))
+_WHEN: Final[Choice[When]] = Choice(("now", "period_end"))
+_OVER_LIMIT: Final[Choice[OverLimit]] = Choice(("block_growth", "allow"))
+_LATE_USAGE: Final[Choice[LateUsage]] = Choice(("next_period", "dead_letter"))
+_SOURCES_DEFAULT: Final[frozenset[Source]] = frozenset({"reported", "partial", "estimated"})
+_CHARGES: Final = {"success": BILLED_ON_SUCCESS, "attempt": BILLED_ON_ATTEMPT}
+
+HEADER_NAME: Final = text(
+    64, pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", allowed="the name of a header, such as Idempotency-Key"
+)
+_URL: Final = text(
+    2048, pattern=r"https?://[^\s/?#]+[^\s]*", allowed="an address that starts with https:// or http://"
+)
+
+
+def _charged(word: str, _: Problems) -> frozenset[Outcome]:
+    return _CHARGES[word]
+
+
+def _outcomes(listed: tuple[Outcome, ...], _: Problems) -> frozenset[Outcome]:
+    return frozenset(listed)
+
+
+_OUTCOMES_SHAPE: Final[Shape[tuple[Outcome, ...]]] = ListOf(Choice(OUTCOMES), "outcomes", 1)
+CHARGE_ON_SHAPE: Final[Shape[frozenset[Outcome]]] = Forms(
+    f"success, attempt, or a list of {', '.join(OUTCOMES)}",
+    scalar=Built(Choice(tuple(_CHARGES), others=f", or a list of {', '.join(OUTCOMES)}"), _charged),
+    items=Built(_OUTCOMES_SHAPE, _outcomes),
+)
+
+UPGRADE: Final[Key[When]] = Key("upgrade", _WHEN, "now (default) or period_end.")
+DOWNGRADE: Final[Key[When]] = Key("downgrade", _WHEN, "period_end (default) or now.")
+OVER_LIMIT: Final[Key[OverLimit]] = Key("over_limit", _OVER_LIMIT, "block_growth (default) or allow.")
+CHANGES_TABLE: Final = Table("changes", (UPGRADE, DOWNGRADE, OVER_LIMIT))
+
+CHARGE_ON: Final = Key(
+    "charge_on", CHARGE_ON_SHAPE, "Outcomes that are billed: success (default), attempt or a list."
+)
+SOURCES: Final[Key[tuple[Source, ...]]] = Key(
+    "sources",
+    ListOf(_SOURCES, "sources", 1),
+    "Which token figures are billed.",
+)
+IDEMPOTENCY_HEADER: Final = Key(
+    "idempotency_header", Nullable(HEADER_NAME), "Header that marks a repeat; default: null."
+)
+PORTAL_URL: Final = Key(
+    "portal_url", Nullable(_URL), "Where customers pay; named in 402 answers; default: null."
+)
+CHANGES: Final = Key("changes", CHANGES_TABLE, "When plan changes bind.")
+LATE_USAGE: Final[Key[LateUsage]] = Key(
+    "late_usage", _LATE_USAGE, "Usage for a closed period: next_period (default) or dead_letter."
+)
+BILLING_TABLE: Final = Table(
+    "billing", (CHARGE_ON, SOURCES, IDEMPOTENCY_HEADER, PORTAL_URL, CHANGES, LATE_USAGE)
+)
+
+GRACE: Final = Key(
+    "grace", duration(), "Full access for so long after the first failed payment; default: 7d."
+)
+RESTRICT_TO: Final = Key("restrict_to", NAME, "The plan in force after grace; default: default_plan.")
+SUSPEND_AFTER: Final = Key(
+    "suspend_after", duration(), "No access so long after the first failed payment; default: 14d."
+)
+DUNNING_TABLE: Final = Table("dunning", (GRACE, RESTRICT_TO, SUSPEND_AFTER))
+
+ANONYMOUS_PLAN: Final = Key("plan", NAME, "The plan of requests without a customer.", required=True)
+ANONYMOUS_BY: Final = Key("by", Choice(("ip",)), "What counts as one customer.", required=True)
+ANONYMOUS_TABLE: Final = Table("anonymous", (ANONYMOUS_PLAN, ANONYMOUS_BY))
+ANONYMOUS_SHAPE: Final[Shape[str | Values]] = Forms(
+    "deny, or a map such as {plan: free, by: ip}",
+    scalar=Choice(("deny",), others=", or a map such as {plan: free, by: ip}"),
+    fields=ANONYMOUS_TABLE,
+)
+
+
+def build_billing(values: Values | None) -> Billing:
+    """The ``billing:`` block with its defaults."""
+    changes = values.get(CHANGES) if values else None
+    sources = values.get(SOURCES) if values else None
+    return Billing(
+        charge_on=values.get(CHARGE_ON, BILLED_ON_SUCCESS) if values else BILLED_ON_SUCCESS,
+        sources=frozenset(sources) if sources else _SOURCES_DEFAULT,
+        idempotency_header=values.get(IDEMPOTENCY_HEADER) if values else None,
+        portal_url=values.get(PORTAL_URL) if values else None,
+        changes=Changes(
+            upgrade=changes.get(UPGRADE, "now") if changes else "now",
+            downgrade=changes.get(DOWNGRADE, "period_end") if changes else "period_end",
+            over_limit=changes.get(OVER_LIMIT, "block_growth") if changes else "block_growth",
+        ),
+        late_usage=values.get(LATE_USAGE, "next_period") if values else "next_period",
+    )
+
+
+def build_dunning(
+    values: Values | None, *, default_plan: str, plans: Collection[str], problems: Problems
+) -> Dunning:
+    """The ``dunning:`` block with its defaults; the word ``default_plan`` is resolved."""
+    if values is None:
+        return Dunning(grace_ms=7 * DAY_MS, restrict_to=default_plan, suspend_after_ms=14 * DAY_MS)
+    grace_ms = values.get(GRACE, 7 * DAY_MS)
+    suspend_after_ms = values.get(SUSPEND_AFTER, 14 * DAY_MS)
+    restrict_to = values.get(RESTRICT_TO, "default_plan")
+    if restrict_to != "default_plan" and restrict_to not in plans:
+        problems.refuse(values.place(RESTRICT_TO), unknown("plan", restrict_to, plans) + " (or default_plan)")
+    if suspend_after_ms < grace_ms and not values.is_refused(SUSPEND_AFTER):
+        place = values.place(SUSPEND_AFTER if values.has(SUSPEND_AFTER) else GRACE)
+        message = "both count from the first failure; allowed: a suspend_after that is at least grace"
+        problems.refuse(place, message)
+    return Dunning(
+        grace_ms=grace_ms,
+        restrict_to=default_plan if restrict_to == "default_plan" else restrict_to,
+        suspend_after_ms=suspend_after_ms,
+    )
+
+
+def build_anonymous(values: Values, *, plans: Collection[str], problems: Problems) -> Anonymous:
+    """The map form of ``anonymous:``."""
+    plan = values.get(ANONYMOUS_PLAN, "")
+    if plan and plan not in plans:
+        problems.refuse(values.place(ANONYMOUS_PLAN), unknown("plan", plan, plans))
+    return Anonymous(plan=plan, by="ip")

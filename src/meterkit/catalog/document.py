@@ -1,0 +1,307 @@
+"""Reads YAML into a small tree in which every value knows its place, and nothing is guessed.
+
+Scalars stay text; whether ``1_000`` is a number is the schema's business. Size, depth and what
+aliases expand to are bounded, tags are refused, and no input raises anything but a PlansError.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeAlias
+
+import yaml
+
+from meterkit.catalog.report import Place, Problems, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+SIZE_MAX: Final = 1024 * 1024
+DEPTH_MAX: Final = 32
+ALIASED_MAX: Final = 10_000
+
+_NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
+_FORBIDDEN: Final = re.compile(
+    "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]",
+)
+_LINE_BREAK: Final = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+_STARRED: Final = re.compile(r"\*[^\s,\]}]*")
+_QUOTE_HINT: Final = "a text that holds : # , { } [ ] or starts with * & ! % @ ` must be quoted"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A scalar, exactly as written."""
+
+    place: Place
+    text: str
+    quoted: bool
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it is YAML's nothing: empty, ``null`` or ``~``, without quotes."""
+        return not self.quoted and self.text in _NULLS
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list."""
+
+    place: Place
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A map. A value's own place is that of its key; ``places`` differs from it for aliases."""
+
+    place: Place
+    values: Mapping[str, Node]
+    places: Mapping[str, Place]
+
+
+Node: TypeAlias = "Text | Items | Fields"
+
+
+class _Parser(Protocol):
+    """The part of PyYAML's loaders that is used."""
+
+    def get_event(self) -> object:
+        """The next event, or None."""
+        ...
+
+
+class _StopError(Exception):
+    """What was found leaves nothing to go on with; the problem is already noted."""
+
+
+def parse(data: str | bytes, *, problems: Problems) -> Fields:
+    """Read one document whose root is a map.
+
+    Duplicate keys are noted in ``problems`` and reading goes on with the first of them.
+
+    Raises:
+        PlansError: the data is no such document; with everything noted until there.
+    """
+    try:
+        root = _parse_text(_decode(data, problems), problems)
+    except _StopError:
+        raise problems.error() from None
+    if not isinstance(root, Fields):
+        message = f"found {kind_of(root)}; a plans file is a map that starts with `schema: 1`"
+        problems.refuse(root.place, message)
+        raise problems.error()
+    return root
+
+
+def kind_of(node: Node) -> str:
+    """What a node is, in the words of messages."""
+    match node:
+        case Text() if node.is_null:
+            return "null" if node.text else "nothing"
+        case Text():
+            return quoted(node.text)
+        case Items():
+            return "a list"
+        case Fields():
+            return "a map"
+
+
+def _decode(data: str | bytes, problems: Problems) -> str:
+    if len(data) > SIZE_MAX:
+        problems.refuse(Place(1, 1, ""), f"the file has {len(data):,} bytes; allowed: at most {SIZE_MAX:,}")
+        raise _StopError
+    if isinstance(data, bytes):
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            place = _place_at(data[: error.start].decode("utf-8"))
+            problems.refuse(place, f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8")
+            raise _StopError from None
+    else:
+        text = data
+    text = text.removeprefix("\ufeff")
+    if found := _FORBIDDEN.search(text):
+        code = f"U+{ord(found.group()):04X}"
+        problems.refuse(
+            _place_at(text[: found.start()]), f"found the character {code}, which YAML forbids; remove it"
+        )
+        raise _StopError
+    return text
+
+
+def _place_at(before: str) -> Place:
+    breaks = list(_LINE_BREAK.finditer(before))
+    return Place(len(breaks) + 1, len(before) - (breaks[-1].end() if breaks else 0) + 1, "")
+
+
+def _parse_text(text: str, problems: Problems) -> Node:
+    # libyaml is twenty times faster but words its errors differently and is not everywhere:
+    # what it refuses is read again by the Python parser, whose verdict and words count.
+    fast: type[yaml.CSafeLoader] | None = getattr(yaml, "CSafeLoader", None)
+    if fast is not None:
+        trial = Problems(problems.source)
+        try:
+            root = _Builder(_events(fast(text)), trial).document()
+        except (_StopError, yaml.YAMLError):
+            pass
+        else:
+            problems.extend(trial)
+            return root
+    try:
+        return _Builder(_events(yaml.SafeLoader(text)), problems).document()
+    except yaml.MarkedYAMLError as error:
+        _refuse_syntax(error, text, problems)
+    except yaml.YAMLError as error:
+        problems.refuse(Place(1, 1, ""), f"not readable as YAML: {error}")
+    raise _StopError
+
+
+def _events(parser: _Parser) -> Iterator[yaml.Event]:
+    while isinstance(event := parser.get_event(), yaml.Event):
+        yield event
+
+
+def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -> None:
+    problem = error.problem or "unreadable"
+    mark = error.problem_mark or error.context_mark
+    if error.context == "while scanning an alias" and error.context_mark is not None:
+        mark = error.context_mark
+        starred = _STARRED.match(text, mark.index)
+        message = _alias_message(starred.group() if starred else "*")
+    elif "'\\t'" in problem:
+        message = "found a tab where YAML wants spaces; indent with spaces"
+    elif problem.startswith("mapping values are not allowed"):
+        message = "found a second `: ` in one line; quote the text that holds it, or begin a new line"
+    elif "found unexpected end of stream" in problem:
+        mark = error.context_mark or mark
+        message = "the quote that opens here is never closed"
+    elif "<block end>" in problem:
+        begun = error.context_mark.line + 1 if error.context_mark else 1
+        message = f"this does not fit what begins in line {begun}; mend the indentation, or quote the text"
+    elif problem.startswith("expected ',' or"):
+        opened = error.context_mark.line + 1 if error.context_mark else 1
+        message = f"the {{ or [ opened in line {opened} is not closed before this; close it; {_QUOTE_HINT}"
+    else:
+        opened_at = f" (in what begins in line {error.context_mark.line + 1})" if error.context_mark else ""
+        message = f"not readable as YAML: {problem}{opened_at}; {_QUOTE_HINT}"
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    problems.refuse(Place(line, column, ""), message)
+
+
+def _alias_message(starred: str) -> str:
+    return (
+        f'YAML reads {starred} as an alias, and no anchor has that name; for the text, quote it: "{starred}"'
+    )
+
+
+class _Builder:
+    """Builds the tree of one document from YAML's events."""
+
+    def __init__(self, events: Iterator[yaml.Event], problems: Problems) -> None:
+        self._events = events
+        self._problems = problems
+        self._anchors: dict[str, Node] = {}
+        self._aliased = 0
+
+    def document(self) -> Node:
+        """The root of the only document."""
+        next(self._events)
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            self._stop(Place(1, 1, ""), "the file is empty; a plans file starts with `schema: 1`")
+        root = self._node(next(self._events), Place(1, 1, ""), 1)
+        next(self._events)
+        after = next(self._events)
+        if not isinstance(after, yaml.StreamEndEvent):
+            self._stop(_place(after, ""), "found a second document; a plans file is one: remove the `---`")
+        return root
+
+    def _stop(self, place: Place, message: str) -> NoReturn:
+        self._problems.refuse(place, message)
+        raise _StopError
+
+    def _node(self, event: yaml.Event, place: Place, depth: int) -> Node:
+        if depth > DEPTH_MAX:
+            self._stop(place, f"nested deeper than {DEPTH_MAX} levels")
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, place, depth)
+        if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            self._stop(place, f"not readable as YAML: {type(event).__name__}")
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._problems.refuse(
+                place, f"found the tag {quoted(tag)}; tags are not read: remove it", settles=True
+            )
+        if isinstance(event, yaml.ScalarEvent):
+            node: Node = Text(place, event.value, bool(event.style))
+        elif isinstance(event, yaml.SequenceStartEvent):
+            node = self._items(place, depth)
+        else:
+            node = self._fields(place, depth)
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _alias(self, event: yaml.AliasEvent, place: Place, depth: int) -> Node:
+        node = self._anchors.get(event.anchor or "")
+        if node is None:
+            self._problems.refuse(place, _alias_message(f"*{event.anchor}"), settles=True)
+            return Text(place, f"*{event.anchor}", quoted=True)
+        size, height = _measure(node)
+        self._aliased += size
+        if self._aliased > ALIASED_MAX:
+            self._stop(
+                place, f"the aliases of this file stand for more than {ALIASED_MAX:,} values; write fewer"
+            )
+        if depth + height - 1 > DEPTH_MAX:
+            self._stop(place, f"nested deeper than {DEPTH_MAX} levels through the alias *{event.anchor}")
+        return node
+
+    def _items(self, place: Place, depth: int) -> Items:
+        items: list[Node] = []
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            line, column = _position(event)
+            items.append(self._node(event, place.item(len(items), line=line, column=column), depth + 1))
+        return Items(place, tuple(items))
+
+    def _fields(self, place: Place, depth: int) -> Fields:
+        values: dict[str, Node] = {}
+        places: dict[str, Place] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                found = "an alias" if isinstance(event, yaml.AliasEvent) else "a list or a map"
+                self._stop(_place(event, place.path), f"found {found} as a key; a key is a text")
+            key: str = event.value
+            line, column = _position(event)
+            at = place.child(key, line=line, column=column)
+            value = self._node(next(self._events), at, depth + 1)
+            if key in values:
+                first = places[key].line
+                self._problems.refuse(
+                    at, f"duplicate key {quoted(key)}, first written in line {first}; keep one"
+                )
+            else:
+                values[key], places[key] = value, at
+        return Fields(place, values, places)
+
+
+def _position(event: yaml.Event) -> tuple[int, int]:
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+
+def _place(event: yaml.Event, path: str) -> Place:
+    return Place(*_position(event), path)
+
+
+def _measure(node: Node) -> tuple[int, int]:
+    """How many values a node holds, itself included, and how many levels."""
+    match node:
+        case Text():
+            return 1, 1
+        case Items():
+            children = [_measure(item) for item in node.items]
+        case Fields():
+            children = [_measure(value) for value in node.values.values()]
+    return 1 + sum(size for size, _ in children), 1 + max((height for _, height in children), default=0)

@@ -1,0 +1,66 @@
+"""Refuses routes that no customer of a plan could ever use: quantities above a burst or a ceiling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.catalog.entitlements import ceiling
+from meterkit.catalog.routes import places_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from meterkit.catalog.models import Credit, Entitlement, Plan, Route
+    from meterkit.catalog.report import Problems
+    from meterkit.catalog.shapes import Values
+
+
+def check_fit(
+    routes: Iterable[tuple[Route, Values]],
+    plans: Mapping[str, Plan | None],
+    *,
+    credits_: Mapping[str, Credit],
+    problems: Problems,
+) -> None:
+    """Note every quantity of a route that never fits a plan that limits its meter."""
+    payable = {meter for credit in credits_.values() for meter in credit.costs}
+    for route, values in routes:
+        places = places_of(values)
+        for verb, meter, quantity in _quantities(route):
+            for plan in plans.values():
+                if plan is not None and meter in plan.entitlements:
+                    is_payable = meter in payable or any(grant.name == meter for grant in plan.grants)
+                    limit = _too_small(plan.entitlements[meter], quantity, is_payable=is_payable)
+                    if limit is not None:
+                        what = f"a default of {quantity}" if verb == "reserve" else f"{quantity}"
+                        message = (
+                            f"{what} never fits the plan {plan.key}, whose {limit}; lower it or raise that"
+                        )
+                        problems.refuse(places[verb, meter], message)
+
+
+def _quantities(route: Route) -> Iterator[tuple[str, str, int]]:
+    for verb, quantities in (
+        ("consume", route.consume),
+        ("per_message", route.per_message),
+        ("grow", route.grow),
+    ):
+        for meter, quantity in quantities.items():
+            yield verb, meter, quantity
+    for reserve in route.reserve:
+        yield "reserve", reserve.meter, reserve.default
+
+
+def _too_small(entitlement: Entitlement, quantity: int, *, is_payable: bool) -> str | None:
+    """The limit that ``quantity`` can never fit, in words, or None.
+
+    A ceiling of 0 says that the plan does not have the meter; that is no slip.
+    """
+    meter = entitlement.meter
+    for rate in entitlement.rates:
+        if quantity > rate.burst:
+            if rate.algorithm == "token-bucket":
+                return f"burst of {meter} is {rate.burst}"
+            return f"rate of {meter} is {rate.limit}/{rate.window}"
+    most = None if is_payable else ceiling(entitlement)
+    return f"ceiling of {meter} is {most}" if most and quantity > most else None

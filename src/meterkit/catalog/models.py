@@ -1,0 +1,296 @@
+"""What is sold: the catalog that a plans file describes, as frozen values.
+
+Every number is an integer in the unit that its name ends with; money is in minor units of
+:attr:`Catalog.currency`; a quantity is in its meter's unit. Defaults and ``extends`` are already
+applied: a reader of these values never asks "and if it is missing?".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
+Enforcement = Literal["on", "shadow"]
+Headers = Literal["ietf", "x-ratelimit", "both", "none"]
+Outcome = Literal["success", "client_gone", "client_error", "server_error"]
+Report = Literal["overage", "usage", "none"]
+StoreFailure = Literal["allow", "deny"]
+
+QUANTITY_MAX: Final = 10**15 - 1
+OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
+BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gone"})
+BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """At most ``limit`` units per ``window_ms``.
+
+    Attributes:
+        limit: units per window, at least 1.
+        window_ms: length of the window in milliseconds.
+        algorithm: how the window moves.
+        burst: units that may be used at once; equals ``limit`` unless the algorithm is a token bucket.
+        window: the window as policy names write it: ``3s``, ``5m``, ``1h``, ``7d``, ``1mo``.
+    """
+
+    limit: int
+    window_ms: int
+    algorithm: Algorithm
+    burst: int
+    window: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StripeEvent:
+    """The Stripe meter event that carries a meter's usage, and which part of it is reported."""
+
+    event_name: str
+    report: Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """What is counted.
+
+    Attributes:
+        kind: a ``counter`` adds up over a period, a ``gauge`` holds a level.
+        source: the meter this one is derived from (``from:``), or None.
+        where: for a derived meter, dimension name to glob pattern; else empty.
+    """
+
+    name: str
+    unit: str
+    kind: Literal["counter", "gauge"]
+    stripe: StripeEvent | None
+    source: str | None
+    where: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overage:
+    """What happens beyond included.
+
+    Attributes:
+        mode: ``deny`` refuses it, ``bill`` records and reports it, ``percent`` tolerates it on a gauge.
+        cap: with ``bill``, the quantity beyond included that is still admitted; None: no ceiling.
+        per: with a price, the quantity that ``amount_cents`` buys; else None.
+        amount_cents: the price of ``per`` units in minor units; None: the price is only at Stripe.
+        percent: with ``percent``, how far above included the gauge may be, in percent of included.
+        grace_ms: with ``percent``, how long.
+    """
+
+    mode: Literal["deny", "bill", "percent"]
+    cap: int | None = None
+    per: int | None = None
+    amount_cents: int | None = None
+    percent: int | None = None
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entitlement:
+    """What a plan gives for one meter.
+
+    Attributes:
+        rates: at most one per window.
+        concurrency: requests in flight, or None for no limit.
+        included: quantity per period that the price covers; None: unlimited.
+        warn_at: percentages of included at which a threshold is crossed, ascending.
+    """
+
+    meter: str
+    rates: tuple[Rate, ...]
+    concurrency: int | None
+    included: int | None
+    overage: Overage
+    warn_at: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """A price per interval; ``included_per`` says which span included quantities are counted over."""
+
+    amount_cents: int
+    interval: Literal["month", "year"]
+    included_per: Literal["month", "interval"]
+    stripe_price: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeatPrice:
+    """What a seat costs per interval of the plan's price."""
+
+    amount_cents: int
+    stripe_price: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanGrant:
+    """A grant that recurs every period.
+
+    Attributes:
+        kind: whether ``name`` is a meter or a credit.
+        expires_ms: life of the grant; None: it expires with its period.
+    """
+
+    kind: Literal["meter", "credit"]
+    name: str
+    quantity: int
+    priority: int
+    expires_ms: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A named set of entitlements.
+
+    Attributes:
+        key: the name in the plans file.
+        features: names of features, sorted; ``all`` is already spelled out.
+        entitlements: one for every meter of the file, in the file's order.
+    """
+
+    key: str
+    name: str
+    rank: int
+    price: Price
+    seat_price: SeatPrice | None
+    trial_ms: int | None
+    features: frozenset[str]
+    entitlements: Mapping[str, Entitlement]
+    grants: tuple[PlanGrant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """A prepaid unit that meters may be paid with.
+
+    Attributes:
+        costs: meter to its cost per unit in micro-credits, at least 1.
+        low_balance_percent: the share of the last grant at which the balance is low; None: never.
+    """
+
+    name: str
+    costs: Mapping[str, int]
+    low_balance_percent: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """What a route sets aside of one meter before the app runs.
+
+    Attributes:
+        field: the field of the JSON request body that names the quantity, or None.
+        default: the quantity where the body does not name one.
+        ceiling: the most that is set aside.
+    """
+
+    meter: str
+    field: str | None
+    default: int
+    ceiling: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """How requests of one shape are decided and counted.
+
+    Attributes:
+        match: the line of the plans file, for messages.
+        method: an HTTP method, ``WS`` for websockets, or None for any HTTP method.
+        path: a Starlette path template, or None for everything (``*``), websockets too.
+        exempt: not identified, not decided, no headers.
+        always: decided by its rates only.
+        storage: where the size of what is stored stands (``content-length``), or None.
+        storage_meter: the gauge that a ``storage`` route fills, or None.
+        charge_on: the outcomes that are billed.
+    """
+
+    match: str
+    method: str | None
+    path: str | None
+    exempt: bool
+    always: bool
+    feature: str | None
+    consume: Mapping[str, int]
+    per_message: Mapping[str, int]
+    grow: Mapping[str, int]
+    storage: str | None
+    storage_meter: str | None = None
+    usage: str
+    reserve: tuple[Reserve, ...]
+    charge_on: frozenset[Outcome]
+    enforcement: Enforcement
+    on_store_failure: StoreFailure
+    headers: Headers
+    idempotency_header: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """When plan changes bind, and what happens to what is above the new limit."""
+
+    upgrade: Literal["now", "period_end"]
+    downgrade: Literal["now", "period_end"]
+    over_limit: Literal["block_growth", "allow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billing:
+    """The ``billing:`` block, defaults applied."""
+
+    charge_on: frozenset[Outcome]
+    sources: frozenset[Literal["reported", "partial", "estimated", "missing"]]
+    idempotency_header: str | None
+    portal_url: str | None
+    changes: Changes
+    late_usage: Literal["next_period", "dead_letter"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dunning:
+    """The ``dunning:`` block: spans from the first failed payment."""
+
+    grace_ms: int
+    restrict_to: str
+    suspend_after_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anonymous:
+    """What a request without a customer gets, and what counts as one customer."""
+
+    plan: str
+    by: Literal["ip"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """A whole plans file.
+
+    Attributes:
+        anonymous: None where requests without a customer are denied.
+        content_hash: 16 hex digits of a BLAKE2 digest of the catalog's meaning (not of its spelling).
+        source: the file's path as it was given, for messages.
+    """
+
+    source: str
+    content_hash: str
+    currency: str
+    default_plan: str
+    anonymous: Anonymous | None
+    meters: Mapping[str, Meter]
+    features: frozenset[str]
+    credits: Mapping[str, Credit]
+    routes: tuple[Route, ...]
+    plans: Mapping[str, Plan]
+    billing: Billing
+    dunning: Dunning
+    enforcement: Enforcement
+    on_store_failure: StoreFailure
+    headers: Headers

@@ -1,0 +1,77 @@
+"""What one customer gets differently: entitlements laid over those of a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
+from meterkit.catalog.entitlements import ENTITLEMENT_TABLE, build_entitlement
+from meterkit.catalog.report import Place, Problems, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog.models import Catalog, Entitlement, Plan
+
+_SOURCE: Final = "override"
+
+
+def override(
+    catalog: Catalog, plan: Plan, overrides: Mapping[str, Mapping[str, object]], *, strict: bool = False
+) -> dict[str, Entitlement]:
+    """A plan's entitlements with some replaced.
+
+    Args:
+        catalog: the catalog of the plan.
+        plan: what is laid over.
+        overrides: meter to an entitlement in the notation of the plans file; what it does not say stays
+            as the plan has it.
+        strict: whether to raise. Otherwise a meter whose override cannot be read stays as the plan has
+            it: what was stored under one plans file must not break the decisions of the next.
+
+    Raises:
+        PlansError: something is wrong; with all that is wrong.
+    """
+    merged = dict(plan.entitlements)
+    problems = Problems(_SOURCE)
+    for name, given in overrides.items():
+        found = Problems(_SOURCE)
+        built = _build(catalog, plan, name, given, found)
+        if built is not None and not found:
+            merged[name] = built
+        problems.extend(found)
+    if strict and problems:
+        raise problems.error()
+    return merged
+
+
+def _build(
+    catalog: Catalog, plan: Plan, name: str, given: Mapping[str, object], problems: Problems
+) -> Entitlement | None:
+    place = Place(0, 0, "").child(name)
+    meter = catalog.meters.get(name)
+    if meter is None:
+        problems.refuse(place, unknown("meter", name, catalog.meters))
+        return None
+    values = ENTITLEMENT_TABLE.read(_node(given, place, 1), problems)
+    if values is None:
+        return None
+    return build_entitlement(values, meter, problems, base=plan.entitlements[name])
+
+
+def _node(value: object, place: Place, depth: int) -> Node:
+    """A value of Python in the notation of the plans file."""
+    if depth > DEPTH_MAX:
+        return Text(place, "…", quoted=True)
+    if isinstance(value, dict):
+        entries = {str(key): item for key, item in cast("dict[object, object]", value).items()}
+        places = {key: place.child(key) for key in entries}
+        return Fields(
+            place, {key: _node(item, places[key], depth + 1) for key, item in entries.items()}, places
+        )
+    if isinstance(value, list | tuple):
+        items = cast("list[object] | tuple[object, ...]", value)
+        return Items(place, tuple(_node(item, place.item(i), depth + 1) for i, item in enumerate(items)))
+    if value is None:
+        return Text(place, "null", quoted=False)
+    return Text(place, str(value).lower() if isinstance(value, bool) else str(value), quoted=True)

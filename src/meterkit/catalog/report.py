@@ -1,0 +1,120 @@
+"""How a plans file is refused: places, the list of problems, and the words they are told in."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meterkit.errors import PlansError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SHOWN_MAX: Final = 60
+_GUESSED_MIN: Final = 3
+_LISTED_MAX: Final = 20
+_PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands: 1-based line and column, and the dotted path in the document."""
+
+    line: int
+    column: int
+    path: str
+
+    def child(self, key: str, *, line: int = 0, column: int = 0) -> Place:
+        """The place of the entry ``key`` of the map that stands here."""
+        step = key if _PLAIN_KEY.fullmatch(key) else quoted(key)
+        return Place(line, column, f"{self.path}.{step}" if self.path else step)
+
+    def item(self, index: int, *, line: int = 0, column: int = 0) -> Place:
+        """The place of an item of the list that stands here."""
+        return Place(line, column, f"{self.path}[{index}]")
+
+
+class RefusedError(ValueError):
+    """A text has no meaning where it stands.
+
+    Attributes:
+        reason: what is wrong, or what is allowed.
+        meant: what was probably meant, or None.
+    """
+
+    def __init__(self, reason: str, *, meant: str | None = None) -> None:
+        self.reason = reason
+        self.meant = meant
+        super().__init__(f"{reason}; did you mean {meant}?" if meant else reason)
+
+
+class Problems:
+    """Everything found wrong with one file, each thing once.
+
+    Args:
+        source: the file's path as it was given.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._found: dict[Problem, None] = {}
+        self._settled: set[Place] = set()
+
+    def refuse(self, place: Place, message: str, *, settles: bool = False) -> None:
+        """Note that what stands at ``place`` is wrong; one that ``settles`` is the last word on it."""
+        if place in self._settled:
+            return
+        if settles:
+            self._settled.add(place)
+        self._found[Problem(self.source, place.line, place.column, place.path, message)] = None
+
+    def extend(self, other: Problems) -> None:
+        """Note everything that ``other`` holds."""
+        self._found.update(other._found)
+        self._settled.update(other._settled)
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def error(self) -> PlansError:
+        """All problems in the order of the file."""
+        return PlansError(sorted(self._found, key=lambda problem: (problem.line, problem.column)))
+
+
+def quoted(text: str) -> str:
+    """A text as messages show it: quoted, escaped and cut to a bearable length."""
+    if len(text) <= _SHOWN_MAX:
+        return repr(text)
+    return f"{text[:_SHOWN_MAX]!r}… ({len(text)} characters)"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words as messages list them: ``a, b, c``; a long list is cut and says so."""
+    every = list(words)
+    if not every:
+        return "none"
+    rest = len(every) - _LISTED_MAX
+    return ", ".join(every) if rest <= 0 else f"{', '.join(every[:_LISTED_MAX])} and {rest} more"
+
+
+def nearest(text: str, words: Iterable[str]) -> str | None:
+    """The word that ``text`` was probably meant to be, or None."""
+    if not _GUESSED_MIN <= len(text) <= _SHOWN_MAX:
+        return None
+    by_lower = {word.lower(): word for word in words}
+    found = difflib.get_close_matches(text.lower().replace(" ", "_"), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
+
+
+def suggestion(text: str, words: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` where something is near, else nothing."""
+    word = nearest(text, words)
+    return f"; did you mean {word!r}?" if word else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that the file does not declare."""
+    names = list(known)
+    return f"there is no {kind} {quoted(name)}; declared {kind}s: {listed(names)}{suggestion(name, names)}"

@@ -1,0 +1,293 @@
+"""Texts of a plans file and the integers they stand for: quantities, sizes, durations, percentages, names."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.report import RefusedError, nearest
+from meterkit.catalog.shapes import Scalar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SECOND_MS: Final = 1000
+DAY_MS: Final = 86_400 * SECOND_MS
+DURATION_MAX_MS: Final = 3660 * DAY_MS
+AMOUNT_CENTS_MAX: Final = 99_999_999_999
+MICRO: Final = 1_000_000
+
+Unlimited = Literal["unlimited"]
+UNLIMITED: Final[Unlimited] = "unlimited"
+
+_DIGITS: Final = re.compile(r"[0-9]+(?:_[0-9]+)*")
+_GROUPED: Final = re.compile(r"[0-9]{1,3}(?:[,. '][0-9]{3})+")
+_SCALED: Final = re.compile(r"(?P<whole>[0-9]{1,6})(?:[.](?P<part>[0-9]{1,3}))? ?(?P<scale>[kKmMbB])")
+_POWER: Final = re.compile(r"([0-9]{1,6})[eE][+]?([0-9])")
+_SIZE: Final = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:[.](?P<part>[0-9]{1,9}))? ?(?P<unit>[A-Za-z]+)")
+_DURATION: Final = re.compile("".join(f"(?:([0-9]{{1,12}}){unit})?" for unit in "wdhms"))
+_LONG_DURATION: Final = re.compile(r"([0-9]+) ?(w|d|h|m|s)[a-z]*")
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_COST: Final = re.compile(r"(?P<credits>[0-9][0-9_]*)(?: ?(?:per|/) ?(?P<units>[0-9][0-9_]*))?")
+
+_SIZES: Final[dict[str, int]] = {
+    "B": 1,
+    **{f"{prefix}B": 1000 ** (power + 1) for power, prefix in enumerate("kMGTP")},
+    **{f"{prefix}iB": 1024 ** (power + 1) for power, prefix in enumerate("KMGTP")},
+}
+_DURATION_UNITS_MS: Final = (7 * DAY_MS, DAY_MS, 3600 * SECOND_MS, 60 * SECOND_MS, SECOND_MS)
+
+_INTEGER_ALLOWED: Final = "a whole number such as 1_000"
+_QUANTITY_ALLOWED: Final = "a whole number such as 1_000, or of bytes a size such as 5MB"
+_DURATION_ALLOWED: Final = "a duration such as 7d, 12h or 1h30m (units w, d, h, m, s, from long to short)"
+_NAME_ALLOWED: Final = "1 to 64 letters, digits, `_`, `.` or `-`, starting with a letter"
+
+
+def parse_integer(
+    text: str, *, least: int = 0, most: int = QUANTITY_MAX, allowed: str = _INTEGER_ALLOWED
+) -> int:
+    """Digits, with ``_`` between them where it helps the eye.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    if not _DIGITS.fullmatch(text):
+        raise RefusedError(f"allowed: {allowed}", meant=_meant_integer(text))
+    digits = text.replace("_", "").lstrip("0") or "0"
+    number = int(digits) if len(digits) <= len(str(most)) else most + 1
+    if not least <= number <= most:
+        raise RefusedError(f"allowed: {allowed}, from {least} to {most:_}")
+    return number
+
+
+def _meant_integer(text: str) -> str | None:
+    if _GROUPED.fullmatch(text):
+        return re.sub(r"[^0-9]", "_", text)
+    if scaled := _SCALED.fullmatch(text):
+        zeros = {"k": 3, "m": 6, "b": 9}[scaled["scale"].lower()]
+        return f"{int(scaled['whole'] + (scaled['part'] or '').ljust(zeros, '0')):_}"
+    if power := _POWER.fullmatch(text):
+        return f"{int(power[1]) * 10 ** int(power[2]):_}"
+    return None
+
+
+def parse_quantity(text: str, *, least: int = 0) -> int:
+    """An integer, or a size such as ``5MB`` (10^6) or ``1 GiB`` (2^30) in bytes.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    size = _SIZE.fullmatch(text)
+    if size is None or not is_size(text):
+        return parse_integer(text, least=least, allowed=_QUANTITY_ALLOWED)
+    unit = "kB" if size["unit"] == "KB" else size["unit"]
+    if unit not in _SIZES:
+        near = nearest(unit, _SIZES) or {name.lower(): name for name in _SIZES}.get(unit.lower())
+        reason = f"{unit!r} is not a unit of size; allowed: {', '.join(_SIZES)}"
+        raise RefusedError(reason, meant=near and f"{size['whole']}{near}")
+    whole, part = parse_integer(size["whole"]), size["part"] or ""
+    shift: int = 10 ** len(part)
+    number, rest = divmod(int(f"{whole}{part}") * _SIZES[unit], shift)
+    if rest:
+        raise RefusedError("that is not a whole number of bytes; allowed: a size such as 5MB or 1.5GB")
+    if not least <= number <= QUANTITY_MAX:
+        raise RefusedError(f"allowed: from {least} to {QUANTITY_MAX:_} bytes")
+    return number
+
+
+def is_size(text: str) -> bool:
+    """Whether a quantity is written as a size, so that it must be one of bytes."""
+    return text.endswith(("b", "B"))
+
+
+def parse_duration(text: str) -> int:
+    """``7d``, ``1h30m``: milliseconds.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    found = _DURATION.fullmatch(text)
+    if not text or found is None:
+        long = _LONG_DURATION.fullmatch(text.lower())
+        raise RefusedError(f"allowed: {_DURATION_ALLOWED}", meant=long and f"{long[1]}{long[2]}")
+    total = sum(
+        int(digits) * unit for digits, unit in zip(found.groups("0"), _DURATION_UNITS_MS, strict=True)
+    )
+    if total > DURATION_MAX_MS:
+        raise RefusedError("allowed: at most 3660d")
+    return total
+
+
+def parse_percent(text: str, *, least: int, most: int) -> int:
+    """``80`` or ``80%``.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    return parse_integer(
+        text.removesuffix("%").rstrip(), least=least, most=most, allowed="a whole percentage such as 80%"
+    )
+
+
+def parse_cost(text: str) -> int:
+    """``4 per 1000``: micro-credits per unit, exactly.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    allowed = "allowed: credits per units, such as `4 per 1000`"
+    found = _COST.fullmatch(" ".join(text.split()))
+    if found is None:
+        raise RefusedError(allowed)
+    micro_credits = parse_integer(found["credits"], least=1, most=10**9) * MICRO
+    units = parse_integer(found["units"] or "1", least=1)
+    if micro_credits % units:
+        below = micro_credits // units
+        raise RefusedError(
+            f"that is {below} and a fraction micro-credits per unit (1 credit = 1_000_000 micro-credits);"
+            " allowed: a cost that comes out whole, such as `1 per 1000`"
+        )
+    return micro_credits // units
+
+
+def parse_name(text: str) -> str:
+    """The name of a meter, plan, feature, credit or unit.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    if not _NAME.fullmatch(text):
+        raise RefusedError(f"allowed: {_NAME_ALLOWED}")
+    return text
+
+
+def parse_text(text: str, *, most: int) -> str:
+    """Any printable text of 1 to ``most`` characters without spaces at its ends.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    if not 1 <= len(text) <= most or not text.isprintable() or text != text.strip():
+        raise RefusedError(f"allowed: 1 to {most} printable characters, no spaces at the ends")
+    return text
+
+
+def parse_flag(text: str) -> bool:
+    """``true`` or ``false``.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    if text not in {"true", "false"}:
+        meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(
+            text.lower(), nearest(text, ("true", "false"))
+        )
+        raise RefusedError("allowed: true or false", meant=meant)
+    return text == "true"
+
+
+_INTEGER_JSON: Final = r"^[0-9]+(_[0-9]+)*$"
+_SIZE_JSON: Final = r"^[0-9]+(_[0-9]+)*([.][0-9]+)? ?([kKMGTP]i?)?B$"
+
+
+def integer(*, least: int = 0, most: int = QUANTITY_MAX, allowed: str = _INTEGER_ALLOWED) -> Scalar[int]:
+    """The shape of a whole number within bounds."""
+    number = {"type": "integer", "minimum": least, "maximum": most}
+    return Scalar(
+        lambda text: parse_integer(text, least=least, most=most, allowed=allowed),
+        f"{allowed}, from {least} to {most:_}",
+        {"anyOf": [number, {"type": "string", "pattern": _INTEGER_JSON}]},
+    )
+
+
+def cents() -> Scalar[int]:
+    """The shape of an amount of money."""
+    return integer(most=AMOUNT_CENTS_MAX, allowed="a whole number of minor units (cents) such as 2900")
+
+
+def quantity(*, least: int = 0) -> Scalar[int]:
+    """The shape of a quantity of a meter."""
+    number = {"type": "integer", "minimum": least, "maximum": QUANTITY_MAX}
+    return Scalar(
+        lambda text: parse_quantity(text, least=least),
+        _QUANTITY_ALLOWED,
+        {"anyOf": [number, {"type": "string", "pattern": f"{_INTEGER_JSON}|{_SIZE_JSON}"}]},
+    )
+
+
+def or_unlimited(inner: Scalar[int]) -> Scalar[int | Unlimited]:
+    """The shape of a number or the word ``unlimited``."""
+
+    def parse(text: str) -> int | Unlimited:
+        if text == UNLIMITED:
+            return UNLIMITED
+        try:
+            return inner.parse(text)
+        except RefusedError as error:
+            is_endless = text.startswith("-") or text.lower() in {"none", "inf", ".inf", "infinite"}
+            meant = UNLIMITED if is_endless else nearest(text, (UNLIMITED,))
+            raise RefusedError(f"{error.reason}, or {UNLIMITED}", meant=error.meant or meant) from None
+
+    return Scalar(parse, f"{inner.allowed}, or unlimited", {"anyOf": [inner.schema(), {"const": UNLIMITED}]})
+
+
+def percent(*, least: int, most: int) -> Scalar[int]:
+    """The shape of a percentage within bounds."""
+    number = {"type": "integer", "minimum": least, "maximum": most}
+    return Scalar(
+        lambda text: parse_percent(text, least=least, most=most),
+        f"a whole percentage such as 80%, from {least} to {most}",
+        {"anyOf": [number, {"type": "string", "pattern": "^[0-9]+ *%?$"}]},
+    )
+
+
+def duration(*, least: int = 0) -> Scalar[int]:
+    """The shape of a duration of at least ``least`` milliseconds."""
+
+    def parse(text: str) -> int:
+        span = parse_duration(text)
+        if span < least:
+            raise RefusedError("allowed: a duration above zero")
+        return span
+
+    return Scalar(
+        parse,
+        _DURATION_ALLOWED,
+        {"type": "string", "pattern": "^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"},
+    )
+
+
+def text(most: int, *, pattern: str | None = None, allowed: str | None = None) -> Scalar[str]:
+    """The shape of a printable text, of a certain spelling where ``pattern`` is given."""
+
+    def parse(value: str) -> str:
+        if pattern is not None and not re.fullmatch(pattern, value):
+            raise RefusedError(f"allowed: {allowed}")
+        return parse_text(value, most=most)
+
+    limits: dict[str, object] = {"type": "string", "minLength": 1, "maxLength": most}
+    if pattern is not None:
+        limits["pattern"] = f"^(?:{pattern})$"
+    return Scalar(parse, allowed or f"a text of 1 to {most} characters", limits)
+
+
+def scalar(parse: Callable[[str], str], allowed: str, *, pattern: str) -> Scalar[str]:
+    """The shape of a text with a grammar of its own, which ``pattern`` outlines for editors."""
+    return Scalar(parse, allowed, {"type": "string", "pattern": pattern})
+
+
+FLAG: Final = Scalar(parse_flag, "true or false", {"type": "boolean"})
+NAME: Final = Scalar(
+    parse_name, _NAME_ALLOWED, {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_.-]{0,63}$"}
+)
+COST: Final = Scalar(
+    parse_cost,
+    "credits per units, such as `4 per 1000`",
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": 1},
+            {"type": "string", "pattern": "^[0-9_]+( *(per|/) *[0-9_]+)?$"},
+        ]
+    },
+)

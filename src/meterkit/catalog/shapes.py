@@ -1,0 +1,312 @@
+"""The shapes that values of a plans file may have: each reads a node and describes itself to editors.
+
+A shape returns what it read, or None where there is nothing to go on with: the value was absent,
+null where null is allowed, or refused, and then the problem is noted. The JSON Schema is made from
+the same shapes, so the two cannot differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, cast, overload
+
+from meterkit.catalog.document import Fields, Items, Node, Text, kind_of
+from meterkit.catalog.report import RefusedError, listed, quoted, suggestion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.catalog.report import Place, Problems
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+W_co = TypeVar("W_co", bound=str, covariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+Json = dict[str, object]
+
+_TEXT_MAX: Final = 1024
+
+
+class Shape(Protocol[T_co]):
+    """What a value may look like."""
+
+    def read(self, node: Node, problems: Problems) -> T_co | None:
+        """What the node says, or None."""
+        ...
+
+    def schema(self) -> Json:
+        """The same as JSON Schema."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar(Generic[T_co]):
+    """A text that ``parse`` turns into a value, raising RefusedError where it cannot."""
+
+    parse: Callable[[str], T_co]
+    allowed: str
+    json: Mapping[str, object]
+
+    def read(self, node: Node, problems: Problems) -> T_co | None:
+        """The parsed value."""
+        if not isinstance(node, Text) or node.is_null:
+            problems.refuse(node.place, f"found {kind_of(node)}; allowed: {self.allowed}")
+        elif len(node.text) > _TEXT_MAX:
+            problems.refuse(
+                node.place, f"found a text of {len(node.text)} characters; allowed: {self.allowed}"
+            )
+        else:
+            try:
+                return self.parse(node.text)
+            except RefusedError as error:
+                problems.refuse(node.place, f"found {quoted(node.text)}; {error}")
+        return None
+
+    def schema(self) -> Json:
+        """The scalar's own description."""
+        return dict(self.json)
+
+
+class Choice(Generic[W_co]):
+    """One of a few words; ``others`` tells of what else may stand in their place."""
+
+    def __init__(self, words: Sequence[W_co], *, others: str = "") -> None:
+        self._words = {str(word): word for word in words}
+        self._allowed = listed(self._words) + others
+
+    def read(self, node: Node, problems: Problems) -> W_co | None:
+        """The word."""
+        if isinstance(node, Text) and node.text in self._words:
+            return self._words[node.text]
+        near = suggestion(node.text, self._words) if isinstance(node, Text) else ""
+        problems.refuse(node.place, f"found {kind_of(node)}; allowed: {self._allowed}{near}")
+        return None
+
+    def schema(self) -> Json:
+        """An enumeration."""
+        numbers = [int(word) for word in self._words if word.isdigit()]
+        return {"enum": [*numbers, *self._words]}
+
+
+@dataclass(frozen=True, slots=True)
+class Nullable(Generic[T_co]):
+    """The inner shape, or null for "none"."""
+
+    inner: Shape[T_co]
+
+    def read(self, node: Node, problems: Problems) -> T_co | None:
+        """What the inner shape reads, or None for null."""
+        return None if isinstance(node, Text) and node.is_null else self.inner.read(node, problems)
+
+    def schema(self) -> Json:
+        """Either of the two."""
+        return {"anyOf": [self.inner.schema(), {"type": "null"}]}
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf(Generic[T_co]):
+    """A list of one shape; what is refused is left out."""
+
+    inner: Shape[T_co]
+    of: str
+    at_least: int = 0
+
+    def read(self, node: Node, problems: Problems) -> tuple[T_co, ...] | None:
+        """The items."""
+        if not isinstance(node, Items):
+            problems.refuse(node.place, f"found {kind_of(node)}; allowed: a list of {self.of}")
+            return None
+        if len(node.items) < self.at_least:
+            problems.refuse(node.place, f"found an empty list; allowed: a list of {self.of}, at least one")
+        read = (self.inner.read(item, problems) for item in node.items)
+        return tuple(item for item in read if item is not None)
+
+    def schema(self) -> Json:
+        """An array."""
+        least: Json = {"minItems": self.at_least} if self.at_least else {}
+        return {"type": "array", "items": self.inner.schema(), **least}
+
+
+@dataclass(frozen=True, slots=True)
+class MapOf(Generic[T_co]):
+    """A map from names to one shape; a refused value is kept as None, so that its name is known."""
+
+    name: Shape[str]
+    inner: Shape[T_co]
+    of: str
+    at_least: int = 0
+
+    def read(self, node: Node, problems: Problems) -> dict[str, T_co | None] | None:
+        """The entries in the file's order."""
+        if not isinstance(node, Fields):
+            problems.refuse(node.place, f"found {kind_of(node)}; allowed: a map of {self.of}")
+            return None
+        if len(node.values) < self.at_least:
+            problems.refuse(node.place, f"found an empty map; allowed: a map of {self.of}, at least one")
+        for name, place in node.places.items():
+            self.name.read(Text(place, name, quoted=True), problems)
+        return {name: self.inner.read(value, problems) for name, value in node.values.items()}
+
+    def schema(self) -> Json:
+        """An object with free keys."""
+        least: Json = {"minProperties": self.at_least} if self.at_least else {}
+        names = self.name.schema()
+        return {
+            "type": "object",
+            "propertyNames": names,
+            "additionalProperties": self.inner.schema(),
+            **least,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Key(Generic[T_co]):
+    """One key of a table.
+
+    Attributes:
+        doc: one line for editors.
+        required: whether the table is refused without it.
+    """
+
+    name: str
+    shape: Shape[T_co]
+    doc: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What a table read: typed by its keys."""
+
+    node: Fields
+    read: Mapping[str, object]
+
+    @overload
+    def get(self, key: Key[T]) -> T | None: ...
+    @overload
+    def get(self, key: Key[T], default: T) -> T: ...
+    def get(self, key: Key[T], default: T | None = None) -> T | None:
+        """What the key says, or the default where it is absent, null or refused."""
+        value = cast("T | None", self.read.get(key.name))
+        return default if value is None else value
+
+    def has(self, key: Key[T]) -> bool:
+        """Whether the file says anything under the key."""
+        return key.name in self.node.values
+
+    def is_refused(self, key: Key[T]) -> bool:
+        """Whether the file says something under the key, and it was refused."""
+        node = self.node.values.get(key.name)
+        is_null = isinstance(node, Text) and node.is_null
+        return node is not None and not is_null and self.read.get(key.name) is None
+
+    def place(self, key: Key[T]) -> Place:
+        """Where the key stands; the table's own place where it is absent."""
+        return self.node.places.get(key.name, self.node.place)
+
+    def text(self, key: Key[T]) -> str | None:
+        """The scalar under the key as written; None where there is none."""
+        node = self.node.values.get(key.name)
+        return node.text if isinstance(node, Text) else None
+
+    def places(self, key: Key[T]) -> Mapping[str, Place]:
+        """Where the entries of the map under the key stand."""
+        node = self.node.values.get(key.name)
+        return node.places if isinstance(node, Fields) else {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A map with known keys.
+
+    Attributes:
+        inheritable: whether a required key may come from an extended plan, so that editors must not insist.
+    """
+
+    what: str
+    keys: tuple[Key[object], ...]
+    inheritable: bool = False
+    _by_name: dict[str, Key[object]] = field(init=False, default_factory=dict[str, "Key[object]"])
+
+    def __post_init__(self) -> None:
+        self._by_name.update({key.name: key for key in self.keys})
+
+    def read(self, node: Node, problems: Problems) -> Values | None:
+        """The values under the known keys; unknown and missing ones are noted."""
+        if not isinstance(node, Fields):
+            message = f"found {kind_of(node)}; allowed: a map for {self.what}, with {listed(self._by_name)}"
+            problems.refuse(node.place, message)
+            return None
+        for name, place in node.places.items():
+            if name not in self._by_name:
+                problems.refuse(place, self._unknown(name))
+        for key in self.keys:
+            if key.required and key.name not in node.values:
+                missing = replace(node.place, path=node.place.child(key.name).path)
+                problems.refuse(missing, f"{self.what} needs this key: {key.doc}")
+        read = {
+            key.name: key.shape.read(node.values[key.name], problems)
+            for key in self.keys
+            if key.name in node.values
+        }
+        return Values(node, read)
+
+    def _unknown(self, name: str) -> str:
+        if name == "<<":
+            return "merge keys are not read; use `extends`, or write the keys out"
+        allowed = f"allowed in {self.what}: {listed(self._by_name)}"
+        return f"unknown key {quoted(name)}; {allowed}{suggestion(name, self._by_name)}"
+
+    def schema(self) -> Json:
+        """An object with these keys only."""
+        properties = {key.name: {"description": key.doc, **key.shape.schema()} for key in self.keys}
+        required = [] if self.inheritable else [key.name for key in self.keys if key.required]
+        needs: Json = {"required": required} if required else {}
+        return {"type": "object", "properties": properties, "additionalProperties": False, **needs}
+
+
+@dataclass(frozen=True, slots=True)
+class Built(Generic[T, R_co]):
+    """A shape whose value is made from another's."""
+
+    inner: Shape[T]
+    build: Callable[[T, Problems], R_co | None]
+
+    def read(self, node: Node, problems: Problems) -> R_co | None:
+        """The made value."""
+        value = self.inner.read(node, problems)
+        return None if value is None else self.build(value, problems)
+
+    def schema(self) -> Json:
+        """The inner shape's."""
+        return self.inner.schema()
+
+
+@dataclass(frozen=True, slots=True)
+class Forms(Generic[T_co]):
+    """A value that may be written as a scalar, as a list or as a map."""
+
+    allowed: str
+    scalar: Shape[T_co] | None = None
+    items: Shape[T_co] | None = None
+    fields: Shape[T_co] | None = None
+
+    def read(self, node: Node, problems: Problems) -> T_co | None:
+        """What the form that was chosen says."""
+        match node:
+            case Text():
+                shape = None if node.is_null else self.scalar
+            case Items():
+                shape = self.items
+            case Fields():
+                shape = self.fields
+        if shape is None:
+            problems.refuse(node.place, f"found {kind_of(node)}; allowed: {self.allowed}")
+            return None
+        return shape.read(node, problems)
+
+    def schema(self) -> Json:
+        """Any of the forms."""
+        forms = (self.scalar, self.items, self.fields)
+        return {"anyOf": [form.schema() for form in forms if form is not None]}

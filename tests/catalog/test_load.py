@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from meterkit.catalog import (
+    BILLED_ON_ATTEMPT,
+    BILLED_ON_SUCCESS,
+    Anonymous,
+    Billing,
+    Catalog,
+    Changes,
+    Credit,
+    Dunning,
+    Entitlement,
+    Meter,
+    Overage,
+    PlanGrant,
+    Price,
+    Rate,
+    Reserve,
+    SeatPrice,
+    StripeEvent,
+    load,
+    loads,
+)
+from meterkit.errors import PlansError, Problem
+
+GOOD = Path(__file__).parent / "good"
+DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+DENY = Overage(mode="deny")
+BILL = Overage(mode="bill")
+HEAD = "schema: 1\ncurrency: usd\ndefault_plan: free\n"
+FREE = "plans: {free: {price: {amount_cents: 0, interval: month}}}\n"
+
+
+def sliding(limit: int, window_ms: int, window: str) -> Rate:
+    return Rate(limit=limit, window_ms=window_ms, algorithm="sliding-window", burst=limit, window=window)
+
+
+def entitlement(meter: str, *, included: int | None = None, overage: Overage = DENY) -> Entitlement:
+    return Entitlement(
+        meter=meter, rates=(), concurrency=None, included=included, overage=overage, warn_at=()
+    )
+
+
+@pytest.fixture(scope="module")
+def everything() -> Catalog:
+    return load(GOOD / "everything.yaml")
+
+
+def test_meters(everything: Catalog) -> None:
+    assert list(everything.meters) == [
+        "requests",
+        "input_tokens",
+        "output_tokens",
+        "large_output",
+        "storage",
+        "seats",
+    ]
+    assert everything.meters["large_output"] == Meter(
+        name="large_output",
+        unit="token",
+        kind="counter",
+        stripe=StripeEvent(event_name="ai_large_output", report="overage"),
+        source="output_tokens",
+        where={"model": "*-large*"},
+    )
+    assert everything.meters["storage"] == Meter(
+        name="storage", unit="byte", kind="gauge", stripe=None, source=None, where={}
+    )
+
+
+def test_rates_of_a_plan(everything: Catalog) -> None:
+    pro = everything.plans["pro"].entitlements
+    bucket = Rate(limit=20, window_ms=1000, algorithm="token-bucket", burst=40, window="1s")
+    assert pro["requests"].rates == (sliding(1000, HOUR_MS, "1h"), bucket)
+    assert pro["output_tokens"].rates == (
+        sliding(200_000, 5 * HOUR_MS, "5h"),
+        sliding(1_000_000, 7 * DAY_MS, "7d"),
+    )
+
+
+def test_what_a_plan_lists(everything: Catalog) -> None:
+    free = everything.plans["free"].entitlements
+    assert free["requests"] == Entitlement(
+        meter="requests",
+        rates=(sliding(100, HOUR_MS, "1h"),),
+        concurrency=4,
+        included=1000,
+        overage=DENY,
+        warn_at=(80, 95, 100),
+    )
+    assert free["storage"] == entitlement(
+        "storage", included=5_000_000, overage=Overage(mode="percent", percent=5, grace_ms=7 * DAY_MS)
+    )
+    assert everything.plans["pro"].entitlements["output_tokens"].overage == Overage(
+        mode="bill", cap=5_000_000, per=1000, amount_cents=12
+    )
+
+
+def test_what_a_plan_does_not_list_is_billed_from_the_first_unit_or_only_counted(everything: Catalog) -> None:
+    free = everything.plans["free"].entitlements
+    assert free["input_tokens"] == entitlement("input_tokens", included=0, overage=BILL)
+    assert free["large_output"] == entitlement("large_output")
+
+
+def test_a_plan_that_extends_another(everything: Catalog) -> None:
+    pro, enterprise = everything.plans["pro"], everything.plans["enterprise"]
+    assert (enterprise.name, enterprise.rank) == ("enterprise", 20)
+    assert (enterprise.price, enterprise.trial_ms, enterprise.grants) == (pro.price, pro.trial_ms, pro.grants)
+    assert enterprise.features == everything.features
+    assert enterprise.entitlements["requests"] == entitlement("requests", overage=BILL)
+    assert enterprise.entitlements["output_tokens"] == pro.entitlements["output_tokens"]
+
+
+def test_prices_grants_and_credits(everything: Catalog) -> None:
+    pro = everything.plans["pro"]
+    assert pro.price == Price(
+        amount_cents=2900, interval="month", included_per="month", stripe_price="price_1QgT5pro2900"
+    )
+    assert pro.seat_price == SeatPrice(amount_cents=900, stripe_price="price_1QgT5seat900")
+    assert pro.grants == (PlanGrant(kind="credit", name="ai", quantity=500, priority=10, expires_ms=None),)
+    assert everything.credits == {
+        "ai": Credit(name="ai", costs={"input_tokens": 1000, "output_tokens": 4000}, low_balance_percent=20)
+    }
+
+
+def test_routes(everything: Catalog) -> None:
+    chat = everything.routes[2]
+    assert (chat.method, chat.path, chat.feature) == ("POST", "/v1/chat/completions", "basic_ai")
+    assert (chat.consume, chat.usage, chat.charge_on) == ({"requests": 1}, "auto", BILLED_ON_SUCCESS)
+    assert chat.reserve == (Reserve(meter="output_tokens", field="max_tokens", default=1024, ceiling=16_384),)
+    assert everything.routes[0].exempt
+    assert (everything.routes[1].always, everything.routes[1].method) == (True, None)
+    assert everything.routes[3].charge_on == BILLED_ON_ATTEMPT
+    assert (everything.routes[4].storage, everything.routes[4].storage_meter) == ("content-length", "storage")
+    assert everything.routes[5].grow == {"seats": 1}
+    assert (everything.routes[6].method, everything.routes[6].per_message) == ("WS", {"requests": 1})
+    assert (everything.routes[7].method, everything.routes[7].path) == (None, None)
+
+
+def test_the_blocks_at_the_end_show_the_defaults(everything: Catalog) -> None:
+    minimal = load(GOOD / "minimal.yaml")
+    assert everything.billing == minimal.billing
+    assert minimal.billing == Billing(
+        charge_on=BILLED_ON_SUCCESS,
+        sources=frozenset({"reported", "partial", "estimated"}),
+        idempotency_header=None,
+        portal_url=None,
+        changes=Changes(upgrade="now", downgrade="period_end", over_limit="block_growth"),
+        late_usage="next_period",
+    )
+    assert everything.dunning == minimal.dunning
+    assert minimal.dunning == Dunning(grace_ms=7 * DAY_MS, restrict_to="free", suspend_after_ms=14 * DAY_MS)
+    assert (minimal.enforcement, minimal.on_store_failure, minimal.headers) == ("on", "allow", "ietf")
+    assert minimal.anonymous is None
+
+
+def test_the_smallest_file() -> None:
+    minimal = load(GOOD / "minimal.yaml")
+    assert (minimal.currency, minimal.default_plan, minimal.routes) == ("eur", "free", ())
+    free = minimal.plans["free"]
+    assert (free.name, free.rank, free.trial_ms, free.seat_price) == ("free", 0, None, None)
+    assert (free.features, free.grants) == (frozenset(), ())
+    assert free.entitlements == {"requests": entitlement("requests")}
+
+
+def test_a_route_says_otherwise_than_the_file() -> None:
+    blocks = load(GOOD / "blocks.yaml")
+    files, live, account = blocks.routes
+    assert (files.enforcement, files.on_store_failure, files.headers) == ("shadow", "deny", "both")
+    assert live.idempotency_header == "X-Request-Id"
+    assert account.idempotency_header is None
+    assert live.charge_on == {"success", "client_gone", "client_error"}
+    assert blocks.dunning == Dunning(grace_ms=0, restrict_to="free", suspend_after_ms=14 * DAY_MS)
+    assert files.storage_meter == "disk"
+    assert blocks.plans["free"].entitlements["disk"].included == 3 * 2**29
+
+
+def test_several_rates_in_one_text_and_a_map_form() -> None:
+    catalog = load(GOOD / "rates_only.yaml")
+    entitlements = catalog.plans["standard"].entitlements
+    assert [(rate.limit, rate.window) for rate in entitlements["requests"].rates] == [
+        (10, "1s"),
+        (100, "5m"),
+        (1000, "1d"),
+    ]
+    egress = entitlements["egress"].rates[0]
+    assert (egress.limit, egress.algorithm) == (1_500_000_000, "fixed-window")
+    assert catalog.anonymous == Anonymous(plan="standard", by="ip")
+
+
+def test_maps_merge_by_key_and_lists_and_scalars_replace() -> None:
+    catalog = load(GOOD / "inheritance.yaml")
+    base, middle, top = (catalog.plans[key] for key in ("base", "middle", "top"))
+    assert [plan.name for plan in (base, middle, top)] == ["The base", "The middle one", "top"]
+    assert middle.price == base.price
+    assert top.price == Price(amount_cents=1000, interval="year", included_per="interval", stripe_price=None)
+    assert (middle.trial_ms, top.trial_ms) == (14 * DAY_MS, None)
+    assert middle.entitlements["requests"].rates == (sliding(20, 1000, "1s"),)
+    assert middle.entitlements["requests"].warn_at == (80, 100)
+    assert top.entitlements["requests"].included is None
+    assert top.entitlements["requests"].overage == Overage(mode="bill", cap=10, per=10, amount_cents=3)
+    assert middle.entitlements["seats"] == entitlement("seats", included=5)
+    assert base.grants == (
+        PlanGrant(kind="meter", name="requests", quantity=100, priority=50, expires_ms=90 * DAY_MS),
+    )
+    assert middle.grants == ()
+    assert top.features == {"export", "sso", "audit"}
+
+
+def test_the_order_of_plans_does_not_matter_to_extends() -> None:
+    assert list(load(GOOD / "inheritance.yaml").plans) == ["top", "middle", "base"]
+
+
+@pytest.mark.parametrize(
+    ("written", "included", "overage"),
+    [
+        ("{}", 0, BILL),
+        ("{rate: 5/second}", 0, BILL),
+        ("{overage: bill}", 0, BILL),
+        ("{overage: {bill: {cap: 7}}}", 0, Overage(mode="bill", cap=7)),
+        ("{overage: {bill: {}}}", 0, BILL),
+        ("{included: 5}", 5, DENY),
+        ("{included: 0}", 0, DENY),
+        ("{included: 5, overage: bill}", 5, BILL),
+        ("{included: unlimited}", None, DENY),
+        ("{included: unlimited, overage: bill}", None, BILL),
+    ],
+)
+def test_defaults_of_an_entitlement_of_a_billed_meter(
+    written: str, included: int | None, overage: Overage
+) -> None:
+    meters = "meters: {requests: {unit: request, stripe: {event_name: requests}}}\n"
+    plans = (
+        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}, meters: {{requests: {written}}}}}}}\n"
+    )
+    built = loads(HEAD + meters + plans).plans["free"].entitlements["requests"]
+    assert (included, overage) == (built.included, built.overage)
+
+
+@pytest.mark.parametrize(
+    ("written", "included"), [("{}", None), ("{rate: 5/second}", None), ("{included: 5}", 5)]
+)
+def test_defaults_of_an_entitlement_of_a_meter_without_an_event(written: str, included: int | None) -> None:
+    meters = "meters: {requests: {unit: request}}\n"
+    plans = (
+        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}, meters: {{requests: {written}}}}}}}\n"
+    )
+    built = loads(HEAD + meters + plans).plans["free"].entitlements["requests"]
+    assert (included, DENY) == (built.included, built.overage)
+
+
+def test_a_quantity_above_the_ceiling_fits_where_credits_or_grants_pay() -> None:
+    prepaid = load(GOOD / "prepaid.yaml")
+    assert prepaid.routes[0].reserve[0].default > (
+        prepaid.plans["payg"].entitlements["output_tokens"].included or 0
+    )
+
+
+def test_spelling_does_not_change_the_content_hash_but_meaning_does() -> None:
+    meters = "meters: {requests: {unit: request}}\nroutes: [{match: 'GET   /a', consume: {requests: 1}}]\n"
+    plan = "plans: {free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: RATE}}}}\n"
+    one = loads(HEAD + meters + plan.replace("RATE", "1_000/hour"), source="a.yaml")
+    other = loads(
+        plan.replace("RATE", "['1000 per 1 hours']") + HEAD + meters.replace("   ", " "), source="b"
+    )
+    changed = loads(HEAD + meters + plan.replace("RATE", "1_001/hour"), source="a.yaml")
+    assert one.content_hash == other.content_hash
+    assert one.content_hash != changed.content_hash
+    assert len(one.content_hash) == 16
+    assert int(one.content_hash, 16) >= 0
+
+
+def test_the_content_hash_is_the_same_in_every_process(everything: Catalog) -> None:
+    program = (
+        f"from meterkit.catalog import load; print(load({str(GOOD / 'everything.yaml')!r}).content_hash)"
+    )
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert everything.content_hash == done.stdout.strip()
+
+
+def test_a_catalog_crosses_processes(everything: Catalog) -> None:
+    assert everything == pickle.loads(pickle.dumps(everything))  # noqa: S301 - our own bytes
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
+    text = (GOOD / "minimal.yaml").read_text()
+    assert loads(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()) == loads(text)
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(PlansError) as caught:
+        load("nowhere/plans.yaml")
+    assert caught.value.problems == (
+        Problem("nowhere/plans.yaml", 0, 0, "", "the plans file cannot be read: No such file or directory"),
+    )
+    assert str(caught.value) == "nowhere/plans.yaml: the plans file cannot be read: No such file or directory"
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(PlansError, match="cannot be read: Is a directory"):
+        load(tmp_path)
+
+
+def test_a_path_that_no_system_takes() -> None:
+    with pytest.raises(PlansError, match="cannot be read: embedded null byte"):
+        load("plans\0.yaml")
+
+
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "plans.yaml"
+    path.write_bytes(b"# " + b"x" * 1024 * 1024)
+    with pytest.raises(PlansError, match="has 1,048,577 bytes; allowed: at most 1,048,576"):
+        load(path)
+
+
+def test_the_catalog_imports_yaml_and_nothing_else_of_others() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import meterkit.catalog;"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}"
+        " - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    compiled = {"_yaml", *(name for name in done.stdout.split() if "cython" in name)}
+    assert {"meterkit", "yaml"} == set(done.stdout.split()) - compiled
+
+
+def test_loading_is_fast(everything: Catalog) -> None:
+    text = (GOOD / "everything.yaml").read_bytes()
+    fastest = min(_timed(text) for _ in range(10))
+    assert everything.meters
+    assert fastest < 0.015
+
+
+def _timed(text: bytes) -> float:
+    start = time.process_time()
+    loads(text)
+    return time.process_time() - start

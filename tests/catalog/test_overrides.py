@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from meterkit.catalog import Catalog, Overage, load
+from meterkit.catalog.overrides import override
+from meterkit.errors import PlansError
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    return load(Path(__file__).parent / "good" / "everything.yaml")
+
+
+def test_what_an_override_does_not_say_stays_as_the_plan_has_it(catalog: Catalog) -> None:
+    plan = catalog.plans["free"]
+    merged = override(catalog, plan, {"requests": {"included": 5000}})
+    assert replace(plan.entitlements["requests"], included=5000) == merged["requests"]
+    assert plan.entitlements["storage"] is merged["storage"]
+    assert list(plan.entitlements) == list(merged)
+
+
+def test_every_key_of_an_entitlement_can_be_overridden(catalog: Catalog) -> None:
+    given = {
+        "rate": ["5/second", {"limit": "9/minute", "algorithm": "token-bucket", "burst": 20}],
+        "concurrency": 9,
+        "included": "unlimited",
+        "overage": {"bill": {"cap": 7}},
+        "warn_at": [50, "10%"],
+    }
+    merged = override(catalog, catalog.plans["free"], {"requests": given}, strict=True)["requests"]
+    assert [(rate.limit, rate.burst) for rate in merged.rates] == [(5, 5), (9, 20)]
+    assert (merged.concurrency, merged.included, merged.warn_at) == (9, None, (10, 50))
+    assert Overage(mode="bill", cap=7) == merged.overage
+
+
+def test_overage_alone_goes_with_what_the_plan_includes(catalog: Catalog) -> None:
+    free = catalog.plans["free"]
+    merged = override(catalog, free, {"requests": {"overage": "bill"}}, strict=True)["requests"]
+    assert (merged.included, merged.overage.mode) == (1000, "bill")
+    merged = override(catalog, free, {"input_tokens": {"overage": "deny"}}, strict=True)["input_tokens"]
+    assert (merged.included, merged.overage.mode) == (0, "deny")
+
+
+def test_strictly_everything_wrong_is_told_at_once(catalog: Catalog) -> None:
+    wrong: dict[str, dict[str, object]] = {
+        "request": {"included": 5},
+        "requests": {"included": 1.5, "rates": "5/second"},
+        "seats": {"included": True, "overage": None},
+    }
+    with pytest.raises(PlansError) as caught:
+        override(catalog, catalog.plans["free"], wrong, strict=True)
+    assert [problem.path for problem in caught.value.problems] == [
+        "request",
+        "requests.rates",
+        "requests.included",
+        "seats.included",
+        "seats.overage",
+    ]
+    assert str(caught.value).startswith("override request: there is no meter 'request'; declared meters:")
+
+
+def test_otherwise_what_cannot_be_read_stays_as_the_plan_has_it(catalog: Catalog) -> None:
+    free = catalog.plans["free"]
+    merged = override(
+        catalog, free, {"gone": {"included": 5}, "seats": {"rate": "1/day"}, "requests": {"included": 9}}
+    )
+    assert replace(free.entitlements["requests"], included=9) == merged["requests"]
+    assert free.entitlements["seats"] == merged["seats"]
+    assert list(free.entitlements) == list(merged)
+
+
+def test_a_value_that_holds_itself_is_refused(catalog: Catalog) -> None:
+    endless: dict[str, object] = {}
+    endless["rate"] = [endless]
+    with pytest.raises(PlansError):
+        override(catalog, catalog.plans["free"], {"requests": endless}, strict=True)

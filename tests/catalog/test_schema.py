@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from meterkit.catalog import json_schema
+from meterkit.catalog.document import Fields, Items, Node, parse
+from meterkit.catalog.report import Problems
+
+jsonschema = pytest.importorskip("jsonschema")
+
+HERE = Path(__file__).parent
+GOOD = sorted((HERE / "good").glob("*.yaml"))
+# What the schema can see are spellings, words and keys; not names that must exist, nor what must fit.
+SEEN = (
+    "anonymous_map", "anonymous_words", "billing", "concurrency_zero", "currency_upper",
+    "entitlement_keys", "event_name_long", "event_name_missing", "everything_missing",
+    "included_numbers", "list_where_map", "match_paths", "meter_names", "meter_needs_unit", "meter_unknown_keys",
+    "overage_price", "overage_words", "plan_keys", "price_words", "rate_map", "rate_number",
+    "rate_words", "report_word", "route_overrides", "route_quantities", "schema_two", "trial",
+    "unknown_top_key", "warn_at", "words_of_the_top",
+)  # fmt: skip
+
+
+def to_json(node: Node) -> object:
+    """A node as editors see it: YAML 1.2, core schema."""
+    if isinstance(node, Items):
+        return [to_json(item) for item in node.items]
+    if isinstance(node, Fields):
+        return {key: to_json(value) for key, value in node.values.items()}
+    if node.is_null:
+        return None
+    is_literal = re.fullmatch(r"true|false|-?[0-9]+([.][0-9]+)?", node.text) and not node.quoted
+    return json.loads(re.sub(r"^0+(?=[0-9])", "", node.text)) if is_literal else node.text
+
+
+def is_valid(path: Path) -> bool:
+    document = to_json(parse(path.read_bytes(), problems=Problems(path.name)))
+    return bool(jsonschema.Draft202012Validator(json_schema()).is_valid(document))
+
+
+def test_it_is_a_schema() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema == json.loads(json.dumps(schema))
+
+
+@pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
+def test_good_files_are_valid(path: Path) -> None:
+    assert is_valid(path)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_bad_spellings_are_not(name: str) -> None:
+    assert not is_valid(HERE / "bad" / f"{name}.yaml")
+
+
+def test_every_key_is_described() -> None:
+    for name, described in _properties(json_schema()):
+        assert described.get("description"), name
+
+
+def _properties(schema: object) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    if isinstance(schema, dict):
+        typed = cast("dict[str, Any]", schema)
+        found += cast("dict[str, dict[str, Any]]", typed.get("properties", {})).items()
+        for value in typed.values():
+            found += _properties(value)
+    if isinstance(schema, list):
+        for item in cast("list[object]", schema):
+            found += _properties(item)
+    return found
