@@ -1,0 +1,1 @@
+"""The truth: what customers may and have used, in Redis."""

@@ -1,0 +1,235 @@
+"""A customer as a process knows them: state, entitlements, and decisions packed once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog import override
+from meterkit.store.decision import Decision
+from meterkit.store.program import Demand, compile_program
+from meterkit.store.resp import pack_each
+from meterkit.store.state import NO_STATE, CustomerState, standing_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.store.keys import Keys
+    from meterkit.store.program import Program
+    from meterkit.store.scripts import Script
+    from meterkit.store.state import Standing
+
+__all__ = ["HOLD_SLOT_MS", "Account", "Accounts", "DecideCall"]
+
+HOLD_SLOT_MS: Final = 300_000
+"""How long one of the two slots of holds lasts."""
+
+_ACCOUNTS_MAX: Final = 10_000
+_CALLS_MAX: Final = 256
+_OUTCOMES: Final = 4
+_TOKEN_METERS: Final = (
+    "input_tokens",
+    "output_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "total_tokens",
+)
+
+
+class DecideCall:
+    """A decision about one customer, packed but for the clock.
+
+    Attributes:
+        program: what is asked.
+        preset: the refusal that follows from the state alone and only wants its rev confirmed, or None.
+        standing: what the customer's state came to when this was packed.
+    """
+
+    __slots__ = ("account", "packed", "preset", "program", "standing")
+
+    def __init__(self, account: Account, program: Program, preset: Decision | None, mode: str) -> None:
+        self.account = account
+        self.program = program
+        self.preset = preset
+        self.standing = account.standing
+        self.packed = account.pack_decide(program, "v" if preset is not None else mode)
+
+    def orphaned(self, reply: Any) -> None:
+        """Have given back what was held for somebody who no longer waits."""
+        program = self.program
+        if type(reply) is list and reply[0] == 0 and (program.held or program.flights):
+            self.account.accounts.on_orphan(self, reply[1] // HOLD_SLOT_MS)
+
+    def period_end_ms(self, now_ms: int) -> int:
+        """The end of the period that an instant lies in."""
+        bounds = self.standing.bounds
+        return bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
+
+
+class Account:
+    """One customer; refreshed whenever the store says that this view of them is stale."""
+
+    __slots__ = (
+        "_calls",
+        "accounts",
+        "anonymous",
+        "calls",
+        "customer",
+        "endings",
+        "entitlements",
+        "keys",
+        "rev",
+        "standing",
+        "state",
+    )
+
+    rev: str
+    state: CustomerState
+    standing: Standing
+    entitlements: Mapping[str, Entitlement]
+
+    def __init__(self, accounts: Accounts, customer: str, now_ms: int, *, anonymous: bool) -> None:
+        self.accounts = accounts
+        self.customer = customer
+        self.anonymous = anonymous
+        self.keys = accounts.keys.customer(customer, anonymous=anonymous)
+        self.refresh(NO_STATE, b"", now_ms)
+
+    def refresh(self, rev: str, data: bytes, now_ms: int) -> None:
+        """Take a state, and what follows from it at an instant."""
+        catalog = self.accounts.catalog
+        state = CustomerState.parse(data)
+        if self.anonymous and catalog.anonymous is not None:
+            state = CustomerState(plan=catalog.anonymous.plan)
+        self.rev = rev
+        self.state = state
+        self.standing = standing_at(state, catalog, now_ms)
+        self.entitlements = self.standing.plan.entitlements
+        if state.overrides:
+            self.entitlements = override(catalog, self.standing.plan, state.overrides)
+        self.calls: dict[int, DecideCall] = {}
+        self._calls: dict[Any, DecideCall] = {}
+        self.endings: dict[Any, tuple[bytes, bytes]] = {}
+
+    def take(self, reply: list[Any]) -> None:
+        """Take the state from a script's reply ``{code, now, rev, state}``."""
+        self.refresh(reply[2].decode(), reply[3], reply[1])
+
+    def call(self, route: Route, *, mode: str = "d") -> DecideCall:
+        """The decision about a route; :attr:`calls` keeps it by the route's identity."""
+        call = self.calls.get(id(route)) if mode == "d" else None
+        if call is None:
+            program = self.accounts.program(self.entitlements, route)
+            call = DecideCall(self, program, self._preset(route), mode)
+            if mode == "d":
+                self.calls[id(route)] = call
+        return call
+
+    def call_for(self, demands: Mapping[str, Demand], *, mode: str = "d") -> DecideCall:
+        """The decision about what the app itself asks for."""
+        key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode)
+        call = self._calls.get(key)
+        if call is None:
+            program = compile_program(self.entitlements, self.accounts.catalog, demands)
+            if len(self._calls) >= _CALLS_MAX:
+                self._calls.clear()
+            call = self._calls[key] = DecideCall(self, program, self._suspension(), mode)
+        return call
+
+    def pack_decide(self, program: Program, mode: str) -> bytes:
+        """The request of a decision, without the clock that ends it."""
+        keys, bounds = self.keys, self.standing.bounds
+        parts = (
+            *("EVALSHA", self.accounts.decide.sha, 3, keys.counters, keys.state, keys.totals),
+            *(self.rev, self.standing.valid_until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms),
+            *(program.keep_ms, mode),
+            *program.arguments,
+        )
+        return b"*%d\r\n%b" % (len(parts) + 1, pack_each(parts))
+
+    def _preset(self, route: Route) -> Decision | None:
+        if route.always:
+            return None
+        if route.feature is not None and route.feature not in self.standing.plan.features:
+            return self._suspension() or Decision(allowed=False, reason="feature")
+        return self._suspension()
+
+    def _suspension(self) -> Decision | None:
+        return Decision(allowed=False, reason="suspended") if self.standing.access == "suspended" else None
+
+
+class Accounts:
+    """The customers that a process knows, and what their calls are made of.
+
+    Args:
+        catalog: what is sold.
+        keys: names of keys.
+        decide: the script that decides.
+        settle: the script that settles.
+        seal_delay_ms: how long pending usage waits before it is sealed.
+        now_ms: this process's clock.
+        on_orphan: takes an allowed decision that nobody waited for, and the slot of its holds.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        keys: Keys,
+        decide: Script,
+        settle: Script,
+        seal_delay_ms: int,
+        now_ms: Callable[[], int],
+        on_orphan: Callable[[DecideCall, int], None],
+    ) -> None:
+        self.catalog = catalog
+        self.keys = keys
+        self.decide = decide
+        self.settle = settle
+        self.seal_delay_ms = seal_delay_ms
+        self.now_ms = now_ms
+        self.on_orphan = on_orphan
+        self.named: dict[str, Account] = {}
+        self._anonymous: dict[str, Account] = {}
+        self._programs: dict[tuple[int, int], Program] = {}
+        for plan in catalog.plans.values():  # A program that cannot be is refused now, not at the first request.
+            for route in catalog.routes:
+                self.program(plan.entitlements, route)
+
+    def get(self, customer: str, *, anonymous: bool = False) -> Account:
+        """The account of a customer whose id is valid."""
+        known = self._anonymous if anonymous else self.named
+        account = known.get(customer)
+        if account is None:
+            if len(known) >= _ACCOUNTS_MAX:
+                # The oldest half: whoever is still there is known again after one more round trip.
+                for key in list(known)[: _ACCOUNTS_MAX // 2]:
+                    del known[key]
+            account = known[customer] = Account(self, customer, self.now_ms(), anonymous=anonymous)
+        return account
+
+    def program(self, entitlements: Mapping[str, Entitlement], route: Route) -> Program:
+        """What a route asks of a set of entitlements; a plan's own are worked out once."""
+        key = (id(entitlements), id(route))
+        program = self._programs.get(key)
+        if program is None:
+            program = compile_program(
+                entitlements,
+                self.catalog,
+                self._demands(route),
+                billed_always=len(route.charge_on) == _OUTCOMES,
+                rates_only=route.always,
+            )
+            if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
+                self._programs[key] = program
+        return program
+
+    def _demands(self, route: Route) -> dict[str, Demand]:
+        demands = {name: Demand(needed=max(1, taken), taken=taken) for name, taken in route.consume.items()}
+        if route.usage != "none":
+            # What the response will cost is not known yet: something must be left.
+            for name in _TOKEN_METERS:
+                if name in self.catalog.meters:
+                    demands.setdefault(name, Demand(needed=1, taken=0))
+        return demands

@@ -1,0 +1,92 @@
+"""Everything that is not on the way of a request: plain commands and scripts through redis-py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from meterkit.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from meterkit.store.scripts import Script
+    from meterkit.store.url import Address
+
+__all__ = ["Admin"]
+
+
+class Admin:
+    """One event loop's client for administration.
+
+    Args:
+        address: where Redis is.
+        timeout_s: how long a command may take.
+        clock: seconds since the epoch; scripts get it as their last argument.
+    """
+
+    def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> None:
+        self._address = address
+        self._clock = clock
+        self.client: Redis = _client(address, timeout_s)
+
+    async def run(self, script: Script, keys: list[str], *arguments: str | int) -> Any:
+        """Run a script; the caller's clock is added as its last argument.
+
+        Raises:
+            StoreError: the store did not answer, or answered with an error.
+        """
+        arguments = (*arguments, int(self._clock() * 1000))
+
+        async def once() -> Any:
+            try:
+                return await self.client.evalsha(script.sha, len(keys), *keys, *map(str, arguments))
+            except NoScriptError:
+                return await self.client.eval(script.text, len(keys), *keys, *map(str, arguments))
+
+        return await self.ask(once())
+
+    async def load(self, script: Script) -> None:
+        """Have the server know a script, for use in a pipeline."""
+        await self.ask(self.client.script_load(script.text))
+
+    async def ask(self, answer: Awaitable[Any]) -> Any:
+        """Wait for redis-py's answer.
+
+        Raises:
+            StoreError: the store did not answer, or answered with an error.
+        """
+        try:
+            return await answer
+        except (RedisError, OSError) as error:
+            raise StoreError(f"the store at {self._address} failed: {error}") from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.client.aclose(close_connection_pool=True)
+
+
+def _client(address: Address, timeout_s: float) -> Redis:
+    if address.kind == "memory":
+        from meterkit.store import memory
+
+        return memory.admin_client()
+    common: dict[str, Any] = {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        # RESP2 keeps redis-py's check for connections that the server has closed meanwhile.
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": max(timeout_s, 5.0),
+        "socket_connect_timeout": max(timeout_s, 1.0),
+        "max_connections": 64,
+    }
+    if address.kind == "tcp":
+        return Redis(connection_pool=ConnectionPool(host=address.host, port=address.port, **common))
+    pool = ConnectionPool(connection_class=UnixDomainSocketConnection, path=address.path, **common)
+    return Redis(connection_pool=pool)

@@ -1,0 +1,286 @@
+"""A connection that many share: all that is asked in one tick of the loop leaves in one write.
+
+Replies come back in order. A request whose reply does not come has an unknown outcome and is never sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from time import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import hiredis
+
+from meterkit.errors import StoreError
+from meterkit.store.resp import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meterkit.store.scripts import Script
+    from meterkit.store.url import Address
+
+__all__ = ["Call", "Connection", "Receiver", "ReplyError", "connect", "give_up"]
+
+_log = logging.getLogger("meterkit.store")
+
+_LATE_REPLIES_S = 5.0
+
+
+class ReplyError(Exception):
+    """An error reply of the server; the first word is its code."""
+
+    @property
+    def code(self) -> str:
+        """``NOSCRIPT``, ``OOM``, ``READONLY``, …"""
+        return str(self).partition(" ")[0]
+
+
+class Call(Protocol):
+    """A request that somebody waits for."""
+
+    packed: bytes
+
+    def orphaned(self, reply: Any) -> None:
+        """Take a reply that nobody waits for any more."""
+
+
+class Receiver(Protocol):
+    """Where the replies of requests go that nobody waits for."""
+
+    def received(self, reply: Any) -> None:
+        """Take the next reply, in the order in which the requests were posted."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection: requests leave once a tick, replies are matched in order, one watchdog for all.
+
+    Args:
+        timeout_s: how long the oldest request may be without a reply.
+        on_end: called once, when no further request can be taken.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, *, timeout_s: float, on_end: Callable[[Connection], None], clock: Callable[[], float]
+    ) -> None:
+        self._now = clock
+        self._loop = asyncio.get_running_loop()
+        self._timeout_s = timeout_s
+        self._on_end = on_end
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(protocolError=StoreError, replyError=ReplyError)
+        self._out: list[bytes] = []
+        self._clock = b""
+        self._pending: deque[tuple[asyncio.Future[Any] | None, Any]] = deque()
+        self._sent: deque[tuple[float, int]] = deque()
+        self._asked = self._answered = 0
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._closed = self._loop.create_future()
+        self.open = False
+
+    # What the lane's users call.
+
+    def call(self, call: Call) -> asyncio.Future[Any]:
+        """Send a request followed by the clock; the reply, or the server's error, is the future's result.
+
+        The future fails with :class:`StoreError` where the connection ends first.
+        """
+        future = self._loop.create_future()
+        out = self._out
+        if not out:
+            self._begin()
+        out.append(call.packed)
+        out.append(self._clock)
+        self._pending.append((future, call))
+        return future
+
+    def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
+        """Send a request followed by the clock; the reply goes to ``receiver``."""
+        out = self._out
+        if not out:
+            self._begin()
+        out += packed
+        out.append(self._clock)
+        self._pending.append((None, receiver))
+
+    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        """Send a plain command; the reply, or the server's error, is the future's result.
+
+        The future fails with :class:`StoreError` where the connection ends first, or has ended before.
+        """
+        future = self._loop.create_future()
+        if not self.open:
+            _fail(future, StoreError("the store's connection has ended", executed=False))
+            return future
+        if not self._out:
+            self._begin()
+        self._out.append(pack(*parts))
+        self._pending.append((future, None))
+        return future
+
+    def end(self, why: str) -> None:
+        """Take no new requests. What was sent has an unknown outcome now; its replies are read for a while."""
+        if not self.open:
+            return
+        self.open = False
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._drop_unsent(why)
+        for future, _ in self._pending:
+            if future is not None and not future.done():
+                _fail(future, StoreError(why, executed=None))
+        self._on_end(self)
+        if self._transport is not None and not self._transport.is_closing():
+            self._watchdog = self._loop.call_later(_LATE_REPLIES_S, self._transport.abort)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the socket is closed and no late reply can come any more."""
+        return self._closed.done()
+
+    async def close(self) -> None:
+        """Close at once and wait until the socket is gone."""
+        self.end("the connection was closed")
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+            await asyncio.shield(self._closed)
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
+        self.open = True
+
+    def data_received(self, data: bytes) -> None:
+        pending, gets = self._pending, self._reader.gets
+        self._reader.feed(data)
+        try:
+            reply = gets()
+            while reply is not False:
+                future, taker = pending.popleft()
+                self._answered += 1
+                if future is None:
+                    taker.received(reply)
+                elif not future.done():
+                    future.set_result(reply)
+                elif taker is not None:
+                    taker.orphaned(reply)
+                reply = gets()
+        except (StoreError, IndexError):
+            _log.exception("the store sent what is not RESP; the connection is closed")
+            self.end("the store sent what is not RESP")
+            if self._transport is not None:
+                self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end(f"the store closed the connection{f': {exc}' if exc else ''}")
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    # What happens in between.
+
+    def _begin(self) -> None:
+        # Always 13 digits, also under a clock that is set to long ago: the length is part of the request.
+        self._clock = b"$13\r\n%013d\r\n" % (self._now() * 1000)
+        self._loop.call_soon(self._flush)
+
+    def _drop_unsent(self, why: str) -> None:
+        self._out.clear()
+        while len(self._pending) > self._asked - self._answered:
+            future, _ = self._pending.pop()
+            if future is not None and not future.done():
+                _fail(future, StoreError(why, executed=False))
+
+    def _flush(self) -> None:
+        if not self._out:
+            return
+        out, self._out = self._out, []
+        self._asked = self._answered + len(self._pending)
+        now = self._loop.time()
+        self._sent.append((now, self._asked))
+        if self._watchdog is None and self.open:
+            self._watchdog = self._loop.call_later(self._timeout_s, self._watch)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(out))
+
+    def _watch(self) -> None:
+        self._watchdog = None
+        sent = self._sent
+        while sent and sent[0][1] <= self._answered:
+            sent.popleft()
+        if not sent:
+            return
+        left = sent[0][0] + self._timeout_s - self._loop.time()
+        if left > 0:
+            self._watchdog = self._loop.call_later(left, self._watch)
+        else:
+            self.end(f"the store did not answer within {self._timeout_s:g} s")
+
+
+def give_up(call: Call, reply: asyncio.Future[Any]) -> None:
+    """Take word that whoever waited for a reply was cancelled: one that had come by then is nobody's."""
+    if reply.done() and not reply.cancelled() and reply.exception() is None:
+        call.orphaned(reply.result())
+
+
+def _fail(future: asyncio.Future[Any], error: StoreError) -> None:
+    future.set_exception(error)
+    # Asked for once, so that asyncio does not complain where nobody waits for it.
+    future.exception()
+
+
+async def connect(
+    address: Address,
+    scripts: Sequence[Script],
+    *,
+    timeout_s: float,
+    on_end: Callable[[Connection], None],
+    clock: Callable[[], float] = time,
+) -> Connection:
+    """Open a connection: authenticated, on its database, all scripts loaded.
+
+    Raises:
+        StoreError: the store cannot be reached, refuses the credentials or does not answer in time.
+    """
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> Connection:
+        return Connection(timeout_s=timeout_s, on_end=on_end, clock=clock)
+
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            if address.kind == "tcp":
+                _, connection = await loop.create_connection(protocol, address.host, address.port)
+            else:
+                _, connection = await loop.create_unix_connection(protocol, address.path)
+            await _prepare(connection, address, scripts)
+    except BaseException as error:
+        if connection is not None:
+            await connection.close()
+        if not isinstance(error, OSError | TimeoutError):
+            raise
+        why = str(error) or f"no answer within {timeout_s:g} s"
+        raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
+    return connection
+
+
+async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script]) -> None:
+    asked = [connection.ask("CLIENT", "SETNAME", "meterkit")]
+    if address.password is not None:
+        user = () if address.username is None else (address.username,)
+        asked.insert(0, connection.ask("AUTH", *user, address.password))
+    if address.db:
+        asked.append(connection.ask("SELECT", address.db))
+    asked += [connection.ask("SCRIPT", "LOAD", script.text) for script in scripts]
+    for reply in await asyncio.gather(*asked):
+        if isinstance(reply, ReplyError):
+            raise StoreError(f"the store at {address} refuses to serve: {reply}", executed=False)

@@ -1,0 +1,76 @@
+"""What a decision says, and the policies it speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+__all__ = ["Decision", "Policy", "Reason"]
+
+Reason = Literal[
+    "suspended",
+    "payment_required",
+    "feature",
+    "storage",
+    "seats",
+    "concurrency",
+    "rate",
+    "included",
+    "cap",
+    "credits",
+    "anonymous",
+    "invalid_customer",
+    "in_flight",
+    "store",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One limit that a client is told of.
+
+    Attributes:
+        name: ``METER-WINDOW`` for a rate, ``METER-period`` for a ceiling, ``METER-concurrency``.
+        quota: units per window; for a period included + cap; for concurrency requests in flight.
+        window_s: the window of a rate in whole seconds; None for a period and for concurrency.
+        quota_unit: the unit as the ``qu`` parameter names it; None where the unit is the request.
+    """
+
+    name: str
+    meter: str
+    kind: Literal["rate", "period", "concurrency"]
+    quota: int
+    window_s: int | None
+    quota_unit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether a customer may, and how much is left.
+
+    Attributes:
+        allowed: whether the request is served.
+        reason: why it was refused, or None. With ``shadow`` it says why it would have been.
+        limit: the name of the policy nearest to exhaustion; on a refusal the violated policy with the
+            longest wait; None where no policy applies.
+        remaining: units left under ``limit``, never below 0; None where no policy applies.
+        reset_after: until ``limit`` is whole again; None where no policy applies or no time is known.
+        retry_after: until the same request would be admitted if nothing else is used; None where it was
+            allowed, or where waiting does not help.
+        violated: the names of all violated policies, in the order of the plans file.
+        degraded: whether the store did not answer and the request was decided without it.
+        shadow: whether enforcement is ``shadow``: ``allowed`` is True whatever the limits say.
+    """
+
+    allowed: bool
+    reason: Reason | None = None
+    limit: str | None = None
+    remaining: int | None = None
+    reset_after: timedelta | None = None
+    retry_after: timedelta | None = None
+    violated: tuple[str, ...] = ()
+    degraded: bool = False
+    shadow: bool = False

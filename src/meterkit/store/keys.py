@@ -1,0 +1,103 @@
+"""Every key that meterkit keeps in Redis: its name, and which of them live without a TTL.
+
+A customer's shard is part of every key, as its hash tag: ``mk:{17}:c:acme``. So what one script touches
+lies on one server, on a cluster too.
+"""
+
+from __future__ import annotations
+
+import zlib
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
+
+__all__ = ["FORMAT", "WITHOUT_TTL", "CustomerKeys", "Keys", "meter_token", "rate_token", "shard_of"]
+
+FORMAT: Final = 1
+"""Version of everything that is stored; the first part of each ``rev``."""
+
+WITHOUT_TTL: Final = (
+    r"^[\w.-]+:meta$",  # format and number of shards
+    r"^[\w.-]+:\{\d+\}:s:",  # state: customers that somebody set up
+    r"^[\w.-]+:\{\d+\}:customers$",  # their names
+    r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
+    r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
+    r"^[\w.-]+:\{\d+\}:(intents|outbox|delivered)$",  # deliveries to Stripe
+    r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
+)
+"""Patterns of the keys that may be without a TTL; every other key has one."""
+
+
+def shard_of(text: str, shards: int) -> int:
+    """The shard of a customer or of a Stripe customer: CRC-32 of its UTF-8 bytes, modulo ``shards``."""
+    return zlib.crc32(text.encode()) % shards
+
+
+def meter_token(meter: str) -> str:
+    """Four characters that stand for a meter in field names."""
+    return _token(f"meter {meter}")
+
+
+def rate_token(meter: str, window_ms: int, algorithm: str) -> str:
+    """Four characters that stand for a rate in field names; a changed limit or burst keeps its counts."""
+    return _token(f"rate {meter} {window_ms} {algorithm}")
+
+
+def _token(name: str) -> str:
+    return urlsafe_b64encode(blake2b(name.encode(), digest_size=3).digest()).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomerKeys:
+    """The keys of one customer."""
+
+    shard: int
+    counters: str
+    state: str
+    totals: str
+    dirty: str
+    unlinked: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of keys under one prefix and number of shards."""
+
+    prefix: str
+    shards: int
+
+    @property
+    def meta(self) -> str:
+        """Hash: format, shards."""
+        return f"{self.prefix}:meta"
+
+    def shard(self, shard: int, name: str) -> str:
+        """A key of one shard: ``dirty``, ``unlinked``, ``customers``, ``intents``, ``outbox``, ``lease``, …"""
+        return f"{self.prefix}:{{{shard}}}:{name}"
+
+    def writer(self, shard: int, writer: str) -> str:
+        """String: the last settlement number applied of a writer."""
+        return self.shard(shard, f"w:{writer}")
+
+    def event(self, shard: int, customer: str, event_id: str) -> str:
+        """String: an event id of the app that was counted, for 35 days."""
+        digest = blake2b(f"{customer}\0{event_id}".encode(), digest_size=16).hexdigest()
+        return self.shard(shard, f"e:{digest}")
+
+    def link(self, stripe_customer: str) -> str:
+        """String: the customer that a Stripe customer is linked to."""
+        return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")
+
+    def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
+        """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""
+        shard = shard_of(customer, self.shards)
+        space = "a" if anonymous else ""
+        return CustomerKeys(
+            shard=shard,
+            counters=self.shard(shard, f"{space or 'c'}:{customer}"),
+            state=self.shard(shard, f"{space}s:{customer}"),
+            totals=self.shard(shard, f"{space}t:{customer}"),
+            dirty=self.shard(shard, "dirty"),
+            unlinked=self.shard(shard, "unlinked"),
+        )

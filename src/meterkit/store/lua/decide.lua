@@ -1,0 +1,147 @@
+#!lua
+-- decide: whether a customer may, over any number of rates, ceilings and concurrency limits at once.
+-- If all allow, everything is counted and held; if any refuses, nothing is.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
+-- ARGV  1 rev               2 valid until (ms)     3 period start (ms)   4 period end (ms)
+--       5 next period's end (ms)   6 how long the counters must live (ms)
+--       7 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only
+--       8 rates   9 ceilings   10 concurrency limits   11 meters recorded here (how many of each)
+--       then the fields: r t e x; a b d a rate; i o h H a ceiling; n N a concurrency limit; i a recorded meter
+--       then the numbers: kind, window, limit, refill, needed, taken a rate; included, beyond (-1: deny),
+--       needed, held a ceiling; limit a concurrency limit; quantity a recorded meter
+--       last: the caller's clock (ms)
+-- Reply {0, now, n, remaining}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none
+--       {1, now, x, y, z, ...}   refused; three numbers a policy: counted, previous, 0 (windows); owed whole,
+--                                rest, 0 (bucket); left but for holds, held in this slot, in the last one
+--                                (ceiling); in flight, 0, 0 (concurrency)
+--       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
+--include wall
+--include rates
+--include roll
+--include standing
+local call, num = redis.call, tonumber
+local mode = ARGV[7]
+local rates, ceilings, flights, records = num(ARGV[8]), num(ARGV[9]), num(ARGV[10]), num(ARGV[11])
+local last = 15 + 3 * rates + 4 * ceilings + 2 * flights + records
+local v = call('HMGET', KEYS[1], unpack(ARGV, 12, last))
+local seen, ends = num(v[2] or 0), v[3] and num(v[3])
+local now, verdict = standing(v[1], seen, ends, mode == 'f')
+if verdict then
+  return verdict
+elseif mode == 'v' then
+  return {4, now}
+end
+local take = mode ~= 'c'
+if ends and (now >= ends or math.floor(now / 300000) > math.floor(seen / 300000)) then
+  roll(now, seen, ends, ARGV[3], num(ARGV[4]), ARGV[5])
+  v = call('HMGET', KEYS[1], unpack(ARGV, 12, last))
+end
+
+local refused = false
+local nearest, nearest_left, nearest_share = 0, 0, 2
+local counts, write, w = {}, {KEYS[1], 't', now}, 3
+local f, n, policy = 5, last, 0 -- v[f] is the field ARGV[11 + f]
+
+for _ = 1, rates do
+  local limit, taken = num(ARGV[n + 3]), num(ARGV[n + 6])
+  local before = num(v[f] or 0)
+  local slot, counted, previous, used = advance(num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 4]), now,
+    before, num(v[f + 1] or 0), num(v[f + 2] or 0))
+  policy = policy + 1
+  counts[3 * policy - 2], counts[3 * policy - 1], counts[3 * policy] = counted, previous, 0
+  if used + ARGV[n + 5] > limit then
+    refused = true
+  end
+  if take then
+    used = used + taken
+    write[w + 1], write[w + 2], w = ARGV[12 + f], counted + taken, w + 2
+    if slot ~= before then
+      write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[11 + f], slot, ARGV[13 + f], previous
+      w = w + 4
+    end
+  end
+  local share = (limit - used) / limit
+  if share < nearest_share then
+    nearest, nearest_left, nearest_share = policy, limit - used, share
+  end
+  f, n = f + 3, n + 6
+end
+
+for _ = 1, ceilings do
+  local included, beyond, held = num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 4])
+  local current, earlier = num(v[f + 2] or 0), num(v[f + 3] or 0)
+  local left = included - (v[f] or 0)
+  if left < 0 then
+    left = 0
+  end
+  if beyond >= 0 then
+    left = left + beyond - (v[f + 1] or 0)
+    included = included + beyond
+  end
+  policy = policy + 1
+  counts[3 * policy - 2], counts[3 * policy - 1], counts[3 * policy] = left, current, earlier
+  left = left - current - earlier
+  if num(ARGV[n + 3]) > left then
+    refused = true
+  end
+  if take then
+    left = left - held
+    if held > 0 then
+      write[w + 1], write[w + 2], w = ARGV[13 + f], current + held, w + 2
+    end
+  end
+  local share = included > 0 and left / included or 0
+  if share < nearest_share then
+    nearest, nearest_left, nearest_share = policy, left, share
+  end
+  f, n = f + 4, n + 4
+end
+
+for _ = 1, flights do
+  local limit, current = num(ARGV[n + 1]), num(v[f] or 0)
+  local flying = current + (v[f + 1] or 0)
+  policy = policy + 1
+  counts[3 * policy - 2], counts[3 * policy - 1], counts[3 * policy] = flying, 0, 0
+  if flying >= limit then
+    refused = true
+  end
+  if take then
+    flying = flying + 1
+    write[w + 1], write[w + 2], w = ARGV[11 + f], current + 1, w + 2
+  end
+  local share = (limit - flying) / limit
+  if share < nearest_share then
+    nearest, nearest_left, nearest_share = policy, limit - flying, share
+  end
+  f, n = f + 2, n + 1
+end
+
+if refused then
+  return {1, now, unpack(counts)}
+elseif not take then
+  return {0, now, nearest, nearest_left}
+end
+for i = 1, records do
+  write[w + 1], write[w + 2], w = ARGV[11 + f], math.min((v[f] or 0) + ARGV[n + i], 9000000000000000), w + 2
+  f = f + 1
+end
+if v[1] ~= ARGV[1] and mode == 'd' then
+  write[w + 1], write[w + 2], w = 'r', ARGV[1], w + 2
+end
+if not ends then
+  local inside = now < num(ARGV[4])
+  write[w + 1], write[w + 2] = 'b', inside and ARGV[3] or ARGV[4]
+  write[w + 3], write[w + 4], w = 'e', inside and ARGV[4] or ARGV[5], w + 4
+end
+local lives = now + ARGV[6]
+if num(v[4] or 0) < lives then
+  -- A little longer than asked, so that the next call need not set it again.
+  lives = lives + math.floor(ARGV[6] / 8)
+  write[w + 1], write[w + 2] = 'x', lives
+  call('HSET', unpack(write))
+  call('PEXPIREAT', KEYS[1], lives)
+else
+  call('HSET', unpack(write))
+end
+return {0, now, nearest, nearest_left}

@@ -1,0 +1,99 @@
+#!lua
+-- seal: turns a linked customer's pending usage into intents: immutable deliveries to Stripe.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
+-- KEYS[4] zset  dirty       KEYS[5] hash  intents  KEYS[6] zset  outbox: intents by when they are due (ms)
+-- ARGV  1 rev               2 valid until (ms)     3 period start (ms)   4 period end (ms)
+--       5 next period's end (ms)   6 how long the counters must outlive the period (ms)
+--       7 32 hex digits that are new   8 the customer   9 the Stripe customer
+--       then a meter: its token, its event name
+--       last: the caller's clock (ms)
+-- An intent's timestamp is a whole minute inside its period that no other intent of the meter has; the last one
+-- of a period is kept for what is sealed after it. Where none is free yet, the usage stays pending.
+-- Reply {0, now, intents made, meters still pending}    {2, now, rev, state} stale    {3, now} clock
+--include wall
+--include roll
+--include standing
+local call, num, floor = redis.call, tonumber, math.floor
+local known = call('HMGET', KEYS[1], 'r', 't', 'e')
+if not known[2] then
+  call('ZREM', KEYS[4], ARGV[8])
+  return {0, wall_ms(), 0, 0}
+end
+local seen, ends = num(known[2]), num(known[3])
+local now, verdict = standing(known[1], seen, ends, false)
+if verdict then
+  return verdict
+end
+if now >= ends or floor(now / 300000) > floor(seen / 300000) then
+  ends = roll(now, seen, ends, ARGV[3], num(ARGV[4]), ARGV[5])
+end
+
+local function flat(key)
+  local map, list = {}, call('HGETALL', key)
+  for i = 1, #list, 2 do
+    map[list[i]] = list[i + 1]
+  end
+  return map
+end
+
+local counters, totals, events = flat(KEYS[1]), flat(KEYS[3]), {}
+for i = 10, #ARGV - 1, 2 do
+  events[ARGV[i]] = ARGV[i + 1]
+end
+local made, left, due = 0, 0, nil
+
+-- Stripe takes 15 digits in a value; what is beyond stays behind. Returns that.
+local function intend(period, token, quantity, minute)
+  local value = math.min(quantity, 999999999999999)
+  made = made + 1
+  local id = ARGV[7] .. '-' .. made
+  call('HSET', KEYS[5], id, cjson.encode({
+    v = '1', state = 'queued', customer = ARGV[8], stripe = ARGV[9], period = period, meter = token,
+    event = events[token], value = string.format('%.0f', value), time = string.format('%.0f', minute / 1000),
+    first = '0', attempts = '0', key = id,
+  }))
+  call('ZADD', KEYS[6], now, id)
+  call('HINCRBY', KEYS[3], period .. '|' .. token .. 'q', string.format('%.0f', value))
+  return quantity - value
+end
+
+for name, value in pairs(totals) do
+  local period, token = string.match(name, '^(%d+)|(....)p$')
+  local quantity = num(value)
+  if period and events[token] and quantity > 0 then
+    local minute = (floor(totals[period .. '|e'] / 60000) - 1) * 60000
+    while quantity > 0 do
+      quantity = intend(period, token, quantity, minute)
+    end
+    call('HDEL', KEYS[3], name)
+  end
+end
+for token in pairs(events) do
+  local quantity = num(counters[token .. 'p'] or 0)
+  if quantity > 0 then
+    local first = math.ceil(counters['b'] / 60000) * 60000
+    local last = (floor(ends / 60000) - 2) * 60000
+    local minute = math.max(first, floor(now / 60000) * 60000, (counters[token .. 'z'] or 0) + 60000)
+    if minute <= last and minute <= now + 240000 then
+      quantity = intend(counters['b'], token, quantity, minute)
+      call('HSET', KEYS[1], token .. 'p', quantity, token .. 'z', minute)
+    end
+    if quantity > 0 then
+      local later = minute > last and ends or math.max(now + 1000, minute - 240000)
+      left, due = left + 1, math.min(due or later, later)
+    end
+  end
+end
+if made > 0 then
+  call('PEXPIRE', KEYS[3], 34560000000)
+end
+if left > 0 then
+  call('ZADD', KEYS[4], due, ARGV[8])
+else
+  call('ZREM', KEYS[4], ARGV[8])
+  local lives = ends + ARGV[6]
+  call('HSET', KEYS[1], 'x', lives)
+  call('PEXPIREAT', KEYS[1], lives)
+end
+return {0, now, made, left}

@@ -1,0 +1,96 @@
+"""``memory://``: the store within this process, on fakeredis. For tries and tests; nothing outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from meterkit.errors import SettingsError
+from meterkit.store.connection import ReplyError
+from meterkit.store.resp import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meterkit.store.connection import Call, Receiver
+    from meterkit.store.scripts import Script
+
+try:
+    import fakeredis
+    from redis.exceptions import ResponseError
+except ImportError as error:  # pragma: no cover - the tests have it installed
+    message = "memory:// needs fakeredis: pip install 'meterkit[memory]'"
+    raise SettingsError("redis_url", message) from error
+
+__all__ = ["MemoryLink", "admin_client", "connect"]
+
+_server = fakeredis.FakeServer()
+
+
+class MemoryLink:
+    """Stands in for a connection: requests are executed at the end of the tick, in order."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = fakeredis.FakeRedis(server=_server, version=(7, 0))
+        self._now = clock
+        self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
+        self.open = True
+
+    def call(self, call: Call) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._put(call.packed + self._clock(), future, call)
+        return future
+
+    def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
+        self._put(b"".join(packed) + self._clock(), None, receiver)
+
+    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        self._put(pack(*parts), future, None)
+        return future
+
+    async def close(self) -> None:
+        self.open = False
+        self._flush()
+        self._client.close()
+
+    def _clock(self) -> bytes:
+        return b"$13\r\n%d\r\n" % (self._now() * 1000)
+
+    def _put(self, request: bytes, future: asyncio.Future[Any] | None, taker: Any) -> None:
+        if not self._queue:
+            self._loop.call_soon(self._flush)
+        self._queue.append((request, future, taker))
+
+    def _flush(self) -> None:
+        queue, self._queue = self._queue, []
+        for request, future, taker in queue:
+            reply = self._execute(request)
+            if future is None:
+                taker.received(reply)
+            elif not future.done():
+                future.set_result(reply)
+            elif taker is not None:
+                taker.orphaned(reply)
+
+    def _execute(self, request: bytes) -> Any:
+        try:
+            return self._client.execute_command(*unpack(request))
+        except ResponseError as error:
+            # redis-py takes the code off the message where it has a class for it.
+            code = "NOSCRIPT " if type(error).__name__ == "NoScriptError" else ""
+            return ReplyError(f"{code}{error}")
+
+
+async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = time) -> MemoryLink:
+    """A link to this process's store, all scripts loaded."""
+    link = MemoryLink(clock)
+    await asyncio.gather(*(link.ask("SCRIPT", "LOAD", script.text) for script in scripts))
+    return link
+
+
+def admin_client() -> Any:
+    """A redis-py client of this process's store."""
+    return fakeredis.FakeAsyncRedis(server=_server, version=(7, 0))

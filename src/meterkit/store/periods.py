@@ -1,0 +1,62 @@
+"""Billing periods: pure arithmetic on instants."""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+__all__ = ["Bounds", "bounds_at", "from_ms", "to_ms"]
+
+_MONTHS = {"month": 1, "year": 12}
+
+
+def to_ms(moment: datetime) -> int:
+    """Milliseconds since the epoch of an aware instant."""
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def from_ms(ms: int) -> datetime:
+    """The aware UTC instant of milliseconds since the epoch."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The period that an instant lies in, and the one after it.
+
+    Attributes:
+        start_ms: first instant of the period.
+        end_ms: first instant after it, which begins the next one.
+        next_end_ms: first instant after the next one.
+    """
+
+    start_ms: int
+    end_ms: int
+    next_end_ms: int
+
+
+def bounds_at(
+    now_ms: int, *, anchor_ms: int | None = None, interval: Literal["month", "year"] = "month"
+) -> Bounds:
+    """The period around ``now_ms``.
+
+    Without an anchor: calendar months (or years) in UTC. With one: spans counted from the anchor, never from
+    the end of the last one, so that 31 January leads to 28 February and then to 31 March.
+    """
+    now = from_ms(now_ms)
+    months = _MONTHS[interval]
+    anchor = from_ms(anchor_ms) if anchor_ms is not None else datetime(1970, 1, 1, tzinfo=UTC)
+    n = ((now.year - anchor.year) * 12 + now.month - anchor.month) // months - 1
+    while _add_months(anchor, (n + 1) * months) <= now:
+        n += 1
+    start, end, after = (to_ms(_add_months(anchor, (n + step) * months)) for step in range(3))
+    return Bounds(start_ms=start, end_ms=end, next_end_ms=after)
+
+
+def _add_months(moment: datetime, months: int) -> datetime:
+    index = moment.year * 12 + moment.month - 1 + months
+    year, month = divmod(index, 12)
+    day = min(moment.day, monthrange(year, month + 1)[1])
+    return moment.replace(year=year, month=month + 1, day=day)

@@ -1,0 +1,205 @@
+"""What a route asks of a plan, worked out once: the arguments of the scripts. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import TYPE_CHECKING, Final
+
+from meterkit.errors import PlansError, Problem
+from meterkit.store.keys import meter_token, rate_token
+from meterkit.store.policies import ceiling_of, policies_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Catalog, Entitlement, Rate
+    from meterkit.store.decision import Policy
+
+__all__ = ["Demand", "Measure", "Program", "compile_program", "rate_numbers", "reported_parts"]
+
+_KINDS: Final = {"sliding-window": 1, "fixed-window": 2, "token-bucket": 3}
+_EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
+_QUARTER_HOUR_MS: Final = 900_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is asked of one meter.
+
+    Attributes:
+        needed: the quantity that must be left, or the demand is refused.
+        taken: the quantity that is counted if it is not.
+    """
+
+    needed: int
+    taken: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One policy as the decision script weighs it.
+
+    Attributes:
+        kind: 1 sliding window, 2 fixed window, 3 token bucket, 4 ceiling, 5 concurrency.
+        window: ms; for a bucket the denominator of its refill per ms.
+        limit: units per window, burst, included + beyond, or requests in flight.
+        refill: for a bucket the numerator of its refill per ms, else 0.
+        capped: for a ceiling, whether overage is billed up to it.
+    """
+
+    policy: Policy
+    kind: int
+    window: int
+    limit: int
+    refill: int
+    needed: int
+    capped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Program:
+    """What one route, or one call, asks of one set of entitlements.
+
+    Attributes:
+        measures: in the order of the script's policies.
+        arguments: the decision script's arguments from the sixth on, the mode left out.
+        held: meter to the quantity that an allowed decision holds.
+        flights: meters whose concurrency an allowed decision holds one of.
+        settled: meter to the quantity that is recorded when the request ends as billed.
+    """
+
+    measures: tuple[Measure, ...]
+    keep_ms: int
+    arguments: tuple[int | str, ...]
+    held: Mapping[str, int]
+    flights: tuple[str, ...]
+    settled: Mapping[str, int]
+
+    @property
+    def settles(self) -> bool:
+        """Whether the end of the request must be told to the store."""
+        return bool(self.held or self.flights or self.settled)
+
+
+def compile_program(
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    demands: Mapping[str, Demand],
+    *,
+    billed_always: bool = False,
+    rates_only: bool = False,
+) -> Program:
+    """Work out what a set of demands asks of a set of entitlements.
+
+    Args:
+        entitlements: one for every meter of the catalog.
+        demands: meter to what is asked of it.
+        billed_always: whatever the outcome, what is taken is recorded. A meter without ceiling and Stripe
+            event is then recorded by the decision itself.
+        rates_only: leave ceilings and concurrency aside (routes that are ``always`` served).
+    """
+    rates: list[Measure] = []
+    ceilings: list[Measure] = []
+    flights: list[Measure] = []
+    held: dict[str, int] = {}
+    settled: dict[str, int] = {}
+    rate_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+    ceiling_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+    flight_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+    record_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+    for name, demand in demands.items():
+        entitlement, meter, token = entitlements[name], catalog.meters[name], meter_token(name)
+        told = {policy.kind: policy for policy in policies_of(entitlement, meter)}
+        named = {policy.name: policy for policy in policies_of(entitlement, meter)}
+        for rate in entitlement.rates:
+            kind, window, limit, refill = rate_numbers(rate, name)
+            field = rate_token(name, rate.window_ms, rate.algorithm)
+            policy = named[f"{name}-{rate.window}"]
+            rates.append(_measure(policy, kind, window, limit, refill, demand.needed))
+            rate_part.append(
+                (
+                    (f"{field}a", f"{field}b", f"{field}d"),
+                    (kind, window, limit, refill, demand.needed, demand.taken),
+                )
+            )
+        ceiling = None if rates_only else ceiling_of(entitlement)
+        if ceiling is not None and entitlement.included is not None:
+            beyond = ceiling - entitlement.included if entitlement.overage.mode == "bill" else -1
+            ceilings.append(
+                _measure(told["period"], 4, 0, ceiling, 0, demand.needed, capped=beyond >= 0)
+            )
+            ceiling_part.append(
+                (
+                    (f"{token}i", f"{token}o", f"{token}h", f"{token}H"),
+                    (entitlement.included, beyond, demand.needed, demand.taken),
+                )
+            )
+            if demand.taken:
+                held[name] = demand.taken
+        if entitlement.concurrency is not None and not rates_only:
+            flights.append(_measure(told["concurrency"], 5, 0, entitlement.concurrency, 0, 1))
+            flight_part.append(((f"{token}n", f"{token}N"), (entitlement.concurrency,)))
+        if not demand.taken:
+            continue
+        if billed_always and ceiling is None and meter.stripe is None and entitlement.included is None:
+            record_part.append(((f"{token}i",), (demand.taken,)))
+        else:
+            settled[name] = demand.taken
+    parts = (*rate_part, *ceiling_part, *flight_part, *record_part)
+    windows = [rate.window_ms for name in demands for rate in entitlements[name].rates]
+    return Program(
+        measures=(*rates, *ceilings, *flights),
+        keep_ms=2 * max(windows, default=0) + _QUARTER_HOUR_MS,
+        arguments=(
+            *(len(part) for part in (rate_part, ceiling_part, flight_part, record_part)),
+            *("r", "t", "e", "x"),
+            *(field for fields, _ in parts for field in fields),
+            *(number for _, numbers in parts for number in numbers),
+        ),
+        held=held,
+        flights=tuple(measure.policy.meter for measure in flights),
+        settled=settled,
+    )
+
+
+def reported_parts(entitlement: Entitlement, catalog: Catalog) -> tuple[int, int]:
+    """Which classes of a meter's units go to Stripe: included, overage (0 or 1 each)."""
+    stripe = catalog.meters[entitlement.meter].stripe
+    if stripe is None or stripe.report == "none":
+        return 0, 0
+    return int(stripe.report == "usage"), int(entitlement.overage.mode == "bill")
+
+
+def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
+    """A rate as the scripts take it: kind, window, limit, refill.
+
+    A bucket's refill of ``limit / window_ms`` per ms is reduced to lowest terms, so that no product in the
+    script passes 2^53; where that does not suffice it is rounded down, by less than one part in a million.
+
+    Raises:
+        PlansError: a bucket so large and so slow that its refill cannot be counted exactly.
+    """
+    kind = _KINDS[rate.algorithm]
+    if kind != _KINDS["token-bucket"]:
+        return kind, rate.window_ms, rate.limit, 0
+    shared = gcd(rate.limit, rate.window_ms)
+    refill, window = rate.limit // shared, rate.window_ms // shared
+    if (rate.burst + 2) * window > _EXACT:
+        most = _EXACT // (rate.burst + 2)
+        refill, window = refill * most // window, most
+        if refill < 10**6:
+            message = (
+                f"a burst of {rate.burst} at {rate.limit} per {rate.window} cannot be counted exactly; "
+                "make the burst smaller or the rate faster"
+            )
+            raise PlansError([Problem("plans", 0, 0, f"meters.{meter}.rate", message)])
+    return kind, window, rate.burst, refill
+
+
+def _measure(
+    policy: Policy, kind: int, window: int, limit: int, refill: int, needed: int, *, capped: bool = False
+) -> Measure:
+    return Measure(
+        policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=needed, capped=capped
+    )

