@@ -1,0 +1,1 @@
+"""The edge: the middleware, and what it answers."""

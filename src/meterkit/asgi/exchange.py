@@ -1,0 +1,252 @@
+"""One decided request on its way through the app: what it is answered, and what it comes to."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.requests import ClientDisconnect
+
+from meterkit.asgi.headers import merge
+from meterkit.errors import MeterkitError, UnknownMeterError
+from meterkit.catalog.quantity import check_quantity
+from meterkit.store.accounts import HOLD_SLOT_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from starlette.types import Message, Scope, Send
+
+    from meterkit.catalog import Outcome, Route
+    from meterkit.store.accounts import Account, DecideCall
+    from meterkit.store.decision import Decision
+    from meterkit.store.lane import Lane
+    from meterkit.store.store import Store
+
+__all__ = ["Current", "Exchange", "current", "exchange", "record"]
+
+_NOTHING: Final[dict[str, int]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Current:
+    """Who is served, and why.
+
+    Attributes:
+        customer: the customer's id.
+        plan: the key of the plan in force.
+        decision: what was decided about this request.
+    """
+
+    customer: str
+    plan: str
+    decision: Decision
+
+
+class Exchange:
+    """A request that was admitted.
+
+    Its :meth:`send` stands between the app and the server. What the request comes to is settled right after the
+    last byte of its response, or when the app ends without one.
+    """
+
+    __slots__ = (
+        "_account",
+        "_begun",
+        "_call",
+        "_complete",
+        "_decision",
+        "_lane",
+        "_recorded",
+        "_reply",
+        "_route",
+        "_scope",
+        "_send",
+        "_settled",
+        "_status",
+        "_store",
+        "_trailers",
+        "fields",
+    )
+
+    def __init__(
+        self,
+        store: Store,
+        lane: Lane | None,
+        account: Account,
+        route: Route,
+        call: DecideCall | None,
+        reply: Any,
+        decision: Decision | None,
+        scope: Scope,
+        send: Send,
+    ) -> None:
+        self._store = store
+        self._lane = lane
+        self._route = route
+        self._account = account
+        self._call = call
+        self._reply = reply
+        self._decision = decision
+        self.fields: list[tuple[bytes, bytes]] | None = None
+        self._scope = scope
+        self._send = send
+        self._recorded: dict[str, int] | None = None
+        self._status = 0
+        self._begun = False
+        self._complete = False
+        self._trailers = False
+        self._settled = False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._status = message["status"]
+            self._trailers = bool(message.get("trailers"))
+            if self.fields:
+                headers = merge(message.get("headers", ()), self.fields, expose=self._cross_origin())
+                message = {**message, "headers": headers}
+            return self._send(message)
+        if kind == "http.response.body":
+            if not message.get("more_body", False) and not self._trailers:
+                return self._finish(message)
+            if not self._begun and message.get("body"):
+                return self._begin(message)
+        elif kind == "http.response.pathsend":
+            self._begun = True
+            if not self._trailers:
+                return self._finish(message)
+        elif kind == "http.response.trailers" and not message.get("more_trailers", False):
+            return self._finish(message)
+        elif kind == "http.response.zerocopysend":
+            self._begun = True
+            if not message.get("more_body", False) and not self._trailers:
+                return self._finish(message)
+        return self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        await self._send(message)
+        self._begun = True
+
+    async def _finish(self, message: Message) -> None:
+        await self._send(message)
+        self._complete = True
+        self.settle(None)
+
+    def settle(self, error: BaseException | None) -> None:
+        """Tell the store what the request came to; once."""
+        if self._settled:
+            return
+        self._settled = True
+        recorded, call, lane = self._recorded, self._call, self._lane
+        if lane is None:
+            return
+        billed = self._outcome(error) in self._route.charge_on
+        if call is not None and call.program.settles:
+            self._store.end(
+                lane,
+                self._account,
+                call.program,
+                self._reply[1] // HOLD_SLOT_MS,
+                recorded=call.program.settled if billed else _NOTHING,
+            )
+        elif call is None and billed:
+            # Decided without the store: its rates have not seen it either.
+            recorded = {**self._route.consume, **(recorded or _NOTHING)}
+        if recorded:
+            self._store.post(lane, self._account, recorded if billed else _NOTHING, rated=recorded)
+
+    def record(self, quantities: dict[str, int]) -> None:
+        """Add to what the request has used; what comes after its end is settled at once."""
+        if self._settled and self._lane is not None:
+            self._store.post(self._lane, self._account, quantities, rated=quantities)
+            return
+        recorded = self._recorded
+        if recorded is None:
+            recorded = self._recorded = {}
+        for meter, quantity in quantities.items():
+            recorded[meter] = check_quantity(recorded.get(meter, 0) + quantity)
+
+    def check_meters(self, quantities: dict[str, int]) -> None:
+        """Refuse quantities that cannot be recorded.
+
+        Raises:
+            UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
+            QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
+        """
+        meters = self._account.accounts.catalog.meters
+        for name, quantity in quantities.items():
+            meter = meters.get(name)
+            if meter is None or meter.kind == "gauge" or meter.source is not None:
+                countable = (known for known, m in meters.items() if m.kind == "counter" and m.source is None)
+                raise UnknownMeterError.of(name, countable)
+            check_quantity(quantity)
+
+    def current(self) -> Current:
+        """Who is served, and why."""
+        decision = self._decision
+        if decision is None and self._call is not None:
+            decision = self._decision = self._store.decision(self._call, self._reply)
+        assert decision is not None  # noqa: S101
+        return Current(
+            customer=self._account.customer, plan=self._account.standing.plan.key, decision=decision
+        )
+
+    def _outcome(self, error: BaseException | None) -> Outcome:
+        if self._complete:
+            if self._status < 400:
+                return "success"
+            return "client_error" if self._status < 500 else "server_error"
+        left = error is None or isinstance(error, OSError | ClientDisconnect) or not isinstance(error, Exception)
+        return "client_gone" if self._begun and left else "server_error"
+
+    def _cross_origin(self) -> bool:
+        for name, _ in self._scope["headers"]:
+            if name == b"origin":
+                return True
+        return False
+
+
+exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
+
+
+def current() -> Current:
+    """Who the current request is served to, and why.
+
+    Raises:
+        MeterkitError: outside of a request that MeterMiddleware has decided.
+    """
+    return _exchange("current()").current()
+
+
+def record(meter: str | None = None, quantity: int | None = None, /, **quantities: int) -> None:
+    """Count usage of the current request: ``record("tokens", 12)`` or ``record(tokens=12, pages=1)``.
+
+    It is never refused, adds up over the request, and is billed by the request's outcome. May be called from
+    synchronous and asynchronous code, and from background tasks.
+
+    Raises:
+        MeterkitError: outside of a request that MeterMiddleware has decided.
+        UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
+        QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
+    """
+    if (meter is None) != (quantity is None):
+        raise TypeError("record() takes a meter and a quantity, or quantities by keyword")
+    if meter is not None and quantity is not None:
+        quantities = {meter: quantity, **quantities}
+    found = _exchange("record()")
+    found.check_meters(quantities)
+    found.record(quantities)
+
+
+def _exchange(what: str) -> Exchange:
+    found = exchange.get(None)
+    if found is None:
+        raise MeterkitError(
+            f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
+            "file matches this request, the route is exempt, or there is no request at all (use the kit's own "
+            "record() there)"
+        )
+    return found

@@ -1,0 +1,246 @@
+"""Who asks: ready-made answers to "which customer does this request belong to?".
+
+Each factory returns a callable ``(scope) -> str | None``, or an awaitable of it; any other callable of
+that shape does as well. None means that the request has no customer, and the plans file's ``anonymous``
+says what becomes of it. What a factory returns is checked by the middleware with `is_customer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
+
+from starlette.types import Scope
+
+from meterkit.errors import CustomerError, MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "Identify",
+    "KeyLookup",
+    "api_key",
+    "check_customer",
+    "client_ip",
+    "hash_key",
+    "header",
+    "is_customer",
+    "user",
+]
+
+Identify = Callable[[Scope], str | Awaitable[str | None] | None]
+KeyLookup = Callable[[str], str | Awaitable[str | None] | None]
+
+CUSTOMER_BYTES_MAX: Final = 256
+HOST_CHARS_MAX: Final = 64
+HOPS_MAX: Final = 32
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_HOST_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
+
+
+def header(name: str) -> Callable[[Scope], str | None]:
+    """The customer is the value of a request header, as a trusted gateway in front of the app sets it.
+
+    Without such a gateway any client can name any customer. A header that is empty, missing or given
+    more than once names nobody. A value that is not UTF-8 names a customer that is not allowed.
+    """
+    wanted = name.lower().encode("latin-1")
+
+    def identify(scope: Scope) -> str | None:
+        value = _single(scope, wanted)
+        # A lone surrogate is refused by is_customer, so the client hears that the id is wrong.
+        return value.decode("utf-8", "surrogateescape") if value else None
+
+    return identify
+
+
+def api_key(
+    lookup: KeyLookup, *, header: str = "authorization"
+) -> Callable[[Scope], str | Awaitable[str | None] | None]:
+    """The customer is whoever owns the API key in a request header.
+
+    The key itself never leaves this function: ``lookup`` gets `hash_key` of it, so a table of keys needs
+    to hold hashes only.
+
+    Args:
+        lookup: from a key's hash to its customer, or None for a key that nobody owns; sync or async.
+        header: in ``authorization`` the key follows the word ``Bearer`` (RFC 6750); in any other header
+            it stands alone. A header that is missing or given more than once names nobody.
+    """
+    wanted = header.lower().encode("latin-1")
+    bearer = wanted == b"authorization"
+
+    def identify(scope: Scope) -> str | Awaitable[str | None] | None:
+        value = _single(scope, wanted)
+        if value and bearer:
+            scheme, _, rest = value.partition(b" ")
+            value = rest.strip() if scheme.lower() == b"bearer" else None
+        return lookup(_hash(value)) if value else None
+
+    return identify
+
+
+def hash_key(key: str) -> str:
+    """What `api_key` looks up for a key: the SHA-256 of its UTF-8 bytes, as 64 hex digits.
+
+    Fast and without salt on purpose: it suits keys that were drawn at random with 128 bits or more, not
+    passwords.
+    """
+    return _hash(key.encode())
+
+
+def user(attr: str = "identity") -> Callable[[Scope], str | None]:
+    """The customer is an attribute of the user that Starlette's ``AuthenticationMiddleware`` found.
+
+    A user that is not authenticated, or whose attribute is None or empty, is nobody. Starlette's own
+    ``SimpleUser`` has no ``identity``; its name is ``display_name``.
+
+    Raises:
+        MeterkitError: when called, if the middleware does not stand outside of this one.
+    """
+
+    def identify(scope: Scope) -> str | None:
+        try:
+            who: Any = scope["user"]
+        except KeyError:
+            raise MeterkitError(
+                "identify.user() found no user: AuthenticationMiddleware must see the request first; "
+                "with add_middleware, add it after MeterMiddleware"
+            ) from None
+        if not getattr(who, "is_authenticated", True):
+            return None
+        value: object = getattr(who, attr)
+        return None if value is None else str(value) or None
+
+    return identify
+
+
+def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str | None]:
+    """The customer is the client's IP address: an IPv4 address, or the /64 network of an IPv6 address.
+
+    Args:
+        trusted_proxies: addresses and networks whose word is taken for whom they speak. Where the
+            connection comes from one of them, ``X-Forwarded-For`` is read from the right, up to the first
+            address that is none of them. Empty: the header is never read.
+
+    Raises:
+        ValueError: one of ``trusted_proxies`` is neither an address nor a network.
+    """
+    networks = [_network(text) for text in trusted_proxies]
+
+    @lru_cache(maxsize=4096)
+    def read(host: str) -> tuple[str, bool] | None:
+        address = _address(host)
+        if address is None:
+            return None
+        return _customer(address), any(address in network for network in networks)
+
+    def identify(scope: Scope) -> str | None:
+        client = scope.get("client")
+        hop = read(client[0]) if client else None
+        if hop is None or not hop[1]:
+            return hop and hop[0]
+        for host in _forwarded_for(scope):
+            hop = read(host)
+            if hop is None or not hop[1]:
+                break
+        return hop and hop[0]
+
+    return identify
+
+
+def is_customer(value: object) -> TypeGuard[str]:
+    """Whether this is a customer id: text of 1 to 256 bytes of UTF-8 without control characters."""
+    if not isinstance(value, str) or not value:
+        return False
+    if value.isascii():
+        return len(value) <= CUSTOMER_BYTES_MAX and value.isprintable()
+    return _fault(value) is None
+
+
+def check_customer(value: object) -> str:
+    """Return the customer id.
+
+    Raises:
+        CustomerError: it is not a text of 1 to 256 bytes of UTF-8 without control characters.
+    """
+    if is_customer(value):
+        return value
+    # The id itself is left out: it comes from a client and may be anything.
+    raise CustomerError(
+        f"customer id: found {_fault(value)}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 "
+        "without control characters"
+    )
+
+
+def _fault(value: object) -> str | None:
+    if not isinstance(value, str):
+        return f"a value of type {type(value).__name__}"
+    if not value:
+        return "an empty text"
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:
+        return f"a lone surrogate at position {error.start}"
+    if size > CUSTOMER_BYTES_MAX:
+        return f"a text of {size} bytes"
+    control = _CONTROL.search(value)
+    return f"the control character U+{ord(control[0]):04X} at position {control.start()}" if control else None
+
+
+def _single(scope: Scope, wanted: bytes) -> bytes | None:
+    """The value of a header that is given exactly once."""
+    found: bytes | None = None
+    for name, value in scope["headers"]:
+        if name == wanted:
+            if found is not None:
+                return None
+            found = value
+    return found
+
+
+def _hash(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
+
+
+def _network(text: str) -> Any:
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"trusted_proxies: found {text!r}; allowed are addresses and networks, "
+            "for example '10.0.0.7' or '10.0.0.0/8'"
+        ) from None
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+def _customer(address: IPv4Address | IPv6Address) -> str:
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+
+
+def _forwarded_for(scope: Scope) -> list[str]:
+    """The hosts of ``X-Forwarded-For``, the nearest first; a chain too long ends in what is no host."""
+    lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    hosts = b",".join(lines).decode("latin-1").rsplit(",", HOPS_MAX) if lines else []
+    # What is longer than any address is not kept in the memory of addresses either.
+    return [_without_port(host.strip()) if len(host) <= HOST_CHARS_MAX else "" for host in reversed(hosts)]
+
+
+def _without_port(host: str) -> str:
+    found = _HOST_PORT.fullmatch(host)
+    return host if found is None else found[1] or found[2]
