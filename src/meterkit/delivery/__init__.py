@@ -1,0 +1,1 @@
+"""Delivery to Stripe: intents, transports, outcomes, the flusher."""

@@ -1,0 +1,50 @@
+"""The seam between the flusher and Stripe: what is sent, and who sends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from meterkit.delivery.outcomes import Outcome
+
+__all__ = ["Intent", "Transport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """Sealed usage on its way to Stripe. What it says never changes; only ``idempotency_key`` may.
+
+    Attributes:
+        identifier: 1 to 100 characters, never used for another value; Stripe counts it once.
+        event_name: the ``event_name`` of the Stripe meter.
+        stripe_customer: ``cus_…``.
+        value: quantity in the meter's unit, from 0 to 10^15 - 1.
+        timestamp: Unix seconds; decides the invoice.
+        idempotency_key: names the attempt; equals ``identifier`` on the first one.
+        customer: the app's own id.
+        meter: the meter's name in the plans file.
+        period: the id of the billing period that the usage belongs to.
+    """
+
+    identifier: str
+    event_name: str
+    stripe_customer: str
+    value: int
+    timestamp: int
+    idempotency_key: str
+    customer: str
+    meter: str
+    period: str
+
+
+class Transport(Protocol):
+    """Delivers intents, one at a time; safe to call concurrently within one event loop."""
+
+    async def send(self, intent: Intent) -> Outcome:
+        """Try once to deliver ``intent``. Raises nothing but cancellation."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections. Closing twice is harmless; what is sent afterwards is not done."""
+        ...

@@ -1,0 +1,241 @@
+"""MeterKit: puts the parts together."""
+
+from __future__ import annotations
+
+import logging
+from asyncio import AbstractEventLoop, Task, gather, get_running_loop
+from contextlib import asynccontextmanager
+from time import time
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+from meterkit.store.customer_id import check_customer
+from meterkit.catalog import Catalog, load
+from meterkit.catalog.quantity import check_quantity
+from meterkit.delivery.flusher import Flusher, FlushReport
+from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.errors import MeterkitError, SettingsError, UnknownMeterError
+from meterkit.settings import Settings
+from meterkit.store.customers import Customers
+from meterkit.store.periods import from_ms, to_ms
+from meterkit.store.program import Demand
+from meterkit.store.store import Store
+from meterkit.store.url import choose_store
+from meterkit.store.usage import usage_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncGenerator, Callable
+    from datetime import datetime
+    from types import TracebackType
+
+    from meterkit.store.decision import Decision
+    from meterkit.store.usage import CustomerUsage
+
+__all__ = ["MeterKit"]
+
+_log = logging.getLogger("meterkit")
+
+
+class MeterKit:
+    """Meters and limits the customers of a service, and delivers what they used to Stripe.
+
+    The constructor reads the plans file and the settings and does no other I/O. A kit may serve several event
+    loops, one after the other or at once, and survives fork.
+
+    Args:
+        plans: the path of the plans file, or a loaded catalog; default: the setting ``plans``, else
+            ``plans.yaml``.
+        clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
+        settings: each setting by its name; see the settings page of the documentation.
+
+    Raises:
+        PlansError: the plans file is refused; with all that is wrong in it.
+        SettingsError: a setting is refused.
+    """
+
+    def __init__(
+        self,
+        plans: str | os.PathLike[str] | Catalog | None = None,
+        *,
+        clock: Callable[[], float] = time,
+        **settings: Any,
+    ) -> None:
+        self.settings = Settings.load(**settings)
+        catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
+        choice = choose_store(self.settings.redis_url, live=self.settings.live)
+        if self.settings.redis_url is None:
+            _log.info("the store is %s: %s", choice.address, choice.why)
+        if not catalog.routes:
+            _log.warning("%s has no routes: no request is decided", catalog.source)
+        self.store = Store(
+            choice.address,
+            catalog,
+            prefix=self.settings.key_prefix,
+            shards=self.settings.shards,
+            timeout_s=self.settings.store_timeout,
+            seal_delay_ms=int(self.settings.flush_interval * 1000),
+            clock=clock,
+        )
+        self.customers = Customers(self.store)
+        self._flushers: WeakKeyDictionary[AbstractEventLoop, Task[None]] = WeakKeyDictionary()
+        self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is sold."""
+        return self.store.catalog
+
+    async def start(self) -> None:
+        """Connect for the running event loop. Counted: each start wants a stop.
+
+        Raises:
+            SettingsError: the store belongs to another number of shards or to a newer release, or the
+                embedded server cannot be run.
+        """
+        loop = get_running_loop()
+        await self.store.start()
+        self._starts[loop] = self._starts.get(loop, 0) + 1
+        if self.settings.flushes and self.settings.stripe_api_key and loop not in self._flushers:
+            self._flushers[loop] = loop.create_task(self._flush_forever())
+
+    async def stop(self) -> None:
+        """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
+        loop = get_running_loop()
+        left = self._starts.get(loop, 0) - 1
+        if left > 0:
+            self._starts[loop] = left
+            return
+        self._starts.pop(loop, None)
+        flusher = self._flushers.pop(loop, None)
+        if flusher is not None:
+            flusher.cancel()
+            await gather(flusher, return_exceptions=True)
+        await self.store.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def check(self, customer: str, meter: str, quantity: int = 1) -> Decision:
+        """Look only: whether the customer may use this much of a meter now. Nothing is counted.
+
+        Raises:
+            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
+            StoreError: the store cannot decide.
+        """
+        demands = self._demands(meter, quantity)
+        return await self.store.check(self.store.accounts.get(check_customer(customer)), demands)
+
+    async def consume(self, customer: str, meter: str, quantity: int = 1) -> Decision:
+        """Count this much now, in rates, used and recorded at once, or be refused and count nothing.
+
+        Raises:
+            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
+            StoreError: the store cannot decide.
+        """
+        demands = self._demands(meter, quantity)
+        return await self.store.consume(self.store.accounts.get(check_customer(customer)), demands)
+
+    async def record(
+        self,
+        customer: str,
+        meter: str,
+        quantity: int,
+        *,
+        event_id: str | None = None,
+        occurred_at: datetime | None = None,
+    ) -> None:
+        """Count this much after the fact; never denied.
+
+        Returns once the store has acknowledged it; where the store is away, after the store timeout, and it is
+        sent as soon as the store is back.
+
+        Args:
+            event_id: the app's own name of this usage; the same one counts once in 35 days.
+            occurred_at: when it happened (aware); default: now. It must lie in the current billing period.
+
+        Raises:
+            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
+            MeterkitError: ``occurred_at`` is naive, in the future, or in a period that is over.
+        """
+        demands = self._demands(meter, quantity)
+        account = self.store.accounts.get(check_customer(customer))
+        if occurred_at is not None:
+            self._check_occurred_at(occurred_at, account.standing.bounds.start_ms)
+        await self.store.record(
+            account, {name: demand.taken for name, demand in demands.items()}, event_id=event_id
+        )
+
+    async def usage(self, customer: str) -> CustomerUsage:
+        """What the customer has used in this period; an unknown one is shown on the default plan.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            StoreError: the store does not answer.
+        """
+        keys = self.store.keys.customer(check_customer(customer))
+        admin = await self.store.admin()
+        reply = await admin.run(self.store.scripts["usage"], [keys.counters, keys.state, keys.totals])
+        return usage_of(customer, self.catalog, reply)
+
+    async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
+        """Deliver to Stripe what is due, once.
+
+        Args:
+            everything: seal what is still open, try at once what waits for a retry, and wait for what may not
+                be sent yet.
+            timeout_s: with ``everything``, how long to wait without progress.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+            StoreError: the store does not answer.
+        """
+        async with self._flusher() as flusher:
+            return await flusher.flush(everything=everything, timeout_s=timeout_s)
+
+    async def _flush_forever(self) -> None:
+        async with self._flusher() as flusher:
+            await flusher.run(every_s=min(5.0, self.settings.flush_interval))
+
+    @asynccontextmanager
+    async def _flusher(self) -> AsyncGenerator[Flusher]:
+        settings = self.settings
+        if settings.stripe_api_key is None:
+            raise SettingsError(
+                "stripe_api_key", "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
+            )
+        if settings.stripe_transport != "v1":
+            raise SettingsError("stripe_transport", "stripe_transport: v2-stream is not in this release; use v1")
+        transport = StripeV1Transport(
+            settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
+        )
+        # https://docs.stripe.com/rate-limits: 1,000 meter events a second live, 25 requests a second in a sandbox.
+        sandbox = not settings.live and settings.stripe_api_base is None
+        try:
+            yield Flusher(self.store, transport, calls_per_s=20.0 if sandbox else 800.0)
+        finally:
+            await transport.close()
+
+    def _check_occurred_at(self, occurred_at: datetime, start_ms: int) -> None:
+        if occurred_at.tzinfo is None:
+            raise MeterkitError("occurred_at: found a naive datetime; give it a time zone, UTC for example")
+        if not start_ms <= to_ms(occurred_at) <= self.store.now_ms() + 60_000:
+            raise MeterkitError(
+                f"occurred_at: found {occurred_at.isoformat()}; it must lie in the customer's current billing "
+                f"period, which began {from_ms(start_ms).isoformat()}, and not in the future"
+            )
+
+    def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
+        found = self.catalog.meters.get(meter)
+        if found is None or found.kind == "gauge" or found.source is not None:
+            meters = self.catalog.meters.items()
+            raise UnknownMeterError.of(
+                meter, (name for name, known in meters if known.kind == "counter" and known.source is None)
+            )
+        return {meter: Demand(needed=check_quantity(quantity), taken=quantity)}

@@ -1,0 +1,118 @@
+"""The emulated account: everything that it remembers, behind one lock."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.customers import Customers
+from meterkit.testing.emulator.exchange import ApiError, Call, Exchange
+from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Faults
+from meterkit.testing.emulator.idempotency import IdempotencyKeys
+from meterkit.testing.emulator.meter_events import MeterEvents
+from meterkit.testing.emulator.meters import Meters
+from meterkit.testing.emulator.summaries import list_summaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator
+
+    from meterkit.testing.emulator.exchange import JsonObject
+
+__all__ = ["Account", "Limits"]
+
+EXCHANGES_MAX: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How the emulated account behaves; see ``StripeEmulator``."""
+
+    clock: Callable[[], float]
+    api_keys: Collection[str] | None
+    latency_s: float
+    rate_limit_per_s: int | None
+    summary_lag_s: float
+    identifier_memory_s: float
+    refuse_unknown_customers: bool
+
+
+class Account:
+    """What the emulator remembers. Hold ``lock`` to look at it from another thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.lock = threading.RLock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self.lock:
+            self.customers = Customers()
+            self.meters = Meters()
+            self.events = MeterEvents(
+                customers=self.customers,
+                meters=self.meters,
+                identifier_memory_s=self.limits.identifier_memory_s,
+                refuse_unknown_customers=self.limits.refuse_unknown_customers,
+            )
+            self.keys = IdempotencyKeys()
+            self.faults = Faults()
+            self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
+            self._busy: set[tuple[str, str]] = set()
+            self._calls_in_second: Counter[int] = Counter()
+
+    def summaries(self, call: Call) -> JsonObject:
+        """``GET /v1/billing/meters/{id}/event_summaries``."""
+        return list_summaries(
+            call,
+            meter=self.meters.find(call.object_id),
+            events=self.events.accepted,
+            lag_s=self.limits.summary_lag_s,
+        )
+
+    def limit_rate(self, *, now: float) -> None:
+        """Count one call. Raises ApiError, 429, if the second has had its share."""
+        allowed = self.limits.rate_limit_per_s
+        if allowed is None:
+            return
+        with self.lock:
+            second = int(now)
+            if second not in self._calls_in_second:
+                self._calls_in_second.clear()
+            self._calls_in_second[second] += 1
+            if self._calls_in_second[second] > allowed:
+                raise _too_many("Request rate limit exceeded.", reason="global-rate")
+
+    @contextmanager
+    def exclusive(self, call: Call) -> Generator[None]:
+        """Hold the (customer, meter) of a meter event. Raises ApiError, 429, if another call holds it."""
+        if call.path != METER_EVENTS:
+            yield
+            return
+        payload = call.params.texts("payload")
+        pair = (payload.get("stripe_customer_id", ""), call.params.text("event_name") or "")
+        busy = self._busy
+        with self.lock:
+            if pair in busy:
+                raise _too_many(
+                    "Another request for this customer and meter is in progress.", reason="resource-specific"
+                )
+            busy.add(pair)
+        try:
+            yield
+        finally:
+            with self.lock:
+                busy.discard(pair)
+
+
+def _too_many(message: str, *, reason: str) -> ApiError:
+    return ApiError(
+        message,
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        code="rate_limit",
+        headers={REASON_HEADER: reason},
+    )

@@ -1,0 +1,231 @@
+"""The way of one API request: key, rate, idempotency, fault, effect, answer."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import replace
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from meterkit.testing.emulator.exchange import ApiError, Call, Exchange, Reply, new_id
+from meterkit.testing.emulator.params import Params
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.exchange import JsonObject
+    from meterkit.testing.emulator.faults import Fault
+
+    Abort = Callable[[Scope, bool], bool]
+    Operation = Callable[[Account, Call], JsonObject]
+
+__all__ = ["Api"]
+
+OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/customers", lambda account, call: account.customers.create(call)),
+    ("GET", "/v1/customers", lambda account, call: account.customers.list(call)),
+    ("GET", "/v1/customers/{id}", lambda account, call: account.customers.retrieve(call)),
+    ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
+    ("DELETE", "/v1/customers/{id}", lambda account, call: account.customers.delete(call)),
+    ("POST", "/v1/billing/meters", lambda account, call: account.meters.create(call)),
+    ("GET", "/v1/billing/meters", lambda account, call: account.meters.list(call)),
+    ("GET", "/v1/billing/meters/{id}", lambda account, call: account.meters.retrieve(call)),
+    ("POST", "/v1/billing/meters/{id}", lambda account, call: account.meters.update(call)),
+    ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.deactivate(call)),
+    ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.reactivate(call)),
+    ("GET", "/v1/billing/meters/{id}/event_summaries", lambda account, call: account.summaries(call)),
+    ("POST", "/v1/billing/meter_events", lambda account, call: account.events.create(call)),
+)
+KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
+# What may be tried again says so itself, or says nothing.
+RETRIED: Final = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
+NO_KEY: Final = (
+    "You did not provide an API key. You need to provide your API key in the Authorization header, using "
+    "Bearer auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY')."
+)
+
+
+class Api:
+    """Stripe's HTTP interface over an emulated account.
+
+    Args:
+        account: what it reads and changes.
+        abort: closes the connection of a scope without an answer, with a reset if the second argument is
+            true; returns False where it cannot.
+    """
+
+    def __init__(self, account: Account, *, abort: Abort) -> None:
+        self._account = account
+        self._abort = abort
+        self.routes = [
+            Route(path, self._endpoint(operation), methods=[method]) for method, path, operation in OPERATIONS
+        ]
+
+    async def unknown(self, request: Request, error: Exception) -> Response:
+        """Answer a path or a method that Stripe does not have."""
+        del error
+        refusal = ApiError(
+            f"Unrecognized request URL ({request.method}: {request.url.path}).", status=HTTPStatus.NOT_FOUND
+        )
+        return self._response(refusal.reply, request=request, headers={"request-id": new_id("req")})
+
+    def _endpoint(self, operation: Operation) -> Callable[[Request], object]:
+        async def endpoint(request: Request) -> Response:
+            return await self._answer(request, operation=operation)
+
+        return endpoint
+
+    async def _answer(self, request: Request, *, operation: Operation) -> Response:
+        request_id = new_id("req")
+        headers = {"request-id": request_id}
+        identifier: str | None = None
+        cut: Fault | None = None
+        try:
+            call = await self._call(request)
+            identifier = call.params.text("identifier")
+            self._account.limit_rate(now=call.now)
+            with self._account.lock:
+                stored = self._account.keys.begin(call, request_id=request_id)
+            if stored is not None:
+                reply = stored.reply
+                headers |= {"idempotent-replayed": "true", "original-request": stored.request_id}
+            else:
+                reply, cut = await self._execute(call, request=request, operation=operation)
+        except ApiError as error:
+            reply = error.reply
+        self._account.exchanges.append(
+            Exchange(
+                method=request.method,
+                path=request.url.path,
+                idempotency_key=request.headers.get("idempotency-key"),
+                identifier=identifier,
+                status=0 if cut or reply is None else int(reply.status),
+                replayed="idempotent-replayed" in headers,
+            )
+        )
+        if cut is not None or reply is None:
+            return _Cut(self._abort, reset=cut is not None and cut.action == "reset")
+        return self._response(reply, request=request, headers=headers)
+
+    async def _execute(
+        self, call: Call, *, request: Request, operation: Operation
+    ) -> tuple[Reply | None, Fault | None]:
+        """Return the answer, None where nothing took effect, and the fault that keeps it from being sent."""
+        account = self._account
+        keys, reply, cut = account.keys, None, None
+        try:
+            with account.exclusive(call):
+                reply, cut = await self._perform(call, request=request, operation=operation)
+        finally:
+            with account.lock:
+                keys.finish(call, reply=reply)
+        return reply, cut
+
+    async def _perform(
+        self, call: Call, *, request: Request, operation: Operation
+    ) -> tuple[Reply | None, Fault | None]:
+        with self._account.lock:
+            fault = self._account.faults.take(call)
+        await anyio.sleep(self._account.limits.latency_s)
+        if fault is None or fault.action == "lose":
+            return self._effect(replace(call, lose=fault is not None), operation=operation), None
+        reply = self._effect(call, operation=operation) if fault.when == "after" else None
+        if fault.action == "error":
+            return fault.reply, None
+        if fault.action == "delay":
+            await anyio.sleep(fault.delay_s)
+            return reply or self._effect(call, operation=operation), None
+        if fault.action == "hang":
+            await _until_gone(request)
+        return reply, fault
+
+    def _effect(self, call: Call, *, operation: Operation) -> Reply:
+        with self._account.lock:
+            try:
+                return Reply(status=HTTPStatus.OK, body=operation(self._account, call))
+            except ApiError as error:
+                return error.reply
+
+    def _response(self, reply: Reply, *, request: Request, headers: Mapping[str, str]) -> Response:
+        refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        retry = {"stripe-should-retry": "false"} if refused and reply.status not in RETRIED else {}
+        echoed = {
+            name: request.headers[name]
+            for name in ("idempotency-key", "stripe-version")
+            if name in request.headers
+        }
+        date = {"date": formatdate(self._account.limits.clock(), usegmt=True)}
+        return JSONResponse(
+            reply.body,
+            status_code=reply.status,
+            headers={**date, **echoed, **retry, **headers, **reply.headers},
+        )
+
+    async def _call(self, request: Request) -> Call:
+        livemode = _authenticate(request, accepted=self._account.limits.api_keys)
+        sent = await request.body() if request.method == "POST" else request.url.query.encode()
+        return Call(
+            method=request.method,
+            path=request.url.path,
+            params=Params(sent.decode("utf-8", "replace")),
+            now=self._account.limits.clock(),
+            livemode=livemode,
+            idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
+            object_id=str(request.path_params.get("id", "")),
+        )
+
+
+class _Cut(Response):
+    """No answer at all: the connection is closed instead."""
+
+    def __init__(self, abort: Abort, *, reset: bool) -> None:
+        super().__init__()
+        self._abort = abort
+        self._reset = reset
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del send
+        if not self._abort(scope, self._reset):
+            raise ConnectionResetError("the emulator was told to close this connection without an answer")
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _authenticate(request: Request, *, accepted: Collection[str] | None) -> bool:
+    """Return whether the key is a live one. Raises ApiError, 401, if there is none or it is not accepted."""
+    scheme, _, credential = request.headers.get("authorization", "").partition(" ")
+    key = credential.strip()
+    if scheme.lower() == "basic":
+        key = _basic_user(key)
+    if not key:
+        raise ApiError(NO_KEY, status=HTTPStatus.UNAUTHORIZED)
+    valid = key in accepted if accepted is not None else key.startswith(KEY_PREFIXES)
+    if not valid:
+        raise ApiError(f"Invalid API Key provided: {_masked(key)}", status=HTTPStatus.UNAUTHORIZED)
+    return "_live_" in key
+
+
+def _basic_user(credential: str) -> str:
+    try:
+        return base64.b64decode(credential, validate=True).decode().partition(":")[0]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+def _masked(key: str) -> str:
+    return f"{key[:8]}{'*' * 20}{key[-4:]}"

@@ -1,0 +1,246 @@
+"""The Stripe emulator that tests and demonstrations hold in their hands."""
+
+from __future__ import annotations
+
+import sys
+import time
+from decimal import Decimal
+from http import HTTPStatus
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from starlette.applications import Starlette
+
+from meterkit.testing.emulator.account import Account, Limits
+from meterkit.testing.emulator.api import Api
+from meterkit.testing.emulator.control import Control
+from meterkit.testing.emulator.customers import Customer
+from meterkit.testing.emulator.exchange import new_id
+from meterkit.testing.emulator.faults import METER_EVENTS, Fault
+from meterkit.testing.emulator.meters import Meter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import ModuleType
+
+    from starlette.types import ASGIApp, Scope
+
+    from meterkit.testing.emulator.exchange import Exchange
+    from meterkit.testing.emulator.faults import Action, When
+    from meterkit.testing.emulator.meter_events import MeterEvent
+
+__all__ = ["StripeEmulator"]
+
+DAY_S: Final = 86_400
+LOOPBACK: Final = "127.0.0.1"
+SERVER: Final = "meterkit.testing.emulator.server"
+
+
+class StripeEmulator:
+    """A Stripe account in memory: customers, billing meters, meter events v1 and their summaries.
+
+    It is reached over HTTP, by the official SDK or anything else::
+
+        emulator = StripeEmulator()
+        with emulator.running() as url:
+            stripe = StripeClient("sk_test_1", base_addresses={"api": url, "meter_events": url})
+
+    It refuses what Stripe refuses, in Stripe's words: an identifier a second time, timestamps out of
+    bounds, more than one call at a time for a customer and meter. What Stripe leaves open is decided the
+    harder way for the client.
+
+    Args:
+        clock: Unix seconds; everything that depends on time reads it, delays and latency aside.
+        api_keys: the keys that are accepted; None: any that begins like a secret or restricted key.
+        latency_s: how long every call takes, in real seconds.
+        rate_limit_per_s: calls per second of ``clock`` before 429; None: no limit.
+        summary_lag_s: how long an accepted event is missing in summaries.
+        identifier_memory_s: how long an identifier is refused a second time.
+        refuse_unknown_customers: else their events are answered with 200 and not counted. Both have been
+            observed.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        api_keys: Collection[str] | None = None,
+        latency_s: float = 0.0,
+        rate_limit_per_s: int | None = None,
+        summary_lag_s: float = 0.0,
+        identifier_memory_s: float = DAY_S,
+        refuse_unknown_customers: bool = True,
+    ) -> None:
+        self._clock = clock
+        self._account = Account(
+            Limits(
+                clock=clock,
+                api_keys=api_keys,
+                latency_s=latency_s,
+                rate_limit_per_s=rate_limit_per_s,
+                summary_lag_s=summary_lag_s,
+                identifier_memory_s=identifier_memory_s,
+                refuse_unknown_customers=refuse_unknown_customers,
+            )
+        )
+        api = Api(self._account, abort=_abort)
+        self._app = Starlette(
+            routes=[*api.routes, *Control(self._account).routes],
+            exception_handlers={
+                HTTPStatus.NOT_FOUND: api.unknown,
+                HTTPStatus.METHOD_NOT_ALLOWED: api.unknown,
+            },
+        )
+
+    @property
+    def app(self) -> ASGIApp:
+        """The emulator as an ASGI app. Only :meth:`serve` and :meth:`running` can drop connections."""
+        return self._app
+
+    def serve(self, *, host: str = LOOPBACK, port: int = 0) -> AbstractAsyncContextManager[str]:
+        """Serve in the running loop: ``async with emulator.serve() as url:``. Port 0 takes a free one.
+
+        Raises:
+            ImportError: if uvicorn is not installed.
+        """
+        served: AbstractAsyncContextManager[str] = _server().serve(self._app, host=host, port=port)
+        return served
+
+    def running(self, *, host: str = LOOPBACK, port: int = 0) -> AbstractContextManager[str]:
+        """Serve in a thread: ``with emulator.running() as url:``. Port 0 takes a free one.
+
+        Raises:
+            ImportError: if uvicorn is not installed.
+        """
+        served: AbstractContextManager[str] = _server().running(self._app, host=host, port=port)
+        return served
+
+    def serve_forever(self, *, port: int, host: str = LOOPBACK) -> None:
+        """Serve until the process is told to stop.
+
+        Raises:
+            ImportError: if uvicorn is not installed.
+        """
+        _server().serve_forever(self._app, host=host, port=port)
+
+    def add_customer(self, customer_id: str | None = None, *, name: str | None = None) -> str:
+        """Add a customer, under an id of the caller's choice if given. Returns the id.
+
+        Raises:
+            ValueError: if the id is taken.
+        """
+        customer = Customer(id=customer_id or new_id("cus"), created=int(self._clock()))
+        customer.texts["name"] = name
+        with self._account.lock:
+            self._account.customers.add(customer)
+        return customer.id
+
+    def add_meter(self, event_name: str, *, formula: str = "sum", time_window: str | None = None) -> str:
+        """Add an active meter. Returns its id.
+
+        Raises:
+            ValueError: if an active meter has this event name.
+        """
+        now = int(self._clock())
+        meter = Meter(
+            id=new_id("mtr_test", length=31),
+            event_name=event_name,
+            display_name=event_name,
+            formula=formula,
+            time_window=time_window,
+            created=now,
+            updated=now,
+        )
+        with self._account.lock:
+            if self._account.meters.active(event_name) is not None:
+                raise ValueError(f"there is already an active meter with the event name {event_name}")
+            self._account.meters.add(meter)
+        return meter.id
+
+    @property
+    def events(self) -> tuple[MeterEvent, ...]:
+        """All events that were accepted, in the order of their arrival."""
+        with self._account.lock:
+            return tuple(self._account.events.accepted)
+
+    @property
+    def requests(self) -> tuple[Exchange, ...]:
+        """The last 100,000 API requests and what became of them, in the order of their end."""
+        with self._account.lock:
+            return tuple(self._account.exchanges)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The faults that can still happen."""
+        with self._account.lock:
+            return self._account.faults.pending
+
+    def accepted(self, customer: str, event_name: str) -> Decimal:
+        """Return the sum of what counts for a customer: what invoices and summaries will show."""
+        return sum(
+            (
+                event.value
+                for event in self.events
+                if event.counted and event.customer == customer and event.event_name == event_name
+            ),
+            Decimal(0),
+        )
+
+    def fail_next(
+        self,
+        action: Action,
+        *,
+        when: When = "before",
+        times: int | None = 1,
+        skip: int = 0,
+        customer: str | None = None,
+        event_name: str | None = None,
+        path: str = METER_EVENTS,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        code: str | None = None,
+        message: str | None = None,
+        delay_s: float = 0.0,
+    ) -> None:
+        """Have the next matching requests go wrong; see :class:`Fault` for the words.
+
+        ``fail_next("drop", when="after")``: the next event is counted and the answer is lost.
+        ``fail_next("error", status=429, times=3)``: the next three calls are refused.
+
+        Raises:
+            ValueError: if there is no such fault.
+        """
+        fault = Fault(
+            action=action,
+            when=when,
+            times=times,
+            skip=skip,
+            customer=customer,
+            event_name=event_name,
+            path=path,
+            status=status,
+            code=code,
+            message=message,
+            delay_s=delay_s,
+        )
+        with self._account.lock:
+            self._account.faults.add(fault)
+
+    def clear_faults(self) -> None:
+        """Forget the faults to come."""
+        with self._account.lock:
+            self._account.faults.clear()
+
+    def reset(self) -> None:
+        """Forget everything: customers, meters, events, keys, faults."""
+        self._account.reset()
+
+
+def _server() -> ModuleType:
+    # Needs uvicorn, which an emulator that is only mounted somewhere does without.
+    return import_module(SERVER)
+
+
+def _abort(scope: Scope, reset: bool) -> bool:
+    server = sys.modules.get(SERVER)
+    return server is not None and bool(server.abort(scope, reset))

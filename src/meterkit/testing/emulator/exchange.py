@@ -1,0 +1,116 @@
+"""What goes in and out of the emulator: requests, replies, errors."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.testing.emulator.params import Params
+
+__all__ = ["ApiError", "Call", "Exchange", "JsonObject", "Reply", "new_id"]
+
+JsonObject = dict[str, object]
+ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def new_id(prefix: str, *, length: int = 14) -> str:
+    """Return a fresh id as Stripe forms them: ``cus_`` and 14 letters or digits."""
+    return f"{prefix}_{''.join(secrets.choice(ALPHABET) for _ in range(length))}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One authenticated request.
+
+    Attributes:
+        now: the emulator's clock in Unix seconds.
+        object_id: the id in the path, or an empty text.
+        lose: whether a fault wants the event answered with 200 and not counted.
+    """
+
+    method: str
+    path: str
+    params: Params
+    now: float
+    livemode: bool
+    idempotency_key: str | None
+    object_id: str = ""
+    lose: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        stored: whether a repetition of the idempotency key gets this answer again.
+    """
+
+    status: int
+    body: JsonObject
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    stored: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One request that the emulator has seen, and what became of it.
+
+    Attributes:
+        identifier: of the meter event, if it was one.
+        status: of the answer; 0 where none was sent.
+        replayed: whether the answer was that of an earlier request with the same idempotency key.
+    """
+
+    method: str
+    path: str
+    idempotency_key: str | None
+    identifier: str | None
+    status: int
+    replayed: bool
+
+
+class ApiError(Exception):
+    """A refusal, in Stripe's words.
+
+    Attributes:
+        status: of the answer.
+        body: the error envelope.
+        stored: whether a repetition of the idempotency key gets this answer again. Stripe stores what an
+            endpoint answered once it had begun to execute, and not what was refused before.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = HTTPStatus.BAD_REQUEST,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        stored: bool = False,
+    ) -> None:
+        super().__init__(message)
+        error: JsonObject = {"message": message, "type": kind}
+        if code is not None:
+            error |= {
+                "code": code,
+                "doc_url": f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}",
+            }
+        if param is not None:
+            error["param"] = param
+        self.status = status
+        self.body: JsonObject = {"error": error}
+        self.headers = dict(headers or {})
+        self.stored = stored
+
+    @property
+    def reply(self) -> Reply:
+        """This refusal as an answer."""
+        return Reply(status=self.status, body=self.body, headers=self.headers, stored=self.stored)

@@ -1,0 +1,185 @@
+"""Meter events v1: what is accepted, what is refused, and what counts."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.exchange import ApiError, Call, JsonObject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.testing.emulator.customers import Customers
+    from meterkit.testing.emulator.meters import Meter, Meters
+
+__all__ = ["MeterEvent", "MeterEvents"]
+
+PAST_S_MAX: Final = 35 * 86_400
+FUTURE_S_MAX: Final = 5 * 60
+DIGITS_MAX: Final = 15
+NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterEvent:
+    """An event that was answered with 200.
+
+    Attributes:
+        meter: id of the meter it went to.
+        customer: Stripe's id of the customer.
+        value: 1 for a meter that counts.
+        timestamp: Unix seconds; decides the invoice.
+        received_at: Unix seconds by the emulator's clock.
+        counted: False where it was answered with 200 and yet is in no summary and on no invoice.
+    """
+
+    identifier: str
+    event_name: str
+    meter: str
+    customer: str
+    value: Decimal
+    timestamp: int
+    received_at: float
+    livemode: bool
+    payload: Mapping[str, str]
+    counted: bool = True
+
+    def to_json(self) -> JsonObject:
+        """Return the event as Stripe shows it."""
+        return {
+            "object": "billing.meter_event",
+            "created": int(self.received_at),
+            "event_name": self.event_name,
+            "identifier": self.identifier,
+            "livemode": self.livemode,
+            "payload": dict(self.payload),
+            "timestamp": self.timestamp,
+        }
+
+
+class MeterEvents:
+    """All accepted events, in the order of their arrival.
+
+    Args:
+        customers: must exist for an event to be accepted.
+        meters: must be active for an event to be accepted.
+        identifier_memory_s: how long an identifier is refused a second time.
+        refuse_unknown_customers: else their events are answered with 200 and not counted.
+    """
+
+    def __init__(
+        self,
+        *,
+        customers: Customers,
+        meters: Meters,
+        identifier_memory_s: float,
+        refuse_unknown_customers: bool,
+    ) -> None:
+        self.accepted: list[MeterEvent] = []
+        self._customers = customers
+        self._meters = meters
+        self._identifier_memory_s = identifier_memory_s
+        self._refuse_unknown_customers = refuse_unknown_customers
+        self._received_at: dict[str, float] = {}
+
+    def create(self, call: Call) -> JsonObject:
+        """``POST /v1/billing/meter_events``."""
+        params = call.params
+        params.only("event_name", "payload", "identifier", "timestamp")
+        event_name = params.required("event_name", length_max=100)
+        payload = params.texts("payload")
+        if not payload:
+            raise ApiError("Missing required param: payload.", code="parameter_missing", param="payload")
+        identifier = params.text("identifier", length_max=100) or str(uuid.uuid4())
+        timestamp = params.integer("timestamp")
+        meter = self._meters.active(event_name)
+        if meter is None:
+            message = f"Invalid event_name: {event_name}. No active meter found with this event name."
+            raise ApiError(message, param="event_name", stored=True)
+        event = MeterEvent(
+            identifier=identifier,
+            event_name=event_name,
+            meter=meter.id,
+            customer=_payload(payload, key=meter.customer_key),
+            value=_value(payload, meter=meter),
+            timestamp=int(call.now) if timestamp is None else timestamp,
+            received_at=call.now,
+            livemode=call.livemode,
+            payload=payload,
+        )
+        return self._accept(event, lose=call.lose).to_json()
+
+    def _accept(self, event: MeterEvent, *, lose: bool) -> MeterEvent:
+        now = event.received_at
+        self._forget(now=now)
+        _check_timestamp(event.timestamp, now=now)
+        known = self._customers.exists(event.customer)
+        if not known and self._refuse_unknown_customers:
+            raise ApiError(
+                f"No such customer: '{event.customer}'",
+                code="resource_missing",
+                param="payload[stripe_customer_id]",
+                stored=True,
+            )
+        if event.identifier in self._received_at:
+            raise ApiError(f"An event already exists with identifier {event.identifier}.", stored=True)
+        if lose or not known:
+            event = replace(event, counted=False)
+        self._received_at[event.identifier] = now
+        self.accepted.append(event)
+        return event
+
+    def _forget(self, *, now: float) -> None:
+        """Identifiers are unique "within a rolling period of at least 24 hours": here, of exactly that."""
+        while self._received_at:
+            oldest = next(iter(self._received_at))
+            if now - self._received_at[oldest] < self._identifier_memory_s:
+                return
+            del self._received_at[oldest]
+
+
+def _payload(payload: Mapping[str, str], *, key: str) -> str:
+    value = payload.get(key)
+    if not value:
+        name = f"payload[{key}]"
+        raise ApiError(f"Missing required param: {name}.", code="parameter_missing", param=name)
+    return value
+
+
+def _value(payload: Mapping[str, str], *, meter: Meter) -> Decimal:
+    if meter.formula == "count":
+        return Decimal(1)
+    value = _payload(payload, key=meter.value_key)
+    param = f"payload[{meter.value_key}]"
+    if not NUMBER.fullmatch(value):
+        raise ApiError(f"The value in the event payload is not a number. Received {value}.", param=param)
+    digits = value.lstrip("-").replace(".", "").lstrip("0")
+    if len(digits) > DIGITS_MAX:
+        raise ApiError(
+            f"The value in the event payload can have at most {DIGITS_MAX} digits. Received {value}.",
+            param=param,
+            stored=True,
+        )
+    return Decimal(value)
+
+
+def _check_timestamp(timestamp: int, *, now: float) -> None:
+    earliest, latest = int(now) - PAST_S_MAX, int(now) + FUTURE_S_MAX
+    if timestamp < earliest:
+        raise ApiError(
+            "The event timestamp cannot be more than 35 days in past. "
+            f"Expected a timestamp greater than or equal to {earliest}.",
+            param="timestamp",
+            stored=True,
+        )
+    if timestamp > latest:
+        raise ApiError(
+            "The event timestamp cannot be more than 5 minutes in the future. "
+            f"Expected a timestamp less than or equal to {latest}.",
+            param="timestamp",
+            stored=True,
+        )

@@ -1,0 +1,170 @@
+"""Billing meters: create, retrieve, list, update, deactivate, reactivate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from meterkit.testing.emulator.exchange import ApiError, Call, JsonObject, new_id
+from meterkit.testing.emulator.lists import page
+
+__all__ = ["Meter", "Meters"]
+
+FORMULAS: Final = ("count", "last", "sum")
+WINDOWS: Final = ("day", "hour")
+
+
+@dataclass(slots=True, kw_only=True)
+class Meter:
+    """A billing meter.
+
+    Attributes:
+        formula: ``sum``, ``count`` or ``last``.
+        time_window: with ``hour`` or ``day`` only the last event of each counts; None: all do.
+        created: Unix seconds, as are ``updated`` and ``deactivated_at``.
+        deactivated_at: None while the meter is active.
+    """
+
+    id: str
+    event_name: str
+    display_name: str
+    formula: str
+    created: int
+    updated: int
+    livemode: bool = False
+    time_window: str | None = None
+    customer_key: str = "stripe_customer_id"
+    value_key: str = "value"
+    deactivated_at: int | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether events are accepted."""
+        return self.deactivated_at is None
+
+    def to_json(self) -> JsonObject:
+        """Return the meter as Stripe shows it."""
+        return {
+            "id": self.id,
+            "object": "billing.meter",
+            "created": self.created,
+            "customer_mapping": {"event_payload_key": self.customer_key, "type": "by_id"},
+            "default_aggregation": {"formula": self.formula},
+            "display_name": self.display_name,
+            "event_name": self.event_name,
+            "event_time_window": self.time_window,
+            "livemode": self.livemode,
+            "status": "active" if self.active else "inactive",
+            "status_transitions": {"deactivated_at": self.deactivated_at},
+            "updated": self.updated,
+            "value_settings": {"event_payload_key": self.value_key},
+        }
+
+
+class Meters:
+    """All meters of the emulated account, by id, oldest first."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Meter] = {}
+
+    def active(self, event_name: str) -> Meter | None:
+        """Return the active meter of an event name, or None."""
+        found = (meter for meter in self._by_id.values() if meter.event_name == event_name and meter.active)
+        return next(found, None)
+
+    def find(self, meter_id: str) -> Meter:
+        """Return a meter. Raises ApiError, 404, if there is none."""
+        meter = self._by_id.get(meter_id)
+        if meter is None:
+            raise ApiError(
+                f"No such meter: '{meter_id}'",
+                status=HTTPStatus.NOT_FOUND,
+                code="resource_missing",
+                param="id",
+            )
+        return meter
+
+    def add(self, meter: Meter) -> None:
+        """Take over a meter that was made elsewhere. Raises ApiError if its event name is in use."""
+        self._refuse_taken(meter.event_name)
+        self._by_id[meter.id] = meter
+
+    def create(self, call: Call) -> JsonObject:
+        """``POST /v1/billing/meters``."""
+        params, now = call.params, int(call.now)
+        params.only(
+            "display_name",
+            "event_name",
+            "default_aggregation",
+            "customer_mapping",
+            "value_settings",
+            "event_time_window",
+        )
+        params.required("default_aggregation[formula]")
+        meter = Meter(
+            id=new_id("mtr_live" if call.livemode else "mtr_test", length=31),
+            event_name=params.required("event_name", length_max=100),
+            display_name=params.required("display_name", length_max=250),
+            formula=params.choice("default_aggregation[formula]", FORMULAS) or "",
+            time_window=params.choice("event_time_window", WINDOWS),
+            created=now,
+            updated=now,
+            livemode=call.livemode,
+        )
+        if "customer_mapping" in params:
+            params.choice("customer_mapping[type]", ("by_id",))
+            meter.customer_key = params.required("customer_mapping[event_payload_key]", length_max=100)
+        if "value_settings" in params:
+            meter.value_key = params.required("value_settings[event_payload_key]", length_max=100)
+        self.add(meter)
+        return meter.to_json()
+
+    def retrieve(self, call: Call) -> JsonObject:
+        """``GET /v1/billing/meters/{id}``."""
+        call.params.only()
+        return self.find(call.object_id).to_json()
+
+    def update(self, call: Call) -> JsonObject:
+        """``POST /v1/billing/meters/{id}``; only ``display_name`` can change."""
+        call.params.only("display_name")
+        meter = self.find(call.object_id)
+        if "display_name" in call.params:
+            meter.display_name = call.params.required("display_name", length_max=250)
+            meter.updated = int(call.now)
+        return meter.to_json()
+
+    def deactivate(self, call: Call) -> JsonObject:
+        """``POST /v1/billing/meters/{id}/deactivate``."""
+        call.params.only()
+        meter = self.find(call.object_id)
+        if not meter.active:
+            raise ApiError("This meter is already inactive.")
+        meter.deactivated_at = meter.updated = int(call.now)
+        return meter.to_json()
+
+    def reactivate(self, call: Call) -> JsonObject:
+        """``POST /v1/billing/meters/{id}/reactivate``."""
+        call.params.only()
+        meter = self.find(call.object_id)
+        if meter.active:
+            raise ApiError("This meter is already active.")
+        self._refuse_taken(meter.event_name)
+        meter.deactivated_at = None
+        meter.updated = int(call.now)
+        return meter.to_json()
+
+    def list(self, call: Call) -> JsonObject:
+        """``GET /v1/billing/meters``, newest first."""
+        call.params.only("status", "limit", "starting_after", "ending_before")
+        status = call.params.choice("status", ("active", "inactive"))
+        found = [
+            meter
+            for meter in reversed(self._by_id.values())
+            if status is None or meter.active == (status == "active")
+        ]
+        return page(found, params=call.params, url="/v1/billing/meters")
+
+    def _refuse_taken(self, event_name: str) -> None:
+        if self.active(event_name) is not None:
+            raise ApiError(f"An active meter already uses the event name {event_name}.", param="event_name")

@@ -1,0 +1,123 @@
+"""The emulator on a port: a real server, so that real clients meet real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Final, cast
+
+try:
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ImportError as error:
+    raise ImportError("serving the Stripe emulator needs uvicorn: pip install 'meterkit[cli]'") from error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+
+    from starlette.types import ASGIApp, Scope
+
+__all__ = ["abort", "running", "serve", "serve_forever"]
+
+BACKLOG: Final = 128
+SHUTDOWN_S: Final = 1
+# On, for 0 seconds: closing discards what is unsent and sends a reset.
+LINGER_RESET: Final = struct.pack("ii", 1, 0)
+
+Peers = tuple[object, object]
+_transports: dict[Peers, asyncio.Transport] = {}
+
+
+class _Protocol(H11Protocol):
+    """Uvicorn's protocol, which also remembers whose connection is whose."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast("asyncio.Transport", transport)
+        super().connection_made(stream)
+        _transports[self.client, self.server] = stream
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        _transports.pop((self.client, self.server), None)
+        super().connection_lost(exc)
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the process that it is a guest of."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def abort(scope: Scope, reset: bool) -> bool:
+    """Close the connection of a request without an answer. Returns False if it is not of this server."""
+    transport = _transports.get((scope.get("client"), scope.get("server")))
+    if transport is None:
+        return False
+    connection = transport.get_extra_info("socket")
+    if reset and connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+    transport.abort()
+    return True
+
+
+@contextlib.asynccontextmanager
+async def serve(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[str]:
+    """Serve ``app`` in the running loop; port 0 takes a free one. Yields its URL."""
+    with _listening(host, port=port) as (listener, url):
+        server = _Server(_config(app))
+        task = asyncio.create_task(server.serve(sockets=[listener]), name="stripe-emulator")
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            await task
+
+
+@contextlib.contextmanager
+def running(app: ASGIApp, *, host: str, port: int) -> Generator[str]:
+    """Serve ``app`` in a thread of its own; port 0 takes a free one. Yields its URL."""
+    with _listening(host, port=port) as (listener, url):
+        server = _Server(_config(app))
+        thread = threading.Thread(
+            target=lambda: asyncio.run(server.serve(sockets=[listener])), name="stripe-emulator", daemon=True
+        )
+        thread.start()
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def serve_forever(app: ASGIApp, *, host: str, port: int) -> None:
+    """Serve ``app`` until the process is told to stop (SIGINT, SIGTERM)."""
+    with _listening(host, port=port) as (listener, _):
+        asyncio.run(uvicorn.Server(_config(app)).serve(sockets=[listener]))
+
+
+@contextlib.contextmanager
+def _listening(host: str, *, port: int) -> Generator[tuple[socket.socket, str]]:
+    # Listening from here on, so that a client may connect before the loop has come to the server.
+    with socket.create_server((host, port), backlog=BACKLOG) as listener:
+        yield listener, f"http://{host}:{listener.getsockname()[1]}"
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )

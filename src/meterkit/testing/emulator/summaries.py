@@ -1,0 +1,112 @@
+"""Meter event summaries: what Stripe has counted for a customer in a span of minutes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.exchange import ApiError, Call, JsonObject
+from meterkit.testing.emulator.lists import page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from meterkit.testing.emulator.meter_events import MeterEvent
+    from meterkit.testing.emulator.meters import Meter
+
+__all__ = ["Summary", "list_summaries"]
+
+SPANS_S: Final = {"hour": 3_600, "day": 86_400}
+MINUTE_S: Final = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The aggregate of one customer's events with ``start_time`` ≤ timestamp < ``end_time``."""
+
+    id: str
+    meter: str
+    start_time: int
+    end_time: int
+    value: Decimal
+    livemode: bool
+
+    def to_json(self) -> JsonObject:
+        """Return the summary as Stripe shows it; the value is a float there."""
+        return {
+            "id": self.id,
+            "object": "billing.meter_event_summary",
+            "aggregated_value": float(self.value),
+            "end_time": self.end_time,
+            "livemode": self.livemode,
+            "meter": self.meter,
+            "start_time": self.start_time,
+        }
+
+
+def list_summaries(call: Call, *, meter: Meter, events: Iterable[MeterEvent], lag_s: float) -> JsonObject:
+    """``GET /v1/billing/meters/{id}/event_summaries``, latest window first.
+
+    Without ``value_grouping_window`` there is exactly one summary. Events that arrived less than
+    ``lag_s`` ago are not in it yet.
+    """
+    params = call.params
+    paging = ("limit", "starting_after", "ending_before")
+    params.only("customer", "start_time", "end_time", "value_grouping_window", *paging)
+    customer = params.required("customer")
+    grouping = params.choice("value_grouping_window", tuple(SPANS_S))
+    start, end = _bound(call, "start_time", grouping=grouping), _bound(call, "end_time", grouping=grouping)
+    if start >= end:
+        raise ApiError(f"end_time must be after start_time ({start}). Received {end}.", param="end_time")
+    visible = [
+        event
+        for event in events
+        if event.counted
+        and event.meter == meter.id
+        and event.customer == customer
+        and start <= event.timestamp < end
+        and event.received_at + lag_s <= call.now
+    ]
+    span = SPANS_S[grouping] if grouping else end - start
+    summaries = [
+        _summary(visible, meter=meter, customer=customer, start=at, end=at + span)
+        for at in reversed(range(start, end, span))
+    ]
+    return page(summaries, params=params, url=f"/v1/billing/meters/{meter.id}/event_summaries")
+
+
+def _bound(call: Call, name: str, *, grouping: str | None) -> int:
+    call.params.required(name)
+    moment = call.params.integer(name) or 0
+    unit_s = SPANS_S[grouping] if grouping else MINUTE_S
+    if moment % unit_s:
+        unit = {"hour": "an hour", "day": "a day, 00:00 UTC"}.get(grouping or "", "a minute")
+        message = f"{name} must be aligned with the start of {unit}. Received {moment}."
+        raise ApiError(message, param=name)
+    return moment
+
+
+def _summary(events: Sequence[MeterEvent], *, meter: Meter, customer: str, start: int, end: int) -> Summary:
+    inside = [event for event in events if start <= event.timestamp < end]
+    name = f"{meter.id}:{customer}:{start}:{end}"
+    return Summary(
+        id=f"mtrusg_{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}",
+        meter=meter.id,
+        start_time=start,
+        end_time=end,
+        value=_aggregate(inside, meter=meter),
+        livemode=meter.livemode,
+    )
+
+
+def _aggregate(events: Sequence[MeterEvent], *, meter: Meter) -> Decimal:
+    if meter.time_window is not None:
+        # Pre-aggregated: within each hour or day the event that arrived last overwrites the others.
+        span_s = SPANS_S[meter.time_window]
+        events = list({event.timestamp // span_s: event for event in events}.values())
+    if meter.formula == "last":
+        latest = max(events, key=lambda event: event.timestamp, default=None)
+        return latest.value if latest is not None else Decimal(0)
+    return sum((event.value for event in events), Decimal(0))

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterkit.delivery.outcomes import Result, classify
+
+if TYPE_CHECKING:
+    from meterkit.delivery.outcomes import Failure, Kind
+
+DUPLICATE = "An event already exists with identifier 4f1c."
+NO_METER = "Invalid event_name: api_requests. No active meter found with this event name."
+OLD = "The event timestamp cannot be more than 35 days in past. Expected a timestamp …"
+NO_CUSTOMER = "No such customer: 'c'"
+DIGITS = "The value in the event payload can have at most 15 digits. Received 1234567890123456."
+OTHER_MODE = "No such customer: 'cus_1'; a similar object exists in live mode, but a test mode key was used."
+
+# What happened, and what became of the intent; the last column: whether the next try needs a fresh key.
+TABLE: list[tuple[str, Result, Kind, bool]] = [
+    ("accepted", Result(status=200), "delivered", False),
+    ("accepted, another 2xx", Result(status=202), "delivered", False),
+    ("accepted earlier", Result(status=400, message=DUPLICATE, should_retry=False), "duplicate", False),
+    ("accepted earlier, v2", Result(status=400, code="duplicate_meter_event"), "duplicate", False),
+    ("no connection", Result(failure="not_sent", message="ConnectError"), "not_done", False),
+    ("no answer", Result(failure="no_reply", message="ReadTimeout"), "unknown", False),
+    ("nothing known at all", Result(), "unknown", False),
+    ("a 2xx of somebody else", Result(status=200, failure="unreadable"), "unknown", True),
+    ("server error", Result(status=500, type="api_error"), "unknown", True),
+    ("server error, not to be retried", Result(status=500, should_retry=False), "unknown", True),
+    ("bad gateway", Result(status=502), "unknown", True),
+    ("unavailable", Result(status=503), "unknown", True),
+    ("key in flight", Result(status=409, code="idempotency_key_in_use"), "not_done", False),
+    ("key in flight, by its type", Result(status=409, type="idempotency_error"), "not_done", False),
+    ("too many calls", Result(status=429, code="rate_limit", should_retry=False), "not_done", False),
+    ("object locked", Result(status=429, code="lock_timeout"), "not_done", False),
+    ("Stripe says: again", Result(status=400, message="lock", should_retry=True), "not_done", False),
+    ("key of another request", Result(status=400, type="idempotency_error"), "bug", True),
+    ("bad key", Result(status=401, should_retry=True), "systemic", True),
+    ("no permission", Result(status=403), "systemic", True),
+    ("meter unknown or inactive", Result(status=400, message=NO_METER), "systemic", True),
+    ("meter unknown, other words", Result(status=400, message="No such meter: 'm'"), "systemic", True),
+    ("meter unknown, v2", Result(status=400, code="no_meter"), "systemic", True),
+    ("meter archived, v2", Result(status=400, code="archived_meter"), "systemic", True),
+    ("test key for live objects", Result(status=400, message=OTHER_MODE), "systemic", True),
+    ("unknown version", Result(status=400, message="Invalid Stripe API version: 1"), "systemic", True),
+    ("unknown address", Result(status=404, message="Unrecognized request URL"), "systemic", True),
+    ("redirected by a proxy", Result(status=302), "systemic", True),
+    ("payment of the account", Result(status=402), "systemic", True),
+    ("too old", Result(status=400, message=OLD), "permanent", True),
+    ("too many digits", Result(status=400, message=DIGITS), "permanent", True),
+    ("no customer", Result(status=400, code="resource_missing", message=NO_CUSTOMER), "permanent", True),
+    ("no customer, as 404", Result(status=404, message=NO_CUSTOMER), "permanent", True),
+    ("anything else refused", Result(status=400, message="Invalid integer: x"), "permanent", True),
+]  # fmt: skip
+
+STEPS: dict[Kind, tuple[str, bool]] = {
+    "delivered": ("acknowledge", False),
+    "duplicate": ("acknowledge", False),
+    "unknown": ("retry", False),
+    "not_done": ("retry", False),
+    "bug": ("retry", True),
+    "systemic": ("park", True),
+    "permanent": ("dead", True),
+}
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "new_key"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
+def test_outcome_table(result: Result, kind: Kind, new_key: bool) -> None:
+    outcome = classify(result)
+    assert kind == outcome.kind
+    assert new_key == outcome.new_key
+    assert STEPS[kind] == (outcome.step, outcome.alert)
+    assert (kind in {"delivered", "duplicate"}) == outcome.delivered
+
+
+def test_every_kind_is_in_the_table() -> None:
+    assert set(STEPS) == {row[2] for row in TABLE}
+
+
+@pytest.mark.parametrize("status", range(100, 600))
+def test_only_a_2xx_is_a_delivery_when_nothing_is_said(status: int) -> None:
+    assert (status < 300) == classify(Result(status=status)).delivered
+
+
+@pytest.mark.parametrize("status", range(500, 600))
+def test_no_5xx_ends_an_intent_whatever_it_says(status: int) -> None:
+    assert classify(Result(status=status, message=DUPLICATE)).kind == "unknown"
+
+
+@given(
+    st.builds(
+        Result,
+        status=st.none() | st.integers(100, 599),
+        failure=st.sampled_from([None, "not_sent", "no_reply", "unreadable"]),
+        type=st.none() | st.text(),
+        code=st.none() | st.text(),
+        message=st.none() | st.text() | st.sampled_from([DUPLICATE, NO_METER, OLD]),
+        should_retry=st.none() | st.booleans(),
+    )
+)
+def test_without_an_answer_nothing_is_ever_settled(result: Result) -> None:
+    outcome = classify(result)
+    if result.failure is not None or result.status is None:
+        assert outcome.step == "retry"
+    if outcome.step == "dead":
+        assert result.status is not None
+        assert 400 <= result.status < 500
+    assert len(outcome.detail) <= 300
+
+
+@pytest.mark.parametrize("failure", ["no_reply", "unreadable"])
+def test_a_lost_answer_is_unknown_even_with_a_status(failure: Failure) -> None:
+    assert classify(Result(status=200, failure=failure)).kind == "unknown"
+
+
+def test_detail_tells_what_was_answered() -> None:
+    result = Result(status=400, type="invalid_request_error", code="x", message="No.", request_id="req_1")
+    outcome = classify(result)
+    assert outcome.detail == "HTTP 400 invalid_request_error x: No."
+    assert outcome.request_id == "req_1"
+
+
+@pytest.mark.parametrize("key", ["sk_test_4242", "rk_live_51H", "sk_live_********abcd", "whsec_abc/+="])
+def test_detail_holds_no_key(key: str) -> None:
+    detail = classify(Result(status=401, message=f"Invalid API Key provided: {key}")).detail
+    assert detail.startswith("HTTP 401: Invalid API Key provided: ")
+    assert key[key.index("_") + 1 : -2] not in detail
+
+
+def test_server_time_is_passed_on() -> None:
+    assert classify(Result(status=200, server_time_s=17)).server_time_s == 17

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from meterkit.testing import Clock
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def test_stands_still_until_it_is_moved() -> None:
+    clock = Clock(NOON)
+    assert NOON == clock.now() == clock.now()
+    clock.advance(timedelta(hours=1, milliseconds=5))
+    assert NOON + timedelta(hours=1, milliseconds=5) == clock.now()
+    clock.advance(-timedelta(days=1))
+    assert NOON - timedelta(hours=23) + timedelta(milliseconds=5) == clock.now()
+    clock.set(NOON)
+    assert clock.now() == NOON
+
+
+def test_speaks_every_unit() -> None:
+    clock = Clock(NOON + timedelta(microseconds=1_999))
+    assert int(NOON.timestamp()) * 1000 + 1 == clock.now_ms
+    assert NOON.timestamp() + 0.001999 == pytest.approx(clock(), abs=1e-6)
+
+
+def test_starts_now_by_default() -> None:
+    assert abs(time.time() - Clock()()) < 60
+
+
+def test_is_always_utc() -> None:
+    clock = Clock(datetime(2026, 11, 20, 14, tzinfo=timezone(timedelta(hours=2))))
+    assert (clock.now(), clock.now().tzinfo) == (NOON, UTC)
+
+
+def test_refuses_a_time_without_zone() -> None:
+    naive = NOON.replace(tzinfo=None)
+    with pytest.raises(ValueError, match="has no time zone"):
+        Clock(naive)
+    with pytest.raises(ValueError, match="has no time zone"):
+        Clock(NOON).set(naive)
+
+
+def test_says_what_it_shows() -> None:
+    assert repr(Clock(NOON)) == "Clock(2026-11-20T12:00:00+00:00)"

@@ -1,0 +1,455 @@
+"""The emulator refuses and accepts as Stripe does, seen through the official SDK over HTTP."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import stripe
+
+from meterkit.delivery.stripe_sdk import StripeSession
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+SECOND = int(NOW.timestamp())
+
+
+@asynccontextmanager
+async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[stripe.StripeClient]:
+    async with emulator.serve() as url:
+        session = StripeSession(key, api_base=url, events_base=url, timeout_s=5)
+        try:
+            yield session.client
+        finally:
+            await session.close()
+
+
+def ready(**options: Any) -> tuple[StripeEmulator, Clock]:
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock, **options)
+    emulator.add_customer("cus_1")
+    emulator.add_meter("api_requests")
+    return emulator, clock
+
+
+async def send(
+    client: stripe.StripeClient,
+    identifier: str,
+    value: str = "1",
+    *,
+    customer: str = "cus_1",
+    event_name: str = "api_requests",
+    timestamp: int = SECOND,
+    key: str | None = None,
+) -> stripe.billing.MeterEvent:
+    return await client.v1.billing.meter_events.create_async(
+        {
+            "event_name": event_name,
+            "identifier": identifier,
+            "payload": {"stripe_customer_id": customer, "value": value},
+            "timestamp": timestamp,
+        },
+        {"idempotency_key": key} if key else None,
+    )
+
+
+async def refused(client: stripe.StripeClient, identifier: str, **event: Any) -> stripe.StripeError:
+    with pytest.raises(stripe.StripeError) as caught:
+        await send(client, identifier, **event)
+    return caught.value
+
+
+async def test_customers_live_and_die() -> None:
+    async with account(StripeEmulator()) as client:
+        customers = client.v1.customers
+        made = await customers.create_async(
+            {"name": "Acme", "email": "a@acme.test", "metadata": {"app": "7"}}
+        )
+        assert made.id.startswith("cus_")
+        assert made.metadata is not None
+        assert (made.name, made.metadata["app"], made.livemode) == ("Acme", "7", False)
+        changed = await customers.update_async(made.id, {"name": "Acme Ltd", "metadata": {"app": ""}})
+        assert changed.name == "Acme Ltd"
+        assert changed.metadata is not None
+        assert changed.metadata.to_dict() == {}
+        assert (await customers.retrieve_async(made.id)).email == "a@acme.test"
+        assert (await customers.delete_async(made.id)).deleted
+        assert (await customers.retrieve_async(made.id)).deleted
+        with pytest.raises(stripe.InvalidRequestError, match=f"No such customer: '{made.id}'") as caught:
+            await customers.update_async(made.id, {"name": "x"})
+        assert (caught.value.http_status, caught.value.code) == (404, "resource_missing")
+
+
+async def test_lists_have_pages() -> None:
+    async with account(StripeEmulator()) as client:
+        made = [(await client.v1.customers.create_async({"email": f"{n % 2}@x"})).id for n in range(5)]
+        newest_first = made[::-1]
+        page = await client.v1.customers.list_async({"limit": 2})
+        assert (newest_first[:2], True, "/v1/customers") == (
+            [c.id for c in page.data],
+            page.has_more,
+            page.url,
+        )
+        assert newest_first == [c.id async for c in page.auto_paging_iter()]
+        back = await client.v1.customers.list_async({"limit": 2, "ending_before": made[0]})
+        assert (made[2:0:-1], True) == ([c.id for c in back.data], back.has_more)
+        odd = await client.v1.customers.list_async({"email": "1@x"})
+        assert [made[3], made[1]] == [c.id for c in odd.data]
+        with pytest.raises(stripe.InvalidRequestError, match="Invalid limit: 101"):
+            await client.v1.customers.list_async({"limit": 101})
+        with pytest.raises(stripe.InvalidRequestError, match="No such object: 'cus_none'"):
+            await client.v1.customers.list_async({"starting_after": "cus_none"})
+
+
+async def test_meters_live_and_rest() -> None:
+    async with account(StripeEmulator(clock=Clock(NOW))) as client:
+        meters = client.v1.billing.meters
+        made = await meters.create_async(
+            {"display_name": "Calls", "event_name": "calls", "default_aggregation": {"formula": "sum"}}
+        )
+        assert (
+            made.status, made.default_aggregation.formula, made.value_settings.event_payload_key
+        ) == ("active", "sum", "value")  # fmt: skip
+        with pytest.raises(stripe.InvalidRequestError, match="already uses the event name calls"):
+            await meters.create_async(
+                {"display_name": "Again", "event_name": "calls", "default_aggregation": {"formula": "count"}}
+            )
+        assert (await meters.update_async(made.id, {"display_name": "API calls"})).display_name == "API calls"
+        resting = await meters.deactivate_async(made.id)
+        assert (resting.status, resting.status_transitions.deactivated_at) == ("inactive", SECOND)
+        assert [made.id] == [m.id for m in (await meters.list_async({"status": "inactive"})).data]
+        assert (await meters.list_async({"status": "active"})).data == []
+        assert (await meters.reactivate_async(made.id)).status == "active"
+        assert (await meters.retrieve_async(made.id)).display_name == "API calls"
+        with pytest.raises(stripe.InvalidRequestError, match="No such meter: 'mtr_none'"):
+            await meters.retrieve_async("mtr_none")
+
+
+@pytest.mark.parametrize(
+    ("params", "message", "param"),
+    [
+        ({"display_name": "x", "event_name": "y"}, "Missing required param", "default_aggregation[formula]"),
+        ({"display_name": "x", "default_aggregation": {"formula": "sum"}}, "Missing", "event_name"),
+        ({"event_name": "x", "default_aggregation": {"formula": "sum"}}, "Missing", "display_name"),
+        ({"event_name": "x", "default_aggregation": {"formula": "avg"}}, "Missing", "display_name"),
+        ({"event_name": "x" * 101, "default_aggregation": {"formula": "sum"}}, "at most 100", "event_name"),
+        ({"colour": "red"}, "Received unknown parameter: colour", "colour"),
+    ],
+)  # fmt: skip
+async def test_meters_need_what_they_need(params: Any, message: str, param: str) -> None:
+    async with account(StripeEmulator()) as client:
+        with pytest.raises(stripe.InvalidRequestError, match=message) as caught:
+            await client.v1.billing.meters.create_async(params)
+        assert caught.value.error is not None
+        assert param == caught.value.error.to_dict()["param"]
+
+
+async def test_meter_may_name_its_payload_keys() -> None:
+    emulator = StripeEmulator(clock=Clock(NOW))
+    emulator.add_customer("cus_1")
+    async with account(emulator) as client:
+        await client.v1.billing.meters.create_async(
+            {
+                "display_name": "Bytes",
+                "event_name": "bytes",
+                "default_aggregation": {"formula": "sum"},
+                "customer_mapping": {"event_payload_key": "who", "type": "by_id"},
+                "value_settings": {"event_payload_key": "bytes"},
+                "event_time_window": "day",
+            }
+        )
+        await client.v1.billing.meter_events.create_async(
+            {"event_name": "bytes", "payload": {"who": "cus_1", "bytes": "512"}}
+        )
+        error = await refused(client, "i1", event_name="bytes")
+        assert error.user_message == "Missing required param: payload[who]."
+    assert emulator.accepted("cus_1", "bytes") == 512
+
+
+async def test_meters_rest_and_wake_once() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        meters = client.v1.billing.meters
+        (meter,) = (await meters.list_async()).data
+        with pytest.raises(stripe.InvalidRequestError, match="already active"):
+            await meters.reactivate_async(meter.id)
+        await meters.deactivate_async(meter.id)
+        with pytest.raises(stripe.InvalidRequestError, match="already inactive"):
+            await meters.deactivate_async(meter.id)
+        emulator.add_meter("api_requests")
+        with pytest.raises(stripe.InvalidRequestError, match="already uses the event name"):
+            await meters.reactivate_async(meter.id)
+        unchanged = await meters.update_async(meter.id)
+        assert unchanged.display_name == "api_requests"
+
+
+async def test_event_is_accepted_and_counted() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        event = await send(client, "i1", "25", timestamp=SECOND - 60)
+    assert event.to_dict() == {
+        "object": "billing.meter_event",
+        "created": SECOND,
+        "event_name": "api_requests",
+        "identifier": "i1",
+        "livemode": False,
+        "payload": {"stripe_customer_id": "cus_1", "value": "25"},
+        "timestamp": SECOND - 60,
+    }
+    assert emulator.accepted("cus_1", "api_requests") == 25
+    assert [("i1", Decimal(25), SECOND - 60, True)] == [
+        (seen.identifier, seen.value, seen.timestamp, seen.counted) for seen in emulator.events
+    ]
+
+
+async def test_identifier_and_timestamp_have_defaults() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        await client.v1.billing.meter_events.create_async(
+            {"event_name": "api_requests", "payload": {"stripe_customer_id": "cus_1", "value": "1"}}
+        )
+    (event,) = emulator.events
+    assert (len(event.identifier), event.timestamp) == (36, SECOND)
+
+
+async def test_identifier_is_unique() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        await send(client, "i1", "3")
+        error = await refused(client, "i1", value="4")
+        assert isinstance(error, stripe.InvalidRequestError)
+        assert error.user_message == "An event already exists with identifier i1."
+        assert (error.http_status, error.code) == (400, None)
+        assert (error.headers or {})["stripe-should-retry"] == "false"
+    assert emulator.accepted("cus_1", "api_requests") == 3
+
+
+async def test_identifier_is_forgotten_after_a_day() -> None:
+    emulator, clock = ready()
+    async with account(emulator) as client:
+        await send(client, "i1", "3")
+        clock.advance(timedelta(hours=24) - timedelta(seconds=1))
+        await refused(client, "i1", value="3")
+        clock.advance(timedelta(seconds=1))
+        await send(client, "i1", "3")
+    assert emulator.accepted("cus_1", "api_requests") == 6
+
+
+async def test_same_key_gets_the_same_answer() -> None:
+    emulator, clock = ready()
+    async with account(emulator) as client:
+        first = await send(client, "i1", "3", key="k")
+        clock.advance(timedelta(minutes=1))
+        second = await send(client, "i1", "3", key="k")
+        assert first.to_dict() == second.to_dict()
+        assert second.last_response is not None
+        assert second.last_response.headers["idempotent-replayed"] == "true"
+        assert first.last_response is not None
+        assert first.last_response.headers["request-id"] == second.last_response.headers["original-request"]
+    assert [request.replayed for request in emulator.requests] == [False, True]
+    assert len(emulator.events) == 1
+
+
+async def test_same_key_for_other_parameters_is_refused() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        await send(client, "i1", "3", key="k")
+        error = await refused(client, "i1", value="4", key="k")
+        assert isinstance(error, stripe.IdempotencyError)
+        assert error.http_status == 400
+        assert "at most 255 characters" in ((await refused(client, "i2", key="k" * 256)).user_message or "")
+        with pytest.raises(stripe.IdempotencyError, match="same endpoint"):
+            await client.v1.customers.create_async({}, {"idempotency_key": "k"})
+
+
+async def test_key_is_forgotten_after_a_day() -> None:
+    emulator, clock = ready()
+    async with account(emulator) as client:
+        await send(client, "i1", "3", key="k")
+        clock.advance(timedelta(hours=24))
+        await send(client, "i2", "4", key="k")
+    assert len(emulator.events) == 2
+
+
+async def test_what_was_refused_before_it_began_is_not_stored() -> None:
+    emulator, _ = ready(rate_limit_per_s=1)
+    async with account(emulator) as client:
+        await send(client, "i1", key="k1")
+        await refused(client, "i2", key="k2")
+        error = await refused(client, "i2", value="2", key="k2")
+        assert error.http_status == 429, "the key is still free for other parameters"
+
+
+@pytest.mark.parametrize(
+    ("offset", "message"),
+    [
+        (timedelta(days=-35), None),
+        (timedelta(days=-35, seconds=-1), "The event timestamp cannot be more than 35 days in past."),
+        (timedelta(minutes=5), None),
+        (timedelta(minutes=5, seconds=1), "The event timestamp cannot be more than 5 minutes in the future."),
+    ],
+)
+async def test_timestamp_has_bounds(offset: timedelta, message: str | None) -> None:
+    emulator, _ = ready()
+    timestamp = int((NOW + offset).timestamp())
+    async with account(emulator) as client:
+        if message is None:
+            assert (await send(client, "i1", timestamp=timestamp)).timestamp == timestamp
+        else:
+            error = await refused(client, "i1", timestamp=timestamp)
+            assert (error.http_status, (error.user_message or "").startswith(message)) == (400, True)
+    assert len(emulator.events) == (message is None)
+
+
+async def test_old_timestamp_is_told_what_would_do() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        error = await refused(client, "i1", timestamp=0)
+    expected = int((NOW - timedelta(days=35)).timestamp())
+    assert (error.user_message or "").endswith(f"Expected a timestamp greater than or equal to {expected}.")
+
+
+async def test_meter_must_be_known_and_active() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        text = "Invalid event_name: {}. No active meter found with this event name."
+        error = await refused(client, "i1", event_name="typo")
+        assert (text.format("typo"), 400, None) == (error.user_message, error.http_status, error.code)
+        (meter,) = (await client.v1.billing.meters.list_async()).data
+        await client.v1.billing.meters.deactivate_async(meter.id)
+        assert (await refused(client, "i2")).user_message == text.format("api_requests")
+    assert emulator.events == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "accepted"),
+    [
+        ("999999999999999", True),
+        ("1000000000000000", False),
+        ("0.00000000000001", True),
+        ("1.123456789012345", False),
+        ("-5", True),
+        ("000000000000000000007", True),
+    ],
+)
+async def test_value_has_at_most_15_digits(value: str, accepted: bool) -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        if accepted:
+            await send(client, "i1", value)
+            assert Decimal(value) == emulator.accepted("cus_1", "api_requests")
+        else:
+            error = await refused(client, "i1", value=value)
+            text = f"The value in the event payload can have at most 15 digits. Received {value}."
+            assert text == error.user_message
+
+
+@pytest.mark.parametrize("value", ["", "many", "1e16", "NaN", "1,5", "٣"])
+async def test_value_must_be_a_number(value: str) -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        assert (await refused(client, "i1", value=value)).http_status == 400
+    assert emulator.events == ()
+
+
+async def test_identifier_has_at_most_100_characters() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        assert (await send(client, "i" * 100)).identifier == "i" * 100
+        assert "at most 100 characters" in ((await refused(client, "i" * 101)).user_message or "")
+
+
+async def test_unknown_customer_is_refused() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        error = await refused(client, "i1", customer="cus_none")
+        assert (error.user_message, error.code) == ("No such customer: 'cus_none'", "resource_missing")
+
+
+async def test_unknown_customer_may_be_found_out_later() -> None:
+    emulator, _ = ready(refuse_unknown_customers=False)
+    async with account(emulator) as client:
+        await send(client, "i1", customer="cus_none")
+    assert [event.counted for event in emulator.events] == [False]
+    assert emulator.accepted("cus_none", "api_requests") == 0
+
+
+@pytest.mark.parametrize("key", ["", "sk_test_2", "pk_test_1", "nonsense"])
+async def test_only_accepted_keys_are_accepted(key: str) -> None:
+    emulator = StripeEmulator(api_keys=["sk_test_1"])
+    async with emulator.serve() as url, httpx.AsyncClient(base_url=url) as client:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        answer = await client.get("/v1/customers", headers=headers)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (401, "invalid_request_error")
+        assert (await client.get("/v1/customers", headers={"authorization": "Basic ?"})).status_code == 401
+        assert (await client.get("/v1/customers", auth=("sk_test_1", ""))).status_code == 200
+
+
+async def test_sdk_sees_an_authentication_error() -> None:
+    async with account(StripeEmulator(api_keys=["sk_test_2"])) as client:
+        with pytest.raises(stripe.AuthenticationError) as caught:
+            await client.v1.customers.list_async()
+        assert caught.value.request_id is not None
+
+
+async def test_live_keys_make_live_objects() -> None:
+    async with account(StripeEmulator(), key="rk_live_1") as client:
+        assert (await client.v1.customers.create_async({})).livemode
+
+
+async def test_unknown_address_is_answered_in_stripes_form() -> None:
+    async with StripeEmulator().serve() as url, httpx.AsyncClient(base_url=url) as client:
+        for method, path in (("GET", "/v1/nothing"), ("DELETE", "/v1/billing/meters")):
+            answer = await client.request(method, path)
+            text = f"Unrecognized request URL ({method}: {path})."
+            assert (404, text) == (answer.status_code, answer.json()["error"]["message"])
+
+
+async def test_odd_parameters_are_refused_and_do_no_harm() -> None:
+    emulator, _ = ready()
+    async with emulator.serve() as url, httpx.AsyncClient(base_url=url, auth=("sk_test_1", "")) as client:
+        for body in (
+            b"payload=1&payload[value]=2",
+            b"[value]=2",
+            b"a]b=2",
+            b"event_name[x]=1",
+            b"event_name=api_requests&payload=1",
+            b"event_name=api_requests&payload[value][x]=1",
+            b"event_name=api_requests&payload[value]=1&timestamp=soon",
+            b"event_name=api_requests",
+            b"payload[value]=1",
+            b"\xff\xfe=1",
+            b"",
+        ):
+            answer = await client.post("/v1/billing/meter_events", content=body)
+            assert (answer.status_code, bool(answer.json()["error"]["message"])) == (400, True), body
+    assert emulator.events == ()
+
+
+async def test_date_and_version_are_told() -> None:
+    emulator, _ = ready()
+    async with account(emulator) as client:
+        response = (await send(client, "i1", key="k")).last_response
+    assert response is not None
+    assert response.headers["date"] == "Fri, 20 Nov 2026 12:00:00 GMT"
+    assert response.headers["stripe-version"] == "2026-10-28.endive"
+    assert response.headers["idempotency-key"] == "k"
+
+
+def test_meters_and_customers_are_not_made_twice() -> None:
+    emulator, _ = ready()
+    with pytest.raises(ValueError, match="already a customer cus_1"):
+        emulator.add_customer("cus_1")
+    with pytest.raises(ValueError, match="already an active meter with the event name api_requests"):
+        emulator.add_meter("api_requests")
+    emulator.reset()
+    assert emulator.add_customer("cus_1", name="Acme") == "cus_1"

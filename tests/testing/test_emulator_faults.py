@@ -1,0 +1,411 @@
+"""Faults on purpose, calls at the same time, and the doors to the emulator."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import httpx
+import pytest
+import stripe
+from anyio.lowlevel import checkpoint
+
+from meterkit.delivery.stripe_sdk import StripeSession
+from meterkit.testing import Clock, Fault, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+SECOND = int(NOW.timestamp())
+EVENTS = "/v1/billing/meter_events"
+
+Lost = Literal["drop", "reset"]
+When = Literal["before", "after"]
+
+
+def ready(**options: Any) -> tuple[StripeEmulator, Clock]:
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock, **options)
+    emulator.add_customer("cus_1")
+    emulator.add_customer("cus_2")
+    emulator.add_meter("calls")
+    emulator.add_meter("tokens")
+    return emulator, clock
+
+
+async def taken(emulator: StripeEmulator) -> None:
+    """Wait until the fault to come has come: its request is in progress."""
+    while emulator.faults:
+        await checkpoint()
+
+
+class Sender:
+    """Sends meter events by the SDK, over connections of its own."""
+
+    def __init__(self, client: stripe.StripeClient) -> None:
+        self.client = client
+
+    async def send(
+        self,
+        identifier: str,
+        *,
+        value: int = 1,
+        key: str | None = None,
+        customer: str = "cus_1",
+        event_name: str = "calls",
+    ) -> str:
+        """Return ``ok``, or the status and code of the refusal, or ``lost``."""
+        try:
+            await self.client.v1.billing.meter_events.create_async(
+                {
+                    "event_name": event_name,
+                    "identifier": identifier,
+                    "payload": {"stripe_customer_id": customer, "value": str(value)},
+                    "timestamp": SECOND,
+                },
+                {"idempotency_key": key or f"key-{identifier}"},
+            )
+        except stripe.APIConnectionError:
+            return "lost"
+        except stripe.StripeError as error:
+            code = getattr(error.error, "code", None)
+            return f"{error.http_status} {code}" if code else f"{error.http_status}"
+        return "ok"
+
+
+@asynccontextmanager
+async def served(emulator: StripeEmulator, *, timeout_s: float = 5.0) -> AsyncGenerator[Sender]:
+    async with emulator.serve() as url:
+        session = StripeSession("sk_test_1", api_base=url, timeout_s=timeout_s)
+        try:
+            yield Sender(session.client)
+        finally:
+            await session.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("action", ["drop", "reset"])
+async def test_answer_lost_after_the_event_was_counted(action: Lost) -> None:
+    emulator, _ = ready()
+    async with served(emulator) as sender:
+        emulator.fail_next(action, when="after")
+        assert await sender.send("i1", value=3) == "lost"
+        assert emulator.accepted("cus_1", "calls") == 3
+        assert await sender.send("i1", value=3) == "ok", "the same key gets the stored answer"
+        assert await sender.send("i1", value=3, key="fresh") == "400"
+        assert emulator.accepted("cus_1", "calls") == 3
+    assert [request.status for request in emulator.requests] == [0, 200, 400]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("action", ["drop", "reset"])
+async def test_request_lost_before_the_event_was_counted(action: Lost) -> None:
+    emulator, _ = ready()
+    async with served(emulator) as sender:
+        emulator.fail_next(action, when="before")
+        assert await sender.send("i1", value=3) == "lost"
+        assert emulator.events == ()
+        assert await sender.send("i1", value=3) == "ok"
+        assert emulator.accepted("cus_1", "calls") == 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("when", "counted"), [("before", 0), ("after", 3)])
+async def test_a_500_is_stored_under_its_key(when: When, counted: int) -> None:
+    emulator, _ = ready()
+    async with served(emulator) as sender:
+        emulator.fail_next("error", when=when)
+        assert await sender.send("i1", value=3) == "500"
+        assert await sender.send("i1", value=3) == "500", "the key remembers, although the fault is gone"
+        assert counted == emulator.accepted("cus_1", "calls")
+        assert await sender.send("i1", value=3, key="fresh") == ("400" if counted else "ok")
+        assert emulator.accepted("cus_1", "calls") == 3
+
+
+@pytest.mark.anyio
+async def test_what_was_refused_before_it_began_leaves_the_key_free() -> None:
+    emulator, _ = ready()
+    async with served(emulator) as sender:
+        emulator.fail_next("error", status=429)
+        assert await sender.send("i1", key="k") == "429 rate_limit"
+        assert await sender.send("i" * 101, key="k") == "400"
+        assert await sender.send("i2", event_name="typo", key="k2") == "400"
+        assert await sender.send("i1", key="k") == "ok"
+        emulator.add_meter("typo")
+        assert await sender.send("i2", event_name="typo", key="k2") == "400", "this had begun"
+        assert await sender.send("i2", event_name="typo", key="k3") == "ok"
+
+
+@pytest.mark.parametrize(
+    ("action", "error"), [("drop", httpx.RemoteProtocolError), ("reset", httpx.ReadError)]
+)
+def test_dropped_and_reset_connections_differ(action: Lost, error: type[Exception]) -> None:
+    emulator, _ = ready()
+    emulator.fail_next(action, path="/v1/customers")
+    with emulator.running() as url, pytest.raises(error):
+        httpx.get(f"{url}/v1/customers", auth=("sk_test_1", ""))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [(401, "401"), (403, "403"), (409, "409 lock_timeout"), (429, "429 rate_limit"), (503, "503")],
+)
+async def test_other_errors(status: int, shown: str) -> None:
+    emulator, _ = ready()
+    async with served(emulator) as sender:
+        emulator.fail_next("error", status=status)
+        assert shown == await sender.send("i1")
+        assert await sender.send("i1", key="fresh") == "ok"
+
+
+@pytest.mark.anyio
+async def test_errors_say_what_they_are_told_to() -> None:
+    emulator, _ = ready()
+    emulator.fail_next("error", status=429, code="lock_timeout", message="Locked.")
+    async with served(emulator) as sender:
+        with pytest.raises(stripe.RateLimitError, match=r"Locked\.") as caught:
+            await sender.client.v1.billing.meter_events.create_async(
+                {"event_name": "calls", "payload": {"stripe_customer_id": "cus_1", "value": "1"}}
+            )
+    assert (caught.value.headers or {})["stripe-rate-limited-reason"] == "endpoint-rate"
+    assert caught.value.error is not None
+    assert caught.value.error.code == "lock_timeout"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("when", "counted"), [("before", 0), ("after", 3)])
+async def test_a_call_that_hangs(when: When, counted: int) -> None:
+    emulator, _ = ready()
+    async with served(emulator, timeout_s=0.2) as sender:
+        emulator.fail_next("hang", when=when)
+        assert await sender.send("i1", value=3) == "lost"
+        assert counted == emulator.accepted("cus_1", "calls")
+
+
+@pytest.mark.anyio
+async def test_an_event_lost_by_stripe_itself() -> None:
+    emulator, _ = ready()
+    async with served(emulator) as sender:
+        emulator.fail_next("lose")
+        assert await sender.send("i1", value=3) == "ok"
+        assert await sender.send("i1", value=3, key="fresh") == "400", "it is remembered nevertheless"
+    assert [event.counted for event in emulator.events] == [False]
+    assert emulator.accepted("cus_1", "calls") == 0
+
+
+@pytest.mark.anyio
+async def test_faults_choose_their_requests() -> None:
+    emulator, _ = ready()
+    emulator.fail_next("error", customer="cus_2")
+    emulator.fail_next("error", event_name="tokens", status=503)
+    emulator.fail_next("error", skip=1, times=2, status=502)
+    async with served(emulator) as sender:
+        assert await sender.send("i1") == "ok"
+        assert await sender.send("i2", event_name="tokens") == "503"
+        assert await sender.send("i3", customer="cus_2") == "500"
+        assert [await sender.send(name) for name in ("i4", "i5", "i6")] == ["502", "502", "ok"]
+    assert emulator.faults == ()
+
+
+@pytest.mark.anyio
+async def test_a_fault_may_last_and_be_lifted() -> None:
+    emulator, _ = ready()
+    emulator.fail_next("error", times=None, path="*", status=503)
+    async with served(emulator) as sender:
+        assert [await sender.send("i1"), await sender.send("i2")] == ["503", "503"]
+        with pytest.raises(stripe.APIError):
+            await sender.client.v1.customers.list_async()
+        assert len(emulator.faults) == 1
+        emulator.clear_faults()
+        assert await sender.send("i3") == "ok"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"action": "explode"}, "action is 'explode'; it must be one of error, drop"),
+        ({"action": "drop", "when": "during"}, "when is 'during'; it must be one of before, after"),
+        ({"action": "error", "when": "after", "status": 429}, "status 429 means that nothing was done"),
+    ],
+)
+def test_impossible_faults_are_refused(fields: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Fault(**fields)
+
+
+@pytest.mark.anyio
+async def test_key_in_flight() -> None:
+    emulator, _ = ready()
+    results: list[str] = []
+    async with served(emulator, timeout_s=1) as sender, anyio.create_task_group() as tasks:
+        emulator.fail_next("delay", delay_s=0.3)
+
+        async def first() -> None:
+            results.append(await sender.send("i1"))
+
+        tasks.start_soon(first)
+        await taken(emulator)
+        results.append(await sender.send("i1"))
+    assert results == ["409 idempotency_key_in_use", "ok"]
+    assert len(emulator.events) == 1
+
+
+@pytest.mark.anyio
+async def test_one_call_at_a_time_for_a_customer_and_meter() -> None:
+    emulator, _ = ready()
+    results: list[str] = []
+    async with served(emulator) as sender, anyio.create_task_group() as tasks:
+        emulator.fail_next("delay", delay_s=0.3)
+
+        async def first() -> None:
+            results.append(await sender.send("i1"))
+
+        tasks.start_soon(first)
+        await taken(emulator)
+        results.append(await sender.send("i2"))
+        results.append(await sender.send("i3", customer="cus_2"))
+        results.append(await sender.send("i4", event_name="tokens"))
+    assert results == ["429 rate_limit", "ok", "ok", "ok"]
+    assert sorted(event.identifier for event in emulator.events) == ["i1", "i3", "i4"]
+
+
+@pytest.mark.anyio
+async def test_a_second_has_its_share() -> None:
+    emulator, clock = ready(rate_limit_per_s=2)
+    async with served(emulator) as sender:
+        results = [await sender.send(name) for name in ("i1", "i2", "i3")]
+        assert results == ["ok", "ok", "429 rate_limit"]
+        clock.advance(timedelta(seconds=1))
+        assert await sender.send("i3") == "ok"
+
+
+@pytest.mark.anyio
+async def test_invariant_nothing_is_lost_or_double_under_concurrent_calls() -> None:
+    """Every identifier is sent four times at once; whatever each call is told, it counts once."""
+    emulator, _ = ready(latency_s=0.001)
+    answers: dict[str, list[str]] = {f"i{number}": [] for number in range(12)}
+    async with served(emulator) as sender:
+
+        async def send(identifier: str, copy: int) -> None:
+            customer = f"cus_{1 + int(identifier[1:]) % 2}"
+            while True:
+                answer = await sender.send(identifier, key=f"{identifier}-{copy % 2}", customer=customer)
+                if answer in {"ok", "400"}:
+                    answers[identifier].append(answer)
+                    return
+
+        async with anyio.create_task_group() as tasks:
+            for identifier in answers:
+                for copy in range(4):
+                    tasks.start_soon(send, identifier, copy)
+    assert sorted(answers) == sorted(event.identifier for event in emulator.events)
+    assert all({"ok"} <= set(told) <= {"ok", "400"} and len(told) == 4 for told in answers.values())
+    assert emulator.accepted("cus_1", "calls") + emulator.accepted("cus_2", "calls") == 12
+
+
+@pytest.mark.anyio
+async def test_mounted_anywhere_without_a_server() -> None:
+    emulator, _ = ready()
+    transport = httpx.ASGITransport(app=emulator.app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://stripe", auth=("sk_test_1", "")
+    ) as client:
+        assert (await client.get("/v1/customers/cus_1")).json()["object"] == "customer"
+        emulator.fail_next("drop", path="/v1/customers/cus_1")
+        with pytest.raises(ConnectionResetError, match="told to close this connection"):
+            await client.get("/v1/customers/cus_1")
+
+
+def test_in_a_thread_for_code_without_a_loop() -> None:
+    emulator, _ = ready()
+    with emulator.running() as url, httpx.Client(base_url=url, auth=("sk_test_1", "")) as client:
+        data = {"event_name": "calls", "payload[stripe_customer_id]": "cus_1", "payload[value]": "2"}
+        assert client.post(EVENTS, data=data).status_code == 200
+        assert emulator.accepted("cus_1", "calls") == 2
+        with emulator.running() as second:
+            assert client.get(f"{second}/v1/customers/cus_1").status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def test_driven_from_another_process() -> None:
+    emulator, _ = ready()
+    with emulator.running() as url, httpx.Client(base_url=url, auth=("sk_test_1", "")) as client:
+        assert (
+            client.post("/_emulator/faults", json={"action": "lose"}).json()["faults"][0]["action"] == "lose"
+        )
+        for value in ("2", "3"):
+            data = {"event_name": "calls", "payload[stripe_customer_id]": "cus_1", "payload[value]": value}
+            assert client.post(EVENTS, data=data).status_code == 200
+        seen = client.get("/_emulator/events").json()
+        assert [(event["value"], event["counted"]) for event in seen["events"]] == [("2", False), ("3", True)]
+        assert seen["total"] == "3"
+        assert client.get("/_emulator/events", params={"customer": "cus_2"}).json()["events"] == []
+        assert client.get("/_emulator/events", params={"event_name": "tokens"}).json()["events"] == []
+        requests = client.get("/_emulator/requests").json()["requests"]
+        assert [request["status"] for request in requests] == [200, 200]
+        client.post("/_emulator/faults", json={"action": "drop"})
+        assert [fault["action"] for fault in client.get("/_emulator/faults").json()["faults"]] == ["drop"]
+        assert client.delete("/_emulator/faults").json() == {"faults": []}
+        assert client.post("/_emulator/reset").json() == {}
+        assert client.get("/_emulator/events").json() == {"events": [], "total": "0"}
+        assert client.get("/v1/customers/cus_1").status_code == 404
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"action": "x"}', b'{"action": "drop", "colour": 1}'])
+def test_control_plane_says_what_a_fault_is(body: bytes) -> None:
+    emulator, _ = ready()
+    with emulator.running() as url:
+        answer = httpx.post(f"{url}/_emulator/faults", content=body)
+    assert (answer.status_code, bool(answer.json()["error"])) == (400, True)
+    assert emulator.faults == ()
+
+
+def test_serves_until_it_is_told_to_stop() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = f"from meterkit.testing import StripeEmulator; StripeEmulator().serve_forever(port={port})"
+    retrying = httpx.HTTPTransport(retries=8)
+    with (
+        subprocess.Popen([sys.executable, "-c", code]) as process,
+        httpx.Client(transport=retrying, base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        try:
+            assert client.get("/_emulator/events").json() == {"events": [], "total": "0"}
+        finally:
+            process.terminate()
+        assert process.wait(timeout=10) in {0, -signal.SIGTERM}
+
+
+def test_import_needs_no_extra() -> None:
+    code = (
+        "import sys, meterkit.testing as t; t.StripeEmulator().app; t.Clock();"
+        "sys.exit(' '.join({'uvicorn', 'stripe', 'fakeredis', 'httpx'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_uvicorn_the_cure_is_named() -> None:
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; from meterkit.testing import StripeEmulator;"
+        "StripeEmulator().running()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "needs uvicorn: pip install 'meterkit[cli]'" in done.stderr
+
+
+def test_only_what_is_there_is_offered() -> None:
+    import meterkit.testing as offered
+
+    assert set(offered.__all__) == set(dir(offered))
+    with pytest.raises(AttributeError, match="has no attribute 'Mock'; it has: Clock, Fault"):
+        _ = offered.Mock

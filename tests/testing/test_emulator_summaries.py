@@ -1,0 +1,155 @@
+"""Summaries: what Stripe has counted, as reconciliation reads it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stripe
+
+from meterkit.delivery.stripe_sdk import StripeSession
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+SECOND = int(NOON.timestamp())
+HOUR, DAY = 3_600, 86_400
+
+
+class Books:
+    """A meter, its customer, and a client that writes and reads."""
+
+    def __init__(self, client: stripe.StripeClient, *, meter: str, clock: Clock) -> None:
+        self.clock = clock
+        self._client = client
+        self._meter = meter
+        self._sent = 0
+
+    async def send(self, value: str, *, at: int, customer: str = "cus_1") -> None:
+        self._sent += 1
+        await self._client.v1.billing.meter_events.create_async(
+            {
+                "event_name": "calls",
+                "identifier": f"i{self._sent}",
+                "payload": {"stripe_customer_id": customer, "value": value},
+                "timestamp": at,
+            }
+        )
+
+    async def read(self, start: int, end: int, **more: Any) -> list[tuple[int, int, float]]:
+        params: Any = {"customer": "cus_1", "start_time": start, "end_time": end, **more}
+        page = await self._client.v1.billing.meters.event_summaries.list_async(self._meter, params)
+        return [
+            (item.start_time - SECOND, item.end_time - SECOND, item.aggregated_value)
+            async for item in page.auto_paging_iter()
+        ]
+
+
+@asynccontextmanager
+async def books(
+    *, formula: str = "sum", time_window: str | None = None, summary_lag_s: float = 0.0
+) -> AsyncGenerator[Books]:
+    clock = Clock(NOON)
+    emulator = StripeEmulator(clock=clock, summary_lag_s=summary_lag_s)
+    emulator.add_customer("cus_1")
+    emulator.add_customer("cus_2")
+    meter = emulator.add_meter("calls", formula=formula, time_window=time_window)
+    async with emulator.serve() as url:
+        session = StripeSession("sk_test_1", api_base=url, timeout_s=5)
+        try:
+            yield Books(session.client, meter=meter, clock=clock)
+        finally:
+            await session.close()
+
+
+async def test_start_is_inside_and_end_is_outside() -> None:
+    async with books() as book:
+        for value, at in (("1", -1), ("10", 0), ("100", 59), ("1000", 60)):
+            await book.send(value, at=SECOND + at)
+        await book.send("7", at=SECOND, customer="cus_2")
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 110.0)]
+
+
+async def test_without_usage_there_is_one_summary_of_nothing() -> None:
+    async with books() as book:
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 0.0)]
+
+
+async def test_one_summary_however_long_the_span() -> None:
+    async with books() as book:
+        await book.send("999999999999999", at=SECOND)
+        assert await book.read(SECOND - 30 * DAY, SECOND + 60) == [(-30 * DAY, 60, 999_999_999_999_999)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "grouping", "message"),
+    [
+        (1, 60, None, "start_time must be aligned with the start of a minute"),
+        (0, 61, None, "end_time must be aligned with the start of a minute"),
+        (60, 2 * HOUR, "hour", "start_time must be aligned with the start of an hour"),
+        (0, DAY, "day", "start_time must be aligned with the start of a day, 00:00 UTC"),
+        (60, 60, None, "end_time must be after start_time"),
+        (0, HOUR, "week", "Invalid value_grouping_window: must be one of hour, day"),
+    ],
+)
+async def test_bounds_are_aligned(start: int, end: int, grouping: str | None, message: str) -> None:
+    more = {"value_grouping_window": grouping} if grouping else {}
+    async with books() as book:
+        with pytest.raises(stripe.InvalidRequestError, match=message):
+            await book.read(SECOND + start, SECOND + end, **more)
+
+
+async def test_grouped_by_hour_latest_first_over_pages() -> None:
+    async with books() as book:
+        await book.send("1", at=SECOND - 2 * HOUR)
+        await book.send("2", at=SECOND - 1)
+        await book.send("4", at=SECOND)
+        read = await book.read(SECOND - 2 * HOUR, SECOND + HOUR, value_grouping_window="hour", limit=2)
+    assert read == [(0, HOUR, 4.0), (-HOUR, 0, 2.0), (-2 * HOUR, -HOUR, 1.0)]
+
+
+async def test_grouped_by_day() -> None:
+    midnight = SECOND - 12 * HOUR
+    async with books() as book:
+        await book.send("1", at=midnight - 1)
+        await book.send("2", at=midnight)
+        read = await book.read(midnight - DAY, midnight + DAY, value_grouping_window="day")
+    assert read == [(-12 * HOUR, 12 * HOUR, 2.0), (-36 * HOUR, -12 * HOUR, 1.0)]
+
+
+async def test_new_events_show_late() -> None:
+    async with books(summary_lag_s=120) as book:
+        await book.send("5", at=SECOND)
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 0.0)]
+        book.clock.advance(timedelta(seconds=119))
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 0.0)]
+        book.clock.advance(timedelta(seconds=1))
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 5.0)]
+
+
+@pytest.mark.parametrize(("formula", "expected"), [("sum", 12.0), ("count", 3.0), ("last", 7.0)])
+async def test_formulas(formula: str, expected: float) -> None:
+    async with books(formula=formula) as book:
+        for value, at in (("2", 0), ("7", 30), ("3", 10)):
+            await book.send(value, at=SECOND + at)
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, expected)]
+
+
+async def test_pre_aggregated_meter_keeps_what_came_last() -> None:
+    async with books(time_window="hour") as book:
+        for value, at in (("2", 0), ("7", 30), ("3", 10), ("5", -1)):
+            await book.send(value, at=SECOND + at)
+        assert await book.read(SECOND - HOUR, SECOND + HOUR) == [(-HOUR, HOUR, 8.0)]
+
+
+async def test_corrections_may_be_negative() -> None:
+    async with books() as book:
+        await book.send("5", at=SECOND)
+        await book.send("-2", at=SECOND)
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 3.0)]
