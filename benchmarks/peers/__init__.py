@@ -1,0 +1,1 @@
+"""The applications that are measured: each module builds the same app behind one limiter."""

@@ -1,0 +1,31 @@
+"""meterkit: the middleware around the bare app, with one plans file per variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meterkit import MeterKit, MeterMiddleware, identify
+from peers.bare import CUSTOMER_HEADER, starlette_app
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+PLANS = Path(__file__).resolve().parent.parent / "plans"
+
+
+def metered(plans: str, redis_url: str) -> ASGIApp:
+    kit = MeterKit(PLANS / plans, redis_url=redis_url, flush="off")
+    return MeterMiddleware(starlette_app(), kit=kit, identify=identify.header(CUSTOMER_HEADER.decode()))
+
+
+def build_decide(redis_url: str) -> ASGIApp:
+    return metered("decide.yaml", redis_url)
+
+
+def build_settle(redis_url: str) -> ASGIApp:
+    return metered("settle.yaml", redis_url)
+
+
+def build_three(redis_url: str) -> ASGIApp:
+    return metered("three.yaml", redis_url)

@@ -1,0 +1,223 @@
+"""The results as tables: aligned for a terminal, or as a page of the documentation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from variants import BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+Row = tuple[str, ...]
+Table = tuple[str, Row, list[Row]]
+
+
+def _span(figure: dict, digits: int = 1) -> str:
+    return f"{figure['median']:,.{digits}f} ({figure['low']:,.{digits}f}-{figure['high']:,.{digits}f})"
+
+
+def _timed(result: dict) -> Table:
+    head = ("variant", "CPU over bare, us", "requests/s", "p50, us", "p99, us")
+    rows = [
+        (
+            BY_NAME[name].title,
+            _span(seen["over_bare_us"])
+            if BY_NAME[name].kind != "bare"
+            else f"(own: {_span(seen['cpu_us'])})",
+            _span(seen["per_second"], 0),
+            f"{seen['p50_us']['median']:,.0f}",
+            f"{seen['p99_us']['median']:,.0f}",
+        )
+        for name, seen in result["timed"].items()
+    ]
+    return "In process, per request", head, rows
+
+
+def _server(result: dict) -> Table:
+    head = ("variant", "commands", "calls", "time in commands, us", "whole server CPU, us")
+    rows = [
+        (
+            BY_NAME[name].title,
+            " ".join(result["probes"][name]["commands"]),
+            f"{seen['calls']['median']:.2f}",
+            _span(seen["server_us"], 2),
+            _span(seen["server_cpu_us"]),
+        )
+        for name, seen in result["timed"].items()
+        if BY_NAME[name].kind != "bare"
+    ]
+    return "The store's side, per request", head, rows
+
+
+def _memory(result: dict) -> Table:
+    head = (
+        "variant",
+        "keys, 100 customers",
+        "keys, 100 customers x 10 paths",
+        "bytes of one customer",
+        "all bytes / customers",
+    )
+    rows = [
+        (
+            BY_NAME[name].title,
+            f"{seen['keys_100_customers']:,}",
+            f"{seen['keys_100_customers_10_paths']:,}",
+            f"{seen['bytes_of_one_customer']:,}",
+            f"{seen['bytes_all_per_customer']:,.0f}",
+        )
+        for name, seen in result["probes"].items()
+        if BY_NAME[name].kind != "bare"
+    ]
+    return "Keys and memory, after 10 requests per customer", head, rows
+
+
+def _http(result: dict) -> Table:
+    head = ("variant", "requests/s", "of bare, %", "p50, us", "p99, us", "CPU of the process, us", "busy, %")
+    rows = [
+        (
+            BY_NAME[name].title,
+            _span(seen["per_second"], 0),
+            f"{seen['of_bare']['median'] * 100:.1f}",
+            f"{seen['p50_us']['median']:,.0f}",
+            f"{seen['p99_us']['median']:,.0f}",
+            _span(seen["cpu_us"]),
+            f"{seen['busy']['median'] * 100:.0f}",
+        )
+        for name, seen in result["http"].items()
+    ]
+    return "End to end: uvicorn, one process, wrk", head, rows
+
+
+def _imports(result: dict) -> Table:
+    head = ("statement", "median, ms", "lowest, ms", "modules", "optional packages loaded")
+    rows = []
+    for statement, seen in result["imports"].items():
+        if "error" in seen:
+            rows.append((f"`{statement}`", "failed", "", "", seen["error"]))
+        else:
+            unwanted = " ".join(seen["unwanted"]) or "none"
+            rows.append(
+                (
+                    f"`{statement}`",
+                    f"{seen['median_ms']:.1f}",
+                    f"{seen['low_ms']:.1f}",
+                    str(seen["modules"]),
+                    unwanted,
+                )
+            )
+    return "Imports, fresh interpreters", head, rows
+
+
+def _first(result: dict) -> Table:
+    head = ("variant", "start, ms", "first request, ms", "second request, ms")
+    rows = [
+        (
+            BY_NAME[name].title,
+            f"{seen['start_ms']:.2f}",
+            f"{seen['first_ms']:.2f}",
+            f"{seen['second_ms']:.2f}",
+        )
+        for name, seen in result["first"].items()
+        if name in BY_NAME
+    ]
+    return "The first request of a process", head, rows
+
+
+def _targets(result: dict) -> Table:
+    head = ("target", "aim", "reached", "against", "met")
+    rows = [
+        (
+            target["what"],
+            f"{'>=' if target['better'] == 'more' else '<='} {target['aim']:g} {target['unit']}",
+            f"{target['reached']:,.2f} {target['unit']}",
+            target["against"],
+            "yes" if target["met"] else "NO",
+        )
+        for target in result["targets"]
+    ]
+    return "Against meterkit's targets", head, rows
+
+
+PARTS: tuple[Callable[[dict], Table], ...] = (_timed, _server, _memory, _http, _imports, _first, _targets)
+
+
+def _tables(result: dict) -> Iterable[Table]:
+    return (table for part in PARTS if (table := part(result))[2])
+
+
+def _aligned(head: Row, rows: list[Row]) -> list[str]:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    ]
+    top = [head[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(head[1:], widths[1:], strict=True))]
+    return ["  ".join(line) for line in [top, *lines]]
+
+
+def _disturbance(result: dict) -> list[str]:
+    """How much of its core the bare app got: it never waits, so less than all of it went to others."""
+    if "bare" not in result["timed"]:
+        return []
+    bare = result["timed"]["bare"]
+    share = bare["cpu_us"]["median"] * bare["per_second"]["median"] / 1e4
+    if share >= 95:
+        return [f"undisturbed: the bare app had {min(share, 100):.0f} % of its core"]
+    return [
+        f"DISTURBED: the bare app had {share:.0f} % of its core; throughput and latency are worse than true"
+    ]
+
+
+def _machine_lines(result: dict) -> list[str]:
+    machine, size = result["machine"], result["size"]
+    where = f"{machine['cpu']}, {machine['cpus']} CPUs ({machine['cores']})"
+    amount = f"{size['rounds']} rounds of {size['requests']:,} requests, {size['concurrency']} at a time"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return [
+        f"{machine['when']}, {where}, {machine['system']}",
+        f"{machine['python']}, event loop {result['loop']}, {machine['server']}",
+        versions,
+        f"{amount}, {size['customers']:,} customers; median (lowest-highest round)",
+        f"`{machine['command']}`",
+        *_disturbance(result),
+    ]
+
+
+def as_text(result: dict) -> str:
+    lines = _machine_lines(result)
+    for title, head, rows in _tables(result):
+        lines += ["", f"== {title}", *_aligned(head, rows)]
+    if result["skipped"]:
+        lines += ["", "== Skipped", *(f"{name}: {why}" for name, why in result["skipped"].items())]
+    return "\n".join(lines)
+
+
+PREFACE = """\
+# Benchmarks
+
+This page is written by `python benchmarks/run.py --markdown docs/benchmarks.md` from one run; no figure is
+edited by hand. Run it on your own machine: `make bench`.
+
+One Starlette app with one route is put behind each limiter, in a process of its own, and called through the
+ASGI interface without an HTTP server; the rounds of all variants are interleaved. No request is denied.
+CPU is that of the whole process, with what is done after the response, less that of the same app without a
+limiter in the same round. The garbage collector stays on. Limiters without an ASGI middleware of their own
+get a minimal one, which sends no headers; meterkit sends `RateLimit` and `RateLimit-Policy`. The single-limit
+peers check one rate, meterkit (a) two. The *composite* is what one assembles for the job of meterkit (b):
+a rate and a monthly quota by `limits`, one after the other, and a usage counter in a hash.
+"""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def as_markdown(result: dict) -> str:
+    lines = [PREFACE, "## The run", "", *(f"- {line}" for line in _machine_lines(result))]
+    for title, head, rows in _tables(result):
+        lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+        lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    if result["skipped"]:
+        lines += ["", "## Skipped", "", *(f"- {name}: {why}" for name, why in result["skipped"].items())]
+    return "\n".join(lines) + "\n"

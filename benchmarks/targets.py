@@ -1,0 +1,84 @@
+"""What meterkit sets out to reach, and whether a run reached it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+DECIDE, SETTLE = "meterkit-decide", "meterkit-settle"
+SLIDING, COMPOSITE, THREE = "limits-sliding", "composite", "meterkit-three"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    what: str
+    aim: float
+    unit: str
+    better: Literal["more", "less"]
+    reached: float
+    against: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.reached >= self.aim if self.better == "more" else self.reached <= self.aim
+
+
+def _median(timed: dict, name: str, key: str) -> float:
+    return timed[name][key]["median"]
+
+
+def _in_process(timed: dict, peers: list[str]) -> list[Target]:
+    found = []
+    cheapest = min(peers, key=lambda name: _median(timed, name, "over_bare_us"), default=None)
+    fastest = max(peers, key=lambda name: _median(timed, name, "per_second"), default=None)
+    for name, label, cpu_aim, rival, speed_aim in (
+        (DECIDE, "(a)", 7, cheapest, 2.5),
+        (SETTLE, "(b)", 12, COMPOSITE, 2),
+    ):
+        if name not in timed:
+            continue
+        if rival in timed:
+            ratio = _median(timed, rival, "over_bare_us") / _median(timed, name, "over_bare_us")
+            found.append(
+                Target(f"{label} CPU over the bare app, times cheaper", cpu_aim, "x", "more", ratio, rival)
+            )
+        if fastest:
+            ratio = _median(timed, name, "per_second") / _median(timed, fastest, "per_second")
+            found.append(
+                Target(f"{label} throughput, times the best peer's", speed_aim, "x", "more", ratio, fastest)
+            )
+    for name, label, aim in ((DECIDE, "decide", 2.5), (SETTLE, "decide and settle", 3.5)):
+        if name in timed and SLIDING in timed:
+            ratio = _median(timed, name, "server_us") / _median(timed, SLIDING, "server_us")
+            found.append(
+                Target(f"server time of {label}, times a sliding window", aim, "x", "less", ratio, SLIDING)
+            )
+    return found
+
+
+def _over_http(http: dict) -> list[Target]:
+    return [
+        Target(f"{label} requests/s under uvicorn, of the bare app's", 90, "%", "more", share * 100, "bare")
+        for name, label in ((DECIDE, "(a)"), (SETTLE, "(b)"))
+        if name in http and (share := _median(http, name, "of_bare"))
+    ]
+
+
+def judged(result: dict, peers: list[str]) -> list[dict]:
+    """Every target that the run can speak of, with what was reached."""
+    found = _in_process(result["timed"], [peer for peer in peers if peer in result["timed"]])
+    found += _over_http(result["http"])
+    if THREE in result["probes"]:
+        size = result["probes"][THREE]
+        reached = size["bytes_of_one_customer"] or size["bytes_all_per_customer"]
+        found.append(Target("memory of a customer with 3 meters and 3 rates", 1024, "bytes", "less", reached))
+    for statement, seen in result["imports"].items():
+        if "meterkit" in statement and "median_ms" in seen:
+            found.append(Target(f"`{statement}`", 40, "ms", "less", seen["median_ms"]))
+            loaded = len(seen["unwanted"])
+            found.append(Target(f"`{statement}`: optional packages loaded", 0, "packages", "less", loaded))
+    for name, label in ((DECIDE, "(a)"), (SETTLE, "(b)")):
+        if name in result["first"]:
+            reached = result["first"][name]["first_ms"]
+            found.append(Target(f"{label} first request after the start", 5, "ms", "less", reached))
+    return [asdict(target) | {"met": target.met} for target in found]

@@ -1,0 +1,114 @@
+"""What is measured: one line per variant, and how each is loaded."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+Kind = Literal["bare", "peer", "composite", "meterkit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One application behind one limiter.
+
+    Attributes:
+        bare: the variant without a limiter whose cost is subtracted.
+        timed: False where only its keys and memory are looked at.
+        over_http: whether it is also measured under uvicorn.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    module: str
+    function: str = "build"
+    bare: str = "bare"
+    timed: bool = True
+    over_http: bool = False
+
+    def build(self, redis_url: str) -> ASGIApp:
+        module = importlib.import_module(f"peers.{self.module}")
+        return getattr(module, self.function)(redis_url)
+
+
+def _peer(name: str, title: str, module: str, function: str = "build", **more) -> Variant:
+    return Variant(name=name, title=title, kind="peer", module=module, function=function, **more)
+
+
+VARIANTS = (
+    Variant(name="bare", title="bare Starlette app", kind="bare", module="bare", over_http=True),
+    Variant(
+        name="bare-fastapi",
+        title="bare FastAPI app",
+        kind="bare",
+        module="bare",
+        function="build_fastapi",
+        bare="bare-fastapi",
+    ),
+    _peer("limits-fixed", "limits, fixed window", "limits_aio", "build_fixed"),
+    _peer("limits-moving", "limits, moving window", "limits_aio", "build_moving"),
+    _peer("limits-sliding", "limits, sliding window", "limits_aio", "build_sliding", over_http=True),
+    _peer("slowapi", "slowapi, ASGI middleware, fixed window", "slow_api"),
+    _peer("asgi-ratelimit", "asgi-ratelimit", "asgi_ratelimit"),
+    _peer("throttled-fixed", "throttled-py, fixed window", "throttled_py", "build_fixed"),
+    _peer("throttled-bucket", "throttled-py, token bucket", "throttled_py", "build_token_bucket"),
+    _peer(
+        "throttled-fastapi",
+        "throttled-py, FastAPI integration",
+        "throttled_py",
+        "build_fastapi",
+        bare="bare-fastapi",
+    ),
+    _peer("fastapi-redis-sdk", "fastapi-redis-sdk", "fastapi_redis_sdk", bare="bare-fastapi"),
+    _peer("limits-three", "limits, three sliding windows", "limits_aio", "build_three", timed=False),
+    Variant(
+        name="composite",
+        title="composite: limits rate + limits quota + HINCRBY",
+        kind="composite",
+        module="composite",
+        over_http=True,
+    ),
+    Variant(
+        name="meterkit-decide",
+        title="meterkit (a): two rates, decide alone",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_decide",
+        over_http=True,
+    ),
+    Variant(
+        name="meterkit-settle",
+        title="meterkit (b): two rates, included, billed: decide and settle",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_settle",
+        over_http=True,
+    ),
+    Variant(
+        name="meterkit-three",
+        title="meterkit, three meters with a rate and a ceiling each",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_three",
+        timed=False,
+    ),
+)
+
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+
+
+def chosen(only: list[str]) -> tuple[Variant, ...]:
+    """The variants whose name contains one of ``only`` (all, where it is empty), with their bare apps.
+
+    Empty where no name does.
+    """
+    wanted = [v for v in VARIANTS if not only or any(part in v.name for part in only)]
+    if not wanted:
+        return ()
+    names = {v.name for v in wanted} | {v.bare for v in wanted} | {"bare"}
+    return tuple(v for v in VARIANTS if v.name in names)
