@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MeterKit"]
 
-_log = logging.getLogger("meterkit")
+_logger = logging.getLogger("meterkit")
 
 
 class MeterKit:
@@ -65,9 +65,9 @@ class MeterKit:
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         if self.settings.redis_url is None:
-            _log.info("the store is %s: %s", choice.address, choice.why)
+            _logger.info("the store is %s: %s", choice.address, choice.why)
         if not catalog.routes:
-            _log.warning("%s has no routes: no request is decided", catalog.source)
+            _logger.warning("%s has no routes: no request is decided", catalog.source)
         self.store = Store(
             choice.address,
             catalog,
@@ -211,7 +211,9 @@ class MeterKit:
                 "stripe_api_key", "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
             )
         if settings.stripe_transport != "v1":
-            raise SettingsError("stripe_transport", "stripe_transport: v2-stream is not in this release; use v1")
+            raise SettingsError(
+                "stripe_transport", "stripe_transport: v2-stream is not in this release; use v1"
+            )
         transport = StripeV1Transport(
             settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
         )

@@ -79,6 +79,23 @@ def test_the_whole_example_with_one_word_changed(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        'a: "\\UFFFFFFFF"',
+        'a: "\\uD800"',
+        "%YAML 1." + "9" * 5000 + "\n---\na: 1\n",
+        "%YAML " + "9" * 5000 + ".1\n---\na: 1\n",
+        "!<%C0%80> a: 1",
+        "--- !!%ff x",
+        "a: |99\n x",
+    ],
+)
+def test_what_trips_the_parser_itself(text: str) -> None:
+    with pytest.raises(PlansError):
+        loads(text)
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b"[" * 1_000_000,

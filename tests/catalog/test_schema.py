@@ -19,10 +19,10 @@ GOOD = sorted((HERE / "good").glob("*.yaml"))
 SEEN = (
     "anonymous_map", "anonymous_words", "billing", "concurrency_zero", "currency_upper",
     "entitlement_keys", "event_name_long", "event_name_missing", "everything_missing",
-    "included_numbers", "list_where_map", "match_paths", "meter_names", "meter_needs_unit", "meter_unknown_keys",
-    "overage_price", "overage_words", "plan_keys", "price_words", "rate_map", "rate_number",
-    "rate_words", "report_word", "route_overrides", "route_quantities", "schema_two", "trial",
-    "unknown_top_key", "warn_at", "words_of_the_top",
+    "included_numbers", "list_where_map", "match_paths", "meter_names", "meter_needs_unit",
+    "meter_unknown_keys", "overage_price", "overage_words", "plan_keys", "price_words", "rate_map",
+    "rate_number", "rate_words", "report_word", "route_overrides", "route_quantities", "schema_two",
+    "trial", "unknown_top_key", "warn_at", "words_of_the_top",
 )  # fmt: skip
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 
 from starlette.requests import ClientDisconnect
 
-from meterkit.asgi.headers import merge
-from meterkit.errors import MeterkitError, UnknownMeterError
 from meterkit.catalog.quantity import check_quantity
+from meterkit.errors import MeterkitError, UnknownMeterError
 from meterkit.store.accounts import HOLD_SLOT_MS
+from meterkit.store.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from starlette.types import Message, Scope, Send
 
+    from meterkit.asgi.told import Told
     from meterkit.catalog import Outcome, Route
     from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.decision import Decision
     from meterkit.store.lane import Lane
     from meterkit.store.store import Store
 
@@ -47,8 +48,8 @@ class Current:
 class Exchange:
     """A request that was admitted.
 
-    Its :meth:`send` stands between the app and the server. What the request comes to is settled right after the
-    last byte of its response, or when the app ends without one.
+    Its :meth:`send` stands between the app and the server. What the request comes to is settled right after
+    the last byte of its response, or when the app ends without one.
     """
 
     __slots__ = (
@@ -56,8 +57,8 @@ class Exchange:
         "_begun",
         "_call",
         "_complete",
-        "_decision",
         "_lane",
+        "_nothing_to_settle",
         "_recorded",
         "_reply",
         "_route",
@@ -67,7 +68,8 @@ class Exchange:
         "_status",
         "_store",
         "_trailers",
-        "fields",
+        "decision",
+        "told",
     )
 
     def __init__(
@@ -77,54 +79,58 @@ class Exchange:
         account: Account,
         route: Route,
         call: DecideCall | None,
-        reply: Any,
-        decision: Decision | None,
+        reply: list[int],
         scope: Scope,
         send: Send,
     ) -> None:
         self._store = store
         self._lane = lane
-        self._route = route
         self._account = account
+        self._route = route
         self._call = call
         self._reply = reply
-        self._decision = decision
-        self.fields: list[tuple[bytes, bytes]] | None = None
         self._scope = scope
         self._send = send
         self._recorded: dict[str, int] | None = None
         self._status = 0
-        self._begun = False
-        self._complete = False
-        self._trailers = False
-        self._settled = False
+        self._begun = self._complete = self._trailers = self._settled = False
+        self._nothing_to_settle = call is not None and not call.program.settles
+        self.decision: Decision | None = None
+        self.told: Told | None = None
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
         kind = message["type"]
-        if kind == "http.response.start":
-            self._status = message["status"]
-            self._trailers = bool(message.get("trailers"))
-            if self.fields:
-                headers = merge(message.get("headers", ()), self.fields, expose=self._cross_origin())
-                message = {**message, "headers": headers}
-            return self._send(message)
         if kind == "http.response.body":
             if not message.get("more_body", False) and not self._trailers:
+                if self._nothing_to_settle:
+                    self._complete = True
+                    return self._send(message)
                 return self._finish(message)
             if not self._begun and message.get("body"):
                 return self._begin(message)
-        elif kind == "http.response.pathsend":
-            self._begun = True
-            if not self._trailers:
-                return self._finish(message)
-        elif kind == "http.response.trailers" and not message.get("more_trailers", False):
+        elif kind == "http.response.start":
+            self._status = message["status"]
+            if "trailers" in message:
+                self._trailers = bool(message["trailers"])
+            told, call = self.told, self._call
+            if told is not None and call is not None:
+                headers = message.get("headers", ())
+                headers = told.add(headers, self._route.headers, call, self._reply, self._scope["headers"])
+                message = dict(message)
+                message["headers"] = headers
+        elif self._ends(kind, message):
             return self._finish(message)
-        elif kind == "http.response.zerocopysend":
-            self._begun = True
-            if not message.get("more_body", False) and not self._trailers:
-                return self._finish(message)
         return self._send(message)
+
+    def _ends(self, kind: str, message: Message) -> bool:
+        """Whether a message of one of the rarer kinds is the last of the response."""
+        if kind == "http.response.trailers":
+            return not message.get("more_trailers", False)
+        if kind in {"http.response.pathsend", "http.response.zerocopysend"}:
+            self._begun = True
+            return not message.get("more_body", False) and not self._trailers
+        return False
 
     async def _begin(self, message: Message) -> None:
         await self._send(message)
@@ -137,7 +143,7 @@ class Exchange:
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store what the request came to; once."""
-        if self._settled:
+        if self._settled or self._nothing_to_settle:
             return
         self._settled = True
         recorded, call, lane = self._recorded, self._call, self._lane
@@ -154,18 +160,21 @@ class Exchange:
             )
         elif call is None and billed:
             # Decided without the store: its rates have not seen it either.
-            recorded = {**self._route.consume, **(recorded or _NOTHING)}
+            recorded = dict(recorded or _NOTHING)
+            for meter, quantity in self._route.consume.items():
+                recorded[meter] = recorded.get(meter, 0) + quantity
         if recorded:
             self._store.post(lane, self._account, recorded if billed else _NOTHING, rated=recorded)
 
     def record(self, quantities: dict[str, int]) -> None:
         """Add to what the request has used; what comes after its end is settled at once."""
-        if self._settled and self._lane is not None:
+        if self._lane is not None and (self._settled or self._complete):
             self._store.post(self._lane, self._account, quantities, rated=quantities)
             return
         recorded = self._recorded
         if recorded is None:
             recorded = self._recorded = {}
+            self._nothing_to_settle = False
         for meter, quantity in quantities.items():
             recorded[meter] = check_quantity(recorded.get(meter, 0) + quantity)
 
@@ -186,27 +195,22 @@ class Exchange:
 
     def current(self) -> Current:
         """Who is served, and why."""
-        decision = self._decision
-        if decision is None and self._call is not None:
-            decision = self._decision = self._store.decision(self._call, self._reply)
-        assert decision is not None  # noqa: S101
+        if self.decision is None and self._call is not None:
+            self.decision = self._store.decision(self._call, self._reply)
         return Current(
-            customer=self._account.customer, plan=self._account.standing.plan.key, decision=decision
+            customer=self._account.customer,
+            plan=self._account.standing.plan.key,
+            decision=self.decision or Decision(allowed=True),
         )
 
     def _outcome(self, error: BaseException | None) -> Outcome:
         if self._complete:
-            if self._status < 400:
+            if self._status < HTTPStatus.BAD_REQUEST:
                 return "success"
-            return "client_error" if self._status < 500 else "server_error"
-        left = error is None or isinstance(error, OSError | ClientDisconnect) or not isinstance(error, Exception)
-        return "client_gone" if self._begun and left else "server_error"
-
-    def _cross_origin(self) -> bool:
-        for name, _ in self._scope["headers"]:
-            if name == b"origin":
-                return True
-        return False
+            return "client_error" if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        # Servers tell of a client that left by OSError from send, or by cancelling; or the app just stops.
+        failed = isinstance(error, Exception) and not isinstance(error, OSError | ClientDisconnect)
+        return "client_gone" if self._begun and not failed else "server_error"
 
 
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
@@ -246,7 +250,7 @@ def _exchange(what: str) -> Exchange:
     if found is None:
         raise MeterkitError(
             f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
-            "file matches this request, the route is exempt, or there is no request at all (use the kit's own "
-            "record() there)"
+            "file matches this request, the route is exempt, or there is no request at all (there, use the "
+            "kit's own record())"
         )
     return found

@@ -12,11 +12,12 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import Scope
 
-from meterkit.errors import CustomerError, MeterkitError
+from meterkit.errors import MeterkitError
+from meterkit.store.customer_id import check_customer, is_customer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,11 +37,9 @@ __all__ = [
 Identify = Callable[[Scope], str | Awaitable[str | None] | None]
 KeyLookup = Callable[[str], str | Awaitable[str | None] | None]
 
-CUSTOMER_BYTES_MAX: Final = 256
 HOST_CHARS_MAX: Final = 64
 HOPS_MAX: Final = 32
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HOST_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
 
 
@@ -53,9 +52,16 @@ def header(name: str) -> Callable[[Scope], str | None]:
     wanted = name.lower().encode("latin-1")
 
     def identify(scope: Scope) -> str | None:
-        value = _single(scope, wanted)
-        # A lone surrogate is refused by is_customer, so the client hears that the id is wrong.
-        return value.decode("utf-8", "surrogateescape") if value else None
+        found: bytes | None = None
+        for key, value in scope["headers"]:
+            if key == wanted:
+                if found is not None:
+                    return None
+                found = value
+        if not found:
+            return None
+        # A lone surrogate is refused as a customer id, so the client hears that the id is wrong.
+        return found.decode() if found.isascii() else found.decode("utf-8", "surrogateescape")
 
     return identify
 
@@ -153,45 +159,6 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
         return hop and hop[0]
 
     return identify
-
-
-def is_customer(value: object) -> TypeGuard[str]:
-    """Whether this is a customer id: text of 1 to 256 bytes of UTF-8 without control characters."""
-    if not isinstance(value, str) or not value:
-        return False
-    if value.isascii():
-        return len(value) <= CUSTOMER_BYTES_MAX and value.isprintable()
-    return _fault(value) is None
-
-
-def check_customer(value: object) -> str:
-    """Return the customer id.
-
-    Raises:
-        CustomerError: it is not a text of 1 to 256 bytes of UTF-8 without control characters.
-    """
-    if is_customer(value):
-        return value
-    # The id itself is left out: it comes from a client and may be anything.
-    raise CustomerError(
-        f"customer id: found {_fault(value)}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 "
-        "without control characters"
-    )
-
-
-def _fault(value: object) -> str | None:
-    if not isinstance(value, str):
-        return f"a value of type {type(value).__name__}"
-    if not value:
-        return "an empty text"
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError as error:
-        return f"a lone surrogate at position {error.start}"
-    if size > CUSTOMER_BYTES_MAX:
-        return f"a text of {size} bytes"
-    control = _CONTROL.search(value)
-    return f"the control character U+{ord(control[0]):04X} at position {control.start()}" if control else None
 
 
 def _single(scope: Scope, wanted: bytes) -> bytes | None:

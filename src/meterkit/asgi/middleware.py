@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from asyncio import get_running_loop
+from asyncio import CancelledError, get_running_loop
 from dataclasses import replace
 from inspect import isawaitable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
-from uuid import uuid4
 
-from meterkit.asgi.details import Circumstances
 from meterkit.asgi.exchange import Exchange, exchange
-from meterkit.asgi.headers import fields, policy_field, quoted
-from meterkit.asgi.identify import client_ip, is_customer
-from meterkit.asgi.problems import problem, send_denial
+from meterkit.asgi.identify import client_ip
+from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.routing import Router, is_preflight
+from meterkit.asgi.told import Told
 from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.store.connection import give_up
+from meterkit.store.customer_id import is_customer
 from meterkit.store.decision import Decision
-from meterkit.store.verdict import reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -27,40 +26,45 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from meterkit.asgi.identify import Identify
-    from meterkit.catalog import Catalog, Route
-    from meterkit.store.accounts import Account, DecideCall
+    from meterkit.catalog import Route
+    from meterkit.store.accounts import Account, Accounts, DecideCall
     from meterkit.store.lane import Lane
     from meterkit.store.program import Program
     from meterkit.store.store import Store
 
 __all__ = ["Kit", "MeterMiddleware"]
 
-_log = logging.getLogger("meterkit.asgi")
+_logger = logging.getLogger("meterkit.asgi")
 
+_ALLOWED: Final = 0
+_REFUSED: Final = 1
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _UNDECIDED: Final = Decision(allowed=True, degraded=True)
 _WARN_EVERY_S: Final = 10.0
-_ALLOWED: Final = 0
-_REFUSED: Final = 1
 
 
 class Kit(Protocol):
     """What the edge needs of the kit."""
 
     @property
-    def store(self) -> Store: ...
+    def store(self) -> Store:
+        """Where requests are decided and counted."""
+        ...
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Begin to serve the running event loop."""
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Undo one start."""
 
 
 class MeterMiddleware:
     """Decides and counts the requests of an ASGI app.
 
-    Holds configuration only; what belongs to one request lives in its :class:`~meterkit.asgi.exchange.Exchange`.
+    Holds configuration only; what belongs to one request lives in its
+    :class:`~meterkit.asgi.exchange.Exchange`.
 
     Args:
         app: the app that is wrapped.
@@ -84,55 +88,25 @@ class MeterMiddleware:
         self.app = app
         self._kit = kit
         self._identify = identify
-        self._on_denied = on_denied
-        self._cors = frozenset(cors)
+        self._refuser = Refuser(on_denied, cors, kit.store.clock)
         self._by_ip = client_ip()
-        self._warned_at = 0.0
-        self._adopt(kit.store.catalog)
+        self._warned_at = -_WARN_EVERY_S
+        self._adopt(kit.store.accounts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope; everything but HTTP and the lifespan passes as it is."""
         if scope["type"] != "http":
             await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
-        store = self._kit.store
-        if store.catalog is not self._catalog:
-            self._adopt(store.catalog)
+        if self._kit.store.accounts is not self._accounts:
+            self._adopt(self._kit.store.accounts)
         route = self._router.match_http(scope)
         if route is None or route.exempt or (scope["method"] == "OPTIONS" and is_preflight(scope)):
             await self.app(scope, receive, send)
             return
-        try:
-            found = self._identify(scope)
-            account = store.accounts.named.get(found) if type(found) is str else None
-            if account is None:
-                account = await self._account(found, scope)
-        except _UnservedError as error:
-            await self._refuse(error.decision, route, None, None, scope, receive, send)
+        passed = await self._admit(route, scope, receive, send)
+        if passed is None:
             return
-        except Exception:
-            _log.exception("identify raised; the request is refused")
-            await self._refuse(_STORE_FAILED, route, None, None, scope, receive, send)
-            return
-        call = account.calls.get(id(route)) or account.call(route)
-        lane = store.lanes.get(get_running_loop())
-        try:
-            if lane is None:
-                lane = await store.start()
-            reply = await lane.call(call)
-            if type(reply) is not list or reply[0] > _REFUSED:
-                call, reply = await store.conclude(lane, call, _again(account, route), reply)
-        except (StoreError, SettingsError) as error:
-            await self._without_store(error, route, account, lane, scope, receive, send)
-            return
-        if reply[0] == _ALLOWED:
-            passed = Exchange(store, lane, account, route, call, reply, None, scope, send)
-            if route.headers != "none":
-                passed.fields = self._fields(route, call, reply)
-            await self._pass(passed, scope, receive)
-        else:
-            await self._refused(store.decision(call, reply), route, call, lane, scope, receive, send)
-
-    async def _pass(self, passed: Exchange, scope: Scope, receive: Receive) -> None:
         token = exchange.set(passed)
         try:
             await self.app(scope, receive, passed.send)
@@ -143,11 +117,54 @@ class MeterMiddleware:
             exchange.reset(token)
         passed.settle(None)
 
+    async def _admit(self, route: Route, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
+        """Decide a request; one that is refused is answered, and there is nothing to go on with."""
+        store = self._kit.store
+        account: Account | None = None
+        call: DecideCall | None = None
+        lane = store.lanes.get(get_running_loop())
+        try:
+            found = self._identify(scope)
+            account = self._accounts.named.get(found) if type(found) is str else None
+            if account is None:
+                account = await self._account(found, scope)
+            call = account.calls.get(id(route)) or account.call(route)
+            if lane is None:
+                lane = await store.start()
+            pending = lane.call(call)
+            try:
+                reply = await pending
+            except CancelledError:
+                give_up(call, pending)
+                raise
+            if type(reply) is not list or reply[0] > _REFUSED:
+                call, reply = await store.conclude(lane, call, _again(account, route), reply)
+        except _UnservedError as error:
+            passed: Exchange | Decision = error.decision
+        except (StoreError, SettingsError) as error:
+            self._warn(error, route)
+            passed = self._undecided(lane, account, route, scope, send)
+        except Exception:
+            _logger.exception("%s: the customer or the decision could not be had", route.match)
+            passed = self._undecided(lane, account, route, scope, send)
+        else:
+            if reply[0] == _ALLOWED:
+                passed = Exchange(store, lane, account, route, call, reply, scope, send)
+                if route.headers != "none":
+                    program = call.program
+                    passed.told = self._told.get(program) or self._told.setdefault(program, Told(program))
+                return passed
+            passed = self._refused(call, reply, lane, route, scope, send)
+        if isinstance(passed, Decision):
+            await self._refuser.refuse(passed, route, call, account, scope, receive, send)
+            return None
+        return passed
+
     async def _account(self, found: object, scope: Scope) -> Account:
         """The account of a customer not met before, or of nobody in particular."""
         if isawaitable(found):
             found = await found
-        accounts = self._kit.store.accounts
+        accounts = self._accounts
         if is_customer(found):
             return accounts.get(found)
         if found is not None:
@@ -157,106 +174,48 @@ class MeterMiddleware:
             raise _UnservedError(_ANONYMOUS)
         return accounts.get(anonymous, anonymous=True)
 
-    async def _refused(
+    def _refused(
         self,
-        decision: Decision,
-        route: Route,
         call: DecideCall,
+        reply: list[int],
         lane: Lane,
+        route: Route,
         scope: Scope,
-        receive: Receive,
         send: Send,
-    ) -> None:
+    ) -> Exchange | Decision:
+        store = self._kit.store
+        decision = store.decision(call, reply)
         if route.enforcement == "on":
-            await self._refuse(decision, route, call, call.account, scope, receive, send)
-            return
-        _log.info("shadow: %s would be refused: %s", route.match, decision.reason)
-        decision = replace(decision, allowed=True, shadow=True)
-        store = self._kit.store
-        await self._pass(
-            Exchange(store, lane, call.account, route, None, None, decision, scope, send), scope, receive
-        )
+            return decision
+        _logger.info("shadow: a request of %s would be refused: %s", route.match, decision.reason)
+        passed = Exchange(store, lane, call.account, route, None, [], scope, send)
+        passed.decision = replace(decision, allowed=True, shadow=True)
+        return passed
 
-    async def _refuse(
+    def _undecided(
         self,
-        decision: Decision,
-        route: Route,
-        call: DecideCall | None,
-        account: Account | None,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        if self._on_denied is not None:
-            response = self._on_denied(scope, decision)
-            if response is not None:
-                await response(scope, receive, send)
-                return
-        plans = self._catalog.plans.values()
-        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
-        circumstances = Circumstances(
-            policies=() if call is None else tuple(measure.policy for measure in call.program.measures),
-            feature=route.feature,
-            plan=None if account is None else account.standing.plan.key,
-            available_in=tuple(plan.key for plan in plans if route.feature in plan.features),
-            portal_url=self._catalog.billing.portal_url,
-            origin=origin,
-            cors=self._cors,
-        )
-        now_s = int(self._kit.store.clock())
-        denial = problem(decision, circumstances, mode=route.headers, now_s=now_s, instance=uuid4())
-        await send_denial(denial, scope, send)
-
-    async def _without_store(
-        self,
-        error: MeterkitError,
-        route: Route,
-        account: Account,
         lane: Lane | None,
+        account: Account | None,
+        route: Route,
         scope: Scope,
-        receive: Receive,
         send: Send,
-    ) -> None:
+    ) -> Exchange | Decision:
+        if account is None or route.on_store_failure == "deny":
+            return _STORE_FAILED
+        passed = Exchange(self._kit.store, lane, account, route, None, [], scope, send)
+        passed.decision = _UNDECIDED
+        return passed
+
+    def _warn(self, error: MeterkitError, route: Route) -> None:
         now = monotonic()
-        if now - self._warned_at > _WARN_EVERY_S:
+        if now - self._warned_at >= _WARN_EVERY_S:
             self._warned_at = now
-            _log.error("requests go undecided (on_store_failure: %s): %s", route.on_store_failure, error)
-        if route.on_store_failure == "deny":
-            await self._refuse(_STORE_FAILED, route, None, account, scope, receive, send)
-            return
-        store = self._kit.store
-        await self._pass(
-            Exchange(store, lane, account, route, None, None, _UNDECIDED, scope, send), scope, receive
-        )
+            _logger.error("requests go undecided (on_store_failure: %s): %s", route.on_store_failure, error)
 
-    def _fields(self, route: Route, call: DecideCall, reply: list[int]) -> list[tuple[bytes, bytes]]:
-        program = call.program
-        told = self._told.get(program)
-        if told is None:
-            told = self._told[program] = _Told(program)
-        nth = reply[2]
-        if not nth:
-            return told.policy_fields if route.headers != "x-ratelimit" else []
-        measure = program.measures[nth - 1]
-        reset = reset_ms(measure, reply[3], reply[1], call.period_end_ms(reply[1]))
-        if route.headers == "ietf":
-            name, left = told.names[nth - 1], reply[3] if reply[3] > 0 else 0
-            if reset is None:
-                return [*told.policy_fields, (b"ratelimit", b"%b;r=%d" % (name, left))]
-            return [*told.policy_fields, (b"ratelimit", b"%b;r=%d;t=%d" % (name, left, -(-reset // 1000)))]
-        return fields(
-            route.headers,
-            policies=told.policies,
-            limit=measure.policy,
-            remaining=max(0, reply[3]),
-            reset_s=None if reset is None else -(-reset // 1000),
-            now_s=reply[1] // 1000,
-        )
-
-    def _adopt(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self._router = Router(catalog.routes)
-        self._told: dict[Program, _Told] = {}
+    def _adopt(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._router = Router(accounts.catalog.routes)
+        self._told: dict[Program, Told] = {}
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -274,18 +233,6 @@ class MeterMiddleware:
         finally:
             if started:
                 await self._kit.stop()
-
-
-class _Told:
-    """What a client is told of a program, written once."""
-
-    __slots__ = ("names", "policies", "policy_fields")
-
-    def __init__(self, program: Program) -> None:
-        policies = [measure.policy for measure in program.measures]
-        self.policies = policy_field(policies)
-        self.policy_fields = [(b"ratelimit-policy", self.policies)] if policies else []
-        self.names = [quoted(policy.name) for policy in policies]
 
 
 class _UnservedError(Exception):

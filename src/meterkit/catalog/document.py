@@ -27,6 +27,8 @@ _FORBIDDEN: Final = re.compile(
 )
 _LINE_BREAK: Final = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _STARRED: Final = re.compile(r"\*[^\s,\]}]*")
+# Escapes and numbers that mean nothing reach PyYAML's own calls of chr() and int().
+_YAML_ERRORS: Final = (yaml.YAMLError, ValueError, OverflowError)
 _QUOTE_HINT: Final = "a text that holds : # , { } [ ] or starts with * & ! % @ ` must be quoted"
 
 
@@ -144,17 +146,21 @@ def _parse_text(text: str, problems: Problems) -> Node:
         trial = Problems(problems.source)
         try:
             root = _Builder(_events(fast(text)), trial).document()
-        except (_StopError, yaml.YAMLError):
+        except (_StopError, *_YAML_ERRORS):
             pass
         else:
             problems.extend(trial)
             return root
+    parser = yaml.SafeLoader(text)
     try:
-        return _Builder(_events(yaml.SafeLoader(text)), problems).document()
+        return _Builder(_events(parser), problems).document()
     except yaml.MarkedYAMLError as error:
         _refuse_syntax(error, text, problems)
-    except yaml.YAMLError as error:
-        problems.refuse(Place(1, 1, ""), f"not readable as YAML: {error}")
+    except _YAML_ERRORS:
+        place = Place(parser.line + 1, parser.column + 1, "")
+        problems.refuse(
+            place, f"not readable as YAML: an escape or a number that means nothing; {_QUOTE_HINT}"
+        )
     raise _StopError
 
 

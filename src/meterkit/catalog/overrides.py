@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
@@ -9,8 +10,6 @@ from meterkit.catalog.entitlements import ENTITLEMENT_TABLE, build_entitlement
 from meterkit.catalog.report import Place, Problems, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from meterkit.catalog.models import Catalog, Entitlement, Plan
 
 _SOURCE: Final = "override"
@@ -63,8 +62,8 @@ def _node(value: object, place: Place, depth: int) -> Node:
     """A value of Python in the notation of the plans file."""
     if depth > DEPTH_MAX:
         return Text(place, "…", quoted=True)
-    if isinstance(value, dict):
-        entries = {str(key): item for key, item in cast("dict[object, object]", value).items()}
+    if isinstance(value, Mapping):
+        entries = {str(key): item for key, item in cast("Mapping[object, object]", value).items()}
         places = {key: place.child(key) for key in entries}
         return Fields(
             place, {key: _node(item, places[key], depth + 1) for key, item in entries.items()}, places

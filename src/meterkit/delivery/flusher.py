@@ -6,24 +6,28 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
-from random import uniform
+from random import SystemRandom
 from secrets import token_hex
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.transport import Intent
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.keys import meter_token
 from meterkit.store.outbox import Attempt, Outbox, Sealed
 
 if TYPE_CHECKING:
-    from meterkit.delivery.outcomes import Outcome
+    from collections.abc import Coroutine, Iterable
+
     from meterkit.delivery.transport import Transport
     from meterkit.store.store import Store
 
 __all__ = ["FlushReport", "Flusher"]
 
-_log = logging.getLogger("meterkit.delivery")
+_logger = logging.getLogger("meterkit.delivery")
+
+_jitter = SystemRandom().uniform
 
 _LEASE_MS: Final = 60_000
 _CUSTOMERS_PER_SEAL: Final = 50
@@ -36,6 +40,9 @@ _SYSTEMIC_RETRY_MS: Final = 60_000
 _CLOCK_ALARM_S: Final = 60
 _CLOCK_STOP_S: Final = 240
 _IDLE_S: Final = 0.2
+_CLOCKS_APART: Final = Outcome(
+    kind="systemic", detail="not sent: this host's clock and Stripe's differ too much"
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,8 +71,8 @@ class FlushReport:
 class Flusher:
     """Seals and delivers.
 
-    A shard is worked on by one flusher at a time, who holds its lease. What another left behind is tried again
-    under the same identifier, which Stripe counts once within 24 hours.
+    A shard is worked on by one flusher at a time, who holds its lease. What another left behind is tried
+    again under the same identifier, which Stripe counts once within 24 hours.
 
     Args:
         store: where usage is counted.
@@ -88,17 +95,21 @@ class Flusher:
         self._transport = transport
         self._pause_s = 1 / calls_per_s
         self._next_call = 0.0
+        self._waits_until = 0.0
         self._calls = asyncio.Semaphore(calls_at_once)
         self._timeout_s = timeout_s
 
     async def run(self, *, every_s: float) -> None:
         """Flush again and again, until cancelled."""
         while True:
-            try:
-                await self.flush()
-            except MeterkitError as error:
-                _log.error("this flush failed, the next one goes on from there: %s", error)
-            await asyncio.sleep(uniform(0.8, 1.2) * every_s)
+            (result,) = await asyncio.gather(self.flush(), return_exceptions=True)
+            if isinstance(result, BaseException):
+                # Nobody else would hear of an error that is not ours: this runs until the process ends.
+                unexpected = None if isinstance(result, MeterkitError) else result
+                _logger.error(
+                    "this flush failed, the next one goes on from there: %s", result, exc_info=unexpected
+                )
+            await asyncio.sleep(_jitter(0.8, 1.2) * every_s)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Do what is due; or everything, also what is still open, waiting for what may not be sent yet.
@@ -106,26 +117,19 @@ class Flusher:
         Raises:
             StoreError: the store does not answer.
         """
+        now_ms = None if everything else self._store.now_ms()
         outbox = Outbox(self._store, await self._store.admin())
-        report = FlushReport()
+        flush = _Pass(outbox=outbox, seal_ms=now_ms, send_ms=now_ms)
+        report = flush.report
         deadline = monotonic() + timeout_s
-        while True:
-            due_ms = None if everything else self._store.now_ms()
-            work = await outbox.work(due_ms=due_ms)
-            if not work:
-                break
+        while work := await outbox.work(due_ms=flush.seal_ms):
             before = (report.sealed, report.delivered, report.dead, report.parked)
             gate = asyncio.Semaphore(_SHARDS_AT_ONCE)
-
-            async def one(shard: int, due_ms: int | None = due_ms, gate: asyncio.Semaphore = gate) -> None:
-                async with gate:
-                    await self._shard(outbox, shard, due_ms, report)
-
-            results = await asyncio.gather(*(one(item.shard) for item in work), return_exceptions=True)
-            for failed in filter(None, results):
-                raise failed
+            await _all(self._shard(flush, item.shard, gate) for item in work)
             if not everything:
                 break
+            # What waits for a retry was tried at once; from now on it waits as it should.
+            flush.send_ms = self._store.now_ms()
             if before == (report.sealed, report.delivered, report.dead, report.parked):
                 if monotonic() >= deadline:
                     break
@@ -134,62 +138,76 @@ class Flusher:
         report.unlinked = await outbox.unlinked()
         return report
 
-    async def _shard(self, outbox: Outbox, shard: int, due_ms: int | None, report: FlushReport) -> None:
-        if not await outbox.lease(shard, ttl_ms=_LEASE_MS):
-            return
-        lease = _Lease(outbox, shard)
-        try:
-            report.sealed += await outbox.seal(shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL)
-            due = await outbox.due(shard, due_ms=due_ms, most=_INTENTS_PER_BATCH)
-            if due:
-                attempts = await outbox.attempt(shard, due)
-                await asyncio.gather(*(self._deliver(lease, attempt, report) for attempt in attempts))
-        finally:
-            with suppress(StoreError):  # It runs out by itself.
-                await outbox.lease(shard, ttl_ms=0)
+    async def _shard(self, flush: _Pass, shard: int, gate: asyncio.Semaphore) -> None:
+        outbox = flush.outbox
+        async with gate:
+            asked = monotonic()
+            if not await outbox.lease(shard, ttl_ms=_LEASE_MS):
+                return
+            lease = _Lease(outbox, shard, asked)
+            try:
+                sealed = await outbox.seal(shard, due_ms=flush.seal_ms, most=_CUSTOMERS_PER_SEAL)
+                flush.report.sealed += sealed
+                due = await outbox.due(shard, due_ms=flush.send_ms, most=_INTENTS_PER_BATCH)
+                if due:
+                    asked = monotonic()
+                    attempts = await outbox.attempt(shard, due)
+                    await _all(self._deliver(lease, attempt, asked, flush.report) for attempt in attempts)
+            finally:
+                with suppress(StoreError):  # It runs out by itself.
+                    await outbox.lease(shard, ttl_ms=0)
 
-    async def _deliver(self, lease: _Lease, attempt: Attempt, report: FlushReport) -> None:
+    async def _deliver(self, lease: _Lease, attempt: Attempt, asked: float, report: FlushReport) -> None:
+        """Send one intent, unless that might count it twice. ``asked``: when it was leased (monotonic)."""
         sealed = attempt.intent
-        if attempt.attempts > 1 and attempt.now_ms - attempt.first_ms > _AMBIGUOUS_MS:
-            # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
-            why = "first tried more than 23 hours ago; whether Stripe has it is not known"
-            _log.error("intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why)
-            await lease.outbox.move(lease.shard, sealed, "parked", why=why)
-            report.parked += 1
-            return
         async with self._calls:
             await self._pace()
             if not await lease.outlives(self._timeout_s):
                 report.retried += 1
-                return
-            outcome = await self._transport.send(self._intent(sealed))
-        await self._conclude(lease, attempt, outcome, report)
+            elif attempt.now_ms - attempt.first_ms + (monotonic() - asked) * 1000 > _AMBIGUOUS_MS:
+                # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
+                why = "first tried more than 23 hours ago; whether Stripe has it is not known"
+                _logger.error(
+                    "intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why
+                )
+                moved = await lease.outbox.move(lease.shard, sealed, "parked", why=why)
+                report.parked += moved
+            elif monotonic() < self._waits_until:
+                await self._again(lease, attempt, _CLOCKS_APART, report)
+            else:
+                outcome = await self._transport.send(self._intent(sealed))
+                self._check_clock(outcome)
+                await self._conclude(lease, attempt, outcome, report)
 
-    async def _conclude(
-        self, lease: _Lease, attempt: Attempt, outcome: Outcome, report: FlushReport
-    ) -> None:
+    async def _conclude(self, lease: _Lease, attempt: Attempt, outcome: Outcome, report: FlushReport) -> None:
         sealed = attempt.intent
-        self._check_clock(outcome)
         if outcome.alert:
-            _log.error("intent %s of customer %r: %s", sealed.identifier, sealed.customer, outcome.detail)
+            _logger.error("intent %s of customer %r: %s", sealed.identifier, sealed.customer, outcome.detail)
         if outcome.delivered:
-            await lease.outbox.move(lease.shard, sealed, "delivered")
-            report.delivered += 1
-        elif outcome.step == "dead":
-            await lease.outbox.move(lease.shard, sealed, "dead", why=outcome.detail)
-            report.dead += 1
+            moved = await lease.outbox.move(lease.shard, sealed, "delivered")
+            report.delivered += moved
+        elif outcome.step == "dead" and monotonic() >= self._waits_until:
+            moved = await lease.outbox.move(lease.shard, sealed, "dead", why=outcome.detail)
+            report.dead += moved
         else:
-            wait_ms = _SYSTEMIC_RETRY_MS if outcome.step == "park" else _RETRY_FIRST_MS
-            wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
-            await lease.outbox.move(
-                lease.shard,
-                sealed,
-                "queued",
-                delay_ms=int(wait_ms * uniform(0.5, 1.0)),
-                key=f"{sealed.identifier}-{token_hex(4)}" if outcome.new_key else None,
-                why=outcome.detail,
-            )
-            report.retried += 1
+            await self._again(lease, attempt, outcome, report)
+
+    async def _again(self, lease: _Lease, attempt: Attempt, outcome: Outcome, report: FlushReport) -> None:
+        """Have it tried again later; a refusal that time alone does not cure waits longer."""
+        sealed = attempt.intent
+        wait_ms = _RETRY_FIRST_MS if outcome.step == "retry" else _SYSTEMIC_RETRY_MS
+        wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
+        moved = await lease.outbox.move(
+            lease.shard,
+            sealed,
+            "queued",
+            delay_ms=int(wait_ms * _jitter(0.5, 1.0)),
+            key=f"{sealed.identifier}-{token_hex(4)}" if outcome.new_key else None,
+            # What was refused for certain, Stripe need not remember.
+            untried=outcome.kind != "unknown" and attempt.first_ms == attempt.now_ms,
+            why=outcome.detail,
+        )
+        report.retried += moved
 
     def _intent(self, sealed: Sealed) -> Intent:
         meters = self._store.catalog.meters
@@ -218,16 +236,28 @@ class Flusher:
             return
         apart = abs(outcome.server_time_s - self._store.clock())
         if apart > _CLOCK_ALARM_S:
-            _log.error("this host's clock and Stripe's differ by %d s", apart)
+            _logger.error("this host's clock and Stripe's differ by %d s", apart)
+        # Stripe refuses timestamps that are more than five minutes ahead of its own time.
+        self._waits_until = monotonic() + _SYSTEMIC_RETRY_MS / 1000 if apart > _CLOCK_STOP_S else 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pass:
+    """One flush: by when due (ms of the store's clock; None: whenever) it seals and sends."""
+
+    outbox: Outbox
+    seal_ms: int | None
+    send_ms: int | None
+    report: FlushReport = field(default_factory=FlushReport)
 
 
 class _Lease:
     """A shard's lease, by this process's monotonic clock."""
 
-    def __init__(self, outbox: Outbox, shard: int) -> None:
+    def __init__(self, outbox: Outbox, shard: int, asked: float) -> None:
         self.outbox = outbox
         self.shard = shard
-        self._ends = monotonic() + _LEASE_MS / 1000
+        self._ends = asked + _LEASE_MS / 1000
         self._renewing = asyncio.Lock()
 
     async def outlives(self, span_s: float) -> bool:
@@ -240,3 +270,9 @@ class _Lease:
                 return False
             self._ends = asked + _LEASE_MS / 1000
             return True
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait until all have ended, then raise what the first of them raised."""
+    for failed in filter(None, await asyncio.gather(*works, return_exceptions=True)):
+        raise failed

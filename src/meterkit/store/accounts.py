@@ -193,7 +193,9 @@ class Accounts:
         self.named: dict[str, Account] = {}
         self._anonymous: dict[str, Account] = {}
         self._programs: dict[tuple[int, int], Program] = {}
-        for plan in catalog.plans.values():  # A program that cannot be is refused now, not at the first request.
+        for (
+            plan
+        ) in catalog.plans.values():  # A program that cannot be is refused now, not at the first request.
             for route in catalog.routes:
                 self.program(plan.entitlements, route)
 

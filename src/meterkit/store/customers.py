@@ -110,7 +110,7 @@ class Customers:
         """
         catalog = self._store.catalog
         for plan in catalog.plans.values():
-            lay_over(catalog, plan, overrides)
+            lay_over(catalog, plan, overrides, strict=True)
 
         def change(state: CustomerState) -> CustomerState:
             merged = {**state.overrides, **{meter: dict(given) for meter, given in overrides.items()}}
@@ -126,7 +126,9 @@ class Customers:
         """
         check_customer(customer)
         if not _STRIPE_CUSTOMER.fullmatch(stripe_customer):
-            raise CustomerError(f"Stripe customer: found {stripe_customer!r:.80}; allowed is an id like cus_123")
+            raise CustomerError(
+                f"Stripe customer: found {stripe_customer!r:.80}; allowed is an id like cus_123"
+            )
         admin = await self._store.admin()
         claim = self._store.keys.link(stripe_customer)
         await admin.ask(admin.client.set(claim, customer, nx=True))
@@ -209,4 +211,6 @@ class Customers:
             )
             if reply[0] == 0:
                 return self._view(customer, changed or CustomerState())
-        raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was being changed; try again")
+        raise StoreError(
+            f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
+        )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ending"]
 
-_log = logging.getLogger("meterkit.store")
+_logger = logging.getLogger("meterkit.store")
 
 _QUARTER_HOUR_MS: Final = 900_000
 _FORTY_DAYS_MS: Final = 3_456_000_000
@@ -79,7 +79,7 @@ class Ending:
 
     def refused(self, field: bytes) -> None:
         """Say that the store can never record this."""
-        _log.error(
+        _logger.error(
             "customer %r: %r was not recorded: the total behind field %s would pass 9 * 10^15",
             self.account.customer,
             dict(self.recorded),

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store.connection import Connection, ReplyError
+from meterkit.store.connection import Connection, ReplyError, give_up
 from meterkit.store.writers import Settlement, Stream
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ _log = logging.getLogger("meterkit.store")
 _PAUSE_FIRST_S = 0.05
 _PAUSE_MAX_S = 1.0
 _TRIES = 2
+_DRAIN_PAUSE_S = 0.005
+_COMPLAIN_EVERY_S = 10.0
+_RENEW_EVERY_S = 86_400.0
 
 
 class Link(Protocol):
@@ -32,6 +35,8 @@ class Link(Protocol):
 
     open: bool
 
+    @property
+    def gone(self) -> bool: ...
     def call(self, call: Call) -> asyncio.Future[Any]: ...
     def post(self, packed: Sequence[bytes], receiver: Any) -> None: ...
     def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]: ...
@@ -57,6 +62,7 @@ class Lane:
     def __init__(
         self, connector: Connector, *, keys: Keys, scripts: Sequence[Script], retire: Script
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._connector = connector
         self._scripts = tuple(scripts)
         self._retire = retire
@@ -64,24 +70,35 @@ class Lane:
         self._ended: list[Link] = []
         self._connected = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._first: asyncio.Task[None] | None = None
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._loading = False
+        self._complained_at = -_COMPLAIN_EVERY_S
+        self.stopping = False
         self._streams = [Stream(self, keys, shard) for shard in range(keys.shards)]
 
     async def start(self) -> None:
-        """Connect; where that fails, say so once and go on trying in the background."""
-        try:
-            self._use(await self._connector(self._on_end))
-        except StoreError as error:
-            _log.error("%s; trying again until it can", error)
-            self.spawn(self._reconnect())
+        """Connect; where that fails, say so once and go on trying in the background.
+
+        Raises:
+            SettingsError: the store cannot be used with these settings.
+        """
+        self._renewal = self._loop.call_later(_RENEW_EVERY_S, self._renew)
+        # A task of its own: whoever starts the lane may be cancelled, and others wait for it too.
+        self._first = self._loop.create_task(self._connect_first())
+        self._tasks.add(self._first)
+        self._first.add_done_callback(self._done)
+        await asyncio.shield(self._first)
 
     async def stop(self, *, drain_s: float) -> None:
         """Wait until all settlements are acknowledged, then close."""
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
-                while self.unsettled:
-                    await asyncio.sleep(0.005)
-        self._stopping = True
+                await self._drain()
+        self.stopping = True
+        if self._renewal is not None:
+            self._renewal.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -99,6 +116,11 @@ class Lane:
         return sum(stream.unsettled for stream in self._streams)
 
     @property
+    def lost(self) -> int:
+        """Settlements that the store acknowledged and has lost since, or that found no room to wait."""
+        return sum(stream.lost for stream in self._streams)
+
+    @property
     def connected(self) -> bool:
         """Whether a request can be sent now."""
         return self._link is not None
@@ -106,12 +128,30 @@ class Lane:
     def call(self, call: Call) -> asyncio.Future[Any]:
         """Send a request; its reply, or the server's error, is the future's result.
 
+        While the lane connects for the first time, the request waits for that. Whoever is cancelled waiting
+        tells so by :func:`~meterkit.store.connection.give_up`, or uses :meth:`ask`.
+
         Raises:
             StoreError: there is no connection; nothing was sent.
         """
         if self._link is None:
-            raise StoreError("the store is not connected", executed=False)
+            if self._first is None or self._first.done():
+                raise StoreError("the store is not connected", executed=False)
+            return self._loop.create_task(self._call_once_connected(call, self._first))
         return self._link.call(call)
+
+    async def ask(self, call: Call) -> Any:
+        """Send a request and wait for its reply; where the waiting is cancelled, nothing stays held.
+
+        Raises:
+            StoreError: there is no connection, or it ended before the reply came.
+        """
+        reply = self.call(call)
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            give_up(call, reply)
+            raise
 
     async def again(self, call: Call, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where the scripts were lost, load them and send it again.
@@ -122,8 +162,8 @@ class Lane:
         for _ in range(_TRIES):
             if reply.code != "NOSCRIPT":
                 break
-            await self._load()
-            reply = await self.call(call)
+            self._load()
+            reply = await self.ask(call)
             if not isinstance(reply, ReplyError):
                 return reply
         raise StoreError(f"the store refuses: {reply}", executed=False)
@@ -141,34 +181,59 @@ class Lane:
         return True
 
     async def retire(self, key: str) -> int:
+        pause = _PAUSE_FIRST_S
         while True:
             await self._connected.wait()
-            link = self._link
-            if link is None:
-                continue
             with suppress(StoreError):
-                reply = await link.ask("EVALSHA", self._retire.sha, 1, key)
-                if isinstance(reply, int):
-                    return reply
-                _log.warning("the store does not take settlements: %s", reply)
-                if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
-                    await self._load()
-                else:
-                    await asyncio.sleep(_PAUSE_FIRST_S)
+                for _ in range(_TRIES):
+                    reply = await self._link_now().ask("EVALSHA", self._retire.sha, 1, key)
+                    if isinstance(reply, int):
+                        return reply
+                    if not isinstance(reply, ReplyError) or reply.code != "NOSCRIPT":
+                        break
+                    self._load()
+                self.complain(f"the store does not take settlements; they are kept and sent again: {reply}")
+            await asyncio.sleep(pause)
+            pause = min(_PAUSE_MAX_S, 2 * pause)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._stopping:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        if self.stopping:
             work.close()
-            return
-        task = asyncio.get_running_loop().create_task(work)
+            return None
+        task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+        return task
+
+    def complain(self, message: str) -> None:
+        now = self._loop.time()
+        if now - self._complained_at >= _COMPLAIN_EVERY_S:
+            self._complained_at = now
+            _log.warning("%s", message)
 
     # Keeping the connection.
 
+    async def _connect_first(self) -> None:
+        try:
+            self._use(await self._connector(self._on_end))
+        except StoreError as error:
+            _log.error("%s; trying again until it can", error)
+            self._reconnect_soon()
+        except SettingsError:
+            self._reconnect_soon()
+            raise
+
+    async def _call_once_connected(self, call: Call, first: asyncio.Task[None]) -> Any:
+        # Waited for like this, a connection that is given up is no cancellation of the request.
+        await asyncio.wait([first])
+        if not first.cancelled() and isinstance(error := first.exception(), SettingsError):
+            raise error
+        return await self.ask(call)
+
     def _use(self, link: Link) -> None:
         if not link.open:
-            self.spawn(self._reconnect())
+            self._ended.append(link)
+            self._reconnect_soon()
             return
         self._link = link
         self._connected.set()
@@ -178,39 +243,80 @@ class Lane:
             return
         self._link = None
         self._connected.clear()
-        self._ended = [link]
+        self._ended = [link, *(ended for ended in self._ended if not ended.gone)]
         for stream in self._streams:
             stream.disconnected()
-        if not self._stopping:
+        if not self.stopping:
             _log.warning("the store's connection ended; connecting again")
-            self.spawn(self._reconnect())
+            self._reconnect_soon()
+
+    def _reconnect_soon(self) -> None:
+        if self._reconnecting is None or self._reconnecting.done():
+            self._reconnecting = self.spawn(self._reconnect())
 
     async def _reconnect(self) -> None:
-        pause = _PAUSE_FIRST_S
+        pause, refused = _PAUSE_FIRST_S, ""
         while True:
             try:
                 link = await self._connector(self._on_end)
             except SettingsError as error:
-                _log.critical("%s", error)
-                return
+                if str(error) != refused:
+                    refused = str(error)
+                    _log.critical("%s", error)
             except StoreError as error:
                 _log.debug("%s", error)
-                await asyncio.sleep(pause)
-                pause = min(_PAUSE_MAX_S, 2 * pause)
-                continue
-            _log.warning("the store is connected again")
-            self._use(link)
-            return
+            else:
+                if link.open:
+                    _log.warning("the store is connected again")
+                    self._use(link)
+                    return
+                self._ended.append(link)
+            await asyncio.sleep(pause)
+            pause = min(_PAUSE_MAX_S, 2 * pause)
 
-    async def _load(self) -> None:
-        link = self._link
-        if link is None:
+    def _link_now(self) -> Link:
+        if self._link is None:
             raise StoreError("the store is not connected", executed=False)
-        for reply in await asyncio.gather(
-            *(link.ask("SCRIPT", "LOAD", script.text) for script in self._scripts)
-        ):
-            if isinstance(reply, ReplyError):
-                raise StoreError(f"the store refuses its scripts: {reply}", executed=False)
+        return self._link
+
+    def _load(self) -> None:
+        """Load the scripts before whatever is sent next; once for all that ask for it in one tick."""
+        if self._loading or self._link is None:
+            return
+        self._loading = True
+        self._loop.call_soon(self._loaded)
+        for script in self._scripts:
+            self._link.ask("SCRIPT", "LOAD", script.text)
+
+    def _loaded(self) -> None:
+        self._loading = False
+
+    # The end.
+
+    async def _drain(self) -> None:
+        while True:
+            for stream in self._streams:
+                stream.resume()
+            if self._link is not None:
+                # Replies come in order: behind this one, no other is on its way.
+                with suppress(StoreError):
+                    await self._link.ask("PING")
+            if not self.unsettled:
+                return
+            if self._link is None and (self._first is None or self._first.done()):
+                self._reconnect_soon()
+            await asyncio.sleep(_DRAIN_PAUSE_S)
+
+    def _renew(self) -> None:
+        self._renewal = self._loop.call_later(_RENEW_EVERY_S, self._renew)
+        for stream in self._streams:
+            stream.renew()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, SettingsError):
+            _log.error("the store's upkeep failed", exc_info=error)
 
 
 _: type[Link] = Connection

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 try:
     import fakeredis
-    from redis.exceptions import ResponseError
+    from redis.exceptions import RedisError
 except ImportError as error:  # pragma: no cover - the tests have it installed
     message = "memory:// needs fakeredis: pip install 'meterkit[memory]'"
     raise SettingsError("redis_url", message) from error
@@ -51,13 +51,17 @@ class MemoryLink:
         self._put(pack(*parts), future, None)
         return future
 
+    @property
+    def gone(self) -> bool:
+        return not self.open
+
     async def close(self) -> None:
         self.open = False
         self._flush()
         self._client.close()
 
     def _clock(self) -> bytes:
-        return b"$13\r\n%d\r\n" % (self._now() * 1000)
+        return b"$13\r\n%013d\r\n" % (self._now() * 1000)
 
     def _put(self, request: bytes, future: asyncio.Future[Any] | None, taker: Any) -> None:
         if not self._queue:
@@ -78,7 +82,7 @@ class MemoryLink:
     def _execute(self, request: bytes) -> Any:
         try:
             return self._client.execute_command(*unpack(request))
-        except ResponseError as error:
+        except RedisError as error:
             # redis-py takes the code off the message where it has a class for it.
             code = "NOSCRIPT " if type(error).__name__ == "NoScriptError" else ""
             return ReplyError(f"{code}{error}")

@@ -89,7 +89,7 @@ class Outbox:
         """The shards that have anything to do by an instant, or ever (None)."""
         most = "+inf" if due_ms is None else due_ms
         shards = range(self._keys.shards)
-        pipe = self._admin.client.pipeline(transaction=False)
+        pipe = self._client.pipeline(transaction=False)
         for shard in shards:
             pipe.zcount(self._keys.shard(shard, "dirty"), "-inf", most)
             pipe.zcount(self._keys.shard(shard, "outbox"), "-inf", most)
@@ -99,7 +99,7 @@ class Outbox:
 
     async def unlinked(self) -> list[str]:
         """The customers whose usage waits for a link to Stripe."""
-        pipe = self._admin.client.pipeline(transaction=False)
+        pipe = self._client.pipeline(transaction=False)
         for shard in range(self._keys.shards):
             pipe.zrange(self._keys.shard(shard, "unlinked"), 0, -1)
         lists: list[list[bytes]] = await self._admin.ask(pipe.execute())
@@ -111,11 +111,12 @@ class Outbox:
         return bool(await self._admin.run(self._store.scripts["lease"], [key], self.token, ttl_ms))
 
     async def seal(self, shard: int, *, due_ms: int | None, most: int) -> int:
-        """Seal the pending usage of customers that are due; how many intents that made."""
+        """Seal pending usage of ``most`` customers that are due, or of all; how many intents that made."""
         dirty = self._keys.shard(shard, "dirty")
-        limit = "+inf" if due_ms is None else due_ms
+        # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
+        limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
         members: list[bytes] = await self._admin.ask(
-            self._admin.client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
+            self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
         )
         return sum([await self._seal_customer(shard, member.decode()) for member in members])
 
@@ -124,11 +125,11 @@ class Outbox:
         outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
         limit = "+inf" if due_ms is None else due_ms
         members: list[tuple[bytes, float]] = await self._admin.ask(
-            self._admin.client.zrangebyscore(outbox, "-inf", limit, start=0, num=most, withscores=True)
+            self._client.zrangebyscore(outbox, "-inf", limit, start=0, num=most, withscores=True)
         )
         if not members:
             return []
-        found = await self._admin.ask(self._admin.client.hmget(intents, [member for member, _ in members]))
+        found = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
         oldest: dict[tuple[str, str], Sealed] = {}
         for (member, score), data in zip(members, found, strict=True):
             if data is not None:
@@ -147,10 +148,10 @@ class Outbox:
             settled_ms = self._store.now_ms() - _SURELY_ON_DISK_MS
             intents = [sealed for sealed in intents if sealed.due_ms <= settled_ms]
         await self._admin.load(script)
-        pipe = self._admin.client.pipeline(transaction=False)
+        pipe = self._client.pipeline(transaction=False)
         for sealed in intents:
             keys = self._move_keys(shard, sealed)
-            arguments = (sealed.identifier, self.token, "queued leased ", "leased", 0, "", "")
+            arguments = (sealed.identifier, self.token, "queued leased ", "leased", 0, "", "", 0)
             pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._store.now_ms())
         waits = durability in {"WAITAOF", "WAIT"}
         if waits:
@@ -174,9 +175,14 @@ class Outbox:
         *,
         delay_ms: int = 0,
         key: str | None = None,
+        untried: bool = False,
         why: str = "",
     ) -> bool:
-        """Put a leased intent into its next state; False where the lease was lost meanwhile."""
+        """Put a leased intent into its next state; False where the lease was lost meanwhile.
+
+        Into ``queued`` it goes with a delay, a new idempotency key or None, and ``untried`` where Stripe
+        certainly knows nothing of it, as if it had never been tried.
+        """
         reply = await self._admin.run(
             self._store.scripts["move"],
             self._move_keys(shard, sealed),
@@ -187,6 +193,7 @@ class Outbox:
             delay_ms,
             key or "",
             why,
+            int(untried),
         )
         return bool(reply[0] == 0)
 
@@ -214,9 +221,16 @@ class Outbox:
             if reply[0] == 0:
                 return int(reply[2])
             if reply[0] != _STALE:
-                raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
+                raise StoreError(
+                    f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)"
+                )
             account.take(reply)
         raise StoreError(f"customer {customer!r} changed {_TRIES} times while usage was sealed")
+
+    @property
+    def _client(self) -> Any:
+        # Redis-py's types speak of texts, bytes and both protocols at once.
+        return self._admin.client
 
     def _move_keys(self, shard: int, sealed: Sealed) -> list[str]:
         totals = self._keys.customer(sealed.customer).totals
@@ -227,7 +241,7 @@ class Outbox:
 
     async def _durability(self) -> Literal["WAITAOF", "WAIT", "age", "none"]:
         """How the store makes sure that it will not forget; a store that keeps nothing has no way."""
-        client = self._admin.client
+        client = self._client
         try:
             persistence: dict[str, Any] = await client.info("persistence")
             replication: dict[str, Any] = await client.info("replication")

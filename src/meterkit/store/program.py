@@ -67,6 +67,7 @@ class Program:
         held: meter to the quantity that an allowed decision holds.
         flights: meters whose concurrency an allowed decision holds one of.
         settled: meter to the quantity that is recorded when the request ends as billed.
+        settles: whether the end of the request must be told to the store.
     """
 
     measures: tuple[Measure, ...]
@@ -75,11 +76,7 @@ class Program:
     held: Mapping[str, int]
     flights: tuple[str, ...]
     settled: Mapping[str, int]
-
-    @property
-    def settles(self) -> bool:
-        """Whether the end of the request must be told to the store."""
-        return bool(self.held or self.flights or self.settled)
+    settles: bool
 
 
 def compile_program(
@@ -147,10 +144,10 @@ def compile_program(
         else:
             settled[name] = demand.taken
     parts = (*rate_part, *ceiling_part, *flight_part, *record_part)
-    windows = [rate.window_ms for name in demands for rate in entitlements[name].rates]
+    spans = [_span_ms(rate) for name in demands for rate in entitlements[name].rates]
     return Program(
         measures=(*rates, *ceilings, *flights),
-        keep_ms=2 * max(windows, default=0) + _QUARTER_HOUR_MS,
+        keep_ms=max(spans, default=0) + _QUARTER_HOUR_MS,
         arguments=(
             *(len(part) for part in (rate_part, ceiling_part, flight_part, record_part)),
             *("r", "t", "e", "x"),
@@ -160,6 +157,7 @@ def compile_program(
         held=held,
         flights=tuple(measure.policy.meter for measure in flights),
         settled=settled,
+        settles=bool(held or flights or settled),
     )
 
 
@@ -195,6 +193,11 @@ def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
             )
             raise PlansError([Problem("plans", 0, 0, f"meters.{meter}.rate", message)])
     return kind, window, rate.burst, refill
+
+
+def _span_ms(rate: Rate) -> int:
+    """How long what was counted may matter: two windows, or until a full bucket has run empty."""
+    return max(2 * rate.window_ms, -(-rate.burst * rate.window_ms // rate.limit))
 
 
 def _measure(

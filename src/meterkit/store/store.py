@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
-_log = logging.getLogger("meterkit.store")
+_logger = logging.getLogger("meterkit.store")
 
 _ALLOWED: Final = 0
 _REFUSED: Final = 1
@@ -254,7 +254,7 @@ class Store:
             async with asyncio.timeout(self._timeout_s):
                 await waiter
         except TimeoutError:
-            _log.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
+            _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
 
     def _release(self, call: DecideCall, slot: int) -> None:
         lane = self.lanes.get(asyncio.get_running_loop())

@@ -93,9 +93,7 @@ def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsag
         },
         "features": sorted(standing.plan.features),
         "balance": dict.fromkeys(catalog.credits, 0),
-        "meters": {
-            name: _meter(entitlements[name], view, linked=linked) for name in catalog.meters
-        },
+        "meters": {name: _meter(entitlements[name], view, linked=linked) for name in catalog.meters},
     }
 
 
@@ -152,11 +150,12 @@ def _meter(entitlement: Entitlement, view: _View, *, linked: bool) -> MeterUsage
 
 
 def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int) -> int | Unlimited:
-    if ceiling_of(entitlement) is None or entitlement.included is None:
+    ceiling = ceiling_of(entitlement)
+    if ceiling is None or entitlement.included is None:
         return "unlimited"
     left = max(0, entitlement.included - covered) - held
-    if entitlement.overage.cap is not None:
-        left += entitlement.overage.cap - overage
+    if entitlement.overage.mode == "bill":
+        left += ceiling - entitlement.included - overage
     return max(0, left)
 
 

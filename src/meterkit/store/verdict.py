@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from meterkit.store.accounts import HOLD_SLOT_MS
 from meterkit.store.decision import Decision, Reason
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ __all__ = ["allowed", "refused", "reset_ms"]
 _DAY_MS: Final = 90_000_000
 _PRECEDENCE: Final[dict[int, int]] = {5: 0, 1: 1, 2: 1, 3: 1, 4: 2}
 _FOREVER_MS: Final = 10**18
+_BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
 
 def allowed(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
@@ -44,11 +46,17 @@ def reset_ms(measure: Measure, remaining: int, now_ms: int, period_end_ms: int) 
 
 
 def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
-    """The decision behind ``{1, now, x, y, ...}``: all violated policies, and the wait that is true for all."""
-    now_ms = reply[1]
+    """The decision behind ``{1, now, ends, x, y, z, ...}``: all violated policies, and the wait true for all.
+
+    Args:
+        program: what was asked.
+        reply: the script's.
+        period_end_ms: the end of the period that would begin, where none has.
+    """
+    now_ms, ends_ms = reply[1], reply[2] or period_end_ms
     violated: list[tuple[Measure, int, int | None]] = []
     for n, measure in enumerate(program.measures):
-        left, wait = _weigh(measure, reply[2 + 2 * n], reply[3 + 2 * n], now_ms, period_end_ms)
+        left, wait = _weigh(measure, *reply[3 * n + 3 : 3 * n + 6], now_ms, ends_ms)
         if measure.needed > left:
             violated.append((measure, left, wait))
     first = min(violated, key=lambda found: _PRECEDENCE[found[0].kind])[0]
@@ -73,11 +81,13 @@ def _reason(measure: Measure) -> Reason:
     return "rate"
 
 
-def _weigh(measure: Measure, x: int, y: int, now_ms: int, period_end_ms: int) -> tuple[int, int | None]:
+def _weigh(
+    measure: Measure, x: int, y: int, z: int, now_ms: int, period_end_ms: int
+) -> tuple[int, int | None]:
     """What is left under a policy, and how long until ``needed`` is (ms); None: it never will be."""
     limit, needed = measure.limit, measure.needed
     if measure.kind == 4:
-        return x, period_end_ms - now_ms if needed <= limit else None
+        return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)
     if measure.kind == 5:
         return limit - x, 1000
     if measure.kind == 3:
@@ -85,7 +95,7 @@ def _weigh(measure: Measure, x: int, y: int, now_ms: int, period_end_ms: int) ->
         if needed > limit:
             return limit - owed, None
         excess = x * measure.window + y - (limit - needed) * measure.window
-        return limit - owed, -(-excess // measure.refill)
+        return limit - owed, min(-(-excess // measure.refill), _BUCKET_MS)
     passed = now_ms % measure.window
     if measure.kind == 2:
         return limit - x, measure.window - passed if needed <= limit else None
@@ -95,6 +105,18 @@ def _weigh(measure: Measure, x: int, y: int, now_ms: int, period_end_ms: int) ->
     if x + needed <= limit:
         return left, measure.window - passed - _most_left(y, limit - x - needed, measure.window)
     return left, 2 * measure.window - passed - _most_left(x, limit - needed, measure.window)
+
+
+def _ceiling_wait(
+    measure: Measure, left: int, held: int, held_before: int, now_ms: int, period_end_ms: int
+) -> int | None:
+    """Until holds that nobody gives back have vanished, or the period has ended, whichever is enough (ms)."""
+    turn_ms = now_ms - now_ms % HOLD_SLOT_MS + HOLD_SLOT_MS
+    for at_ms in sorted((turn_ms, turn_ms + HOLD_SLOT_MS, period_end_ms)):
+        alive = held + held_before if at_ms < turn_ms else held if at_ms < turn_ms + HOLD_SLOT_MS else 0
+        if measure.needed <= (left if at_ms < period_end_ms else measure.limit) - alive:
+            return at_ms - now_ms
+    return None
 
 
 def _weighted(previous: int, left_ms: int, window_ms: int) -> int:

@@ -54,6 +54,11 @@ class Settlement(Protocol):
 class Line(Protocol):
     """What a stream needs of the lane."""
 
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing that begins now will be ended."""
+        ...
+
     def post(self, packed: tuple[bytes, ...], receiver: Any) -> bool:
         """Send if there is a connection; say whether."""
         ...
@@ -62,20 +67,25 @@ class Line(Protocol):
         """Retire a writer, waiting for a connection if there is none; the last number it applied."""
         ...
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run in the background, until the lane stops."""
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Run in the background until the lane stops; None where it has stopped."""
+        ...
+
+    def complain(self, message: str) -> None:
+        """Say what goes wrong, but not again and again."""
 
 
 class _Writer:
     """One writer in its one life."""
 
-    __slots__ = ("acknowledged", "inflight", "key", "number", "packed_key", "stream", "undone")
+    __slots__ = ("acknowledged", "inflight", "key", "known", "number", "packed_key", "stream", "undone")
 
     def __init__(self, stream: Stream, key: str) -> None:
         self.stream = stream
         self.key = key
         self.packed_key = pack_each([key])
         self.number = 0
+        self.known = 0  # The number when the stream last looked for idle writers.
         self.acknowledged = 0
         self.inflight: deque[Settlement] = deque()
         self.undone: list[Settlement] = []
@@ -87,9 +97,9 @@ class _Writer:
         settlement = self.inflight.popleft()
         code = reply[0] if type(reply) is list else reply
         if self.undone or code not in {_OK, _DUPLICATE, _REFUSED}:
-            if code == _STALE:
-                settlement.stale(reply)
             self.undone.append(settlement)
+            if code == _STALE:
+                self.stream.outdated(settlement, reply)
             self.stream.disturbed(reply)
             return
         self.acknowledged += 1
@@ -108,13 +118,24 @@ class Stream:
         pause_s: how long the next recovery waits; grows while nothing gets through.
     """
 
-    __slots__ = ("_keys", "_line", "_recovering", "_shard", "lost", "pause_s", "waiting", "writer")
+    __slots__ = (
+        "_keys",
+        "_line",
+        "_recovering",
+        "_recovery",
+        "_shard",
+        "lost",
+        "pause_s",
+        "waiting",
+        "writer",
+    )
 
     def __init__(self, line: Line, keys: Keys, shard: int) -> None:
         self._line = line
         self._keys = keys
         self._shard = shard
         self._recovering = False
+        self._recovery: asyncio.Task[None] | None = None
         self.lost = 0
         self.pause_s = 0.0
         self.waiting: deque[Settlement] = deque()
@@ -129,19 +150,29 @@ class Stream:
         """Number a settlement and send it, or keep it until it can be sent."""
         if not self._recovering and self._send(settlement):
             return
-        if len(self.waiting) >= _WAITING_MAX:
-            self._count_lost(1, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
-            return
-        self.waiting.append(settlement)
-        self.disturbed(None)
+        if self._line.stopping:
+            self._lose(settlement, "it came after the kit was stopped")
+        elif len(self.waiting) >= _WAITING_MAX:
+            self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
+        else:
+            self.waiting.append(settlement)
+            self.disturbed(None)
 
     def disturbed(self, why: Any) -> None:
         """Begin anew with another writer."""
         if not self._recovering:
-            self._recovering = True
             if isinstance(why, Exception):
-                _log.warning("settlements of shard %d are sent again: %s", self._shard, why)
-            self._line.spawn(self._recover())
+                self._line.complain(f"settlements are sent again: {why}")
+            self._recovery = self._line.spawn(self._recover())
+            self._recovering = self._recovery is not None
+
+    def outdated(self, settlement: Settlement, reply: list[Any]) -> None:
+        """Hand on the state that the store has come to since."""
+        try:
+            settlement.stale(reply)
+        except Exception:
+            # Kept and asked for again: other customers' settlements do not suffer from one that cannot be read.
+            _log.exception("the state of a customer cannot be read")
 
     def disconnected(self) -> None:
         """Take word that what is in flight will not be answered."""
@@ -150,6 +181,20 @@ class Stream:
             writer.undone += writer.inflight
             writer.inflight.clear()
             self.disturbed(None)
+
+    def resume(self) -> None:
+        """Go on where the task that saw to it was cancelled, as it is when a loop ends."""
+        if self._recovery is not None and self._recovery.done():
+            self._recovering = False
+        if self.waiting or self.writer.undone:
+            self.disturbed(None)
+
+    def renew(self) -> None:
+        """Begin anew where nothing was settled since the last call: the store forgets an idle writer."""
+        writer = self.writer
+        if not self.unsettled and not self._recovering and 0 < writer.number == writer.known:
+            self.writer = self._new_writer()
+        writer.known = writer.number
 
     def abandon(self) -> int:
         """Give up what is not acknowledged; how much that is."""
@@ -173,16 +218,20 @@ class Stream:
         return True
 
     async def _recover(self) -> None:
-        while self._recovering:
-            if self.pause_s:
-                await asyncio.sleep(self.pause_s)
-            self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
-            writer = self.writer
-            # Replies come in order: once this one is here, all that was sent before is answered too.
-            self._conclude(writer, await self._line.retire(writer.key))
-            while self.waiting and self._send(self.waiting[0]):
-                self.waiting.popleft()
-            self._recovering = bool(self.waiting)
+        try:
+            while self.waiting or self.writer.undone or self.writer.inflight:
+                if self.pause_s:
+                    await asyncio.sleep(self.pause_s)
+                self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
+                writer = self.writer
+                # Replies come in order: once this one is here, all that was sent before is answered too.
+                self._conclude(writer, await self._line.retire(writer.key))
+                while self.waiting and self._send(self.waiting[0]):
+                    self.waiting.popleft()
+                if not self.waiting:
+                    return
+        finally:
+            self._recovering = False
 
     def _conclude(self, writer: _Writer, last: int) -> None:
         undone = [*writer.undone, *writer.inflight]
@@ -195,9 +244,16 @@ class Stream:
         self.waiting.extendleft(reversed(undone[applied:]))
         self.writer = self._new_writer()
 
+    def _lose(self, settlement: Settlement, why: str) -> None:
+        if settlement.waiter is not None and not settlement.waiter.done():
+            settlement.waiter.set_exception(StoreError(f"not recorded: {why}", executed=False))
+        self._count_lost(1, why)
+
     def _count_lost(self, count: int, why: str) -> None:
         self.lost += count
-        _log.error("%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self._shard, why)
+        _log.error(
+            "%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self._shard, why
+        )
 
     def _new_writer(self) -> _Writer:
         return _Writer(self, self._keys.writer(self._shard, token_hex(8)))

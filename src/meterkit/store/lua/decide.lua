@@ -12,12 +12,14 @@
 --       needed, held a ceiling; limit a concurrency limit; quantity a recorded meter
 --       last: the caller's clock (ms)
 -- Reply {0, now, n, remaining}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none
---       {1, now, x, y, z, ...}   refused; three numbers a policy: counted, previous, 0 (windows); owed whole,
---                                rest, 0 (bucket); left but for holds, held in this slot, in the last one
---                                (ceiling); in flight, 0, 0 (concurrency)
+--       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
+--                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
+--                                left but for holds, held in this slot, in the last one (ceiling);
+--                                in flight, 0, 0 (concurrency)
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
 --include wall
 --include rates
+--include period
 --include roll
 --include standing
 local call, num = redis.call, tonumber
@@ -34,7 +36,7 @@ elseif mode == 'v' then
 end
 local take = mode ~= 'c'
 if ends and (now >= ends or math.floor(now / 300000) > math.floor(seen / 300000)) then
-  roll(now, seen, ends, ARGV[3], num(ARGV[4]), ARGV[5])
+  ends = roll(now, seen, ends)
   v = call('HMGET', KEYS[1], unpack(ARGV, 12, last))
 end
 
@@ -91,7 +93,7 @@ for _ = 1, ceilings do
       write[w + 1], write[w + 2], w = ARGV[13 + f], current + held, w + 2
     end
   end
-  local share = included > 0 and left / included or 0
+  local share = left / math.max(included, 1)
   if share < nearest_share then
     nearest, nearest_left, nearest_share = policy, left, share
   end
@@ -118,7 +120,7 @@ for _ = 1, flights do
 end
 
 if refused then
-  return {1, now, unpack(counts)}
+  return {1, now, ends or 0, unpack(counts)}
 elseif not take then
   return {0, now, nearest, nearest_left}
 end
@@ -130,9 +132,9 @@ if v[1] ~= ARGV[1] and mode == 'd' then
   write[w + 1], write[w + 2], w = 'r', ARGV[1], w + 2
 end
 if not ends then
-  local inside = now < num(ARGV[4])
-  write[w + 1], write[w + 2] = 'b', inside and ARGV[3] or ARGV[4]
-  write[w + 3], write[w + 4], w = 'e', inside and ARGV[4] or ARGV[5], w + 4
+  write[w + 1], write[w + 3] = 'b', 'e'
+  write[w + 2], write[w + 4] = period(now)
+  w = w + 4
 end
 local lives = now + ARGV[6]
 if num(v[4] or 0) < lives then

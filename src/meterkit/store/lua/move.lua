@@ -6,7 +6,9 @@
 -- ARGV  1 intent            2 lease token          3 the states it may be in, each followed by a space
 --       4 its next state: leased, queued, delivered, parked or dead
 --       5 with queued: how long until it is due (ms)   6 with queued: its next idempotency key, or empty
---       7 why, or empty     last: the caller's clock (ms)
+--       7 why, or empty     8 with queued: whether it certainly was not accepted, so no first attempt counts (0/1)
+--       last: the caller's clock (ms)
+-- What was delivered is kept for 35 days.
 -- Reply {0, now, first attempt (ms), attempts}    {1} no such intent, or in another state    {2} the lease is lost
 --include wall
 local call = redis.call
@@ -35,11 +37,19 @@ elseif ARGV[4] == 'queued' then
   if ARGV[6] ~= '' then
     intent.key = ARGV[6]
   end
+  if ARGV[8] == '1' then
+    intent.first = '0'
+  end
 else
   call('ZREM', KEYS[2], ARGV[1])
 end
 if ARGV[4] == 'delivered' then
   call('ZADD', KEYS[5], now, ARGV[1])
+  local old = call('ZRANGEBYSCORE', KEYS[5], '-inf', now - 3024000000, 'LIMIT', 0, 10)
+  if #old > 0 then
+    call('HDEL', KEYS[1], unpack(old))
+    call('ZREM', KEYS[5], unpack(old))
+  end
 end
 intent.why = ARGV[7] ~= '' and ARGV[7] or nil
 call('HSET', KEYS[1], ARGV[1], cjson.encode(intent))

@@ -5,13 +5,15 @@
 -- KEYS[4] zset  dirty       KEYS[5] hash  intents  KEYS[6] zset  outbox: intents by when they are due (ms)
 -- ARGV  1 rev               2 valid until (ms)     3 period start (ms)   4 period end (ms)
 --       5 next period's end (ms)   6 how long the counters must outlive the period (ms)
---       7 32 hex digits that are new   8 the customer   9 the Stripe customer
+--       7 32 hex digits that are new   8 the customer   9 the Stripe customer; empty: not linked, nothing is sealed
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
 -- An intent's timestamp is a whole minute inside its period that no other intent of the meter has; the last one
--- of a period is kept for what is sealed after it. Where none is free yet, the usage stays pending.
+-- of a period is kept for what is sealed after it. Where none is free yet, the usage stays pending; so does that
+-- of a meter without an event name here: another process may have a newer plans file.
 -- Reply {0, now, intents made, meters still pending}    {2, now, rev, state} stale    {3, now} clock
 --include wall
+--include period
 --include roll
 --include standing
 local call, num, floor = redis.call, tonumber, math.floor
@@ -25,8 +27,12 @@ local now, verdict = standing(known[1], seen, ends, false)
 if verdict then
   return verdict
 end
+if ARGV[9] == '' then
+  call('ZREM', KEYS[4], ARGV[8])
+  return {0, now, 0, 0}
+end
 if now >= ends or floor(now / 300000) > floor(seen / 300000) then
-  ends = roll(now, seen, ends, ARGV[3], num(ARGV[4]), ARGV[5])
+  ends = roll(now, seen, ends)
 end
 
 local function flat(key)
@@ -58,10 +64,16 @@ local function intend(period, token, quantity, minute)
   return quantity - value
 end
 
+local function wait(until_ms)
+  left, due = left + 1, math.min(due or until_ms, until_ms)
+end
+
 for name, value in pairs(totals) do
   local period, token = string.match(name, '^(%d+)|(....)p$')
-  local quantity = num(value)
-  if period and events[token] and quantity > 0 then
+  local quantity = period and num(value) or 0
+  if quantity > 0 and not events[token] then
+    wait(now + 60000)
+  elseif quantity > 0 then
     local minute = (floor(totals[period .. '|e'] / 60000) - 1) * 60000
     while quantity > 0 do
       quantity = intend(period, token, quantity, minute)
@@ -69,9 +81,12 @@ for name, value in pairs(totals) do
     call('HDEL', KEYS[3], name)
   end
 end
-for token in pairs(events) do
-  local quantity = num(counters[token .. 'p'] or 0)
-  if quantity > 0 then
+for name, value in pairs(counters) do
+  local token = string.match(name, '^(....)p$')
+  local quantity = token and num(value) or 0
+  if quantity > 0 and not events[token] then
+    wait(now + 60000)
+  elseif quantity > 0 then
     local first = math.ceil(counters['b'] / 60000) * 60000
     local last = (floor(ends / 60000) - 2) * 60000
     local minute = math.max(first, floor(now / 60000) * 60000, (counters[token .. 'z'] or 0) + 60000)
@@ -80,8 +95,7 @@ for token in pairs(events) do
       call('HSET', KEYS[1], token .. 'p', quantity, token .. 'z', minute)
     end
     if quantity > 0 then
-      local later = minute > last and ends or math.max(now + 1000, minute - 240000)
-      left, due = left + 1, math.min(due or later, later)
+      wait(minute > last and ends or math.max(now + 1000, minute - 240000))
     end
   end
 end

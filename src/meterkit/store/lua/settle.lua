@@ -19,6 +19,7 @@
 --       {4, now, rev, state} stale   {5, now} clock   {6, field} refused: a total would pass 9 * 10^15
 --include wall
 --include rates
+--include period
 --include roll
 --include standing
 local call, num = redis.call, tonumber
@@ -48,19 +49,24 @@ end
 if KEYS[6] and not call('SET', KEYS[6], 1, 'NX', 'PX', 3024000000) then
   return {0, now}
 end
-if not ends or now >= ends or math.floor(now / 300000) > math.floor(seen / 300000) then
-  ends = roll(now, seen, ends, ARGV[3], num(ARGV[4]), ARGV[5])
+local write, w = {KEYS[1], 't', now}, 3
+if not ends then
+  write[4], write[6], w = 'b', 'e', 7
+  write[5], write[7] = period(now)
+  ends = write[7]
+elseif now >= ends or math.floor(now / 300000) > math.floor(seen / 300000) then
+  ends = roll(now, seen, ends)
   v = call('HMGET', KEYS[1], unpack(ARGV, 12, last))
 end
 
-local write, w = {KEYS[1], 't', now}, 3
 local f, n = 5, last -- v[f] is the field ARGV[11 + f]
 local age = math.floor(now / 300000) - ARGV[#ARGV - 2]
-local pended, recorded = false, false
+local lasting = age == 0 or age == 1 -- Else the slot of the holds is gone, or not of this store's time.
+local pended, recorded, keep = false, false, 900000
 
 for _ = 1, meters do
   local quantity, held, included = num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 3])
-  if held > 0 and age <= 1 then
+  if held > 0 and lasting then
     local g = f + 3 + age
     local left = (v[g] or 0) - held
     write[w + 1], write[w + 2], w = ARGV[11 + g], left > 0 and left or 0, w + 2
@@ -92,7 +98,7 @@ for _ = 1, meters do
   f, n = f + 5, n + 5
 end
 for _ = 1, flights do
-  if age <= 1 then
+  if lasting then
     local g = f + age
     local left = (v[g] or 0) - 1
     write[w + 1], write[w + 2], w = ARGV[11 + g], left > 0 and left or 0, w + 2
@@ -100,9 +106,12 @@ for _ = 1, flights do
   f = f + 2
 end
 for _ = 1, rates do
-  local slot, counted, previous = advance(num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 3]), now,
+  local kind, window, refill = num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 3])
+  local slot, counted, previous = advance(kind, window, refill, now,
     num(v[f] or 0), num(v[f + 1] or 0), num(v[f + 2] or 0))
   counted = math.min(counted + ARGV[n + 4], 9000000000000000)
+  keep = math.max(keep, 900000 + (kind < 3 and 2 * window
+    or math.min(math.ceil((counted + 1) * window / refill), 34560000000)))
   write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[11 + f], slot, ARGV[12 + f], counted
   write[w + 5], write[w + 6], w = ARGV[13 + f], previous, w + 6
   f, n = f + 3, n + 4
@@ -112,7 +121,7 @@ if v[1] ~= ARGV[1] then
 end
 
 local linked = num(ARGV[7]) >= 0
-local lives = recorded and ends + ARGV[6] or now + 900000
+local lives = math.max(now + keep, recorded and ends + ARGV[6] or 0)
 if pended and linked then
   lives = 9000000000000000
 elseif pended then
