@@ -1,6 +1,6 @@
 """A connection that many share: all that is asked in one tick of the loop leaves in one write.
 
-Replies come back in order. A request whose reply does not come has an unknown outcome and is never sent again.
+Replies come back in order. Where none comes, the outcome is unknown, and nothing is sent again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ReplyError(Exception):
 
     @property
     def code(self) -> str:
-        """``NOSCRIPT``, ``OOM``, ``READONLY``, …"""
+        """The code: ``NOSCRIPT``, ``OOM``, ``READONLY`` and so on."""
         return str(self).partition(" ")[0]
 
 
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         return future
 
     def end(self, why: str) -> None:
-        """Take no new requests. What was sent has an unknown outcome now; its replies are read for a while."""
+        """Take no new requests. The outcome of what was sent is unknown; its replies are read for a while."""
         if not self.open:
             return
         self.open = False
@@ -153,11 +153,13 @@ class Connection(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self._transport = transport
         self.open = True
 
     def data_received(self, data: bytes) -> None:
+        """Hand each reply to whom it belongs."""
         pending, gets = self._pending, self._reader.gets
         self._reader.feed(data)
         try:
@@ -179,6 +181,7 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Fail whoever still waits."""
         self.end(f"the store closed the connection{f': {exc}' if exc else ''}")
         if self._watchdog is not None:
             self._watchdog.cancel()

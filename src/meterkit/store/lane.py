@@ -36,17 +36,31 @@ class Link(Protocol):
     open: bool
 
     @property
-    def gone(self) -> bool: ...
-    def call(self, call: Call) -> asyncio.Future[Any]: ...
-    def post(self, packed: Sequence[bytes], receiver: Any) -> None: ...
-    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]: ...
-    async def close(self) -> None: ...
+    def gone(self) -> bool:
+        """Whether no late reply can come any more."""
+        ...
+
+    def call(self, call: Call) -> asyncio.Future[Any]:
+        """Send a request followed by the clock; the future's result is the reply."""
+        ...
+
+    def post(self, packed: Sequence[bytes], receiver: Any) -> None:
+        """Send a request followed by the clock; the receiver takes the reply."""
+
+    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        """Send a plain command; the future's result is the reply."""
+        ...
+
+    async def close(self) -> None:
+        """Close at once."""
 
 
 class Connector(Protocol):
     """Opens a link; raises :class:`StoreError` where it cannot."""
 
-    def __call__(self, on_end: Callable[[Any], None]) -> Awaitable[Link]: ...
+    def __call__(self, on_end: Callable[[Any], None]) -> Awaitable[Link]:
+        """Open a link; ``on_end`` is called once it takes no more requests."""
+        ...
 
 
 class Lane:
@@ -163,9 +177,10 @@ class Lane:
             if reply.code != "NOSCRIPT":
                 break
             self._load()
-            reply = await self.ask(call)
-            if not isinstance(reply, ReplyError):
-                return reply
+            answer = await self.ask(call)
+            if not isinstance(answer, ReplyError):
+                return answer
+            reply = answer
         raise StoreError(f"the store refuses: {reply}", executed=False)
 
     def settle(self, settlement: Settlement, shard: int) -> None:
@@ -175,28 +190,33 @@ class Lane:
     # What a stream needs.
 
     def post(self, packed: tuple[bytes, ...], receiver: Any) -> bool:
+        """Send if there is a connection; say whether."""
         if self._link is None:
             return False
         self._link.post(packed, receiver)
         return True
 
     async def retire(self, key: str) -> int:
+        """Retire a writer, waiting for a connection if there is none; the last number it applied."""
         pause = _PAUSE_FIRST_S
         while True:
             await self._connected.wait()
             with suppress(StoreError):
-                for _ in range(_TRIES):
-                    reply = await self._link_now().ask("EVALSHA", self._retire.sha, 1, key)
-                    if isinstance(reply, int):
-                        return reply
-                    if not isinstance(reply, ReplyError) or reply.code != "NOSCRIPT":
-                        break
-                    self._load()
+                reply = await self._ask_to_retire(key)
+                if isinstance(reply, int):
+                    return reply
                 self.complain(f"the store does not take settlements; they are kept and sent again: {reply}")
             await asyncio.sleep(pause)
             pause = min(_PAUSE_MAX_S, 2 * pause)
 
+    async def replies(self) -> None:
+        """Wait for a connection if there is none, and until all that was sent on it is answered."""
+        await self._connected.wait()
+        with suppress(StoreError):
+            await self._link_now().ask("PING")
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Run in the background until the lane stops; None where it has stopped."""
         if self.stopping:
             work.close()
             return None
@@ -206,10 +226,19 @@ class Lane:
         return task
 
     def complain(self, message: str) -> None:
+        """Say what goes wrong, but not again and again."""
         now = self._loop.time()
         if now - self._complained_at >= _COMPLAIN_EVERY_S:
             self._complained_at = now
             _log.warning("%s", message)
+
+    async def _ask_to_retire(self, key: str) -> Any:
+        request = ("EVALSHA", self._retire.sha, 1, key)
+        reply = await self._link_now().ask(*request)
+        if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
+            self._load()
+            reply = await self._link_now().ask(*request)
+        return reply
 
     # Keeping the connection.
 
@@ -298,9 +327,7 @@ class Lane:
             for stream in self._streams:
                 stream.resume()
             if self._link is not None:
-                # Replies come in order: behind this one, no other is on its way.
-                with suppress(StoreError):
-                    await self._link.ask("PING")
+                await self.replies()
             if not self.unsettled:
                 return
             if self._link is None and (self._first is None or self._first.done()):

@@ -33,29 +33,34 @@ class MemoryLink:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._client = fakeredis.FakeRedis(server=_server, version=(7, 0))
+        self._client: Any = fakeredis.FakeRedis(server=_server, version=(7, 0))
         self._now = clock
         self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
         self.open = True
 
     def call(self, call: Call) -> asyncio.Future[Any]:
+        """Execute a request followed by the clock; the future's result is the reply."""
         future = self._loop.create_future()
         self._put(call.packed + self._clock(), future, call)
         return future
 
     def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
+        """Execute a request followed by the clock; the receiver takes the reply."""
         self._put(b"".join(packed) + self._clock(), None, receiver)
 
     def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        """Execute a plain command; the future's result is the reply."""
         future = self._loop.create_future()
         self._put(pack(*parts), future, None)
         return future
 
     @property
     def gone(self) -> bool:
+        """Whether no late reply can come any more."""
         return not self.open
 
     async def close(self) -> None:
+        """Execute what waits, and close."""
         self.open = False
         self._flush()
         self._client.close()

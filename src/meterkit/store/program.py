@@ -91,6 +91,7 @@ def compile_program(
 
     Args:
         entitlements: one for every meter of the catalog.
+        catalog: what is sold.
         demands: meter to what is asked of it.
         billed_always: whatever the outcome, what is taken is recorded. A meter without ceiling and Stripe
             event is then recorded by the decision itself.
@@ -123,9 +124,7 @@ def compile_program(
         ceiling = None if rates_only else ceiling_of(entitlement)
         if ceiling is not None and entitlement.included is not None:
             beyond = ceiling - entitlement.included if entitlement.overage.mode == "bill" else -1
-            ceilings.append(
-                _measure(told["period"], 4, 0, ceiling, 0, demand.needed, capped=beyond >= 0)
-            )
+            ceilings.append(_measure(told["period"], 4, 0, ceiling, 0, demand.needed, capped=beyond >= 0))
             ceiling_part.append(
                 (
                     (f"{token}i", f"{token}o", f"{token}h", f"{token}H"),

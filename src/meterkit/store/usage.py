@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from meterkit.catalog import override
@@ -13,6 +12,8 @@ from meterkit.store.policies import ceiling_of
 from meterkit.store.state import CustomerState, standing_at
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.store.state import Access, Status
 

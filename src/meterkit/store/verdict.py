@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["allowed", "refused", "reset_ms"]
 
+_FIXED: Final = 2
+_BUCKET: Final = 3
+_CEILING: Final = 4
+_CONCURRENCY: Final = 5
+_PRECEDENCE: Final[dict[int, int]] = {_CONCURRENCY: 0, 1: 1, _FIXED: 1, _BUCKET: 1, _CEILING: 2}
 _DAY_MS: Final = 90_000_000
-_PRECEDENCE: Final[dict[int, int]] = {5: 0, 1: 1, 2: 1, 3: 1, 4: 2}
 _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
@@ -38,11 +42,11 @@ def allowed(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
 
 def reset_ms(measure: Measure, remaining: int, now_ms: int, period_end_ms: int) -> int | None:
     """Until the policy counts anew (windows, period) or is full again (bucket); None for concurrency."""
-    if measure.kind <= 2:
+    if measure.kind <= _FIXED:
         return measure.window - now_ms % measure.window
-    if measure.kind == 3:
+    if measure.kind == _BUCKET:
         return -(-(measure.limit - remaining) * measure.window // measure.refill)
-    return period_end_ms - now_ms if measure.kind == 4 else None
+    return period_end_ms - now_ms if measure.kind == _CEILING else None
 
 
 def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
@@ -56,7 +60,8 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
     now_ms, ends_ms = reply[1], reply[2] or period_end_ms
     violated: list[tuple[Measure, int, int | None]] = []
     for n, measure in enumerate(program.measures):
-        left, wait = _weigh(measure, *reply[3 * n + 3 : 3 * n + 6], now_ms, ends_ms)
+        x, y, z = reply[3 * n + 3 : 3 * n + 6]
+        left, wait = _weigh(measure, x, y, z, now_ms, ends_ms)
         if measure.needed > left:
             violated.append((measure, left, wait))
     first = min(violated, key=lambda found: _PRECEDENCE[found[0].kind])[0]
@@ -74,9 +79,9 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
 
 
 def _reason(measure: Measure) -> Reason:
-    if measure.kind == 5:
+    if measure.kind == _CONCURRENCY:
         return "concurrency"
-    if measure.kind == 4:
+    if measure.kind == _CEILING:
         return "cap" if measure.capped else "included"
     return "rate"
 
@@ -86,25 +91,31 @@ def _weigh(
 ) -> tuple[int, int | None]:
     """What is left under a policy, and how long until ``needed`` is (ms); None: it never will be."""
     limit, needed = measure.limit, measure.needed
-    if measure.kind == 4:
+    if measure.kind == _CEILING:
         return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)
-    if measure.kind == 5:
+    if measure.kind == _CONCURRENCY:
         return limit - x, 1000
-    if measure.kind == 3:
+    if measure.kind == _BUCKET:
         owed = x + (y > 0)
         if needed > limit:
             return limit - owed, None
         excess = x * measure.window + y - (limit - needed) * measure.window
         return limit - owed, min(-(-excess // measure.refill), _BUCKET_MS)
-    passed = now_ms % measure.window
-    if measure.kind == 2:
-        return limit - x, measure.window - passed if needed <= limit else None
-    left = limit - x - _weighted(y, measure.window - passed, measure.window)
+    return _weigh_window(measure, x, y, now_ms)
+
+
+def _weigh_window(measure: Measure, counted: int, previous: int, now_ms: int) -> tuple[int, int | None]:
+    limit, needed, window = measure.limit, measure.needed, measure.window
+    passed = now_ms % window
+    slides = measure.kind != _FIXED
+    left = limit - counted - (_weighted(previous, window - passed, window) if slides else 0)
     if needed > limit:
         return left, None
-    if x + needed <= limit:
-        return left, measure.window - passed - _most_left(y, limit - x - needed, measure.window)
-    return left, 2 * measure.window - passed - _most_left(x, limit - needed, measure.window)
+    if not slides:
+        return left, window - passed
+    if counted + needed <= limit:
+        return left, window - passed - _most_left(previous, limit - counted - needed, window)
+    return left, 2 * window - passed - _most_left(counted, limit - needed, window)
 
 
 def _ceiling_wait(

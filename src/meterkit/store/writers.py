@@ -26,6 +26,7 @@ __all__ = ["Line", "Settlement", "Stream"]
 
 _log = logging.getLogger("meterkit.store")
 
+_ERROR: Final = -1
 _OK: Final = 0
 _DUPLICATE: Final = 1
 _STALE: Final = 4
@@ -33,6 +34,7 @@ _REFUSED: Final = 6
 
 _WAITING_MAX: Final = 10_000
 _PAUSE_MAX_S: Final = 1.0
+_WINDOW_FIRST: Final = 16
 
 
 class Settlement(Protocol):
@@ -67,6 +69,9 @@ class Line(Protocol):
         """Retire a writer, waiting for a connection if there is none; the last number it applied."""
         ...
 
+    async def replies(self) -> None:
+        """Wait for a connection if there is none, and until all that was sent on it is answered."""
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         """Run in the background until the lane stops; None where it has stopped."""
         ...
@@ -90,21 +95,21 @@ class _Writer:
         self.inflight: deque[Settlement] = deque()
         self.undone: list[Settlement] = []
 
-    def received(self, reply: Any) -> None:
+    def received(self, reply: list[Any] | Exception) -> None:
         """Match a reply with the oldest settlement in flight."""
         if not self.inflight:
             return  # A connection given up still answers; retiring has the last word.
         settlement = self.inflight.popleft()
-        code = reply[0] if type(reply) is list else reply
+        code = _ERROR if isinstance(reply, Exception) else reply[0]
         if self.undone or code not in {_OK, _DUPLICATE, _REFUSED}:
             self.undone.append(settlement)
-            if code == _STALE:
+            if code == _STALE and not isinstance(reply, Exception):
                 self.stream.outdated(settlement, reply)
             self.stream.disturbed(reply)
             return
         self.acknowledged += 1
         self.stream.pause_s = 0.0
-        if code == _REFUSED:
+        if code == _REFUSED and not isinstance(reply, Exception):
             settlement.refused(reply[1])
         if settlement.waiter is not None and not settlement.waiter.done():
             settlement.waiter.set_result(None)
@@ -170,9 +175,9 @@ class Stream:
         """Hand on the state that the store has come to since."""
         try:
             settlement.stale(reply)
-        except Exception:
-            # Kept and asked for again: other customers' settlements do not suffer from one that cannot be read.
-            _log.exception("the state of a customer cannot be read")
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            # It is kept and sent again until the state can be read; a connection serves all customers.
+            self._line.complain(f"the state of a customer cannot be read: {error!r}")
 
     def disconnected(self) -> None:
         """Take word that what is in flight will not be answered."""
@@ -218,18 +223,25 @@ class Stream:
         return True
 
     async def _recover(self) -> None:
+        window = _WINDOW_FIRST
         try:
-            while self.waiting or self.writer.undone or self.writer.inflight:
-                if self.pause_s:
-                    await asyncio.sleep(self.pause_s)
-                self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
+            while True:
                 writer = self.writer
-                # Replies come in order: once this one is here, all that was sent before is answered too.
-                self._conclude(writer, await self._line.retire(writer.key))
-                while self.waiting and self._send(self.waiting[0]):
+                if writer.undone or writer.inflight:
+                    await asyncio.sleep(self.pause_s)
+                    self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
+                    # Replies come in order: once this one is here, all that was sent before is answered too.
+                    self._conclude(writer, await self._line.retire(writer.key))
+                    window = _WINDOW_FIRST
+                for _ in range(min(window, len(self.waiting))):
+                    if not self._send(self.waiting[0]):
+                        break
                     self.waiting.popleft()
                 if not self.waiting:
                     return
+                # A few at first: where one of them is stale, all behind it go again.
+                await self._line.replies()
+                window *= 2
         finally:
             self._recovering = False
 

@@ -39,10 +39,11 @@ if ends and (now >= ends or math.floor(now / 300000) > math.floor(seen / 300000)
   ends = roll(now, seen, ends)
   v = call('HMGET', KEYS[1], unpack(ARGV, 12, last))
 end
-
 local refused = false
-local nearest, nearest_left, nearest_share = 0, 0, 2
-local counts, write, w = {}, {KEYS[1], 't', now}, 3
+local nearest, nearest_left, nearest_share = 0, 0, math.huge
+-- With room from the start for what follows: a table that grows is copied each time.
+local counts, c = {1, now, ends or 0, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
+local write, w = {KEYS[1], 't', now, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 local f, n, policy = 5, last, 0 -- v[f] is the field ARGV[11 + f]
 
 for _ = 1, rates do
@@ -50,8 +51,7 @@ for _ = 1, rates do
   local before = num(v[f] or 0)
   local slot, counted, previous, used = advance(num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 4]), now,
     before, num(v[f + 1] or 0), num(v[f + 2] or 0))
-  policy = policy + 1
-  counts[3 * policy - 2], counts[3 * policy - 1], counts[3 * policy] = counted, previous, 0
+  policy, counts[c + 1], counts[c + 2], counts[c + 3], c = policy + 1, counted, previous, 0, c + 3
   if used + ARGV[n + 5] > limit then
     refused = true
   end
@@ -73,16 +73,12 @@ end
 for _ = 1, ceilings do
   local included, beyond, held = num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 4])
   local current, earlier = num(v[f + 2] or 0), num(v[f + 3] or 0)
-  local left = included - (v[f] or 0)
-  if left < 0 then
-    left = 0
-  end
+  local left = math.max(0, included - (v[f] or 0))
   if beyond >= 0 then
     left = left + beyond - (v[f + 1] or 0)
     included = included + beyond
   end
-  policy = policy + 1
-  counts[3 * policy - 2], counts[3 * policy - 1], counts[3 * policy] = left, current, earlier
+  policy, counts[c + 1], counts[c + 2], counts[c + 3], c = policy + 1, left, current, earlier, c + 3
   left = left - current - earlier
   if num(ARGV[n + 3]) > left then
     refused = true
@@ -103,8 +99,7 @@ end
 for _ = 1, flights do
   local limit, current = num(ARGV[n + 1]), num(v[f] or 0)
   local flying = current + (v[f + 1] or 0)
-  policy = policy + 1
-  counts[3 * policy - 2], counts[3 * policy - 1], counts[3 * policy] = flying, 0, 0
+  policy, counts[c + 1], counts[c + 2], counts[c + 3], c = policy + 1, flying, 0, 0, c + 3
   if flying >= limit then
     refused = true
   end
@@ -120,7 +115,7 @@ for _ = 1, flights do
 end
 
 if refused then
-  return {1, now, ends or 0, unpack(counts)}
+  return {unpack(counts, 1, c)}
 elseif not take then
   return {0, now, nearest, nearest_left}
 end
@@ -137,13 +132,14 @@ if not ends then
   w = w + 4
 end
 local lives = now + ARGV[6]
-if num(v[4] or 0) < lives then
+local longer = num(v[4] or 0) < lives
+if longer then
   -- A little longer than asked, so that the next call need not set it again.
   lives = lives + math.floor(ARGV[6] / 8)
-  write[w + 1], write[w + 2] = 'x', lives
-  call('HSET', unpack(write))
+  write[w + 1], write[w + 2], w = 'x', lives, w + 2
+end
+call('HSET', unpack(write, 1, w))
+if longer then
   call('PEXPIREAT', KEYS[1], lives)
-else
-  call('HSET', unpack(write))
 end
 return {0, now, nearest, nearest_left}

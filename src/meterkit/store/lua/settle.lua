@@ -49,7 +49,8 @@ end
 if KEYS[6] and not call('SET', KEYS[6], 1, 'NX', 'PX', 3024000000) then
   return {0, now}
 end
-local write, w = {KEYS[1], 't', now}, 3
+-- With room from the start for what follows: a table that grows is copied each time.
+local write, w = {KEYS[1], 't', now, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 if not ends then
   write[4], write[6], w = 'b', 'e', 7
   write[5], write[7] = period(now)
@@ -68,17 +69,12 @@ for _ = 1, meters do
   local quantity, held, included = num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 3])
   if held > 0 and lasting then
     local g = f + 3 + age
-    local left = (v[g] or 0) - held
-    write[w + 1], write[w + 2], w = ARGV[11 + g], left > 0 and left or 0, w + 2
+    write[w + 1], write[w + 2], w = ARGV[11 + g], math.max(0, (v[g] or 0) - held), w + 2
   end
   if quantity > 0 then
     recorded = true
     local covered, over = num(v[f] or 0), num(v[f + 1] or 0)
-    local within = quantity
-    if included >= 0 then
-      within = included - covered
-      within = within < 0 and 0 or within > quantity and quantity or within
-    end
+    local within = included < 0 and quantity or math.max(0, math.min(quantity, included - covered))
     local beyond = quantity - within
     if covered + over + quantity > 9000000000000000 then
       return {6, ARGV[11 + f]}
@@ -100,8 +96,7 @@ end
 for _ = 1, flights do
   if lasting then
     local g = f + age
-    local left = (v[g] or 0) - 1
-    write[w + 1], write[w + 2], w = ARGV[11 + g], left > 0 and left or 0, w + 2
+    write[w + 1], write[w + 2], w = ARGV[11 + g], math.max(0, (v[g] or 0) - 1), w + 2
   end
   f = f + 2
 end
@@ -128,10 +123,10 @@ elseif pended then
   lives = math.max(lives, ends + 3024000000)
 end
 if num(v[4] or 0) >= lives then
-  call('HSET', unpack(write))
+  call('HSET', unpack(write, 1, w))
 else
   write[w + 1], write[w + 2] = 'x', lives
-  call('HSET', unpack(write))
+  call('HSET', unpack(write, 1, w + 2))
   if lives == 9000000000000000 then
     call('PERSIST', KEYS[1])
   else

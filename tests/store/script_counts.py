@@ -1,0 +1,100 @@
+"""What the model counts with: windows, buckets and slots of holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from math import ceil, floor, gcd
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Rate
+
+MINUTE_MS: Final = 60_000
+SLOT_MS: Final = 5 * MINUTE_MS
+QUARTER_HOUR_MS: Final = 15 * MINUTE_MS
+DAY_MS: Final = 1440 * MINUTE_MS
+MOST: Final = 9 * 10**15
+
+
+class Windows:
+    """Sliding and fixed windows: a count for each, by its number since the epoch."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self.last = 0
+
+    def numbers(self, rate: Rate, now: int) -> tuple[int, int]:
+        n = now // rate.window_ms
+        return self.counts[n], self.counts[n - 1]
+
+    def used(self, rate: Rate, now: int) -> int:
+        counted, previous = self.numbers(rate, now)
+        if rate.algorithm == "fixed-window":
+            return counted
+        left = rate.window_ms - now % rate.window_ms
+        if rate.window_ms > 25 * 60 * MINUTE_MS:
+            left = ceil(Fraction(left, 1000)) * 1000
+        return counted + ceil(Fraction(previous * left, rate.window_ms))
+
+    def add(self, rate: Rate, now: int, quantity: int) -> None:
+        self.last = now // rate.window_ms
+        self.counts[self.last] = min(self.counts[self.last] + quantity, MOST)
+
+    def keeps_ms(self, rate: Rate) -> int:
+        return 2 * rate.window_ms
+
+    def fields(self) -> tuple[int, int, int]:
+        return self.last, self.counts[self.last], self.counts[self.last - 1]
+
+
+class Bucket:
+    """A token bucket: whole units owed, and the rest of one in steps of the refill, as of an instant."""
+
+    def __init__(self) -> None:
+        self.at = self.whole = self.rest = 0
+
+    def owed(self, rate: Rate, now: int) -> Fraction:
+        steps = _steps(rate)
+        # What was a rest at another refill is still less than a unit.
+        owed = self.whole + Fraction(min(self.rest, steps - 1), steps)
+        return max(Fraction(0), owed - Fraction(rate.limit, rate.window_ms) * (now - self.at))
+
+    def numbers(self, rate: Rate, now: int) -> tuple[int, int]:
+        owed = self.owed(rate, now)
+        return floor(owed), int((owed - floor(owed)) * _steps(rate))
+
+    def used(self, rate: Rate, now: int) -> int:
+        return ceil(self.owed(rate, now))
+
+    def add(self, rate: Rate, now: int, quantity: int) -> None:
+        whole, self.rest = self.numbers(rate, now)
+        self.at, self.whole = now, min(whole + quantity, MOST)
+
+    def keeps_ms(self, rate: Rate) -> int:
+        return min(ceil(Fraction((self.whole + 1) * rate.window_ms, rate.limit)), 400 * DAY_MS)
+
+    def fields(self) -> tuple[int, int, int]:
+        return self.at, self.whole, self.rest
+
+
+def _steps(rate: Rate) -> int:
+    return rate.window_ms // gcd(rate.limit, rate.window_ms)
+
+
+class Slots:
+    """Holds by the slot in which they were taken; those of this slot and the last one live."""
+
+    def __init__(self) -> None:
+        self.taken: Counter[int] = Counter()
+
+    def live(self, now: int) -> tuple[int, int]:
+        slot = now // SLOT_MS
+        return self.taken[slot], self.taken[slot - 1]
+
+    def take(self, now: int, quantity: int) -> None:
+        self.taken[now // SLOT_MS] += quantity
+
+    def give_back(self, now: int, slot: int, quantity: int) -> None:
+        if slot in {now // SLOT_MS, now // SLOT_MS - 1}:
+            self.taken[slot] = max(0, self.taken[slot] - quantity)

@@ -1,0 +1,362 @@
+"""What the scripts promise, said once more in plain Python: no Redis, no packing, no floats but shares.
+
+The model keeps counts by name and instant (a count per window, a hold per slot, an owed fraction) and derives
+from them what a script must answer and what must be stored afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
+from typing import TYPE_CHECKING, Final
+
+from meterkit.store.keys import meter_token, rate_token
+from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog import Catalog, Entitlement, Rate
+    from meterkit.store.program import Demand
+
+NEVER_MS: Final = 9 * 10**15
+NO_REV: Final = "1:0"
+
+Answer = list[int | bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What a caller believes of a customer when it asks."""
+
+    rev: str
+    valid_until_ms: int
+    period: tuple[int, int]
+    next_end_ms: int
+    entitlements: Mapping[str, Entitlement]
+    linked: bool
+    seal_delay_ms: int
+    billable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The server's clock, and the caller's."""
+
+    wall: int
+    claimed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What a settlement tells."""
+
+    held: Mapping[str, int]
+    flights: tuple[str, ...]
+    recorded: Mapping[str, int]
+    rated: Mapping[str, int]
+    slot: int
+    event: str | None = None
+
+
+@dataclass(slots=True)
+class Customer:
+    """Everything that is known of a customer; ``seen`` is 0 and ``period`` None until something is kept."""
+
+    rev: str = NO_REV
+    data: str = ""
+    cached: str | None = None
+    seen: int = 0
+    period: tuple[int, int] | None = None
+    lives: int = 0
+    rates: dict[tuple[str, int, str], Windows | Bucket] = field(
+        default_factory=dict[tuple[str, int, str], Windows | Bucket]
+    )
+    holds: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
+    flights: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
+    included: Counter[str] = field(default_factory=Counter[str])
+    overage: Counter[str] = field(default_factory=Counter[str])
+    granted: Counter[str] = field(default_factory=Counter[str])
+    credited: Counter[str] = field(default_factory=Counter[str])
+    pending: Counter[str] = field(default_factory=Counter[str])
+    closed: dict[str, int] = field(default_factory=dict[str, int])
+
+    def rate(self, meter: str, rate: Rate) -> Windows | Bucket:
+        key = (meter, rate.window_ms, rate.algorithm)
+        return self.rates.get(key) or (Bucket() if rate.algorithm == "token-bucket" else Windows())
+
+    def count(self, meter: str, rate: Rate, now: int, quantity: int) -> Windows | Bucket:
+        counted = self.rates[meter, rate.window_ms, rate.algorithm] = self.rate(meter, rate)
+        counted.add(rate, now, quantity)
+        return counted
+
+    def roll(self, now: int, view: View) -> None:
+        """Bring to `now` what is kept; nothing for a customer of whom nothing is."""
+        if self.period is None or (now < self.period[1] and now // SLOT_MS == self.seen // SLOT_MS):
+            return
+        self.seen = now
+        if now >= self.period[1]:
+            self._close(self.period)
+            self.period = None
+            self.begin(now, view)
+
+    def begin(self, now: int, view: View) -> None:
+        if self.period is None:
+            this = view.period
+            self.period = this if now < this[1] else (this[1], view.next_end_ms)
+
+    def _close(self, period: tuple[int, int]) -> None:
+        for kind, counts in self._classes():
+            for meter, count in counts.items():
+                if count:
+                    name = f"{period[0]}|{meter_token(meter)}{kind}"
+                    self.closed[name] = self.closed.get(name, 0) + count
+                    self.closed[f"{period[0]}|e"] = period[1]
+            counts.clear()
+
+    def _classes(self) -> Iterable[tuple[str, Counter[str]]]:
+        return zip(
+            "iogcp", (self.included, self.overage, self.granted, self.credited, self.pending), strict=True
+        )
+
+    def live_until(self, lives: int, *, extra: int = 0) -> None:
+        if self.lives < lives:
+            self.lives = lives + extra
+
+    def fields(self) -> dict[str, int | str]:
+        """The counters as they must be stored, zeros left out."""
+        if self.period is None:
+            return {}
+        kept: dict[str, int | str] = {
+            "t": self.seen,
+            "b": self.period[0],
+            "e": self.period[1],
+            "x": self.lives,
+            **({} if self.cached is None else {"r": self.cached}),
+        }
+        for (meter, window_ms, algorithm), rate in self.rates.items():
+            token = rate_token(meter, window_ms, algorithm)
+            kept.update(zip((f"{token}a", f"{token}b", f"{token}d"), rate.fields(), strict=True))
+        for kinds, slots in (("hH", self.holds), ("nN", self.flights)):
+            for meter, taken in slots.items():
+                for kind, quantity in zip(kinds, taken.live(self.seen), strict=True):
+                    kept[meter_token(meter) + kind] = quantity
+        for kind, counts in self._classes():
+            kept.update({meter_token(meter) + kind: count for meter, count in counts.items()})
+        return {name: value for name, value in kept.items() if value}
+
+
+@dataclass(slots=True)
+class Writer:
+    last: int = 0
+    retired: bool = False
+
+
+class Model:
+    """All customers, writers and lists of one shard."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.customers: defaultdict[str, Customer] = defaultdict(Customer)
+        self.writers: defaultdict[str, Writer] = defaultdict(Writer)
+        self.events: set[str] = set()
+        self.dirty: dict[str, int] = {}
+        self.unlinked: dict[str, int] = {}
+
+    def decide(
+        self,
+        name: str,
+        view: View,
+        demands: Mapping[str, Demand],
+        *,
+        mode: str,
+        times: Times,
+        billed_always: bool = False,
+        rates_only: bool = False,
+    ) -> Answer:
+        customer = self.customers[name]
+        now, ending = _stand(customer, view, times, forced=mode == "f")
+        if ending:
+            return ending
+        if mode == "v":
+            return [4, now]
+        customer.roll(now, view)
+        asked = [(view.entitlements[meter], demand) for meter, demand in demands.items()]
+        refused, told = _weigh(customer, asked, now, rates_only=rates_only)
+        if refused:
+            ends = customer.period[1] if customer.period else 0
+            return [1, now, ends, *(number for _, _, numbers in told for number in numbers)]
+        if mode != "c":
+            keep = QUARTER_HOUR_MS + max(
+                (_span(rate) for given, _ in asked for rate in given.rates), default=0
+            )
+            _take(customer, asked, now, rates_only=rates_only)
+            if billed_always:
+                for given, demand in asked:
+                    if self.catalog.meters[given.meter].stripe is None and given.included is None:
+                        total = customer.included[given.meter] + demand.taken
+                        customer.included[given.meter] = min(total, MOST)
+            customer.begin(now, view)
+            customer.seen = now
+            customer.cached = view.rev if mode == "d" else customer.cached
+            customer.live_until(now + keep, extra=keep // 8)
+            _, told = _weigh(customer, asked, now, rates_only=rates_only)
+        shares = [left / max(whole, 1) for left, whole, _ in told]
+        nearest = min(range(len(told)), key=shares.__getitem__, default=None)
+        return [0, now, 0, 0] if nearest is None else [0, now, nearest + 1, told[nearest][0]]
+
+    def settle(self, name: str, view: View, use: Use, *, writer: str, number: int, times: Times) -> Answer:
+        customer = self.customers[name]
+        now, ending = _stand(customer, view, times, forced=False)
+        if ending:
+            return [{2: 4, 3: 5}[int(ending[0])], *ending[1:]]
+        numbered = self.writers[writer]
+        if numbered.retired:
+            return [3, numbered.last]
+        if number != numbered.last + 1:
+            return [1, now] if number <= numbered.last else [2, numbered.last]
+        numbered.last = number
+        if use.event is not None:
+            if use.event in self.events:
+                return [0, now]
+            self.events.add(use.event)
+        customer.roll(now, view)
+        for meter, quantity in use.recorded.items():
+            if quantity and customer.included[meter] + customer.overage[meter] + quantity > MOST:
+                return [6, f"{meter_token(meter)}i".encode()]
+        for meter, quantity in use.held.items():
+            customer.holds[meter].give_back(now, use.slot, quantity)
+        for meter in use.flights:
+            customer.flights[meter].give_back(now, use.slot, 1)
+        customer.begin(now, view)
+        customer.seen, customer.cached = now, view.rev
+        keep = QUARTER_HOUR_MS
+        for meter, quantity in use.rated.items():
+            for rate in view.entitlements[meter].rates:
+                keep = max(keep, QUARTER_HOUR_MS + customer.count(meter, rate, now, quantity).keeps_ms(rate))
+        self._record(name, customer, view, use.recorded, now, keep)
+        return [0, now]
+
+    def _record(
+        self, name: str, customer: Customer, view: View, recorded: Mapping[str, int], now: int, keep: int
+    ) -> None:
+        assert customer.period is not None
+        ends, lives, begins_to_wait = customer.period[1], now + keep, False
+        for meter, quantity in recorded.items():
+            given, stripe = view.entitlements[meter], self.catalog.meters[meter].stripe
+            within = quantity
+            if given.included is not None:
+                within = min(quantity, max(0, given.included - customer.included[meter]))
+            customer.included[meter] += within
+            customer.overage[meter] += quantity - within
+            reported = 0
+            if view.billable and stripe is not None and stripe.report != "none":
+                reported += within if stripe.report == "usage" else 0
+                reported += quantity - within if given.overage.mode == "bill" else 0
+            begins_to_wait |= reported > 0 and customer.pending[meter] == 0
+            customer.pending[meter] += reported
+        if any(recorded.values()):
+            lives = max(lives, ends + (QUARTER_HOUR_MS if view.rev == NO_REV else 40 * DAY_MS))
+        if begins_to_wait and view.linked:
+            lives = NEVER_MS
+            self.dirty.setdefault(name, min(now + view.seal_delay_ms, ends))
+        elif begins_to_wait:
+            lives = max(lives, ends + 35 * DAY_MS)
+            self.unlinked.setdefault(name, ends + 35 * DAY_MS)
+        customer.live_until(lives)
+
+    def retire(self, writer: str) -> int:
+        self.writers[writer].retired = True
+        return self.writers[writer].last
+
+    def amend(self, name: str, rev: str, data: str, *, linked: bool, seal_at_ms: int) -> None:
+        customer = self.customers[name]
+        customer.rev, customer.data = rev, data
+        if customer.period is not None:
+            customer.cached = rev
+        if linked and self.unlinked.pop(name, None) is not None:
+            self.dirty[name] = seal_at_ms
+            if customer.period is not None:
+                customer.lives = NEVER_MS
+
+    def expire(self, name: str) -> None:
+        """The counters are gone; what was set up for the customer and what was closed is not."""
+        gone = self.customers[name]
+        self.customers[name] = Customer(rev=gone.rev, data=gone.data, closed=gone.closed)
+
+    def sealed(self, name: str, meter: str) -> None:
+        """What was pending of a meter has become deliveries."""
+        customer = self.customers[name]
+        customer.pending[meter] = 0
+        if not any(customer.pending.values()):
+            assert customer.period is not None
+            self.dirty.pop(name, None)
+            customer.lives = customer.period[1] + 40 * DAY_MS
+
+
+def _stand(customer: Customer, view: View, times: Times, *, forced: bool) -> tuple[int, Answer | None]:
+    now = max(times.wall, customer.seen)
+    is_current = customer.rev == view.rev and now < min(view.valid_until_ms, view.next_end_ms)
+    if not is_current and not forced:
+        return now, [2, now, customer.rev.encode(), customer.data.encode()]
+    moves = times.wall - customer.seen > MINUTE_MS or (
+        customer.period is not None and now >= customer.period[1]
+    )
+    if moves and abs(times.wall - times.claimed) > MINUTE_MS:
+        return now, [3, now]
+    return now, None
+
+
+Told = list[tuple[int, int, tuple[int, int, int]]]
+
+
+def _weigh(
+    customer: Customer, asked: list[tuple[Entitlement, Demand]], now: int, *, rates_only: bool
+) -> tuple[bool, Told]:
+    """Whether a demand is refused; of each policy what is left, of how much, and the numbers told."""
+    refused, told = False, Told()
+    for given, demand in asked:
+        for rate in given.rates:
+            counted = customer.rate(given.meter, rate)
+            left = rate.burst - counted.used(rate, now)
+            refused |= demand.needed > left
+            told.append((left, rate.burst, (*counted.numbers(rate, now), 0)))
+    for given, demand in asked:
+        ceiling = None if rates_only else ceiling_of(given)
+        if given.included is not None and ceiling is not None:
+            left = max(0, given.included - customer.included[given.meter])
+            if given.overage.mode == "bill":
+                left += ceiling - given.included - customer.overage[given.meter]
+            live = customer.holds[given.meter].live(now)
+            refused |= demand.needed > left - sum(live)
+            told.append((left - sum(live), ceiling, (left, *live)))
+    for given, _ in asked:
+        if given.concurrency is not None and not rates_only:
+            flying = sum(customer.flights[given.meter].live(now))
+            refused |= flying >= given.concurrency
+            told.append((given.concurrency - flying, given.concurrency, (flying, 0, 0)))
+    return refused, told
+
+
+def _take(customer: Customer, asked: list[tuple[Entitlement, Demand]], now: int, *, rates_only: bool) -> None:
+    for given, demand in asked:
+        for rate in given.rates:
+            customer.count(given.meter, rate, now, demand.taken)
+        if not rates_only and ceiling_of(given) is not None:
+            customer.holds[given.meter].take(now, demand.taken)
+        if not rates_only and given.concurrency is not None:
+            customer.flights[given.meter].take(now, 1)
+
+
+def ceiling_of(given: Entitlement) -> int | None:
+    """The most that a period admits; None: no ceiling."""
+    if given.included is None or given.overage.mode == "deny":
+        return given.included
+    cap = given.overage.cap
+    return None if cap is None else min(given.included + cap, 10**15 - 1)
+
+
+def _span(rate: Rate) -> int:
+    return max(2 * rate.window_ms, ceil(Fraction(rate.burst * rate.window_ms, rate.limit)))

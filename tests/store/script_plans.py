@@ -1,0 +1,102 @@
+"""The plans, customers, quantities and times of the driver's random lives: small, so that limits meet."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from meterkit.catalog import loads
+from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+anonymous: {plan: free, by: ip}
+dunning: {grace: 2d, restrict_to: tight, suspend_after: 5d}
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens: {unit: token, stripe: {event_name: tokens, report: usage}}
+  jobs: {unit: job, stripe: {event_name: jobs, report: none}}
+  plain: {unit: item}
+  notes: {unit: note}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests:
+        rate:
+          - 9/second
+          - {limit: 7/3 seconds, algorithm: token-bucket, burst: 12}
+          - {limit: 60/minute, algorithm: fixed-window}
+        concurrency: 3
+        included: 150
+        overage: deny
+      tokens: {rate: [3000/26 hours, 20_000/30 days], included: 4000, overage: {bill: {cap: 3000}}}
+      jobs:
+        rate: [{limit: 5_001/second, algorithm: token-bucket}, 40_000/25 hours]
+        concurrency: 6
+        included: 2000
+        overage: bill
+      plain: {rate: 30/5 minutes}
+      notes:
+        rate:
+          - {limit: 7/3 seconds, algorithm: token-bucket, burst: 101}
+          - {limit: 500/second, algorithm: token-bucket, burst: 50}
+  tight:
+    price: {amount_cents: 0, interval: year, included_per: interval}
+    meters:
+      requests:
+        rate: [{limit: 7/9 seconds, algorithm: token-bucket, burst: 100}, 3/second]
+        concurrency: 1
+        included: 90
+        overage: {bill: {cap: 0}}
+      tokens:
+        rate: [600/7 days, {limit: 500/second, algorithm: token-bucket, burst: 100}]
+        included: 900
+        overage: deny
+      jobs: {included: 1, overage: deny}
+      plain: {rate: {limit: 20/26 hours, algorithm: fixed-window}, concurrency: 2, included: 0, overage: deny}
+  big:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests:
+        rate:
+          - {limit: 12/3 seconds, algorithm: token-bucket, burst: 5}
+          - {limit: 5/9 seconds, algorithm: token-bucket}
+          - 999_999_999_999_999/day
+        included: unlimited
+      tokens:
+        rate: 999_999_999_999_999/30 days
+        included: 999_999_999_999_990
+        overage: {bill: {cap: 999_999_999_999_999}}
+      jobs: {rate: 999_999_999_999_999/25 hours, included: 900_000_000_000_000, overage: deny}
+      plain: {rate: {limit: 999_999_999_999/second, algorithm: token-bucket, burst: 8_000_000_000_000}}
+"""  # fmt: skip
+CATALOG: Final = loads(PLANS)
+METERS: Final = ("requests", "tokens", "jobs", "plain", "notes")
+QUANTITIES: Final = {
+    "requests": (1, 1, 1, 1, 2, 3, 5, 12),
+    "tokens": (1, 1, 3, 40, 60, 61, 99, 100, 101, 700, 1500, 3000),
+    "jobs": (1, 1, 7, 300, 999, 2001, 5001),
+    "plain": (1, 1, 1, 2, 3, 10, 19, 20, 29, 30),
+    "notes": (1, 2, 3),
+}
+HUGE: Final = (10**15 - 1, 10**15 - 10, 9 * 10**14, 5 * 10**14, 4 * 10**14 + 7)
+CUSTOMERS: Final = ("ada", "bob", "cid", "dot")
+ANONYMOUS: Final = "2001:db8::/64"
+WINDOWS_MS: Final = (
+    1000,
+    3000,
+    9000,
+    MINUTE_MS,
+    SLOT_MS,
+    25 * 60 * MINUTE_MS,
+    26 * 60 * MINUTE_MS,
+    30 * DAY_MS,
+)
+SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
+START_MS: Final = (
+    2_211_580_000_000  # 30 January 2040: expiry goes by the server's own clock, so it must be ahead.
+)
+SEAL_DELAY_MS: Final = 300_000
+MONTH_MS: Final = 31 * DAY_MS

@@ -1,0 +1,80 @@
+"""How a packed request reaches a script: over a socket, or within the process."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import fakeredis
+import hiredis
+from redis.exceptions import ResponseError
+
+from meterkit.store import scripts
+from meterkit.store.resp import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from servers import Server
+
+CLOCK: Final = {
+    (0, 0): 0,
+    (1, 0): 1000,
+    (0, 999): 0,
+    (0, 1000): 1,
+    (0, 1001): 1,
+    (1_763_625_600, 999_999): 1_763_625_600_999,
+}
+"""What the server's TIME says, seconds and microseconds, and the milliseconds that it comes to."""
+
+
+class Wire(Protocol):
+    """Executes one packed request; an error reply is returned, not raised."""
+
+    def __call__(self, request: bytes) -> Any: ...
+
+
+@contextmanager
+def server_wire(server: Server) -> Generator[Wire]:
+    """One connection, one request at a time."""
+    with socket.create_connection(("127.0.0.1", server.port)) as link:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.settimeout(20)
+        reader = hiredis.Reader(replyError=RuntimeError)
+
+        def execute(request: bytes) -> Any:
+            link.sendall(request)
+            while (reply := reader.gets()) is False:
+                reader.feed(link.recv(65536))
+            return reply
+
+        yield execute
+
+
+def fake_wire() -> Wire:
+    """A fakeredis of its own."""
+    client: Any = fakeredis.FakeRedis(server=fakeredis.FakeServer(), version=(7, 0))
+
+    def execute(request: bytes) -> Any:
+        parts = unpack(request)
+        try:
+            if parts[0] in {b"HGETALL", b"ZRANGE"}:  # redis-py would make dictionaries of these.
+                return client.eval("return redis.call(unpack(ARGV))", 0, *parts)
+            return client.execute_command(*parts)
+        except ResponseError as error:
+            return RuntimeError(str(error))
+
+    return execute
+
+
+def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
+    """The scripts under a clock that is set."""
+    names = ("decide", "settle", "retire", "amend", "usage")
+    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in names}
+
+
+def clock_answers(wire: Wire, wall: str) -> dict[tuple[int, int], Any]:
+    """What the scripts take the times of :data:`CLOCK` for; `wall` is the text that reads the server's."""
+    server = "local redis = {call = function() return {ARGV[1], ARGV[2]} end}"
+    return {time: wire(pack("EVAL", f"{server}\n{wall}\nreturn wall_ms()", 0, *time)) for time in CLOCK}

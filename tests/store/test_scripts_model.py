@@ -1,0 +1,204 @@
+"""The scripts, on real servers and on the one within the process, against the model."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from meterkit.store import scripts
+from meterkit.store.endings import Ending
+from meterkit.store.keys import meter_token
+from meterkit.store.periods import to_ms
+from meterkit.store.program import Demand
+from meterkit.store.resp import pack_each
+from meterkit.store.state import CustomerState
+from meterkit.store.usage import usage_of
+from store.script_counts import DAY_MS
+from store.script_driver import World, life
+from store.script_plans import CUSTOMERS
+from store.script_wires import CLOCK, clock_answers, fake_wire, load_texts, server_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from random import Random
+
+    from meterkit.store.usage import CustomerUsage
+    from servers import Server
+    from store.script_wires import Wire
+
+RANDOMS = st.randoms(use_true_random=False)
+
+
+@pytest.fixture
+def wire(valkey: Server) -> Iterator[Wire]:
+    with server_wire(valkey) as execute:
+        yield execute
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_scripts_do_what_the_model_does(wire: Wire, seed: int) -> None:
+    world = World(wire, load_texts(), life(seed))
+    for _ in range(6000):
+        world.step()
+    for name in CUSTOMERS:
+        world.check(name)
+    # A driver that never gets a script to say something has not tested it.
+    assert {f"decide {what}" for what in ("d 0", "d 1", "d 2", "d 3", "c 0", "c 1", "f 0", "f 1", "v 4")} | {
+        f"settle {code}" for code in range(7)
+    } <= set(world.seen)
+
+
+def test_redis_does_what_the_model_does(redis_server: Server) -> None:
+    with server_wire(redis_server) as execute:
+        world = World(execute, load_texts(), life(11))
+        for _ in range(2000):
+            world.step()
+
+
+def test_the_store_within_the_process_does_what_the_model_does() -> None:
+    world = World(fake_wire(), load_texts("fake"), life(12))
+    for _ in range(2000):
+        world.step()
+
+
+def test_a_life_that_hypothesis_invents(wire: Wire) -> None:
+    class Life(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.world = World(wire, load_texts(), life(0))
+
+        @rule(random=RANDOMS)
+        def time_passes(self, random: Random) -> None:
+            self.world.random = random
+            self.world.tick(self.world.anybody())
+
+        @rule(random=RANDOMS)
+        def somebody_asks(self, random: Random) -> None:
+            self.world.random = random
+            self.world.decide(self.world.anybody())
+
+        @rule(random=RANDOMS)
+        def a_request_ends(self, random: Random) -> None:
+            self.world.random = random
+            self.world.settle(self.world.anybody())
+
+        @rule(random=RANDOMS)
+        def a_customer_is_changed(self, random: Random) -> None:
+            self.world.random = random
+            self.world.amend(self.world.anybody())
+
+        @rule(name=st.sampled_from(CUSTOMERS))
+        def all_is_compared(self, name: str) -> None:
+            self.world.check(name)
+
+    run_state_machine_as_test(Life, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))
+
+
+def test_the_servers_time_is_taken_in_whole_milliseconds(wire: Wire) -> None:
+    wall = (resources.files("meterkit.store") / "lua/include/wall.lua").read_text(encoding="utf-8")
+    assert wall in scripts.load("decide").text
+    assert clock_answers(wire, wall) == CLOCK
+
+
+def world_of(wire: Wire) -> World:
+    return World(wire, load_texts(), life(0))
+
+
+def test_a_refused_stranger_leaves_nothing_behind(wire: Wire, valkey: Server) -> None:
+    world = world_of(wire)
+    reply = ask(world, "ada", {"plain": 31})
+    assert reply[0] == 1
+    assert valkey.command("KEYS", "*:c:*") == []
+
+
+def test_a_refusal_at_the_turn_of_a_slot_does_not_let_holds_vanish(wire: Wire) -> None:
+    world = world_of(wire)
+    world.wall -= world.wall % 300_000
+    assert ask(world, "ada", {"tokens": 2000})[0] == 0
+    world.wall += 300_000
+    # 2,000 of 7,000 are held; each of these brings the counters to the new slot, or would.
+    assert ask(world, "ada", {"tokens": 5001})[0] == 1
+    assert ask(world, "ada", {"tokens": 5001})[0] == 1
+    assert ask(world, "ada", {"tokens": 1}, mode="c")[0] == 0
+    assert ask(world, "ada", {"tokens": 5001})[3 * 2 + 3 :] == [7000, 0, 2000]
+
+
+def test_a_hold_of_a_slot_that_has_not_begun_gives_back_nothing(wire: Wire) -> None:
+    world = world_of(wire)
+    assert ask(world, "ada", {"tokens": 100})[0] == 0
+    assert settle(world, "ada", recorded={"tokens": 60})[0] == 0
+    slot = world.wall // 300_000
+    for ahead in (1, 2, 3):
+        assert settle(world, "ada", held={"tokens": 50}, slot=slot + ahead)[0] == 0
+    shown = usage(world, "ada")["meters"]["tokens"]
+    assert (shown["held"], shown["recorded"], shown["unlinked"]) == (100, 60, 60)
+
+
+def test_what_was_only_recorded_counts_in_a_rate_for_two_windows(wire: Wire) -> None:
+    world = world_of(wire)
+    assert settle(world, "ada", rated={"tokens": 1})[0] == 0
+    counters = world.keys.customer("ada").counters
+    assert world.ask("PEXPIRETIME", counters) == world.wall + 2 * 30 * DAY_MS + 900_000
+
+
+def test_what_was_used_before_a_period_became_longer_is_kept(wire: Wire) -> None:
+    world = world_of(wire)
+    monthly, yearly = CustomerState(plan="free"), CustomerState(plan="tight")
+    world.wall = to_ms(datetime(2040, 1, 5, tzinfo=UTC))
+    for nth, state in enumerate((monthly, yearly, monthly)):
+        put(world, "ada", f"1:{nth}", state)
+        assert settle(world, "ada", recorded={"jobs": 1})[0] == 0
+        world.wall += 30 * DAY_MS if nth == 0 else 366 * DAY_MS
+    start_ms = to_ms(datetime(2040, 1, 1, tzinfo=UTC))
+    kept = world.ask("HGET", world.keys.customer("ada").totals, f"{start_ms}|{meter_token('jobs')}i")
+    # One unit of January, as it was closed in February; one of the year that January then belonged to.
+    assert int(kept) == 2
+
+
+def put(world: World, name: str, rev: str, state: CustomerState) -> None:
+    keys = world.keys.customer(name)
+    world.ask("HSET", keys.state, "rev", rev, "data", state.dump())
+    world.ask("HDEL", keys.counters, "r")
+    world.processes[0].get(name).refresh(rev, state.dump().encode(), world.wall)
+
+
+def settle(
+    world: World,
+    name: str,
+    *,
+    recorded: Mapping[str, int] | None = None,
+    rated: Mapping[str, int] | None = None,
+    held: Mapping[str, int] | None = None,
+    slot: int = 0,
+) -> Any:
+    ending = Ending(
+        world.processes[0].get(name),
+        held=held or {},
+        flights=(),
+        recorded=recorded or {},
+        rated=rated or {},
+        slot=slot,
+    )
+    head, tail = ending.pack()
+    world.numbers["w"] += 1
+    return world.wire(head + pack_each(["mk:{0}:w:w"]) + tail + pack_each([world.numbers["w"], world.wall]))
+
+
+def usage(world: World, name: str) -> CustomerUsage:
+    keys = world.keys.customer(name)
+    sha = world.scripts["usage"].sha
+    reply = world.ask("EVALSHA", sha, 3, keys.counters, keys.state, keys.totals, world.wall)
+    return usage_of(name, world.catalog, reply)
+
+
+def ask(world: World, name: str, quantities: dict[str, int], *, mode: str = "d") -> Any:
+    account = world.processes[0].get(name)
+    demands = {meter: Demand(needed=quantity, taken=quantity) for meter, quantity in quantities.items()}
+    call = account.call_for(demands, mode=mode)
+    return world.wire(call.packed + b"$13\r\n%d\r\n" % world.wall)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from meterkit.catalog import Rate, loads
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.errors import PlansError
+from meterkit.store.keys import meter_token, rate_token
+from meterkit.store.program import Demand, Program, compile_program, rate_numbers, reported_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens: {unit: token, stripe: {event_name: tokens, report: usage}}
+  silent: {unit: token, stripe: {event_name: silent, report: none}}
+  plain: {unit: item}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests:
+        rate: [100/minute, {limit: 20/second, algorithm: token-bucket, burst: 40}]
+        included: 1000
+        overage: deny
+        concurrency: 4
+      tokens: {included: 500, overage: {bill: {cap: 100}}}
+      silent: {included: 500, overage: bill}
+      plain: {rate: 10/second}
+"""
+CATALOG = loads(PLANS)
+ENTITLEMENTS = CATALOG.plans["free"].entitlements
+MINUTE, SECOND = (
+    rate_token("requests", 60_000, "sliding-window"),
+    rate_token("requests", 1000, "token-bucket"),
+)
+PLAIN_RATE = rate_token("plain", 1000, "sliding-window")
+R, T, P = (meter_token(name) for name in ("requests", "tokens", "plain"))
+
+
+def bucket(limit: int, window_ms: int, burst: int) -> Rate:
+    return Rate(limit=limit, window_ms=window_ms, algorithm="token-bucket", burst=burst, window="1s")
+
+
+def compiled(demands: Mapping[str, Demand], **flags: bool) -> Program:
+    return compile_program(ENTITLEMENTS, CATALOG, demands, **flags)
+
+
+def one(needed: int, taken: int | None = None) -> Demand:
+    return Demand(needed=needed, taken=needed if taken is None else taken)
+
+
+def test_rates_come_first_then_ceilings_then_concurrency_then_what_is_recorded() -> None:
+    found = compiled({"requests": one(2), "plain": one(3)}, billed_always=True)
+    assert found.arguments == (
+        *(3, 1, 1, 1),
+        *("r", "t", "e", "x"),
+        *(f"{MINUTE}a", f"{MINUTE}b", f"{MINUTE}d", f"{SECOND}a", f"{SECOND}b", f"{SECOND}d"),
+        *(f"{PLAIN_RATE}a", f"{PLAIN_RATE}b", f"{PLAIN_RATE}d"),
+        *(f"{R}i", f"{R}o", f"{R}h", f"{R}H", f"{R}n", f"{R}N", f"{P}i"),
+        *(1, 60_000, 100, 0, 2, 2),
+        *(3, 50, 40, 1, 2, 2),
+        *(1, 1000, 10, 0, 3, 3),
+        *(1000, -1, 2, 2),
+        4,
+        3,
+    )
+    assert [measure.policy.name for measure in found.measures] == [
+        "requests-1m",
+        "requests-1s",
+        "plain-1s",
+        "requests-period",
+        "requests-concurrency",
+    ]
+    assert (found.held, found.flights, found.settled) == ({"requests": 2}, ("requests",), {"requests": 2})
+    assert found.settles
+
+
+def test_a_cap_is_told_apart_from_included() -> None:
+    found = compiled({"tokens": one(7, 0)})
+    assert (
+        0,
+        1,
+        0,
+        0,
+        "r",
+        "t",
+        "e",
+        "x",
+        f"{T}i",
+        f"{T}o",
+        f"{T}h",
+        f"{T}H",
+        500,
+        100,
+        7,
+        0,
+    ) == found.arguments
+    assert (found.held, found.flights, found.settled) == ({}, (), {})
+    assert not found.settles
+    assert (found.measures[0].limit, found.measures[0].capped) == (600, True)
+
+
+def test_overage_without_a_cap_has_no_ceiling_and_is_settled() -> None:
+    found = compiled({"silent": one(7)}, billed_always=True)
+    assert found.arguments == (0, 0, 0, 0, "r", "t", "e", "x")
+    assert (found.held, found.settled) == ({}, {"silent": 7})
+
+
+def test_what_is_not_billed_always_is_settled() -> None:
+    found = compiled({"plain": one(3)})
+    assert found.arguments[:4] == (1, 0, 0, 0)
+    assert found.settled == {"plain": 3}
+
+
+def test_a_route_that_is_always_served_is_decided_by_its_rates_and_settled() -> None:
+    found = compiled({"requests": one(2)}, rates_only=True, billed_always=True)
+    assert found.arguments[:4] == (2, 0, 0, 0)
+    assert (found.held, found.flights, found.settled) == ({}, (), {"requests": 2})
+
+
+@pytest.mark.parametrize(
+    ("meter", "keep_ms"), [("requests", 120_000 + 900_000), ("plain", 2000 + 900_000), ("tokens", 900_000)]
+)
+def test_counters_live_two_windows_and_a_quarter_of_an_hour(meter: str, keep_ms: int) -> None:
+    assert keep_ms == compiled({meter: one(1)}).keep_ms
+
+
+def test_counters_outlive_a_full_bucket() -> None:
+    text = PLANS.replace(
+        "20/second, algorithm: token-bucket, burst: 40", "1/hour, algorithm: token-bucket, burst: 1_000"
+    )
+    catalog = loads(text)
+    found = compile_program(catalog.plans["free"].entitlements, catalog, {"requests": one(1)})
+    assert found.keep_ms == 1000 * 3_600_000 + 900_000
+
+
+@pytest.mark.parametrize(
+    ("meter", "expected"), [("requests", (0, 0)), ("tokens", (1, 1)), ("silent", (0, 0)), ("plain", (0, 0))]
+)
+def test_which_classes_go_to_stripe(meter: str, expected: tuple[int, int]) -> None:
+    assert expected == reported_parts(ENTITLEMENTS[meter], CATALOG)
+
+
+def test_overage_that_is_billed_goes_to_stripe() -> None:
+    catalog = loads(PLANS.replace("        overage: deny", "        overage: bill"))
+    assert reported_parts(catalog.plans["free"].entitlements["requests"], catalog) == (0, 1)
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), [("sliding-window", 1), ("fixed-window", 2)])
+def test_a_window_is_told_by_its_length_and_limit(
+    algorithm: Literal["sliding-window", "fixed-window"], kind: int
+) -> None:
+    rate = Rate(limit=100, window_ms=60_000, algorithm=algorithm, burst=100, window="1m")
+    assert (kind, 60_000, 100, 0) == rate_numbers(rate, "requests")
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (bucket(20, 1000, 40), (3, 50, 40, 1)),
+        (bucket(7, 3000, 12), (3, 3000, 12, 7)),
+        (bucket(5001, 1000, 5001), (3, 1000, 5001, 5001)),
+        (bucket(6000, 1000, 1), (3, 1, 1, 6)),
+    ],
+)
+def test_a_bucket_is_told_by_its_burst_and_its_refill_in_lowest_terms(
+    rate: Rate, expected: tuple[int, int, int, int]
+) -> None:
+    assert expected == rate_numbers(rate, "requests")
+
+
+@given(
+    limit=st.integers(1, QUANTITY_MAX),
+    window_s=st.integers(1, 366 * 86_400),
+    burst=st.integers(1, QUANTITY_MAX),
+)
+def test_a_refill_is_exact_or_slower_by_less_than_a_millionth(limit: int, window_s: int, burst: int) -> None:
+    try:
+        _, window, told, refill = rate_numbers(bucket(limit, window_s * 1000, burst), "requests")
+    except PlansError:
+        assume(False)
+        raise
+    asked = Fraction(limit, window_s * 1000)
+    assert burst == told
+    assert (burst + 2) * window <= 9 * 10**15
+    assert asked * (1 - Fraction(1, 10**6)) < Fraction(refill, window) <= asked
+
+
+def test_a_bucket_that_cannot_be_counted_exactly_is_refused_with_its_cure() -> None:
+    rate = bucket(1, 30 * 86_400_000, QUANTITY_MAX)
+    with pytest.raises(PlansError, match="make the burst smaller or the rate faster"):
+        rate_numbers(rate, "requests")

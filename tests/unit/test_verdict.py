@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit.catalog import loads
+from meterkit.store import verdict
+from meterkit.store.decision import Decision
+from meterkit.store.program import Demand, Program, compile_program
+from meterkit.store.resp import pack, pack_each, unpack
+from store.script_driver import World, life
+from store.script_wires import load_texts, server_wire
+
+if TYPE_CHECKING:
+    from meterkit.store.accounts import Account
+    from servers import Server
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens: {unit: token, stripe: {event_name: tokens}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests:
+        rate:
+          - 10/second
+          - {limit: 60/minute, algorithm: fixed-window}
+          - {limit: 7/3 seconds, algorithm: token-bucket, burst: 12}
+        included: 100
+        overage: deny
+        concurrency: 2
+      tokens: {rate: 1000/26 hours, included: 100, overage: {bill: {cap: 50}}}
+"""  # fmt: skip
+CATALOG = loads(PLANS)
+ENTITLEMENTS = CATALOG.plans["free"].entitlements
+NOW_MS = 1_800_000_000_250
+PERIOD_END_MS = NOW_MS + 5_000_000
+HOUR_MS = 3_600_000
+
+# The policies of a request, and their numbers in a refusal: nothing used.
+SECOND, MINUTE, BUCKET, PERIOD, CONCURRENCY = range(5)
+UNUSED = ((0, 0, 0), (0, 0, 0), (0, 0, 0), (100, 0, 0), (0, 0, 0))
+
+
+def program(quantity: int = 1, meter: str = "requests") -> Program:
+    return compile_program(ENTITLEMENTS, CATALOG, {meter: Demand(needed=quantity, taken=quantity)})
+
+
+def refusal(
+    used: dict[int, tuple[int, int, int]],
+    *,
+    quantity: int = 1,
+    now_ms: int = NOW_MS,
+    end_ms: int = PERIOD_END_MS,
+) -> Decision:
+    numbers = [number for nth, unused in enumerate(UNUSED) for number in used.get(nth, unused)]
+    return verdict.refused(program(quantity), [1, now_ms, end_ms, *numbers], 0)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "nth", "numbers", "quantity", "policy", "remaining", "wait_ms"),
+    [
+        ("a full window waits until enough of it has passed",
+         SECOND, (10, 0, 0), 1, "requests-1s", 0, 750 + 100),
+        ("for all of it, until none of it counts any more", SECOND, (10, 0, 0), 10, "requests-1s", 0, 1750),
+        ("the one before makes room sooner", SECOND, (3, 10, 0), 1, "requests-1s", 0, 150),
+        ("never sooner than the room that is needed", SECOND, (3, 10, 0), 7, "requests-1s", 0, 750),
+        ("a fixed window waits for the next", MINUTE, (60, 0, 0), 1, "requests-1m", 0, 59_750),
+        ("and forgets the one before", MINUTE, (58, 60, 0), 3, "requests-1m", 2, 59_750),
+        ("a bucket waits for its refill", BUCKET, (12, 0, 0), 1, "requests-3s", 0, 429),
+        ("a rest counts as a unit", BUCKET, (11, 1, 0), 1, "requests-3s", 0, 1),
+        ("and runs out with the others", BUCKET, (12, 0, 0), 10, "requests-3s", 0, 4286),
+        ("a ceiling waits for the next period", PERIOD, (0, 0, 0), 1, "requests-period", 0, 5_000_000),
+        ("even if it is overdrawn", PERIOD, (-7, 0, 0), 1, "requests-period", 0, 5_000_000),
+        ("holds vanish with their slots, the old first", PERIOD, (3, 1, 2), 1, "requests-period", 0, 299_750),
+        ("then the younger", PERIOD, (3, 1, 2), 3, "requests-period", 0, 599_750),
+        ("concurrency waits a second", CONCURRENCY, (2, 0, 0), 1, "requests-concurrency", 0, 1000),
+    ],
+)  # fmt: skip
+def test_a_refusal_by_one_policy(
+    sentence: str,
+    nth: int,
+    numbers: tuple[int, int, int],
+    quantity: int,
+    policy: str,
+    remaining: int,
+    wait_ms: int,
+) -> None:
+    found = refusal({nth: numbers}, quantity=quantity)
+    wait = timedelta(milliseconds=wait_ms)
+    assert (policy, remaining, wait, wait) == (
+        found.limit,
+        found.remaining,
+        found.retry_after,
+        found.reset_after,
+    ), sentence
+    assert (policy,) == found.violated
+    assert not found.allowed
+
+
+def test_a_period_that_ends_before_holds_do_leaves_them() -> None:
+    end_ms = NOW_MS + 1000
+    assert timedelta(seconds=1) == refusal({PERIOD: (0, 1, 2)}, quantity=9, end_ms=end_ms).retry_after
+    after = refusal({PERIOD: (10, 1, 100)}, quantity=10, end_ms=end_ms).retry_after
+    assert timedelta(milliseconds=299_750) == after
+
+
+def test_where_no_period_has_begun_the_next_one_counts() -> None:
+    reply = [1, NOW_MS, 0, 0, 0, 0, 0, 0, 0]
+    found = verdict.refused(program(1, "tokens"), reply, PERIOD_END_MS)
+    assert timedelta(milliseconds=5_000_000) == found.retry_after
+
+
+def test_a_bucket_that_owes_more_than_a_lifetime_says_400_days() -> None:
+    assert timedelta(days=400) == refusal({BUCKET: (9 * 10**15, 0, 0)}).retry_after
+
+
+def test_what_never_fits_has_no_time() -> None:
+    found = refusal({}, quantity=101)
+    assert found.retry_after is None
+    assert found.reset_after is None
+    assert found.violated == ("requests-1s", "requests-1m", "requests-3s", "requests-period")
+
+
+def test_the_longest_wait_is_told_of_all_that_refuse() -> None:
+    found = refusal({SECOND: (10, 0, 0), BUCKET: (12, 0, 0), PERIOD: (0, 0, 0)})
+    assert found.violated == ("requests-1s", "requests-3s", "requests-period")
+    assert found.limit == "requests-period"
+    assert timedelta(milliseconds=5_000_000) == found.retry_after
+
+
+@pytest.mark.parametrize(
+    ("used", "reason"),
+    [
+        ({SECOND: (10, 0, 0), PERIOD: (0, 0, 0), CONCURRENCY: (2, 0, 0)}, "concurrency"),
+        ({MINUTE: (60, 0, 0), PERIOD: (0, 0, 0)}, "rate"),
+        ({BUCKET: (12, 0, 0)}, "rate"),
+        ({PERIOD: (0, 0, 0)}, "included"),
+    ],
+)
+def test_reasons_have_an_order(used: dict[int, tuple[int, int, int]], reason: str) -> None:
+    assert reason == refusal(used).reason
+
+
+def test_a_billed_ceiling_is_a_cap() -> None:
+    found = verdict.refused(program(9, "tokens"), [1, NOW_MS, PERIOD_END_MS, 0, 0, 0, 8, 0, 0], 0)
+    assert (found.reason, found.limit, found.remaining) == ("cap", "tokens-period", 8)
+
+
+def test_a_window_beyond_a_day_moves_by_the_second() -> None:
+    window_ms = 26 * HOUR_MS
+    turn_ms = NOW_MS - NOW_MS % window_ms
+    reply = [1, turn_ms + 1, 0, 0, 1000, 0, 150, 0, 0]
+    found = verdict.refused(program(1, "tokens"), reply, PERIOD_END_MS)
+    # 1 of 1,000 has passed after 93.6 s; then another one fits. It is told in whole seconds of the window.
+    assert timedelta(milliseconds=94_000 - 1) == found.retry_after
+
+
+@pytest.mark.parametrize(
+    ("nth", "left", "policy", "reset_ms"),
+    [
+        (1, 4, "requests-1s", 750),
+        (2, 4, "requests-1m", 59_750),
+        (3, 5, "requests-3s", 3000),
+        (4, 4, "requests-period", 5_000_000),
+        (5, 1, "requests-concurrency", None),
+    ],
+)
+def test_an_admission_names_the_policy_nearest_to_exhaustion(
+    nth: int, left: int, policy: str, reset_ms: int | None
+) -> None:
+    found = verdict.allowed(program(), [0, NOW_MS, nth, left], PERIOD_END_MS)
+    reset = None if reset_ms is None else timedelta(milliseconds=reset_ms)
+    assert Decision(allowed=True, limit=policy, remaining=left, reset_after=reset) == found
+
+
+def test_an_admission_without_policies_names_none() -> None:
+    assert Decision(allowed=True) == verdict.allowed(program(), [0, NOW_MS, 0, 0], PERIOD_END_MS)
+
+
+def test_what_is_overdrawn_has_nothing_left() -> None:
+    assert verdict.allowed(program(), [0, NOW_MS, 4, -3], PERIOD_END_MS).remaining == 0
+
+
+class Patient(World):
+    """Tries every refused demand again, on a copy of the customer: just before its time, and at its time."""
+
+    tried: int = 0
+    hopeless: int = 0
+
+    def refused(self, account: Account, program: Program, reply: list[int]) -> None:
+        now_ms, bounds = reply[1], account.standing.bounds
+        end_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
+        decision = verdict.refused(program, reply, end_ms)
+        assert decision.reason is not None
+        if any(name.endswith("-concurrency") for name in decision.violated):
+            assert decision.retry_after is None or decision.retry_after >= timedelta(seconds=1)
+            return
+        self.wire(pack("DEL", *COPIES))
+        for key, copy in zip((account.keys.counters, account.keys.totals), COPIES, strict=True):
+            self.wire(pack("COPY", key, copy))
+        what = f"{decision} of {reply}, period to {end_ms}"
+        if decision.retry_after is None:
+            self.hopeless += 1
+            self.compare(what, 1, self.again(account, program, now_ms + 800 * 24 * HOUR_MS))
+            return
+        self.tried += 1
+        wait_ms = decision.retry_after // timedelta(milliseconds=1)
+        if decision.retry_after == timedelta(days=400):
+            return
+        assert wait_ms >= 1
+        self.compare(f"before {what}", 1, self.again(account, program, now_ms + wait_ms - 1))
+        self.compare(f"at {what}", 0, self.again(account, program, now_ms + wait_ms))
+
+    def again(self, account: Account, program: Program, at_ms: int) -> Any:
+        parts = unpack(account.pack_decide(program, "f") + pack_each([at_ms]))
+        counters, totals = COPIES
+        parts[3], parts[5] = counters.encode(), totals.encode()
+        return self.wire(pack(*parts))[0]
+
+
+COPIES = ("mk:{0}:c:copy", "mk:{0}:t:copy")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_refusal_tells_the_time_at_which_the_same_is_admitted(valkey: Server, seed: int) -> None:
+    with server_wire(valkey) as wire:
+        patient = Patient(wire, load_texts(), life(seed), anchors=False)
+        for _ in range(3000):
+            patient.step()
+    assert patient.tried > 100
+    assert patient.hopeless > 10
