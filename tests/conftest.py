@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import re
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from servers import Server
 
-_STORES = ("valkey", "redis_server")
+_running: list[Server] = []
 _KEYS_WITHOUT_TTL = """
 local left = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -42,6 +42,7 @@ def anyio_backend() -> str:
 def valkey() -> Iterator[Server]:
     """The server most tests use; emptied before each of them."""
     with spawn_server() as server:
+        _running.append(server)
         yield server
 
 
@@ -52,6 +53,7 @@ def redis_server() -> Iterator[Server]:
     if binary is None:
         pytest.skip("no redis-server on PATH")
     with spawn_server(binary=binary) as server:
+        _running.append(server)
         yield server
 
 
@@ -72,15 +74,13 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves an asyncio task, or in a store a key that never goes away."""
     if "anyio_backend" in request.fixturenames:
         request.getfixturevalue("tasks_end_with_the_test")
-    servers = [
-        cast("Server", request.getfixturevalue(name)) for name in _STORES if name in request.fixturenames
-    ]
-    for server in servers:
+    # Also those that a test asks for by name while it runs.
+    for server in _running:
         server.command("FLUSHALL")
     yield
     if request.node.get_closest_marker("leaves_keys"):
         return
-    for server in servers:
+    for server in _running:
         left = _keys_without_ttl(server)
         if left:
             pytest.fail(

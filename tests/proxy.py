@@ -122,8 +122,9 @@ class TcpProxy:
         finally:
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+            # Before the wait, which may be cancelled itself.
             to_server.close()
+            await asyncio.gather(*pumps, return_exceptions=True)
 
     async def _pump(
         self,

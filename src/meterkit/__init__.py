@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     # Each name is imported when it is first used: `import meterkit` itself loads nothing else.
-    from importlib import import_module
-
     if name == "identify":
         found: Any = import_module("meterkit.asgi.identify")
     elif name in __all__:

@@ -9,13 +9,13 @@ from time import time
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
-from meterkit.store.customer_id import check_customer
 from meterkit.catalog import Catalog, load
 from meterkit.catalog.quantity import check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.errors import MeterkitError, SettingsError, UnknownMeterError
 from meterkit.settings import Settings
+from meterkit.store.customer_id import check_customer
 from meterkit.store.customers import Customers
 from meterkit.store.periods import from_ms, to_ms
 from meterkit.store.program import Demand
@@ -153,10 +153,13 @@ class MeterKit:
     ) -> None:
         """Count this much after the fact; never denied.
 
-        Returns once the store has acknowledged it; where the store is away, after the store timeout, and it is
-        sent as soon as the store is back.
+        Returns once the store has acknowledged it; where the store is away, after the store timeout, and it
+        is sent as soon as the store is back.
 
         Args:
+            customer: the customer's id.
+            meter: a counter of the plans file.
+            quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
             event_id: the app's own name of this usage; the same one counts once in 35 days.
             occurred_at: when it happened (aware); default: now. It must lie in the current billing period.
 
@@ -217,7 +220,7 @@ class MeterKit:
         transport = StripeV1Transport(
             settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
         )
-        # https://docs.stripe.com/rate-limits: 1,000 meter events a second live, 25 requests a second in a sandbox.
+        # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
         sandbox = not settings.live and settings.stripe_api_base is None
         try:
             yield Flusher(self.store, transport, calls_per_s=20.0 if sandbox else 800.0)
@@ -229,8 +232,8 @@ class MeterKit:
             raise MeterkitError("occurred_at: found a naive datetime; give it a time zone, UTC for example")
         if not start_ms <= to_ms(occurred_at) <= self.store.now_ms() + 60_000:
             raise MeterkitError(
-                f"occurred_at: found {occurred_at.isoformat()}; it must lie in the customer's current billing "
-                f"period, which began {from_ms(start_ms).isoformat()}, and not in the future"
+                f"occurred_at: found {occurred_at.isoformat()}; it must lie in the billing period of now, "
+                f"which began {from_ms(start_ms).isoformat()}, and not in the future"
             )
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:

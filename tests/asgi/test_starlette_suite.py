@@ -20,7 +20,7 @@ ROOT = HERE.parent.parent
 CACHE = ROOT / ".cache" / "starlette-suite"
 # What the suite imports beside the packages that meterkit's tests need anyway.
 NEEDED = ("httpx2[zstd]", "itsdangerous", "jinja2", "opentelemetry-sdk", "python-multipart", "trio")
-TRANSPARENT = ["wrappers:pass_through"]
+TRANSPARENT = ["wrappers:metered", "wrappers:metered_with_fields"]
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -62,12 +62,14 @@ def one(needed: int, taken: int | None = None) -> Demand:
 
 def test_rates_come_first_then_ceilings_then_concurrency_then_what_is_recorded() -> None:
     found = compiled({"requests": one(2), "plain": one(3)}, billed_always=True)
-    assert found.arguments == (
-        *(3, 1, 1, 1),
+    assert found.fields == (
         *("r", "t", "e", "x"),
         *(f"{MINUTE}a", f"{MINUTE}b", f"{MINUTE}d", f"{SECOND}a", f"{SECOND}b", f"{SECOND}d"),
         *(f"{PLAIN_RATE}a", f"{PLAIN_RATE}b", f"{PLAIN_RATE}d"),
         *(f"{R}i", f"{R}o", f"{R}h", f"{R}H", f"{R}n", f"{R}N", f"{P}i"),
+    )
+    assert found.numbers == (
+        *(3, 1, 1, 1),
         *(1, 60_000, 100, 0, 2, 2),
         *(3, 50, 40, 1, 2, 2),
         *(1, 1000, 10, 0, 3, 3),
@@ -88,24 +90,8 @@ def test_rates_come_first_then_ceilings_then_concurrency_then_what_is_recorded()
 
 def test_a_cap_is_told_apart_from_included() -> None:
     found = compiled({"tokens": one(7, 0)})
-    assert (
-        0,
-        1,
-        0,
-        0,
-        "r",
-        "t",
-        "e",
-        "x",
-        f"{T}i",
-        f"{T}o",
-        f"{T}h",
-        f"{T}H",
-        500,
-        100,
-        7,
-        0,
-    ) == found.arguments
+    assert found.numbers == (0, 1, 0, 0, 500, 100, 7, 0)
+    assert found.fields == ("r", "t", "e", "x", f"{T}i", f"{T}o", f"{T}h", f"{T}H")
     assert (found.held, found.flights, found.settled) == ({}, (), {})
     assert not found.settles
     assert (found.measures[0].limit, found.measures[0].capped) == (600, True)
@@ -113,19 +99,20 @@ def test_a_cap_is_told_apart_from_included() -> None:
 
 def test_overage_without_a_cap_has_no_ceiling_and_is_settled() -> None:
     found = compiled({"silent": one(7)}, billed_always=True)
-    assert found.arguments == (0, 0, 0, 0, "r", "t", "e", "x")
+    assert found.numbers == (0, 0, 0, 0)
+    assert found.fields == ("r", "t", "e", "x")
     assert (found.held, found.settled) == ({}, {"silent": 7})
 
 
 def test_what_is_not_billed_always_is_settled() -> None:
     found = compiled({"plain": one(3)})
-    assert found.arguments[:4] == (1, 0, 0, 0)
+    assert found.numbers[:4] == (1, 0, 0, 0)
     assert found.settled == {"plain": 3}
 
 
 def test_a_route_that_is_always_served_is_decided_by_its_rates_and_settled() -> None:
     found = compiled({"requests": one(2)}, rates_only=True, billed_always=True)
-    assert found.arguments[:4] == (2, 0, 0, 0)
+    assert found.numbers[:4] == (2, 0, 0, 0)
     assert (found.held, found.flights, found.settled) == ({}, (), {"requests": 2})
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +59,8 @@ class Exchange:
         "_begun",
         "_call",
         "_complete",
+        "_failed",
+        "_gone",
         "_lane",
         "_nothing_to_settle",
         "_recorded",
@@ -93,7 +97,7 @@ class Exchange:
         self._send = send
         self._recorded: dict[str, int] | None = None
         self._status = 0
-        self._begun = self._complete = self._trailers = self._settled = False
+        self._begun = self._complete = self._gone = self._failed = self._trailers = self._settled = False
         self._nothing_to_settle = call is not None and not call.program.settles
         self.decision: Decision | None = None
         self.told: Told | None = None
@@ -107,8 +111,8 @@ class Exchange:
                     self._complete = True
                     return self._send(message)
                 return self._finish(message)
-            if not self._begun and message.get("body"):
-                return self._begin(message)
+            if message.get("body"):
+                return self._stream(message)
         elif kind == "http.response.start":
             self._status = message["status"]
             if "trailers" in message:
@@ -132,24 +136,39 @@ class Exchange:
             return not message.get("more_body", False) and not self._trailers
         return False
 
-    async def _begin(self, message: Message) -> None:
-        await self._send(message)
+    async def _stream(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError:
+            self._gone = True
+            raise
         self._begun = True
 
     async def _finish(self, message: Message) -> None:
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:
+            self._gone = True
+            raise
         self._complete = True
         self.settle(None)
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store what the request came to; once."""
-        if self._settled or self._nothing_to_settle:
+        if self._settled:
             return
         self._settled = True
+        if error is not None:
+            # Servers tell of a client that left by OSError from send, or by cancelling.
+            self._failed = isinstance(error, Exception) and not (
+                self._gone or isinstance(error, ClientDisconnect)
+            )
+        if self._nothing_to_settle:
+            return
         recorded, call, lane = self._recorded, self._call, self._lane
         if lane is None:
             return
-        billed = self._outcome(error) in self._route.charge_on
+        billed = self._outcome() in self._route.charge_on
         if call is not None and call.program.settles:
             self._store.end(
                 lane,
@@ -158,7 +177,7 @@ class Exchange:
                 self._reply[1] // HOLD_SLOT_MS,
                 recorded=call.program.settled if billed else _NOTHING,
             )
-        elif call is None and billed:
+        elif call is None:
             # Decided without the store: its rates have not seen it either.
             recorded = dict(recorded or _NOTHING)
             for meter, quantity in self._route.consume.items():
@@ -169,14 +188,26 @@ class Exchange:
     def record(self, quantities: dict[str, int]) -> None:
         """Add to what the request has used; what comes after its end is settled at once."""
         if self._lane is not None and (self._settled or self._complete):
-            self._store.post(self._lane, self._account, quantities, rated=quantities)
+            self._record_late(self._lane, quantities)
             return
-        recorded = self._recorded
-        if recorded is None:
-            recorded = self._recorded = {}
-            self._nothing_to_settle = False
-        for meter, quantity in quantities.items():
-            recorded[meter] = check_quantity(recorded.get(meter, 0) + quantity)
+        before = self._recorded or _NOTHING
+        # All of them or none: where one is refused, nothing of this call is recorded.
+        added = {meter: check_quantity(before.get(meter, 0) + more) for meter, more in quantities.items()}
+        self._recorded = {**before, **added}
+        self._nothing_to_settle = False
+
+    def _record_late(self, lane: Lane, quantities: dict[str, int]) -> None:
+        recorded = quantities if self._outcome() in self._route.charge_on else _NOTHING
+        post = partial(self._store.post, lane, self._account, recorded, rated=quantities)
+        home = next((loop for loop, known in self._store.lanes.items() if known is lane), None)
+        try:
+            here = get_running_loop()
+        except RuntimeError:
+            here = None  # A background task that runs in a thread.
+        if home is None or here is home:
+            post()
+        else:
+            home.call_soon_threadsafe(post)
 
     def check_meters(self, quantities: dict[str, int]) -> None:
         """Refuse quantities that cannot be recorded.
@@ -203,14 +234,12 @@ class Exchange:
             decision=self.decision or Decision(allowed=True),
         )
 
-    def _outcome(self, error: BaseException | None) -> Outcome:
+    def _outcome(self) -> Outcome:
         if self._complete:
             if self._status < HTTPStatus.BAD_REQUEST:
                 return "success"
             return "client_error" if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-        # Servers tell of a client that left by OSError from send, or by cancelling; or the app just stops.
-        failed = isinstance(error, Exception) and not isinstance(error, OSError | ClientDisconnect)
-        return "client_gone" if self._begun and not failed else "server_error"
+        return "client_gone" if self._begun and not self._failed else "server_error"
 
 
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")

@@ -7,7 +7,7 @@ from asyncio import CancelledError, get_running_loop
 from dataclasses import replace
 from inspect import isawaitable
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.asgi.exchange import Exchange, exchange
 from meterkit.asgi.identify import client_ip
@@ -15,7 +15,7 @@ from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.routing import Router, is_preflight
 from meterkit.asgi.told import Told
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.store.connection import give_up
+from meterkit.store.connection import ReplyError, give_up
 from meterkit.store.customer_id import is_customer
 from meterkit.store.decision import Decision
 
@@ -38,6 +38,7 @@ _logger = logging.getLogger("meterkit.asgi")
 
 _ALLOWED: Final = 0
 _REFUSED: Final = 1
+_SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
@@ -133,11 +134,11 @@ class MeterMiddleware:
                 lane = await store.start()
             pending = lane.call(call)
             try:
-                reply = await pending
+                reply: Any = await pending
             except CancelledError:
                 give_up(call, pending)
                 raise
-            if type(reply) is not list or reply[0] > _REFUSED:
+            if isinstance(reply, ReplyError) or reply[0] > _REFUSED:
                 call, reply = await store.conclude(lane, call, _again(account, route), reply)
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
@@ -156,7 +157,11 @@ class MeterMiddleware:
                 return passed
             passed = self._refused(call, reply, lane, route, scope, send)
         if isinstance(passed, Decision):
-            await self._refuser.refuse(passed, route, call, account, scope, receive, send)
+            if route.enforcement == "shadow":
+                _logger.info("shadow: a request of %s would be refused: %s", route.match, passed.reason)
+                await self.app(scope, receive, send)
+            else:
+                await self._refuser.refuse(passed, route, call, account, scope, receive, send)
             return None
         return passed
 
@@ -228,8 +233,16 @@ class MeterMiddleware:
                 started = True
             return message
 
+        async def stopping(message: Message) -> None:
+            nonlocal started
+            if started and message["type"] in _SHUT_DOWN:
+                # Servers end their loop once they have this message, whatever is still to be settled.
+                started = False
+                await self._kit.stop()
+            await send(message)
+
         try:
-            await self.app(scope, starting, send)
+            await self.app(scope, starting, stopping)
         finally:
             if started:
                 await self._kit.stop()

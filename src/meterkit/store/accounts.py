@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
+from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.program import Demand, compile_program
 from meterkit.store.resp import pack_each
@@ -58,7 +59,7 @@ class DecideCall:
     def orphaned(self, reply: Any) -> None:
         """Have given back what was held for somebody who no longer waits."""
         program = self.program
-        if type(reply) is list and reply[0] == 0 and (program.held or program.flights):
+        if not isinstance(reply, ReplyError) and reply[0] == 0 and (program.held or program.flights):
             self.account.accounts.on_orphan(self, reply[1] // HOLD_SLOT_MS)
 
     def period_end_ms(self, now_ms: int) -> int:
@@ -139,14 +140,20 @@ class Account:
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""
-        keys, bounds = self.keys, self.standing.bounds
-        parts = (
+        keys = self.keys
+        parts: tuple[str | int, ...] = (
             *("EVALSHA", self.accounts.decide.sha, 3, keys.counters, keys.state, keys.totals),
-            *(self.rev, self.standing.valid_until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms),
-            *(program.keep_ms, mode),
-            *program.arguments,
+            *(self.rev, self.terms(program.keep_ms, *program.numbers), mode),
+            *program.fields,
         )
         return b"*%d\r\n%b" % (len(parts) + 1, pack_each(parts))
+
+    def terms(self, *numbers: int) -> str:
+        """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked."""
+        bounds = self.standing.bounds
+        until_ms = min(self.standing.valid_until_ms, bounds.next_end_ms)
+        every = (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, *numbers)
+        return f"[{','.join(map(str, every))}]"
 
     def _preset(self, route: Route) -> Decision | None:
         if route.always:

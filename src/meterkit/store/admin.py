@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
@@ -72,9 +73,8 @@ class Admin:
 
 def _client(address: Address, timeout_s: float) -> Redis:
     if address.kind == "memory":
-        from meterkit.store import memory
-
-        return memory.admin_client()
+        client: Redis = import_module("meterkit.store.memory").admin_client()
+        return client
     common: dict[str, Any] = {
         "db": address.db,
         "username": address.username,

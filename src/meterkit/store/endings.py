@@ -88,31 +88,29 @@ class Ending:
 
     def _pack(self) -> tuple[bytes, bytes]:
         account = self.account
-        keys, standing = account.keys, account.standing
-        bounds, linked = standing.bounds, account.state.stripe_customer is not None
+        keys, linked = account.keys, account.state.stripe_customer is not None
         event = () if self.event_key is None else (self.event_key,)
+        fields, numbers = self._arguments()
         head = (
             *("EVALSHA", account.accounts.settle.sha, 5 + len(event), keys.counters, keys.state, keys.totals),
             keys.dirty if linked else keys.unlinked,
         )
-        tail = (
-            *event,
-            *(account.rev, standing.valid_until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms),
+        terms = account.terms(
             _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS,
             account.accounts.seal_delay_ms if linked else -1,
-            account.customer,
-            *self._arguments(),
+            *numbers,
         )
+        tail = (*event, account.rev, terms, account.customer, *fields)
         # The writer's key, the slot, the number and the clock come when it is sent.
         return b"*%d\r\n%b" % (len(head) + len(tail) + 4, pack_each(head)), pack_each(tail)
 
-    def _arguments(self) -> tuple[int | str, ...]:
+    def _arguments(self) -> tuple[list[str], list[int]]:
         account = self.account
         catalog = account.accounts.catalog
         meters = dict.fromkeys((*self.held, *self.recorded))
         rates = [(meter, rate) for meter in self.rated for rate in account.entitlements[meter].rates]
-        fields: list[str] = []
-        numbers: list[int] = []
+        fields = ["r", "t", "e", "x"]
+        numbers = [len(meters), len(self.flights), len(rates)]
         for meter in meters:
             token, entitlement = meter_token(meter), account.entitlements[meter]
             fields += [f"{token}{part}" for part in "iophH"]
@@ -125,5 +123,4 @@ class Ending:
             fields += [f"{rate_token(meter, rate.window_ms, rate.algorithm)}{part}" for part in "abd"]
             kind, window, _, refill = rate_numbers(rate, meter)
             numbers += [kind, window, refill, self.rated[meter]]
-        counts = (len(meters), len(self.flights), len(rates))
-        return (*counts, "r", "t", "e", "x", *fields, *numbers)
+        return fields, numbers

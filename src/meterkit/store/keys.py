@@ -73,7 +73,7 @@ class Keys:
         return f"{self.prefix}:meta"
 
     def shard(self, shard: int, name: str) -> str:
-        """A key of one shard: ``dirty``, ``unlinked``, ``customers``, ``intents``, ``outbox``, ``lease``, …"""
+        """A key of one shard, for example its ``outbox``."""
         return f"{self.prefix}:{{{shard}}}:{name}"
 
     def writer(self, shard: int, writer: str) -> str:

@@ -207,14 +207,12 @@ class Outbox:
             for part in (meter_token(meter.name), meter.stripe.event_name)
         ]
         for _ in range(_TRIES):
-            bounds = account.standing.bounds
             reply = await self._admin.run(
                 self._store.scripts["seal"],
                 [keys.counters, keys.state, keys.totals, keys.dirty]
                 + [self._keys.shard(shard, name) for name in ("intents", "outbox")],
-                *(account.rev, account.standing.valid_until_ms),
-                *(bounds.start_ms, bounds.end_ms, bounds.next_end_ms),
-                _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS,
+                account.rev,
+                account.terms(_QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS),
                 *(token_hex(16), customer, account.state.stripe_customer or ""),
                 *events,
             )

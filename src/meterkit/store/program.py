@@ -63,7 +63,8 @@ class Program:
 
     Attributes:
         measures: in the order of the script's policies.
-        arguments: the decision script's arguments from the sixth on, the mode left out.
+        numbers: the decision script's terms from the sixth on.
+        fields: what the decision script reads of the counters.
         held: meter to the quantity that an allowed decision holds.
         flights: meters whose concurrency an allowed decision holds one of.
         settled: meter to the quantity that is recorded when the request ends as billed.
@@ -72,7 +73,8 @@ class Program:
 
     measures: tuple[Measure, ...]
     keep_ms: int
-    arguments: tuple[int | str, ...]
+    numbers: tuple[int, ...]
+    fields: tuple[str, ...]
     held: Mapping[str, int]
     flights: tuple[str, ...]
     settled: Mapping[str, int]
@@ -147,12 +149,11 @@ def compile_program(
     return Program(
         measures=(*rates, *ceilings, *flights),
         keep_ms=max(spans, default=0) + _QUARTER_HOUR_MS,
-        arguments=(
+        numbers=(
             *(len(part) for part in (rate_part, ceiling_part, flight_part, record_part)),
-            *("r", "t", "e", "x"),
-            *(field for fields, _ in parts for field in fields),
             *(number for _, numbers in parts for number in numbers),
         ),
+        fields=("r", "t", "e", "x", *(field for fields, _ in parts for field in fields)),
         held=held,
         flights=tuple(measure.policy.meter for measure in flights),
         settled=settled,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import weakref
+from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -14,9 +15,9 @@ from meterkit.store import connection, scripts, verdict
 from meterkit.store.accounts import HOLD_SLOT_MS, Accounts
 from meterkit.store.admin import Admin
 from meterkit.store.connection import ReplyError
+from meterkit.store.embedded import EmbeddedServer
 from meterkit.store.endings import Ending
 from meterkit.store.keys import FORMAT, Keys
-from meterkit.store.embedded import EmbeddedServer
 from meterkit.store.lane import Lane
 from meterkit.store.url import Address
 
@@ -52,7 +53,7 @@ class Store:
         shards: how many shards there are; fixed once a store is in use.
         timeout_s: how long a request may wait for the store.
         seal_delay_ms: how long pending usage waits before it is sealed.
-        clock: seconds since the epoch. Any other than the system's replaces the server's clock too: for tests.
+        clock: seconds since the epoch. Any other than the system's replaces the server's too: for tests.
     """
 
     def __init__(
@@ -146,12 +147,12 @@ class Store:
     # Decisions and settlements.
 
     async def decide(
-        self, account: Account, make: Callable[[str], DecideCall], *, mode: Literal["d", "c"] = "d"
+        self, make: Callable[[str], DecideCall], *, mode: Literal["d", "c"] = "d"
     ) -> tuple[DecideCall, Any]:
         """Ask for a decision; see :meth:`conclude`."""
         lane = await self.start()
         call = make(mode)
-        return await self.conclude(lane, call, make, await lane.call(call), mode=mode)
+        return await self.conclude(lane, call, make, await lane.ask(call), mode=mode)
 
     async def conclude(
         self,
@@ -165,7 +166,11 @@ class Store:
         """From the first reply to the last: with the newest state, and with scripts that were lost.
 
         Args:
+            lane: the running event loop's.
+            call: what was asked.
             make: packs the call anew, in a mode of the decision script.
+            reply: what came back.
+            mode: ``c`` looks only.
 
         Returns:
             The call that was answered, and its reply: allowed, refused, or the rev of a preset confirmed.
@@ -190,7 +195,7 @@ class Store:
             call = make("f" if stale > 1 and mode == "d" else mode)
             if stale > 1 and call.preset is not None:
                 return call, [_REFUSED, reply[1]]
-            reply = await lane.call(call)
+            reply = await lane.ask(call)
 
     def decision(self, call: DecideCall, reply: Any) -> Decision:
         """What a concluded reply says."""
@@ -203,12 +208,12 @@ class Store:
 
     async def check(self, account: Account, demands: Mapping[str, Demand]) -> Decision:
         """Look only: whether a demand would be allowed now."""
-        call, reply = await self.decide(account, lambda mode: account.call_for(demands, mode=mode), mode="c")
+        call, reply = await self.decide(lambda mode: account.call_for(demands, mode=mode), mode="c")
         return self.decision(call, reply)
 
     async def consume(self, account: Account, demands: Mapping[str, Demand]) -> Decision:
         """Count now, or be refused; returns once it is recorded."""
-        call, reply = await self.decide(account, lambda mode: account.call_for(demands, mode=mode))
+        call, reply = await self.decide(lambda mode: account.call_for(demands, mode=mode))
         decision = self.decision(call, reply)
         program = call.program
         if decision.allowed and program.settles:
@@ -296,9 +301,8 @@ class Store:
         loaded = tuple(self.scripts.values())
         link: Link
         if self.address.kind == "memory":
-            from meterkit.store import memory
-
-            link = await memory.connect(loaded, clock=self.clock)
+            # fakeredis is imported only by those who use it.
+            link = await import_module("meterkit.store.memory").connect(loaded, clock=self.clock)
         else:
             link = await connection.connect(
                 await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self.clock
@@ -348,9 +352,11 @@ class Store:
             yield
         finally:
             self._guards.pop(loop, None)
-            lane, admin = self.lanes.pop(loop, None), self._admins.pop(loop, None)
+            lane, admin = self.lanes.get(loop), self._admins.pop(loop, None)
             if lane is not None:
+                # Found by late replies until it is closed: what they hold is given back.
                 await lane.stop(drain_s=_DRAIN_S)
+                del self.lanes[loop]
             if admin is not None:
                 await admin.close()
             if self._server is not None and not self._guards:

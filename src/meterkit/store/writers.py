@@ -83,14 +83,13 @@ class Line(Protocol):
 class _Writer:
     """One writer in its one life."""
 
-    __slots__ = ("acknowledged", "inflight", "key", "known", "number", "packed_key", "stream", "undone")
+    __slots__ = ("acknowledged", "inflight", "key", "number", "packed_key", "stream", "undone")
 
     def __init__(self, stream: Stream, key: str) -> None:
         self.stream = stream
         self.key = key
         self.packed_key = pack_each([key])
         self.number = 0
-        self.known = 0  # The number when the stream last looked for idle writers.
         self.acknowledged = 0
         self.inflight: deque[Settlement] = deque()
         self.undone: list[Settlement] = []
@@ -195,11 +194,11 @@ class Stream:
             self.disturbed(None)
 
     def renew(self) -> None:
-        """Begin anew where nothing was settled since the last call: the store forgets an idle writer."""
-        writer = self.writer
-        if not self.unsettled and not self._recovering and 0 < writer.number == writer.known:
+        """Begin anew with a writer that the store will not forget for a while."""
+        if self.unsettled:
+            self.disturbed(None)
+        elif self.writer.number:
             self.writer = self._new_writer()
-        writer.known = writer.number
 
     def abandon(self) -> int:
         """Give up what is not acknowledged; how much that is."""

@@ -3,31 +3,29 @@
 -- If all allow, everything is counted and held; if any refuses, nothing is.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
--- ARGV  1 rev               2 valid until (ms)     3 period start (ms)   4 period end (ms)
---       5 next period's end (ms)   6 how long the counters must live (ms)
---       7 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only
---       8 rates   9 ceilings   10 concurrency limits   11 meters recorded here (how many of each)
+-- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only
 --       then the fields: r t e x; a b d a rate; i o h H a ceiling; n N a concurrency limit; i a recorded meter
---       then the numbers: kind, window, limit, refill, needed, taken a rate; included, beyond (-1: deny),
---       needed, held a ceiling; limit a concurrency limit; quantity a recorded meter
 --       last: the caller's clock (ms)
+-- terms a JSON array of whole numbers: until when the rev is valid, start and end of the period, end of the
+--       next one, how long the counters must live (all ms); how many rates, ceilings, concurrency limits, meters
+--       recorded here; then kind, window, limit, refill, needed, taken a rate; included, beyond (-1: deny),
+--       needed, held a ceiling; limit a concurrency limit; quantity a recorded meter
 -- Reply {0, now, n, remaining}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none
 --       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
 --                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
 --                                left but for holds, held in this slot, in the last one (ceiling);
 --                                in flight, 0, 0 (concurrency)
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
+local terms = cjson.decode(ARGV[2])
 --include wall
 --include rates
 --include period
 --include roll
 --include standing
-local call, num = redis.call, tonumber
-local mode = ARGV[7]
-local rates, ceilings, flights, records = num(ARGV[8]), num(ARGV[9]), num(ARGV[10]), num(ARGV[11])
-local last = 15 + 3 * rates + 4 * ceilings + 2 * flights + records
-local v = call('HMGET', KEYS[1], unpack(ARGV, 12, last))
-local seen, ends = num(v[2] or 0), v[3] and num(v[3])
+local call = redis.call
+local mode = ARGV[3]
+local v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 1))
+local seen, ends = (v[2] or 0) + 0, v[3] and v[3] + 0
 local now, verdict = standing(v[1], seen, ends, mode == 'f')
 if verdict then
   return verdict
@@ -35,31 +33,31 @@ elseif mode == 'v' then
   return {4, now}
 end
 local take = mode ~= 'c'
-if ends and (now >= ends or math.floor(now / 300000) > math.floor(seen / 300000)) then
+if ends and (now >= ends or seen < now - now % 300000) then
   ends = roll(now, seen, ends)
-  v = call('HMGET', KEYS[1], unpack(ARGV, 12, last))
+  v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 1))
 end
 local refused = false
 local nearest, nearest_left, nearest_share = 0, 0, math.huge
 -- With room from the start for what follows: a table that grows is copied each time.
 local counts, c = {1, now, ends or 0, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 local write, w = {KEYS[1], 't', now, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
-local f, n, policy = 5, last, 0 -- v[f] is the field ARGV[11 + f]
+local f, n, policy = 5, 9, 0 -- v[f] is the field ARGV[3 + f]; terms[n] was read last
 
-for _ = 1, rates do
-  local limit, taken = num(ARGV[n + 3]), num(ARGV[n + 6])
-  local before = num(v[f] or 0)
-  local slot, counted, previous, used = advance(num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 4]), now,
-    before, num(v[f + 1] or 0), num(v[f + 2] or 0))
+for _ = 1, terms[6] do
+  local limit, taken = terms[n + 3], terms[n + 6]
+  local before = (v[f] or 0) + 0
+  local slot, counted, previous, used = advance(terms[n + 1], terms[n + 2], terms[n + 4], now,
+    before, (v[f + 1] or 0) + 0, (v[f + 2] or 0) + 0)
   policy, counts[c + 1], counts[c + 2], counts[c + 3], c = policy + 1, counted, previous, 0, c + 3
-  if used + ARGV[n + 5] > limit then
+  if used + terms[n + 5] > limit then
     refused = true
   end
   if take then
     used = used + taken
-    write[w + 1], write[w + 2], w = ARGV[12 + f], counted + taken, w + 2
+    write[w + 1], write[w + 2], w = ARGV[4 + f], counted + taken, w + 2
     if slot ~= before then
-      write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[11 + f], slot, ARGV[13 + f], previous
+      write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[3 + f], slot, ARGV[5 + f], previous
       w = w + 4
     end
   end
@@ -70,9 +68,9 @@ for _ = 1, rates do
   f, n = f + 3, n + 6
 end
 
-for _ = 1, ceilings do
-  local included, beyond, held = num(ARGV[n + 1]), num(ARGV[n + 2]), num(ARGV[n + 4])
-  local current, earlier = num(v[f + 2] or 0), num(v[f + 3] or 0)
+for _ = 1, terms[7] do
+  local included, beyond, held = terms[n + 1], terms[n + 2], terms[n + 4]
+  local current, earlier = (v[f + 2] or 0) + 0, (v[f + 3] or 0) + 0
   local left = math.max(0, included - (v[f] or 0))
   if beyond >= 0 then
     left = left + beyond - (v[f + 1] or 0)
@@ -80,13 +78,13 @@ for _ = 1, ceilings do
   end
   policy, counts[c + 1], counts[c + 2], counts[c + 3], c = policy + 1, left, current, earlier, c + 3
   left = left - current - earlier
-  if num(ARGV[n + 3]) > left then
+  if terms[n + 3] > left then
     refused = true
   end
   if take then
     left = left - held
     if held > 0 then
-      write[w + 1], write[w + 2], w = ARGV[13 + f], current + held, w + 2
+      write[w + 1], write[w + 2], w = ARGV[5 + f], current + held, w + 2
     end
   end
   local share = left / math.max(included, 1)
@@ -96,8 +94,8 @@ for _ = 1, ceilings do
   f, n = f + 4, n + 4
 end
 
-for _ = 1, flights do
-  local limit, current = num(ARGV[n + 1]), num(v[f] or 0)
+for _ = 1, terms[8] do
+  local limit, current = terms[n + 1], (v[f] or 0) + 0
   local flying = current + (v[f + 1] or 0)
   policy, counts[c + 1], counts[c + 2], counts[c + 3], c = policy + 1, flying, 0, 0, c + 3
   if flying >= limit then
@@ -105,7 +103,7 @@ for _ = 1, flights do
   end
   if take then
     flying = flying + 1
-    write[w + 1], write[w + 2], w = ARGV[11 + f], current + 1, w + 2
+    write[w + 1], write[w + 2], w = ARGV[3 + f], current + 1, w + 2
   end
   local share = (limit - flying) / limit
   if share < nearest_share then
@@ -119,8 +117,8 @@ if refused then
 elseif not take then
   return {0, now, nearest, nearest_left}
 end
-for i = 1, records do
-  write[w + 1], write[w + 2], w = ARGV[11 + f], math.min((v[f] or 0) + ARGV[n + i], 9000000000000000), w + 2
+for i = 1, terms[9] do
+  write[w + 1], write[w + 2], w = ARGV[3 + f], math.min((v[f] or 0) + terms[n + i], 9000000000000000), w + 2
   f = f + 1
 end
 if v[1] ~= ARGV[1] and mode == 'd' then
@@ -131,11 +129,11 @@ if not ends then
   write[w + 2], write[w + 4] = period(now)
   w = w + 4
 end
-local lives = now + ARGV[6]
-local longer = num(v[4] or 0) < lives
+local lives = now + terms[5]
+local longer = (v[4] or 0) + 0 < lives
 if longer then
   -- A little longer than asked, so that the next call need not set it again.
-  lives = lives + math.floor(ARGV[6] / 8)
+  lives = lives + math.floor(terms[5] / 8)
   write[w + 1], write[w + 2], w = 'x', lives, w + 2
 end
 call('HSET', unpack(write, 1, w))

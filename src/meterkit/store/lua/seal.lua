@@ -3,15 +3,17 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  dirty       KEYS[5] hash  intents  KEYS[6] zset  outbox: intents by when they are due (ms)
--- ARGV  1 rev               2 valid until (ms)     3 period start (ms)   4 period end (ms)
---       5 next period's end (ms)   6 how long the counters must outlive the period (ms)
---       7 32 hex digits that are new   8 the customer   9 the Stripe customer; empty: not linked, nothing is sealed
+-- ARGV  1 rev   2 terms   3 32 hex digits that are new   4 the customer   5 the Stripe customer; empty: not
+--       linked, nothing is sealed
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
+-- terms a JSON array of whole numbers: until when the rev is valid, start and end of the period, end of the
+--       next one, how long the counters must outlive the period (all ms)
 -- An intent's timestamp is a whole minute inside its period that no other intent of the meter has; the last one
 -- of a period is kept for what is sealed after it. Where none is free yet, the usage stays pending; so does that
 -- of a meter without an event name here: another process may have a newer plans file.
 -- Reply {0, now, intents made, meters still pending}    {2, now, rev, state} stale    {3, now} clock
+local terms = cjson.decode(ARGV[2])
 --include wall
 --include period
 --include roll
@@ -19,7 +21,7 @@
 local call, num, floor = redis.call, tonumber, math.floor
 local known = call('HMGET', KEYS[1], 'r', 't', 'e')
 if not known[2] then
-  call('ZREM', KEYS[4], ARGV[8])
+  call('ZREM', KEYS[4], ARGV[4])
   return {0, wall_ms(), 0, 0}
 end
 local seen, ends = num(known[2]), num(known[3])
@@ -27,8 +29,8 @@ local now, verdict = standing(known[1], seen, ends, false)
 if verdict then
   return verdict
 end
-if ARGV[9] == '' then
-  call('ZREM', KEYS[4], ARGV[8])
+if ARGV[5] == '' then
+  call('ZREM', KEYS[4], ARGV[4])
   return {0, now, 0, 0}
 end
 if now >= ends or floor(now / 300000) > floor(seen / 300000) then
@@ -44,7 +46,7 @@ local function flat(key)
 end
 
 local counters, totals, events = flat(KEYS[1]), flat(KEYS[3]), {}
-for i = 10, #ARGV - 1, 2 do
+for i = 6, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
 end
 local made, left, due = 0, 0, nil
@@ -53,9 +55,9 @@ local made, left, due = 0, 0, nil
 local function intend(period, token, quantity, minute)
   local value = math.min(quantity, 999999999999999)
   made = made + 1
-  local id = ARGV[7] .. '-' .. made
+  local id = ARGV[3] .. '-' .. made
   call('HSET', KEYS[5], id, cjson.encode({
-    v = '1', state = 'queued', customer = ARGV[8], stripe = ARGV[9], period = period, meter = token,
+    v = '1', state = 'queued', customer = ARGV[4], stripe = ARGV[5], period = period, meter = token,
     event = events[token], value = string.format('%.0f', value), time = string.format('%.0f', minute / 1000),
     first = '0', attempts = '0', key = id,
   }))
@@ -103,10 +105,10 @@ if made > 0 then
   call('PEXPIRE', KEYS[3], 34560000000)
 end
 if left > 0 then
-  call('ZADD', KEYS[4], due, ARGV[8])
+  call('ZADD', KEYS[4], due, ARGV[4])
 else
-  call('ZREM', KEYS[4], ARGV[8])
-  local lives = ends + ARGV[6]
+  call('ZREM', KEYS[4], ARGV[4])
+  local lives = ends + terms[5]
   call('HSET', KEYS[1], 'x', lives)
   call('PEXPIREAT', KEYS[1], lives)
 end

@@ -13,7 +13,8 @@ import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from meterkit.testing.emulator.exchange import ApiError, Call, Exchange, Reply, new_id
+from meterkit.testing.emulator.call import Call
+from meterkit.testing.emulator.exchange import ApiError, Exchange, Reply, new_id
 from meterkit.testing.emulator.params import Params
 
 if TYPE_CHECKING:

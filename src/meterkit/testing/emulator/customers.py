@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, Call, JsonObject, new_id
+from meterkit.testing.emulator.exchange import ApiError, JsonObject, new_id
 from meterkit.testing.emulator.lists import page
 
 if TYPE_CHECKING:
+    from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.params import Params
 
 __all__ = ["Customer", "Customers"]

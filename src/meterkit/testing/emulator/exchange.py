@@ -1,4 +1,4 @@
-"""What goes in and out of the emulator: requests, replies, errors."""
+"""What comes out of the emulator: replies, errors, and the record of both."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.testing.emulator.params import Params
-
-__all__ = ["ApiError", "Call", "Exchange", "JsonObject", "Reply", "new_id"]
+__all__ = ["ApiError", "Exchange", "JsonObject", "Reply", "new_id"]
 
 JsonObject = dict[str, object]
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -21,26 +19,6 @@ ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 def new_id(prefix: str, *, length: int = 14) -> str:
     """Return a fresh id as Stripe forms them: ``cus_`` and 14 letters or digits."""
     return f"{prefix}_{''.join(secrets.choice(ALPHABET) for _ in range(length))}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One authenticated request.
-
-    Attributes:
-        now: the emulator's clock in Unix seconds.
-        object_id: the id in the path, or an empty text.
-        lose: whether a fault wants the event answered with 200 and not counted.
-    """
-
-    method: str
-    path: str
-    params: Params
-    now: float
-    livemode: bool
-    idempotency_key: str | None
-    object_id: str = ""
-    lose: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

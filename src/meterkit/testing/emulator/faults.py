@@ -11,7 +11,7 @@ from meterkit.testing.emulator.exchange import ApiError, Reply
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.testing.emulator.exchange import Call
+    from meterkit.testing.emulator.call import Call
 
 __all__ = ["Action", "Fault", "Faults", "When", "fault_from_json"]
 

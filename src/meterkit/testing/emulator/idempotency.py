@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from meterkit.testing.emulator.exchange import ApiError
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.exchange import Call, Reply
+    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.exchange import Reply
 
 __all__ = ["IdempotencyKeys", "Stored"]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, Call, JsonObject
+from meterkit.testing.emulator.exchange import ApiError, JsonObject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.customers import Customers
     from meterkit.testing.emulator.meters import Meter, Meters
 

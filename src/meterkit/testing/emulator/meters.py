@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, Call, JsonObject, new_id
+from meterkit.testing.emulator.exchange import ApiError, JsonObject, new_id
 from meterkit.testing.emulator.lists import page
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.call import Call
 
 __all__ = ["Meter", "Meters"]
 

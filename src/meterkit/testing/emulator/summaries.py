@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, Call, JsonObject
+from meterkit.testing.emulator.exchange import ApiError, JsonObject
 from meterkit.testing.emulator.lists import page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.meters import Meter
 

@@ -1,8 +1,7 @@
--- period: start and end (ms) of the one that `now` is in, of the two that the caller knows (ARGV[3] to ARGV[5]).
+-- period: start and end (ms) of the one that `now` is in, of the two that the caller knows (terms[2] to terms[4]).
 local function period(now)
-  local stop = tonumber(ARGV[4])
-  if now < stop then
-    return ARGV[3], stop
+  if now < terms[3] then
+    return terms[2], terms[3]
   end
-  return ARGV[4], tonumber(ARGV[5])
+  return terms[3], terms[4]
 end

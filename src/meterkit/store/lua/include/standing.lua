@@ -1,20 +1,19 @@
 -- standing: what every script asks before it touches a customer's counters.
---   `rev`, `ends`, `seen`: read from the counters; ARGV[1] the caller's rev, ARGV[2] until when it is
---   valid (ms), ARGV[5] the end of the next period (ms), ARGV[#ARGV] the caller's clock (ms)
+--   `rev`, `seen`, `ends`: read from the counters; ARGV[1] the caller's rev, terms[1] until when its view holds
+--   (ms), ARGV[#ARGV] its clock (ms)
 -- Returns now (ms, never before `seen`), then nil or the reply that ends the script:
 --   {2, now, rev, state} the caller's view is stale;  {3, now} the clocks differ too much to go on
 local function standing(rev, seen, ends, forced)
   local wall = wall_ms()
   local now = seen > wall and seen or wall
-  if (rev ~= ARGV[1] or now >= tonumber(ARGV[2]) or now >= tonumber(ARGV[5])) and not forced then
+  if (rev ~= ARGV[1] or now >= terms[1]) and not forced then
     local state = redis.call('HMGET', KEYS[2], 'rev', 'data')
     local current = state[1] or '1:0'
-    if current ~= ARGV[1] or now >= tonumber(ARGV[2]) or now >= tonumber(ARGV[5]) then
+    if current ~= ARGV[1] or now >= terms[1] then
       return now, {2, now, current, state[2] or ''}
     end
   end
-  local ahead = wall - seen > 60000 or (ends and now >= ends)
-  if ahead and math.abs(wall - ARGV[#ARGV]) > 60000 then
+  if (wall - seen > 60000 or (ends and now >= ends)) and math.abs(wall - ARGV[#ARGV]) > 60000 then
     return now, {3, now}
   end
   return now, nil

@@ -1,0 +1,119 @@
+"""Cutting a stream of bytes into blocks, and passing on only those that may be worth reading."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["EVENT_BYTES_MAX", "Blocks", "Gate", "is_promising"]
+
+EVENT_BYTES_MAX: Final = 1 << 20
+
+# A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
+_USAGE: Final = b'"usage"'
+_USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
+_COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
+_ANSWERS: Final = (b'"choices"', b'"candidates"')
+_NEEDLES: Final = (_USAGE, _COUNT, b'"error"', b"[DONE]")
+
+
+def is_promising(data: bytes) -> bool:
+    """Whether the JSON in it may hold usage figures, or be an answer that lacks them."""
+    return _USAGE in data or _COUNT in data or any(needle in data for needle in _ANSWERS)
+
+
+class Gate:
+    """Which events of a response are read.
+
+    Attributes:
+        all: whether every event is; else only one that may hold usage figures, an error or the end.
+        skipped: how many events were larger than the bound.
+    """
+
+    __slots__ = ("all", "skipped")
+
+    def __init__(self) -> None:
+        self.all = True
+        self.skipped = 0
+
+    def opens(self, data: bytes) -> bool:
+        """Whether an event, or something among several events, is read."""
+        if self.all:
+            return True
+        for needle in _NEEDLES:
+            # OpenAI's chunks say `"usage": null` all along.
+            if needle in data and (needle is not _USAGE or _USAGE_OBJECT.search(data) is not None):
+                return True
+        return False
+
+
+class Blocks:
+    """Cuts at a delimiter, and passes on the blocks that the gate lets through."""
+
+    __slots__ = ("_delimiter", "_emit", "_gate", "_skipping", "_tail")
+
+    def __init__(self, delimiter: bytes, emit: Callable[[bytes], None], gate: Gate) -> None:
+        self._delimiter = delimiter
+        self._emit = emit
+        self._gate = gate
+        self._tail = bytearray()
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        delimiter = self._delimiter
+        if self._tail:
+            cut = self._first_cut(chunk)
+            if cut < 0:
+                return
+            chunk = chunk[cut:]
+        end = chunk.rfind(delimiter)
+        if end >= 0:
+            whole = chunk[:end]
+            if len(whole) > EVENT_BYTES_MAX or self._gate.opens(whole):
+                for block in whole.split(delimiter):
+                    self._pass(block)
+            chunk = chunk[end + len(delimiter) :]
+        if chunk:
+            self._tail += chunk
+            self._bound()
+
+    def close(self) -> None:
+        """The stream is over: what is left is a block."""
+        if not self._skipping and self._tail:
+            self._pass(bytes(self._tail))
+        self._tail.clear()
+
+    def _first_cut(self, chunk: bytes) -> int:
+        """Complete the block that was begun: how much of the chunk it took, or -1 if it has not ended."""
+        tail, delimiter = self._tail, self._delimiter
+        before = len(tail)
+        tail += chunk
+        cut = tail.find(delimiter, max(0, before - len(delimiter) + 1))
+        if cut < 0:
+            self._bound()
+            return -1
+        if self._skipping:
+            self._skipping = False
+        else:
+            self._pass(bytes(tail[:cut]))
+        tail.clear()
+        return cut + len(delimiter) - before
+
+    def _bound(self) -> None:
+        keep = len(self._delimiter) - 1
+        if len(self._tail) > EVENT_BYTES_MAX + keep:
+            if not self._skipping:
+                self._gate.skipped += 1
+                self._skipping = True
+            # What may begin a delimiter stays; one byte at least, so that the tail is not empty.
+            del self._tail[: -max(keep, 1)]
+
+    def _pass(self, block: bytes) -> None:
+        if len(block) > EVENT_BYTES_MAX:
+            self._gate.skipped += 1
+        elif block and self._gate.opens(block):
+            self._emit(block)

@@ -1,0 +1,241 @@
+"""Token estimates from the size of texts, for what no provider has reported (yet).
+
+A token is taken for three bytes of UTF-8: on the safe side for prose in any script, low for dense JSON
+and base64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from meterkit.asgi.usage.figures import figure
+from meterkit.asgi.usage.shape import dig, load, rows, table, text
+from meterkit.catalog.models import QUANTITY_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.asgi.usage.shape import Table
+
+__all__ = ["MEDIA_PART_TOKENS", "InputEstimator", "estimate_input", "output_text_bytes", "read_reserve_field"]
+
+MEDIA_PART_TOKENS: Final = 1_600
+"""What an image, a piece of audio or a document is taken for, whatever its size."""
+
+BODY_BYTES_MAX: Final = 8 << 20
+_BYTES_PER_TOKEN: Final = 3
+_NODES_MAX: Final = 100_000
+
+# Where the events of each API hold what the model wrote; `*` is every item of an array.
+_OUTPUT_TEXTS: Final[Mapping[str, Sequence[Sequence[str]]]] = {
+    "delta": (
+        (),
+        ("text",),
+        ("thinking",),
+        ("partial_json",),
+        ("message", "content", "text"),
+        ("message", "content", "thinking"),
+        ("message", "tool_plan"),
+        ("message", "tool_calls", "function", "arguments"),
+    ),
+    "candidates": (("*", "content", "parts", "*", "text"),),
+    "contentBlockDelta": (
+        ("delta", "text"),
+        ("delta", "toolUse", "input"),
+        ("delta", "reasoningContent", "text"),
+    ),
+    "message": (("content",), ("thinking",)),
+    "response": ((),),
+    "thinking": ((),),
+}
+_CHOICE_TEXTS: Final = ("content", "reasoning_content", "reasoning", "refusal", "text")
+_ARGUMENTS: Final = ("*", "function", "arguments")
+_INPUT_KEYS: Final = (
+    "messages",
+    "system",
+    "prompt",
+    "suffix",
+    "input",
+    "instructions",
+    "contents",
+    "systemInstruction",
+    "system_instruction",
+    "tools",
+    "functions",
+    "toolConfig",
+    "documents",
+)
+_MEDIA_KEYS: Final = frozenset(
+    {
+        "image_url",
+        "input_audio",
+        "inlineData",
+        "inline_data",
+        "fileData",
+        "file_data",
+        "file_id",
+        "image",
+        "images",
+        "audio",
+        "video",
+    }
+)
+_MEDIA_SOURCES: Final = frozenset({"base64", "url", "file"})
+_NO_TEXT_KEYS: Final = frozenset(
+    {"type", "role", "id", "tool_call_id", "tool_use_id", "call_id", "cache_control", "cachePoint"}
+)
+_OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
+_CHOICES: Final = ("n", "best_of")
+
+
+class InputEstimator(Protocol):
+    """Counts the input tokens of a request that is about to be made; must not raise."""
+
+    def __call__(self, body: bytes | Table, model: str | None) -> int:
+        """Tokens of the request body for the model."""
+        ...
+
+
+def tokens_of_bytes(count: int) -> int:
+    """Tokens of so many bytes of UTF-8 text, rounded up."""
+    return -(-count // _BYTES_PER_TOKEN)
+
+
+def output_text_bytes(event: Table) -> int:
+    """UTF-8 bytes of what the model wrote in an event of a stream."""
+    found = 0
+    for key, value in event.items():
+        if key == "choices":
+            found += sum(map(_choice_text_bytes, rows(value)))
+        elif key in _OUTPUT_TEXTS and value is not None:
+            for path in _OUTPUT_TEXTS[key]:
+                found += _text_bytes_at(value, path)
+    return found
+
+
+def estimate_input(body: bytes | Table, model: str | None = None) -> int:
+    """Input tokens of a request body in the shape of any of the APIs; the default estimator.
+
+    Texts count a token for three bytes of UTF-8, token arrays their length, an image, a piece of audio or
+    a document :data:`MEDIA_PART_TOKENS` each. A body of more than 8 MiB is taken for media, a part for
+    each MiB.
+
+    Args:
+        body: the JSON, or what it says.
+        model: not used here; for estimators that know models.
+
+    Returns:
+        0 where the body is not JSON or of no known shape. Never raises.
+    """
+    del model
+    if isinstance(body, bytes) and len(body) > BODY_BYTES_MAX:
+        return MEDIA_PART_TOKENS * -(-len(body) // (1 << 20))
+    request = _request(body)
+    size, tokens = _measure([request[key] for key in _INPUT_KEYS if key in request])
+    return min(tokens_of_bytes(size) + tokens, QUANTITY_MAX)
+
+
+def read_reserve_field(body: bytes | Table, field: str) -> int | None:
+    """The quantity that a request names in a field; None where it names none that can be one.
+
+    Args:
+        body: the JSON, or what it says; more than 8 MiB is not read.
+        field: the member's name, or a dotted path such as ``generationConfig.maxOutputTokens``.
+
+    Returns:
+        At most 10^15 - 1. The limits of OpenAI's output tokens are one field under several names, whose
+        largest value counts, times the number of choices asked for (``n``, ``best_of``).
+    """
+    request = _request(body)
+    if field not in _OUTPUT_LIMITS:
+        found = request.get(field)
+        return _limit(dig(dict(request), field.split(".")) if found is None else found)
+    limits = [limit for name in _OUTPUT_LIMITS if (limit := _limit(request.get(name))) is not None]
+    if not limits:
+        return None
+    choices = [count for name in _CHOICES if (count := _limit(request.get(name))) is not None]
+    return min(max(limits) * max(1, *choices, 1), QUANTITY_MAX)
+
+
+def _limit(value: object) -> int | None:
+    if type(value) is int and value > QUANTITY_MAX:
+        return QUANTITY_MAX
+    return figure(value)
+
+
+def _request(body: bytes | Table) -> Table:
+    if not isinstance(body, bytes):
+        return body
+    if len(body) > BODY_BYTES_MAX:
+        return {}
+    try:
+        request = table(load(body))
+    except ValueError:
+        return {}
+    return {} if request is None else request
+
+
+def _utf8_bytes(value: str) -> int:
+    return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+
+
+def _choice_text_bytes(choice: object) -> int:
+    """OpenAI's shape, which is the most frequent: a choice with a delta, or with a text."""
+    members = table(choice)
+    if members is None:
+        return 0
+    delta = table(members.get("delta"))
+    delta = members if delta is None else delta
+    found = 0
+    for name in _CHOICE_TEXTS:
+        value = delta.get(name)
+        if isinstance(value, str):
+            found += _utf8_bytes(value)
+    calls = delta.get("tool_calls")
+    return found if calls is None else found + _text_bytes_at(calls, _ARGUMENTS)
+
+
+def _text_bytes_at(value: object, path: Sequence[str]) -> int:
+    for at, name in enumerate(path):
+        if name == "*":
+            return sum(_text_bytes_at(item, path[at + 1 :]) for item in rows(value))
+        members = table(value)
+        if members is None:
+            return 0
+        value = members.get(name)
+    return _utf8_bytes(value) if isinstance(value, str) else 0
+
+
+def _measure(values: list[Any]) -> tuple[int, int]:
+    """Bytes of text, and tokens of what is no text, in values of any depth."""
+    size = tokens = 0
+    left = _NODES_MAX
+    while values and left:
+        left -= 1
+        value = values.pop()
+        members, items = table(value), rows(value)
+        if isinstance(value, str):
+            size += _utf8_bytes(value)
+        elif members is not None:
+            media, texts = _parts(members)
+            tokens += media * MEDIA_PART_TOKENS
+            values += texts
+        elif items and type(items[0]) is int:
+            tokens += len(items)
+        else:
+            values += items
+    return size, tokens
+
+
+def _parts(value: Table) -> tuple[int, list[Any]]:
+    """How many media parts a member is, and what else is in it."""
+    if text(value.get("type")) in _MEDIA_SOURCES and value.keys() & {"data", "url", "file_id"}:
+        return 1, []
+    media = 0
+    texts: list[Any] = []
+    for key, inner in value.items():
+        if key in _MEDIA_KEYS:
+            media += max(1, len(rows(inner)))
+        elif key not in _NO_TEXT_KEYS:
+            texts.append(inner)
+    return media, texts

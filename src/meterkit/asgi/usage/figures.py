@@ -1,0 +1,137 @@
+"""What one call of a language model used, in one vocabulary for every API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.catalog.models import QUANTITY_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+__all__ = ["CallUsage", "Figures", "Note", "Source", "estimated", "figure", "quantities"]
+
+Source = Literal["reported", "partial", "estimated", "missing"]
+Note = Literal[
+    "corrupt",  # a frame failed its checksum
+    "encoding",  # the response is in a content coding that is not decoded here
+    "ended_early",  # the response ended before any figure came
+    "no_usage",  # the response ended without a figure
+    "refused",  # a figure was no integer from 0 to 10^15 - 1 and was ignored
+    "residual",  # the total named output tokens that the parts did not
+    "skipped_event",  # an event was larger than the bound
+    "too_large",  # the response was larger than the bound
+    "too_many_calls",  # calls beyond the bound were not counted
+    "unreadable",  # something that should be JSON was not
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Token figures of one call; None is unknown, 0 is a reported zero.
+
+    Attributes:
+        input_tokens: everything that went in, cache reads and writes included.
+        output_tokens: everything that came out, reasoning included.
+        cached_input_tokens: the part of the input that was read from a cache.
+        cache_write_tokens: the part of the input that was written to a cache.
+        reasoning_tokens: the part of the output that was reasoning.
+        billed_input_tokens: what the provider says it bills, where that is a measure of its own (Cohere).
+        billed_output_tokens: likewise for the output.
+        notes: what was odd about the figures, sorted.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    billed_input_tokens: int | None = None
+    billed_output_tokens: int | None = None
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallUsage(Figures):
+    """What one call used.
+
+    Attributes:
+        model: as the response names it; None where it does not.
+        provider: as OpenTelemetry names it (``openai``, ``aws.bedrock``), as far as the response shows it.
+        response_id: the provider's id of the call; None where it has none.
+        source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
+            ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
+    """
+
+    model: str | None = None
+    provider: str | None = None
+    response_id: str | None = None
+    source: Source
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Input and output together; None unless both are known and the sum is at most 10^15 - 1."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        total = self.input_tokens + self.output_tokens
+        return total if total <= QUANTITY_MAX else None
+
+    def quantities(self) -> dict[str, int]:
+        """The figures that are known, under the names of the meters they feed."""
+        named = {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cached_input_tokens": self.cached_input_tokens,
+            "cache_write_tokens": self.cache_write_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
+            "total_tokens": self.total_tokens,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+_COUNTED: Final = (
+    "input_tokens",
+    "output_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "reasoning_tokens",
+    "billed_input_tokens",
+    "billed_output_tokens",
+)
+
+
+def figure(value: object) -> int | None:
+    """An integer from 0 to 10^15 - 1, also where it is written as ``12.0``; None for anything else."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= QUANTITY_MAX else None
+
+
+def bounded(figures: Figures) -> Figures:
+    """The same figures without those that became too large when they were added up."""
+    beyond = [name for name in _COUNTED if (getattr(figures, name) or 0) > QUANTITY_MAX]
+    if not beyond:
+        return figures
+    notes: set[Note] = {*figures.notes, "refused"}
+    return replace(figures, **dict.fromkeys(beyond), notes=tuple(sorted(notes)))
+
+
+def estimated(call: CallUsage, *, input_tokens: int, output_tokens: int) -> CallUsage:
+    """The call with estimates in the place of the figures that it lacks."""
+    return replace(
+        call,
+        input_tokens=input_tokens if call.input_tokens is None else call.input_tokens,
+        output_tokens=output_tokens if call.output_tokens is None else call.output_tokens,
+        source="estimated",
+    )
+
+
+def quantities(calls: Iterable[CallUsage], *, sources: Collection[Source]) -> dict[str, int]:
+    """The known figures of those calls whose source is listed, added up by meter; at most 10^15 - 1 each."""
+    total: dict[str, int] = {}
+    for call in calls:
+        if call.source in sources:
+            for name, value in call.quantities().items():
+                total[name] = min(total.get(name, 0) + value, QUANTITY_MAX)
+    return total

@@ -1,0 +1,1 @@
+"""The command line: one file per noun. Needs the ``cli`` extra."""

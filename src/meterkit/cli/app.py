@@ -1,0 +1,34 @@
+"""The ``meterkit`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from meterkit.cli import check, customers, demo, flush, schema, stripe, usage, worker
+from meterkit.cli.session import tell
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="meterkit",
+    help="Usage metering and limit enforcement for ASGI services, billed through Stripe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(demo.commands)
+app.add_typer(check.commands)
+app.add_typer(schema.commands)
+app.add_typer(worker.commands)
+app.add_typer(flush.commands)
+app.add_typer(usage.commands)
+app.add_typer(customers.commands, name="customers", help="Show and change customers.")
+app.add_typer(stripe.commands, name="stripe", help="What stands in for Stripe.")
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 1 refused, unhealthy or left undone, 2 wrong usage."""
+    sys.exit(tell(app))

@@ -1,0 +1,207 @@
+"""``meterkit customers``: show and change customers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+
+import typer
+
+from meterkit.cli.links import read_links
+from meterkit.cli.notation import parse_entitlement
+from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
+from meterkit.cli.output import print_json, print_note, print_table
+from meterkit.cli.session import open_kit
+from meterkit.errors import CustomerError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from meterkit.store.customers import Customer, Customers
+    from meterkit.store.state import Status
+
+__all__ = ["commands"]
+
+commands = typer.Typer(no_args_is_help=True)
+_NO_STATUS = "none"
+_Found = TypeVar("_Found")
+
+
+@commands.command()
+def show(
+    customer: CustomerArgument,
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a customer; one that nobody set up is on the default plan."""
+    _show(_run(lambda customers: customers.get(customer), plans, redis), json=json)
+
+
+@commands.command("list")
+def list_all(*, plans: PlansOption = None, redis: RedisOption = None, json: JsonOption = False) -> None:
+    """List all customers that somebody set up."""
+
+    async def collect(customers: Customers) -> list[Customer]:
+        return sorted([customer async for customer in customers.list()], key=lambda found: found.customer)
+
+    found = _run(collect, plans, redis)
+    if json:
+        print_json([asdict(customer) for customer in found])
+    else:
+        _print(found)
+
+
+@commands.command()
+def link(
+    customer: Annotated[str | None, typer.Argument(metavar="CUSTOMER")] = None,
+    stripe_customer: Annotated[str | None, typer.Argument(metavar="STRIPE_CUSTOMER")] = None,
+    *,
+    csv: Annotated[
+        str | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Link every line `customer,stripe_customer` of a file; a first line of just these words is"
+            " passed over. - reads stdin.",
+        ),
+    ] = None,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Link customers to Stripe customers: from now on their usage is delivered. Repeated: a no-op."""
+    if csv is not None and customer is None:
+        linked, refused = _run(lambda customers: _link_all(customers, read_links(csv)), plans, redis)
+        if json:
+            print_json({"linked": linked, "refused": refused})
+        else:
+            typer.echo(f"linked {linked}, refused {len(refused)}")
+        raise typer.Exit(int(bool(refused)))
+    if csv is not None or customer is None or stripe_customer is None:
+        raise typer.BadParameter("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
+    _show(_run(lambda customers: customers.link(customer, stripe_customer), plans, redis), json=json)
+
+
+@commands.command()
+def set_plan(
+    customer: CustomerArgument,
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan of the plans file.")],
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put a customer on a plan, at once."""
+    _show(_run(lambda customers: customers.set_plan(customer, plan), plans, redis), json=json)
+
+
+@commands.command()
+def override(
+    customer: CustomerArgument,
+    meter: Annotated[str, typer.Argument(metavar="METER")],
+    entries: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE…",
+            help="An entitlement in the notation of the plans file: 'included=5_000' 'rate=[100/hour]'"
+            " 'overage={bill: {cap: 100}}'. It replaces this customer's earlier override of the meter.",
+        ),
+    ] = None,
+    *,
+    clear: Annotated[bool, typer.Option("--clear", help="Take the meter's override back.")] = False,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a customer something else of one meter than the plan does."""
+    if clear == bool(entries):
+        raise typer.BadParameter("give KEY=VALUE, for example 'included=5_000', or --clear")
+    overrides = {meter: parse_entitlement(entries or [])}
+    _show(_run(lambda customers: customers.override(customer, overrides), plans, redis), json=json)
+
+
+@commands.command()
+def set_status(
+    customer: CustomerArgument,
+    status: Annotated[
+        str, typer.Argument(metavar="STATUS", help="What Stripe says of the subscription, or none.")
+    ],
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Set what Stripe says of the customer's subscription, such as active, past_due or canceled."""
+    # A word that is none of Stripe's is refused there, with those that are.
+    wanted = None if status == _NO_STATUS else cast("Status", status)
+    _show(_run(lambda customers: customers.set_status(customer, wanted), plans, redis), json=json)
+
+
+@commands.command()
+def delete(
+    customer: CustomerArgument,
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Forget a customer: state, link and counters. Refused while usage is not delivered."""
+    _run(lambda customers: customers.delete(customer), plans, redis)
+    if json:
+        print_json({"deleted": customer})
+    else:
+        typer.echo(f"deleted {customer}")
+
+
+def _run(action: Callable[[Customers], Awaitable[_Found]], plans: str | None, redis: str | None) -> _Found:
+    async def act() -> _Found:
+        async with open_kit(plans=plans, redis=redis) as kit:
+            return await action(kit.customers)
+
+    return asyncio.run(act())
+
+
+async def _link_all(
+    customers: Customers, links: Iterable[tuple[str, str]]
+) -> tuple[int, list[dict[str, str]]]:
+    """Link what can be linked: how many were, and what was refused and why."""
+    linked, refused = 0, list[dict[str, str]]()
+    for customer, stripe_customer in links:
+        try:
+            await customers.link(customer, stripe_customer)
+        except CustomerError as error:
+            print_note(f"meterkit: {error}")
+            refused.append({"customer": customer, "stripe_customer": stripe_customer, "message": str(error)})
+        else:
+            linked += 1
+    return linked, refused
+
+
+def _show(customer: Customer, *, json: bool) -> None:
+    if json:
+        print_json(asdict(customer))
+    else:
+        _print([customer])
+
+
+def _print(found: Sequence[Customer]) -> None:
+    print_table(
+        ("customer", "plan", "status", "access", "Stripe customer", "overrides"),
+        (
+            (
+                *(customer.customer, customer.plan, customer.status or _NO_STATUS, customer.access),
+                *(customer.stripe_customer or "not linked", _overrides(customer)),
+            )
+            for customer in found
+        ),
+    )
+
+
+def _overrides(customer: Customer) -> str:
+    return "; ".join(
+        f"{meter}: " + ", ".join(f"{key}={value}" for key, value in given.items())
+        for meter, given in customer.overrides.items()
+    )

@@ -1,0 +1,37 @@
+"""The command that runs the demonstration."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from meterkit.cli.options import PlansOption, RedisOption
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@commands.command()
+def demo(
+    *,
+    lose_one: Annotated[
+        bool,
+        typer.Option("--break", help="Lose one event on purpose: the comparison must find it, and exit 1."),
+    ] = False,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+) -> None:
+    """Run a service, three customers and a stand-in for Stripe, and compare the bill unit by unit."""
+    if plans is not None or redis is not None:
+        raise typer.BadParameter("the demonstration brings its own plans file and store")
+    # Other commands do without what it needs.
+    runner = import_module("meterkit.cli.demo.run")
+    try:
+        good = asyncio.run(runner.run(lose_one=lose_one))
+    except asyncio.CancelledError:
+        raise typer.Exit(143) from None
+    raise typer.Exit(int(not good))

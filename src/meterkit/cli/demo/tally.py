@@ -1,0 +1,121 @@
+"""What the client saw, and what follows from it for the bill. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Entitlement, Plan
+
+__all__ = ["Line", "Refusal", "Tally", "billable", "evidence", "lines"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a request was refused, as the answer told.
+
+    Attributes:
+        status: of the answer.
+        policies: the names of the limits that were used up.
+        feature: the feature that the plan does not have, or an empty text.
+    """
+
+    status: int
+    policies: tuple[str, ...] = ()
+    feature: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What one customer's client saw.
+
+    Attributes:
+        served: meter to the quantity in answers that succeeded.
+        failed: answers of the service that did not succeed: they cost nothing.
+        refusals: how often the customer was refused, and why.
+    """
+
+    sent: int = 0
+    served: Counter[str] = field(default_factory=Counter[str])
+    failed: int = 0
+    refusals: Counter[Refusal] = field(default_factory=Counter[Refusal])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One meter of one customer, three times: served, due at Stripe by the plan, and found at Stripe."""
+
+    customer: str
+    plan: str
+    meter: str
+    served: int
+    counted: int
+    due: int
+    billed: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all that was served was counted, and Stripe has what it is due, to the unit."""
+        return self.served == self.counted and self.due == self.billed
+
+
+def billable(quantity: int, entitlement: Entitlement, report: str) -> int:
+    """How much of a quantity Stripe is to be told.
+
+    ``report: usage`` sends included and overage, ``report: overage`` what is beyond included; overage is
+    sent only on a plan that bills it.
+    """
+    included = quantity if entitlement.included is None else min(quantity, entitlement.included)
+    overage = quantity - included
+    return (included if report == "usage" else 0) + (overage if entitlement.overage.mode == "bill" else 0)
+
+
+def lines(
+    customer: str,
+    plan: Plan,
+    catalog: Catalog,
+    *,
+    served: Mapping[str, int],
+    counted: Mapping[str, int],
+    billed: Mapping[str, int],
+) -> Sequence[Line]:
+    """Compare what the client saw with what the store and Stripe have."""
+    return [
+        Line(
+            customer=customer,
+            plan=plan.key,
+            meter=name,
+            served=served.get(name, 0),
+            counted=counted[name],
+            due=billable(served.get(name, 0), plan.entitlements[name], meter.stripe.report),
+            billed=billed[name],
+        )
+        for name, meter in catalog.meters.items()
+        if meter.stripe is not None
+    ]
+
+
+def evidence(refusal: Refusal, plan: Plan, tally: Tally, catalog: Catalog) -> str:
+    """Why a refusal is right, by the plans file and by what this customer had been served."""
+    if refusal.feature:
+        having = ", ".join(key for key, other in catalog.plans.items() if refusal.feature in other.features)
+        return f"{plan.key} has no feature {refusal.feature!r}; {having} have it"
+    if refusal.policies:
+        return "; ".join(_limit(policy, plan, tally) for policy in refusal.policies)
+    return "no customer was named, and the plans file says `anonymous: deny`"
+
+
+def _limit(policy: str, plan: Plan, tally: Tally) -> str:
+    meter, _, window = policy.rpartition("-")
+    entitlement, served = plan.entitlements[meter], tally.served[meter]
+    for rate in entitlement.rates:
+        if rate.window == window:
+            admitted = served + tally.failed
+            return f"{plan.key} gives {rate.limit:,} {meter} per {window}; {admitted:,} were admitted"
+    ceiling = (entitlement.included or 0) + (entitlement.overage.cap or 0)
+    beyond = " (what is recorded after the fact is never refused)" if served > ceiling else ""
+    return f"{plan.key} gives {ceiling:,} {meter} per period; {served:,} were served{beyond}"

@@ -1,0 +1,39 @@
+"""Entitlements on a command line: ``included=5_000``, in the notation of the plans file. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["parse_entitlement"]
+
+
+def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
+    """Read ``KEY=VALUE`` entries; a value is YAML in flow style, so JSON will do too.
+
+    Raises:
+        MeterkitError: an entry cannot be read, or a key is given twice.
+    """
+    found: dict[str, object] = {}
+    for entry in entries:
+        key, separator, text = entry.partition("=")
+        if not separator or not key or not text:
+            raise MeterkitError(
+                f"override: found {entry!r:.80}; allowed is KEY=VALUE, such as included=5_000"
+            )
+        if key in found:
+            raise MeterkitError(f"override: found {key} twice; name it once")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise MeterkitError(
+                f"override: the value of {key} cannot be read; write it as in the plans file, such as"
+                " 'rate=[100/hour]'"
+            ) from None
+    return found

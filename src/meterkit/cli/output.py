@@ -1,0 +1,61 @@
+"""What commands print: tables for people, JSON for programs; notes go to stderr."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["iso", "print_json", "print_note", "print_table", "stdout_console"]
+
+_FILE_WIDTH: Final = 140
+
+
+def stdout_console() -> Console:
+    """A console that prints texts as they are, whatever brackets they hold."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH  # Nobody has to look at it through a window.
+    return console
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
+) -> None:
+    """Print a table; columns of quantities stand to the right."""
+    filled = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for nth, column in enumerate(columns):
+        numeric = all(isinstance(row[nth], int) or row[nth] == "unlimited" for row in filled)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in filled:
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    stdout_console().print(table)
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON; instants as ISO 8601 in UTC with Z."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_note(text: str) -> None:
+    """Tell a person something that is not the result."""
+    typer.echo(text, err=True)
+
+
+def iso(moment: datetime) -> str:
+    """ISO 8601 in UTC with Z."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return iso(value)
+    raise TypeError(f"{type(value).__name__} has no JSON")

@@ -1,0 +1,73 @@
+"""``meterkit stripe``: what stands in for Stripe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from meterkit import testing
+from meterkit.catalog import load
+from meterkit.cli.options import JsonOption, PlansOption, RedisOption
+from meterkit.cli.output import print_json, print_note
+from meterkit.cli.session import stop_signal
+from meterkit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from meterkit.testing import StripeEmulator
+
+__all__ = ["commands"]
+
+KEY: Final = "sk_test_emulator"
+
+commands = typer.Typer()
+
+
+@commands.callback()
+def stripe() -> None:
+    """What stands in for Stripe."""
+
+
+@commands.command()
+def emulator(
+    *,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65_535, help="On 127.0.0.1; 0 takes a free one.")
+    ] = 12_111,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a Stripe emulator in memory until it is stopped. With --plans it has that file's meters."""
+    del redis
+    stand_in = testing.StripeEmulator()
+    if plans is not None:
+        for meter in load(plans).meters.values():
+            if meter.stripe is not None:
+                stand_in.add_meter(meter.stripe.event_name)
+    asyncio.run(_serve(stand_in, port=port, json=json))
+
+
+async def _serve(stand_in: StripeEmulator, *, port: int, json: bool) -> None:
+    serving = stand_in.serve(port=port)
+    try:
+        url = await serving.__aenter__()
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise SettingsError(
+            "port", f"port {port} cannot be listened on: {why}; --port 0 takes a free one"
+        ) from error
+    try:
+        async with stop_signal() as stop:
+            told = {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": KEY}
+            if json:
+                print_json(told)
+            else:
+                for name, value in told.items():
+                    typer.echo(f"export {name}={value}")
+                print_note("Stripe stands in here until Ctrl-C; any sk_test_… key will do")
+            await stop.wait()
+    finally:
+        await serving.__aexit__(None, None, None)

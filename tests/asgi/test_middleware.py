@@ -1,0 +1,394 @@
+"""What a client is answered, and what the middleware leaves alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse
+
+from delivering import NOW
+from metering import HEADERS, PLANS, answering, hello, served
+from meterkit import MeterKit, MeterMiddleware, current, identify
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from meterkit import Decision
+
+pytestmark = pytest.mark.anyio
+
+IANA = "https://iana.org/assignments/http-problem-types#"
+ANONYMOUS = PLANS.replace("meters:\n  requests", "anonymous: {plan: free, by: ip}\nmeters:\n  requests", 1)
+
+
+def body(response: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = response.json()
+    assert found.pop("instance").startswith("urn:uuid:")
+    return found
+
+
+async def test_an_allowed_answer_tells_of_the_policy_nearest_to_exhaustion() -> None:
+    async with served(hello) as at:
+        response = await at.client.get("/v1/x")
+    assert (response.status_code, response.text) == (200, "hello")
+    assert response.headers["ratelimit-policy"] == '"requests-1h";q=20;w=3600, "requests-period";q=5'
+    # 4 of 5 are left until the month ends: 20 days, 11 h, 59 min, 30 s.
+    assert response.headers["ratelimit"] == '"requests-period";r=4;t=1771170'
+
+
+async def test_included_used_up() -> None:
+    async with served(hello) as at:
+        for _ in range(5):
+            assert (await at.client.get("/v1/x")).status_code == 200
+        response = await at.client.get("/v1/x")
+        assert await at.counted() == (5, 0)
+    assert response.status_code == 429
+    assert dict(response.headers) == {
+        "content-type": "application/problem+json",
+        "content-length": str(len(response.content)),
+        "cache-control": "no-store",
+        "ratelimit-policy": '"requests-1h";q=20;w=3600, "requests-period";q=5',
+        "ratelimit": '"requests-period";r=0;t=1771170',
+        "retry-after": "1771170",
+        "x-should-retry": "false",
+    }
+    assert body(response) == {
+        "type": f"{IANA}quota-exceeded",
+        "title": "Quota Exceeded",
+        "status": 429,
+        "detail": 'Policy "requests-period" allows 5 requests per billing period. Retry in 21 days.',
+        "violated-policies": ["requests-period"],
+    }
+
+
+async def test_a_rate_used_up() -> None:
+    async with served(hello, plans=PLANS.replace("20/hour", "2/hour")) as at:
+        for _ in range(2):
+            await at.client.get("/v1/x")
+        response = await at.client.get("/v1/x")
+    assert response.status_code == 429
+    # In half a minute of this hour two were counted: one fits when half of the next hour is over.
+    assert response.headers["retry-after"] == str(3600 - 30 + 1800)
+    assert body(response)["violated-policies"] == ["requests-1h"]
+    assert body(response)["detail"] == 'Policy "requests-1h" allows 2 requests per hour. Retry in 90 minutes.'
+
+
+async def test_a_bucket_that_fills_soon_may_be_retried() -> None:
+    plans = PLANS.replace("rate: 20/hour", "rate: {limit: 20/second, algorithm: token-bucket, burst: 2}")
+    async with served(hello, plans=plans) as at:
+        for _ in range(2):
+            await at.client.get("/v1/x")
+        response = await at.client.get("/v1/x")
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+    assert "x-should-retry" not in response.headers
+
+
+async def test_concurrency_counts_requests_in_flight() -> None:
+    async def nested(scope: Scope, receive: Receive, send: Send) -> None:
+        inner = await at.client.get("/pages", headers={"x-inner": "yes"}) if outer(scope) else None
+        answer = JSONResponse({"inner": None if inner is None else inner.status_code})
+        if inner is not None:
+            answer.headers["x-policies"] = json.dumps(body(inner)["violated-policies"])
+            answer.headers["x-retry"] = inner.headers["retry-after"]
+        await answer(scope, receive, send)
+
+    def outer(scope: Scope) -> bool:
+        return (b"x-inner", b"yes") not in scope["headers"]
+
+    async with served(nested) as at:
+        for _ in range(2):
+            response = await at.client.get("/pages")
+            assert (response.status_code, response.json()) == (200, {"inner": 429})
+            assert json.loads(response.headers["x-policies"]) == ["pages-concurrency"]
+            assert response.headers["x-retry"] == "1"
+            assert response.headers["ratelimit-policy"] == (
+                '"pages-concurrency";q=1;qu="concurrent-requests"'
+            )
+        assert await at.counted(meter="pages") == (2, 0)
+
+
+async def test_a_feature_not_in_the_plan() -> None:
+    async with served(hello) as at:
+        response = await at.client.get("/full")
+        assert response.status_code == 403
+        assert body(response) == {
+            "type": "urn:meterkit:problem:feature-not-in-plan",
+            "title": "Feature Not In Plan",
+            "status": 403,
+            "detail": "The plan 'free' does not include the feature 'full'. It is available in 'pro'.",
+            "feature": "full",
+            "plan": "free",
+            "available_in": ["pro"],
+        }
+        await at.kit.customers.set_plan("acme", "pro")
+        assert (await at.client.get("/full")).status_code == 200
+
+
+async def test_suspended_comes_before_all_else_and_always_is_served() -> None:
+    plans = PLANS + "billing: {portal_url: https://pay.example}\n"
+    async with served(hello, plans=plans) as at:
+        await at.kit.customers.set_status("acme", "unpaid")
+        for path in ("/v1/x", "/full"):
+            response = await at.client.get(path)
+            assert response.status_code == 402
+            assert body(response) == {
+                "type": "urn:meterkit:problem:payment-required",
+                "title": "Payment Required",
+                "status": 402,
+                "detail": "This account is suspended until its payments are settled."
+                " Pay at https://pay.example to go on.",
+                "reason": "suspended",
+                "portal_url": "https://pay.example",
+            }
+            assert response.headers["x-should-retry"] == "false"
+        assert (await at.client.get("/billing/portal")).status_code == 200
+
+
+async def test_always_is_decided_by_its_rates_only() -> None:
+    async with served(hello) as at:
+        for _ in range(20):
+            assert (await at.client.post("/billing/pay")).status_code == 200
+        assert (await at.client.post("/billing/pay")).status_code == 429
+        assert await at.counted() == (20, 0)
+
+
+async def test_without_a_customer_the_answer_is_a_challenge() -> None:
+    async with served(hello) as at:
+        response = await at.client.get("/v1/x", headers={"x-customer-id": ""})
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == 'Bearer realm="api"'
+    assert body(response)["type"] == "urn:meterkit:problem:customer-unknown"
+    assert "ratelimit" not in response.headers
+
+
+async def test_a_customer_id_that_is_not_allowed() -> None:
+    async with served(hello) as at:
+        response = await at.client.get("/v1/x", headers={"x-customer-id": "a" * 257})
+    assert response.status_code == 400
+    assert body(response)["type"] == "urn:meterkit:problem:customer-invalid"
+
+
+async def test_anonymous_by_ip_has_a_key_space_of_its_own() -> None:
+    async with served(hello, plans=ANONYMOUS, who=lambda _: None) as at:
+        for _ in range(5):
+            assert (await at.client.get("/v1/x")).status_code == 200
+        assert (await at.client.get("/v1/x")).status_code == 429
+        assert await at.counted("127.0.0.1") == (0, 0)  # A customer of that name is somebody else.
+
+
+async def test_anonymous_usage_is_never_billed() -> None:
+    async with served(
+        hello,
+        plans=ANONYMOUS.replace(
+            "requests: {unit: request}", "requests: {unit: request, stripe: {event_name: r, report: usage}}"
+        ),
+        who=lambda _: None,
+    ) as at:
+        await at.client.get("/v1/x")
+        client: Any = (await at.kit.store.admin()).client
+        prefix = at.kit.settings.key_prefix
+        keys = [key.decode() for key in await client.keys(f"{prefix}:*")]
+    assert not [key for key in keys if key.endswith(("dirty", "unlinked"))]
+    assert [key for key in keys if key.endswith(":a:127.0.0.1")]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/elsewhere"])
+async def test_exempt_and_unknown_paths_are_left_alone(path: str) -> None:
+    asked: list[Scope] = []
+
+    def who(scope: Scope) -> str:
+        asked.append(scope)
+        return "acme"
+
+    async with served(hello, who=who) as at:
+        for _ in range(6):
+            response = await at.client.get(path)
+            assert (response.status_code, dict(response.headers)) == (200, {"content-length": "5"})
+        assert await at.counted() == (0, 0)
+    assert asked == []
+
+
+async def test_a_preflight_passes_and_a_plain_options_does_not() -> None:
+    async with served(hello) as at:
+        preflight = {"origin": "https://app.example", "access-control-request-method": "POST"}
+        response = await at.client.options("/v1/x", headers={"x-customer-id": "", **preflight})
+        assert (response.status_code, dict(response.headers)) == (200, {"content-length": "5"})
+        assert await at.counted() == (0, 0)
+        assert (await at.client.options("/v1/x")).headers["ratelimit"]
+        assert await at.counted() == (1, 0)
+
+
+async def test_scripts_of_other_origins_may_read_the_fields() -> None:
+    async with served(hello, cors=["https://app.example"]) as at:
+        response = await at.client.get("/v1/x", headers={"origin": "https://app.example"})
+        exposed = response.headers["access-control-expose-headers"].lower()
+        assert {"ratelimit", "ratelimit-policy"} <= {name.strip() for name in exposed.split(",")}
+        denied = await at.client.get("/full", headers={"origin": "https://app.example"})
+        assert denied.headers["access-control-allow-origin"] == "https://app.example"
+        other = await at.client.get("/full", headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+async def test_headers_none_and_both() -> None:
+    async with served(hello) as at:
+        assert dict((await at.client.get("/quiet")).headers) == {"content-length": "5"}
+        both = (await at.client.get("/both")).headers
+    assert both["ratelimit"].startswith('"requests-period";r=3')
+    assert (both["x-ratelimit-limit"], both["x-ratelimit-remaining"]) == ("5", "3")
+    assert int(both["x-ratelimit-reset"]) == int(
+        NOW.replace(month=7, day=1, hour=0, minute=0, second=0).timestamp()
+    )
+
+
+async def test_fields_that_the_app_set_are_replaced() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {"RateLimit": '"mine";r=1', "RateLimit-Policy": '"mine";q=1'}
+        await JSONResponse({}, headers=headers)(scope, receive, send)
+
+    async with served(app) as at:
+        response = await at.client.get("/v1/x")
+    assert response.headers.get_list("ratelimit") == ['"requests-period";r=4;t=1771170']
+    assert len(response.headers.get_list("ratelimit-policy")) == 1
+
+
+async def test_on_denied_may_answer_and_may_leave_it() -> None:
+    seen: list[tuple[str, Decision]] = []
+
+    def on_denied(scope: Scope, decision: Decision) -> JSONResponse | None:
+        seen.append((scope["path"], decision))
+        error = {"error": {"code": decision.reason}}
+        return JSONResponse(error, status_code=418) if scope["path"] == "/full" else None
+
+    async with served(hello, on_denied=on_denied) as at:
+        response = await at.client.get("/full")
+        assert (response.status_code, response.json()) == (418, {"error": {"code": "feature"}})
+        response = await at.client.get("/v1/x", headers={"x-customer-id": ""})
+        assert (response.status_code, body(response)["title"]) == (401, "Customer Unknown")
+    assert [(path, decision.reason) for path, decision in seen] == [
+        ("/full", "feature"),
+        ("/v1/x", "anonymous"),
+    ]
+
+
+async def test_identify_may_be_async() -> None:
+    async def who(scope: Scope) -> str | None:
+        return "zeta" if scope["path"] == "/v1/x" else None
+
+    async with served(hello, who=who) as at:
+        assert (await at.client.get("/v1/x")).status_code == 200
+        assert (await at.client.get("/v1/y")).status_code == 401
+        assert await at.counted("zeta") == (1, 0)
+
+
+async def test_identify_by_api_key_by_user_and_by_address() -> None:
+    keys = {identify.hash_key("secret"): "acme"}
+    async with served(hello, who=identify.api_key(keys.get)) as at:
+        assert (await at.client.get("/v1/x", headers={"authorization": "Bearer secret"})).status_code == 200
+        assert (await at.client.get("/v1/x", headers={"authorization": "Bearer other"})).status_code == 401
+        assert await at.counted() == (1, 0)
+    async with served(hello, who=identify.client_ip()) as at:
+        assert (await at.client.get("/v1/x")).status_code == 200
+        assert await at.counted("127.0.0.1") == (1, 0)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_identify_that_raises_is_a_503_and_does_not_say_why(
+    *, asynchronous: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: Scope) -> str:
+        raise LookupError("the directory is away")
+
+    async def fails_later(_: Scope) -> str:
+        raise LookupError("the directory is away")
+
+    async with served(hello, who=fails_later if asynchronous else fails) as at:
+        response = await at.client.get("/v1/x")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert body(response)["type"] == f"{IANA}temporary-reduced-capacity"
+    assert "directory" not in response.text
+    assert "the directory is away" in caplog.text
+
+
+async def test_shadow_never_denies_and_says_what_it_would_have_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    decisions: list[Decision] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        decisions.append(current().decision)
+        await hello(scope, receive, send)
+
+    caplog.set_level(logging.INFO, logger="meterkit")
+    async with served(app) as at:
+        for _ in range(7):
+            assert (await at.client.get("/shadow")).status_code == 200
+        assert await at.counted() == (7, 0)
+        assert (await at.client.get("/v1/x")).status_code == 429
+    assert [decision.shadow for decision in decisions] == [False] * 5 + [True] * 2
+    assert {(decision.allowed, decision.reason) for decision in decisions[5:]} == {(True, "included")}
+    assert "would be refused: included" in caplog.text
+
+
+async def test_shadow_serves_the_suspended_and_those_without_the_feature() -> None:
+    plans = PLANS + "enforcement: shadow\n"
+    async with served(hello, plans=plans) as at:
+        await at.kit.customers.set_status("acme", "unpaid")
+        for path in ("/v1/x", "/full"):
+            assert (await at.client.get(path)).status_code == 200
+        assert await at.counted() == (2, 0)
+
+
+@pytest.mark.parametrize("reason", ["nobody", "invalid", "raises"])
+async def test_shadow_serves_requests_without_a_customer(reason: str) -> None:
+    def who(_: Scope) -> str | None:
+        if reason == "raises":
+            raise LookupError
+        return None if reason == "nobody" else "a" * 257
+
+    async with served(hello, plans=PLANS + "enforcement: shadow\n", who=who) as at:
+        response = await at.client.get("/v1/x")
+    assert response.status_code == 200
+
+
+async def test_where_the_store_is_away_requests_pass_or_are_refused_as_the_route_says(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.store.store._DRAIN_S", 0.01)
+    decisions: list[Decision] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        decisions.append(current().decision)
+        await hello(scope, receive, send)
+
+    kit = MeterKit(loads(PLANS), redis_url="redis://127.0.0.1:1", store_timeout=0.05, clock=Clock(NOW))
+    wrapped = MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
+    transport = httpx.ASGITransport(app=wrapped)
+    async with kit, httpx.AsyncClient(transport=transport, base_url="http://app", headers=HEADERS) as client:
+        response = await client.get("/v1/x")
+        assert (response.status_code, response.text) == (200, "hello")
+        assert "ratelimit" not in response.headers
+        strict = await client.get("/strict")
+        assert (strict.status_code, strict.headers["retry-after"]) == (503, "1")
+        assert body(strict)["type"] == f"{IANA}temporary-reduced-capacity"
+    assert [decision.degraded for decision in decisions] == [True]
+    assert "on_store_failure: allow" in caplog.text
+
+
+async def test_a_catalog_that_changes_binds_the_next_request() -> None:
+    async with served(hello) as at:
+        assert (await at.client.get("/full")).status_code == 403
+        at.kit.store.use(loads(PLANS.replace("features: [basic]\n", "features: [basic, full]\n", 1)))
+        assert (await at.client.get("/full")).status_code == 200
+
+
+async def test_an_answer_of_any_status_carries_the_fields() -> None:
+    for status in (204, 302, 404, 500):
+        async with served(answering(status)) as at:
+            response = await at.client.get("/v1/x")
+            assert (response.status_code, "ratelimit" in response.headers) == (status, True)

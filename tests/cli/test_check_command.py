@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from commands import Shell
+
+BROKEN = """\
+schema: 1
+currency: usd
+default_plan: gold
+meters:
+  requests: {unit: request}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 5/huor}
+"""
+
+
+def test_a_right_file_is_done_and_counted(shell: Shell) -> None:
+    done = shell.run("check")
+    assert (0, "plans.yaml: right (2 meters, 2 plans, 1 routes)\n", "") == (done.code, done.out, done.err)
+
+
+def test_the_file_may_be_an_argument_an_option_or_a_variable(shell: Shell, directory: Path) -> None:
+    (directory / "plans.yaml").rename(directory / "other.yaml")
+    shell.environment["METERKIT_PLANS"] = "other.yaml"
+    assert [0, 0, 0, 1] == [
+        shell.run("check", "other.yaml").code,
+        shell.run("check", "--plans", "other.yaml").code,
+        shell.run("check").code,
+        shell.run("check", "plans.yaml").code,
+    ]
+
+
+def test_two_different_files_are_wrong_usage(shell: Shell) -> None:
+    assert shell.run("check", "plans.yaml", "--plans", "other.yaml").code == 2
+
+
+def test_everything_wrong_is_named_a_line_each_without_a_traceback(shell: Shell, directory: Path) -> None:
+    (directory / "plans.yaml").write_text(BROKEN)
+    done = shell.run("check")
+    first, second = done.err.splitlines()
+    assert (1, "") == (done.code, done.out)
+    assert first.startswith("plans.yaml:3:1 default_plan: ")
+    assert second.startswith("plans.yaml:10:18 plans.free.meters.requests.rate: found '5/huor'")
+
+
+def test_problems_as_json(shell: Shell, directory: Path) -> None:
+    (directory / "plans.yaml").write_text(BROKEN)
+    done = shell.run("check", "--json")
+    assert (1, False, [3, 10]) == (
+        done.code,
+        done.json["ok"],
+        [problem["line"] for problem in done.json["problems"]],
+    )
+    assert {"file", "line", "column", "path", "message"} == set(done.json["problems"][0])
+
+
+def test_a_right_file_as_json(shell: Shell) -> None:
+    found = shell.run("check", "--json").json
+    assert (True, ["requests", "tokens"], ["free", "pro"], ["*"]) == (
+        found["ok"],
+        found["meters"],
+        found["plans"],
+        found["routes"],
+    )
+
+
+def test_a_missing_file_is_refused_in_one_line(shell: Shell) -> None:
+    done = shell.run("check", "nope.yaml")
+    assert (1, "nope.yaml: the plans file cannot be read: No such file or directory\n") == (
+        done.code,
+        done.err,
+    )
+
+
+def test_the_schema_is_printed(shell: Shell) -> None:
+    found = shell.run("schema").json
+    assert found["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert {"schema", "currency", "default_plan", "meters", "plans"} <= set(found["properties"])
+
+
+def test_check_imports_neither_stripe_nor_a_server(directory: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.argv = ['meterkit', 'check', 'plans.yaml']\n"
+        "from meterkit.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n    assert not ended.code, ended\n"
+        "print(sorted({'stripe', 'uvicorn', 'fakeredis', 'httpx'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_missing_extra_is_one_line_with_its_cure() -> None:
+    code = "import sys; sys.modules['typer'] = None; from meterkit.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (2, "meterkit: the command line needs its extra: pip install 'meterkit[cli]'\n") == (
+        done.returncode,
+        done.stderr,
+    )
+
+
+def test_no_command_shows_help_and_is_wrong_usage(shell: Shell) -> None:
+    done = shell.run()
+    shown = done.out + done.err
+    assert done.code == 2
+    assert all(
+        command in shown
+        for command in ("demo", "check", "schema", "worker", "flush", "usage", "customers", "stripe")
+    )
+
+
+def test_an_unknown_option_is_wrong_usage(shell: Shell) -> None:
+    assert shell.run("check", "--bogus").code == 2

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import re
+import signal
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from commands import TIMEOUT_S, Shell, first_line
+from meterkit.catalog import load
+from meterkit.cli.demo.run import PLANS
+from meterkit.cli.demo.tally import Refusal, Tally, billable, evidence, lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meterkit.catalog import Plan
+
+CATALOG = load(PLANS)
+FREE, PRO, SCALE = (CATALOG.plans[key] for key in ("free", "pro", "scale"))
+
+
+@pytest.fixture
+def demo() -> Iterator[Shell]:
+    """A shell whose temporary directory must be empty in the end, with nobody left in it."""
+    # The path of a socket is short; that of pytest's directories is not.
+    with tempfile.TemporaryDirectory() as directory:
+        yield Shell(
+            Path(directory), TMPDIR=directory, METERKIT_SHARDS="7", METERKIT_REDIS_URL="redis://nowhere"
+        )
+        assert [] == sorted(Path(directory).iterdir())
+        assert [] == processes_with(directory)
+
+
+def processes_with(directory: str) -> list[str]:
+    """The command lines of processes that work in this temporary directory or have it as theirs."""
+    found: list[str] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (process / "environ").read_bytes() + b"\0"
+            command = (process / "cmdline").read_bytes()
+            works_in = str((process / "cwd").readlink())
+        except OSError:
+            continue
+        mentioned = f"TMPDIR={directory}\0".encode() in variables
+        if command and (mentioned or works_in.startswith(directory)):
+            found.append(command.decode(errors="replace"))
+    return found
+
+
+def test_the_bill_is_right_to_the_unit(demo: Shell) -> None:
+    done = demo.run("demo")
+    assert done.code == 0, done.err
+    assert re.search(r"Stripe has every unit it is due, [\d,]+, and not one more", done.out)
+    assert "service: under uvicorn at http://127.0.0.1:" in done.out
+    assert done.out.count(" yes ") == 6
+    assert re.search(r"requests answered: (\d+) of \1\n", done.out)
+    for told in (
+        "free has no feature 'reports'; pro, scale have it",
+        "free gives 40 requests per period; 40 were served",
+        "pro gives 120 requests per 1m; 120 were admitted",
+        "scale gives 25,000 tokens per period;",
+        "tried again: 1; left undelivered: 0",
+    ):
+        assert told in done.out
+
+
+def test_a_lost_event_is_found_and_named(demo: Shell) -> None:
+    done = demo.run("demo", "--break")
+    assert done.code == 1, done.err
+    assert done.out.count(" yes ") == 5
+    assert re.search(
+        r"\n\w+, \w+: served [\d,]+, counted [\d,]+, due at Stripe [\d,]+, found there 0", done.out
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("line", ["store:", "service:"])
+def test_a_demonstration_that_is_stopped_leaves_nothing(
+    demo: Shell, line: str, number: signal.Signals, code: int
+) -> None:
+    with demo.running("demo") as process:
+        while not first_line(process).startswith(line):
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(TIMEOUT_S) == code
+
+
+def test_a_demonstration_that_is_killed_takes_its_children_along() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        shell = Shell(Path(directory), TMPDIR=directory)
+        with shell.running("demo") as process:
+            while not first_line(process).startswith("service:"):
+                assert process.poll() is None
+            process.kill()
+        deadline = time.monotonic() + TIMEOUT_S
+        # The last user of the embedded server shuts it down: nothing at all is left but files.
+        while processes_with(directory):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_it_brings_its_own_store(demo: Shell) -> None:
+    assert demo.run("demo", "--redis", "memory://").code == 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "meter", "quantity", "due"),
+    [
+        (FREE, "requests", 40, 40),  # reported whole
+        (FREE, "requests", 45, 40),  # overage is never sent where the plan does not bill it
+        (FREE, "tokens", 6_000, 0),
+        (PRO, "requests", 120, 120),
+        (PRO, "tokens", 8_000, 0),  # included is in the base price
+        (PRO, "tokens", 8_001, 1),
+        (SCALE, "requests", 1_000_000, 1_000_000),  # unlimited is included, and reported
+        (SCALE, "tokens", 25_010, 5_010),  # what was recorded beyond the cap is a fact
+    ],
+)
+def test_what_is_due_at_stripe(plan: Plan, meter: str, quantity: int, due: int) -> None:
+    stripe = CATALOG.meters[meter].stripe
+    assert stripe is not None
+    assert due == billable(quantity, plan.entitlements[meter], stripe.report)
+
+
+def test_a_difference_of_one_unit_does_not_agree() -> None:
+    served = {"requests": 120, "tokens": 8_010}
+    for counted, billed, agrees in (
+        ({}, {}, [True, True]),
+        ({"tokens": 8_009}, {}, [True, False]),
+        ({}, {"requests": 119}, [False, True]),
+        ({}, {"tokens": 11}, [True, False]),
+    ):
+        found = lines(
+            "bell",
+            PRO,
+            CATALOG,
+            served=served,
+            counted=served | counted,
+            billed={"requests": 120, "tokens": 10} | billed,
+        )
+        assert agrees == [line.agrees for line in found]
+
+
+def test_evidence_names_the_limit_and_what_was_served() -> None:
+    tally = Tally(served=Counter(requests=40, tokens=5_001), failed=2)
+    both = Refusal(status=429, policies=("requests-period", "tokens-period"))
+    assert (
+        "free gives 40 requests per period; 40 were served; free gives 5,000 tokens per period; 5,001 were"
+        " served (what is recorded after the fact is never refused)"
+    ) == evidence(both, FREE, tally, CATALOG)
+    rate = Refusal(status=429, policies=("requests-1m",))
+    assert evidence(rate, PRO, tally, CATALOG) == "pro gives 120 requests per 1m; 42 were admitted"
+    assert "`anonymous: deny`" in evidence(Refusal(status=401), FREE, tally, CATALOG)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from commands import TIMEOUT_S, first_line
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from commands import Shell
+
+pytestmark = pytest.mark.anyio
+
+DONE = {"retried": 0, "parked": 0, "dead": 0, "left": 0}
+
+
+@pytest.fixture
+def emulator() -> StripeEmulator:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_1")
+    return emulator
+
+
+@pytest.fixture
+def delivering(stored: Shell, emulator: StripeEmulator) -> Iterator[Shell]:
+    """A shell whose Stripe is the emulator; what is recorded is due after a tenth of a second."""
+    with emulator.running() as url:
+        stored.environment |= {
+            "METERKIT_STRIPE_API_KEY": "sk_test_1",
+            "METERKIT_STRIPE_API_BASE": url,
+            "METERKIT_FLUSH_INTERVAL": "0.1",
+        }
+        yield stored
+
+
+async def record(directory: Path, store_url: str, quantity: int, *, linked: bool = True) -> None:
+    async with MeterKit(
+        directory / "plans.yaml", redis_url=store_url, flush=False, flush_interval=0.1
+    ) as kit:
+        if linked:
+            await kit.customers.link("acme", "cus_1")
+        await kit.record("acme", "tokens", quantity)
+
+
+async def test_everything_is_delivered_and_counted(
+    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    await record(directory, store_url, 25)
+    done = delivering.run("flush", "--all", "--json")
+    assert (0, {"sealed": 1, "delivered": 1, "unlinked": [], **DONE}) == (done.code, done.json)
+    assert emulator.accepted("cus_1", "ai_tokens") == 25
+    again = delivering.run("flush", "--all")
+    line = "sealed 0, delivered 0, retried 0, parked 0, dead 0, left 0, unlinked 0\n"
+    assert (0, line) == (again.code, again.out)
+
+
+async def test_who_is_not_linked_is_named_and_is_nothing_left(
+    delivering: Shell, directory: Path, store_url: str
+) -> None:
+    await record(directory, store_url, 25, linked=False)
+    done = delivering.run("flush", "--all")
+    assert done.code == 0
+    assert "unlinked: acme has usage and no Stripe customer" in done.out
+
+
+async def test_what_cannot_be_delivered_is_left_undone(
+    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    await record(directory, store_url, 25)
+    emulator.fail_next("error", status=500, times=None)
+    done = delivering.run("flush", "--all", "--timeout", "0.5", "--json")
+    assert (1, 0, 1) == (done.code, done.json["delivered"], done.json["left"])
+    emulator.clear_faults()
+    assert delivering.run("flush", "--all").code == 0
+    assert emulator.accepted("cus_1", "ai_tokens") == 25
+
+
+def test_without_a_key_flush_and_worker_are_wrong_usage(stored: Shell) -> None:
+    for command in ("flush", "worker"):
+        done = stored.run(command)
+        assert done.code == 2
+        assert "set METERKIT_STRIPE_API_KEY" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_workers_deliver_once_between_them_and_stop_when_they_are_told(
+    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator, number: signal.Signals
+) -> None:
+    await record(directory, store_url, 25)
+    with delivering.running("worker") as one, delivering.running("worker", "--json") as other:
+        deadline = time.monotonic() + TIMEOUT_S
+        while emulator.accepted("cus_1", "ai_tokens") < 25 and time.monotonic() < deadline:
+            time.sleep(0.05)  # noqa: ASYNC251 - The workers run elsewhere, and the emulator in a thread.
+        for worker in (one, other):
+            assert worker.stderr is not None
+            assert worker.stderr.readline().startswith("delivering from ")
+            worker.send_signal(number)
+        assert (0, 0) == (one.wait(TIMEOUT_S), other.wait(TIMEOUT_S))
+    assert emulator.accepted("cus_1", "ai_tokens") == 25
+
+
+async def test_a_worker_that_is_told_to_stop_finishes_its_pass(
+    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    await record(directory, store_url, 25)
+    emulator.fail_next("delay", when="before", delay_s=1.0)
+    with delivering.running("worker") as worker:
+        deadline = time.monotonic() + TIMEOUT_S
+        while emulator.faults and time.monotonic() < deadline:
+            time.sleep(0.01)  # noqa: ASYNC251 - The worker runs elsewhere, and the emulator in a thread.
+        assert emulator.events == ()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(TIMEOUT_S) == 0
+    assert emulator.accepted("cus_1", "ai_tokens") == 25
+    left = delivering.run("flush", "--all", "--json").json
+    assert left == {"sealed": 0, "delivered": 0, "unlinked": [], **DONE}
+
+
+def test_the_emulator_says_how_it_is_reached_and_has_the_meters_of_a_plans_file(shell: Shell) -> None:
+    with shell.running("stripe", "emulator", "--port", "0", "--plans", "plans.yaml") as process:
+        name, _, url = first_line(process).partition("=")
+        assert ("export METERKIT_STRIPE_API_BASE", "export METERKIT_STRIPE_API_KEY=sk_test_emulator") == (
+            name,
+            first_line(process),
+        )
+        answer = httpx.get(f"{url}/v1/billing/meters", headers={"authorization": "Bearer sk_test_emulator"})
+        assert ["ai_tokens"] == [meter["event_name"] for meter in answer.json()["data"]]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_taken_port_is_told_with_a_way_out(shell: Shell) -> None:
+    with shell.running("stripe", "emulator", "--port", "0") as process:
+        port = first_line(process).rpartition(":")[2]
+        done = shell.run("stripe", "emulator", "--port", port)
+        assert (2, f"meterkit: port {port} cannot be listened on: Address already in use") == (
+            done.code,
+            done.err.partition(";")[0],
+        )

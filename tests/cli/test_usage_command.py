@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from commands import Shell
+
+pytestmark = pytest.mark.anyio
+
+COUNTS = {
+    *("used", "included", "granted", "held", "remaining", "overage", "recorded", "pending"),
+    *("unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
+}
+
+
+async def test_json_is_what_the_kit_says_with_instants_in_utc(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.record("acme", "tokens", 25)
+        await kit.consume("acme", "requests", 3)
+        said = await kit.usage("acme")
+    found = stored.run("usage", "acme", "--json").json
+    assert found.keys() == said.keys()
+    assert found["meters"] == said["meters"]
+    assert COUNTS == set(found["meters"]["tokens"])
+    assert (25, 10, "unlimited", 15, 25) == tuple(
+        found["meters"]["tokens"][name] for name in ("used", "included", "remaining", "overage", "unlinked")
+    )
+    assert (3, 997) == tuple(found["meters"]["requests"][name] for name in ("used", "remaining"))
+    for name in ("start", "end"):
+        assert re.fullmatch(r"\d{4}-\d\d-01T00:00:00Z", found["period"][name])
+
+
+async def test_an_unknown_customer_is_shown_on_the_default_plan_with_all_meters(stored: Shell) -> None:
+    found = stored.run("usage", "nobody", "--json").json
+    assert ("free", "full", ["requests", "tokens"]) == (found["plan"], found["access"], list(found["meters"]))
+    assert found["meters"]["tokens"]["used"] == 0
+
+
+async def test_people_get_a_table(stored: Shell) -> None:
+    done = stored.run("usage", "nobody")
+    assert done.code == 0
+    assert "customer nobody: plan free, status None, access full" in done.out
+    assert re.search(r"│ requests │ +0 │ +1,000 │ +1,000 │", done.out)
+    assert "dead" not in done.out
+
+
+async def test_brackets_in_a_customer_s_id_are_shown(stored: Shell) -> None:
+    stored.run("customers", "set-plan", "[red]acme[/red]", "pro")
+    assert "[red]acme[/red]" in stored.run("customers", "list").out
+
+
+async def test_the_store_may_be_named_after_the_subcommand(shell: Shell, store_url: str) -> None:
+    assert shell.run("usage", "acme", "--redis", store_url, "--plans", "plans.yaml").code == 0
+
+
+async def test_a_store_that_does_not_answer_is_one_message_and_unhealthy(shell: Shell) -> None:
+    done = shell.run("usage", "acme", "--redis", "redis://:hunter2@127.0.0.1:1")
+    assert (1, "") == (done.code, done.out)
+    assert "redis://127.0.0.1:1/0" in done.err
+    assert "hunter2" not in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_a_setting_that_is_refused_is_wrong_usage(shell: Shell) -> None:
+    done = shell.run("usage", "acme", "--redis", "http://nowhere")
+    assert (2, "") == (done.code, done.out)
+    assert "found the scheme 'http'" in done.err
+
+
+async def test_a_broken_plans_file_is_told_like_check_does(shell: Shell, directory: Path) -> None:
+    (directory / "plans.yaml").write_text("schema: 2\n")
+    assert shell.run("usage", "acme").err == shell.run("check").err

@@ -1,0 +1,156 @@
+"""A kit, a Stripe emulator and one clock for both: what tests of delivery hold in their hands."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.store.keys import meter_token
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from meterkit.catalog import Catalog
+    from meterkit.delivery.flusher import FlushReport
+
+STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"
+# Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
+NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  requests: {unit: request, stripe: {event_name: api_requests, report: usage}}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  pages:    {unit: page, stripe: {event_name: pdf_pages, report: none}}
+  rows:     {unit: row}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {included: 1_000, overage: bill}
+      tokens:   {included: 100, overage: bill}
+"""
+CATALOG: Final = loads(PLANS)
+EVENTS: Final = ("api_requests", "ai_tokens", "pdf_pages")
+
+
+class RunningClock:
+    """A clock that goes on by itself from an instant of the test's choice."""
+
+    def __init__(self, start: datetime = NOW) -> None:
+        self._start_s = start.timestamp() - monotonic()
+
+    def __call__(self) -> float:
+        return self._start_s + monotonic()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """All that a test of delivery looks at.
+
+    Attributes:
+        url: of the emulator.
+        flusher: keeps its connections from one flush to the next, which ``kit.flush`` does not.
+    """
+
+    kit: MeterKit
+    emulator: StripeEmulator
+    clock: Clock
+    url: str
+    flusher: Flusher
+    transport: StripeV1Transport
+
+    async def flush(self, *, everything: bool = False, timeout_s: float = 20.0) -> FlushReport:
+        """Deliver what is due, or everything."""
+        return await self.flusher.flush(everything=everything, timeout_s=timeout_s)
+
+    async def link(self, *customers: str) -> None:
+        """Link customers to Stripe customers of the same name."""
+        for customer in customers:
+            self.emulator.add_customer(f"cus_{customer}")
+            await self.kit.customers.link(customer, f"cus_{customer}")
+
+    def accepted(self, customer: str, event_name: str = "api_requests") -> int:
+        """What Stripe has counted for a customer."""
+        return int(self.emulator.accepted(f"cus_{customer}", event_name))
+
+    async def totals(self, customer: str) -> dict[str, int]:
+        """What is kept of periods and deliveries, by ``PERIOD|FIELD``."""
+        admin = await self.kit.store.admin()
+        client: Any = admin.client
+        found = await client.hgetall(self.kit.store.keys.customer(customer).totals)
+        return {name.decode(): int(value) for name, value in found.items()}
+
+
+@asynccontextmanager
+async def desk(
+    store_url: str, *, clock: Clock | None = None, catalog: Catalog = CATALOG, **settings: Any
+) -> AsyncGenerator[Desk]:
+    """A kit on ``store_url`` whose Stripe is an emulator, reached over HTTP."""
+    clock = clock or Clock(NOW)
+    emulator = StripeEmulator(clock=clock)
+    for event in EVENTS:
+        emulator.add_meter(event)
+    async with (
+        emulator.serve() as url,
+        kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
+        aclosing_transport(url) as transport,
+    ):
+        flusher = Flusher(kit.store, transport)
+        yield Desk(kit=kit, emulator=emulator, clock=clock, url=url, flusher=flusher, transport=transport)
+
+
+@asynccontextmanager
+async def aclosing_transport(stripe_url: str) -> AsyncGenerator[StripeV1Transport]:
+    """A transport to an emulator."""
+    transport = StripeV1Transport(STRIPE_KEY, api_base=stripe_url)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+def kit_for(
+    store_url: str,
+    stripe_url: str,
+    *,
+    clock: Callable[[], float],
+    catalog: Catalog = CATALOG,
+    **settings: Any,
+) -> MeterKit:
+    """A kit that delivers to an emulator; its flusher runs when it is told to."""
+    given = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    return MeterKit(
+        catalog,
+        clock=clock,
+        redis_url=store_url,
+        stripe_api_key=STRIPE_KEY,
+        stripe_api_base=stripe_url,
+        **given,
+    )
+
+
+def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = "d") -> int:
+    """What became of a meter's usage in the period that began then; ``kind`` as the store spells it."""
+    return totals.get(f"{int(period.timestamp() * 1000)}|{meter_token(meter)}{kind}", 0)
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
+    """Wait until something that happens by itself has happened."""
+    with anyio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for is in another process or thread
+            await anyio.sleep(0.005)

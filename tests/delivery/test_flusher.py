@@ -1,0 +1,280 @@
+"""From recorded usage to what Stripe has counted: over HTTP, with the official SDK, on a real store."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import CATALOG, EVENTS, NOW, PLANS, RunningClock, delivered, desk, kit_for, until
+from meterkit import MeterKit, SettingsError, StoreError
+from meterkit.catalog import loads
+from meterkit.store.outbox import Outbox
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from meterkit.store.outbox import Work
+
+pytestmark = pytest.mark.anyio
+
+JUNE = datetime(2031, 6, 1, tzinfo=UTC)
+JULY = datetime(2031, 7, 1, tzinfo=UTC)
+
+
+def minutes(emulator: StripeEmulator) -> list[datetime]:
+    """The timestamps of all accepted events."""
+    return [datetime.fromtimestamp(event.timestamp, UTC) for event in emulator.events]
+
+
+@pytest.fixture(params=["valkey", "memory"])
+def any_store(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """A store's address, and settings that keep a test apart from others in it."""
+    if request.param == "memory":
+        return "memory://", {"key_prefix": f"f{abs(hash(request.node.name))}"}
+    return request.getfixturevalue("store_url"), {}
+
+
+async def test_what_is_recorded_is_delivered_to_the_unit(any_store: tuple[str, dict[str, Any]]) -> None:
+    url, settings = any_store
+    async with desk(url, **settings) as at:
+        await at.link("acme")
+        for meter, quantity in {"requests": 7, "tokens": 130, "pages": 5, "rows": 3}.items():
+            await at.kit.record("acme", meter, quantity)
+        report = await at.kit.flush(everything=True)
+        usage = (await at.kit.usage("acme"))["meters"]
+    assert (report.sealed, report.delivered, report.retried, report.left) == (2, 2, 0, 0)
+    assert {event: at.accepted("acme", event) for event in EVENTS} == {
+        "api_requests": 7,  # report: usage
+        "ai_tokens": 30,  # report: overage
+        "pdf_pages": 0,  # report: none
+    }
+    assert (usage["requests"]["recorded"], usage["requests"]["delivered"]) == (7, 7)
+    assert (usage["tokens"]["recorded"], usage["tokens"]["delivered"]) == (130, 30)
+    assert (usage["pages"]["recorded"], usage["pages"]["delivered"]) == (5, 0)
+    assert [meter["pending"] + meter["queued"] + meter["leased"] for meter in usage.values()] == [0] * 4
+
+
+async def test_usage_that_comes_after_a_flush_is_delivered_by_the_next(
+    any_store: tuple[str, dict[str, Any]],
+) -> None:
+    url, settings = any_store
+    async with desk(url, **settings) as at:
+        await at.link("acme")
+        for quantity in (3, 4, 5):
+            await at.kit.record("acme", "requests", quantity)
+            await at.kit.flush(everything=True)
+    assert at.accepted("acme") == 12
+    assert [int(event.value) for event in at.emulator.events] == [3, 4, 5]
+
+
+async def test_each_minute_names_one_intent_and_none_lies_more_than_four_minutes_ahead(
+    store_url: str,
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        for _ in range(6):
+            await at.kit.record("acme", "requests", 1)
+            await at.flush(everything=True, timeout_s=0)
+        begin = NOW.replace(second=0)
+        # The fifth lies 3 min 30 s ahead; the sixth would lie 4 min 30 s ahead.
+        assert minutes(at.emulator) == [begin + timedelta(minutes=n) for n in range(5)]
+        usage = await at.kit.usage("acme")
+        assert (usage["meters"]["requests"]["pending"], usage["meters"]["requests"]["delivered"]) == (1, 5)
+        at.clock.advance(timedelta(minutes=1))
+        await at.flush()
+        assert minutes(at.emulator)[5:] == [begin + timedelta(minutes=5)]
+
+
+async def test_values_are_at_most_15_digits_long_and_nothing_of_the_rest_is_lost(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        most = 10**15 - 1
+        for _ in range(3):
+            await at.kit.record("acme", "requests", most)
+        await at.flush(everything=True)
+    assert [int(event.value) for event in at.emulator.events] == [most] * 3
+    assert at.accepted("acme") == 3 * most
+
+
+async def test_15_digits_are_the_most_in_a_closing_seal_too(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        for _ in range(2):
+            await at.kit.record("acme", "requests", 10**15 - 1)
+        at.clock.set(JULY + timedelta(minutes=5))
+        await at.flush(everything=True)
+    assert at.accepted("acme") == 2 * (10**15 - 1)
+
+
+async def test_usage_waits_for_a_link(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.kit.record("acme", "requests", 4)
+        report = await at.flush(everything=True)
+        assert (report.sealed, report.left, report.unlinked) == (0, 0, ["acme"])
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["unlinked"] == 4
+        at.clock.set(JULY + timedelta(days=3))
+        await at.kit.record("acme", "requests", 2)
+        await at.link("acme")
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["pending"] == 2
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.left, report.unlinked) == (2, 0, [])
+    assert at.accepted("acme") == 6
+    assert minutes(at.emulator)[0] in {JULY - timedelta(minutes=1), JULY + timedelta(days=3)}
+
+
+async def test_a_closed_period_is_delivered_in_its_last_whole_minute(store_url: str) -> None:
+    async with desk(store_url, clock=Clock(JULY - timedelta(minutes=10))) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 5)
+        await at.kit.record("acme", "tokens", 101)
+        at.clock.set(JULY + timedelta(minutes=5))
+        await at.kit.record("acme", "requests", 2)
+        await at.flush(everything=True)
+        totals = await at.totals("acme")
+        usage = (await at.kit.usage("acme"))["meters"]["requests"]
+    june = [event for event in at.emulator.events if event.timestamp < JULY.timestamp()]
+    assert {(event.event_name, int(event.value)) for event in june} == {("api_requests", 5), ("ai_tokens", 1)}
+    assert {event.timestamp for event in june} == {(JULY - timedelta(minutes=1)).timestamp()}
+    assert [int(event.value) for event in at.emulator.events if event not in june] == [2]
+    assert (delivered(totals, JUNE, "requests"), delivered(totals, JULY, "requests")) == (5, 2)
+    assert (usage["recorded"], usage["delivered"]) == (2, 2)
+
+
+async def test_the_last_minute_of_a_period_is_kept_for_its_closing_seal(store_url: str) -> None:
+    async with desk(store_url, clock=Clock(JULY - timedelta(seconds=150))) as at:
+        await at.link("acme")
+        for _ in range(3):
+            await at.kit.record("acme", "requests", 1)
+            await at.flush()
+            await at.flush(everything=True, timeout_s=0)
+        assert minutes(at.emulator) == [JULY - timedelta(minutes=3), JULY - timedelta(minutes=2)]
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["pending"] == 1
+        at.clock.set(JULY)
+        await at.flush()
+    assert minutes(at.emulator)[2:] == [JULY - timedelta(minutes=1)]
+    assert at.accepted("acme") == 3
+
+
+async def test_usage_of_a_periods_first_part_of_a_minute_is_dated_inside_the_period(store_url: str) -> None:
+    async with desk(store_url, clock=Clock(JULY)) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 1)
+        await at.flush(everything=True)
+    assert minutes(at.emulator) == [JULY]
+
+
+async def test_what_is_not_due_yet_waits(store_url: str) -> None:
+    async with desk(store_url, flush_interval=300) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 1)
+        assert (await at.flush()).sealed == 0
+        at.clock.advance(timedelta(seconds=301))
+        assert (await at.flush()).delivered == 1
+
+
+async def test_a_meter_that_this_process_does_not_know_waits_for_one_that_does(store_url: str) -> None:
+    plans = PLANS.replace(", stripe: {event_name: ai_tokens}", "")
+    older = loads(plans.replace("included: 100, overage: bill", "included: 100, overage: deny"))
+    async with desk(store_url) as at, kit_for(store_url, at.url, clock=at.clock, catalog=older) as other:
+        await at.link("acme")
+        await at.kit.record("acme", "tokens", 150)
+        await at.kit.record("acme", "requests", 1)
+        report = await other.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.left) == (1, 1)
+        await at.kit.record("acme", "tokens", 10)
+        assert (await at.flush(everything=True)).left == 0
+    assert at.accepted("acme", "ai_tokens") == 60
+
+
+async def test_more_customers_than_one_page_of_a_shard(store_url: str) -> None:
+    async with desk(store_url, clock=Clock(JULY - timedelta(seconds=59)), shards=1) as at:
+        customers = [f"c{n}" for n in range(60)]
+        await at.link(*customers, "late")
+        for customer in customers:  # In the last minute of the period: nothing of this can be sealed yet.
+            await at.kit.record(customer, "requests", 1)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.set(JULY)
+        await at.kit.record("late", "requests", 1)
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.left) == (61, 0)
+
+
+async def test_three_flushers_in_one_process_deliver_once(store_url: str) -> None:
+    async with (
+        desk(store_url) as at,
+        kit_for(store_url, at.url, clock=at.clock) as second,
+        kit_for(store_url, at.url, clock=at.clock) as third,
+    ):
+        customers = [f"c{n}" for n in range(30)]
+        await at.link(*customers)
+        for n, customer in enumerate(customers):
+            await at.kit.record(customer, "requests", n + 1)
+            await at.kit.record(customer, "tokens", 101 + n)
+        kits = (at.kit, second, third)
+        reports = await asyncio.gather(*(kit.flush(everything=True) for kit in kits))
+    assert sum(report.sealed for report in reports) == 60
+    assert sum(report.delivered for report in reports) == 60
+    assert [report.left for report in reports] == [0, 0, 0]
+    assert len(at.emulator.requests) == 60
+    assert [at.accepted(customer) for customer in customers] == list(range(1, 31))
+    assert [at.accepted(customer, "ai_tokens") for customer in customers] == list(range(1, 31))
+
+
+async def test_the_flusher_runs_by_itself_from_start_to_stop_whatever_fails(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [StoreError("the store is away"), RuntimeError("nobody thought of this")]
+    work = Outbox.work
+
+    async def fails_twice(outbox: Outbox, *, due_ms: int | None) -> list[Work]:
+        if failures:
+            raise failures.pop()
+        return await work(outbox, due_ms=due_ms)
+
+    monkeypatch.setattr(Outbox, "work", fails_twice)
+    clock = RunningClock()
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_meter("api_requests")
+    emulator.add_customer("cus_acme")
+    async with emulator.serve() as url:
+        async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
+            await kit.customers.link("acme", "cus_acme")
+            await kit.record("acme", "requests", 3)
+            await until(lambda: bool(emulator.events))
+            assert [task for task in asyncio.all_tasks() if "_flush_forever" in repr(task)]
+            await kit.record("acme", "requests", 4)
+            await until(lambda: len(emulator.events) == 2)
+        async with kit_for(store_url, url, clock=clock, flush=False, flush_interval=0.05) as kit:
+            assert kit.settings.flushes is False
+            assert not [task for task in asyncio.all_tasks() if "_flush_forever" in repr(task)]
+    assert emulator.accepted("cus_acme", "api_requests") == 7
+    failed = [record for record in caplog.records if "the next one goes on" in record.getMessage()]
+    assert [record.exc_info is not None for record in failed] == [True, False]
+
+
+async def test_stopping_in_the_middle_of_a_delivery_loses_nothing(store_url: str) -> None:
+    clock = RunningClock()
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_meter("api_requests")
+    emulator.add_customer("cus_acme")
+    async with emulator.serve() as url:
+        emulator.fail_next("delay", when="after", delay_s=0.5)
+        async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
+            await kit.customers.link("acme", "cus_acme")
+            await kit.record("acme", "requests", 3)
+            await until(lambda: bool(emulator.events))
+        async with kit_for(store_url, url, clock=clock) as kit:
+            assert (await kit.usage("acme"))["meters"]["requests"]["leased"] == 3
+            report = await kit.flush(everything=True)
+            assert (report.delivered, report.left) == (1, 0)
+            assert (await kit.usage("acme"))["meters"]["requests"]["delivered"] == 3
+    assert emulator.accepted("cus_acme", "api_requests") == 3
+    assert len(emulator.events) == 1
+
+
+async def test_without_a_stripe_key_there_is_nothing_to_flush_with(store_url: str) -> None:
+    async with MeterKit(CATALOG, redis_url=store_url) as kit:
+        with pytest.raises(SettingsError, match="METERKIT_STRIPE_API_KEY"):
+            await kit.flush()

@@ -1,0 +1,65 @@
+"""Flushers in processes of their own: several at once, and such as are killed between two steps."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delivering import NOW, desk, until
+from workers import workers
+
+if TYPE_CHECKING:
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_three_processes_deliver_once(store_url: str) -> None:
+    async with (
+        desk(store_url) as at,
+        workers(3, store=store_url, stripe=at.url, now=NOW.isoformat()) as three,
+    ):
+        customers = [f"c{n}" for n in range(40)]
+        await at.link(*customers)
+        for n, customer in enumerate(customers):
+            await at.kit.record(customer, "requests", n + 1)
+        reports = await asyncio.gather(*(worker.ask("flush") for worker in three))
+        assert sum(report["sealed"] for report in reports) == 40
+        assert sum(report["delivered"] for report in reports) == 40
+        assert [report["left"] for report in reports] == [0, 0, 0]
+    assert len(at.emulator.requests) == 40
+    assert [at.accepted(customer) for customer in customers] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("point", ["leased", "sent", "acknowledged"])
+async def test_what_a_killed_process_left_is_delivered_once_by_the_next(
+    valkey: Server, store_url: str, point: str
+) -> None:
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme", "zeta")
+        await at.kit.record("acme", "requests", 5)
+        await at.kit.record("zeta", "requests", 6)
+        settings = {"shards": 1}
+        options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "settings": settings}
+        async with workers(1, **options, crash=point) as (doomed,):
+            with pytest.raises(EOFError, match="-9"):
+                await doomed.ask("flush")
+        leased = [(await at.kit.usage(name))["meters"]["requests"]["leased"] for name in ("acme", "zeta")]
+        assert sum(leased) == 11 if point != "acknowledged" else sum(leased) in {5, 6}
+
+        # Its lease outlives it, for at most a minute.
+        assert 0 < valkey.command("PTTL", "mk:{0}:lease") <= 60_000
+        before = len(at.emulator.requests)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        assert len(at.emulator.requests) == before
+        valkey.command("PEXPIRE", "mk:{0}:lease", 1)
+        await until(lambda: valkey.command("EXISTS", "mk:{0}:lease") == 0)
+
+        report = await at.flush(everything=True)
+        assert report.left == 0
+        usage = [(await at.kit.usage(name))["meters"]["requests"]["delivered"] for name in ("acme", "zeta")]
+        assert usage == [5, 6]
+    assert (at.accepted("acme"), at.accepted("zeta")) == (5, 6)
+    assert len(at.emulator.events) == 2

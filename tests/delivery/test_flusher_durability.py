@@ -1,0 +1,71 @@
+"""What the store must have on disk before anything is sent; other makes of server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from delivering import desk
+from meterkit import StoreError
+from servers import redis_binary, spawn_server
+
+pytestmark = pytest.mark.anyio
+
+JULY = datetime(2031, 7, 1, tzinfo=UTC)
+
+
+async def test_nothing_is_sent_before_the_disk_has_its_lease() -> None:
+    with spawn_server("--appendonly", "yes", "--appendfsync", "everysec") as server:
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            await at.flush(everything=True)
+        assert at.accepted("acme") == 6
+        calls = server.command("INFO", "commandstats")["cmdstat_waitaof"]["calls"]
+        assert calls >= 2  # Once to see whether the server knows it, once for the batch.
+
+
+async def test_where_the_disk_does_not_get_it_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.store.outbox._DURABLE_MS", 50)
+    with spawn_server("--appendonly", "yes", "--appendfsync", "no") as server:
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            with pytest.raises(StoreError, match="durable"):
+                await at.flush(everything=True)
+            assert at.emulator.requests == ()
+            assert (await at.kit.usage("acme"))["meters"]["requests"]["leased"] == 6
+            server.command("CONFIG", "SET", "appendfsync", "always")
+            await at.flush(everything=True)
+        assert at.accepted("acme") == 6
+
+
+async def test_a_server_that_cannot_say_what_is_on_disk_is_given_two_seconds() -> None:
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH")
+    with spawn_server("--appendonly", "yes", binary=binary) as server:
+        if not server.command("INFO", "server")["redis_version"].startswith("7.0"):
+            pytest.skip("this redis-server knows WAITAOF")
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            report = await at.flush(everything=True, timeout_s=0)
+            assert (report.sealed, report.delivered, at.emulator.requests) == (1, 0, ())
+            at.clock.advance(timedelta(seconds=3))
+            assert (await at.flush()).delivered == 1
+        assert at.accepted("acme") == 6
+
+
+async def test_on_the_distributions_redis(redis_url: str) -> None:
+    async with desk(redis_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when="after")
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.set(JULY + timedelta(days=1))
+        await at.kit.record("acme", "requests", 1)
+        at.clock.set(JULY + timedelta(days=1, minutes=10))
+        await at.flush(everything=True)
+    assert at.accepted("acme") == 7

@@ -1,0 +1,210 @@
+"""What Stripe refuses, loses or answers late: counted once all the same, or kept, and said."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import NOW, STRIPE_KEY, desk, kit_for
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+
+async def intents(at: Desk, customer: str) -> list[dict[str, str]]:
+    """All intents of a customer that are kept."""
+    store = at.kit.store
+    client: Any = (await store.admin()).client
+    key = store.keys.shard(store.keys.customer(customer).shard, "intents")
+    found = [json.loads(data) for data in await client.hvals(key)]
+    return [intent for intent in found if intent["customer"] == customer]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"action": "drop", "when": "before"},
+        {"action": "drop", "when": "after"},
+        {"action": "reset", "when": "after"},
+        {"action": "delay", "when": "before", "delay_s": 0.05},
+        {"action": "error", "when": "before", "status": 500},
+        {"action": "error", "when": "after", "status": 500},
+        {"action": "error", "when": "after", "status": 503},
+        {"action": "error", "when": "before", "status": 429},
+        {"action": "error", "when": "before", "status": 409},
+    ],
+    ids=lambda fault: "-".join(str(part) for part in fault.values()),
+)
+async def test_whatever_becomes_of_a_reply_usage_is_counted_once(
+    store_url: str, fault: dict[str, Any]
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme", "zeta")
+        await at.kit.record("acme", "requests", 6)
+        await at.kit.record("zeta", "requests", 8)
+        at.emulator.fail_next(**fault, times=2)
+        for _ in range(5):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=1))
+        usage = (await at.kit.usage("acme"))["meters"]["requests"]
+        assert at.emulator.faults == ()
+    assert (at.accepted("acme"), at.accepted("zeta")) == (6, 8)
+    assert len(at.emulator.events) == 2
+    assert (usage["delivered"], usage["queued"] + usage["leased"]) == (6, 0)
+
+
+async def test_a_saved_error_is_asked_about_under_a_new_idempotency_key_and_the_same_identifier(
+    store_url: str,
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("error", when="after", status=500)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(minutes=1))
+        await at.flush()
+    first, second = at.emulator.requests
+    assert first.identifier == second.identifier
+    assert first.idempotency_key != second.idempotency_key
+    assert (first.status, second.status) == (500, 400)  # Stripe has it already.
+    assert at.accepted("acme") == 6
+
+
+async def test_what_waits_for_a_retry_is_not_tried_earlier_but_by_a_flush_of_everything(
+    store_url: str,
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("error", status=429, times=2)
+        first = await at.flush(everything=True, timeout_s=0.5)
+        # Tried at once, and then not again and again while it waits.
+        assert (first.retried, first.left, len(at.emulator.requests)) == (1, 1, 1)
+        assert (await at.flush()).retried == 0
+        assert (await at.flush(everything=True, timeout_s=0)).retried == 1
+        at.clock.advance(timedelta(seconds=2))
+        assert (await at.flush()).delivered == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_is_refused_costs_nothing_however_long_it_takes_to_repair(
+    store_url: str, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("error", status=status, times=None)
+        for _ in range(4):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(days=1))
+        alerts = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert len(alerts) == 4
+        assert f"HTTP {status}" in alerts[0].getMessage()
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["queued"] == 6
+        at.emulator.clear_faults()
+        assert (await at.flush()).delivered == 1
+    assert at.accepted("acme") == 6
+
+
+async def test_an_inactive_meter_keeps_its_usage_until_it_is_active(store_url: str) -> None:
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_customer("cus_acme")
+    async with emulator.serve() as url, kit_for(store_url, url, clock=clock) as kit:
+        await kit.customers.link("acme", "cus_acme")
+        await kit.record("acme", "requests", 6)
+        report = await kit.flush(everything=True, timeout_s=0)
+        assert (report.retried, report.dead) == (1, 0)
+        assert (await kit.flush()).retried == 0  # Not before half a minute has passed.
+        emulator.add_meter("api_requests")
+        clock.advance(timedelta(seconds=61))
+        assert (await kit.flush()).delivered == 1
+    assert emulator.accepted("cus_acme", "api_requests") == 6
+
+
+async def test_what_stripe_will_never_accept_is_dead_with_its_reason(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.kit.customers.link("acme", "cus_unknown")
+        await at.kit.record("acme", "requests", 6)
+        report = await at.flush(everything=True)
+        assert (report.dead, report.left) == (1, 0)
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["dead"] == 6
+        (intent,) = await intents(at, "acme")
+        at.clock.advance(timedelta(hours=1))
+        await at.flush(everything=True)
+    assert intent["state"] == "dead"
+    assert "No such customer: 'cus_unknown'" in intent["why"]
+    assert len(at.emulator.requests) == 1
+
+
+@pytest.mark.parametrize(("hours", "state"), [(22, "delivered"), (24, "parked")])
+async def test_what_may_have_been_accepted_is_not_sent_again_after_23_hours(
+    store_url: str, hours: int, state: str
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when="after")
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=hours))
+        await at.flush(everything=True)
+        requests = (await at.kit.usage("acme"))["meters"]["requests"]
+        (intent,) = await intents(at, "acme")
+    assert intent["state"] == state
+    assert (requests["parked"], requests["delivered"]) == ((6, 0) if state == "parked" else (0, 6))
+    assert len(at.emulator.requests) == (1 if state == "parked" else 2)
+    assert at.accepted("acme") == 6
+
+
+async def test_a_refusal_does_not_hide_that_an_earlier_try_may_have_been_accepted(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when="before")
+        at.emulator.fail_next("error", status=401)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=1))
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=24))
+        report = await at.flush(everything=True)
+    assert (report.parked, len(at.emulator.requests)) == (1, 2)
+
+
+async def test_with_clocks_apart_delivery_waits_and_nothing_dies_of_its_timestamp(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(NOW)
+    stripes = Clock(NOW - timedelta(minutes=7))
+    emulator = StripeEmulator(clock=stripes)
+    emulator.add_meter("api_requests")
+    async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
+        for customer in ("acme", "zeta"):
+            emulator.add_customer(f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}")
+            await kit.record(customer, "requests", 6)
+        report = await kit.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.dead, report.retried) == (0, 0, 2)
+        assert "clock and Stripe's differ by 420 s" in caplog.text
+        clock.advance(timedelta(minutes=10))
+        stripes.set(clock.now())
+        assert (await kit.flush()).delivered == 2
+    assert emulator.accepted("cus_acme", "api_requests") == 6
+
+
+async def test_what_a_flusher_logs_names_no_key(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="meterkit")
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("error", status=401, message=f"Invalid API Key provided: {STRIPE_KEY}")
+        await at.flush(everything=True, timeout_s=0)
+        (intent,) = await intents(at, "acme")
+    assert "Invalid API Key" in caplog.text
+    assert STRIPE_KEY not in caplog.text + json.dumps(intent)

@@ -1,0 +1,230 @@
+"""The outbox by itself: leases, states, and what is kept for how long."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import CATALOG, NOW
+from meterkit import MeterKit, StoreError
+from meterkit.store.admin import Admin
+from meterkit.store.outbox import Outbox
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+CUSTOMERS = ("acme", "zeta")
+
+
+class Bench:
+    """One shard, and two flushers' views of it."""
+
+    def __init__(self, kit: MeterKit, clock: Clock, ours: Outbox, theirs: Outbox) -> None:
+        self.kit = kit
+        self.clock = clock
+        self.ours = ours
+        self.theirs = theirs
+
+    async def sealed(self) -> int:
+        """Have a request of each customer sealed; how many intents that made."""
+        for customer in CUSTOMERS:
+            await self.kit.record(customer, "requests", 2)
+        return await self.ours.seal(0, due_ms=None, most=50)
+
+    async def states(self, customer: str = "acme") -> dict[str, int]:
+        """Where a customer's usage is, zeros left out."""
+        meter: Mapping[str, Any] = (await self.kit.usage(customer))["meters"]["requests"]
+        parts = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead")
+        return {part: meter[part] for part in parts if meter[part]}
+
+    async def kept(self) -> set[str]:
+        """The intents that are kept."""
+        client: Any = (await self.kit.store.admin()).client
+        return {name.decode() for name in await client.hkeys("mk:{0}:intents")}
+
+
+@asynccontextmanager
+async def bench(store_url: str) -> AsyncGenerator[Bench]:
+    clock = Clock(NOW)
+    async with MeterKit(CATALOG, clock=clock, redis_url=store_url, shards=1, store_timeout=10.0) as kit:
+        for customer in CUSTOMERS:
+            await kit.customers.link(customer, f"cus_{customer}")
+        admin = await kit.store.admin()
+        yield Bench(kit, clock, Outbox(kit.store, admin), Outbox(kit.store, admin))
+
+
+async def test_a_lease_has_one_holder(store_url: str, valkey: Server) -> None:
+    async with bench(store_url) as at:
+        assert await at.ours.lease(0, ttl_ms=60_000)
+        assert not await at.theirs.lease(0, ttl_ms=60_000)
+        assert not await at.theirs.lease(0, ttl_ms=0)  # Nobody gives back what another holds.
+        assert await at.ours.lease(0, ttl_ms=90_000)
+        assert 60_000 < valkey.command("PTTL", "mk:{0}:lease") <= 90_000
+        assert await at.ours.lease(0, ttl_ms=0)
+        assert await at.theirs.lease(0, ttl_ms=60_000)
+
+
+async def test_work_is_what_is_due(store_url: str) -> None:
+    async with bench(store_url) as at:
+        assert await at.ours.work(due_ms=None) == []
+        await at.kit.record("acme", "requests", 1)
+        assert await at.ours.work(due_ms=at.clock.now_ms) == []
+        (work,) = await at.ours.work(due_ms=None)
+        assert (work.shard, work.dirty, work.outbox) == (0, 1, 0)
+        at.clock.advance(timedelta(seconds=300))
+        (work,) = await at.ours.work(due_ms=at.clock.now_ms)
+        assert (work.dirty, work.outbox) == (1, 0)
+        await at.ours.seal(0, due_ms=at.clock.now_ms, most=50)
+        (work,) = await at.ours.work(due_ms=at.clock.now_ms)
+        assert (work.dirty, work.outbox) == (0, 1)
+
+
+async def test_an_intent_walks_through_its_states(store_url: str) -> None:
+    async with bench(store_url) as at:
+        assert await at.sealed() == 2
+        assert await at.states() == {"queued": 2}
+        await at.ours.lease(0, ttl_ms=60_000)
+        intents = await at.ours.due(0, due_ms=None, most=10)
+        first = await at.ours.attempt(0, intents)
+        assert [attempt.attempts for attempt in first] == [1, 1]
+        assert await at.states() == {"leased": 2}
+
+        (acme,) = (sealed for sealed in intents if sealed.customer == "acme")
+        assert await at.ours.move(0, acme, "queued", delay_ms=5000, key="other", why="because")
+        assert await at.states() == {"queued": 2}
+        assert acme not in await at.ours.due(0, due_ms=at.clock.now_ms, most=10)
+        at.clock.advance(timedelta(seconds=5))
+        again = await at.ours.due(0, due_ms=at.clock.now_ms, most=10)
+        (acme_again,) = (sealed for sealed in again if sealed.customer == "acme")
+        assert (acme_again.identifier, acme_again.key) == (acme.identifier, "other")
+        (second,) = await at.ours.attempt(0, [acme_again])
+        assert (second.attempts, second.now_ms - second.first_ms) == (2, 5000)
+
+        assert await at.ours.move(0, acme, "delivered")
+        assert await at.states() == {"delivered": 2}
+        assert not await at.ours.move(0, acme, "queued")  # Delivered is delivered.
+        assert await at.states() == {"delivered": 2}
+
+
+async def test_an_attempt_that_was_refused_for_certain_is_as_good_as_none(store_url: str) -> None:
+    async with bench(store_url) as at:
+        await at.sealed()
+        await at.ours.lease(0, ttl_ms=60_000)
+        (sealed, _) = await at.ours.due(0, due_ms=None, most=10)
+        await at.ours.attempt(0, [sealed])
+        await at.ours.move(0, sealed, "queued", untried=True)
+        at.clock.advance(timedelta(hours=30))
+        (attempt,) = await at.ours.attempt(0, [sealed])
+        assert (attempt.attempts, attempt.now_ms - attempt.first_ms) == (2, 0)
+
+
+@pytest.mark.parametrize("state", ["parked", "dead"])
+async def test_what_is_not_to_be_sent_any_more_is_no_work(store_url: str, state: Any) -> None:
+    async with bench(store_url) as at:
+        await at.sealed()
+        await at.ours.lease(0, ttl_ms=60_000)
+        intents = await at.ours.due(0, due_ms=None, most=10)
+        await at.ours.attempt(0, intents)
+        for sealed in intents:
+            assert await at.ours.move(0, sealed, state, why="because")
+        assert await at.states() == {state: 2}
+        assert await at.ours.work(due_ms=None) == []
+        at.clock.advance(timedelta(days=100))
+        assert await at.kept() == {sealed.identifier for sealed in intents}
+
+
+async def test_without_the_lease_nothing_moves(store_url: str) -> None:
+    async with bench(store_url) as at:
+        await at.sealed()
+        intents = await at.ours.due(0, due_ms=None, most=10)
+        assert await at.ours.attempt(0, intents) == []
+        await at.ours.lease(0, ttl_ms=60_000)
+        assert len(await at.ours.attempt(0, intents)) == 2
+        await at.ours.lease(0, ttl_ms=0)
+        await at.theirs.lease(0, ttl_ms=60_000)
+        assert not await at.ours.move(0, intents[0], "delivered")
+        assert await at.states() == {"leased": 2}
+        # The new holder takes over what the old one left.
+        assert len(await at.theirs.attempt(0, intents)) == 2
+        assert await at.theirs.move(0, intents[0], "delivered")
+
+
+async def test_of_each_customer_and_meter_one_intent_is_sent_at_a_time_the_oldest_first(
+    store_url: str,
+) -> None:
+    async with bench(store_url) as at:
+        await at.sealed()
+        at.clock.advance(timedelta(minutes=1))
+        await at.sealed()
+        await at.kit.record("acme", "tokens", 101)
+        at.clock.advance(timedelta(minutes=1))
+        await at.ours.seal(0, due_ms=None, most=50)
+        (work,) = await at.ours.work(due_ms=None)
+        assert work.outbox == 5
+        due = await at.ours.due(0, due_ms=None, most=10)
+        assert sorted((sealed.customer, sealed.event_name) for sealed in due) == [
+            ("acme", "ai_tokens"),
+            ("acme", "api_requests"),
+            ("zeta", "api_requests"),
+        ]
+        at_first = int(NOW.replace(second=0).timestamp())
+        assert {sealed.timestamp for sealed in due if sealed.event_name == "api_requests"} == {at_first}
+
+
+async def test_what_was_delivered_is_kept_for_35_days(store_url: str) -> None:
+    async with bench(store_url) as at:
+
+        async def deliver() -> set[str]:
+            assert await at.sealed() == 2
+            await at.ours.lease(0, ttl_ms=60_000)
+            intents = await at.ours.due(0, due_ms=None, most=10)
+            await at.ours.attempt(0, intents)
+            for sealed in intents:
+                await at.ours.move(0, sealed, "delivered")
+            return {sealed.identifier for sealed in intents}
+
+        first = await deliver()
+        at.clock.advance(timedelta(days=35, minutes=-1))
+        second = await deliver()
+        assert await at.kept() == first | second
+        at.clock.advance(timedelta(minutes=1))
+        third = await deliver()
+        assert await at.kept() == second | third
+
+
+async def test_the_unlinked_are_named(store_url: str) -> None:
+    async with bench(store_url) as at:
+        for customer in ("nobody", "acme", "someone"):
+            await at.kit.record(customer, "requests", 1)
+        assert await at.ours.unlinked() == ["nobody", "someone"]
+
+
+async def test_a_customer_without_a_link_is_not_sealed(store_url: str, valkey: Server) -> None:
+    async with bench(store_url) as at:
+        await at.kit.record("nobody", "requests", 1)
+        valkey.command("ZADD", "mk:{0}:dirty", 0, "nobody")
+        assert await at.ours.seal(0, due_ms=None, most=50) == 0
+        assert await at.ours.work(due_ms=None) == []
+        assert await at.states("nobody") == {"unlinked": 1}
+
+
+async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Server) -> None:
+    async with MeterKit(CATALOG, redis_url=store_url, shards=1, store_timeout=10.0) as kit:
+        await kit.customers.link("acme", "cus_acme")
+        await kit.record("acme", "requests", 1)
+        counters = kit.store.keys.customer("acme").counters
+        seen = int(valkey.command("HGET", counters, "t"))
+        valkey.command("HSET", counters, "t", seen - 120_000)
+        elsewhere = Admin(kit.store.address, timeout_s=10.0, clock=lambda: seen / 1000 + 3600)
+        outbox = Outbox(kit.store, elsewhere)
+        with pytest.raises(StoreError, match="differ by more than 60 s"):
+            await outbox.seal(0, due_ms=None, most=50)
+        await elsewhere.close()

@@ -1,0 +1,273 @@
+"""What tests of faults share: a kit, requests without a server, and a server that refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.catalog import loads
+from meterkit.store.resp import pack_each
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+    from starlette.types import ASGIApp, Message, Scope
+
+    from meterkit.catalog import Catalog
+    from servers import Server
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens: {unit: token}
+routes:
+  - {match: "GET /deny", consume: {requests: 1}, on_store_failure: deny}
+  - {match: "GET /many", consume: {requests: 1, tokens: 10}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 9_000_000/day, concurrency: 5_000, included: 9_000_000, overage: deny}
+      tokens: {included: 900_000_000_000, overage: deny}
+  other:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 8_000_000/day, concurrency: 4_000, included: 8_000_000, overage: deny}
+  narrow:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: [100/minute, 3/hour], concurrency: 2, included: 50, overage: deny}
+      tokens: {included: 25, overage: deny}
+"""
+
+_DEADLINE_S: Final = 20.0
+
+
+def catalog(text: str = PLANS) -> Catalog:
+    return loads(text)
+
+
+def kit_at(url: str, **settings: Any) -> MeterKit:
+    """A kit of :data:`PLANS`, with few shards so that customers share streams."""
+    plans: Catalog = settings.pop("plans", None) or catalog()
+    settings.setdefault("shards", 4)
+    return MeterKit(plans, redis_url=url, **settings)
+
+
+async def eventually(what: Callable[[], Awaitable[bool] | bool]) -> None:
+    """Wait until something holds; fail where it does not within a generous time."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while True:
+        holds = what()
+        if not isinstance(holds, bool):
+            holds = await holds
+        if holds:
+            return
+        assert time.monotonic() < deadline, "it did not come to hold"
+        await asyncio.sleep(0.002)
+
+
+async def settled(kit: MeterKit) -> None:
+    """Wait until the store has acknowledged every settlement of this loop."""
+    lane = kit.store.lanes[asyncio.get_running_loop()]
+    await eventually(lambda: lane.connected and lane.unsettled == 0)
+
+
+async def used(kit: MeterKit, customer: str, meter: str = "requests") -> tuple[int, int]:
+    """What is recorded, and what is held."""
+    found = (await kit.usage(customer))["meters"][meter]
+    return found["recorded"], found["held"]
+
+
+def counters(server: Server, customer: str) -> dict[str, str]:
+    """A customer's counters as the store has them."""
+    found: dict[str, str] = {}
+    for key in server.command("KEYS", f"*:c:{customer}"):
+        found = server.command("HGETALL", key)
+    return found
+
+
+def in_flight(server: Server, customer: str) -> int:
+    """What a customer's concurrency limits hold."""
+    fields = counters(server, customer).items()
+    return sum(int(value) for name, value in fields if re.fullmatch(r".{4}[nN]", name))
+
+
+def open_sockets() -> int:
+    """Sockets of this process."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += str(descriptor.readlink()).startswith("socket:")
+    return count
+
+
+def evalsha_calls(server: Server) -> int:
+    return sum(stats(server, name)["calls"] for name in ("evalsha", "eval"))
+
+
+def stats(server: Server, command: str) -> dict[str, int]:
+    """How often the server was asked for a command, and how often it refused."""
+    found = server.command("INFO", "commandstats").get(f"cmdstat_{command}", {})
+    return {name: int(found.get(name, 0)) for name in ("calls", "failed_calls")}
+
+
+async def answer_ok(scope: Scope, receive: Any, send: Any) -> None:
+    """An app that answers at once."""
+    del receive
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+def metered(kit: MeterKit, app: ASGIApp = answer_ok) -> MeterMiddleware:
+    return MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
+
+
+@dataclass
+class Client:
+    """One client of an app that is called without a server."""
+
+    app: ASGIApp
+    messages: list[Message] = field(default_factory=list["Message"])
+
+    async def get(self, customer: str, path: str = "/") -> int:
+        """Ask once; the status."""
+        self.messages = []
+        return await self.ask(http_scope(customer, path))
+
+    async def ask(self, scope: Scope) -> int:
+        """Ask once; the status."""
+        await self.app(scope, _hang, self._take)
+        return self.status
+
+    @property
+    def status(self) -> int:
+        return int(next(m["status"] for m in self.messages if m["type"] == "http.response.start"))
+
+    async def _take(self, message: Message) -> None:
+        self.messages.append(message)
+
+
+def http_scope(customer: str, path: str = "/") -> Scope:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"x-customer-id", customer.encode("utf-8", "surrogateescape"))],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+
+
+async def _hang() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+class Echo:
+    """A call whose reply names it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.orphans: list[Any] = []
+        # The clock is added as the last argument.
+        self.packed = b"*5\r\n" + pack_each(["EVAL", "return {0, ARGV[1]}", 0, name])
+
+    def orphaned(self, reply: Any) -> None:
+        self.orphans.append(reply)
+
+
+@dataclass
+class FakeRedis:
+    """Listens like Redis and answers each request with what ``answer`` makes of its words.
+
+    Attributes:
+        asked: the commands so far, in capitals.
+    """
+
+    answer: Callable[[list[bytes]], bytes]
+    asked: list[str] = field(default_factory=list[str])
+    port: int = 0
+
+    async def __aenter__(self) -> Self:
+        self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._connections.values():
+            writer.close()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._server.wait_closed()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections[task] = writer
+        try:
+            while head := await reader.readline():
+                words: list[bytes] = []
+                for _ in range(int(head[1:])):
+                    size = int((await reader.readline())[1:])
+                    words.append((await reader.readexactly(size + 2))[:-2])
+                self.asked.append(words[0].decode().upper())
+                writer.write(self.answer(words))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # The client went away.
+        finally:
+            writer.close()
+            del self._connections[task]
+
+
+def like_redis(*, evalsha: Callable[[list[bytes]], bytes]) -> Callable[[list[bytes]], bytes]:
+    """Answers of a server that can be connected to; ``evalsha`` answers the scripts."""
+
+    def answer(words: list[bytes]) -> bytes:
+        match words[0].upper():
+            case b"EVALSHA" | b"EVAL":
+                return evalsha(words)
+            case b"HMGET":
+                return b"*2\r\n$1\r\n1\r\n$1\r\n4\r\n"
+            case b"HSETNX":
+                return b":0\r\n"
+            case b"SCRIPT":
+                return b"$40\r\n" + b"0" * 40 + b"\r\n"
+            case _:
+                return b"+OK\r\n"
+
+    return answer
+
+
+@contextlib.contextmanager
+def stopped(server: Server) -> Generator[None]:
+    """A server that hangs."""
+
+    server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.signal(signal.SIGCONT)

@@ -1,0 +1,203 @@
+"""I5: at every instant, what was recorded and is reportable is somewhere, once."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import NOW, STRIPE_KEY, desk, kit_for
+from meterkit import StoreError
+from meterkit.delivery.flusher import Flusher
+from meterkit.store.keys import meter_token
+from meterkit.store.periods import bounds_at
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+# Meter to what of it is reported: its included units too, or only what is beyond.
+REPORTED = {"requests": ("i", "o"), "tokens": ("o",), "pages": (), "rows": ()}
+INCLUDED = {"requests": 1_000, "tokens": 100, "pages": 0}  # Of rows there is no end.
+SOMEWHERE = "pqlkdx"  # pending or unlinked, queued, leased, parked, delivered, dead
+CUSTOMERS = ("acme", "zeta", "mono")
+Sample = dict[tuple[str, str], dict[str, int]]
+
+
+async def sample(at: Desk, customer: str) -> Sample:
+    """(period, meter) to its counts, all read in one instant."""
+    store = at.kit.store
+    keys, admin = store.keys.customer(customer), await store.admin()
+    reply = await admin.run(store.scripts["usage"], [keys.counters, keys.state, keys.totals])
+    counters, totals = (
+        dict(zip([x.decode() for x in flat[::2]], flat[1::2], strict=True)) for flat in reply[3:5]
+    )
+    tokens = {meter_token(meter): meter for meter in REPORTED}
+    found: Sample = {}
+    for name, value in totals.items():
+        period, _, field = name.partition("|")
+        if field[:4] in tokens and len(field) == 5:
+            found.setdefault((period, tokens[field[:4]]), {})[field[4]] = int(value)
+    for name, value in counters.items():
+        if name[:4] in tokens and name[4:] in {"i", "o", "p"}:
+            place = found.setdefault((counters["b"].decode(), tokens[name[:4]]), {})
+            place[name[4:]] = place.get(name[4:], 0) + int(value)
+    return found
+
+
+async def assert_conserved(at: Desk) -> None:
+    for customer in CUSTOMERS:
+        for (period, meter), counts in (await sample(at, customer)).items():
+            reportable = sum(counts.get(kind, 0) for kind in REPORTED[meter])
+            kept = sum(counts.get(kind, 0) for kind in SOMEWHERE)
+            assert reportable == kept, (customer, period, meter, counts)
+            assert min(counts.values()) >= 0, (customer, period, meter, counts)
+
+
+class Walk:
+    """A random life of three customers, with a model of what each recorded in which period."""
+
+    def __init__(self, at: Desk, second: Flusher, seed: int) -> None:
+        self.at = at
+        self.second = second
+        self.random = Random(seed)  # noqa: S311 - a schedule, not a secret
+        self.linked: set[str] = set()
+        self.recorded: dict[tuple[str, str, str], int] = {}
+        self.steps: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            *[self.record] * 6,
+            *[self.consume] * 2,
+            *[self.flush] * 3,
+            self.fault,
+            self.link,
+            *[self.wait] * 2,
+            self.month,
+        ]
+
+    async def step(self) -> None:
+        await self.random.choice(self.steps)()
+
+    def _count(self, customer: str, meter: str, quantity: int) -> None:
+        period = str(bounds_at(self.at.clock.now_ms).start_ms)
+        place = (customer, period, meter)
+        self.recorded[place] = self.recorded.get(place, 0) + quantity
+
+    async def record(self) -> None:
+        customer, meter = self.random.choice(CUSTOMERS), self.random.choice(list(REPORTED))
+        quantity = self.random.choice([0, 1, 7, 60, 10**9])
+        await self.at.kit.record(customer, meter, quantity)
+        self._count(customer, meter, quantity)
+
+    async def consume(self) -> None:
+        customer, meter = self.random.choice(CUSTOMERS), self.random.choice(list(REPORTED))
+        if (await self.at.kit.consume(customer, meter, 3)).allowed:
+            self._count(customer, meter, 3)
+
+    async def flush(self) -> None:
+        flushers = [self.at.flusher, self.second] if self.random.random() < 0.5 else [self.at.flusher]
+        everything = self.random.random() < 0.7
+        flushing = [
+            asyncio.ensure_future(flusher.flush(everything=everything, timeout_s=0)) for flusher in flushers
+        ]
+        if self.random.random() < 0.2:
+            await asyncio.sleep(self.random.random() / 50)
+            flushing[0].cancel()
+        while not all(task.done() for task in flushing):
+            await assert_conserved(self.at)
+        for task in flushing:
+            with suppress(asyncio.CancelledError):
+                task.result()
+
+    async def fault(self) -> None:
+        options: list[dict[str, Any]] = [
+            {"action": "drop", "when": "after"},
+            {"action": "drop", "when": "before"},
+            {"action": "error", "when": "before", "status": 429},
+            {"action": "error", "when": "before", "status": 401},
+            {"action": "error", "when": "after", "status": 500},
+            {"action": "error", "when": "before", "status": 400, "message": "This is not allowed."},
+        ]
+        self.at.emulator.fail_next(**self.random.choice(options))
+
+    async def link(self) -> None:
+        left = [customer for customer in CUSTOMERS if customer not in self.linked]
+        if left:
+            self.linked.add(left[0])
+            await self.at.link(left[0])
+
+    async def wait(self) -> None:
+        self.at.clock.advance(timedelta(seconds=self.random.choice([1, 30, 70, 400, 7_000])))
+
+    async def month(self) -> None:
+        end = bounds_at(self.at.clock.now_ms).end_ms
+        ahead = end - self.at.clock.now_ms - self.random.choice([90_000, 30_000, 0])
+        self.at.clock.advance(timedelta(milliseconds=max(ahead, 0)))
+
+    def assert_recorded(self, customer: str, found: Sample) -> None:
+        """What the store says was recorded is what was."""
+        for (owner, period, meter), quantity in self.recorded.items():
+            if owner == customer:
+                counts = found.get((period, meter), {})
+                within = min(quantity, INCLUDED.get(meter, quantity))
+                expected = (within, quantity - within)
+                assert (counts.get("i", 0), counts.get("o", 0)) == expected, (customer, period, meter)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_i5_whatever_happens_usage_is_somewhere_once(store_url: str, seed: int) -> None:
+    async with desk(store_url, clock=Clock(NOW)) as at, kit_for(store_url, at.url, clock=at.clock) as other:
+        walk = Walk(at, Flusher(other.store, at.transport), seed)
+        for _ in range(60):
+            await walk.step()
+            await assert_conserved(at)
+        for customer in CUSTOMERS:
+            walk.assert_recorded(customer, await sample(at, customer))
+
+        # In the end Stripe has what was recorded and reportable, but for what it refused for good.
+        while len(walk.linked) < len(CUSTOMERS):
+            await walk.link()
+        at.emulator.clear_faults()
+        for _ in range(3):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=11))
+        await assert_conserved(at)
+        for customer in CUSTOMERS:
+            found = await sample(at, customer)
+            for event, meter in (("api_requests", "requests"), ("ai_tokens", "tokens")):
+                counts = [value for (_, name), value in found.items() if name == meter]
+                final = {kind: sum(count.get(kind, 0) for count in counts) for kind in SOMEWHERE}
+                assert (final["p"], final["q"], final["l"]) == (0, 0, 0), (customer, meter, final)
+                # Of what is parked nobody knows; none of it was counted twice.
+                assert final["d"] <= at.accepted(customer, event) <= final["d"] + final["k"]
+
+
+async def test_i5_a_store_that_goes_away_in_the_middle_of_a_flush_changes_nothing(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link(*CUSTOMERS)
+        for customer in CUSTOMERS:
+            await at.kit.record(customer, "requests", 5)
+        client: Any = (await at.kit.store.admin()).client
+        send = at.transport.send
+
+        async def send_and_lose_the_store(intent: Any) -> Any:
+            outcome = await send(intent)
+            await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+            return outcome
+
+        at.transport.send = send_and_lose_the_store  # type: ignore[method-assign] # a fault
+        with suppress(StoreError):
+            await at.flush(everything=True, timeout_s=0)
+        at.transport.send = send  # type: ignore[method-assign] # the fault is over
+        await assert_conserved(at)
+        await at.flush(everything=True, timeout_s=0)
+        await assert_conserved(at)
+        for customer in CUSTOMERS:
+            assert at.accepted(customer) == 5
+        assert STRIPE_KEY not in repr(at.transport)

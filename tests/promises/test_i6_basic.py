@@ -1,0 +1,87 @@
+"""I6: for a finished period Stripe's own summaries are what was recorded and reportable, to the unit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from delivering import STRIPE_KEY, desk
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+JUNE = datetime(2031, 6, 1, tzinfo=UTC)
+JULY = datetime(2031, 7, 1, tzinfo=UTC)
+AUGUST = datetime(2031, 8, 1, tzinfo=UTC)
+FAULTS: tuple[dict[str, Any], ...] = (
+    {"action": "drop", "when": "after"},
+    {"action": "drop", "when": "before"},
+    {"action": "reset", "when": "after"},
+    {"action": "error", "when": "after", "status": 500},
+    {"action": "error", "when": "before", "status": 503},
+    {"action": "error", "when": "before", "status": 429},
+    {"action": "error", "when": "before", "status": 409},
+    {"action": "error", "when": "before", "status": 401},
+)
+
+
+async def summary(at: Desk, meter: str, customer: str, start: datetime, end: datetime) -> int:
+    """What Stripe says it has counted."""
+    query = {
+        "customer": f"cus_{customer}",
+        "start_time": str(int(start.timestamp())),
+        "end_time": str(int(end.timestamp())),
+    }
+    async with httpx.AsyncClient(base_url=at.url, auth=(STRIPE_KEY, "")) as client:
+        found = await client.get(f"/v1/billing/meters/{meter}/event_summaries", params=query)
+    (only,) = found.json()["data"]
+    value = only["aggregated_value"]
+    assert value == int(value)
+    return int(value)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_i6_after_faults_the_summaries_are_what_was_recorded(store_url: str, seed: int) -> None:
+    random = Random(seed)  # noqa: S311 - a schedule, not a secret
+    customers = ("acme", "zeta")
+    recorded = {(customer, month): 0 for customer in customers for month in (JUNE, JULY)}
+    tokens = dict(recorded)
+    async with desk(store_url, clock=Clock(JULY - timedelta(hours=2))) as at:
+        await at.link(*customers)
+        while at.clock.now() < JULY + timedelta(hours=2):
+            month = JUNE if at.clock.now() < JULY else JULY
+            for customer in customers:
+                quantity = random.randrange(1, 50)
+                await at.kit.record(customer, "requests", quantity)
+                await at.kit.record(customer, "tokens", quantity)
+                recorded[customer, month] += quantity
+                tokens[customer, month] += quantity
+            if random.random() < 0.6:
+                at.emulator.fail_next(**random.choice(FAULTS))
+            await at.flush(everything=random.random() < 0.3, timeout_s=0)
+            at.clock.advance(timedelta(seconds=random.choice([20, 60, 301, 900])))
+        at.emulator.clear_faults()
+        for _ in range(3):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=11))
+        at.clock.set(AUGUST + timedelta(hours=1))
+        report = await at.flush(everything=True)
+        assert (report.left, report.dead, report.parked) == (0, 0, 0)
+        meters = {event.event_name: event.meter for event in at.emulator.events}
+        for customer in customers:
+            for start, end in ((JUNE, JULY), (JULY, AUGUST)):
+                requests = await summary(at, meters["api_requests"], customer, start, end)
+                overage = await summary(at, meters["ai_tokens"], customer, start, end)
+                assert requests == recorded[customer, start]
+                assert overage == max(0, tokens[customer, start] - 100)
+        # A summary of one minute names exactly one intent.
+        stamps = [(event.customer, event.meter, event.timestamp) for event in at.emulator.events]
+        assert len(set(stamps)) == len(stamps)
+        assert len({event.identifier for event in at.emulator.events}) == len(stamps)

@@ -1,0 +1,388 @@
+"""I8: with nothing to deny, the wrapped app behaves as if unwrapped."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import StreamingResponse as FastStreaming
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route
+
+from delivering import until
+from metering import HEADERS, PLANS, hello, http_scope, no_more, served
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.catalog import loads
+from servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+GENEROUS = PLANS.replace("included: 5,", "included: 1_000,").replace("20/hour", "1000/hour")
+colour: ContextVar[str] = ContextVar("colour")
+
+
+async def messages(app: ASGIApp, scope: Scope, receive: Receive = no_more) -> list[Message]:
+    """Everything that an app sends."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def without_fields(message: Message) -> Message:
+    if message["type"] != "http.response.start":
+        return message
+    headers = [field for field in message["headers"] if not field[0].startswith(b"ratelimit")]
+    return {**message, "headers": headers}
+
+
+async def test_i8_the_app_runs_in_the_task_of_the_server_and_shares_its_context() -> None:
+    tasks: list[object] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        tasks.append(asyncio.current_task())
+        assert colour.get() == "red"
+        colour.set("blue")
+        await hello(scope, receive, send)
+
+    async with served(app, plans=GENEROUS) as at:
+        colour.set("red")
+        await messages(at.app, http_scope())
+        assert colour.get() == "blue"
+        assert tasks == [asyncio.current_task()]
+
+
+async def test_i8_each_chunk_is_sent_before_the_next_is_made() -> None:
+    order: list[str] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for n in range(4):
+            order.append(f"made {n}")
+            yield str(n).encode()
+
+    async def send(message: Message) -> None:
+        if message.get("body"):
+            order.append(f"sent {message['body'].decode()}")
+
+    async with served(StreamingResponse(chunks()), plans=GENEROUS) as at:
+        await at.app(http_scope(), no_more, send)
+    assert order == [f"{what} {n}" for n in range(4) for what in ("made", "sent")]
+
+
+@pytest.mark.parametrize("path", ["/v1/x", "/quiet"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [{"type": "http.response.start", "status": 200, "headers": []}, {"type": "http.response.body"}],
+        [
+            {"type": "http.response.start", "status": 204, "headers": [(b"x-one", b"1"), (b"x-one", b"2")]},
+            {"type": "http.response.body", "body": b"", "more_body": False},
+        ],
+        [
+            {"type": "http.response.start", "status": 200, "headers": [], "trailers": True},
+            {"type": "http.response.body", "body": b"a", "more_body": True},
+            {"type": "http.response.body", "body": b"b", "more_body": False},
+            {"type": "http.response.trailers", "headers": [(b"x-t", b"1")], "more_trailers": True},
+            {"type": "http.response.trailers", "headers": [(b"x-u", b"2")], "more_trailers": False},
+        ],
+        [
+            {"type": "http.response.start", "status": 200, "headers": []},
+            {"type": "http.response.pathsend", "path": "/tmp/file"},  # noqa: S108 - a name, not a file
+        ],
+        [
+            {"type": "http.response.start", "status": 200, "headers": []},
+            {"type": "http.response.zerocopysend", "file": 7, "count": 3, "more_body": True},
+            {"type": "http.response.zerocopysend", "file": 7, "more_body": False},
+        ],
+        [
+            {"type": "http.response.debug", "info": {"template": "x"}},
+            {"type": "http.response.push", "path": "/style.css", "headers": []},
+            {"type": "http.response.start", "status": 500, "headers": [], "unheard-of": 1},
+            {"type": "http.response.body", "body": b"", "more_body": True},
+            {"type": "http.response.body", "body": b"x", "more_body": True, "unheard-of": 2},
+            {"type": "http.response.body", "body": b"", "more_body": False},
+        ],
+    ],
+    ids=["bare", "204", "trailers", "pathsend", "zerocopysend", "rare"],
+)
+async def test_i8_messages_pass_as_they_are_and_the_request_is_counted(
+    path: str, sent: list[Message]
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        for message in sent:
+            await send(dict(message))
+
+    async with served(app, plans=GENEROUS) as at:
+        received = await messages(at.app, http_scope(path))
+        assert list(map(without_fields, received)) == sent
+        assert await at.counted() == (0 if sent[0]["type"] == "http.response.debug" else 1, 0)
+
+
+async def test_i8_the_app_hears_what_the_client_says() -> None:
+    said: list[Message] = [
+        {"type": "http.request", "body": b"a", "more_body": True},
+        {"type": "http.request", "body": b"b", "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    heard: list[Message] = []
+
+    async def receive() -> Message:
+        return said[len(heard)]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while len(heard) < len(said):
+            heard.append(await receive())
+        await hello(scope, receive, send)
+
+    async with served(app, plans=GENEROUS) as at:
+        await messages(at.app, http_scope(), receive)
+    assert heard == said
+
+
+async def test_i8_scopes_pass_as_they_are() -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        if scope["type"] == "http":
+            await hello(scope, receive, send)
+
+    async with served(app, plans=GENEROUS) as at:
+        scopes: tuple[Scope, ...] = (
+            http_scope(root_path="/v1", extensions={"http.response.pathsend": {}}),
+            http_scope(method="HEAD"),
+            {"type": "websocket", "path": "/v1/live", "headers": [], "subprotocols": []},
+            {"type": "unheard.of"},
+        )
+        for scope in scopes:
+            before = dict(scope)
+            await messages(at.app, scope)
+            assert seen[-1] is scope
+            assert scope == before
+        assert await at.counted() == (2, 0)
+
+
+async def test_i8_an_exception_is_the_same_object_and_an_exception_group_too() -> None:
+    for error in (KeyError("x"), ExceptionGroup("several", [ValueError()]), asyncio.CancelledError()):
+
+        async def app(scope: Scope, receive: Receive, send: Send, error: BaseException = error) -> None:
+            del scope, receive, send
+            raise error
+
+        async with served(app, plans=GENEROUS) as at:
+            with pytest.raises(type(error)) as caught:
+                await messages(at.app, http_scope())
+            assert caught.value is error
+            assert await at.counted() == (0, 0)
+
+
+async def test_i8_the_lifespan_and_its_state_are_the_apps() -> None:
+    events: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[dict[str, Any]]:
+        events.append("startup")
+        assert kit.store.lanes, "the kit serves what the app does when it starts"
+        await kit.record("acme", "tokens", 1)
+        yield {"answer": 42}
+        await kit.record("acme", "tokens", 1)
+        events.append("shutdown")
+
+    kit = MeterKit(loads(GENEROUS), redis_url="memory://", key_prefix="i8life", shards=1, flush=False)
+    app = Starlette(
+        lifespan=lifespan,
+        middleware=[Middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))],
+    )
+    said: asyncio.Queue[Message] = asyncio.Queue()
+    sent: asyncio.Queue[Message] = asyncio.Queue()
+    state: dict[str, Any] = {}
+    serving = asyncio.create_task(
+        app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": state}, said.get, sent.put)
+    )
+    said.put_nowait({"type": "lifespan.startup"})
+    assert (await sent.get())["type"] == "lifespan.startup.complete"
+    assert state == {"answer": 42}
+    said.put_nowait({"type": "lifespan.shutdown"})
+    assert (await sent.get())["type"] == "lifespan.shutdown.complete"
+    await serving
+    assert events == ["startup", "shutdown"]
+    assert not kit.store.lanes
+
+
+async def test_i8_all_is_settled_before_the_server_hears_that_the_app_has_shut_down() -> None:
+    kit = MeterKit(loads(GENEROUS), redis_url="memory://", key_prefix="i8stop", shards=1, flush=False)
+    app = MeterMiddleware(Starlette(), kit=kit, identify=lambda _: None)
+    said = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    open_then: list[tuple[str, bool]] = []
+
+    async def receive() -> Message:
+        return next(said)
+
+    async def send(message: Message) -> None:
+        open_then.append((message["type"], bool(kit.store.lanes)))
+
+    await app({"type": "lifespan", "state": {}}, receive, send)
+    assert open_then == [("lifespan.startup.complete", True), ("lifespan.shutdown.complete", False)]
+
+
+async def test_i8_an_app_without_a_lifespan_says_so_itself() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del receive, send
+        raise NotImplementedError(scope["type"])
+
+    kit = MeterKit(loads(GENEROUS), redis_url="memory://", flush=False)
+    wrapped = MeterMiddleware(app, kit=kit, identify=lambda _: None)
+    with pytest.raises(NotImplementedError, match="lifespan"):
+        await wrapped({"type": "lifespan"}, no_more, lambda _: asyncio.sleep(0))
+    assert not kit.store.lanes
+
+
+async def answer(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(f"{request.scope.get('root_path')} {request.url.path}")
+
+
+def mounted() -> Starlette:
+    inner = Starlette(routes=[Route("/x", answer)])
+    return Starlette(routes=[Mount("/v1", routes=[Mount("/deep", app=inner)])])
+
+
+def included() -> FastAPI:
+    app, router = FastAPI(), APIRouter(prefix="/deep")
+    router.add_api_route("/x", lambda: "included")
+    app.include_router(router, prefix="/v1")
+    return app
+
+
+@pytest.mark.parametrize("make", [mounted, included])
+async def test_i8_under_mounts_and_routers_the_path_of_the_client_decides(make: Any) -> None:
+    app = make()
+    plain = await messages(app, http_scope("/v1/deep/x"))
+    async with served(app, plans=GENEROUS) as at:
+        wrapped = await messages(at.app, http_scope("/v1/deep/x"))
+        assert list(map(without_fields, wrapped)) == plain
+        assert plain[0]["status"] == 200
+        assert await at.counted() == (1, 0)
+        # Mounted itself: the template is still matched with what the client asked for.
+        outer = Starlette(
+            routes=[Mount("/v1", app=MeterMiddleware(hello, kit=at.kit, identify=lambda _: "acme"))]
+        )
+        await messages(outer, http_scope("/v1/x"))
+        assert await at.counted() == (2, 0)
+
+
+async def test_i8_background_tasks_run_after_the_answer_and_in_its_context() -> None:
+    order: list[str] = []
+
+    async def later() -> None:
+        order.append(f"background {colour.get()}")
+
+    async def send(message: Message) -> None:
+        order.append(message["type"])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        colour.set("green")
+        await PlainTextResponse("x", background=BackgroundTask(later))(scope, receive, send)
+
+    async with served(app, plans=GENEROUS) as at:
+        await at.app(http_scope(), no_more, send)
+    assert order == ["http.response.start", "http.response.body", "background green"]
+
+
+class QuietServer(uvicorn.Server):
+    """A server that leaves signals to the tests."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp) -> AsyncGenerator[str]:
+    """The app under uvicorn, lifespan and all."""
+    config = uvicorn.Config(app, port=free_port(), log_config=None, lifespan="on", ws="none")
+    server = QuietServer(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started or serving.done())
+    try:
+        yield f"http://127.0.0.1:{config.port}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def raw(response: httpx.Response) -> AsyncGenerator[bytes]:
+    async for chunk in response.aiter_raw():
+        yield chunk
+
+
+async def test_i8_under_a_real_server(store_url: str) -> None:
+    released = asyncio.Event()
+    kit = MeterKit(loads(GENEROUS), redis_url=store_url, shards=4, flush=False, store_timeout=10.0)
+    app = FastAPI()
+    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+
+    @app.get("/v1/stream")
+    async def stream() -> FastStreaming:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            await released.wait()
+            yield b"second"
+
+        return FastStreaming(chunks())
+
+    @app.get("/v1/forever")
+    async def forever() -> FastStreaming:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"first"
+            await asyncio.Event().wait()
+
+        return FastStreaming(chunks())
+
+    @app.get("/v1/raises")
+    async def raises() -> None:
+        raise ValueError
+
+    async def echo(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(len(await request.body())))
+
+    app.add_route("/v1/echo", echo, methods=["POST"])
+
+    async def recorded() -> int:
+        return (await kit.usage("acme"))["meters"]["requests"]["recorded"]
+
+    async with listening(app) as url, httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=20) as client:
+        async with client.stream("GET", "/v1/stream") as response, aclosing(raw(response)) as chunks:
+            assert await anext(chunks) == b"first"  # While the app still waits to make the second.
+            released.set()
+            assert await anext(chunks) == b"second"
+        assert await recorded() == 1
+        async with client.stream("GET", "/v1/forever") as response, aclosing(raw(response)) as chunks:
+            assert await anext(chunks) == b"first"
+        found = 0
+        while found < 2:  # Hung up after the first byte: billed, as soon as the server has noticed.
+            found = await recorded()
+        assert (await client.get("/v1/raises")).status_code == 500
+        assert (await client.post("/v1/echo", content=b"x" * 300_000)).text == "300000"
+        head = await client.head("/v1/nowhere")
+        assert (head.status_code, "ratelimit" in head.headers) == (404, True)
+        assert await recorded() == 3
+    assert not kit.store.lanes

@@ -1,0 +1,449 @@
+"""One connection, many callers: whose reply is whose, when something is slow, lost or cancelled."""
+
+# pyright: reportPrivateUsage=false
+# A few tests look at what must not be left behind.
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import Echo, FakeRedis, eventually, open_sockets, stopped
+from meterkit.errors import StoreError
+from meterkit.store import scripts
+from meterkit.store.connection import Connection, ReplyError, connect, give_up
+from meterkit.store.resp import pack_each
+from meterkit.store.url import Address
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+LOADED = [scripts.load("retire")]
+
+
+class Command(Echo):
+    """Any command; the clock is added as its last word."""
+
+    def __init__(self, *words: str | int) -> None:
+        super().__init__(str(words[-1]))
+        self.packed = b"*%d\r\n%b" % (len(words) + 1, pack_each(words))
+
+
+class Ear:
+    """Takes the replies of what is posted."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def received(self, reply: Any) -> None:
+        self.heard.append(reply)
+
+
+class Opener:
+    """Opens connections to a port, and sees to it that they are closed."""
+
+    def __init__(self, port: int) -> None:
+        self.address = Address(kind="tcp", host="127.0.0.1", port=port)
+        self.ended: list[Connection] = []
+        self.opened: list[Connection] = []
+
+    async def __call__(self, *, timeout_s: float = 5.0, clock: Any = time.time) -> Connection:
+        found = await connect(
+            self.address, LOADED, timeout_s=timeout_s, on_end=self.ended.append, clock=clock
+        )
+        self.opened.append(found)
+        return found
+
+    async def close(self) -> None:
+        for connection in self.opened:
+            await connection.close()
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def to_proxy(proxy: TcpProxy) -> AsyncIterator[Opener]:
+    opener = Opener(proxy.port)
+    yield opener
+    await opener.close()
+
+
+@pytest.fixture
+async def to_server(valkey: Server) -> AsyncIterator[Opener]:
+    opener = Opener(valkey.port)
+    yield opener
+    await opener.close()
+
+
+def writes_of(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What leaves in one write each."""
+    transport: Any = connection._transport
+    written: list[bytes] = []
+
+    class Seen:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(transport, name)
+
+        def write(self, data: bytes) -> None:
+            written.append(data)
+            transport.write(data)
+
+    monkeypatch.setattr(connection, "_transport", Seen())
+    return written
+
+
+async def test_i1_requests_of_one_tick_share_one_write(
+    to_server: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await to_server()
+    written = writes_of(connection, monkeypatch)
+    ear = Ear()
+
+    async def ask(n: int) -> Any:
+        if n % 5 == 0:
+            connection.post((Echo(f"post-{n}").packed,), ear)
+        return await connection.call(Echo(f"call-{n}"))
+
+    replies = await asyncio.gather(*(ask(n) for n in range(50)))
+
+    assert len(written) == 1
+    assert [reply[1] for reply in replies] == [b"call-%d" % n for n in range(50)]
+    assert [reply[1] for reply in ear.heard] == [b"post-%d" % n for n in range(0, 50, 5)]
+
+
+async def test_requests_of_two_ticks_are_two_writes(
+    to_server: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = await to_server()
+    written = writes_of(connection, monkeypatch)
+    first = connection.call(Echo("one"))
+    await asyncio.sleep(0)
+    second = connection.call(Echo("two"))
+    assert [(await first)[1], (await second)[1]] == [b"one", b"two"]
+    assert len(written) == 2
+
+
+# Trap 1: the reply of a cancelled caller is dropped, not handed to the next.
+
+
+async def test_a_cancelled_callers_reply_goes_to_nobody_else(proxy: TcpProxy, to_proxy: Opener) -> None:
+    connection = await to_proxy()
+    await proxy.set("delay", delay_s=0.02)
+    calls = [Echo(f"call-{n}") for n in range(100)]
+    futures = [connection.call(call) for call in calls]
+    await asyncio.sleep(0)
+    for future in futures[::3]:
+        future.cancel()
+    kept = [n for n in range(100) if n % 3]
+    assert [b"call-%d" % n for n in kept] == [(await futures[n])[1] for n in kept]
+    for n, call in enumerate(calls):
+        assert call.orphans == ([] if n % 3 else [[0, b"call-%d" % n]])
+
+
+async def test_a_caller_cancelled_before_the_write_still_has_a_slot(to_server: Opener) -> None:
+    connection = await to_server()
+    first, second = Echo("first"), Echo("second")
+    future = connection.call(first)
+    kept = connection.call(second)
+    future.cancel()
+    assert (await kept)[1] == b"second"
+    assert first.orphans == [[0, b"first"]]
+
+
+async def test_a_caller_cancelled_as_the_reply_comes_gives_it_up(to_server: Opener) -> None:
+    connection = await to_server()
+    call = Echo("late")
+    reply = connection.call(call)
+
+    async def wait() -> None:
+        try:
+            await reply
+        except asyncio.CancelledError:
+            give_up(call, reply)
+            raise
+
+    waiting = asyncio.create_task(wait())
+    # This task runs before the one that is woken by the reply.
+    for _ in iter(reply.done, True):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert call.orphans == [[0, b"late"]]
+
+
+async def test_giving_up_what_has_no_reply_does_nothing() -> None:
+    loop = asyncio.get_running_loop()
+    call = Echo("none")
+    pending, cancelled, failed = loop.create_future(), loop.create_future(), loop.create_future()
+    cancelled.cancel()
+    failed.set_exception(StoreError("gone"))
+    for reply in (pending, cancelled, failed):
+        give_up(call, reply)
+    assert call.orphans == []
+
+
+# Traps 2 and 3: a timeout ends the connection, it never shifts the replies that follow; one watchdog for all.
+
+
+async def test_i9_the_oldest_request_waits_one_timeout_and_all_others_with_it(valkey: Server) -> None:
+    opener = Opener(valkey.port)
+    connection = await opener(timeout_s=0.5)
+    began = time.monotonic()
+    with stopped(valkey):
+        calls = [Echo(f"call-{n}") for n in range(20)]
+        futures = [connection.call(call) for call in calls]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        waited = time.monotonic() - began
+    assert {"the store did not answer within 0.5 s"} == {str(result) for result in results}
+    assert {None} == {result.executed for result in results if isinstance(result, StoreError)}
+    assert 0.49 < waited < 1.0
+    assert opener.ended == [connection]
+    # What was sent is answered once the server goes on; each reply is matched with the call it names.
+    await eventually(lambda: all(call.orphans for call in calls))
+    assert [call.orphans for call in calls] == [[[0, b"call-%d" % n]] for n in range(20)]
+    await opener.close()
+
+
+async def test_a_request_sent_later_has_its_own_time(proxy: TcpProxy, to_proxy: Opener) -> None:
+    connection = await to_proxy(timeout_s=0.3)
+    await proxy.set("delay", delay_s=0.2)
+    first = connection.call(Echo("one"))
+    await asyncio.sleep(0.15)
+    second = connection.call(Echo("two"))
+    assert [(await first)[1], (await second)[1]] == [b"one", b"two"]
+    assert connection.open
+
+
+async def test_a_quiet_connection_has_no_timer(to_server: Opener) -> None:
+    connection = await to_server(timeout_s=0.05)
+    await connection.call(Echo("one"))
+    await asyncio.sleep(0.12)
+    assert connection.open
+    assert connection._watchdog is None
+    assert not connection._sent
+
+
+# Trap 4: sent is unknown, unsent is not executed; nothing is sent again.
+
+
+async def test_what_was_not_sent_was_certainly_not_executed(to_server: Opener, valkey: Server) -> None:
+    connection = await to_server()
+    sent = connection.call(Command("EVAL", "return redis.call('INCR', KEYS[1])", 1, "mk:sent"))
+    await asyncio.sleep(0)
+    unsent = connection.call(Command("EVAL", "return redis.call('INCR', KEYS[1])", 1, "mk:unsent"))
+    connection.end("a test")
+    results = await asyncio.gather(sent, unsent, return_exceptions=True)
+    assert [result.executed for result in results if isinstance(result, StoreError)] == [None, False]
+    await eventually(lambda: valkey.command("GET", "mk:sent") == "1")
+    assert valkey.command("GET", "mk:unsent") is None
+    valkey.command("DEL", "mk:sent")
+
+
+@pytest.mark.parametrize("mode", ["drop_reply", "cut", "reset", "refuse"])
+async def test_a_lost_reply_fails_every_sent_request_as_unknown(
+    proxy: TcpProxy, to_proxy: Opener, mode: Any
+) -> None:
+    connection = await to_proxy(timeout_s=0.1)
+    calls = [Echo(f"call-{n}") for n in range(10)]
+    futures = [connection.call(call) for call in calls]
+    await asyncio.sleep(0)
+    await proxy.set(mode, cut_after=3)
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert {StoreError} == {type(result) for result in results}
+    assert {None} == {result.executed for result in results if isinstance(result, StoreError)}
+    assert [connection] == to_proxy.ended
+    assert not connection.open
+
+
+async def test_a_reply_cut_into_bytes_is_put_together() -> None:
+    parts: list[bytes] = []
+
+    def answer(words: list[bytes]) -> bytes:
+        return b"*2\r\n:0\r\n$%d\r\n%b\r\n" % (len(words[3]), words[3]) if words[0] == b"EVAL" else b"+OK\r\n"
+
+    async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, to_server = await asyncio.open_connection("127.0.0.1", fake.port)
+        while chunk := await reader.read(65536):
+            to_server.write(chunk)
+            data = await upstream.read(65536)
+            for at in range(len(data)):
+                parts.append(data[at : at + 1])
+                writer.write(data[at : at + 1])
+                await writer.drain()
+                await asyncio.sleep(0)
+        to_server.close()
+        writer.close()
+
+    async with FakeRedis(answer) as fake:
+        server = await asyncio.start_server(dribble, "127.0.0.1", 0)
+        opener = Opener(server.sockets[0].getsockname()[1])
+        connection = await opener()
+        assert (await connection.call(Echo("piecemeal")))[1] == b"piecemeal"
+        assert len(parts) > 20
+        await opener.close()
+        server.close()
+        await server.wait_closed()
+
+
+# Trap 5: ending and writing at once.
+
+
+async def test_asking_a_connection_that_has_ended_fails_at_once(to_server: Opener) -> None:
+    connection = await to_server()
+    connection.end("a test")
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="has ended") as caught:
+        await connection.ask("PING")
+    assert caught.value.executed is False
+    assert time.monotonic() - began < 1
+    await connection.close()
+    with pytest.raises(StoreError, match="has ended"):
+        await connection.ask("PING")
+
+
+async def test_a_failure_that_nobody_waits_for_is_not_complained_about(
+    to_server: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = await to_server()
+    connection.ask("PING")
+    connection.ask("PING")
+    await connection.close()
+    del connection
+    to_server.opened.clear()
+    to_server.ended.clear()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert caplog.records == []
+
+
+async def test_closing_twice_and_ending_twice_is_closing_once(to_server: Opener) -> None:
+    before = open_sockets()
+    connection = await to_server()
+    connection.end("a test")
+    connection.end("another")
+    await asyncio.gather(connection.close(), connection.close())
+    await connection.close()
+    assert [connection] == to_server.ended
+    assert connection.gone
+    assert open_sockets() == before
+
+
+# Trap 6: an error reply belongs to one caller.
+
+
+async def test_an_error_reply_belongs_to_its_caller_only(to_server: Opener) -> None:
+    connection = await to_server()
+    before = connection.call(Echo("before"))
+    wrong = connection.call(Command("EVALSHA", "0" * 40, 0))
+    after = connection.call(Echo("after"))
+    reply = await wrong
+    assert isinstance(reply, ReplyError)
+    assert reply.code == "NOSCRIPT"
+    assert [(await before)[1], (await after)[1]] == [b"before", b"after"]
+    assert connection.open
+
+
+# Trap 7: futures belong to one loop. See test_store_life. Trap 8 is about clusters.
+
+
+async def test_what_is_not_resp_ends_the_connection_with_one_clear_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(words: list[bytes]) -> bytes:
+        return b"HTTP/1.1 400 Bad Request\r\n\r\n" if words[0] == b"EVAL" else b"+OK\r\n"
+
+    async with FakeRedis(answer) as fake:
+        opener = Opener(fake.port)
+        connection = await opener()
+        with caplog.at_level(logging.ERROR), pytest.raises(StoreError, match="not RESP"):
+            await connection.call(Echo("one"))
+        assert len(caplog.records) == 1
+        await opener.close()
+
+
+async def test_more_replies_than_requests_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    def answer(words: list[bytes]) -> bytes:
+        return b"*2\r\n:0\r\n$1\r\na\r\n+unasked\r\n" if words[0] == b"EVAL" else b"+OK\r\n"
+
+    async with FakeRedis(answer) as fake:
+        opener = Opener(fake.port)
+        connection = await opener()
+        assert (await connection.call(Echo("one")))[1] == b"a"
+        await eventually(lambda: not connection.open)
+        assert "not RESP" in caplog.text
+        await opener.close()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.5, 978_307_200.0])
+async def test_a_clock_set_to_long_ago_does_not_break_the_request(to_server: Opener, seconds: float) -> None:
+    connection = await to_server(clock=lambda: seconds)
+    reply = await connection.call(Command("EVAL", "return tonumber(ARGV[1])", 0))
+    assert reply == int(seconds * 1000)
+    assert (await connection.call(Echo("next")))[1] == b"next"
+
+
+# Connecting.
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-NOAUTH Authentication required.\r\n",
+        b"-WRONGPASS invalid username-password pair or user is disabled.\r\n",
+        b"-ERR max number of clients reached\r\n",
+    ],
+)
+async def test_a_server_that_refuses_is_named_and_left(line: bytes) -> None:
+    before = open_sockets()
+    async with FakeRedis(lambda _: line) as fake:
+        address = Address(kind="tcp", host="127.0.0.1", port=fake.port, password="hush-hush")
+        with pytest.raises(StoreError) as caught:
+            await connect(address, LOADED, timeout_s=2, on_end=lambda _: None)
+        assert line[1:].decode().strip() in str(caught.value)
+        assert "hush-hush" not in str(caught.value)
+        assert caught.value.executed is False
+    await eventually(lambda: open_sockets() == before)
+
+
+@pytest.mark.parametrize("mode", ["refuse", "blackhole", "reset", "cut", "drop_reply"])
+async def test_i9_connecting_takes_one_timeout_at_most_and_leaves_no_socket(
+    proxy: TcpProxy, to_proxy: Opener, mode: Any
+) -> None:
+    await proxy.set(mode)
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        await to_proxy(timeout_s=0.5)
+    assert time.monotonic() - began < 1.0
+    assert to_proxy.opened == []
+    await proxy.set("pass")
+    connection = await to_proxy()
+    assert (await connection.call(Echo("again")))[1] == b"again"
+
+
+async def test_connecting_may_be_cancelled_anywhere(valkey: Server) -> None:
+    opener = Opener(valkey.port)
+    before = open_sockets()
+    for steps in range(12):
+        task = asyncio.create_task(opener())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await opener.close()
+    await eventually(lambda: open_sockets() == before)

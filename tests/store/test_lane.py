@@ -1,0 +1,537 @@
+"""The lane: storms of calls over a network that delays, loses and cuts; timeouts; coming back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import (
+    Client,
+    Echo,
+    FakeRedis,
+    answer_ok,
+    counters,
+    evalsha_calls,
+    eventually,
+    in_flight,
+    kit_at,
+    like_redis,
+    metered,
+    open_sockets,
+    settled,
+    stats,
+    stopped,
+    used,
+)
+from meterkit.errors import SettingsError, StoreError
+from meterkit.store import scripts
+from meterkit.store.connection import connect
+from meterkit.store.keys import Keys
+from meterkit.store.lane import Lane
+from meterkit.store.program import Demand
+from meterkit.store.url import Address
+from meterkit.testing import Clock
+from proxy import TcpProxy
+from servers import free_port, spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from meterkit import MeterKit
+    from meterkit.store.lane import Link
+    from proxy import Mode
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+RETIRE = scripts.load("retire")
+ONE = {"requests": Demand(needed=1, taken=1)}
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
+
+
+def lane_to(port: int, *, timeout_s: float = 0.25) -> Lane:
+    address = Address(kind="tcp", host="127.0.0.1", port=port)
+
+    async def connector(on_end: Callable[[Any], None]) -> Link:
+        return await connect(address, [RETIRE], timeout_s=timeout_s, on_end=on_end)
+
+    return Lane(connector, keys=Keys("mk", 2), scripts=[RETIRE], retire=RETIRE)
+
+
+async def trouble(proxy: TcpProxy, modes: list[Mode], dice: random.Random, done: asyncio.Event) -> None:
+    """Change the network's mode every few milliseconds, and mend it in between."""
+    while not done.is_set():
+        mode = dice.choice(modes)
+        await proxy.set(mode, delay_s=dice.uniform(0.001, 0.08), cut_after=dice.randrange(40))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), dice.uniform(0.005, 0.08))
+        if mode == "drop_reply":
+            # TCP loses the end of a stream, never something out of its middle.
+            await proxy.set("reset")
+        await proxy.set("pass")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), dice.uniform(0.02, 0.2))
+    await proxy.set("pass")
+
+
+async def storm(proxy: TcpProxy, modes: list[Mode], callers: list[Any], dice: random.Random) -> list[Any]:
+    """Start all callers over a second or so, cancel some and lose patience with others."""
+    done = asyncio.Event()
+    weather = asyncio.create_task(trouble(proxy, modes, dice, done))
+    tasks: list[asyncio.Task[Any]] = []
+    for n, caller in enumerate(callers):
+        fate = dice.random()
+        work = asyncio.wait_for(caller, dice.uniform(0.0, 0.02)) if fate < 0.2 else caller
+        task = asyncio.ensure_future(work)
+        tasks.append(task)
+        if fate > 0.8:
+            asyncio.get_running_loop().call_later(dice.uniform(0.0, 0.02), task.cancel)
+        if n % 20 == 0:
+            await asyncio.sleep(dice.uniform(0.0, 0.03))
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    done.set()
+    await weather
+    return results
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
+    proxy: TcpProxy, seed: int
+) -> None:
+    dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    sockets, tasks = open_sockets(), asyncio.all_tasks()
+    lane = lane_to(proxy.port, timeout_s=0.05)
+    await lane.start()
+    futures: list[asyncio.Future[Any]] = []
+    calls = [Echo(f"call-{n}") for n in range(2_000)]
+
+    async def ask(call: Echo) -> str:
+        future = lane.call(call)
+        futures.append(future)
+        name: bytes = (await future)[1]
+        return name.decode()
+
+    modes: list[Mode] = ["pass", "delay", "drop_reply", "cut", "reset", "refuse", "blackhole"]
+    results = await storm(proxy, modes, [ask(call) for call in calls], dice)
+
+    told = [
+        (call.name, result) for call, result in zip(calls, results, strict=True) if isinstance(result, str)
+    ]
+    assert [name for name, _ in told] == [reply for _, reply in told]
+    # The storm is one: many are answered, many are not, and some replies come for nobody.
+    assert len(told) > 200
+    assert sum(isinstance(result, StoreError) for result in results) > 20
+    assert sum(isinstance(result, asyncio.CancelledError | TimeoutError) for result in results) > 20
+    orphans = [(call.name, reply[1].decode()) for call in calls for reply in call.orphans]
+    assert orphans
+    assert [name for name, _ in orphans] == [reply for _, reply in orphans]
+    kinds: set[Any] = {type(result) for result in results}
+    assert kinds <= {str, StoreError, asyncio.CancelledError, TimeoutError}
+    assert all(future.done() for future in futures)
+
+    await eventually(lambda: lane.connected)
+    assert (await lane.ask(Echo("after the storm")))[1] == b"after the storm"
+    await lane.stop(drain_s=1)
+    await proxy.set("refuse")
+    assert asyncio.all_tasks() == tasks
+    await eventually(lambda: open_sockets() <= sockets - 1)  # The proxy no longer listens either.
+
+
+def customers_of(number: int) -> list[str]:
+    return [f"customer-{n}" for n in range(number)]
+
+
+async def request_storm(
+    kit: MeterKit, proxy: TcpProxy, modes: list[Mode], *, seed: int
+) -> tuple[dict[str, int], list[Any]]:
+    """2,000 requests of ten customers; how many each was answered, and what became of every one."""
+    app = metered(kit)
+    served = dict.fromkeys(customers_of(10), 0)
+
+    async def ask(customer: str) -> int:
+        status = await Client(app).get(customer, "/deny")
+        served[customer] += status == 200
+        return status
+
+    dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
+    callers = [ask(dice.choice(customers_of(10))) for _ in range(2_000)]
+    return served, await storm(proxy, modes, callers, dice)
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+async def test_i7_a_storm_over_a_slow_network_leaves_no_hold(
+    valkey: Server, proxy: TcpProxy, seed: int
+) -> None:
+    async with kit_at(proxy.url, store_timeout=0.05) as kit:
+        served, results = await request_storm(kit, proxy, ["delay", "blackhole"], seed=seed)
+        kinds: set[Any] = {result if isinstance(result, int) else type(result) for result in results}
+        assert kinds <= {200, 503, asyncio.CancelledError, TimeoutError}
+        assert {200, 503} <= kinds
+
+        async def all_given_back() -> bool:
+            await settled(kit)
+            held = [(await used(kit, customer))[1] for customer in customers_of(10)]
+            return not any(held) and not any(in_flight(valkey, customer) for customer in customers_of(10))
+
+        await eventually(all_given_back)
+        # An answered request is recorded once; one that was cancelled may have been answered as well.
+        for customer, count in served.items():
+            recorded, _ = await used(kit, customer)
+            assert count == recorded
+
+
+@pytest.mark.parametrize("seed", [21, 22])
+async def test_i7_holds_of_replies_that_were_lost_vanish_within_ten_minutes(
+    valkey: Server, proxy: TcpProxy, seed: int
+) -> None:
+    clock = Clock()
+    async with kit_at(proxy.url, store_timeout=0.05, clock=clock) as kit:
+        modes: list[Mode] = ["delay", "drop_reply", "cut", "reset", "refuse"]
+        served, _ = await request_storm(kit, proxy, modes, seed=seed)
+        await settled(kit)
+        for customer, count in served.items():
+            assert (await used(kit, customer))[0] == count
+        clock.advance(timedelta(minutes=10))
+        for customer in customers_of(10):
+            assert (await used(kit, customer))[1] == 0
+            assert await Client(metered(kit)).get(customer) == 200
+            await settled(kit)
+            assert in_flight(valkey, customer) == 0
+
+
+# I1.
+
+
+async def test_i1_fifty_requests_of_one_tick_are_one_write(valkey: Server) -> None:
+    chunks: list[int] = []
+
+    class Counting(TcpProxy):
+        async def _pass_request(self, chunk: bytes, to_server: asyncio.StreamWriter) -> bool:
+            chunks.append(chunk.count(b"EVALSHA"))
+            return await super()._pass_request(chunk, to_server)
+
+    async with Counting(valkey.port) as proxy, kit_at(proxy.url) as kit:
+        app = metered(kit)
+        chunks.clear()
+        assert await asyncio.gather(*(Client(app).get(f"c{n % 7}") for n in range(50))) == [200] * 50
+        await settled(kit)
+    # One write with 50 decisions; their settlements leave with the answers.
+    assert chunks[0] == 50
+    assert sum(chunks) == 100
+    assert len(chunks) <= 3
+
+
+async def test_i1_one_evalsha_a_decision_whatever_is_decided(valkey: Server) -> None:
+    async with kit_at(valkey.url) as kit:
+        await kit.customers.set_plan("acme", "narrow")
+        account = kit.store.accounts.get("acme")
+        demands = {"requests": ONE["requests"], "tokens": Demand(needed=1, taken=0)}
+        before = evalsha_calls(valkey)
+        await kit.store.check(account, demands)
+        assert (
+            evalsha_calls(valkey) - before == 2
+        )  # The plan was not known to this process: stale, then decided.
+        for n in range(3, 8):
+            await kit.store.check(account, demands)
+            assert evalsha_calls(valkey) - before == n
+        await kit.customers.set_plan("acme", "other")
+        before = evalsha_calls(valkey)
+        await kit.store.check(account, demands)
+        assert evalsha_calls(valkey) - before == 2
+
+
+async def test_i1_a_lost_script_costs_one_more_call_and_one_load(valkey: Server) -> None:
+    async with kit_at(valkey.url) as kit:
+        app = metered(kit)
+        await Client(app).get("acme")
+        await settled(kit)
+        valkey.command("SCRIPT", "FLUSH")
+        valkey.command("CONFIG", "RESETSTAT")
+        assert await asyncio.gather(*(Client(app).get("acme") for _ in range(50))) == [200] * 50
+        await settled(kit)
+        assert stats(valkey, "script|load")["calls"] == len(scripts.NAMES)
+        # 50 refused, 50 decided, 50 settled.
+        assert stats(valkey, "evalsha") == {"calls": 150, "failed_calls": 50}
+        assert await used(kit, "acme") == (51, 0)
+
+
+# Hung, and back.
+
+
+async def test_i9_a_hung_server_costs_a_request_one_timeout_and_no_hold(valkey: Server) -> None:
+    async with kit_at(valkey.url, store_timeout=0.5) as kit:
+        app = metered(kit)
+        await Client(app).get("acme")
+        await settled(kit)
+        with stopped(valkey):
+            began = time.monotonic()
+            allowed, denied = await asyncio.gather(Client(app).get("acme"), Client(app).get("acme", "/deny"))
+            first = time.monotonic() - began
+            assert (allowed, denied) == (200, 503)
+            assert 0.49 < first < 1.0
+            began = time.monotonic()
+            assert await Client(app).get("acme", "/deny") == 503
+            # The connection is known to be gone: answered at once, or after the time of a new one.
+            assert time.monotonic() - began < 1.0
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+        assert await Client(app).get("acme", "/deny") == 200
+
+        async def exact() -> bool:
+            # Allowed without the store is recorded; both holds that were taken late are given back.
+            return await used(kit, "acme") == (3, 0) and in_flight(valkey, "acme") == 0
+
+        await eventually(exact)
+
+
+async def test_nothing_is_sent_twice_but_numbered_settlements(valkey: Server, proxy: TcpProxy) -> None:
+    async with kit_at(proxy.url, store_timeout=0.05) as kit:
+        app = metered(kit)
+        await Client(app).get("acme")
+        await settled(kit)
+        valkey.command("CONFIG", "RESETSTAT")
+        await proxy.set("drop_reply")
+        assert await Client(app).get("acme", "/deny") == 503
+        await proxy.set("pass")
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+        await settled(kit)
+        assert stats(valkey, "evalsha")["calls"] == 1
+        assert await used(kit, "acme") == (1, 1)  # Held until it expires: nobody heard that it was.
+
+
+@pytest.mark.parametrize("path", ["/", "/deny"])
+async def test_i9_unreachable_at_the_start_is_one_clear_line_and_heals(
+    valkey: Server, proxy: TcpProxy, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    del valkey
+    await proxy.set("refuse")
+    with caplog.at_level(logging.INFO, logger="meterkit.store"):
+        async with kit_at(proxy.url) as kit:
+            app = metered(kit)
+            loud = [record for record in caplog.records if record.levelno >= logging.ERROR]
+            assert len(loud) == 1
+            assert f"the store at {kit.store.address} cannot be reached" in loud[0].getMessage()
+            for _ in range(20):
+                assert await Client(app).get("acme", path) == (503 if path == "/deny" else 200)
+            await asyncio.sleep(0.3)
+            assert [
+                r for r in caplog.records if r.name == "meterkit.store" and r.levelno >= logging.WARNING
+            ] == loud
+            await proxy.set("pass")
+            await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+            assert await Client(app).get("acme", path) == 200
+            await settled(kit)
+            # What was served without the store is recorded as well.
+            assert await used(kit, "acme") == (1 if path == "/deny" else 21, 0)
+
+
+async def test_i9_the_first_requests_wait_for_the_first_connection(valkey: Server) -> None:
+    kit = kit_at(valkey.url)
+    app = metered(kit)
+    assert await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(30))) == [200] * 30
+    await settled(kit)
+    assert await used(kit, "acme") == (30, 0)
+    await kit.stop()
+
+
+async def test_a_first_request_that_is_cancelled_does_not_stop_the_lane_from_connecting(
+    valkey: Server,
+) -> None:
+    for steps in range(1, 8):
+        kit = kit_at(valkey.url)
+        app = metered(kit)
+        first = asyncio.create_task(Client(app).get("acme", "/deny"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await eventually(lambda kit=kit: kit.store.lanes[asyncio.get_running_loop()].connected)  # type: ignore[misc]
+        assert await Client(app).get("acme", "/deny") == 200
+        await kit.stop()
+
+
+async def test_a_store_of_other_settings_is_refused_at_the_start_and_by_every_request(valkey: Server) -> None:
+    async with kit_at(valkey.url, shards=4):
+        pass
+    kit = kit_at(valkey.url, shards=8)
+    with pytest.raises(SettingsError, match="has 4 shards"):
+        await kit.start()
+    app = metered(kit)
+    statuses = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(5)))
+    assert statuses == [503] * 5
+    await kit.stop()
+
+
+async def test_a_store_that_turns_into_another_is_refused_until_it_is_the_old_one_again(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_at(valkey.url) as kit:
+        app = metered(kit)
+        valkey.command("HSET", "mk:meta", "shards", 8)
+        valkey.command("CLIENT", "KILL", "TYPE", "normal")
+        await eventually(lambda: "has 8 shards" in caplog.text)
+        assert await Client(app).get("acme", "/deny") == 503
+        valkey.command("HSET", "mk:meta", "shards", 4)
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+        assert await Client(app).get("acme", "/deny") == 200
+        assert caplog.text.count("has 8 shards") == 1
+
+
+async def test_client_kill_is_healed_and_nothing_is_lost(valkey: Server) -> None:
+    async with kit_at(valkey.url) as kit:
+        app = metered(kit)
+        count = 0
+        for _ in range(10):
+            tasks = [asyncio.create_task(Client(app).get("acme", "/deny")) for _ in range(30)]
+            await asyncio.sleep(0)
+            valkey.command("CLIENT", "KILL", "TYPE", "normal")
+            count += sum(status == 200 for status in await asyncio.gather(*tasks))
+            await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+        await settled(kit)
+        assert (await used(kit, "acme"))[0] == count
+
+
+async def test_two_connections_that_ended_are_both_closed_by_stop(valkey: Server) -> None:
+    sockets = open_sockets()
+    kit = kit_at(valkey.url, store_timeout=0.05)
+    await kit.start()
+    lane = kit.store.lanes[asyncio.get_running_loop()]
+    for _ in range(3):
+        with stopped(valkey):
+            with pytest.raises(StoreError):
+                await lane.ask(Echo("hung"))
+            assert not lane.connected
+        await eventually(lambda: lane.connected)
+    assert open_sockets() > sockets + 1
+    await kit.stop()
+    assert open_sockets() == sockets
+
+
+# Servers that refuse.
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "LOADING Redis is loading the dataset in memory",
+        "READONLY You can't write against a read only replica.",
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+        "NOAUTH Authentication required.",
+        "BUSY Redis is busy running a script.",
+        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "CLUSTERDOWN The cluster is down",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+        "ERR user_script:1: a bug",
+        "NOSCRIPT No matching script.",
+    ],
+)
+async def test_i9_a_refusing_server_is_a_clear_error_and_never_a_crash(
+    code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = like_redis(evalsha=lambda _: b"-%b\r\n" % code.encode())
+    async with FakeRedis(refusing) as fake, kit_at(fake.url) as kit:
+        app = metered(kit)
+        with pytest.raises(StoreError, match=re.escape(code)) as caught:
+            await kit.check("acme", "requests")
+        assert caught.value.executed is False
+        assert await Client(app).get("acme", "/deny") == 503
+        with caplog.at_level(logging.WARNING):
+            assert [await Client(app).get(f"c{n}", "/") for n in range(20)] == [200] * 20
+            await asyncio.sleep(0.3)
+        # Every shard has settlements that are refused; that is said, but not each time.
+        assert len(caplog.records) <= 4
+        lane = kit.store.lanes[asyncio.get_running_loop()]
+        assert lane.unsettled == 20
+        fake.answer = like_redis(evalsha=_as_a_store_that_works)
+        await settled(kit)
+
+
+def _as_a_store_that_works(words: list[bytes]) -> bytes:
+    return b":0\r\n" if words[1].decode() == RETIRE.sha else b"*2\r\n:0\r\n:1795000000000\r\n"
+
+
+async def test_the_real_refusals_of_a_replica_and_of_a_full_server_are_healed_without_a_restart(
+    tmp_path: Any,
+) -> None:
+    with spawn_server(directory=tmp_path) as server:
+        async with kit_at(server.url) as kit:
+            app = metered(kit)
+            assert await Client(app).get("acme", "/deny") == 200
+            server.command("REPLICAOF", "127.0.0.1", free_port())
+            assert await Client(app).get("acme", "/deny") == 503
+            assert await Client(app).get("acme", "/") == 200
+            server.command("REPLICAOF", "NO", "ONE")
+            await settled(kit)
+            server.command("CONFIG", "SET", "maxmemory", 1)
+            assert await Client(app).get("acme", "/deny") == 503
+            assert await Client(app).get("acme", "/") == 200
+            server.command("CONFIG", "SET", "maxmemory", 0)
+            await settled(kit)
+            assert await Client(app).get("acme", "/deny") == 200
+            await settled(kit)
+            assert await used(kit, "acme") == (4, 0)
+
+
+# I2.
+
+
+async def test_i2_a_request_that_one_of_several_limits_refuses_leaves_every_counter_as_it_was(
+    valkey: Server,
+) -> None:
+    async with kit_at(valkey.url) as kit:
+        await kit.customers.set_plan("acme", "narrow")
+        app = metered(kit)
+        # Two requests take 20 of 25 tokens and 2 of 3 an hour; a third has too few tokens left.
+        assert [await Client(app).get("acme", "/many") for _ in range(2)] == [200, 200]
+        await settled(kit)
+        before = _without_clock(counters(valkey, "acme"))
+        for _ in range(5):
+            assert await Client(app).get("acme", "/many") == 429
+            assert before == _without_clock(counters(valkey, "acme"))
+        # The third of the hour is still there for a request without tokens; then the rate is what refuses.
+        assert await Client(app).get("acme", "/") == 200
+        await settled(kit)
+        before = _without_clock(counters(valkey, "acme"))
+        for path in ("/", "/many"):
+            assert await Client(app).get("acme", path) == 429
+            assert before == _without_clock(counters(valkey, "acme"))
+
+
+async def test_i2_a_request_over_the_concurrency_limit_leaves_every_counter_as_it_was(valkey: Server) -> None:
+    entered, leave = asyncio.Semaphore(0), asyncio.Event()
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        entered.release()
+        await leave.wait()
+        await answer_ok(scope, receive, send)
+
+    async with kit_at(valkey.url) as kit:
+        await kit.customers.set_plan("acme", "narrow")
+        app = metered(kit, waits)
+        slow = [asyncio.create_task(Client(app).get("acme", "/many")) for _ in range(2)]
+        for _ in slow:
+            await entered.acquire()
+        before = _without_clock(counters(valkey, "acme"))
+        assert await Client(app).get("acme", "/") == 429
+        assert before == _without_clock(counters(valkey, "acme"))
+        leave.set()
+        assert await asyncio.gather(*slow) == [200, 200]
+        await settled(kit)
+        assert in_flight(valkey, "acme") == 0
+
+
+def _without_clock(fields: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if name not in {"t", "x"}}

@@ -1,0 +1,130 @@
+"""The store within the process stands in for a real one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from faults import Client, Echo, eventually, kit_at, metered, settled, used
+from meterkit.store import memory, scripts
+from meterkit.store.connection import ReplyError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+
+RETIRE = scripts.load("retire", dialect="fake")
+
+
+@pytest.fixture
+def customer() -> str:
+    """The store lives as long as the process: each test has a customer of its own."""
+    return f"customer-{uuid4()}"
+
+
+@pytest.fixture
+async def link() -> AsyncIterator[memory.MemoryLink]:
+    link = await memory.connect([RETIRE])
+    yield link
+    await link.close()
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def received(self, reply: Any) -> None:
+        self.heard.append(reply)
+
+
+async def test_requests_of_one_tick_are_answered_in_order(link: memory.MemoryLink) -> None:
+    ear, calls = Ear(), [Echo(f"call-{n}") for n in range(10)]
+    futures: list[asyncio.Future[Any]] = []
+    for call in calls:
+        futures.append(link.call(call))
+        link.post((call.packed,), ear)
+    assert [call.name.encode() for call in calls] == [(await future)[1] for future in futures]
+    assert [call.name.encode() for call in calls] == [reply[1] for reply in ear.heard]
+
+
+async def test_a_reply_that_nobody_waits_for_goes_back_to_its_call(link: memory.MemoryLink) -> None:
+    call = Echo("cancelled")
+    link.call(call).cancel()
+    await link.ask("PING")
+    assert call.orphans == [[0, b"cancelled"]]
+
+
+async def test_an_error_is_the_reply_of_one_request_with_its_code(link: memory.MemoryLink) -> None:
+    wrong = link.ask("EVALSHA", "0" * 40, 0)
+    odd = link.ask("LPUSH")
+    right = link.call(Echo("right"))
+    reply = await wrong
+    assert isinstance(reply, ReplyError)
+    assert reply.code == "NOSCRIPT"
+    assert isinstance(await odd, ReplyError)
+    assert (await right)[1] == b"right"
+
+
+async def test_what_was_asked_before_the_end_is_still_answered() -> None:
+    link = await memory.connect([RETIRE])
+    future = link.ask("PING")
+    await link.close()
+    await link.close()
+    assert await future
+    assert (link.open, link.gone) == (False, True)
+
+
+async def test_requests_are_decided_and_settled(customer: str) -> None:
+    async with kit_at("memory://") as kit:
+        app = metered(kit)
+        assert await asyncio.gather(*(Client(app).get(customer) for _ in range(20))) == [200] * 20
+        await settled(kit)
+        assert await used(kit, customer) == (20, 0)
+        await kit.customers.set_plan(customer, "narrow")
+        assert [await Client(app).get(customer) for _ in range(4)] == [200, 200, 200, 429]
+
+
+async def test_scripts_that_were_flushed_are_loaded_again(customer: str) -> None:
+    async with kit_at("memory://") as kit:
+        app = metered(kit)
+        await kit.record(customer, "tokens", 5)
+        admin: Any = memory.admin_client()
+        await admin.script_flush()
+        await kit.record(customer, "tokens", 5)
+        await admin.script_flush()
+        assert await Client(app).get(customer, "/deny") == 200
+        await admin.aclose()
+        await settled(kit)
+        assert await used(kit, customer, "tokens") == (10, 0)
+
+
+def test_what_one_loop_has_counted_the_next_one_sees(customer: str) -> None:
+    kit = kit_at("memory://")
+
+    async def record() -> tuple[int, int]:
+        async with kit:
+            await kit.record(customer, "tokens", 5)
+            return await used(kit, customer, "tokens")
+
+    assert [asyncio.run(record()) for _ in range(3)] == [(5, 0), (10, 0), (15, 0)]
+
+
+async def test_a_cancelled_request_holds_nothing(customer: str) -> None:
+    async with kit_at("memory://") as kit:
+        app = metered(kit)
+        for steps in range(6):
+            task = asyncio.create_task(Client(app).get(customer, "/deny"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        async def nothing_held() -> bool:
+            await settled(kit)
+            return (await used(kit, customer))[1] == 0
+
+        await eventually(nothing_held)

@@ -1,0 +1,400 @@
+"""The life of a kit: started, stopped, forgotten, forked, on several loops; nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import (
+    Client,
+    answer_ok,
+    eventually,
+    in_flight,
+    kit_at,
+    metered,
+    open_sockets,
+    settled,
+    stopped,
+    used,
+)
+from meterkit.errors import StoreError
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from starlette.types import Message
+
+    from meterkit import MeterKit
+    from servers import Server
+
+TESTS = str(Path(__file__).parent.parent)
+
+
+def run_program(program: str, url: str) -> tuple[str, str, int]:
+    """Run a program in a process where every warning, of unclosed sockets too, is an error."""
+    head = f"""
+        import asyncio, os, sys
+        sys.path.insert(0, {TESTS!r})
+        from faults import Client, kit_at, metered, settled, used
+        kit = kit_at({url!r})
+        app = metered(kit)
+        def post(quantity):
+            lane = kit.store.lanes[asyncio.get_running_loop()]
+            kit.store.post(lane, kit.store.accounts.get("acme"), {{"tokens": quantity}}, rated={{}})
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(head) + textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout, done.stderr, done.returncode
+
+
+def look(url: str, customer: str = "acme", meter: str = "tokens") -> tuple[int, int]:
+    async def ask() -> tuple[int, int]:
+        async with kit_at(url) as kit:
+            return await used(kit, customer, meter)
+
+    return asyncio.run(ask())
+
+
+def clients(server: Server) -> int:
+    """Connections to a server other than the one that asks."""
+    return int(server.command("INFO", "clients")["connected_clients"]) - 1
+
+
+@pytest.mark.anyio
+async def test_i7_starts_and_stops_are_counted_and_repeatable(valkey: Server) -> None:
+    sockets, tasks = open_sockets(), asyncio.all_tasks()
+    kit = kit_at(valkey.url)
+    for _ in range(3):
+        await kit.start()
+        await kit.start()
+        await kit.stop()
+        await kit.record("acme", "tokens", 1)
+        assert len(kit.store.lanes) == 1
+        await kit.stop()
+        assert kit.store.lanes == {}
+        await kit.stop()  # One too many is no harm.
+    assert await used(kit, "acme", "tokens") == (3, 0)  # Used again, it starts again.
+    await kit.stop()
+    assert open_sockets() == sockets
+    assert asyncio.all_tasks() == tasks
+    await eventually(lambda: clients(valkey) == 0)
+
+
+@pytest.mark.anyio
+async def test_starting_at_once_from_many_tasks_makes_one_connection(valkey: Server) -> None:
+    kit = kit_at(valkey.url)
+    before = clients(valkey)
+    await asyncio.gather(*(kit.start() for _ in range(20)))
+    assert clients(valkey) == before + 1
+    for _ in range(20):
+        await kit.stop()
+    await eventually(lambda: clients(valkey) == before)
+
+
+@pytest.mark.anyio
+async def test_stopping_settles_what_is_left(valkey: Server) -> None:
+    kit = kit_at(valkey.url)
+    await kit.start()
+    lane = kit.store.lanes[asyncio.get_running_loop()]
+    for _ in range(500):
+        kit.store.post(lane, kit.store.accounts.get("acme"), {"tokens": 2}, rated={})
+    await kit.stop()
+    assert await used(kit, "acme", "tokens") == (1000, 0)
+    await kit.stop()
+
+
+@pytest.mark.anyio
+async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.store.store._DRAIN_S", 0.1)
+    async with TcpProxy(valkey.port) as proxy:
+        kit = kit_at(proxy.url)
+        await kit.start()
+        await proxy.set("refuse")
+        await Client(metered(kit)).get("acme")
+        tasks = len(asyncio.all_tasks())
+        await kit.stop()
+        assert "1 settlements were not acknowledged when the kit stopped" in caplog.text
+        assert len(asyncio.all_tasks()) < tasks
+
+
+@pytest.mark.anyio
+async def test_i7_a_decision_on_its_way_when_the_kit_stops_holds_nothing(valkey: Server) -> None:
+    kit = kit_at(valkey.url)
+    await kit.start()
+    app = metered(kit)
+    for steps in range(1, 6):
+        request = asyncio.create_task(Client(app).get("acme", "/deny"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+    await kit.stop()
+    assert in_flight(valkey, "acme") == 0
+    assert (await used(kit, "acme"))[1] == 0
+    await kit.stop()
+
+
+@pytest.mark.anyio
+async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey: Server) -> None:
+    sockets = open_sockets()
+    for steps in range(8):
+        kit = kit_at(valkey.url)
+        starting = asyncio.create_task(kit.start())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await kit.stop()
+        await asyncio.gather(starting, return_exceptions=True)
+        await kit.stop()
+    await eventually(lambda: open_sockets() == sockets)
+
+
+@pytest.mark.anyio
+async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.store.store._DRAIN_S", 0.2)
+    sockets, loop = open_sockets(), asyncio.get_running_loop()
+    kit = kit_at(valkey.url, store_timeout=0.1)
+    await kit.start()
+    with stopped(valkey):
+        with pytest.raises(StoreError):
+            await kit.check("acme", "requests")
+        kit.store.post(kit.store.lanes[loop], kit.store.accounts.get("acme"), {"tokens": 1}, rated={})
+        began = loop.time()
+        await kit.stop()
+        assert loop.time() - began < 5
+        assert open_sockets() == sockets
+
+
+def test_i7_a_program_that_forgets_to_stop_ends_without_a_warning_and_loses_nothing(valkey: Server) -> None:
+    program = """
+        async def main():
+            await kit.start()
+            await kit.usage("acme")
+            for _ in range(300):
+                post(1)
+            asyncio.ensure_future(asyncio.sleep(100))
+            await asyncio.sleep(0)
+        for _ in range(3):
+            asyncio.run(main())
+    """
+    assert run_program(program, valkey.url) == ("", "", 0)
+    assert look(valkey.url) == (900, 0)
+
+
+def test_i7_a_request_that_the_end_of_a_loop_cancels_holds_nothing(valkey: Server) -> None:
+    program = """
+        async def main(steps):
+            await kit.start()
+            requests = [asyncio.ensure_future(Client(app).get("acme")) for _ in range(10)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+        for n in range(10):
+            asyncio.run(main(1 + n % 2))
+    """
+    assert run_program(program, valkey.url) == ("", "", 0)
+    assert look(valkey.url, meter="requests") == (0, 0)
+    assert in_flight(valkey, "acme") == 0
+
+
+def test_a_program_that_ends_in_the_middle_of_a_recovery_loses_nothing(valkey: Server) -> None:
+    program = """
+        async def main():
+            await kit.start()
+            admin = await kit.store.admin()
+            for step in range(12):
+                post(1)
+                await admin.client.client_kill_filter(_type="normal")
+                for _ in range(step):
+                    await asyncio.sleep(0)
+                post(1)
+        asyncio.run(main())
+    """
+    stdout, stderr, code = run_program(program, valkey.url)
+    assert (stdout, code) == ("", 0), stderr
+    # What is said is that connections ended; nothing else is.
+    assert {"the store's connection ended; connecting again", "the store is connected again"} >= set(
+        stderr.splitlines()
+    )
+    assert look(valkey.url) == (24, 0)
+
+
+def test_a_program_that_raises_ends_without_a_warning(valkey: Server) -> None:
+    program = """
+        async def main():
+            await kit.start()
+            post(7)
+            raise SystemExit(3)
+        asyncio.run(main())
+    """
+    assert run_program(program, valkey.url) == ("", "", 3)
+    assert look(valkey.url) == (7, 0)
+
+
+def test_two_loops_at_once_have_a_connection_each_and_share_the_kit(valkey: Server) -> None:
+    kit = kit_at(valkey.url)
+    both = threading.Barrier(2)
+    seen: list[int] = []
+
+    async def work() -> None:
+        async with kit:
+            await kit.record("acme", "tokens", 1)
+            await asyncio.to_thread(both.wait, 20)
+            seen.append(len(kit.store.lanes))
+            await asyncio.to_thread(both.wait, 20)
+            statuses = await asyncio.gather(*(Client(metered(kit)).get("acme") for _ in range(50)))
+            assert statuses == [200] * 50
+            await settled(kit)
+
+    threads = [threading.Thread(target=asyncio.run, args=(work(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [2, 2]
+    assert kit.store.lanes == {}
+    assert look(valkey.url) == (2, 0)
+    assert look(valkey.url, meter="requests") == (100, 0)
+
+
+@pytest.mark.anyio
+async def test_the_lifespan_starts_and_stops_the_kit(valkey: Server) -> None:
+    kit = kit_at(valkey.url)
+    to_app: asyncio.Queue[Message] = asyncio.Queue()
+    from_app: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def lifespan(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await answer_ok(scope, receive, send)
+            return
+        for phase in ("startup", "shutdown"):
+            assert (await receive())["type"] == f"lifespan.{phase}"
+            await send({"type": f"lifespan.{phase}.complete"})
+
+    app = metered(kit, lifespan)
+    running = asyncio.create_task(app({"type": "lifespan", "asgi": {}}, to_app.get, from_app.put))
+    to_app.put_nowait({"type": "lifespan.startup"})
+    assert (await from_app.get())["type"] == "lifespan.startup.complete"
+    assert _lanes(kit) == 1
+    assert await Client(app).get("acme", "/deny") == 200
+    to_app.put_nowait({"type": "lifespan.shutdown"})
+    assert (await from_app.get())["type"] == "lifespan.shutdown.complete"
+    await running
+    assert _lanes(kit) == 0
+    assert await used(kit, "acme") == (1, 0)
+    await kit.stop()
+
+
+@pytest.mark.anyio
+async def test_a_lifespan_that_fails_stops_the_kit(valkey: Server) -> None:
+    kit = kit_at(valkey.url)
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        del scope, send
+        await receive()
+        raise RuntimeError("no database")
+
+    async def startup() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def nobody(message: Message) -> None:
+        raise AssertionError(message)
+
+    with pytest.raises(RuntimeError, match="no database"):
+        await metered(kit, fails)({"type": "lifespan", "asgi": {}}, startup, nobody)
+    assert _lanes(kit) == 0
+
+
+def test_without_a_lifespan_the_first_request_starts_the_kit(valkey: Server) -> None:
+    program = """
+        async def main():
+            print(await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(10))))
+        asyncio.run(main())
+    """
+    assert run_program(program, valkey.url) == (f"{[200] * 10}\n", "", 0)
+    assert look(valkey.url, meter="requests") == (10, 0)
+
+
+def test_a_kit_that_was_loaded_before_the_fork_serves_in_every_child(valkey: Server) -> None:
+    program = """
+        async def serve():
+            statuses = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(25)))
+            await settled(kit)
+            return statuses
+        asyncio.run(serve())  # The parent has used it, too.
+        children = []
+        for _ in range(4):
+            pid = os.fork()
+            if pid == 0:
+                ok = asyncio.run(serve()) == [200] * 25
+                os._exit(0 if ok else 1)
+            children.append(pid)
+        print([os.waitpid(pid, 0)[1] for pid in children])
+    """
+    assert run_program(program, valkey.url) == ("[0, 0, 0, 0]\n", "", 0)
+    assert look(valkey.url, meter="requests") == (125, 0)
+
+
+def test_a_child_leaves_the_parents_connection_alone(valkey: Server) -> None:
+    program = """
+        async def main():
+            async with kit:
+                await kit.record("acme", "tokens", 1)
+                pid = os.fork()
+                if pid == 0:
+                    assert kit.store.lanes == {}
+                    asyncio._set_running_loop(None)
+                    async def child():
+                        async with kit:
+                            await kit.record("acme", "tokens", 10)
+                    asyncio.run(child())
+                    os._exit(0)
+                print((await asyncio.to_thread(os.waitpid, pid, 0))[1])
+                for _ in range(10):
+                    await kit.record("acme", "tokens", 100)
+                lane = kit.store.lanes[asyncio.get_running_loop()]
+                print(lane.connected, lane.unsettled)
+        asyncio.run(main())
+    """
+    assert run_program(program, valkey.url) == ("0\nTrue 0\n", "", 0)
+    assert look(valkey.url) == (1011, 0)
+
+
+@pytest.mark.anyio
+async def test_administration_asked_for_by_many_at_once_is_one_client(valkey: Server) -> None:
+    sockets = open_sockets()
+    kit = kit_at(valkey.url)
+    await asyncio.gather(*(kit.usage(f"c{n}") for n in range(20)))
+    first = await kit.store.admin()
+    assert first is await kit.store.admin()
+    await kit.stop()
+    assert open_sockets() == sockets
+
+
+@pytest.mark.anyio
+async def test_nothing_is_logged_about_a_healthy_life(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with kit_at(valkey.url) as kit:
+            await kit.record("acme", "tokens", 1)
+            await Client(metered(kit)).get("acme")
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def _lanes(kit: MeterKit) -> int:
+    return len(kit.store.lanes)

@@ -1,0 +1,142 @@
+"""Imports point backwards along one line, and there are no cycles."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import meterkit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+LINE = (
+    ("errors",),
+    ("settings",),
+    ("catalog",),
+    ("store",),
+    ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
+    ("fastapi",),
+    ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
+    ("testing",),
+    ("cli",),
+    ("__main__",),
+)
+PLACE = {room: place for place, rooms in enumerate(LINE) for room in rooms}
+
+
+def sources() -> dict[str, str]:
+    """Module to source, for all of meterkit."""
+    root = Path(meterkit.__file__).parent
+    found: dict[str, str] = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = ("meterkit", *path.relative_to(root).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return found
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(module: str, known: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """The lines and modules of meterkit that a module imports, whether to run or only to check types."""
+    for node in ast.walk(ast.parse(known[module])):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            inside = [f"{origin}.{alias.name}" for alias in node.names]
+            names = [name if name in known else origin for name in inside]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+            names = [str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name in known)
+
+
+def violations(known: Mapping[str, str]) -> list[str]:
+    """Every import that points forwards, sideways between rooms, or into a circle."""
+    found: list[str] = []
+    graph: dict[str, set[str]] = {}
+    for module in known:
+        here = room_of(module)
+        graph[module] = set()
+        if here not in PLACE:
+            found.append(f"{module}: {here} has no place in the line")
+            continue
+        for line, target in imports(module, known):
+            there = room_of(target)
+            if module != "meterkit":  # It imports a name when that is first used.
+                graph[module].add(target)
+                if there != here and PLACE.get(there, len(LINE)) >= PLACE[here]:
+                    found.append(f"{module}:{line} imports {target}")
+    return found + [f"a circle through {module}" for module in sorted(circles(graph))]
+
+
+def circles(graph: Mapping[str, set[str]]) -> set[str]:
+    """The modules from which imports lead back to themselves."""
+    found: set[str] = set()
+    for start in graph:
+        seen: set[str] = set()
+        ahead = list(graph[start])
+        while ahead:
+            module = ahead.pop()
+            if module not in seen:
+                seen.add(module)
+                ahead += graph[module]
+        if start in seen:
+            found.add(start)
+    return found
+
+
+def test_imports_point_backwards_and_there_are_no_circles() -> None:
+    known = sources()
+    assert len(known) > 50
+    assert [] == violations(known)
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        (
+            {"meterkit.store.keys": "from meterkit.asgi import headers"},
+            ["meterkit.store.keys:1 imports meterkit.asgi.headers"],
+        ),
+        (
+            {"meterkit.asgi.headers": "import x\nfrom meterkit.delivery.seal import Seal"},
+            ["meterkit.asgi.headers:2 imports meterkit.delivery.seal"],
+        ),
+        (
+            {"meterkit.catalog.load": "if TYPE_CHECKING:\n    from meterkit.kit import MeterKit"},
+            ["meterkit.catalog.load:2 imports meterkit.kit"],
+        ),
+        (
+            {"meterkit.delivery.seal": "from meterkit import MeterKit"},
+            ["meterkit.delivery.seal:1 imports meterkit"],
+        ),
+        (
+            {"meterkit.store.keys": "def late():\n    import_module('meterkit.cli')"},
+            ["meterkit.store.keys:2 imports meterkit.cli"],
+        ),
+        (
+            {
+                "meterkit.store.keys": "from meterkit.store import lane",
+                "meterkit.store.lane": "from meterkit.store.keys import KEYS",
+            },
+            ["a circle through meterkit.store.keys", "a circle through meterkit.store.lane"],
+        ),
+        ({"meterkit.helpers": ""}, ["meterkit.helpers: helpers has no place in the line"]),
+        ({"meterkit.cli": "from meterkit import MeterKit\nfrom meterkit.testing import Clock"}, []),
+    ],
+)
+def test_a_planted_violation_is_found(planted: dict[str, str], found: list[str]) -> None:
+    names = (
+        *("meterkit", "meterkit.errors", "meterkit.catalog", "meterkit.catalog.load", "meterkit.store"),
+        *("meterkit.store.keys", "meterkit.asgi", "meterkit.asgi.headers", "meterkit.delivery"),
+        *("meterkit.delivery.seal", "meterkit.kit", "meterkit.testing", "meterkit.cli"),
+    )
+    assert found == violations(dict.fromkeys(names, "") | planted)

@@ -1,0 +1,136 @@
+"""The README and the documentation: what they show is loaded, run and found."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import typer
+import yaml
+
+from meterkit.catalog import loads
+from meterkit.cli.app import app
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import CodeType
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+\.md)(?:#[^)]*)?\)")
+COMMAND = re.compile(r"(?:^\$ |`)meterkit ([a-z][^`\n]*)", re.MULTILINE)
+# What a fragment of a plans file is completed with.
+REST = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+"""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def completed(text: str) -> str:
+    """A whole plans file: fragments get what they leave out."""
+    given: Mapping[str, Any] = yaml.safe_load(text)
+    rest: dict[str, Any] = yaml.safe_load(REST)
+    missing = {key: value for key, value in rest.items() if key not in given}
+    return (yaml.safe_dump(missing) if missing else "") + text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_plans_file_that_is_shown_loads(name: str) -> None:
+    for text in blocks(ROOT / name, "yaml"):
+        loads(completed(text), source=name)
+
+
+def test_a_plans_file_that_does_not_load_is_noticed() -> None:
+    with pytest.raises(Exception, match="unknown key 'anonymos'"):
+        loads(completed("anonymos: deny\n"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(ROOT / name, "python")])
+def test_all_python_of_a_page_runs_in_its_order(
+    name: str, tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = [text for text in blocks(ROOT / name, "yaml") if text.startswith("schema: 1")]
+    (tmp_path / "plans.yaml").write_text(plans[0] if plans else REST)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METERKIT_REDIS_URL", store_url)
+    run(blocks(ROOT / name, "python"), name)
+
+
+def run(texts: list[str], name: str) -> None:
+    names: dict[str, Any] = {"__name__": "shown"}
+
+    async def one_after_another() -> None:
+        for text in texts:
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            code: CodeType = compile(text, name, "exec", flags=flags, dont_inherit=True)
+            waited: Any = eval(code, names)  # noqa: S307 - It is our own documentation.
+            if waited is not None:
+                await waited
+
+    asyncio.run(one_after_another())
+
+
+def test_python_that_does_not_run_is_noticed() -> None:
+    with pytest.raises(AssertionError):
+        run(["found = 1\n", "import asyncio\nawait asyncio.sleep(0)\nassert found == 2\n"], "shown")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_that_is_shown_exists(name: str) -> None:
+    for words in COMMAND.findall((ROOT / name).read_text()):
+        assert command_exists(words.split()), words
+
+
+def command_exists(words: list[str]) -> bool:
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        if not words or words[0] not in command.commands:
+            return False
+        command, words = command.commands[words[0]], words[1:]
+    known = {option for parameter in command.params for option in parameter.opts}
+    return all(word.partition("=")[0] in known for word in words if word.startswith("--"))
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    assert command_exists(["flush", "--all"])
+    assert not command_exists(["flush", "--everything"])
+    assert not command_exists(["reconcile"])
+    assert not command_exists(["customers", "rename"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_page_that_is_linked_to_is_there(name: str) -> None:
+    page = ROOT / name
+    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).is_file()]
+    assert missing == []
+
+
+def test_a_promise_that_is_kept_has_tests_with_its_number() -> None:
+    rows = re.findall(r"^\| I(\d+) \|.*\| ([^|]+) \|$", (ROOT / "docs/promises.md").read_text(), re.MULTILINE)
+    assert [str(number) for number in range(1, 13)] == [number for number, _ in rows]
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    claimed = [number for number, said in rows if not said.startswith("later")]
+    assert [] == [number for number in claimed if not re.search(rf"def test_i{number}_", tests)]
+
+
+def test_every_public_setting_is_documented() -> None:
+    from meterkit.settings import Settings
+
+    told = (ROOT / "docs/settings.md").read_text()
+    assert [] == [name for name in Settings.model_fields if f"`METERKIT_{name.upper()}`" not in told]
