@@ -15,6 +15,7 @@ from meterkit.store.keys import meter_token
 from meterkit.store.program import Demand, compile_program
 from meterkit.store.resp import pack, pack_each
 from meterkit.store.state import NO_STATE, CustomerState, Status
+from meterkit.store.writers import pack_place
 from store.script_checks import Checks
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, Times, Use, View
@@ -275,7 +276,7 @@ class World(Checks):
         if self.random.random() < 0.08:
             number = max(1, number + self.random.choice((-2, -1, -1, 1, 2)))
         head, tail = ending.pack()
-        packed = head + pack_each([self.keys.writer(0, writer)]) + tail + pack_each([number])
+        packed = head + pack_each([self.keys.writer(0, writer)]) + tail + pack_place(ending.slot, number)
         times, request = self._clocks("settle", packed)
         use = Use(
             held=ending.held,

@@ -19,6 +19,7 @@ from meterkit.store.program import Demand
 from meterkit.store.resp import pack_each
 from meterkit.store.state import CustomerState
 from meterkit.store.usage import usage_of
+from meterkit.store.writers import pack_place
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
 from store.script_plans import CUSTOMERS
@@ -187,7 +188,8 @@ def settle(
     )
     head, tail = ending.pack()
     world.numbers["w"] += 1
-    return world.wire(head + pack_each(["mk:{0}:w:w"]) + tail + pack_each([world.numbers["w"], world.wall]))
+    place = pack_place(slot, world.numbers["w"]) + pack_each([world.wall])
+    return world.wire(head + pack_each(["mk:{0}:w:w"]) + tail + place)
 
 
 def usage(world: World, name: str) -> CustomerUsage:

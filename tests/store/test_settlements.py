@@ -33,7 +33,7 @@ from meterkit.errors import StoreError
 from meterkit.store import writers
 from meterkit.store.endings import Ending
 from meterkit.store.keys import Keys
-from meterkit.store.writers import Stream
+from meterkit.store.writers import Stream, pack_place
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server
@@ -226,7 +226,7 @@ class Line:
         self.complaints.append(message)
 
     def numbers(self) -> list[int]:
-        return [int(packed.split(b"\r\n")[1]) for packed, _ in self.sent]
+        return [int(packed.split(b"\r\n")[3]) for packed, _ in self.sent]
 
 
 class Paper:
@@ -235,6 +235,7 @@ class Paper:
     def __init__(self) -> None:
         self.waiter: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
         self.told: list[Any] = []
+        self.slot = 0
 
     def pack(self) -> tuple[bytes, bytes]:
         return b"head", b"tail"
@@ -439,8 +440,7 @@ async def test_a_duplicate_a_gap_and_a_retired_writer_apply_nothing(valkey: Serv
                 def received(self, reply: Any) -> None:
                     heard.set_result(reply)
 
-            text = b"%d" % number
-            packed = (head, writer.packed_key, tail, b"$%d\r\n%b\r\n" % (len(text), text))
+            packed = (head, writer.packed_key, tail, pack_place(0, number))
             assert lane.post(packed, Receiver())
             return await heard
 

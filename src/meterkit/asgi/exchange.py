@@ -170,13 +170,7 @@ class Exchange:
             return
         billed = self._outcome() in self._route.charge_on
         if call is not None and call.program.settles:
-            self._store.end(
-                lane,
-                self._account,
-                call.program,
-                self._reply[1] // HOLD_SLOT_MS,
-                recorded=call.program.settled if billed else _NOTHING,
-            )
+            self._store.end(lane, call, self._reply[1] // HOLD_SLOT_MS, billed=billed)
         elif call is None:
             # Decided without the store: its rates have not seen it either.
             recorded = dict(recorded or _NOTHING)

@@ -45,15 +45,17 @@ class DecideCall:
         program: what is asked.
         preset: the refusal that follows from the state alone and only wants its rev confirmed, or None.
         standing: what the customer's state came to when this was packed.
+        endings: how its requests end, billed or not, as long as a slot of holds lasts.
     """
 
-    __slots__ = ("account", "packed", "preset", "program", "standing")
+    __slots__ = ("account", "endings", "packed", "preset", "program", "standing")
 
     def __init__(self, account: Account, program: Program, preset: Decision | None, mode: str) -> None:
         self.account = account
         self.program = program
         self.preset = preset
         self.standing = account.standing
+        self.endings: dict[bool, Any] = {}
         self.packed = account.pack_decide(program, "v" if preset is not None else mode)
 
     def orphaned(self, reply: Any) -> None:

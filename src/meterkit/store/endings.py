@@ -64,14 +64,14 @@ class Ending:
         self.waiter = waiter
 
     def pack(self) -> tuple[bytes, bytes]:
-        """The request up to the writer's key, and from there to the number."""
+        """The request up to the writer's key, and from there to the slot and the number."""
         account = self.account
         packed = account.endings.get(self.key) if self.key is not None else None
         if packed is None:
             packed = self._pack()
             if self.key is not None:
                 account.endings[self.key] = packed
-        return packed[0], b"%b$%d\r\n%d\r\n" % (packed[1], len(str(self.slot)), self.slot)
+        return packed
 
     def stale(self, reply: list[Any]) -> None:
         """Take the state that the store has come to since."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.decision import Decision
     from meterkit.store.lane import Link
-    from meterkit.store.program import Demand, Program
+    from meterkit.store.program import Demand
     from meterkit.store.scripts import Script
 
 __all__ = ["Store"]
@@ -264,22 +264,23 @@ class Store:
     def _release(self, call: DecideCall, slot: int) -> None:
         lane = self.lanes.get(asyncio.get_running_loop())
         if lane is not None:
-            self.end(lane, call.account, call.program, slot, recorded={})
+            self.end(lane, call, slot, billed=False)
 
-    def end(
-        self, lane: Lane, account: Account, program: Program, slot: int, *, recorded: Mapping[str, int]
-    ) -> None:
-        """Give back what an allowed decision held, and record what it came to."""
-        ending = Ending(
-            account,
-            held=program.held,
-            flights=program.flights,
-            recorded=recorded,
-            rated={},
-            slot=slot,
-            key=(id(program), bool(recorded)),
-        )
-        lane.settle(ending, account.keys.shard)
+    def end(self, lane: Lane, call: DecideCall, slot: int, *, billed: bool) -> None:
+        """Give back what an allowed decision held, and record what it came to: all of it, or nothing."""
+        ending: Ending | None = call.endings.get(billed)
+        if ending is None or ending.slot != slot:
+            program = call.program
+            ending = call.endings[billed] = Ending(
+                call.account,
+                held=program.held,
+                flights=program.flights,
+                recorded=program.settled if billed else _NOTHING,
+                rated=_NOTHING,
+                slot=slot,
+                key=(id(program), billed),
+            )
+        lane.settle(ending, call.account.keys.shard)
 
     def post(
         self, lane: Lane, account: Account, recorded: Mapping[str, int], *, rated: Mapping[str, int]

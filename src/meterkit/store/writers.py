@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.keys import Keys
 
-__all__ = ["Line", "Settlement", "Stream"]
+__all__ = ["Line", "Settlement", "Stream", "pack_place"]
 
 _log = logging.getLogger("meterkit.store")
 
@@ -40,10 +40,11 @@ _WINDOW_FIRST: Final = 16
 class Settlement(Protocol):
     """What a request came to, ready to be numbered."""
 
+    slot: int
     waiter: asyncio.Future[None] | None
 
     def pack(self) -> tuple[bytes, bytes]:
-        """The request up to the writer's key, and from there to the number, by the state in force."""
+        """The request up to the writer's key, and from there to its place, by the state in force."""
         ...
 
     def stale(self, reply: list[Any]) -> None:
@@ -51,6 +52,11 @@ class Settlement(Protocol):
 
     def refused(self, field: bytes) -> None:
         """Take word that the store can never apply this."""
+
+
+def pack_place(slot: int, number: int) -> bytes:
+    """The slot of a settlement's holds and its number, as the request ends but for the clock."""
+    return b"$8\r\n%08d\r\n$12\r\n%012d\r\n" % (slot, number)
 
 
 class Line(Protocol):
@@ -213,11 +219,11 @@ class Stream:
     def _send(self, settlement: Settlement) -> bool:
         writer = self.writer
         head, tail = settlement.pack()
-        number = b"%d" % (writer.number + 1)
-        packed = (head, writer.packed_key, tail, b"$%d\r\n%b\r\n" % (len(number), number))
+        number = writer.number + 1
+        packed = (head, writer.packed_key, tail, pack_place(settlement.slot, number))
         if not self._line.post(packed, writer):
             return False
-        writer.number += 1
+        writer.number = number
         writer.inflight.append(settlement)
         return True
 
