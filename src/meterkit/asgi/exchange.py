@@ -54,27 +54,12 @@ class Exchange:
     the last byte of its response, or when the app ends without one.
     """
 
-    __slots__ = (
-        "_account",
-        "_begun",
-        "_call",
-        "_complete",
-        "_failed",
-        "_gone",
-        "_lane",
-        "_nothing_to_settle",
-        "_recorded",
-        "_reply",
-        "_route",
-        "_scope",
-        "_send",
-        "_settled",
-        "_status",
-        "_store",
-        "_trailers",
-        "decision",
-        "told",
-    )
+    # Most requests leave these as they are: kept in the class, they cost nothing per request.
+    told: Told | None = None
+    decision: Decision | None = None
+    _recorded: dict[str, int] | None = None
+    _status = 0
+    _begun = _complete = _gone = _failed = _trailers = _settled = False
 
     def __init__(
         self,
@@ -95,12 +80,7 @@ class Exchange:
         self._reply = reply
         self._scope = scope
         self._send = send
-        self._recorded: dict[str, int] | None = None
-        self._status = 0
-        self._begun = self._complete = self._gone = self._failed = self._trailers = self._settled = False
         self._nothing_to_settle = call is not None and not call.program.settles
-        self.decision: Decision | None = None
-        self.told: Told | None = None
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
@@ -119,10 +99,10 @@ class Exchange:
                 self._trailers = bool(message["trailers"])
             told, call = self.told, self._call
             if told is not None and call is not None:
-                headers = message.get("headers", ())
-                headers = told.add(headers, self._route.headers, call, self._reply, self._scope["headers"])
                 message = dict(message)
-                message["headers"] = headers
+                message["headers"] = told.add(
+                    message.get("headers", ()), call, self._reply, self._scope["headers"]
+                )
         elif self._ends(kind, message):
             return self._finish(message)
         return self._send(message)

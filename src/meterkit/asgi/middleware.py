@@ -153,7 +153,7 @@ class MeterMiddleware:
                 passed = Exchange(store, lane, account, route, call, reply, scope, send)
                 if route.headers != "none":
                     program = call.program
-                    passed.told = self._told.get(program) or self._told.setdefault(program, Told(program))
+                    passed.told = self._told.get(program) or self._tell(program, route)
                 return passed
             passed = self._refused(call, reply, lane, route, scope, send)
         if isinstance(passed, Decision):
@@ -164,6 +164,10 @@ class MeterMiddleware:
                 await self._refuser.refuse(passed, route, call, account, scope, receive, send)
             return None
         return passed
+
+    def _tell(self, program: Program, route: Route) -> Told:
+        told = self._told[program] = Told(program, route.headers)
+        return told
 
     async def _account(self, found: object, scope: Scope) -> Account:
         """The account of a customer not met before, or of nobody in particular."""

@@ -17,18 +17,25 @@ if TYPE_CHECKING:
 __all__ = ["Told"]
 
 _OURS: Final = frozenset({b"ratelimit", b"ratelimit-policy"})
+_LENGTHS: Final = frozenset(map(len, _OURS))
 _ORIGIN: Final = b"origin"
 _WINDOWS: Final = 2  # the kinds of measure that are windows: 1 and 2
 
 
 class Told:
-    """Writes the limit fields of allowed answers."""
+    """Writes the limit fields of allowed answers.
 
-    __slots__ = ("_measures", "_policies", "_policy_pair", "_starts")
+    Args:
+        program: what is asked of the customer's plan.
+        mode: which family of fields the route sends.
+    """
 
-    def __init__(self, program: Program) -> None:
+    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_starts")
+
+    def __init__(self, program: Program, mode: Headers) -> None:
         policies = [measure.policy for measure in program.measures]
         self._measures = program.measures
+        self._mode: Headers = mode
         self._policies = policy_field(policies)
         self._policy_pair = (b"ratelimit-policy", self._policies)
         self._starts = [quoted(policy.name) + b";r=" for policy in policies]
@@ -36,7 +43,6 @@ class Told:
     def add(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        mode: Headers,
         call: DecideCall,
         reply: list[int],
         request_headers: Iterable[tuple[bytes, bytes]],
@@ -45,7 +51,6 @@ class Told:
 
         Args:
             headers: what the app answers.
-            mode: which family of fields the route sends.
             call: the decision.
             reply: what the store replied to it: ``{0, now, n, remaining}``.
             request_headers: what the client sent.
@@ -53,31 +58,33 @@ class Told:
         _, now_ms, nth, left = reply
         for name, _ in request_headers:
             if name == _ORIGIN:
-                return merge(headers, self._fields(mode, call, reply), expose=True)
-        if mode != "ietf" or not nth:
-            return merge(headers, self._fields(mode, call, reply), expose=False)
+                return merge(headers, self._fields(call, reply), expose=True)
+        if self._mode != "ietf" or not nth:
+            return merge(headers, self._fields(call, reply), expose=False)
         items = list(headers)
         for name, _ in items:
-            if name.lower() in _OURS:
-                return merge(items, self._fields(mode, call, reply), expose=False)
-        measure, left = self._measures[nth - 1], max(0, left)
+            if len(name) in _LENGTHS and name.lower() in _OURS:
+                return merge(items, self._fields(call, reply), expose=False)
+        measure = self._measures[nth - 1]
         if measure.kind <= _WINDOWS:
             reset: int | None = measure.window - now_ms % measure.window
         else:
             reset = reset_ms(measure, left, now_ms, call.period_end_ms(now_ms))
         # As meterkit.asgi.headers.limit_field has it, but for the name, which is written already.
+        left = max(left, 0)
         if reset is None:
             limit = b"%b%d" % (self._starts[nth - 1], left)
         else:
             limit = b"%b%d;t=%d" % (self._starts[nth - 1], left, (reset + 999) // 1000)
-        return [*items, self._policy_pair, (b"ratelimit", limit)]
+        items += (self._policy_pair, (b"ratelimit", limit))
+        return items
 
-    def _fields(self, mode: Headers, call: DecideCall, reply: list[int]) -> list[tuple[bytes, bytes]]:
+    def _fields(self, call: DecideCall, reply: list[int]) -> list[tuple[bytes, bytes]]:
         _, now_ms, nth, left = reply
         measure = self._measures[nth - 1] if nth else None
         reset = None if measure is None else reset_ms(measure, left, now_ms, call.period_end_ms(now_ms))
         return fields(
-            mode,
+            self._mode,
             policies=self._policies,
             limit=None if measure is None else measure.policy,
             remaining=max(0, left),
