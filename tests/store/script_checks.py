@@ -56,10 +56,14 @@ class Checks:
         for writer in self.writers:
             known = self.model.writers[writer]
             text = "c" * known.retired + str(known.last)
-            found = self.ask("GET", self.keys.writer(0, writer))
+            key = self.keys.writer(0, writer)
+            found = self.ask("GET", key)
             self.compare(
                 f"writer {writer}", text if known.last or known.retired else "", (found or b"").decode()
             )
+            if found:  # Eight days by the server's own clock, less the minutes that a test may take.
+                lives = 690_000_000 < self.ask("PTTL", key) <= 691_200_000
+                self.compare(f"life of {writer}", True, lives)
         self._check_usage(name)
 
     def _check_totals(self, customer: Customer, keys: CustomerKeys) -> None:
