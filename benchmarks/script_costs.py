@@ -32,8 +32,7 @@ SCRIPTS: dict[str, tuple[str, list[object]]] = {
     ),
     "reply of four numbers": ("return {0, 1795161368817, 1, 5}", []),
     "four local functions": (
-        "local function a() end local function b() end "
-        "local function c() end local function d() end return 1",
+        "local function a() end local function b() end local function c() end local function d() end",
         [],
     ),
     "TIME": ("local t = redis.call('TIME') return 1", []),
