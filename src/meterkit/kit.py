@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from meterkit.store.decision import Decision
+    from meterkit.store.periods import Bounds
     from meterkit.store.usage import CustomerUsage
 
 __all__ = ["MeterKit"]
@@ -63,6 +64,8 @@ class MeterKit:
     ) -> None:
         self.settings = Settings.load(**settings)
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
+        if self.settings.flushes and self.settings.stripe_api_key is not None:
+            self._transport()  # What it cannot work with is refused now, not by a task in the background.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         if self.settings.redis_url is None:
             _logger.info("the store is %s: %s", choice.address, choice.why)
@@ -160,7 +163,8 @@ class MeterKit:
             customer: the customer's id.
             meter: a counter of the plans file.
             quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
-            event_id: the app's own name of this usage; the same one counts once in 35 days.
+            event_id: the app's own name of this usage; the same one counts once in 35 days, whatever the
+                meter: a call that is recorded on two meters needs two ids.
             occurred_at: when it happened (aware); default: now. It must lie in the current billing period.
 
         Raises:
@@ -170,7 +174,7 @@ class MeterKit:
         demands = self._demands(meter, quantity)
         account = self.store.accounts.get(check_customer(customer))
         if occurred_at is not None:
-            self._check_occurred_at(occurred_at, account.standing.bounds.start_ms)
+            self._check_occurred_at(occurred_at, account.standing.bounds)
         await self.store.record(
             account, {name: demand.taken for name, demand in demands.items()}, event_id=event_id
         )
@@ -209,17 +213,7 @@ class MeterKit:
     @asynccontextmanager
     async def _flusher(self) -> AsyncGenerator[Flusher]:
         settings = self.settings
-        if settings.stripe_api_key is None:
-            raise SettingsError(
-                "stripe_api_key", "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
-            )
-        if settings.stripe_transport != "v1":
-            raise SettingsError(
-                "stripe_transport", "stripe_transport: v2-stream is not in this release; use v1"
-            )
-        transport = StripeV1Transport(
-            settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
-        )
+        transport = self._transport()
         # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
         sandbox = not settings.live and settings.stripe_api_base is None
         try:
@@ -227,10 +221,25 @@ class MeterKit:
         finally:
             await transport.close()
 
-    def _check_occurred_at(self, occurred_at: datetime, start_ms: int) -> None:
+    def _transport(self) -> StripeV1Transport:
+        settings = self.settings
+        if settings.stripe_api_key is None:
+            raise SettingsError(
+                "stripe_api_key", "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
+            )
+        if settings.stripe_transport != "v1":
+            message = "stripe_transport: v2-stream is not in this release; use v1"
+            raise SettingsError("stripe_transport", message)
+        return StripeV1Transport(
+            settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
+        )
+
+    def _check_occurred_at(self, occurred_at: datetime, bounds: Bounds) -> None:
         if occurred_at.tzinfo is None:
             raise MeterkitError("occurred_at: found a naive datetime; give it a time zone, UTC for example")
-        if not start_ms <= to_ms(occurred_at) <= self.store.now_ms() + 60_000:
+        now_ms = self.store.now_ms()
+        start_ms = bounds.start_ms if now_ms < bounds.end_ms else bounds.end_ms
+        if not start_ms <= to_ms(occurred_at) <= now_ms + 60_000:
             raise MeterkitError(
                 f"occurred_at: found {occurred_at.isoformat()}; it must lie in the billing period of now, "
                 f"which began {from_ms(start_ms).isoformat()}, and not in the future"

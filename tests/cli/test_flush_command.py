@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-DONE = {"retried": 0, "parked": 0, "dead": 0, "left": 0}
+DONE = {"why": "", "retried": 0, "parked": 0, "dead": 0, "left": 0}
 
 
 @pytest.fixture

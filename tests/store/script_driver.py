@@ -135,7 +135,7 @@ class World(Checks):
             program = compile_program(account.entitlements, self.catalog, demands, **flags)
             packed = account.pack_decide(program, mode)
         else:
-            call = account.call_for(demands, mode=mode)
+            call = account.call_for(demands, mode=mode, in_flight=True)
             program, packed = call.program, call.packed
             mode = mode if call.preset is None else "v"
         times, request = self._clocks("decide", packed)

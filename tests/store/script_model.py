@@ -218,14 +218,14 @@ class Model:
         if number != numbered.last + 1:
             return [1, now] if number <= numbered.last else [2, numbered.last]
         numbered.last = number
-        if use.event is not None:
-            if use.event in self.events:
-                return [0, now]
-            self.events.add(use.event)
         customer.roll(now, view)
         for meter, quantity in use.recorded.items():
             if quantity and customer.included[meter] + customer.overage[meter] + quantity > MOST:
                 return [6, f"{meter_token(meter)}i".encode()]
+        if use.event is not None:
+            if use.event in self.events:
+                return [0, now]
+            self.events.add(use.event)
         for meter, quantity in use.held.items():
             customer.holds[meter].give_back(now, use.slot, quantity)
         for meter in use.flights:

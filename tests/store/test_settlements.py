@@ -29,7 +29,7 @@ from faults import (
     stopped,
     used,
 )
-from meterkit.errors import StoreError
+from meterkit.errors import QuantityError, StoreError
 from meterkit.store import writers
 from meterkit.store.endings import Ending
 from meterkit.store.keys import Keys
@@ -278,6 +278,9 @@ async def test_settlements_are_numbered_from_one_and_acknowledged_in_order() -> 
     desk.writer.received([1, 1])  # A duplicate was applied before.
     desk.writer.received([6, b"RPdSi"])
     assert desk.papers[2].told == [b"RPdSi"]
+    assert desk.papers[2].waiter is not None
+    with pytest.raises(QuantityError, match="would pass"):
+        await desk.papers[2].waiter
     assert desk.stream.unsettled == 0
     assert desk.line.tasks == []
 
@@ -469,7 +472,8 @@ async def test_a_total_that_passes_nine_times_ten_to_the_fifteenth_is_refused_an
         assert await used(kit, "acme", "tokens") == (9 * most, 0)
         await kit.record("acme", "tokens", 9)
         before = counters(valkey, "acme")
-        await kit.record("acme", "tokens", 1)
+        with pytest.raises(QuantityError, match="would pass"):
+            await kit.record("acme", "tokens", 1)
         after = counters(valkey, "acme")
         assert {name for name in before if before[name] != after[name]} <= {"t", "x"}
         assert "would pass 9 * 10^15" in caplog.text

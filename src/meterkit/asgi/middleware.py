@@ -44,6 +44,7 @@ _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _UNDECIDED: Final = Decision(allowed=True, degraded=True)
 _WARN_EVERY_S: Final = 10.0
+_TOLD_MAX: Final = 1_000
 
 
 class Kit(Protocol):
@@ -145,6 +146,8 @@ class MeterMiddleware:
         except (StoreError, SettingsError) as error:
             self._warn(error, route)
             passed = self._undecided(lane, account, route, scope, send)
+            if isinstance(passed, Exchange) and isinstance(error, StoreError) and error.executed is None:
+                passed.in_doubt = True
         except Exception:
             _logger.exception("%s: the customer or the decision could not be had", route.match)
             passed = self._undecided(lane, account, route, scope, send)
@@ -158,14 +161,24 @@ class MeterMiddleware:
             passed = self._refused(call, reply, lane, route, scope, send)
         if isinstance(passed, Decision):
             if route.enforcement == "shadow":
-                _logger.info("shadow: a request of %s would be refused: %s", route.match, passed.reason)
-                await self.app(scope, receive, send)
-            else:
-                await self._refuser.refuse(passed, route, call, account, scope, receive, send)
+                return self._shadowed(passed, account, route, scope, send)
+            await self._refuser.refuse(passed, route, call, account, scope, receive, send)
             return None
         return passed
 
+    def _shadowed(
+        self, decision: Decision, account: Account | None, route: Route, scope: Scope, send: Send
+    ) -> Exchange:
+        """A request that nobody can be held to, served all the same; what it records is nobody's."""
+        _logger.info("shadow: a request of %s would be refused: %s", route.match, decision.reason)
+        account = account or self._accounts.get("unknown", anonymous=True)
+        passed = Exchange(self._kit.store, None, account, route, None, [], scope, send)
+        passed.decision = replace(decision, allowed=True, shadow=True)
+        return passed
+
     def _tell(self, program: Program, route: Route) -> Told:
+        if len(self._told) >= _TOLD_MAX:
+            self._told.clear()
         told = self._told[program] = Told(program, route.headers)
         return told
 

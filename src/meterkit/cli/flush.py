@@ -46,7 +46,9 @@ def flush(
         typer.echo(summary(report))
         for customer in report.unlinked:
             typer.echo(f"unlinked: {customer} has usage and no Stripe customer; meterkit customers link …")
-    raise typer.Exit(int(report.left > 0 or report.parked > 0))
+        if report.why:
+            typer.echo(f"tried again later: {report.why}")
+    raise typer.Exit(int(report.left > 0 or report.parked > 0 or report.dead > 0))
 
 
 async def _flush(*, everything: bool, timeout_s: float, plans: str | None, redis: str | None) -> FlushReport:

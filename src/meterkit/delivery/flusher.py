@@ -56,6 +56,7 @@ class FlushReport:
         parked: intents that wait for a person.
         dead: intents that Stripe will never accept.
         left: customers with pending usage and intents on their way, of linked customers, at the end.
+        why: what the last try that is to be repeated came to; empty where there was none.
         unlinked: customers whose usage waits for a link to Stripe.
     """
 
@@ -65,6 +66,7 @@ class FlushReport:
     parked: int = 0
     dead: int = 0
     left: int = 0
+    why: str = ""
     unlinked: list[str] = field(default_factory=list[str])
 
 
@@ -102,7 +104,7 @@ class Flusher:
     async def run(self, *, every_s: float) -> None:
         """Flush again and again, until cancelled."""
         while True:
-            (result,) = await asyncio.gather(self.flush(), return_exceptions=True)
+            (result,) = await asyncio.gather(self._flush(), return_exceptions=True)
             if isinstance(result, BaseException):
                 # Nobody else would hear of an error that is not ours: this runs until the process ends.
                 unexpected = None if isinstance(result, MeterkitError) else result
@@ -117,6 +119,11 @@ class Flusher:
         Raises:
             StoreError: the store does not answer.
         """
+        report = await self._flush(everything=everything, timeout_s=timeout_s)
+        report.unlinked = await Outbox(self._store, await self._store.admin()).unlinked()
+        return report
+
+    async def _flush(self, *, everything: bool = False, timeout_s: float = 0.0) -> FlushReport:
         now_ms = None if everything else self._store.now_ms()
         outbox = Outbox(self._store, await self._store.admin())
         flush = _Pass(outbox=outbox, seal_ms=now_ms, send_ms=now_ms)
@@ -135,7 +142,8 @@ class Flusher:
                     break
                 await asyncio.sleep(_IDLE_S)
         report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
-        report.unlinked = await outbox.unlinked()
+        if report.why:
+            _logger.warning("%d intents are tried again later: %s", report.retried, report.why)
         return report
 
     async def _shard(self, flush: _Pass, shard: int, gate: asyncio.Semaphore) -> None:
@@ -208,6 +216,7 @@ class Flusher:
             why=outcome.detail,
         )
         report.retried += moved
+        report.why = outcome.detail
 
     def _intent(self, sealed: Sealed) -> Intent:
         meters = self._store.catalog.meters

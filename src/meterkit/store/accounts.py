@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
+from meterkit.errors import PlansError, Problem
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
+from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.program import Demand, compile_program
 from meterkit.store.resp import pack_each
 from meterkit.store.state import NO_STATE, CustomerState, standing_at
@@ -109,7 +111,7 @@ class Account:
         self.state = state
         self.standing = standing_at(state, catalog, now_ms)
         self.entitlements = self.standing.plan.entitlements
-        if state.overrides:
+        if state.overrides and self.standing.access != "restricted":
             self.entitlements = override(catalog, self.standing.plan, state.overrides)
         self.calls: dict[int, DecideCall] = {}
         self._calls: dict[Any, DecideCall] = {}
@@ -129,12 +131,14 @@ class Account:
                 self.calls[id(route)] = call
         return call
 
-    def call_for(self, demands: Mapping[str, Demand], *, mode: str = "d") -> DecideCall:
-        """The decision about what the app itself asks for."""
-        key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode)
+    def call_for(
+        self, demands: Mapping[str, Demand], *, mode: str = "d", in_flight: bool = False
+    ) -> DecideCall:
+        """The decision about what the app itself asks for; no request in flight, unless it says so."""
+        key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode, in_flight)
         call = self._calls.get(key)
         if call is None:
-            program = compile_program(self.entitlements, self.accounts.catalog, demands)
+            program = compile_program(self.entitlements, self.accounts.catalog, demands, in_flight=in_flight)
             if len(self._calls) >= _CALLS_MAX:
                 self._calls.clear()
             call = self._calls[key] = DecideCall(self, program, self._suspension(), mode)
@@ -156,6 +160,11 @@ class Account:
         until_ms = min(self.standing.valid_until_ms, bounds.next_end_ms)
         every = (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, *numbers)
         return f"[{','.join(map(str, every))}]"
+
+    def keep_ms(self) -> int:
+        """How long the counters of this customer's rates must live."""
+        rated = {name: Demand(needed=0, taken=0) for name, given in self.entitlements.items() if given.rates}
+        return compile_program(self.entitlements, self.accounts.catalog, rated, rates_only=True).keep_ms
 
     def _preset(self, route: Route) -> Decision | None:
         if route.always:
@@ -202,9 +211,9 @@ class Accounts:
         self.named: dict[str, Account] = {}
         self._anonymous: dict[str, Account] = {}
         self._programs: dict[tuple[int, int], Program] = {}
-        for (
-            plan
-        ) in catalog.plans.values():  # A program that cannot be is refused now, not at the first request.
+        _refuse_equal_tokens(catalog)
+        # A program that cannot be is refused now, not at the first request.
+        for plan in catalog.plans.values():
             for route in catalog.routes:
                 self.program(plan.entitlements, route)
 
@@ -244,3 +253,19 @@ class Accounts:
                 if name in self.catalog.meters:
                     demands.setdefault(name, Demand(needed=1, taken=0))
         return demands
+
+
+def _refuse_equal_tokens(catalog: Catalog) -> None:
+    """Refuse two names that would share a field of the counters: their digests have 24 bits."""
+    tokens: dict[str, str] = {}
+    for name in catalog.meters:
+        found = {meter_token(name): f"the meter {name}"}
+        for plan in catalog.plans.values():
+            for rate in plan.entitlements[name].rates:
+                found[rate_token(name, rate.window_ms, rate.algorithm)] = (
+                    f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
+                )
+        for token, what in found.items():
+            if tokens.setdefault(token, what) != what:
+                message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
+                raise PlansError([Problem(catalog.source, 0, 0, f"meters.{name}", message)])

@@ -277,10 +277,11 @@ async def connect(
 
 
 async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script]) -> None:
-    asked = [connection.ask("CLIENT", "SETNAME", "meterkit")]
+    asked: list[asyncio.Future[Any]] = []
     if address.password is not None:
         user = () if address.username is None else (address.username,)
-        asked.insert(0, connection.ask("AUTH", *user, address.password))
+        asked.append(connection.ask("AUTH", *user, address.password))
+    asked.append(connection.ask("CLIENT", "SETNAME", "meterkit"))
     if address.db:
         asked.append(connection.ask("SELECT", address.db))
     asked += [connection.ask("SCRIPT", "LOAD", script.text) for script in scripts]

@@ -11,6 +11,7 @@ from meterkit.catalog import override as lay_over
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.keys import FORMAT
+from meterkit.store.program import rate_numbers
 from meterkit.store.state import NO_STATE, CustomerState, Status, standing_at
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Customer", "Customers"]
 
 _TRIES: Final = 32
+_DONE: Final = 0
+_UNDELIVERED: Final = 2
 _STRIPE_CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]{1,200}")
 
 
@@ -110,7 +113,9 @@ class Customers:
         """
         catalog = self._store.catalog
         for plan in catalog.plans.values():
-            lay_over(catalog, plan, overrides, strict=True)
+            for entitlement in lay_over(catalog, plan, overrides, strict=True).values():
+                for rate in entitlement.rates:
+                    rate_numbers(rate, entitlement.meter)
 
         def change(state: CustomerState) -> CustomerState:
             merged = {**state.overrides, **{meter: dict(given) for meter, given in overrides.items()}}
@@ -129,12 +134,7 @@ class Customers:
             raise CustomerError(
                 f"Stripe customer: found {stripe_customer!r:.80}; allowed is an id like cus_123"
             )
-        admin = await self._store.admin()
-        claim = self._store.keys.link(stripe_customer)
-        await admin.ask(admin.client.set(claim, customer, nx=True))
-        owner = (await admin.ask(admin.client.get(claim))).decode()
-        if owner != customer:
-            raise CustomerError(f"Stripe customer {stripe_customer} is linked to customer {owner!r} already")
+        admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
 
         def change(state: CustomerState) -> CustomerState:
             if state.stripe_customer not in {None, stripe_customer}:
@@ -143,28 +143,64 @@ class Customers:
                 )
             return replace(state, stripe_customer=stripe_customer)
 
-        try:
-            return await self._change(customer, change)
-        except CustomerError:
-            await admin.ask(admin.client.delete(claim))
-            raise
+        def undo(state: CustomerState) -> CustomerState:
+            linked = state.stripe_customer == stripe_customer
+            return replace(state, stripe_customer=None) if linked else state
+
+        for _ in range(_TRIES):
+            owner = await self._owner(admin, claim)
+            if owner != customer and not await self._take(admin, claim, owner, customer, stripe_customer):
+                continue
+            try:
+                found = await self._change(customer, change)
+            except CustomerError:
+                await self._give_up(admin, claim, customer, stripe_customer)
+                raise
+            if await self._owner(admin, claim) == customer:
+                return found
+            # The claim was taken over before it was made good.
+            await self._change(customer, undo)
+        raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
 
     async def delete(self, customer: str) -> None:
-        """Forget a customer: state, link and counters.
+        """Forget a customer: state, link, counters, and usage that was never linked to a Stripe customer.
 
         Raises:
-            CustomerError: usage of this customer is not delivered yet; flush first.
+            CustomerError: usage of this customer is on its way to Stripe; flush first.
         """
         admin, keys = await self._store.admin(), self._store.keys.customer(check_customer(customer))
+        names = [keys.counters, keys.state, keys.totals]
+        names += [self._store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
+        for _ in range(_TRIES):
+            rev, state = await self._read(admin, customer)
+            (reply,) = await admin.run(self._store.scripts["forget"], names, rev, customer)
+            if reply == _UNDELIVERED:
+                raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
+            if reply == _DONE:
+                linked = state.stripe_customer
+                if linked is not None:
+                    await self._give_up(admin, self._store.keys.link(linked), customer, linked)
+                return
+        raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
+
+    async def _owner(self, admin: Admin, claim: str) -> str:
+        return ((await admin.ask(admin.client.get(claim))) or b"").decode()
+
+    async def _take(self, admin: Admin, claim: str, owner: str, customer: str, stripe_customer: str) -> bool:
+        """Claim a Stripe customer that is nobody's, or of somebody who never made good of it."""
+        if owner:
+            _, other = await self._read(admin, owner)
+            if other.stripe_customer == stripe_customer:
+                raise CustomerError(
+                    f"Stripe customer {stripe_customer} is linked to customer {owner!r} already"
+                )
+        return bool(await admin.run(self._store.scripts["claim"], [claim], owner, customer))
+
+    async def _give_up(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> None:
+        """Withdraw a claim that came to nothing."""
         _, state = await self._read(admin, customer)
-        if await admin.ask(admin.client.zscore(keys.dirty, customer)) is not None:
-            raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
-        await self._change(customer, lambda _: None)
-        gone = [keys.counters, keys.totals]
-        if state.stripe_customer is not None:
-            await admin.ask(admin.client.delete(self._store.keys.link(state.stripe_customer)))
-        await admin.ask(admin.client.zrem(keys.unlinked, customer))
-        await admin.ask(admin.client.delete(*gone))
+        if state.stripe_customer != stripe_customer:
+            await admin.run(self._store.scripts["claim"], [claim], customer, "")
 
     def _view(self, customer: str, state: CustomerState) -> Customer:
         standing = standing_at(state, self._store.catalog, self._store.now_ms())
@@ -182,9 +218,7 @@ class Customers:
         rev, data = await admin.ask(admin.client.hmget(key, ["rev", "data"]))
         return (rev or NO_STATE.encode()).decode(), CustomerState.parse(data or b"")
 
-    async def _change(
-        self, customer: str, change: Callable[[CustomerState], CustomerState | None]
-    ) -> Customer:
+    async def _change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> Customer:
         check_customer(customer)
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         names = [
@@ -203,14 +237,14 @@ class Customers:
                 self._store.scripts["amend"],
                 names,
                 rev,
-                NO_STATE if changed is None else f"{FORMAT}:{token_hex(8)}",
-                "" if changed is None else changed.dump(),
+                f"{FORMAT}:{token_hex(8)}",
+                changed.dump(),
                 customer,
-                int(changed is not None and changed.stripe_customer is not None),
+                int(changed.stripe_customer is not None),
                 self._store.now_ms(),
             )
             if reply[0] == 0:
-                return self._view(customer, changed or CustomerState())
+                return self._view(customer, changed)
         raise StoreError(
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
         )

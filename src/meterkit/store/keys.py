@@ -82,7 +82,8 @@ class Keys:
 
     def event(self, shard: int, customer: str, event_id: str) -> str:
         """String: an event id of the app that was counted, for 35 days."""
-        digest = blake2b(f"{customer}\0{event_id}".encode(), digest_size=16).hexdigest()
+        name = f"{customer}\0{event_id}".encode("utf-8", "surrogatepass")
+        digest = blake2b(name, digest_size=16).hexdigest()
         return self.shard(shard, f"e:{digest}")
 
     def link(self, stripe_customer: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 __all__ = ["Attempt", "Outbox", "Sealed", "Work"]
+
+_logger = logging.getLogger("meterkit.store")
 
 State = Literal["leased", "queued", "delivered", "parked", "dead"]
 
@@ -118,7 +121,16 @@ class Outbox:
         members: list[bytes] = await self._admin.ask(
             self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
         )
-        return sum([await self._seal_customer(shard, member.decode()) for member in members])
+        made = 0
+        for member in members:
+            try:
+                made += await self._seal_customer(shard, member.decode())
+            except StoreError:
+                raise
+            except Exception:
+                # One customer that cannot be read does not hold up the others of its shard.
+                _logger.exception("usage of customer %r cannot be sealed", member.decode())
+        return made
 
     async def due(self, shard: int, *, due_ms: int | None, most: int) -> list[Sealed]:
         """Intents to send: at most one of each customer and meter, the oldest first."""
@@ -212,7 +224,9 @@ class Outbox:
                 [keys.counters, keys.state, keys.totals, keys.dirty]
                 + [self._keys.shard(shard, name) for name in ("intents", "outbox")],
                 account.rev,
-                account.terms(_QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS),
+                account.terms(
+                    _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS, account.keep_ms()
+                ),
                 *(token_hex(16), customer, account.state.stripe_customer or ""),
                 *events,
             )

@@ -88,6 +88,7 @@ def compile_program(
     *,
     billed_always: bool = False,
     rates_only: bool = False,
+    in_flight: bool = True,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -98,6 +99,7 @@ def compile_program(
         billed_always: whatever the outcome, what is taken is recorded. A meter without ceiling and Stripe
             event is then recorded by the decision itself.
         rates_only: leave ceilings and concurrency aside (routes that are ``always`` served).
+        in_flight: whether it is a request, which concurrency limits count.
     """
     rates: list[Measure] = []
     ceilings: list[Measure] = []
@@ -135,7 +137,7 @@ def compile_program(
             )
             if demand.taken:
                 held[name] = demand.taken
-        if entitlement.concurrency is not None and not rates_only:
+        if entitlement.concurrency is not None and in_flight and not rates_only:
             flights.append(_measure(told["concurrency"], 5, 0, entitlement.concurrency, 0, 1))
             flight_part.append(((f"{token}n", f"{token}N"), (entitlement.concurrency,)))
         if not demand.taken:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 __all__ = ["NAMES", "Script", "load"]
 
-NAMES: Final = ("decide", "settle", "retire", "amend", "usage", "seal", "move", "lease")
+NAMES: Final = ("decide", "settle", "retire", "amend", "usage", "seal", "move", "lease", "claim", "forget")
 
 Clock = Literal["server", "caller"]
 Dialect = Literal["server", "fake"]

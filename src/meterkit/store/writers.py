@@ -14,7 +14,7 @@ from collections import deque
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from meterkit.errors import StoreError
+from meterkit.errors import QuantityError, StoreError
 from meterkit.store.resp import pack_each
 
 if TYPE_CHECKING:
@@ -116,8 +116,19 @@ class _Writer:
         self.stream.pause_s = 0.0
         if code == _REFUSED and not isinstance(reply, Exception):
             settlement.refused(reply[1])
-        if settlement.waiter is not None and not settlement.waiter.done():
-            settlement.waiter.set_result(None)
+            _tell(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
+        _tell(settlement, None)
+
+
+def _tell(settlement: Settlement, error: Exception | None) -> None:
+    """Tell whoever waits how a settlement ended; the first word counts."""
+    waiter = settlement.waiter
+    if waiter is None or waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
 
 
 class Stream:
@@ -210,8 +221,7 @@ class Stream:
         """Give up what is not acknowledged; how much that is."""
         left = self.unsettled
         for settlement in (*self.writer.inflight, *self.writer.undone, *self.waiting):
-            if settlement.waiter is not None and not settlement.waiter.done():
-                settlement.waiter.set_exception(StoreError("the kit was stopped before the store answered"))
+            _tell(settlement, StoreError("the kit was stopped before the store answered"))
         self.waiting.clear()
         self.writer = self._new_writer()
         return left
@@ -256,14 +266,12 @@ class Stream:
         if last < writer.acknowledged:
             self._count_lost(writer.acknowledged - last, "the store lost what it had acknowledged")
         for settlement in undone[:applied]:
-            if settlement.waiter is not None and not settlement.waiter.done():
-                settlement.waiter.set_result(None)
+            _tell(settlement, None)
         self.waiting.extendleft(reversed(undone[applied:]))
         self.writer = self._new_writer()
 
     def _lose(self, settlement: Settlement, why: str) -> None:
-        if settlement.waiter is not None and not settlement.waiter.done():
-            settlement.waiter.set_exception(StoreError(f"not recorded: {why}", executed=False))
+        _tell(settlement, StoreError(f"not recorded: {why}", executed=False))
         self._count_lost(1, why)
 
     def _count_lost(self, count: int, why: str) -> None:

@@ -4,7 +4,7 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] set  customers with state
 -- KEYS[4] zset  dirty       KEYS[5] zset  unlinked
--- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON); empty: delete it
+-- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer            5 linked (0/1)  6 when to seal what was waiting for the link (ms)
 -- Reply {0} done    {1, rev, state} somebody else was faster
 local call = redis.call
@@ -12,13 +12,8 @@ local found = call('HMGET', KEYS[2], 'rev', 'data')
 if (found[1] or '1:0') ~= ARGV[1] then
   return {1, found[1] or '1:0', found[2] or ''}
 end
-if ARGV[3] == '' then
-  call('DEL', KEYS[2])
-  call('SREM', KEYS[3], ARGV[4])
-else
-  call('HSET', KEYS[2], 'rev', ARGV[2], 'data', ARGV[3])
-  call('SADD', KEYS[3], ARGV[4])
-end
+call('HSET', KEYS[2], 'rev', ARGV[2], 'data', ARGV[3])
+call('SADD', KEYS[3], ARGV[4])
 if call('EXISTS', KEYS[1]) == 1 then
   call('HSET', KEYS[1], 'r', ARGV[2])
 end

@@ -8,7 +8,7 @@
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
 -- terms a JSON array of whole numbers: until when the rev is valid, start and end of the period, end of the
---       next one, how long the counters must outlive the period (all ms)
+--       next one, how long the counters must outlive the period, and live at least (all ms)
 -- An intent's timestamp is a whole minute inside its period that no other intent of the meter has; the last one
 -- of a period is kept for what is sealed after it. Where none is free yet, the usage stays pending; so does that
 -- of a meter without an event name here: another process may have a newer plans file.
@@ -108,7 +108,7 @@ if left > 0 then
   call('ZADD', KEYS[4], due, ARGV[4])
 else
   call('ZREM', KEYS[4], ARGV[4])
-  local lives = ends + terms[5]
+  local lives = math.max(ends + terms[5], now + terms[6])
   call('HSET', KEYS[1], 'x', lives)
   call('PEXPIREAT', KEYS[1], lives)
 end

@@ -40,9 +40,6 @@ elseif applied ~= number then
 elseif number == 1 then
   call('PEXPIRE', KEYS[5], 691200000)
 end
-if KEYS[6] and not call('SET', KEYS[6], 1, 'NX', 'PX', 3024000000) then
-  return {0, now}
-end
 -- With room from the start for what follows: a table that grows is copied each time.
 local write, w = {KEYS[1], 't', now, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 if not ends then
@@ -104,6 +101,9 @@ for _ = 1, terms[9] do
   write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[3 + f], slot, ARGV[4 + f], counted
   write[w + 5], write[w + 6], w = ARGV[5 + f], previous, w + 6
   f, n = f + 3, n + 4
+end
+if KEYS[6] and not call('SET', KEYS[6], 1, 'NX', 'PX', 3024000000) then
+  return {0, now}
 end
 if v[1] ~= ARGV[1] then
   write[w + 1], write[w + 2], w = 'r', ARGV[1], w + 2

@@ -1,0 +1,23 @@
+#!lua
+-- forget: a customer's state, counters and totals are deleted, if none of its usage is on its way to Stripe.
+--
+-- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
+-- KEYS[5] zset  dirty       KEYS[6] zset  unlinked
+-- ARGV  1 the rev that was read   2 the customer
+-- Reply {0} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
+local call = redis.call
+if (call('HGET', KEYS[2], 'rev') or '1:0') ~= ARGV[1] then
+  return {1}
+elseif call('ZSCORE', KEYS[5], ARGV[2]) then
+  return {2}
+end
+local totals = call('HGETALL', KEYS[3])
+for i = 1, #totals, 2 do
+  if string.find(totals[i], '|....[qlk]$') and totals[i + 1] ~= '0' then
+    return {2}
+  end
+end
+call('DEL', KEYS[1], KEYS[2], KEYS[3])
+call('SREM', KEYS[4], ARGV[2])
+call('ZREM', KEYS[6], ARGV[2])
+return {0}
