@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -398,6 +399,48 @@ async def test_quantities_that_add_up_to_too_much_are_refused_and_what_was_there
     await settled(kit)
     assert await used(kit, "acme", "tokens") == (10**15 - 1, 0)
     assert await used(kit, "acme") == (1, 0)
+
+
+async def test_what_several_threads_record_adds_up(kit: MeterKit) -> None:
+    def work() -> None:
+        for _ in range(500):
+            meterkit.record(tokens=1)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            await asyncio.gather(*(asyncio.to_thread(work) for _ in range(4)))
+        finally:
+            sys.setswitchinterval(interval)
+        await answer_ok(scope, receive, send)
+
+    assert await Client(metered(kit, app)).get("acme") == 200
+    await settled(kit)
+    assert await used(kit, "acme", "tokens") == (2000, 0)
+
+
+async def test_an_answer_that_failed_and_was_cut_is_not_billed(kit: MeterKit) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+    assert await Client(metered(kit, app)).get("acme") == 500
+    await settled(kit)
+    assert await used(kit, "acme") == (0, 0)
+
+
+async def test_what_the_app_itself_consumes_is_no_request_in_flight(kit: MeterKit) -> None:
+    await kit.customers.override("acme", {"requests": {"concurrency": 1}})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await kit.consume("acme", "requests", 2)).allowed
+        await answer_ok(scope, receive, send)
+
+    assert await Client(metered(kit, app)).get("acme") == 200
+    await settled(kit)
+    assert await used(kit, "acme") == (3, 0)
 
 
 @pytest.mark.parametrize("meter", ["", "token", "requests ", "x" * 10_000, "\ud800"], ids=ascii)

@@ -28,11 +28,15 @@ class Admin:
         address: where Redis is.
         timeout_s: how long a command may take.
         clock: seconds since the epoch; scripts get it as their last argument.
+
+    Attributes:
+        warned: whether it was said that the store keeps nothing on disk.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> None:
         self._address = address
         self._clock = clock
+        self.warned = False
         self.client: Redis = _client(address, timeout_s)
 
     async def run(self, script: Script, keys: list[str], *arguments: str | int) -> Any:

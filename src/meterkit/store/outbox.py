@@ -156,6 +156,13 @@ class Outbox:
             StoreError: also where the store cannot make it durable; then nothing may be sent.
         """
         script, durability = self._store.scripts["move"], await self._durability()
+        if durability == "none" and self._store.address.kind != "memory" and not self._admin.warned:
+            self._admin.warned = True
+            _logger.warning(
+                "the store at %s keeps nothing on disk: if it restarts, what was delivered is forgotten and "
+                "may be delivered again; switch its append-only file on (appendonly yes)",
+                self._store.address,
+            )
         if durability == "age":
             settled_ms = self._store.now_ms() - _SURELY_ON_DISK_MS
             intents = [sealed for sealed in intents if sealed.due_ms <= settled_ms]

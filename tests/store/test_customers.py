@@ -1,0 +1,159 @@
+"""Customers: links that are one to one, deletion that loses nothing, changes that do not mix up requests."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delivering import CATALOG
+from faults import Client, kit_at, metered, settled
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.errors import CustomerError, PlansError, SettingsError
+
+if TYPE_CHECKING:
+    from servers import Server
+
+
+@pytest.mark.anyio
+async def test_a_stripe_customer_is_linked_to_one_customer_only(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        tries = [kit.customers.link(f"c{n}", "cus_1") for n in range(8)]
+        done = await asyncio.gather(*tries, return_exceptions=True)
+        refused = [error for error in done if isinstance(error, CustomerError)]
+        linked = [found.customer async for found in kit.customers.list() if found.stripe_customer == "cus_1"]
+        assert (7, 1) == (len(refused), len(linked))
+        again = await kit.customers.link(linked[0], "cus_1")
+        assert again.stripe_customer == "cus_1"
+
+
+@pytest.mark.anyio
+async def test_a_refused_link_leaves_the_claim_of_another_alone(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        await kit.customers.link("a", "cus_a")
+        with pytest.raises(CustomerError, match="linked to Stripe customer cus_a already"):
+            await kit.customers.link("a", "cus_b")
+        await kit.customers.link("b", "cus_b")
+        with pytest.raises(CustomerError, match="linked to customer 'b' already"):
+            await kit.customers.link("c", "cus_b")
+
+
+@pytest.mark.anyio
+async def test_a_claim_that_nobody_made_good_of_can_be_taken_over(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        valkey.command("SET", kit.store.keys.link("cus_1"), "gone")  # As after a process that was killed.
+        assert (await kit.customers.link("a", "cus_1")).stripe_customer == "cus_1"
+
+
+@pytest.mark.anyio
+async def test_a_customer_with_sealed_usage_is_not_deleted(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        await kit.customers.link("a", "cus_a")
+        await kit.record("a", "tokens", 150)
+        with pytest.raises(CustomerError, match="not delivered yet"):
+            await kit.customers.delete("a")
+        keys = kit.store.keys.customer("a")
+        valkey.command("ZREM", keys.dirty, "a")
+        valkey.command("HSET", keys.totals, "1|abcdq", 50)  # Sealed, and on its way.
+        with pytest.raises(CustomerError, match="not delivered yet"):
+            await kit.customers.delete("a")
+        valkey.command("HSET", keys.totals, "1|abcdq", 0)
+        await kit.customers.delete("a")
+        assert (await kit.usage("a"))["meters"]["tokens"]["recorded"] == 0
+        assert (await kit.customers.get("a")).stripe_customer is None
+        await kit.customers.link("b", "cus_a")
+
+
+@pytest.mark.anyio
+async def test_usage_that_comes_as_a_customer_is_deleted_is_not_lost(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        await kit.customers.set_plan("a", "pro")
+        await kit.record("a", "rows", 1)
+        await asyncio.gather(kit.customers.delete("a"), *(kit.record("a", "rows", 1) for _ in range(50)))
+        await settled(kit)
+        recorded = (await kit.usage("a"))["meters"]["rows"]["recorded"]
+        await kit.record("a", "rows", 7)
+        assert (await kit.usage("a"))["meters"]["rows"]["recorded"] == recorded + 7
+
+
+@pytest.mark.anyio
+async def test_an_override_that_cannot_be_counted_is_refused_before_it_is_kept(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        rate = {"limit": "1/day", "algorithm": "token-bucket", "burst": 10**15 - 1}
+        with pytest.raises(PlansError, match="cannot be counted exactly"):
+            await kit.customers.override("a", {"rows": {"rate": [rate]}})
+        assert (await kit.customers.get("a")).overrides == {}
+
+
+@pytest.mark.anyio
+async def test_requests_of_one_route_are_never_recorded_as_those_of_another(valkey: Server) -> None:
+    routes = "\n".join(
+        f'  - {{match: "/r{n}", consume: {{requests: {n + 1}}}, headers: none}}' for n in range(30)
+    )
+    plans = loads(f"""
+schema: 1
+currency: usd
+default_plan: p
+meters:
+  requests: {{unit: request}}
+routes:
+{routes}
+plans:
+  p:
+    price: {{amount_cents: 0, interval: month}}
+    meters: {{requests: {{included: 1_000_000_000, overage: deny}}}}
+""")
+    async with kit_at(valkey.url, plans=plans) as kit:
+        app, expected = metered(kit), 0
+        for turn in range(20):
+            await kit.customers.override("a", {"requests": {"included": 900_000_000 + turn}})
+            first = [Client(app).get("a", f"/r{n}") for n in range(15, 30)]
+            change = kit.customers.override("a", {"requests": {"included": 100_000_000 + turn}})
+            await asyncio.gather(*first, change)
+            for n in range(15):
+                await Client(app).get("a", f"/r{n}")
+            expected += sum(range(1, 31))
+            await settled(kit)
+            assert (await kit.usage("a"))["meters"]["requests"]["recorded"] == expected
+
+
+@pytest.mark.anyio
+async def test_a_store_with_a_password_is_served_and_never_shown(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    valkey.command("ACL", "SETUSER", "app", "on", ">hunter2", "~*", "+@all")
+    try:
+        async with kit_at(f"redis://app:hunter2@127.0.0.1:{valkey.port}/3", plans=CATALOG) as kit:
+            assert (await kit.consume("a", "rows", 2)).allowed
+            assert (await kit.usage("a"))["meters"]["rows"]["recorded"] == 2
+        async with kit_at(f"redis://app:wr0ng@127.0.0.1:{valkey.port}/3", plans=CATALOG):
+            assert "WRONGPASS" in caplog.text
+    finally:
+        valkey.command("ACL", "DELUSER", "app")
+    assert "hunter2" not in caplog.text
+    assert "wr0ng" not in caplog.text
+
+
+def test_what_delivery_cannot_work_with_is_refused_at_construction() -> None:
+    with pytest.raises(SettingsError, match="v2-stream is not in this release"):
+        MeterKit(
+            CATALOG, redis_url="redis://127.0.0.1:1", stripe_api_key="sk_test_1", stripe_transport="v2-stream"
+        )
+
+
+def test_two_meters_that_would_share_a_field_are_refused() -> None:
+    plans = loads("""
+schema: 1
+currency: usd
+default_plan: p
+meters:
+  meter_2074: {unit: u}
+  meter_3503: {unit: u}
+plans:
+  p:
+    price: {amount_cents: 0, interval: month}
+""")
+    with pytest.raises(PlansError, match="would be counted as one"):
+        kit_at("redis://127.0.0.1:1", plans=plans)
