@@ -140,9 +140,9 @@ class Exchange:
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store what the request came to; once."""
+        if self._settled:
+            return
         with _recording:
-            if self._settled:
-                return
             self._settled = True
         if error is not None:
             # Servers tell of a client that left by OSError from send, or by cancelling.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.store.keys import FORMAT
 from meterkit.store.periods import Bounds, bounds_at
@@ -61,7 +61,7 @@ class CustomerState:
     @classmethod
     def parse(cls, data: str | bytes) -> CustomerState:
         """The inverse of :meth:`dump`; empty text is the state of a customer never seen before."""
-        known = json.loads(data) if data else {}
+        known: dict[str, Any] = json.loads(data) if data else {}
         # A field of a newer release says nothing to this one.
         return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
 
