@@ -60,6 +60,8 @@ class Exchange:
 
     # Most requests leave these as they are: kept in the class, they cost nothing per request.
     told: Told | None = None
+    _slot = 0
+    _renewed: DecideCall | None = None
     in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.
     decision: Decision | None = None
     _recorded: dict[str, int] | None = None
@@ -86,6 +88,9 @@ class Exchange:
         self._scope = scope
         self._send = send
         self._nothing_to_settle = call is not None and not call.program.settles
+        if call is not None and lane is not None and call.program.holds:
+            self._slot = reply[1] // HOLD_SLOT_MS
+            lane.live.add(self)
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
@@ -156,7 +161,11 @@ class Exchange:
             return
         billed = self._outcome() in self._route.charge_on
         if call is not None and call.program.settles:
-            self._store.end(lane, call, self._reply[1] // HOLD_SLOT_MS, billed=billed)
+            lane.live.discard(self)
+            if self._renewed is None:
+                self._store.end(lane, call, self._reply[1] // HOLD_SLOT_MS, billed=billed)
+            else:
+                self._store.end_renewed(lane, call, self._renewed, self._slot, billed=billed)
         elif call is None:
             recorded = self._undecided(recorded or _NOTHING)
         if recorded:
@@ -174,6 +183,25 @@ class Exchange:
             return recorded
         meters = dict.fromkeys((*recorded, *consumed))
         return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
+
+    def outlives_hold(self) -> bool:
+        """See :class:`meterkit.store.lane.Holder`."""
+        return self._slot < self._store.now_ms() // HOLD_SLOT_MS
+
+    async def renew(self) -> None:
+        """See :class:`meterkit.store.lane.Holder`."""
+        lane, held = self._lane, self._renewed or self._call
+        if lane is None or held is None or self._settled:
+            return
+        again = await self._store.hold_on(lane, self._account, held.program)
+        if again is None:
+            return  # Tried again before the holds vanish.
+        call, slot = again
+        if self._settled:
+            self._store.end(lane, call, slot, billed=False)
+            return
+        before, self._renewed, self._slot = self._slot, call, slot
+        self._store.end(lane, held, before, billed=False)
 
     def record(self, quantities: dict[str, int]) -> None:
         """Add to what the request has used; what comes after its end is settled at once."""

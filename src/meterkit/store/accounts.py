@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
@@ -63,7 +64,7 @@ class DecideCall:
     def orphaned(self, reply: Any) -> None:
         """Have given back what was held for somebody who no longer waits."""
         program = self.program
-        if not isinstance(reply, ReplyError) and reply[0] == 0 and (program.held or program.flights):
+        if not isinstance(reply, ReplyError) and reply[0] == 0 and program.holds:
             self.account.accounts.on_orphan(self, reply[1] // HOLD_SLOT_MS)
 
     def period_end_ms(self, now_ms: int) -> int:
@@ -143,6 +144,22 @@ class Account:
                 self._calls.clear()
             call = self._calls[key] = DecideCall(self, program, self._suspension(), mode)
         return call
+
+    def renewal(self, program: Program) -> DecideCall:
+        """A call that holds again what a program held, whatever is left of it."""
+        demands = {
+            name: Demand(needed=0, taken=program.held.get(name, 0))
+            for name in (*program.held, *program.flights)
+        }
+        kept = {
+            name: replace(
+                self.entitlements[name],
+                rates=(),
+                concurrency=self.entitlements[name].concurrency if name in program.flights else None,
+            )
+            for name in demands
+        }
+        return DecideCall(self, compile_program(kept, self.accounts.catalog, demands), None, "h")
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""

@@ -28,6 +28,7 @@ _TRIES = 2
 _DRAIN_PAUSE_S = 0.005
 _COMPLAIN_EVERY_S = 10.0
 _RENEW_EVERY_S = 86_400.0
+_HOLD_EVERY_S = 30.0
 
 
 class Link(Protocol):
@@ -53,6 +54,17 @@ class Link(Protocol):
 
     async def close(self) -> None:
         """Close at once."""
+
+
+class Holder(Protocol):
+    """A request that is being served, and holds something meanwhile."""
+
+    def outlives_hold(self) -> bool:
+        """Whether its holds are in a slot that is over."""
+        ...
+
+    async def renew(self) -> None:
+        """Move its holds to the slot of now."""
 
 
 class Connector(Protocol):
@@ -87,6 +99,8 @@ class Lane:
         self._first: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
         self._renewal: asyncio.TimerHandle | None = None
+        self._upkeep: asyncio.TimerHandle | None = None
+        self.live: set[Holder] = set()
         self._loading = False
         self._complained_at = -_COMPLAIN_EVERY_S
         self.stopping = False
@@ -99,6 +113,7 @@ class Lane:
             SettingsError: the store cannot be used with these settings.
         """
         self._renewal = self._loop.call_later(_RENEW_EVERY_S, self._renew)
+        self._upkeep = self._loop.call_later(_HOLD_EVERY_S, self.hold_on)
         # A task of its own: whoever starts the lane may be cancelled, and others wait for it too.
         self._first = self._loop.create_task(self._connect_first())
         self._tasks.add(self._first)
@@ -113,6 +128,8 @@ class Lane:
         self.stopping = True
         if self._renewal is not None:
             self._renewal.cancel()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -239,6 +256,17 @@ class Lane:
             self._load()
             reply = await self._link_now().ask(*request)
         return reply
+
+    def hold_on(self) -> None:
+        """Renew the holds of requests that live longer than a slot of holds."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+        if self.stopping:
+            return
+        self._upkeep = self._loop.call_later(_HOLD_EVERY_S, self.hold_on)
+        for holder in self.live:
+            if holder.outlives_hold():
+                self.spawn(holder.renew())
 
     # Keeping the connection.
 

@@ -68,6 +68,7 @@ class Program:
         held: meter to the quantity that an allowed decision holds.
         flights: meters whose concurrency an allowed decision holds one of.
         settled: meter to the quantity that is recorded when the request ends as billed.
+        holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be told to the store.
     """
 
@@ -78,6 +79,7 @@ class Program:
     held: Mapping[str, int]
     flights: tuple[str, ...]
     settled: Mapping[str, int]
+    holds: bool
     settles: bool
 
 
@@ -159,6 +161,7 @@ def compile_program(
         held=held,
         flights=tuple(measure.policy.meter for measure in flights),
         settled=settled,
+        holds=bool(held or flights),
         settles=bool(held or flights or settled),
     )
 

@@ -17,8 +17,9 @@ from meterkit.store.admin import Admin
 from meterkit.store.connection import ReplyError
 from meterkit.store.embedded import EmbeddedServer
 from meterkit.store.endings import Ending
-from meterkit.store.keys import FORMAT, Keys
+from meterkit.store.keys import Keys
 from meterkit.store.lane import Lane
+from meterkit.store.meta import agree
 from meterkit.store.url import Address
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.decision import Decision
     from meterkit.store.lane import Link
-    from meterkit.store.program import Demand
+    from meterkit.store.program import Demand, Program
     from meterkit.store.scripts import Script
 
 __all__ = ["Store"]
@@ -40,6 +41,7 @@ _REFUSED: Final = 1
 _STALE: Final = 2
 _CLOCK: Final = 3
 _DRAIN_S: Final = 5.0
+_RENEWAL_TRIES: Final = 2
 _NOTHING: Final[dict[str, int]] = {}
 
 
@@ -282,6 +284,41 @@ class Store:
             )
         lane.settle(ending, call.account.keys.shard)
 
+    async def hold_on(self, lane: Lane, account: Account, program: Program) -> tuple[DecideCall, int] | None:
+        """Hold again, in the slot of now, what a program holds in an earlier one.
+
+        Returns:
+            The call that holds it now, and its slot; None where the store could not be asked.
+        """
+        for _ in range(_RENEWAL_TRIES):
+            call = account.renewal(program)
+            try:
+                reply: Any = await lane.ask(call)
+            except StoreError:
+                return None
+            if isinstance(reply, ReplyError):
+                return None
+            if reply[0] == _ALLOWED:
+                return call, reply[1] // HOLD_SLOT_MS
+            if reply[0] != _STALE:
+                return None
+            account.take(reply)
+        return None
+
+    def end_renewed(
+        self, lane: Lane, call: DecideCall, renewed: DecideCall, slot: int, *, billed: bool
+    ) -> None:
+        """As :meth:`end`, where what was held at first is held by another call by now."""
+        ending = Ending(
+            call.account,
+            held=renewed.program.held,
+            flights=renewed.program.flights,
+            recorded=call.program.settled if billed else _NOTHING,
+            rated=_NOTHING,
+            slot=slot,
+        )
+        lane.settle(ending, call.account.keys.shard)
+
     def post(
         self, lane: Lane, account: Account, recorded: Mapping[str, int], *, rated: Mapping[str, int]
     ) -> None:
@@ -309,32 +346,11 @@ class Store:
                 await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self.clock
             )
         try:
-            await self._agree(link)
+            await agree(link, self.keys, self.address)
         except BaseException:
             await link.close()
             raise
         return link
-
-    async def _agree(self, link: Link) -> None:
-        meta, shards = self.keys.meta, self.keys.shards
-        link.ask("HSETNX", meta, "format", FORMAT)
-        link.ask("HSETNX", meta, "shards", shards)
-        reply = await link.ask("HMGET", meta, "format", "shards")
-        if isinstance(reply, ReplyError):
-            raise StoreError(f"the store at {self.address} refuses to serve: {reply}", executed=False)
-        found = [int(value) for value in reply]
-        if found[0] > FORMAT:
-            raise SettingsError(
-                "redis_url",
-                f"the store at {self.address} was written by a newer release of meterkit (format {found[0]}; "
-                f"this release reads up to {FORMAT}); upgrade this process",
-            )
-        if found[1] != shards:
-            raise SettingsError(
-                "shards",
-                f"the store at {self.address} has {found[1]} shards and METERKIT_SHARDS is {shards}; "
-                f"the number is fixed once a store is in use: set it to {found[1]}",
-            )
 
     async def _reachable(self) -> Address:
         if self._server is None:

@@ -3,7 +3,8 @@
 -- If all allow, everything is counted and held; if any refuses, nothing is.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
--- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only
+-- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
+--       h hold what is held already, whatever is left
 --       then the fields: r t e x; a b d a rate; i o h H a ceiling; n N a concurrency limit; i a recorded meter
 --       last: the caller's clock (ms)
 -- terms a JSON array of whole numbers: until when the rev is valid, start and end of the period, end of the
@@ -112,7 +113,7 @@ for _ = 1, terms[8] do
   f, n = f + 2, n + 1
 end
 
-if refused then
+if refused and mode ~= 'h' then
   return {unpack(counts, 1, c)}
 elseif not take then
   return {0, now, nearest, nearest_left}
