@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from meterkit.catalog import Catalog, load
-from meterkit.catalog.quantity import check_quantity
+from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.errors import MeterkitError, SettingsError, UnknownMeterError
+from meterkit.errors import MeterkitError, SettingsError
 from meterkit.settings import Settings
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customers import Customers
@@ -246,10 +246,5 @@ class MeterKit:
             )
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
-        found = self.catalog.meters.get(meter)
-        if found is None or found.kind == "gauge" or found.source is not None:
-            meters = self.catalog.meters.items()
-            raise UnknownMeterError.of(
-                meter, (name for name, known in meters if known.kind == "counter" and known.source is None)
-            )
+        check_counter(meter, self.catalog.meters)
         return {meter: Demand(needed=check_quantity(quantity), taken=quantity)}

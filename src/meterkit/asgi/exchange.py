@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import ClientDisconnect
 
-from meterkit.catalog.quantity import check_quantity
-from meterkit.errors import MeterkitError, UnknownMeterError
+from meterkit.catalog.quantity import check_counter, check_quantity
+from meterkit.errors import MeterkitError
 from meterkit.store.accounts import HOLD_SLOT_MS
 from meterkit.store.decision import Decision
 
@@ -239,10 +239,7 @@ class Exchange:
         """
         meters = self._account.accounts.catalog.meters
         for name, quantity in quantities.items():
-            meter = meters.get(name)
-            if meter is None or meter.kind == "gauge" or meter.source is not None:
-                countable = (known for known, m in meters.items() if m.kind == "counter" and m.source is None)
-                raise UnknownMeterError.of(name, countable)
+            check_counter(name, meters)
             check_quantity(quantity)
 
     def current(self) -> Current:

@@ -1,11 +1,18 @@
-"""The one rule for quantities."""
+"""The one rule for quantities, and for the meters that they can be counted on."""
 
 from __future__ import annotations
 
-from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.errors import QuantityError
+from typing import TYPE_CHECKING
 
-__all__ = ["check_quantity"]
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.errors import QuantityError, UnknownMeterError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog.models import Meter
+
+__all__ = ["check_counter", "check_quantity"]
 
 
 def check_quantity(quantity: object) -> int:
@@ -20,3 +27,14 @@ def check_quantity(quantity: object) -> int:
         repr(quantity) if isinstance(quantity, int | float) else f"a value of type {type(quantity).__name__}"
     )
     raise QuantityError(f"quantity: found {found:.40}; allowed is an integer from 0 to {QUANTITY_MAX}")
+
+
+def check_counter(name: str, meters: Mapping[str, Meter]) -> None:
+    """See that an app can count on a meter of this name.
+
+    Raises:
+        UnknownMeterError: there is none, or it is a gauge or derived.
+    """
+    countable = [known for known, meter in meters.items() if meter.kind == "counter" and meter.source is None]
+    if name not in countable:
+        raise UnknownMeterError.of(name, countable)

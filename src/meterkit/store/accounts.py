@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog import override
+from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.errors import PlansError, Problem
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.program import Demand, compile_program
 from meterkit.store.resp import pack_each
-from meterkit.store.state import NO_STATE, CustomerState, standing_at
+from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, standing_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +30,6 @@ HOLD_SLOT_MS: Final = 300_000
 
 _ACCOUNTS_MAX: Final = 10_000
 _CALLS_MAX: Final = 256
-_OUTCOMES: Final = 4
 _TOKEN_METERS: Final = (
     "input_tokens",
     "output_tokens",
@@ -111,9 +110,7 @@ class Account:
         self.rev = rev
         self.state = state
         self.standing = standing_at(state, catalog, now_ms)
-        self.entitlements = self.standing.plan.entitlements
-        if state.overrides and self.standing.access != "restricted":
-            self.entitlements = override(catalog, self.standing.plan, state.overrides)
+        self.entitlements = entitlements_of(state, self.standing, catalog)
         self.calls: dict[int, DecideCall] = {}
         self._calls: dict[Any, DecideCall] = {}
         self.endings: dict[Any, tuple[bytes, bytes]] = {}
@@ -255,7 +252,7 @@ class Accounts:
                 entitlements,
                 self.catalog,
                 self._demands(route),
-                billed_always=len(route.charge_on) == _OUTCOMES,
+                billed_always=route.charge_on == BILLED_ON_ATTEMPT,
                 rates_only=route.always,
             )
             if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):

@@ -6,13 +6,25 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.catalog import override
 from meterkit.store.keys import FORMAT
 from meterkit.store.periods import Bounds, bounds_at
 
 if TYPE_CHECKING:
-    from meterkit.catalog import Catalog, Plan
+    from collections.abc import Mapping
 
-__all__ = ["NEVER_MS", "NO_STATE", "Access", "CustomerState", "Standing", "Status", "standing_at"]
+    from meterkit.catalog import Catalog, Entitlement, Plan
+
+__all__ = [
+    "NEVER_MS",
+    "NO_STATE",
+    "Access",
+    "CustomerState",
+    "Standing",
+    "Status",
+    "entitlements_of",
+    "standing_at",
+]
 
 Status = Literal[
     "active",
@@ -81,6 +93,13 @@ class Standing:
     access: Access
     bounds: Bounds
     valid_until_ms: int
+
+
+def entitlements_of(state: CustomerState, standing: Standing, catalog: Catalog) -> Mapping[str, Entitlement]:
+    """What a customer gets of each meter: the plan's, with the customer's own laid over unless restricted."""
+    if state.overrides and standing.access != "restricted":
+        return override(catalog, standing.plan, state.overrides)
+    return standing.plan.entitlements
 
 
 def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from meterkit.catalog import override
 from meterkit.store.accounts import HOLD_SLOT_MS
 from meterkit.store.keys import meter_token
 from meterkit.store.periods import from_ms
 from meterkit.store.policies import ceiling_of
-from meterkit.store.state import CustomerState, standing_at
+from meterkit.store.state import CustomerState, entitlements_of, standing_at
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -76,9 +75,7 @@ def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsag
     now_ms, _, data, counters, totals = reply
     state = CustomerState.parse(data)
     standing = standing_at(state, catalog, now_ms)
-    entitlements = standing.plan.entitlements
-    if state.overrides and standing.access != "restricted":
-        entitlements = override(catalog, standing.plan, state.overrides)
+    entitlements = entitlements_of(state, standing, catalog)
     view = _View(_pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms)
     linked = state.stripe_customer is not None
     return {
