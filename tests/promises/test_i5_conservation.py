@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW, STRIPE_KEY, desk, kit_for
+from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for
 from meterkit import StoreError
+from meterkit.catalog import loads
 from meterkit.delivery.flusher import Flusher
 from meterkit.store.keys import meter_token
 from meterkit.store.periods import bounds_at
@@ -201,3 +202,42 @@ async def test_i5_a_store_that_goes_away_in_the_middle_of_a_flush_changes_nothin
         for customer in CUSTOMERS:
             assert at.accepted(customer) == 5
         assert STRIPE_KEY not in repr(at.transport)
+
+
+YEARLY = PLANS + """
+  yearly:
+    extends: pro
+    price: {amount_cents: 29000, interval: year, included_per: interval}
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_i5_holds_where_a_plan_counts_by_another_interval_in_mid_period(
+    store_url: str, seed: int
+) -> None:
+    random = Random(seed)  # noqa: S311 - a schedule, not a secret
+    async with desk(store_url, clock=Clock(NOW), catalog=loads(YEARLY)) as at:
+        await at.link(*CUSTOMERS)
+        recorded = dict.fromkeys(CUSTOMERS, 0)
+        for _ in range(50):
+            customer = random.choice(CUSTOMERS)
+            if random.random() < 0.4:
+                await at.kit.customers.set_plan(customer, random.choice(["pro", "yearly"]))
+            quantity = random.choice([1, 7, 60])
+            await at.kit.record(customer, "requests", quantity)
+            recorded[customer] += quantity
+            hours = random.choice([0.01, 1, 30, 20 * 24])
+            at.clock.advance(timedelta(hours=hours))
+            if random.random() < 0.5:
+                await at.flush(everything=random.random() < 0.7, timeout_s=0)
+            await assert_conserved(at)
+        for _ in range(3):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=11))
+        await assert_conserved(at)
+        for customer in CUSTOMERS:
+            counts = (await sample(at, customer)).values()
+            too_late = sum(count.get("x", 0) for count in counts)  # Stripe takes nothing older than 35 days.
+            assert at.accepted(customer) == recorded[customer] - too_late
+            minutes = [event.timestamp for event in at.emulator.events if event.customer == f"cus_{customer}"]
+            assert len(minutes) == len(set(minutes))

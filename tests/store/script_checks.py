@@ -79,8 +79,9 @@ class Checks:
         ask = ("EVALSHA", self.scripts["usage"].sha, 3, keys.counters, keys.state, keys.totals, self.wall)
         shown = usage_of(name, self.catalog, self.ask(*ask))
         state = CustomerState.parse(customer.data)
-        entitlements = standing_at(state, self.catalog, self.wall).plan.entitlements
-        over = customer.period is None or self.wall >= customer.period[1]
+        standing = standing_at(state, self.catalog, self.wall)
+        entitlements, period = standing.plan.entitlements, customer.period
+        over = period is None or self.wall >= period[1] or standing.bounds.start_ms > period[0]
         for meter, given in entitlements.items():
             held = sum(customer.holds[meter].live(max(self.wall, customer.seen)))
             counts = (customer.included, customer.overage, customer.pending)

@@ -260,9 +260,11 @@ class World(Checks):
             [meter for meter, count in self.model.customers[name].pending.items() if count]
         )
         counters = self.keys.customer(name).counters
-        self.model.sealed(name, meter)
+        minute = self.wall - self.wall % MINUTE_MS + self.random.randrange(4) * MINUTE_MS
+        self.model.sealed(name, meter, minute)
         lives = self.model.customers[name].lives
-        self.wire(pack("HSET", counters, f"{meter_token(meter)}p", 0, "x", lives))
+        token = meter_token(meter)
+        self.wire(pack("HSET", counters, f"{token}p", 0, f"{token}z", minute, "x", lives))
         if lives < NEVER_MS:
             self.wire(pack("PEXPIREAT", counters, lives))
             self.wire(pack("ZREM", self.keys.customer(name).dirty, name))

@@ -40,6 +40,9 @@ class View:
     seal_delay_ms: int
     billable: bool = True
 
+    def period_at(self, now: int) -> tuple[int, int]:
+        return self.period if now < self.period[1] else (self.period[1], self.next_end_ms)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
@@ -71,6 +74,7 @@ class Customer:
     seen: int = 0
     period: tuple[int, int] | None = None
     lives: int = 0
+    stamps: Counter[str] = field(default_factory=Counter[str])
     rates: dict[tuple[str, int, str], Windows | Bucket] = field(
         default_factory=dict[tuple[str, int, str], Windows | Bucket]
     )
@@ -94,18 +98,27 @@ class Customer:
 
     def roll(self, now: int, view: View) -> None:
         """Bring to `now` what is kept; nothing for a customer of whom nothing is."""
-        if self.period is None or (now < self.period[1] and now // SLOT_MS == self.seen // SLOT_MS):
+        if self.period is None:
+            return
+        start, finish = view.period_at(now)
+        if self.period[1] == finish and now // SLOT_MS == self.seen // SLOT_MS:
             return
         self.seen = now
-        if now >= self.period[1]:
-            self._close(self.period)
-            self.period = None
-            self.begin(now, view)
+        began, ends = self.period
+        if now >= ends or start > began:
+            till = ends if now >= ends else min(ends, max(start, self.stamped_ms + 2 * MINUTE_MS))
+            self._close((began, till))
+            self.period = max(start, till), finish
+        else:
+            self.period = began, finish
 
     def begin(self, now: int, view: View) -> None:
         if self.period is None:
-            this = view.period
-            self.period = this if now < this[1] else (this[1], view.next_end_ms)
+            self.period = view.period_at(now)
+
+    @property
+    def stamped_ms(self) -> int:
+        return max(self.stamps.values(), default=0)
 
     def _close(self, period: tuple[int, int]) -> None:
         for kind, counts in self._classes():
@@ -145,6 +158,7 @@ class Customer:
                     kept[meter_token(meter) + kind] = quantity
         for kind, counts in self._classes():
             kept.update({meter_token(meter) + kind: count for meter, count in counts.items()})
+        kept.update({f"{meter_token(meter)}z": stamp for meter, stamp in self.stamps.items()})
         return {name: value for name, value in kept.items() if value}
 
 
@@ -286,9 +300,10 @@ class Model:
         gone = self.customers[name]
         self.customers[name] = Customer(rev=gone.rev, data=gone.data, closed=gone.closed)
 
-    def sealed(self, name: str, meter: str) -> None:
-        """What was pending of a meter has become deliveries."""
+    def sealed(self, name: str, meter: str, minute: int) -> None:
+        """What was pending of a meter has become deliveries, stamped with a minute."""
         customer = self.customers[name]
+        customer.stamps[meter] = minute
         customer.pending[meter] = 0
         if not any(customer.pending.values()):
             assert customer.period is not None
@@ -298,7 +313,9 @@ class Model:
 
 def _stand(customer: Customer, view: View, times: Times, *, forced: bool) -> tuple[int, Answer | None]:
     now = max(times.wall, customer.seen)
-    is_current = customer.rev == view.rev and now < min(view.valid_until_ms, view.next_end_ms)
+    is_current = (
+        customer.rev == view.rev and view.period[0] <= now < min(view.valid_until_ms, view.next_end_ms)
+    )
     if not is_current and not forced:
         return now, [2, now, customer.rev.encode(), customer.data.encode()]
     moves = times.wall - customer.seen > MINUTE_MS or (

@@ -148,18 +148,54 @@ def test_what_was_only_recorded_counts_in_a_rate_for_two_windows(wire: Wire) -> 
     assert world.ask("PEXPIRETIME", counters) == world.wall + 2 * 30 * DAY_MS + 900_000
 
 
-def test_what_was_used_before_a_period_became_longer_is_kept(wire: Wire) -> None:
+def test_a_period_that_becomes_longer_keeps_its_counts_and_ends_later(wire: Wire) -> None:
     world = world_of(wire)
-    monthly, yearly = CustomerState(plan="free"), CustomerState(plan="tight")
-    world.wall = to_ms(datetime(2040, 1, 5, tzinfo=UTC))
-    for nth, state in enumerate((monthly, yearly, monthly)):
-        put(world, "ada", f"1:{nth}", state)
+    world.wall = to_ms(datetime(2040, 6, 5, tzinfo=UTC))
+    for nth, plan in enumerate(("free", "tight")):
+        put(world, "ada", f"1:{nth}", CustomerState(plan=plan))
         assert settle(world, "ada", recorded={"jobs": 1})[0] == 0
-        world.wall += 30 * DAY_MS if nth == 0 else 366 * DAY_MS
+        world.wall += 10 * DAY_MS
+    world.wall += 30 * DAY_MS
+    assert settle(world, "ada", recorded={"jobs": 1})[0] == 0
+    shown = usage(world, "ada")
+    assert shown["meters"]["jobs"]["recorded"] == 3
+    assert (shown["period"]["start"], shown["period"]["end"]) == (
+        datetime(2040, 6, 1, tzinfo=UTC),
+        datetime(2041, 1, 1, tzinfo=UTC),
+    )
+
+
+def test_a_period_is_over_where_a_shorter_one_has_begun_since(wire: Wire) -> None:
+    world = world_of(wire)
+    world.wall = to_ms(datetime(2040, 4, 5, tzinfo=UTC))
+    put(world, "ada", "1:0", CustomerState(plan="tight"))
+    assert settle(world, "ada", recorded={"jobs": 1})[0] == 0
+    world.wall = to_ms(datetime(2040, 6, 5, tzinfo=UTC))
+    put(world, "ada", "1:1", CustomerState(plan="free"))
+    assert usage(world, "ada")["meters"]["jobs"]["recorded"] == 0
+    assert settle(world, "ada", recorded={"jobs": 2})[0] == 0
+    shown = usage(world, "ada")
+    assert shown["meters"]["jobs"]["recorded"] == 2
+    assert shown["period"]["start"] == datetime(2040, 6, 1, tzinfo=UTC)
     start_ms = to_ms(datetime(2040, 1, 1, tzinfo=UTC))
-    kept = world.ask("HGET", world.keys.customer("ada").totals, f"{start_ms}|{meter_token('jobs')}i")
-    # One unit of January, as it was closed in February; one of the year that January then belonged to.
-    assert int(kept) == 2
+    kept = world.ask("HGETALL", world.keys.customer("ada").totals)
+    closed = dict(zip(kept[::2], kept[1::2], strict=True))
+    field = f"{start_ms}|{meter_token('jobs')}".encode()
+    assert closed[field + b"i"] == b"1"
+    # It ended where the shorter one began.
+    assert int(closed[f"{start_ms}|e".encode()]) == to_ms(datetime(2040, 6, 1, tzinfo=UTC))
+
+
+def test_a_caller_ahead_of_time_does_not_begin_the_next_period(wire: Wire) -> None:
+    world = world_of(wire)
+    ends = to_ms(datetime(2040, 7, 1, tzinfo=UTC))
+    world.wall = ends - 30_000
+    put(world, "ada", "1:0", CustomerState(plan="free"))
+    assert settle(world, "ada", recorded={"jobs": 1})[0] == 0
+    world.processes[0].get("ada").refresh("1:0", CustomerState(plan="free").dump().encode(), ends + 1)
+    assert settle(world, "ada", recorded={"jobs": 1})[0] == 4
+    assert ask(world, "ada", {"jobs": 1})[0] == 2
+    assert usage(world, "ada")["meters"]["jobs"]["recorded"] == 1
 
 
 def put(world: World, name: str, rev: str, state: CustomerState) -> None:

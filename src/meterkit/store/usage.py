@@ -103,10 +103,10 @@ class _View:
     ) -> None:
         self._counters = counters
         self._totals = totals
-        ends = int(counters.get("e", 0))
-        self._over = now_ms >= ends
-        self.start_ms = start_ms if self._over else int(counters["b"])
-        self.end_ms = end_ms if self._over else ends
+        began, ends = int(counters.get("b", 0)), int(counters.get("e", 0))
+        self._over = now_ms >= ends or start_ms > began
+        self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
+        self.end_ms = end_ms
         self._slots = now_ms // HOLD_SLOT_MS - int(counters.get("t", 0)) // HOLD_SLOT_MS
 
     def counted(self, token: str, kind: str) -> int:

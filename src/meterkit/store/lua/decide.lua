@@ -34,7 +34,7 @@ elseif mode == 'v' then
   return {4, now}
 end
 local take = mode ~= 'c'
-if ends and (now >= ends or seen < now - now % 300000) then
+if ends and turned(now, seen, ends) then
   ends = roll(now, seen, ends)
   v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 1))
 end

@@ -33,7 +33,7 @@ if ARGV[5] == '' then
   call('ZREM', KEYS[4], ARGV[4])
   return {0, now, 0, 0}
 end
-if now >= ends or floor(now / 300000) > floor(seen / 300000) then
+if turned(now, seen, ends) then
   ends = roll(now, seen, ends)
 end
 
@@ -77,10 +77,14 @@ for name, value in pairs(totals) do
     wait(now + 60000)
   elseif quantity > 0 then
     local minute = (floor(totals[period .. '|e'] / 60000) - 1) * 60000
-    while quantity > 0 do
-      quantity = intend(period, token, quantity, minute)
+    if minute > now + 240000 then -- Behind a minute that was ahead already when the period was cut short.
+      wait(minute - 240000)
+    else
+      while quantity > 0 do
+        quantity = intend(period, token, quantity, minute)
+      end
+      call('HDEL', KEYS[3], name)
     end
-    call('HDEL', KEYS[3], name)
   end
 end
 for name, value in pairs(counters) do

@@ -46,7 +46,7 @@ if not ends then
   write[4], write[6], w = 'b', 'e', 7
   write[5], write[7] = period(now)
   ends = write[7]
-elseif now >= ends or seen < now - now % 300000 then
+elseif turned(now, seen, ends) then
   ends = roll(now, seen, ends)
   v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 3))
 end

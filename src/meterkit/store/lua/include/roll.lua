@@ -1,21 +1,30 @@
--- roll: brings a customer's counters, if there are any, to `now` where a hold slot or the billing period has passed.
+-- turned: whether a hold slot or the billing period has passed, or the period ends at another time by now.
 --   `seen`: the last time seen (ms); `ends`: the end of the counters' period (ms)
--- Holds move from the current slot of five minutes to the previous one, or vanish. What was counted in a
--- period that is over is added to the totals as PERIOD|FIELD (a period that became longer may close twice), with
--- PERIOD|e its end. `now` becomes the last time seen: whatever the script comes to, nothing is rolled twice.
+local function turned(now, seen, ends)
+  local _, finish = period(now)
+  return ends ~= finish or seen < now - now % 300000
+end
+-- roll: brings a customer's counters to `now` where they have turned.
+-- Holds move from the current slot of five minutes to the previous one, or vanish. A period is over at its end, or
+-- where the caller's begins after it did: the subscription is another one. What was counted in it is added to the
+-- totals as PERIOD|FIELD, with PERIOD|e its end, behind all minutes that deliveries were stamped with; the next one
+-- begins no earlier. A period that merely ends at another time keeps its counts. `now` becomes the last time seen:
+-- whatever the script comes to, nothing is rolled twice.
 -- Returns the end of the period that `now` is in.
 local function roll(now, seen, ends)
   local counters, totals = KEYS[1], KEYS[3]
-  local set, gone, closed = {'t', now}, {}, false
+  local start, finish = period(now)
+  local set, gone, closed, stamped, id = {'t', now}, {}, false, 0, nil
   local slots = math.floor(now / 300000) - math.floor(seen / 300000)
-  local over = now >= ends
   local fields = redis.call('HGETALL', counters)
-  local id
   for i = 1, #fields, 2 do
     if fields[i] == 'b' then
       id = fields[i + 1]
+    elseif string.find(fields[i], '^....z$') then
+      stamped = math.max(stamped, fields[i + 1])
     end
   end
+  local over = now >= ends or start > id + 0
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     local token, kind = string.match(name, '^(....)(.)$')
@@ -32,21 +41,20 @@ local function roll(now, seen, ends)
       gone[#gone + 1] = name
     end
   end
-  if closed then
-    redis.call('HSET', totals, id .. '|e', ends)
-    redis.call('PEXPIRE', totals, 34560000000)
+  if over then
+    local till = now >= ends and ends or math.min(ends, math.max(start, stamped + 120000))
+    if closed then
+      redis.call('HSET', totals, id .. '|e', till)
+      redis.call('PEXPIRE', totals, 34560000000)
+    end
+    set[#set + 1] = 'b'
+    set[#set + 1] = math.max(start, till)
   end
   if #gone > 0 then
     redis.call('HDEL', counters, unpack(gone))
   end
-  if over then
-    local start
-    start, ends = period(now)
-    set[#set + 1] = 'b'
-    set[#set + 1] = start
-    set[#set + 1] = 'e'
-    set[#set + 1] = ends
-  end
+  set[#set + 1] = 'e'
+  set[#set + 1] = finish
   redis.call('HSET', counters, unpack(set))
-  return ends
+  return finish
 end
