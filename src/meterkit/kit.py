@@ -6,7 +6,7 @@ import logging
 from asyncio import AbstractEventLoop, Task, gather, get_running_loop
 from contextlib import asynccontextmanager
 from time import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from meterkit.catalog import Catalog, load
@@ -14,18 +14,21 @@ from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.errors import MeterkitError, SettingsError
+from meterkit.notify import CreditsLow, Handlers
 from meterkit.settings import Settings
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customers import Customers
+from meterkit.store.grants import Grants
 from meterkit.store.periods import from_ms, to_ms
 from meterkit.store.program import Demand
+from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.url import choose_store
 from meterkit.store.usage import usage_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from datetime import datetime
     from types import TracebackType
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
+_Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
 class MeterKit:
@@ -68,7 +72,9 @@ class MeterKit:
             self._transport()  # What it cannot work with is refused now, not by a task in the background.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         if self.settings.redis_url is None:
-            _logger.info("the store is %s: %s", choice.address, choice.why)
+            _logger.warning(
+                "the store is %s: %s; set METERKIT_REDIS_URL to choose one", choice.address, choice.why
+            )
         if not catalog.routes:
             _logger.warning("%s has no routes: no request is decided", catalog.source)
         self.store = Store(
@@ -81,6 +87,11 @@ class MeterKit:
             clock=clock,
         )
         self.customers = Customers(self.store)
+        self.grants = Grants(self.store)
+        self._handlers = Handlers()
+        self.store.on_low = lambda customer, credit: self._handlers.tell(
+            "credits.low", CreditsLow(customer=customer, credit=credit)
+        )
         self._flushers: WeakKeyDictionary[AbstractEventLoop, Task[None]] = WeakKeyDictionary()
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
 
@@ -115,6 +126,23 @@ class MeterKit:
             flusher.cancel()
             await gather(flusher, return_exceptions=True)
         await self.store.stop()
+        await self._handlers.finish()
+
+    def on(self, event: str) -> Callable[[_Handler], _Handler]:
+        """Register a handler, sync or async: ``@kit.on("credits.low")``.
+
+        It is called in the process whose settlement caused the event, at most once, with a
+        :class:`~meterkit.notify.CreditsLow`; what it raises is logged.
+
+        Raises:
+            MeterkitError: there is no such event.
+        """
+
+        def register(handler: _Handler) -> _Handler:
+            self._handlers.add(event, handler)
+            return handler
+
+        return register
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -179,6 +207,25 @@ class MeterKit:
             account, {name: demand.taken for name, demand in demands.items()}, event_id=event_id
         )
 
+    def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation:
+        """Hold quantities now and count the true ones later, off the request.
+
+        ``async with kit.reserve("acme", {"output_tokens": 4096}) as reservation:`` decides over all meters at
+        once; look at ``reservation.decision``, then ``await reservation.capture({"output_tokens": 812})``.
+        What is not captured when the block ends is given back.
+
+        Args:
+            customer: the customer's id.
+            quantities: meter to the quantity that is held, in its unit.
+
+        Raises:
+            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
+            StoreError: when the block begins: the store cannot decide.
+        """
+        self._check_quantities(quantities)
+        account = self.store.accounts.get(check_customer(customer))
+        return Reservation(self.store, account, quantities, self._check_quantities)
+
     async def usage(self, customer: str) -> CustomerUsage:
         """What the customer has used in this period; an unknown one is shown on the default plan.
 
@@ -188,7 +235,8 @@ class MeterKit:
         """
         keys = self.store.keys.customer(check_customer(customer))
         admin = await self.store.admin()
-        reply = await admin.run(self.store.scripts["usage"], [keys.counters, keys.state, keys.totals])
+        names = [keys.counters, keys.state, keys.totals, keys.grants]
+        reply = await admin.run(self.store.scripts["usage"], names)
         return usage_of(customer, self.catalog, reply)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
@@ -244,6 +292,10 @@ class MeterKit:
                 f"occurred_at: found {occurred_at.isoformat()}; it must lie in the billing period of now, "
                 f"which began {from_ms(start_ms).isoformat()}, and not in the future"
             )
+
+    def _check_quantities(self, quantities: Mapping[str, int]) -> None:
+        for meter, quantity in quantities.items():
+            self._demands(meter, quantity)
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_counter(meter, self.catalog.meters)

@@ -359,7 +359,7 @@ async def test_shadow_serves_requests_without_a_customer(reason: str) -> None:
 async def test_where_the_store_is_away_requests_pass_or_are_refused_as_the_route_says(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.store.store._DRAIN_S", 0.01)
+    monkeypatch.setattr("meterkit.store.links._DRAIN_S", 0.01)
     decisions: list[Decision] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -37,7 +37,8 @@ async def sample(at: Desk, customer: str) -> Sample:
     """(period, meter) to its counts, all read in one instant."""
     store = at.kit.store
     keys, admin = store.keys.customer(customer), await store.admin()
-    reply = await admin.run(store.scripts["usage"], [keys.counters, keys.state, keys.totals])
+    names = [keys.counters, keys.state, keys.totals, keys.grants]
+    reply = await admin.run(store.scripts["usage"], names)
     counters, totals = (
         dict(zip([x.decode() for x in flat[::2]], flat[1::2], strict=True)) for flat in reply[3:5]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from meterkit.store.keys import Keys
@@ -10,15 +11,17 @@ from meterkit.store.resp import pack
 from meterkit.store.scripts import Script
 from meterkit.store.state import CustomerState, standing_at
 from meterkit.store.usage import usage_of
-from store.script_counts import DAY_MS
+from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Model, ceiling_of
 from store.script_plans import ANONYMOUS, CATALOG, START_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog import Entitlement
     from meterkit.store.keys import CustomerKeys
     from store.script_model import Customer
+    from store.script_plans import Sales
     from store.script_wires import Wire
 
 
@@ -29,12 +32,12 @@ class MismatchError(AssertionError):
 class Checks:
     """A store with the scripts in it, and the model of what it holds."""
 
-    def __init__(self, wire: Wire, texts: Mapping[str, str]) -> None:
+    def __init__(self, wire: Wire, texts: Mapping[str, str], sales: Sales = PLAIN) -> None:
         self.wire = wire
         self.wire(pack("FLUSHALL"))
         self.scripts = {name: self.load(name, text) for name, text in texts.items()}
         self.keys = Keys("mk", 1)
-        self.catalog, self.model = CATALOG, Model(CATALOG)
+        self.sales, self.catalog, self.model = sales, sales.catalog, Model(sales.catalog)
         self.wall = START_MS
         self.writers = ["w0", "w1", "w2"]
         self.log: deque[str] = deque(maxlen=12)
@@ -43,13 +46,13 @@ class Checks:
         """Compare all that is stored of a customer, and what is shown of it."""
         keys = self.keys.customer(name, anonymous=name == ANONYMOUS)
         customer = self.model.customers[name]
-        flat = self.ask("HGETALL", keys.counters)
-        stored = {field.decode(): value.decode() for field, value in zip(flat[::2], flat[1::2], strict=True)}
+        stored = self._texts(keys.counters)
         expected = {field: str(value) for field, value in customer.fields().items()}
         self.compare(f"counters of {name}", expected, {f: v for f, v in stored.items() if v != "0"})
         expires = -2 if not expected else -1 if customer.lives == NEVER_MS else customer.lives
         self.compare(f"expiry of {name}", expires, self.ask("PEXPIRETIME", keys.counters))
         self._check_totals(customer, keys)
+        self._check_purse(name, customer, keys)
         for key, members in ((keys.dirty, self.model.dirty), (keys.unlinked, self.model.unlinked)):
             score = self.ask("ZSCORE", key, name)
             self.compare(key, members.get(name), None if score is None else int(float(score)))
@@ -67,37 +70,73 @@ class Checks:
         self._check_usage(name)
 
     def _check_totals(self, customer: Customer, keys: CustomerKeys) -> None:
-        flat = self.ask("HGETALL", keys.totals)
-        stored = {field.decode(): value.decode() for field, value in zip(flat[::2], flat[1::2], strict=True)}
+        stored = self._texts(keys.totals)
         expected = {field: str(value) for field, value in customer.closed.items()}
         self.compare(keys.totals, expected, stored)
         days = self.ask("PTTL", keys.totals) / DAY_MS
         self.compare(f"life of {keys.totals}", bool(expected), 399 < days <= 400)
 
+    def _check_purse(self, name: str, customer: Customer, keys: CustomerKeys) -> None:
+        purse = customer.purse
+        granted = {grant.name: grant.text for grant in purse.grants.values()}
+        ledger = {line: " ".join(map(str, numbers)) for line, numbers in purse.lines.items()}
+        for key, expected in ((keys.grants, granted), (keys.ledger, ledger)):
+            stored = self._texts(key)
+            self.compare(f"{key}", expected, stored)
+            expires = -2 if not stored else -1 if purse.lives == NEVER_MS else purse.lives
+            self.compare(f"expiry of {key}", expires, self.ask("PEXPIRETIME", key))
+            if key == keys.ledger:
+                left = {grant.name: grant.left for grant in purse.grants.values() if grant.left}
+                self.compare(f"what the ledger of {name} comes to", left, dict(ledger_sums(stored)))
+
+    def _texts(self, key: str) -> dict[str, str]:
+        flat = self.ask("HGETALL", key)
+        return {field.decode(): value.decode() for field, value in zip(flat[::2], flat[1::2], strict=True)}
+
     def _check_usage(self, name: str) -> None:
         customer, keys = self.model.customers[name], self.keys.customer(name, anonymous=name == ANONYMOUS)
-        ask = ("EVALSHA", self.scripts["usage"].sha, 3, keys.counters, keys.state, keys.totals, self.wall)
+        names = (keys.counters, keys.state, keys.totals, keys.grants)
+        ask = ("EVALSHA", self.scripts["usage"].sha, 4, *names, self.wall)
         shown = usage_of(name, self.catalog, self.ask(*ask))
         state = CustomerState.parse(customer.data)
         standing = standing_at(state, self.catalog, self.wall)
-        entitlements, period = standing.plan.entitlements, customer.period
-        over = period is None or self.wall >= period[1] or standing.bounds.start_ms > period[0]
+        entitlements, period, bounds = standing.plan.entitlements, customer.period, standing.bounds
+        over = period is None or self.wall >= period[1] or bounds.start_ms > period[0]
+        is_entitled = state.granted or bool(standing.plan.grants)
+        on_file = customer.purse.grants if is_entitled else {}
+        means = Means(on_file, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall)
+        balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
+        self.compare(f"balance of {name}", balance, shown["balance"])
+
+        def covered(meter: str) -> int:
+            return 0 if over else customer.included[meter]
+
+        def held(meter: str) -> int:
+            return sum(customer.holds[meter].live(max(self.wall, customer.seen)))
+
         for meter, given in entitlements.items():
-            held = sum(customer.holds[meter].live(max(self.wall, customer.seen)))
-            counts = (customer.included, customer.overage, customer.pending)
-            covered, overage, pending = (0 if over else counter[meter] for counter in counts)
-            ceiling = ceiling_of(given)
+            overage, pending, granted, credited = (
+                0 if over else counter[meter]
+                for counter in (customer.overage, customer.pending, customer.granted, customer.credited)
+            )
             left: int | str = "unlimited"
-            if ceiling is not None and given.included is not None:
-                beyond = ceiling - given.included - overage if given.overage.mode == "bill" else 0
-                left = max(0, max(0, given.included - covered) + beyond - held)
-            paid = 0 if over else customer.granted[meter] + customer.credited[meter]
-            recorded = covered + overage + paid
-            expected = (recorded + held, held, left, overage, recorded, pending)
-            is_linked, row = state.stripe_customer is not None, shown["meters"][meter]
-            found = (row["used"], row["held"], row["remaining"], row["overage"], row["recorded"])
-            waiting = row["pending"] if is_linked else row["unlinked"]
-            self.compare(f"usage of {name}, {meter}", expected, (*found, waiting))
+            if ceiling_of(given) is not None:
+                more = room(meter, means, self.catalog, entitlements, counted=covered, held=held)
+                left = max(0, own_of(given, covered(meter), overage) + more - held(meter))
+            recorded = covered(meter) + overage + granted + credited
+            expected = {
+                "used": recorded + held(meter),
+                "included": "unlimited" if given.included is None else given.included,
+                "granted": granted + means.of(f"m:{meter}"),
+                "held": held(meter),
+                "remaining": left,
+                "overage": overage,
+                "overage_cents": _cents(given, overage),
+                "recorded": recorded,
+                "unlinked" if state.stripe_customer is None else "pending": pending,
+            }
+            row = dict(shown["meters"][meter])
+            self.compare(f"usage of {name}, {meter}", expected, {what: row[what] for what in expected})
 
     def compare(self, what: str, expected: Any, found: Any) -> None:
         self.log.append(what)
@@ -118,3 +157,9 @@ class Checks:
         if not isinstance(sha, bytes | str):
             raise MismatchError(f"{name} does not compile: {sha}")
         return Script(name, text, sha.decode() if isinstance(sha, bytes) else sha)
+
+
+def _cents(given: Entitlement, overage: int) -> int | None:
+    """What overage costs, half to even."""
+    per, cents = given.overage.per, given.overage.amount_cents
+    return None if per is None or cents is None else round(Fraction(overage * cents, per))

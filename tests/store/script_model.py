@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from fractions import Fraction
-from math import ceil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.store.derived import derived_from
 from meterkit.store.keys import meter_token, rate_token
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
+from store.script_purse import Means, Purse, credit_of, lowered
+from store.script_weighing import Asked, Ceilings, span_ms, take, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Rate
+    from meterkit.catalog import Catalog, Entitlement, Plan, Rate
     from meterkit.store.program import Demand
 
 NEVER_MS: Final = 9 * 10**15
@@ -39,6 +40,13 @@ class View:
     linked: bool
     seal_delay_ms: int
     billable: bool = True
+    plan: Plan | None = None
+    granted: bool = False
+
+    @property
+    def has_purse(self) -> bool:
+        """Whether grants count: there are the plan's, or there were ever the app's."""
+        return self.plan is not None and (self.granted or bool(self.plan.grants))
 
     def period_at(self, now: int) -> tuple[int, int]:
         return self.period if now < self.period[1] else (self.period[1], self.next_end_ms)
@@ -62,6 +70,9 @@ class Use:
     rated: Mapping[str, int]
     slot: int
     event: str | None = None
+    corrected: Mapping[str, int] = field(default_factory=dict[str, int])
+    counted_ms: int = 0
+    dimensions: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(slots=True)
@@ -86,15 +97,21 @@ class Customer:
     credited: Counter[str] = field(default_factory=Counter[str])
     pending: Counter[str] = field(default_factory=Counter[str])
     closed: dict[str, int] = field(default_factory=dict[str, int])
+    purse: Purse = field(default_factory=Purse)
 
     def rate(self, meter: str, rate: Rate) -> Windows | Bucket:
         key = (meter, rate.window_ms, rate.algorithm)
         return self.rates.get(key) or (Bucket() if rate.algorithm == "token-bucket" else Windows())
 
-    def count(self, meter: str, rate: Rate, now: int, quantity: int) -> Windows | Bucket:
+    def count(self, meter: str, rate: Rate, now: int, quantity: int) -> None:
         counted = self.rates[meter, rate.window_ms, rate.algorithm] = self.rate(meter, rate)
         counted.add(rate, now, quantity)
-        return counted
+
+    def means(self, now: int, view: View) -> Means | None:
+        """What grants and credits there are; None for those who cannot have any."""
+        if view.plan is None or not view.has_purse:
+            return None
+        return Means(self.purse.grants, view.plan, view.period_at(now), now)
 
     def roll(self, now: int, view: View) -> None:
         """Bring to `now` what is kept; nothing for a customer of whom nothing is."""
@@ -105,7 +122,7 @@ class Customer:
             return
         self.seen = now
         began, ends = self.period
-        if now >= ends or start > began:
+        if now >= ends or start >= began + 2 * MINUTE_MS:
             till = ends if now >= ends else min(ends, max(start, self.stamped_ms + 2 * MINUTE_MS))
             self._close((began, till))
             self.period = max(start, till), finish
@@ -134,6 +151,11 @@ class Customer:
             "iogcp", (self.included, self.overage, self.granted, self.credited, self.pending), strict=True
         )
 
+    def total(self, meter: str, *, with_paid: bool) -> int:
+        """What was recorded of a meter in this period; what was paid where that is looked at."""
+        paid = self.granted[meter] + self.credited[meter] if with_paid else 0
+        return self.included[meter] + self.overage[meter] + paid
+
     def live_until(self, lives: int, *, extra: int = 0) -> None:
         if self.lives < lives:
             self.lives = lives + extra
@@ -160,6 +182,19 @@ class Customer:
             kept.update({meter_token(meter) + kind: count for meter, count in counts.items()})
         kept.update({f"{meter_token(meter)}z": stamp for meter, stamp in self.stamps.items()})
         return {name: value for name, value in kept.items() if value}
+
+
+class Part(NamedTuple):
+    """Units of one meter, classified; ``reported``: how many of them go to Stripe, under the event of another."""
+
+    meter: str
+    quantity: int
+    within: int
+    granted: int
+    credited: int
+    overage: int
+    reported: int
+    reported_as: str
 
 
 @dataclass(slots=True)
@@ -197,18 +232,20 @@ class Model:
         if mode == "v":
             return [4, now]
         customer.roll(now, view)
-        asked = [(view.entitlements[meter], demand) for meter, demand in demands.items()]
-        refused, told = _weigh(customer, asked, now, rates_only=rates_only)
-        if refused:
+        asked = Asked(self.catalog, view.entitlements, demands, rates_only=rates_only)
+        ceilings = Ceilings(
+            customer, asked, now, means=None if rates_only else customer.means(now, view), claims=mode != "c"
+        )
+        refused, told = weigh(customer, asked, now, ceilings)
+        if refused and mode != "h":
             ends = customer.period[1] if customer.period else 0
-            return [1, now, ends, *(number for _, _, numbers in told for number in numbers)]
+            return [1, now, ends, *(number for _, _, numbers in told for number in numbers), *ceilings.had]
         if mode != "c":
-            keep = QUARTER_HOUR_MS + max(
-                (_span(rate) for given, _ in asked for rate in given.rates), default=0
-            )
-            _take(customer, asked, now, rates_only=rates_only)
+            spans = [span_ms(rate) for given, _ in asked.all for rate in given.rates]
+            keep = QUARTER_HOUR_MS + max(spans, default=0)
+            take(customer, asked, now, has_purse=view.has_purse)
             if billed_always:
-                for given, demand in asked:
+                for given, demand in asked.all:
                     if self.catalog.meters[given.meter].stripe is None and given.included is None:
                         total = customer.included[given.meter] + demand.taken
                         customer.included[given.meter] = min(total, MOST)
@@ -216,7 +253,7 @@ class Model:
             customer.seen = now
             customer.cached = view.rev if mode == "d" else customer.cached
             customer.live_until(now + keep, extra=keep // 8)
-            _, told = _weigh(customer, asked, now, rates_only=rates_only)
+            _, told = weigh(customer, asked, now, ceilings, taken=True)
         shares = [left / max(whole, 1) for left, whole, _ in told]
         nearest = min(range(len(told)), key=shares.__getitem__, default=None)
         return [0, now, 0, 0] if nearest is None else [0, now, nearest + 1, told[nearest][0]]
@@ -233,9 +270,14 @@ class Model:
             return [1, now] if number <= numbered.last else [2, numbered.last]
         numbered.last = number
         customer.roll(now, view)
-        for meter, quantity in use.recorded.items():
-            if quantity and customer.included[meter] + customer.overage[meter] + quantity > MOST:
-                return [6, f"{meter_token(meter)}i".encode()]
+        before = customer.means(now, view) if any(use.recorded.values()) else None
+        after = customer.means(now, view) if before else None
+        parts: list[Part] = []
+        for meter in dict.fromkeys((*use.held, *use.recorded)):
+            for part in self._parts(meter, use, view, customer, after):
+                if part.quantity and customer.total(part.meter, with_paid=after is not None) + part.quantity > MOST:
+                    return [6, f"{meter_token(part.meter)}i".encode()]
+                parts.append(part)
         if use.event is not None:
             if use.event in self.events:
                 return [0, now]
@@ -246,32 +288,61 @@ class Model:
             customer.flights[meter].give_back(now, use.slot, 1)
         customer.begin(now, view)
         customer.seen, customer.cached = now, view.rev
+        self._record(name, customer, view, parts, now, self._rate(customer, view, use, now))
+        if before is None or after is None:
+            return [0, now]
+        customer.purse.keep(after, has_state=view.rev != NO_REV)
+        return [0, now, *lowered(self.catalog, before, after)]
+
+    def _parts(
+        self, meter: str, use: Use, view: View, customer: Customer, means: Means | None
+    ) -> Iterable[Part]:
+        """How units are classified: as the meter's own, and as those of the meters that are derived from it."""
+        quantity, meters = use.recorded.get(meter, 0), self.catalog.meters
+        derived = derived_from(meters, meter, use.dimensions) if quantity else ()
+        reported_as = next((found.name for found in derived if found.stripe is not None), meter)
+        for name in (meter, *(found.name for found in derived)):
+            given = view.entitlements[name]
+            within = quantity
+            if given.included is not None:
+                within = min(quantity, max(0, given.included - customer.included[name]))
+            granted, credited, reported = 0, 0, 0
+            if name == meter and means is not None:
+                granted, credited = means.pay(meter, quantity - within, credit_of(self.catalog, meter))
+            overage, stripe = quantity - within - granted - credited, meters[reported_as].stripe
+            if name == meter and view.billable and stripe is not None and stripe.report != "none":
+                reported += within if stripe.report == "usage" else 0
+                reported += overage if given.overage.mode == "bill" else 0
+            yield Part(name, quantity, within, granted, credited, overage, reported, reported_as)
+
+    def _rate(self, customer: Customer, view: View, use: Use, now: int) -> int:
+        """Count into rates; how long they must be kept (ms)."""
+        rated = [(meter, quantity, now) for meter, quantity in use.rated.items()]
+        for meter, quantity in use.recorded.items():
+            derived = derived_from(self.catalog.meters, meter, use.dimensions)
+            rated += [(found.name, quantity, now) for found in derived if found.name not in use.corrected]
+        rated += [(meter, quantity, use.counted_ms) for meter, quantity in use.corrected.items() if quantity]
         keep = QUARTER_HOUR_MS
-        for meter, quantity in use.rated.items():
+        for meter, quantity, at in rated:
             for rate in view.entitlements[meter].rates:
-                keep = max(keep, QUARTER_HOUR_MS + customer.count(meter, rate, now, quantity).keeps_ms(rate))
-        self._record(name, customer, view, use.recorded, now, keep)
-        return [0, now]
+                counted = customer.rates[meter, rate.window_ms, rate.algorithm] = customer.rate(meter, rate)
+                counted.correct(rate, now, quantity, at)
+                keep = max(keep, QUARTER_HOUR_MS + counted.keeps_ms(rate))
+        return keep
 
     def _record(
-        self, name: str, customer: Customer, view: View, recorded: Mapping[str, int], now: int, keep: int
+        self, name: str, customer: Customer, view: View, parts: list[Part], now: int, keep: int
     ) -> None:
         assert customer.period is not None
         ends, lives, begins_to_wait = customer.period[1], now + keep, False
-        for meter, quantity in recorded.items():
-            given, stripe = view.entitlements[meter], self.catalog.meters[meter].stripe
-            within = quantity
-            if given.included is not None:
-                within = min(quantity, max(0, given.included - customer.included[meter]))
-            customer.included[meter] += within
-            customer.overage[meter] += quantity - within
-            reported = 0
-            if view.billable and stripe is not None and stripe.report != "none":
-                reported += within if stripe.report == "usage" else 0
-                reported += quantity - within if given.overage.mode == "bill" else 0
-            begins_to_wait |= reported > 0 and customer.pending[meter] == 0
-            customer.pending[meter] += reported
-        if any(recorded.values()):
+        for part in parts:
+            customer.included[part.meter] += part.within
+            customer.granted[part.meter] += part.granted
+            customer.credited[part.meter] += part.credited
+            customer.overage[part.meter] += part.overage
+            begins_to_wait |= part.reported > 0 and customer.pending[part.reported_as] == 0
+            customer.pending[part.reported_as] += part.reported
+        if any(part.quantity for part in parts):
             lives = max(lives, ends + (QUARTER_HOUR_MS if view.rev == NO_REV else 40 * DAY_MS))
         if begins_to_wait and view.linked:
             lives = NEVER_MS
@@ -298,7 +369,7 @@ class Model:
     def expire(self, name: str) -> None:
         """The counters are gone; what was set up for the customer and what was closed is not."""
         gone = self.customers[name]
-        self.customers[name] = Customer(rev=gone.rev, data=gone.data, closed=gone.closed)
+        self.customers[name] = Customer(rev=gone.rev, data=gone.data, closed=gone.closed, purse=gone.purse)
 
     def sealed(self, name: str, meter: str, minute: int) -> None:
         """What was pending of a meter has become deliveries, stamped with a minute."""
@@ -324,56 +395,3 @@ def _stand(customer: Customer, view: View, times: Times, *, forced: bool) -> tup
     if moves and abs(times.wall - times.claimed) > MINUTE_MS:
         return now, [3, now]
     return now, None
-
-
-Told = list[tuple[int, int, tuple[int, int, int]]]
-
-
-def _weigh(
-    customer: Customer, asked: list[tuple[Entitlement, Demand]], now: int, *, rates_only: bool
-) -> tuple[bool, Told]:
-    """Whether a demand is refused; of each policy what is left, of how much, and the numbers told."""
-    refused, told = False, Told()
-    for given, demand in asked:
-        for rate in given.rates:
-            counted = customer.rate(given.meter, rate)
-            left = rate.burst - counted.used(rate, now)
-            refused |= demand.needed > left
-            told.append((left, rate.burst, (*counted.numbers(rate, now), 0)))
-    for given, demand in asked:
-        ceiling = None if rates_only else ceiling_of(given)
-        if given.included is not None and ceiling is not None:
-            left = max(0, given.included - customer.included[given.meter])
-            if given.overage.mode == "bill":
-                left += ceiling - given.included - customer.overage[given.meter]
-            live = customer.holds[given.meter].live(now)
-            refused |= demand.needed > left - sum(live)
-            told.append((left - sum(live), ceiling, (left, *live)))
-    for given, _ in asked:
-        if given.concurrency is not None and not rates_only:
-            flying = sum(customer.flights[given.meter].live(now))
-            refused |= flying >= given.concurrency
-            told.append((given.concurrency - flying, given.concurrency, (flying, 0, 0)))
-    return refused, told
-
-
-def _take(customer: Customer, asked: list[tuple[Entitlement, Demand]], now: int, *, rates_only: bool) -> None:
-    for given, demand in asked:
-        for rate in given.rates:
-            customer.count(given.meter, rate, now, demand.taken)
-        if not rates_only and ceiling_of(given) is not None:
-            customer.holds[given.meter].take(now, demand.taken)
-        if not rates_only and given.concurrency is not None:
-            customer.flights[given.meter].take(now, 1)
-
-
-def ceiling_of(given: Entitlement) -> int | None:
-    """The most that a period admits; None: no ceiling."""
-    if given.included is None or given.overage.mode == "deny":
-        return given.included
-    cap = given.overage.cap
-    return None if cap is None else min(given.included + cap, 10**15 - 1)
-
-
-def _span(rate: Rate) -> int:
-    return max(2 * rate.window_ms, ceil(Fraction(rate.burst * rate.window_ms, rate.limit)))

@@ -231,7 +231,8 @@ def settle(
 def usage(world: World, name: str) -> CustomerUsage:
     keys = world.keys.customer(name)
     sha = world.scripts["usage"].sha
-    reply = world.ask("EVALSHA", sha, 3, keys.counters, keys.state, keys.totals, world.wall)
+    names = (keys.counters, keys.state, keys.totals, keys.grants)
+    reply = world.ask("EVALSHA", sha, 4, *names, world.wall)
     return usage_of(name, world.catalog, reply)
 
 

@@ -136,12 +136,13 @@ def test_counters_outlive_a_full_bucket() -> None:
     ("meter", "expected"), [("requests", (0, 0)), ("tokens", (1, 1)), ("silent", (0, 0)), ("plain", (0, 0))]
 )
 def test_which_classes_go_to_stripe(meter: str, expected: tuple[int, int]) -> None:
-    assert expected == reported_parts(ENTITLEMENTS[meter], CATALOG)
+    assert expected == reported_parts(ENTITLEMENTS[meter], CATALOG.meters[meter])
 
 
 def test_overage_that_is_billed_goes_to_stripe() -> None:
     catalog = loads(PLANS.replace("        overage: deny", "        overage: bill"))
-    assert reported_parts(catalog.plans["free"].entitlements["requests"], catalog) == (0, 1)
+    entitlements, meters = catalog.plans["free"].entitlements, catalog.meters
+    assert reported_parts(entitlements["requests"], meters["requests"]) == (0, 1)
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), [("sliding-window", 1), ("fixed-window", 2)])

@@ -9,8 +9,10 @@ from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.errors import PlansError, Problem
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
+from meterkit.store.derived import derived_from
 from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.program import Demand, compile_program
+from meterkit.store.purse import Purse
 from meterkit.store.resp import pack_each
 from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, standing_at
 
@@ -30,6 +32,8 @@ HOLD_SLOT_MS: Final = 300_000
 
 _ACCOUNTS_MAX: Final = 10_000
 _CALLS_MAX: Final = 256
+_NOTHING: Final[dict[str, int]] = {}
+_NO_DIMENSIONS: Final[dict[str, str]] = {}
 _TOKEN_METERS: Final = (
     "input_tokens",
     "output_tokens",
@@ -48,12 +52,21 @@ class DecideCall:
         preset: the refusal that follows from the state alone and only wants its rev confirmed, or None.
         standing: what the customer's state came to when this was packed.
         endings: how its requests end, billed or not, as long as a slot of holds lasts.
+        reserved: meter to what is set aside until the true quantity is known.
     """
 
-    __slots__ = ("account", "endings", "packed", "preset", "program", "standing")
+    __slots__ = ("account", "endings", "packed", "preset", "program", "reserved", "standing")
 
-    def __init__(self, account: Account, program: Program, preset: Decision | None, mode: str) -> None:
+    def __init__(
+        self,
+        account: Account,
+        program: Program,
+        preset: Decision | None,
+        mode: str,
+        reserved: Mapping[str, int] = _NOTHING,
+    ) -> None:
         self.account = account
+        self.reserved = reserved
         self.program = program
         self.preset = preset
         self.standing = account.standing
@@ -84,6 +97,7 @@ class Account:
         "endings",
         "entitlements",
         "keys",
+        "purse",
         "rev",
         "standing",
         "state",
@@ -93,6 +107,7 @@ class Account:
     state: CustomerState
     standing: Standing
     entitlements: Mapping[str, Entitlement]
+    purse: Purse | None
 
     def __init__(self, accounts: Accounts, customer: str, now_ms: int, *, anonymous: bool) -> None:
         self.accounts = accounts
@@ -111,6 +126,8 @@ class Account:
         self.state = state
         self.standing = standing_at(state, catalog, now_ms)
         self.entitlements = entitlements_of(state, self.standing, catalog)
+        plan = self.standing.plan
+        self.purse = self.accounts.purses[plan.key] if state.granted or plan.grants else None
         self.calls: dict[int, DecideCall] = {}
         self._calls: dict[Any, DecideCall] = {}
         self.endings: dict[Any, tuple[bytes, bytes]] = {}
@@ -123,11 +140,42 @@ class Account:
         """The decision about a route; :attr:`calls` keeps it by the route's identity."""
         call = self.calls.get(id(route)) if mode == "d" else None
         if call is None:
-            program = self.accounts.program(self.entitlements, route)
+            program = self.accounts.program(self.entitlements, route, self.purse)
             call = DecideCall(self, program, self._preset(route), mode)
             if mode == "d":
                 self.calls[id(route)] = call
         return call
+
+    def call_reserving(
+        self,
+        route: Route,
+        quantities: Mapping[str, int],
+        *,
+        mode: str = "d",
+        dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+    ) -> DecideCall:
+        """The decision about a route that sets quantities aside until the true ones are known.
+
+        Args:
+            route: the route.
+            quantities: meter to what is set aside besides what the route consumes of it.
+            mode: of the decision script.
+            dimensions: what is known of the usage already: meters derived from those and listed in the plan
+                limit it, too.
+        """
+        catalog = self.accounts.catalog
+        demands = self.accounts.demands(route)
+        reserved = dict(quantities)
+        for name, quantity in quantities.items():
+            for derived in derived_from(catalog.meters, name, dimensions):
+                reserved[derived.name] = quantity
+        for name, quantity in reserved.items():
+            taken = quantity + (demands[name].taken if name in demands else 0)
+            demands[name] = Demand(needed=max(1, taken), taken=taken)
+        program = compile_program(
+            self.entitlements, catalog, demands, rates_only=route.always, purse=self.purse
+        )
+        return DecideCall(self, program, self._preset(route), mode, reserved)
 
     def call_for(
         self, demands: Mapping[str, Demand], *, mode: str = "d", in_flight: bool = False
@@ -136,7 +184,9 @@ class Account:
         key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode, in_flight)
         call = self._calls.get(key)
         if call is None:
-            program = compile_program(self.entitlements, self.accounts.catalog, demands, in_flight=in_flight)
+            program = compile_program(
+                self.entitlements, self.accounts.catalog, demands, in_flight=in_flight, purse=self.purse
+            )
             if len(self._calls) >= _CALLS_MAX:
                 self._calls.clear()
             call = self._calls[key] = DecideCall(self, program, self._suspension(), mode)
@@ -156,24 +206,29 @@ class Account:
             )
             for name in demands
         }
-        return DecideCall(self, compile_program(kept, self.accounts.catalog, demands), None, "h")
+        held = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
+        return DecideCall(self, held, None, "h")
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""
         keys = self.keys
+        names = (keys.counters, keys.state, keys.totals, *((keys.grants,) if program.room else ()))
         parts: tuple[str | int, ...] = (
-            *("EVALSHA", self.accounts.decide.sha, 3, keys.counters, keys.state, keys.totals),
-            *(self.rev, self.terms(program.keep_ms, *program.numbers), mode),
+            *("EVALSHA", self.accounts.decide.sha, len(names), *names),
+            *(self.rev, self.terms(program.keep_ms, *program.numbers, more=program.room), mode),
             *program.fields,
         )
         return b"*%d\r\n%b" % (len(parts) + 1, pack_each(parts))
 
-    def terms(self, *numbers: int) -> str:
-        """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked."""
+    def terms(self, *numbers: int, more: str = "") -> str:
+        """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked.
+
+        ``more`` is one more element, as JSON.
+        """
         bounds = self.standing.bounds
         until_ms = min(self.standing.valid_until_ms, bounds.next_end_ms)
         every = (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, *numbers)
-        return f"[{','.join(map(str, every))}]"
+        return f"[{','.join(map(str, every))}{more and f',{more}'}]"
 
     def keep_ms(self) -> int:
         """How long the counters of this customer's rates must live."""
@@ -202,6 +257,7 @@ class Accounts:
         seal_delay_ms: how long pending usage waits before it is sealed.
         now_ms: this process's clock.
         on_orphan: takes an allowed decision that nobody waited for, and the slot of its holds.
+        on_low: takes a customer and a credit whose balance has become low.
     """
 
     def __init__(
@@ -214,6 +270,7 @@ class Accounts:
         seal_delay_ms: int,
         now_ms: Callable[[], int],
         on_orphan: Callable[[DecideCall, int], None],
+        on_low: Callable[[str, str], None] = lambda _customer, _credit: None,
     ) -> None:
         self.catalog = catalog
         self.keys = keys
@@ -222,14 +279,16 @@ class Accounts:
         self.seal_delay_ms = seal_delay_ms
         self.now_ms = now_ms
         self.on_orphan = on_orphan
+        self.on_low = on_low
         self.named: dict[str, Account] = {}
         self._anonymous: dict[str, Account] = {}
-        self._programs: dict[tuple[int, int], Program] = {}
+        self._programs: dict[tuple[int, int, bool], Program] = {}
+        self.purses = {key: Purse.of(plan, catalog) for key, plan in catalog.plans.items()}
         _refuse_equal_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
             for route in catalog.routes:
-                self.program(plan.entitlements, route)
+                self.program(plan.entitlements, route, self.purses[plan.key] if plan.grants else None)
 
     def get(self, customer: str, *, anonymous: bool = False) -> Account:
         """The account of a customer whose id is valid."""
@@ -243,23 +302,25 @@ class Accounts:
             account = known[customer] = Account(self, customer, self.now_ms(), anonymous=anonymous)
         return account
 
-    def program(self, entitlements: Mapping[str, Entitlement], route: Route) -> Program:
+    def program(self, entitlements: Mapping[str, Entitlement], route: Route, purse: Purse | None) -> Program:
         """What a route asks of a set of entitlements; a plan's own are worked out once."""
-        key = (id(entitlements), id(route))
+        key = (id(entitlements), id(route), purse is not None)
         program = self._programs.get(key)
         if program is None:
             program = compile_program(
                 entitlements,
                 self.catalog,
-                self._demands(route),
+                self.demands(route),
                 billed_always=route.charge_on == BILLED_ON_ATTEMPT,
                 rates_only=route.always,
+                purse=purse,
             )
             if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
                 self._programs[key] = program
         return program
 
-    def _demands(self, route: Route) -> dict[str, Demand]:
+    def demands(self, route: Route) -> dict[str, Demand]:
+        """What a route asks of each meter before the app runs."""
         demands = {name: Demand(needed=max(1, taken), taken=taken) for name, taken in route.consume.items()}
         if route.usage != "none":
             # What the response will cost is not known yet: something must be left.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from secrets import token_hex
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog import override as lay_over
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store.customer_id import check_customer
-from meterkit.store.keys import FORMAT
 from meterkit.store.program import rate_numbers
-from meterkit.store.state import NO_STATE, CustomerState, Status, standing_at
+from meterkit.store.state import CustomerState, Status, standing_at
+from meterkit.store.states import States
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable
 
     from meterkit.store.admin import Admin
     from meterkit.store.state import Access
@@ -35,6 +35,8 @@ class Customer:
 
     Attributes:
         plan: the key of the plan in force.
+        missing_plan: the plan that somebody set and that the plans file no longer has, so that the default
+            plan stands in for it; None where there is no such thing.
         status: what Stripe says of the subscription, or None where there is none.
         access: what the customer may do.
         stripe_customer: the linked Stripe customer, or None.
@@ -43,6 +45,7 @@ class Customer:
 
     customer: str
     plan: str
+    missing_plan: str | None
     status: Status | None
     access: Access
     stripe_customer: str | None
@@ -58,11 +61,18 @@ class Customers:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._states = States(store)
 
     async def get(self, customer: str) -> Customer:
         """A customer; one that nobody set up is on the default plan."""
-        _, state = await self._read(await self._store.admin(), check_customer(customer))
+        _, state = await self._states.read(check_customer(customer))
         return self._view(customer, state)
+
+    async def known(self, customer: str) -> bool:
+        """Whether anything is known of a customer: that somebody set it up, or what it used."""
+        keys = self._store.keys.customer(check_customer(customer))
+        admin = await self._store.admin()
+        return bool(await admin.ask(admin.client.exists(keys.state, keys.counters, keys.totals)))
 
     async def list(self) -> AsyncIterator[Customer]:
         """All customers that somebody set up, in no order."""
@@ -71,7 +81,7 @@ class Customers:
         for shard in range(keys.shards):
             for member in await admin.ask(admin.client.smembers(keys.shard(shard, "customers"))):
                 customer = member.decode()
-                _, state = await self._read(admin, customer)
+                _, state = await self._states.read(customer)
                 yield self._view(customer, state)
 
     async def set_plan(self, customer: str, plan: str) -> Customer:
@@ -80,9 +90,9 @@ class Customers:
         Raises:
             MeterkitError: the plans file has no such plan.
         """
-        if plan not in self._store.catalog.plans:
+        if not _is_text(plan) or plan not in self._store.catalog.plans:
             known = ", ".join(self._store.catalog.plans)
-            raise MeterkitError(f"plan: found {plan!r:.80}; the plans are {known}")
+            raise MeterkitError(f"plan: found {_shown(plan)}; the plans are {known}")
         return await self._change(customer, lambda state: replace(state, plan=plan))
 
     async def set_status(self, customer: str, status: Status | None) -> Customer:
@@ -92,7 +102,8 @@ class Customers:
             MeterkitError: Stripe has no such status.
         """
         if status is not None and status not in get_args(Status):
-            raise MeterkitError(f"status: found {status!r:.80}; allowed are {', '.join(get_args(Status))}")
+            words = ", ".join(get_args(Status))
+            raise MeterkitError(f"status: found {_shown(status)}; allowed are {words} and None")
         now_ms = self._store.now_ms()
 
         def change(state: CustomerState) -> CustomerState:
@@ -109,17 +120,20 @@ class Customers:
         mapping for a meter takes its override back.
 
         Raises:
+            MeterkitError: the overrides are not a mapping of mappings, or hold a value that is not of YAML.
             PlansError: an override cannot be read; with all that is wrong.
         """
+        given = _entitlements(overrides)
         catalog = self._store.catalog
         for plan in catalog.plans.values():
-            for entitlement in lay_over(catalog, plan, overrides, strict=True).values():
+            for entitlement in lay_over(catalog, plan, given, strict=True).values():
                 for rate in entitlement.rates:
                     rate_numbers(rate, entitlement.meter)
+        kept: dict[str, dict[str, object]] = {meter: _plain(value, meter) for meter, value in given.items()}
 
         def change(state: CustomerState) -> CustomerState:
-            merged = {**state.overrides, **{meter: dict(given) for meter, given in overrides.items()}}
-            return replace(state, overrides={meter: given for meter, given in merged.items() if given})
+            merged = {**state.overrides, **kept}
+            return replace(state, overrides={meter: value for meter, value in merged.items() if value})
 
         return await self._change(customer, change)
 
@@ -130,9 +144,9 @@ class Customers:
             CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
         """
         check_customer(customer)
-        if not _STRIPE_CUSTOMER.fullmatch(stripe_customer):
+        if not _is_text(stripe_customer) or not _STRIPE_CUSTOMER.fullmatch(stripe_customer):
             raise CustomerError(
-                f"Stripe customer: found {stripe_customer!r:.80}; allowed is an id like cus_123"
+                f"Stripe customer: found {_shown(stripe_customer)}; allowed is an id like cus_123"
             )
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
 
@@ -171,8 +185,9 @@ class Customers:
         admin, keys = await self._store.admin(), self._store.keys.customer(check_customer(customer))
         names = [keys.counters, keys.state, keys.totals]
         names += [self._store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
+        names += [keys.grants, keys.ledger]
         for _ in range(_TRIES):
-            rev, state = await self._read(admin, customer)
+            rev, state = await self._states.read(customer)
             (reply,) = await admin.run(self._store.scripts["forget"], names, rev, customer)
             if reply == _UNDELIVERED:
                 raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
@@ -189,7 +204,7 @@ class Customers:
     async def _take(self, admin: Admin, claim: str, owner: str, customer: str, stripe_customer: str) -> bool:
         """Claim a Stripe customer that is nobody's, or of somebody who never made good of it."""
         if owner:
-            _, other = await self._read(admin, owner)
+            _, other = await self._states.read(owner)
             if other.stripe_customer == stripe_customer:
                 raise CustomerError(
                     f"Stripe customer {stripe_customer} is linked to customer {owner!r} already"
@@ -198,7 +213,7 @@ class Customers:
 
     async def _give_up(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> None:
         """Withdraw a claim that came to nothing."""
-        _, state = await self._read(admin, customer)
+        _, state = await self._states.read(customer)
         if state.stripe_customer != stripe_customer:
             await admin.run(self._store.scripts["claim"], [claim], customer, "")
 
@@ -207,44 +222,56 @@ class Customers:
         return Customer(
             customer=customer,
             plan=standing.plan.key,
+            missing_plan=None if state.plan in self._store.catalog.plans else state.plan,
             status=state.status,
             access=standing.access,
             stripe_customer=state.stripe_customer,
             overrides=state.overrides,
         )
 
-    async def _read(self, admin: Admin, customer: str) -> tuple[str, CustomerState]:
-        key = self._store.keys.customer(customer).state
-        rev, data = await admin.ask(admin.client.hmget(key, ["rev", "data"]))
-        return (rev or NO_STATE.encode()).decode(), CustomerState.parse(data or b"")
-
     async def _change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> Customer:
-        check_customer(customer)
-        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
-        names = [
-            keys.counters,
-            keys.state,
-            self._store.keys.shard(keys.shard, "customers"),
-            keys.dirty,
-            keys.unlinked,
-        ]
-        for _ in range(_TRIES):
-            rev, state = await self._read(admin, customer)
-            changed = change(state)
-            if changed == state and rev != NO_STATE:
-                return self._view(customer, state)
-            reply = await admin.run(
-                self._store.scripts["amend"],
-                names,
-                rev,
-                f"{FORMAT}:{token_hex(8)}",
-                changed.dump(),
-                customer,
-                int(changed.stripe_customer is not None),
-                self._store.now_ms(),
-            )
-            if reply[0] == 0:
-                return self._view(customer, changed)
-        raise StoreError(
-            f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
+        return self._view(customer, await self._states.change(customer, change))
+
+
+def _is_text(value: object) -> bool:
+    # Callers without a type checker may hand over anything.
+    return isinstance(value, str)
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.80}" if isinstance(value, str) else f"a value of type {type(value).__name__}"
+
+
+def _entitlements(overrides: object) -> dict[str, Mapping[str, object]]:
+    """Meter to what is given of it, whatever was handed over."""
+    if not isinstance(overrides, Mapping):
+        raise MeterkitError(
+            f"override: found {_shown(overrides)}; allowed is a mapping of meters to entitlements, such as"
+            " {'requests': {'included': 5_000}}"
         )
+    found: dict[str, Mapping[str, object]] = {}
+    for meter, given in cast("Mapping[object, object]", overrides).items():
+        if not isinstance(meter, str):
+            raise MeterkitError(f"override: found {_shown(meter)} as a meter; name it by a text")
+        if not isinstance(given, Mapping):
+            raise MeterkitError(
+                f"override of {meter:.80}: found {_shown(given)}; allowed is a mapping, such as"
+                " {'included': 5_000}, or {} to take it back"
+            )
+        found[meter] = cast("Mapping[str, object]", given)
+    return found
+
+
+def _plain(value: object, path: str) -> Any:
+    """A value as JSON keeps it."""
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[object, object]", value)
+        return {str(key): _plain(item, f"{path}.{key}") for key, item in entries.items()}
+    if isinstance(value, list | tuple):
+        items = cast("list[object] | tuple[object, ...]", value)
+        return [_plain(item, path) for item in items]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise MeterkitError(
+        f"override of {path:.80}: found {_shown(value)}; allowed are texts, numbers, lists and mappings"
+    )

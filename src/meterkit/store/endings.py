@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.store.derived import derived_from
 from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.program import rate_numbers, reported_parts
 from meterkit.store.resp import pack_each
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
 
+    from meterkit.catalog import Meter
     from meterkit.store.accounts import Account
 
 __all__ = ["Ending"]
@@ -22,6 +24,8 @@ _logger = logging.getLogger("meterkit.store")
 
 _QUARTER_HOUR_MS: Final = 900_000
 _FORTY_DAYS_MS: Final = 3_456_000_000
+_NOTHING: Final[dict[str, int]] = {}
+_NO_DIMENSIONS: Final[dict[str, str]] = {}
 
 
 class Ending:
@@ -32,13 +36,19 @@ class Ending:
         flights: meters of whose concurrency the decision held one.
         recorded: meter to the quantity that is recorded.
         rated: meter to the quantity that its rates have not seen yet.
+        corrected: meter to what its rates saw too little of at the decision (below 0: too much).
+        counted_ms: when that was.
         slot: the hold slot (of five minutes) that the decision added to.
         key: what the packed request is kept under, where the same one recurs; else None.
         event_key: the key that remembers an event id of the app; else None.
         waiter: done once the store has acknowledged; None where nobody waits.
+        dimensions: what is known of the usage, for meters that are derived from others (``where:``).
     """
 
-    __slots__ = ("account", "event_key", "flights", "held", "key", "rated", "recorded", "slot", "waiter")
+    __slots__ = (
+        *("account", "corrected", "counted_ms", "dimensions", "event_key", "flights", "held", "key", "rated"),
+        *("recorded", "slot", "waiter"),
+    )
 
     def __init__(
         self,
@@ -49,6 +59,9 @@ class Ending:
         recorded: Mapping[str, int],
         rated: Mapping[str, int],
         slot: int,
+        corrected: Mapping[str, int] = _NOTHING,
+        counted_ms: int = 0,
+        dimensions: Mapping[str, str] = _NO_DIMENSIONS,
         key: Any = None,
         event_key: str | None = None,
         waiter: asyncio.Future[None] | None = None,
@@ -59,6 +72,9 @@ class Ending:
         self.recorded = recorded
         self.rated = rated
         self.slot = slot
+        self.corrected = corrected
+        self.counted_ms = counted_ms
+        self.dimensions = dimensions
         self.key = key
         self.event_key = event_key
         self.waiter = waiter
@@ -86,41 +102,90 @@ class Ending:
             field.decode(),
         )
 
+    def lowered(self, credits_: list[bytes]) -> None:
+        """Say whose balance of which credits is low by now."""
+        for target in credits_:
+            self.account.accounts.on_low(self.account.customer, target.decode().partition(":")[2])
+
     def _pack(self) -> tuple[bytes, bytes]:
         account = self.account
         keys, linked = account.keys, account.state.stripe_customer is not None
-        event = () if self.event_key is None else (self.event_key,)
-        fields, numbers = self._arguments()
-        head = (
-            *("EVALSHA", account.accounts.settle.sha, 5 + len(event), keys.counters, keys.state, keys.totals),
-            keys.dirty if linked else keys.unlinked,
+        purse = account.purse if any(self.recorded.values()) else None
+        further = (
+            *(() if purse is None else (keys.grants, keys.ledger)),
+            *(() if self.event_key is None else (self.event_key,)),
         )
+        entries = self._entries()
+        fields, numbers = self._arguments(entries, paid=purse is not None)
+        names = (keys.counters, keys.state, keys.totals, keys.dirty if linked else keys.unlinked)
+        head = ("EVALSHA", account.accounts.settle.sha, 5 + len(further), *names)
         terms = account.terms(
             _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS,
             account.accounts.seal_delay_ms if linked else -1,
             *numbers,
+            more=""
+            if purse is None
+            else purse.pays((entry.meter, entry.reported_as is not None) for entry in entries),
         )
-        tail = (*event, account.rev, terms, account.customer, *fields)
+        tail = (*further, account.rev, terms, account.customer, *fields)
         # The writer's key, the slot, the number and the clock come when it is sent.
         return b"*%d\r\n%b" % (len(head) + len(tail) + 4, pack_each(head)), pack_each(tail)
 
-    def _arguments(self) -> tuple[list[str], list[int]]:
+    def _entries(self) -> list[_Entry]:
+        """What is recorded: each meter as itself, and as the derived ones that these dimensions match."""
+        meters = self.account.accounts.catalog.meters
+        entries: list[_Entry] = []
+        for name in dict.fromkeys((*self.held, *self.recorded)):
+            quantity = self.recorded.get(name, 0)
+            derived = derived_from(meters, name, self.dimensions) if quantity else ()
+            reported_as = next((found for found in derived if found.stripe is not None), meters[name])
+            entries.append(_Entry(name, quantity, self.held.get(name, 0), reported_as))
+            entries += [_Entry(found.name, quantity, 0, None) for found in derived]
+        return entries
+
+    def _arguments(self, entries: list[_Entry], *, paid: bool) -> tuple[list[str], list[int]]:
         account = self.account
         catalog = account.accounts.catalog
-        meters = dict.fromkeys((*self.held, *self.recorded))
-        rates = [(meter, rate) for meter in self.rated for rate in account.entitlements[meter].rates]
+        rated = [(meter, quantity, 0) for meter, quantity in self.rated.items()]
+        rated += [
+            (derived.name, quantity, 0)
+            for meter, quantity in self.recorded.items()
+            for derived in derived_from(catalog.meters, meter, self.dimensions)
+            if derived.name not in self.corrected
+        ]
+        rated += [
+            (meter, quantity, self.counted_ms) for meter, quantity in self.corrected.items() if quantity
+        ]
+        rates = [
+            (meter, rate, quantity, at)
+            for meter, quantity, at in rated
+            for rate in account.entitlements[meter].rates
+        ]
         fields = ["r", "t", "e", "x"]
-        numbers = [len(meters), len(self.flights), len(rates)]
-        for meter in meters:
+        numbers = [len(entries), len(self.flights), len(rates)]
+        for meter, quantity, held, reported_as in entries:
             token, entitlement = meter_token(meter), account.entitlements[meter]
-            fields += [f"{token}{part}" for part in "iophH"]
+            pending = token if reported_as is None else meter_token(reported_as.name)
+            fields += [f"{token}i", f"{token}o", f"{pending}p", f"{token}h", f"{token}H"]
+            fields += [f"{token}g", f"{token}c"] if paid else []
             included = -1 if entitlement.included is None else entitlement.included
-            reported = (0, 0) if account.anonymous else reported_parts(entitlement, catalog)
-            numbers += [self.recorded.get(meter, 0), self.held.get(meter, 0), included, *reported]
+            reported = (0, 0)
+            if reported_as is not None and not account.anonymous:
+                reported = reported_parts(entitlement, reported_as)
+            numbers += [quantity, held, included, *reported]
         for meter in self.flights:
             fields += [f"{meter_token(meter)}{part}" for part in "nN"]
-        for meter, rate in rates:
+        for meter, rate, quantity, at in rates:
             fields += [f"{rate_token(meter, rate.window_ms, rate.algorithm)}{part}" for part in "abd"]
             kind, window, _, refill = rate_numbers(rate, meter)
-            numbers += [kind, window, refill, self.rated[meter]]
+            numbers += [kind, window, refill, quantity, at]
         return fields, numbers
+
+
+class _Entry(NamedTuple):
+    """One meter of a settlement; ``reported_as``: whose event Stripe gets, None for a derived meter."""
+
+    meter: str
+    quantity: int
+    held: int
+    reported_as: Meter | None

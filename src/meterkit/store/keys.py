@@ -20,6 +20,7 @@ FORMAT: Final = 1
 WITHOUT_TTL: Final = (
     r"^[\w.-]+:meta$",  # format and number of shards
     r"^[\w.-]+:\{\d+\}:s:",  # state: customers that somebody set up
+    r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
@@ -56,6 +57,8 @@ class CustomerKeys:
     counters: str
     state: str
     totals: str
+    grants: str
+    ledger: str
     dirty: str
     unlinked: str
 
@@ -99,6 +102,8 @@ class Keys:
             counters=self.shard(shard, f"{space or 'c'}:{customer}"),
             state=self.shard(shard, f"{space}s:{customer}"),
             totals=self.shard(shard, f"{space}t:{customer}"),
+            grants=self.shard(shard, f"{space}g:{customer}"),
+            ledger=self.shard(shard, f"{space}j:{customer}"),
             dirty=self.shard(shard, "dirty"),
             unlinked=self.shard(shard, "unlinked"),
         )

@@ -13,8 +13,9 @@ from meterkit.store.policies import ceiling_of, policies_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Rate
+    from meterkit.catalog import Catalog, Entitlement, Meter, Rate
     from meterkit.store.decision import Policy
+    from meterkit.store.purse import Purse
 
 __all__ = ["Demand", "Measure", "Program", "compile_program", "rate_numbers", "reported_parts"]
 
@@ -70,6 +71,7 @@ class Program:
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be told to the store.
+        room: what the script reads of grants and credits, as JSON; empty: it need not look at them.
     """
 
     measures: tuple[Measure, ...]
@@ -81,6 +83,7 @@ class Program:
     settled: Mapping[str, int]
     holds: bool
     settles: bool
+    room: str
 
 
 def compile_program(
@@ -91,6 +94,7 @@ def compile_program(
     billed_always: bool = False,
     rates_only: bool = False,
     in_flight: bool = True,
+    purse: Purse | None = None,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -102,6 +106,7 @@ def compile_program(
             event is then recorded by the decision itself.
         rates_only: leave ceilings and concurrency aside (routes that are ``always`` served).
         in_flight: whether it is a request, which concurrency limits count.
+        purse: the grants and credits behind the ceilings, for those who may have some.
     """
     rates: list[Measure] = []
     ceilings: list[Measure] = []
@@ -149,6 +154,26 @@ def compile_program(
         else:
             settled[name] = demand.taken
     parts = (*rate_part, *ceiling_part, *flight_part, *record_part)
+    fields = ("r", "t", "e", "x", *(field for fields, _ in parts for field in fields))
+    room = ""
+    if purse is not None and not rates_only:
+        asked = [measure.policy.meter for measure in ceilings]
+        unbounded = {
+            name: demand.taken
+            for name, demand in demands.items()
+            if name not in asked and name in purse.paid_with and entitlements[name].included is not None
+        }
+        tokens = {
+            name: meter_token(name)
+            for name in purse.sharing((*asked, *unbounded))
+            if entitlements[name].included is not None
+        }
+        fields += tuple(
+            f"{token}{part}" for name, token in tokens.items() if name not in asked for part in "ihH"
+        )
+        held.update({name: taken for name, taken in unbounded.items() if taken})
+        if asked or tokens:
+            room = purse.room(asked, unbounded, fields, tokens, entitlements)
     spans = [_span_ms(rate) for name in demands for rate in entitlements[name].rates]
     return Program(
         measures=(*rates, *ceilings, *flights),
@@ -157,18 +182,19 @@ def compile_program(
             *(len(part) for part in (rate_part, ceiling_part, flight_part, record_part)),
             *(number for _, numbers in parts for number in numbers),
         ),
-        fields=("r", "t", "e", "x", *(field for fields, _ in parts for field in fields)),
+        fields=fields,
         held=held,
         flights=tuple(measure.policy.meter for measure in flights),
         settled=settled,
         holds=bool(held or flights),
         settles=bool(held or flights or settled),
+        room=room,
     )
 
 
-def reported_parts(entitlement: Entitlement, catalog: Catalog) -> tuple[int, int]:
-    """Which classes of a meter's units go to Stripe: included, overage (0 or 1 each)."""
-    stripe = catalog.meters[entitlement.meter].stripe
+def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
+    """Which classes of units go to Stripe under a meter's event: included, overage (0 or 1 each)."""
+    stripe = meter.stripe
     if stripe is None or stripe.report == "none":
         return 0, 0
     return int(stripe.report == "usage"), int(entitlement.overage.mode == "bill")

@@ -10,7 +10,10 @@ from typing import Final, Literal
 
 __all__ = ["NAMES", "Script", "load"]
 
-NAMES: Final = ("decide", "settle", "retire", "amend", "usage", "seal", "move", "lease", "claim", "forget")
+NAMES: Final = (
+    *("decide", "settle", "retire", "amend", "usage"),
+    *("seal", "move", "lease", "claim", "forget", "grant", "void"),
+)
 
 Clock = Literal["server", "caller"]
 Dialect = Literal["server", "fake"]

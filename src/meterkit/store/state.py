@@ -55,6 +55,7 @@ class CustomerState:
         stripe_customer: the linked Stripe customer, or None.
         anchor_ms: the billing anchor of the subscription, or None for calendar months.
         overrides: meter to an entitlement in the notation of the plans file.
+        granted: whether grants were ever added.
     """
 
     plan: str | None = None
@@ -63,6 +64,7 @@ class CustomerState:
     stripe_customer: str | None = None
     anchor_ms: int | None = None
     overrides: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
+    granted: bool = False
 
     def dump(self) -> str:
         """The state as JSON, defaults left out."""

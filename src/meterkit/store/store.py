@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import weakref
-from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.errors import SettingsError, StoreError
-from meterkit.store import connection, scripts, verdict
+from meterkit.errors import StoreError
+from meterkit.store import scripts, verdict
 from meterkit.store.accounts import HOLD_SLOT_MS, Accounts
-from meterkit.store.admin import Admin
 from meterkit.store.connection import ReplyError
-from meterkit.store.embedded import EmbeddedServer
 from meterkit.store.endings import Ending
 from meterkit.store.keys import Keys
-from meterkit.store.lane import Lane
-from meterkit.store.meta import agree
-from meterkit.store.url import Address
+from meterkit.store.links import Links
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.store.accounts import Account, DecideCall
+    from meterkit.store.admin import Admin
     from meterkit.store.decision import Decision
-    from meterkit.store.lane import Link
+    from meterkit.store.lane import Lane
     from meterkit.store.program import Demand, Program
     from meterkit.store.scripts import Script
+    from meterkit.store.url import Address
 
 __all__ = ["Store"]
 
@@ -40,9 +35,10 @@ _ALLOWED: Final = 0
 _REFUSED: Final = 1
 _STALE: Final = 2
 _CLOCK: Final = 3
-_DRAIN_S: Final = 5.0
+
 _RENEWAL_TRIES: Final = 2
 _NOTHING: Final[dict[str, int]] = {}
+_NO_DIMENSIONS: Final[dict[str, str]] = {}
 
 
 class Store:
@@ -75,13 +71,10 @@ class Store:
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
         self.scripts = {name: self._script(name) for name in scripts.NAMES}
-        self._server = EmbeddedServer(address.path) if address.kind == "embedded" else None
-        self.lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
-        self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
-        self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
-        self._forked: list[object] = []
+        self._links = Links(address, self.keys, self.scripts, timeout_s=timeout_s, clock=clock)
+        self.lanes = self._links.lanes
+        self.on_low: Callable[[str, str], None] = lambda _customer, _credit: None
         self.use(catalog)
-        _stores.add(self)
 
     def use(self, catalog: Catalog) -> None:
         """Decide by this catalog from now on."""
@@ -93,14 +86,13 @@ class Store:
             seal_delay_ms=self._seal_delay_ms,
             now_ms=self.now_ms,
             on_orphan=self._release,
+            on_low=self._lowered,
         )
 
     @property
     def catalog(self) -> Catalog:
         """What is sold."""
         return self.accounts.catalog
-
-    # Life.
 
     async def start(self) -> Lane:
         """Connect for the running event loop; once, however often it is called.
@@ -109,38 +101,15 @@ class Store:
             SettingsError: the store belongs to another number of shards or to a newer release, or the
                 embedded server cannot be run.
         """
-        loop = asyncio.get_running_loop()
-        lane = self.lanes.get(loop)
-        if lane is None:
-            lane = self.lanes[loop] = Lane(
-                self._connect,
-                keys=self.keys,
-                scripts=tuple(self.scripts.values()),
-                retire=self.scripts["retire"],
-            )
-            await self._keep(loop)
-            try:
-                await lane.start()
-            except SettingsError:
-                await self.stop()
-                raise
-        return lane
+        return await self._links.start()
 
     async def stop(self) -> None:
         """Settle what is left and close what belongs to the running event loop."""
-        guard = self._guards.pop(asyncio.get_running_loop(), None)
-        if guard is not None:
-            await guard.aclose()
+        await self._links.stop()
 
     async def admin(self) -> Admin:
         """The running event loop's client for administration."""
-        loop = asyncio.get_running_loop()
-        admin = self._admins.get(loop)
-        if admin is None:
-            await self._keep(loop)
-            address = await self._reachable()
-            admin = self._admins[loop] = Admin(address, timeout_s=self._timeout_s, clock=self.clock)
-        return admin
+        return await self._links.admin()
 
     def now_ms(self) -> int:
         """This process's clock."""
@@ -245,18 +214,26 @@ class Store:
         event_key: str | None = None,
     ) -> None:
         lane = await self.start()
+
+        def settle(waiter: asyncio.Future[None]) -> None:
+            ending = Ending(
+                account,
+                held=held or {},
+                flights=flights,
+                recorded=recorded,
+                rated=rated or {},
+                slot=slot,
+                event_key=event_key,
+                waiter=waiter,
+            )
+            lane.settle(ending, account.keys.shard)
+
+        await self.acknowledged(settle)
+
+    async def acknowledged(self, settle: Callable[[asyncio.Future[None]], None]) -> None:
+        """Settle, and wait for the store's word; where that takes too long, go on without it."""
         waiter = asyncio.get_running_loop().create_future()
-        ending = Ending(
-            account,
-            held=held or {},
-            flights=flights,
-            recorded=recorded,
-            rated=rated or {},
-            slot=slot,
-            event_key=event_key,
-            waiter=waiter,
-        )
-        lane.settle(ending, account.keys.shard)
+        settle(waiter)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await waiter
@@ -320,13 +297,65 @@ class Store:
         lane.settle(ending, call.account.keys.shard)
 
     def post(
-        self, lane: Lane, account: Account, recorded: Mapping[str, int], *, rated: Mapping[str, int]
+        self,
+        lane: Lane,
+        account: Account,
+        recorded: Mapping[str, int],
+        *,
+        rated: Mapping[str, int],
+        dimensions: Mapping[str, str] = _NO_DIMENSIONS,
     ) -> None:
         """Record, and count into rates, without waiting."""
-        ending = Ending(account, held=_NOTHING, flights=(), recorded=recorded, rated=rated, slot=0)
+        ending = Ending(
+            account, held=_NOTHING, flights=(), recorded=recorded, rated=rated, slot=0, dimensions=dimensions
+        )
         lane.settle(ending, account.keys.shard)
 
-    # Connections.
+    def capture(
+        self,
+        lane: Lane,
+        call: DecideCall,
+        decided_ms: int,
+        *,
+        recorded: Mapping[str, int],
+        seen: Mapping[str, int],
+        dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+        renewed: tuple[DecideCall, int] | None = None,
+        waiter: asyncio.Future[None] | None = None,
+    ) -> None:
+        """Give back what a call reserved, now that the true quantities are known.
+
+        Args:
+            lane: the running event loop's.
+            call: what was decided; see :meth:`~meterkit.store.accounts.Account.call_reserving`.
+            decided_ms: when, by the reply.
+            recorded: meter to the quantity that is recorded.
+            seen: meter to the quantity that was used, billed or not: the windows that the reservation was
+                counted in are corrected by it.
+            dimensions: of what is recorded.
+            renewed: the call that holds by now what this one held, and its slot.
+            waiter: done once the store has acknowledged.
+        """
+        holder, slot = renewed or (call, decided_ms // HOLD_SLOT_MS)
+        ending = Ending(
+            call.account,
+            held=holder.program.held,
+            flights=holder.program.flights,
+            recorded=recorded,
+            rated={meter: quantity for meter, quantity in seen.items() if meter not in call.reserved},
+            corrected={
+                meter: seen.get(self.catalog.meters[meter].source or meter, 0) - reserved
+                for meter, reserved in call.reserved.items()
+            },
+            counted_ms=decided_ms,
+            slot=slot,
+            dimensions=dimensions,
+            waiter=waiter,
+        )
+        lane.settle(ending, call.account.keys.shard)
+
+    def _lowered(self, customer: str, credit: str) -> None:
+        self.on_low(customer, credit)
 
     def _script(self, name: str) -> Script:
         return scripts.load(
@@ -334,66 +363,3 @@ class Store:
             clock="server" if self.clock is time else "caller",
             dialect="fake" if self.address.kind == "memory" else "server",
         )
-
-    async def _connect(self, on_end: Callable[[Any], None]) -> Link:
-        loaded = tuple(self.scripts.values())
-        link: Link
-        if self.address.kind == "memory":
-            # fakeredis is imported only by those who use it.
-            link = await import_module("meterkit.store.memory").connect(loaded, clock=self.clock)
-        else:
-            link = await connection.connect(
-                await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self.clock
-            )
-        try:
-            await agree(link, self.keys, self.address)
-        except BaseException:
-            await link.close()
-            raise
-        return link
-
-    async def _reachable(self) -> Address:
-        if self._server is None:
-            return self.address
-        return Address(kind="unix", path=await asyncio.to_thread(self._server.start))
-
-    async def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have what belongs to a loop closed with it, where nobody stops the kit."""
-        if loop not in self._guards:
-            guard = self._guards[loop] = self._guard(loop)
-            await anext(guard)
-
-    async def _guard(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
-        # A loop that asyncio.run() closes first closes its asynchronous generators: this is one.
-        try:
-            yield
-        finally:
-            self._guards.pop(loop, None)
-            lane, admin = self.lanes.get(loop), self._admins.pop(loop, None)
-            if lane is not None:
-                # Found by late replies until it is closed: what they hold is given back.
-                await lane.stop(drain_s=_DRAIN_S)
-                del self.lanes[loop]
-            if admin is not None:
-                await admin.close()
-            if self._server is not None and not self._guards:
-                await asyncio.to_thread(self._server.stop)
-
-    def after_fork(self) -> None:
-        """In a child process: leave the parent's connections to the parent."""
-        self._forked += [self.lanes, self._admins, self._guards]
-        self.lanes, self._admins, self._guards = {}, {}, {}
-        if self._server is not None:
-            self._server = EmbeddedServer(self.address.path)
-
-
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for store in _stores:
-        store.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

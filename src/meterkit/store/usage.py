@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from meterkit.store.accounts import HOLD_SLOT_MS
+from meterkit.store.balance import Balance, holdings_of
 from meterkit.store.keys import meter_token
 from meterkit.store.periods import from_ms
 from meterkit.store.policies import ceiling_of
+from meterkit.store.purse import MICRO, Purse, target_of
 from meterkit.store.state import CustomerState, entitlements_of, standing_at
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CustomerUsage", "MeterUsage", "PeriodUsage", "usage_of"]
 
+_PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
+
 Unlimited = Literal["unlimited"]
-UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes]]
+UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes]]
 
 
 class PeriodUsage(TypedDict):
@@ -34,7 +39,9 @@ class PeriodUsage(TypedDict):
 class MeterUsage(TypedDict):
     """One meter in this period, in its unit.
 
-    ``used`` is recorded + held; the parts from ``pending`` on add up to what was recorded and goes to Stripe.
+    ``used`` is recorded + held; ``granted`` is what grants of the meter have paid for and have left;
+    ``overage_cents`` is what the overage so far costs by the price in the plans file, rounded half to even,
+    None where it gives none; the parts from ``pending`` on add up to what was recorded and goes to Stripe.
     """
 
     used: int
@@ -43,6 +50,7 @@ class MeterUsage(TypedDict):
     held: int
     remaining: int | Unlimited
     overage: int
+    overage_cents: int | None
     recorded: int
     pending: int
     unlinked: int
@@ -68,15 +76,19 @@ class CustomerUsage(TypedDict):
 
 
 def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsage:
-    """Read the reply of the usage script, ``[now, rev, state, counters, totals]``.
+    """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants]``.
 
     Holds and periods that are over but that no script has rolled yet count as rolled.
     """
-    now_ms, _, data, counters, totals = reply
+    now_ms, _, data, counters, totals, grants = reply
     state = CustomerState.parse(data)
     standing = standing_at(state, catalog, now_ms)
+    purse = Purse.of(standing.plan, catalog)
+    balance = Balance(holdings_of(_pairs(grants), purse, standing.bounds, now_ms), purse, now_ms)
+    view = _View(
+        _pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms, balance
+    )
     entitlements = entitlements_of(state, standing, catalog)
-    view = _View(_pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms)
     linked = state.stripe_customer is not None
     return {
         "customer": customer,
@@ -90,8 +102,8 @@ def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsag
             "provisional": False,
         },
         "features": sorted(standing.plan.features),
-        "balance": dict.fromkeys(catalog.credits, 0),
-        "meters": {name: _meter(entitlements[name], view, linked=linked) for name in catalog.meters},
+        "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
+        "meters": {name: _meter(name, entitlements, view, linked=linked) for name in catalog.meters},
     }
 
 
@@ -99,12 +111,19 @@ class _View:
     """The stored counts, brought forward to now without writing."""
 
     def __init__(
-        self, counters: dict[str, str], totals: dict[str, str], now_ms: int, start_ms: int, end_ms: int
+        self,
+        counters: dict[str, str],
+        totals: dict[str, str],
+        now_ms: int,
+        start_ms: int,
+        end_ms: int,
+        balance: Balance,
     ) -> None:
+        self.balance = balance
         self._counters = counters
         self._totals = totals
         began, ends = int(counters.get("b", 0)), int(counters.get("e", 0))
-        self._over = now_ms >= ends or start_ms > began
+        self._over = now_ms >= ends or start_ms >= began + _PERIOD_LEAST_MS
         self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
         self.end_ms = end_ms
         self._slots = now_ms // HOLD_SLOT_MS - int(counters.get("t", 0)) // HOLD_SLOT_MS
@@ -123,18 +142,25 @@ class _View:
         return int(self._totals.get(f"{self.start_ms}|{token}{kind}", 0))
 
 
-def _meter(entitlement: Entitlement, view: _View, *, linked: bool) -> MeterUsage:
-    token = meter_token(entitlement.meter)
+def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, linked: bool) -> MeterUsage:
+    entitlement, token = entitlements[name], meter_token(name)
     included, granted, credited, overage = (view.counted(token, kind) for kind in "igco")
     recorded, held = included + granted + credited + overage, view.held(token)
     pending = view.counted(token, "p")
+    more = view.balance.more(
+        name,
+        entitlements,
+        counted=lambda other: view.counted(meter_token(other), "i"),
+        held=lambda other: view.held(meter_token(other)),
+    )
     return {
         "used": recorded + held,
         "included": "unlimited" if entitlement.included is None else entitlement.included,
-        "granted": granted,
+        "granted": granted + view.balance.of(target_of("meter", name)),
         "held": held,
-        "remaining": _remaining(entitlement, included, overage, held),
+        "remaining": _remaining(entitlement, included, overage, held, more),
         "overage": overage,
+        "overage_cents": _price_cents(overage, entitlement),
         "recorded": recorded,
         "pending": pending if linked else 0,
         "unlinked": 0 if linked else pending,
@@ -147,14 +173,23 @@ def _meter(entitlement: Entitlement, view: _View, *, linked: bool) -> MeterUsage
     }
 
 
-def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int) -> int | Unlimited:
+def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, more: int) -> int | Unlimited:
     ceiling = ceiling_of(entitlement)
     if ceiling is None or entitlement.included is None:
         return "unlimited"
-    left = max(0, entitlement.included - covered) - held
+    left = max(0, entitlement.included - covered) + more - held
     if entitlement.overage.mode == "bill":
         left += ceiling - entitlement.included - overage
     return max(0, left)
+
+
+def _price_cents(overage: int, entitlement: Entitlement) -> int | None:
+    """What overage costs in minor units: exact until here, rounded half to even."""
+    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
+    if per is None or amount_cents is None:
+        return None
+    whole, rest = divmod(overage * amount_cents, per)
+    return whole + (2 * rest > per or (2 * rest == per and whole % 2 == 1))
 
 
 def _pairs(flat: list[bytes]) -> dict[str, str]:

@@ -19,7 +19,7 @@ _FIXED: Final = 2
 _BUCKET: Final = 3
 _CEILING: Final = 4
 _CONCURRENCY: Final = 5
-_PRECEDENCE: Final[dict[int, int]] = {_CONCURRENCY: 0, 1: 1, _FIXED: 1, _BUCKET: 1, _CEILING: 2}
+_PRECEDENCE: Final[tuple[Reason, ...]] = ("concurrency", "rate", "cap", "included", "credits")
 _DAY_MS: Final = 90_000_000
 _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
@@ -52,6 +52,9 @@ def reset_ms(measure: Measure, remaining: int, now_ms: int, period_end_ms: int) 
 def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
     """The decision behind ``{1, now, ends, x, y, z, ...}``: all violated policies, and the wait true for all.
 
+    A ceiling that grants or credits stood behind in this period is used up as *credits*, the last of all
+    reasons.
+
     Args:
         program: what was asked.
         reply: the script's.
@@ -59,17 +62,20 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
     """
     now_ms, ends_ms = reply[1], reply[2] or period_end_ms
     violated: list[tuple[Measure, int, int | None]] = []
+    backed = iter(reply[3 * len(program.measures) + 3 :])
+    reasons: list[Reason] = []
     for n, measure in enumerate(program.measures):
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
         left, wait = _weigh(measure, x, y, z, now_ms, ends_ms)
+        is_backed = measure.kind == _CEILING and bool(next(backed, 0))
         if measure.needed > left:
             violated.append((measure, left, wait))
-    first = min(violated, key=lambda found: _PRECEDENCE[found[0].kind])[0]
+            reasons.append("credits" if is_backed else _reason(measure))
     longest, left, wait = max(violated, key=lambda found: _FOREVER_MS if found[2] is None else found[2])
     after = None if wait is None else timedelta(milliseconds=wait)
     return Decision(
         allowed=False,
-        reason=_reason(first),
+        reason=min(reasons, key=_PRECEDENCE.index),
         limit=longest.policy.name,
         remaining=max(0, left),
         reset_after=after,

@@ -28,6 +28,7 @@ _log = logging.getLogger("meterkit.store")
 
 _ERROR: Final = -1
 _OK: Final = 0
+_OK_LENGTH: Final = 2
 _DUPLICATE: Final = 1
 _STALE: Final = 4
 _REFUSED: Final = 6
@@ -52,6 +53,9 @@ class Settlement(Protocol):
 
     def refused(self, field: bytes) -> None:
         """Take word that the store can never apply this."""
+
+    def lowered(self, credits_: list[bytes]) -> None:
+        """Take word of the credits whose balance has become low by it."""
 
 
 def pack_place(slot: int, number: int) -> bytes:
@@ -117,6 +121,8 @@ class _Writer:
         if code == _REFUSED and not isinstance(reply, Exception):
             settlement.refused(reply[1])
             _tell(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
+        elif code == _OK and not isinstance(reply, Exception) and len(reply) > _OK_LENGTH:
+            settlement.lowered(reply[_OK_LENGTH:])
         _tell(settlement, None)
 
 

@@ -3,19 +3,23 @@
 -- If all allow, everything is counted and held; if any refuses, nothing is.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
+-- KEYS[4] hash  optional: grants
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
 --       h hold what is held already, whatever is left
---       then the fields: r t e x; a b d a rate; i o h H a ceiling; n N a concurrency limit; i a recorded meter
+--       then the fields: r t e x; a b d a rate; i o h H a ceiling; n N a concurrency limit; i a recorded meter;
+--       with grants i h H for each other meter that shares a credit
 --       last: the caller's clock (ms)
 -- terms a JSON array of whole numbers: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must live (all ms); how many rates, ceilings, concurrency limits, meters
 --       recorded here; then kind, window, limit, refill, needed, taken a rate; included, beyond (-1: deny),
---       needed, held a ceiling; limit a concurrency limit; quantity a recorded meter
+--       needed, held a ceiling; limit a concurrency limit; quantity a recorded meter; last, with grants, what
+--       grants and credits stand behind (see room)
 -- Reply {0, now, n, remaining}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none
 --       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
 --                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
 --                                left but for holds, held in this slot, in the last one (ceiling);
---                                in flight, 0, 0 (concurrency)
+--                                in flight, 0, 0 (concurrency); last, with grants, a ceiling each: 1 where
+--                                grants or credits stood behind it in this period, else 0
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
 local terms = cjson.decode(ARGV[2])
 --include wall
@@ -23,6 +27,8 @@ local terms = cjson.decode(ARGV[2])
 --include period
 --include roll
 --include standing
+--include grants
+--include room
 local call = redis.call
 local mode = ARGV[3]
 local v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 1))
@@ -37,6 +43,11 @@ local take = mode ~= 'c'
 if ends and turned(now, seen, ends) then
   ends = roll(now, seen, ends)
   v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 1))
+end
+local more, claim, had
+local purse = KEYS[4] and terms[#terms]
+if purse then
+  more, claim, had = room(now, v, purse)
 end
 local refused = false
 local nearest, nearest_left, nearest_share = 0, 0, math.huge
@@ -69,13 +80,16 @@ for _ = 1, terms[6] do
   f, n = f + 3, n + 6
 end
 
-for _ = 1, terms[7] do
+for k = 1, terms[7] do
   local included, beyond, held = terms[n + 1], terms[n + 2], terms[n + 4]
   local current, earlier = (v[f + 2] or 0) + 0, (v[f + 3] or 0) + 0
   local left = math.max(0, included - (v[f] or 0))
   if beyond >= 0 then
     left = left + beyond - (v[f + 1] or 0)
     included = included + beyond
+  end
+  if purse then
+    left = left + more(k)
   end
   policy, counts[c + 1], counts[c + 2], counts[c + 3], c = policy + 1, left, current, earlier, c + 3
   left = left - current - earlier
@@ -86,6 +100,9 @@ for _ = 1, terms[7] do
     left = left - held
     if held > 0 then
       write[w + 1], write[w + 2], w = ARGV[5 + f], current + held, w + 2
+      if purse then
+        claim(k, held)
+      end
     end
   end
   local share = left / math.max(included, 1)
@@ -114,6 +131,9 @@ for _ = 1, terms[8] do
 end
 
 if refused and mode ~= 'h' then
+  for k = 1, purse and terms[7] or 0 do
+    counts[c + 1], c = had(k), c + 1
+  end
   return {unpack(counts, 1, c)}
 elseif not take then
   return {0, now, nearest, nearest_left}
@@ -121,6 +141,11 @@ end
 for i = 1, terms[9] do
   write[w + 1], write[w + 2], w = ARGV[3 + f], math.min((v[f] or 0) + terms[n + i], 9000000000000000), w + 2
   f = f + 1
+end
+for _, meter in ipairs(purse and purse.backed or {}) do
+  if meter[7] > 0 then
+    write[w + 1], write[w + 2], w = ARGV[3 + meter[6]], (v[meter[6]] or 0) + meter[7], w + 2
+  end
 end
 if v[1] ~= ARGV[1] and mode == 'd' then
   write[w + 1], write[w + 2], w = 'r', ARGV[1], w + 2

@@ -2,7 +2,7 @@
 -- forget: a customer's state, counters and totals are deleted, if none of its usage is on its way to Stripe.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
--- KEYS[5] zset  dirty       KEYS[6] zset  unlinked
+-- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
 -- ARGV  1 the rev that was read   2 the customer
 -- Reply {0} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
 local call = redis.call
@@ -17,7 +17,7 @@ for i = 1, #totals, 2 do
     return {2}
   end
 end
-call('DEL', KEYS[1], KEYS[2], KEYS[3])
+call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[7], KEYS[8])
 call('SREM', KEYS[4], ARGV[2])
 call('ZREM', KEYS[6], ARGV[2])
 return {0}

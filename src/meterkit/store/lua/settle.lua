@@ -5,16 +5,18 @@
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
 -- KEYS[4] zset  customers with pending usage: `dirty` if linked, else `unlinked`
 -- KEYS[5] string  the writer: the last number applied, or c<number> once it is retired
--- KEYS[6] string  optional: remembers an event id of the app, which counts once in 35 days
+-- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger
+-- the last of KEYS string  optional: remembers an event id of the app, which counts once in 35 days
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
---       then the fields: r t e x; i o p h H a meter; n N a concurrency limit; a b d a rate
+--       then the fields: r t e x; i o p h H, with grants g c, a meter; n N a concurrency limit; a b d a rate
 --       then the slot of the holds, the number, the caller's clock (ms)
 -- terms a JSON array of whole numbers: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
 --       customer is not linked; all ms); how many meters, concurrency limits, rates; then recorded, held,
 --       included (-1: unlimited), report included (0/1), report overage (0/1) a meter; kind, window, refill,
---       quantity a rate
--- Reply {0, now} ok   {1, now} duplicate   {2, last} gap   {3, last} retired
+--       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; last, with
+--       grants, what they pay (see burn)
+-- Reply {0, now, the credits that are low now...} ok   {1, now} duplicate   {2, last} gap   {3, last} retired
 --       {4, now, rev, state} stale   {5, now} clock   {6, field} refused: a total would pass 9 * 10^15
 local terms = cjson.decode(ARGV[2])
 --include wall
@@ -22,6 +24,8 @@ local terms = cjson.decode(ARGV[2])
 --include period
 --include roll
 --include standing
+--include grants
+--include burn
 local call = redis.call
 local v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 3))
 local seen, ends = (v[2] or 0) + 0, v[3] and v[3] + 0
@@ -55,8 +59,13 @@ local f, n = 5, 9 -- v[f] is the field ARGV[3 + f]; terms[n] was read last
 local age = math.floor(now / 300000) - ARGV[#ARGV - 2]
 local lasting = age == 0 or age == 1 -- Else the slot of the holds is gone, or not of this store's time.
 local pended, recorded, keep = false, false, 900000
+local purse = type(terms[#terms]) == 'table' and terms[#terms]
+local pay, keep_grants
+if purse then
+  pay, keep_grants = burn(now, purse)
+end
 
-for _ = 1, terms[7] do
+for i = 1, terms[7] do
   local quantity, held, included = terms[n + 1], terms[n + 2], terms[n + 3]
   if held > 0 and lasting then
     local g = f + 3 + age
@@ -66,9 +75,20 @@ for _ = 1, terms[7] do
     recorded = true
     local covered, over = (v[f] or 0) + 0, (v[f + 1] or 0) + 0
     local within = included < 0 and quantity or math.max(0, math.min(quantity, included - covered))
-    local beyond = quantity - within
-    if covered + over + quantity > 9000000000000000 then
+    local granted, credited, paid = 0, 0, 0
+    if purse then
+      paid = (v[f + 5] or 0) + (v[f + 6] or 0)
+      granted, credited = pay(i, quantity - within)
+    end
+    local beyond = quantity - within - granted - credited
+    if covered + over + paid + quantity > 9000000000000000 then
       return {6, ARGV[3 + f]}
+    end
+    if granted > 0 then
+      write[w + 1], write[w + 2], w = ARGV[8 + f], granted + (v[f + 5] or 0), w + 2
+    end
+    if credited > 0 then
+      write[w + 1], write[w + 2], w = ARGV[9 + f], credited + (v[f + 6] or 0), w + 2
     end
     if within > 0 then
       write[w + 1], write[w + 2], w = ARGV[3 + f], covered + within, w + 2
@@ -82,7 +102,7 @@ for _ = 1, terms[7] do
       write[w + 1], write[w + 2], w = ARGV[5 + f], reported + (v[f + 2] or 0), w + 2
     end
   end
-  f, n = f + 5, n + 5
+  f, n = f + (purse and 7 or 5), n + 5
 end
 for _ = 1, terms[8] do
   if lasting then
@@ -92,19 +112,26 @@ for _ = 1, terms[8] do
   f = f + 2
 end
 for _ = 1, terms[9] do
-  local kind, window, refill = terms[n + 1], terms[n + 2], terms[n + 3]
+  local kind, window, refill, quantity, at = unpack(terms, n + 1, n + 5)
   local slot, counted, previous = advance(kind, window, refill, now,
     (v[f] or 0) + 0, (v[f + 1] or 0) + 0, (v[f + 2] or 0) + 0)
-  counted = math.min(counted + terms[n + 4], 9000000000000000)
+  local was = kind < 3 and at > 0 and math.floor(at / window) or slot
+  if was == slot then
+    counted = math.max(0, math.min(counted + quantity, 9000000000000000))
+  elseif was == slot - 1 then
+    previous = math.max(0, math.min(previous + quantity, 9000000000000000))
+  end
   keep = math.max(keep, 900000 + (kind < 3 and 2 * window
     or math.min(math.ceil((counted + 1) * window / refill), 34560000000)))
   write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[3 + f], slot, ARGV[4 + f], counted
   write[w + 5], write[w + 6], w = ARGV[5 + f], previous, w + 6
-  f, n = f + 3, n + 4
+  f, n = f + 3, n + 5
 end
-if KEYS[6] and not call('SET', KEYS[6], 1, 'NX', 'PX', 3024000000) then
+local event = KEYS[purse and 8 or 6]
+if event and not call('SET', event, 1, 'NX', 'PX', 3024000000) then
   return {0, now}
 end
+local low = purse and keep_grants() or {}
 if v[1] ~= ARGV[1] then
   write[w + 1], write[w + 2], w = 'r', ARGV[1], w + 2
 end
@@ -130,4 +157,4 @@ end
 if pended then
   call('ZADD', KEYS[4], 'NX', linked and math.min(now + terms[6], ends) or ends + 3024000000, ARGV[3])
 end
-return {0, now}
+return {0, now, unpack(low)}

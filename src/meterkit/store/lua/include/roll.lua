@@ -6,7 +6,7 @@ local function turned(now, seen, ends)
 end
 -- roll: brings a customer's counters to `now` where they have turned.
 -- Holds move from the current slot of five minutes to the previous one, or vanish. A period is over at its end, or
--- where the caller's begins after it did: the subscription is another one. What was counted in it is added to the
+-- where the caller's begins two minutes after it did, or later: the subscription is another one. What was counted in it is added to the
 -- totals as PERIOD|FIELD, with PERIOD|e its end, behind all minutes that deliveries were stamped with; the next one
 -- begins no earlier. A period that merely ends at another time keeps its counts. `now` becomes the last time seen:
 -- whatever the script comes to, nothing is rolled twice.
@@ -24,7 +24,7 @@ local function roll(now, seen, ends)
       stamped = math.max(stamped, fields[i + 1])
     end
   end
-  local over = now >= ends or start > id + 0
+  local over = now >= ends or start >= id + 120000
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
     local token, kind = string.match(name, '^(....)(.)$')

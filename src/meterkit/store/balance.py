@@ -1,0 +1,127 @@
+"""What a customer's grants come to at an instant, from what the store keeps. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meterkit.store.purse import target_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from meterkit.catalog import Entitlement
+    from meterkit.store.periods import Bounds
+    from meterkit.store.purse import Purse
+
+__all__ = ["Balance", "Holding", "holdings_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """One grant as the store keeps it: units of a meter, or micro-credits.
+
+    Attributes:
+        name: ``a TARGET GRANT_ID`` for the app's, ``p TARGET NTH PERIOD`` for the plan's.
+        target: ``m:METER`` or ``c:CREDIT``.
+        expires_ms: 9 * 10^15 for never.
+    """
+
+    name: str
+    target: str
+    quantity: int
+    used: int
+    priority: int
+    effective_ms: int
+    expires_ms: int
+    created_ms: int
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> Holding:
+        """Read a field of the hash of grants."""
+        target, quantity, used, priority, effective, expires, created, _ = text.split(" ")
+        return cls(
+            name=name,
+            target=target,
+            quantity=int(quantity),
+            used=int(used),
+            priority=int(priority),
+            effective_ms=int(effective),
+            expires_ms=int(expires),
+            created_ms=int(created),
+        )
+
+    @property
+    def left(self) -> int:
+        """What it has left, whether it counts now or not."""
+        return self.quantity - self.used
+
+    def is_live(self, now_ms: int) -> bool:
+        """Whether it pays for something now, if it has something left."""
+        return self.effective_ms <= now_ms < self.expires_ms
+
+
+def holdings_of(fields: Mapping[str, str], purse: Purse | None, bounds: Bounds, now_ms: int) -> list[Holding]:
+    """All grants on file and those of the plan that are due, in the order in which they are used up."""
+    found = {name: Holding.parse(name, text) for name, text in fields.items()}
+    in_first = now_ms < bounds.end_ms
+    start_ms, end_ms = (bounds.start_ms, bounds.end_ms) if in_first else (bounds.end_ms, bounds.next_end_ms)
+    for prefix, target, quantity, priority, life_ms in purse.recurring if purse is not None else ():
+        name = f"{prefix}{start_ms}"
+        known = found.get(name)
+        if known is None or known.quantity < quantity:
+            found[name] = Holding(
+                name=name,
+                target=target,
+                quantity=quantity,
+                used=0 if known is None else known.used,
+                priority=priority if known is None else known.priority,
+                effective_ms=start_ms,
+                expires_ms=(start_ms + life_ms if life_ms else end_ms) if known is None else known.expires_ms,
+                created_ms=start_ms,
+            )
+    return sorted(
+        found.values(), key=lambda found: (found.priority, found.expires_ms, found.created_ms, found.name)
+    )
+
+
+class Balance:
+    """What live grants have left, by target, and what held quantities claim of it."""
+
+    def __init__(self, holdings: Iterable[Holding], purse: Purse | None, now_ms: int) -> None:
+        self._purse = purse
+        self._left: dict[str, int] = {}
+        for holding in holdings:
+            if holding.is_live(now_ms):
+                self._left[holding.target] = self._left.get(holding.target, 0) + holding.left
+
+    def of(self, target: str) -> int:
+        """Units of a meter, or micro-credits."""
+        return self._left.get(target, 0)
+
+    def more(
+        self,
+        meter: str,
+        entitlements: Mapping[str, Entitlement],
+        counted: Callable[[str], int],
+        held: Callable[[str], int],
+    ) -> int:
+        """Units that grants and credits add to what a plan gives of a meter.
+
+        Args:
+            meter: the meter.
+            entitlements: of every meter.
+            counted: what included has paid for of a meter in this period.
+            held: what is held of a meter.
+        """
+        units = self.of(target_of("meter", meter))
+        if self._purse is None or meter not in self._purse.paid_with:
+            return units
+        credit, cost = self._purse.paid_with[meter]
+        claimed = 0
+        for other in self._purse.sharing([meter]):
+            included = entitlements[other].included
+            if other != meter and included is not None:
+                covered = max(0, included - counted(other)) + self.of(target_of("meter", other))
+                claimed += max(0, held(other) - covered) * self._purse.paid_with[other][1]
+        return units + max(0, self.of(credit) - claimed) // cost

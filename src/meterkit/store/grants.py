@@ -1,0 +1,359 @@
+"""Grants: prepaid and promotional quantities, and the ledger of what became of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
+from meterkit.store.balance import Holding, holdings_of
+from meterkit.store.customer_id import check_customer
+from meterkit.store.periods import from_ms, to_ms
+from meterkit.store.purse import MICRO, Purse, target_of
+from meterkit.store.state import NEVER_MS, standing_at
+from meterkit.store.states import States
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from meterkit.catalog import Catalog
+    from meterkit.store.store import Store
+
+__all__ = ["Grant", "Grants", "LedgerEntry"]
+
+_CREDITS_MAX: Final = 9 * 10**9
+_PRIORITY_MAX: Final = 1000
+_ID_BYTES_MAX: Final = 256
+_ID: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
+_UNEQUAL: Final = 1
+_TOO_MUCH: Final = 2
+
+Kind = Literal["meter", "credit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A quantity that a customer has besides what the plan includes.
+
+    Attributes:
+        grant_id: the app's name for it; for a grant of the plan ``plan/PERIOD/NTH``.
+        kind: whether ``name`` is a meter or a credit.
+        quantity: how much it was, in units of the meter, or in credits.
+        remaining: what it has left; credits rounded down.
+        priority: lower is used up first.
+        effective_at: since when it counts.
+        expires_at: when what is left of it vanishes; None: never.
+        source: whether the app added it or the plan gives it.
+        status: ``pending`` before ``effective_at``; ``active``; ``used_up``; ``expired``; ``void``.
+    """
+
+    grant_id: str
+    kind: Kind
+    name: str
+    quantity: int
+    remaining: int
+    priority: int
+    effective_at: datetime
+    expires_at: datetime | None
+    created_at: datetime
+    source: Literal["app", "plan"]
+    status: Literal["pending", "active", "used_up", "expired", "void"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One line of the ledger; the lines of a grant add up to what it has left.
+
+    Attributes:
+        entry: ``grant`` and ``adjustment`` (a plan that gives more by now) add, ``burn``, ``expire`` and
+            ``void`` take away.
+        quantity: what it adds, or below 0 what it takes away: units of a meter, micro-credits of a credit.
+        meter: for ``burn``, the meter that was paid.
+        period_start: for ``burn``, the period in which; there is one line a meter and period.
+    """
+
+    entry: Literal["grant", "adjustment", "burn", "expire", "void"]
+    grant_id: str
+    kind: Kind
+    name: str
+    quantity: int
+    meter: str | None = None
+    period_start: datetime | None = None
+
+
+class Grants:
+    """Adds, lists and voids grants.
+
+    Each method raises :class:`~meterkit.errors.CustomerError` for a customer id that is not allowed and
+    :class:`~meterkit.errors.StoreError` where the store does not answer.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._states = States(store)
+
+    async def add(
+        self,
+        customer: str,
+        quantities: Mapping[str, int],
+        *,
+        grant_id: str,
+        priority: int = 50,
+        effective_at: datetime | None = None,
+        expires_at: datetime | None = None,
+    ) -> None:
+        """Give a customer quantities of meters or of credits; they pay for usage beyond included.
+
+        Binds the next decision of every process. Repeated with the same ``grant_id`` it changes nothing.
+
+        Args:
+            customer: the customer's id.
+            quantities: meter or credit to a quantity of at least 1, in units of the meter, or in credits.
+            grant_id: the app's name for this grant, for example the id of an invoice.
+            priority: from 0 to 1000; lower is used up first.
+            effective_at: since when it counts (aware); default: now.
+            expires_at: when what is left of it vanishes (aware); default: never.
+
+        Raises:
+            QuantityError: a quantity is not allowed, or the balance would pass 9 * 10^9 credits or
+                9 * 10^15 units.
+            UnknownMeterError: a name is neither a counter nor a credit of the plans file.
+            MeterkitError: an argument cannot be used, or the ``grant_id`` was used for another quantity.
+        """
+        check_customer(customer)
+        now_ms = self._store.now_ms()
+        effective_ms = 0 if effective_at is None else _instant("effective_at", effective_at)
+        expires_ms = NEVER_MS if expires_at is None else _instant("expires_at", expires_at)
+        _check_id(grant_id)
+        if type(priority) is not int or not 0 <= priority <= _PRIORITY_MAX:
+            raise MeterkitError(f"priority: found {priority!r:.40}; allowed is 0 to {_PRIORITY_MAX}")
+        if expires_ms <= max(now_ms, effective_ms):
+            raise MeterkitError("expires_at: must lie in the future, and after effective_at")
+        arguments = [
+            word
+            for name, quantity in self._targets(quantities)
+            for word in (f"a {name} {grant_id}", name, quantity, priority, effective_ms, expires_ms)
+        ]
+        await self._states.change(customer, lambda state: replace(state, granted=True))
+        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
+        reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *arguments)
+        if reply[0] == _UNEQUAL:
+            raise MeterkitError(
+                f"grant_id: {grant_id!r} was used for another quantity already; nothing was granted, take "
+                "another id"
+            )
+        if reply[0] == _TOO_MUCH:
+            raise QuantityError(
+                f"quantity: the balance would pass {_CREDITS_MAX} credits or {9 * 10**15} units; nothing was "
+                "granted"
+            )
+
+    async def list(self, customer: str) -> Sequence[Grant]:
+        """All grants of a customer, the plan's of this period too, in the order in which they are used up.
+
+        Those that ended in an earlier period come last.
+        """
+        check_customer(customer)
+        now_ms, held, ledger = await self._read(customer)
+        live = [_grant(holding, now_ms) for holding in held]
+        names = {holding.name for holding in held}
+        ended = [
+            _ended(name.partition(" ")[2], text, ledger)
+            for name, text in ledger.items()
+            if name.startswith("grant ") and name.partition(" ")[2] not in names
+        ]
+        return live + sorted(ended, key=lambda grant: grant.created_at)
+
+    async def void(self, customer: str, grant_id: str) -> None:
+        """Take back what a grant of the app's has left; what it has paid stays paid. Repeated: a no-op.
+
+        Raises:
+            MeterkitError: there was never such a grant, or it is one of the plan's.
+        """
+        check_customer(customer)
+        _check_id(grant_id)
+        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
+        _, held, ledger = await self._read(customer)
+        names = [name for name in (found.name for found in held) if _parts(name) == ("app", grant_id)]
+        if names:
+            await admin.run(self._store.scripts["void"], [keys.grants, keys.ledger], *names)
+        elif not any(_is_grant_of_app(field, grant_id) for field in ledger):
+            raise MeterkitError(
+                f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added; grants "
+                "of the plan end with the plan"
+            )
+
+    async def ledger(self, customer: str) -> Sequence[LedgerEntry]:
+        """The lines of all of a customer's grants; what the live ones have left follows from them."""
+        check_customer(customer)
+        now_ms, held, ledger = await self._read(customer)
+        entries = [entry for name, text in ledger.items() if (entry := _entry(name, text)) is not None]
+        for holding in held:
+            # What the plan gives is written down when it first pays for something.
+            line = _line("grant", holding.name, holding.quantity)
+            given = [entry for entry in entries if _is_of(entry, line) and entry.quantity > 0]
+            more = holding.quantity - sum(entry.quantity for entry in given)
+            if more:
+                entries.append(replace(line, entry="adjustment" if given else "grant", quantity=more))
+            if holding.expires_ms <= now_ms and holding.left:
+                entries.append(_line("expire", holding.name, -holding.left))
+        return entries
+
+    async def _read(self, customer: str) -> tuple[int, Sequence[Holding], dict[str, str]]:
+        store, keys = self._store, self._store.keys.customer(customer)
+        admin = await store.admin()
+        pipeline = admin.client.pipeline(transaction=True)
+        pipeline.hgetall(keys.grants)
+        pipeline.hgetall(keys.ledger)
+        fields, ledger = await admin.ask(pipeline.execute())
+        _, state = await self._states.read(customer)
+        now_ms = store.now_ms()
+        standing = standing_at(state, store.catalog, now_ms)
+        purse = Purse.of(standing.plan, store.catalog)
+        held = holdings_of(_texts(fields), purse, standing.bounds, now_ms)
+        return now_ms, held, _texts(ledger)
+
+    def _targets(self, quantities: object) -> Sequence[tuple[str, int]]:
+        if not isinstance(quantities, Mapping) or not quantities:
+            raise MeterkitError(
+                f"quantities: found {type(quantities).__name__}; allowed is a mapping of meters or credits "
+                "to quantities, with one at least"
+            )
+        given = cast("Mapping[object, object]", quantities)
+        return [_target(name, quantity, self._store.catalog) for name, quantity in given.items()]
+
+
+def _target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]:
+    kind = _kind_of(name, catalog)
+    most = QUANTITY_MAX if kind == "meter" else _CREDITS_MAX
+    if type(quantity) is not int or not 1 <= quantity <= most:
+        raise QuantityError(
+            f"quantity of {name}: found {quantity!r:.40}; allowed is an integer from 1 to {most}"
+        )
+    return target_of(kind, str(name)), quantity * (MICRO if kind == "credit" else 1)
+
+
+def _kind_of(name: object, catalog: Catalog) -> Kind:
+    meters = [
+        key for key, meter in catalog.meters.items() if meter.kind == "counter" and meter.source is None
+    ]
+    if name in meters and name in catalog.credits:
+        raise UnknownMeterError(str(name), f"{name!r} is a meter and a credit; rename one of them")
+    if name in catalog.credits:
+        return "credit"
+    if name not in meters:
+        raise UnknownMeterError.of(str(name), (*meters, *catalog.credits))
+    return "meter"
+
+
+def _instant(what: str, moment: datetime) -> int:
+    if moment.tzinfo is None:
+        raise MeterkitError(f"{what}: found a naive datetime; give it a time zone, UTC for example")
+    return to_ms(moment)
+
+
+def _check_id(grant_id: object) -> None:
+    if (
+        isinstance(grant_id, str)
+        and _ID.fullmatch(grant_id)
+        and len(grant_id.encode("utf-8", "surrogatepass")) <= _ID_BYTES_MAX
+        and grant_id.isprintable()
+    ):
+        return
+    raise MeterkitError(
+        f"grant_id: allowed is a text of 1 to {_ID_BYTES_MAX} bytes of UTF-8 without control characters"
+    )
+
+
+def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): text.decode() for name, text in fields.items()}
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """A grant's source and its id, from its name in the store."""
+    origin, _, own = name.split(" ", 2)
+    if origin == "a":
+        return "app", own
+    nth, _, start_ms = own.partition(" ")
+    return "plan", f"plan/{from_ms(int(start_ms)):%Y-%m-%d}/{nth}"
+
+
+def _is_grant_of_app(field: str, grant_id: str) -> bool:
+    """Whether a field of the ledger is the first line of a grant of the app's."""
+    what, _, name = field.partition(" ")
+    return what == "grant" and _parts(name) == ("app", grant_id)
+
+
+def _named(name: str) -> tuple[str, Kind, str]:
+    """A grant's id, kind and meter or credit, from its name in the store."""
+    target = name.split(" ", 2)[1]
+    kind: Kind = "credit" if target.startswith("c:") else "meter"
+    return _parts(name)[1], kind, target[2:]
+
+
+def _grant(holding: Holding, now_ms: int) -> Grant:
+    grant_id, kind, name = _named(holding.name)
+    unit = MICRO if kind == "credit" else 1
+    status: Literal["pending", "active", "used_up", "expired", "void"] = "active"
+    if holding.expires_ms <= now_ms:
+        status = "expired"
+    elif not holding.left:
+        status = "used_up"
+    elif holding.effective_ms > now_ms:
+        status = "pending"
+    return Grant(
+        grant_id=grant_id,
+        kind=kind,
+        name=name,
+        quantity=holding.quantity // unit,
+        remaining=0 if status == "expired" else holding.left // unit,
+        priority=holding.priority,
+        effective_at=from_ms(holding.effective_ms),
+        expires_at=None if holding.expires_ms == NEVER_MS else from_ms(holding.expires_ms),
+        created_at=from_ms(holding.created_ms),
+        source="app" if holding.name.startswith("a ") else "plan",
+        status=status,
+    )
+
+
+def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
+    quantity, priority, effective, expires, created = text.split(" ")
+    target = name.split(" ", 2)[1]
+    terms = f"{priority} {effective} {expires} {created}"
+    given = Holding.parse(name, f"{target} {quantity} {quantity} {terms} 0")
+    is_void, is_expired = f"void {name}" in ledger, f"expire {name}" in ledger
+    return replace(
+        _grant(given, 0), status="void" if is_void else "expired" if is_expired else "used_up", remaining=0
+    )
+
+
+def _entry(field: str, text: str) -> LedgerEntry | None:
+    what, _, rest = field.partition(" ")
+    if what == "burn":
+        meter, start_ms, name = rest.split(" ", 2)
+        burned = _line("burn", name, -int(text))
+        return replace(burned, meter=meter, period_start=from_ms(int(start_ms)))
+    if what == "raise":
+        return _line("adjustment", rest.partition(" ")[2], int(text))
+    quantity = int(text.partition(" ")[0])
+    if what == "grant":
+        return _line("grant", rest, quantity)
+    if what in {"expire", "void"}:
+        return _line("expire" if what == "expire" else "void", rest, -quantity)
+    return None  # Of a newer release.
+
+
+def _is_of(entry: LedgerEntry, other: LedgerEntry) -> bool:
+    """Whether two lines are of the same grant."""
+    return (entry.grant_id, entry.kind, entry.name) == (other.grant_id, other.kind, other.name)
+
+
+def _line(
+    entry: Literal["grant", "adjustment", "burn", "expire", "void"], name: str, quantity: int
+) -> LedgerEntry:
+    grant_id, kind, target = _named(name)
+    return LedgerEntry(entry=entry, grant_id=grant_id, kind=kind, name=target, quantity=quantity)

@@ -1,0 +1,165 @@
+"""What each event loop reaches the store by: its lane, its client for administration, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import SettingsError
+from meterkit.store import connection
+from meterkit.store.admin import Admin
+from meterkit.store.embedded import EmbeddedServer
+from meterkit.store.lane import Lane
+from meterkit.store.meta import agree
+from meterkit.store.url import Address
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from meterkit.store.keys import Keys
+    from meterkit.store.lane import Link
+    from meterkit.store.scripts import Script
+
+__all__ = ["Links"]
+
+_DRAIN_S: Final = 5.0
+
+
+class Links:
+    """The connections of all event loops; each loop's end with it.
+
+    Args:
+        address: where the store is.
+        keys: names of keys.
+        scripts: all of them, by name.
+        timeout_s: how long a request may wait for the store.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        keys: Keys,
+        scripts: Mapping[str, Script],
+        *,
+        timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._address = address
+        self._keys = keys
+        self._scripts = scripts
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._server = EmbeddedServer(address.path) if address.kind == "embedded" else None
+        self.lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
+        self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
+        self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
+        self._forked: list[object] = []
+        _links.add(self)
+
+    async def start(self) -> Lane:
+        """Connect for the running event loop; once, however often it is called.
+
+        Raises:
+            SettingsError: the store belongs to another number of shards or to a newer release, or the
+                embedded server cannot be run.
+        """
+        loop = asyncio.get_running_loop()
+        lane = self.lanes.get(loop)
+        if lane is None:
+            lane = self.lanes[loop] = Lane(
+                self._connect,
+                keys=self._keys,
+                scripts=tuple(self._scripts.values()),
+                retire=self._scripts["retire"],
+            )
+            await self._keep(loop)
+            try:
+                await lane.start()
+            except SettingsError:
+                await self.stop()
+                raise
+        return lane
+
+    async def stop(self) -> None:
+        """Settle what is left and close what belongs to the running event loop."""
+        guard = self._guards.pop(asyncio.get_running_loop(), None)
+        if guard is not None:
+            await guard.aclose()
+
+    async def admin(self) -> Admin:
+        """The running event loop's client for administration."""
+        loop = asyncio.get_running_loop()
+        admin = self._admins.get(loop)
+        if admin is None:
+            await self._keep(loop)
+            address = await self._reachable()
+            admin = self._admins[loop] = Admin(address, timeout_s=self._timeout_s, clock=self._clock)
+        return admin
+
+    async def _connect(self, on_end: Callable[[Any], None]) -> Link:
+        loaded = tuple(self._scripts.values())
+        link: Link
+        if self._address.kind == "memory":
+            # fakeredis is imported only by those who use it.
+            link = await import_module("meterkit.store.memory").connect(loaded, clock=self._clock)
+        else:
+            link = await connection.connect(
+                await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock
+            )
+        try:
+            await agree(link, self._keys, self._address)
+        except BaseException:
+            await link.close()
+            raise
+        return link
+
+    async def _reachable(self) -> Address:
+        if self._server is None:
+            return self._address
+        return Address(kind="unix", path=await asyncio.to_thread(self._server.start))
+
+    async def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have what belongs to a loop closed with it, where nobody stops the kit."""
+        if loop not in self._guards:
+            guard = self._guards[loop] = self._guard(loop)
+            await anext(guard)
+
+    async def _guard(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
+        # A loop that asyncio.run() closes first closes its asynchronous generators: this is one.
+        try:
+            yield
+        finally:
+            self._guards.pop(loop, None)
+            lane, admin = self.lanes.get(loop), self._admins.pop(loop, None)
+            if lane is not None:
+                # Found by late replies until it is closed: what they hold is given back.
+                await lane.stop(drain_s=_DRAIN_S)
+                del self.lanes[loop]
+            if admin is not None:
+                await admin.close()
+            if self._server is not None and not self._guards:
+                await asyncio.to_thread(self._server.stop)
+
+    def after_fork(self) -> None:
+        """In a child process: leave the parent's connections to the parent."""
+        self._forked += [dict(self.lanes), self._admins, self._guards]
+        self.lanes.clear()
+        self._admins, self._guards = {}, {}
+        if self._server is not None:
+            self._server = EmbeddedServer(self._address.path)
+
+
+_links: weakref.WeakSet[Links] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for links in _links:
+        links.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

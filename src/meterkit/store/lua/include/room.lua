@@ -1,0 +1,48 @@
+-- room: what grants and credits add to a customer's ceilings.
+--   v: the fields that were read; purse: {recurring, asked, backed}
+--   asked: a ceiling each, {the meter's target, its place in backed or 0}
+--   backed: each meter that shares a credit with an asked one, {the credit's target, cost (micro-credits a unit),
+--   included, the meter's target, where v has its i, where its h, quantity asked of it if it has no ceiling}
+-- What is held of a meter beyond what included and its grants cover claims the credit: two requests cannot be
+-- admitted on the same one.
+-- Returns more(k): units that ceiling k has beyond its own; claim(k, held): takes note of units held there; had(k): 1
+-- where grants or credits stood behind the ceiling in this period, else 0.
+local function room(now, v, purse)
+  local left, known, claimed = {}, {}, {}
+  for _, grant in ipairs(grants(KEYS[4], purse.recurring, now)) do
+    if grant.effective <= now then
+      known[grant.target] = true
+      if now < grant.expires then
+        left[grant.target] = (left[grant.target] or 0) + grant.quantity - grant.used
+      end
+    end
+  end
+  local function claim_of(meter, more)
+    local covered = math.max(0, meter[3] - (v[meter[5]] or 0)) + (left[meter[4]] or 0)
+    local held = (v[meter[6]] or 0) + (v[meter[6] + 1] or 0) + more
+    return math.max(0, held - covered) * meter[2]
+  end
+  for _, meter in ipairs(purse.backed) do
+    claimed[meter[1]] = (claimed[meter[1]] or 0) + claim_of(meter, meter[7])
+  end
+  local function more(k)
+    local meter = purse.backed[purse.asked[k][2]]
+    local units = left[purse.asked[k][1]] or 0
+    if meter then
+      local free = (left[meter[1]] or 0) - claimed[meter[1]] + claim_of(meter, 0)
+      units = units + math.floor(math.max(0, free) / meter[2])
+    end
+    return units
+  end
+  local function claim(k, held)
+    local meter = purse.backed[purse.asked[k][2]]
+    if meter then
+      claimed[meter[1]] = claimed[meter[1]] + claim_of(meter, held) - claim_of(meter, 0)
+    end
+  end
+  local function had(k)
+    local meter = purse.backed[purse.asked[k][2]]
+    return (known[purse.asked[k][1]] or meter and known[meter[1]]) and 1 or 0
+  end
+  return more, claim, had
+end

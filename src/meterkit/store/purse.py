@@ -1,0 +1,121 @@
+"""What grants and credits stand behind a customer's meters, as the scripts take it. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Entitlement, Plan
+
+__all__ = ["MICRO", "Purse", "target_of"]
+
+MICRO: Final = 10**6
+"""Micro-credits in a credit."""
+
+
+def target_of(kind: Literal["meter", "credit"], name: str) -> str:
+    """What a grant is of, as the store writes it: ``m:METER`` or ``c:CREDIT``."""
+    return f"{kind[0]}:{name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purse:
+    """The grants and credits of customers who may have some.
+
+    Attributes:
+        recurring: the plan's grants, each a name but for the period, a target, a quantity (units, or
+            micro-credits), a priority, a life (ms; 0: until the period ends).
+        paid_with: meter to the target of the credit that pays for it, and to its cost in micro-credits.
+        low: the target of a credit to the share of its last grant below which it is low (%).
+    """
+
+    recurring: tuple[tuple[str, str, int, int, int], ...]
+    paid_with: Mapping[str, tuple[str, int]]
+    low: Mapping[str, int]
+
+    @classmethod
+    def of(cls, plan: Plan, catalog: Catalog) -> Purse:
+        """The purse of the customers of a plan."""
+        recurring: list[tuple[str, str, int, int, int]] = []
+        for nth, grant in enumerate(plan.grants):
+            target = target_of(grant.kind, grant.name)
+            quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
+            name = f"p {target} {sum(before[1] == target for before in recurring[:nth])} "
+            recurring.append((name, target, quantity, grant.priority, grant.expires_ms or 0))
+        credits_ = catalog.credits.values()
+        return cls(
+            recurring=tuple(recurring),
+            paid_with={
+                meter: (target_of("credit", credit.name), cost)
+                for credit in credits_
+                for meter, cost in credit.costs.items()
+            },
+            low={
+                target_of("credit", credit.name): credit.low_balance_percent
+                for credit in credits_
+                if credit.low_balance_percent is not None
+            },
+        )
+
+    def sharing(self, meters: Iterable[str]) -> tuple[str, ...]:
+        """The meters that are paid with a credit that pays for one of some meters, too."""
+        shared = {self.paid_with[meter][0] for meter in meters if meter in self.paid_with}
+        return tuple(meter for meter, (credit, _) in self.paid_with.items() if credit in shared)
+
+    def room(
+        self,
+        ceilings: Sequence[str],
+        unbounded: Mapping[str, int],
+        fields: Sequence[str],
+        tokens: Mapping[str, str],
+        entitlements: Mapping[str, Entitlement],
+    ) -> str:
+        """What the decision script reads of grants and credits, as JSON; see ``include/room.lua``.
+
+        Args:
+            ceilings: the meters with a ceiling that are asked for.
+            unbounded: meters without one that are asked for: to the quantity.
+            fields: what the script reads of the counters.
+            tokens: a meter's, for the meters that share a credit.
+            entitlements: of every meter.
+        """
+        backed: list[list[Any]] = []
+        places = dict.fromkeys(ceilings, 0)
+        for meter, token in tokens.items():
+            credit, cost = self.paid_with[meter]
+            held_at = fields.index(f"{token}h") + 1
+            counted_at = fields.index(f"{token}i") + 1
+            backed.append(
+                [
+                    *(credit, cost, entitlements[meter].included, target_of("meter", meter)),
+                    *(counted_at, held_at, unbounded.get(meter, 0)),
+                ]
+            )
+            if meter in places:
+                places[meter] = len(backed)
+        asked = [[target_of("meter", meter), place] for meter, place in places.items()]
+        return _json({"recurring": self.recurring, "asked": asked, "backed": backed})
+
+    def pays(self, meters: Iterable[tuple[str, bool]]) -> str:
+        """What the settlement script pays with, as JSON; see ``include/burn.lua``.
+
+        Args:
+            meters: each that is recorded, and whether it is paid for: derived ones are by their source.
+        """
+        pays = [
+            [meter, target_of("meter", meter), *self.paid_with.get(meter, ("", 0))]
+            if is_paid
+            else [meter, "", "", 0]
+            for meter, is_paid in meters
+        ]
+        credits_ = {pay[2] for pay in pays}
+        low = {target: share for target, share in self.low.items() if target in credits_}
+        return _json({"recurring": self.recurring, "pays": pays, "low": low})
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,143 @@
+"""Quantities held now and captured later, where there is no request to hold them for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from meterkit.errors import MeterkitError
+from meterkit.store.accounts import HOLD_SLOT_MS
+from meterkit.store.program import Demand
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from meterkit.store.accounts import Account, DecideCall
+    from meterkit.store.decision import Decision
+    from meterkit.store.lane import Lane
+    from meterkit.store.store import Store
+
+__all__ = ["Reservation"]
+
+
+class Reservation:
+    """Quantities that are set aside while their ``async with`` block runs.
+
+    What is captured counts; what is not captured when the block ends is given back. As long as the block runs
+    the hold is renewed; if the process dies it vanishes within ten minutes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        account: Account,
+        quantities: Mapping[str, int],
+        check: Callable[[Mapping[str, int]], None],
+    ) -> None:
+        self._store = store
+        self._account = account
+        self._quantities = dict(quantities)
+        self._check = check
+        self._lane: Lane | None = None
+        self._call: DecideCall | None = None
+        self._decision: Decision | None = None
+        self._decided_ms = 0
+        self._slot = 0
+        self._renewed: DecideCall | None = None
+        self._is_over = False
+
+    @property
+    def decision(self) -> Decision:
+        """Whether the quantities are set aside; a refused reservation holds nothing.
+
+        Raises:
+            MeterkitError: before the block has begun.
+        """
+        if self._decision is None:
+            raise MeterkitError(
+                "a reservation is decided when its block begins: async with kit.reserve(…) as r"
+            )
+        return self._decision
+
+    async def __aenter__(self) -> Self:
+        if self._decision is not None:
+            raise MeterkitError("a reservation serves one block; take another one")
+        store, account = self._store, self._account
+        demands = {
+            name: Demand(needed=max(1, quantity), taken=quantity)
+            for name, quantity in self._quantities.items()
+        }
+        call, reply = await store.decide(lambda mode: account.call_for(demands, mode=mode))
+        self._decision = store.decision(call, reply)
+        if self._decision.allowed:
+            call.reserved = self._quantities
+            self._call, self._decided_ms = call, reply[1]
+            self._slot = reply[1] // HOLD_SLOT_MS
+            self._lane = await store.start()
+            self._lane.live.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_over:
+            self._end({}, None)
+
+    async def capture(self, quantities: Mapping[str, int]) -> None:
+        """Record the true quantities in place of the reserved ones; never denied, more than reserved or less.
+
+        Returns once the store has acknowledged it, or after the store timeout: it is kept until it can be.
+
+        Raises:
+            QuantityError, UnknownMeterError: a quantity cannot be recorded.
+            MeterkitError: the reservation is over.
+        """
+        self._check(quantities)
+        if self._is_over or self._decision is None:
+            raise MeterkitError("a reservation is captured or released once, within its block")
+        if self._call is None:
+            self._is_over = True  # It was refused and holds nothing; usage is a fact all the same.
+            await self._store.record(self._account, quantities, event_id=None)
+            return
+        await self._store.acknowledged(lambda waiter: self._end(quantities, waiter))
+
+    async def release(self) -> None:
+        """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
+        if not self._is_over:
+            self._end({}, None)
+
+    def _end(self, quantities: Mapping[str, int], waiter: asyncio.Future[None] | None) -> None:
+        self._is_over = True
+        lane, call = self._lane, self._call
+        if lane is None or call is None:
+            return
+        lane.live.discard(self)
+        self._store.capture(
+            lane,
+            call,
+            self._decided_ms,
+            recorded=quantities,
+            seen=quantities,
+            renewed=None if self._renewed is None else (self._renewed, self._slot),
+            waiter=waiter,
+        )
+
+    def outlives_hold(self) -> bool:
+        """See :class:`meterkit.store.lane.Holder`."""
+        return self._slot < self._store.now_ms() // HOLD_SLOT_MS
+
+    async def renew(self) -> None:
+        """See :class:`meterkit.store.lane.Holder`."""
+        lane, held = self._lane, self._renewed or self._call
+        if lane is None or held is None or self._is_over:
+            return
+        again = await self._store.hold_on(lane, self._account, held.program)
+        if again is None:
+            return  # Tried again before the holds vanish.
+        call, slot = again
+        if self._is_over:
+            self._store.end(lane, call, slot, billed=False)
+            return
+        before, self._renewed, self._slot = self._slot, call, slot
+        self._store.end(lane, held, before, billed=False)

@@ -1,0 +1,340 @@
+"""Grants and credits: what pays for what, in which order, and that nothing is spent twice."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit import CustomerError, MeterKit, MeterkitError, QuantityError, UnknownMeterError
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+anonymous: {plan: free, by: ip}
+meters:
+  requests:      {unit: request}
+  input_tokens:  {unit: token, stripe: {event_name: in}}
+  output_tokens: {unit: token, stripe: {event_name: out}}
+  pages:         {unit: page, stripe: {event_name: pages, report: usage}}
+credits:
+  ai: {costs: {input_tokens: 1 per 1000, output_tokens: 4 per 1000}, low_balance: 20%}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      input_tokens:  {included: 1000, overage: deny}
+      output_tokens: {included: 100, overage: deny}
+      pages:         {included: 10, overage: {bill: {cap: 5, per: 2, amount_cents: 5}}}
+  pro:
+    rank: 10
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      output_tokens: {included: 100, overage: deny}
+    grants:
+      - {credit: ai, quantity: 2, every: period, priority: 10}
+      - {meter: output_tokens, quantity: 50, every: period, priority: 20, expires: 45d}
+  max:
+    extends: pro
+    rank: 20
+    grants: [{credit: ai, quantity: 5, every: period, priority: 10}]
+"""
+
+
+@asynccontextmanager
+async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+    clock = Clock(NOW)
+    given = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    async with MeterKit(loads(PLANS), clock=clock, redis_url=url, **given) as kit:
+        yield kit, clock
+
+
+async def classes(kit: MeterKit, meter: str, customer: str = "acme") -> tuple[int, int, int, int]:
+    """What included, grants, credits paid of a meter, and what is overage."""
+    from meterkit.store.keys import meter_token
+
+    admin = await kit.store.admin()
+    token = meter_token(meter)
+    fields = [f"{token}{kind}" for kind in "igco"]
+    client: Any = admin.client
+    found = await client.hmget(kit.store.keys.customer(customer).counters, fields)
+    included, granted, credited, overage = (int(value or 0) for value in found)
+    return included, granted, credited, overage
+
+
+async def test_units_are_paid_by_included_then_grants_then_credits_then_overage(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        await kit.grants.add("acme", {"output_tokens": 30, "ai": 1}, grant_id="g1")
+        await kit.record("acme", "output_tokens", 90)
+        assert await classes(kit, "output_tokens") == (90, 0, 0, 0)
+        await kit.record("acme", "output_tokens", 20)
+        assert await classes(kit, "output_tokens") == (100, 10, 0, 0)
+        # One credit pays for 250 tokens.
+        await kit.record("acme", "output_tokens", 220)
+        assert await classes(kit, "output_tokens") == (100, 30, 200, 0)
+        await kit.record("acme", "output_tokens", 100)
+        assert await classes(kit, "output_tokens") == (100, 30, 250, 50)
+        usage = await kit.usage("acme")
+        assert usage["balance"] == {"ai": 0}
+        row = usage["meters"]["output_tokens"]
+        assert (row["recorded"], row["granted"], row["overage"], row["remaining"]) == (430, 30, 50, 0)
+
+
+async def test_grants_are_used_by_priority_then_expiry_then_creation(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        soon, later = NOW + timedelta(days=5), NOW + timedelta(days=9)
+        for grant_id, priority, expires_at in (
+            ("never", 50, None),
+            ("later", 50, later),
+            ("soon", 50, soon),
+            ("soon, younger", 50, soon),
+            ("first", 10, None),
+        ):
+            await kit.grants.add(
+                "acme", {"output_tokens": 10}, grant_id=grant_id, priority=priority, expires_at=expires_at
+            )
+            clock.advance(timedelta(milliseconds=1))
+        order: list[str] = []
+        await kit.record("acme", "output_tokens", 100)
+        for _ in range(5):
+            await kit.record("acme", "output_tokens", 10)
+            found = await kit.grants.list("acme")
+            order += [g.grant_id for g in found if g.status == "used_up" and g.grant_id not in order]
+        assert order == ["first", "soon", "soon, younger", "later", "never"]
+
+
+async def test_a_decision_counts_what_grants_and_credits_add(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        assert not (await kit.check("acme", "output_tokens", 101)).allowed
+        await kit.grants.add("acme", {"output_tokens": 30, "ai": 1}, grant_id="g1")
+        assert (await kit.check("acme", "output_tokens", 100 + 30 + 250)).allowed
+        refused = await kit.check("acme", "output_tokens", 100 + 30 + 251)
+        assert (refused.allowed, refused.reason) == (False, "credits")
+        assert (await kit.usage("acme"))["meters"]["output_tokens"]["remaining"] == 380
+        assert (await kit.usage("acme"))["meters"]["input_tokens"]["remaining"] == 1000 + 1000
+
+
+async def test_used_up_credits_are_402s_and_never_had_ones_are_not(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        await kit.record("zeta", "output_tokens", 100)
+        assert (await kit.check("zeta", "output_tokens")).reason == "included"
+        await kit.grants.add("acme", {"ai": 1}, grant_id="g1", expires_at=NOW + timedelta(days=2))
+        await kit.record("acme", "output_tokens", 350)
+        assert (await kit.check("acme", "output_tokens")).reason == "credits"
+        # Of a credit that ended in an earlier period nobody speaks any more.
+        clock.advance(timedelta(days=30))
+        await kit.record("acme", "output_tokens", 100)
+        assert (await kit.check("acme", "output_tokens")).reason == "included"
+
+
+async def test_i3_racing_requests_cannot_spend_a_credit_twice_over_two_meters(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _), kit_on(store_url) as (other, _):
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g1")
+        await kit.record("acme", "output_tokens", 100)
+        await kit.record("acme", "input_tokens", 1000)
+        tries = [
+            which.consume("acme", meter, quantity)
+            for which in (kit, other)
+            for meter, quantity in (("output_tokens", 250), ("input_tokens", 1000)) * 20
+        ]
+        allowed = sum(decision.allowed for decision in await asyncio.gather(*tries))
+        assert allowed == 10
+        assert (await kit.usage("acme"))["balance"] == {"ai": 0}
+        for meter in ("output_tokens", "input_tokens"):
+            assert (await classes(kit, meter))[3] == 0
+
+
+async def test_a_grant_that_expires_or_begins_later_pays_only_in_its_time(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        begins, ends = NOW + timedelta(days=2), NOW + timedelta(days=4)
+        await kit.grants.add(
+            "acme", {"output_tokens": 30}, grant_id="g1", effective_at=begins, expires_at=ends
+        )
+        await kit.record("acme", "output_tokens", 100)
+        (pending,) = await kit.grants.list("acme")
+        assert pending.status == "pending"
+        assert not (await kit.check("acme", "output_tokens")).allowed
+        clock.advance(timedelta(days=2))
+        assert (await kit.check("acme", "output_tokens", 30)).allowed
+        await kit.record("acme", "output_tokens", 10)
+        clock.advance(timedelta(days=2))
+        assert not (await kit.check("acme", "output_tokens")).allowed
+        (expired,) = await kit.grants.list("acme")
+        assert (expired.status, expired.remaining) == ("expired", 0)
+
+
+async def test_adding_a_grant_twice_adds_it_once_also_after_it_is_used_up(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        for _ in range(2):
+            await kit.grants.add("acme", {"ai": 1}, grant_id="inv_1")
+            await kit.record("acme", "output_tokens", 175)
+        assert (await kit.usage("acme"))["balance"] == {"ai": 0}
+        clock.advance(timedelta(days=30))
+        await kit.record("acme", "output_tokens", 100)  # Ended grants are put away.
+        await kit.grants.add("acme", {"ai": 1}, grant_id="inv_1")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 0}
+        with pytest.raises(MeterkitError, match="another quantity"):
+            await kit.grants.add("acme", {"ai": 2}, grant_id="inv_1")
+        (grant,) = await kit.grants.list("acme")
+        assert (grant.grant_id, grant.status, grant.quantity) == ("inv_1", "used_up", 1)
+
+
+async def test_a_void_grant_pays_no_more_and_what_it_paid_stays(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        await kit.grants.add("acme", {"output_tokens": 30}, grant_id="g1")
+        await kit.record("acme", "output_tokens", 110)
+        for _ in range(2):
+            await kit.grants.void("acme", "g1")
+        await kit.record("acme", "output_tokens", 10)
+        assert await classes(kit, "output_tokens") == (100, 10, 0, 10)
+        (grant,) = await kit.grants.list("acme")
+        assert (grant.status, grant.remaining) == ("void", 0)
+        with pytest.raises(MeterkitError, match="has no grant 'g2'"):
+            await kit.grants.void("acme", "g2")
+
+
+async def test_a_plans_grant_recurs_with_the_period_and_never_twice_in_one(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        await kit.customers.set_plan("acme", "pro")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 2}
+        await kit.record("acme", "output_tokens", 100 + 50 + 250)  # One of two credits.
+        assert (await kit.usage("acme"))["balance"] == {"ai": 1}
+        for plan in ("free", "pro", "free", "pro"):
+            await kit.customers.set_plan("acme", plan)
+            await kit.record("acme", "output_tokens", 1)
+        # Four more tokens are 16,000 of a million micro-credits.
+        assert (await kit.usage("acme"))["balance"] == {"ai": 0}
+        await kit.customers.set_plan("acme", "max")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 3}
+        await kit.record("acme", "output_tokens", 250)
+        await kit.customers.set_plan("acme", "pro")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 2}
+        clock.advance(timedelta(days=30))
+        assert (await kit.usage("acme"))["balance"] == {"ai": 2}
+
+
+async def test_a_plans_grant_with_a_life_of_its_own_outlives_its_period(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        await kit.customers.set_plan("acme", "pro")
+        await kit.record("acme", "output_tokens", 110)  # 40 of 50 are left, until 16 July.
+        clock.advance(timedelta(days=30))
+        assert (await kit.usage("acme"))["meters"]["output_tokens"]["granted"] == 40 + 50
+        await kit.record("acme", "output_tokens", 100 + 45)
+        # The older one expires first, and is used first.
+        left = [(g.remaining, g.status) for g in await kit.grants.list("acme") if g.kind == "meter"]
+        assert left == [(0, "used_up"), (45, "active")]
+
+
+async def test_units_paid_by_grants_or_credits_are_never_reported(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        await kit.customers.link("acme", "cus_acme")
+        await kit.grants.add("acme", {"pages": 3}, grant_id="g1")
+        await kit.record("acme", "pages", 10 + 3 + 3)
+        row = (await kit.usage("acme"))["meters"]["pages"]
+        assert (row["recorded"], row["overage"], row["pending"]) == (16, 3, 13)
+        # 3 units at 5 cents per 2 are 7.5 cents, to even.
+        assert row["overage_cents"] == 8
+
+
+@pytest.mark.parametrize(("pages", "cents"), [(1, 2), (2, 5), (3, 8), (5, 12)])
+async def test_money_is_rounded_once_half_to_even(store_url: str, pages: int, cents: int) -> None:
+    async with kit_on(store_url) as (kit, _):
+        for _ in range(10 + pages):
+            await kit.record("acme", "pages", 1)
+        assert (await kit.usage("acme"))["meters"]["pages"]["overage_cents"] == cents
+
+
+async def test_the_ledger_adds_up_to_the_balance(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        await kit.customers.set_plan("acme", "pro")
+        await kit.grants.add("acme", {"ai": 3}, grant_id="g1", expires_at=NOW + timedelta(days=40))
+        await kit.grants.add("acme", {"output_tokens": 70}, grant_id="g2")
+        for day in range(80):
+            await kit.record("acme", "output_tokens", 137)
+            await kit.record("acme", "input_tokens", 101 * (day % 3))
+            if day == 7:
+                await kit.customers.set_plan("acme", "max")
+            if day == 33:
+                await kit.grants.void("acme", "g2")
+            clock.advance(timedelta(days=1))
+            sums: dict[tuple[str, str], int] = {}
+            for entry in await kit.grants.ledger("acme"):
+                sums[entry.kind, entry.name] = sums.get((entry.kind, entry.name), 0) + entry.quantity
+            usage = await kit.usage("acme")
+            assert sums["credit", "ai"] // 10**6 == usage["balance"]["ai"]
+            paid = (await classes(kit, "output_tokens"))[1]
+            if usage["meters"]["output_tokens"]["recorded"]:
+                assert sums["meter", "output_tokens"] == usage["meters"]["output_tokens"]["granted"] - paid
+        burned = {(e.grant_id, e.meter) for e in await kit.grants.ledger("acme") if e.entry == "burn"}
+        assert ("g1", "input_tokens") in burned or ("g1", "output_tokens") in burned
+
+
+async def test_low_credits_are_told_once_a_crossing(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        told: list[tuple[str, str]] = []
+
+        @kit.on("credits.low")
+        def low(event: Any) -> None:
+            told.append((event.customer, event.credit))
+
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g1")
+        await kit.record("acme", "output_tokens", 100 + 2000)  # 2 of 10 are left, that is 20 %.
+        assert told == []
+        for _ in range(3):
+            await kit.record("acme", "output_tokens", 1)
+        assert told == [("acme", "ai")]
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g2")
+        await kit.record("acme", "output_tokens", 2500)
+        assert told == [("acme", "ai")] * 2
+
+
+async def test_deleting_a_customer_deletes_its_grants(store_url: str, valkey: Server) -> None:
+    async with kit_on(store_url) as (kit, _):
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g1")
+        await kit.customers.delete("acme")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 0}
+        assert valkey.command("KEYS", "*acme*") == []
+
+
+async def test_what_cannot_be_granted_is_refused_with_a_reason(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        add: Any = kit.grants.add
+        for quantities in ({"ai": 0}, {"ai": True}, {"ai": 1.5}, {"ai": 9 * 10**9 + 1}, {"pages": 10**15}):
+            with pytest.raises(QuantityError, match="allowed is an integer from 1 to"):
+                await add("acme", quantities, grant_id="g")
+        for unusable in ({}, None, [("ai", 1)]):
+            with pytest.raises(MeterkitError, match="quantities: found"):
+                await add("acme", unusable, grant_id="g")
+        with pytest.raises(UnknownMeterError, match="did you mean 'pages'"):
+            await add("acme", {"page": 1}, grant_id="g")
+        with pytest.raises(CustomerError):
+            await add("", {"ai": 1}, grant_id="g")
+        for grant_id in ("", "a\nb", "x" * 257, None):
+            with pytest.raises(MeterkitError, match="grant_id: allowed is a text"):
+                await add("acme", {"ai": 1}, grant_id=grant_id)
+        for priority in (-1, 1001, "high"):
+            with pytest.raises(MeterkitError, match="priority: found"):
+                await add("acme", {"ai": 1}, grant_id="g", priority=priority)
+        with pytest.raises(MeterkitError, match="expires_at: must lie in the future"):
+            await add("acme", {"ai": 1}, grant_id="g", expires_at=NOW)
+        with pytest.raises(MeterkitError, match="naive"):
+            await add("acme", {"ai": 1}, grant_id="g", expires_at=datetime(2040, 1, 1))  # noqa: DTZ001
+        assert await kit.grants.list("acme") == []
+        await add("acme", {"ai": 9 * 10**9}, grant_id="g1")
+        with pytest.raises(QuantityError, match="nothing was granted"):
+            await add("acme", {"ai": 1}, grant_id="g2")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 9 * 10**9}

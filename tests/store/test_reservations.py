@@ -1,0 +1,208 @@
+"""Reservations off the request: held over all limits at once, captured once, gone by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests:      {unit: request}
+  output_tokens: {unit: token, stripe: {event_name: out}}
+  large_output:  {unit: token, from: output_tokens, where: {model: "*-large*"}, stripe: {event_name: large}}
+  seconds:       {unit: second}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      output_tokens:
+        rate: [1000/hour, {limit: 500/minute, algorithm: token-bucket, burst: 2000}]
+        included: 5000
+        overage: deny
+      seconds: {included: 60, overage: deny}
+"""
+
+
+@asynccontextmanager
+async def kit_on(url: str) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+    clock = Clock(NOW)
+    async with MeterKit(
+        loads(PLANS), clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
+        yield kit, clock
+
+
+async def row(kit: MeterKit, meter: str = "output_tokens") -> tuple[int, int, Any]:
+    """Recorded, held, remaining."""
+    found = (await kit.usage("acme"))["meters"][meter]
+    return found["recorded"], found["held"], found["remaining"]
+
+
+async def left(kit: MeterKit, meter: str = "output_tokens") -> int:
+    """How much more the customer may use now, over all limits."""
+    low, high = 0, 10_000
+    while low < high:
+        middle = (low + high + 1) // 2
+        if (await kit.check("acme", meter, middle)).allowed:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+async def test_what_is_reserved_is_held_and_what_is_captured_counts(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        async with kit.reserve("acme", {"output_tokens": 800, "seconds": 10}) as reservation:
+            assert reservation.decision.allowed
+            assert await row(kit) == (0, 800, 4200)
+            assert await row(kit, "seconds") == (0, 10, 50)
+            assert await left(kit) == 200
+            await reservation.capture({"output_tokens": 300, "seconds": 4})
+            assert await row(kit) == (300, 0, 4700)
+            assert await row(kit, "seconds") == (4, 0, 56)
+            # The rate counts the true quantity, in the window that was counted in.
+            assert await left(kit) == 700
+        assert await row(kit) == (300, 0, 4700)
+
+
+async def test_what_is_not_captured_is_given_back_whatever_ends_the_block(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        for error in (ValueError, asyncio.CancelledError):
+            with pytest.raises(error):
+                async with kit.reserve("acme", {"output_tokens": 800}):
+                    raise error
+        async with kit.reserve("acme", {"output_tokens": 800}):
+            pass
+        async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
+            await reservation.release()
+            await reservation.release()
+        await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
+        assert await row(kit) == (0, 0, 5000)
+        assert await left(kit) == 1000
+
+
+async def test_a_reservation_is_all_or_nothing(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        async with kit.reserve("acme", {"output_tokens": 800, "seconds": 61}) as reservation:
+            assert (reservation.decision.allowed, reservation.decision.reason) == (False, "included")
+            assert await row(kit) == (0, 0, 5000)
+            assert await left(kit) == 1000
+            # Usage is a fact.
+            await reservation.capture({"output_tokens": 5})
+        assert await row(kit) == (5, 0, 4995)
+
+
+async def test_a_capture_may_exceed_the_limit_and_the_next_decision_refuses(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        async with kit.reserve("acme", {"output_tokens": 100}) as reservation:
+            await reservation.capture({"output_tokens": 5100})
+        assert await row(kit) == (5100, 0, 0)
+        refused = await kit.check("acme", "output_tokens")
+        assert (refused.allowed, refused.reason) == (False, "rate")
+
+
+async def test_a_correction_goes_to_the_window_that_was_counted_in(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        clock.advance(timedelta(minutes=59))
+        async with kit.reserve("acme", {"output_tokens": 1000}) as reservation:
+            clock.advance(timedelta(minutes=30, seconds=30))  # Half of the window before still counts.
+            assert await left(kit) == 500
+            await reservation.capture({"output_tokens": 600})
+        assert await left(kit) == 700
+        async with kit.reserve("acme", {"output_tokens": 700}) as reservation:
+            clock.advance(timedelta(hours=2))  # None of it counts any more.
+            await reservation.capture({"output_tokens": 10})
+        assert await left(kit) == 1000
+
+
+async def test_a_reservation_is_captured_once(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        async with kit.reserve("acme", {"output_tokens": 100}) as reservation:
+            await reservation.capture({"output_tokens": 50})
+            with pytest.raises(MeterkitError, match="captured or released once"):
+                await reservation.capture({"output_tokens": 50})
+        assert await row(kit) == (50, 0, 4950)
+        with pytest.raises(MeterkitError, match="serves one block"):
+            async with reservation:
+                pass
+
+
+async def test_what_cannot_be_reserved_or_captured_is_refused(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        reserve: Any = kit.reserve
+        with pytest.raises(QuantityError):
+            reserve("acme", {"output_tokens": -1})
+        with pytest.raises(UnknownMeterError, match="did you mean 'seconds'"):
+            reserve("acme", {"second": 1})
+        async with reserve("acme", {"output_tokens": 10}) as reservation:
+            with pytest.raises(QuantityError):
+                await reservation.capture({"output_tokens": 1.5})
+            await reservation.capture({"output_tokens": 10})
+
+
+async def test_a_long_reservation_keeps_what_it_holds_and_a_dead_one_loses_it(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, clock):
+        lane = await kit.store.start()
+        async with kit.reserve("acme", {"seconds": 50}) as reservation:
+            for _ in range(4):
+                clock.advance(timedelta(minutes=4))
+                lane.hold_on()
+                while any(holder.outlives_hold() for holder in lane.live):
+                    await kit.check("acme", "seconds")  # A turn of the store, and of the renewal.
+                await kit.record("acme", "output_tokens", 0)
+                assert (await row(kit, "seconds"))[1] == 50
+            lane.live.clear()  # As if the process had died.
+            clock.advance(timedelta(minutes=10))
+            assert (await row(kit, "seconds"))[1] == 0
+            await reservation.capture({"seconds": 20})
+        # What vanished is not given back a second time.
+        assert await row(kit, "seconds") == (20, 0, 40)
+
+
+@pytest.mark.parametrize("reserved", [250, 1])
+async def test_i3_parallel_reservations_hold_no_more_than_there_is(store_url: str, reserved: int) -> None:
+    async with kit_on(store_url) as (kit, _), kit_on(store_url) as (other, _):
+
+        async def work(which: MeterKit) -> bool:
+            async with which.reserve("acme", {"seconds": reserved}) as reservation:
+                if not reservation.decision.allowed:
+                    return False
+                await asyncio.sleep(0)
+                await reservation.capture({"seconds": reserved})
+                return True
+
+        served = sum(await asyncio.gather(*(work(which) for _ in range(100) for which in (kit, other))))
+        assert served == 60 // reserved
+        assert (await row(kit, "seconds"))[0] == served * reserved
+
+
+async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        lane = await kit.store.start()
+        account = kit.store.accounts.get("acme")
+        await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
+        for model, quantity in (("gpt-large-2", 150), ("gpt-small", 30)):
+            kit.store.post(lane, account, {"output_tokens": quantity}, rated={}, dimensions={"model": model})
+        await kit.record("acme", "seconds", 0)
+        meters = (await kit.usage("acme"))["meters"]
+        source, derived = meters["output_tokens"], meters["large_output"]
+        # The source counts the whole; what is beyond included goes to Stripe under the model's own event.
+        assert (source["recorded"], source["overage"], source["unlinked"]) == (180, 80, 30)
+        assert (derived["recorded"], derived["unlinked"]) == (150, 50)
