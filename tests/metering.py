@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from delivering import NOW
+from faults import http_scope as request
+from faults import used
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -77,8 +79,7 @@ class Served:
 
     async def counted(self, customer: str = "acme", meter: str = "requests") -> tuple[int, int]:
         """What is recorded, and what is held."""
-        found = (await self.kit.usage(customer))["meters"][meter]
-        return found["recorded"], found["held"]
+        return await used(self.kit, customer, meter)
 
     async def left(self, path: str = "/v1/x", **options: Any) -> str:
         """The ``RateLimit`` field of one more request."""
@@ -132,16 +133,9 @@ def answering(status: int) -> ASGIApp:
 def http_scope(path: str = "/v1/x", *, method: str = "GET", customer: str = "acme", **more: Any) -> Scope:
     """The scope of a request, as a server makes it."""
     return {
-        "type": "http",
+        **request(customer, path),
         "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
         "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"x-customer-id", customer.encode())],
         "client": ("127.0.0.1", 5000),
         "server": ("app", 80),
         "state": {},

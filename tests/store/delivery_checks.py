@@ -1,0 +1,199 @@
+"""A shard after each script: everything that is stored, compared with the model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.store import scripts
+from meterkit.store.keys import Keys
+from meterkit.store.resp import pack
+from store.delivery_model import Shard
+from store.script_checks import MismatchError
+from store.script_model import NEVER_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from store.script_wires import Wire
+
+NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "retire")
+SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
+
+_CLOCK: Final = "return tonumber(ARGV[#ARGV])"
+_SORTED: Final = ("dirty", "unlinked", "outbox", "delivered")
+# A script that went on for ever would take the server with it.
+_GO: Final = """
+local server, asked = redis, 0
+local redis = setmetatable({call = function(...)
+  asked = asked + 1
+  if asked > 1000 then error('the script does not end') end
+  return server.call(...)
+end}, {__index = server})
+local function script()
+"""
+# Time stands still within a script: so lives that were given by it are told to the millisecond.
+_AND_TELL: Final = """
+end
+local reply, rows = script(), {}
+for i, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  local read = {hash = {'HGETALL', key}, zset = {'ZRANGE', key, 0, -1, 'WITHSCORES'}, set = {'SMEMBERS', key},
+    string = {'GET', key}}
+  local found = redis.call(unpack(read[kind]))
+  rows[i] = {key, kind, redis.call('PTTL', key), redis.call('PEXPIRETIME', key), found}
+end
+return {reply, rows}
+"""
+
+
+def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
+    """The scripts under a clock that is set."""
+    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in NAMES}
+
+
+class Checks:
+    """A store with the scripts in it, and the model of what it holds.
+
+    ``slack_ms`` is how far the store's clock may go on within a script.
+    """
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], *, slack_ms: int) -> None:
+        self.wire, self.slack_ms = wire, slack_ms
+        self.keys, self.seen = Keys("mk", 1), Counter[str]()
+        self.shas = {(name, 0): self._load(text) for name, text in texts.items()}
+        for skew in SKEWS:
+            self.shas["seal", skew] = self._load(texts["seal"].replace(_CLOCK, f"{_CLOCK} + {skew}"))
+        self.empty()
+
+    def empty(self) -> None:
+        """Begin again with nothing."""
+        self.wire(pack("FLUSHALL"))
+        self.shard, self.log = Shard(), deque[str](maxlen=12)
+        self.rows: dict[str, list[Any]] = {}
+
+    def ask(
+        self, name: str, keys: tuple[str, ...], *argv: str | int, skew: int = 0
+    ) -> tuple[Any, dict[str, Any]]:
+        """The reply of a script, and everything that is stored after it."""
+        named = [self._key(key) for key in keys]
+        answer = self.wire(pack("EVALSHA", self.shas[name, skew], len(named), *named, *argv))
+        if isinstance(answer, Exception) or len(answer) != 2:
+            raise MismatchError(f"{name} {argv}: {answer}")
+        reply, rows = answer
+        self.rows = {self._short(row[0].decode()): row[1:] for row in rows}
+        found = {key: _READ[kind.decode()](content) for key, (kind, _, _, content) in self.rows.items()}
+        if "intents" in found:
+            found["intents"] = {known: json.loads(text) for known, text in found["intents"].items()}
+        found |= {key: live(fields) for key, fields in found.items() if key.startswith("c:")}
+        return reply, found
+
+    def check(self, what: str, expected: int | Sequence[Any], reply: Any, found: dict[str, Any]) -> None:
+        self.log.append(what)
+        code = expected if isinstance(expected, int) else expected[0]
+        self.seen[f"{what.partition(' ')[0]} {min(code, 9)}"] += 1
+        self._compare("the reply", expected, reply)
+        stored = self._stored()
+        self._compare("the keys", sorted(stored), sorted(found))
+        for key, content in stored.items():
+            self._compare(key, content, found[key])
+            _, ttl_ms, expires_ms, _ = self.rows[key]
+            lives_ms = self.shard.ttls.get(key)
+            if key.startswith("c:"):
+                lives = self.shard.customers[key[2:]].lives
+                self._compare(f"expiry of {key}", -1 if lives == NEVER_MS else lives, expires_ms)
+            elif lives_ms is None:
+                self._compare(f"life of {key}", -1, ttl_ms)
+            else:
+                past_ms = self.slack_ms if key in self.shard.fresh else 500_000
+                if not lives_ms - past_ms <= ttl_ms <= lives_ms:
+                    self._compare(f"life of {key}", lives_ms, ttl_ms)
+
+    def _compare(self, what: str, expected: Any, found: Any) -> None:
+        if expected != found:
+            before = "\n  ".join(self.log)
+            raise MismatchError(f"after\n  {before}\n{what}: expected {expected!r}\n   found {found!r}")
+
+    def _stored(self) -> dict[str, Any]:
+        """Everything that the model says is stored, by key without its prefix."""
+        shard = self.shard
+        stored: dict[str, Any] = {
+            "customers": shard.members,
+            "dirty": shard.dirty,
+            "unlinked": shard.unlinked,
+            "intents": {known: intent.stored() for known, intent in shard.intents.items()},
+            "outbox": shard.outbox,
+            "delivered": shard.delivered,
+            **shard.strings,
+            **{f"g:{name}": grants for name, grants in shard.grants.items()},
+            **{f"j:{name}": ledger for name, ledger in shard.ledgers.items()},
+        }
+        for name, customer in shard.customers.items():
+            stored[f"c:{name}"] = texts_of(customer.fields())
+            stored[f"s:{name}"] = {"rev": customer.rev, "data": customer.data} if customer.data else {}
+            stored[f"t:{name}"] = texts_of(customer.closed)
+        return {key: content for key, content in stored.items() if content}
+
+    def store(self, *keys: str) -> None:
+        """Have the store hold what the model does."""
+        stored = self._stored()
+        for short in keys:
+            key, content = self._key(short), stored.get(short)
+            self.wire(pack("DEL", key))
+            if content is None:
+                continue
+            if isinstance(content, str):
+                self.wire(pack("SET", key, content))
+            elif short in _SORTED:
+                self.wire(pack("ZADD", key, *(part for name, at in content.items() for part in (at, name))))
+            else:
+                # The slot of holds that is on is never without a number where the last one has one.
+                slots = {name[:4] + name[4:].lower(): "0" for name in content if name[4:] in {"H", "N"}}
+                texts = {n: t if isinstance(t, str) else json.dumps(t) for n, t in content.items()}
+                fields = (slots | texts).items()
+                self.wire(pack("HSET", key, *(part for field in fields for part in field)))
+            customer = self.shard.customers[short[2:]] if short.startswith("c:") else None
+            if customer is not None and customer.lives < NEVER_MS:
+                self.wire(pack("PEXPIREAT", key, customer.lives))
+            elif short in self.shard.ttls:
+                self.wire(pack("PEXPIRE", key, self.shard.ttls[short]))
+
+    def _key(self, short: str) -> str:
+        return self.keys.shard(0, short)
+
+    def _short(self, key: str) -> str:
+        return key.removeprefix(self.keys.shard(0, ""))
+
+    def _load(self, text: str) -> str:
+        """Have the server compile a script that also tells what is stored after it."""
+        head, _, body = text.partition("\n") if text.startswith("#!") else ("", "", text)
+        sha = self.wire(pack("SCRIPT", "LOAD", f"{head}\n{_GO}{body}\n{_AND_TELL}"))
+        if not isinstance(sha, bytes | str):
+            raise MismatchError(f"a script does not compile: {sha}")
+        return sha.decode() if isinstance(sha, bytes) else sha
+
+
+def pairs(flat: list[bytes]) -> dict[str, str]:
+    return {name.decode(): text.decode() for name, text in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def live(fields: Mapping[str, str]) -> dict[str, str]:
+    """The fields of counters that say something."""
+    return {name: text for name, text in fields.items() if text != "0"}
+
+
+def texts_of(fields: Mapping[str, int | str]) -> dict[str, str]:
+    return {name: str(value) for name, value in fields.items()}
+
+
+def _members(names: Iterable[bytes]) -> set[str]:
+    return {name.decode() for name in names}
+
+
+_READ: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "hash": pairs,
+    "zset": lambda flat: {name: int(float(score)) for name, score in pairs(flat).items()},
+    "set": _members,
+    "string": bytes.decode,
+}

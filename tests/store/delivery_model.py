@@ -1,0 +1,283 @@
+"""What the scripts of delivery and administration must come to: one shard, in plain dictionaries."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meterkit.store.keys import meter_token
+from store.script_counts import DAY_MS, MINUTE_MS
+from store.script_model import NEVER_MS, Customer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from store.script_model import Answer, Times, View
+
+VALUE_MAX: Final = 10**15 - 1
+AHEAD_MS: Final = 4 * MINUTE_MS
+KEPT_MS: Final = 35 * DAY_MS
+TOTALS_MS: Final = 400 * DAY_MS
+WRITER_MS: Final = 8 * DAY_MS
+LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
+
+
+@dataclass(slots=True)
+class Intent:
+    """One delivery; ``minute`` is its timestamp (ms), ``first`` its first attempt (ms), 0 for none."""
+
+    customer: str
+    stripe: str
+    period: int
+    token: str
+    event: str
+    value: int
+    minute: int
+    state: str = "queued"
+    first: int = 0
+    attempts: int = 0
+    key: str = ""
+    why: str = ""
+
+    def stored(self) -> dict[str, str]:
+        return {
+            "v": "1",
+            "state": self.state,
+            "customer": self.customer,
+            "stripe": self.stripe,
+            "period": str(self.period),
+            "meter": self.token,
+            "event": self.event,
+            "value": str(self.value),
+            "time": str(self.minute // 1000),
+            "first": str(self.first),
+            "attempts": str(self.attempts),
+            "key": self.key,
+            **({"why": self.why} if self.why else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal:
+    """What a seal is asked with: event names by meter token, and the lives of counters (ms)."""
+
+    stripe: str
+    events: Mapping[str, str]
+    outlive_ms: int
+    live_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """What a move is asked with, but for the intent."""
+
+    token: str
+    states: tuple[str, ...]
+    state: str
+    delay_ms: int
+    key: str
+    why: str
+    untried: bool
+
+
+class Shard:
+    """Customers, what is to be delivered, and who may; ``ttls`` are the lives given to keys, by key.
+
+    ``fresh`` are the keys whose life was given by the last step.
+    """
+
+    def __init__(self) -> None:
+        self.customers: defaultdict[str, Customer] = defaultdict(Customer)
+        self.members: set[str] = set()
+        self.dirty: dict[str, int] = {}
+        self.unlinked: dict[str, int] = {}
+        self.intents: dict[str, Intent] = {}
+        self.outbox: dict[str, int] = {}
+        self.delivered: dict[str, int] = {}
+        self.grants: dict[str, dict[str, str]] = {}
+        self.ledgers: dict[str, dict[str, str]] = {}
+        self.strings: dict[str, str] = {}
+        self.ttls: dict[str, int] = {}
+        self.fresh: set[str] = set()
+
+    def keep(self, key: str, ttl_ms: int) -> None:
+        self.ttls[key] = ttl_ms
+        self.fresh.add(key)
+
+    # Delivery.
+
+    def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[Answer, list[Intent]]:
+        """The reply, and the intents made, which have no identifiers yet."""
+        customer = self.customers[name]
+        if customer.period is None:
+            self.dirty.pop(name, None)
+            return [0, times.wall, 0, 0], []
+        now, ending = _stand(customer, view, times)
+        if ending:
+            return ending, []
+        if not asked.stripe:
+            self.dirty.pop(name, None)
+            return [0, now, 0, 0], []
+        closed = dict(customer.closed)
+        customer.roll(now, view)
+        made, waits = _seal_closed(name, customer, asked, now)
+        more, longer = _seal_open(name, customer, asked, now)
+        made, waits = made + more, waits + longer
+        for intent in made:
+            _count(customer, intent, intent.value)
+        if made or closed != customer.closed:
+            self.keep(f"t:{name}", TOTALS_MS)
+        if waits:
+            self.dirty[name] = min(waits)
+        else:
+            self.dirty.pop(name, None)
+            customer.lives = max(customer.period[1] + asked.outlive_ms, now + asked.live_ms)
+        return [0, now, len(made), len(waits)], made
+
+    def move(self, identifier: str, asked: Move, now: int) -> Answer:
+        if self.strings.get("lease") != asked.token:
+            return [2]
+        intent = self.intents.get(identifier)
+        if intent is None or intent.state not in asked.states:
+            return [1]
+        customer = self.customers[intent.customer]
+        _count(customer, intent, -intent.value)
+        intent.state = asked.state
+        _count(customer, intent, intent.value)
+        self.keep(f"t:{intent.customer}", TOTALS_MS)
+        intent.why = asked.why
+        if asked.state == "leased":
+            intent.attempts += 1
+            intent.first = intent.first or now
+        elif asked.state == "queued":
+            self.outbox[identifier] = now + asked.delay_ms
+            intent.key = asked.key or intent.key
+            intent.first = 0 if asked.untried else intent.first
+        else:
+            self.outbox.pop(identifier, None)
+        if asked.state == "delivered":
+            self.delivered[identifier] = now
+            old = sorted((at, known) for known, at in self.delivered.items() if at <= now - KEPT_MS)
+            for _, known in old[:10]:
+                del self.delivered[known]
+                self.intents.pop(known, None)
+        return [0, now, intent.first, intent.attempts]
+
+    def lease(self, token: str, ttl_ms: int) -> int:
+        if self.strings.get("lease", token) != token:
+            return 0
+        self.strings.pop("lease", None)
+        if ttl_ms:
+            self.strings["lease"] = token
+            self.keep("lease", ttl_ms)
+        return 1
+
+    # Administration.
+
+    def amend(self, name: str, read: str, rev: str, data: str, *, linked: bool, seal_at_ms: int) -> Answer:
+        customer = self.customers[name]
+        if customer.rev != read:
+            return [1, customer.rev.encode(), customer.data.encode()]
+        customer.rev, customer.data = rev, data
+        self.members.add(name)
+        if customer.period is not None:
+            customer.cached = rev
+        if linked and self.unlinked.pop(name, None) is not None:
+            self.dirty[name] = seal_at_ms
+            if customer.period is not None:
+                customer.lives = NEVER_MS
+        elif not linked and self.dirty.pop(name, None) is not None and customer.period is not None:
+            customer.lives = self.unlinked[name] = max(customer.period[1], seal_at_ms) + KEPT_MS
+        return [0]
+
+    def forget(self, name: str, read: str) -> Answer:
+        customer = self.customers[name]
+        if customer.rev != read:
+            return [1]
+        moving = any(count for field, count in customer.closed.items() if field[-1] in "qlk")
+        if name in self.dirty or moving:
+            return [2]
+        for kept in (self.customers, self.grants, self.ledgers):
+            kept.pop(name, None)
+        self.members.discard(name)
+        self.unlinked.pop(name, None)
+        return [0]
+
+    def claim(self, link: str, read: str, owner: str) -> int:
+        if self.strings.get(link, "") != read:
+            return 0
+        self.strings.pop(link, None)
+        if owner:
+            self.strings[link] = owner
+        return 1
+
+    def retire(self, writer: str) -> int:
+        last = int(self.strings.get(writer, "0").removeprefix("c"))
+        self.strings[writer] = f"c{last}"
+        self.keep(writer, WRITER_MS)
+        return last
+
+    def expire(self, name: str) -> None:
+        """The counters are gone; what was set up for the customer and what was closed is not."""
+        gone = self.customers[name]
+        self.customers[name] = Customer(rev=gone.rev, data=gone.data, closed=gone.closed)
+
+
+def _stand(customer: Customer, view: View, times: Times) -> tuple[int, Answer | None]:
+    now = max(times.wall, customer.seen)
+    is_known = customer.rev == view.rev
+    if not is_known or not view.period[0] <= now < min(view.valid_until_ms, view.next_end_ms):
+        return now, [2, now, customer.rev.encode(), customer.data.encode()]
+    assert customer.period is not None
+    moves = times.wall - customer.seen > MINUTE_MS or now >= customer.period[1]
+    return now, [3, now] if moves and abs(times.wall - times.claimed) > MINUTE_MS else None
+
+
+def _count(customer: Customer, intent: Intent, quantity: int) -> None:
+    field = f"{intent.period}|{intent.token}{LETTERS[intent.state]}"
+    customer.closed[field] = customer.closed.get(field, 0) + quantity
+
+
+def _seal_closed(name: str, customer: Customer, asked: Seal, now: int) -> tuple[list[Intent], list[int]]:
+    """Of each meter and period that is over all that is pending; where not yet, until when that waits."""
+    made, waits = list[Intent](), list[int]()
+    for field, pending in list(customer.closed.items()):
+        period, token, kind = field.partition("|")[0], field[-5:-1], field[-1]
+        if kind != "p" or not pending:
+            continue
+        minute = (customer.closed[f"{period}|e"] // MINUTE_MS - 1) * MINUTE_MS
+        if token not in asked.events:
+            waits.append(now + MINUTE_MS)
+        elif minute > now + AHEAD_MS:
+            waits.append(minute - AHEAD_MS)
+        else:
+            for done in range(0, pending, VALUE_MAX):
+                value = min(pending - done, VALUE_MAX)
+                event = asked.events[token]
+                made.append(Intent(name, asked.stripe, int(period), token, event, value, minute))
+            del customer.closed[field]
+    return made, waits
+
+
+def _seal_open(name: str, customer: Customer, asked: Seal, now: int) -> tuple[list[Intent], list[int]]:
+    """Of each meter one intent of this period, where a minute is free; until when what is left waits."""
+    assert customer.period is not None
+    begins, ends = customer.period
+    made, waits = list[Intent](), list[int]()
+    for meter, pending in customer.pending.items():
+        token = meter_token(meter)
+        if pending and token not in asked.events:
+            waits.append(now + MINUTE_MS)
+        elif pending:
+            this = now // MINUTE_MS * MINUTE_MS
+            minute = max(-(-begins // MINUTE_MS) * MINUTE_MS, this, customer.stamps[meter] + MINUTE_MS)
+            is_full = minute > ends // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS
+            if not is_full and minute <= now + AHEAD_MS:
+                value = min(pending, VALUE_MAX)
+                event = asked.events[token]
+                made.append(Intent(name, asked.stripe, begins, token, event, value, minute))
+                customer.pending[meter], customer.stamps[meter] = pending - value, minute
+            if customer.pending[meter]:
+                waits.append(ends if is_full else max(now + 1000, minute - AHEAD_MS))
+    return made, waits

@@ -1,0 +1,103 @@
+"""The scripts with one thing made wrong on purpose."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from unittest.mock import patch
+
+from meterkit.store import scripts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Swaps = Sequence[tuple[str, tuple[str, ...]]]
+
+SWAPS: Final[Swaps] = (
+    (r"(?<= )\+(?= )", ("-",)),
+    (r"(?<= )-(?= )", ("+",)),
+    (r"(?<= )\*(?= )", ("/",)),
+    (r"(?<= )/(?= )", ("*",)),
+    (r"(?<= )<(?= )", ("<=", ">")),
+    (r"(?<= )<=(?= )", ("<",)),
+    (r"(?<= )>(?= )", (">=", "<")),
+    (r"(?<= )>=(?= )", (">",)),
+    (r"(?<= )==(?= )", ("~=",)),
+    (r"(?<= )~=(?= )", ("==",)),
+    (r"\bmath\.floor\b", ("math.ceil",)),
+    (r"\bmath\.ceil\b", ("math.floor",)),
+    (r"\bmath\.min\b", ("math.max",)),
+    (r"\bmath\.max\b", ("math.min",)),
+    (r"(?<= )and(?= )", ("or",)),
+    (r"(?<= )or(?= )", ("and",)),
+    (r"\bnot (?!call)", ("",)),
+    (r"(?<![\w.'])-?\d+(?![\w'])", ("+1", "-1")),
+)
+"""Patterns of one token, each with what is put in its place; ``+1`` and ``-1`` are added to a number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """One file with one thing wrong; ``wrong`` is what ``line`` has become."""
+
+    file: str
+    number: int
+    line: str
+    wrong: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.line.strip()} -> {self.wrong.strip()}"
+
+    def texts(self, load: Callable[[], dict[str, str]]) -> dict[str, str]:
+        """The scripts that ``load`` reads, the wrong file in every one that includes it."""
+        lines = source(self.file).split("\n")
+        lines[self.number] = self.wrong
+        wrong = "\n".join(lines)
+
+        def read(path: str) -> str:
+            return wrong if path == self.file else source(path)
+
+        with patch.object(scripts, "_read", read):
+            found = load()
+        assert any(self.wrong in text for text in found.values())
+        return found
+
+
+@cache
+def source(file: str) -> str:
+    return (resources.files("meterkit.store") / "lua" / file).read_text(encoding="utf-8")
+
+
+def mutants(files: Sequence[str], swaps: Swaps = SWAPS) -> Iterator[Mutant]:
+    """Every mutant of some files, those that do what the original does among them."""
+    for file in files:
+        for number, line in enumerate(source(file).split("\n")):
+            if not line.lstrip().startswith(("--", "#!")):
+                for wrong in dict.fromkeys(wrongs(line, swaps)):
+                    yield Mutant(file=file, number=number, line=line, wrong=wrong)
+
+
+def wrongs(line: str, swaps: Swaps = SWAPS) -> Iterator[str]:
+    code = line.partition(" -- ")[0]
+    for pattern, replacements in swaps:
+        for found in re.finditer(pattern, code):
+            for replacement in replacements:
+                is_number = re.fullmatch(r"-?\d+", found[0])
+                put = str(int(found[0]) + int(replacement)) if is_number else replacement
+                yield line[: found.start()] + put + line[found.end() :]
+
+
+def equivalents(file: str) -> dict[str, str]:
+    """Mutants that do what the original does, each with the reason that stands above it in the file."""
+    found: dict[str, str] = {}
+    reason = ""
+    for line in Path(__file__).with_name(file).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            reason = line.removeprefix("# ")
+        elif line:
+            found[line] = reason
+    return found

@@ -1,0 +1,46 @@
+"""The scripts of delivery and administration, on real servers and within the process, against the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from store.delivery_checks import load_texts
+from store.delivery_driver import Delivery
+from store.script_driver import life
+from store.script_wires import fake_wire, server_wire
+
+if TYPE_CHECKING:
+    from servers import Server
+
+# Each answer that the scripts have; `retire` and `usage` answer with numbers.
+ANSWERS = {
+    *("seal 0", "seal 2", "seal 3", "move 0", "move 1", "move 2", "amend 0", "amend 1", "lease 0", "lease 1"),
+    *("claim 0", "claim 1", "forget 0", "forget 1", "forget 2", "retire 0", "retire 9", "usage 9"),
+}
+
+
+@pytest.mark.parametrize("seed", range(100, 103))
+def test_the_scripts_of_delivery_do_what_the_model_does(valkey: Server, seed: int) -> None:
+    with server_wire(valkey) as wire:
+        delivery = Delivery(wire, load_texts(), life(seed))
+        for _ in range(1500):
+            delivery.step()
+    # A driver that never gets a script to say something has not tested it.
+    assert ANSWERS <= set(delivery.seen)
+
+
+def test_redis_delivers_as_the_model_does(redis_server: Server) -> None:
+    with server_wire(redis_server) as wire:
+        # This one tells lives by a clock that goes on while a script runs.
+        delivery = Delivery(wire, load_texts(), life(111), slack_ms=1000)
+        for _ in range(1000):
+            delivery.step()
+
+
+def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
+    # So does this one.
+    delivery = Delivery(fake_wire(), load_texts("fake"), life(112), slack_ms=1000)
+    for _ in range(500):
+        delivery.step()

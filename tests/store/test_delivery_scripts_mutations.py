@@ -1,0 +1,85 @@
+"""Each line of the scripts of delivery and administration, made wrong on purpose: the model must notice.
+
+A sample of the mutants, another one each day; all of them, in some minutes, with ``METERKIT_ALL_MUTANTS=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from meterkit.store.resp import pack
+from store.delivery_checks import NAMES, load_texts
+from store.delivery_driver import Delivery
+from store.script_checks import MismatchError
+from store.script_driver import life
+from store.script_mutants import SWAPS, equivalents, mutants
+from store.script_wires import server_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from servers import Server
+    from store.script_mutants import Mutant
+    from store.script_wires import Wire
+
+FILES: Final = tuple(f"{name}.lua" for name in NAMES)
+MORE_SWAPS: Final = (
+    *SWAPS,
+    (r"(?<![\w.])floor(?=\()", ("math.ceil",)),
+    # Every text: names of fields, states and commands, patterns, numbers that are compared as texts.
+    (r"'[^']*'", ("'~'",)),
+    # Every command that is called for what it does.
+    (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
+)
+EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
+SEEDS: Final = (0, 1)
+STEPS: Final = 2400
+SAMPLE: Final = 40
+ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
+
+
+def run(wire: Wire, texts: Mapping[str, str], seed: int) -> dict[str, int]:
+    """Live some thousand steps; how often each command was called."""
+    delivery = Delivery(wire, texts, life(seed))
+    wire(pack("CONFIG", "RESETSTAT"))
+    for _ in range(STEPS):
+        delivery.step()
+    stats = wire(pack("INFO", "commandstats")).decode()
+    return {name: int(calls) for name, calls in re.findall(r"cmdstat_(\S+?):calls=(\d+)", stats)}
+
+
+def is_caught(mutant: Mutant, wire: Wire, right: Mapping[int, Mapping[str, int]]) -> bool:
+    """Whether the model answers otherwise, or the scripts ask the store more often than they need to."""
+    texts = mutant.texts(load_texts)
+    try:
+        return any(run(wire, texts, seed) != right[seed] for seed in SEEDS)
+    except MismatchError:
+        return True
+    finally:
+        wire(pack("SCRIPT", "FLUSH"))
+
+
+@cache
+def chosen() -> list[Mutant]:
+    every = [mutant for mutant in mutants(FILES, MORE_SWAPS) if str(mutant) not in EQUIVALENT]
+    # A new sample each day, the same all day long.
+    return every if ALL else life(datetime.now(UTC).toordinal()).sample(every, SAMPLE)
+
+
+@pytest.mark.timeout(3600)
+def test_every_mutant_is_caught(valkey: Server) -> None:
+    with server_wire(valkey) as wire:
+        right = {seed: run(wire, load_texts(), seed) for seed in SEEDS}
+        survivors = [str(mutant) for mutant in chosen() if not is_caught(mutant, wire, right)]
+    assert survivors == []
+
+
+def test_every_equivalent_is_a_mutant_with_a_reason() -> None:
+    assert set(EQUIVALENT) <= {str(mutant) for mutant in mutants(FILES, MORE_SWAPS)}
+    assert all(EQUIVALENT.values())
