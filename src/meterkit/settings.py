@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         stripe_events_base: another address for Stripe's meter events; None: Stripe's own.
         stripe_webhook_secret: each is accepted, so that a secret can be rolled.
         stripe_transport: how usage is sent.
-        flush_interval: seconds between two passes of the flusher.
+        flush_interval: seconds that usage is gathered before it is due to be sent, where it is counted.
         store_timeout: seconds that one call to the store may take.
         key_prefix: what the store's keys begin with.
         shards: over how many hash slots customers are spread; fixed when a store is first used.
@@ -171,16 +171,6 @@ class Settings(BaseSettings):
         """Where values come from, the strongest first; asked by pydantic."""
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, _UsualVariables(settings_cls)
-
-    @property
-    def flush_interval_s(self) -> float:
-        """``flush_interval``, with its unit."""
-        return self.flush_interval
-
-    @property
-    def store_timeout_s(self) -> float:
-        """``store_timeout``, with its unit."""
-        return self.store_timeout
 
     @property
     def flushes(self) -> bool:

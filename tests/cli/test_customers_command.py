@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meterkit import MeterKit
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import parse_entitlement
 from meterkit.errors import MeterkitError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 UNKNOWN: dict[str, object] = {
     "customer": "acme",
     "plan": "free",
+    "missing_plan": None,
     "status": None,
     "access": "full",
     "stripe_customer": None,
@@ -36,6 +38,7 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     expected = {
         "customer": "acme",
         "plan": "pro",
+        "missing_plan": None,
         "status": "past_due",
         "access": "grace",
         "stripe_customer": "cus_1",
@@ -54,6 +57,7 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     [
         (("set-plan", "acme", "gold"), 1, "meterkit: plan: found 'gold'; the plans are free, pro"),
         (("set-status", "acme", "broke"), 1, "meterkit: status: found 'broke'; allowed are active,"),
+        (("set-status", "acme", "None"), 1, "incomplete_expired, canceled, none"),
         (("link", "acme", "42"), 1, "meterkit: Stripe customer: found '42'; allowed is an id like cus_123"),
         (("link", "acme"), 2, "give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE"),
         (("override", "acme", "tokens"), 2, "give KEY=VALUE"),
@@ -96,11 +100,44 @@ def test_links_come_from_stdin_too_and_repeating_them_is_no_error(stored: Shell)
         assert (0, "linked 1, refused 0\n") == (done.code, done.out)
 
 
-def test_a_file_of_links_is_refused_whole_with_the_line(directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("acme,cus_1\nbeta\n", ":2: found 1 column; allowed are two columns, customer,stripe_customer"),
+        ("customer,stripe_customer\nbeta,cus_2,EU\n", ":2: found 3 columns; allowed are two"),
+        ("acme;cus_1\n", ":1: found 1 column; allowed are two"),
+        ("acme,cus_1\nbeta,\n", ":2: the column stripe_customer is empty; allowed are two"),
+        ("acme,cus_1\n ,cus_2\n", ":2: the column customer is empty; allowed are two"),
+        ('acme,cus_1\n"beta,cus_2\n', ":2: the line is not CSV: unexpected end of data"),
+        ("acme,cus_1\n\udcff,cus_2\n", " cannot be read: byte 11 is not UTF-8"),
+    ],
+)
+def test_a_file_of_links_is_refused_whole_with_the_line(directory: Path, lines: str, message: str) -> None:
     path = directory / "links.csv"
-    path.write_text("acme,cus_1\nbeta\n")
-    with pytest.raises(MeterkitError, match=r"links\.csv:2: found 1 columns; allowed are two"):
+    path.write_bytes(lines.encode(errors="surrogateescape"))
+    with pytest.raises(MeterkitError) as caught:
         read_links(str(path))
+    assert str(caught.value).startswith(f"{path}{message}")
+
+
+def test_nothing_of_a_file_with_a_wrong_line_is_linked(stored: Shell, directory: Path) -> None:
+    (directory / "links.csv").write_text("acme,cus_1\nbeta\n")
+    done = stored.run("customers", "link", "--csv", "links.csv")
+    assert (1, "") == (done.code, done.out)
+    assert "links.csv:2: found 1 column" in done.err
+    assert "no line of the file was linked" in done.err
+    assert [] == stored.run("customers", "list", "--json").json
+
+
+def test_a_file_that_is_not_there_is_named_once(shell: Shell) -> None:
+    done = shell.run("customers", "link", "--csv", "links.csv")
+    assert (1, "meterkit: links.csv cannot be read: No such file or directory\n") == (done.code, done.err)
+
+
+def test_empty_lines_and_all_that_a_customer_may_be_called_are_read(directory: Path) -> None:
+    path = directory / "links.csv"
+    path.write_text('\n,\n"a,b",cus_1\n  \nc\u2028d,cus_2\n', encoding="utf-8")
+    assert [("a,b", "cus_1"), ("c\u2028d", "cus_2")] == read_links(str(path))
 
 
 def test_a_customer_named_like_the_header_is_linked_after_it(directory: Path) -> None:
@@ -115,7 +152,74 @@ def test_entitlements_are_in_the_notation_of_the_plans_file() -> None:
     assert expected == parse_entitlement(entries)
 
 
-@pytest.mark.parametrize("entries", [["included"], ["=5"], ["included="], ["a=1", "a=2"], ["rate=[1"]])
+@pytest.mark.parametrize(
+    "entries",
+    [
+        *(["included"], ["=5"], ["included="], ["a=1", "a=2"], ["rate=[1"]),
+        *(["included=2026-13-45"], ["included=" + "9" * 5000], ["rate=" + "[" * 5000]),
+    ],
+)
 def test_entries_that_cannot_be_read_are_refused(entries: list[str]) -> None:
     with pytest.raises(MeterkitError, match=r"^override: "):
         parse_entitlement(entries)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("set-plan", "acme", "pro"),
+        ("set-status", "acme", "active"),
+        ("override", "acme", "tokens", "included=5"),
+        ("link", "acme", "cus_1"),
+    ],
+)
+def test_a_customer_that_was_never_seen_is_set_up_and_called_new_once(
+    stored: Shell, change: tuple[str, ...]
+) -> None:
+    done = stored.run("customers", *change, "--json")
+    assert (0, "new customer acme: nothing was known of it\n") == (done.code, done.err)
+    assert done.json["customer"] == "acme"
+    again = stored.run("customers", *change)
+    assert (0, "") == (again.code, again.err)
+
+
+def test_a_change_that_is_refused_calls_nobody_new(stored: Shell) -> None:
+    done = stored.run("customers", "set-plan", "acme", "gold")
+    assert (1, "meterkit: plan: found 'gold'; the plans are free, pro\n") == (done.code, done.err)
+
+
+def test_who_is_not_known_cannot_be_deleted(stored: Shell) -> None:
+    done = stored.run("customers", "delete", "acme")
+    assert (1, "") == (done.code, done.out)
+    assert done.err == "meterkit: customer acme: nothing is known of it, so nothing was deleted\n"
+
+
+@pytest.mark.anyio
+async def test_who_has_used_something_is_known_without_being_set_up(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.consume("acme", "requests")
+        await kit.consume("beta", "requests")
+    assert stored.run("customers", "set-plan", "acme", "pro").err == ""
+    assert stored.run("customers", "delete", "beta").code == 0
+    assert stored.run("customers", "delete", "beta").code == 1
+
+
+def test_a_plan_that_is_gone_from_the_plans_file_is_said_wherever_its_customer_is_shown(
+    stored: Shell, directory: Path
+) -> None:
+    for customer in ("acme", "beta"):
+        assert stored.run("customers", "set-plan", customer, "pro").code == 0
+    assert stored.run("customers", "set-plan", "gamma", "free").code == 0
+    plans = directory / "plans.yaml"
+    plans.write_text(plans.read_text().replace("\n  pro:", "\n  team:"))
+    note = "customer {}: plan `pro` is not in plans.yaml: served on `free`\n"
+    shown = stored.run("customers", "show", "acme", "--json")
+    assert (note.format("acme"), "free", "pro") == (shown.err, shown.json["plan"], shown.json["missing_plan"])
+    assert stored.run("customers", "list").err == note.format("acme") + note.format("beta")
+    used = stored.run("usage", "acme", "--json")
+    assert (note.format("acme"), "free") == (used.err, used.json["plan"])
+    assert stored.run("usage", "gamma").err == ""
+    assert stored.run("customers", "set-status", "acme", "active").err == note.format("acme")
+    assert stored.run("customers", "set-plan", "acme", "team").err == ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -11,7 +13,7 @@ from delivering import CATALOG
 from faults import Client, kit_at, metered, settled
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.errors import CustomerError, PlansError, SettingsError
+from meterkit.errors import CustomerError, MeterkitError, PlansError, SettingsError
 
 if TYPE_CHECKING:
     from servers import Server
@@ -157,3 +159,84 @@ plans:
 """)
     with pytest.raises(PlansError, match="would be counted as one"):
         kit_at("redis://127.0.0.1:1", plans=plans)
+
+
+WRONG: list[tuple[str, object, str]] = [
+    ("link", None, "Stripe customer: found a value of type NoneType; allowed is an id like cus_123"),
+    ("link", b"cus_1", "Stripe customer: found a value of type bytes"),
+    ("set_plan", [], "plan: found a value of type list; the plans are "),
+    ("set_plan", None, "plan: found a value of type NoneType"),
+    ("set_status", [], "status: found a value of type list; allowed are active, "),
+    ("set_status", "none", "status: found 'none'; allowed are .*, canceled and None"),
+    ("override", None, "override: found a value of type NoneType; allowed is a mapping of meters"),
+    ("override", [("rows", {})], "override: found a value of type list"),
+    ("override", {5: {}}, "override: found a value of type int as a meter; name it by a text"),
+    ("override", {"rows": 5}, "override of rows: found a value of type int; allowed is a mapping"),
+    ("override", {"rows": None}, "override of rows: found a value of type NoneType; .* to take it back"),
+    ("override", {"rows": {"included": Decimal(5)}}, "override of rows.included: .* of type Decimal"),
+    ("override", {"rows": {"included": {5}}}, "override rows.included: found "),
+]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("method", "argument", "message"), WRONG)
+async def test_what_is_of_a_wrong_type_is_refused_and_nothing_is_kept(
+    valkey: Server, method: str, argument: object, message: str
+) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        with pytest.raises(MeterkitError, match=rf"^{message}"):
+            await getattr(kit.customers, method)("a", argument)
+        assert not await kit.customers.known("a")
+
+
+@pytest.mark.anyio
+async def test_an_id_of_a_wrong_type_is_refused(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        for call in (kit.customers.get, kit.customers.delete, kit.customers.known):
+            with pytest.raises(CustomerError, match="found a value of type NoneType"):
+                await call(cast("Any", None))
+
+
+@pytest.mark.anyio
+async def test_an_override_of_any_kind_of_mapping_is_kept(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        given = MappingProxyType({"rows": MappingProxyType({"included": 5, "rate": ("7/hour",)})})
+        await kit.customers.override("a", given)
+        assert (await kit.customers.get("a")).overrides == {"rows": {"included": 5, "rate": ["7/hour"]}}
+        again = await kit.customers.override("a", {"rows": MappingProxyType({})})
+        assert again.overrides == {}
+
+
+@pytest.mark.anyio
+async def test_known_is_who_was_set_up_or_has_used_something(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        await kit.usage("a")  # To look is not to know.
+        assert not await kit.customers.known("a")
+        await kit.consume("a", "rows", 1)
+        assert await kit.customers.known("a")
+        await kit.customers.set_status("b", None)
+        assert await kit.customers.known("b")
+        for customer in ("a", "b"):
+            await kit.customers.delete(customer)
+            assert not await kit.customers.known(customer)
+
+
+@pytest.mark.anyio
+async def test_a_plan_that_is_gone_from_the_plans_file_is_missing(valkey: Server) -> None:
+    gone = loads("""
+schema: 1
+currency: usd
+default_plan: rest
+meters: {rows: {unit: row}}
+plans:
+  rest: {price: {amount_cents: 0, interval: month}}
+""")
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        found = await kit.customers.set_plan("a", "pro")
+        assert ("pro", None) == (found.plan, found.missing_plan)
+    async with kit_at(valkey.url, plans=gone) as kit:
+        found = await kit.customers.get("a")
+        assert ("rest", "pro") == (found.plan, found.missing_plan)
+        assert ["pro"] == [customer.missing_plan async for customer in kit.customers.list()]
+        assert (await kit.customers.get("b")).missing_plan is None
+        assert (await kit.customers.set_plan("a", "rest")).missing_plan is None

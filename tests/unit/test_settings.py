@@ -74,8 +74,8 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
     assert settings.stripe_events_base == "https://events.example"
     assert secrets(settings) == ["whsec_1", "whsec_2"]
     assert settings.stripe_transport == "v2-stream"
-    assert settings.flush_interval_s == 0.5
-    assert settings.store_timeout_s == 2.0
+    assert settings.flush_interval == 0.5
+    assert settings.store_timeout == 2.0
     assert settings.key_prefix == "my.app-1_x"
     assert settings.shards == 1024
     assert settings.spool_dir == Path("/home/someone/spool")

@@ -40,6 +40,8 @@ KeyLookup = Callable[[str], str | Awaitable[str | None] | None]
 HOST_CHARS_MAX: Final = 64
 HOPS_MAX: Final = 32
 
+# A field's name is a token: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
 
 
@@ -48,8 +50,11 @@ def header(name: str) -> Callable[[Scope], str | None]:
 
     Without such a gateway any client can name any customer. A header that is empty, missing or given
     more than once names nobody. A value that is not UTF-8 names a customer that is not allowed.
+
+    Raises:
+        MeterkitError: this is no name of a header.
     """
-    wanted = name.lower().encode("latin-1")
+    wanted = _field_name(name)
 
     def identify(scope: Scope) -> str | None:
         found: bytes | None = None
@@ -78,8 +83,17 @@ def api_key(
         lookup: from a key's hash to its customer, or None for a key that nobody owns; sync or async.
         header: in ``authorization`` the key follows the word ``Bearer`` (RFC 6750); in any other header
             it stands alone. A header that is missing or given more than once names nobody.
+
+    Raises:
+        MeterkitError: ``lookup`` cannot be called, or ``header`` is no name of a header.
     """
-    wanted = header.lower().encode("latin-1")
+    if not callable(lookup):
+        # What is no function may be a table of keys: only its type is shown.
+        raise MeterkitError(
+            f"identify.api_key: found a lookup of type {type(lookup).__name__}; allowed is a function from a"
+            " key's hash to its customer or None"
+        )
+    wanted = _field_name(header)
     bearer = wanted == b"authorization"
 
     def identify(scope: Scope) -> str | Awaitable[str | None] | None:
@@ -108,8 +122,13 @@ def user(attr: str = "identity") -> Callable[[Scope], str | None]:
     ``SimpleUser`` has no ``identity``; its name is ``display_name``.
 
     Raises:
-        MeterkitError: when called, if the middleware does not stand outside of this one.
+        MeterkitError: ``attr`` is no name; or, when called, if the middleware does not stand outside of
+            this one.
     """
+    if not _is_text(attr):
+        raise MeterkitError(
+            f"identify.user: found {attr!r:.80}; allowed is an attribute's name, such as 'id'"
+        )
 
     def identify(scope: Scope) -> str | None:
         try:
@@ -137,7 +156,13 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
 
     Raises:
         ValueError: one of ``trusted_proxies`` is neither an address nor a network.
+        MeterkitError: ``trusted_proxies`` is not a list or the like: one text, for example.
     """
+    if isinstance(trusted_proxies, str | bytes) or not hasattr(trusted_proxies, "__iter__"):
+        raise MeterkitError(
+            f"trusted_proxies: found {trusted_proxies!r:.80}; allowed is a list of texts, for example"
+            " ['10.0.0.7', '192.168.0.0/16']"
+        )
     networks = [_network(text) for text in trusted_proxies]
 
     @lru_cache(maxsize=4096)
@@ -161,6 +186,19 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
     return identify
 
 
+def _is_text(value: object) -> bool:
+    # Callers without a type checker may hand over anything.
+    return isinstance(value, str)
+
+
+def _field_name(name: str) -> bytes:
+    if not _is_text(name) or not _TOKEN.fullmatch(name):
+        raise MeterkitError(
+            f"header: found {name!r:.80}; allowed is a header's name, such as 'x-customer-id'"
+        )
+    return name.lower().encode()
+
+
 def _single(scope: Scope, wanted: bytes) -> bytes | None:
     """The value of a header that is given exactly once."""
     found: bytes | None = None
@@ -178,7 +216,8 @@ def _hash(key: bytes) -> str:
 
 def _network(text: str) -> Any:
     try:
-        return ip_network(text, strict=False)
+        # A number would be read as an address.
+        return ip_network(str(text), strict=False)
     except ValueError:
         raise ValueError(
             f"trusted_proxies: found {text!r}; allowed are addresses and networks, "

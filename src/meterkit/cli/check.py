@@ -19,7 +19,7 @@ commands = typer.Typer()
 
 @commands.command()
 def check(
-    file: Annotated[str | None, typer.Argument(metavar="[PLANS]", help="The plans file.")] = None,
+    file: Annotated[str | None, typer.Argument(metavar="PLANS", help="The plans file.")] = None,
     *,
     plans: PlansOption = None,
     redis: RedisOption = None,

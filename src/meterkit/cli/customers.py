@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast, get_args
 
 import typer
 
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import parse_entitlement
 from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
-from meterkit.cli.output import print_json, print_note, print_table
+from meterkit.cli.output import note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
-from meterkit.errors import CustomerError
+from meterkit.errors import CustomerError, MeterkitError
+from meterkit.store.state import Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from meterkit.kit import MeterKit
     from meterkit.store.customers import Customer, Customers
-    from meterkit.store.state import Status
 
 __all__ = ["commands"]
 
@@ -37,15 +38,19 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Show a customer; one that nobody set up is on the default plan."""
-    _show(_run(lambda customers: customers.get(customer), plans, redis), json=json)
+    _show(_run(lambda kit: _noted(kit, kit.customers.get(customer)), plans, redis), json=json)
 
 
 @commands.command("list")
 def list_all(*, plans: PlansOption = None, redis: RedisOption = None, json: JsonOption = False) -> None:
     """List all customers that somebody set up."""
 
-    async def collect(customers: Customers) -> list[Customer]:
-        return sorted([customer async for customer in customers.list()], key=lambda found: found.customer)
+    async def collect(kit: MeterKit) -> list[Customer]:
+        every = [customer async for customer in kit.customers.list()]
+        every.sort(key=lambda customer: customer.customer)
+        for customer in every:
+            note_missing_plan(customer, plans=kit.catalog.source)
+        return every
 
     found = _run(collect, plans, redis)
     if json:
@@ -74,7 +79,8 @@ def link(
 ) -> None:
     """Link customers to Stripe customers: from now on their usage is delivered. Repeated: a no-op."""
     if csv is not None and customer is None:
-        linked, refused = _run(lambda customers: _link_all(customers, read_links(csv)), plans, redis)
+        links = read_links(csv)
+        linked, refused = _run(lambda kit: _link_all(kit.customers, links), plans, redis)
         if json:
             print_json({"linked": linked, "refused": refused})
         else:
@@ -82,7 +88,7 @@ def link(
         raise typer.Exit(int(bool(refused)))
     if csv is not None or customer is None or stripe_customer is None:
         raise typer.BadParameter("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
-    _show(_run(lambda customers: customers.link(customer, stripe_customer), plans, redis), json=json)
+    _change(customer, lambda customers: customers.link(customer, stripe_customer), plans, redis, json=json)
 
 
 @commands.command()
@@ -95,7 +101,7 @@ def set_plan(
     json: JsonOption = False,
 ) -> None:
     """Put a customer on a plan, at once."""
-    _show(_run(lambda customers: customers.set_plan(customer, plan), plans, redis), json=json)
+    _change(customer, lambda customers: customers.set_plan(customer, plan), plans, redis, json=json)
 
 
 @commands.command()
@@ -120,7 +126,7 @@ def override(
     if clear == bool(entries):
         raise typer.BadParameter("give KEY=VALUE, for example 'included=5_000', or --clear")
     overrides = {meter: parse_entitlement(entries or [])}
-    _show(_run(lambda customers: customers.override(customer, overrides), plans, redis), json=json)
+    _change(customer, lambda customers: customers.override(customer, overrides), plans, redis, json=json)
 
 
 @commands.command()
@@ -135,9 +141,11 @@ def set_status(
     json: JsonOption = False,
 ) -> None:
     """Set what Stripe says of the customer's subscription, such as active, past_due or canceled."""
-    # A word that is none of Stripe's is refused there, with those that are.
+    words = (*get_args(Status), _NO_STATUS)
+    if status not in words:
+        raise MeterkitError(f"status: found {status!r:.80}; allowed are {', '.join(words)}")
     wanted = None if status == _NO_STATUS else cast("Status", status)
-    _show(_run(lambda customers: customers.set_status(customer, wanted), plans, redis), json=json)
+    _change(customer, lambda customers: customers.set_status(customer, wanted), plans, redis, json=json)
 
 
 @commands.command()
@@ -149,19 +157,51 @@ def delete(
     json: JsonOption = False,
 ) -> None:
     """Forget a customer: state, link and counters. Refused while usage is not delivered."""
-    _run(lambda customers: customers.delete(customer), plans, redis)
+
+    async def forget(kit: MeterKit) -> None:
+        if not await kit.customers.known(customer):
+            raise MeterkitError(f"customer {customer}: nothing is known of it, so nothing was deleted")
+        await kit.customers.delete(customer)
+
+    _run(forget, plans, redis)
     if json:
         print_json({"deleted": customer})
     else:
         typer.echo(f"deleted {customer}")
 
 
-def _run(action: Callable[[Customers], Awaitable[_Found]], plans: str | None, redis: str | None) -> _Found:
+def _run(action: Callable[[MeterKit], Awaitable[_Found]], plans: str | None, redis: str | None) -> _Found:
     async def act() -> _Found:
         async with open_kit(plans=plans, redis=redis) as kit:
-            return await action(kit.customers)
+            return await action(kit)
 
     return asyncio.run(act())
+
+
+def _change(
+    customer: str,
+    change: Callable[[Customers], Awaitable[Customer]],
+    plans: str | None,
+    redis: str | None,
+    *,
+    json: bool,
+) -> None:
+    """Change a customer, show it, and say so where it is a new one: the id may be misspelled."""
+
+    async def act(kit: MeterKit) -> Customer:
+        known = await kit.customers.known(customer)
+        found = await _noted(kit, change(kit.customers))
+        if not known:
+            print_note(f"new customer {customer}: nothing was known of it")
+        return found
+
+    _show(_run(act, plans, redis), json=json)
+
+
+async def _noted(kit: MeterKit, answer: Awaitable[Customer]) -> Customer:
+    customer = await answer
+    note_missing_plan(customer, plans=kit.catalog.source)
+    return customer
 
 
 async def _link_all(
@@ -173,7 +213,7 @@ async def _link_all(
         try:
             await customers.link(customer, stripe_customer)
         except CustomerError as error:
-            print_note(f"meterkit: {error}")
+            print_note(f"not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
             refused.append({"customer": customer, "stripe_customer": stripe_customer, "message": str(error)})
         else:
             linked += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,7 +46,8 @@ def flush(
     else:
         typer.echo(summary(report))
         for customer in report.unlinked:
-            typer.echo(f"unlinked: {customer} has usage and no Stripe customer; meterkit customers link …")
+            cure = f"meterkit customers link {quote(customer)} cus_…"
+            typer.echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
         if report.why:
             typer.echo(f"tried again later: {report.why}")
     raise typer.Exit(int(report.left > 0 or report.parked > 0 or report.dead > 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Final
 
@@ -13,24 +14,35 @@ __all__ = ["read_links"]
 
 COLUMNS: Final = ["customer", "stripe_customer"]
 
+_ALLOWED: Final = "allowed are two columns, customer,stripe_customer; no line of the file was linked"
+
 
 def read_links(path: str) -> list[tuple[str, str]]:
     """The pairs of a CSV file, all read before the first is used; ``-`` reads stdin.
 
     Raises:
-        MeterkitError: the file cannot be read, or a line does not have two columns.
+        MeterkitError: the file cannot be read, or a line does not have two columns with something in each.
     """
+    name = "stdin" if path == "-" else path
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
-        reader = csv.reader(text.splitlines(), strict=True)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MeterkitError(f"{path} cannot be read: {error}") from error
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise MeterkitError(f"{name} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise MeterkitError(f"{name} cannot be read: byte {error.start} is not UTF-8") from error
+    reader = csv.reader(StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    try:
+        read = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise MeterkitError(f"{name}:{reader.line_num}: the line is not CSV: {error}") from error
+    rows = [(line, row) for line, row in read if any(row)]
     if rows and rows[0][1] == COLUMNS:
         del rows[0]
     for line, row in rows:
-        if len(row) != len(COLUMNS) or not all(row):
-            raise MeterkitError(
-                f"{path}:{line}: found {len(row)} columns; allowed are two, customer,stripe_customer"
-            )
+        if len(row) != len(COLUMNS):
+            count = "1 column" if len(row) == 1 else f"{len(row)} columns"
+            raise MeterkitError(f"{name}:{line}: found {count}; {_ALLOWED}")
+        if not all(row):
+            empty = COLUMNS[row.index("")]
+            raise MeterkitError(f"{name}:{line}: the column {empty} is empty; {_ALLOWED}")
     return [(row[0], row[1]) for _, row in rows]

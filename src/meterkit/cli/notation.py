@@ -28,12 +28,13 @@ def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
                 f"override: found {entry!r:.80}; allowed is KEY=VALUE, such as included=5_000"
             )
         if key in found:
-            raise MeterkitError(f"override: found {key} twice; name it once")
+            raise MeterkitError(f"override: found {key!r:.80} twice; give it once")
         try:
             found[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
+            # A ValueError is of a date that there is not, or of a number beyond all bounds.
             raise MeterkitError(
-                f"override: the value of {key} cannot be read; write it as in the plans file, such as"
+                f"override: the value of {key:.80} cannot be read; write it as in the plans file, such as"
                 " 'rate=[100/hour]'"
             ) from None
     return found

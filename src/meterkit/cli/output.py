@@ -13,7 +13,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["iso", "print_json", "print_note", "print_table", "stdout_console"]
+    from meterkit.store.customers import Customer
+
+__all__ = ["iso", "note_missing_plan", "print_json", "print_note", "print_table", "stdout_console"]
 
 _FILE_WIDTH: Final = 140
 
@@ -48,6 +50,15 @@ def print_json(value: object) -> None:
 def print_note(text: str) -> None:
     """Tell a person something that is not the result."""
     typer.echo(text, err=True)
+
+
+def note_missing_plan(customer: Customer, *, plans: str) -> None:
+    """Say so where a customer's plan is gone from the plans file, which ``plans`` names."""
+    if customer.missing_plan is not None:
+        print_note(
+            f"customer {customer.customer}: plan `{customer.missing_plan}` is not in {plans}:"
+            f" served on `{customer.plan}`"
+        )
 
 
 def iso(moment: datetime) -> str:
