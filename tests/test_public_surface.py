@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import meterkit
@@ -27,6 +28,8 @@ NAMES = [
     "current",
     "identify",
     "record",
+    "record_usage",
+    "tap",
 ]
 
 
@@ -62,6 +65,18 @@ def test_the_installation_of_the_readme_loads_no_extra() -> None:
         "print(sorted({'stripe', 'typer', 'fakeredis', 'fastapi', 'uvicorn', 'httpx'} & set(sys.modules)))"
     )
     assert said(code) == "[]"
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert version("meterkit") == meterkit.__version__
+
+
+def test_the_version_is_looked_up_when_it_is_asked_for() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import meterkit; early = set(sys.modules) - before;"
+        "meterkit.__version__; print('importlib.metadata' in early, 'importlib.metadata' in sys.modules)"
+    )
+    assert said(code) == "False True"
 
 
 def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from meterkit.asgi import identify
     from meterkit.asgi.exchange import Current, current, record
     from meterkit.asgi.middleware import MeterMiddleware
+    from meterkit.asgi.reporting import record_usage, tap
     from meterkit.errors import (
         CustomerError,
         MeterkitError,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     )
     from meterkit.kit import MeterKit
     from meterkit.store.decision import Decision
+
+    __version__: str
 
 __all__ = [
     "Current",
@@ -38,6 +41,8 @@ __all__ = [
     "current",
     "identify",
     "record",
+    "record_usage",
+    "tap",
 ]
 
 _HOMES = {
@@ -47,6 +52,8 @@ _HOMES = {
     "MeterMiddleware": "meterkit.asgi.middleware",
     "current": "meterkit.asgi.exchange",
     "record": "meterkit.asgi.exchange",
+    "record_usage": "meterkit.asgi.reporting",
+    "tap": "meterkit.asgi.reporting",
 }
 
 
@@ -54,6 +61,8 @@ def __getattr__(name: str) -> Any:
     # Each name is imported when it is first used: `import meterkit` itself loads nothing else.
     if name == "identify":
         found: Any = import_module("meterkit.asgi.identify")
+    elif name == "__version__":
+        found = import_module("importlib.metadata").version("meterkit")
     elif name in __all__:
         found = getattr(import_module(_HOMES.get(name, "meterkit.errors")), name)
     else:

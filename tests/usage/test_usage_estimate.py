@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from meterkit.asgi.usage import MEDIA_PART_TOKENS, ResponseReader, estimate_input, read_reserve_field
+from meterkit.asgi.usage import (
+    MEDIA_PART_TOKENS,
+    CallUsage,
+    ResponseReader,
+    cut_short,
+    estimate_input,
+    estimate_request,
+    read_reserve_field,
+)
 from meterkit.asgi.usage.estimate import BODY_BYTES_MAX
 from meterkit.catalog.models import QUANTITY_MAX
 from usage.recordings import (
@@ -17,6 +25,7 @@ from usage.recordings import (
     chat_usage,
     compact,
     event_frame,
+    figures,
     gemini_chunk,
     invoked,
     sse,
@@ -196,6 +205,77 @@ def test_text_that_final_figures_cover_is_not_estimated() -> None:
     assert (BYTES, 0) == (reader.output_bytes_seen, reader.estimated_output_tokens)
     reader.feed(DONE + sse({**chat({"content": TEXT}), "id": "c2"}))
     assert (2 * BYTES, -(-BYTES // 3)) == (reader.output_bytes_seen, reader.estimated_output_tokens)
+
+
+def test_text_that_a_snapshot_covers_is_not_estimated() -> None:
+    reader = open_reader(SSE_TYPE)
+    reader.feed(sse(chat({"content": TEXT}, usage=chat_usage(3, 4))))
+    assert 0 == reader.estimated_output_tokens
+    reader.feed(sse(chat({"content": TEXT})))
+    assert -(-BYTES // 3) == reader.estimated_output_tokens
+
+
+def test_the_text_of_a_torn_document_is_estimated() -> None:
+    reader = open_reader("application/json")
+    reader.feed(b'{"choices": [{"message": {"content": "abcdef\\"gh')
+    (call,) = reader.close(complete=False)
+    assert (("ended_early",), 4) == (call.notes, reader.estimated_output_tokens)
+
+
+def test_a_document_that_lacks_nothing_but_the_end_of_its_response_is_not_estimated() -> None:
+    reader = open_reader("application/json")
+    reader.feed(compact({**chat({"content": TEXT}), "usage": chat_usage(3, 4)}))
+    assert [("partial", 3, 4)] == [figures(call)[:3] for call in reader.close(complete=False)]
+    assert 0 == reader.estimated_output_tokens
+
+
+def test_a_torn_document_that_may_be_anything_is_nothing() -> None:
+    reader = open_reader("application/json")
+    reader.feed(b'{"items": [{"text": "abc')
+    assert () == reader.close(complete=False)
+
+
+TOLD = CallUsage(source="reported", input_tokens=5, output_tokens=6, model="m", response_id="1")
+SNAPSHOT = CallUsage(source="partial", input_tokens=5, output_tokens=6, response_id="1")
+NOTHING = CallUsage(source="missing", response_id="2", notes=("ended_early",))
+
+
+@pytest.mark.parametrize(
+    ("calls", "output_tokens", "expected"),
+    [
+        ((), 7, []),
+        ((NOTHING,), 7, [("estimated", 3, 7)]),
+        ((NOTHING,), 0, [("estimated", 3, 1)]),
+        ((SNAPSHOT,), 0, [("partial", 5, 6)]),
+        ((SNAPSHOT,), 7, [("estimated", 5, 13)]),
+        ((TOLD,), 0, [("reported", 5, 6)]),
+        ((TOLD,), 7, [("reported", 5, 6), ("estimated", 0, 7)]),
+        ((TOLD, NOTHING), 7, [("reported", 5, 6), ("estimated", 3, 7)]),
+    ],
+)
+def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
+    calls: tuple[CallUsage, ...], output_tokens: int, expected: list[tuple[str, int, int]]
+) -> None:
+    cut = cut_short(calls, input_tokens=3, output_tokens=output_tokens)
+    assert expected == [figures(call)[:3] for call in cut]
+
+
+@pytest.mark.parametrize(
+    ("head", "size", "expected"),
+    [
+        (b"", 0, 0),
+        (compact({"messages": [{"content": "a" * 30}]}), None, 10),
+        (compact({"question": "a" * 30}), None, 10),
+        (b"plain text", None, 4),
+        (b"\xff\xfe\x00", None, 1600),
+        (b'{"messages": [{"content": "' + b"word " * 100, 10_000, 176 + 3158),
+        (b'{"messages": [{"image": "' + b"A" * 4_000, 3 << 20, 9 + 4 * 1600),
+        ("ü".encode()[:1], 300, 1 + 100),
+    ],
+    ids=["empty", "known", "own shape", "plain", "binary", "long", "long image", "cut character"],
+)
+def test_a_request_is_estimated_by_what_is_known_of_it(head: bytes, size: int | None, expected: int) -> None:
+    assert expected == estimate_request(head, size=len(head) if size is None else size)
 
 
 def test_the_text_of_a_foreign_stream_is_not_estimated() -> None:

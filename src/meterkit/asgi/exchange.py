@@ -7,33 +7,40 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from threading import Lock
-from typing import TYPE_CHECKING, Final
+from threading import RLock
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 
+from meterkit.asgi.metered import LlmCalls, Part, add, part_of
+from meterkit.asgi.reading import Reading
+from meterkit.asgi.remarks import lost, remark
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.errors import MeterkitError
 from meterkit.store.accounts import HOLD_SLOT_MS
 from meterkit.store.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from starlette.types import Message, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.told import Told
+    from meterkit.asgi.usage import CallUsage
     from meterkit.catalog import Outcome, Route
     from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.lane import Lane
     from meterkit.store.store import Store
 
-__all__ = ["Current", "Exchange", "current", "exchange", "record"]
+__all__ = ["Current", "Exchange", "current", "exchange", "exchange_of", "record"]
+
+T = TypeVar("T")
 
 _NOTHING: Final[dict[str, int]] = {}
 _CLIENT_ERRORS: Final = range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
-_recording: Final = Lock()
-"""Held while a request's usage is added to or taken: endpoints may record from several threads at once."""
+_recording: Final = RLock()
+"""Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
+a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,7 @@ class Exchange:
     in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.
     decision: Decision | None = None
     _recorded: dict[str, int] | None = None
+    _llm: LlmCalls | None = None
     _status = 0
     _begun = _complete = _gone = _failed = _trailers = _settled = False
 
@@ -91,6 +99,14 @@ class Exchange:
         if call is not None and lane is not None and call.program.holds:
             self._slot = reply[1] // HOLD_SLOT_MS
             lane.live.add(self)
+
+    def read_usage(self, receive: Receive) -> Receive:
+        """Read the response's token usage as it is sent; what the app is to receive from instead."""
+        reading = Reading(self._route.usage, receive, self._send, complain=self.remark)
+        self._llm = LlmCalls(reading)
+        self._send = reading.send
+        self._nothing_to_settle = False
+        return reading.receive
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
@@ -159,7 +175,8 @@ class Exchange:
         recorded, call, lane = self._recorded, self._call, self._lane
         if lane is None:
             return
-        billed = self._outcome() in self._route.charge_on
+        outcome = self._outcome()
+        billed = outcome in self._route.charge_on
         if call is not None and call.program.settles:
             lane.live.discard(self)
             if self._renewed is None:
@@ -168,8 +185,27 @@ class Exchange:
                 self._store.end_renewed(lane, call, self._renewed, self._slot, billed=billed)
         elif call is None:
             recorded = self._undecided(recorded or _NOTHING)
-        if recorded:
+        if self._llm is not None:
+            self._post(lane, self._llm_due(self._llm, outcome, recorded or _NOTHING), billed=billed)
+        elif recorded:
             self._store.post(lane, self._account, recorded if billed else _NOTHING, rated=recorded)
+
+    def _llm_due(self, llm: LlmCalls, outcome: Outcome, recorded: dict[str, int]) -> Iterable[Part]:
+        """What language models have used, beside what the app has recorded."""
+        calls = llm.end(complete=self._complete, gone=outcome == "client_gone")
+        if self._complete:
+            self.lost(calls)
+        with _recording:
+            parts = llm.due(self._account.accounts.catalog)
+        if recorded:
+            beside = part_of(parts)
+            add(beside.recorded, recorded)
+            add(beside.rated, recorded)
+        return parts.values()
+
+    def _post(self, lane: Lane, parts: Iterable[Part], *, billed: bool) -> None:
+        for part in parts:
+            self._store.post(lane, self._account, part.recorded if billed else _NOTHING, rated=part.rated)
 
     def _undecided(self, recorded: dict[str, int]) -> dict[str, int]:
         """What a request comes to that was decided without the store: its rates have not seen it either."""
@@ -215,11 +251,34 @@ class Exchange:
                 self._recorded = {**before, **added}
                 self._nothing_to_settle = False
                 return
-        self._record_late(self._lane, quantities)
+        self._post_late(self._lane, [Part(recorded=quantities, rated=quantities)])
 
-    def _record_late(self, lane: Lane, quantities: dict[str, int]) -> None:
-        recorded = quantities if self._outcome() in self._route.charge_on else _NOTHING
-        post = partial(self._store.post, lane, self._account, recorded, rated=quantities)
+    def report(self, change: Callable[[LlmCalls], T]) -> T:
+        """Have something noted of calls of language models; what comes late is settled at once.
+
+        Args:
+            change: takes what is known of them so far; must not block.
+        """
+        with _recording:
+            llm = self._llm = self._llm or LlmCalls()
+            result = change(llm)
+            if self._lane is None or not (self._settled or self._complete):
+                self._nothing_to_settle = False
+                return result
+            parts = llm.due(self._account.accounts.catalog)
+        self._post_late(self._lane, parts.values())
+        return result
+
+    def remark(self, message: str) -> None:
+        """Warn of something about the request's route, once in a while."""
+        remark(self._store, self._route.match, message)
+
+    def lost(self, calls: Iterable[CallUsage]) -> None:
+        """Warn of calls whose figures are missing, once in a while."""
+        lost(self._store, self._route.match, calls)
+
+    def _post_late(self, lane: Lane, parts: Iterable[Part]) -> None:
+        post = partial(self._post, lane, parts, billed=self._outcome() in self._route.charge_on)
         home = next((loop for loop, known in self._store.lanes.items() if known is lane), None)
         try:
             here = get_running_loop()
@@ -271,7 +330,7 @@ def current() -> Current:
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
-    return _exchange("current()").current()
+    return exchange_of("current()").current()
 
 
 def record(meter: str | None = None, quantity: int | None = None, /, **quantities: int) -> None:
@@ -289,12 +348,20 @@ def record(meter: str | None = None, quantity: int | None = None, /, **quantitie
         raise TypeError("record() takes a meter and a quantity, or quantities by keyword")
     if meter is not None and quantity is not None:
         quantities = {meter: quantity, **quantities}
-    found = _exchange("record()")
+    found = exchange_of("record()")
     found.check_meters(quantities)
     found.record(quantities)
 
 
-def _exchange(what: str) -> Exchange:
+def exchange_of(what: str) -> Exchange:
+    """The current request's.
+
+    Args:
+        what: the call that asks for it, for the error.
+
+    Raises:
+        MeterkitError: outside of a request that MeterMiddleware has decided.
+    """
     found = exchange.get(None)
     if found is None:
         raise MeterkitError(

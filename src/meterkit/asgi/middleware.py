@@ -109,6 +109,8 @@ class MeterMiddleware:
         passed = await self._admit(route, scope, receive, send)
         if passed is None:
             return
+        if route.usage != "none":
+            receive = passed.read_usage(receive)
         token = exchange.set(passed)
         try:
             await self.app(scope, receive, passed.send)

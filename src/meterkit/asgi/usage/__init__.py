@@ -7,10 +7,11 @@ from meterkit.asgi.usage.estimate import (
     MEDIA_PART_TOKENS,
     InputEstimator,
     estimate_input,
+    estimate_request,
     read_reserve_field,
 )
-from meterkit.asgi.usage.figures import CallUsage, Note, Source, estimated, quantities
-from meterkit.asgi.usage.objects import usage_of
+from meterkit.asgi.usage.figures import CallUsage, Note, Source, cut_short, estimated, quantities
+from meterkit.asgi.usage.objects import Reports, event_of, usage_of
 from meterkit.asgi.usage.response import ResponseReader
 from meterkit.asgi.usage.tap import StreamTap
 
@@ -20,11 +21,15 @@ __all__ = [
     "Calls",
     "InputEstimator",
     "Note",
+    "Reports",
     "ResponseReader",
     "Source",
     "StreamTap",
+    "cut_short",
     "estimate_input",
+    "estimate_request",
     "estimated",
+    "event_of",
     "quantities",
     "read_reserve_field",
     "usage_of",

@@ -29,15 +29,16 @@ class JsonArray:
     """Passes on each item of an array that is an object, found by the depth of brackets outside of texts.
 
     Attributes:
+        item: what has come of the item that has not come to its end.
         stopped: set to end reading.
     """
 
-    __slots__ = ("_depth", "_emit", "_escaped", "_gate", "_in_text", "_item", "_skipping", "stopped")
+    __slots__ = ("_depth", "_emit", "_escaped", "_gate", "_in_text", "_skipping", "item", "stopped")
 
     def __init__(self, emit: Callable[[bytes], None], gate: Gate) -> None:
         self._emit = emit
         self._gate = gate
-        self._item = bytearray()
+        self.item = bytearray()
         self._depth = 0
         self._in_text = self._escaped = self._skipping = False
         self.stopped = False
@@ -78,16 +79,16 @@ class JsonArray:
     def _keep(self, chunk: bytes, begin: int, end: int) -> None:
         if self._skipping:
             return
-        if len(self._item) + end - begin > EVENT_BYTES_MAX:
+        if len(self.item) + end - begin > EVENT_BYTES_MAX:
             self._skipping = True
             self._gate.skipped += 1
-            self._item.clear()
+            self.item.clear()
         else:
-            self._item += chunk[begin:end]
+            self.item += chunk[begin:end]
 
     def _finish(self) -> None:
-        item = bytes(self._item)
-        self._item.clear()
+        item = bytes(self.item)
+        self.item.clear()
         if not self._skipping and item.startswith(b"{") and self._gate.opens(item):
             self._emit(item)
         self._skipping = False
@@ -141,6 +142,13 @@ class Document:
             self._parts.clear()
         else:
             self._parts.append(chunk)
+
+    def torn(self) -> bytes:
+        """The object, or the item of the array, that has not come to its end; empty where it is no answer."""
+        if self.array is None:
+            return b"".join(self._parts) if self.promising else b""
+        item = bytes(self.array.item)
+        return item if is_promising(item) else b""
 
     def close(self) -> None:
         """The body is over."""

@@ -6,6 +6,8 @@ and base64.
 
 from __future__ import annotations
 
+import re
+from codecs import getincrementaldecoder
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.asgi.usage.figures import figure
@@ -17,14 +19,32 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.usage.shape import Table
 
-__all__ = ["MEDIA_PART_TOKENS", "InputEstimator", "estimate_input", "output_text_bytes", "read_reserve_field"]
+__all__ = [
+    "MEDIA_PART_TOKENS",
+    "InputEstimator",
+    "estimate_input",
+    "estimate_request",
+    "output_text_bytes",
+    "read_choices",
+    "read_limit",
+    "read_reserve_field",
+    "request_of",
+    "tokens_of_bytes",
+    "torn_text_bytes",
+]
 
 MEDIA_PART_TOKENS: Final = 1_600
 """What an image, a piece of audio or a document is taken for, whatever its size."""
 
 BODY_BYTES_MAX: Final = 8 << 20
+CHOICES_MAX: Final = 128
 _BYTES_PER_TOKEN: Final = 3
 _NODES_MAX: Final = 100_000
+_TORN_TEXT: Final = re.compile(
+    rb'"(?:content|text|thinking|reasoning_content|arguments)"\s*:\s*"((?:[^"\\]|\\.)*+)', re.DOTALL
+)
+_ENCODED: Final = re.compile(rb"[A-Za-z0-9+/=_-]+")
+_ENCODED_BYTES_MIN: Final = 512
 
 # Where the events of each API hold what the model wrote; `*` is every item of an array.
 _OUTPUT_TEXTS: Final[Mapping[str, Sequence[Sequence[str]]]] = {
@@ -113,6 +133,11 @@ def output_text_bytes(event: Table) -> int:
     return found
 
 
+def torn_text_bytes(document: bytes) -> int:
+    """Bytes of what the model wrote in JSON that was cut off, escapes included."""
+    return sum(len(found[1]) for found in _TORN_TEXT.finditer(document))
+
+
 def estimate_input(body: bytes | Table, model: str | None = None) -> int:
     """Input tokens of a request body in the shape of any of the APIs; the default estimator.
 
@@ -129,10 +154,58 @@ def estimate_input(body: bytes | Table, model: str | None = None) -> int:
     """
     del model
     if isinstance(body, bytes) and len(body) > BODY_BYTES_MAX:
-        return MEDIA_PART_TOKENS * -(-len(body) // (1 << 20))
-    request = _request(body)
+        return _media(len(body))
+    request = request_of(body)
     size, tokens = _measure([request[key] for key in _INPUT_KEYS if key in request])
     return min(tokens_of_bytes(size) + tokens, QUANTITY_MAX)
+
+
+def estimate_request(head: bytes, *, size: int, estimate: InputEstimator = estimate_input) -> int:
+    """Input tokens of a request of which at least the beginning is known, of whatever shape.
+
+    Beyond the estimator, which knows the APIs' shapes, all texts of other JSON count. What is no text counts
+    as media, a part for each MiB, as does the rest of a body that breaks off within encoded data.
+
+    Args:
+        head: the first bytes of the body.
+        size: bytes of the whole of it.
+        estimate: what measures a body that is known to its end.
+
+    Returns:
+        0 where there is no body. Never raises, if the estimator does not.
+    """
+    if size <= len(head):
+        found = estimate(head, None)
+        if found or not head:
+            return found
+        text_bytes, tokens = _measure([request_of(head)])
+        return tokens_of_bytes(text_bytes) + tokens or _unknown(head, size)
+    return _unknown(head, size)
+
+
+def _unknown(head: bytes, size: int) -> int:
+    """Tokens of what cannot be parsed."""
+    if b"\0" in head or not _is_text(head):
+        return _media(size)
+    encoded = [found.span() for found in _ENCODED.finditer(head) if len(found[0]) >= _ENCODED_BYTES_MIN]
+    texts = len(head) - sum(end - begin for begin, end in encoded)
+    within = bool(encoded) and encoded[-1][1] == len(head)
+    rest = max(0, size - len(head))
+    more = _media(rest) if within else tokens_of_bytes(rest)
+    return min(tokens_of_bytes(texts) + len(encoded) * MEDIA_PART_TOKENS + more, QUANTITY_MAX)
+
+
+def _media(size: int) -> int:
+    return MEDIA_PART_TOKENS * -(-size // (1 << 20))
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        # A character may be cut at the end.
+        getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_reserve_field(body: bytes | Table, field: str) -> int | None:
@@ -146,15 +219,29 @@ def read_reserve_field(body: bytes | Table, field: str) -> int | None:
         At most 10^15 - 1. The limits of OpenAI's output tokens are one field under several names, whose
         largest value counts, times the number of choices asked for (``n``, ``best_of``).
     """
-    request = _request(body)
+    request = request_of(body)
+    limit = read_limit(request, field)
+    if limit is None or field not in _OUTPUT_LIMITS:
+        return limit
+    choices = [count for name in _CHOICES if (count := _limit(request.get(name))) is not None]
+    return min(limit * max(1, *choices, 1), QUANTITY_MAX)
+
+
+def read_limit(body: bytes | Table, field: str) -> int | None:
+    """As :func:`read_reserve_field`, for one choice."""
+    request = request_of(body)
     if field not in _OUTPUT_LIMITS:
         found = request.get(field)
         return _limit(dig(dict(request), field.split(".")) if found is None else found)
-    limits = [limit for name in _OUTPUT_LIMITS if (limit := _limit(request.get(name))) is not None]
-    if not limits:
-        return None
-    choices = [count for name in _CHOICES if (count := _limit(request.get(name))) is not None]
-    return min(max(limits) * max(1, *choices, 1), QUANTITY_MAX)
+    return max(
+        (limit for name in _OUTPUT_LIMITS if (limit := _limit(request.get(name))) is not None), default=None
+    )
+
+
+def read_choices(body: bytes | Table) -> int:
+    """For how many answers a request asks (``n``); at least 1, at most the 128 that OpenAI allows."""
+    asked = _limit(request_of(body).get("n"))
+    return min(max(1, asked or 1), CHOICES_MAX)
 
 
 def _limit(value: object) -> int | None:
@@ -163,7 +250,8 @@ def _limit(value: object) -> int | None:
     return figure(value)
 
 
-def _request(body: bytes | Table) -> Table:
+def request_of(body: bytes | Table) -> Table:
+    """What a request says; nothing where it is not JSON, or of more than 8 MiB."""
     if not isinstance(body, bytes):
         return body
     if len(body) > BODY_BYTES_MAX:

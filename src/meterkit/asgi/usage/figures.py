@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["CallUsage", "Figures", "Note", "Source", "estimated", "figure", "quantities"]
+__all__ = ["CallUsage", "Figures", "Note", "Source", "cut_short", "estimated", "figure", "quantities"]
 
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[
@@ -135,3 +135,33 @@ def quantities(calls: Iterable[CallUsage], *, sources: Collection[Source]) -> di
             for name, value in call.quantities().items():
                 total[name] = min(total.get(name, 0) + value, QUANTITY_MAX)
     return total
+
+
+def cut_short(calls: Sequence[CallUsage], *, input_tokens: int, output_tokens: int) -> tuple[CallUsage, ...]:
+    """The calls of an answer that nobody waited for to its end, with estimates where figures are lacking.
+
+    Args:
+        calls: as far as they are known; the last of them was cut.
+        input_tokens: estimated of the request.
+        output_tokens: estimated of the text that no figures cover.
+    """
+    if not calls:
+        return ()
+    *before, last = calls
+    if last.source == "missing":
+        # Something came, so that something was generated.
+        last = estimated(last, input_tokens=input_tokens, output_tokens=max(1, output_tokens))
+    elif not output_tokens:
+        return tuple(calls)
+    elif last.source == "partial":
+        told = 0 if last.output_tokens is None else last.output_tokens
+        more = min(told + output_tokens, QUANTITY_MAX)
+        last = replace(estimated(last, input_tokens=input_tokens, output_tokens=0), output_tokens=more)
+    else:
+        # The next call had begun; what went into it is not known.
+        more = min(output_tokens, QUANTITY_MAX)
+        before.append(last)
+        last = CallUsage(
+            model=last.model, provider=last.provider, input_tokens=0, output_tokens=more, source="estimated"
+        )
+    return (*before, last)

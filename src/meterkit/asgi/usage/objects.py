@@ -14,7 +14,7 @@ from meterkit.asgi.usage.calls import Ledger
 from meterkit.asgi.usage.cohere import COHERE
 from meterkit.asgi.usage.gemini import GEMINI
 from meterkit.asgi.usage.openai import OPENAI
-from meterkit.asgi.usage.shape import dig, load, table
+from meterkit.asgi.usage.shape import dig, load, rows, table
 
 if TYPE_CHECKING:
     from meterkit.asgi.usage.api import Api
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.usage.figures import CallUsage
     from meterkit.asgi.usage.shape import Table
 
-__all__ = ["event_of", "usage_of"]
+__all__ = ["Reports", "event_of", "usage_of"]
 
 _DEPTH_MAX: Final = 8
 _ITEMS_MAX: Final = 256
@@ -54,13 +54,64 @@ def usage_of(obj: object) -> tuple[CallUsage, ...] | None:
     event = event_of(obj)
     if event is None:
         return None
-    seen = (api.see(event, True) for api in AUTO)
-    sighting = next((sighting for sighting in seen if sighting is not None), None) or _see_bare(event)
+    sighting = _see(event) or _see_bare(event)
     if sighting is None:
         return None
     ledger = Ledger()
     ledger.see(sighting)
     return ledger.usages(complete=sighting.final) or None
+
+
+class Reports:
+    """The calls that an app reports object by object: responses, chunks and usage objects."""
+
+    __slots__ = ("_ledger",)
+
+    def __init__(self) -> None:
+        self._ledger = Ledger()
+
+    def take(self, event: Table) -> bool:
+        """Take what an object says; see :func:`event_of`.
+
+        Returns:
+            False where usage was to be expected of it and there is none.
+        """
+        sighting, bare = _see(event), False
+        if sighting is None:
+            sighting, bare = _see_bare(event), True
+        if sighting is None:
+            known = event.get("type") == "ping" or any(api.knows(event) for api in AUTO)
+            return known and _is_piece(event)
+        # A whole response is a call of its own, whatever was reported before and will be after.
+        whole = sighting.final and (bare or "candidates" in event or not _is_piece(event))
+        if whole and (bare or sighting.call_id is not None):
+            self._ledger.end()
+        self._ledger.see(sighting)
+        if whole:
+            self._ledger.end()
+        return True
+
+    def usages(self) -> tuple[CallUsage, ...]:
+        """What the calls used: figures of a stream that were not the last are partial."""
+        return self._ledger.usages(complete=False)
+
+
+def _is_piece(event: Table) -> bool:
+    """Whether it is an event or chunk of a stream, where it can be told."""
+    kind, named = event.get("type"), event.get("object")
+    if isinstance(kind, str):
+        return kind != "message"
+    if isinstance(named, str):
+        return named.endswith(".chunk")
+    choices = event.get("choices")
+    if choices is not None:
+        return not rows(choices) or dig(rows(choices)[0], ("delta",)) is not None
+    return "candidates" in event or event.get("done") is False or len(event) == 1
+
+
+def _see(event: Table) -> Sighting | None:
+    seen = (api.see(event, True) for api in AUTO)
+    return next((sighting for sighting in seen if sighting is not None), None)
 
 
 def _see_bare(usage: Table) -> Sighting | None:

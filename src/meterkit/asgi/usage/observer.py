@@ -89,13 +89,18 @@ class Observer:
         return self.decided and not self._declared and self._api is None
 
     @property
+    def untold(self) -> bool:
+        """Whether nothing has come yet that could say whose response this is."""
+        return not self._declared and self._looked == 0
+
+    @property
     def wants_text(self) -> bool:
         """Whether the text of the events to come is to be measured."""
         return self._estimate and not self.foreign
 
     @property
     def estimated_output_tokens(self) -> int:
-        """Tokens of the text that no final figures cover; 0 unless texts are measured."""
+        """Tokens of the text that no figures cover; 0 unless texts are measured."""
         if not self._declared and self._api is None:
             return 0
         return tokens_of_bytes(self._unreported_bytes)
@@ -113,7 +118,7 @@ class Observer:
             if sighting is not None:
                 self._api = self._api or api
                 self._ledger.see(sighting)
-                if sighting.final:
+                if sighting.final or sighting.counts:
                     self._unreported_bytes = 0
                 return
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):

@@ -10,6 +10,7 @@ from meterkit.asgi.usage.bedrock import BEDROCK
 from meterkit.asgi.usage.blocks import Gate
 from meterkit.asgi.usage.decoding import Inflate
 from meterkit.asgi.usage.document import Document
+from meterkit.asgi.usage.estimate import tokens_of_bytes, torn_text_bytes
 from meterkit.asgi.usage.eventstream import EventStream
 from meterkit.asgi.usage.ndjson import Ndjson
 from meterkit.asgi.usage.observer import Observer
@@ -68,6 +69,7 @@ class ResponseReader:
         "_observer",
         "_quiet",
         "_stream",
+        "_torn",
         "_unreadable",
     )
 
@@ -84,6 +86,7 @@ class ResponseReader:
         self._framing = self._framing_of(kind)
         self._inflate = Inflate(self._take) if coding in _DEFLATED else None
         self._calls: tuple[CallUsage, ...] | None = None
+        self._torn = b""
 
     @classmethod
     def open(
@@ -120,8 +123,11 @@ class ResponseReader:
 
     @property
     def estimated_output_tokens(self) -> int:
-        """Estimated tokens of the text that no final figures cover; 0 unless opened with ``estimate``."""
-        return self._observer.estimated_output_tokens
+        """Estimated tokens of the text that no figures cover; 0 unless opened with ``estimate``."""
+        tokens = self._observer.estimated_output_tokens
+        if self._torn and self._observer.wants_text:
+            tokens += tokens_of_bytes(torn_text_bytes(self._torn))
+        return tokens
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body; never raises."""
@@ -144,9 +150,13 @@ class ResponseReader:
         if self._calls is None:
             # What was cut off cannot be read, and that is nothing to remark on.
             self._quiet = not complete
+            if self._document is not None and self._quiet:
+                self._torn = self._document.torn()
             if self._framing is not None:
                 self._framing.close()
             self._calls = self._result(complete=complete)
+            if self._document is not None and self._document.array is None and _is_told(self._calls):
+                self._torn = b""  # It was whole, but for the end of the response.
         return self._calls
 
     def _result(self, *, complete: bool) -> tuple[CallUsage, ...]:
@@ -158,6 +168,9 @@ class ResponseReader:
         document = self._document
         if not calls and document is not None and document.too_large and document.promising:
             calls = (self._observer.missing({"too_large"}),)
+        if not calls and not complete and self._observer.untold and (document is None or self._torn):
+            # Cut off before it could say what it is; the route says that such answers are a model's.
+            calls = (self._observer.missing({"ended_early"}),)
         return calls
 
     def _notes(self) -> list[Note]:
@@ -233,6 +246,10 @@ class ResponseReader:
             self._gate.all = observer.wants_text
             if observer.foreign and self._document is not None and self._document.array is not None:
                 self._document.array.stopped = True
+
+
+def _is_told(calls: Iterable[CallUsage]) -> bool:
+    return any(call.source != "missing" for call in calls)
 
 
 def _is_readable(kind: bytes) -> bool:

@@ -6,6 +6,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from meterkit.asgi.usage.apis import AUTO
+from meterkit.asgi.usage.figures import cut_short
 from meterkit.asgi.usage.objects import event_of
 from meterkit.asgi.usage.observer import Observer
 
@@ -29,6 +30,8 @@ class StreamTap(Generic[T]):
         stream: what the SDK returned, asynchronous or not.
         report: takes what was used; must not raise.
         estimate: whether to measure the text, for :attr:`estimated_output_tokens`.
+        input_tokens: estimates what went in. Where it is given, figures that are lacking because nobody read
+            the stream to its end are estimates; must not raise.
     """
 
     def __init__(
@@ -37,15 +40,17 @@ class StreamTap(Generic[T]):
         *,
         report: Callable[[tuple[CallUsage, ...]], None],
         estimate: bool = False,
+        input_tokens: Callable[[], int] | None = None,
     ) -> None:
         self._stream = stream
         self._report: Callable[[tuple[CallUsage, ...]], None] | None = report
+        self._input_tokens = input_tokens
         self._iterator: Any = None
         self._observer = Observer(AUTO, declared=False, estimate=estimate)
 
     @property
     def estimated_output_tokens(self) -> int:
-        """Estimated tokens of the text that no final figures cover; 0 unless ``estimate``."""
+        """Estimated tokens of the text that no figures cover; 0 unless ``estimate``."""
         return self._observer.estimated_output_tokens
 
     def __aiter__(self) -> Self:
@@ -57,7 +62,7 @@ class StreamTap(Generic[T]):
         try:
             chunk: T = await anext(cast("AsyncIterator[T]", self._iterator))
         except BaseException as error:
-            self.finish(complete=isinstance(error, StopAsyncIteration))
+            self._finish(error, StopAsyncIteration)
             raise
         self._observe(chunk)
         return chunk
@@ -71,7 +76,7 @@ class StreamTap(Generic[T]):
         try:
             chunk: T = next(cast("Iterator[T]", self._iterator))
         except BaseException as error:
-            self.finish(complete=isinstance(error, StopIteration))
+            self._finish(error, StopIteration)
             raise
         self._observe(chunk)
         return chunk
@@ -84,11 +89,21 @@ class StreamTap(Generic[T]):
         if isawaitable(closing):
             await closing
 
-    def finish(self, *, complete: bool = False) -> None:
-        """Report what is known by now, unless that was done already."""
+    def finish(self) -> None:
+        """Report what is known by now of a stream that nobody reads on, unless that was done already."""
+        self._tell(complete=False, given_up=True)
+
+    def _finish(self, error: BaseException, end: type[Exception]) -> None:
+        self._tell(complete=isinstance(error, end), given_up=not isinstance(error, Exception))
+
+    def _tell(self, *, complete: bool, given_up: bool) -> None:
         report, self._report = self._report, None
         if report is not None:
-            report(self._observer.close(complete=complete, notes=()))
+            calls = self._observer.close(complete=complete, notes=())
+            if calls and given_up and self._input_tokens is not None:
+                output_tokens = self.estimated_output_tokens
+                calls = cut_short(calls, input_tokens=self._input_tokens(), output_tokens=output_tokens)
+            report(calls)
 
     def _observe(self, chunk: T) -> None:
         event = event_of(chunk)

@@ -1,0 +1,160 @@
+"""What one request has seen of calls of language models, and what they amount to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from meterkit.asgi.usage import Calls, Reports
+from meterkit.catalog.models import QUANTITY_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.asgi.reading import Reading
+    from meterkit.asgi.usage import CallUsage, Source
+    from meterkit.catalog import Catalog
+
+__all__ = ["LlmCalls", "Part", "add", "part_of", "plain_counters"]
+
+Key: TypeAlias = tuple[str | None, str | None]
+"""Model and provider; both None for usage that is counted whatever it is of."""
+Amounts: TypeAlias = dict[tuple[Key, bool, str], int]
+"""Quantities by key, whether they are billed (else rated), and meter."""
+
+_ALL: Final[Key] = (None, None)
+_RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
+_ROUGH: Final = ("partial", "estimated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What is counted together.
+
+    Attributes:
+        recorded: meter to the quantity that is recorded, if the request's outcome is billed.
+        rated: meter to the quantity that rates count.
+    """
+
+    recorded: dict[str, int] = field(default_factory=dict[str, int])
+    rated: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class LlmCalls:
+    """The calls that a request's response, its taps and its app report, each counted once.
+
+    Args:
+        reading: of the response; None where its route reads none.
+    """
+
+    __slots__ = ("_body", "_counted", "_taps", "reading", "reports")
+
+    def __init__(self, reading: Reading | None = None) -> None:
+        self.reading = reading
+        self.reports = Reports()
+        self._taps: list[CallUsage] = []
+        self._body: tuple[CallUsage, ...] = ()
+        self._counted: Amounts = {}
+
+    def input_tokens(self) -> int:
+        """Estimated tokens of the request; 0 where the route does not keep it."""
+        return 0 if self.reading is None else self.reading.input_tokens()
+
+    def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
+        """Take what a tap has seen; see :class:`meterkit.asgi.usage.StreamTap`."""
+        self._taps += calls
+
+    def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
+        """The response is over: what was read off it; see :meth:`meterkit.asgi.reading.Reading.close`."""
+        if self.reading is not None:
+            self._body = self.reading.close(complete=complete, gone=gone)
+        return self._body
+
+    def due(self, catalog: Catalog) -> dict[Key, Part]:
+        """What is to be counted by now and was not yet: by model and provider where meters ask for them.
+
+        What is reported late is counted on top of what was. Nothing is taken back: where a later report
+        amounts to less, it counts nothing.
+        """
+        calls = _joined(_joined(self.reports.usages(), self._taps), self._body)
+        more = _beyond(self._counted, _amounts(Calls(calls), catalog))
+        parts: dict[Key, Part] = {}
+        for (key, billed, meter), quantity in more.items():
+            self._counted[key, billed, meter] = self._counted.get((key, billed, meter), 0) + quantity
+            part = parts.setdefault(key, Part())
+            (part.recorded if billed else part.rated)[meter] = quantity
+        return parts
+
+
+def plain_counters(catalog: Catalog) -> frozenset[str]:
+    """The meters that can be counted on: no gauges, and none that follow another."""
+    meters = catalog.meters.values()
+    return frozenset(meter.name for meter in meters if meter.kind == "counter" and meter.source is None)
+
+
+def part_of(parts: dict[Key, Part]) -> Part:
+    """The part whose model does not matter, made if there is none."""
+    return parts.setdefault(_ALL, Part())
+
+
+def add(total: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add quantities by meter; at most 10^15 - 1 each."""
+    for meter, quantity in more.items():
+        total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
+
+
+def _amounts(calls: Iterable[CallUsage], catalog: Catalog) -> Amounts:
+    """What calls amount to, on the meters that are declared as plain counters."""
+    plain, sources = plain_counters(catalog), catalog.billing.sources
+    by_model = any(meter.source is not None for meter in catalog.meters.values())
+    found: Amounts = {}
+    for call in calls:
+        key = (call.model, call.provider) if by_model else _ALL
+        for meter, quantity in call.quantities().items():
+            if quantity and meter in plain:
+                for billed in (True, False) if call.source in sources else (False,):
+                    place = (key, billed, meter)
+                    found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)
+    return found
+
+
+def _beyond(counted: Amounts, found: Amounts) -> Amounts:
+    """What was found beyond what was counted: of each key, and never more than of all keys together."""
+    left: dict[tuple[bool, str], int] = {}
+    for amounts, sign in ((found, 1), (counted, -1)):
+        for (_, billed, meter), quantity in amounts.items():
+            left[billed, meter] = left.get((billed, meter), 0) + sign * quantity
+    more: Amounts = {}
+    for (key, billed, meter), quantity in found.items():
+        place = (key, billed, meter)
+        added = min(quantity - counted.get(place, 0), left[billed, meter])
+        if added > 0:
+            more[place] = added
+            left[billed, meter] -= added
+    return more
+
+
+def _joined(known: Sequence[CallUsage], more: Sequence[CallUsage]) -> list[CallUsage]:
+    """The calls that two sides report, those once that both do although one of them knows no id of them."""
+    left = list(known)
+    joined: list[CallUsage] = []
+    for call in more:
+        at = next((at for at, other in enumerate(left) if _may_be_one(call, other)), None)
+        if at is None:
+            joined.append(call)
+        else:
+            other = left.pop(at)
+            joined.append(max(other, call, key=_worth))
+    return left + joined
+
+
+def _may_be_one(call: CallUsage, other: CallUsage) -> bool:
+    if call.response_id and other.response_id:
+        return call.response_id == other.response_id
+    if call.source in _ROUGH and other.source in _ROUGH:
+        return call.provider == other.provider
+    return call.source == other.source and call.quantities() == other.quantities()
+
+
+def _worth(call: CallUsage) -> tuple[int, int, bool]:
+    return _RANKS[call.source], call.total_tokens or 0, call.model is not None

@@ -1,0 +1,117 @@
+"""The usage of language models, read off one response as it passes; its request kept for an estimate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.asgi.remarks import Contained
+from meterkit.asgi.usage import CallUsage, ResponseReader, cut_short, estimate_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Message, Receive, Send
+
+__all__ = ["BODY_BYTES_MAX", "Reading"]
+
+BODY_BYTES_MAX: Final = 1 << 20
+"""How much of a request's body is kept."""
+
+_UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
+
+
+class Reading:
+    """Stands between the app and the server, passes every message on as it is, and reads along.
+
+    Args:
+        usage: the route's word.
+        receive: the server's.
+        send: what the app's messages go to.
+        complain: takes what went wrong within the reader; the app never hears of it.
+    """
+
+    __slots__ = (
+        "_body",
+        "_broken",
+        "_complain",
+        "_contained",
+        "_input_tokens",
+        "_reader",
+        "_receive",
+        "_send",
+        "_size",
+        "_usage",
+    )
+
+    def __init__(self, usage: str, receive: Receive, send: Send, *, complain: Callable[[str], None]) -> None:
+        self._usage = usage
+        self._receive = receive
+        self._send = send
+        self._complain = complain
+        self._contained = Contained(self._break)
+        self._reader: ResponseReader | None = None
+        self._broken = False
+        self._body: bytearray | None = bytearray()
+        self._size = 0
+        self._input_tokens = 0
+
+    async def receive(self) -> Message:
+        """The server's next message."""
+        message = await self._receive()
+        body = message.get("body")
+        if body and self._body is not None:
+            self._size += len(body)
+            if len(self._body) < BODY_BYTES_MAX:
+                self._body += body[: BODY_BYTES_MAX - len(self._body)]
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the app on, then read it, also where the client is gone."""
+        try:
+            await self._send(message)
+        finally:
+            self._see(message)
+
+    def input_tokens(self) -> int:
+        """Estimated tokens of the request, at least 1; 0 where nobody asked before the response was over."""
+        body, self._body = self._body, None
+        if body is not None:
+            self._input_tokens = max(1, estimate_request(bytes(body), size=self._size))
+        return self._input_tokens
+
+    def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
+        """What the calls in the response used.
+
+        Args:
+            complete: whether it was sent to its end.
+            gone: whether the client hung up before: what it has not waited for is estimated.
+        """
+        reader, self._reader = self._reader, None
+        calls: tuple[CallUsage, ...] = ()
+        output_tokens = 0
+        if reader is not None:
+            with self._contained:
+                calls = reader.close(complete=complete)
+                output_tokens = reader.estimated_output_tokens
+        if self._broken:
+            calls = (_UNREADABLE,) if gone else ()
+        if gone:
+            return cut_short(calls, input_tokens=self.input_tokens(), output_tokens=output_tokens)
+        self._body = None
+        return calls
+
+    def _see(self, message: Message) -> None:
+        with self._contained:
+            kind = message["type"]
+            if kind == "http.response.body":
+                if self._reader is not None:
+                    self._reader.feed(bytes(message.get("body", b"")))
+            elif kind == "http.response.start":
+                self._reader = ResponseReader.open(
+                    self._usage, status=message["status"], headers=message.get("headers", ()), estimate=True
+                )
+
+    def _break(self, error: str) -> None:
+        self._reader = None
+        self._broken = True
+        self._complain(f"reading token usage off a response failed, which counts nothing: {error}")

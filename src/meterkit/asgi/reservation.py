@@ -1,0 +1,63 @@
+"""What a request sets aside before the app runs: of output what it asks for, of input what it seems to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.asgi.metered import plain_counters
+from meterkit.asgi.usage.estimate import (
+    estimate_input,
+    estimate_request,
+    read_choices,
+    read_limit,
+    request_of,
+)
+from meterkit.catalog.models import QUANTITY_MAX
+
+if TYPE_CHECKING:
+    from meterkit.asgi.usage import InputEstimator
+    from meterkit.catalog import Catalog, Route
+
+__all__ = ["reservation"]
+
+_PER_CHOICE: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
+
+
+def reservation(
+    route: Route, *, body: bytes, size: int, catalog: Catalog, estimate: InputEstimator = estimate_input
+) -> dict[str, int]:
+    """Meter to the quantity that a request of a route sets aside.
+
+    Of each meter in ``reserve:`` what the body names, at most the ceiling, or the default; of output for as
+    many answers as the body asks for. Where the meters are declared and not in ``reserve:``, of
+    ``input_tokens`` an estimate, and of ``total_tokens`` input and output together.
+
+    Args:
+        route: the route.
+        body: as much of the request's body as was read.
+        size: bytes of the whole of it, as far as that is known.
+        catalog: what is sold.
+        estimate: what measures the input.
+
+    Returns:
+        Nothing for a route without ``reserve:``.
+    """
+    if not route.reserve:
+        return {}
+    request = request_of(body)
+    choices = read_choices(request)
+    held: dict[str, int] = {}
+    for reserve in route.reserve:
+        named = None if reserve.field is None else read_limit(request, reserve.field)
+        quantity = min(reserve.default if named is None else named, reserve.ceiling)
+        times = choices if reserve.meter in _PER_CHOICE else 1
+        held[reserve.meter] = min(quantity * times, QUANTITY_MAX)
+    plain = plain_counters(catalog)
+    entered = held.get("input_tokens")
+    if entered is None:
+        entered = min(estimate_request(body, size=size, estimate=estimate), QUANTITY_MAX)
+        if "input_tokens" in plain:
+            held["input_tokens"] = entered
+    if "total_tokens" in plain and "total_tokens" not in held:
+        held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
+    return held

@@ -1,0 +1,353 @@
+"""Clients that hang up in the middle of a model's answer: what that comes to."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+import meterkit
+from faults import eventually
+from llm_apps import (
+    METERS,
+    PLANS,
+    PROMPT,
+    PROMPT_TOKENS,
+    RaisingServer,
+    amounts,
+    listening,
+    metered,
+    openai_stream,
+    read_all,
+    stream_of,
+    tokens,
+)
+from metering import http_scope
+from usage.recordings import (
+    MISSING,
+    RECORDINGS,
+    chat,
+    chat_usage,
+    compact,
+    gemini_chunk,
+    sse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message
+
+    from metering import Served
+    from usage.recordings import Recording
+
+pytestmark = pytest.mark.anyio
+
+SSE = "text/event-stream"
+TEXTS = ("Hello, ", "wörld. ", "All is well.")
+CHUNKS = openai_stream(*TEXTS)
+STREAMS = [recording for recording in RECORDINGS if len(recording.aborted) > 2]
+
+
+def text_tokens(*texts: str) -> int:
+    return -(-len("".join(texts).encode()) // 3)
+
+
+# Under a real server.
+
+
+def streaming(chunks: Sequence[bytes], gone: asyncio.Event) -> Starlette:
+    """An app that sends chunks, and one more once the client is gone; until then it waits."""
+
+    async def answer(request: Request) -> StreamingResponse:
+        assert await request.body() == PROMPT
+
+        async def body() -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield chunk
+            await gone.wait()
+            yield b": too late\n\n"
+            raise AssertionError("the app was not stopped")
+
+        return StreamingResponse(body(), media_type=SSE)
+
+    return Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
+
+
+async def hang_up(port: int, path: str, *, after: bytes) -> None:
+    """Ask, and leave as soon as some bytes have come."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\ncontent-length: {len(PROMPT)}\r\n\r\n"
+    writer.write(head.encode() + PROMPT)
+    await reader.readuntil(after)
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+@pytest.mark.parametrize(
+    ("path", "sent", "recorded", "requests"),
+    [
+        ("/openai", 0, (0, 0), 0),
+        ("/attempt", 0, (0, 0), 1),
+        ("/openai", 1, (PROMPT_TOKENS, text_tokens(TEXTS[0])), 1),
+        ("/auto", 1, (PROMPT_TOKENS, text_tokens(TEXTS[0])), 1),
+        ("/auto", 3, (PROMPT_TOKENS, text_tokens(*TEXTS)), 1),
+        ("/none", 3, (0, 0), 1),
+    ],
+)
+async def test_a_client_that_hangs_up_is_billed_what_was_generated_by_then(
+    spec: str, path: str, sent: int, recorded: tuple[int, int], requests: int, store_url: str
+) -> None:
+    gone = asyncio.Event()
+    app = streaming(CHUNKS[:sent], gone)
+    async with metered(app, store_url) as at:
+        outer: ASGIApp = at.app
+        if spec == "2.4":
+            raising = RaisingServer(at.app)
+            raising.gone = gone
+            outer = raising
+        over = asyncio.Event()
+
+        async def serve(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await outer(scope, receive, send)
+            finally:
+                over.set()
+
+        async with listening(serve) as port:
+            await hang_up(port, path, after=CHUNKS[sent - 1][-20:] if sent else b"\r\n\r\n")
+            await over.wait()
+        await eventually(lambda: nothing_unsettled(at))
+        assert recorded == await tokens(at.kit)
+        assert (requests, 0) == await at.counted()
+
+
+def nothing_unsettled(at: Served) -> bool:
+    return at.kit.store.lanes[asyncio.get_running_loop()].unsettled == 0
+
+
+# Without one, and so at every place.
+
+
+class Leaving:
+    """A client that leaves when it has got so many chunks; told to the app in either way."""
+
+    def __init__(self, *, after: int, spec: str, body: bytes = PROMPT) -> None:
+        self._left = after
+        self._spec = spec
+        half = len(body) // 2
+        self._said: list[Message] = [
+            {"type": "http.request", "body": body[half:], "more_body": False},
+            {"type": "http.request", "body": body[:half], "more_body": True},
+        ]
+        self._gone = asyncio.Event()
+        if not after:
+            self._gone.set()
+
+    async def receive(self) -> Message:
+        if self._said:
+            return self._said.pop()
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self._gone.is_set() and self._spec == "2.4":
+            raise OSError("the client is gone")
+        if message.get("body"):
+            self._left -= 1
+            if not self._left:
+                self._gone.set()
+
+    async def ask(self, at: Served, path: str) -> None:
+        scope = http_scope(path, method="POST", asgi={"version": "3.0", "spec_version": self._spec})
+        await asyncio.gather(at.app(scope, self.receive, self.send), return_exceptions=True)
+
+
+def pausing(chunks: Sequence[bytes], kind: str = SSE, *, waits_at: int) -> Starlette:
+    """An app that is overtaken by its client's leaving before a chunk."""
+
+    async def answer(request: Request) -> StreamingResponse:
+        await request.body()
+
+        async def body() -> AsyncIterator[bytes]:
+            for at, chunk in enumerate(chunks):
+                if at == waits_at:
+                    await anyio.sleep_forever()
+                yield chunk
+            await anyio.sleep_forever()
+
+        return StreamingResponse(body(), headers={"content-type": kind})
+
+    return Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
+
+
+def cut_at(recording: Recording, sent: int) -> tuple[int, ...]:
+    """What the recordings say that it comes to, where the provider had reported something."""
+    return amounts(recording.aborted[sent])
+
+
+@pytest.mark.parametrize("recording", STREAMS, ids=lambda recording: recording.name)
+async def test_whatever_was_generated_is_never_free_nor_less_than_was_reported(
+    recording: Recording, store_url: str
+) -> None:
+    for sent in range(1, len(recording.events)):
+        app = pausing(recording.events, recording.content_type, waits_at=sent)
+        async with metered(app, store_url) as at:
+            await Leaving(after=sent, spec="2.3").ask(at, f"/{recording.usage}")
+            found = await tokens(at.kit, *METERS)
+            said = cut_at(recording, sent)
+            assert all(value >= least for value, least in zip(found, said, strict=True)), sent
+            assert found[0] > 0, sent
+            assert found[1] > 0 or recording.aborted[sent] != [MISSING], sent
+            assert found[5] == found[0] + found[1], sent
+
+
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+async def test_cumulative_figures_are_the_last_ones_seen(spec: str, store_url: str) -> None:
+    chunks = [sse(chat({"content": text}, usage=chat_usage(7, n + 1))) for n, text in enumerate("abc")]
+    # Where sending raises, the chunk that did not arrive was generated all the same.
+    async with metered(StreamingResponse(stream_of(chunks), media_type=SSE), store_url) as at:
+        await Leaving(after=1, spec="2.4").ask(at, "/openai")
+        assert (7, 2) == await tokens(at.kit)
+    async with metered(pausing(chunks, waits_at=2), store_url) as at:
+        if spec == "2.3":
+            await Leaving(after=2, spec=spec).ask(at, "/openai")
+            assert (7, 2) == await tokens(at.kit)
+
+
+async def test_text_after_the_last_figures_is_estimated_on_top(store_url: str) -> None:
+    """Anthropic tells of the output first at the start, and then only at the end."""
+    start = {"id": "m", "type": "message", "model": "c", "usage": {"input_tokens": 9, "output_tokens": 1}}
+    text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 300}}
+    chunks = [sse({"type": "message_start", "message": start}), sse(text)]
+    for sources, recorded in (("[reported, partial, estimated]", (9, 101)), ("[partial]", (0, 0))):
+        plans = PLANS + f"billing: {{sources: {sources}}}\n"
+        async with metered(pausing(chunks, waits_at=9), store_url, plans=plans) as at:
+            await Leaving(after=2, spec="2.3").ask(at, "/anthropic")
+            assert recorded == await tokens(at.kit)
+
+
+async def test_a_second_call_that_was_begun_is_estimated_beside_the_first(store_url: str) -> None:
+    chunks = [
+        *CHUNKS,
+        sse(chat(None, usage=chat_usage(5, 6))),
+        sse({**chat({"content": "x" * 30}), "id": "2"}),
+    ]
+    async with metered(pausing(chunks, waits_at=9), store_url) as at:
+        await Leaving(after=5, spec="2.3").ask(at, "/auto")
+        assert (5, 16) == await tokens(at.kit)
+
+
+async def test_final_figures_are_counted_as_they_are_though_the_client_never_got_them(
+    store_url: str,
+) -> None:
+    chunks = [CHUNKS[0], sse(chat(None, usage=chat_usage(50, 60)))]
+    async with metered(StreamingResponse(stream_of(chunks), media_type=SSE), store_url) as at:
+        await Leaving(after=1, spec="2.4").ask(at, "/auto")
+        assert (50, 60) == await tokens(at.kit)
+
+
+async def test_a_document_whose_last_piece_nobody_took_is_counted_as_it_says(store_url: str) -> None:
+    body = compact({"choices": [{"message": {"content": "x" * 300}}], "usage": chat_usage(50, 60)})
+    pieces = stream_of([body[:100], body[100:]])
+    async with metered(StreamingResponse(pieces, media_type="application/json"), store_url) as at:
+        await Leaving(after=1, spec="2.4").ask(at, "/openai")
+        assert (50, 60) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunk", "recorded"),
+    [
+        (SSE, CHUNKS[0][:20], (PROMPT_TOKENS, 1)),
+        ("application/json", compact({"choices": [{"message": {"content": "x" * 300}}]})[:-40], (4, 89)),
+        ("application/json", compact([gemini_chunk("x" * 30)])[:-3], (PROMPT_TOKENS, 10)),
+        ("application/json", b'{"items": [1, 2', (0, 0)),
+        ("text/html", b"<html>", (0, 0)),
+        (SSE, sse({"tick": 1}), (0, 0)),
+    ],
+)
+async def test_an_answer_torn_within_its_first_event_is_a_models_if_it_may_be(
+    kind: str, chunk: bytes, recorded: tuple[int, int], store_url: str
+) -> None:
+    async with metered(pausing([chunk], kind, waits_at=9), store_url) as at:
+        await Leaving(after=1, spec="2.3").ask(at, "/auto")
+        assert recorded == await tokens(at.kit)
+
+
+@pytest.mark.parametrize(
+    ("body", "least", "most"),
+    [
+        (b"", 1, 1),
+        (b"\xff\xfe" * 1000, 1600, 1600),
+        (compact({"question": "x" * 300}), 100, 100),
+        (compact({"messages": [{"content": "y " * 300_000}, {"content": "y " * 500_000}]}), 500_000, 540_000),
+        (compact({"messages": [{"content": "A" * 3_000_000}]}), 1600, 6500),
+        (b"plain text", 4, 4),
+    ],
+    ids=["none", "binary", "own shape", "long", "image", "plain"],
+)
+async def test_the_request_is_estimated_whatever_it_is(
+    body: bytes, least: int, most: int, store_url: str
+) -> None:
+    async with metered(pausing(CHUNKS, waits_at=9), store_url) as at:
+        await Leaving(after=1, spec="2.3", body=body).ask(at, "/auto")
+        (found,) = await tokens(at.kit, "input_tokens")
+        assert least <= found <= most
+
+
+async def test_an_app_that_forgets_to_end_its_stream_is_counted_like_a_client_that_left(
+    store_url: str,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        assert PROMPT == await read_all(receive)
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", SSE.encode())]}
+        )
+        await send({"type": "http.response.body", "body": CHUNKS[0], "more_body": True})
+
+    async with metered(app, store_url) as at:
+        await Leaving(after=9, spec="2.3").ask(at, "/auto")
+        assert (PROMPT_TOKENS, 3) == await tokens(at.kit)
+        assert (1, 0) == await at.counted()
+
+
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+@pytest.mark.parametrize("path", ["/auto", "/none"])
+async def test_a_tap_whose_client_leaves_counts_once_with_the_body(
+    spec: str, path: str, store_url: str
+) -> None:
+    async def chunks() -> AsyncIterator[Any]:
+        for text in TEXTS:
+            yield chat({"content": text})
+        await anyio.sleep_forever()
+
+    async def answer(request: Request) -> StreamingResponse:
+        await request.body()
+
+        async def body() -> AsyncIterator[bytes]:
+            async for chunk in meterkit.tap(chunks()):
+                yield sse(chunk)
+
+        return StreamingResponse(body(), media_type=SSE)
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
+    async with metered(app, store_url) as at:
+        await Leaving(after=2, spec=spec).ask(at, path)
+        await eventually(lambda: counted(at))
+        entered, output = await tokens(at.kit)
+        assert (PROMPT_TOKENS if path == "/auto" else 0) == entered
+        # The third text may have been made before the leaving was noticed.
+        assert output in {text_tokens(*TEXTS[:2]), text_tokens(*TEXTS)}
+        assert (1, 0) == await at.counted()
+
+
+async def counted(at: Served) -> bool:
+    return nothing_unsettled(at) and (await tokens(at.kit))[1] > 0

@@ -1,0 +1,360 @@
+"""Token usage read off responses: what is counted of which answer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llm_apps import (
+    METERS,
+    PLANS,
+    PROMPT,
+    amounts,
+    answering,
+    metered,
+    openai_stream,
+    read_all,
+    replaying,
+    tokens,
+)
+from metering import http_scope, no_more
+from meterkit.asgi.usage import ResponseReader
+from meterkit.store.keys import rate_token
+from usage.recordings import (
+    DETAILED,
+    DETAILED_FIGURES,
+    DONE,
+    JSON_TYPE,
+    LIE,
+    RECORDINGS,
+    SSE_TYPE,
+    chat,
+    chat_usage,
+    compact,
+    sse,
+)
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+BY_NAME = {recording.name: recording for recording in RECORDINGS}
+HOURLY = rate_token("output_tokens", 3_600_000, "sliding-window")
+WHOLE = compact({"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": DETAILED})
+
+
+async def rated(at: Served) -> int:
+    """How many output tokens the hourly rate has seen."""
+    client: Any = (await at.kit.store.admin()).client
+    counted = await client.hget(at.kit.store.keys.customer("acme").counters, f"{HOURLY}b")
+    return int(counted or 0)
+
+
+async def ask(at: Served, path: str = "/auto") -> bytes:
+    return (await at.client.post(path, content=PROMPT)).content
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+async def test_every_recorded_answer_is_counted_and_passed_on_byte_for_byte(
+    name: str, store_url: str
+) -> None:
+    recording = BY_NAME[name]
+    expected = amounts(recording.expected)
+    async with metered(replaying(recording), store_url) as at:
+        assert recording.body == await ask(at, f"/{recording.usage}")
+        assert expected == await tokens(at.kit, *METERS)
+        assert expected[1] == await rated(at)
+        if recording.auto:
+            await ask(at, "/auto")
+            assert tuple(2 * value for value in expected) == await tokens(at.kit, *METERS)
+        assert (1 + recording.auto, 0) == await at.counted()
+
+
+async def test_messages_pass_as_they_are_and_in_their_order(store_url: str) -> None:
+    sent: list[Message] = [
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]},
+        *(
+            {"type": "http.response.body", "body": event, "more_body": True}
+            for event in BY_NAME["openai-chat-stream"].events
+        ),
+        {"type": "http.response.body", "body": b"", "more_body": False},
+    ]
+    received: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        for at, message in enumerate(sent):
+            await send(message)
+            assert at + 1 == len(received)
+
+    async def take(message: Message) -> None:
+        received.append(message)
+
+    async with metered(app, store_url) as at:
+        await at.app(http_scope("/openai"), no_more, take)
+        assert (1420, 310) == await tokens(at.kit)
+    assert all(given is taken for given, taken in zip(sent[1:], received[1:], strict=True))
+
+
+async def test_the_app_receives_what_the_client_sends(store_url: str) -> None:
+    said: list[Message] = [
+        {"type": "http.request", "body": b"a" * 700_000, "more_body": True},
+        {"type": "http.request", "body": b"b" * 700_000, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    heard: list[Message] = []
+
+    async def receive() -> Message:
+        return said[len(heard)]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while len(heard) < len(said):
+            heard.append(await receive())
+        await answering([WHOLE], JSON_TYPE)(scope, no_more, send)
+
+    async def take(message: Message) -> None:
+        del message
+
+    async with metered(app, store_url) as at:
+        await at.app(http_scope("/auto"), receive, take)
+        assert (1420, 310) == await tokens(at.kit)
+    assert all(given is taken for given, taken in zip(said, heard, strict=True))
+
+
+async def test_compressed_answers_are_read(store_url: str) -> None:
+    packed = gzip.compress(BY_NAME["anthropic-stream"].body)
+    chunks = [packed[at : at + 7] for at in range(0, len(packed), 7)]
+    async with metered(answering(chunks, SSE_TYPE, coding="gzip"), store_url) as at:
+        await at.app(http_scope("/anthropic"), no_more, ignore)
+        assert (16, 16, 1, 3, 5, 32) == await tokens(at.kit, *METERS)
+
+
+async def ignore(message: Message) -> None:
+    del message
+
+
+@pytest.mark.parametrize(
+    ("chunks", "kind", "coding", "cause"),
+    [
+        ([WHOLE], JSON_TYPE, "br", "content coding"),
+        ([*openai_stream("Hello"), sse(chat({}, finish="stop")), DONE], SSE_TYPE, None, "include_usage"),
+        ([b"{" * 90], JSON_TYPE, None, "no JSON"),
+        ([WHOLE], JSON_TYPE, "gzip", "compressed in another way"),
+        ([b'{"choices":[' + b" " * (8 << 20)], JSON_TYPE, None, "larger than"),
+    ],
+    ids=["br", "no usage", "no JSON", "no gzip", "too large"],
+)
+async def test_an_answer_without_readable_usage_counts_nothing_and_is_warned_of_once(
+    chunks: list[bytes],
+    kind: str,
+    coding: str | None,
+    cause: str,
+    store_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with metered(answering(chunks, kind, coding=coding), store_url) as at:
+        for _ in range(3):
+            await at.app(http_scope("/openai"), no_more, ignore)
+        assert (0, 0) == await tokens(at.kit)
+        assert (3, 0) == await at.counted()
+    (record,) = caplog.records
+    assert logging.WARNING == record.levelno
+    assert record.getMessage().startswith("/openai: token usage of a response is missing")
+    assert cause in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"usage": {"cpu": 4}, "items": []}', JSON_TYPE),
+        (b"<html>prompt_tokens</html>", "text/html"),
+        (sse({"tick": 1}), SSE_TYPE),
+        (b"", JSON_TYPE),
+    ],
+)
+async def test_an_answer_that_is_no_models_counts_nothing_and_nobody_is_warned(
+    body: bytes, kind: str, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with metered(answering([body], kind), store_url) as at:
+        assert body == await ask(at)
+        assert (0, 0) == await tokens(at.kit)
+    assert [] == caplog.records
+
+
+async def test_usage_that_is_told_within_the_models_answer_is_text(store_url: str) -> None:
+    chunks = [*openai_stream(LIE, json.dumps(chat(None, usage=chat_usage(9, 9)))), DONE]
+    async with metered(
+        answering([*chunks[:2], sse(chat(None, usage=DETAILED)), DONE], SSE_TYPE), store_url
+    ) as at:
+        await ask(at)
+        assert DETAILED_FIGURES[1:3] == await tokens(at.kit)
+
+
+@pytest.mark.parametrize("figure", [-1, 10**15, 1.5, "7", True, None, [], 10**400])
+async def test_a_figure_that_cannot_be_is_not_counted_and_the_others_are(
+    figure: Any, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    usage = {"prompt_tokens": 12, "completion_tokens": figure, "total_tokens": None}
+    chunks = [sse(chat({"content": "x"}, finish="stop", usage=usage)), DONE]
+    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
+        await ask(at)
+        assert (12, 0) == await tokens(at.kit)
+    assert (figure is not None) == any("10^15 - 1" in record.getMessage() for record in caplog.records)
+
+
+async def test_figures_that_add_up_to_too_much_are_bounded(store_url: str) -> None:
+    most = 10**15 - 1
+    chunks = [
+        sse({**chat({}, finish="stop", usage=chat_usage(most, 1)), "id": "a"}),
+        sse({**chat({}, finish="stop", usage=chat_usage(most, 2)), "id": "b"}),
+    ]
+    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
+        await ask(at)
+        assert (most, 3) == await tokens(at.kit)
+
+
+async def test_an_endless_line_passes_in_bounded_memory(store_url: str) -> None:
+    piece = b"x" * (1 << 20)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        for chunk in (b"data: ", *[piece] * 100, b"\n\n", sse(chat(None, usage=DETAILED))):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with metered(app, store_url) as at:
+        await at.app(http_scope("/openai"), no_more, ignore)
+        tracemalloc.start()
+        try:
+            await at.app(http_scope("/openai"), no_more, ignore)
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+        assert (2840, 620) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "recorded", "seen"),
+    [
+        ("/auto", 200, (1420, 310), 310),
+        ("/errors", 200, (0, 0), 310),
+        ("/attempt", 200, (1420, 310), 310),
+        ("/auto", 400, (0, 0), 0),
+        ("/attempt", 500, (0, 0), 0),
+        ("/none", 200, (0, 0), 0),
+    ],
+)
+async def test_what_is_billed_goes_by_the_outcome_and_rates_count_what_was_used(
+    path: str, status: int, recorded: tuple[int, int], seen: int, store_url: str
+) -> None:
+    async with metered(answering([WHOLE], JSON_TYPE, status=status), store_url) as at:
+        await ask(at, path)
+        assert recorded == await tokens(at.kit)
+        assert seen == await rated(at)
+
+
+@pytest.mark.parametrize(("path", "recorded"), [("/auto", (0, 0)), ("/errors", (7, 2))])
+async def test_an_app_that_fails_in_the_middle_has_used_what_was_reported_by_then(
+    path: str, recorded: tuple[int, int], store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        chunk = sse(chat({"content": "x"}, usage=chat_usage(7, 2))) + sse(chat({"content": "abcdefghi"}))
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        raise ValueError("the app broke")
+
+    async with metered(app, store_url) as at:
+        with pytest.raises(ValueError, match="the app broke"):
+            await at.app(http_scope(path), no_more, ignore)
+        assert recorded == await tokens(at.kit)
+        assert 2 == await rated(at)
+    assert [] == caplog.records
+
+
+@pytest.mark.parametrize(
+    ("sources", "whole", "cut"),
+    [("[reported]", (1420, 310), (0, 0)), ("[partial, estimated]", (0, 0), (7, 2))],
+)
+async def test_sources_that_are_not_listed_are_rated_and_not_billed(
+    sources: str, whole: tuple[int, int], cut: tuple[int, int], store_url: str
+) -> None:
+    plans = PLANS + f"billing: {{sources: {sources}}}\n"
+    async with metered(answering([WHOLE], JSON_TYPE), store_url, plans=plans) as at:
+        await ask(at)
+        assert whole == await tokens(at.kit)
+        assert 310 == await rated(at)
+    chunk = sse(chat({"content": "x"}, usage=chat_usage(7, 2)))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        kind = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async with metered(app, store_url, plans=plans) as at:
+        await at.app(http_scope("/auto"), no_more, ignore)
+        assert cut == await tokens(at.kit)
+        assert 2 == await rated(at)
+
+
+async def test_only_declared_counters_are_fed(store_url: str) -> None:
+    plans = PLANS.replace("  cached_input_tokens: {unit: token}\n", "").replace(
+        "total_tokens: {unit: token}", "total_tokens: {unit: token, kind: gauge}"
+    )
+    async with metered(answering([WHOLE], JSON_TYPE), store_url, plans=plans) as at:
+        await ask(at)
+        assert (1420, 310, 0, 256, 0) == await tokens(at.kit, *METERS[:2], *METERS[3:])
+
+
+@pytest.mark.parametrize("where", ["open", "feed", "close"])
+async def test_i8_a_reader_that_breaks_is_not_heard_of_by_the_app(
+    where: str, store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "the words of a customer"
+
+    def breaks(*_: object, **__: object) -> None:
+        raise ZeroDivisionError(words)
+
+    monkeypatch.setattr(ResponseReader, where, breaks)
+    async with metered(answering([WHOLE[:50], WHOLE[50:]], JSON_TYPE), store_url) as at:
+        for _ in range(2):
+            assert WHOLE == await ask(at)
+        assert (0, 0) == await tokens(at.kit)
+        assert (2, 0) == await at.counted()
+    (record,) = caplog.records
+    assert "ZeroDivisionError" in record.getMessage()
+    assert words not in caplog.text
+
+
+async def test_with_nothing_else_to_settle_usage_is_settled_all_the_same(store_url: str) -> None:
+    plans = PLANS.replace("consume: {requests: 1}, usage: auto, charge_on: attempt", "usage: auto")
+    async with metered(answering([WHOLE], JSON_TYPE), store_url, plans=plans) as at:
+        await ask(at, "/attempt")
+        assert (1420, 310) == await tokens(at.kit)
+
+
+async def test_a_request_that_is_not_read_costs_the_app_nothing(store_url: str) -> None:
+    """The very send and receive of the server stand behind routes without `usage:`."""
+    receives: list[Receive] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        receives.append(receive)
+        await answering([WHOLE], JSON_TYPE)(scope, receive, send)
+
+    async with metered(app, store_url) as at:
+        await at.app(http_scope("/none"), no_more, ignore)
+        await at.app(http_scope("/auto"), no_more, ignore)
+    assert [True, False] == [receive is no_more for receive in receives]
+    assert b"" == await read_all(receives[1])
