@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meterkit.asgi import identify
-    from meterkit.asgi.exchange import Current, current, record
+    from meterkit.asgi.context import current, record
+    from meterkit.asgi.exchange import Current
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.asgi.reporting import record_usage, tap
     from meterkit.errors import (
@@ -50,8 +51,8 @@ _HOMES = {
     "Decision": "meterkit.store.decision",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
-    "current": "meterkit.asgi.exchange",
-    "record": "meterkit.asgi.exchange",
+    "current": "meterkit.asgi.context",
+    "record": "meterkit.asgi.context",
     "record_usage": "meterkit.asgi.reporting",
     "tap": "meterkit.asgi.reporting",
 }

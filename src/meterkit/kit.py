@@ -9,6 +9,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
+from meterkit.asgi.usage import estimate_input
 from meterkit.catalog import Catalog, load
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from meterkit.asgi.usage import InputEstimator
     from meterkit.store.decision import Decision
     from meterkit.store.periods import Bounds
     from meterkit.store.usage import CustomerUsage
@@ -52,6 +54,8 @@ class MeterKit:
         plans: the path of the plans file, or a loaded catalog; default: the setting ``plans``, else
             ``plans.yaml``.
         clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
+        estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
+            known; default: a token for each three bytes of its texts. Must be fast, and must not raise.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:
@@ -64,9 +68,11 @@ class MeterKit:
         plans: str | os.PathLike[str] | Catalog | None = None,
         *,
         clock: Callable[[], float] = time,
+        estimate_input: InputEstimator = estimate_input,
         **settings: Any,
     ) -> None:
         self.settings = Settings.load(**settings)
+        self.estimate_input = estimate_input
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
         if self.settings.flushes and self.settings.stripe_api_key is not None:
             self._transport()  # What it cannot work with is refused now, not by a task in the background.

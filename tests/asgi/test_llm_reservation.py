@@ -35,7 +35,10 @@ def catalog(reserve: str = RESERVE, *, meters: str = "input_tokens, output_token
 
 
 def held(sold: Catalog, body: bytes, size: int | None = None) -> dict[str, int]:
-    return reservation(sold.routes[0], body=body, size=len(body) if size is None else size, catalog=sold)
+    quantities, _ = reservation(
+        sold.routes[0], body=body, size=len(body) if size is None else size, catalog=sold
+    )
+    return quantities
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_a_route_without_reserve_reserves_nothing() -> None:
         "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {input_tokens: {unit: token}}\n"
         'routes: [{match: "*"}]\nplans: {free: {price: {amount_cents: 0, interval: month}}}\n'
     ).routes[0]
-    assert {} == reservation(route, body=b"{}", size=2, catalog=sold)
+    assert ({}, {}) == reservation(route, body=b"{}", size=2, catalog=sold)
 
 
 def test_another_estimator_may_measure() -> None:
@@ -135,7 +138,7 @@ def test_another_estimator_may_measure() -> None:
         assert (b"{}", None) == (body, model)
         return 77
 
-    found = reservation(sold.routes[0], body=b"{}", size=2, catalog=sold, estimate=estimate)
+    found, _ = reservation(sold.routes[0], body=b"{}", size=2, catalog=sold, estimate=estimate)
     assert 77 == found["input_tokens"]
 
 

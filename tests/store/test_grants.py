@@ -316,7 +316,8 @@ async def test_what_cannot_be_granted_is_refused_with_a_reason(store_url: str) -
         for quantities in ({"ai": 0}, {"ai": True}, {"ai": 1.5}, {"ai": 9 * 10**9 + 1}, {"pages": 10**15}):
             with pytest.raises(QuantityError, match="allowed is an integer from 1 to"):
                 await add("acme", quantities, grant_id="g")
-        for unusable in ({}, None, [("ai", 1)]):
+        unusables: tuple[Any, ...] = ({}, None, [("ai", 1)])
+        for unusable in unusables:
             with pytest.raises(MeterkitError, match="quantities: found"):
                 await add("acme", unusable, grant_id="g")
         with pytest.raises(UnknownMeterError, match="did you mean 'pages'"):

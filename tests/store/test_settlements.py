@@ -248,6 +248,9 @@ class Paper:
     def refused(self, field: bytes) -> None:
         self.told.append(field)
 
+    def lowered(self, credits_: list[bytes]) -> None:
+        self.told += credits_
+
     @property
     def done(self) -> bool:
         return self.waiter is not None and self.waiter.done()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -12,27 +11,28 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from meterkit.asgi.metered import LlmCalls, Part, add, part_of
+from meterkit.asgi.metered import ALL, LlmCalls, Part, add, dimensions_of, part_of
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.remarks import lost, remark
 from meterkit.catalog.quantity import check_counter, check_quantity
-from meterkit.errors import MeterkitError
 from meterkit.store.accounts import HOLD_SLOT_MS
 from meterkit.store.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from starlette.types import Message, Receive, Scope, Send
 
+    from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.metered import Key
     from meterkit.asgi.told import Told
-    from meterkit.asgi.usage import CallUsage
+    from meterkit.asgi.usage import CallUsage, InputEstimator
     from meterkit.catalog import Outcome, Route
     from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.lane import Lane
     from meterkit.store.store import Store
 
-__all__ = ["Current", "Exchange", "current", "exchange", "exchange_of", "record"]
+__all__ = ["Current", "Exchange"]
 
 T = TypeVar("T")
 
@@ -100,9 +100,17 @@ class Exchange:
             self._slot = reply[1] // HOLD_SLOT_MS
             lane.live.add(self)
 
-    def read_usage(self, receive: Receive) -> Receive:
-        """Read the response's token usage as it is sent; what the app is to receive from instead."""
-        reading = Reading(self._route.usage, receive, self._send, complain=self.remark)
+    def read_usage(self, receive: Receive, body: BufferedBody | None, estimate: InputEstimator) -> Receive:
+        """Read the response's token usage as it is sent; what the app is to receive from instead.
+
+        Args:
+            receive: what it would receive from.
+            body: the request's, where it was read before.
+            estimate: what measures the input where the client does not wait for the usage.
+        """
+        reading = Reading(
+            self._route.usage, receive, self._send, complain=self.remark, body=body, estimate=estimate
+        )
         self._llm = LlmCalls(reading)
         self._send = reading.send
         self._nothing_to_settle = False
@@ -177,35 +185,78 @@ class Exchange:
             return
         outcome = self._outcome()
         billed = outcome in self._route.charge_on
+        if call is None:
+            recorded = self._undecided(recorded or _NOTHING)
+        if self._llm is not None or (call is not None and call.reserved):
+            self._settle_parts(lane, self._parts(outcome, recorded or _NOTHING), billed=billed)
+            return
         if call is not None and call.program.settles:
             lane.live.discard(self)
             if self._renewed is None:
                 self._store.end(lane, call, self._reply[1] // HOLD_SLOT_MS, billed=billed)
             else:
                 self._store.end_renewed(lane, call, self._renewed, self._slot, billed=billed)
-        elif call is None:
-            recorded = self._undecided(recorded or _NOTHING)
-        if self._llm is not None:
-            self._post(lane, self._llm_due(self._llm, outcome, recorded or _NOTHING), billed=billed)
-        elif recorded:
+        if recorded:
             self._store.post(lane, self._account, recorded if billed else _NOTHING, rated=recorded)
 
-    def _llm_due(self, llm: LlmCalls, outcome: Outcome, recorded: dict[str, int]) -> Iterable[Part]:
-        """What language models have used, beside what the app has recorded."""
-        calls = llm.end(complete=self._complete, gone=outcome == "client_gone")
-        if self._complete:
-            self.lost(calls)
-        with _recording:
-            parts = llm.due(self._account.accounts.catalog)
+    def _parts(self, outcome: Outcome, recorded: dict[str, int]) -> dict[Key, Part]:
+        """What language models have used, and what the app has recorded beside."""
+        parts: dict[Key, Part] = {}
+        if self._llm is not None:
+            calls = self._llm.end(complete=self._complete, gone=outcome == "client_gone")
+            if self._complete:
+                self.lost(calls)
+            with _recording:
+                parts = self._llm.due(self._account.accounts.catalog)
         if recorded:
             beside = part_of(parts)
             add(beside.recorded, recorded)
             add(beside.rated, recorded)
-        return parts.values()
+        return parts
 
-    def _post(self, lane: Lane, parts: Iterable[Part], *, billed: bool) -> None:
-        for part in parts:
-            self._store.post(lane, self._account, part.recorded if billed else _NOTHING, rated=part.rated)
+    def _settle_parts(self, lane: Lane, parts: dict[Key, Part], *, billed: bool) -> None:
+        """Settle what was held and what was used: in one call, but for further models that meters look at."""
+        call = self._call
+        if call is None or not call.program.settles:
+            self._post(lane, parts, billed=billed)
+            return
+        lane.live.discard(self)
+        seen: dict[str, int] = {}
+        for part in parts.values():
+            add(seen, part.rated)
+        recorded = {
+            meter: taken - call.reserved.get(meter, 0)
+            for meter, taken in call.program.settled.items()
+            if taken > call.reserved.get(meter, 0)
+        }
+        add(recorded, part_of(parts).recorded)
+        del parts[ALL]
+        key, first = next(iter(parts.items()), (ALL, Part()))
+        if recorded.keys().isdisjoint(first.recorded):
+            parts.pop(key, None)
+            add(recorded, first.recorded)
+        else:
+            key, first = ALL, Part()
+        self._store.capture(
+            lane,
+            call,
+            self._reply[1],
+            recorded=recorded if billed else _NOTHING,
+            seen=seen,
+            dimensions=dimensions_of(key),
+            measured=first.recorded.keys(),
+            renewed=None if self._renewed is None else (self._renewed, self._slot),
+        )
+        for other, part in parts.items():
+            if billed and part.recorded:
+                dimensions = dimensions_of(other)
+                self._store.post(lane, self._account, part.recorded, rated=_NOTHING, dimensions=dimensions)
+
+    def _post(self, lane: Lane, parts: Mapping[Key, Part], *, billed: bool) -> None:
+        for key, part in parts.items():
+            recorded = part.recorded if billed else _NOTHING
+            dimensions = dimensions_of(key)
+            self._store.post(lane, self._account, recorded, rated=part.rated, dimensions=dimensions)
 
     def _undecided(self, recorded: dict[str, int]) -> dict[str, int]:
         """What a request comes to that was decided without the store: its rates have not seen it either."""
@@ -251,7 +302,7 @@ class Exchange:
                 self._recorded = {**before, **added}
                 self._nothing_to_settle = False
                 return
-        self._post_late(self._lane, [Part(recorded=quantities, rated=quantities)])
+        self._post_late(self._lane, {ALL: Part(recorded=quantities, rated=quantities)})
 
     def report(self, change: Callable[[LlmCalls], T]) -> T:
         """Have something noted of calls of language models; what comes late is settled at once.
@@ -266,7 +317,7 @@ class Exchange:
                 self._nothing_to_settle = False
                 return result
             parts = llm.due(self._account.accounts.catalog)
-        self._post_late(self._lane, parts.values())
+        self._post_late(self._lane, parts)
         return result
 
     def remark(self, message: str) -> None:
@@ -277,7 +328,7 @@ class Exchange:
         """Warn of calls whose figures are missing, once in a while."""
         lost(self._store, self._route.match, calls)
 
-    def _post_late(self, lane: Lane, parts: Iterable[Part]) -> None:
+    def _post_late(self, lane: Lane, parts: Mapping[Key, Part]) -> None:
         post = partial(self._post, lane, parts, billed=self._outcome() in self._route.charge_on)
         home = next((loop for loop, known in self._store.lanes.items() if known is lane), None)
         try:
@@ -319,54 +370,3 @@ class Exchange:
         if self._begun and not self._failed and self._status < HTTPStatus.BAD_REQUEST:
             return "client_gone"
         return "client_error" if self._begun and self._status in _CLIENT_ERRORS else "server_error"
-
-
-exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
-
-
-def current() -> Current:
-    """Who the current request is served to, and why.
-
-    Raises:
-        MeterkitError: outside of a request that MeterMiddleware has decided.
-    """
-    return exchange_of("current()").current()
-
-
-def record(meter: str | None = None, quantity: int | None = None, /, **quantities: int) -> None:
-    """Count usage of the current request: ``record("tokens", 12)`` or ``record(tokens=12, pages=1)``.
-
-    It is never refused, adds up over the request, and is billed by the request's outcome. May be called from
-    synchronous and asynchronous code, and from background tasks.
-
-    Raises:
-        MeterkitError: outside of a request that MeterMiddleware has decided.
-        UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
-        QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
-    """
-    if (meter is None) != (quantity is None):
-        raise TypeError("record() takes a meter and a quantity, or quantities by keyword")
-    if meter is not None and quantity is not None:
-        quantities = {meter: quantity, **quantities}
-    found = exchange_of("record()")
-    found.check_meters(quantities)
-    found.record(quantities)
-
-
-def exchange_of(what: str) -> Exchange:
-    """The current request's.
-
-    Args:
-        what: the call that asks for it, for the error.
-
-    Raises:
-        MeterkitError: outside of a request that MeterMiddleware has decided.
-    """
-    found = exchange.get(None)
-    if found is None:
-        raise MeterkitError(
-            f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
-            "file matches this request, the route is exempt, or there is no request at all (there, use the "
-            "kit's own record())"
-        )
-    return found

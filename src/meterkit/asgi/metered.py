@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from meterkit.asgi.usage import CallUsage, Source
     from meterkit.catalog import Catalog
 
-__all__ = ["LlmCalls", "Part", "add", "part_of", "plain_counters"]
+__all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "dimensions_of", "part_of", "plain_counters"]
 
 Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
 Amounts: TypeAlias = dict[tuple[Key, bool, str], int]
 """Quantities by key, whether they are billed (else rated), and meter."""
 
-_ALL: Final[Key] = (None, None)
+ALL: Final[Key] = (None, None)
 _RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
 _ROUGH: Final = ("partial", "estimated")
 
@@ -92,9 +92,14 @@ def plain_counters(catalog: Catalog) -> frozenset[str]:
     return frozenset(meter.name for meter in meters if meter.kind == "counter" and meter.source is None)
 
 
+def dimensions_of(key: Key) -> dict[str, str]:
+    """What meters that are derived from others look at."""
+    return {name: value for name, value in zip(("model", "provider"), key, strict=True) if value}
+
+
 def part_of(parts: dict[Key, Part]) -> Part:
     """The part whose model does not matter, made if there is none."""
-    return parts.setdefault(_ALL, Part())
+    return parts.setdefault(ALL, Part())
 
 
 def add(total: dict[str, int], more: Mapping[str, int]) -> None:
@@ -109,7 +114,7 @@ def _amounts(calls: Iterable[CallUsage], catalog: Catalog) -> Amounts:
     by_model = any(meter.source is not None for meter in catalog.meters.values())
     found: Amounts = {}
     for call in calls:
-        key = (call.model, call.provider) if by_model else _ALL
+        key = (call.model, call.provider) if by_model else ALL
         for meter, quantity in call.quantities().items():
             if quantity and meter in plain:
                 for billed in (True, False) if call.source in sources else (False,):

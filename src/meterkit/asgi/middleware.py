@@ -9,9 +9,12 @@ from inspect import isawaitable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from meterkit.asgi.exchange import Exchange, exchange
+from meterkit.asgi.body import BufferedBody
+from meterkit.asgi.context import exchange
+from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.refuser import Refuser
+from meterkit.asgi.reservation import reservation
 from meterkit.asgi.routing import Router, is_preflight
 from meterkit.asgi.told import Told
 from meterkit.errors import MeterkitError, SettingsError, StoreError
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from meterkit.asgi.identify import Identify
+    from meterkit.asgi.usage import InputEstimator
     from meterkit.catalog import Route
     from meterkit.store.accounts import Account, Accounts, DecideCall
     from meterkit.store.lane import Lane
@@ -53,6 +57,11 @@ class Kit(Protocol):
     @property
     def store(self) -> Store:
         """Where requests are decided and counted."""
+        ...
+
+    @property
+    def estimate_input(self) -> InputEstimator:
+        """What measures a request's input before its usage is known."""
         ...
 
     async def start(self) -> None:
@@ -106,11 +115,16 @@ class MeterMiddleware:
         if route is None or route.exempt or (scope["method"] == "OPTIONS" and is_preflight(scope)):
             await self.app(scope, receive, send)
             return
-        passed = await self._admit(route, scope, receive, send)
+        body = None
+        if route.reserve:
+            body = BufferedBody(scope, receive)
+        passed = await self._admit(route, scope, receive, send, body)
         if passed is None:
             return
+        if body is not None:
+            receive = body.receive
         if route.usage != "none":
-            receive = passed.read_usage(receive)
+            receive = passed.read_usage(receive, body, self._kit.estimate_input)
         token = exchange.set(passed)
         try:
             await self.app(scope, receive, passed.send)
@@ -121,7 +135,9 @@ class MeterMiddleware:
             exchange.reset(token)
         passed.settle(None)
 
-    async def _admit(self, route: Route, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
+    async def _admit(
+        self, route: Route, scope: Scope, receive: Receive, send: Send, body: BufferedBody | None
+    ) -> Exchange | None:
         """Decide a request; one that is refused is answered, and there is nothing to go on with."""
         store = self._kit.store
         account: Account | None = None
@@ -132,7 +148,8 @@ class MeterMiddleware:
             account = self._accounts.named.get(found) if type(found) is str else None
             if account is None:
                 account = await self._account(found, scope)
-            call = account.calls.get(id(route)) or account.call(route)
+            make = None if body is None else await self._reserving(account, route, body)
+            call = make("d") if make else account.calls.get(id(route)) or account.call(route)
             if lane is None:
                 lane = await store.start()
             pending = lane.call(call)
@@ -142,7 +159,7 @@ class MeterMiddleware:
                 give_up(call, pending)
                 raise
             if isinstance(reply, ReplyError) or reply[0] > _REFUSED:
-                call, reply = await store.conclude(lane, call, _again(account, route), reply)
+                call, reply = await store.conclude(lane, call, make or _again(account, route), reply)
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
         except (StoreError, SettingsError) as error:
@@ -161,12 +178,26 @@ class MeterMiddleware:
                     passed.told = self._told.get(program) or self._tell(program, route)
                 return passed
             passed = self._refused(call, reply, lane, route, scope, send)
-        if isinstance(passed, Decision):
-            if route.enforcement == "shadow":
-                return self._shadowed(passed, account, route, scope, send)
-            await self._refuser.refuse(passed, route, call, account, scope, receive, send)
-            return None
-        return passed
+        if isinstance(passed, Exchange):
+            return passed
+        if route.enforcement == "shadow":
+            return self._shadowed(passed, account, route, scope, send)
+        await self._refuser.refuse(passed, route, call, account, scope, receive, send)
+        return None
+
+    async def _reserving(
+        self, account: Account, route: Route, body: BufferedBody
+    ) -> Callable[[str], DecideCall]:
+        """The decision about a route that sets aside what the request's body asks for."""
+        await body.read()
+        quantities, dimensions = reservation(
+            route,
+            body=body.head,
+            size=body.size,
+            catalog=self._accounts.catalog,
+            estimate=self._kit.estimate_input,
+        )
+        return lambda mode: account.call_reserving(route, quantities, mode=mode, dimensions=dimensions)
 
     def _shadowed(
         self, decision: Decision, account: Account | None, route: Route, scope: Scope, send: Send

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.remarks import Contained
-from meterkit.asgi.usage import CallUsage, ResponseReader, cut_short, estimate_request
+from meterkit.asgi.usage import CallUsage, ResponseReader, cut_short, estimate_input, estimate_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import Message, Receive, Send
+
+    from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.usage import InputEstimator
 
 __all__ = ["BODY_BYTES_MAX", "Reading"]
 
@@ -28,13 +31,17 @@ class Reading:
         receive: the server's.
         send: what the app's messages go to.
         complain: takes what went wrong within the reader; the app never hears of it.
+        body: the request's, where it was read before.
+        estimate: what measures the input of a client that does not wait for the usage.
     """
 
     __slots__ = (
         "_body",
         "_broken",
+        "_buffered",
         "_complain",
         "_contained",
+        "_estimate",
         "_input_tokens",
         "_reader",
         "_receive",
@@ -43,7 +50,16 @@ class Reading:
         "_usage",
     )
 
-    def __init__(self, usage: str, receive: Receive, send: Send, *, complain: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        usage: str,
+        receive: Receive,
+        send: Send,
+        *,
+        complain: Callable[[str], None],
+        body: BufferedBody | None = None,
+        estimate: InputEstimator = estimate_input,
+    ) -> None:
         self._usage = usage
         self._receive = receive
         self._send = send
@@ -51,6 +67,8 @@ class Reading:
         self._contained = Contained(self._break)
         self._reader: ResponseReader | None = None
         self._broken = False
+        self._estimate = estimate
+        self._buffered = body
         self._body: bytearray | None = bytearray()
         self._size = 0
         self._input_tokens = 0
@@ -59,7 +77,7 @@ class Reading:
         """The server's next message."""
         message = await self._receive()
         body = message.get("body")
-        if body and self._body is not None:
+        if body and self._body is not None and self._buffered is None:
             self._size += len(body)
             if len(self._body) < BODY_BYTES_MAX:
                 self._body += body[: BODY_BYTES_MAX - len(self._body)]
@@ -76,7 +94,11 @@ class Reading:
         """Estimated tokens of the request, at least 1; 0 where nobody asked before the response was over."""
         body, self._body = self._body, None
         if body is not None:
-            self._input_tokens = max(1, estimate_request(bytes(body), size=self._size))
+            known = self._buffered
+            head, size = (bytes(body), self._size) if known is None else (known.head, known.size)
+            with self._contained:
+                self._input_tokens = 1
+                self._input_tokens = max(1, estimate_request(head, size=size, estimate=self._estimate))
         return self._input_tokens
 
     def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from meterkit.asgi.exchange import exchange_of
+from meterkit.asgi.context import exchange_of
 from meterkit.asgi.metered import LlmCalls
 from meterkit.asgi.remarks import Contained
 from meterkit.asgi.usage import StreamTap, event_of

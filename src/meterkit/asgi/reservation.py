@@ -25,8 +25,8 @@ _PER_CHOICE: Final = frozenset({"output_tokens", "reasoning_tokens", "total_toke
 
 def reservation(
     route: Route, *, body: bytes, size: int, catalog: Catalog, estimate: InputEstimator = estimate_input
-) -> dict[str, int]:
-    """Meter to the quantity that a request of a route sets aside.
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Meter to the quantity that a request of a route sets aside, and what is known of the usage to come.
 
     Of each meter in ``reserve:`` what the body names, at most the ceiling, or the default; of output for as
     many answers as the body asks for. Where the meters are declared and not in ``reserve:``, of
@@ -40,11 +40,12 @@ def reservation(
         estimate: what measures the input.
 
     Returns:
-        Nothing for a route without ``reserve:``.
+        The quantities; and the dimensions that meters derived from others ask for: ``model``, where named.
     """
     if not route.reserve:
-        return {}
+        return {}, {}
     request = request_of(body)
+    model = request.get("model")
     choices = read_choices(request)
     held: dict[str, int] = {}
     for reserve in route.reserve:
@@ -60,4 +61,4 @@ def reservation(
             held["input_tokens"] = entered
     if "total_tokens" in plain and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
-    return held
+    return held, {"model": model} if isinstance(model, str) and model else {}

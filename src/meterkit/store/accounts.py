@@ -199,12 +199,15 @@ class Account:
             for name in (*program.held, *program.flights)
         }
         kept = {
-            name: replace(
-                self.entitlements[name],
-                rates=(),
-                concurrency=self.entitlements[name].concurrency if name in program.flights else None,
-            )
-            for name in demands
+            **self.entitlements,
+            **{
+                name: replace(
+                    self.entitlements[name],
+                    rates=(),
+                    concurrency=self.entitlements[name].concurrency if name in program.flights else None,
+                )
+                for name in demands
+            },
         }
         held = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
         return DecideCall(self, held, None, "h")

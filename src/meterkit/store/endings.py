@@ -13,7 +13,7 @@ from meterkit.store.state import NO_STATE
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from meterkit.catalog import Meter
     from meterkit.store.accounts import Account
@@ -43,11 +43,12 @@ class Ending:
         event_key: the key that remembers an event id of the app; else None.
         waiter: done once the store has acknowledged; None where nobody waits.
         dimensions: what is known of the usage, for meters that are derived from others (``where:``).
+        measured: the meters that the dimensions are of.
     """
 
     __slots__ = (
         *("account", "corrected", "counted_ms", "dimensions", "event_key", "flights", "held", "key", "rated"),
-        *("recorded", "slot", "waiter"),
+        *("measured", "recorded", "slot", "waiter"),
     )
 
     def __init__(
@@ -62,6 +63,7 @@ class Ending:
         corrected: Mapping[str, int] = _NOTHING,
         counted_ms: int = 0,
         dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+        measured: Collection[str] = (),
         key: Any = None,
         event_key: str | None = None,
         waiter: asyncio.Future[None] | None = None,
@@ -75,6 +77,7 @@ class Ending:
         self.corrected = corrected
         self.counted_ms = counted_ms
         self.dimensions = dimensions
+        self.measured = measured
         self.key = key
         self.event_key = event_key
         self.waiter = waiter
@@ -137,20 +140,24 @@ class Ending:
         entries: list[_Entry] = []
         for name in dict.fromkeys((*self.held, *self.recorded)):
             quantity = self.recorded.get(name, 0)
-            derived = derived_from(meters, name, self.dimensions) if quantity else ()
+            derived = self._derived_from(name) if quantity else ()
             reported_as = next((found for found in derived if found.stripe is not None), meters[name])
             entries.append(_Entry(name, quantity, self.held.get(name, 0), reported_as))
             entries += [_Entry(found.name, quantity, 0, None) for found in derived]
         return entries
 
+    def _derived_from(self, meter: str) -> tuple[Meter, ...]:
+        if meter not in self.measured:
+            return ()
+        return derived_from(self.account.accounts.catalog.meters, meter, self.dimensions)
+
     def _arguments(self, entries: list[_Entry], *, paid: bool) -> tuple[list[str], list[int]]:
         account = self.account
-        catalog = account.accounts.catalog
         rated = [(meter, quantity, 0) for meter, quantity in self.rated.items()]
         rated += [
             (derived.name, quantity, 0)
             for meter, quantity in self.recorded.items()
-            for derived in derived_from(catalog.meters, meter, self.dimensions)
+            for derived in self._derived_from(meter)
             if derived.name not in self.corrected
         ]
         rated += [

@@ -195,8 +195,8 @@ class Grants:
         for holding in held:
             # What the plan gives is written down when it first pays for something.
             line = _line("grant", holding.name, holding.quantity)
-            given = [entry for entry in entries if _is_of(entry, line) and entry.quantity > 0]
-            more = holding.quantity - sum(entry.quantity for entry in given)
+            given = [entry for entry in entries if _is_of(entry, line)]
+            more = holding.left - sum(entry.quantity for entry in given)
             if more:
                 entries.append(replace(line, entry="adjustment" if given else "grant", quantity=more))
             if holding.expires_ms <= now_ms and holding.left:

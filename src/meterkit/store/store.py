@@ -16,7 +16,7 @@ from meterkit.store.keys import Keys
 from meterkit.store.links import Links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.store.accounts import Account, DecideCall
@@ -307,7 +307,14 @@ class Store:
     ) -> None:
         """Record, and count into rates, without waiting."""
         ending = Ending(
-            account, held=_NOTHING, flights=(), recorded=recorded, rated=rated, slot=0, dimensions=dimensions
+            account,
+            held=_NOTHING,
+            flights=(),
+            recorded=recorded,
+            rated=rated,
+            slot=0,
+            dimensions=dimensions,
+            measured=recorded.keys(),
         )
         lane.settle(ending, account.keys.shard)
 
@@ -320,6 +327,7 @@ class Store:
         recorded: Mapping[str, int],
         seen: Mapping[str, int],
         dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+        measured: Collection[str] = (),
         renewed: tuple[DecideCall, int] | None = None,
         waiter: asyncio.Future[None] | None = None,
     ) -> None:
@@ -332,7 +340,8 @@ class Store:
             recorded: meter to the quantity that is recorded.
             seen: meter to the quantity that was used, billed or not: the windows that the reservation was
                 counted in are corrected by it.
-            dimensions: of what is recorded.
+            dimensions: of what is recorded of the meters that were ``measured``.
+            measured: these.
             renewed: the call that holds by now what this one held, and its slot.
             waiter: done once the store has acknowledged.
         """
@@ -350,6 +359,7 @@ class Store:
             counted_ms=decided_ms,
             slot=slot,
             dimensions=dimensions,
+            measured=measured,
             waiter=waiter,
         )
         lane.settle(ending, call.account.keys.shard)

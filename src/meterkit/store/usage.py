@@ -84,7 +84,9 @@ def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsag
     state = CustomerState.parse(data)
     standing = standing_at(state, catalog, now_ms)
     purse = Purse.of(standing.plan, catalog)
-    balance = Balance(holdings_of(_pairs(grants), purse, standing.bounds, now_ms), purse, now_ms)
+    # As for decisions: what an earlier plan gave is of use only with grants of this one's or of the app's.
+    known = _pairs(grants) if state.granted or standing.plan.grants else {}
+    balance = Balance(holdings_of(known, purse, standing.bounds, now_ms), purse, now_ms)
     view = _View(
         _pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms, balance
     )

@@ -17,12 +17,23 @@ _USAGE: Final = b'"usage"'
 _USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
 _COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
 _ANSWERS: Final = (b'"choices"', b'"candidates"')
-_NEEDLES: Final = (_USAGE, _COUNT, b'"error"', b"[DONE]")
+_ERROR: Final = b'"error"'
+_DONE: Final = b"[DONE]"
 
 
 def is_promising(data: bytes) -> bool:
     """Whether the JSON in it may hold usage figures, or be an answer that lacks them."""
     return _USAGE in data or _COUNT in data or any(needle in data for needle in _ANSWERS)
+
+
+def _has_usage(data: bytes) -> bool:
+    """Whether a usage object may be in it: OpenAI's chunks say `"usage": null` all along."""
+    at = data.find(_USAGE)
+    while at >= 0:
+        if _USAGE_OBJECT.match(data, at) is not None:
+            return True
+        at = data.find(_USAGE, at + len(_USAGE))
+    return False
 
 
 class Gate:
@@ -43,11 +54,7 @@ class Gate:
         """Whether an event, or something among several events, is read."""
         if self.all:
             return True
-        for needle in _NEEDLES:
-            # OpenAI's chunks say `"usage": null` all along.
-            if needle in data and (needle is not _USAGE or _USAGE_OBJECT.search(data) is not None):
-                return True
-        return False
+        return _COUNT in data or _ERROR in data or _DONE in data or _has_usage(data)
 
 
 class Blocks:

@@ -105,14 +105,17 @@ class Observer:
             return 0
         return tokens_of_bytes(self._unreported_bytes)
 
-    def observe(self, event: Table) -> None:
-        """Take the next event, or the whole document."""
+    def add_text(self, measured: int) -> None:
+        """Take an event that says nothing but so many bytes of text."""
+        self.text_bytes += measured
+        self._unreported_bytes += measured
+
+    def observe(self, event: Table) -> bool:
+        """Take the next event, or the whole document; whether it said something of usage or of an error."""
         if not self.decided:
             self._recognise(event)
         if self.wants_text:
-            measured = output_text_bytes(event)
-            self.text_bytes += measured
-            self._unreported_bytes += measured
+            self.add_text(output_text_bytes(event))
         for api in self._apis:
             sighting = api.see(event, not self._declared)
             if sighting is not None:
@@ -120,9 +123,11 @@ class Observer:
                 self._ledger.see(sighting)
                 if sighting.final or sighting.counts:
                     self._unreported_bytes = 0
-                return
+                return True
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
             self._broken = True
+            return True
+        return False
 
     def end(self) -> None:
         """The provider's stream said that it is over."""

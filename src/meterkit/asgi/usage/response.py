@@ -14,6 +14,7 @@ from meterkit.asgi.usage.estimate import tokens_of_bytes, torn_text_bytes
 from meterkit.asgi.usage.eventstream import EventStream
 from meterkit.asgi.usage.ndjson import Ndjson
 from meterkit.asgi.usage.observer import Observer
+from meterkit.asgi.usage.repeats import Repeats
 from meterkit.asgi.usage.shape import dig, load, table
 from meterkit.asgi.usage.sse import Sse
 
@@ -66,8 +67,10 @@ class ResponseReader:
         "_framing",
         "_gate",
         "_inflate",
+        "_measures",
         "_observer",
         "_quiet",
+        "_repeats",
         "_stream",
         "_torn",
         "_unreadable",
@@ -79,7 +82,9 @@ class ResponseReader:
         self._declared = usage != "auto" or kind == _EVENT_STREAM
         self._observer = Observer(apis, declared=self._declared, estimate=estimate)
         self._gate = Gate()
+        self._repeats = Repeats()
         self._deaf = coding not in _IDENTITY and coding not in _DEFLATED
+        self._measures = False
         self._fed = self._quiet = self._unreadable = self._corrupt = False
         self._document: Document | None = None
         self._stream: EventStream | None = None
@@ -233,6 +238,11 @@ class ResponseReader:
             self._observe(payload, None if name == "chunk" else name)
 
     def _observe(self, data: bytes, name: str | None) -> None:
+        observer = self._observer
+        is_repeatable = self._measures and name is None
+        if is_repeatable and (measured := self._repeats.measure(data)) is not None:
+            observer.add_text(measured)
+            return
         try:
             event = table(load(data))
         except ValueError:
@@ -240,10 +250,12 @@ class ResponseReader:
             return
         if event is None:
             return
-        observer = self._observer
-        observer.observe(event if name is None else {name: event})
+        before = observer.text_bytes
+        told = observer.observe(event if name is None else {name: event})
+        if is_repeatable and not told and observer.text_bytes > before:
+            self._repeats.learn(data, observer.text_bytes - before)
         if observer.decided:
-            self._gate.all = observer.wants_text
+            self._gate.all = self._measures = observer.wants_text
             if observer.foreign and self._document is not None and self._document.array is not None:
                 self._document.array.stopped = True
 

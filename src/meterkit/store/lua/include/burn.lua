@@ -45,8 +45,6 @@ local function burn(now, purse)
   local function keep()
     local call, low, last, until_ms, grew = redis.call, {}, {}, 0, false
     for _, grant in ipairs(list) do
-      local is_over = grant.expires <= start
-        or grant.used == grant.quantity and grant.used_at < start and string.sub(grant.name, 1, 2) == 'a '
       if grant.raised > 0 then
         grew = true
         local known = string.format('%.0f', grant.quantity - grant.raised)
@@ -55,11 +53,13 @@ local function burn(now, purse)
           call('HINCRBY', KEYS[7], 'raise ' .. known .. ' ' .. grant.name, string.format('%.0f', grant.raised))
         end
       end
-      if is_over then
+      if grant.over then
         call('HDEL', KEYS[6], grant.name)
         if grant.quantity > grant.used then
-          call('HSET', KEYS[7], 'expire ' .. grant.name,
-            string.format('%.0f %.0f', grant.quantity - grant.used, grant.expires))
+          -- A plan's name may come back, with a longer period that began then.
+          local line = 'expire ' .. grant.name
+          local before = string.match(call('HGET', KEYS[7], line) or '0', '^%d+')
+          call('HSET', KEYS[7], line, string.format('%.0f %.0f', before + grant.quantity - grant.used, grant.expires))
         end
       elseif grant.changed or grant.raised > 0 then
         call('HSET', KEYS[6], grant.name, string.format('%s %.0f %.0f %.0f %.0f %.0f %.0f %.0f', grant.target,

@@ -3,9 +3,10 @@
 --   micro-credits of a credit (c:NAME), times in ms; expires 9000000000000000 for never
 --   recurring: the plan's, each {name but for the period, target, quantity, priority, life (ms; 0: the period's rest)}
 -- The plan's that are not on file yet are among them, and those that the plan gives more of by now; `raised` says by
--- how much. Nothing is written.
+-- how much, `over` whether a grant ended before this period began. Nothing is written.
 local function grants(key, recurring, now)
   local list, known = {}, {}
+  local start, finish = period(now)
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local target, quantity, used, priority, effective, expires, created, used_at = string.match(fields[i + 1],
@@ -14,9 +15,11 @@ local function grants(key, recurring, now)
       name = fields[i], target = target, quantity = quantity + 0, used = used + 0, priority = priority + 0,
       effective = effective + 0, expires = expires + 0, created = created + 0, used_at = used_at + 0, raised = 0,
     }
+    -- What the plan gave stays until it expires, or it would be given again.
+    grant.over = grant.expires <= start
+      or grant.used == grant.quantity and grant.used_at < start and string.sub(grant.name, 1, 2) == 'a '
     list[#list + 1], known[grant.name] = grant, grant
   end
-  local start, finish = period(now)
   for _, plan in ipairs(recurring) do
     local name = plan[1] .. string.format('%.0f', start)
     local grant = known[name]

@@ -8,9 +8,9 @@
 -- Returns more(k): units that ceiling k has beyond its own; claim(k, held): takes note of units held there; had(k): 1
 -- where grants or credits stood behind the ceiling in this period, else 0.
 local function room(now, v, purse)
-  local left, known, claimed = {}, {}, {}
+  local left, known, taken = {}, {}, {}
   for _, grant in ipairs(grants(KEYS[4], purse.recurring, now)) do
-    if grant.effective <= now then
+    if grant.effective <= now and not grant.over then
       known[grant.target] = true
       if now < grant.expires then
         left[grant.target] = (left[grant.target] or 0) + grant.quantity - grant.used
@@ -22,23 +22,26 @@ local function room(now, v, purse)
     local held = (v[meter[6]] or 0) + (v[meter[6] + 1] or 0) + more
     return math.max(0, held - covered) * meter[2]
   end
-  for _, meter in ipairs(purse.backed) do
-    claimed[meter[1]] = (claimed[meter[1]] or 0) + claim_of(meter, meter[7])
+  for i, meter in ipairs(purse.backed) do
+    taken[i] = meter[7]
   end
   local function more(k)
-    local meter = purse.backed[purse.asked[k][2]]
-    local units = left[purse.asked[k][1]] or 0
+    local place = purse.asked[k][2]
+    local meter, units = purse.backed[place], left[purse.asked[k][1]] or 0
     if meter then
-      local free = (left[meter[1]] or 0) - claimed[meter[1]] + claim_of(meter, 0)
+      local free = left[meter[1]] or 0
+      for i, other in ipairs(purse.backed) do
+        if i ~= place and other[1] == meter[1] then
+          free = free - claim_of(other, taken[i])
+        end
+      end
       units = units + math.floor(math.max(0, free) / meter[2])
     end
     return units
   end
   local function claim(k, held)
-    local meter = purse.backed[purse.asked[k][2]]
-    if meter then
-      claimed[meter[1]] = claimed[meter[1]] + claim_of(meter, held) - claim_of(meter, 0)
-    end
+    local place = purse.asked[k][2]
+    taken[place] = (taken[place] or 0) + held
   end
   local function had(k)
     local meter = purse.backed[purse.asked[k][2]]

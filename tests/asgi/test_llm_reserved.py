@@ -1,0 +1,323 @@
+"""Tokens that are set aside before the app runs, and captured when its answer ends."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from delivering import until
+from llm_apps import listening, metered, openai_stream, read_all
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.asgi.body import BUFFERED_BYTES_MAX
+from meterkit.catalog import loads
+from usage.recordings import chat, compact, sse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from metering import Served
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+SSE = [(b"content-type", b"text/event-stream")]
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests:      {unit: request}
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token, stripe: {event_name: out}}
+  large_output:  {unit: token, from: output_tokens, where: {model: "*-large"}, stripe: {event_name: large}}
+credits:
+  ai: {costs: {input_tokens: 1 per 1000, output_tokens: 4 per 1000}}
+routes:
+  - match: "/chat"
+    consume: {requests: 1}
+    usage: auto
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 1000}}
+  - {match: "/plain", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests:      {rate: 10000/hour}
+      input_tokens:  {included: 1000, overage: deny}
+      output_tokens: {rate: 5000/hour, included: 1000, overage: deny}
+  large:
+    extends: free
+    meters:
+      large_output: {included: 300, overage: deny}
+"""
+MESSAGES = [{"role": "user", "content": "0123456789ab"}]  # Four tokens, by estimate.
+
+
+def body(max_tokens: int = 400, **more: Any) -> bytes:
+    return compact({"model": "m", "messages": MESSAGES, "max_tokens": max_tokens, **more})
+
+
+def usage(output: int, model: str = "m") -> bytes:
+    spent = {"prompt_tokens": 9, "completion_tokens": output, "total_tokens": 9 + output}
+    return sse({**chat({}), "model": model, "choices": [], "usage": spent})
+
+
+def streaming(*chunks: bytes, meanwhile: Callable[[], Awaitable[None]] | None = None) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await read_all(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": SSE})
+        for n, chunk in enumerate(chunks):
+            if n == 1 and meanwhile is not None:
+                await meanwhile()
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def row(at: Served, meter: str = "output_tokens") -> tuple[int, int]:
+    found = (await at.kit.usage("acme"))["meters"][meter]
+    return found["recorded"], found["held"]
+
+
+async def settled(at: Served) -> None:
+    lanes = at.kit.store.lanes.values()
+    await until(lambda: not any(lane.unsettled for lane in lanes))
+
+
+async def test_tokens_are_held_over_all_limits_and_captured_with_the_true_figures(store_url: str) -> None:
+    held: list[Any] = []
+
+    async def look() -> None:
+        held.append(
+            (await row(at), await row(at, "input_tokens"), await at.kit.check("acme", "output_tokens", 601))
+        )
+
+    app = streaming(*openai_stream("Hello", " you"), usage(150), meanwhile=look)
+    async with metered(app, store_url, plans=PLANS) as at:
+        answer = await at.client.post("/chat", content=body())
+        assert answer.status_code == 200
+        await settled(at)
+        ((output, entered, check),) = held
+        assert (output, entered, check.allowed) == ((0, 400), (0, 4), False)
+        assert await row(at) == (150, 0)
+        assert await row(at, "input_tokens") == (9, 0)
+        # The rate counts the true quantity, not the one that was set aside.
+        await at.kit.customers.override("acme", {"output_tokens": {"included": "unlimited"}})
+        assert (await at.kit.check("acme", "output_tokens", 4850)).allowed
+        assert not (await at.kit.check("acme", "output_tokens", 4851)).allowed
+
+
+async def test_i1_a_reserved_and_captured_request_costs_two_script_calls(
+    store_url: str, valkey: Server
+) -> None:
+    async with metered(streaming(*openai_stream("Hello"), usage(150)), store_url, plans=PLANS) as at:
+        for _ in range(2):  # The first one may have to learn the customer's state.
+            valkey.command("CONFIG", "RESETSTAT")
+            await at.client.post("/chat", content=body())
+            await settled(at)
+        assert valkey.command("INFO", "commandstats")["cmdstat_evalsha"]["calls"] == 2
+
+
+async def test_what_cannot_fit_is_refused_before_the_app_runs(store_url: str) -> None:
+    ran: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        ran.append(1)
+        await streaming(usage(1))(scope, receive, send)
+
+    async with metered(app, store_url, plans=PLANS) as at:
+        await at.kit.record("acme", "output_tokens", 700)
+        refused = await at.client.post("/chat", content=body(301))
+        assert (refused.status_code, ran) == (429, [])
+        assert refused.json()["violated-policies"][0] == "output_tokens-period"
+        assert await row(at) == (700, 0)
+        assert (await at.client.post("/chat", content=body(300))).status_code == 200
+        assert ran == [1]
+
+
+@pytest.mark.parametrize("broken", ["before", "after"])
+async def test_a_request_that_fails_gives_back_all_it_held(store_url: str, broken: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await read_all(receive)
+        if broken == "after":
+            await send({"type": "http.response.start", "status": 503, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        raise ValueError
+
+    async with metered(app, store_url, plans=PLANS, raise_app_exceptions=False) as at:
+        await at.client.post("/chat", content=body())
+        await settled(at)
+        assert (await row(at), await row(at, "input_tokens")) == ((0, 0), (0, 0))
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
+        await at.kit.customers.override("acme", {"output_tokens": {"included": "unlimited"}})
+        assert (await at.kit.check("acme", "output_tokens", 5000)).allowed
+
+
+async def test_a_client_that_leaves_pays_what_was_generated_not_the_worst_case(store_url: str) -> None:
+    gone, over = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await read_all(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": SSE})
+        (chunk,) = openai_stream("twelve bytes")
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+        gone.set()
+
+    async with metered(app, store_url, plans=PLANS) as at:
+
+        async def serve(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await at.app(scope, receive, send)
+            finally:
+                over.set()
+
+        async with listening(serve) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            sent = body()
+            head = "POST /chat HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\n"
+            writer.write(f"{head}content-length: {len(sent)}\r\n\r\n".encode() + sent)
+            await reader.readuntil(b"twelve bytes")
+            writer.close()
+            await over.wait()
+        assert gone.is_set()
+        await settled(at)
+        assert await row(at) == (4, 0)
+        assert await row(at, "input_tokens") == (4, 0)
+
+
+async def test_i3_a_hundred_parallel_streams_never_pass_the_budget(store_url: str) -> None:
+    turn = asyncio.Event()
+
+    async def wait() -> None:
+        await turn.wait()
+
+    async with metered(
+        streaming(*openai_stream("a", "b"), usage(90), meanwhile=wait), store_url, plans=PLANS
+    ) as at:
+        asked = [asyncio.ensure_future(at.client.post("/chat", content=body(100))) for _ in range(100)]
+        # All that are admitted hold what they asked for; the others are refused at once.
+        await until(lambda: sum(task.done() for task in asked) == 90)
+        assert await row(at) == (0, 1000)
+        turn.set()
+        answers = await asyncio.gather(*asked)
+        assert sorted({answer.status_code for answer in answers}) == [200, 429]
+        await settled(at)
+        assert await row(at) == (900, 0)
+
+
+async def test_credits_run_out_in_the_middle_of_a_stream_and_the_next_one_is_refused(store_url: str) -> None:
+    async with metered(streaming(*openai_stream("a"), usage(1300)), store_url, plans=PLANS) as at:
+        await at.kit.grants.add("acme", {"ai": 1}, grant_id="g1")  # 250 tokens of output.
+        assert (await at.client.post("/chat", content=body(1000))).status_code == 200
+        await settled(at)
+        assert await row(at) == (1300, 0)
+        usage_now = await at.kit.usage("acme")
+        # 1,000 are included, 250 paid with the credit, and 50 are more than there was: nobody pays them.
+        assert (usage_now["balance"], usage_now["meters"]["output_tokens"]["overage"]) == ({"ai": 0}, 50)
+        refused = await at.client.post("/chat", content=body(10))
+        assert (refused.status_code, refused.json()["reason"]) == (402, "credits")
+
+
+async def test_a_model_with_a_meter_of_its_own_is_reported_and_limited_by_it(store_url: str) -> None:
+    app = streaming(*openai_stream("a"), usage(200, model="gpt-large"))
+    async with metered(app, store_url, plans=PLANS) as at:
+        await at.kit.customers.set_plan("acme", "large")
+        asked = body(250, model="gpt-large")
+        assert (await at.client.post("/chat", content=asked)).status_code == 200
+        await settled(at)
+        assert await row(at, "large_output") == (200, 0)
+        assert await row(at) == (200, 0)
+        refused = await at.client.post("/chat", content=asked)
+        assert refused.status_code == 429
+        assert refused.json()["violated-policies"][0] == "large_output-period"
+        assert (await at.client.post("/chat", content=body(250, model="gpt-small"))).status_code == 200
+
+
+async def test_a_decision_on_an_old_state_holds_by_the_new_one(store_url: str) -> None:
+    async with metered(streaming(usage(10)), store_url, plans=PLANS) as at:
+        await at.client.post("/chat", content=body())
+        await at.kit.customers.override("acme", {"output_tokens": {"included": 300}})
+        assert (await at.client.post("/chat", content=body(400))).status_code == 429
+        assert (await at.client.post("/chat", content=body(200))).status_code == 200
+        await settled(at)
+        assert await row(at) == (20, 0)
+
+
+async def test_a_stream_over_the_turn_of_the_period_counts_where_it_ended(store_url: str) -> None:
+    async def month() -> None:
+        at.clock.advance(timedelta(days=30))
+
+    app = streaming(*openai_stream("a", "b"), usage(150), meanwhile=month)
+    async with metered(app, store_url, plans=PLANS) as at:
+        await at.kit.record("acme", "output_tokens", 500)
+        await at.client.post("/chat", content=body())
+        await settled(at)
+        assert await row(at) == (150, 0)
+
+
+async def test_a_body_too_large_to_keep_reaches_the_app_whole(store_url: str) -> None:
+    received: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        received.append(await read_all(receive))
+        await streaming(usage(10))(scope, lambda: asyncio.sleep(0, {"type": "http.request"}), send)
+
+    async with metered(app, store_url, plans=PLANS) as at:
+        await at.kit.customers.override("acme", {"input_tokens": {"included": "unlimited"}})
+        sent = compact({"messages": [{"role": "user", "content": "x" * (BUFFERED_BYTES_MAX + 5)}]})
+        pieces = [sent[n : n + 65536] for n in range(0, len(sent), 65536)]
+
+        async def stream() -> Any:
+            for piece in pieces:
+                yield piece
+
+        answer = await at.client.post("/chat", content=stream())
+        assert (answer.status_code, received) == (200, [sent])
+
+
+async def test_an_unknown_customer_is_refused_before_the_body_is_read(store_url: str) -> None:
+    async with metered(streaming(usage(10)), store_url, plans=PLANS) as at:
+
+        async def never() -> Any:
+            raise AssertionError("the body was read")
+            yield b""
+
+        answer = await at.client.post("/chat", content=never(), headers={"x-customer-id": "a\tb"})
+        assert answer.status_code == 400
+
+
+def all_the_same(body: object, model: str | None) -> int:
+    assert (body, model) != (None, None)
+    return 321
+
+
+async def test_an_estimator_of_the_apps_own_measures_the_input(store_url: str) -> None:
+    held: list[int] = []
+    async with MeterKit(
+        loads(PLANS), redis_url=store_url, flush=False, shards=4, estimate_input=all_the_same
+    ) as kit:
+
+        async def look() -> None:
+            held.append((await kit.usage("acme"))["meters"]["input_tokens"]["held"])
+
+        app = MeterMiddleware(
+            streaming(*openai_stream("a", "b"), usage(1), meanwhile=look),
+            kit=kit,
+            identify=identify.header("x-customer-id"),
+        )
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            await client.post("/chat", content=body(), headers={"x-customer-id": "acme"})
+    assert held == [321]
