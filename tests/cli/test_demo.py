@@ -5,15 +5,18 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from commands import TIMEOUT_S, Shell, first_line
+from meterkit import MeterKit
 from meterkit.catalog import load
 from meterkit.cli.demo.run import PLANS
 from meterkit.cli.demo.tally import Refusal, Tally, billable, evidence, lines
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +65,7 @@ def test_the_bill_is_right_to_the_unit(demo: Shell) -> None:
     for told in (
         "free has no feature 'reports'; pro, scale have it",
         "free gives 40 requests per period; 40 were served",
-        "pro gives 120 requests per 1m; 120 were admitted",
+        "pro gives 120 requests per 1d; 120 were admitted",
         "scale gives 25,000 tokens per period;",
         "tried again: 1; left undelivered: 0",
     ):
@@ -127,6 +130,17 @@ def test_what_is_due_at_stripe(plan: Plan, meter: str, quantity: int, due: int) 
     assert due == billable(quantity, plan.entitlements[meter], stripe.report)
 
 
+@pytest.mark.anyio
+async def test_no_limit_gives_anything_back_however_slow_the_demonstration_is(store_url: str) -> None:
+    (rate,) = PRO.entitlements["requests"].rates
+    clock = Clock(datetime(2031, 6, 10, 23, 59, 59, tzinfo=UTC))  # All windows turn in a second.
+    async with MeterKit(CATALOG, redis_url=store_url, flush=False, clock=clock) as kit:
+        await kit.customers.set_plan("bell", "pro")
+        assert (await kit.consume("bell", "requests", rate.limit)).allowed
+        clock.advance(timedelta(minutes=10))
+        assert (await kit.check("bell", "requests")).reason == "rate"
+
+
 def test_a_difference_of_one_unit_does_not_agree() -> None:
     served = {"requests": 120, "tokens": 8_010}
     for counted, billed, agrees in (
@@ -153,6 +167,6 @@ def test_evidence_names_the_limit_and_what_was_served() -> None:
         "free gives 40 requests per period; 40 were served; free gives 5,000 tokens per period; 5,001 were"
         " served (what is recorded after the fact is never refused)"
     ) == evidence(both, FREE, tally, CATALOG)
-    rate = Refusal(status=429, policies=("requests-1m",))
-    assert evidence(rate, PRO, tally, CATALOG) == "pro gives 120 requests per 1m; 42 were admitted"
+    rate = Refusal(status=429, policies=("requests-1d",))
+    assert evidence(rate, PRO, tally, CATALOG) == "pro gives 120 requests per 1d; 42 were admitted"
     assert "`anonymous: deny`" in evidence(Refusal(status=401), FREE, tally, CATALOG)

@@ -15,9 +15,29 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 COUNTS = {
-    *("used", "included", "granted", "held", "remaining", "overage", "recorded", "pending"),
+    *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "recorded", "pending"),
     *("unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
 }
+
+SOLD = """\
+schema: 1
+currency: eur
+default_plan: free
+meters:
+  pages: {unit: page, stripe: {event_name: pages}}
+  tokens: {unit: token}
+credits:
+  ai: {costs: {tokens: 1 per 2500}}
+  promo: {costs: {pages: 1}}
+routes:
+  - {match: "*", consume: {pages: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      pages: {included: 10, overage: {bill: {per: 2, amount_cents: 5}}}
+      tokens: {included: 10, overage: deny}
+"""
 
 
 async def test_json_is_what_the_kit_says_with_instants_in_utc(
@@ -51,6 +71,39 @@ async def test_people_get_a_table(stored: Shell) -> None:
     assert "customer nobody: plan free, status None, access full" in done.out
     assert re.search(r"│ requests │ +0 │ +1,000 │ +1,000 │", done.out)
     assert "dead" not in done.out
+
+
+async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    (directory / "plans.yaml").write_text(SOLD)
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.grants.add("acme", {"ai": 1_200, "pages": 3}, grant_id="g1")
+        await kit.record("acme", "pages", 10 + 3 + 2_001)
+        async with kit.reserve("acme", {"tokens": 7}):
+            done = stored.run("usage", "acme")
+            found = stored.run("usage", "acme", "--json").json
+    assert "credits ai 1,200, promo 0" in done.out.splitlines()
+    rows = [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in done.out.splitlines()
+        if line.startswith(("│", "┃"))
+    ]
+    columns = ("meter", "used", "held", "included", "granted", "remaining", "overage", "price", "to send")
+    assert [
+        [*columns, "delivered"],
+        ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "5,002 eur cents", "2,001", "0"],
+        ["tokens", "7", "7", "10", "0", "3,000,003", "0", "", "0", "0"],
+    ] == rows
+    assert {"ai": 1_200, "promo": 0} == found["balance"]
+    # 2,001 pages at 5 cents per 2 are 5,002.5 cents, to even.
+    assert (5_002, None) == tuple(found["meters"][name]["overage_cents"] for name in ("pages", "tokens"))
+
+
+async def test_columns_with_nothing_in_them_are_not_shown(stored: Shell) -> None:
+    header = next(line for line in stored.run("usage", "nobody").out.splitlines() if line.startswith("┃"))
+    expected = ["meter", "used", "included", "remaining", "overage", "to send", "delivered"]
+    assert expected == [cell.strip() for cell in header.split("┃")[1:-1]]
 
 
 async def test_brackets_in_a_customer_s_id_are_shown(stored: Shell) -> None:

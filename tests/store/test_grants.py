@@ -227,6 +227,17 @@ async def test_a_plans_grant_recurs_with_the_period_and_never_twice_in_one(store
         assert (await kit.usage("acme"))["balance"] == {"ai": 2}
 
 
+async def test_what_a_plan_has_granted_stays_when_the_customer_leaves_it(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        await kit.customers.set_plan("acme", "pro")
+        await kit.record("acme", "output_tokens", 100 + 50 + 250)
+        await kit.customers.set_plan("acme", "free")
+        assert (await kit.usage("acme"))["balance"] == {"ai": 1}
+        assert (await kit.check("acme", "output_tokens", 250)).allowed
+        await kit.record("acme", "output_tokens", 250)
+        assert await classes(kit, "output_tokens") == (100, 50, 500, 0)
+
+
 async def test_a_plans_grant_with_a_life_of_its_own_outlives_its_period(store_url: str) -> None:
     async with kit_on(store_url) as (kit, clock):
         await kit.customers.set_plan("acme", "pro")
@@ -332,6 +343,9 @@ async def test_what_cannot_be_granted_is_refused_with_a_reason(store_url: str) -
                 await add("acme", {"ai": 1}, grant_id="g", priority=priority)
         with pytest.raises(MeterkitError, match="expires_at: must lie in the future"):
             await add("acme", {"ai": 1}, grant_id="g", expires_at=NOW)
+        for instant in (datetime(1969, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)):
+            with pytest.raises(MeterkitError, match="instants from 1970 to 9998"):
+                await add("acme", {"ai": 1}, grant_id="g", effective_at=instant)
         with pytest.raises(MeterkitError, match="naive"):
             await add("acme", {"ai": 1}, grant_id="g", expires_at=datetime(2040, 1, 1))  # noqa: DTZ001
         assert await kit.grants.list("acme") == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
-from meterkit.cli import check, customers, demo, flush, schema, stripe, usage, worker
+import meterkit
+from meterkit.cli import check, customers, demo, flush, grants, schema, stripe, usage, worker
 from meterkit.cli.session import tell
 
 __all__ = ["app", "main"]
@@ -26,7 +28,28 @@ app.add_typer(worker.commands)
 app.add_typer(flush.commands)
 app.add_typer(usage.commands)
 app.add_typer(customers.commands, name="customers", help="Show and change customers.")
+app.add_typer(
+    grants.commands, name="grants", help="Give customers quantities besides what their plan includes."
+)
 app.add_typer(stripe.commands, name="stripe", help="What stands in for Stripe.")
+
+
+def _tell_version(value: bool) -> None:
+    if value:
+        typer.echo(f"meterkit {meterkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Read the options that stand before every subcommand."""
+    del version
 
 
 def main() -> None:

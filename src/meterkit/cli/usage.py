@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
-from meterkit.cli.output import iso, print_json, print_table
+from meterkit.cli.output import iso, note_missing_plan, print_json, print_table
 from meterkit.cli.session import open_kit
 
 if TYPE_CHECKING:
@@ -18,12 +18,8 @@ __all__ = ["commands"]
 
 commands = typer.Typer()
 
-_COLUMNS: Final = (
-    *("meter", "used", "included", "remaining", "overage"),
-    *("to send", "delivered", "late", "parked", "dead"),
-)
-_RARE: Final = (9, 8, 7)
-"""Columns that are shown where there is something in them, the last one first."""
+_RARE: Final = frozenset({"held", "granted", "price", "late", "parked", "dead"})
+"""Columns that are shown where there is something in them."""
 
 
 @commands.command()
@@ -35,7 +31,7 @@ def usage(
     json: JsonOption = False,
 ) -> None:
     """Show what a customer has used, what is left, and what Stripe has of it."""
-    found = asyncio.run(_usage(customer, plans=plans, redis=redis))
+    found, currency = asyncio.run(_usage(customer, plans=plans, redis=redis))
     if json:
         print_json(found)
         return
@@ -46,24 +42,34 @@ def usage(
     typer.echo(f"period {iso(period['start'])} to {iso(period['end'])}")
     if found["features"]:
         typer.echo(f"features {', '.join(found['features'])}")
-    columns = list(_COLUMNS)
-    rows = [_row(name, meter) for name, meter in found["meters"].items()]
-    for rare in _RARE:
-        if not any(row[rare] for row in rows):
-            del columns[rare]
-            for row in rows:
-                del row[rare]
-    print_table(columns, rows)
+    if found["balance"]:
+        balance = (f"{credit} {quantity:,}" for credit, quantity in found["balance"].items())
+        typer.echo(f"credits {', '.join(balance)}")
+    rows = [_row(name, meter, currency) for name, meter in found["meters"].items()]
+    columns = [column for column in rows[0] if column not in _RARE or any(row[column] for row in rows)]
+    print_table(columns, ([row[column] for column in columns] for row in rows))
 
 
-async def _usage(customer: str, *, plans: str | None, redis: str | None) -> CustomerUsage:
+async def _usage(customer: str, *, plans: str | None, redis: str | None) -> tuple[CustomerUsage, str]:
     async with open_kit(plans=plans, redis=redis) as kit:
-        return await kit.usage(customer)
+        note_missing_plan(await kit.customers.get(customer), plans=kit.catalog.source)
+        return await kit.usage(customer), kit.catalog.currency
 
 
-def _row(name: str, meter: MeterUsage) -> list[object]:
-    to_send = meter["pending"] + meter["unlinked"] + meter["queued"] + meter["leased"]
-    return [
-        *(name, meter["used"], meter["included"], meter["remaining"], meter["overage"]),
-        *(to_send, meter["delivered"], meter["late"], meter["parked"], meter["dead"]),
-    ]
+def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:
+    cents = meter["overage_cents"]
+    return {
+        "meter": name,
+        "used": meter["used"],
+        "held": meter["held"],
+        "included": meter["included"],
+        "granted": meter["granted"],
+        "remaining": meter["remaining"],
+        "overage": meter["overage"],
+        "price": "" if cents is None else f"{cents:,} {currency} cents",
+        "to send": meter["pending"] + meter["unlinked"] + meter["queued"] + meter["leased"],
+        "delivered": meter["delivered"],
+        "late": meter["late"],
+        "parked": meter["parked"],
+        "dead": meter["dead"],
+    }

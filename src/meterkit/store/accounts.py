@@ -12,7 +12,7 @@ from meterkit.store.decision import Decision
 from meterkit.store.derived import derived_from
 from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.program import Demand, compile_program
-from meterkit.store.purse import Purse
+from meterkit.store.purse import purse_of, purses_of
 from meterkit.store.resp import pack_each
 from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, standing_at
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Route
     from meterkit.store.keys import Keys
     from meterkit.store.program import Program
+    from meterkit.store.purse import Purse
     from meterkit.store.scripts import Script
     from meterkit.store.state import Standing
 
@@ -126,8 +127,7 @@ class Account:
         self.state = state
         self.standing = standing_at(state, catalog, now_ms)
         self.entitlements = entitlements_of(state, self.standing, catalog)
-        plan = self.standing.plan
-        self.purse = self.accounts.purses[plan.key] if state.granted or plan.grants else None
+        self.purse = purse_of(rev, state, self.standing.plan, self.accounts.purses)
         self.calls: dict[int, DecideCall] = {}
         self._calls: dict[Any, DecideCall] = {}
         self.endings: dict[Any, tuple[bytes, bytes]] = {}
@@ -286,7 +286,7 @@ class Accounts:
         self.named: dict[str, Account] = {}
         self._anonymous: dict[str, Account] = {}
         self._programs: dict[tuple[int, int, bool], Program] = {}
-        self.purses = {key: Purse.of(plan, catalog) for key, plan in catalog.plans.items()}
+        self.purses = purses_of(catalog)
         _refuse_equal_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():

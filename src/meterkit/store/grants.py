@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from meterkit.catalog.models import QUANTITY_MAX
@@ -18,7 +19,6 @@ from meterkit.store.states import States
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from meterkit.catalog import Catalog
     from meterkit.store.store import Store
@@ -28,6 +28,8 @@ __all__ = ["Grant", "Grants", "LedgerEntry"]
 _CREDITS_MAX: Final = 9 * 10**9
 _PRIORITY_MAX: Final = 1000
 _ID_BYTES_MAX: Final = 256
+_FIRST: Final = datetime(1970, 1, 2, tzinfo=UTC)
+_LAST: Final = datetime(9998, 12, 31, tzinfo=UTC)
 _ID: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
 _UNEQUAL: Final = 1
 _TOO_MUCH: Final = 2
@@ -253,6 +255,8 @@ def _kind_of(name: object, catalog: Catalog) -> Kind:
 def _instant(what: str, moment: datetime) -> int:
     if moment.tzinfo is None:
         raise MeterkitError(f"{what}: found a naive datetime; give it a time zone, UTC for example")
+    if not _FIRST <= moment <= _LAST:
+        raise MeterkitError(f"{what}: found {moment.isoformat()}; allowed are instants from 1970 to 9998")
     return to_ms(moment)
 
 

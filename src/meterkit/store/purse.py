@@ -6,12 +6,15 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.store.state import NO_STATE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
+    from meterkit.store.state import CustomerState
 
-__all__ = ["MICRO", "Purse", "target_of"]
+__all__ = ["MICRO", "Purse", "purse_of", "purses_of", "target_of"]
 
 MICRO: Final = 10**6
 """Micro-credits in a credit."""
@@ -20,6 +23,26 @@ MICRO: Final = 10**6
 def target_of(kind: Literal["meter", "credit"], name: str) -> str:
     """What a grant is of, as the store writes it: ``m:METER`` or ``c:CREDIT``."""
     return f"{kind[0]}:{name}"
+
+
+def purses_of(catalog: Catalog) -> dict[str, Purse]:
+    """The purses of all plans, by their keys."""
+    return {key: Purse.of(plan, catalog) for key, plan in catalog.plans.items()}
+
+
+def purse_of(rev: str, state: CustomerState, plan: Plan, purses: Mapping[str, Purse]) -> Purse | None:
+    """The purse of a customer, or None where there is nothing to look for.
+
+    A customer with a state may have come from a plan with grants: what that gave stays.
+
+    Args:
+        rev: of the state.
+        state: of the customer.
+        plan: in force.
+        purses: of each plan of the catalog.
+    """
+    of_a_plan = any(purse.recurring for purse in purses.values()) if rev != NO_STATE else plan.grants
+    return purses[plan.key] if state.granted or of_a_plan else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from meterkit.store.balance import Balance, holdings_of
 from meterkit.store.keys import meter_token
 from meterkit.store.periods import from_ms
 from meterkit.store.policies import ceiling_of
-from meterkit.store.purse import MICRO, Purse, target_of
+from meterkit.store.purse import MICRO, purse_of, purses_of, target_of
 from meterkit.store.state import CustomerState, entitlements_of, standing_at
 
 if TYPE_CHECKING:
@@ -80,12 +80,11 @@ def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsag
 
     Holds and periods that are over but that no script has rolled yet count as rolled.
     """
-    now_ms, _, data, counters, totals, grants = reply
+    now_ms, rev, data, counters, totals, grants = reply
     state = CustomerState.parse(data)
     standing = standing_at(state, catalog, now_ms)
-    purse = Purse.of(standing.plan, catalog)
-    # As for decisions: what an earlier plan gave is of use only with grants of this one's or of the app's.
-    known = _pairs(grants) if state.granted or standing.plan.grants else {}
+    purse = purse_of(rev.decode(), state, standing.plan, purses_of(catalog))
+    known = {} if purse is None else _pairs(grants)
     balance = Balance(holdings_of(known, purse, standing.bounds, now_ms), purse, now_ms)
     view = _View(
         _pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms, balance

@@ -1,0 +1,238 @@
+"""``meterkit grants``: give customers quantities besides what their plan includes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import asdict
+from datetime import UTC, date, datetime, time
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+import typer
+
+from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
+from meterkit.cli.output import iso, note_missing_plan, print_json, print_note, print_table
+from meterkit.cli.session import open_kit
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from meterkit.kit import MeterKit
+    from meterkit.store.grants import Grant, LedgerEntry
+
+__all__ = ["commands"]
+
+commands = typer.Typer(no_args_is_help=True)
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICRO: Final = 10**6
+_WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
+_Found = TypeVar("_Found")
+
+
+@commands.command()
+def add(
+    customer: CustomerArgument,
+    quantities: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME=QUANTITY",
+            help="A meter or a credit of the plans file, and how much of it: ai=500 'pages=10_000'.",
+        ),
+    ],
+    *,
+    grant_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="ID",
+            help="Your own name of this grant, such as the id of an invoice. The same one grants once.",
+        ),
+    ] = None,
+    priority: Annotated[
+        int,
+        typer.Option(
+            "--priority", min=0, max=1000, metavar="N", help="From 0 to 1000; lower is used up first."
+        ),
+    ] = 50,
+    effective: Annotated[
+        str | None,
+        typer.Option("--effective", metavar="WHEN", help=f"Since when it counts: {_WHEN}. Default: now."),
+    ] = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            "--expires",
+            metavar="WHEN",
+            help="When what is left of it vanishes, in the same way. Default: never.",
+        ),
+    ] = None,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Give a customer quantities of meters or credits. They pay for usage beyond included."""
+    if grant_id is None:
+        raise typer.BadParameter(
+            "give --id ID, your own name of this grant, such as the id of an invoice: the same id grants"
+            " once, so that a command that is repeated does not grant twice"
+        )
+    name, given = grant_id, _quantities(quantities)
+    effective_at, expires_at = _instant("--effective", effective), _instant("--expires", expires)
+
+    async def act(kit: MeterKit) -> Sequence[Grant]:
+        known = await kit.customers.known(customer)
+        before = {grant.name for grant in await _named(kit, customer, name)}
+        await kit.grants.add(
+            customer,
+            given,
+            grant_id=name,
+            priority=priority,
+            effective_at=effective_at,
+            expires_at=expires_at,
+        )
+        if not known:
+            print_note(f"new customer {customer}: nothing was known of it")
+        for repeated in sorted(before & given.keys()):
+            print_note(f"{repeated}: {name} was granted before; nothing has changed")
+        return await _named(kit, customer, name)
+
+    _show(_run(customer, act, plans, redis), json=json)
+
+
+@commands.command("list")
+def list_all(
+    customer: CustomerArgument,
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List a customer's grants, the plan's too, in the order in which they are used up."""
+    _show(_run(customer, lambda kit: kit.grants.list(customer), plans, redis), json=json)
+
+
+@commands.command()
+def void(
+    customer: CustomerArgument,
+    grant_id: Annotated[str, typer.Argument(metavar="ID", help="The grant's id, as it was added.")],
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take back what a grant has left; what it has paid stays paid. Repeated: a no-op."""
+
+    async def act(kit: MeterKit) -> Sequence[Grant]:
+        await kit.grants.void(customer, grant_id)
+        return await _named(kit, customer, grant_id)
+
+    _show(_run(customer, act, plans, redis), json=json)
+
+
+@commands.command()
+def ledger(
+    customer: CustomerArgument,
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what became of each grant. With --json credits are counted in micro-credits."""
+    found = _run(customer, lambda kit: kit.grants.ledger(customer), plans, redis)
+    if json:
+        print_json([asdict(entry) for entry in found])
+        return
+    print_table(
+        ("grant", "of", "entry", "quantity", "meter", "period"),
+        (
+            (
+                *(entry.grant_id, entry.name, entry.entry, _exact(entry), entry.meter or ""),
+                "" if entry.period_start is None else iso(entry.period_start),
+            )
+            for entry in sorted(found, key=_place)
+        ),
+    )
+
+
+def _run(
+    customer: str,
+    action: Callable[[MeterKit], Awaitable[_Found]],
+    plans: str | None,
+    redis: str | None,
+) -> _Found:
+    async def act() -> _Found:
+        async with open_kit(plans=plans, redis=redis) as kit:
+            note_missing_plan(await kit.customers.get(customer), plans=kit.catalog.source)
+            return await action(kit)
+
+    return asyncio.run(act())
+
+
+async def _named(kit: MeterKit, customer: str, grant_id: str) -> Sequence[Grant]:
+    """What the app has granted under an id: one grant a meter or credit."""
+    every = await kit.grants.list(customer)
+    return [grant for grant in every if (grant.source, grant.grant_id) == ("app", grant_id)]
+
+
+def _quantities(entries: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in entries:
+        name, _, quantity = entry.partition("=")
+        if not name or not re.fullmatch(r"[0-9][0-9_]{0,39}", quantity):
+            raise typer.BadParameter(
+                f"found {entry!r:.80}; allowed is NAME=QUANTITY with a whole number, such as ai=500 or"
+                " pages=10_000"
+            )
+        if name in found:
+            raise typer.BadParameter(f"found {name!r:.80} twice; give it once")
+        found[name] = int(quantity.replace("_", ""))
+    return found
+
+
+def _instant(option: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            moment = datetime.combine(date.fromisoformat(text), time(tzinfo=UTC))
+        else:
+            moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None and moment.astimezone(UTC) >= _EPOCH:
+            return moment
+    except (ValueError, OverflowError):
+        pass
+    raise typer.BadParameter(f"{option}: found {text!r:.80}; allowed is {_WHEN}, since 1970")
+
+
+def _show(found: Sequence[Grant], *, json: bool) -> None:
+    if json:
+        print_json([asdict(grant) for grant in found])
+        return
+    print_table(
+        ("grant", "of", "quantity", "remaining", "priority", "effective", "expires", "by", "status"),
+        (
+            (
+                *(grant.grant_id, grant.name, grant.quantity, grant.remaining, grant.priority),
+                *(iso(grant.effective_at), "never" if grant.expires_at is None else iso(grant.expires_at)),
+                *(grant.source, grant.status),
+            )
+            for grant in found
+        ),
+    )
+
+
+def _place(entry: LedgerEntry) -> tuple[str, str, int, str, str]:
+    """Where a line stands: with its grant, in the order in which things happen to one."""
+    order = ("grant", "adjustment", "burn", "expire", "void")
+    period = "" if entry.period_start is None else iso(entry.period_start)
+    return entry.name, entry.grant_id, order.index(entry.entry), period, entry.meter or ""
+
+
+def _exact(entry: LedgerEntry) -> str:
+    """Units of a meter, or credits with all their decimals."""
+    if entry.kind == "meter":
+        return f"{entry.quantity:,}"
+    whole, micro = divmod(abs(entry.quantity), _MICRO)
+    sign = "-" if entry.quantity < 0 else ""
+    return f"{sign}{whole:,}" + (f".{micro:06d}".rstrip("0") if micro else "")

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from commands import Shell
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  pages: {unit: page, stripe: {event_name: pages}}
+  tokens: {unit: token}
+  rows: {unit: row}
+credits:
+  ai: {costs: {tokens: 1 per 8}}
+routes:
+  - {match: "*", consume: {pages: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      pages: {included: 10, overage: deny}
+      tokens: {included: 10, overage: deny}
+      rows: {included: 10, overage: deny}
+  pro:
+    extends: free
+    grants: [{meter: pages, quantity: 7, every: period, priority: 10}]
+"""
+
+
+@pytest.fixture
+def granting(stored: Shell, directory: Path) -> Shell:
+    """A shell with a plans file that has a credit, and a customer that is known."""
+    (directory / "plans.yaml").write_text(PLANS)
+    assert stored.run("customers", "set-plan", "acme", "free").code == 0
+    return stored
+
+
+def test_a_grant_is_added_once_listed_and_voided(granting: Shell) -> None:
+    words = ("grants", "add", "acme", "ai=1_500", "pages=3", "--id", "inv_42", "--priority", "20")
+    done = granting.run(
+        *words, "--effective", "2031-12-01", "--expires", "2032-01-01T01:00:00+01:00", "--json"
+    )
+    assert (0, "") == (done.code, done.err)
+    credit = {
+        "grant_id": "inv_42",
+        "kind": "credit",
+        "name": "ai",
+        "quantity": 1500,
+        "remaining": 1500,
+        "priority": 20,
+        "effective_at": "2031-12-01T00:00:00Z",
+        "expires_at": "2032-01-01T00:00:00Z",
+        "created_at": done.json[0]["created_at"],
+        "source": "app",
+        "status": "pending",
+    }
+    pages = credit | {"kind": "meter", "name": "pages", "quantity": 3, "remaining": 3}
+    assert [credit, pages] == sorted(done.json, key=lambda grant: grant["name"])
+
+    again = granting.run(*words)
+    assert (0, ["ai: inv_42 was granted before; nothing has changed"]) == (
+        again.code,
+        again.err.splitlines()[:1],
+    )
+    listed = granting.run("grants", "list", "acme", "--json").json
+    assert [credit, pages] == sorted(listed, key=lambda grant: grant["name"])
+
+    other = granting.run("grants", "add", "acme", "ai=1", "--id", "inv_43", "--json")
+    assert ("", ["inv_43"]) == (other.err, [grant["grant_id"] for grant in other.json])
+
+    for _ in range(2):
+        gone = granting.run("grants", "void", "acme", "inv_42", "--json")
+        assert (0, {("void", 0)}) == (
+            gone.code,
+            {(grant["status"], grant["remaining"]) for grant in gone.json},
+        )
+
+
+def test_people_get_a_table_of_grants(granting: Shell) -> None:
+    granting.run("customers", "set-plan", "acme", "pro")
+    granting.run("grants", "add", "acme", "ai=1_500", "--id", "[red]inv", "--expires", "2032-01-01")
+    lines = granting.run("grants", "list", "acme").out
+    assert re.search(r"│ +7 │ +7 │ +10 │ .* │ plan │ active", lines)
+    assert re.search(
+        r"│ \[red\]inv +│ ai +│ +1,500 │ +1,500 │ +50 │ .*Z │ 2032-01-01T00:00:00Z │ app +│ active", lines
+    )
+
+
+async def test_the_ledger_shows_credits_exactly(granting: Shell, directory: Path, store_url: str) -> None:
+    granting.run("grants", "add", "acme", "ai=2", "--id", "g1")
+    granting.run("grants", "add", "acme", "rows=5", "--id", "g2")
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.record("acme", "tokens", 11)
+        await kit.record("acme", "rows", 12)
+    granting.run("grants", "void", "acme", "g1")
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in granting.run("grants", "ledger", "acme").out.splitlines()
+        if line.startswith("│")
+    ]
+    assert [
+        ["g1", "ai", "grant", "2", ""],
+        ["g1", "ai", "burn", "-0.125", "tokens"],
+        ["g1", "ai", "void", "-1.875", ""],
+        ["g2", "rows", "grant", "5", ""],
+        ["g2", "rows", "burn", "-2", "rows"],
+    ] == [row[:5] for row in rows]
+    assert re.fullmatch(r"\d{4}-\d\d-01T00:00:00Z", rows[1][5])
+    found = granting.run("grants", "ledger", "acme", "--json").json
+    assert {
+        *(("grant", 2_000_000), ("burn", -125_000), ("void", -1_875_000)),
+        *(("grant", 5), ("burn", -2)),
+    } == {(entry["entry"], entry["quantity"]) for entry in found}
+
+
+def test_a_customer_that_nothing_was_known_of_is_told(granting: Shell) -> None:
+    words = ("grants", "add", "acne", "ai=1", "--id", "g1")
+    assert granting.run(*words).err == "new customer acne: nothing was known of it\n"
+    assert "new customer" not in granting.run(*words).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("add", "acme", "ai=1"), 2, "the same id grants once"),
+        (("add", "acme", "--id", "g"), 2, "Missing argument"),
+        (("add", "acme", "ai", "--id", "g"), 2, "found 'ai'; allowed is NAME=QUANTITY"),
+        (("add", "acme", "ai=1.5", "--id", "g"), 2, "found 'ai=1.5'"),
+        (("add", "acme", "ai=_", "--id", "g"), 2, "found 'ai=_'"),
+        (("add", "acme", "=5", "--id", "g"), 2, "found '=5'"),
+        (("add", "acme", "ai=1", "ai=2", "--id", "g"), 2, "found 'ai' twice"),
+        (("add", "acme", "ai=0", "--id", "g"), 1, "meterkit: quantity of ai: found 0"),
+        (("add", "acme", "page=1", "--id", "g"), 1, "did you mean 'pages'?"),
+        (("add", "acme", "ai=1", "--id", ""), 1, "meterkit: grant_id: allowed is a text"),
+        (("add", "acme", "ai=1", "--id", "g", "--priority", "1001"), 2, "less than or equal to 1000"),
+        (("add", "acme", "ai=1", "--id", "g", "--expires", "soon"), 2, "--expires: found 'soon'"),
+        (("add", "acme", "ai=1", "--id", "g", "--expires", "2031-01-01T00:00"), 2, "with its zone"),
+        (("add", "acme", "ai=1", "--id", "g", "--effective", "1969-12-31"), 2, "since 1970"),
+        (("add", "acme", "ai=1", "--id", "g", "--expires", "9999-12-31T23:59-14:00"), 2, "--expires: found"),
+        (("add", "acme", "ai=1", "--id", "g", "--expires", "2001-01-01"), 1, "must lie in the future"),
+        (("add", "a\nb", "ai=1", "--id", "g"), 1, "meterkit: customer"),
+        (("void", "acme", "g9"), 1, "meterkit: grant_id: customer 'acme' has no grant 'g9'"),
+        (("void", "acme"), 2, "Missing argument"),
+        (("list",), 2, "Missing argument"),
+        (("ledger", "a\nb"), 1, "meterkit: customer"),
+    ],
+)
+async def test_what_is_refused_says_why_and_grants_nothing(
+    stored: Shell, directory: Path, store_url: str, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (directory / "plans.yaml").write_text(PLANS)
+    done = stored.run("grants", *arguments)
+    assert (code, "") == (done.code, done.out)
+    assert message in " ".join(done.err.replace("│", " ").split())
+    assert "Traceback" not in done.err
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        assert [] == await kit.grants.list("acme")
+
+
+def test_an_id_that_was_used_for_another_quantity_is_refused(granting: Shell) -> None:
+    granting.run("grants", "add", "acme", "ai=1", "--id", "g1")
+    done = granting.run("grants", "add", "acme", "ai=2", "--id", "g1")
+    assert (1, "") == (done.code, done.out)
+    assert "'g1' was used for another quantity already; nothing was granted" in done.err
+
+
+def test_the_store_and_the_plans_file_may_be_named_after_each_subcommand(
+    shell: Shell, directory: Path, store_url: str
+) -> None:
+    (directory / "plans.yaml").rename(directory / "ours.yaml")
+    named = ("--plans", "ours.yaml", "--redis", store_url)
+    assert shell.run("grants", "add", "acme", "tokens=1", "--id", "g1", *named).code == 0
+    for words in (("list", "acme"), ("ledger", "acme"), ("void", "acme", "g1")):
+        done = shell.run("grants", *words, *named)
+        assert (0, True) == (done.code, "g1" in done.out)
+
+
+def test_a_plan_that_is_gone_is_told(granting: Shell, directory: Path) -> None:
+    granting.run("customers", "set-plan", "acme", "pro")
+    (directory / "plans.yaml").write_text(PLANS[: PLANS.index("  pro:")])
+    told = "customer acme: plan `pro` is not in plans.yaml: served on `free`\n"
+    assert told == granting.run("grants", "list", "acme").err
