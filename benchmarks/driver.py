@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One kind of request: a customer, a path."""
+    """One kind of request: a customer, a path; with a body it is a POST of JSON."""
 
     customer: str
     path: str = "/v1/x"
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Client:
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
-            "method": "GET",
+            "method": "POST" if target.body else "GET",
             "scheme": "http",
             "path": target.path,
             "raw_path": target.path.encode(),
@@ -66,36 +67,51 @@ class Client:
                 (b"user-agent", b"benchmark"),
                 (b"accept", b"*/*"),
                 (b"x-customer-id", target.customer.encode()),
+                *self._about(target.body),
             ],
             "client": ("127.0.0.1", 50_000),
             "server": ("127.0.0.1", 8000),
             "state": self.state.copy(),
         }
 
+    def _about(self, body: bytes) -> list[tuple[bytes, bytes]]:
+        if not body:
+            return []
+        return [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+
     async def get(self, target: Target) -> int:
-        """Makes one request; the nanoseconds until its last byte."""
+        """Makes one request, which must succeed; the nanoseconds until its last byte."""
+        status, taken = await self._request(target)
+        if status != 200:
+            raise RuntimeError(f"{target} was answered with {status}, not 200")
+        return taken
+
+    async def status(self, target: Target) -> int:
+        """Makes one request; the status of its answer."""
+        return (await self._request(target))[0]
+
+    async def _request(self, target: Target) -> tuple[int, int]:
         asked = False
-        ended = 0
+        status = ended = 0
 
         async def receive() -> Message:
             nonlocal asked
             if asked:
                 await asyncio.Event().wait()
             asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": target.body, "more_body": False}
 
         async def send(message: Message) -> None:
-            nonlocal ended
+            nonlocal status, ended
             if message["type"] == "http.response.start":
-                if message["status"] != 200:
-                    raise RuntimeError(f"{target} was answered with {message['status']}, not 200")
+                status = message["status"]
             elif not message.get("more_body", False):
                 ended = time.perf_counter_ns()
 
         scope = self.scope(target)
         begun = time.perf_counter_ns()
         await self.app(scope, receive, send)
-        return ended - begun
+        return status, ended - begun
 
     async def burst(self, targets: list[Target], concurrency: int, after_s: float = 0.3) -> Burst:
         """Makes all requests, ``concurrency`` at a time.

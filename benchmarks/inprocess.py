@@ -176,6 +176,8 @@ def rounds(
             before = server.info("cpu")
             result = workers[name].burst(size, seed=number + 1)
             after = server.info("cpu")
+            if workers[name].variant.reads:
+                result |= workers[name].order(do="parse", requests=size.requests)
             result |= server_time(server, probes[name]["commands"], size.requests)
             result["server_cpu_us"] = (
                 sum(after[k] - before[k] for k in ("used_cpu_user", "used_cpu_sys")) / size.requests * 1e6

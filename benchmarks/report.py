@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import streams_report
 from variants import BY_NAME
 
 if TYPE_CHECKING:
@@ -139,7 +140,20 @@ def _targets(result: dict) -> Table:
     return "Against meterkit's targets", head, rows
 
 
-PARTS: tuple[Callable[[dict], Table], ...] = (_timed, _server, _memory, _http, _imports, _first, _targets)
+PARTS: tuple[Callable[[dict], Table], ...] = (
+    _timed,
+    _server,
+    _memory,
+    _http,
+    _imports,
+    _first,
+    streams_report.requests,
+    streams_report.readers,
+    streams_report.memory,
+    streams_report.chunks,
+    streams_report.races,
+    _targets,
+)
 
 
 def _tables(result: dict) -> Iterable[Table]:
@@ -206,6 +220,11 @@ limiter in the same round. The garbage collector stays on. Limiters without an A
 get a minimal one, which sends no headers; meterkit sends `RateLimit` and `RateLimit-Policy`. The single-limit
 peers check one rate, meterkit (a) two. The *composite* is what one assembles for the job of meterkit (b):
 a rate and a monthly quota by `limits`, one after the other, and a usage counter in a hash.
+
+The *streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them; between two chunks the app
+lets others run. Reading alone is a reader fed the same chunks, as the middleware feeds it. The time in `send`
+is what the app waits for each chunk, in process: `send` never suspends, so what is over the bare app's is
+added by the middleware. In the races each stream reserves 200 tokens and comes to a random number of them.
 """
 
 

@@ -17,6 +17,7 @@ import inprocess
 import overhttp
 import report
 import startup
+import streams
 import targets
 from driver import running
 from inprocess import FULL, PROBE_DB, QUICK, Size, Skipped, Worker, database
@@ -87,6 +88,9 @@ def measure(options: argparse.Namespace) -> dict:
         figures = timed([v for v in running_here if v.timed], probes, redis_url, cores, loop=loop, size=size)
         note("end to end")
         http, failed = overhttp.measure([v for v in running_here if v.over_http], redis_url, cores, size)
+        note("streams")
+        amount = streams.QUICK if options.quick else streams.FULL
+        streamed = streams.measure(redis_url, cores, loop, amount) if streams.RESERVE in probes else {}
         note("imports and first requests")
         first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
         result = {
@@ -97,6 +101,7 @@ def measure(options: argparse.Namespace) -> dict:
             "probes": probes,
             "timed": figures,
             "http": http,
+            "streams": streamed,
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }
@@ -106,12 +111,14 @@ def measure(options: argparse.Namespace) -> dict:
 def profile(name: str) -> None:
     """Prints where one variant spends its time; the profiler itself weighs on short functions."""
 
+    like = BY_NAME[name].target
+
     async def work(redis_url: str) -> cProfile.Profile:
         profiler = cProfile.Profile()
         async with running(BY_NAME[name].build(redis_url)) as client:
-            await client.burst(spread(1000, 1000, 0), 50)
+            await client.burst(spread(1000, 1000, 0, like), 50)
             profiler.enable()
-            await client.burst(spread(5000, 1000, 1), 50)
+            await client.burst(spread(5000, 1000, 1, like), 50)
             profiler.disable()
         return profiler
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 DECIDE, SETTLE = "meterkit-decide", "meterkit-settle"
 SLIDING, COMPOSITE, THREE = "limits-sliding", "composite", "meterkit-three"
+STREAM = "meterkit-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +65,54 @@ def _over_http(http: dict) -> list[Target]:
     ]
 
 
+def _requests_of_streams(timed: dict) -> list[Target]:
+    if STREAM not in timed:
+        return []
+    calls = _median(timed, STREAM, "calls")
+    found = [Target("a reserved and captured stream: script calls", 2, "calls", "less", calls)]
+    rest = _median(timed, STREAM, "over_bare_us") - _median(timed, STREAM, "parse_us")
+    for name in (DECIDE, SETTLE):
+        if name in timed:
+            ratio = rest / _median(timed, name, "over_bare_us")
+            what = "its CPU over the bare stream less reading, times a plain request's"
+            found.append(Target(what, 2, "x", "less", ratio, name))
+    return found
+
+
+def _streams(found: dict) -> list[Target]:
+    if not found:
+        return []
+    events, rates = found["readers"]["events_us"], found["readers"]["rates"]
+    added = found["chunks"][STREAM]["added_p99_us"]["median"]
+    return [
+        *(
+            Target("a chunk of one event without usage", 3, "us", "less", events[name], name)
+            for name in ("OpenAI", "OpenAI, `usage: null`", "OpenAI, metered", "OpenAI, padded, metered")
+        ),
+        *(
+            Target("chunks of 16 KiB", 300, "MB/s", "more", rates[name], name)
+            for name in ("OpenAI", "OpenAI, metered")
+        ),
+        Target("added to a chunk at 200 streams, p99", 50, "us", "less", added, "bare-stream"),
+        *(
+            Target(
+                "units over the budget, less those over what was reserved",
+                0,
+                "units",
+                "less",
+                max(0, race["over"] - race["beyond"]),
+                name,
+            )
+            for name, race in found["races"].items()
+        ),
+    ]
+
+
 def judged(result: dict, peers: list[str]) -> list[dict]:
     """Every target that the run can speak of, with what was reached."""
     found = _in_process(result["timed"], [peer for peer in peers if peer in result["timed"]])
     found += _over_http(result["http"])
+    found += _requests_of_streams(result["timed"]) + _streams(result.get("streams", {}))
     if THREE in result["probes"]:
         size = result["probes"][THREE]
         reached = size["bytes_of_one_customer"] or size["bytes_all_per_customer"]

@@ -1,6 +1,6 @@
-"""What reading usage off a response costs: per event of a stream, and per byte.
+"""What reading usage off a response costs: per event of a stream, per byte, and in memory.
 
-python benchmarks/usage_readers.py
+python benchmarks/usage_readers.py; with --json for a program.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+import tracemalloc
 from typing import TYPE_CHECKING
+
+from peers.streaming import event as openai_chunk
 
 from meterkit.asgi.usage import ResponseReader, StreamTap
 
@@ -17,22 +20,9 @@ if TYPE_CHECKING:
 
 SSE = [(b"content-type", b"text/event-stream; charset=utf-8")]
 JSON = [(b"content-type", b"application/json")]
-EVENT_US_MAX = 3.0
-CHUNK_MBS_MIN = 300.0
-
-
-def openai_chunk(**extra: object) -> bytes:
-    body = {
-        "id": "chatcmpl-B9MBs8CjcvOU2jLn4n570S5qMJKcT",
-        "object": "chat.completion.chunk",
-        "created": 1741569952,
-        "model": "gpt-5.6-2026-08-01",
-        "service_tier": "default",
-        "system_fingerprint": "fp_44709d6fcb",
-        "choices": [{"index": 0, "delta": {"content": " and the"}, "logprobs": None, "finish_reason": None}],
-        **extra,
-    }
-    return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+PIECE_BYTES = 16_384
+STREAM_BYTES = 1 << 20
+STREAMS_OPEN = 50
 
 
 ANTHROPIC_CHUNK = (
@@ -82,63 +72,111 @@ def tapping(chunk: object, times: int = 20_000) -> Callable[[], int]:
     return run
 
 
-def main() -> int:
-    plain = openai_chunk()
+def in_pieces(body: bytes, size: int = PIECE_BYTES) -> list[bytes]:
+    return [body[at : at + size] for at in range(0, len(body), size)]
+
+
+def event_costs() -> dict[str, float]:
+    """Microseconds for a chunk of one event without usage; "metered" is as the middleware reads it."""
+    plain, null = openai_chunk(), openai_chunk(usage=None)
+    padded = openai_chunk(usage=None, obfuscation="fDz3kQ0")
     cases = {
+        "OpenAI": feeding(plain, usage="openai"),
         "OpenAI, auto": feeding(plain),
-        "OpenAI, declared": feeding(plain, usage="openai"),
-        'OpenAI, `"usage": null`, auto': feeding(openai_chunk(usage=None)),
-        "Anthropic, auto": feeding(ANTHROPIC_CHUNK),
-        "OpenAI, auto, in CRLF": feeding(plain.replace(b"\n", b"\r\n")),
+        "OpenAI, `usage: null`": feeding(null, usage="openai"),
+        "OpenAI, in CRLF": feeding(plain.replace(b"\n", b"\r\n")),
+        "Anthropic": feeding(ANTHROPIC_CHUNK),
+        "OpenAI, metered": feeding(plain, estimate=True),
+        "OpenAI, `usage: null`, metered": feeding(null, estimate=True),
+        "OpenAI, padded, metered": feeding(padded, estimate=True),
+        "Anthropic, metered": feeding(ANTHROPIC_CHUNK, estimate=True),
+        "no line end": feeding(b"x" * len(plain), times=2_000),
+        "no line end, metered": feeding(b"x" * len(plain), estimate=True, times=2_000),
     }
-    worst = 0.0
-    print("an event without usage, one to a chunk:")
-    for name, run in cases.items():
-        taken = best(run) / 1e3
-        worst = max(worst, taken)
-        print(f"  {name:42} {taken:6.2f} us")
-    print("for comparison:")
-    print(f"  {'OpenAI, with text measured':42} {best(feeding(plain, estimate=True)) / 1e3:6.2f} us")
-    print(f"  {'a dict through a tap':42} {best(tapping(json.loads(plain[6:]))) / 1e3:6.2f} us")
+    return {name: best(run) / 1e3 for name, run in cases.items()}
+
+
+def other_costs() -> dict[str, float]:
+    """Microseconds of what is not meant to be as cheap."""
     continuous = openai_chunk(usage={"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12})
-    print(f"  {'OpenAI, usage in every chunk':42} {best(feeding(continuous)) / 1e3:6.2f} us")
+    return {
+        "OpenAI, usage in every chunk": best(feeding(continuous)) / 1e3,
+        "a dict through a tap": best(tapping(json.loads(openai_chunk()[6:]))) / 1e3,
+    }
 
-    print("chunks of 16 KiB:")
-    stream = plain * 2_000
-    slowest = float("inf")
-    for name, body, headers in (
-        ("OpenAI, auto", stream, SSE),
-        ("Anthropic, auto", ANTHROPIC_CHUNK * 5_000, SSE),
-        ("a JSON document", b'{"data": "' + b"x" * 400_000 + b'"}', JSON),
-    ):
-        pieces = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
 
-        def run(pieces: list = pieces, headers: list = headers) -> int:
-            for _ in range(10):
-                reader = ResponseReader.open("auto", status=200, headers=headers)
-                for piece in pieces:
-                    reader.feed(piece)
-                reader.close(complete=True)
-            return 10 * sum(map(len, pieces))
-
-        rate = 1e3 / best(run)
-        slowest = min(slowest, rate)
-        print(f"  {name:42} {rate:6.0f} MB/s")
-    items = b"[" + b",\r\n".join([GEMINI_ITEM] * 1_000) + b"]"
-    pieces = [items[at : at + 16_384] for at in range(0, len(items), 16_384)]
-
-    def array() -> int:
-        reader = ResponseReader.open("gemini", status=200, headers=JSON)
+def reading(pieces: list[bytes], *, usage: str, headers: list, estimate: bool) -> Callable[[], int]:
+    def run() -> int:
+        reader = ResponseReader.open(usage, status=200, headers=headers, estimate=estimate)
         for piece in pieces:
             reader.feed(piece)
         reader.close(complete=True)
-        return len(items)
+        return sum(map(len, pieces))
 
-    print(f"  {'Gemini, JSON array (no target)':42} {1e3 / best(array):6.0f} MB/s")
-    print(f"worst event {worst:.2f} us (allowed: {EVENT_US_MAX})")
-    print(f"slowest chunks {slowest:.0f} MB/s (required: {CHUNK_MBS_MIN:.0f})")
-    return 0 if worst <= EVENT_US_MAX and slowest >= CHUNK_MBS_MIN else 1
+    return run
+
+
+def rates() -> dict[str, float]:
+    """Megabytes a second, in chunks of 16 KiB."""
+    openai, anthropic = openai_chunk() * 10_000, ANTHROPIC_CHUNK * 25_000
+    items = b"[" + b",\r\n".join([GEMINI_ITEM] * 1_000) + b"]"
+    cases = {
+        "OpenAI": (openai, "openai", SSE, False),
+        "OpenAI, metered": (openai, "openai", SSE, True),
+        "Anthropic": (anthropic, "anthropic", SSE, False),
+        "Anthropic, metered": (anthropic, "anthropic", SSE, True),
+        "a JSON document": (b'{"data": "' + b"x" * 4_000_000 + b'"}', "auto", JSON, False),
+        "Gemini, JSON array": (items, "gemini", JSON, False),
+    }
+    return {
+        name: 1e3 / best(reading(in_pieces(body), usage=usage, headers=headers, estimate=estimate))
+        for name, (body, usage, headers, estimate) in cases.items()
+    }
+
+
+def memories() -> dict[str, dict[str, float]]:
+    """Bytes of one open reader after 1 MiB of its stream, and the most that it had meanwhile."""
+    stream = openai_chunk() * (STREAM_BYTES // len(openai_chunk()) + 1)
+    cases = {
+        "one event to a chunk": (in_pieces(stream, len(openai_chunk())), SSE),
+        "chunks of 16 KiB": (in_pieces(stream), SSE),
+        "no line end": (in_pieces(b"x" * STREAM_BYTES), SSE),
+        "a JSON document": (in_pieces(b'{"data": "' + b"x" * STREAM_BYTES), JSON),
+    }
+    return {name: memory(pieces, headers) for name, (pieces, headers) in cases.items()}
+
+
+def memory(pieces: list[bytes], headers: list) -> dict[str, float]:
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        readers = [
+            ResponseReader.open("auto", status=200, headers=headers, estimate=True)
+            for _ in range(STREAMS_OPEN)
+        ]
+        for piece in pieces:
+            for reader in readers:
+                reader.feed(piece)
+        now, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return {"bytes": (now - before) / STREAMS_OPEN, "most_bytes": (most - before) / STREAMS_OPEN}
+
+
+def measure() -> dict[str, dict]:
+    return {"events_us": event_costs(), "others_us": other_costs(), "rates": rates(), "memory": memories()}
+
+
+def main() -> None:
+    found = measure()
+    if "--json" in sys.argv:
+        print(json.dumps(found))
+        return
+    for part, figures in found.items():
+        print(part)
+        for name, figure in figures.items():
+            print(f"  {name:40} {figure}" if isinstance(figure, dict) else f"  {name:40} {figure:8.2f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

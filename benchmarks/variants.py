@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from driver import Target
+from peers.streaming import PATH as STREAM_PATH
+from peers.streaming import question
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -20,6 +24,8 @@ class Variant:
         bare: the variant without a limiter whose cost is subtracted.
         timed: False where only its keys and memory are looked at.
         over_http: whether it is also measured under uvicorn.
+        target: a customer's request; its path and body are those of all.
+        reads: whether it reads the usage off its responses.
     """
 
     name: str
@@ -30,6 +36,8 @@ class Variant:
     bare: str = "bare"
     timed: bool = True
     over_http: bool = False
+    target: Target = field(default=Target(""))
+    reads: bool = False
 
     def build(self, redis_url: str) -> ASGIApp:
         module = importlib.import_module(f"peers.{self.module}")
@@ -38,6 +46,19 @@ class Variant:
 
 def _peer(name: str, title: str, module: str, function: str = "build", **more) -> Variant:
     return Variant(name=name, title=title, kind="peer", module=module, function=function, **more)
+
+
+def _stream(name: str, title: str, kind: Kind, function: str, **more) -> Variant:
+    return Variant(
+        name=name,
+        title=title,
+        kind=kind,
+        module="streaming",
+        function=function,
+        bare="bare-stream",
+        target=Target("", STREAM_PATH, question()),
+        **more,
+    )
 
 
 VARIANTS = (
@@ -88,6 +109,15 @@ VARIANTS = (
         module="meterkit_app",
         function="build_settle",
         over_http=True,
+    ),
+    _stream("bare-stream", "bare stream of 20 chunks", "bare", "build"),
+    _stream("meterkit-stream-settle", "meterkit, stream: decide and settle", "meterkit", "build_settle"),
+    _stream(
+        "meterkit-stream",
+        "meterkit, stream: reserved, usage read, captured",
+        "meterkit",
+        "build_reserve",
+        reads=True,
     ),
     Variant(
         name="meterkit-three",

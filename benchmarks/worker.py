@@ -13,33 +13,74 @@ import random
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 from driver import Client, Target, running
+from peers.streaming import CHUNKS, HEADERS, PATH, Chat, answer
 from variants import BY_NAME
 
+from meterkit.asgi.usage import ResponseReader
 
-def spread(requests: int, customers: int, seed: int) -> list[Target]:
+
+def spread(requests: int, customers: int, seed: int, like: Target) -> list[Target]:
     """``requests`` requests, every customer equally often, in a random order that the seed fixes."""
-    targets = [Target(f"cus_{i % customers:05d}") for i in range(requests)]
+    targets = [replace(like, customer=f"cus_{i % customers:05d}") for i in range(requests)]
     random.Random(seed).shuffle(targets)
     return targets
 
 
-def walk(requests: int, customers: int, paths: int) -> list[Target]:
-    """Every customer on every path, in turn."""
+def walk(requests: int, customers: int, paths: int, like: Target) -> list[Target]:
+    """Every customer on every path, in turn; a request with a body has one path only."""
+    if like.body:
+        return [replace(like, customer=f"cus_{i % customers:05d}") for i in range(requests)]
     return [
         Target(f"cus_{i % customers:05d}", f"/v1/items/{i // customers % paths}") for i in range(requests)
     ]
 
 
-async def obey(order: dict, client: Client) -> dict:
+async def watched(order: dict, client: Client) -> dict:
+    """How long each chunk of concurrent streams took to send, in µs, and the last message of each."""
+    targets = spread(
+        order["streams"], order["customers"], order["seed"], like=Target("", PATH, order["body"].encode())
+    )
+    Chat.sends_ns, Chat.last_ns = [], []
+    try:
+        await client.burst(targets, order["streams"])
+        sends, last = sorted(Chat.sends_ns), sorted(Chat.last_ns)
+    finally:
+        Chat.sends_ns = Chat.last_ns = None
+    return {
+        "chunks": len(sends),
+        "p50_us": sends[len(sends) // 2] / 1e3,
+        "p99_us": sends[len(sends) * 99 // 100] / 1e3,
+        "last_p50_us": last[len(last) // 2] / 1e3,
+        "last_p99_us": last[len(last) * 99 // 100] / 1e3,
+    }
+
+
+def parsed(requests: int, pieces: list[bytes]) -> dict:
+    """CPU of reading usage off so many responses alone, as the middleware does it, in µs per response."""
+    begun = time.process_time()
+    for _ in range(requests):
+        reader = ResponseReader.open("openai", status=200, headers=HEADERS, estimate=True)
+        for piece in pieces:
+            reader.feed(piece)
+        reader.close(complete=True)
+    return {"parse_us": (time.process_time() - begun) / requests * 1e6}
+
+
+async def obey(order: dict, client: Client, like: Target) -> dict:
     match order["do"]:
         case "burst":
-            targets = spread(order["requests"], order["customers"], order["seed"])
+            targets = spread(order["requests"], order["customers"], order["seed"], like)
             return (await client.burst(targets, order["concurrency"])).summary()
         case "walk":
-            targets = walk(order["requests"], order["customers"], order["paths"])
+            targets = walk(order["requests"], order["customers"], order["paths"], like)
             return (await client.burst(targets, 1, after_s=0.1)).summary()
+        case "watch":
+            return await watched(order, client)
+        case "parse":
+            return parsed(order["requests"], answer(CHUNKS, 300))
         case unknown:
             raise ValueError(f"unknown order {unknown!r}")
 
@@ -52,12 +93,14 @@ def say(answer: dict) -> None:
 async def serve(variant: str, redis_url: str) -> None:
     loop = asyncio.get_running_loop()
     begun = time.perf_counter()
-    app = BY_NAME[variant].build(redis_url)
+    chosen = BY_NAME[variant]
+    newcomer = replace(chosen.target, customer="cus_first")
+    app = chosen.build(redis_url)
     built = time.perf_counter()
     async with running(app) as client:
         started = time.perf_counter()
-        first = await client.get(Target("cus_first"))
-        second = await client.get(Target("cus_first"))
+        first = await client.get(newcomer)
+        second = await client.get(newcomer)
         say(
             {
                 "build_ms": (built - begun) * 1e3,
@@ -67,7 +110,7 @@ async def serve(variant: str, redis_url: str) -> None:
             }
         )
         while line := await loop.run_in_executor(None, sys.stdin.readline):
-            say(await obey(json.loads(line), client))
+            say(await obey(json.loads(line), client, chosen.target))
 
 
 def main() -> None:

@@ -367,6 +367,8 @@ async def test_a_full_stream_says_so_and_counts_what_it_cannot_keep(monkeypatch:
     with pytest.raises(StoreError, match="2 settlements of shard 0 wait") as caught:
         await papers[3].waiter
     assert caught.value.executed is False
+    assert papers[2].waiter is not None
+    assert isinstance(papers[2].waiter.exception(), StoreError)
     line.connected = True
     await asyncio.gather(*line.tasks)
     assert line.numbers() == [1, 2]

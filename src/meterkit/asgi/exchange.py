@@ -224,11 +224,7 @@ class Exchange:
         seen: dict[str, int] = {}
         for part in parts.values():
             add(seen, part.rated)
-        recorded = {
-            meter: taken - call.reserved.get(meter, 0)
-            for meter, taken in call.program.settled.items()
-            if taken > call.reserved.get(meter, 0)
-        }
+        recorded = dict(call.consumed)
         add(recorded, part_of(parts).recorded)
         del parts[ALL]
         key, first = next(iter(parts.items()), (ALL, Part()))
@@ -280,7 +276,7 @@ class Exchange:
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._settled:
             return
-        again = await self._store.hold_on(lane, self._account, held.program)
+        again = await self._store.hold_on(lane, self._account, held)
         if again is None:
             return  # Tried again before the holds vanish.
         call, slot = again

@@ -56,7 +56,7 @@ def reservation(
     plain = plain_counters(catalog)
     entered = held.get("input_tokens")
     if entered is None:
-        entered = min(estimate_request(body, size=size, estimate=estimate), QUANTITY_MAX)
+        entered = min(estimate_request(body, size=size, estimate=estimate, request=request), QUANTITY_MAX)
         if "input_tokens" in plain:
             held["input_tokens"] = entered
     if "total_tokens" in plain and "total_tokens" not in held:

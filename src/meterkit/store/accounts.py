@@ -6,12 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
-from meterkit.errors import PlansError, Problem
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.derived import derived_from
-from meterkit.store.keys import meter_token, rate_token
-from meterkit.store.program import Demand, compile_program
+from meterkit.store.program import Blank, Demand, Open, check_tokens, compile_program, demands_of
 from meterkit.store.purse import purse_of, purses_of
 from meterkit.store.resp import pack_each
 from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, standing_at
@@ -35,14 +33,6 @@ _ACCOUNTS_MAX: Final = 10_000
 _CALLS_MAX: Final = 256
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
-_TOKEN_METERS: Final = (
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-    "total_tokens",
-)
 
 
 class DecideCall:
@@ -54,9 +44,13 @@ class DecideCall:
         standing: what the customer's state came to when this was packed.
         endings: how its requests end, billed or not, as long as a slot of holds lasts.
         reserved: meter to what is set aside until the true quantity is known.
+        held: meter to what an allowed decision holds.
+        consumed: meter to what is recorded besides the true quantities, when the request ends as billed.
     """
 
-    __slots__ = ("account", "endings", "packed", "preset", "program", "reserved", "standing")
+    __slots__ = (
+        *("account", "consumed", "endings", "held", "packed", "preset", "program", "reserved", "standing"),
+    )
 
     def __init__(
         self,
@@ -64,26 +58,59 @@ class DecideCall:
         program: Program,
         preset: Decision | None,
         mode: str,
-        reserved: Mapping[str, int] = _NOTHING,
+        *,
+        packed: bytes | None = None,
     ) -> None:
         self.account = account
-        self.reserved = reserved
         self.program = program
         self.preset = preset
         self.standing = account.standing
         self.endings: dict[bool, Any] = {}
-        self.packed = account.pack_decide(program, "v" if preset is not None else mode)
+        self.reserved: Mapping[str, int] = _NOTHING
+        self.held = program.held
+        self.consumed = program.settled
+        self.packed = packed or account.pack_decide(program, "v" if preset is not None else mode)
+
+    def exact(self) -> Program:
+        """What is asked, to the unit."""
+        return self.program
 
     def orphaned(self, reply: Any) -> None:
         """Have given back what was held for somebody who no longer waits."""
         program = self.program
         if not isinstance(reply, ReplyError) and reply[0] == 0 and program.holds:
-            self.account.accounts.on_orphan(self, reply[1] // HOLD_SLOT_MS)
+            self.account.accounts.on_orphan(self, reply[1])
 
     def period_end_ms(self, now_ms: int) -> int:
         """The end of the period that an instant lies in."""
         bounds = self.standing.bounds
         return bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
+
+
+class ReservingCall(DecideCall):
+    """A decision that sets quantities aside; what is asked is worked out once for all such quantities."""
+
+    __slots__ = ("_route",)
+
+    def __init__(
+        self,
+        account: Account,
+        route: Route,
+        blank: Blank,
+        reserved: Mapping[str, int],
+        mode: str,
+        packed: bytes | None,
+    ) -> None:
+        self._route = route
+        program = blank.program if packed is not None else account.reserving(route, reserved)
+        super().__init__(account, program, blank.preset, mode, packed=packed)
+        self.reserved = reserved
+        self.held = blank.quantities(program.held, reserved)
+        self.consumed = blank.besides
+
+    def exact(self) -> Program:
+        """What is asked, to the unit."""
+        return self.account.reserving(self._route, self.reserved)
 
 
 class Account:
@@ -93,6 +120,7 @@ class Account:
         "_calls",
         "accounts",
         "anonymous",
+        "blanks",
         "calls",
         "customer",
         "endings",
@@ -130,7 +158,8 @@ class Account:
         self.purse = purse_of(rev, state, self.standing.plan, self.accounts.purses)
         self.calls: dict[int, DecideCall] = {}
         self._calls: dict[Any, DecideCall] = {}
-        self.endings: dict[Any, tuple[bytes, bytes]] = {}
+        self.blanks: dict[tuple[int | str, ...], Blank] = {}
+        self.endings: dict[Any, Any] = {}
 
     def take(self, reply: list[Any]) -> None:
         """Take the state from a script's reply ``{code, now, rev, state}``."""
@@ -163,19 +192,46 @@ class Account:
             dimensions: what is known of the usage already: meters derived from those and listed in the plan
                 limit it, too.
         """
-        catalog = self.accounts.catalog
-        demands = self.accounts.demands(route)
-        reserved = dict(quantities)
-        for name, quantity in quantities.items():
-            for derived in derived_from(catalog.meters, name, dimensions):
-                reserved[derived.name] = quantity
+        reserved: dict[str, int] = dict(quantities)
+        if self.accounts.derives:
+            for name, quantity in quantities.items():
+                for derived in derived_from(self.accounts.catalog.meters, name, dimensions):
+                    reserved[derived.name] = quantity
+        key: tuple[int | str, ...] = (id(route), *reserved)
+        blank = self.blanks.get(key)
+        if blank is None:
+            blank = self.blanks[key] = self._blank(route, tuple(reserved))
+        packed = None
+        if mode == "d" and blank.preset is None and blank.is_exact:
+            terms = self.terms(blank.program.keep_ms, *blank.numbers(reserved), more=blank.program.room)
+            packed = b"".join((blank.head, pack_each((terms,)), blank.tail))
+        return ReservingCall(self, route, blank, reserved, mode, packed)
+
+    def _blank(self, route: Route, names: tuple[str, ...]) -> Blank:
+        """What every decision about a route that reserves quantities of these meters has in common."""
+        demands = demands_of(route, self.accounts.catalog)
+        consumed = {name: demands[name].taken if name in demands else 0 for name in names}
+        for name in names:
+            demands[name] = Demand(needed=Open(name, least=1), taken=Open(name, least=0))
+        program = self._compiled(route, demands)
+        return Blank(program, consumed, self._preset(route), *self._around_terms(program, "d"))
+
+    def reserving(self, route: Route, reserved: Mapping[str, int]) -> Program:
+        """What a route asks that reserves such quantities, to the unit."""
+        demands = demands_of(route, self.accounts.catalog)
         for name, quantity in reserved.items():
             taken = quantity + (demands[name].taken if name in demands else 0)
             demands[name] = Demand(needed=max(1, taken), taken=taken)
-        program = compile_program(
-            self.entitlements, catalog, demands, rates_only=route.always, purse=self.purse
+        return self._compiled(route, demands)
+
+    def _compiled(self, route: Route, demands: Mapping[str, Demand]) -> Program:
+        return compile_program(
+            self.entitlements,
+            self.accounts.catalog,
+            demands,
+            rates_only=route.always,
+            purse=self.purse,
         )
-        return DecideCall(self, program, self._preset(route), mode, reserved)
 
     def call_for(
         self, demands: Mapping[str, Demand], *, mode: str = "d", in_flight: bool = False
@@ -192,36 +248,35 @@ class Account:
             call = self._calls[key] = DecideCall(self, program, self._suspension(), mode)
         return call
 
-    def renewal(self, program: Program) -> DecideCall:
-        """A call that holds again what a program held, whatever is left of it."""
-        demands = {
-            name: Demand(needed=0, taken=program.held.get(name, 0))
-            for name in (*program.held, *program.flights)
-        }
+    def renewal(self, held: Mapping[str, int], flights: tuple[str, ...]) -> DecideCall:
+        """A call that holds again what another held, whatever is left of it."""
+        demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *flights)}
         kept = {
             **self.entitlements,
             **{
                 name: replace(
                     self.entitlements[name],
                     rates=(),
-                    concurrency=self.entitlements[name].concurrency if name in program.flights else None,
+                    concurrency=self.entitlements[name].concurrency if name in flights else None,
                 )
                 for name in demands
             },
         }
-        held = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
-        return DecideCall(self, held, None, "h")
+        program = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
+        return DecideCall(self, program, None, "h")
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""
+        head, tail = self._around_terms(program, mode)
+        terms = self.terms(program.keep_ms, *program.numbers, more=program.room)
+        return b"".join((head, pack_each((terms,)), tail))
+
+    def _around_terms(self, program: Program, mode: str) -> tuple[bytes, bytes]:
         keys = self.keys
         names = (keys.counters, keys.state, keys.totals, *((keys.grants,) if program.room else ()))
-        parts: tuple[str | int, ...] = (
-            *("EVALSHA", self.accounts.decide.sha, len(names), *names),
-            *(self.rev, self.terms(program.keep_ms, *program.numbers, more=program.room), mode),
-            *program.fields,
-        )
-        return b"*%d\r\n%b" % (len(parts) + 1, pack_each(parts))
+        head = ("EVALSHA", self.accounts.decide.sha, len(names), *names, self.rev)
+        tail = (mode, *program.fields)
+        return b"*%d\r\n%b" % (len(head) + len(tail) + 2, pack_each(head)), pack_each(tail)
 
     def terms(self, *numbers: int, more: str = "") -> str:
         """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked.
@@ -259,7 +314,7 @@ class Accounts:
         settle: the script that settles.
         seal_delay_ms: how long pending usage waits before it is sealed.
         now_ms: this process's clock.
-        on_orphan: takes an allowed decision that nobody waited for, and the slot of its holds.
+        on_orphan: takes an allowed decision that nobody waited for, and when it was made (ms).
         on_low: takes a customer and a credit whose balance has become low.
     """
 
@@ -287,7 +342,8 @@ class Accounts:
         self._anonymous: dict[str, Account] = {}
         self._programs: dict[tuple[int, int, bool], Program] = {}
         self.purses = purses_of(catalog)
-        _refuse_equal_tokens(catalog)
+        self.derives = any(meter.source is not None for meter in catalog.meters.values())
+        check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
             for route in catalog.routes:
@@ -313,7 +369,7 @@ class Accounts:
             program = compile_program(
                 entitlements,
                 self.catalog,
-                self.demands(route),
+                demands_of(route, self.catalog),
                 billed_always=route.charge_on == BILLED_ON_ATTEMPT,
                 rates_only=route.always,
                 purse=purse,
@@ -321,29 +377,3 @@ class Accounts:
             if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
                 self._programs[key] = program
         return program
-
-    def demands(self, route: Route) -> dict[str, Demand]:
-        """What a route asks of each meter before the app runs."""
-        demands = {name: Demand(needed=max(1, taken), taken=taken) for name, taken in route.consume.items()}
-        if route.usage != "none":
-            # What the response will cost is not known yet: something must be left.
-            for name in _TOKEN_METERS:
-                if name in self.catalog.meters:
-                    demands.setdefault(name, Demand(needed=1, taken=0))
-        return demands
-
-
-def _refuse_equal_tokens(catalog: Catalog) -> None:
-    """Refuse two names that would share a field of the counters: their digests have 24 bits."""
-    tokens: dict[str, str] = {}
-    for name in catalog.meters:
-        found = {meter_token(name): f"the meter {name}"}
-        for plan in catalog.plans.values():
-            for rate in plan.entitlements[name].rates:
-                found[rate_token(name, rate.window_ms, rate.algorithm)] = (
-                    f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
-                )
-        for token, what in found.items():
-            if tokens.setdefault(token, what) != what:
-                message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
-                raise PlansError([Problem(catalog.source, 0, 0, f"meters.{name}", message)])

@@ -13,9 +13,8 @@ from meterkit.store.state import NO_STATE
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from meterkit.catalog import Meter
     from meterkit.store.accounts import Account
 
 __all__ = ["Ending"]
@@ -112,87 +111,141 @@ class Ending:
 
     def _pack(self) -> tuple[bytes, bytes]:
         account = self.account
+        derived = {meter: self._derived_from(meter) for meter in self.measured} if self.dimensions else {}
+        key = (
+            *(tuple(self.held), tuple(self.recorded), tuple(self.rated), tuple(self.corrected), self.flights),
+            *(any(self.recorded.values()), tuple(derived.items())),
+        )
+        shape: _Shape | None = account.endings.get(key)
+        if shape is None:
+            shape = account.endings[key] = self._shape(derived)
+        numbers = [*shape.spans, *shape.counts]
+        for entry in shape.entries:
+            numbers += (self.recorded.get(entry.quantity_of, 0), self.held.get(entry.meter, 0), *entry.terms)
+        for rate in shape.rates:
+            if rate.is_corrected:
+                numbers += (*rate.terms, self.corrected[rate.meter], self.counted_ms)
+            else:
+                quantity = self.recorded[rate.source] if rate.source else self.rated[rate.meter]
+                numbers += (*rate.terms, quantity, 0)
+        event = () if self.event_key is None else (self.event_key,)
+        own = pack_each((*event, account.rev, account.terms(*numbers, more=shape.pays)))
+        # The writer's key, the slot, the number and the clock come when it is sent.
+        return shape.heads[len(event)], b"".join((shape.names, own, shape.fields))
+
+    def _derived_from(self, meter: str) -> tuple[str, ...]:
+        meters = self.account.accounts.catalog.meters
+        return tuple(found.name for found in derived_from(meters, meter, self.dimensions))
+
+    def _shape(self, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
+        """All that does not change with the quantities."""
+        account = self.account
         keys, linked = account.keys, account.state.stripe_customer is not None
         purse = account.purse if any(self.recorded.values()) else None
-        further = (
-            *(() if purse is None else (keys.grants, keys.ledger)),
-            *(() if self.event_key is None else (self.event_key,)),
-        )
-        entries = self._entries()
-        fields, numbers = self._arguments(entries, paid=purse is not None)
-        names = (keys.counters, keys.state, keys.totals, keys.dirty if linked else keys.unlinked)
-        head = ("EVALSHA", account.accounts.settle.sha, 5 + len(further), *names)
-        terms = account.terms(
-            _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS,
-            account.accounts.seal_delay_ms if linked else -1,
-            *numbers,
-            more=""
-            if purse is None
-            else purse.pays((entry.meter, entry.reported_as is not None) for entry in entries),
-        )
-        tail = (*further, account.rev, terms, account.customer, *fields)
-        # The writer's key, the slot, the number and the clock come when it is sent.
-        return b"*%d\r\n%b" % (len(head) + len(tail) + 4, pack_each(head)), pack_each(tail)
-
-    def _entries(self) -> list[_Entry]:
-        """What is recorded: each meter as itself, and as the derived ones that these dimensions match."""
-        meters = self.account.accounts.catalog.meters
-        entries: list[_Entry] = []
-        for name in dict.fromkeys((*self.held, *self.recorded)):
-            quantity = self.recorded.get(name, 0)
-            derived = self._derived_from(name) if quantity else ()
-            reported_as = next((found for found in derived if found.stripe is not None), meters[name])
-            entries.append(_Entry(name, quantity, self.held.get(name, 0), reported_as))
-            entries += [_Entry(found.name, quantity, 0, None) for found in derived]
-        return entries
-
-    def _derived_from(self, meter: str) -> tuple[Meter, ...]:
-        if meter not in self.measured:
-            return ()
-        return derived_from(self.account.accounts.catalog.meters, meter, self.dimensions)
-
-    def _arguments(self, entries: list[_Entry], *, paid: bool) -> tuple[list[str], list[int]]:
-        account = self.account
-        rated = [(meter, quantity, 0) for meter, quantity in self.rated.items()]
-        rated += [
-            (derived.name, quantity, 0)
-            for meter, quantity in self.recorded.items()
-            for derived in self._derived_from(meter)
-            if derived.name not in self.corrected
-        ]
-        rated += [
-            (meter, quantity, self.counted_ms) for meter, quantity in self.corrected.items() if quantity
-        ]
-        rates = [
-            (meter, rate, quantity, at)
-            for meter, quantity, at in rated
-            for rate in account.entitlements[meter].rates
-        ]
+        entries, rates = list(self._entries(derived)), list(self._rates(derived))
         fields = ["r", "t", "e", "x"]
-        numbers = [len(entries), len(self.flights), len(rates)]
-        for meter, quantity, held, reported_as in entries:
-            token, entitlement = meter_token(meter), account.entitlements[meter]
-            pending = token if reported_as is None else meter_token(reported_as.name)
+        for entry in entries:
+            token = meter_token(entry.meter)
+            pending = token if entry.reported_as is None else meter_token(entry.reported_as)
             fields += [f"{token}i", f"{token}o", f"{pending}p", f"{token}h", f"{token}H"]
-            fields += [f"{token}g", f"{token}c"] if paid else []
-            included = -1 if entitlement.included is None else entitlement.included
-            reported = (0, 0)
-            if reported_as is not None and not account.anonymous:
-                reported = reported_parts(entitlement, reported_as)
-            numbers += [quantity, held, included, *reported]
+            fields += [f"{token}g", f"{token}c"] if purse is not None else []
         for meter in self.flights:
             fields += [f"{meter_token(meter)}{part}" for part in "nN"]
-        for meter, rate, quantity, at in rates:
-            fields += [f"{rate_token(meter, rate.window_ms, rate.algorithm)}{part}" for part in "abd"]
-            kind, window, _, refill = rate_numbers(rate, meter)
-            numbers += [kind, window, refill, quantity, at]
-        return fields, numbers
+        for rate in rates:
+            fields += [f"{rate.token}{part}" for part in "abd"]
+        further = () if purse is None else (keys.grants, keys.ledger)
+        pays = ""
+        if purse is not None:
+            pays = purse.pays((entry.meter, entry.reported_as is not None) for entry in entries)
+        named = (keys.counters, keys.state, keys.totals, keys.dirty if linked else keys.unlinked)
+        heads: list[bytes] = []
+        for events in range(2):
+            count = len(named) + 1 + len(further) + events
+            parts: tuple[str | int, ...] = ("EVALSHA", account.accounts.settle.sha, count, *named)
+            # Behind the keys: rev, terms, customer, fields, slot, number, clock.
+            heads.append(b"*%d\r\n%b" % (3 + count + 3 + len(fields) + 3, pack_each(parts)))
+        return _Shape(
+            heads=tuple(heads),
+            names=pack_each(further),
+            fields=pack_each((account.customer, *fields)),
+            spans=(
+                _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS,
+                account.accounts.seal_delay_ms if linked else -1,
+            ),
+            counts=(len(entries), len(self.flights), len(rates)),
+            entries=tuple(entries),
+            rates=tuple(rates),
+            pays=pays,
+        )
+
+    def _entries(self, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Entry]:
+        """What is recorded: each meter as itself, and as the derived ones that its dimensions match."""
+        account = self.account
+        meters = account.accounts.catalog.meters
+        for name in dict.fromkeys((*self.held, *self.recorded)):
+            found = derived.get(name, ())
+            reported_as = next((other for other in found if meters[other].stripe is not None), name)
+            for meter, reported in ((name, reported_as), *((other, None) for other in found)):
+                entitlement = account.entitlements[meter]
+                parts = (0, 0)
+                if reported is not None and not account.anonymous:
+                    parts = reported_parts(entitlement, meters[reported])
+                included = -1 if entitlement.included is None else entitlement.included
+                yield _Entry(meter, name, reported, (included, *parts))
+
+    def _rates(self, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
+        rated: list[tuple[str, str | None, bool]] = [(meter, None, False) for meter in self.rated]
+        rated += [
+            (other, source, False)
+            for source, found in derived.items()
+            for other in found
+            if other not in self.corrected
+        ]
+        rated += [(meter, None, True) for meter in self.corrected]
+        for meter, source, is_corrected in rated:
+            for rate in self.account.entitlements[meter].rates:
+                token = rate_token(meter, rate.window_ms, rate.algorithm)
+                kind, window, _, refill = rate_numbers(rate, meter)
+                yield _Rated(token, meter, source, (kind, window, refill), is_corrected)
 
 
 class _Entry(NamedTuple):
-    """One meter of a settlement; ``reported_as``: whose event Stripe gets, None for a derived meter."""
+    """One meter of a settlement.
+
+    ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's;
+    ``reported_as`` the meter whose event Stripe gets, None for a derived one, which is never sent by itself.
+    """
 
     meter: str
-    quantity: int
-    held: int
-    reported_as: Meter | None
+    quantity_of: str
+    reported_as: str | None
+    terms: tuple[int, int, int]
+
+
+class _Rated(NamedTuple):
+    """One rate of a settlement; ``source`` is None but for the rates of derived meters."""
+
+    token: str
+    meter: str
+    source: str | None
+    terms: tuple[int, int, int]
+    is_corrected: bool
+
+
+class _Shape(NamedTuple):
+    """What settlements of the same meters have in common, packed as far as it can be.
+
+    Attributes:
+        heads: the request up to the writer's key, without and with the key of an event.
+        names: the keys behind that, but for the one of an event.
+        fields: the customer, and the fields that are read.
+    """
+
+    heads: tuple[bytes, ...]
+    names: bytes
+    fields: bytes
+    spans: tuple[int, int]
+    counts: tuple[int, int, int]
+    entries: tuple[_Entry, ...]
+    rates: tuple[_Rated, ...]
+    pays: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import gcd
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.errors import PlansError, Problem
 from meterkit.store.keys import meter_token, rate_token
@@ -13,15 +13,31 @@ from meterkit.store.policies import ceiling_of, policies_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Meter, Rate
-    from meterkit.store.decision import Policy
+    from meterkit.catalog import Catalog, Entitlement, Meter, Rate, Route
+    from meterkit.store.decision import Decision, Policy
     from meterkit.store.purse import Purse
 
-__all__ = ["Demand", "Measure", "Program", "compile_program", "rate_numbers", "reported_parts"]
+__all__ = [
+    "Blank",
+    "Demand",
+    "Measure",
+    "Open",
+    "Program",
+    "check_tokens",
+    "compile_program",
+    "demands_of",
+    "rate_numbers",
+    "reported_parts",
+]
 
 _KINDS: Final = {"sliding-window": 1, "fixed-window": 2, "token-bucket": 3}
+_CEILING: Final = 4
 _EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
 _QUARTER_HOUR_MS: Final = 900_000
+_TOKEN_METERS: Final = (
+    *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
+    "total_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +51,24 @@ class Demand:
 
     needed: int
     taken: int
+
+
+class Open(int):
+    """A quantity that is not known yet when a program is compiled; its places in the numbers are.
+
+    Attributes:
+        meter: of which meter.
+        least: the least that it is asked as.
+    """
+
+    meter: str
+    least: int
+
+    def __new__(cls, meter: str, *, least: int) -> Self:
+        """A stand-in for a quantity of a meter; counts as 1 meanwhile."""
+        self = super().__new__(cls, 1)
+        self.meter, self.least = meter, least
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +120,63 @@ class Program:
     room: str
 
 
+class Blank:
+    """A program whose reserved quantities are filled in for each decision.
+
+    Args:
+        program: compiled with :class:`Open` quantities of the reserved meters.
+        consumed: a reserved meter to what its route consumes of it besides.
+        preset: the refusal that follows from the state alone, or None.
+        head: the packed request up to the terms.
+        tail: the packed request behind them.
+
+    Attributes:
+        besides: meter to what is recorded besides the true quantities.
+        is_exact: whether the numbers are all that the quantities change.
+    """
+
+    __slots__ = (
+        *("_consumed", "_numbers", "_places", "besides", "head", "is_exact", "preset", "program", "tail"),
+    )
+
+    def __init__(
+        self, program: Program, consumed: Mapping[str, int], preset: Decision | None, head: bytes, tail: bytes
+    ) -> None:
+        self.program = program
+        self.preset = preset
+        self.head = head
+        self.tail = tail
+        self.besides = {
+            meter: consumed.get(meter, taken)
+            for meter, taken in program.settled.items()
+            if consumed.get(meter, taken)
+        }
+        # What is held of a meter without a ceiling stands beside the numbers.
+        ceilings = {measure.policy.meter for measure in program.measures if measure.kind == _CEILING}
+        self.is_exact = all(meter in ceilings for meter in program.held if meter in consumed)
+        self._consumed = consumed
+        self._numbers = program.numbers
+        self._places = [
+            (place, number.meter, number.least)
+            for place, number in enumerate(program.numbers)
+            if isinstance(number, Open)
+        ]
+
+    def numbers(self, reserved: Mapping[str, int]) -> list[int]:
+        """The program's numbers, where so much is reserved."""
+        numbers = list(self._numbers)
+        for place, meter, least in self._places:
+            numbers[place] = max(least, reserved[meter] + self._consumed[meter])
+        return numbers
+
+    def quantities(self, held: Mapping[str, int], reserved: Mapping[str, int]) -> dict[str, int]:
+        """What is held of each meter, where so much is reserved."""
+        return {
+            meter: reserved[meter] + self._consumed[meter] if meter in reserved else taken
+            for meter, taken in held.items()
+        }
+
+
 def compile_program(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
@@ -135,7 +226,9 @@ def compile_program(
         ceiling = None if rates_only else ceiling_of(entitlement)
         if ceiling is not None and entitlement.included is not None:
             beyond = ceiling - entitlement.included if entitlement.overage.mode == "bill" else -1
-            ceilings.append(_measure(told["period"], 4, 0, ceiling, 0, demand.needed, capped=beyond >= 0))
+            ceilings.append(
+                _measure(told["period"], _CEILING, 0, ceiling, 0, demand.needed, capped=beyond >= 0)
+            )
             ceiling_part.append(
                 (
                     (f"{token}i", f"{token}o", f"{token}h", f"{token}H"),
@@ -237,3 +330,30 @@ def _measure(
     return Measure(
         policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=needed, capped=capped
     )
+
+
+def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:
+    """What a route asks of each meter before the app runs."""
+    demands = {name: Demand(needed=max(1, taken), taken=taken) for name, taken in route.consume.items()}
+    if route.usage != "none":
+        # What the response will cost is not known yet: something must be left.
+        for name in _TOKEN_METERS:
+            if name in catalog.meters:
+                demands.setdefault(name, Demand(needed=1, taken=0))
+    return demands
+
+
+def check_tokens(catalog: Catalog) -> None:
+    """Refuse two names that would share a field of the counters: their digests have 24 bits."""
+    tokens: dict[str, str] = {}
+    for name in catalog.meters:
+        found = {meter_token(name): f"the meter {name}"}
+        for plan in catalog.plans.values():
+            for rate in plan.entitlements[name].rates:
+                found[rate_token(name, rate.window_ms, rate.algorithm)] = (
+                    f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
+                )
+        for token, what in found.items():
+            if tokens.setdefault(token, what) != what:
+                message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
+                raise PlansError([Problem(catalog.source, 0, 0, f"meters.{name}", message)])

@@ -132,7 +132,7 @@ class Reservation:
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._is_over:
             return
-        again = await self._store.hold_on(lane, self._account, held.program)
+        again = await self._store.hold_on(lane, self._account, held)
         if again is None:
             return  # Tried again before the holds vanish.
         call, slot = again

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.admin import Admin
     from meterkit.store.decision import Decision
     from meterkit.store.lane import Lane
-    from meterkit.store.program import Demand, Program
+    from meterkit.store.program import Demand
     from meterkit.store.scripts import Script
     from meterkit.store.url import Address
 
@@ -175,7 +175,7 @@ class Store:
         end_ms = call.period_end_ms(reply[1])
         if reply[0] == _ALLOWED:
             return verdict.allowed(call.program, reply, end_ms)
-        return verdict.refused(call.program, reply, end_ms)
+        return verdict.refused(call.exact(), reply, end_ms)
 
     async def check(self, account: Account, demands: Mapping[str, Demand]) -> Decision:
         """Look only: whether a demand would be allowed now."""
@@ -240,10 +240,14 @@ class Store:
         except TimeoutError:
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
 
-    def _release(self, call: DecideCall, slot: int) -> None:
+    def _release(self, call: DecideCall, decided_ms: int) -> None:
         lane = self.lanes.get(asyncio.get_running_loop())
-        if lane is not None:
-            self.end(lane, call, slot, billed=False)
+        if lane is None:
+            return
+        if call.reserved:
+            self.capture(lane, call, decided_ms, recorded=_NOTHING, seen=_NOTHING)
+        else:
+            self.end(lane, call, decided_ms // HOLD_SLOT_MS, billed=False)
 
     def end(self, lane: Lane, call: DecideCall, slot: int, *, billed: bool) -> None:
         """Give back what an allowed decision held, and record what it came to: all of it, or nothing."""
@@ -252,23 +256,25 @@ class Store:
             program = call.program
             ending = call.endings[billed] = Ending(
                 call.account,
-                held=program.held,
+                held=call.held,
                 flights=program.flights,
-                recorded=program.settled if billed else _NOTHING,
+                recorded=call.consumed if billed else _NOTHING,
                 rated=_NOTHING,
                 slot=slot,
-                key=(program, billed),
+                key=None if call.reserved else (program, billed),
             )
         lane.settle(ending, call.account.keys.shard)
 
-    async def hold_on(self, lane: Lane, account: Account, program: Program) -> tuple[DecideCall, int] | None:
-        """Hold again, in the slot of now, what a program holds in an earlier one.
+    async def hold_on(
+        self, lane: Lane, account: Account, before: DecideCall
+    ) -> tuple[DecideCall, int] | None:
+        """Hold again, in the slot of now, what another call holds in an earlier one.
 
         Returns:
             The call that holds it now, and its slot; None where the store could not be asked.
         """
         for _ in range(_RENEWAL_TRIES):
-            call = account.renewal(program)
+            call = account.renewal(before.held, before.program.flights)
             try:
                 reply: Any = await lane.ask(call)
             except StoreError:
@@ -288,9 +294,9 @@ class Store:
         """As :meth:`end`, where what was held at first is held by another call by now."""
         ending = Ending(
             call.account,
-            held=renewed.program.held,
+            held=renewed.held,
             flights=renewed.program.flights,
-            recorded=call.program.settled if billed else _NOTHING,
+            recorded=call.consumed if billed else _NOTHING,
             rated=_NOTHING,
             slot=slot,
         )
@@ -348,13 +354,14 @@ class Store:
         holder, slot = renewed or (call, decided_ms // HOLD_SLOT_MS)
         ending = Ending(
             call.account,
-            held=holder.program.held,
+            held=holder.held,
             flights=holder.program.flights,
             recorded=recorded,
             rated={meter: quantity for meter, quantity in seen.items() if meter not in call.reserved},
             corrected={
-                meter: seen.get(self.catalog.meters[meter].source or meter, 0) - reserved
+                meter: more
                 for meter, reserved in call.reserved.items()
+                if (more := seen.get(self.catalog.meters[meter].source or meter, 0) - reserved)
             },
             counted_ms=decided_ms,
             slot=slot,

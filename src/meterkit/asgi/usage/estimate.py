@@ -160,7 +160,9 @@ def estimate_input(body: bytes | Table, model: str | None = None) -> int:
     return min(tokens_of_bytes(size) + tokens, QUANTITY_MAX)
 
 
-def estimate_request(head: bytes, *, size: int, estimate: InputEstimator = estimate_input) -> int:
+def estimate_request(
+    head: bytes, *, size: int, estimate: InputEstimator = estimate_input, request: Table | None = None
+) -> int:
     """Input tokens of a request of which at least the beginning is known, of whatever shape.
 
     Beyond the estimator, which knows the APIs' shapes, all texts of other JSON count. What is no text counts
@@ -170,15 +172,18 @@ def estimate_request(head: bytes, *, size: int, estimate: InputEstimator = estim
         head: the first bytes of the body.
         size: bytes of the whole of it.
         estimate: what measures a body that is known to its end.
+        request: what the body says, where that was read before.
 
     Returns:
         0 where there is no body. Never raises, if the estimator does not.
     """
     if size <= len(head):
-        found = estimate(head, None)
+        request = request_of(head) if request is None else request
+        model = request.get("model")
+        found = estimate(request or head, model if isinstance(model, str) else None)
         if found or not head:
             return found
-        text_bytes, tokens = _measure([request_of(head)])
+        text_bytes, tokens = _measure([request])
         return tokens_of_bytes(text_bytes) + tokens or _unknown(head, size)
     return _unknown(head, size)
 

@@ -12,7 +12,7 @@ local call, now = redis.call, wall_ms()
 local left, live = {}, call('HVALS', KEYS[1])
 for _, value in ipairs(live) do
   local target, quantity, used = string.match(value, '^(%S+) (%d+) (%d+) ')
-  left[target] = (left[target] or 0) + quantity - used
+  left[target] = (left[target] or 0) + (quantity - used)
 end
 local new = {}
 for i = 1, #ARGV - 1, 6 do

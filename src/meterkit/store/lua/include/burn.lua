@@ -11,7 +11,7 @@ local function burn(now, purse)
     local left = 0
     for _, grant in ipairs(list) do
       if grant.target == target and grant.effective <= now and now < grant.expires then
-        left = left + grant.quantity - grant.used
+        left = left + (grant.quantity - grant.used)
       end
     end
     return left

@@ -13,7 +13,7 @@ local function room(now, v, purse)
     if grant.effective <= now and not grant.over then
       known[grant.target] = true
       if now < grant.expires then
-        left[grant.target] = (left[grant.target] or 0) + grant.quantity - grant.used
+        left[grant.target] = (left[grant.target] or 0) + (grant.quantity - grant.used)
       end
     end
   end

@@ -1,0 +1,134 @@
+"""What it costs to meter the streams of language models: python benchmarks/streams.py --help.
+
+The readers alone, what the middleware adds to each chunk of concurrent streams, and whether processes that
+race for one budget are given more than there is. What a whole request costs is measured beside the other
+variants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import overshoot
+from inprocess import Worker, database
+from machine import Cores, redis_server
+from peers.streaming import question
+from variants import BY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+READERS = Path(__file__).with_name("usage_readers.py")
+BARE, SETTLE, RESERVE = "bare-stream", "meterkit-stream-settle", "meterkit-stream"
+FIRST_DB = 52
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """How many streams at once, of how many chunks, how often."""
+
+    rounds: int
+    chunks: int
+    streams: int = 200
+
+
+FULL = Amount(rounds=7, chunks=100)
+QUICK = Amount(rounds=1, chunks=40)
+
+
+def readers(cores: Cores) -> dict:
+    """The readers alone, in a process of their own."""
+    with cores.on(cores.client):
+        done = subprocess.run(
+            [sys.executable, str(READERS), "--json"], capture_output=True, text=True, check=True
+        )
+    return json.loads(done.stdout)
+
+
+def chunks(redis_url: str, cores: Cores, loop: str, amount: Amount) -> dict[str, dict]:
+    """How long the app waits for ``send`` of each chunk, bare and metered, in interleaved rounds.
+
+    Nobody but the middleware stands between the app and the end of ``send``, which never suspends: what is
+    over the bare app's is what the middleware adds to the chunk.
+    """
+    order = {
+        "do": "watch",
+        "streams": amount.streams,
+        "customers": amount.streams,
+        "body": question(chunks=amount.chunks).decode(),
+    }
+    names = (BARE, SETTLE, RESERVE)
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(
+                Worker(BY_NAME[name], database(redis_url, FIRST_DB + number), cores, loop)
+            )
+            for number, name in enumerate(names)
+        }
+        measured: dict[str, list] = {name: [] for name in names}
+        for number in range(-1, amount.rounds):
+            for name in names:
+                seen = workers[name].order(**order, seed=number + 1)
+                if number >= 0:
+                    measured[name].append(seen)
+    return {name: _condensed(seen, measured[BARE]) for name, seen in measured.items()}
+
+
+def _condensed(seen: list[dict], bare: list[dict]) -> dict[str, dict]:
+    columns = {key: [result[key] for result in seen] for key in seen[0]}
+    for key in ("p50_us", "p99_us", "last_p50_us", "last_p99_us"):
+        columns[f"added_{key}"] = [result[key] - base[key] for result, base in zip(seen, bare, strict=True)]
+    return {
+        key: {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        for key, values in columns.items()
+    }
+
+
+def measure(redis_url: str, cores: Cores, loop: str, amount: Amount) -> dict:
+    return {
+        "streams": amount.streams,
+        "chunks_each": amount.chunks,
+        "readers": readers(cores),
+        "chunks": chunks(redis_url, cores, loop, amount),
+        "races": overshoot.measure(redis_url),
+    }
+
+
+def lines(found: dict, indent: str = "") -> Iterator[str]:
+    for name, value in found.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}"
+            yield from lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name:32} {value:,.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean little")
+    parser.add_argument("--only", choices=("readers", "chunks", "races"), help="one of the parts")
+    options = parser.parse_args()
+    amount, cores = QUICK if options.quick else FULL, Cores()
+    with redis_server(cores) as redis_url:
+        match options.only:
+            case "readers":
+                found = readers(cores)
+            case "chunks":
+                found = chunks(redis_url, cores, "asyncio", amount)
+            case "races":
+                found = overshoot.measure(redis_url)
+            case _:
+                found = measure(redis_url, cores, "asyncio", amount)
+    print("\n".join(lines(found)))
+
+
+if __name__ == "__main__":
+    main()
