@@ -19,7 +19,7 @@ from starlette.routing import Route
 import meterkit
 from faults import eventually
 from llm_apps import PLANS, PROMPT, metered, stream_of, tokens
-from meterkit import MeterkitError
+from meterkit import MeterKit, MeterkitError
 from meterkit.asgi.context import exchange
 from meterkit.asgi.metered import LlmCalls
 from meterkit.catalog import loads
@@ -422,11 +422,11 @@ async def test_where_meters_are_derived_each_model_is_counted_for_itself(store_u
 
 
 def test_a_call_whose_model_is_told_late_counts_nothing_twice() -> None:
-    sold, calls = loads(DERIVED), LlmCalls()
+    accounts, calls = MeterKit(loads(DERIVED), redis_url="memory://").store.accounts, LlmCalls()
 
     def due(**more: Any) -> dict[Any, int]:
         calls.reports.take({**WHOLE, **more})
-        return {key: part.rated["output_tokens"] for key, part in calls.due(sold).items()}
+        return {key: part.rated["output_tokens"] for key, part in calls.due(accounts).items()}
 
     assert {(None, "openai"): 4} == due(model=None)
     assert {} == due(model=None)

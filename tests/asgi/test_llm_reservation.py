@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metering import http_scope
+from meterkit import MeterKit
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
@@ -34,9 +35,13 @@ def catalog(reserve: str = RESERVE, *, meters: str = "input_tokens, output_token
     )
 
 
+def counters_of(sold: Catalog) -> frozenset[str]:
+    return MeterKit(sold, redis_url="memory://").store.accounts.counters
+
+
 def held(sold: Catalog, body: bytes, size: int | None = None) -> dict[str, int]:
     quantities, _ = reservation(
-        sold.routes[0], body=body, size=len(body) if size is None else size, catalog=sold
+        sold.routes[0], body=body, size=len(body) if size is None else size, counters=counters_of(sold)
     )
     return quantities
 
@@ -128,7 +133,7 @@ def test_a_route_without_reserve_reserves_nothing() -> None:
         "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {input_tokens: {unit: token}}\n"
         'routes: [{match: "*"}]\nplans: {free: {price: {amount_cents: 0, interval: month}}}\n'
     ).routes[0]
-    assert ({}, {}) == reservation(route, body=b"{}", size=2, catalog=sold)
+    assert ({}, {}) == reservation(route, body=b"{}", size=2, counters=counters_of(sold))
 
 
 def test_another_estimator_may_measure() -> None:
@@ -138,7 +143,7 @@ def test_another_estimator_may_measure() -> None:
         assert (b"{}", None) == (body, model)
         return 77
 
-    found, _ = reservation(sold.routes[0], body=b"{}", size=2, catalog=sold, estimate=estimate)
+    found, _ = reservation(sold.routes[0], body=b"{}", size=2, counters=counters_of(sold), estimate=estimate)
     assert 77 == found["input_tokens"]
 
 

@@ -12,8 +12,10 @@ from meterkit.store.scripts import Script
 from meterkit.store.state import CustomerState, standing_at
 from meterkit.store.usage import usage_of
 from store.script_counts import DAY_MS, MINUTE_MS
-from store.script_model import NEVER_MS, Model, ceiling_of
-from store.script_plans import ANONYMOUS, CATALOG, START_MS
+from store.script_model import NEVER_MS, Model
+from store.script_plans import ANONYMOUS, PLAIN, START_MS
+from store.script_purse import MICRO, Means, ledger_sums, may_have, room
+from store.script_weighing import ceiling_of, own_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,8 +103,8 @@ class Checks:
         state = CustomerState.parse(customer.data)
         standing = standing_at(state, self.catalog, self.wall)
         entitlements, period, bounds = standing.plan.entitlements, customer.period, standing.bounds
-        over = period is None or self.wall >= period[1] or bounds.start_ms > period[0]
-        is_entitled = state.granted or bool(standing.plan.grants)
+        over = period is None or self.wall >= period[1] or bounds.start_ms >= period[0] + 2 * MINUTE_MS
+        is_entitled = may_have(customer.rev, state, standing.plan, self.catalog)
         on_file = customer.purse.grants if is_entitled else {}
         means = Means(on_file, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall)
         balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
@@ -141,6 +143,8 @@ class Checks:
     def compare(self, what: str, expected: Any, found: Any) -> None:
         self.log.append(what)
         if expected != found:
+            if type(expected) is type(found) is dict:
+                expected, found = _differing(expected, found)
             before = "\n  ".join(self.log)
             raise MismatchError(f"after\n  {before}\nexpected {expected!r}\n   found {found!r}")
 
@@ -163,3 +167,11 @@ def _cents(given: Entitlement, overage: int) -> int | None:
     """What overage costs, half to even."""
     per, cents = given.overage.per, given.overage.amount_cents
     return None if per is None or cents is None else round(Fraction(overage * cents, per))
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Of two dictionaries what is not the same in both."""
+    return (
+        {key: value for key, value in one.items() if other.get(key) != value},
+        {key: value for key, value in other.items() if one.get(key) != value},
+    )

@@ -41,6 +41,12 @@ class Windows:
         self.last = now // rate.window_ms
         self.counts[self.last] = min(self.counts[self.last] + quantity, MOST)
 
+    def correct(self, rate: Rate, now: int, quantity: int, at: int) -> None:
+        """Add what was seen too little (below 0: too much) to its window, if that still counts."""
+        self.last, window = now // rate.window_ms, at // rate.window_ms
+        if window in {self.last, self.last - 1}:
+            self.counts[window] = max(0, min(self.counts[window] + quantity, MOST))
+
     def keeps_ms(self, rate: Rate) -> int:
         return 2 * rate.window_ms
 
@@ -70,6 +76,11 @@ class Bucket:
     def add(self, rate: Rate, now: int, quantity: int) -> None:
         whole, self.rest = self.numbers(rate, now)
         self.at, self.whole = now, min(whole + quantity, MOST)
+
+    def correct(self, rate: Rate, now: int, quantity: int, _: int) -> None:
+        """Owe more (or less) from now on, whole units: whenever it was counted, it has leaked since."""
+        whole, self.rest = self.numbers(rate, now)
+        self.at, self.whole = now, max(0, min(whole + quantity, MOST))
 
     def keeps_ms(self, rate: Rate) -> int:
         return min(ceil(Fraction((self.whole + 1) * rate.window_ms, rate.limit)), 400 * DAY_MS)

@@ -5,37 +5,21 @@ Requests are packed by the code that packs them in production; only the clock is
 
 from __future__ import annotations
 
-from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from meterkit.store.accounts import Accounts
 from meterkit.store.endings import Ending
 from meterkit.store.keys import meter_token
-from meterkit.store.program import Demand, compile_program
-from meterkit.store.resp import pack, pack_each
+from meterkit.store.program import Demand
+from meterkit.store.resp import pack
 from meterkit.store.state import NO_STATE, CustomerState, Status
-from meterkit.store.writers import pack_place
-from store.script_checks import Checks
-from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
-from store.script_model import NEVER_MS, Times, Use, View
-from store.script_plans import (
-    ANONYMOUS,
-    CUSTOMERS,
-    HUGE,
-    METERS,
-    QUANTITIES,
-    SEAL_DELAY_MS,
-    SKEWS,
-    WINDOWS_MS,
-)
+from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
+from store.script_model import NEVER_MS
+from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS
+from store.script_requests import Requests, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from meterkit.store.accounts import Account
-    from meterkit.store.program import Program
-    from store.script_wires import Wire
 
 
 def life(seed: int) -> Random:
@@ -43,21 +27,8 @@ def life(seed: int) -> Random:
     return Random(seed)  # noqa: S311 - a failure must be repeatable, nothing is secret
 
 
-class World(Checks):
-    """A few customers, two processes that know them, three writers, and a clock."""
-
-    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, *, anchors: bool = True) -> None:
-        super().__init__(wire, texts)
-        self.random, self.anchors, self.skews = random, anchors, False
-        self._skewed = {
-            (name, skew): self.load(name, texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}")).sha.encode()
-            for name in ("decide", "settle")
-            for skew in SKEWS
-        }
-        self.processes = [self._process(seal_delay_ms) for seal_delay_ms in (0, SEAL_DELAY_MS)]
-        self.open: list[tuple[Account, Program, int]] = []
-        self.numbers: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
+class World(Requests):
+    """A few customers, what is done for them, and time."""
 
     # One step.
 
@@ -65,13 +36,18 @@ class World(Checks):
         """Let time pass or not, then let somebody do something."""
         name = self.anybody()
         self.tick(name)
-        deed = self.random.choices(_DEEDS, _WEIGHTS)[0]
-        deed(self, name)
+        deeds = self.deeds()
+        deed = self.random.choices(list(deeds), list(deeds.values()))[0]
+        getattr(self, deed)(name)
         if self.random.random() < 0.12:
             self.check(name)
         for other in (*CUSTOMERS, ANONYMOUS):
             if 0 < self.model.customers[other].lives <= self.wall and self.random.random() < 0.3:
                 self.expire(other)
+
+    def deeds(self) -> Mapping[str, float]:
+        """What may be done, by how often it is."""
+        return _DEEDS
 
     def anybody(self) -> str:
         """A customer: mostly one of two, so that something comes together."""
@@ -86,7 +62,7 @@ class World(Checks):
         elif chance < 0.72:
             self.wall += self.random.randrange(3000)
         elif chance < 0.945:
-            self.wall = self._edge(name)
+            self.wall = self.edge(name)
         elif chance < 0.985:
             # Clocks go back.
             self.wall -= self.random.choice((1, 1, 999, 60_000, 299_999, self.random.randrange(600_000)))
@@ -95,7 +71,8 @@ class World(Checks):
                 (59_999, 60_000, 60_001, SLOT_MS * 2, 25 * 60 * MINUTE_MS, 7 * DAY_MS, 40 * DAY_MS)
             )
 
-    def _edge(self, name: str) -> int:
+    def edge(self, name: str) -> int:
+        """An instant at which something turns, or one beside it."""
         customer = self.model.customers[name]
         now, edges = max(self.wall, customer.seen), [SLOT_MS] * 3
         edges += WINDOWS_MS[:5] * 3
@@ -119,85 +96,49 @@ class World(Checks):
 
     # Deeds.
 
-    def decide(self, name: str) -> None:
-        account = self._account(name)
-        meters = self.random.sample(METERS, self.random.choice((1, 1, 2, 3)))
-        demands = {meter: self._demand(account, meter) for meter in meters}
-        mode = self.random.choices("dcf", (20, 3, 1))[0]
-        flags = {"billed_always": self.random.random() < 0.3, "rates_only": self.random.random() < 0.1}
-        self.ask_for(account, demands, mode, flags)
-
-    def ask_for(
-        self, account: Account, demands: Mapping[str, Demand], mode: str, flags: Mapping[str, bool]
-    ) -> None:
-        name = account.customer
-        if any(flags.values()):
-            program = compile_program(account.entitlements, self.catalog, demands, **flags)
-            packed = account.pack_decide(program, mode)
-        else:
-            call = account.call_for(demands, mode=mode, in_flight=True)
-            program, packed = call.program, call.packed
-            mode = mode if call.preset is None else "v"
-        times, request = self._clocks("decide", packed)
-        view = _view(account)
-        expected = self.model.decide(name, view, demands, mode=mode, times=times, **flags)
-        reply = self.wire(request)
-        self.compare(f"decide {mode} {name} {demands} {flags} {times}", expected, reply)
-        code = int(expected[0])
-        self.seen[f"decide {mode} {code}"] += 1
-        if code == 2:
-            account.take(reply)
-        elif code == 0 and mode in "df" and program.settles:
-            self.open.append((account, program, reply[1] // SLOT_MS))
-        elif code == 1:
-            self.refused(account, program, reply)
-
-    def refused(self, account: Account, program: Program, reply: list[int]) -> None:
-        """For tests that look closer."""
-
-    def settle(self, name: str) -> None:
-        if not self.open:
-            return self.record(name)
-        account, program, slot = self.open.pop(self.random.randrange(len(self.open)))
-        recorded = self.random.choice(
-            (
-                {},
-                program.settled,
-                program.settled,
-                {meter: self._quantity(account, meter) for meter in program.settled},
-            )
-        )
-        if self.random.random() < 0.05:
-            slot += self.random.randrange(-3, 4)
-        self._settle(
-            Ending(
-                account, held=program.held, flights=program.flights, recorded=recorded, rated={}, slot=slot
-            )
-        )
-        return None
-
-    def record(self, name: str) -> None:
-        account = self._account(name)
-        meters = self.random.sample(METERS, self.random.choice((1, 1, 2)))
-        recorded = {meter: self._quantity(account, meter) for meter in meters}
-        event = None
-        if self.random.random() < 0.15:
-            event = self.keys.event(0, name, str(self.random.randrange(60)))
-        recorded, rated = self.random.choice(((recorded, recorded), (recorded, {}), ({}, recorded)))
-        self._settle(
-            Ending(account, held={}, flights=(), recorded=recorded, rated=rated, slot=0, event_key=event)
-        )
-
     def flood(self, name: str) -> None:
         """So much that the total, or a rate's count, would pass what is counted exactly."""
-        account, meter = self._account(name), self.random.choice(METERS)
+        account, meter = self._account(name), self.random.choice(self.sales.meters)
         quantities = {meter: 10**15 - 1}
         rated = self.random.choice((quantities, {}))
         for _ in range(10):
             self._settle(Ending(account, held={}, flights=(), recorded=quantities, rated=rated, slot=0))
+        # Exactly what is counted, then one more.
+        view = view_of(account)
+        left = MOST - self.model.customers[name].total(meter, with_paid=view.has_purse)
+        for quantity in (left, 1):
+            if quantity < 10**15:
+                recorded = {meter: quantity}
+                self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
         for _ in range(10):
             demands = {meter: Demand(needed=1, taken=3)}
             self.ask_for(account, demands, "d", {"billed_always": True, "rates_only": False})
+
+    def correct(self, name: str) -> None:
+        """Say of some window that it counted too much or too little, by more than it can be."""
+        account = self._account(name)
+        rated = [(meter, rate) for meter, given in account.entitlements.items() for rate in given.rates]
+        if not rated:
+            return
+        meter, rate = self.random.choice(rated)
+        quantity = self.random.choice((-(10**6), -3, -1, 5))
+        back_ms = self.random.choice((0, 1, 1, 2)) * rate.window_ms
+        endings = 1
+        if self.random.random() < 0.1:
+            quantity, endings = 10**15 - 1, 10
+        for _ in range(endings):
+            self._settle(
+                Ending(
+                    account,
+                    held={},
+                    flights=(),
+                    recorded={},
+                    rated={},
+                    slot=0,
+                    corrected={meter: quantity},
+                    counted_ms=self.wall - back_ms,
+                )
+            )
 
     def stranger(self, _: str) -> None:
         """Somebody never seen before comes once."""
@@ -208,25 +149,38 @@ class World(Checks):
     def amend(self, name: str) -> None:
         if name == ANONYMOUS:
             return
-        customer = self.model.customers[name]
-        state, keys = CustomerState.parse(customer.data), self.keys.customer(name)
+        state = CustomerState.parse(self.model.customers[name].data)
         status = self.random.choice(_STATUSES)
         linked = state.stripe_customer or self.random.choice((None, None, f"cus_{name}"))
         changed = CustomerState(
-            plan=self.random.choice(("free", "free", "tight", "big")),
+            plan=self.random.choice(self.sales.plans),
             status=status,
             status_since_ms=self.wall if status == "past_due" else 0,
             stripe_customer=linked,
-            anchor_ms=self.random.choice((None, self.wall)) if self.anchors else None,
+            anchor_ms=self._anchor(name) if self.anchors else None,
+            granted=state.granted,
         )
-        rev, data = f"1:{self.random.randrange(10**12):012x}", changed.dump()
-        if linked is None and self.random.random() < 0.2:
+        self.put(name, changed, gone=linked is None and not state.granted and self.random.random() < 0.2)
+
+    def _anchor(self, name: str) -> int | None:
+        """None, now, or so shortly after the period began that it may still be the same."""
+        period = self.model.customers[name].period
+        if period is not None and self.random.random() < 0.15:
+            return period[0] + 2 * MINUTE_MS + self.random.choice((-1, 0))
+        return self.random.choice((None, self.wall))
+
+    def put(self, name: str, state: CustomerState, *, gone: bool = False) -> None:
+        """Replace a customer's state, or take it away."""
+        customer, keys = self.model.customers[name], self.keys.customer(name)
+        rev, data = f"1:{self.random.randrange(10**12):012x}", state.dump()
+        if gone:
             rev, data = NO_STATE, ""
-        argv = (customer.rev, rev, data, name, int(linked is not None), self.wall, self.wall)
+        is_linked = state.stripe_customer is not None
+        argv = (customer.rev, rev, data, name, int(is_linked), self.wall, self.wall)
         names = (keys.counters, keys.state, self.keys.shard(0, "customers"), keys.dirty, keys.unlinked)
         reply = self.wire(pack("EVALSHA", self.scripts["amend"].sha, 5, *names, *argv))
-        self.compare(f"amend {name} {changed}", [0], reply)
-        self.model.amend(name, rev, data, linked=linked is not None, seal_at_ms=self.wall)
+        self.compare(f"amend {name} {state}", [0], reply)
+        self.model.amend(name, rev, data, linked=is_linked, seal_at_ms=self.wall)
         self.wall = max(self.wall, customer.seen) + 1
 
     def retire(self, _: str) -> None:
@@ -236,16 +190,6 @@ class World(Checks):
         self.compare(f"retire {writer}", self.model.retire(writer), reply)
         if self.random.random() < 0.7:
             self.writers[nth] = f"w{self.random.randrange(10**9)}"
-
-    def plant(self, name: str) -> None:
-        """Units paid by grants or credits: no script counts them yet, but they are rolled and shown."""
-        customer, meter = self.model.customers[name], self.random.choice(METERS)
-        if customer.period is not None:
-            customer.granted[meter] = self.random.randrange(9)
-            customer.credited[meter] = self.random.randrange(9)
-            token, key = meter_token(meter), self.keys.customer(name, anonymous=name == ANONYMOUS).counters
-            counts = (f"{token}g", customer.granted[meter], f"{token}c", customer.credited[meter])
-            self.wire(pack("HSET", key, *counts))
 
     def expire(self, name: str) -> None:
         """What the server does with counters whose time has come."""
@@ -269,104 +213,20 @@ class World(Checks):
             self.wire(pack("PEXPIREAT", counters, lives))
             self.wire(pack("ZREM", self.keys.customer(name).dirty, name))
 
-    # What deeds are made of.
 
-    def _settle(self, ending: Ending) -> None:
-        account = ending.account
-        name, writer = account.customer, self.random.choice(self.writers)
-        number = self.numbers[writer] + 1
-        if self.random.random() < 0.08:
-            number = max(1, number + self.random.choice((-2, -1, -1, 1, 2)))
-        head, tail = ending.pack()
-        packed = head + pack_each([self.keys.writer(0, writer)]) + tail + pack_place(ending.slot, number)
-        times, request = self._clocks("settle", packed)
-        use = Use(
-            held=ending.held,
-            flights=ending.flights,
-            recorded=ending.recorded,
-            rated=ending.rated,
-            slot=ending.slot,
-            event=ending.event_key,
-        )
-        expected = self.model.settle(name, _view(account), use, writer=writer, number=number, times=times)
-        self.numbers[writer] = self.model.writers[writer].last
-        reply = self.wire(request)
-        self.compare(f"settle {name} {use} {writer} {number} {times}", expected, reply)
-        code = int(expected[0])
-        self.seen[f"settle {code}"] += 1
-        if code == 4:
-            account.take(reply)
-        if code == 3 and self.random.random() < 0.5:
-            self.writers[self.writers.index(writer)] = f"w{self.random.randrange(10**9)}"
-        if code in {2, 3, 4, 5} and self.random.random() < 0.8:
-            self._settle(ending)
-
-    def _process(self, seal_delay_ms: int) -> Accounts:
-        return Accounts(
-            self.catalog,
-            keys=self.keys,
-            decide=self.scripts["decide"],
-            settle=self.scripts["settle"],
-            seal_delay_ms=seal_delay_ms,
-            now_ms=lambda: self.wall,
-            on_orphan=lambda _call, _slot: None,
-        )
-
-    def _account(self, name: str) -> Account:
-        return self.random.choice(self.processes).get(name, anonymous=name == ANONYMOUS)
-
-    def _clocks(self, script: str, packed: bytes) -> tuple[Times, bytes]:
-        skew = self.random.choice(SKEWS) if self.skews or self.random.random() < 0.04 else 0
-        self.skews = False
-        if skew:
-            packed = packed.replace(self.scripts[script].sha.encode(), self._skewed[script, skew])
-        claimed = self.wall - skew
-        return Times(wall=self.wall, claimed=claimed), packed + pack_each([claimed])
-
-    def _quantity(self, account: Account, meter: str) -> int:
-        if account.standing.plan.key == "big" and self.random.random() < 0.4:
-            return self.random.choice(HUGE)
-        return self.random.choice(
-            (*QUANTITIES[meter], self.random.choice(QUANTITIES[meter]) * self.random.randrange(2))
-        )
-
-    def _demand(self, account: Account, meter: str) -> Demand:
-        quantity = max(1, self._quantity(account, meter))
-        given = self.random.random()
-        if given < 0.8:
-            return Demand(needed=quantity, taken=quantity)
-        if given < 0.82:
-            return Demand(needed=0, taken=0)
-        return Demand(needed=1, taken=0) if given < 0.9 else Demand(needed=quantity, taken=quantity // 2)
-
-
-_CLOCK: Final = "return tonumber(ARGV[#ARGV])"
-_DEEDS: Final = (
-    World.decide,
-    World.settle,
-    World.record,
-    World.amend,
-    World.retire,
-    World.seal,
-    World.flood,
-    World.plant,
-    World.stranger,
-)
+_DEEDS: Final[Mapping[str, float]] = {
+    "decide": 51,
+    "reserve": 4,
+    "renew": 1,
+    "settle": 28,
+    "record": 10,
+    "amend": 2.5,
+    "retire": 1,
+    "seal": 1.5,
+    "flood": 0.25,
+    "correct": 1,
+    "stranger": 4,
+}
 _STATUSES: Final[tuple[Status | None, ...]] = (
     *(None, None, "active", "past_due", "past_due", "unpaid", "canceled", "paused"),
 )
-_WEIGHTS: Final = (55, 28, 10, 2.5, 1, 1.5, 0.25, 0.5, 4)
-
-
-def _view(account: Account) -> View:
-    bounds = account.standing.bounds
-    return View(
-        rev=account.rev,
-        valid_until_ms=account.standing.valid_until_ms,
-        period=(bounds.start_ms, bounds.end_ms),
-        next_end_ms=bounds.next_end_ms,
-        entitlements=account.entitlements,
-        linked=account.state.stripe_customer is not None,
-        seal_delay_ms=account.accounts.seal_delay_ms,
-        billable=not account.anonymous,
-    )

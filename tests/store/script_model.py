@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from meterkit.store.derived import derived_from
 from meterkit.store.keys import meter_token, rate_token
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
-from store.script_purse import Means, Purse, credit_of, lowered
+from store.script_purse import Means, Part, Purse, credit_of, lowered
 from store.script_weighing import Asked, Ceilings, span_ms, take, weigh
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Plan, Rate
+    from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Rate
     from meterkit.store.program import Demand
 
 NEVER_MS: Final = 9 * 10**15
@@ -41,12 +41,7 @@ class View:
     seal_delay_ms: int
     billable: bool = True
     plan: Plan | None = None
-    granted: bool = False
-
-    @property
-    def has_purse(self) -> bool:
-        """Whether grants count: there are the plan's, or there were ever the app's."""
-        return self.plan is not None and (self.granted or bool(self.plan.grants))
+    has_purse: bool = False
 
     def period_at(self, now: int) -> tuple[int, int]:
         return self.period if now < self.period[1] else (self.period[1], self.next_end_ms)
@@ -73,6 +68,7 @@ class Use:
     corrected: Mapping[str, int] = field(default_factory=dict[str, int])
     counted_ms: int = 0
     dimensions: Mapping[str, str] = field(default_factory=dict[str, str])
+    measured: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -184,19 +180,6 @@ class Customer:
         return {name: value for name, value in kept.items() if value}
 
 
-class Part(NamedTuple):
-    """Units of one meter, classified; ``reported``: how many of them go to Stripe, under the event of another."""
-
-    meter: str
-    quantity: int
-    within: int
-    granted: int
-    credited: int
-    overage: int
-    reported: int
-    reported_as: str
-
-
 @dataclass(slots=True)
 class Writer:
     last: int = 0
@@ -275,7 +258,10 @@ class Model:
         parts: list[Part] = []
         for meter in dict.fromkeys((*use.held, *use.recorded)):
             for part in self._parts(meter, use, view, customer, after):
-                if part.quantity and customer.total(part.meter, with_paid=after is not None) + part.quantity > MOST:
+                if (
+                    part.quantity
+                    and customer.total(part.meter, with_paid=after is not None) + part.quantity > MOST
+                ):
                     return [6, f"{meter_token(part.meter)}i".encode()]
                 parts.append(part)
         if use.event is not None:
@@ -297,9 +283,9 @@ class Model:
     def _parts(
         self, meter: str, use: Use, view: View, customer: Customer, means: Means | None
     ) -> Iterable[Part]:
-        """How units are classified: as the meter's own, and as those of the meters that are derived from it."""
+        """How units are classified: as the meter's own, and as those of meters derived from it."""
         quantity, meters = use.recorded.get(meter, 0), self.catalog.meters
-        derived = derived_from(meters, meter, use.dimensions) if quantity else ()
+        derived = self._derived(meter, use) if quantity else ()
         reported_as = next((found.name for found in derived if found.stripe is not None), meter)
         for name in (meter, *(found.name for found in derived)):
             given = view.entitlements[name]
@@ -315,12 +301,15 @@ class Model:
                 reported += overage if given.overage.mode == "bill" else 0
             yield Part(name, quantity, within, granted, credited, overage, reported, reported_as)
 
+    def _derived(self, meter: str, use: Use) -> tuple[Meter, ...]:
+        return derived_from(self.catalog.meters, meter, use.dimensions if meter in use.measured else {})
+
     def _rate(self, customer: Customer, view: View, use: Use, now: int) -> int:
         """Count into rates; how long they must be kept (ms)."""
         rated = [(meter, quantity, now) for meter, quantity in use.rated.items()]
         for meter, quantity in use.recorded.items():
-            derived = derived_from(self.catalog.meters, meter, use.dimensions)
-            rated += [(found.name, quantity, now) for found in derived if found.name not in use.corrected]
+            derived = [found.name for found in self._derived(meter, use)]
+            rated += [(name, quantity, now) for name in derived if quantity and not use.corrected.get(name)]
         rated += [(meter, quantity, use.counted_ms) for meter, quantity in use.corrected.items() if quantity]
         keep = QUARTER_HOUR_MS
         for meter, quantity, at in rated:
@@ -384,8 +373,8 @@ class Model:
 
 def _stand(customer: Customer, view: View, times: Times, *, forced: bool) -> tuple[int, Answer | None]:
     now = max(times.wall, customer.seen)
-    is_current = (
-        customer.rev == view.rev and view.period[0] <= now < min(view.valid_until_ms, view.next_end_ms)
+    is_current = customer.rev == view.rev and view.period[0] <= now < min(
+        view.valid_until_ms, view.next_end_ms
     )
     if not is_current and not forced:
         return now, [2, now, customer.rev.encode(), customer.data.encode()]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import loads
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Catalog
 
 PLANS: Final = """
 schema: 1
@@ -19,6 +25,8 @@ meters:
   jobs: {unit: job, stripe: {event_name: jobs, report: none}}
   plain: {unit: item}
   notes: {unit: note}
+  large: {unit: token, from: tokens, where: {size: "l*"}, stripe: {event_name: large}}
+  coded: {unit: token, from: tokens, where: {size: "*", code: "yes"}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
@@ -54,6 +62,7 @@ plans:
         rate: [600/7 days, {limit: 500/second, algorithm: token-bucket, burst: 100}]
         included: 900
         overage: deny
+      large: {rate: 500/7 days, included: 300, overage: deny}
       jobs: {included: 1, overage: deny}
       plain: {rate: {limit: 20/26 hours, algorithm: fixed-window}, concurrency: 2, included: 0, overage: deny}
   big:
@@ -72,16 +81,113 @@ plans:
       jobs: {rate: 999_999_999_999_999/25 hours, included: 900_000_000_000_000, overage: deny}
       plain: {rate: {limit: 999_999_999_999/second, algorithm: token-bucket, burst: 8_000_000_000_000}}
 """  # fmt: skip
+PAID_PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: gift
+anonymous: {plan: gift, by: ip}
+dunning: {grace: 2d, restrict_to: bare, suspend_after: 5d}
+meters:
+  calls: {unit: call, stripe: {event_name: calls}}
+  words: {unit: word, stripe: {event_name: words, report: usage}}
+  images: {unit: image, stripe: {event_name: images}}
+  pages: {unit: page}
+  notes: {unit: note}
+  large: {unit: word, from: words, where: {size: "l*"}, stripe: {event_name: large}}
+  coded: {unit: word, from: words, where: {size: "*", code: "yes"}}
+credits:
+  ai: {costs: {calls: 7 per 16, words: 1 per 64, images: 3}, low_balance: 20%}
+  ink: {costs: {pages: 3 per 4}, low_balance: 50%}
+  dust: {costs: {notes: 1 per 1_000_000}}
+plans:
+  gift:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      calls: {concurrency: 4, included: 5, overage: deny}
+      words:
+        rate: [9000/minute, {limit: 4000/9 seconds, algorithm: token-bucket, burst: 5000}]
+        included: 40
+        overage: {bill: {cap: 60, per: 4, amount_cents: 10}}
+      images: {included: 1, overage: {bill: {per: 4, amount_cents: 2}}}
+      pages: {included: 3, overage: deny}
+      notes: {included: 1, overage: deny}
+    grants:
+      - {credit: ai, quantity: 4, every: period, priority: 20}
+      - {credit: ai, quantity: 2, every: period, priority: 5, expires: 45d}
+      - {meter: calls, quantity: 3, every: period, priority: 20, expires: 9d}
+      - {credit: ink, quantity: 2, every: period}
+  more:
+    extends: gift
+    rank: 1
+    meters:
+      calls: {included: 2}
+      pages: {included: 0}
+      large: {rate: 400/minute, included: 90, overage: deny}
+    grants:
+      - {credit: ai, quantity: 6, every: period, priority: 20}
+      - {credit: ai, quantity: 2, every: period, priority: 5, expires: 45d}
+      - {meter: calls, quantity: 4, every: period, priority: 20, expires: 9d}
+      - {meter: pages, quantity: 5, every: period, priority: 50}
+      - {credit: dust, quantity: 1, every: period}
+  year:
+    extends: gift
+    rank: 2
+    price: {amount_cents: 0, interval: year, included_per: interval}
+    grants:
+      - {credit: ai, quantity: 9, every: period, priority: 20}
+      - {meter: words, quantity: 30, every: period}
+  bare:
+    extends: gift
+    rank: 3
+    meters: {images: {overage: deny}}
+    grants: []
+  vast:
+    extends: bare
+    rank: 4
+    meters:
+      words: {rate: unlimited, included: 900_000_000_000_000, overage: {bill: {cap: 999_999_999_999_999}}}
+      images: {included: 1, overage: {bill: {cap: 50}}}
+"""
 CATALOG: Final = loads(PLANS)
-METERS: Final = ("requests", "tokens", "jobs", "plain", "notes")
-QUANTITIES: Final = {
-    "requests": (1, 1, 1, 1, 2, 3, 5, 12),
-    "tokens": (1, 1, 3, 40, 60, 61, 99, 100, 101, 700, 1500, 3000),
-    "jobs": (1, 1, 7, 300, 999, 2001, 5001),
-    "plain": (1, 1, 1, 2, 3, 10, 19, 20, 29, 30),
-    "notes": (1, 2, 3),
-}
 HUGE: Final = (10**15 - 1, 10**15 - 10, 9 * 10**14, 5 * 10**14, 4 * 10**14 + 7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sales:
+    """A catalog, and what its customers ask for and are changed to."""
+
+    catalog: Catalog
+    quantities: Mapping[str, tuple[int, ...]]
+    plans: tuple[str, ...]
+
+    @property
+    def meters(self) -> tuple[str, ...]:
+        """The meters that are asked for."""
+        return tuple(self.quantities)
+
+
+PLAIN: Final = Sales(
+    catalog=CATALOG,
+    quantities={
+        "requests": (1, 1, 1, 1, 2, 3, 5, 12),
+        "tokens": (1, 1, 3, 40, 60, 61, 99, 100, 101, 700, 1500, 3000),
+        "jobs": (1, 1, 7, 300, 999, 2001, 5001),
+        "plain": (1, 1, 1, 2, 3, 10, 19, 20, 29, 30),
+        "notes": (1, 2, 3),
+    },
+    plans=("free", "free", "tight", "big"),
+)
+PAID: Final = Sales(
+    catalog=loads(PAID_PLANS),
+    quantities={
+        "calls": (1, 1, 1, 2, 3, 5, 9),
+        "words": (1, 7, 20, 40, 63, 64, 65, 200),
+        "images": (1, 1, 1, 2),
+        "pages": (1, 1, 2, 3),
+        "notes": (1, 1, 250_000, 999_999),
+    },
+    plans=("gift", "more", "more", "year", "bare", "vast"),
+)
 CUSTOMERS: Final = ("ada", "bob", "cid", "dot")
 ANONYMOUS: Final = "2001:db8::/64"
 WINDOWS_MS: Final = (

@@ -22,6 +22,7 @@ from meterkit.store.usage import usage_of
 from meterkit.store.writers import pack_place
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
+from store.script_paid import PaidWorld
 from store.script_plans import CUSTOMERS
 from store.script_wires import CLOCK, clock_answers, fake_wire, load_texts, server_wire
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 RANDOMS = st.randoms(use_true_random=False)
+KINDS = (World, PaidWorld)
+# A driver that never gets a script to say something has not tested it.
+SAID = {
+    f"decide {what}" for what in ("d 0", "d 1", "d 2", "d 3", "c 0", "c 1", "f 0", "f 1", "h 0", "v 4")
+} | {f"settle {code}" for code in range(7)}
 
 
 @pytest.fixture
@@ -42,29 +48,39 @@ def wire(valkey: Server) -> Iterator[Wire]:
         yield execute
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_scripts_do_what_the_model_does(wire: Wire, seed: int) -> None:
     world = World(wire, load_texts(), life(seed))
-    for _ in range(6000):
+    for _ in range(5000):
         world.step()
     for name in CUSTOMERS:
         world.check(name)
-    # A driver that never gets a script to say something has not tested it.
-    assert {f"decide {what}" for what in ("d 0", "d 1", "d 2", "d 3", "c 0", "c 1", "f 0", "f 1", "v 4")} | {
-        f"settle {code}" for code in range(7)
-    } <= set(world.seen)
+    assert SAID <= set(world.seen)
 
 
-def test_redis_does_what_the_model_does(redis_server: Server) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scripts_do_what_the_model_does_with_grants_and_credits(wire: Wire, seed: int) -> None:
+    world = PaidWorld(wire, load_texts(), life(seed))
+    for _ in range(4000):
+        world.step()
+    for name in CUSTOMERS:
+        world.check(name)
+    told = {"low", "grant 0", "grant 1", "grant 2", "void True", "void False"}
+    assert SAID | told <= {what for what, times in world.seen.items() if times}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_redis_does_what_the_model_does(redis_server: Server, kind: type[World]) -> None:
     with server_wire(redis_server) as execute:
-        world = World(execute, load_texts(), life(11))
-        for _ in range(2000):
+        world = kind(execute, load_texts(), life(11))
+        for _ in range(1500):
             world.step()
 
 
-def test_the_store_within_the_process_does_what_the_model_does() -> None:
-    world = World(fake_wire(), load_texts("fake"), life(12))
-    for _ in range(2000):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_store_within_the_process_does_what_the_model_does(kind: type[World]) -> None:
+    world = kind(fake_wire(), load_texts("fake"), life(12))
+    for _ in range(1200):
         world.step()
 
 

@@ -73,6 +73,7 @@ class Exchange:
     decision: Decision | None = None
     _recorded: dict[str, int] | None = None
     _llm: LlmCalls | None = None
+    _reading: Reading | None = None
     _status = 0
     _begun = _complete = _gone = _failed = _trailers = _settled = False
 
@@ -108,11 +109,9 @@ class Exchange:
             body: the request's, where it was read before.
             estimate: what measures the input where the client does not wait for the usage.
         """
-        reading = Reading(
-            self._route.usage, receive, self._send, complain=self.remark, body=body, estimate=estimate
-        )
+        reading = Reading(self._route.usage, receive, complain=self.remark, body=body, estimate=estimate)
         self._llm = LlmCalls(reading)
-        self._send = reading.send
+        self._reading = reading
         self._nothing_to_settle = False
         return reading.receive
 
@@ -129,6 +128,8 @@ class Exchange:
                 return self._stream(message)
         elif kind == "http.response.start":
             self._status = message["status"]
+            if self._reading is not None:
+                self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
             told, call = self.told, self._call
@@ -156,6 +157,10 @@ class Exchange:
         except OSError:
             self._gone = True
             raise
+        finally:
+            # Also what nobody took was generated.
+            if self._reading is not None:
+                self._reading.see(message["body"])
         self._begun = True
 
     async def _finish(self, message: Message) -> None:
@@ -164,6 +169,9 @@ class Exchange:
         except OSError:
             self._gone = True
             raise
+        finally:
+            if self._reading is not None:
+                self._reading.see(message.get("body", b""))
         self._complete = True
         self.settle(None)
 
@@ -207,7 +215,7 @@ class Exchange:
             if self._complete:
                 self.lost(calls)
             with _recording:
-                parts = self._llm.due(self._account.accounts.catalog)
+                parts = self._llm.due(self._account.accounts)
         if recorded:
             beside = part_of(parts)
             add(beside.recorded, recorded)
@@ -312,7 +320,7 @@ class Exchange:
             if self._lane is None or not (self._settled or self._complete):
                 self._nothing_to_settle = False
                 return result
-            parts = llm.due(self._account.accounts.catalog)
+            parts = llm.due(self._account.accounts)
         self._post_late(self._lane, parts)
         return result
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.reading import Reading
     from meterkit.asgi.usage import CallUsage, Source
-    from meterkit.catalog import Catalog
+    from meterkit.store.accounts import Accounts
 
-__all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "dimensions_of", "part_of", "plain_counters"]
+__all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "dimensions_of", "part_of"]
 
 Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
@@ -70,26 +70,23 @@ class LlmCalls:
             self._body = self.reading.close(complete=complete, gone=gone)
         return self._body
 
-    def due(self, catalog: Catalog) -> dict[Key, Part]:
+    def due(self, accounts: Accounts) -> dict[Key, Part]:
         """What is to be counted by now and was not yet: by model and provider where meters ask for them.
 
         What is reported late is counted on top of what was. Nothing is taken back: where a later report
         amounts to less, it counts nothing.
         """
-        calls = _joined(_joined(self.reports.usages(), self._taps), self._body)
-        more = _beyond(self._counted, _amounts(Calls(calls), catalog))
+        calls: Sequence[CallUsage] = [*self.reports.usages(), *self._taps]
+        calls = _joined(_joined(self.reports.usages(), self._taps), self._body) if calls else self._body
+        more = _amounts(Calls(calls) if len(calls) > 1 else calls, accounts)
+        if self._counted:
+            more = _beyond(self._counted, more)
         parts: dict[Key, Part] = {}
         for (key, billed, meter), quantity in more.items():
             self._counted[key, billed, meter] = self._counted.get((key, billed, meter), 0) + quantity
             part = parts.setdefault(key, Part())
             (part.recorded if billed else part.rated)[meter] = quantity
         return parts
-
-
-def plain_counters(catalog: Catalog) -> frozenset[str]:
-    """The meters that can be counted on: no gauges, and none that follow another."""
-    meters = catalog.meters.values()
-    return frozenset(meter.name for meter in meters if meter.kind == "counter" and meter.source is None)
 
 
 def dimensions_of(key: Key) -> dict[str, str]:
@@ -108,10 +105,9 @@ def add(total: dict[str, int], more: Mapping[str, int]) -> None:
         total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
 
 
-def _amounts(calls: Iterable[CallUsage], catalog: Catalog) -> Amounts:
+def _amounts(calls: Iterable[CallUsage], accounts: Accounts) -> Amounts:
     """What calls amount to, on the meters that are declared as plain counters."""
-    plain, sources = plain_counters(catalog), catalog.billing.sources
-    by_model = any(meter.source is not None for meter in catalog.meters.values())
+    plain, by_model, sources = accounts.counters, accounts.derives, accounts.catalog.billing.sources
     found: Amounts = {}
     for call in calls:
         key = (call.model, call.provider) if by_model else ALL

@@ -194,7 +194,7 @@ class MeterMiddleware:
             route,
             body=body.head,
             size=body.size,
-            catalog=self._accounts.catalog,
+            counters=self._accounts.counters,
             estimate=self._kit.estimate_input,
         )
         return lambda mode: account.call_reserving(route, quantities, mode=mode, dimensions=dimensions)

@@ -10,7 +10,7 @@ from meterkit.asgi.usage import CallUsage, ResponseReader, cut_short, estimate_i
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from starlette.types import Message, Receive, Send
+    from starlette.types import Message, Receive
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.usage import InputEstimator
@@ -24,12 +24,11 @@ _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
 class Reading:
-    """Stands between the app and the server, passes every message on as it is, and reads along.
+    """Reads along what the app sends, and what it receives; neither is changed or delayed by it.
 
     Args:
         usage: the route's word.
         receive: the server's.
-        send: what the app's messages go to.
         complain: takes what went wrong within the reader; the app never hears of it.
         body: the request's, where it was read before.
         estimate: what measures the input of a client that does not wait for the usage.
@@ -45,7 +44,6 @@ class Reading:
         "_input_tokens",
         "_reader",
         "_receive",
-        "_send",
         "_size",
         "_usage",
     )
@@ -54,7 +52,6 @@ class Reading:
         self,
         usage: str,
         receive: Receive,
-        send: Send,
         *,
         complain: Callable[[str], None],
         body: BufferedBody | None = None,
@@ -62,7 +59,6 @@ class Reading:
     ) -> None:
         self._usage = usage
         self._receive = receive
-        self._send = send
         self._complain = complain
         self._contained = Contained(self._break)
         self._reader: ResponseReader | None = None
@@ -83,12 +79,19 @@ class Reading:
                 self._body += body[: BODY_BYTES_MAX - len(self._body)]
         return message
 
-    async def send(self, message: Message) -> None:
-        """Pass a message of the app on, then read it, also where the client is gone."""
-        try:
-            await self._send(message)
-        finally:
-            self._see(message)
+    def begin(self, message: Message) -> None:
+        """Look at the head of the response."""
+        with self._contained:
+            self._reader = ResponseReader.open(
+                self._usage, status=message["status"], headers=message.get("headers", ()), estimate=True
+            )
+
+    def see(self, body: bytes) -> None:
+        """Read a piece of the response's body."""
+        reader = self._reader
+        if reader is not None and body:
+            with self._contained:
+                reader.feed(bytes(body))
 
     def input_tokens(self) -> int:
         """Estimated tokens of the request, at least 1; 0 where nobody asked before the response was over."""
@@ -121,17 +124,6 @@ class Reading:
             return cut_short(calls, input_tokens=self.input_tokens(), output_tokens=output_tokens)
         self._body = None
         return calls
-
-    def _see(self, message: Message) -> None:
-        with self._contained:
-            kind = message["type"]
-            if kind == "http.response.body":
-                if self._reader is not None:
-                    self._reader.feed(bytes(message.get("body", b"")))
-            elif kind == "http.response.start":
-                self._reader = ResponseReader.open(
-                    self._usage, status=message["status"], headers=message.get("headers", ()), estimate=True
-                )
 
     def _break(self, error: str) -> None:
         self._reader = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.metered import plain_counters
 from meterkit.asgi.usage.estimate import (
     estimate_input,
     estimate_request,
@@ -15,8 +14,10 @@ from meterkit.asgi.usage.estimate import (
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from meterkit.asgi.usage import InputEstimator
-    from meterkit.catalog import Catalog, Route
+    from meterkit.catalog import Route
 
 __all__ = ["reservation"]
 
@@ -24,7 +25,12 @@ _PER_CHOICE: Final = frozenset({"output_tokens", "reasoning_tokens", "total_toke
 
 
 def reservation(
-    route: Route, *, body: bytes, size: int, catalog: Catalog, estimate: InputEstimator = estimate_input
+    route: Route,
+    *,
+    body: bytes,
+    size: int,
+    counters: Collection[str],
+    estimate: InputEstimator = estimate_input,
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Meter to the quantity that a request of a route sets aside, and what is known of the usage to come.
 
@@ -36,7 +42,7 @@ def reservation(
         route: the route.
         body: as much of the request's body as was read.
         size: bytes of the whole of it, as far as that is known.
-        catalog: what is sold.
+        counters: the meters that can be counted on.
         estimate: what measures the input.
 
     Returns:
@@ -53,12 +59,11 @@ def reservation(
         quantity = min(reserve.default if named is None else named, reserve.ceiling)
         times = choices if reserve.meter in _PER_CHOICE else 1
         held[reserve.meter] = min(quantity * times, QUANTITY_MAX)
-    plain = plain_counters(catalog)
     entered = held.get("input_tokens")
     if entered is None:
         entered = min(estimate_request(body, size=size, estimate=estimate, request=request), QUANTITY_MAX)
-        if "input_tokens" in plain:
+        if "input_tokens" in counters:
             held["input_tokens"] = entered
-    if "total_tokens" in plain and "total_tokens" not in held:
+    if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
     return held, {"model": model} if isinstance(model, str) and model else {}

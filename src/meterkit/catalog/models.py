@@ -21,6 +21,7 @@ Report = Literal["overage", "usage", "none"]
 StoreFailure = Literal["allow", "deny"]
 
 QUANTITY_MAX: Final = 10**15 - 1
+CREDITS_MAX: Final = 9 * 10**9
 OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
 BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gone"})
 BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)

@@ -9,7 +9,7 @@ from meterkit.catalog.document import Items, Text
 from meterkit.catalog.entitlements import ENTITLEMENT_TABLE, build_entitlement, default_entitlement
 from meterkit.catalog.inheritance import EXTENDS
 from meterkit.catalog.meters import ALL, Meters, check_meter
-from meterkit.catalog.models import Plan, PlanGrant, Price, SeatPrice
+from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import NAME, cents, duration, integer, quantity, text
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table
@@ -174,6 +174,9 @@ def _build_grant(values: Values, declared: Declared, problems: Problems) -> Plan
         elif meter is not None and meter.source is not None:
             message = f"{meter_name} is a part of {meter.source}; grant {meter.source}"
             problems.refuse(values.place(METER), message)
+    if credit is not None and values.get(QUANTITY, 1) > CREDITS_MAX:
+        message = f"found {values.get(QUANTITY, 1)}; allowed: at most {CREDITS_MAX} credits"
+        problems.refuse(values.place(QUANTITY), message)
     return PlanGrant(
         kind="credit" if credit is not None else "meter",
         name=credit or meter_name or "",

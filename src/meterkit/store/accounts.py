@@ -316,6 +316,10 @@ class Accounts:
         now_ms: this process's clock.
         on_orphan: takes an allowed decision that nobody waited for, and when it was made (ms).
         on_low: takes a customer and a credit whose balance has become low.
+
+    Attributes:
+        counters: the meters that can be counted on: no gauges, and none that follow another.
+        derives: whether there are meters that follow another.
     """
 
     def __init__(
@@ -342,7 +346,11 @@ class Accounts:
         self._anonymous: dict[str, Account] = {}
         self._programs: dict[tuple[int, int, bool], Program] = {}
         self.purses = purses_of(catalog)
-        self.derives = any(meter.source is not None for meter in catalog.meters.values())
+        meters = catalog.meters.values()
+        self.counters = frozenset(
+            meter.name for meter in meters if meter.kind == "counter" and meter.source is None
+        )
+        self.derives = any(meter.source is not None for meter in meters)
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():

@@ -73,7 +73,7 @@ class Ending:
         self.recorded = recorded
         self.rated = rated
         self.slot = slot
-        self.corrected = corrected
+        self.corrected = {meter: more for meter, more in corrected.items() if more}
         self.counted_ms = counted_ms
         self.dimensions = dimensions
         self.measured = measured
@@ -111,7 +111,11 @@ class Ending:
 
     def _pack(self) -> tuple[bytes, bytes]:
         account = self.account
-        derived = {meter: self._derived_from(meter) for meter in self.measured} if self.dimensions else {}
+        derived: dict[str, tuple[str, ...]] = {}
+        if self.dimensions:
+            derived = {
+                meter: self._derived_from(meter) for meter in self.measured if self.recorded.get(meter)
+            }
         key = (
             *(tuple(self.held), tuple(self.recorded), tuple(self.rated), tuple(self.corrected), self.flights),
             *(any(self.recorded.values()), tuple(derived.items())),

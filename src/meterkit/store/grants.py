@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.balance import Holding, holdings_of
 from meterkit.store.customer_id import check_customer
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Grant", "Grants", "LedgerEntry"]
 
-_CREDITS_MAX: Final = 9 * 10**9
 _PRIORITY_MAX: Final = 1000
 _ID_BYTES_MAX: Final = 256
 _FIRST: Final = datetime(1970, 1, 2, tzinfo=UTC)
@@ -150,7 +149,7 @@ class Grants:
             )
         if reply[0] == _TOO_MUCH:
             raise QuantityError(
-                f"quantity: the balance would pass {_CREDITS_MAX} credits or {9 * 10**15} units; nothing was "
+                f"quantity: the balance would pass {CREDITS_MAX} credits or {9 * 10**15} units; nothing was "
                 "granted"
             )
 
@@ -231,7 +230,7 @@ class Grants:
 
 def _target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]:
     kind = _kind_of(name, catalog)
-    most = QUANTITY_MAX if kind == "meter" else _CREDITS_MAX
+    most = QUANTITY_MAX if kind == "meter" else CREDITS_MAX
     if type(quantity) is not int or not 1 <= quantity <= most:
         raise QuantityError(
             f"quantity of {name}: found {quantity!r:.40}; allowed is an integer from 1 to {most}"

@@ -359,9 +359,8 @@ class Store:
             recorded=recorded,
             rated={meter: quantity for meter, quantity in seen.items() if meter not in call.reserved},
             corrected={
-                meter: more
+                meter: seen.get(self.catalog.meters[meter].source or meter, 0) - reserved
                 for meter, reserved in call.reserved.items()
-                if (more := seen.get(self.catalog.meters[meter].source or meter, 0) - reserved)
             },
             counted_ms=decided_ms,
             slot=slot,

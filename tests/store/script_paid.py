@@ -1,0 +1,205 @@
+"""The same random life where grants and credits stand behind the plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.store.endings import Ending
+from meterkit.store.resp import pack
+from meterkit.store.state import CustomerState
+from store.script_counts import DAY_MS, MINUTE_MS, MOST
+from store.script_driver import World
+from store.script_model import NEVER_MS
+from store.script_plans import ANONYMOUS, CUSTOMERS, PAID
+from store.script_purse import MICRO, Given, Purse
+from store.script_requests import view_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from store.script_wires import Wire
+
+
+class PaidWorld(World):
+    """Customers who have something besides what their plan includes."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        super().__init__(wire, texts, random, sales=PAID)
+
+    def deeds(self) -> Mapping[str, float]:
+        return _DEEDS
+
+    def step(self) -> None:
+        super().step()
+        for name in (*CUSTOMERS, ANONYMOUS):
+            if 0 < self.model.customers[name].purse.lives <= self.wall and self.random.random() < 0.3:
+                keys = self.keys.customer(name, anonymous=name == ANONYMOUS)
+                self.wire(pack("DEL", keys.grants, keys.ledger))
+                self.model.customers[name].purse = Purse()
+
+    def edge(self, name: str) -> int:
+        customer = self.model.customers[name]
+        now = max(self.wall, customer.seen)
+        given = customer.purse.grants.values()
+        turns = sorted(at for grant in given for at in (grant.effective, grant.expires) if at > now)
+        if turns and turns[0] < now + 40 * DAY_MS and self.random.random() < 0.15:
+            return turns[0] + self.random.choice((-1, 0, 1))
+        return super().edge(name)
+
+    # Deeds.
+
+    def grant(self, name: str) -> None:
+        """Give something, once or more in one instant."""
+        terms = self._terms()
+        for _ in range(self.random.choice((1, 1, 1, 2, 3))):
+            terms = terms if self.random.random() < 0.6 else self._terms()
+            known = [
+                line[6:] for line in self.model.customers[name].purse.lines if line.startswith("grant a ")
+            ]
+            if known and self.random.random() < 0.25:
+                target, grant_id = self.random.choice(known).split(" ")[1:]
+                targets = [target]
+            else:
+                grant_id = f"g{self.random.randrange(10**6)}"
+                targets = self.random.sample(_TARGETS, self.random.choice((1, 1, 2)))
+            self.add(
+                name, grant_id, {target: self._granted(name, target, grant_id) for target in targets}, terms
+            )
+
+    def add(
+        self, name: str, grant_id: str, quantities: Mapping[str, int], terms: tuple[int, int, int]
+    ) -> None:
+        """Add one grant of the app's, of several targets."""
+        if name == ANONYMOUS:
+            return
+        customer, keys = self.model.customers[name], self.keys.customer(name)
+        state = CustomerState.parse(customer.data)
+        if not state.granted:
+            self.put(name, replace(state, granted=True))
+        priority, effective, expires = terms
+        words = [
+            word
+            for target, quantity in quantities.items()
+            for word in (f"a {target} {grant_id}", target, quantity, priority, effective, expires)
+        ]
+        new = [
+            Given(
+                name=f"a {target} {grant_id}",
+                target=target,
+                quantity=quantity,
+                priority=priority,
+                effective=effective or self.wall,
+                expires=expires,
+                created=self.wall,
+            )
+            for target, quantity in quantities.items()
+        ]
+        reply = self.wire(
+            pack("EVALSHA", self.scripts["grant"].sha, 2, keys.grants, keys.ledger, *words, self.wall)
+        )
+        expected = customer.purse.add(new, self.wall)
+        self.compare(f"grant {name} {words}", expected, reply)
+        self.seen[f"grant {expected[0]!r}"] += 1
+
+    def void(self, name: str) -> None:
+        if name == ANONYMOUS:
+            return
+        purse, keys = self.model.customers[name].purse, self.keys.customer(name)
+        live = sorted(grant for grant in purse.grants if grant.startswith("a "))
+        names = [*self.random.sample(live, min(len(live), self.random.choice((1, 1, 2)))), "a m:calls none"]
+        names = names[: self.random.choice((1, 2, 3))]
+        head = ("EVALSHA", self.scripts["void"].sha, 2, keys.grants, keys.ledger)
+        reply = self.wire(pack(*head, *names, self.wall))
+        expected = purse.void(names, self.wall)
+        self.compare(f"void {name} {names}", expected, reply)
+        self.seen[f"void {expected > 0}"] += 1
+
+    def hoard(self, name: str) -> None:
+        """More is paid by a grant than can be counted."""
+        if name == ANONYMOUS:
+            return
+        most = 10**15 - 1
+        terms = (0, 0, self.wall + MINUTE_MS)
+        for nth in range(9):
+            self.add(name, f"h{self.wall} {nth}".replace(" ", "-"), {"m:calls": most}, terms)
+        # One more than there may be, where there is none and where there is something.
+        self.add(name, f"h{self.wall}", {"m:notes": MOST + 1}, terms)
+        granted = self.model.customers[name].purse.grants.values()
+        left = sum(grant.left for grant in granted if grant.target == "m:calls")
+        self.add(name, f"h{self.wall}", {"m:calls": MOST + 1 - left}, terms)
+        account = self._account(name)
+        for quantity in (*[most] * 9, 10, 9, 8, 1, 1, 1):
+            recorded = {"calls": quantity}
+            self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
+
+    def dwindle(self, name: str) -> None:
+        """Use so much that exactly the share is left below which a balance is low; then one unit more."""
+        account, customer = self._account(name), self.model.customers[name]
+        means = customer.means(max(self.wall, customer.seen), view_of(account))
+        last = means.last("c:ai") if means else None
+        included = account.entitlements["words"].included
+        if means is None or last is None or included is None:
+            return
+        credit = self.catalog.credits["ai"]
+        spare = means.of("c:ai") - last.quantity * (credit.low_balance_percent or 0) // 100
+        own = max(0, included - customer.included["words"]) + means.of("m:words")
+        for quantity in (own + spare // credit.costs["words"], 1):
+            if 0 < quantity < 10**15 and spare >= 0:
+                recorded = {"words": quantity}
+                self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
+
+    # What deeds are made of.
+
+    def _terms(self) -> tuple[int, int, int]:
+        """Priority, when it becomes effective, when it expires."""
+        effective = self.random.choice(
+            (0, 0, 0, 0, self.wall - DAY_MS, self.wall + 1, self.wall + self.random.randrange(3 * DAY_MS))
+        )
+        lives = self.random.choice((1, 1000, MINUTE_MS, DAY_MS, 9 * DAY_MS, 40 * DAY_MS))
+        expires = max(self.wall, effective) + lives
+        return (
+            self.random.choice((0, 5, 20, 20, 50, 50, 1000)),
+            effective,
+            expires if self.random.random() < 0.6 else NEVER_MS,
+        )
+
+    def _granted(self, name: str, target: str, grant_id: str) -> int:
+        purse = self.model.customers[name].purse
+        known = purse.lines.get(f"grant a {target} {grant_id}")
+        if known is not None and self.random.random() < 0.6:
+            return known[0]
+        if target == "c:ai" and self.random.random() < 0.04:
+            left = MOST - sum(grant.left for grant in purse.grants.values() if grant.target == target)
+            fits = max(MICRO, left // MICRO * MICRO)
+            return self.random.choice((fits, min(fits + MICRO, MOST), MOST))
+        return self.random.choice(_GRANTED[target])
+
+
+_GRANTED: Final = {
+    "c:ai": (MICRO, MICRO, 2 * MICRO, 3 * MICRO, 20 * MICRO),
+    "c:ink": (MICRO, 2 * MICRO, 9 * MICRO),
+    "m:calls": (1, 2, 5, 20),
+    "m:words": (7, 64, 300),
+    "m:images": (1, 3),
+    "m:pages": (1, 2, 9),
+}
+_TARGETS: Final = tuple(_GRANTED)
+_DEEDS: Final[Mapping[str, float]] = {
+    "decide": 40,
+    "reserve": 6,
+    "renew": 2,
+    "settle": 26,
+    "record": 14,
+    "amend": 3,
+    "retire": 0.7,
+    "seal": 0.5,
+    "stranger": 1,
+    "flood": 0.1,
+    "correct": 0.3,
+    "grant": 6,
+    "void": 1.5,
+    "hoard": 0.15,
+    "dwindle": 1,
+}
