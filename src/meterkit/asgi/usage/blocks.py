@@ -69,6 +69,11 @@ class Blocks:
         self._tail = bytearray()
         self._skipping = False
 
+    @property
+    def is_between(self) -> bool:
+        """Whether the last block has ended and the next has not begun."""
+        return not self._tail
+
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
         delimiter = self._delimiter

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.usage.blocks import Blocks
+from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX, Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,15 +23,29 @@ _DATA: Final = b"data"
 class Sse:
     """Passes on the data of each event, that of the last one also without the blank line after it."""
 
-    __slots__ = ("_after_cr", "_blocks", "_emit")
+    __slots__ = ("_after_cr", "_blocks", "_emit", "_gate")
 
     def __init__(self, emit: Callable[[bytes], None], gate: Gate) -> None:
         self._emit = emit
+        self._gate = gate
         self._after_cr = False
         self._blocks = Blocks(b"\n\n", self._read, gate)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream; lines end with LF, CRLF or CR."""
+        # Most servers write one event at a time, on one line.
+        if (
+            chunk.find(b"\n") == len(chunk) - 2
+            and chunk.startswith(b"data: ")
+            and chunk.endswith(b"\n\n")
+            and b"\r" not in chunk
+            and not self._after_cr
+            and self._blocks.is_between
+            and len(chunk) <= EVENT_BYTES_MAX
+        ):
+            if self._gate.opens(chunk):
+                self._emit(chunk[6:-2])
+            return
         if self._after_cr:
             self._after_cr = False
             if chunk.startswith(b"\n"):
