@@ -1,24 +1,30 @@
-"""The examples run, as their README says."""
+"""The examples run, as their READMEs say."""
 
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
+import pytest
 
-from commands import Shell
+from commands import TIMEOUT_S, Done, Shell
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "fastapi_basic"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BASIC = EXAMPLES / "fastapi_basic"
+AI = EXAMPLES / "fastapi_ai"
 READY_S = 60.0
 
 
@@ -56,8 +62,8 @@ def wait_until_ready(client: httpx.Client) -> None:
 
 def test_the_fastapi_example_meters_limits_and_changes_plans(store_url: str) -> None:
     ada = {"x-customer-id": "ada"}
-    shell = Shell(EXAMPLE, METERKIT_REDIS_URL=store_url)
-    with served(EXAMPLE, store_url) as client:
+    shell = Shell(BASIC, METERKIT_REDIS_URL=store_url)
+    with served(BASIC, store_url) as client:
         answers = [client.post("/translate", json={"text": "hello world"}, headers=ada) for _ in range(6)]
         assert [200, 200, 200, 200, 200, 429] == [answer.status_code for answer in answers]
         assert answers[0].json() == {"text": "olleh dlrow", "words": 2}
@@ -76,3 +82,77 @@ def test_the_fastapi_example_meters_limits_and_changes_plans(store_url: str) -> 
     assert ("ada", "pro", 11) == (me["customer"], me["plan"], me["meters"]["words"]["used"])
     usage = shell.run("usage", "ada", "--json").json["meters"]
     assert (11, 8) == (usage["words"]["recorded"], usage["requests"]["recorded"])
+
+
+def bill(*arguments: str) -> Done:
+    """Run the chat's way to its bill; nothing of it may be left."""
+    # The path of a socket is short; that of pytest's directories is not.
+    with tempfile.TemporaryDirectory() as directory:
+        environment = Shell(AI, TMPDIR=directory, METERKIT_REDIS_URL="redis://nowhere").environment
+        with subprocess.Popen(
+            [sys.executable, str(AI / "bill.py"), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                out, err = process.communicate()
+                pytest.fail(f"bill.py did not end; it said:\n{out}\n{err}")
+        assert [] == sorted(Path(directory).iterdir())
+    return Done(code=process.returncode, out=out, err=err)
+
+
+def rows(out: str, meter: str) -> list[list[int]]:
+    """The figures of a meter, a line for each table."""
+    lines = [line.split()[1:] for line in out.splitlines() if line.startswith(f"{meter} ")]
+    return [[int(cell.replace(",", "")) for cell in line if cell not in {"yes", "NO"}] for line in lines]
+
+
+def test_the_chat_is_paid_by_included_then_credits_then_money_and_the_bill_is_right() -> None:
+    done = bill()
+    assert done.code == 0, done.out + done.err
+    first, second, third, gone, compared = rows(done.out, "output_tokens")
+    # What the client saw, what was counted, and what paid: included, credits, overage.
+    assert [300, 300, 300, 0, 0] == first
+    assert [300, 300, 100, 200, 0] == second
+    *saw, included, by_credits, overage = third
+    assert ([300, 300], 0, 300) == (saw, included, by_credits + overage)
+    assert min(by_credits, overage) > 0  # The credits were used up in the middle of this answer.
+    set_aside, estimated, *paid = gone
+    assert (4_000, [0, 0, estimated]) == (set_aside, paid)
+    assert 0 < estimated < set_aside
+    assert [900, estimated, 900 + estimated, 400, 200 + by_credits] == compared[:5]
+    assert [overage + estimated] * 2 == compared[5:]
+    assert all(line[-1] == line[-2] > 0 for line in rows(done.out, "input_tokens")[-1:])
+    assert "429 output_tokens-period, before the model runs: 0 counted" in done.out
+    assert done.out.count(" yes") == 2
+
+
+def test_a_chat_whose_event_is_lost_is_found_and_named() -> None:
+    done = bill("--break")
+    assert done.code == 1, done.out + done.err
+    assert re.search(
+        r"\n\w+_tokens: client saw [\d,]+ .*; due at Stripe [1-9][\d,]*, found there 0\n", done.out
+    )
+    assert (1, 1) == (done.out.count(" yes"), done.out.count(" NO"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "agrees"),
+    [({}, True), ({"seen": 901}, False), ({"counted": 930}, False), ({"found": 190}, False)],
+)
+def test_a_token_more_or_less_does_not_agree(changed: dict[str, int], agrees: bool) -> None:
+    line: Any = runpy.run_path(str(AI / "bill.py"))["Line"]
+    right = {"seen": 900, "estimated": 32, "counted": 932, "included": 400, "credits": 341, "found": 191}
+    assert agrees == line(meter="output_tokens", **(right | changed)).agrees
+
+
+@pytest.mark.parametrize(("module", "code"), [("chat", 0), ("app", 1)])
+def test_the_chat_itself_does_without_meterkit(module: str, code: int) -> None:
+    script = f"import sys; sys.modules['meterkit'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=AI, capture_output=True, check=False)
+    assert code == done.returncode, done.stderr
