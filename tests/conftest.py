@@ -7,8 +7,10 @@ import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
+import fakeredis
 import pytest
 
+from meterkit.store import memory
 from servers import redis_binary, spawn_server
 
 if TYPE_CHECKING:
@@ -61,6 +63,16 @@ def redis_server() -> Iterator[Server]:
 def store_url(valkey: Server) -> str:
     """An empty store."""
     return valkey.url
+
+
+@pytest.fixture(params=["valkey", "memory"])
+def any_store_url(request: pytest.FixtureRequest) -> str:
+    """An empty store: a server's, and the one within the process."""
+    if request.param == "valkey":
+        url: str = request.getfixturevalue("store_url")
+        return url
+    fakeredis.FakeRedis(server=memory._server, version=(7, 0)).flushall()
+    return "memory://"
 
 
 @pytest.fixture

@@ -153,8 +153,11 @@ class Walk:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_i5_whatever_happens_usage_is_somewhere_once(store_url: str, seed: int) -> None:
-    async with desk(store_url, clock=Clock(NOW)) as at, kit_for(store_url, at.url, clock=at.clock) as other:
+async def test_i5_whatever_happens_usage_is_somewhere_once(any_store_url: str, seed: int) -> None:
+    async with (
+        desk(any_store_url, clock=Clock(NOW)) as at,
+        kit_for(any_store_url, at.url, clock=at.clock) as other,
+    ):
         walk = Walk(at, Flusher(other.store, at.transport), seed)
         for _ in range(60):
             await walk.step()
@@ -205,19 +208,22 @@ async def test_i5_a_store_that_goes_away_in_the_middle_of_a_flush_changes_nothin
         assert STRIPE_KEY not in repr(at.transport)
 
 
-YEARLY = PLANS + """
+YEARLY = (
+    PLANS
+    + """
   yearly:
     extends: pro
     price: {amount_cents: 29000, interval: year, included_per: interval}
 """
+)
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_i5_holds_where_a_plan_counts_by_another_interval_in_mid_period(
-    store_url: str, seed: int
+    any_store_url: str, seed: int
 ) -> None:
     random = Random(seed)  # noqa: S311 - a schedule, not a secret
-    async with desk(store_url, clock=Clock(NOW), catalog=loads(YEARLY)) as at:
+    async with desk(any_store_url, clock=Clock(NOW), catalog=loads(YEARLY)) as at:
         await at.link(*CUSTOMERS)
         recorded = dict.fromkeys(CUSTOMERS, 0)
         for _ in range(50):

@@ -67,8 +67,8 @@ async def left(kit: MeterKit, meter: str = "output_tokens") -> int:
     return low
 
 
-async def test_what_is_reserved_is_held_and_what_is_captured_counts(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_what_is_reserved_is_held_and_what_is_captured_counts(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
         async with kit.reserve("acme", {"output_tokens": 800, "seconds": 10}) as reservation:
             assert reservation.decision.allowed
             assert await row(kit) == (0, 800, 4200)
@@ -82,8 +82,8 @@ async def test_what_is_reserved_is_held_and_what_is_captured_counts(store_url: s
         assert await row(kit) == (300, 0, 4700)
 
 
-async def test_what_is_not_captured_is_given_back_whatever_ends_the_block(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_what_is_not_captured_is_given_back_whatever_ends_the_block(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
         for error in (ValueError, asyncio.CancelledError):
             with pytest.raises(error):
                 async with kit.reserve("acme", {"output_tokens": 800}):
@@ -98,8 +98,8 @@ async def test_what_is_not_captured_is_given_back_whatever_ends_the_block(store_
         assert await left(kit) == 1000
 
 
-async def test_a_reservation_is_all_or_nothing(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_a_reservation_is_all_or_nothing(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
         async with kit.reserve("acme", {"output_tokens": 800, "seconds": 61}) as reservation:
             assert (reservation.decision.allowed, reservation.decision.reason) == (False, "included")
             assert await row(kit) == (0, 0, 5000)
@@ -109,8 +109,8 @@ async def test_a_reservation_is_all_or_nothing(store_url: str) -> None:
         assert await row(kit) == (5, 0, 4995)
 
 
-async def test_a_capture_may_exceed_the_limit_and_the_next_decision_refuses(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_a_capture_may_exceed_the_limit_and_the_next_decision_refuses(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
         async with kit.reserve("acme", {"output_tokens": 100}) as reservation:
             await reservation.capture({"output_tokens": 5100})
         assert await row(kit) == (5100, 0, 0)
@@ -118,8 +118,8 @@ async def test_a_capture_may_exceed_the_limit_and_the_next_decision_refuses(stor
         assert (refused.allowed, refused.reason) == (False, "rate")
 
 
-async def test_a_correction_goes_to_the_window_that_was_counted_in(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, clock):
+async def test_a_correction_goes_to_the_window_that_was_counted_in(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, clock):
         clock.advance(timedelta(minutes=59))
         async with kit.reserve("acme", {"output_tokens": 1000}) as reservation:
             clock.advance(timedelta(minutes=30, seconds=30))  # Half of the window before still counts.
@@ -132,8 +132,8 @@ async def test_a_correction_goes_to_the_window_that_was_counted_in(store_url: st
         assert await left(kit) == 1000
 
 
-async def test_a_reservation_is_captured_once(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_a_reservation_is_captured_once(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
         async with kit.reserve("acme", {"output_tokens": 100}) as reservation:
             await reservation.capture({"output_tokens": 50})
             with pytest.raises(MeterkitError, match="captured or released once"):
@@ -144,8 +144,8 @@ async def test_a_reservation_is_captured_once(store_url: str) -> None:
                 pass
 
 
-async def test_what_cannot_be_reserved_or_captured_is_refused(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_what_cannot_be_reserved_or_captured_is_refused(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
         reserve: Any = kit.reserve
         with pytest.raises(QuantityError):
             reserve("acme", {"output_tokens": -1})
@@ -157,8 +157,8 @@ async def test_what_cannot_be_reserved_or_captured_is_refused(store_url: str) ->
             await reservation.capture({"output_tokens": 10})
 
 
-async def test_a_long_reservation_keeps_what_it_holds_and_a_dead_one_loses_it(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, clock):
+async def test_a_long_reservation_keeps_what_it_holds_and_a_dead_one_loses_it(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, clock):
         lane = await kit.store.start()
         async with kit.reserve("acme", {"seconds": 50}) as reservation:
             for _ in range(4):
@@ -177,8 +177,8 @@ async def test_a_long_reservation_keeps_what_it_holds_and_a_dead_one_loses_it(st
 
 
 @pytest.mark.parametrize("reserved", [250, 1])
-async def test_i3_parallel_reservations_hold_no_more_than_there_is(store_url: str, reserved: int) -> None:
-    async with kit_on(store_url) as (kit, _), kit_on(store_url) as (other, _):
+async def test_i3_parallel_reservations_hold_no_more_than_there_is(any_store_url: str, reserved: int) -> None:
+    async with kit_on(any_store_url) as (kit, _), kit_on(any_store_url) as (other, _):
 
         async def work(which: MeterKit) -> bool:
             async with which.reserve("acme", {"seconds": reserved}) as reservation:
@@ -193,8 +193,8 @@ async def test_i3_parallel_reservations_hold_no_more_than_there_is(store_url: st
         assert (await row(kit, "seconds"))[0] == served * reserved
 
 
-async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(store_url: str) -> None:
-    async with kit_on(store_url) as (kit, _):
+async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
         lane = await kit.store.start()
         account = kit.store.accounts.get("acme")
         await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
