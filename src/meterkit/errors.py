@@ -92,12 +92,14 @@ class UnknownMeterError(MeterkitError, ValueError):
         super().__init__(message)
 
     @classmethod
-    def of(cls, meter: str, countable: Iterable[str]) -> UnknownMeterError:
+    def of(
+        cls, meter: str, countable: Iterable[str], *, kind: str = "meter", allowed: str = "the counters"
+    ) -> UnknownMeterError:
         """The error for a name that is not among the meters that can be counted."""
         names = sorted(countable)
         near = get_close_matches(meter, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return cls(meter, f"meter: found {meter!r:.80}; allowed are the counters {', '.join(names)}{hint}")
+        return cls(meter, f"{kind}: found {meter!r:.80}; allowed are {allowed} {', '.join(names)}{hint}")
 
 
 class StoreError(MeterkitError):

@@ -225,9 +225,11 @@ class MeterKit:
             quantities: meter to the quantity that is held, in its unit.
 
         Raises:
-            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
+            CustomerError, QuantityError, UnknownMeterError, MeterkitError: an argument cannot be used.
             StoreError: when the block begins: the store cannot decide.
         """
+        if not quantities:
+            raise MeterkitError("quantities: found none; name one meter at least")
         self._check_quantities(quantities)
         account = self.store.accounts.get(check_customer(customer))
         return Reservation(self.store, account, quantities, self._check_quantities)

@@ -25,7 +25,7 @@ plans:
 
 def test_a_right_file_is_done_and_counted(shell: Shell) -> None:
     done = shell.run("check")
-    assert (0, "plans.yaml: right (2 meters, 2 plans, 1 routes)\n", "") == (done.code, done.out, done.err)
+    assert (0, "plans.yaml: right (2 meters, 2 plans, 1 route)\n", "") == (done.code, done.out, done.err)
 
 
 def test_the_file_may_be_an_argument_an_option_or_a_variable(shell: Shell, directory: Path) -> None:

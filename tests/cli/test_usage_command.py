@@ -68,7 +68,7 @@ async def test_an_unknown_customer_is_shown_on_the_default_plan_with_all_meters(
 async def test_people_get_a_table(stored: Shell) -> None:
     done = stored.run("usage", "nobody")
     assert done.code == 0
-    assert "customer nobody: plan free, status None, access full" in done.out
+    assert "customer nobody: plan free, status none, access full" in done.out
     assert re.search(r"│ requests │ +0 │ +1,000 │ +1,000 │", done.out)
     assert "dead" not in done.out
 

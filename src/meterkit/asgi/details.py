@@ -111,7 +111,7 @@ def _tell_quota(refusal: Refusal) -> _Telling:
 def _tell_payment(refusal: Refusal) -> _Telling:
     members: dict[str, Member] = {"reason": refusal.reason}
     if refusal.reason == "credits":
-        why, cure = "The prepaid credits or grants for this request are used up.", "Buy more"
+        why, cure = "What is left of the prepaid credits or grants does not cover this request.", "Buy more"
     elif refusal.reason == "suspended":
         why, cure = "This account is suspended until its payments are settled.", "Pay"
     else:

@@ -45,7 +45,9 @@ def check(
     if json:
         print_json({"ok": True, "plans_file": path, "content_hash": catalog.content_hash, **found})
         return
-    counts = ", ".join(f"{len(names)} {what}" for what, names in found.items())
+    counts = ", ".join(
+        f"{len(names)} {what.removesuffix('s') if len(names) == 1 else what}" for what, names in found.items()
+    )
     typer.echo(f"{path}: right ({counts})")
 
 

@@ -36,21 +36,29 @@ def emulator(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65_535, help="On 127.0.0.1; 0 takes a free one.")
     ] = 12_111,
+    customer: Annotated[
+        list[str] | None, typer.Option("--customer", help="A Stripe customer that it has: cus_…. Repeatable.")
+    ] = None,
     plans: PlansOption = None,
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a Stripe emulator in memory until it is stopped. With --plans it has that file's meters."""
+    """Run a Stripe emulator in memory until it is stopped.
+
+    With --plans it has that file's meters, with --customer these customers.
+    """
     del redis
     stand_in = testing.StripeEmulator()
+    for stripe_customer in customer or ():
+        stand_in.add_customer(stripe_customer)
     if plans is not None:
         for meter in load(plans).meters.values():
             if meter.stripe is not None:
                 stand_in.add_meter(meter.stripe.event_name)
-    asyncio.run(_serve(stand_in, port=port, json=json))
+    asyncio.run(_serve(stand_in, port=port, json=json, has_customers=bool(customer)))
 
 
-async def _serve(stand_in: StripeEmulator, *, port: int, json: bool) -> None:
+async def _serve(stand_in: StripeEmulator, *, port: int, json: bool, has_customers: bool) -> None:
     serving = stand_in.serve(port=port)
     try:
         url = await serving.__aenter__()
@@ -68,6 +76,8 @@ async def _serve(stand_in: StripeEmulator, *, port: int, json: bool) -> None:
                 for name, value in told.items():
                     typer.echo(f"export {name}={value}")
                 print_note("Stripe stands in here until Ctrl-C; any sk_test_… key will do")
+                if not has_customers:
+                    print_note("it has no customers yet: name some with --customer, or create them over HTTP")
             await stop.wait()
     finally:
         await serving.__aexit__(None, None, None)

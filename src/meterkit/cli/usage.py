@@ -36,9 +36,8 @@ def usage(
         print_json(found)
         return
     period = found["period"]
-    typer.echo(
-        f"customer {customer}: plan {found['plan']}, status {found['status']}, access {found['access']}"
-    )
+    status = found["status"] or "none"
+    typer.echo(f"customer {customer}: plan {found['plan']}, status {status}, access {found['access']}")
     typer.echo(f"period {iso(period['start'])} to {iso(period['end'])}")
     if found["features"]:
         typer.echo(f"features {', '.join(found['features'])}")

@@ -184,8 +184,8 @@ class Grants:
             await admin.run(self._store.scripts["void"], [keys.grants, keys.ledger], *names)
         elif not any(_is_grant_of_app(field, grant_id) for field in ledger):
             raise MeterkitError(
-                f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added; grants "
-                "of the plan end with the plan"
+                f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added; a grant "
+                "of the plan cannot be voided"
             )
 
     async def ledger(self, customer: str) -> Sequence[LedgerEntry]:
@@ -247,7 +247,12 @@ def _kind_of(name: object, catalog: Catalog) -> Kind:
     if name in catalog.credits:
         return "credit"
     if name not in meters:
-        raise UnknownMeterError.of(str(name), (*meters, *catalog.credits))
+        raise UnknownMeterError.of(
+            str(name),
+            (*meters, *catalog.credits),
+            kind="meter or credit",
+            allowed="the counters and credits",
+        )
     return "meter"
 
 
