@@ -9,7 +9,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
-from meterkit.asgi.usage import estimate_input
+from meterkit.asgi.usage import estimate_input, guarded
 from meterkit.catalog import Catalog, load
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
+_HANDLERS_S = 5.0
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
@@ -55,7 +56,8 @@ class MeterKit:
             ``plans.yaml``.
         clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
         estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
-            known; default: a token for each three bytes of its texts. Must be fast, and must not raise.
+            known; default: a token for each three bytes of its texts. Must be fast. Where it raises, or gives
+            no integer from 0, the default is taken.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:
@@ -72,7 +74,7 @@ class MeterKit:
         **settings: Any,
     ) -> None:
         self.settings = Settings.load(**settings)
-        self.estimate_input = estimate_input
+        self.estimate_input = guarded(estimate_input)
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
         if self.settings.flushes and self.settings.stripe_api_key is not None:
             self._transport()  # What it cannot work with is refused now, not by a task in the background.
@@ -131,8 +133,9 @@ class MeterKit:
         if flusher is not None:
             flusher.cancel()
             await gather(flusher, return_exceptions=True)
+        await self._handlers.finish(timeout_s=_HANDLERS_S)
         await self.store.stop()
-        await self._handlers.finish()
+        await self._handlers.finish(timeout_s=_HANDLERS_S)
 
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("credits.low")``.

@@ -321,3 +321,63 @@ async def test_an_estimator_of_the_apps_own_measures_the_input(store_url: str) -
         async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
             await client.post("/chat", content=body(), headers={"x-customer-id": "acme"})
     assert held == [321]
+
+
+@pytest.mark.parametrize("wrong", [ValueError("a word of the client's"), -5, None, 1.5, True])
+async def test_an_estimator_that_fails_lets_nobody_pass(
+    store_url: str, wrong: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    def estimate(body: object, model: str | None) -> Any:
+        del body, model
+        if isinstance(wrong, Exception):
+            raise wrong
+        return wrong
+
+    async with MeterKit(
+        loads(PLANS), redis_url=store_url, flush=False, shards=4, estimate_input=estimate
+    ) as kit:
+        app = MeterMiddleware(streaming(usage(1)), kit=kit, identify=identify.header("x-customer-id"))
+        await kit.customers.set_status("acme", "unpaid")
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            refused = await client.post("/chat", content=body(), headers={"x-customer-id": "acme"})
+            assert refused.status_code == 402
+    assert "the default estimate is taken" in caplog.text
+    assert "a word of the client" not in caplog.text
+
+
+@pytest.mark.parametrize("used", [249, 250, 251])
+async def test_a_model_with_a_meter_of_its_own_is_rated_once(store_url: str, used: int) -> None:
+    plans = PLANS.replace("large_output: {included: 300,", "large_output: {rate: 1000/hour, included: 900,")
+    async with metered(streaming(usage(used, model="gpt-large")), store_url, plans=plans) as at:
+        await at.kit.customers.set_plan("acme", "large")
+        await at.client.post("/chat", content=body(250, model="gpt-large"))
+        await settled(at)
+        answer = await at.client.post("/chat", content=body(900 - used, model="gpt-large"))
+        assert answer.status_code == 200
+
+
+async def test_a_rate_that_did_not_count_the_reservation_counts_what_was_used(store_url: str) -> None:
+    plans = (
+        PLANS
+        + """
+  weekly:
+    extends: free
+    meters:
+      output_tokens: {rate: 3000/7 days, included: 1000, overage: deny}
+"""
+    )
+
+    async def change() -> None:
+        await at.kit.customers.set_plan("acme", "weekly")
+
+    app = streaming(*openai_stream("a", "b"), usage(150), meanwhile=change)
+    async with metered(app, store_url, plans=plans) as at:
+        await at.kit.customers.set_plan("acme", "weekly")
+        await at.kit.record("acme", "output_tokens", 800)
+        await at.kit.customers.set_plan("acme", "free")
+        assert (await at.client.post("/chat", content=body(200))).status_code == 200
+        await settled(at)
+        await at.kit.customers.override("acme", {"output_tokens": {"included": "unlimited"}})
+        assert (await at.kit.check("acme", "output_tokens", 3000 - 950)).allowed
+        assert not (await at.kit.check("acme", "output_tokens", 3000 - 949)).allowed

@@ -195,7 +195,9 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
         {
             "type": f"{URN}payment-required",
             "title": "Payment Required",
-            "detail": "What is left of the prepaid credits or grants does not cover this request. Buy more to go on.",
+            "detail": (
+                "What is left of the prepaid credits or grants does not cover this request. Buy more to go on."
+            ),
             "reason": "credits",
         },
         [(b"x-should-retry", b"false")],

@@ -77,9 +77,12 @@ class Bucket:
         whole, self.rest = self.numbers(rate, now)
         self.at, self.whole = now, min(whole + quantity, MOST)
 
-    def correct(self, rate: Rate, now: int, quantity: int, _: int) -> None:
-        """Owe more (or less) from now on, whole units: whenever it was counted, it has leaked since."""
+    def correct(self, rate: Rate, now: int, quantity: int, at: int) -> None:
+        """Owe more from now on, or less: no more less than has not leaked since it was counted."""
         whole, self.rest = self.numbers(rate, now)
+        if quantity < 0:
+            leaked = Fraction(rate.limit, rate.window_ms) * (now - at)
+            quantity = min(0, quantity + ceil(leaked))
         self.at, self.whole = now, max(0, min(whole + quantity, MOST))
 
     def keeps_ms(self, rate: Rate) -> int:

@@ -9,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from meterkit.store.endings import Ending
-from meterkit.store.keys import meter_token
+from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.program import Demand
 from meterkit.store.resp import pack
 from meterkit.store.state import NO_STATE, CustomerState, Status
@@ -133,9 +133,10 @@ class World(Requests):
                     held={},
                     flights=(),
                     recorded={},
-                    rated={},
+                    rated={meter: max(quantity, 0)},
                     slot=0,
-                    corrected={meter: quantity},
+                    reserved={meter: max(-quantity, 0)},
+                    decided=frozenset({rate_token(meter, rate.window_ms, rate.algorithm)}),
                     counted_ms=self.wall - back_ms,
                 )
             )

@@ -65,10 +65,11 @@ class Use:
     rated: Mapping[str, int]
     slot: int
     event: str | None = None
-    corrected: Mapping[str, int] = field(default_factory=dict[str, int])
+    reserved: Mapping[str, int] = field(default_factory=dict[str, int])
+    decided: frozenset[str] = frozenset()
     counted_ms: int = 0
     dimensions: Mapping[str, str] = field(default_factory=dict[str, str])
-    measured: tuple[str, ...] = ()
+    measured: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(slots=True)
@@ -255,15 +256,12 @@ class Model:
         customer.roll(now, view)
         before = customer.means(now, view) if any(use.recorded.values()) else None
         after = customer.means(now, view) if before else None
-        parts: list[Part] = []
-        for meter in dict.fromkeys((*use.held, *use.recorded)):
-            for part in self._parts(meter, use, view, customer, after):
-                if (
-                    part.quantity
-                    and customer.total(part.meter, with_paid=after is not None) + part.quantity > MOST
-                ):
-                    return [6, f"{meter_token(part.meter)}i".encode()]
-                parts.append(part)
+        parts = [
+            part
+            for meter in dict.fromkeys((*use.held, *use.recorded))
+            for part in self._parts(meter, use, view, customer, after)
+        ]
+        refused = [f"{meter_token(part.meter)}i".encode() for part in parts if part.is_too_much]
         if use.event is not None:
             if use.event in self.events:
                 return [0, now]
@@ -275,10 +273,11 @@ class Model:
         customer.begin(now, view)
         customer.seen, customer.cached = now, view.rev
         self._record(name, customer, view, parts, now, self._rate(customer, view, use, now))
-        if before is None or after is None:
-            return [0, now]
-        customer.purse.keep(after, has_state=view.rev != NO_REV)
-        return [0, now, *lowered(self.catalog, before, after)]
+        low: list[bytes] = []
+        if before is not None and after is not None:
+            customer.purse.keep(after, has_state=view.rev != NO_REV)
+            low = lowered(self.catalog, before, after)
+        return [6, refused[0]] if refused else [0, now, *low]
 
     def _parts(
         self, meter: str, use: Use, view: View, customer: Customer, means: Means | None
@@ -288,8 +287,9 @@ class Model:
         derived = self._derived(meter, use) if quantity else ()
         reported_as = next((found.name for found in derived if found.stripe is not None), meter)
         for name in (meter, *(found.name for found in derived)):
-            given = view.entitlements[name]
-            within = quantity
+            given, quantity = view.entitlements[name], use.recorded.get(meter, 0)
+            is_too_much = customer.total(name, with_paid=means is not None) + quantity > MOST
+            quantity = within = 0 if is_too_much else quantity
             if given.included is not None:
                 within = min(quantity, max(0, given.included - customer.included[name]))
             granted, credited, reported = 0, 0, 0
@@ -299,24 +299,28 @@ class Model:
             if name == meter and view.billable and stripe is not None and stripe.report != "none":
                 reported += within if stripe.report == "usage" else 0
                 reported += overage if given.overage.mode == "bill" else 0
-            yield Part(name, quantity, within, granted, credited, overage, reported, reported_as)
+            yield Part(name, quantity, within, granted, credited, overage, reported, reported_as, is_too_much)
 
     def _derived(self, meter: str, use: Use) -> tuple[Meter, ...]:
-        return derived_from(self.catalog.meters, meter, use.dimensions if meter in use.measured else {})
+        return derived_from(self.catalog.meters, meter, use.dimensions if use.measured.get(meter) else {})
 
     def _rate(self, customer: Customer, view: View, use: Use, now: int) -> int:
         """Count into rates; how long they must be kept (ms)."""
-        rated = [(meter, quantity, now) for meter, quantity in use.rated.items()]
-        for meter, quantity in use.recorded.items():
-            derived = [found.name for found in self._derived(meter, use)]
-            rated += [(name, quantity, now) for name in derived if quantity and not use.corrected.get(name)]
-        rated += [(meter, quantity, use.counted_ms) for meter, quantity in use.corrected.items() if quantity]
+        counted = dict(use.rated)
+        for source, quantity in use.measured.items():
+            counted.update({found.name: quantity for found in self._derived(source, use) if quantity})
         keep = QUARTER_HOUR_MS
-        for meter, quantity, at in rated:
+        for meter in {**counted, **use.reserved}:
             for rate in view.entitlements[meter].rates:
-                counted = customer.rates[meter, rate.window_ms, rate.algorithm] = customer.rate(meter, rate)
-                counted.correct(rate, now, quantity, at)
-                keep = max(keep, QUARTER_HOUR_MS + counted.keeps_ms(rate))
+                key = (meter, rate.window_ms, rate.algorithm)
+                quantity, at = counted.get(meter, 0), now
+                if meter in use.reserved and rate_token(*key) in use.decided:
+                    quantity, at = quantity - use.reserved[meter], use.counted_ms
+                elif meter not in counted:
+                    continue
+                kept = customer.rates[key] = customer.rate(meter, rate)
+                kept.correct(rate, now, quantity, at)
+                keep = max(keep, QUARTER_HOUR_MS + kept.keeps_ms(rate))
         return keep
 
     def _record(

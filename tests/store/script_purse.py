@@ -92,6 +92,7 @@ class Part(NamedTuple):
     overage: int
     reported: int
     reported_as: str
+    is_too_much: bool
 
 
 class Means:

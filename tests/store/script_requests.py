@@ -154,27 +154,21 @@ class Requests(Checks):
 
     def end(self, opened: Open, *, recorded: Mapping[str, int], seen: Mapping[str, int] | None) -> None:
         """Give back what was held, record what is billed, and correct the rates by what was seen."""
-        meters = self.catalog.meters
         reserved: Mapping[str, int] = {} if seen is None else opened.reserved
         seen = seen or {}
-        corrected = {
-            meter: seen.get(meters[meter].source or meter, 0) - quantity
-            for meter, quantity in reserved.items()
-        }
         self._settle(
             Ending(
                 opened.account,
                 held=opened.program.held,
                 flights=opened.program.flights,
                 recorded=recorded,
-                rated={meter: quantity for meter, quantity in seen.items() if meter not in reserved}
-                if reserved
-                else {},
+                rated=seen if reserved else {},
                 slot=opened.slot,
-                corrected={meter: quantity for meter, quantity in corrected.items() if quantity},
+                reserved=reserved,
+                decided=opened.program.rates,
                 counted_ms=opened.decided_ms,
                 dimensions=self.random.choice(_DIMENSIONS),
-                measured=self._measured(),
+                measured=self._measured(seen or recorded),
             )
         )
 
@@ -197,7 +191,7 @@ class Requests(Checks):
                 slot=0,
                 event_key=event,
                 dimensions=dimensions,
-                measured=self._measured(),
+                measured=self._measured(recorded or rated),
             )
         )
 
@@ -237,10 +231,11 @@ class Requests(Checks):
             rated=ending.rated,
             slot=ending.slot,
             event=ending.event_key,
-            corrected=ending.corrected,
+            reserved=ending.reserved,
+            decided=ending.decided,
             counted_ms=ending.counted_ms,
             dimensions=ending.dimensions,
-            measured=tuple(ending.measured),
+            measured=ending.measured,
         )
         expected = self.model.settle(name, view_of(account), use, writer=writer, number=number, times=times)
         self.numbers[writer] = self.model.writers[writer].last
@@ -286,9 +281,9 @@ class Requests(Checks):
             return self.random.choice(HUGE)
         return self.random.choice((*known, self.random.choice(known) * self.random.randrange(2)))
 
-    def _measured(self) -> tuple[str, ...]:
-        """The meters whose dimensions are known: mostly all."""
-        return self.sales.meters if self.random.random() < 0.9 else ()
+    def _measured(self, quantities: Mapping[str, int]) -> Mapping[str, int]:
+        """The quantities whose dimensions are known: mostly all."""
+        return quantities if self.random.random() < 0.9 else {}
 
     def _demand(self, account: Account, meter: str) -> Demand:
         quantity = max(1, self._quantity(account, meter))

@@ -313,6 +313,25 @@ async def test_low_credits_are_told_once_a_crossing(any_store_url: str) -> None:
         assert told == [("acme", "ai")] * 2
 
 
+async def test_a_handler_that_hangs_does_not_keep_the_kit_from_stopping(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.kit._HANDLERS_S", 0.05)
+    begun = asyncio.Event()
+    async with kit_on(any_store_url) as (kit, _):
+
+        @kit.on("credits.low")
+        async def low(event: Any) -> None:
+            assert event.customer == "acme"
+            begun.set()
+            await asyncio.Event().wait()
+
+        await kit.grants.add("acme", {"ai": 1}, grant_id="g1")
+        await kit.record("acme", "output_tokens", 100 + 249)
+        await begun.wait()
+    assert "cancelled when the kit stopped: 1" in caplog.text
+
+
 async def test_deleting_a_customer_deletes_its_grants(store_url: str, valkey: Server) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.grants.add("acme", {"ai": 10}, grant_id="g1")

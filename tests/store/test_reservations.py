@@ -206,3 +206,33 @@ async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(any_stor
         # The source counts the whole; what is beyond included goes to Stripe under the model's own event.
         assert (source["recorded"], source["overage"], source["unlinked"]) == (180, 80, 30)
         assert (derived["recorded"], derived["unlinked"]) == (150, 50)
+
+
+async def test_i7_a_kit_that_stops_gives_back_what_blocks_still_hold(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0}
+    kit = MeterKit(loads(PLANS), clock=clock, redis_url=any_store_url, **settings)
+    await kit.start()
+    async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
+        await kit.stop()
+        async with MeterKit(loads(PLANS), clock=clock, redis_url=any_store_url, **settings) as other:
+            assert await row(other) == (0, 0, 5000)
+            assert await left(other) == 1000
+            # What was used is a fact all the same.
+            await reservation.capture({"output_tokens": 30})
+            assert await row(other) == (30, 0, 4970)
+    await kit.stop()
+
+
+async def test_a_bucket_gives_back_only_what_has_not_leaked_since(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, clock):
+        rate = {"limit": "60/minute", "algorithm": "token-bucket", "burst": 1000}
+        await kit.customers.override("acme", {"output_tokens": {"rate": rate}})
+        async with kit.reserve("acme", {"output_tokens": 1000}) as reservation:
+            clock.advance(timedelta(seconds=400))
+            assert (await kit.consume("acme", "output_tokens", 400)).allowed
+            assert not (await kit.check("acme", "output_tokens", 1)).allowed
+            # 400 of the 1,000 that were set aside have leaked, and were used since.
+            await reservation.capture({"output_tokens": 0})
+        assert (await kit.check("acme", "output_tokens", 600)).allowed
+        assert not (await kit.check("acme", "output_tokens", 601)).allowed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["BUFFERED_BYTES_MAX", "BufferedBody"]
 
 BUFFERED_BYTES_MAX: Final = 1 << 20
+_MESSAGES_MAX: Final = 4_096
 _LENGTH_DIGITS_MAX: Final = 15
 
 
@@ -30,15 +32,15 @@ class BufferedBody:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope = scope
         self._receive = receive
-        self._kept: list[Message] = []
+        self._kept: deque[Message] = deque()
         self.head = b""
         self.gone = False
 
     async def read(self) -> None:
-        """Read the body to its end, until the client hangs up, or the message that passes 1 MiB."""
+        """Read the body to its end, until the client hangs up, or the message that passes a bound."""
         pieces: list[bytes] = []
         size = 0
-        while size < BUFFERED_BYTES_MAX:
+        while size < BUFFERED_BYTES_MAX and len(self._kept) < _MESSAGES_MAX:
             message = await self._receive()
             self._kept.append(message)
             if message["type"] != "http.request":
@@ -59,4 +61,4 @@ class BufferedBody:
 
     async def receive(self) -> Message:
         """The messages that were read, as they are, and then the server's."""
-        return self._kept.pop(0) if self._kept else await self._receive()
+        return self._kept.popleft() if self._kept else await self._receive()

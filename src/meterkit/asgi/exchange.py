@@ -248,19 +248,30 @@ class Exchange:
             recorded=recorded if billed else _NOTHING,
             seen=seen,
             dimensions=dimensions_of(key),
-            measured=first.recorded.keys(),
+            measured=first.rated,
             renewed=None if self._renewed is None else (self._renewed, self._slot),
         )
         for other, part in parts.items():
-            if billed and part.recorded:
-                dimensions = dimensions_of(other)
-                self._store.post(lane, self._account, part.recorded, rated=_NOTHING, dimensions=dimensions)
+            self._store.post(
+                lane,
+                self._account,
+                part.recorded if billed else _NOTHING,
+                rated=_NOTHING,
+                dimensions=dimensions_of(other),
+                measured=part.rated,
+            )
 
     def _post(self, lane: Lane, parts: Mapping[Key, Part], *, billed: bool) -> None:
         for key, part in parts.items():
             recorded = part.recorded if billed else _NOTHING
-            dimensions = dimensions_of(key)
-            self._store.post(lane, self._account, recorded, rated=part.rated, dimensions=dimensions)
+            self._store.post(
+                lane,
+                self._account,
+                recorded,
+                rated=part.rated,
+                dimensions=dimensions_of(key),
+                measured=part.rated,
+            )
 
     def _undecided(self, recorded: dict[str, int]) -> dict[str, int]:
         """What a request comes to that was decided without the store: its rates have not seen it either."""
@@ -274,6 +285,10 @@ class Exchange:
             return recorded
         meters = dict.fromkeys((*recorded, *consumed))
         return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
+
+    def let_go(self) -> None:
+        """See :class:`meterkit.store.lane.Holder`: what the request has come to by now is settled."""
+        self.settle(None)
 
     def outlives_hold(self) -> bool:
         """See :class:`meterkit.store.lane.Holder`."""

@@ -77,7 +77,10 @@ class LlmCalls:
         amounts to less, it counts nothing.
         """
         calls: Sequence[CallUsage] = [*self.reports.usages(), *self._taps]
-        calls = _joined(_joined(self.reports.usages(), self._taps), self._body) if calls else self._body
+        if calls:
+            calls = _joined(_joined(self.reports.usages(), self._taps), self._body, renamed=True)
+        else:
+            calls = self._body
         more = _amounts(Calls(calls) if len(calls) > 1 else calls, accounts)
         if self._counted:
             more = _beyond(self._counted, more)
@@ -135,12 +138,17 @@ def _beyond(counted: Amounts, found: Amounts) -> Amounts:
     return more
 
 
-def _joined(known: Sequence[CallUsage], more: Sequence[CallUsage]) -> list[CallUsage]:
-    """The calls that two sides report, those once that both do although one of them knows no id of them."""
+def _joined(
+    known: Sequence[CallUsage], more: Sequence[CallUsage], *, renamed: bool = False
+) -> list[CallUsage]:
+    """The calls that two sides report, those once that both do although one of them knows no id of them.
+
+    ``renamed``: or has given them another one, as apps do that pass on a provider's answer as their own.
+    """
     left = list(known)
     joined: list[CallUsage] = []
     for call in more:
-        at = next((at for at, other in enumerate(left) if _may_be_one(call, other)), None)
+        at = next((at for at, other in enumerate(left) if _may_be_one(call, other, renamed=renamed)), None)
         if at is None:
             joined.append(call)
         else:
@@ -149,9 +157,11 @@ def _joined(known: Sequence[CallUsage], more: Sequence[CallUsage]) -> list[CallU
     return left + joined
 
 
-def _may_be_one(call: CallUsage, other: CallUsage) -> bool:
-    if call.response_id and other.response_id:
-        return call.response_id == other.response_id
+def _may_be_one(call: CallUsage, other: CallUsage, *, renamed: bool) -> bool:
+    if call.response_id and call.response_id == other.response_id:
+        return True
+    if call.response_id and other.response_id and not (renamed and call.source == "reported"):
+        return False
     if call.source in _ROUGH and other.source in _ROUGH:
         return call.provider == other.provider
     return call.source == other.source and call.quantities() == other.quantities()

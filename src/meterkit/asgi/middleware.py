@@ -255,7 +255,7 @@ class MeterMiddleware:
         scope: Scope,
         send: Send,
     ) -> Exchange | Decision:
-        if account is None or route.on_store_failure == "deny":
+        if account is None or (route.on_store_failure == "deny" and route.enforcement == "on"):
             return _STORE_FAILED
         passed = Exchange(self._kit.store, lane, account, route, None, [], scope, send)
         passed.decision = _UNDECIDED

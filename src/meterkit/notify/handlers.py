@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from asyncio import Task, gather, get_running_loop
+from asyncio import Task, get_running_loop, wait
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,10 +49,18 @@ class Handlers:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def finish(self) -> None:
-        """Wait for the handlers that run in this event loop."""
+    async def finish(self, *, timeout_s: float) -> None:
+        """Wait for the handlers that run in this event loop; those that take longer are cancelled."""
         loop = get_running_loop()
-        await gather(*(task for task in self._tasks if task.get_loop() is loop))
+        running = [task for task in self._tasks if task.get_loop() is loop]
+        if not running:
+            return
+        _, late = await wait(running, timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        if late:
+            _logger.error("handlers of events were cancelled when the kit stopped: %d", len(late))
+            await wait(late)
 
 
 async def _await(answer: Awaitable[object], event: str) -> None:

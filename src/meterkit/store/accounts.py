@@ -9,7 +9,15 @@ from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.derived import derived_from
-from meterkit.store.program import Blank, Demand, Open, check_tokens, compile_program, demands_of
+from meterkit.store.program import (
+    Blank,
+    Demand,
+    Open,
+    check_tokens,
+    compile_program,
+    compile_reserving,
+    demands_of,
+)
 from meterkit.store.purse import purse_of, purses_of
 from meterkit.store.resp import pack_each
 from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, standing_at
@@ -46,10 +54,12 @@ class DecideCall:
         reserved: meter to what is set aside until the true quantity is known.
         held: meter to what an allowed decision holds.
         consumed: meter to what is recorded besides the true quantities, when the request ends as billed.
+        recurs: whether the same call is made again and again.
     """
 
     __slots__ = (
-        *("account", "consumed", "endings", "held", "packed", "preset", "program", "reserved", "standing"),
+        *("account", "consumed", "endings", "held", "packed", "preset", "program", "recurs", "reserved"),
+        "standing",
     )
 
     def __init__(
@@ -69,6 +79,7 @@ class DecideCall:
         self.reserved: Mapping[str, int] = _NOTHING
         self.held = program.held
         self.consumed = program.settled
+        self.recurs = False
         self.packed = packed or account.pack_decide(program, "v" if preset is not None else mode)
 
     def exact(self) -> Program:
@@ -78,7 +89,7 @@ class DecideCall:
     def orphaned(self, reply: Any) -> None:
         """Have given back what was held for somebody who no longer waits."""
         program = self.program
-        if not isinstance(reply, ReplyError) and reply[0] == 0 and program.holds:
+        if not isinstance(reply, ReplyError) and reply[0] == 0 and (program.holds or self.reserved):
             self.account.accounts.on_orphan(self, reply[1])
 
     def period_end_ms(self, now_ms: int) -> int:
@@ -90,7 +101,7 @@ class DecideCall:
 class ReservingCall(DecideCall):
     """A decision that sets quantities aside; what is asked is worked out once for all such quantities."""
 
-    __slots__ = ("_route",)
+    __slots__ = ("_entitlements", "_purse", "_route")
 
     def __init__(
         self,
@@ -101,8 +112,10 @@ class ReservingCall(DecideCall):
         mode: str,
         packed: bytes | None,
     ) -> None:
-        self._route = route
-        program = blank.program if packed is not None else account.reserving(route, reserved)
+        # The account may have learnt of another state by the time of the reply.
+        self._route, self._entitlements, self._purse = route, account.entitlements, account.purse
+        self.account, self.reserved = account, reserved
+        program = blank.program if packed is not None else self.exact()
         super().__init__(account, program, blank.preset, mode, packed=packed)
         self.reserved = reserved
         self.held = blank.quantities(program.held, reserved)
@@ -110,7 +123,8 @@ class ReservingCall(DecideCall):
 
     def exact(self) -> Program:
         """What is asked, to the unit."""
-        return self.account.reserving(self._route, self.reserved)
+        catalog = self.account.accounts.catalog
+        return compile_reserving(self._entitlements, catalog, self._route, self.reserved, self._purse)
 
 
 class Account:
@@ -172,6 +186,7 @@ class Account:
             program = self.accounts.program(self.entitlements, route, self.purse)
             call = DecideCall(self, program, self._preset(route), mode)
             if mode == "d":
+                call.recurs = True
                 self.calls[id(route)] = call
         return call
 
@@ -213,25 +228,22 @@ class Account:
         consumed = {name: demands[name].taken if name in demands else 0 for name in names}
         for name in names:
             demands[name] = Demand(needed=Open(name, least=1), taken=Open(name, least=0))
-        program = self._compiled(route, demands)
+        program = compile_program(
+            self.entitlements, self.accounts.catalog, demands, rates_only=route.always, purse=self.purse
+        )
         return Blank(program, consumed, self._preset(route), *self._around_terms(program, "d"))
 
-    def reserving(self, route: Route, reserved: Mapping[str, int]) -> Program:
-        """What a route asks that reserves such quantities, to the unit."""
-        demands = demands_of(route, self.accounts.catalog)
-        for name, quantity in reserved.items():
-            taken = quantity + (demands[name].taken if name in demands else 0)
-            demands[name] = Demand(needed=max(1, taken), taken=taken)
-        return self._compiled(route, demands)
-
-    def _compiled(self, route: Route, demands: Mapping[str, Demand]) -> Program:
-        return compile_program(
-            self.entitlements,
-            self.accounts.catalog,
-            demands,
-            rates_only=route.always,
-            purse=self.purse,
+    def call_holding(self, quantities: Mapping[str, int], *, mode: str = "d") -> DecideCall:
+        """The decision about quantities that are set aside off the request until the true ones are known."""
+        demands = {
+            name: Demand(needed=max(1, quantity), taken=quantity) for name, quantity in quantities.items()
+        }
+        program = compile_program(
+            self.entitlements, self.accounts.catalog, demands, in_flight=False, purse=self.purse
         )
+        call = DecideCall(self, program, self._suspension(), mode)
+        call.reserved = quantities
+        return call
 
     def call_for(
         self, demands: Mapping[str, Demand], *, mode: str = "d", in_flight: bool = False
@@ -246,6 +258,7 @@ class Account:
             if len(self._calls) >= _CALLS_MAX:
                 self._calls.clear()
             call = self._calls[key] = DecideCall(self, program, self._suspension(), mode)
+            call.recurs = True
         return call
 
     def renewal(self, held: Mapping[str, int], flights: tuple[str, ...]) -> DecideCall:

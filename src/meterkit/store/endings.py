@@ -13,7 +13,7 @@ from meterkit.store.state import NO_STATE
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from meterkit.store.accounts import Account
 
@@ -34,20 +34,21 @@ class Ending:
         held: meter to the quantity that the decision held.
         flights: meters of whose concurrency the decision held one.
         recorded: meter to the quantity that is recorded.
-        rated: meter to the quantity that its rates have not seen yet.
-        corrected: meter to what its rates saw too little of at the decision (below 0: too much).
+        rated: meter to the quantity that its rates count in all.
+        reserved: meter to what rates have counted of it at the decision.
+        decided: the tokens of these rates.
         counted_ms: when that was.
         slot: the hold slot (of five minutes) that the decision added to.
         key: what the packed request is kept under, where the same one recurs; else None.
         event_key: the key that remembers an event id of the app; else None.
         waiter: done once the store has acknowledged; None where nobody waits.
         dimensions: what is known of the usage, for meters that are derived from others (``where:``).
-        measured: the meters that the dimensions are of.
+        measured: meter to the quantity that the dimensions are of.
     """
 
     __slots__ = (
-        *("account", "corrected", "counted_ms", "dimensions", "event_key", "flights", "held", "key", "rated"),
-        *("measured", "recorded", "slot", "waiter"),
+        *("account", "counted_ms", "decided", "dimensions", "event_key", "flights", "held", "key"),
+        *("measured", "rated", "recorded", "reserved", "slot", "waiter"),
     )
 
     def __init__(
@@ -59,10 +60,11 @@ class Ending:
         recorded: Mapping[str, int],
         rated: Mapping[str, int],
         slot: int,
-        corrected: Mapping[str, int] = _NOTHING,
+        reserved: Mapping[str, int] = _NOTHING,
+        decided: frozenset[str] = frozenset(),
         counted_ms: int = 0,
         dimensions: Mapping[str, str] = _NO_DIMENSIONS,
-        measured: Collection[str] = (),
+        measured: Mapping[str, int] = _NOTHING,
         key: Any = None,
         event_key: str | None = None,
         waiter: asyncio.Future[None] | None = None,
@@ -73,7 +75,8 @@ class Ending:
         self.recorded = recorded
         self.rated = rated
         self.slot = slot
-        self.corrected = {meter: more for meter, more in corrected.items() if more}
+        self.reserved = reserved
+        self.decided = decided
         self.counted_ms = counted_ms
         self.dimensions = dimensions
         self.measured = measured
@@ -114,11 +117,11 @@ class Ending:
         derived: dict[str, tuple[str, ...]] = {}
         if self.dimensions:
             derived = {
-                meter: self._derived_from(meter) for meter in self.measured if self.recorded.get(meter)
+                meter: self._derived_from(meter) for meter, quantity in self.measured.items() if quantity
             }
         key = (
-            *(tuple(self.held), tuple(self.recorded), tuple(self.rated), tuple(self.corrected), self.flights),
-            *(any(self.recorded.values()), tuple(derived.items())),
+            *(tuple(self.held), tuple(self.recorded), tuple(self.rated), tuple(self.reserved), self.flights),
+            *(self.decided, any(self.recorded.values()), tuple(derived.items())),
         )
         shape: _Shape | None = account.endings.get(key)
         if shape is None:
@@ -127,10 +130,10 @@ class Ending:
         for entry in shape.entries:
             numbers += (self.recorded.get(entry.quantity_of, 0), self.held.get(entry.meter, 0), *entry.terms)
         for rate in shape.rates:
+            quantity = self.measured[rate.source] if rate.source else self.rated.get(rate.meter, 0)
             if rate.is_corrected:
-                numbers += (*rate.terms, self.corrected[rate.meter], self.counted_ms)
+                numbers += (*rate.terms, quantity - self.reserved[rate.meter], self.counted_ms)
             else:
-                quantity = self.recorded[rate.source] if rate.source else self.rated[rate.meter]
                 numbers += (*rate.terms, quantity, 0)
         event = () if self.event_key is None else (self.event_key,)
         own = pack_each((*event, account.rev, account.terms(*numbers, more=shape.pays)))
@@ -198,19 +201,16 @@ class Ending:
                 yield _Entry(meter, name, reported, (included, *parts))
 
     def _rates(self, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
-        rated: list[tuple[str, str | None, bool]] = [(meter, None, False) for meter in self.rated]
-        rated += [
-            (other, source, False)
-            for source, found in derived.items()
-            for other in found
-            if other not in self.corrected
-        ]
-        rated += [(meter, None, True) for meter in self.corrected]
-        for meter, source, is_corrected in rated:
+        """Rates count all that was used; those that counted a reservation before, what it differs by."""
+        counted: dict[str, str | None] = dict.fromkeys(self.rated)
+        counted.update({other: source for source, found in derived.items() for other in found})
+        for meter in (*counted, *(meter for meter in self.reserved if meter not in counted)):
             for rate in self.account.entitlements[meter].rates:
                 token = rate_token(meter, rate.window_ms, rate.algorithm)
                 kind, window, _, refill = rate_numbers(rate, meter)
-                yield _Rated(token, meter, source, (kind, window, refill), is_corrected)
+                is_corrected = meter in self.reserved and token in self.decided
+                if is_corrected or meter in counted:
+                    yield _Rated(token, meter, counted.get(meter), (kind, window, refill), is_corrected)
 
 
 class _Entry(NamedTuple):

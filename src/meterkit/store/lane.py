@@ -66,6 +66,9 @@ class Holder(Protocol):
     async def renew(self) -> None:
         """Move its holds to the slot of now."""
 
+    def let_go(self) -> None:
+        """Give its holds back: the lane is about to stop."""
+
 
 class Connector(Protocol):
     """Opens a link; raises :class:`StoreError` where it cannot."""
@@ -88,7 +91,7 @@ class Lane:
     def __init__(
         self, connector: Connector, *, keys: Keys, scripts: Sequence[Script], retire: Script
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = self._loop = asyncio.get_running_loop()
         self._connector = connector
         self._scripts = tuple(scripts)
         self._retire = retire
@@ -121,7 +124,9 @@ class Lane:
         await asyncio.shield(self._first)
 
     async def stop(self, *, drain_s: float) -> None:
-        """Wait until all settlements are acknowledged, then close."""
+        """Give back what is held, wait until all settlements are acknowledged, then close."""
+        for holder in tuple(self.live):
+            holder.let_go()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._drain()

@@ -25,6 +25,7 @@ __all__ = [
     "Program",
     "check_tokens",
     "compile_program",
+    "compile_reserving",
     "demands_of",
     "rate_numbers",
     "reported_parts",
@@ -106,6 +107,7 @@ class Program:
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be told to the store.
         room: what the script reads of grants and credits, as JSON; empty: it need not look at them.
+        rates: the tokens of the rates that count what is taken.
     """
 
     measures: tuple[Measure, ...]
@@ -118,6 +120,7 @@ class Program:
     holds: bool
     settles: bool
     room: str
+    rates: frozenset[str]
 
 
 class Blank:
@@ -282,6 +285,7 @@ def compile_program(
         holds=bool(held or flights),
         settles=bool(held or flights or settled),
         room=room,
+        rates=frozenset(fields[0][:-1] for fields, _ in rate_part),
     )
 
 
@@ -330,6 +334,21 @@ def _measure(
     return Measure(
         policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=needed, capped=capped
     )
+
+
+def compile_reserving(
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    route: Route,
+    reserved: Mapping[str, int],
+    purse: Purse | None,
+) -> Program:
+    """What a route asks that reserves such quantities, to the unit."""
+    demands = demands_of(route, catalog)
+    for name, quantity in reserved.items():
+        taken = quantity + (demands[name].taken if name in demands else 0)
+        demands[name] = Demand(needed=max(1, taken), taken=taken)
+    return compile_program(entitlements, catalog, demands, rates_only=route.always, purse=purse)
 
 
 def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:

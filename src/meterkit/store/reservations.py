@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Self
 
 from meterkit.errors import MeterkitError
 from meterkit.store.accounts import HOLD_SLOT_MS
-from meterkit.store.program import Demand
 
 if TYPE_CHECKING:
     import asyncio
@@ -64,14 +64,9 @@ class Reservation:
         if self._decision is not None:
             raise MeterkitError("a reservation serves one block; take another one")
         store, account = self._store, self._account
-        demands = {
-            name: Demand(needed=max(1, quantity), taken=quantity)
-            for name, quantity in self._quantities.items()
-        }
-        call, reply = await store.decide(lambda mode: account.call_for(demands, mode=mode))
+        call, reply = await store.decide(lambda mode: account.call_holding(self._quantities, mode=mode))
         self._decision = store.decision(call, reply)
         if self._decision.allowed:
-            call.reserved = self._quantities
             self._call, self._decided_ms = call, reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
             self._lane = await store.start()
@@ -96,6 +91,8 @@ class Reservation:
         self._check(quantities)
         if self._is_over or self._decision is None:
             raise MeterkitError("a reservation is captured or released once, within its block")
+        if self._lane is not None and self._lane.loop is not get_running_loop():
+            raise MeterkitError("a reservation is captured in the event loop that its block runs in")
         if self._call is None:
             self._is_over = True  # It was refused and holds nothing; usage is a fact all the same.
             await self._store.record(self._account, quantities, event_id=None)
@@ -122,6 +119,13 @@ class Reservation:
             renewed=None if self._renewed is None else (self._renewed, self._slot),
             waiter=waiter,
         )
+
+    def let_go(self) -> None:
+        """See :class:`meterkit.store.lane.Holder`."""
+        if self._call is not None and not self._is_over:
+            self._end({}, None)
+            # What is captured later is recorded all the same.
+            self._lane, self._call, self._is_over = None, None, False
 
     def outlives_hold(self) -> bool:
         """See :class:`meterkit.store.lane.Holder`."""

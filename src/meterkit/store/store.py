@@ -16,7 +16,7 @@ from meterkit.store.keys import Keys
 from meterkit.store.links import Links
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.store.accounts import Account, DecideCall
@@ -261,7 +261,7 @@ class Store:
                 recorded=call.consumed if billed else _NOTHING,
                 rated=_NOTHING,
                 slot=slot,
-                key=None if call.reserved else (program, billed),
+                key=(program, billed) if call.recurs else None,
             )
         lane.settle(ending, call.account.keys.shard)
 
@@ -310,8 +310,18 @@ class Store:
         *,
         rated: Mapping[str, int],
         dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+        measured: Mapping[str, int] | None = None,
     ) -> None:
-        """Record, and count into rates, without waiting."""
+        """Record, and count into rates, without waiting.
+
+        Args:
+            lane: the running event loop's.
+            account: whose usage it is.
+            recorded: meter to the quantity that is recorded.
+            rated: meter to the quantity that its rates count.
+            dimensions: of what was ``measured``.
+            measured: meter to a quantity that meters derived from it count; default: what is recorded.
+        """
         ending = Ending(
             account,
             held=_NOTHING,
@@ -320,7 +330,7 @@ class Store:
             rated=rated,
             slot=0,
             dimensions=dimensions,
-            measured=recorded.keys(),
+            measured=recorded if measured is None else measured,
         )
         lane.settle(ending, account.keys.shard)
 
@@ -333,7 +343,7 @@ class Store:
         recorded: Mapping[str, int],
         seen: Mapping[str, int],
         dimensions: Mapping[str, str] = _NO_DIMENSIONS,
-        measured: Collection[str] = (),
+        measured: Mapping[str, int] = _NOTHING,
         renewed: tuple[DecideCall, int] | None = None,
         waiter: asyncio.Future[None] | None = None,
     ) -> None:
@@ -346,8 +356,8 @@ class Store:
             recorded: meter to the quantity that is recorded.
             seen: meter to the quantity that was used, billed or not: the windows that the reservation was
                 counted in are corrected by it.
-            dimensions: of what is recorded of the meters that were ``measured``.
-            measured: these.
+            dimensions: of what was ``measured``.
+            measured: meter to the part of ``seen`` that the dimensions are of.
             renewed: the call that holds by now what this one held, and its slot.
             waiter: done once the store has acknowledged.
         """
@@ -357,11 +367,9 @@ class Store:
             held=holder.held,
             flights=holder.program.flights,
             recorded=recorded,
-            rated={meter: quantity for meter, quantity in seen.items() if meter not in call.reserved},
-            corrected={
-                meter: seen.get(self.catalog.meters[meter].source or meter, 0) - reserved
-                for meter, reserved in call.reserved.items()
-            },
+            rated=seen,
+            reserved=call.reserved,
+            decided=call.program.rates,
             counted_ms=decided_ms,
             slot=slot,
             dimensions=dimensions,

@@ -233,14 +233,16 @@ class Stream:
         return left
 
     def _send(self, settlement: Settlement) -> bool:
-        writer = self.writer
         head, tail = settlement.pack()
-        number = writer.number + 1
+        writer = self.writer
+        # Before anything else is made: the garbage collector may end a stream, which settles, too.
+        number = writer.number = writer.number + 1
+        writer.inflight.append(settlement)
         packed = (head, writer.packed_key, tail, pack_place(settlement.slot, number))
         if not self._line.post(packed, writer):
+            writer.number -= 1
+            writer.inflight.pop()
             return False
-        writer.number = number
-        writer.inflight.append(settlement)
         return True
 
     async def _recover(self) -> None:

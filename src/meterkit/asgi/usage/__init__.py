@@ -8,6 +8,7 @@ from meterkit.asgi.usage.estimate import (
     InputEstimator,
     estimate_input,
     estimate_request,
+    guarded,
     read_reserve_field,
 )
 from meterkit.asgi.usage.figures import CallUsage, Note, Source, cut_short, estimated, quantities
@@ -30,6 +31,7 @@ __all__ = [
     "estimate_request",
     "estimated",
     "event_of",
+    "guarded",
     "quantities",
     "read_reserve_field",
     "usage_of",

@@ -6,8 +6,10 @@ and base64.
 
 from __future__ import annotations
 
+import logging
 import re
 from codecs import getincrementaldecoder
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.asgi.usage.figures import figure
@@ -24,6 +26,7 @@ __all__ = [
     "InputEstimator",
     "estimate_input",
     "estimate_request",
+    "guarded",
     "output_text_bytes",
     "read_choices",
     "read_limit",
@@ -32,6 +35,8 @@ __all__ = [
     "tokens_of_bytes",
     "torn_text_bytes",
 ]
+
+_logger = logging.getLogger("meterkit.asgi")
 
 MEDIA_PART_TOKENS: Final = 1_600
 """What an image, a piece of audio or a document is taken for, whatever its size."""
@@ -158,6 +163,26 @@ def estimate_input(body: bytes | Table, model: str | None = None) -> int:
     request = request_of(body)
     size, tokens = _measure([request[key] for key in _INPUT_KEYS if key in request])
     return min(tokens_of_bytes(size) + tokens, QUANTITY_MAX)
+
+
+def guarded(estimate: InputEstimator) -> InputEstimator:
+    """An estimator of the app's own that can do no harm: what it cannot say, the default one does."""
+    if estimate is estimate_input:
+        return estimate
+
+    def safely(body: bytes | Table, model: str | None) -> int:
+        tokens: object = None
+        with suppress(Exception):
+            tokens = estimate(body, model)
+        if type(tokens) is int and tokens >= 0:
+            return min(tokens, QUANTITY_MAX)
+        _logger.error(
+            "estimate_input raised, or gave no integer from 0 but a %s; the default estimate is taken",
+            type(tokens).__name__,
+        )
+        return estimate_input(body, model)
+
+    return safely
 
 
 def estimate_request(

@@ -17,10 +17,12 @@
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; last, with
 --       grants, what they pay (see burn)
 -- Reply {0, now, the credits that are low now...} ok   {1, now} duplicate   {2, last} gap   {3, last} retired
---       {4, now, rev, state} stale   {5, now} clock   {6, field} refused: a total would pass 9 * 10^15
+--       {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
+--       would pass 9 * 10^15
 local terms = cjson.decode(ARGV[2])
 --include wall
 --include rates
+--include correct
 --include period
 --include roll
 --include standing
@@ -58,7 +60,7 @@ end
 local f, n = 5, 9 -- v[f] is the field ARGV[3 + f]; terms[n] was read last
 local age = math.floor(now / 300000) - ARGV[#ARGV - 2]
 local lasting = age == 0 or age == 1 -- Else the slot of the holds is gone, or not of this store's time.
-local pended, recorded, keep = false, false, 900000
+local pended, recorded, refused, keep = false, false, nil, 900000
 local purse = type(terms[#terms]) == 'table' and terms[#terms]
 local pay, keep_grants
 if purse then
@@ -72,18 +74,18 @@ for i = 1, terms[7] do
     write[w + 1], write[w + 2], w = ARGV[3 + g], math.max(0, (v[g] or 0) - held), w + 2
   end
   if quantity > 0 then
-    recorded = true
     local covered, over = (v[f] or 0) + 0, (v[f + 1] or 0) + 0
+    local paid = purse and (v[f + 5] or 0) + (v[f + 6] or 0) or 0
+    if covered + over + paid + quantity > 9000000000000000 then
+      refused, quantity = refused or ARGV[3 + f], 0
+    end
+    recorded = recorded or quantity > 0
     local within = included < 0 and quantity or math.max(0, math.min(quantity, included - covered))
-    local granted, credited, paid = 0, 0, 0
+    local granted, credited = 0, 0
     if purse then
-      paid = (v[f + 5] or 0) + (v[f + 6] or 0)
       granted, credited = pay(i, quantity - within)
     end
     local beyond = quantity - within - granted - credited
-    if covered + over + paid + quantity > 9000000000000000 then
-      return {6, ARGV[3 + f]}
-    end
     if granted > 0 then
       write[w + 1], write[w + 2], w = ARGV[8 + f], granted + (v[f + 5] or 0), w + 2
     end
@@ -115,12 +117,7 @@ for _ = 1, terms[9] do
   local kind, window, refill, quantity, at = unpack(terms, n + 1, n + 5)
   local slot, counted, previous = advance(kind, window, refill, now,
     (v[f] or 0) + 0, (v[f + 1] or 0) + 0, (v[f + 2] or 0) + 0)
-  local was = kind < 3 and at > 0 and math.floor(at / window) or slot
-  if was == slot then
-    counted = math.max(0, math.min(counted + quantity, 9000000000000000))
-  elseif was == slot - 1 then
-    previous = math.max(0, math.min(previous + quantity, 9000000000000000))
-  end
+  counted, previous = correct(kind, window, refill, now, at, slot, counted, previous, quantity)
   keep = math.max(keep, 900000 + (kind < 3 and 2 * window
     or math.min(math.ceil((counted + 1) * window / refill), 34560000000)))
   write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[3 + f], slot, ARGV[4 + f], counted
@@ -156,5 +153,8 @@ else
 end
 if pended then
   call('ZADD', KEYS[4], 'NX', linked and math.min(now + terms[6], ends) or ends + 3024000000, ARGV[3])
+end
+if refused then
+  return {6, refused}
 end
 return {0, now, unpack(low)}
