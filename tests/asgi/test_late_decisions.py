@@ -1,5 +1,8 @@
 """Decisions that are heard too late: what they held, and what rates counted of it, is given back."""
 
+# pyright: reportPrivateUsage=false
+# Whether the last late reply has come is asked of the connections, which nothing shows.
+
 from __future__ import annotations
 
 import asyncio
@@ -55,6 +58,12 @@ plans:
       input_tokens:  {included: 100_000, overage: deny}
       output_tokens: {rate: [5000/hour, 20_000/day], included: 100_000, overage: deny}
       seconds:       {included: 60, overage: deny}
+  rated:
+    rank: 5
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests:      {rate: 100/hour}
+      output_tokens: {rate: 5000/hour}
   prepaid:
     extends: free
     meters:
@@ -133,8 +142,11 @@ class Late:
         await eventually(lambda: self._holds(meter, expected))
 
     async def mended(self) -> None:
-        """Let through what was kept, and wait until all is told to the store."""
+        """Let through what was kept, and wait until it was heard and all is told to the store."""
+        lane = self.kit.store.lanes[asyncio.get_running_loop()]
+        links: list[Any] = [*lane._ended, lane._link]
         await self.proxy.let_through()
+        await eventually(lambda: not any(link._pending for link in links if link is not None))
         await settled(self.kit)
 
     async def comes_to(self, *, recorded: int, left: int, meter: str = "output_tokens") -> None:
@@ -255,3 +267,71 @@ async def test_a_reservation_whose_decision_is_heard_too_late_holds_nothing(
         await at.is_held(heard, 50, "seconds")
         await at.mended()
         await at.comes_to(recorded=0, left=60, meter="seconds")
+
+
+@HEARD
+@pytest.mark.parametrize("ended", ["by the timeout", "by a cancellation"])
+@pytest.mark.parametrize("before", ["as the first", "after another"])
+@pytest.mark.parametrize("plan", ["free", "rated"])
+async def test_rates_count_nothing_of_a_reservation_whose_decision_is_heard_too_late(
+    valkey: Server, heard: Heard, ended: str, before: str, plan: str
+) -> None:
+    async with late(valkey, timeout_s=0.2 if ended == "by the timeout" else 20.0) as at:
+        if plan == "rated":
+            await at.auditor.customers.set_plan("acme", plan)
+        assert (await at.kit.check("acme", "output_tokens")).allowed
+        if before == "after another":
+            async with at.kit.reserve("acme", {"output_tokens": RESERVED}):
+                pass
+            await settled(at.kit)
+        assert await at.left() == 5000
+
+        async def reserve() -> None:
+            async with at.kit.reserve("acme", {"output_tokens": RESERVED}):
+                raise AssertionError("it was not to begin")
+
+        async def counted() -> bool:
+            return await at.left() == 5000 - (RESERVED if heard == "made at once" else 0)
+
+        await at.proxy.keep(heard)
+        asked = asyncio.create_task(reserve())
+        await asyncio.sleep(0)
+        if ended == "by a cancellation":
+            await eventually(counted)
+            asked.cancel()
+        (error,) = await asyncio.gather(asked, return_exceptions=True)
+        assert isinstance(error, StoreError | asyncio.CancelledError)
+        await eventually(counted)
+        await at.mended()
+        await at.comes_to(recorded=0, left=5000)
+
+
+@HEARD
+@pytest.mark.parametrize("before", ["as the first", "after a reservation"])
+async def test_rates_count_what_was_consumed_although_it_was_heard_too_late(
+    valkey: Server, heard: Heard, before: str
+) -> None:
+    async with late(valkey, timeout_s=0.2) as at:
+        if before == "after a reservation":
+            async with at.kit.reserve("acme", {"output_tokens": RESERVED}):
+                pass
+            await settled(at.kit)
+        await at.proxy.keep(heard)
+        with pytest.raises(StoreError):
+            await at.kit.consume("acme", "output_tokens", RESERVED)
+        await at.is_held(heard)
+        await at.mended()
+        await at.comes_to(recorded=0, left=5000 - RESERVED)
+
+
+@HEARD
+async def test_a_late_request_whose_reserved_meter_has_rates_only_gives_them_back(
+    valkey: Server, heard: Heard
+) -> None:
+    async with late(valkey, timeout_s=0.2) as at:
+        await at.auditor.customers.set_plan("acme", "rated")
+        assert (await at.kit.check("acme", "output_tokens")).allowed
+        await at.proxy.keep(heard)
+        assert (await at.client.post("/deny", content=BODY)).status_code == 503
+        await at.mended()
+        await at.comes_to(recorded=0, left=5000)

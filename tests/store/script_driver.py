@@ -123,6 +123,9 @@ class World(Requests):
         meter, rate = self.random.choice(rated)
         quantity = self.random.choice((-(10**6), -3, -1, 5))
         back_ms = self.random.choice((0, 1, 1, 2)) * rate.window_ms
+        if rate.algorithm == "token-bucket":  # What it owes it owes for some milliseconds.
+            quantity = self.random.choice((-(10**6), -40, -12, -7, -3, -1, 5))
+            back_ms = self.random.randrange(1, 3 * rate.window_ms * 20 // rate.limit + 2)
         endings = 1
         if self.random.random() < 0.1:
             quantity, endings = 10**15 - 1, 10

@@ -272,7 +272,8 @@ class Model:
             customer.flights[meter].give_back(now, use.slot, 1)
         customer.begin(now, view)
         customer.seen, customer.cached = now, view.rev
-        self._record(name, customer, view, parts, now, self._rate(customer, view, use, now))
+        keep = self._rate(customer, view, use, now)
+        self._record(name, customer, view, parts, now, keep, has_recorded=any(use.recorded.values()))
         low: list[bytes] = []
         if before is not None and after is not None:
             customer.purse.keep(after, has_state=view.rev != NO_REV)
@@ -324,7 +325,15 @@ class Model:
         return keep
 
     def _record(
-        self, name: str, customer: Customer, view: View, parts: list[Part], now: int, keep: int
+        self,
+        name: str,
+        customer: Customer,
+        view: View,
+        parts: list[Part],
+        now: int,
+        keep: int,
+        *,
+        has_recorded: bool,
     ) -> None:
         assert customer.period is not None
         ends, lives, begins_to_wait = customer.period[1], now + keep, False
@@ -335,7 +344,7 @@ class Model:
             customer.overage[part.meter] += part.overage
             begins_to_wait |= part.reported > 0 and customer.pending[part.reported_as] == 0
             customer.pending[part.reported_as] += part.reported
-        if any(part.quantity for part in parts):
+        if has_recorded:
             lives = max(lives, ends + (QUARTER_HOUR_MS if view.rev == NO_REV else 40 * DAY_MS))
         if begins_to_wait and view.linked:
             lives = NEVER_MS

@@ -36,7 +36,7 @@ PAID: Final[Lives] = ((PaidWorld, 0), (PaidWorld, 1), (PaidWorld, 2))
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *PLAIN, *PAID[1:])),
     **dict.fromkeys(
-        (f"include/{name}.lua" for name in ("rates", "period", "roll", "standing")), PLAIN + PAID
+        (f"include/{name}.lua" for name in ("rates", "correct", "period", "roll", "standing")), PLAIN + PAID
     ),
     **dict.fromkeys(("grant.lua", "void.lua"), PAID),
     **dict.fromkeys((f"include/{name}.lua" for name in ("grants", "room", "burn")), PAID),

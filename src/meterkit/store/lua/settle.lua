@@ -74,12 +74,12 @@ for i = 1, terms[7] do
     write[w + 1], write[w + 2], w = ARGV[3 + g], math.max(0, (v[g] or 0) - held), w + 2
   end
   if quantity > 0 then
+    recorded = true
     local covered, over = (v[f] or 0) + 0, (v[f + 1] or 0) + 0
     local paid = purse and (v[f + 5] or 0) + (v[f + 6] or 0) or 0
     if covered + over + paid + quantity > 9000000000000000 then
       refused, quantity = refused or ARGV[3 + f], 0
     end
-    recorded = recorded or quantity > 0
     local within = included < 0 and quantity or math.max(0, math.min(quantity, included - covered))
     local granted, credited = 0, 0
     if purse then

@@ -6,13 +6,7 @@
 local function correct(kind, window, refill, now, at, slot, counted, previous, quantity)
   if kind == 3 then
     if quantity < 0 then
-      local passed, whole = now - at, math.floor(refill / window)
-      if passed * refill / window >= 2 - quantity then
-        quantity = 0
-      else
-        local leaked = whole * passed + math.ceil((refill - whole * window) * passed / window)
-        quantity = math.min(0, quantity + leaked)
-      end
+      quantity = math.min(0, quantity + math.ceil((now - at) * refill / window))
     end
     return math.max(0, math.min(counted + quantity, 9000000000000000)), previous
   end

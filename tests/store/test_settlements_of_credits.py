@@ -1,0 +1,305 @@
+"""Captures that grants and credits pay: whatever happens on the way, the ledger adds up to the balance."""
+
+# pyright: reportPrivateUsage=false
+# Writers are looked at, which nothing shows.
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import NOW
+from faults import eventually, settled, stats, stopped
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.errors import StoreError
+from meterkit.store.endings import Ending
+from meterkit.store.keys import meter_token
+from meterkit.store.writers import pack_place
+from meterkit.testing import Clock
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from meterkit.store.lane import Lane
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+MICRO = {"input_tokens": 1_000, "output_tokens": 4_000}
+INCLUDED = {"input_tokens": 400, "output_tokens": 100}
+GRANTED = {"input_tokens": 0, "output_tokens": 300}
+CREDITS = {"rich": 9_000, "poor": 3, "spent": 1}
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+credits:
+  ai: {costs: {input_tokens: 1 per 1000, output_tokens: 4 per 1000}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      input_tokens:  {included: 400, overage: deny}
+      output_tokens: {included: 100, overage: deny}
+"""
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
+
+
+@dataclass
+class Books:
+    """Three customers who capture what they have reserved, and what that must come to.
+
+    Attributes:
+        auditor: reaches the store past all trouble.
+    """
+
+    kit: MeterKit
+    auditor: MeterKit
+    dice: random.Random = field(default_factory=lambda: random.Random(7))  # noqa: S311 - not secret
+    spent: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {customer: dict.fromkeys(MICRO, 0) for customer in CREDITS}
+    )
+    open: list[tuple[asyncio.Event, asyncio.Task[None]]] = field(
+        default_factory=list[tuple[asyncio.Event, "asyncio.Task[None]"]]
+    )
+
+    @property
+    def lane(self) -> Lane:
+        return self.kit.store.lanes[asyncio.get_running_loop()]
+
+    async def begin(self, count: int) -> None:
+        """Reserve, so many times; the blocks stay open."""
+        begun = [asyncio.Event() for _ in range(count)]
+        for event in begun:
+            go = asyncio.Event()
+            self.open.append((go, asyncio.create_task(self._stream(event, go))))
+        await asyncio.gather(*(event.wait() for event in begun))
+
+    def capture(self, count: int) -> list[asyncio.Task[None]]:
+        """Capture in so many of the open blocks, at once."""
+        ended, self.open = self.open[:count], self.open[count:]
+        for go, _ in ended:
+            go.set()
+        return [task for _, task in ended]
+
+    async def _stream(self, begun: asyncio.Event, go: asyncio.Event) -> None:
+        customer = self.dice.choice(list(CREDITS))
+        # Of either meter in steps of equal worth: no rest of a credit is too small for what waits.
+        spent = {"input_tokens": 4 * self.dice.randrange(60), "output_tokens": self.dice.randrange(60)}
+        while True:
+            try:
+                async with self.kit.reserve(customer, {"input_tokens": 4, "output_tokens": 1}) as reservation:
+                    begun.set()
+                    await go.wait()
+                    for meter, quantity in spent.items():
+                        self.spent[customer][meter] += quantity
+                    await reservation.capture(spent)
+                    return
+            except StoreError:
+                if begun.is_set():
+                    raise  # Else a busy machine was too slow for the decision.
+
+    async def balance(self) -> None:
+        """That everything is recorded once and paid once, and nothing is held."""
+        assert self.open == []
+        await settled(self.kit)
+        assert self.lane.lost == 0
+        for customer, credits_ in CREDITS.items():
+            usage = await self.auditor.usage(customer)
+            classes = {meter: await self._classes(customer, meter) for meter in MICRO}
+            needed = 0
+            for meter, spent in self.spent[customer].items():
+                row = usage["meters"][meter]
+                assert (row["recorded"], row["held"]) == (spent, 0)
+                included = min(spent, INCLUDED[meter])
+                granted = min(spent - included, GRANTED[meter])
+                assert classes[meter][:2] == (included, granted)
+                assert sum(classes[meter]) == spent
+                needed += (spent - included - granted) * MICRO[meter]
+            burned = min(needed, credits_ * 10**6)
+            assert (needed > burned) == (customer != "rich")
+            assert sum(row[2] * MICRO[meter] for meter, row in classes.items()) == burned
+            assert sum(row[3] * MICRO[meter] for meter, row in classes.items()) == needed - burned
+            assert usage["balance"] == {"ai": (credits_ * 10**6 - burned) // 10**6}
+            left = {"ai": credits_ * 10**6 - burned, "output_tokens": 300 - classes["output_tokens"][1]}
+            lines = await self.auditor.grants.ledger(customer)
+            assert {name: sum(e.quantity for e in lines if e.name == name) for name in left} == left
+            burns = {
+                meter: -sum(
+                    e.quantity for e in lines if (e.entry, e.meter, e.kind) == ("burn", meter, "credit")
+                )
+                for meter in MICRO
+            }
+            assert burns == {meter: row[2] * MICRO[meter] for meter, row in classes.items()}
+
+    async def _classes(self, customer: str, meter: str) -> tuple[int, ...]:
+        """What included, grants and credits paid, and what nobody did."""
+        client: Any = (await self.auditor.store.admin()).client
+        fields = [f"{meter_token(meter)}{kind}" for kind in "igco"]
+        found = await client.hmget(self.auditor.store.keys.customer(customer).counters, fields)
+        return tuple(int(value or 0) for value in found)
+
+
+@asynccontextmanager
+async def books_on(url: str, direct: str, *, timeout_s: float = 10.0) -> AsyncGenerator[Books]:
+    clock = Clock(NOW)
+
+    def kit_on(at: str, store_timeout: float) -> MeterKit:
+        return MeterKit(
+            loads(PLANS), clock=clock, redis_url=at, flush=False, shards=4, store_timeout=store_timeout
+        )
+
+    async with AsyncExitStack() as stack:
+        auditor = await stack.enter_async_context(kit_on(direct, 10.0))
+        kit = await stack.enter_async_context(kit_on(url, timeout_s))
+        for customer, credits_ in CREDITS.items():
+            for n, quantities in enumerate(({"output_tokens": 300}, {"ai": credits_})):
+                await auditor.grants.add(customer, quantities, grant_id=f"{customer}-{n}")
+        yield Books(kit, auditor)
+
+
+@pytest.mark.parametrize("mode", ["drop_reply", "cut", "reset", "refuse"])
+async def test_i3_captures_whose_replies_are_lost_are_paid_once(
+    proxy: TcpProxy, valkey: Server, mode: Any
+) -> None:
+    async with books_on(proxy.url, valkey.url, timeout_s=0.25) as books:
+        for cut_after in (0, 1, 7, 33):
+            await books.begin(45)
+            captures = books.capture(15)
+            await asyncio.sleep(0)
+            await proxy.set(mode, cut_after=cut_after)
+            captures += books.capture(15)
+            await eventually(lambda: not books.lane.connected)
+            captures += books.capture(15)
+            await proxy.set("pass")
+            await eventually(lambda: books.lane.connected)
+            await asyncio.gather(*captures)
+        await books.balance()
+
+
+async def test_i3_captures_while_the_server_hangs_are_paid_once(valkey: Server) -> None:
+    async with books_on(valkey.url, valkey.url, timeout_s=0.25) as books:
+        for _ in range(2):
+            await books.begin(60)
+            captures = books.capture(20)
+            with stopped(valkey):
+                captures += books.capture(20)
+                await eventually(lambda: not books.lane.connected)
+                captures += books.capture(20)
+            await eventually(lambda: books.lane.connected)
+            await asyncio.gather(*captures)
+        await books.balance()
+
+
+async def test_i3_captures_on_connections_that_the_server_kills_are_paid_once(valkey: Server) -> None:
+    async with books_on(valkey.url, valkey.url) as books:
+        for _ in range(5):
+            await books.begin(40)
+            captures = books.capture(20)
+            await asyncio.sleep(0)
+            valkey.command("CLIENT", "KILL", "TYPE", "normal")
+            captures += books.capture(20)
+            await asyncio.gather(*captures)
+            await eventually(lambda: books.lane.connected)
+        await books.balance()
+
+
+async def test_i3_captures_whose_scripts_are_flushed_in_the_midst_are_paid_once(valkey: Server) -> None:
+    async with books_on(valkey.url, valkey.url) as books:
+        valkey.command("CONFIG", "RESETSTAT")
+        for _ in range(5):
+            await books.begin(60)
+            captures: list[asyncio.Task[None]] = []
+            while books.open:
+                captures += books.capture(6)
+                valkey.command("SCRIPT", "FLUSH")
+                await asyncio.sleep(0)
+            await asyncio.gather(*captures)
+        assert stats(valkey, "evalsha")["failed_calls"] >= 5
+        await books.balance()
+
+
+async def test_i3_captures_of_a_retired_writer_are_paid_once(valkey: Server) -> None:
+    async with books_on(valkey.url, valkey.url) as books:
+        for _ in range(5):
+            await books.begin(40)
+            captures = books.capture(20)
+            await asyncio.sleep(0)
+            writers = [stream.writer.key for stream in books.lane._streams]
+            captures += books.capture(10)
+            for key in writers:
+                await books.lane.retire(key)
+            captures += books.capture(10)
+            await asyncio.gather(*captures)
+            assert writers != [stream.writer.key for stream in books.lane._streams]
+        await books.balance()
+
+
+async def test_i3_a_change_of_state_amid_captures_pays_each_once(valkey: Server) -> None:
+    async with books_on(valkey.url, valkey.url) as books:
+        customers = books.auditor.customers
+        for n in range(5):
+            await books.begin(40)
+            captures = books.capture(20)
+            for customer in CREDITS:
+                # Another state, of which the kit does not know yet, that allows no less.
+                await customers.override(customer, {"input_tokens": {"included": 400, "concurrency": 5 + n}})
+            captures += books.capture(20)
+            await asyncio.gather(*captures)
+        await books.balance()
+
+
+async def test_i3_a_capture_that_comes_twice_is_paid_once(valkey: Server) -> None:
+    async with books_on(valkey.url, valkey.url) as books:
+        await books.begin(120)
+        await asyncio.gather(*books.capture(120))
+        await settled(books.kit)
+        lane, account = books.lane, books.kit.store.accounts.get("rich")
+        spent = {"input_tokens": 800, "output_tokens": 900}
+        async with books.kit.reserve("rich", {"output_tokens": 9}):
+            ending = Ending(
+                account, held={"output_tokens": 9}, flights=(), recorded=spent, rated={}, slot=_slot(books)
+            )
+            # A writer of its own: the stream's counts on.
+            head, tail = ending.pack()
+            writer = books.kit.store.keys.writer(account.keys.shard, "twice")
+
+            async def send(number: int) -> Any:
+                heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+                class Receiver:
+                    def received(self, reply: Any) -> None:
+                        heard.set_result(reply)
+
+                key = b"$%d\r\n%b\r\n" % (len(writer), writer.encode())
+                assert lane.post((head, key, tail, pack_place(ending.slot, number)), Receiver())
+                return await heard
+
+            assert (await send(1))[0] == 0
+            for meter, quantity in spent.items():
+                books.spent["rich"][meter] += quantity
+            await books.balance()
+            # A duplicate, a gap, and one of a writer that is retired.
+            assert [(await send(number))[0] for number in (1, 3)] == [1, 2]
+            await lane.retire(writer)
+            assert [(await send(number))[0] for number in (1, 2, 3)] == [3, 3, 3]
+            await books.balance()
+
+
+def _slot(books: Books) -> int:
+    return books.kit.store.now_ms() // 300_000
