@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.asgi.usage import ResponseReader
-from meterkit.asgi.usage import response as response_module
 from meterkit.asgi.usage.repeats import Repeats
+from meterkit.asgi.usage.shape import load
 
 SSE = [(b"content-type", b"text/event-stream")]
 texts = st.text(max_size=12) | st.sampled_from(
@@ -36,15 +37,24 @@ def anthropic(text: str, *, ascii_only: bool, **_: Any) -> bytes:
     return dumped(body, ascii_only=ascii_only)
 
 
+def anthropic_named(text: str) -> bytes:
+    return b"event: content_block_delta\n" + anthropic(text, ascii_only=False)
+
+
 def dumped(body: Any, *, ascii_only: bool) -> bytes:
     said = json.dumps(body, separators=(",", ":"), ensure_ascii=ascii_only)
     return b"data: " + said.encode("utf-8", "surrogatepass") + b"\n\n"
 
 
+def nothing(_repeats: Repeats, _event: bytes) -> None:
+    """Never a repeat."""
+
+
 def read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
     with pytest.MonkeyPatch.context() as patch:
         if plainly:
-            patch.setattr(Repeats, "measure", lambda self, event: None)
+            patch.setattr(Repeats, "measure", nothing)
+            patch.setattr(Repeats, "measure_all", nothing)
         reader = ResponseReader.open("auto", status=200, headers=SSE, estimate=True)
         assert reader is not None
         seen = []
@@ -125,17 +135,49 @@ def test_as_if_parsed_where_events_are_nearly_alike(events: list[bytes]) -> None
     assert read(events, plainly=True) == read(events, plainly=False)
 
 
+def parsing(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is parsed from now on."""
+    parsed: list[bytes] = []
+
+    def watched(data: bytes) -> Any:
+        parsed.append(data)
+        return load(data)
+
+    monkeypatch.setattr("meterkit.asgi.usage.response.load", watched)
+    return parsed
+
+
 def test_a_repeat_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = []
-    load = response_module.load
-    monkeypatch.setattr(response_module, "load", lambda data: parsed.append(data) or load(data))
+    parsed = parsing(monkeypatch)
     read([openai(f" w{n}", ascii_only=False, obfuscation="x" * n) for n in range(40)], plainly=False)
     assert 2 == len(parsed)
 
 
 def test_an_escape_does_not_forget_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed = []
-    load = response_module.load
-    monkeypatch.setattr(response_module, "load", lambda data: parsed.append(data) or load(data))
+    parsed = parsing(monkeypatch)
     read([openai(t, ascii_only=False) for t in ["a", "b", "c", "\n", "d", "e"]], plainly=False)
     assert 3 == len(parsed)
+
+
+@given(
+    st.lists(openai_events | st.builds(anthropic_named, texts), max_size=12),
+    st.lists(st.integers(0, 4000), max_size=6),
+)
+def test_several_events_in_one_chunk_are_measured_as_one_by_one(events: list[bytes], cuts: list[int]) -> None:
+    body = b"".join(events)
+    edges = sorted({0, len(body), *(cut for cut in cuts if cut < len(body))})
+    chunks = [body[begin:end] for begin, end in pairwise(edges)]
+    assert read(chunks, plainly=False)[0][-1:] == read(chunks, plainly=True)[0][-1:]
+    assert read(chunks, plainly=False)[1] == read(chunks, plainly=True)[1]
+
+
+def test_many_events_in_one_chunk_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = openai(" and", ascii_only=False)
+    reader = ResponseReader.open("openai", status=200, headers=SSE, estimate=True)
+    assert reader is not None
+    reader.feed(event)
+    reader.feed(event)
+    parsed = parsing(monkeypatch)
+    reader.feed(event * 60)
+    assert parsed == []
+    assert reader.output_bytes_seen == 62 * len(" and")

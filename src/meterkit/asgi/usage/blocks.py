@@ -58,11 +58,25 @@ class Gate:
 
 
 class Blocks:
-    """Cuts at a delimiter, and passes on the blocks that the gate lets through."""
+    """Cuts at a delimiter, and passes on the blocks that the gate lets through.
 
-    __slots__ = ("_delimiter", "_emit", "_gate", "_skipping", "_tail")
+    Args:
+        delimiter: what ends a block.
+        emit: takes a block.
+        gate: says which are read.
+        take_all: is asked first whether it takes several blocks at once, delimiters and all.
+    """
 
-    def __init__(self, delimiter: bytes, emit: Callable[[bytes], None], gate: Gate) -> None:
+    __slots__ = ("_delimiter", "_emit", "_gate", "_skipping", "_tail", "_take_all")
+
+    def __init__(
+        self,
+        delimiter: bytes,
+        emit: Callable[[bytes], None],
+        gate: Gate,
+        take_all: Callable[[bytes], bool] | None = None,
+    ) -> None:
+        self._take_all = take_all
         self._delimiter = delimiter
         self._emit = emit
         self._gate = gate
@@ -85,7 +99,9 @@ class Blocks:
         end = chunk.rfind(delimiter)
         if end >= 0:
             whole = chunk[:end]
-            if len(whole) > EVENT_BYTES_MAX or self._gate.opens(whole):
+            if self._take_all is not None and delimiter in whole and self._take_all(whole):
+                pass
+            elif len(whole) > EVENT_BYTES_MAX or self._gate.opens(whole):
                 for block in whole.split(delimiter):
                     self._pass(block)
             chunk = chunk[end + len(delimiter) :]

@@ -18,6 +18,8 @@ _VARYING: Final = re.compile(rb'"(?:(?P<text>' + _TEXTS + rb')|obfuscation)"\s*:
 # After so many events, one after the other, of which none was like the one before it, no more are compared.
 _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
+_ONE_TEXT: Final = 2
+_HEAD: Final = re.compile(rb"(?:event: [^\n]*\n)?data: ")
 
 
 class Repeats:
@@ -55,6 +57,23 @@ class Repeats:
             return None
         self._misses = 0
         return measured
+
+    def measure_all(self, events: bytes) -> int | None:
+        """As :meth:`measure`, of several server-sent events at once; None where one of them is no repeat."""
+        if len(self._around) != _ONE_TEXT:
+            return None
+        before, after = self._around
+        at = events.find(before)
+        head, begin = events[:at], at + len(before)
+        end = len(events) - len(after)
+        if at < 0 or end < begin or not events.endswith(after) or not _HEAD.fullmatch(head):
+            return None
+        # What is left is the texts, unless something stands between two events that no other one has.
+        texts = events[begin:end].replace(after + b"\n\n" + head + before, b"")
+        if b'"' in texts or not _is_plain(texts):
+            return None
+        self._misses = 0
+        return len(texts)
 
     def learn(self, event: bytes, measured: int) -> None:
         """Know an event that was parsed, if its text is all in one place.

@@ -196,19 +196,24 @@ class ResponseReader:
             data = data.lstrip()
             if not data:
                 return
-            self._framing = self._json() if data[:1] in (b"{", b"[") else Sse(self._event, self._gate)
+            self._framing = (
+                self._json() if data[:1] in (b"{", b"[") else Sse(self._event, self._gate, self._take_all)
+            )
         self._framing.feed(data)
 
     def _framing_of(self, kind: bytes) -> _Framing | None:
         """How the body is cut; None where its first byte has to tell."""
         if kind == b"text/event-stream":
-            return Sse(self._event, self._gate)
+            return self._sse()
         if kind in _NDJSON:
             return Ndjson(self._event, self._gate)
         if kind == _EVENT_STREAM:
             self._stream = EventStream(self._frame, self._gate)
             return self._stream
         return None if kind in _PLAIN else self._json()
+
+    def _sse(self) -> Sse:
+        return Sse(self._event, self._gate, self._take_all)
 
     def _json(self) -> Document:
         self._document = Document(self._event, self._gate, unseen=self._declared)
@@ -220,6 +225,14 @@ class ResponseReader:
             self._observer.end()
             return
         self._observe(data, None)
+
+    def _take_all(self, events: bytes) -> bool:
+        """Several events at once, if they say nothing but their text."""
+        measured = self._repeats.measure_all(events) if self._measures else None
+        if measured is None:
+            return False
+        self._observer.add_text(measured)
+        return True
 
     def _frame(self, headers: Mapping[str, str], payload: bytes) -> None:
         """One frame of an Amazon event stream."""

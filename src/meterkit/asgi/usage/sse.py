@@ -25,11 +25,13 @@ class Sse:
 
     __slots__ = ("_after_cr", "_blocks", "_emit", "_gate")
 
-    def __init__(self, emit: Callable[[bytes], None], gate: Gate) -> None:
+    def __init__(
+        self, emit: Callable[[bytes], None], gate: Gate, take_all: Callable[[bytes], bool] | None = None
+    ) -> None:
         self._emit = emit
         self._gate = gate
         self._after_cr = False
-        self._blocks = Blocks(b"\n\n", self._read, gate)
+        self._blocks = Blocks(b"\n\n", self._read, gate, take_all)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream; lines end with LF, CRLF or CR."""
