@@ -299,15 +299,9 @@ class Exchange:
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._settled:
             return
-        again = await self._store.hold_on(lane, self._account, held)
-        if again is None:
-            return  # Tried again before the holds vanish.
-        call, slot = again
-        if self._settled:
-            self._store.end(lane, call, slot, billed=False)
-            return
-        before, self._renewed, self._slot = self._slot, call, slot
-        self._store.end(lane, held, before, billed=False)
+        renewed = await self._store.renew(lane, self._account, held, self._slot, lambda: self._settled)
+        if renewed is not None:
+            self._renewed, self._slot = renewed
 
     def record(self, quantities: dict[str, int]) -> None:
         """Add to what the request has used; what comes after its end is settled at once."""

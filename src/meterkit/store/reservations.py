@@ -136,12 +136,6 @@ class Reservation:
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._is_over:
             return
-        again = await self._store.hold_on(lane, self._account, held)
-        if again is None:
-            return  # Tried again before the holds vanish.
-        call, slot = again
-        if self._is_over:
-            self._store.end(lane, call, slot, billed=False)
-            return
-        before, self._renewed, self._slot = self._slot, call, slot
-        self._store.end(lane, held, before, billed=False)
+        renewed = await self._store.renew(lane, self._account, held, self._slot, lambda: self._is_over)
+        if renewed is not None:
+            self._renewed, self._slot = renewed

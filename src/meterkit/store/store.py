@@ -265,13 +265,14 @@ class Store:
             )
         lane.settle(ending, call.account.keys.shard)
 
-    async def hold_on(
-        self, lane: Lane, account: Account, before: DecideCall
+    async def renew(
+        self, lane: Lane, account: Account, before: DecideCall, slot: int, is_over: Callable[[], bool]
     ) -> tuple[DecideCall, int] | None:
-        """Hold again, in the slot of now, what another call holds in an earlier one.
+        """Hold anew, in the slot of now, what another call holds in an earlier one, and give that back.
 
         Returns:
-            The call that holds it now, and its slot; None where the store could not be asked.
+            The call that holds now, and its slot; None where it ``is_over`` by then, or the store could not be
+            asked: it is tried again before the holds vanish.
         """
         for _ in range(_RENEWAL_TRIES):
             call = account.renewal(before.held, before.program.flights)
@@ -282,7 +283,12 @@ class Store:
             if isinstance(reply, ReplyError):
                 return None
             if reply[0] == _ALLOWED:
-                return call, reply[1] // HOLD_SLOT_MS
+                now_slot = reply[1] // HOLD_SLOT_MS
+                if is_over():
+                    self.end(lane, call, now_slot, billed=False)
+                    return None
+                self.end(lane, before, slot, billed=False)
+                return call, now_slot
             if reply[0] != _STALE:
                 return None
             account.take(reply)
