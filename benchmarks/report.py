@@ -10,8 +10,7 @@ from variants import BY_NAME
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-Row = tuple[str, ...]
-Table = tuple[str, Row, list[Row]]
+    from tables import Row, Table
 
 
 def _span(figure: dict, digits: int = 1) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from variants import BY_NAME
 
 if TYPE_CHECKING:
-    from report import Table
+    from tables import Table
 
 
 def requests(result: dict) -> Table:
