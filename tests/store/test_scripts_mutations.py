@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     Lives = tuple[tuple[type[World], int], ...]
 
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
-PAID: Final[Lives] = ((PaidWorld, 0), (PaidWorld, 1), (PaidWorld, 2))
+PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *PLAIN, *PAID[1:])),
