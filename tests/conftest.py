@@ -7,7 +7,6 @@ import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
-import fakeredis
 import pytest
 
 from meterkit.store import memory
@@ -71,7 +70,7 @@ def any_store_url(request: pytest.FixtureRequest) -> str:
     if request.param == "valkey":
         url: str = request.getfixturevalue("store_url")
         return url
-    fakeredis.FakeRedis(server=memory._server, version=(7, 0)).flushall()
+    memory.empty()
     return "memory://"
 
 

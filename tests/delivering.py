@@ -133,7 +133,7 @@ def kit_for(
     **settings: Any,
 ) -> MeterKit:
     """A kit that delivers to an emulator; its flusher runs when it is told to."""
-    given = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
     return MeterKit(
         catalog,
         clock=clock,

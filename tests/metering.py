@@ -99,12 +99,13 @@ async def served(
 ) -> AsyncGenerator[Served]:
     """Serve an app behind the middleware, under a clock that stands still."""
     clock = Clock(NOW)
+    given: dict[str, Any] = {"shards": 4, "flush": False} | (settings or {})
     kit = MeterKit(
         loads(plans),
         clock=clock,
         redis_url=redis_url,
         key_prefix=f"edge{next(_numbers)}",
-        **({"shards": 4, "flush": False} | (settings or {})),
+        **given,
     )
     wrapped = MeterMiddleware(app, kit=kit, identify=who or identify.header("x-customer-id"), **options)
     transport = httpx.ASGITransport(app=wrapped, raise_app_exceptions=raise_app_exceptions)

@@ -196,7 +196,8 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
             "type": f"{URN}payment-required",
             "title": "Payment Required",
             "detail": (
-                "What is left of the prepaid credits or grants does not cover this request. Buy more to go on."
+                "What is left of the prepaid credits or grants does not cover this request. "
+                "Buy more to go on."
             ),
             "reason": "credits",
         },

@@ -58,7 +58,7 @@ plans:
 @asynccontextmanager
 async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Clock]]:
     clock = Clock(NOW)
-    given = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
     async with MeterKit(loads(PLANS), clock=clock, redis_url=url, **given) as kit:
         yield kit, clock
 
@@ -348,7 +348,7 @@ async def test_what_cannot_be_granted_is_refused_with_a_reason(any_store_url: st
                 await add("acme", quantities, grant_id="g")
         unusables: tuple[Any, ...] = ({}, None, [("ai", 1)])
         for unusable in unusables:
-            with pytest.raises(MeterkitError, match="quantities: found"):
+            with pytest.raises(MeterkitError, match="quantities: allowed is a mapping"):
                 await add("acme", unusable, grant_id="g")
         with pytest.raises(UnknownMeterError, match="did you mean 'pages'"):
             await add("acme", {"page": 1}, grant_id="g")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import assume, given
@@ -52,7 +52,7 @@ def bucket(limit: int, window_ms: int, burst: int) -> Rate:
     return Rate(limit=limit, window_ms=window_ms, algorithm="token-bucket", burst=burst, window="1s")
 
 
-def compiled(demands: Mapping[str, Demand], **flags: bool) -> Program:
+def compiled(demands: Mapping[str, Demand], **flags: Any) -> Program:
     return compile_program(ENTITLEMENTS, CATALOG, demands, **flags)
 
 

@@ -57,7 +57,7 @@ def read(events: list[bytes], *, plainly: bool) -> tuple[Any, ...]:
             patch.setattr(Repeats, "measure_all", nothing)
         reader = ResponseReader.open("auto", status=200, headers=SSE, estimate=True)
         assert reader is not None
-        seen = []
+        seen: list[tuple[int, int]] = []
         for event in events:
             reader.feed(event)
             seen.append((reader.output_bytes_seen, reader.estimated_output_tokens))

@@ -198,7 +198,7 @@ class Ending:
                 if reported is not None and not account.anonymous:
                     parts = reported_parts(entitlement, meters[reported])
                 included = -1 if entitlement.included is None else entitlement.included
-                yield _Entry(meter, name, reported, (included, *parts))
+                yield _Entry(meter, name, reported, (included, parts[0], parts[1]))
 
     def _rates(self, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
         """Rates count all that was used; those that counted a reservation before, what it differs by."""

@@ -221,8 +221,7 @@ class Grants:
     def _targets(self, quantities: object) -> Sequence[tuple[str, int]]:
         if not isinstance(quantities, Mapping) or not quantities:
             raise MeterkitError(
-                f"quantities: found {type(quantities).__name__}; allowed is a mapping of meters or credits "
-                "to quantities, with one at least"
+                "quantities: allowed is a mapping of meters or credits to quantities, with one at least"
             )
         given = cast("Mapping[object, object]", quantities)
         return [_target(name, quantity, self._store.catalog) for name, quantity in given.items()]

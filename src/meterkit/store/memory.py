@@ -23,7 +23,7 @@ except ImportError as error:  # pragma: no cover - the tests have it installed
     message = "memory:// needs fakeredis: pip install 'meterkit[memory]'"
     raise SettingsError("redis_url", message) from error
 
-__all__ = ["MemoryLink", "admin_client", "connect"]
+__all__ = ["MemoryLink", "admin_client", "connect", "empty"]
 
 _server = fakeredis.FakeServer()
 
@@ -103,3 +103,9 @@ async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = tim
 def admin_client() -> Any:
     """A redis-py client of this process's store."""
     return fakeredis.FakeAsyncRedis(server=_server, version=(7, 0))
+
+
+def empty() -> None:
+    """Forget all that this process's store keeps."""
+    client: Any = fakeredis.FakeRedis(server=_server, version=(7, 0))
+    client.flushall()

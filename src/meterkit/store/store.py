@@ -271,8 +271,8 @@ class Store:
         """Hold anew, in the slot of now, what another call holds in an earlier one, and give that back.
 
         Returns:
-            The call that holds now, and its slot; None where it ``is_over`` by then, or the store could not be
-            asked: it is tried again before the holds vanish.
+            The call that holds now, and its slot; None where it ``is_over`` by then, or the store could not
+            be asked: it is tried again before the holds vanish.
         """
         for _ in range(_RENEWAL_TRIES):
             call = account.renewal(before.held, before.program.flights)
