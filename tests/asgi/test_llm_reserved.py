@@ -289,7 +289,6 @@ async def test_a_body_too_large_to_keep_reaches_the_app_whole(store_url: str) ->
 
 async def test_an_unknown_customer_is_refused_before_the_body_is_read(store_url: str) -> None:
     async with metered(streaming(usage(10)), store_url, plans=PLANS) as at:
-
         read: list[int] = []
 
         async def never() -> AsyncIterator[bytes]:
