@@ -189,6 +189,9 @@ async def test_adding_a_grant_twice_adds_it_once_also_after_it_is_used_up(any_st
         assert (await kit.usage("acme"))["balance"] == {"ai": 0}
         with pytest.raises(MeterkitError, match="another quantity"):
             await kit.grants.add("acme", {"ai": 2}, grant_id="inv_1")
+        for others in ({"output_tokens": 1}, {"ai": 1, "output_tokens": 1}):
+            with pytest.raises(MeterkitError, match="other meters or credits"):
+                await kit.grants.add("acme", others, grant_id="inv_1")
         (grant,) = await kit.grants.list("acme")
         assert (grant.grant_id, grant.status, grant.quantity) == ("inv_1", "used_up", 1)
 

@@ -134,11 +134,19 @@ class Grants:
             raise MeterkitError(f"priority: found {priority!r:.40}; allowed is 0 to {_PRIORITY_MAX}")
         if expires_ms <= max(now_ms, effective_ms):
             raise MeterkitError("expires_at: must lie in the future, and after effective_at")
+        targets = self._targets(quantities)
         arguments = [
             word
-            for name, quantity in self._targets(quantities)
+            for name, quantity in targets
             for word in (f"a {name} {grant_id}", name, quantity, priority, effective_ms, expires_ms)
         ]
+        _, _, ledger = await self._read(customer)
+        known = {field for field in ledger if _is_grant_of_app(field, grant_id)}
+        if known and known != {f"grant a {name} {grant_id}" for name, _ in targets}:
+            raise MeterkitError(
+                f"grant_id: {grant_id!r} was used for other meters or credits already; nothing was granted, "
+                "take another id"
+            )
         await self._states.change(customer, lambda state: replace(state, granted=True))
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *arguments)
