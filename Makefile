@@ -2,6 +2,7 @@
 #   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event)
 #   make test            all tests
 #   make test-oldest     the tests of what depends on other packages, with the oldest versions that pyproject.toml allows
+#   make test-sdks       token counts off the objects of the SDKs of OpenAI, Anthropic and Google, installed for it
 #   make lint docs bench what their names say
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest lint docs bench clean
+.PHONY: help demo test test-oldest test-sdks lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +40,10 @@ test: $(VENV)/.dev
 
 test-oldest: $(OLDEST)/.done
 	$(OLDEST)/bin/pytest -n 2 $(OLDEST_WARNS) $(OLDEST_TESTS) $(OLDEST_LACKS) $(ARGS)
+
+test-sdks: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group sdks
+	$(BIN)/pytest tests/usage/test_usage_sdks.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
