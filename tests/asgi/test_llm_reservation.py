@@ -215,3 +215,18 @@ async def test_the_size_is_what_was_read_or_announced(headers: list[tuple[bytes,
     buffered = BufferedBody(http_scope(headers=headers), receive)
     await buffered.read()
     assert size == buffered.size
+
+
+async def test_a_client_that_sends_byte_by_byte_is_read_ahead_no_further_than_a_bound() -> None:
+    said = 0
+
+    async def receive() -> Message:
+        nonlocal said
+        said += 1
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    body = BufferedBody(http_scope(method="POST"), receive)
+    await body.read()
+    assert said == 4096
+    assert [(await body.receive())["more_body"] for _ in range(4097)] == [True] * 4097
+    assert said == 4097

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+import meterkit
 from delivering import until
 from llm_apps import listening, metered, openai_stream, read_all
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -382,3 +383,33 @@ async def test_a_rate_that_did_not_count_the_reservation_counts_what_was_used(st
         await at.kit.customers.override("acme", {"output_tokens": {"included": "unlimited"}})
         assert (await at.kit.check("acme", "output_tokens", 3000 - 950)).allowed
         assert not (await at.kit.check("acme", "output_tokens", 3000 - 949)).allowed
+
+
+async def test_a_refusal_is_told_by_the_state_it_was_made_with(store_url: str) -> None:
+    async with metered(streaming(usage(1)), store_url, plans=PLANS) as at:
+        account = at.kit.store.accounts.get("acme")
+        await at.kit.check("acme", "output_tokens")
+        route = at.kit.catalog.routes[0]
+        call = account.call_reserving(route, {"output_tokens": 1001})
+        lane = await at.kit.store.start()
+        reply = await lane.ask(call)
+        # What somebody else's settlement brings in the meantime: another state, with fewer limits.
+        account.refresh(
+            "1:new", b'{"plan":"large","overrides":{"output_tokens":{"included":"unlimited"}}}', 0
+        )
+        decision = at.kit.store.decision(call, reply)
+        assert (decision.allowed, decision.reason) == (False, "included")
+
+
+async def test_an_answer_that_the_app_passes_on_as_its_own_counts_once(store_url: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        spent = {"prompt_tokens": 9, "completion_tokens": 70, "total_tokens": 79}
+        whole: dict[str, Any] = {**chat({}), "id": "chatcmpl-up", "choices": [], "usage": spent}
+        meterkit.record_usage(whole)
+        mine = sse({**whole, "id": "resp-mine"})
+        await streaming(*openai_stream("a"), mine)(scope, receive, send)
+
+    async with metered(app, store_url, plans=PLANS) as at:
+        await at.client.post("/chat", content=body())
+        await settled(at)
+        assert await row(at) == (70, 0)
