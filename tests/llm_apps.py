@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 
@@ -131,9 +131,9 @@ class QuietServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp) -> AsyncGenerator[int]:
+async def listening(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> AsyncGenerator[int]:
     """The app under uvicorn; the port."""
-    config = uvicorn.Config(app, port=free_port(), log_config=None, lifespan="off", ws="none")
+    config = uvicorn.Config(app, port=free_port(), log_config=None, lifespan=lifespan, ws="none")
     server = QuietServer(config)
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started or serving.done())

@@ -23,7 +23,7 @@ from meterkit.catalog import loads
 from meterkit.testing import Clock
 from usage.recordings import chat, compact, sse
 from worker_process import Commands
-from workers import Worker
+from workers import Worker, obey, start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -291,7 +291,7 @@ def worth(quantities: Mapping[str, int]) -> int:
 @asynccontextmanager
 async def reservers(count: int, **options: Any) -> AsyncGenerator[list[Worker]]:
     """Start processes, connected and ready; ``options`` are those of ``worker_process.py``."""
-    started = await asyncio.gather(*(_start({"plans": PLANS, **options}) for _ in range(count)))
+    started = await asyncio.gather(*(start({"plans": PLANS, **options}, __file__) for _ in range(count)))
     try:
         yield started
     finally:
@@ -302,27 +302,12 @@ async def reservers(count: int, **options: Any) -> AsyncGenerator[list[Worker]]:
         await asyncio.gather(*(worker.process.wait() for worker in started))
 
 
-async def _start(options: dict[str, Any]) -> Worker:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, json.dumps(options)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    worker = Worker(process)
-    assert await worker.ask("nothing") == "ready"
-    return worker
-
-
 async def main(options: dict[str, Any]) -> None:
     clock = Clock(datetime.fromisoformat(options["now"]))
     settings = {"flush": False, "shards": 4, "store_timeout": 10.0} | options.get("settings", {})
     async with MeterKit(loads(options["plans"]), redis_url=options["store"], clock=clock, **settings) as kit:
         commands = Reserving(kit, clock)
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            command = json.loads(line)
-            answer = await getattr(commands, command.pop("do"))(**command)
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
+        await obey(commands)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from meterkit.catalog import loads
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.store.outbox import Outbox
 from meterkit.testing import Clock
+from workers import obey
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -131,11 +132,7 @@ async def main(options: dict[str, Any]) -> None:
         settings["clock"] = clock
     async with MeterKit(loads(options.get("plans", PLANS)), redis_url=options["store"], **settings) as kit:
         commands = Commands(kit, clock)
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            command = json.loads(line)
-            answer = await getattr(commands, command.pop("do"))(**command)
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
+        await obey(commands)
         await commands.client.aclose()
 
 

@@ -36,22 +36,32 @@ class Worker:
 @asynccontextmanager
 async def workers(count: int, **options: Any) -> AsyncGenerator[list[Worker]]:
     """Start processes, connected and ready; ``options`` are those of ``worker_process.py``."""
-    started = await asyncio.gather(*(_start(options) for _ in range(count)))
+    started = await asyncio.gather(*(start(options) for _ in range(count)))
     try:
         yield started
     finally:
         await asyncio.gather(*(_end(worker) for worker in started))
 
 
-async def _start(options: dict[str, Any]) -> Worker:
+async def start(options: dict[str, Any], program: str | Path = PROGRAM) -> Worker:
+    """Start one process; connected and ready."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(PROGRAM), json.dumps(options)),
+        *(sys.executable, str(program), json.dumps(options)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     worker = Worker(process)
     assert await worker.ask("nothing") == "ready"
     return worker
+
+
+async def obey(commands: object) -> None:
+    """What such a process does: the methods that it is asked for, until nobody asks any more."""
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        command = json.loads(line)
+        answer = await getattr(commands, command.pop("do"))(**command)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 async def _end(worker: Worker) -> None:

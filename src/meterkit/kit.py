@@ -20,7 +20,7 @@ from meterkit.settings import Settings
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
-from meterkit.store.periods import from_ms, to_ms
+from meterkit.store.periods import check_aware, from_ms, to_ms
 from meterkit.store.program import Demand
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
@@ -294,8 +294,7 @@ class MeterKit:
         )
 
     def _check_occurred_at(self, occurred_at: datetime, bounds: Bounds) -> None:
-        if occurred_at.tzinfo is None:
-            raise MeterkitError("occurred_at: found a naive datetime; give it a time zone, UTC for example")
+        check_aware("occurred_at", occurred_at)
         now_ms = self.store.now_ms()
         start_ms = bounds.start_ms if now_ms < bounds.end_ms else bounds.end_ms
         if not start_ms <= to_ms(occurred_at) <= now_ms + 60_000:

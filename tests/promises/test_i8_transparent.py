@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import StreamingResponse as FastStreaming
 from starlette.applications import Starlette
@@ -18,14 +17,13 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from delivering import until
+from llm_apps import listening
 from metering import HEADERS, PLANS, hello, http_scope, no_more, served
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
-from servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Generator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -307,28 +305,6 @@ async def test_i8_background_tasks_run_after_the_answer_and_in_its_context() -> 
     assert order == ["http.response.start", "http.response.body", "background green"]
 
 
-class QuietServer(uvicorn.Server):
-    """A server that leaves signals to the tests."""
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-
-@asynccontextmanager
-async def listening(app: ASGIApp) -> AsyncGenerator[str]:
-    """The app under uvicorn, lifespan and all."""
-    config = uvicorn.Config(app, port=free_port(), log_config=None, lifespan="on", ws="none")
-    server = QuietServer(config)
-    serving = asyncio.create_task(server.serve())
-    await until(lambda: server.started or serving.done())
-    try:
-        yield f"http://127.0.0.1:{config.port}"
-    finally:
-        server.should_exit = True
-        await serving
-
-
 async def raw(response: httpx.Response) -> AsyncGenerator[bytes]:
     async for chunk in response.aiter_raw():
         yield chunk
@@ -369,7 +345,10 @@ async def test_i8_under_a_real_server(store_url: str) -> None:
     async def recorded() -> int:
         return (await kit.usage("acme"))["meters"]["requests"]["recorded"]
 
-    async with listening(app) as url, httpx.AsyncClient(base_url=url, headers=HEADERS, timeout=20) as client:
+    async with (
+        listening(app, lifespan="on") as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=20) as client,
+    ):
         async with client.stream("GET", "/v1/stream") as response, aclosing(raw(response)) as chunks:
             assert await anext(chunks) == b"first"  # While the app still waits to make the second.
             released.set()

@@ -203,7 +203,14 @@ class Exchange:
             if self._renewed is None:
                 self._store.end(lane, call, self._reply[1] // HOLD_SLOT_MS, billed=billed)
             else:
-                self._store.end_renewed(lane, call, self._renewed, self._slot, billed=billed)
+                self._store.capture(
+                    lane,
+                    call,
+                    self._reply[1],
+                    recorded=call.consumed if billed else _NOTHING,
+                    seen=_NOTHING,
+                    renewed=(self._renewed, self._slot),
+                )
         if recorded:
             self._store.post(lane, self._account, recorded if billed else _NOTHING, rated=recorded)
 
@@ -251,24 +258,15 @@ class Exchange:
             measured=first.rated,
             renewed=None if self._renewed is None else (self._renewed, self._slot),
         )
-        for other, part in parts.items():
+        self._post(lane, parts, billed=billed, is_rated=True)
+
+    def _post(self, lane: Lane, parts: Mapping[Key, Part], *, billed: bool, is_rated: bool = False) -> None:
+        for key, part in parts.items():
             self._store.post(
                 lane,
                 self._account,
                 part.recorded if billed else _NOTHING,
-                rated=_NOTHING,
-                dimensions=dimensions_of(other),
-                measured=part.rated,
-            )
-
-    def _post(self, lane: Lane, parts: Mapping[Key, Part], *, billed: bool) -> None:
-        for key, part in parts.items():
-            recorded = part.recorded if billed else _NOTHING
-            self._store.post(
-                lane,
-                self._account,
-                recorded,
-                rated=part.rated,
+                rated=_NOTHING if is_rated else part.rated,
                 dimensions=dimensions_of(key),
                 measured=part.rated,
             )

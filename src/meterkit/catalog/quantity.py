@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Meter
 
-__all__ = ["check_counter", "check_quantity"]
+__all__ = ["check_counter", "check_quantity", "counters_of"]
 
 
 def check_quantity(quantity: object) -> int:
@@ -35,6 +35,13 @@ def check_counter(name: str, meters: Mapping[str, Meter]) -> None:
     Raises:
         UnknownMeterError: there is none, or it is a gauge or derived.
     """
-    countable = [known for known, meter in meters.items() if meter.kind == "counter" and meter.source is None]
+    countable = counters_of(meters)
     if name not in countable:
         raise UnknownMeterError.of(name, countable)
+
+
+def counters_of(meters: Mapping[str, Meter]) -> frozenset[str]:
+    """The meters that can be counted on: no gauges, and none that are derived from another."""
+    return frozenset(
+        name for name, meter in meters.items() if meter.kind == "counter" and meter.source is None
+    )

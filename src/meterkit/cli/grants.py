@@ -13,6 +13,7 @@ import typer
 from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
 from meterkit.cli.output import iso, note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
+from meterkit.store.purse import MICRO
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -25,7 +26,6 @@ __all__ = ["commands"]
 commands = typer.Typer(no_args_is_help=True)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICRO: Final = 10**6
 _WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 _Found = TypeVar("_Found")
 
@@ -233,6 +233,6 @@ def _exact(entry: LedgerEntry) -> str:
     """Units of a meter, or credits with all their decimals."""
     if entry.kind == "meter":
         return f"{entry.quantity:,}"
-    whole, micro = divmod(abs(entry.quantity), _MICRO)
+    whole, micro = divmod(abs(entry.quantity), MICRO)
     sign = "-" if entry.quantity < 0 else ""
     return f"{sign}{whole:,}" + (f".{micro:06d}".rstrip("0") if micro else "")

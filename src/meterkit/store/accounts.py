@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
+from meterkit.catalog.quantity import counters_of
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.derived import derived_from
@@ -69,6 +70,7 @@ class DecideCall:
         preset: Decision | None,
         mode: str,
         *,
+        reserved: Mapping[str, int] = _NOTHING,
         packed: bytes | None = None,
     ) -> None:
         self.account = account
@@ -76,7 +78,7 @@ class DecideCall:
         self.preset = preset
         self.standing = account.standing
         self.endings: dict[bool, Any] = {}
-        self.reserved: Mapping[str, int] = _NOTHING
+        self.reserved = reserved
         self.held = program.held
         self.consumed = program.settled
         self.recurs = False
@@ -108,18 +110,17 @@ class ReservingCall(DecideCall):
         account: Account,
         route: Route,
         blank: Blank,
-        reserved: Mapping[str, int],
+        program: Program,
         mode: str,
+        *,
+        reserved: Mapping[str, int],
         packed: bytes | None,
     ) -> None:
-        # The account may have learnt of another state by the time of the reply.
-        self._route, self._entitlements, self._purse = route, account.entitlements, account.purse
-        self.account, self.reserved = account, reserved
-        program = blank.program if packed is not None else self.exact()
-        super().__init__(account, program, blank.preset, mode, packed=packed)
-        self.reserved = reserved
+        super().__init__(account, program, blank.preset, mode, reserved=reserved, packed=packed)
         self.held = blank.quantities(program.held, reserved)
         self.consumed = blank.besides
+        # The account may have learnt of another state by the time of the reply.
+        self._route, self._entitlements, self._purse = route, account.entitlements, account.purse
 
     def exact(self) -> Program:
         """What is asked, to the unit."""
@@ -216,11 +217,14 @@ class Account:
         blank = self.blanks.get(key)
         if blank is None:
             blank = self.blanks[key] = self._blank(route, tuple(reserved))
-        packed = None
+        program, packed = blank.program, None
         if mode == "d" and blank.preset is None and blank.is_exact:
-            terms = self.terms(blank.program.keep_ms, *blank.numbers(reserved), more=blank.program.room)
+            terms = self.terms(program.keep_ms, *blank.numbers(reserved), more=program.room)
             packed = b"".join((blank.head, pack_each((terms,)), blank.tail))
-        return ReservingCall(self, route, blank, reserved, mode, packed)
+        else:
+            catalog = self.accounts.catalog
+            program = compile_reserving(self.entitlements, catalog, route, reserved, self.purse)
+        return ReservingCall(self, route, blank, program, mode, reserved=reserved, packed=packed)
 
     def _blank(self, route: Route, names: tuple[str, ...]) -> Blank:
         """What every decision about a route that reserves quantities of these meters has in common."""
@@ -235,15 +239,11 @@ class Account:
 
     def call_holding(self, quantities: Mapping[str, int], *, mode: str = "d") -> DecideCall:
         """The decision about quantities that are set aside off the request until the true ones are known."""
-        demands = {
-            name: Demand(needed=max(1, quantity), taken=quantity) for name, quantity in quantities.items()
-        }
+        demands = {name: Demand.of(quantity) for name, quantity in quantities.items()}
         program = compile_program(
             self.entitlements, self.accounts.catalog, demands, in_flight=False, purse=self.purse
         )
-        call = DecideCall(self, program, self._suspension(), mode)
-        call.reserved = quantities
-        return call
+        return DecideCall(self, program, self._suspension(), mode, reserved=quantities)
 
     def call_for(
         self, demands: Mapping[str, Demand], *, mode: str = "d", in_flight: bool = False
@@ -359,11 +359,8 @@ class Accounts:
         self._anonymous: dict[str, Account] = {}
         self._programs: dict[tuple[int, int, bool], Program] = {}
         self.purses = purses_of(catalog)
-        meters = catalog.meters.values()
-        self.counters = frozenset(
-            meter.name for meter in meters if meter.kind == "counter" and meter.source is None
-        )
-        self.derives = any(meter.source is not None for meter in meters)
+        self.counters = counters_of(catalog.meters)
+        self.derives = any(meter.source is not None for meter in catalog.meters.values())
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():

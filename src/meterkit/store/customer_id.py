@@ -7,7 +7,7 @@ from typing import Final, TypeGuard
 
 from meterkit.errors import CustomerError
 
-__all__ = ["check_customer", "is_customer"]
+__all__ = ["CUSTOMER_BYTES_MAX", "check_customer", "is_customer"]
 
 CUSTOMER_BYTES_MAX: Final = 256
 

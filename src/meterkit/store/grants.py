@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
+from meterkit.catalog.quantity import counters_of
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.balance import Holding, holdings_of
-from meterkit.store.customer_id import check_customer
-from meterkit.store.periods import from_ms, to_ms
-from meterkit.store.purse import MICRO, Purse, target_of
+from meterkit.store.customer_id import CUSTOMER_BYTES_MAX, check_customer, is_customer
+from meterkit.store.periods import check_aware, from_ms, to_ms
+from meterkit.store.purse import MICRO, target_of
 from meterkit.store.state import NEVER_MS, standing_at
 from meterkit.store.states import States
 
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Grant", "Grants", "LedgerEntry"]
 
 _PRIORITY_MAX: Final = 1000
-_ID_BYTES_MAX: Final = 256
 _FIRST: Final = datetime(1970, 1, 2, tzinfo=UTC)
 _LAST: Final = datetime(9998, 12, 31, tzinfo=UTC)
-_ID: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
 _UNEQUAL: Final = 1
 _TOO_MUCH: Final = 2
 
@@ -140,15 +138,15 @@ class Grants:
             for name, quantity in targets
             for word in (f"a {name} {grant_id}", name, quantity, priority, effective_ms, expires_ms)
         ]
-        _, _, ledger = await self._read(customer)
-        known = {field for field in ledger if _is_grant_of_app(field, grant_id)}
+        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
+        fields = await admin.ask(admin.client.hkeys(keys.ledger))
+        known = {field.decode() for field in fields if _is_grant_of_app(field.decode(), grant_id)}
         if known and known != {f"grant a {name} {grant_id}" for name, _ in targets}:
             raise MeterkitError(
                 f"grant_id: {grant_id!r} was used for other meters or credits already; nothing was granted, "
                 "take another id"
             )
         await self._states.change(customer, lambda state: replace(state, granted=True))
-        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *arguments)
         if reply[0] == _UNEQUAL:
             raise MeterkitError(
@@ -222,7 +220,7 @@ class Grants:
         _, state = await self._states.read(customer)
         now_ms = store.now_ms()
         standing = standing_at(state, store.catalog, now_ms)
-        purse = Purse.of(standing.plan, store.catalog)
+        purse = store.accounts.purses[standing.plan.key]
         held = holdings_of(_texts(fields), purse, standing.bounds, now_ms)
         return now_ms, held, _texts(ledger)
 
@@ -246,9 +244,7 @@ def _target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]
 
 
 def _kind_of(name: object, catalog: Catalog) -> Kind:
-    meters = [
-        key for key, meter in catalog.meters.items() if meter.kind == "counter" and meter.source is None
-    ]
+    meters = counters_of(catalog.meters)
     if name in meters and name in catalog.credits:
         raise UnknownMeterError(str(name), f"{name!r} is a meter and a credit; rename one of them")
     if name in catalog.credits:
@@ -264,23 +260,18 @@ def _kind_of(name: object, catalog: Catalog) -> Kind:
 
 
 def _instant(what: str, moment: datetime) -> int:
-    if moment.tzinfo is None:
-        raise MeterkitError(f"{what}: found a naive datetime; give it a time zone, UTC for example")
+    check_aware(what, moment)
     if not _FIRST <= moment <= _LAST:
         raise MeterkitError(f"{what}: found {moment.isoformat()}; allowed are instants from 1970 to 9998")
     return to_ms(moment)
 
 
 def _check_id(grant_id: object) -> None:
-    if (
-        isinstance(grant_id, str)
-        and _ID.fullmatch(grant_id)
-        and len(grant_id.encode("utf-8", "surrogatepass")) <= _ID_BYTES_MAX
-        and grant_id.isprintable()
-    ):
+    # The rule of customer ids, and nothing in it that cannot be seen.
+    if is_customer(grant_id) and grant_id.isprintable():
         return
     raise MeterkitError(
-        f"grant_id: allowed is a text of 1 to {_ID_BYTES_MAX} bytes of UTF-8 without control characters"
+        f"grant_id: allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
     )
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-__all__ = ["Bounds", "bounds_at", "from_ms", "to_ms"]
+from meterkit.errors import MeterkitError
+
+__all__ = ["Bounds", "bounds_at", "check_aware", "from_ms", "to_ms"]
 
 _MONTHS = {"month": 1, "year": 12}
 
@@ -15,6 +17,16 @@ _MONTHS = {"month": 1, "year": 12}
 def to_ms(moment: datetime) -> int:
     """Milliseconds since the epoch of an aware instant."""
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+
+
+def check_aware(what: str, moment: datetime) -> None:
+    """See that an instant has a time zone.
+
+    Raises:
+        MeterkitError: it has none; ``what`` names the argument.
+    """
+    if moment.tzinfo is None:
+        raise MeterkitError(f"{what}: found a naive datetime; give it a time zone, UTC for example")
 
 
 def from_ms(ms: int) -> datetime:

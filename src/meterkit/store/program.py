@@ -53,6 +53,11 @@ class Demand:
     needed: int
     taken: int
 
+    @classmethod
+    def of(cls, quantity: int) -> Self:
+        """Ask for a quantity, which is counted; of none, that something is left."""
+        return cls(needed=max(1, quantity), taken=quantity)
+
 
 class Open(int):
     """A quantity that is not known yet when a program is compiled; its places in the numbers are.
@@ -346,14 +351,13 @@ def compile_reserving(
     """What a route asks that reserves such quantities, to the unit."""
     demands = demands_of(route, catalog)
     for name, quantity in reserved.items():
-        taken = quantity + (demands[name].taken if name in demands else 0)
-        demands[name] = Demand(needed=max(1, taken), taken=taken)
+        demands[name] = Demand.of(quantity + (demands[name].taken if name in demands else 0))
     return compile_program(entitlements, catalog, demands, rates_only=route.always, purse=purse)
 
 
 def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:
     """What a route asks of each meter before the app runs."""
-    demands = {name: Demand(needed=max(1, taken), taken=taken) for name, taken in route.consume.items()}
+    demands = {name: Demand.of(taken) for name, taken in route.consume.items()}
     if route.usage != "none":
         # What the response will cost is not known yet: something must be left.
         for name in _TOKEN_METERS:

@@ -294,20 +294,6 @@ class Store:
             account.take(reply)
         return None
 
-    def end_renewed(
-        self, lane: Lane, call: DecideCall, renewed: DecideCall, slot: int, *, billed: bool
-    ) -> None:
-        """As :meth:`end`, where what was held at first is held by another call by now."""
-        ending = Ending(
-            call.account,
-            held=renewed.held,
-            flights=renewed.program.flights,
-            recorded=call.consumed if billed else _NOTHING,
-            rated=_NOTHING,
-            slot=slot,
-        )
-        lane.settle(ending, call.account.keys.shard)
-
     def post(
         self,
         lane: Lane,
@@ -353,7 +339,7 @@ class Store:
         renewed: tuple[DecideCall, int] | None = None,
         waiter: asyncio.Future[None] | None = None,
     ) -> None:
-        """Give back what a call reserved, now that the true quantities are known.
+        """Give back what a call held, and correct what it reserved, now that the true quantities are known.
 
         Args:
             lane: the running event loop's.
