@@ -123,12 +123,14 @@ class Exchange:
                 if self._nothing_to_settle:
                     self._complete = True
                     return self._send(message)
-                return self._finish(message)
+                return self._pass_on(message, last=True)
             if message.get("body"):
-                return self._stream(message)
+                return self._pass_on(message, last=False)
         elif kind == "http.response.start":
             self._status = message["status"]
             if self._reading is not None:
+                # Iterable by ASGI's word, so perhaps only once.
+                message = {**message, "headers": list(message.get("headers", ()))}
                 self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
@@ -139,7 +141,7 @@ class Exchange:
                     message.get("headers", ()), call, self._reply, self._scope["headers"]
                 )
         elif self._ends(kind, message):
-            return self._finish(message)
+            return self._pass_on(message, last=True)
         return self._send(message)
 
     def _ends(self, kind: str, message: Message) -> bool:
@@ -151,7 +153,10 @@ class Exchange:
             return not message.get("more_body", False) and not self._trailers
         return False
 
-    async def _stream(self, message: Message) -> None:
+    async def _pass_on(self, message: Message, *, last: bool) -> None:
+        """Send a piece of the body, or the last message of the response, and read it then."""
+        # Taken first: whoever is handed the message may put other bytes into it, as those do who compress.
+        body = b"" if self._reading is None else bytes(message.get("body", b""))
         try:
             await self._send(message)
         except OSError:
@@ -160,20 +165,12 @@ class Exchange:
         finally:
             # Also what nobody took was generated.
             if self._reading is not None:
-                self._reading.see(message["body"])
-        self._begun = True
-
-    async def _finish(self, message: Message) -> None:
-        try:
-            await self._send(message)
-        except OSError:
-            self._gone = True
-            raise
-        finally:
-            if self._reading is not None:
-                self._reading.see(message.get("body", b""))
-        self._complete = True
-        self.settle(None)
+                self._reading.see(body)
+        if last:
+            self._complete = True
+            self.settle(None)
+        else:
+            self._begun = True
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store what the request came to; once."""

@@ -91,7 +91,7 @@ class Reading:
         reader = self._reader
         if reader is not None and body:
             with self._contained:
-                reader.feed(bytes(body))
+                reader.feed(body)
 
     def input_tokens(self) -> int:
         """Estimated tokens of the request, at least 1; 0 where nobody asked before the response was over."""

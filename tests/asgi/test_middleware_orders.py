@@ -1,0 +1,146 @@
+"""The middleware among others, outside and inside of them: usage is counted the same, bytes pass the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from brotli_asgi import BrotliMiddleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import Response, StreamingResponse
+
+from llm_apps import metered, stream_of, tokens
+from metering import HEADERS
+from usage.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+USED = (1234, 567)
+TEXTS = [f"word {n} of a long answer, " for n in range(60)]
+STREAM = [
+    *(sse(chat({"content": text})) for text in TEXTS),
+    sse(chat(None, usage=chat_usage(*USED))),
+    b"data: [DONE]\n\n",
+]
+DOCUMENT = compact(
+    {
+        "object": "chat.completion",
+        "choices": [{"message": {"content": "".join(TEXTS)}}],
+        "usage": chat_usage(*USED),
+    }
+)
+LINES = [
+    *(compact({"model": "m", "message": {"content": text}, "done": False}) + b"\n" for text in TEXTS),
+    compact({"model": "m", "done": True, "prompt_eval_count": USED[0], "eval_count": USED[1]}) + b"\n",
+]
+
+
+class PassingOn(BaseHTTPMiddleware):
+    """The commonest middleware of all."""
+
+    async def dispatch(self, request: Any, call_next: Any) -> Any:
+        response = await call_next(request)
+        response.headers["x-passed-on"] = "yes"
+        return response
+
+
+class Reusing:
+    """Empties each message once it has been sent, as one that keeps a single dict for all of them may."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_clear(message: Any) -> None:
+            await send(dict(message))
+            message.clear()
+
+        await self.app(scope, receive, send_and_clear)
+
+
+WRAPPINGS: dict[str, Callable[[ASGIApp], ASGIApp]] = {
+    "gzip": lambda app: GZipMiddleware(app, minimum_size=1, exclude_content_types=()),
+    "gzip in threads": lambda app: GZipMiddleware(
+        app, minimum_size=1, thread_minimum_size=1, exclude_content_types=()
+    ),
+    "brotli": lambda app: BrotliMiddleware(app, minimum_size=1),
+    "cors": lambda app: CORSMiddleware(app, allow_origins=["https://app.example"]),
+    "base": PassingOn,
+    "reusing": Reusing,
+}
+
+
+def answering(kind: str) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if kind == JSON_TYPE:
+            response = Response(DOCUMENT, media_type=kind)
+        else:
+            response = StreamingResponse(stream_of(STREAM if kind == SSE_TYPE else LINES), media_type=kind)
+        await response(scope, receive, send)
+
+    return app
+
+
+async def ask(app: ASGIApp, path: str) -> httpx.Response:
+    # httpx asks for br too, where it can read it.
+    headers = {**HEADERS, "origin": "https://app.example", "accept-encoding": "gzip, br"}
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=headers) as client:
+        return await client.post(path)
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+@pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE, NDJSON_TYPE])
+async def test_inside_of_another_middleware_the_usage_is_counted(
+    name: str, kind: str, store_url: str
+) -> None:
+    """F-6: what stands outside may change a message once it has it."""
+    async with metered(answering(kind), store_url) as at:
+        response = await ask(WRAPPINGS[name](at.app), "/auto" if kind != NDJSON_TYPE else "/ollama")
+        coded = {"gzip": "gzip", "gzip in threads": "gzip", "brotli": "br"}.get(name)
+        assert response.headers.get("content-encoding") == coded
+        assert response.content == b"".join(
+            {JSON_TYPE: [DOCUMENT], SSE_TYPE: STREAM, NDJSON_TYPE: LINES}[kind]
+        )
+        assert "ratelimit" in response.headers
+        assert await tokens(at.kit) == USED
+        assert await at.counted() == (1, 0)
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+@pytest.mark.parametrize("kind", [JSON_TYPE, SSE_TYPE, NDJSON_TYPE])
+async def test_outside_of_another_middleware_the_usage_is_counted_or_said_to_be_missing(
+    name: str, kind: str, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with metered(WRAPPINGS[name](answering(kind)), store_url) as at:
+        response = await ask(at.app, "/auto" if kind != NDJSON_TYPE else "/ollama")
+        assert response.content == b"".join(
+            {JSON_TYPE: [DOCUMENT], SSE_TYPE: STREAM, NDJSON_TYPE: LINES}[kind]
+        )
+        counted = await tokens(at.kit)
+        # A coding that cannot be undone on the copy is said to be one.
+        assert counted == USED or (name == "brotli" and "content coding" in caplog.text)
+        assert await at.counted() == (1, 0)
+
+
+async def test_headers_that_can_be_looked_at_only_once_reach_the_client(store_url: str) -> None:
+    """F-6: they are Iterable by ASGI's word; reading the content type must not use them up."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        headers = iter([(b"content-type", JSON_TYPE.encode()), (b"x-own", b"1")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": DOCUMENT})
+
+    async with metered(app, store_url) as at:
+        response = await ask(at.app, "/auto")
+        assert (response.headers["x-own"], response.headers["content-type"]) == ("1", JSON_TYPE)
+        assert await tokens(at.kit) == USED
