@@ -52,6 +52,18 @@ def pid(path: str) -> int:
     return number
 
 
+def leads_into(path: str, directory: Path) -> bool:
+    """Whether a path is the socket in a directory; by a shorter way where the kernel takes no longer one."""
+    return Path(path).name == "valkey.sock" and Path(path).parent.samefile(directory)
+
+
+def bind(listener: socket.socket, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listen in a directory, however long its path is."""
+    with monkeypatch.context() as there:
+        there.chdir(directory)
+        listener.bind("valkey.sock")
+
+
 def runs(directory: Path) -> bool:
     """Whether a server holds its lock: also true of one that hangs."""
     lock = FileLock(directory / "server.lock")
@@ -129,7 +141,7 @@ def new_user(directory: Path) -> Iterator[Callable[[], User]]:
 
 def test_starts_a_server_that_keeps_what_it_is_told(server: EmbeddedServer, directory: Path) -> None:
     path = server.start()
-    assert path == str(directory / "valkey.sock")
+    assert leads_into(path, directory)
     ask(path, "SET", "a", "1")
     assert ask(path, "CONFIG", "GET", "append*") == {
         "appendonly": "yes",
@@ -191,7 +203,8 @@ def test_six_processes_that_start_at_once_start_one_server(
     for user in users:
         user.begin()
     paths = {user.line() for user in users}
-    assert paths == {str(directory / "valkey.sock")}
+    assert len(paths) == 1
+    assert leads_into(min(paths), directory)
     ask(paths.pop(), "SET", "a", "1")
     for user in users:
         user.begin()
@@ -275,10 +288,12 @@ def test_stopping_after_a_crash_is_no_error(server: EmbeddedServer, directory: P
     assert not runs(directory)
 
 
-def test_what_lies_about_from_before_is_no_server(server: EmbeddedServer, directory: Path) -> None:
+def test_what_lies_about_from_before_is_no_server(
+    server: EmbeddedServer, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory.mkdir()
     with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(directory / "valkey.sock"))
+        bind(dead, directory, monkeypatch)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (directory / "valkey.pid").write_text(f"{gone.pid}\n")
@@ -306,17 +321,42 @@ def test_a_relative_directory_is_that_of_the_moment(
     monkeypatch.chdir(tmp_path)
     server = EmbeddedServer("data")
     monkeypatch.chdir("/")
-    assert server.start() == str(directory / "valkey.sock")
+    assert leads_into(server.start(), directory)
     server.stop()
 
 
 def test_a_folder_that_others_may_write_in_does_not_shorten_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(embedded, "_SOCKET_PATH_BYTES", len(str(tmp_path)) + 60)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / f"meterkit-{os.geteuid()}").mkdir(mode=0o755)
+    folder = tmp_path / f"meterkit-{os.geteuid()}"
+    folder.mkdir(mode=0o755)
+    long = "x" * 200
+    server = EmbeddedServer(tmp_path / long)
+    path = server.start()  # /tmp serves where TMPDIR cannot.
+    assert not path.startswith(str(tmp_path))
+    server.stop()
+
+    def not_private(_folder: Path) -> bool:
+        return False
+
+    monkeypatch.setattr(embedded, "is_private_folder", not_private)
     with pytest.raises(SettingsError, match="name a directory with a shorter path"):
-        EmbeddedServer(tmp_path / ("x" * 200)).start()
+        EmbeddedServer(tmp_path / long).start()
+
+
+def test_it_runs_where_the_folder_for_temporary_files_has_a_long_path_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # F-8a: macOS and CI systems; the link that shortens the path must be short itself.
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    server = EmbeddedServer(long / "data")
+    assert ask(server.start(), "PING") is True
+    server.stop()
+    assert not runs(long / "data")
 
 
 FORK = """
@@ -417,12 +457,12 @@ def test_a_server_that_still_loads_counts_as_started(
                     connection.sendall(b"-LOADING Valkey is loading the dataset in memory\r\n")
 
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(directory / "valkey.sock"))
+        bind(listener, directory, monkeypatch)
         listener.listen()
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
         server = EmbeddedServer(directory)
-        assert server.start() == str(directory / "valkey.sock")
+        assert leads_into(server.start(), directory)
         alive.release()
         server.stop()
         listener.shutdown(socket.SHUT_RDWR)

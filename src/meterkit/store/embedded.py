@@ -6,7 +6,9 @@ What lies in the directory:
 - ``start.lock``: held by whoever is starting or stopping the server.
 - ``users.lock``: held, shared, by every user of the server. Who gets it alone is the last one out.
 - ``server.lock``: held by the server itself, which inherits it. Who gets it knows that none runs.
-- ``valkey.log``, ``valkey.log.1``, ``valkey.pid``: for people.
+- ``valkey.log``, ``valkey.log.1``, ``valkey.pid``: for people. ``.gitignore``: all of it is left out.
+
+The directory is this user's alone: whoever else could write in it could put a server of their own there.
 
 The kernel drops a lock with the last process that holds it, so nothing has to be cleaned up after a kill.
 """
@@ -20,7 +22,6 @@ import logging
 import os
 import shutil
 import socket
-import stat
 import subprocess
 import tempfile
 import time
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import SettingsError, StoreError
 from meterkit.store.filelock import FileLock
+from meterkit.store.private_directory import check_peer, is_private_folder, make_directory
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -84,7 +86,7 @@ class EmbeddedServer:
             SettingsError: there is no server to run, or the directory cannot be used.
             StoreError: the server does not start, or does not answer.
         """
-        self._make_directory()
+        make_directory(self._directory)
         with self._turn():
             self._bring_up()
             if self._use is None or not self._use.held:
@@ -117,19 +119,6 @@ class EmbeddedServer:
             _logger.warning("the directory %s of the embedded server is gone", self._directory)
         finally:
             use.release()
-
-    def _make_directory(self) -> None:
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            usable = os.access(self._directory, os.W_OK | os.X_OK)
-        except OSError as error:
-            raise SettingsError(
-                "redis_url", f"redis_url: the directory {self._directory} cannot be made: {error.strerror}"
-            ) from error
-        if not usable:
-            raise SettingsError(
-                "redis_url", f"redis_url: this user may not write in the directory {self._directory}"
-            )
 
     @contextlib.contextmanager
     def _turn(self) -> Generator[None]:
@@ -209,7 +198,7 @@ class EmbeddedServer:
         if len(os.fsencode(direct)) <= _SOCKET_PATH_BYTES:
             return direct
         name = hashlib.blake2b(os.fsencode(self._directory), digest_size=8).hexdigest()
-        link = _private_folder() / name
+        link = _short_folder(f"{name}/{_SOCKET}") / name
         with contextlib.suppress(FileExistsError):
             link.symlink_to(self._directory, target_is_directory=True)
         return link / _SOCKET
@@ -257,19 +246,23 @@ def _server_binary() -> str:
     return os.fspath(Path(binary_on_path).absolute())
 
 
-def _private_folder() -> Path:
-    """A folder with a short path where no one else can put a link."""
-    folder = Path(tempfile.gettempdir(), f"meterkit-{os.geteuid()}")
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise SettingsError(
-            "redis_url",
-            f"redis_url: the path of the directory is too long for a socket, and {folder}, which would"
-            " shorten it, is not a folder of this user alone; name a directory with a shorter path",
-        )
-    return folder
+def _short_folder(inside: str) -> Path:
+    """A folder where no one else can put a link, so short that the kernel takes the path ``inside`` it."""
+    name = f"meterkit-{os.geteuid()}"
+    # TMPDIR may be as long as the directory: macOS and many CI systems set one for each job.
+    folders = [Path(parent, name) for parent in (tempfile.gettempdir(), "/tmp")]  # noqa: S108 - checked below
+    short = [folder for folder in folders if len(os.fsencode(folder / inside)) <= _SOCKET_PATH_BYTES]
+    for folder in short:
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if is_private_folder(folder):
+                return folder
+    raise SettingsError(
+        "redis_url",
+        "redis_url: the path of the directory is too long for a socket, and"
+        f" {' or '.join(map(str, short or folders))}, which would shorten it, is not a folder of this user"
+        " alone; name a directory with a shorter path",
+    )
 
 
 def _ask(address: Path, command: str) -> bytes:
@@ -277,6 +270,7 @@ def _ask(address: Path, command: str) -> bytes:
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_ASK_S)
         connection.connect(os.fspath(address))
+        check_peer(connection, address)
         connection.sendall(f"{command}\r\n".encode())
         return connection.recv(100)
     return b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -53,7 +54,8 @@ class FileLock:
 
         Raises:
             FileNotFoundError: the file's directory is missing.
-            StoreError: the file belongs to another user, or its file system knows no locks.
+            StoreError: the file belongs to another user or is a symbolic link, or its file system knows no
+                locks.
         """
         how = fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         deadline = time.monotonic() + timeout_s
@@ -91,9 +93,16 @@ class FileLock:
     def _open(self) -> None:
         with _forking:
             try:
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             except PermissionError as error:
                 raise StoreError(f"{self._path} belongs to another user", executed=False) from error
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                raise StoreError(
+                    f"{self._path} is a symbolic link, and no file of meterkit's is one; remove it",
+                    executed=False,
+                ) from error
             _open_locks.add(self)
 
 
