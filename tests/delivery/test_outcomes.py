@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -18,16 +18,26 @@ NO_CUSTOMER = "No such customer: 'c'"
 DIGITS = "The value in the event payload can have at most 15 digits. Received 1234567890123456."
 OTHER_MODE = "No such customer: 'cus_1'; a similar object exists in live mode, but a test mode key was used."
 
+MISSING = "Missing required param: payload[user_id]"
+KEY = "payload[user_id]"
+NEW = "The event timestamp cannot be more than 5 minutes in the future. Expected a timestamp …"
+
+
+def refusal(message: str, *, status: int = 400, **said: Any) -> Result:
+    """Stripe's own error envelope, as it comes where a parameter is not what it must be."""
+    return Result(status=status, type="invalid_request_error", message=message, **said)
+
+
 # What happened, and what became of the intent; the last column: whether the next try needs a fresh key.
 TABLE: list[tuple[str, Result, Kind, bool]] = [
     ("accepted", Result(status=200), "delivered", False),
     ("accepted, another 2xx", Result(status=202), "delivered", False),
-    ("accepted earlier", Result(status=400, message=DUPLICATE, should_retry=False), "duplicate", False),
+    ("accepted earlier", refusal(DUPLICATE, should_retry=False), "duplicate", False),
     ("accepted earlier, v2", Result(status=400, code="duplicate_meter_event"), "duplicate", False),
     ("no connection", Result(failure="not_sent", message="ConnectError"), "not_done", False),
     ("no answer", Result(failure="no_reply", message="ReadTimeout"), "unknown", False),
     ("nothing known at all", Result(), "unknown", False),
-    ("a 2xx of somebody else", Result(status=200, failure="unreadable"), "unknown", True),
+    ("a 2xx of somebody else", Result(status=200, failure="unreadable"), "unreadable", True),
     ("server error", Result(status=500, type="api_error"), "unknown", True),
     ("server error, not to be retried", Result(status=500, should_retry=False), "unknown", True),
     ("bad gateway", Result(status=502), "unknown", True),
@@ -36,24 +46,37 @@ TABLE: list[tuple[str, Result, Kind, bool]] = [
     ("key in flight, by its type", Result(status=409, type="idempotency_error"), "not_done", False),
     ("too many calls", Result(status=429, code="rate_limit", should_retry=False), "not_done", False),
     ("object locked", Result(status=429, code="lock_timeout"), "not_done", False),
-    ("Stripe says: again", Result(status=400, message="lock", should_retry=True), "not_done", False),
+    ("Stripe says: again", refusal("lock", should_retry=True), "not_done", False),
     ("key of another request", Result(status=400, type="idempotency_error"), "bug", True),
     ("bad key", Result(status=401, should_retry=True), "systemic", True),
     ("no permission", Result(status=403), "systemic", True),
-    ("meter unknown or inactive", Result(status=400, message=NO_METER), "systemic", True),
-    ("meter unknown, other words", Result(status=400, message="No such meter: 'm'"), "systemic", True),
-    ("meter unknown, v2", Result(status=400, code="no_meter"), "systemic", True),
-    ("meter archived, v2", Result(status=400, code="archived_meter"), "systemic", True),
-    ("test key for live objects", Result(status=400, message=OTHER_MODE), "systemic", True),
-    ("unknown version", Result(status=400, message="Invalid Stripe API version: 1"), "systemic", True),
-    ("unknown address", Result(status=404, message="Unrecognized request URL"), "systemic", True),
+    ("meter unknown or inactive", refusal(NO_METER), "no_meter", True),
+    ("meter unknown, other words", refusal("No such meter: 'm'"), "no_meter", True),
+    ("meter unknown, v2", Result(status=400, code="no_meter"), "no_meter", True),
+    ("meter archived, v2", Result(status=400, code="archived_meter"), "no_meter", True),
+    ("test key for live objects", refusal(OTHER_MODE), "systemic", True),
+    ("unknown version", refusal("Invalid Stripe API version: 1"), "systemic", True),
+    ("unknown address", refusal("Unrecognized request URL", status=404), "systemic", True),
     ("redirected by a proxy", Result(status=302), "systemic", True),
-    ("payment of the account", Result(status=402), "systemic", True),
-    ("too old", Result(status=400, message=OLD), "permanent", True),
-    ("too many digits", Result(status=400, message=DIGITS), "permanent", True),
-    ("no customer", Result(status=400, code="resource_missing", message=NO_CUSTOMER), "permanent", True),
-    ("no customer, as 404", Result(status=404, message=NO_CUSTOMER), "permanent", True),
-    ("anything else refused", Result(status=400, message="Invalid integer: x"), "permanent", True),
+    ("payment of the account", Result(status=402, type="card_error"), "systemic", True),
+    ("an error of the API's own as 400", Result(status=400, type="api_error"), "systemic", True),
+    # F-50: what does not come in Stripe's envelope says nothing of the event.
+    ("a page of a proxy's", Result(status=400, message="<html>Bad Request"), "systemic", True),
+    ("a page that speaks of an identifier", Result(status=400, message=DUPLICATE), "systemic", True),
+    ("a page that speaks of a customer", Result(status=404, message=NO_CUSTOMER), "systemic", True),
+    ("a gateway's own envelope", Result(status=400, type="bad_request", message="No."), "systemic", True),
+    # F-51
+    ("too old", refusal(OLD), "timestamp", True),
+    ("too new", refusal(NEW), "timestamp", True),
+    ("some other timestamp", refusal("No.", param="timestamp"), "timestamp", True),
+    # F-53
+    ("another key, by its param", refusal(MISSING, param=KEY, code="parameter_missing"), "mapping", True),
+    ("another key, in other words", refusal("The payload has no `user`."), "mapping", True),
+    ("another key, v2", refusal("No.", code="payload_no_value_defined"), "mapping", True),
+    ("too many digits", refusal(DIGITS, param="payload[value]"), "permanent", True),
+    ("no customer", refusal(NO_CUSTOMER, code="resource_missing", param="payload[x]"), "permanent", True),
+    ("no customer, as 404", refusal(NO_CUSTOMER, status=404), "permanent", True),
+    ("anything else refused", refusal("Invalid integer: x"), "permanent", True),
 ]  # fmt: skip
 
 STEPS: dict[Kind, tuple[str, bool]] = {
@@ -62,7 +85,11 @@ STEPS: dict[Kind, tuple[str, bool]] = {
     "unknown": ("retry", False),
     "not_done": ("retry", False),
     "bug": ("retry", True),
-    "systemic": ("park", True),
+    "unreadable": ("retry", True),
+    "systemic": ("retry", True),
+    "no_meter": ("retry", True),
+    "timestamp": ("park", True),
+    "mapping": ("park", True),
     "permanent": ("dead", True),
 }
 
@@ -97,7 +124,7 @@ def test_no_5xx_ends_an_intent_whatever_it_says(status: int) -> None:
         Result,
         status=st.none() | st.integers(100, 599),
         failure=st.sampled_from([None, "not_sent", "no_reply", "unreadable"]),
-        type=st.none() | st.text(),
+        type=st.none() | st.text() | st.sampled_from(["invalid_request_error", "api_error"]),
         code=st.none() | st.text(),
         message=st.none() | st.text() | st.sampled_from([DUPLICATE, NO_METER, OLD]),
         should_retry=st.none() | st.booleans(),
@@ -107,15 +134,17 @@ def test_without_an_answer_nothing_is_ever_settled(result: Result) -> None:
     outcome = classify(result)
     if result.failure is not None or result.status is None:
         assert outcome.step == "retry"
-    if outcome.step == "dead":
+    if outcome.step in {"dead", "park"}:
         assert result.status is not None
         assert 400 <= result.status < 500
+        assert result.type == "invalid_request_error"
     assert len(outcome.detail) <= 300
 
 
 @pytest.mark.parametrize("failure", ["no_reply", "unreadable"])
 def test_a_lost_answer_is_unknown_even_with_a_status(failure: Failure) -> None:
-    assert classify(Result(status=200, failure=failure)).kind == "unknown"
+    outcome = classify(Result(status=200, failure=failure))
+    assert (outcome.step, outcome.refused) == ("retry", False)
 
 
 def test_detail_tells_what_was_answered() -> None:

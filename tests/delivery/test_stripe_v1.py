@@ -1,36 +1,39 @@
 from __future__ import annotations
 
+import asyncio
+import json
+import ssl
 import subprocess
 import sys
+from base64 import b64encode
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import anyio
-import httpx
 import pytest
-import respx
+import trustme
 from anyio.abc import SocketAttribute, SocketStream
 
+from answering import Answering, answer, answering
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.transport import Intent, Transport
 from meterkit.testing import Clock, StripeEmulator
+from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from importlib.machinery import ModuleSpec
-    from pathlib import Path
 
+    from answering import Asked
     from meterkit.delivery.outcomes import Kind
 
 pytestmark = pytest.mark.anyio
 
 KEY = "sk_test_51SECRETsecret"
-URL = "http://stripe.test"
-EVENTS = f"{URL}/v1/billing/meter_events"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 INTENT = Intent(
     identifier="4f1c",
@@ -48,7 +51,7 @@ CLOSED_PORT = "http://127.0.0.1:1"
 
 
 @asynccontextmanager
-async def opened(api_base: str = URL, *, timeout_s: float = 5.0) -> AsyncGenerator[Transport]:
+async def opened(api_base: str, *, timeout_s: float = 5.0) -> AsyncGenerator[Transport]:
     transport = StripeV1Transport(KEY, api_base=api_base, timeout_s=timeout_s)
     try:
         yield transport
@@ -65,41 +68,53 @@ async def emulated(*, timeout_s: float = 5.0) -> AsyncGenerator[tuple[StripeEmul
         yield emulator, transport
 
 
-@respx.mock
-async def test_wire_form() -> None:
-    route = respx.post(EVENTS).respond(json=ACCEPTED)
-    async with opened() as transport:
-        outcome = await transport.send(replace(INTENT, value=10**15 - 1, idempotency_key="4f1c-2"))
-    assert outcome.kind == "delivered"
-    request = route.calls.last.request
-    assert parse_qs(request.content.decode()) == {
+def created(asked: Asked) -> bytes:
+    """What Stripe answers to a meter event."""
+    return answer(200, {**ACCEPTED, "identifier": parse_qs(asked.body)["identifier"][0]})
+
+
+async def test_wire_form_is_that_of_the_official_sdk() -> None:
+    intent = replace(INTENT, value=10**15 - 1, idempotency_key="4f1c-2")
+    async with answering(created) as stand_in, opened(stand_in.url) as transport:
+        assert (await transport.send(intent)).kind == "delivered"
+        session = StripeSession(KEY, api_base=stand_in.url, timeout_s=5)
+        await session.create_meter_event(intent)
+        await session.close()
+    ours, theirs = stand_in.asked
+    assert parse_qs(ours.body) == {
         "event_name": ["api_requests"],
         "identifier": ["4f1c"],
         "payload[stripe_customer_id]": ["cus_1"],
         "payload[value]": ["999999999999999"],
         "timestamp": [str(INTENT.timestamp)],
     }
-    assert request.headers["idempotency-key"] == "4f1c-2"
-    assert request.headers["stripe-version"] == "2026-10-28.endive"
-    assert request.headers["authorization"] == f"Bearer {KEY}"
-    assert "x-stripe-client-telemetry" not in request.headers
+    assert parse_qs(ours.body) == parse_qs(theirs.body)
+    assert (ours.line, theirs.line) == ("POST /v1/billing/meter_events HTTP/1.1",) * 2
+    for name in ("authorization", "idempotency-key", "stripe-version", "content-type", "host"):
+        assert ours.headers[name] == theirs.headers[name]
+    assert "x-stripe-client-telemetry" not in ours.headers
 
 
-@respx.mock
 async def test_zero_is_sent_as_zero() -> None:
-    route = respx.post(EVENTS).respond(json=ACCEPTED)
-    async with opened() as transport:
+    async with answering(created) as stand_in, opened(stand_in.url) as transport:
         await transport.send(replace(INTENT, value=0))
-    assert parse_qs(route.calls.last.request.content.decode())["payload[value]"] == ["0"]
+    assert parse_qs(stand_in.asked[0].body)["payload[value]"] == ["0"]
 
 
-@respx.mock
+async def test_names_of_any_letters_arrive_as_they_are() -> None:
+    async with answering(created) as stand_in, opened(stand_in.url) as transport:
+        await transport.send(replace(INTENT, event_name="größe & [1]=%2B"))
+    assert parse_qs(stand_in.asked[0].body)["event_name"] == ["größe & [1]=%2B"]
+
+
 @pytest.mark.parametrize(
     ("status", "error", "headers", "kind"),
     [
         (400, {"message": "An event already exists with identifier 4f1c."}, {}, "duplicate"),
         (400, {"type": "idempotency_error", "message": "Keys for …"}, {}, "bug"),
-        (400, {"message": "Locked."}, {"Stripe-Should-Retry": "true"}, "not_done"),
+        (400, {"message": "Locked."}, {"stripe_should_retry": "true"}, "not_done"),
+        (400, {"message": "Missing required param: payload[id].", "param": "payload[id]"}, {}, "mapping"),
+        (400, {"message": "Too late.", "param": "timestamp"}, {}, "timestamp"),
         (401, {"message": f"Invalid API Key provided: {KEY}"}, {}, "systemic"),
         (403, {"message": "No permission."}, {}, "systemic"),
         (404, {"message": "Unrecognized request URL"}, {}, "systemic"),
@@ -110,72 +125,166 @@ async def test_zero_is_sent_as_zero() -> None:
     ],
 )
 async def test_refusals(status: int, error: dict[str, str], headers: dict[str, str], kind: Kind) -> None:
-    route = respx.post(EVENTS).respond(status, json={"error": error}, headers=headers)
-    async with opened() as transport:
+    body = {"error": {"type": "invalid_request_error", **error}}
+    async with answering(answer(status, body, **headers)) as stand_in, opened(stand_in.url) as transport:
         outcome = await transport.send(INTENT)
     assert kind == outcome.kind
-    assert route.call_count == 1, "one send is one request"
+    assert len(stand_in.asked) == 1, "one send is one request"
     assert "SECRET" not in repr(outcome)
 
 
-@respx.mock
-async def test_code_of_a_429_is_found_although_the_sdk_hides_it() -> None:
-    respx.post(EVENTS).respond(429, json={"error": {"code": "lock_timeout", "type": "invalid_request_error"}})
-    async with opened() as transport:
+async def test_code_of_a_429_is_told() -> None:
+    error = {"code": "lock_timeout", "type": "invalid_request_error"}
+    async with answering(answer(429, {"error": error})) as stand_in, opened(stand_in.url) as transport:
         assert "lock_timeout" in (await transport.send(INTENT)).detail
 
 
-@respx.mock
+HTML = "<html>An event already exists with identifier 4f1c. No such customer: please log in</html>"
+
+
 @pytest.mark.parametrize(
-    "body",
-    ["", "<html>Log in to the hotel</html>", "[]", "null", '"ok"', "{}", '{"identifier": "another"}'],
+    "body", ["", HTML, "[]", "null", '"ok"', "{}", '{"identifier": "another"}', '{"identifier": "4f1']
 )
-async def test_a_200_that_is_not_of_this_event_is_unknown(body: str) -> None:
-    respx.post(EVENTS).respond(200, text=body)
-    async with opened() as transport:
+async def test_a_200_that_is_not_of_this_event_is_unknown_and_told(body: str) -> None:
+    async with answering(answer(200, body)) as stand_in, opened(stand_in.url) as transport:
         outcome = await transport.send(INTENT)
-    assert outcome.kind == "unknown"
-    assert outcome.new_key
+    assert (outcome.kind, outcome.new_key, outcome.alert) == ("unreadable", True, True)
+    assert (outcome.step, outcome.refused, outcome.scope) == ("retry", False, "account")
 
 
-@respx.mock
-@pytest.mark.parametrize("body", ["", "<html>502</html>", "[]", '{"error": "odd"}', '{"error": null}'])
-async def test_unreadable_refusals_are_unknown(body: str) -> None:
-    respx.post(EVENTS).respond(502, text=body)
-    async with opened() as transport:
+@pytest.mark.parametrize(
+    "body", ["", HTML, "[]", '{"error": "odd"}', '{"error": null}', '{"error": {"type": 3}}']
+)
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 402, 403, 404, 405, 407, 410, 413, 414, 431, 451])
+async def test_a_refusal_that_is_not_stripes_own_ends_no_intent(status: int, body: str) -> None:
+    # F-50
+    async with answering(answer(status, body)) as stand_in, opened(stand_in.url) as transport:
+        outcome = await transport.send(INTENT)
+    assert (outcome.kind, outcome.step, outcome.scope) == ("systemic", "retry", "account")
+    assert f"HTTP {status}" in outcome.detail
+    assert len(stand_in.asked) == 1, "a redirect is not followed"
+
+
+@pytest.mark.parametrize("body", ["", HTML, "[]", '{"error": "odd"}', '{"error": null}'])
+async def test_unreadable_refusals_of_5xx_are_unknown(body: str) -> None:
+    async with answering(answer(502, body)) as stand_in, opened(stand_in.url) as transport:
         assert (await transport.send(INTENT)).kind == "unknown"
 
 
-@respx.mock
+WHOLE = answer(200, ACCEPTED)
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    "raw",
     [
-        (httpx.ConnectError("refused"), "not_done"),
-        (httpx.ConnectTimeout("slow"), "not_done"),
-        (httpx.PoolTimeout("busy"), "not_done"),
-        (httpx.ReadTimeout("slow"), "unknown"),
-        (httpx.WriteError("broken"), "unknown"),
-        (httpx.RemoteProtocolError("closed"), "unknown"),
-        (RuntimeError("the client has been closed"), "unknown"),
-        (OSError("odd"), "unknown"),
+        b"",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\n",
+        WHOLE[:-1],
+        CHUNKED,
+        CHUNKED + b'5\r\n{"ide\r\n',
+        CHUNKED + b"%x\r\n" % len(json.dumps(ACCEPTED)) + json.dumps(ACCEPTED).encode() + b"\r\n",
+        CHUNKED + b"zz\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{",
     ],
+    ids=range(10),
 )
-async def test_failures_of_the_network(error: Exception, kind: Kind) -> None:
-    respx.post(EVENTS).mock(side_effect=error)
-    async with opened() as transport:
+async def test_an_answer_that_is_cut_off_is_unknown(raw: bytes) -> None:
+    # F-50: a truncated answer says nothing, whatever its status.
+    async with answering(raw, closes=True) as stand_in, opened(stand_in.url) as transport:
         outcome = await transport.send(INTENT)
-    assert kind == outcome.kind
-    assert type(error).__name__ in outcome.detail
+    assert (outcome.kind, outcome.new_key) == ("unknown", False)
 
 
-@respx.mock
+async def test_chunked_answers_and_answers_until_the_end_are_read() -> None:
+    body = json.dumps(ACCEPTED).encode()
+    chunked = CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    until_end = b"HTTP/1.1 200 OK\r\n\r\n" + body
+    async with answering(chunked) as stand_in, opened(stand_in.url) as transport:
+        assert [(await transport.send(INTENT)).kind for _ in range(3)] == ["delivered"] * 3
+    assert stand_in.connections == 1
+    async with answering(until_end, closes=True) as stand_in, opened(stand_in.url) as transport:
+        assert [(await transport.send(INTENT)).kind for _ in range(2)] == ["delivered"] * 2
+
+
+async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
+    endless = answer(200, "x" * 2_000_000)
+    async with answering(endless) as stand_in, opened(stand_in.url) as transport:
+        assert (await transport.send(INTENT)).kind == "unknown"
+
+
+async def test_connections_are_kept_and_closed_ones_are_not_used_again() -> None:
+    async with answering(created) as stand_in, opened(stand_in.url) as transport:
+        for number in range(5):
+            assert (await transport.send(replace(INTENT, identifier=f"i{number}"))).kind == "delivered"
+        assert stand_in.connections == 1
+        stand_in.closes = True
+        assert (await transport.send(INTENT)).kind == "delivered"
+        await anyio.sleep(0.05)
+        stand_in.closes = False
+        assert (await transport.send(INTENT)).kind == "delivered"
+        assert stand_in.connections == 2
+
+
 @pytest.mark.parametrize("date", [None, "yesterday", ""])
 async def test_without_a_date_there_is_no_server_time(date: str | None) -> None:
-    respx.post(EVENTS).respond(json=ACCEPTED, headers={} if date is None else {"date": date})
-    async with opened() as transport:
+    headers = {} if date is None else {"date": date}
+    async with answering(answer(200, ACCEPTED, **headers)) as stand_in, opened(stand_in.url) as transport:
         outcome = await transport.send(INTENT)
     assert outcome.kind == "delivered"
     assert outcome.server_time_s is None
+
+
+def certified(host: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's side of TLS for a host, and a client's that trusts it."""
+    authority: Any = trustme.CA()
+    served, trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert(host).configure_cert(served)
+    authority.configure_trust(trusted)
+    return served, trusted
+
+
+@pytest.mark.parametrize("proxy_status", [200, 407, 502])
+async def test_a_proxy_of_the_environment_is_used_and_its_refusal_is_certainly_not_done(
+    monkeypatch: pytest.MonkeyPatch, proxy_status: int
+) -> None:
+    served, trusted = certified("stripe.test")
+    monkeypatch.setattr("meterkit.delivery.http._tls", lambda: trusted)
+    asked: list[bytes] = []
+
+    async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 %d Whatever\r\n\r\n" % proxy_status)
+        if proxy_status == 200:
+            await writer.start_tls(served)
+            await Answering(answer=created, closes=True).serve(reader, writer)
+        else:
+            writer.close()
+
+    async with await asyncio.start_server(tunnel, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@127.0.0.1:{port}")
+        async with opened("https://stripe.test") as transport:
+            outcome = await transport.send(INTENT)
+    assert outcome.kind == ("delivered" if proxy_status == 200 else "not_done")
+    credentials = b64encode(b"me:p@ss")
+    assert asked[0].startswith(b"CONNECT stripe.test:443 HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic " + credentials in asked[0]
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_certainly_not_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    served, _ = certified("127.0.0.1")
+    stand_in = Answering(answer=created)
+    async with await asyncio.start_server(stand_in.serve, "127.0.0.1", 0, ssl=served) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with opened(f"https://127.0.0.1:{port}") as transport:
+            assert (await transport.send(INTENT)).kind == "not_done"
+    assert stand_in.asked == []
 
 
 async def test_server_time_is_stripes_clock() -> None:
@@ -271,14 +380,6 @@ async def test_cancellation_passes() -> None:
         assert scope.cancelled_caught
 
 
-async def test_sdk_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setattr("stripe._telemetry_id._loaded", False)
-    async with emulated() as (_, transport):
-        assert (await transport.send(INTENT)).delivered
-    assert not any(tmp_path.glob("**/*"))  # noqa: ASYNC240 (nothing else waits)
-
-
 async def test_key_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(0)
     async with opened(CLOSED_PORT) as transport:
@@ -288,17 +389,17 @@ async def test_key_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_missing_extra_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_spec(name: str) -> ModuleSpec | None:
-        return None if name == "stripe" else util.find_spec(name)
+        return None if name == "h11" else util.find_spec(name)
 
     monkeypatch.setattr("meterkit.delivery.stripe_v1.find_spec", find_spec)
-    with pytest.raises(ImportError, match=r"needs stripe: pip install 'meterkit\[stripe\]'"):
+    with pytest.raises(ImportError, match=r"needs h11: pip install 'meterkit\[stripe\]'"):
         StripeV1Transport(KEY)
 
 
-def test_import_and_construction_leave_the_sdk_alone() -> None:
+def test_import_and_construction_leave_http_and_the_sdk_alone() -> None:
     code = (
         "import sys, meterkit.delivery, meterkit.delivery.stripe_v1 as v1; v1.StripeV1Transport('sk_test_1');"
-        "sys.exit(' '.join({'stripe', 'httpx'} & set(sys.modules)) or 0)"
+        "sys.exit(' '.join({'stripe', 'httpx', 'h11'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

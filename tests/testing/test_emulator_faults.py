@@ -16,8 +16,8 @@ import pytest
 import stripe
 from anyio.lowlevel import checkpoint
 
-from meterkit.delivery.stripe_sdk import StripeSession
 from meterkit.testing import Clock, Fault, StripeEmulator
+from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

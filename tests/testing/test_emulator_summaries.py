@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
-from meterkit.delivery.stripe_sdk import StripeSession
 from meterkit.testing import Clock, StripeEmulator
+from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

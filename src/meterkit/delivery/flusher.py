@@ -197,13 +197,16 @@ class Flusher:
         elif outcome.step == "dead" and monotonic() >= self._waits_until:
             moved = await lease.outbox.move(lease.shard, sealed, "dead", why=outcome.detail)
             report.dead += moved
+        elif outcome.step == "park" and monotonic() >= self._waits_until:
+            moved = await lease.outbox.move(lease.shard, sealed, "parked", why=outcome.detail)
+            report.parked += moved
         else:
             await self._again(lease, attempt, outcome, report)
 
     async def _again(self, lease: _Lease, attempt: Attempt, outcome: Outcome, report: FlushReport) -> None:
         """Have it tried again later; a refusal that time alone does not cure waits longer."""
         sealed = attempt.intent
-        wait_ms = _RETRY_FIRST_MS if outcome.step == "retry" else _SYSTEMIC_RETRY_MS
+        wait_ms = _SYSTEMIC_RETRY_MS if outcome.alert else _RETRY_FIRST_MS
         wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
         moved = await lease.outbox.move(
             lease.shard,
@@ -212,7 +215,7 @@ class Flusher:
             delay_ms=int(wait_ms * _jitter(0.5, 1.0)),
             key=f"{sealed.identifier}-{token_hex(4)}" if outcome.new_key else None,
             # What was refused for certain, Stripe need not remember.
-            untried=outcome.kind != "unknown" and attempt.first_ms == attempt.now_ms,
+            untried=outcome.refused and attempt.first_ms == attempt.now_ms,
             why=outcome.detail,
         )
         report.retried += moved

@@ -10,38 +10,72 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Failure", "Kind", "Outcome", "Result", "Step", "classify"]
+__all__ = ["Failure", "Kind", "Outcome", "Result", "Scope", "Step", "classify"]
 
 Failure = Literal["not_sent", "no_reply", "unreadable"]
-Kind = Literal["delivered", "duplicate", "unknown", "not_done", "bug", "systemic", "permanent"]
+Kind = Literal[
+    "delivered",
+    "duplicate",
+    "unknown",
+    "unreadable",
+    "not_done",
+    "bug",
+    "systemic",
+    "no_meter",
+    "timestamp",
+    "mapping",
+    "permanent",
+]
 Step = Literal["acknowledge", "retry", "park", "dead"]
+Scope = Literal["intent", "meter", "account"]
 
 STEPS: Final[Mapping[Kind, Step]] = {
     "delivered": "acknowledge",
     "duplicate": "acknowledge",
     "unknown": "retry",
+    "unreadable": "retry",
     "not_done": "retry",
     "bug": "retry",
-    "systemic": "park",
+    "systemic": "retry",
+    "no_meter": "retry",
+    "timestamp": "park",
+    "mapping": "park",
     "permanent": "dead",
 }
-ALERTING: Final[frozenset[Kind]] = frozenset({"bug", "systemic", "permanent"})
+SCOPES: Final[Mapping[Kind, Scope]] = {
+    "systemic": "account",
+    "unreadable": "account",
+    "no_meter": "meter",
+    "mapping": "meter",
+}
+ALERTING: Final[frozenset[Kind]] = frozenset(
+    {"unreadable", "bug", "systemic", "no_meter", "timestamp", "mapping", "permanent"}
+)
+
+# What Stripe names its errors (https://docs.stripe.com/api/errors). What does not come in its envelope with
+# one of these types was answered by something between here and Stripe, and says nothing of the event.
+ERROR_TYPES: Final = frozenset({"api_error", "card_error", "idempotency_error", "invalid_request_error"})
+REFUSAL_TYPE: Final = "invalid_request_error"
+IDEMPOTENCY_TYPE: Final = "idempotency_error"
 
 # Meter events v1 have no error code for these, only a text (an identifier that Stripe has already, a
 # meter that is unknown or deactivated); v2 has codes. The last two say that the key or the version is
 # wrong for this account, which no single event is to blame for.
 DUPLICATE_TEXT: Final = "already exists with identifier"
 DUPLICATE_CODES: Final = frozenset({"duplicate_meter_event"})
-SYSTEMIC_TEXTS: Final = (
-    "no active meter",
-    "no such meter",
-    "a similar object exists in",
-    "stripe api version",
-)
-SYSTEMIC_CODES: Final = frozenset({"no_meter", "archived_meter"})
+NO_METER_TEXTS: Final = ("no active meter", "no such meter")
+NO_METER_CODES: Final = frozenset({"no_meter", "archived_meter"})
+SYSTEMIC_TEXTS: Final = ("a similar object exists in", "stripe api version")
 SYSTEMIC_STATUSES: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 BUSY_STATUSES: Final = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
 NO_CUSTOMER_TEXT: Final = "no such customer"
+TIMESTAMP_PARAM: Final = "timestamp"
+TIMESTAMP_TEXT: Final = "event timestamp"
+# A meter says which keys of the payload hold the customer and the value. Complaints about the payload are
+# taken for one that lacks there, but for those about the form of the value, which no other key would mend.
+MAPPING_CODES: Final = frozenset({"payload_no_customer_defined", "payload_no_value_defined"})
+PAYLOAD: Final = "payload"
+VALUE_TEXT: Final = "the value in the event payload"
 
 SECRET: Final = re.compile(r"\b(sk|rk|pk|whsec)_[\w*.-]+")
 DETAIL_LENGTH_MAX: Final = 300
@@ -59,6 +93,7 @@ class Result:
         type: ``error.type`` of the answer.
         code: ``error.code`` of the answer.
         message: ``error.message`` of the answer, or the name of the transport's error.
+        param: ``error.param`` of the answer: the parameter that it is about.
         should_retry: the ``Stripe-Should-Retry`` header; None where it was absent.
         server_time_s: the ``Date`` header in Unix seconds; None where it was absent or unreadable.
         request_id: the ``Request-Id`` header.
@@ -69,6 +104,7 @@ class Result:
     type: str | None = None
     code: str | None = None
     message: str | None = None
+    param: str | None = None
     should_retry: bool | None = None
     server_time_s: int | None = None
     request_id: str | None = None
@@ -80,9 +116,12 @@ class Outcome:
 
     Attributes:
         kind: ``delivered``: accepted now. ``duplicate``: accepted earlier, which is as good. ``unknown``:
-            may or may not have been accepted. ``not_done``: certainly not accepted, a later try may be.
-            ``bug``: the idempotency key was used for other contents. ``systemic``: nothing of this kind
-            will be accepted before somebody acts. ``permanent``: this intent will never be accepted.
+            may or may not have been accepted. ``unreadable``: as unknown, and whoever answered success was
+            not Stripe. ``not_done``: certainly not accepted, a later try may be. ``bug``: the idempotency
+            key was used for other contents. ``systemic``: nothing at all will be accepted before somebody
+            acts. ``no_meter``: nothing of this event name will be, before somebody acts. ``timestamp``: its
+            timestamp was refused. ``mapping``: the meter at Stripe asks for other payload keys.
+            ``permanent``: this intent will never be accepted.
         detail: what was answered, for logs and alerts; holds no key.
         new_key: whether the next try needs a fresh idempotency key. The identifier always stays.
         server_time_s: Stripe's clock in Unix seconds when it answered; None where unknown.
@@ -102,8 +141,18 @@ class Outcome:
 
     @property
     def step(self) -> Step:
-        """What to do: ``retry`` later, ``park`` until somebody acts, ``dead``: to the dead letters."""
+        """What to do: ``retry`` later, ``park`` for a person, ``dead``: to the dead letters."""
         return STEPS[self.kind]
+
+    @property
+    def scope(self) -> Scope:
+        """What else would be answered so: nothing but this intent, all of its meter, or whatever is sent."""
+        return SCOPES.get(self.kind, "intent")
+
+    @property
+    def refused(self) -> bool:
+        """Whether Stripe certainly does not have it from this try."""
+        return self.kind not in {"delivered", "duplicate", "unknown", "unreadable"}
 
     @property
     def alert(self) -> bool:
@@ -116,11 +165,11 @@ def classify(result: Result) -> Outcome:
     kind = _kind(result)
     # Stripe answers a repeated idempotency key with the saved response, a saved 500 included: only a new
     # key has the event looked at again. After a lost reply the old key is as good and says more.
-    answered = result.status is not None
+    new_key = result.status is not None and kind not in ("delivered", "duplicate", "not_done")
     return Outcome(
         kind=kind,
         detail=_detail(result),
-        new_key=answered and kind in ("unknown", "bug", "systemic", "permanent"),
+        new_key=new_key,
         server_time_s=result.server_time_s,
         request_id=result.request_id,
     )
@@ -130,6 +179,8 @@ def _kind(result: Result) -> Kind:
     status = result.status
     if result.failure == "not_sent":
         return "not_done"
+    if result.failure == "unreadable":
+        return "unreadable"
     if result.failure is not None or status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "unknown"
     if status < HTTPStatus.MULTIPLE_CHOICES:
@@ -142,19 +193,28 @@ def _kind(result: Result) -> Kind:
 
 
 def _refusal(result: Result) -> Kind:
-    text = (result.message or "").lower()
-    if result.code in DUPLICATE_CODES or DUPLICATE_TEXT in text:
-        return "duplicate"
-    if result.type == "idempotency_error":
-        return "bug"
-    if result.should_retry:
-        return "not_done"
-    if result.code in SYSTEMIC_CODES or any(systemic in text for systemic in SYSTEMIC_TEXTS):
-        return "systemic"
+    text, param = (result.message or "").lower(), result.param or ""
+    is_stripes = result.type in ERROR_TYPES
     # Stripe refuses an event with 400. Any other status answers something else than this event: a wrong
-    # address, a proxy, the state of the account.
-    refused = result.status == HTTPStatus.BAD_REQUEST or NO_CUSTOMER_TEXT in text
-    return "permanent" if refused else "systemic"
+    # address, the state of the account.
+    of_event = result.status == HTTPStatus.BAD_REQUEST or NO_CUSTOMER_TEXT in text
+    first_match: list[tuple[bool, Kind]] = [
+        (result.code in DUPLICATE_CODES or (is_stripes and DUPLICATE_TEXT in text), "duplicate"),
+        (result.code in NO_METER_CODES, "no_meter"),
+        (not is_stripes, "systemic"),
+        (result.type == IDEMPOTENCY_TYPE, "bug"),
+        (result.should_retry is True, "not_done"),
+        (any(told in text for told in NO_METER_TEXTS), "no_meter"),
+        (result.type != REFUSAL_TYPE or not of_event, "systemic"),
+        (any(told in text for told in SYSTEMIC_TEXTS), "systemic"),
+        (param == TIMESTAMP_PARAM or TIMESTAMP_TEXT in text, "timestamp"),
+        (NO_CUSTOMER_TEXT in text or VALUE_TEXT in text, "permanent"),
+        (PAYLOAD in text or PAYLOAD in param or result.code in MAPPING_CODES, "mapping"),
+    ]
+    for holds, kind in first_match:
+        if holds:
+            return kind
+    return "permanent"
 
 
 def _detail(result: Result) -> str:

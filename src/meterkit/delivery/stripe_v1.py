@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import urlencode
 
 from meterkit.delivery.outcomes import Outcome, Result, classify
+from meterkit.delivery.transport import Unanswered
 
 if TYPE_CHECKING:
-    from meterkit.delivery.stripe_sdk import StripeSession
-    from meterkit.delivery.transport import Intent
+    from collections.abc import Mapping
 
-__all__ = ["StripeV1Transport"]
+    from meterkit.delivery.http import HttpClient
+    from meterkit.delivery.transport import Answer, Intent
 
-SDK: Final = "meterkit.delivery.stripe_sdk"
-EXTRA: Final = ("stripe", "httpx")
+__all__ = ["API_VERSION", "CUSTOMER_KEY", "VALUE_KEY", "StripeV1Transport"]
+
+API_BASE: Final = "https://api.stripe.com"
+API_VERSION: Final = "2026-10-28.endive"
+CUSTOMER_KEY: Final = "stripe_customer_id"
+VALUE_KEY: Final = "value"
+PATH: Final = "/v1/billing/meter_events"
+SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 
 
 class StripeV1Transport:
-    """Delivers intents by the official SDK. Never tries twice by itself and writes no file.
+    """Delivers intents over connections that it keeps. Never tries twice by itself.
 
-    The SDK is imported, and the connection pool made, by the first :meth:`send`, in a thread and in the
-    running loop respectively; from then on the transport belongs to that loop.
+    The connections are made by :meth:`send`; from then on the transport belongs to that event loop.
 
     Args:
         api_key: secret or restricted; is in no message, log or ``repr``.
@@ -39,41 +48,95 @@ class StripeV1Transport:
     """
 
     def __init__(self, api_key: str, *, api_base: str | None = None, timeout_s: float = 10.0) -> None:
-        missing = [name for name in EXTRA if find_spec(name) is None]
-        if missing:
-            raise ImportError(
-                f"delivery to Stripe needs {' and '.join(missing)}: pip install 'meterkit[stripe]'"
-            )
+        if find_spec("h11") is None:
+            raise ImportError("delivery to Stripe needs h11: pip install 'meterkit[stripe]'")
         self.timeout_s = timeout_s
-        self._api_key = api_key
-        self._api_base = api_base
-        self._opening = asyncio.Lock()
-        self._session: StripeSession | None = None
+        self._headers = (
+            (b"Authorization", f"Bearer {api_key}".encode()),
+            (b"Stripe-Version", API_VERSION.encode()),
+            (b"User-Agent", b"meterkit"),
+            (b"Content-Type", b"application/x-www-form-urlencoded"),
+        )
+        self._base = api_base or API_BASE
+        self._http: HttpClient | None = None
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"StripeV1Transport(api_base={self._api_base!r}, timeout_s={self.timeout_s})"
+        return f"StripeV1Transport(api_base={self._base!r}, timeout_s={self.timeout_s})"
 
     async def send(self, intent: Intent) -> Outcome:
         """Try once to deliver ``intent``. Raises nothing but cancellation."""
-        session = self._session or await self._open()
-        if session is None:
+        if self._closed:
             return classify(Result(failure="not_sent", message="the transport is closed"))
-        return classify(await session.create_meter_event(intent))
+        http = self._http
+        if http is None:
+            # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
+            module = import_module("meterkit.delivery.http")
+            http = self._http = cast("HttpClient", module.HttpClient(self._base, timeout_s=self.timeout_s))
+        headers = (*self._headers, (b"Idempotency-Key", intent.idempotency_key.encode()))
+        answer = await http.post(PATH, headers, urlencode(_form(intent)).encode())
+        if isinstance(answer, Unanswered):
+            return classify(Result(failure=answer.failure, message=answer.why))
+        return classify(read_answer(answer, identifier=intent.identifier))
 
     async def close(self) -> None:
         """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""
         self._closed = True
-        async with self._opening:
-            session, self._session = self._session, None
-            if session is not None:
-                await session.close()
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
 
-    async def _open(self) -> StripeSession | None:
-        async with self._opening:
-            if self._session is None and not self._closed:
-                sdk = await asyncio.to_thread(import_module, SDK)
-                self._session = sdk.StripeSession(
-                    self._api_key, api_base=self._api_base, timeout_s=self.timeout_s
-                )
-            return self._session
+
+def _form(intent: Intent) -> dict[str, str]:
+    return {
+        "event_name": intent.event_name,
+        "identifier": intent.identifier,
+        f"payload[{CUSTOMER_KEY}]": intent.stripe_customer,
+        f"payload[{VALUE_KEY}]": f"{intent.value:d}",
+        "timestamp": f"{intent.timestamp:d}",
+    }
+
+
+def read_answer(answer: Answer, *, identifier: str) -> Result:
+    """What an answer says of the meter event that it should be about."""
+    body = _object(answer.body)
+    common: dict[str, Any] = {
+        "status": answer.status,
+        "should_retry": SHOULD_RETRY.get(answer.headers.get("stripe-should-retry")),
+        "server_time_s": _date(answer.headers),
+        "request_id": answer.headers.get("request-id"),
+    }
+    if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+        if body.get("identifier") == identifier:
+            return Result(**common)
+        return Result(failure="unreadable", message="the answer is not that of this meter event", **common)
+    envelope = body.get("error")
+    error = cast("dict[str, object]", envelope) if isinstance(envelope, dict) else {}
+    told = {name: value for name, value in error.items() if isinstance(value, str)}
+    return Result(
+        type=told.get("type"),
+        code=told.get("code"),
+        message=told.get("message") or _beginning(answer.body),
+        param=told.get("param"),
+        **common,
+    )
+
+
+def _object(body: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return cast("dict[str, object]", found) if isinstance(found, dict) else {}
+
+
+def _beginning(body: bytes) -> str:
+    """Of an answer that is not Stripe's, as much as a log line holds."""
+    return " ".join(body[:200].decode("utf-8", "replace").split())
+
+
+def _date(headers: Mapping[str, str]) -> int | None:
+    try:
+        return int(parsedate_to_datetime(headers["date"]).timestamp())
+    except (KeyError, TypeError, ValueError):
+        return None

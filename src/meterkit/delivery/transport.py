@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meterkit.delivery.outcomes import Outcome
 
-__all__ = ["Intent", "Transport"]
+__all__ = ["Answer", "Intent", "Transport", "Unanswered"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,26 @@ class Intent:
     customer: str
     meter: str
     period: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unanswered:
+    """A request without a whole answer, and what went wrong, by the name of the error.
+
+    ``not_sent``: not one byte of it has left; ``no_reply``: it may have been executed.
+    """
+
+    failure: Literal["not_sent", "no_reply"]
+    why: str
 
 
 class Transport(Protocol):

@@ -1,4 +1,4 @@
-"""The official Stripe SDK, as meterkit uses it. The only module that imports it, and slow to import."""
+"""The official Stripe SDK, with which tests talk to the emulator, and which says how a request must look."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-try:
-    import httpx
-    import stripe
-except ImportError as error:
-    raise ImportError("delivery to Stripe needs its SDK: pip install 'meterkit[stripe]'") from error
+import httpx
+import stripe
 
 from meterkit.delivery.outcomes import Result
+from meterkit.delivery.stripe_v1 import API_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.delivery.transport import Intent
 
-__all__ = ["API_VERSION", "HttpxClient", "StripeSession"]
+__all__ = ["HttpxClient", "StripeSession"]
 
-API_VERSION: Final = "2026-10-28.endive"
 CONNECTIONS_MAX: Final = 100
 
 # What httpx raises before it has written anything; all else may have reached Stripe.
