@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -257,25 +256,6 @@ async def test_fields_that_the_app_set_are_replaced() -> None:
     assert len(response.headers.get_list("ratelimit-policy")) == 1
 
 
-async def test_on_denied_may_answer_and_may_leave_it() -> None:
-    seen: list[tuple[str, Decision]] = []
-
-    def on_denied(scope: Scope, decision: Decision) -> JSONResponse | None:
-        seen.append((scope["path"], decision))
-        error = {"error": {"code": decision.reason}}
-        return JSONResponse(error, status_code=418) if scope["path"] == "/full" else None
-
-    async with served(hello, on_denied=on_denied) as at:
-        response = await at.client.get("/full")
-        assert (response.status_code, response.json()) == (418, {"error": {"code": "feature"}})
-        response = await at.client.get("/v1/x", headers={"x-customer-id": ""})
-        assert (response.status_code, body(response)["title"]) == (401, "Customer Unknown")
-    assert [(path, decision.reason) for path, decision in seen] == [
-        ("/full", "feature"),
-        ("/v1/x", "anonymous"),
-    ]
-
-
 async def test_identify_may_be_async() -> None:
     async def who(scope: Scope) -> str | None:
         return "zeta" if scope["path"] == "/v1/x" else None
@@ -313,47 +293,6 @@ async def test_identify_that_raises_is_a_503_and_does_not_say_why(
     assert body(response)["type"] == f"{IANA}temporary-reduced-capacity"
     assert "directory" not in response.text
     assert "the directory is away" in caplog.text
-
-
-async def test_shadow_never_denies_and_says_what_it_would_have_done(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    decisions: list[Decision] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        decisions.append(current().decision)
-        await hello(scope, receive, send)
-
-    caplog.set_level(logging.INFO, logger="meterkit")
-    async with served(app) as at:
-        for _ in range(7):
-            assert (await at.client.get("/shadow")).status_code == 200
-        assert await at.counted() == (7, 0)
-        assert (await at.client.get("/v1/x")).status_code == 429
-    assert [decision.shadow for decision in decisions] == [False] * 5 + [True] * 2
-    assert {(decision.allowed, decision.reason) for decision in decisions[5:]} == {(True, "included")}
-    assert "would be refused: included" in caplog.text
-
-
-async def test_shadow_serves_the_suspended_and_those_without_the_feature() -> None:
-    plans = PLANS + "enforcement: shadow\n"
-    async with served(hello, plans=plans) as at:
-        await at.kit.customers.set_status("acme", "unpaid")
-        for path in ("/v1/x", "/full"):
-            assert (await at.client.get(path)).status_code == 200
-        assert await at.counted() == (2, 0)
-
-
-@pytest.mark.parametrize("reason", ["nobody", "invalid", "raises"])
-async def test_shadow_serves_requests_without_a_customer(reason: str) -> None:
-    def who(_: Scope) -> str | None:
-        if reason == "raises":
-            raise LookupError
-        return None if reason == "nobody" else "a" * 257
-
-    async with served(hello, plans=PLANS + "enforcement: shadow\n", who=who) as at:
-        response = await at.client.get("/v1/x")
-    assert response.status_code == 200
 
 
 async def test_where_the_store_is_away_requests_pass_or_are_refused_as_the_route_says(

@@ -221,9 +221,10 @@ class Model:
             customer, asked, now, means=None if rates_only else customer.means(now, view), claims=mode != "c"
         )
         refused, told = weigh(customer, asked, now, ceilings)
-        if refused and mode != "h":
-            ends = customer.period[1] if customer.period else 0
-            return [1, now, ends, *(number for _, _, numbers in told for number in numbers), *ceilings.had]
+        numbers = [number for _, _, numbers in told for number in numbers]
+        refusal = [now, customer.period[1] if customer.period else 0, *numbers, *ceilings.had]
+        if refused and mode not in "hs":
+            return [1, *refusal]
         if mode != "c":
             spans = [span_ms(rate) for given, _ in asked.all for rate in given.rates]
             keep = QUARTER_HOUR_MS + max(spans, default=0)
@@ -235,12 +236,16 @@ class Model:
                         customer.included[given.meter] = min(total, MOST)
             customer.begin(now, view)
             customer.seen = now
-            customer.cached = view.rev if mode == "d" else customer.cached
+            customer.cached = view.rev if mode in "ds" else customer.cached
             customer.live_until(now + keep, extra=keep // 8)
             _, told = weigh(customer, asked, now, ceilings, taken=True)
+        if refused and mode == "s":
+            return [5, *refusal]
         shares = [left / max(whole, 1) for left, whole, _ in told]
         nearest = min(range(len(told)), key=shares.__getitem__, default=None)
-        return [0, now, 0, 0] if nearest is None else [0, now, nearest + 1, told[nearest][0]]
+        if nearest is None:
+            return [0, now, 0, 0, 0]
+        return [0, now, nearest + 1, told[nearest][0], numbers[3 * nearest + 1]]
 
     def settle(self, name: str, view: View, use: Use, *, writer: str, number: int, times: Times) -> Answer:
         customer = self.customers[name]

@@ -67,7 +67,7 @@ class Requests(Checks):
         account = self._account(name)
         meters = self.random.sample(self.sales.meters, self.random.choice((1, 1, 2, 3)))
         demands = {meter: self._demand(account, meter) for meter in meters}
-        mode = self.random.choices("dcf", (20, 3, 1))[0]
+        mode = self.random.choices("dcfs", (20, 3, 1, 2))[0]
         flags = {"billed_always": self.random.random() < 0.3, "rates_only": self.random.random() < 0.1}
         self.ask_for(account, demands, mode, flags)
 
@@ -102,7 +102,7 @@ class Requests(Checks):
             program, packed = call.program, call.packed
             mode = mode if call.preset is None else "v"
         reply = self._decide(account, packed, demands, mode, view_of(account), flags)
-        if reply[0] == 0 and mode in "df" and program.settles:
+        if reply[0] in {0, 5} and mode in "dfs" and program.settles:
             slot = reply[1] // SLOT_MS
             opened = Open(account=account, program=program, decided_ms=reply[1], slot=slot, reserved=reserved)
             self.open.append(opened)

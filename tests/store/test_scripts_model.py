@@ -38,7 +38,8 @@ RANDOMS = st.randoms(use_true_random=False)
 KINDS = (World, PaidWorld)
 # A driver that never gets a script to say something has not tested it.
 SAID = {
-    f"decide {what}" for what in ("d 0", "d 1", "d 2", "d 3", "c 0", "c 1", "f 0", "f 1", "h 0", "v 4")
+    f"decide {what}"
+    for what in ("d 0", "d 1", "d 2", "d 3", "c 0", "c 1", "f 0", "f 1", "h 0", "s 0", "s 5", "v 4")
 } | {f"settle {code}" for code in range(7)}
 
 

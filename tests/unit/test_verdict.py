@@ -164,29 +164,36 @@ def test_a_window_beyond_a_day_moves_by_the_second() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nth", "left", "policy", "reset_ms"),
+    ("nth", "told", "policy", "reset_ms"),
     [
-        (1, 4, "requests-1s", 750),
-        (2, 4, "requests-1m", 59_750),
-        (3, 5, "requests-3s", 3000),
-        (4, 4, "requests-period", 5_000_000),
-        (5, 1, "requests-concurrency", None),
+        # Of 6 counted in this second one is forgotten when a sixth of the next one has passed.
+        (1, (4, 0), "requests-1s", 750 + 167),
+        # Of 10 counted in the last second 8 still count, and 7 once 300 ms of this one have passed.
+        (1, (2, 10), "requests-1s", 50),
+        (1, (10, 0), "requests-1s", 0),
+        (1, (-2, 0), "requests-1s", 750 + 250),
+        (2, (4, 0), "requests-1m", 59_750),
+        (3, (5, 0), "requests-3s", 429),
+        (3, (5, 1), "requests-3s", 1),
+        (4, (4, 0), "requests-period", 5_000_000),
+        (5, (1, 0), "requests-concurrency", None),
     ],
 )
 def test_an_admission_names_the_policy_nearest_to_exhaustion(
-    nth: int, left: int, policy: str, reset_ms: int | None
+    nth: int, told: tuple[int, int], policy: str, reset_ms: int | None
 ) -> None:
-    found = verdict.allowed(program(), [0, NOW_MS, nth, left], PERIOD_END_MS)
+    found = verdict.allowed(program(), [0, NOW_MS, nth, *told], PERIOD_END_MS)
+    left = max(0, told[0])
     reset = None if reset_ms is None else timedelta(milliseconds=reset_ms)
     assert Decision(allowed=True, limit=policy, remaining=left, reset_after=reset) == found
 
 
 def test_an_admission_without_policies_names_none() -> None:
-    assert Decision(allowed=True) == verdict.allowed(program(), [0, NOW_MS, 0, 0], PERIOD_END_MS)
+    assert Decision(allowed=True) == verdict.allowed(program(), [0, NOW_MS, 0, 0, 0], PERIOD_END_MS)
 
 
 def test_what_is_overdrawn_has_nothing_left() -> None:
-    assert verdict.allowed(program(), [0, NOW_MS, 4, -3], PERIOD_END_MS).remaining == 0
+    assert verdict.allowed(program(), [0, NOW_MS, 4, -3, 0], PERIOD_END_MS).remaining == 0
 
 
 class Patient(World):

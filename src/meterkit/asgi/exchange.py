@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.metered import Key
-    from meterkit.asgi.told import Told
+    from meterkit.asgi.told import ShadowFields, Told
     from meterkit.asgi.usage import CallUsage, InputEstimator
     from meterkit.catalog import Outcome, Route
     from meterkit.store.accounts import Account, DecideCall
@@ -66,7 +66,7 @@ class Exchange:
     """
 
     # Most requests leave these as they are: kept in the class, they cost nothing per request.
-    told: Told | None = None
+    told: Told | ShadowFields | None = None
     _slot = 0
     _renewed: DecideCall | None = None
     in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Headers
     from meterkit.store.decision import Policy
 
-__all__ = ["fields", "limit_field", "merge", "policy_field", "quoted", "x_fields"]
+__all__ = ["fields", "join", "limit_field", "merge", "policy_field", "quoted", "x_fields"]
 
 INTEGER_MAX: Final = 10**15 - 1
 EXPOSE: Final = b"access-control-expose-headers"
@@ -106,18 +106,26 @@ def merge(
 def _exposed(headers: list[tuple[bytes, bytes]], names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     """The headers with one list of exposed names, at the place of the app's first."""
     rest: list[tuple[bytes, bytes]] = []
-    shown: list[bytes] = []
+    shown = b""
     place = None
     for pair in headers:
         if pair[0].lower() == EXPOSE:
             place = len(rest) if place is None else place
-            shown += [token for token in map(bytes.strip, pair[1].split(b",")) if token]
+            shown = join(shown, pair[1])
         else:
             rest.append(pair)
-    present = {token.lower() for token in shown}
-    shown += [name for name in names if name not in present]
-    rest.insert(len(rest) if place is None else place, (EXPOSE, b", ".join(shown)))
+    rest.insert(len(rest) if place is None else place, (EXPOSE, join(shown, b",".join(names))))
     return rest
+
+
+def join(first: bytes, second: bytes) -> bytes:
+    """One list of names from two, each name once, in whatever case it was written first."""
+    found: dict[bytes, bytes] = {}
+    for token in (*first.split(b","), *second.split(b",")):
+        name = token.strip()
+        if name:
+            found.setdefault(name.lower(), name)
+    return b", ".join(found.values())
 
 
 def _policy(policy: Policy) -> bytes:

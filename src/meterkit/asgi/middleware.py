@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from asyncio import CancelledError, get_running_loop
 from dataclasses import replace
+from functools import partial
 from inspect import isawaitable
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.identify import client_ip
+from meterkit.asgi.refusal_log import RefusalLog
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import reservation
 from meterkit.asgi.routing import Router, is_preflight
-from meterkit.asgi.told import Told
-from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.asgi.sampler import Sampler
+from meterkit.asgi.told import ShadowFields, Told
+from meterkit.errors import SettingsError, StoreError
 from meterkit.store.connection import ReplyError, give_up
 from meterkit.store.customer_id import is_customer
 from meterkit.store.decision import Decision
@@ -46,7 +48,6 @@ _SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
-_UNDECIDED: Final = Decision(allowed=True, degraded=True)
 _WARN_EVERY_S: Final = 10.0
 _TOLD_MAX: Final = 1_000
 
@@ -99,9 +100,11 @@ class MeterMiddleware:
         self.app = app
         self._kit = kit
         self._identify = identify
-        self._refuser = Refuser(on_denied, cors, kit.store.clock)
+        self._log = RefusalLog()
+        self._refuser = Refuser(on_denied, cors, kit.store.clock, self._log)
         self._by_ip = client_ip()
-        self._warned_at = -_WARN_EVERY_S
+        self._failures = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "went undecided"))
+        self._errors = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "met such an error"))
         self._adopt(kit.store.accounts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -162,16 +165,13 @@ class MeterMiddleware:
                 call, reply = await store.conclude(lane, call, make or _again(account, route), reply)
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
-        except (StoreError, SettingsError) as error:
-            self._warn(error, route)
+        except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
+            self._complain(error, route)
             passed = self._undecided(lane, account, route, scope, send)
             if isinstance(passed, Exchange) and isinstance(error, StoreError) and error.executed is None:
                 passed.in_doubt = True
-        except Exception:
-            _logger.exception("%s: the customer or the decision could not be had", route.match)
-            passed = self._undecided(lane, account, route, scope, send)
         else:
-            if reply[0] == _ALLOWED:
+            if reply[0] == _ALLOWED and call.foregone is None:
                 passed = Exchange(store, lane, account, route, call, reply, scope, send)
                 if route.headers != "none":
                     program = call.program
@@ -203,7 +203,7 @@ class MeterMiddleware:
         self, decision: Decision, account: Account | None, route: Route, scope: Scope, send: Send
     ) -> Exchange:
         """A request that nobody can be held to, served all the same; what it records is nobody's."""
-        _logger.info("shadow: a request of %s would be refused: %s", route.match, decision.reason)
+        self._log.shadowed(decision, route)
         account = account or self._accounts.get("unknown", anonymous=True)
         passed = Exchange(self._kit.store, None, account, route, None, [], scope, send)
         passed.decision = replace(decision, allowed=True, shadow=True)
@@ -230,21 +230,17 @@ class MeterMiddleware:
         return accounts.get(anonymous, anonymous=True)
 
     def _refused(
-        self,
-        call: DecideCall,
-        reply: list[int],
-        lane: Lane,
-        route: Route,
-        scope: Scope,
-        send: Send,
+        self, call: DecideCall, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
     ) -> Exchange | Decision:
+        """A request that is refused, or in shadow counted, held and served all the same."""
         store = self._kit.store
         decision = store.decision(call, reply)
-        if route.enforcement == "on":
+        if not decision.shadow:
             return decision
-        _logger.info("shadow: a request of %s would be refused: %s", route.match, decision.reason)
-        passed = Exchange(store, lane, call.account, route, None, [], scope, send)
-        passed.decision = replace(decision, allowed=True, shadow=True)
+        self._log.shadowed(decision, route)
+        passed = Exchange(store, lane, call.account, route, call, reply, scope, send)
+        passed.decision = decision
+        passed.told = ShadowFields(decision, call, route.headers)
         return passed
 
     def _undecided(
@@ -255,17 +251,34 @@ class MeterMiddleware:
         scope: Scope,
         send: Send,
     ) -> Exchange | Decision:
-        if account is None or (route.on_store_failure == "deny" and route.enforcement == "on"):
+        if account is None:
             return _STORE_FAILED
+        shadow = route.enforcement == "shadow"
+        allowed = shadow or route.on_store_failure == "allow"
+        decision = Decision(
+            customer=account.customer,
+            plan=account.standing.plan.key,
+            allowed=allowed,
+            reason=None if allowed else "store",
+            degraded=True,
+            shadow=shadow,
+        )
+        if not allowed:
+            return decision
         passed = Exchange(self._kit.store, lane, account, route, None, [], scope, send)
-        passed.decision = _UNDECIDED
+        passed.decision = decision
         return passed
 
-    def _warn(self, error: MeterkitError, route: Route) -> None:
-        now = monotonic()
-        if now - self._warned_at >= _WARN_EVERY_S:
-            self._warned_at = now
-            _logger.error("requests go undecided (on_store_failure: %s): %s", route.on_store_failure, error)
+    def _complain(self, error: Exception, route: Route) -> None:
+        """Say why a request could not be decided; of many only one, and how many."""
+        if isinstance(error, StoreError | SettingsError):
+            if self._failures.admits():
+                policy = route.on_store_failure
+                _logger.error("requests go undecided (on_store_failure: %s): %s", policy, error)
+        elif self._errors.admits():
+            # With the place: most of these are raised by the app's own `identify`.
+            message = "%s: the customer or the decision could not be had"
+            _logger.error(message, route.match, exc_info=error)
 
     def _adopt(self, accounts: Accounts) -> None:
         self._accounts = accounts
@@ -303,6 +316,10 @@ class _UnservedError(Exception):
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
+
+
+def _tell_more(what: str, number: int) -> None:
+    _logger.error("%d more requests %s within %.0f s", number, what, _WARN_EVERY_S)
 
 
 def _again(account: Account, route: Route) -> Callable[[str], DecideCall]:

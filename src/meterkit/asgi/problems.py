@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.details import Circumstances, Kind, Member, Refusal, kind_of, tell
-from meterkit.asgi.headers import fields, merge, policy_field
+from meterkit.asgi.headers import fields, join, merge, policy_field
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import timedelta
     from uuid import UUID
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Headers
     from meterkit.store.decision import Decision, Reason
 
-__all__ = ["TYPES", "Circumstances", "Denial", "problem", "send_denial"]
+__all__ = ["TYPES", "Circumstances", "Denial", "complete", "problem", "send_denial"]
 
 IANA: Final = "https://iana.org/assignments/http-problem-types#"
 URN: Final = "urn:meterkit:problem:"
 PATIENCE_S: Final = 60
+_OF_THE_BODY: Final = frozenset({b"content-type", b"content-length"})
+_LISTS: Final = frozenset({b"access-control-expose-headers", b"vary"})
 POLICY_VIOLATION: Final = 1008
 """The websocket close code for a message or client that breaks a rule (RFC 6455 section 7.4.1)."""
 
@@ -60,6 +62,7 @@ class Denial:
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
     title: str
+    instance: str
 
 
 def problem(
@@ -85,7 +88,7 @@ def problem(
         "title": about.title,
         "status": about.status,
         "detail": detail,
-        "instance": f"urn:uuid:{instance}",
+        "instance": instance.urn,
     }
     document |= members
     body = json.dumps(document, separators=(",", ":")).encode()
@@ -103,7 +106,27 @@ def problem(
         ours.append((b"www-authenticate", circumstances.challenge.encode("latin-1")))
     headers = merge(headers, ours, expose=circumstances.origin is not None)
     headers += _cors(circumstances)
-    return Denial(status=about.status, headers=tuple(headers), body=body, title=about.title)
+    return Denial(
+        status=about.status, headers=tuple(headers), body=body, title=about.title, instance=instance.urn
+    )
+
+
+def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tuple[bytes, bytes]]:
+    """The headers of an app's own answer to a refused request, and those of ours that it lacks.
+
+    What describes the body is the app's; what lists names is put together.
+    """
+    items = list(headers)
+    present = {name.lower() for name, _ in items}
+    for name, value in denial.headers:
+        if name in _OF_THE_BODY:
+            continue
+        if name not in present:
+            items.append((name, value))
+        elif name in _LISTS:
+            place = next(place for place, item in enumerate(items) if item[0].lower() == name)
+            items[place] = (items[place][0], join(items[place][1], value))
+    return items
 
 
 async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from meterkit.asgi.details import Circumstances
-from meterkit.asgi.problems import problem, send_denial
+from meterkit.asgi.problems import Denial, complete, problem, send_denial
+from meterkit.asgi.sampler import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from starlette.responses import Response
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
+    from meterkit.asgi.refusal_log import RefusalLog
     from meterkit.catalog import Route
     from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.decision import Decision
 
+    OnDenied = Callable[[Scope, Decision], Response | Awaitable[Response | None] | None]
+
 __all__ = ["Refuser"]
+
+_logger = logging.getLogger("meterkit.asgi")
+
+_FAILURES_EVERY_S: Final = 10.0
 
 
 class Refuser:
@@ -28,17 +38,21 @@ class Refuser:
         on_denied: the app's own answer, or None for ours; see :class:`meterkit.MeterMiddleware`.
         cors: the origins whose scripts may read a refusal.
         clock: seconds since the epoch.
+        log: where each is written.
     """
 
     def __init__(
         self,
-        on_denied: Callable[[Scope, Decision], Response | None] | None,
+        on_denied: OnDenied | None,
         cors: Collection[str],
         clock: Callable[[], float],
+        log: RefusalLog,
     ) -> None:
         self._on_denied = on_denied
         self._cors = frozenset(cors)
         self._clock = clock
+        self._log = log
+        self._failures = Sampler(1, _FAILURES_EVERY_S, _more_failures)
 
     async def refuse(
         self,
@@ -51,15 +65,28 @@ class Refuser:
         send: Send,
     ) -> None:
         """Answer a request that is not served; the app never sees it."""
-        response = self._on_denied(scope, decision) if self._on_denied is not None else None
-        if response is not None:
-            await response(scope, receive, send)
-            return
         circumstances = self._circumstances(route, call, account, scope)
         denial = problem(
             decision, circumstances, mode=route.headers, now_s=int(self._clock()), instance=uuid4()
         )
-        await send_denial(denial, scope, send)
+        answer = _Answer(denial, scope, send)
+        if self._on_denied is not None:
+            try:
+                response = self._on_denied(scope, decision)
+                if isawaitable(response):
+                    response = await response
+                if response is not None:
+                    await response(scope, receive, answer.send)
+            except Exception:
+                if answer.began:
+                    raise  # There is nothing left to answer with.
+                if self._failures.admits():
+                    _logger.exception("on_denied failed; the client gets meterkit's own answer")
+        if not answer.began:
+            await send_denial(denial, scope, send)
+        self._log.refused(
+            decision, route, scope, status=answer.status or denial.status, instance=denial.instance
+        )
 
     def _circumstances(
         self, route: Route, call: DecideCall | None, account: Account | None, scope: Scope
@@ -80,3 +107,29 @@ class Refuser:
             cors=self._cors,
             **about_customer,
         )
+
+
+class _Answer:
+    """Passes on the app's own answer to a refused request, with the fields that it lacks."""
+
+    def __init__(self, denial: Denial, scope: Scope, send: Send) -> None:
+        self._denial = denial
+        self._is_head = scope.get("method") == "HEAD"
+        self._send = send
+        self.began = False
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        """Stand in for the server's ``send``."""
+        kind = message["type"]
+        self.began = True
+        if kind.endswith("http.response.start"):
+            self.status = message["status"]
+            message = {**message, "headers": complete(message.get("headers", ()), self._denial)}
+        elif self._is_head and kind == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _more_failures(number: int) -> None:
+    _logger.error("on_denied failed %d more times within %.0f s", number, _FAILURES_EVERY_S)

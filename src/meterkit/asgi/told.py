@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.asgi.headers import fields, merge, policy_field, quoted
 from meterkit.store.verdict import reset_ms
@@ -12,14 +13,14 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Headers
     from meterkit.store.accounts import DecideCall
+    from meterkit.store.decision import Decision
     from meterkit.store.program import Program
 
-__all__ = ["Told"]
+__all__ = ["ShadowFields", "Told"]
 
 _OURS: Final = frozenset({b"ratelimit", b"ratelimit-policy"})
 _LENGTHS: Final = frozenset(map(len, _OURS))
 _ORIGIN: Final = b"origin"
-_WINDOWS: Final = 2  # the kinds of measure that are windows: 1 and 2
 
 
 class Told:
@@ -52,10 +53,10 @@ class Told:
         Args:
             headers: what the app answers.
             call: the decision.
-            reply: what the store replied to it: ``{0, now, n, remaining}``.
+            reply: what the store replied to it: ``{0, now, n, remaining, before}``.
             request_headers: what the client sent.
         """
-        _, now_ms, nth, left = reply
+        _, now_ms, nth, left, before = reply
         for name, _ in request_headers:
             if name == _ORIGIN:
                 return merge(headers, self._fields(call, reply), expose=True)
@@ -66,10 +67,7 @@ class Told:
             if len(name) in _LENGTHS and name.lower() in _OURS:
                 return merge(items, self._fields(call, reply), expose=False)
         measure = self._measures[nth - 1]
-        if measure.kind <= _WINDOWS:
-            reset: int | None = measure.window - now_ms % measure.window
-        else:
-            reset = reset_ms(measure, left, now_ms, call.period_end_ms(now_ms))
+        reset = reset_ms(measure, left, before, now_ms, call.period_end_ms(now_ms))
         # As meterkit.asgi.headers.limit_field has it, but for the name, which is written already.
         left = max(left, 0)
         if reset is None:
@@ -80,9 +78,10 @@ class Told:
         return items
 
     def _fields(self, call: DecideCall, reply: list[int]) -> list[tuple[bytes, bytes]]:
-        _, now_ms, nth, left = reply
+        _, now_ms, nth, left, before = reply
         measure = self._measures[nth - 1] if nth else None
-        reset = None if measure is None else reset_ms(measure, left, now_ms, call.period_end_ms(now_ms))
+        end_ms = call.period_end_ms(now_ms)
+        reset = None if measure is None else reset_ms(measure, left, before, now_ms, end_ms)
         return fields(
             self._mode,
             policies=self._policies,
@@ -91,3 +90,41 @@ class Told:
             reset_s=None if reset is None else (reset + 999) // 1000,
             now_s=now_ms // 1000,
         )
+
+
+class ShadowFields:
+    """Writes the limit fields of an answer that a limit would have refused.
+
+    Args:
+        decision: what was decided.
+        call: how.
+        mode: which family of fields the route sends.
+    """
+
+    __slots__ = ("_decision", "_mode", "_policies")
+
+    def __init__(self, decision: Decision, call: DecideCall, mode: Headers) -> None:
+        self._decision = decision
+        self._policies = [measure.policy for measure in call.program.measures]
+        self._mode: Headers = mode
+
+    def add(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        call: DecideCall,
+        reply: list[Any],
+        request_headers: Iterable[tuple[bytes, bytes]],
+    ) -> list[tuple[bytes, bytes]]:
+        """See :meth:`Told.add`."""
+        del call
+        decision = self._decision
+        reset_after = decision.reset_after
+        ours = fields(
+            self._mode,
+            policies=policy_field(self._policies),
+            limit=next((policy for policy in self._policies if policy.name == decision.limit), None),
+            remaining=decision.remaining,
+            reset_s=None if reset_after is None else -(-reset_after // timedelta(seconds=1)),
+            now_s=reply[1] // 1000,
+        )
+        return merge(headers, ours, expose=any(name == _ORIGIN for name, _ in request_headers))

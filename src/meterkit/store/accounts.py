@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
@@ -21,12 +20,13 @@ from meterkit.store.program import (
 )
 from meterkit.store.purse import purse_of, purses_of
 from meterkit.store.resp import pack_each
-from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, standing_at
+from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, holding_only, standing_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.catalog import Catalog, Enforcement, Entitlement, Route
+    from meterkit.store.decision import Reason
     from meterkit.store.keys import Keys
     from meterkit.store.program import Program
     from meterkit.store.purse import Purse
@@ -42,6 +42,8 @@ _ACCOUNTS_MAX: Final = 10_000
 _CALLS_MAX: Final = 256
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
+_HELD: Final = frozenset({0, 5})
+"""Replies of the decision script that say that what was asked is held."""
 
 
 class DecideCall:
@@ -56,11 +58,13 @@ class DecideCall:
         held: meter to what an allowed decision holds.
         consumed: meter to what is recorded besides the true quantities, when the request ends as billed.
         recurs: whether the same call is made again and again.
+        shadow: whether it is counted and held whatever the limits say, and nobody is held to them.
+        foregone: in shadow, the refusal that would follow from the state alone, or None.
     """
 
     __slots__ = (
-        *("account", "consumed", "endings", "held", "packed", "preset", "program", "recurs", "reserved"),
-        "standing",
+        *("account", "consumed", "endings", "foregone", "held", "packed", "preset", "program", "recurs"),
+        *("reserved", "shadow", "standing"),
     )
 
     def __init__(
@@ -72,17 +76,22 @@ class DecideCall:
         *,
         reserved: Mapping[str, int] = _NOTHING,
         packed: bytes | None = None,
+        enforcement: Enforcement = "on",
     ) -> None:
         self.account = account
         self.program = program
-        self.preset = preset
+        self.shadow = enforcement == "shadow"
+        self.preset = None if self.shadow else preset
+        self.foregone = preset if self.shadow else None
         self.standing = account.standing
         self.endings: dict[bool, Any] = {}
         self.reserved = reserved
         self.held = program.held
         self.consumed = program.settled
         self.recurs = False
-        self.packed = packed or account.pack_decide(program, "v" if preset is not None else mode)
+        if self.shadow and mode != "c":
+            mode = "s"
+        self.packed = packed or account.pack_decide(program, mode if self.preset is None else "v")
 
     def exact(self) -> Program:
         """What is asked, to the unit."""
@@ -91,7 +100,7 @@ class DecideCall:
     def orphaned(self, reply: Any) -> None:
         """Have given back what was held for somebody who no longer waits."""
         program = self.program
-        if not isinstance(reply, ReplyError) and reply[0] == 0 and (program.holds or self.reserved):
+        if not isinstance(reply, ReplyError) and reply[0] in _HELD and (program.holds or self.reserved):
             self.account.accounts.on_orphan(self, reply[1])
 
     def period_end_ms(self, now_ms: int) -> int:
@@ -116,7 +125,12 @@ class ReservingCall(DecideCall):
         reserved: Mapping[str, int],
         packed: bytes | None,
     ) -> None:
-        super().__init__(account, program, blank.preset, mode, reserved=reserved, packed=packed)
+        super().__init__(
+            *(account, program, blank.preset, mode),
+            reserved=reserved,
+            packed=packed,
+            enforcement=route.enforcement,
+        )
         self.held = blank.quantities(program.held, reserved)
         self.consumed = blank.besides
         # The account may have learnt of another state by the time of the reply.
@@ -185,7 +199,7 @@ class Account:
         call = self.calls.get(id(route)) if mode == "d" else None
         if call is None:
             program = self.accounts.program(self.entitlements, route, self.purse)
-            call = DecideCall(self, program, self._preset(route), mode)
+            call = DecideCall(self, program, self._preset(route), mode, enforcement=route.enforcement)
             if mode == "d":
                 call.recurs = True
                 self.calls[id(route)] = call
@@ -218,7 +232,8 @@ class Account:
         if blank is None:
             blank = self.blanks[key] = self._blank(route, tuple(reserved))
         program, packed = blank.program, None
-        if mode == "d" and blank.preset is None and blank.is_exact:
+        is_plain = blank.preset is None or route.enforcement == "shadow"
+        if mode == "d" and is_plain and blank.is_exact:
             terms = self.terms(program.keep_ms, *blank.numbers(reserved), more=program.room)
             packed = b"".join((blank.head, pack_each((terms,)), blank.tail))
         else:
@@ -235,7 +250,8 @@ class Account:
         program = compile_program(
             self.entitlements, self.accounts.catalog, demands, rates_only=route.always, purse=self.purse
         )
-        return Blank(program, consumed, self._preset(route), *self._around_terms(program, "d"))
+        mode = "s" if route.enforcement == "shadow" else "d"
+        return Blank(program, consumed, self._preset(route), *self._around_terms(program, mode))
 
     def call_holding(self, quantities: Mapping[str, int], *, mode: str = "d") -> DecideCall:
         """The decision about quantities that are set aside off the request until the true ones are known."""
@@ -243,7 +259,8 @@ class Account:
         program = compile_program(
             self.entitlements, self.accounts.catalog, demands, in_flight=False, purse=self.purse
         )
-        return DecideCall(self, program, self._suspension(), mode, reserved=quantities)
+        given = self.accounts.catalog.enforcement
+        return DecideCall(self, program, self._suspension(), mode, reserved=quantities, enforcement=given)
 
     def call_for(
         self, demands: Mapping[str, Demand], *, mode: str = "d", in_flight: bool = False
@@ -257,24 +274,16 @@ class Account:
             )
             if len(self._calls) >= _CALLS_MAX:
                 self._calls.clear()
-            call = self._calls[key] = DecideCall(self, program, self._suspension(), mode)
+            given = self.accounts.catalog.enforcement
+            call = DecideCall(self, program, self._suspension(), mode, enforcement=given)
+            self._calls[key] = call
             call.recurs = True
         return call
 
     def renewal(self, held: Mapping[str, int], flights: tuple[str, ...]) -> DecideCall:
         """A call that holds again what another held, whatever is left of it."""
         demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *flights)}
-        kept = {
-            **self.entitlements,
-            **{
-                name: replace(
-                    self.entitlements[name],
-                    rates=(),
-                    concurrency=self.entitlements[name].concurrency if name in flights else None,
-                )
-                for name in demands
-            },
-        }
+        kept = holding_only(self.entitlements, demands, flights)
         program = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
         return DecideCall(self, program, None, "h")
 
@@ -310,11 +319,15 @@ class Account:
         if route.always:
             return None
         if route.feature is not None and route.feature not in self.standing.plan.features:
-            return self._suspension() or Decision(allowed=False, reason="feature")
+            return self._suspension() or self.refusal("feature")
         return self._suspension()
 
     def _suspension(self) -> Decision | None:
-        return Decision(allowed=False, reason="suspended") if self.standing.access == "suspended" else None
+        return self.refusal("suspended") if self.standing.access == "suspended" else None
+
+    def refusal(self, reason: Reason) -> Decision:
+        """A refusal that no limit is named in."""
+        return Decision(customer=self.customer, plan=self.standing.plan.key, allowed=False, reason=reason)
 
 
 class Accounts:

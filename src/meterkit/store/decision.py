@@ -52,12 +52,16 @@ class Decision:
     """Whether a customer may, and how much is left.
 
     Attributes:
+        customer: the customer's id, or the address that an anonymous one goes by; None where nobody is known.
+        plan: the key of the plan in force; None where nobody is known.
         allowed: whether the request is served.
         reason: why it was refused, or None. With ``shadow`` it says why it would have been.
         limit: the name of the policy nearest to exhaustion; on a refusal the violated policy with the
             longest wait; None where no policy applies.
         remaining: units left under ``limit``, never below 0; None where no policy applies.
-        reset_after: until ``limit`` is whole again; None where no policy applies or no time is known.
+        reset_after: until more is left under ``limit`` than now, or as much as was asked where that is
+            more, if nothing else is used meanwhile; a ceiling waits for the end of its period. None where no
+            policy applies or no time is known.
         retry_after: until the same request would be admitted if nothing else is used; None where it was
             allowed, or where waiting does not help.
         violated: the names of all violated policies, in the order of the plans file.
@@ -65,6 +69,8 @@ class Decision:
         shadow: whether enforcement is ``shadow``: ``allowed`` is True whatever the limits say.
     """
 
+    customer: str | None = None
+    plan: str | None = None
     allowed: bool
     reason: Reason | None = None
     limit: str | None = None

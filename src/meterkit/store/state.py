@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
@@ -11,7 +11,7 @@ from meterkit.store.keys import FORMAT
 from meterkit.store.periods import Bounds, bounds_at
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Plan
 
@@ -23,6 +23,7 @@ __all__ = [
     "Standing",
     "Status",
     "entitlements_of",
+    "holding_only",
     "standing_at",
 ]
 
@@ -102,6 +103,17 @@ def entitlements_of(state: CustomerState, standing: Standing, catalog: Catalog) 
     if state.overrides and standing.access != "restricted":
         return override(catalog, standing.plan, state.overrides)
     return standing.plan.entitlements
+
+
+def holding_only(
+    entitlements: Mapping[str, Entitlement], meters: Iterable[str], flights: tuple[str, ...]
+) -> Mapping[str, Entitlement]:
+    """The same entitlements, but of these meters only what is held: no rates, concurrency for ``flights``."""
+    kept = dict(entitlements)
+    for name in meters:
+        given = entitlements[name]
+        kept[name] = replace(given, rates=(), concurrency=given.concurrency if name in flights else None)
+    return kept
 
 
 def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -174,8 +175,11 @@ class Store:
             return call.preset
         end_ms = call.period_end_ms(reply[1])
         if reply[0] == _ALLOWED:
-            return verdict.allowed(call.program, reply, end_ms)
-        return verdict.refused(call.exact(), reply, end_ms)
+            decision = verdict.allowed(call.program, reply, end_ms)
+        else:
+            decision = verdict.refused(call.exact(), reply, end_ms)
+        decision = replace(decision, customer=call.account.customer, plan=call.standing.plan.key)
+        return replace(call.foregone or decision, allowed=True, shadow=True) if call.shadow else decision
 
     async def check(self, account: Account, demands: Mapping[str, Demand]) -> Decision:
         """Look only: whether a demand would be allowed now."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["allowed", "refused", "reset_ms"]
 
+_SLIDING: Final = 1
 _FIXED: Final = 2
 _BUCKET: Final = 3
 _CEILING: Final = 4
@@ -26,12 +27,12 @@ _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgo
 
 
 def allowed(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
-    """The decision behind ``{0, now, n, remaining}``."""
-    _, now_ms, nth, remaining = reply
+    """The decision behind ``{0, now, n, remaining, before}``."""
+    _, now_ms, nth, remaining, before = reply
     if not nth:
         return Decision(allowed=True)
     measure = program.measures[nth - 1]
-    reset = reset_ms(measure, remaining, now_ms, period_end_ms)
+    reset = reset_ms(measure, remaining, before, now_ms, period_end_ms)
     return Decision(
         allowed=True,
         limit=measure.policy.name,
@@ -40,13 +41,33 @@ def allowed(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
     )
 
 
-def reset_ms(measure: Measure, remaining: int, now_ms: int, period_end_ms: int) -> int | None:
-    """Until the policy counts anew (windows, period) or is full again (bucket); None for concurrency."""
-    if measure.kind <= _FIXED:
-        return measure.window - now_ms % measure.window
-    if measure.kind == _BUCKET:
-        return -(-(measure.limit - remaining) * measure.window // measure.refill)
-    return period_end_ms - now_ms if measure.kind == _CEILING else None
+def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_end_ms: int) -> int | None:
+    """Until more is left than now, or as much as was asked where that is more; None for concurrency.
+
+    Args:
+        measure: the policy.
+        remaining: what is left under it, below 0 where more was counted than it allows.
+        before: what was counted in the window before this one, or the rest that a bucket owes.
+        now_ms: when that was.
+        period_end_ms: the end of the billing period: a ceiling's own.
+    """
+    kind, limit, window = measure.kind, measure.limit, measure.window
+    if kind == _CEILING:
+        return period_end_ms - now_ms
+    if kind == _CONCURRENCY:
+        return None
+    if remaining >= limit:
+        return 0
+    wanted = remaining + 1 if remaining >= measure.needed else measure.needed
+    if kind == _SLIDING:
+        if before or window > _DAY_MS:
+            counted = limit - remaining - _weighted(before, window - now_ms % window, window)
+            return _sliding_wait(measure, counted, before, wanted, now_ms)
+        # The same, shorter: this is worked out for most answers.
+        return 2 * window - now_ms % window - (limit - wanted) * window // (limit - remaining)
+    if kind == _FIXED:
+        return window - now_ms % window
+    return _bucket_wait(measure, limit - remaining - (before > 0), before, wanted)
 
 
 def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
@@ -102,26 +123,29 @@ def _weigh(
     if measure.kind == _CONCURRENCY:
         return limit - x, 1000
     if measure.kind == _BUCKET:
-        owed = x + (y > 0)
-        if needed > limit:
-            return limit - owed, None
-        excess = x * measure.window + y - (limit - needed) * measure.window
-        return limit - owed, min(-(-excess // measure.refill), _BUCKET_MS)
-    return _weigh_window(measure, x, y, now_ms)
-
-
-def _weigh_window(measure: Measure, counted: int, previous: int, now_ms: int) -> tuple[int, int | None]:
-    limit, needed, window = measure.limit, measure.needed, measure.window
-    passed = now_ms % window
+        left = limit - x - (y > 0)
+        return left, None if needed > limit else _bucket_wait(measure, x, y, needed)
     slides = measure.kind != _FIXED
-    left = limit - counted - (_weighted(previous, window - passed, window) if slides else 0)
+    rest_ms = measure.window - now_ms % measure.window
+    left = limit - x - (_weighted(y, rest_ms, measure.window) if slides else 0)
     if needed > limit:
         return left, None
-    if not slides:
-        return left, window - passed
+    return left, _sliding_wait(measure, x, y, needed, now_ms) if slides else rest_ms
+
+
+def _bucket_wait(measure: Measure, owed: int, rest: int, needed: int) -> int:
+    """How long until a bucket that owes so much has ``needed`` (ms)."""
+    excess = owed * measure.window + rest - (measure.limit - needed) * measure.window
+    return min(-(-excess // measure.refill), _BUCKET_MS)
+
+
+def _sliding_wait(measure: Measure, counted: int, previous: int, needed: int, now_ms: int) -> int:
+    """How long until ``needed`` is left under a sliding window (ms)."""
+    limit, window = measure.limit, measure.window
+    rest_ms = window - now_ms % window
     if counted + needed <= limit:
-        return left, window - passed - _most_left(previous, limit - counted - needed, window)
-    return left, 2 * window - passed - _most_left(counted, limit - needed, window)
+        return rest_ms - _most_left(previous, limit - counted - needed, window)
+    return rest_ms + window - _most_left(counted, limit - needed, window)
 
 
 def _ceiling_wait(

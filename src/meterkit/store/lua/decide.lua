@@ -5,7 +5,7 @@
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
 -- KEYS[4] hash  optional: grants
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
---       h hold what is held already, whatever is left
+--       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
 --       then the fields: r t e x; a b d a rate; i o h H a ceiling; n N a concurrency limit; i a recorded meter;
 --       with grants i h H for each other meter that shares a credit
 --       last: the caller's clock (ms)
@@ -14,13 +14,15 @@
 --       recorded here; then kind, window, limit, refill, needed, taken a rate; included, beyond (-1: deny),
 --       needed, held a ceiling; limit a concurrency limit; quantity a recorded meter; last, with grants, what
 --       grants and credits stand behind (see room)
--- Reply {0, now, n, remaining}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none
+-- Reply {0, now, n, remaining, before}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none;
+--                                before: its previous (windows) or rest (bucket), as below
 --       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
 --                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
 --                                left but for holds, held in this slot, in the last one (ceiling);
 --                                in flight, 0, 0 (concurrency); last, with grants, a ceiling each: 1 where
 --                                grants or credits stood behind it in this period, else 0
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
+--       {5, now, ends, ...}      as 1, but counted and held all the same
 local terms = cjson.decode(ARGV[2])
 --include wall
 --include rates
@@ -67,7 +69,7 @@ for _ = 1, terms[6] do
   end
   if take then
     used = used + taken
-    write[w + 1], write[w + 2], w = ARGV[4 + f], counted + taken, w + 2
+    write[w + 1], write[w + 2], w = ARGV[4 + f], math.min(counted + taken, 9000000000000000), w + 2
     if slot ~= before then
       write[w + 1], write[w + 2], write[w + 3], write[w + 4] = ARGV[3 + f], slot, ARGV[5 + f], previous
       w = w + 4
@@ -130,13 +132,16 @@ for _ = 1, terms[8] do
   f, n = f + 2, n + 1
 end
 
+local reply = {0, now, nearest, nearest_left, nearest > 0 and counts[3 * nearest + 2] or 0}
 if refused and mode ~= 'h' then
   for k = 1, purse and terms[7] or 0 do
     counts[c + 1], c = had(k), c + 1
   end
-  return {unpack(counts, 1, c)}
-elseif not take then
-  return {0, now, nearest, nearest_left}
+  reply = {unpack(counts, 1, c)}
+  reply[1] = mode == 's' and 5 or 1
+end
+if not take or reply[1] == 1 then
+  return reply
 end
 for i = 1, terms[9] do
   write[w + 1], write[w + 2], w = ARGV[3 + f], math.min((v[f] or 0) + terms[n + i], 9000000000000000), w + 2
@@ -147,7 +152,7 @@ for _, meter in ipairs(purse and purse.backed or {}) do
     write[w + 1], write[w + 2], w = ARGV[3 + meter[6]], (v[meter[6]] or 0) + meter[7], w + 2
   end
 end
-if v[1] ~= ARGV[1] and mode == 'd' then
+if v[1] ~= ARGV[1] and (mode == 'd' or mode == 's') then
   write[w + 1], write[w + 2], w = 'r', ARGV[1], w + 2
 end
 if not ends then
@@ -166,4 +171,4 @@ call('HSET', unpack(write, 1, w))
 if longer then
   call('PEXPIREAT', KEYS[1], lives)
 end
-return {0, now, nearest, nearest_left}
+return reply

@@ -1,0 +1,80 @@
+"""What an allowed answer promises: after `reset_after` there is more, and not a millisecond before."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from meterkit import Decision
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  units: {unit: unit}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      units: {rate: RATE}
+"""
+# Each with its limit, and about how many seconds a limit's worth of units keeps counting.
+RATES = {
+    "{limit: 3/10 seconds}": (3, 10),
+    "{limit: 50/minute}": (50, 60),
+    "{limit: 7/hour}": (7, 3600),
+    "{limit: 1_000/26 hours}": (1_000, 93_600),
+    "{limit: 20/minute, algorithm: fixed-window}": (20, 60),
+    "{limit: 5/3 seconds, algorithm: token-bucket, burst: 9}": (9, 5),
+    "{limit: 1/minute, algorithm: token-bucket, burst: 4}": (4, 240),
+    "{limit: 300/second, algorithm: token-bucket, burst: 40}": (40, 1),
+}
+MILLISECOND = timedelta(milliseconds=1)
+_numbers = count()
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("seed", range(3))
+async def test_after_it_one_unit_more_is_admitted_or_what_was_asked(
+    any_store_url: str, rate: str, seed: int
+) -> None:
+    """F-61: of sliding windows it was the end of the window, which frees nothing by itself."""
+    start = datetime(2031, 1, 5, 12, tzinfo=UTC) + timedelta(milliseconds=7919 * seed)
+    random, clock = Random(seed), Clock(start)  # noqa: S311 - repeatable
+    kit = MeterKit(
+        loads(PLANS.replace("RATE", rate)), clock=clock, redis_url=any_store_url, flush=False,
+        key_prefix=f"reset{next(_numbers)}",
+    )  # fmt: skip
+    (limit, span_s), promised = RATES[rate], 0
+    async with kit:
+        for _ in range(60):
+            quantity = min(limit, random.choice((1, 1, 2, random.randint(1, limit))))
+            decision = await kit.consume("acme", "units", quantity)
+            if decision.allowed and random.random() < 0.5:
+                promised += 1
+                await _check_promise(kit, clock, decision, quantity, limit)
+            # Whole milliseconds, as the store counts.
+            clock.advance(MILLISECOND * random.randrange(random.choice((1, 2, 100 * span_s, 700 * span_s))))
+    assert promised > 5
+
+
+async def _check_promise(kit: MeterKit, clock: Clock, decision: Decision, quantity: int, limit: int) -> None:
+    assert decision.remaining is not None
+    assert decision.reset_after is not None
+    wanted = min(limit, max(decision.remaining + 1, quantity))
+    clock.advance(decision.reset_after - MILLISECOND)
+    assert not (await kit.check("acme", "units", wanted)).allowed, (decision, wanted)
+    clock.advance(MILLISECOND)
+    assert (await kit.check("acme", "units", wanted)).allowed, (decision, wanted)
