@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import grants
 import inprocess
 import overhttp
 import report
@@ -91,6 +92,8 @@ def measure(options: argparse.Namespace) -> dict:
         note("streams")
         amount = streams.QUICK if options.quick else streams.FULL
         streamed = streams.measure(redis_url, cores, loop, amount) if streams.RESERVE in probes else {}
+        note("grants")
+        granted = grants.measure(cores)
         note("imports and first requests")
         first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
         result = {
@@ -102,6 +105,7 @@ def measure(options: argparse.Namespace) -> dict:
             "timed": figures,
             "http": http,
             "streams": streamed,
+            "grants": granted,
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }

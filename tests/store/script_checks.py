@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from meterkit.store.keys import Keys
+from meterkit.store.purse import Purse as PlanPurse
 from meterkit.store.resp import pack
 from meterkit.store.scripts import Script
 from meterkit.store.state import CustomerState, standing_at
@@ -14,7 +15,7 @@ from meterkit.store.usage import usage_of
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Model
 from store.script_plans import ANONYMOUS, PLAIN, START_MS
-from store.script_purse import MICRO, Means, ledger_sums, may_have, room
+from store.script_purse import MICRO, Means, Purse, ledger_sums, may_have, room
 from store.script_weighing import ceiling_of, own_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Checks:
         self.wall = START_MS
         self.writers = ["w0", "w1", "w2"]
         self.log: deque[str] = deque(maxlen=12)
+        self.seen: Counter[str] = Counter()
 
     def check(self, name: str) -> None:
         """Compare all that is stored of a customer, and what is shown of it."""
@@ -80,16 +82,52 @@ class Checks:
 
     def _check_purse(self, name: str, customer: Customer, keys: CustomerKeys) -> None:
         purse = customer.purse
-        granted = {grant.name: grant.text for grant in purse.grants.values()}
-        ledger = {line: " ".join(map(str, numbers)) for line, numbers in purse.lines.items()}
-        for key, expected in ((keys.grants, granted), (keys.ledger, ledger)):
+        for key, expected in ((keys.grants, purse.texts()), (keys.ledger, purse.ledger())):
             stored = self._texts(key)
+            self._check_balance(name, stored.pop("balance", None))
             self.compare(f"{key}", expected, stored)
             expires = -2 if not stored else -1 if purse.lives == NEVER_MS else purse.lives
             self.compare(f"expiry of {key}", expires, self.ask("PEXPIRETIME", key))
             if key == keys.ledger:
                 left = {grant.name: grant.left for grant in purse.grants.values() if grant.left}
                 self.compare(f"what the ledger of {name} comes to", left, dict(ledger_sums(stored)))
+
+    def _check_balance(self, name: str, text: str | None) -> None:
+        """What is kept of what the grants come to, where it holds: for a plan, for a span of time."""
+        if text is None:
+            return
+        customer = self.model.customers[name]
+        head, *lines = text.splitlines()
+        since, turns, start, mark, is_due = head.split(" ")
+        now = max(self.wall, customer.seen)
+        state = CustomerState.parse(customer.data)
+        standing = standing_at(state, self.catalog, now)
+        period = standing.bounds.start_ms, standing.bounds.end_ms
+        of_plan = PlanPurse.of(standing.plan, self.catalog).mark
+        if (int(start), mark) != (period[0], of_plan) or not int(since) <= now < int(turns):
+            return
+        self.seen["balance"] += 1
+        means = Means(customer.purse, standing.plan, period, now)
+        found: dict[str, tuple[str, ...]] = {}
+        for line in lines:
+            target, left, had, last, first = line.split(" ", 4)
+            found[target] = left, had, last, first
+        known = {grant.target for grant in (*means.grants.values(), *means.ended)} | set(means.left)
+        expected: dict[str, tuple[str, ...]] = {}
+        for target in known:
+            paying = [g for g in means.in_order if g.target == target and g.pays_at(now) and g.left]
+            numbers = means.of(target), int(means.had((target,))), means.last(target)
+            expected[target] = (*map(str, numbers), paying[0].name if paying else "")
+        self.compare(f"balance that is kept of {name}", expected, found)
+        is_written = means.grants == customer.purse.grants
+        self.compare(f"what is due of {name}", not is_written, is_due == "1")
+        turning = [
+            at
+            for grant in means.grants.values()
+            for at in (grant.effective, grant.expires, grant.stays)
+            if at > now
+        ]
+        self.compare(f"when the balance of {name} turns", min(turning, default=NEVER_MS), int(turns))
 
     def _texts(self, key: str) -> dict[str, str]:
         flat = self.ask("HGETALL", key)
@@ -105,8 +143,8 @@ class Checks:
         entitlements, period, bounds = standing.plan.entitlements, customer.period, standing.bounds
         over = period is None or self.wall >= period[1] or bounds.start_ms >= period[0] + 2 * MINUTE_MS
         is_entitled = may_have(customer.rev, state, standing.plan, self.catalog)
-        on_file = customer.purse.grants if is_entitled else {}
-        means = Means(on_file, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall)
+        purse = customer.purse if is_entitled else Purse()
+        means = Means(purse, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall)
         balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
         self.compare(f"balance of {name}", balance, shown["balance"])
 

@@ -108,7 +108,7 @@ class Customer:
         """What grants and credits there are; None for those who cannot have any."""
         if view.plan is None or not view.has_purse:
             return None
-        return Means(self.purse.grants, view.plan, view.period_at(now), now)
+        return Means(self.purse, view.plan, view.period_at(now), now)
 
     def roll(self, now: int, view: View) -> None:
         """Bring to `now` what is kept; nothing for a customer of whom nothing is."""

@@ -55,12 +55,12 @@ class PaidWorld(World):
         terms = self._terms()
         for _ in range(self.random.choice((1, 1, 1, 2, 3))):
             terms = terms if self.random.random() < 0.6 else self._terms()
-            known = [
-                line[6:] for line in self.model.customers[name].purse.lines if line.startswith("grant a ")
-            ]
+            known = self.model.customers[name].purse.ids
             if known and self.random.random() < 0.25:
-                target, grant_id = self.random.choice(known).split(" ")[1:]
-                targets = [target]
+                grant_id = self.random.choice(list(known))
+                targets = [target for target, _ in known[grant_id]]
+                if self.random.random() < 0.1:
+                    targets = self.random.sample(_TARGETS, 2)
             else:
                 grant_id = f"g{self.random.randrange(10**6)}"
                 targets = self.random.sample(_TARGETS, self.random.choice((1, 1, 2)))
@@ -79,11 +79,7 @@ class PaidWorld(World):
         if not state.granted:
             self.put(name, replace(state, granted=True))
         priority, effective, expires = terms
-        words = [
-            word
-            for target, quantity in quantities.items()
-            for word in (f"a {target} {grant_id}", target, quantity, priority, effective, expires)
-        ]
+        asked = sorted(quantities.items())
         new = [
             Given(
                 name=f"a {target} {grant_id}",
@@ -93,13 +89,14 @@ class PaidWorld(World):
                 effective=effective or self.wall,
                 expires=expires,
                 created=self.wall,
+                stays=expires,
             )
-            for target, quantity in quantities.items()
+            for target, quantity in asked
         ]
-        reply = self.wire(
-            pack("EVALSHA", self.scripts["grant"].sha, 2, keys.grants, keys.ledger, *words, self.wall)
-        )
-        expected = customer.purse.add(new, self.wall)
+        most = self.random.choice((256, 256, 8, len(customer.purse.grants) + 1))
+        words = (grant_id, most, *terms, *(word for one in asked for word in one), self.wall)
+        reply = self.wire(pack("EVALSHA", self.scripts["grant"].sha, 2, keys.grants, keys.ledger, *words))
+        expected = customer.purse.add(grant_id, new, self.wall, most=most)
         self.compare(f"grant {name} {words}", expected, reply)
         self.seen[f"grant {expected[0]!r}"] += 1
 
@@ -143,7 +140,7 @@ class PaidWorld(World):
         if means is None or last is None or included is None:
             return
         credit = self.catalog.credits["ai"]
-        spare = means.of("c:ai") - last.quantity * (credit.low_balance_percent or 0) // 100
+        spare = means.of("c:ai") - last * (credit.low_balance_percent or 0) // 100
         own = max(0, included - customer.included["words"]) + means.of("m:words")
         for quantity in (own + spare // credit.costs["words"], 1):
             if 0 < quantity < 10**15 and spare >= 0:

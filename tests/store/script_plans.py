@@ -116,6 +116,7 @@ plans:
       - {credit: ai, quantity: 2, every: period, priority: 5, expires: 45d}
       - {meter: calls, quantity: 3, every: period, priority: 20, expires: 9d}
       - {credit: ink, quantity: 2, every: period}
+      - {meter: words, quantity: 10, every: period, id: start, expires: 3d}
   more:
     extends: gift
     rank: 1
@@ -129,6 +130,7 @@ plans:
       - {meter: calls, quantity: 4, every: period, priority: 20, expires: 9d}
       - {meter: pages, quantity: 5, every: period, priority: 50}
       - {credit: dust, quantity: 1, every: period}
+      - {meter: words, quantity: 25, every: period, id: start, expires: 40d, priority: 9}
   year:
     extends: gift
     rank: 2

@@ -2,6 +2,7 @@
 
 A grant pays while it is in force, in an order; each line of the ledger says what became of how much of it.
 What the plan gives is there as soon as its period begins, and on file with the first that is recorded in it.
+With everything that is recorded, grants that pay no more leave.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Given:
     effective: int
     expires: int
     created: int
+    stays: int
     used: int = 0
-    used_at: int = 0
 
     @property
     def left(self) -> int:
@@ -51,34 +52,55 @@ class Given:
     @property
     def text(self) -> str:
         """As it is stored."""
-        numbers = (self.quantity, self.used, *self.terms, self.used_at)
+        numbers = (self.quantity, self.used, *self.terms, self.stays)
         return " ".join((self.target, *map(str, numbers)))
 
     def pays_at(self, now: int) -> bool:
         return self.effective <= now < self.expires
 
-    def is_past(self, start: int) -> bool:
-        """Whether it ended before a period began; what the plan gave stays until it expires."""
-        is_used_up = self.name.startswith("a ") and self.left == 0 and self.used_at < start
-        return self.expires <= start or is_used_up
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has paid its last; what the plan gave is kept for the period."""
+        return self.left == 0 and self.name.startswith("a ")
+
+    def is_of(self, start: int) -> bool:
+        """Whether a plan gave it in the period that began then."""
+        words = self.name.split(" ")
+        return words[0] == "p" and words[-1] == str(start)
 
 
-def due(plan: Plan, period: Period) -> Iterable[Given]:
-    """What a plan gives in a period."""
+class Youngest(NamedTuple):
+    """When the youngest of some grants was created, and its quantity; the larger of two."""
+
+    created: int
+    quantity: int
+
+
+def due(plan: Plan, period: Period) -> Sequence[Given]:
+    """What a plan gives in a period, in the order in which it is used up; equal lines together."""
     start, end = period
-    counted: Counter[str] = Counter()
+    found: dict[tuple[str, str], Given] = {}
+    lives: dict[str, float] = {}
     for grant in plan.grants:
         target = f"{'c' if grant.kind == 'credit' else 'm'}:{grant.name}"
-        yield Given(
-            name=f"p {target} {counted[target]} {start}",
+        life = "period" if grant.expires_ms is None else f"{grant.expires_ms}ms"
+        key = target, grant.id or f"{grant.priority}-{life}"
+        quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
+        expires = end if grant.expires_ms is None else start + grant.expires_ms
+        name = f"p {target} {key[1]} {start}"
+        lives[name] = grant.expires_ms or float("inf")
+        new = Given(
+            name=name,
             target=target,
-            quantity=grant.quantity * (MICRO if grant.kind == "credit" else 1),
+            quantity=quantity,
             priority=grant.priority,
             effective=start,
-            expires=end if grant.expires_ms is None else start + grant.expires_ms,
+            expires=expires,
             created=start,
+            stays=max(end, expires),
         )
-        counted[target] += 1
+        found[key] = replace(found[key], quantity=found[key].quantity + quantity) if key in found else new
+    return sorted(found.values(), key=lambda new: (new.priority, lives[new.name], new.name.split(" ")[1:3]))
 
 
 class Part(NamedTuple):
@@ -98,13 +120,33 @@ class Part(NamedTuple):
 class Means:
     """All grants that a customer has at an instant: on file, and of the plan's what is due."""
 
-    def __init__(self, on_file: Mapping[str, Given], plan: Plan, period: Period, now: int) -> None:
+    def __init__(self, purse: Purse, plan: Plan, period: Period, now: int) -> None:
         self.now, self.start = now, period[0]
-        self.grants = dict(on_file)
-        for new in due(plan, period):
+        self.ended = [grant for grant in purse.grants.values() if grant.stays <= now]
+        self.grants = {grant.name: grant for grant in purse.grants.values() if grant.stays > now}
+        self.left = dict(purse.left)
+        self.births = dict(purse.births)
+        # What was given for this period is known until it is over.
+        for grant in list(self.grants.values()):
+            if grant.is_of(self.start):
+                self.grants[grant.name] = replace(grant, stays=max(grant.stays, period[1]))
+        gifts = due(plan, period)
+        for new in gifts:
+            of_target = [grant for grant in gifts if grant.target == new.target]
+            given = [g for g in self.grants.values() if g.target == new.target and g.is_of(self.start)]
+            spare = sum(grant.quantity for grant in of_target) - sum(grant.quantity for grant in given)
             known = self.grants.get(new.name)
-            if known is None or known.quantity < new.quantity:
-                self.grants[new.name] = replace(known or new, quantity=new.quantity)
+            more = min(new.quantity - (known.quantity if known else 0), spare)
+            if more > 0 and known is None:
+                self.grants[new.name] = replace(new, quantity=more)
+            elif more > 0 and known is not None:
+                longer = max(known.expires, new.expires) if known.expires > now else known.expires
+                self.grants[new.name] = replace(
+                    known,
+                    quantity=known.quantity + more,
+                    expires=longer,
+                    stays=max(known.stays, longer),
+                )
         self.burned: Counter[str] = Counter()
 
     @property
@@ -116,9 +158,10 @@ class Means:
 
     def had(self, targets: Iterable[str]) -> bool:
         """Whether any grant of some targets stood behind them in this period, whatever it has left."""
-        return any(
-            grant.target in targets and grant.effective <= self.now and not grant.is_past(self.start)
-            for grant in self.grants.values()
+        return (
+            any(g.target in targets and g.effective <= self.now for g in self.grants.values())
+            or any(g.target in targets and g.stays > self.start for g in self.ended)
+            or any(self.left.get(target, -1) >= self.start for target in targets)
         )
 
     def pay(self, meter: str, units: int, credit: Credit | None) -> tuple[int, int]:
@@ -128,13 +171,15 @@ class Means:
             return granted, 0
         return granted, self._burn(meter, f"c:{credit.name}", units - granted, credit.costs[meter])
 
-    def last(self, target: str) -> Given | None:
-        """The grant of a target that was created last."""
-        latest: Given | None = None
-        for grant in self.in_order:
-            if grant.target == target and (latest is None or grant.created >= latest.created):
-                latest = grant
-        return latest
+    def last(self, target: str) -> int | None:
+        """The quantity of the youngest grant of a target that there ever was, but for those that are void."""
+        known = [
+            Youngest(g.created, g.quantity)
+            for g in (*self.grants.values(), *self.ended)
+            if g.target == target
+        ]
+        known += [self.births[target]] if target in self.births else []
+        return max(known).quantity if known else None
 
     def _burn(self, meter: str, target: str, units: int, cost: int) -> int:
         paid = min(units, self.of(target) // cost)
@@ -142,7 +187,7 @@ class Means:
         for grant in self.in_order:
             part = min(owed, grant.left) if self._pays(grant, target) else 0
             if part:
-                self.grants[grant.name] = replace(grant, used=grant.used + part, used_at=self.now)
+                self.grants[grant.name] = replace(grant, used=grant.used + part)
                 self.burned[f"burn {meter} {self.start} {grant.name}"] += part
                 owed -= part
         assert owed == 0
@@ -153,33 +198,39 @@ class Means:
 
 
 class Purse:
-    """The grants on file, the lines of their ledger, and until when both are kept (0: no key has been)."""
+    """The grants on file, the lines of their ledger, and until when both are kept (0: no key has been).
+
+    Of grants that have left it keeps by target until when one paid, and which was the youngest.
+    """
 
     def __init__(self) -> None:
         self.grants: dict[str, Given] = {}
         self.lines: dict[str, tuple[int, ...]] = {}
+        self.ids: dict[str, tuple[tuple[str, int], ...]] = {}
+        self.left: dict[str, int] = {}
+        self.births: dict[str, Youngest] = {}
         self.lives = 0
 
-    def add(self, new: Sequence[Given], now: int) -> list[int | bytes]:
-        """Add grants of the app's, all or none of them."""
-        left: Counter[str] = Counter()
-        for grant in self.grants.values():
-            left[grant.target] += grant.left
-        fresh: list[Given] = []
+    def add(self, grant_id: str, new: Sequence[Given], now: int, *, most: int) -> list[int | bytes]:
+        """Add a grant of the app's, of all its targets or of none."""
+        asked = tuple((grant.target, grant.quantity) for grant in new)
+        if grant_id in self.ids:
+            same = self.ids[grant_id] == asked
+            return [0, now] if same else [1, _words(self.ids[grant_id]).encode()]
+        stay = [grant for grant in self.grants.values() if grant.stays > now]
         for grant in new:
-            known = self.lines.get(f"grant {grant.name}")
-            if known is not None and known[0] != grant.quantity:
-                return [1, grant.name.encode(), str(known[0]).encode()]
-            if known is None:
-                left[grant.target] += grant.quantity
-                if left[grant.target] > MOST:
-                    return [2, grant.name.encode()]
-                fresh.append(grant)
-        for grant in fresh:
+            if sum(g.left for g in stay if g.target == grant.target) + grant.quantity > MOST:
+                return [2, grant.target.encode()]
+        live = [grant for grant in stay if grant.name.startswith("a ")]
+        if len(live) + len(new) > most:
+            return [3, len(live)]
+        for grant in [grant for grant in self.grants.values() if grant.stays <= now]:
+            self._leave(grant, grant.stays - 1)
+        for grant in new:
             self.grants[grant.name] = grant
             self.lines[f"grant {grant.name}"] = (grant.quantity, *grant.terms)
-        if self.lines:
-            self.lives = FOREVER_MS
+        self.ids[grant_id] = asked
+        self.lives = FOREVER_MS
         return [0, now]
 
     def void(self, names: Sequence[str], now: int) -> int:
@@ -189,31 +240,55 @@ class Purse:
         return len(found)
 
     def keep(self, means: Means, *, has_state: bool) -> None:
-        """Keep what has been paid, what the plan gives, and nothing that is past."""
+        """Keep what has been paid, what the plan gives, and nothing that pays no more."""
         grew = False
+        before = {grant.name: grant.quantity for grant in self.grants.values() if grant.stays > means.now}
+        for grant in means.ended:
+            self._leave(grant, grant.stays - 1)
         for grant in means.grants.values():
-            known = self.grants.get(grant.name)
-            before = known.quantity if known is not None else 0
-            if grant.quantity > before:
+            known = before.get(grant.name, 0)
+            if grant.quantity > known:
                 grew = True
                 line = f"grant {grant.name}"
                 if line in self.lines:
-                    self._add(f"raise {before} {grant.name}", grant.quantity - before)
+                    self._add(f"raise {known} {grant.name}", grant.quantity - known)
                 else:
                     self.lines[line] = (grant.quantity, *grant.terms)
             self.grants[grant.name] = grant
-            if grant.is_past(means.start):
-                del self.grants[grant.name]
-                if grant.left:
-                    self._add(f"expire {grant.name}", grant.left, grant.expires)
+            if grant.is_spent:
+                self._leave(grant, means.now)
         for line, part in means.burned.items():
             self._add(line, part)
         if grew:
-            last = max(grant.expires for grant in self.grants.values())
+            last = max(grant.stays for grant in self.grants.values())
             self.lives = FOREVER_MS if has_state else last + 40 * DAY_MS
+
+    def texts(self) -> dict[str, str]:
+        """As the grants are stored."""
+        kept = {grant.name: grant.text for grant in self.grants.values()}
+        for target, at in self.left.items():
+            kept[f"past {target}"] = f"{at} {self.births[target].quantity} {self.births[target].created}"
+        return kept
+
+    def ledger(self) -> dict[str, str]:
+        """As the ledger is stored."""
+        kept = {line: " ".join(map(str, numbers)) for line, numbers in self.lines.items()}
+        return kept | {f"id {grant_id}": _words(asked) for grant_id, asked in self.ids.items()}
+
+    def _leave(self, grant: Given, at: int) -> None:
+        del self.grants[grant.name]
+        if grant.left:
+            self._add(f"expire {grant.name}", grant.left, grant.expires)
+        self.left[grant.target] = max(at, self.left.get(grant.target, 0))
+        youngest = Youngest(grant.created, grant.quantity)
+        self.births[grant.target] = max(youngest, self.births.get(grant.target, youngest))
 
     def _add(self, line: str, quantity: int, *more: int) -> None:
         self.lines[line] = (self.lines.get(line, (0,))[0] + quantity, *more)
+
+
+def _words(asked: Iterable[tuple[str, int]]) -> str:
+    return " ".join(f"{target} {quantity}" for target, quantity in asked)
 
 
 def ledger_sums(lines: Mapping[str, str]) -> Counter[str]:
@@ -221,6 +296,8 @@ def ledger_sums(lines: Mapping[str, str]) -> Counter[str]:
     sums: Counter[str] = Counter()
     for line, text in lines.items():
         what, _, rest = line.partition(" ")
+        if what == "id":
+            continue
         words = {"burn": 2, "raise": 1}.get(what, 0)
         name = rest.split(" ", words)[words]
         sums[name] += int(text.partition(" ")[0]) * (1 if what in {"grant", "raise"} else -1)
@@ -273,7 +350,7 @@ def lowered(catalog: Catalog, before: Means, after: Means) -> list[bytes]:
         target = f"c:{credit.name}"
         last = after.last(target)
         if last is not None and credit.low_balance_percent is not None:
-            threshold = Fraction(last.quantity * credit.low_balance_percent, 100)
+            threshold = Fraction(last * credit.low_balance_percent, 100)
             if before.of(target) >= threshold > after.of(target):
                 low.append(target.encode())
     return low

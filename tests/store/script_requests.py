@@ -61,7 +61,6 @@ class Requests(Checks):
         self.processes = [self._process(seal_delay_ms) for seal_delay_ms in (0, SEAL_DELAY_MS)]
         self.open: list[Open] = []
         self.numbers: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
 
     def decide(self, name: str) -> None:
         account = self._account(name)

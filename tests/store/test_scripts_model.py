@@ -66,7 +66,7 @@ def test_the_scripts_do_what_the_model_does_with_grants_and_credits(wire: Wire, 
         world.step()
     for name in CUSTOMERS:
         world.check(name)
-    told = {"low", "grant 0", "grant 1", "grant 2", "void True", "void False"}
+    told = {"low", "balance", "grant 0", "grant 1", "grant 2", "grant 3", "void True", "void False"}
     assert SAID | told <= {what for what, times in world.seen.items() if times}
 
 

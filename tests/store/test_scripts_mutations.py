@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
+PURSE: Final = (
+    *("grants", "recur", "add_up", "balance", "room"),
+    *("spend", "burn", "put_away", "write_grants"),
+)
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *PLAIN, *PAID[1:])),
@@ -39,7 +43,7 @@ FILES: Final[Mapping[str, Lives]] = {
         (f"include/{name}.lua" for name in ("rates", "correct", "period", "roll", "standing")), PLAIN + PAID
     ),
     **dict.fromkeys(("grant.lua", "void.lua"), PAID),
-    **dict.fromkeys((f"include/{name}.lua" for name in ("grants", "room", "burn")), PAID),
+    **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
 }
 STEPS: Final = 5000
 SAMPLE: Final = 60

@@ -137,6 +137,7 @@ class PlanGrant:
     Attributes:
         kind: whether ``name`` is a meter or a credit.
         expires_ms: life of the grant; None: it expires with its period.
+        id: the plans file's own name for it, or None; see :attr:`key`.
     """
 
     kind: Literal["meter", "credit"]
@@ -144,6 +145,13 @@ class PlanGrant:
     quantity: int
     priority: int
     expires_ms: int | None
+    id: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What makes it the same grant in every plan and period: its id, or else priority and expiry."""
+        life = "period" if self.expires_ms is None else f"{self.expires_ms}ms"
+        return self.id or f"{self.priority}-{life}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

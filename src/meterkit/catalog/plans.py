@@ -50,7 +50,10 @@ QUANTITY: Final = Key("quantity", quantity(least=1), "How much.", required=True)
 EVERY: Final = Key("every", Choice(EVERY_WORDS), "When: with every billing period.", required=True)
 PRIORITY: Final = Key("priority", integer(most=1000), "Lower is burned first; default: 50.")
 EXPIRES: Final = Key("expires", duration(least=1), "Life of the grant; default: its period.")
-GRANT_TABLE: Final = Table("a grant", (CREDIT, METER, QUANTITY, EVERY, PRIORITY, EXPIRES))
+GRANT_ID: Final = Key(
+    "id", NAME, "What makes it the same grant in other plans and later; default: its priority and expiry."
+)
+GRANT_TABLE: Final = Table("a grant", (CREDIT, METER, QUANTITY, EVERY, PRIORITY, EXPIRES, GRANT_ID))
 
 PLAN_NAME: Final = Key("name", text(128), "The name that people see; default: the key.")
 PLAN_EXTENDS: Final = Key(EXTENDS, NAME, "The plan whose entries this one inherits.")
@@ -124,11 +127,7 @@ def _build_plan(key: str, values: Values, declared: Declared, problems: Problems
         trial_ms=values.get(TRIAL),
         features=_build_features(values, declared, problems),
         entitlements=_build_entitlements(values, declared, problems),
-        grants=tuple(
-            grant
-            for written in values.get(GRANTS, ())
-            if (grant := _build_grant(written, declared, problems)) is not None
-        ),
+        grants=_build_grants(values, declared, problems),
     )
 
 
@@ -158,6 +157,19 @@ def _build_entitlements(values: Values, declared: Declared, problems: Problems) 
     return built
 
 
+def _build_grants(values: Values, declared: Declared, problems: Problems) -> tuple[PlanGrant, ...]:
+    built: list[PlanGrant] = []
+    for written in values.get(GRANTS, ()):
+        grant = _build_grant(written, declared, problems)
+        if grant is None:
+            continue
+        if grant.id is not None and (grant.name, grant.id) in {(other.name, other.id) for other in built}:
+            message = f"{grant.id!r} is the id of another grant of {grant.name} in this plan; choose another"
+            problems.refuse(written.place(GRANT_ID), message)
+        built.append(grant)
+    return tuple(built)
+
+
 def _build_grant(values: Values, declared: Declared, problems: Problems) -> PlanGrant | None:
     credit, meter_name = values.get(CREDIT), values.get(METER)
     if values.has(CREDIT) == values.has(METER):
@@ -183,6 +195,7 @@ def _build_grant(values: Values, declared: Declared, problems: Problems) -> Plan
         quantity=values.get(QUANTITY, 1),
         priority=values.get(PRIORITY, PRIORITY_DEFAULT),
         expires_ms=values.get(EXPIRES),
+        id=values.get(GRANT_ID),
     )
 
 

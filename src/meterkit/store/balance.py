@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from meterkit.store.purse import target_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from meterkit.catalog import Entitlement
     from meterkit.store.periods import Bounds
@@ -22,9 +23,10 @@ class Holding:
     """One grant as the store keeps it: units of a meter, or micro-credits.
 
     Attributes:
-        name: ``a TARGET GRANT_ID`` for the app's, ``p TARGET NTH PERIOD`` for the plan's.
+        name: ``a TARGET GRANT_ID`` for the app's, ``p TARGET KEY PERIOD`` for the plan's.
         target: ``m:METER`` or ``c:CREDIT``.
         expires_ms: 9 * 10^15 for never.
+        until_ms: when it leaves the store; what a plan gave is kept for the whole period, too.
     """
 
     name: str
@@ -35,20 +37,23 @@ class Holding:
     effective_ms: int
     expires_ms: int
     created_ms: int
+    until_ms: int
 
     @classmethod
     def parse(cls, name: str, text: str) -> Holding:
         """Read a field of the hash of grants."""
-        target, quantity, used, priority, effective, expires, created, _ = text.split(" ")
+        target, *numbers = text.split(" ")
+        quantity, used, priority, effective_ms, expires_ms, created_ms, until_ms = map(int, numbers)
         return cls(
             name=name,
             target=target,
-            quantity=int(quantity),
-            used=int(used),
-            priority=int(priority),
-            effective_ms=int(effective),
-            expires_ms=int(expires),
-            created_ms=int(created),
+            quantity=quantity,
+            used=used,
+            priority=priority,
+            effective_ms=effective_ms,
+            expires_ms=expires_ms,
+            created_ms=created_ms,
+            until_ms=until_ms,
         )
 
     @property
@@ -63,26 +68,58 @@ class Holding:
 
 def holdings_of(fields: Mapping[str, str], purse: Purse | None, bounds: Bounds, now_ms: int) -> list[Holding]:
     """All grants on file and those of the plan that are due, in the order in which they are used up."""
-    found = {name: Holding.parse(name, text) for name, text in fields.items()}
-    in_first = now_ms < bounds.end_ms
-    start_ms, end_ms = (bounds.start_ms, bounds.end_ms) if in_first else (bounds.end_ms, bounds.next_end_ms)
-    for prefix, target, quantity, priority, life_ms in purse.recurring if purse is not None else ():
-        name = f"{prefix}{start_ms}"
-        known = found.get(name)
-        if known is None or known.quantity < quantity:
-            found[name] = Holding(
+    found = [Holding.parse(name, text) for name, text in fields.items() if name.startswith(("a ", "p "))]
+    known = {holding.name: holding for holding in found if holding.until_ms > now_ms}
+    ended = [holding for holding in found if holding.until_ms <= now_ms]
+    if purse is not None:
+        in_first = now_ms < bounds.end_ms
+        start_ms, end_ms = (
+            (bounds.start_ms, bounds.end_ms) if in_first else (bounds.end_ms, bounds.next_end_ms)
+        )
+        for holding in _due(known.values(), purse, start_ms, end_ms, now_ms):
+            known[holding.name] = holding
+    return sorted(
+        [*ended, *known.values()],
+        key=lambda found: (found.priority, found.expires_ms, found.created_ms, found.name),
+    )
+
+
+def _due(
+    on_file: Iterable[Holding], purse: Purse, start_ms: int, end_ms: int, now_ms: int
+) -> Iterator[Holding]:
+    """What a plan gives in a period that is not on file yet; see ``include/recur.lua``."""
+    known = {holding.name: holding for holding in on_file}
+    given: Counter[str] = Counter()
+    for holding in known.values():
+        if holding.name.startswith("p ") and holding.name.endswith(f" {start_ms}"):
+            given[holding.target] += holding.quantity
+    whole: Counter[str] = Counter()
+    for _, target, quantity, _, _ in purse.recurring:
+        whole[target] += quantity
+    for prefix, target, quantity, priority, life_ms in purse.recurring:
+        name, expires_ms = f"{prefix} {start_ms}", start_ms + life_ms if life_ms else end_ms
+        before = known.get(name)
+        more = min(quantity - (before.quantity if before else 0), whole[target] - given[target])
+        if more <= 0:
+            continue
+        given[target] += more
+        if before is None:
+            yield Holding(
                 name=name,
                 target=target,
-                quantity=quantity,
-                used=0 if known is None else known.used,
-                priority=priority if known is None else known.priority,
+                quantity=more,
+                used=0,
+                priority=priority,
                 effective_ms=start_ms,
-                expires_ms=(start_ms + life_ms if life_ms else end_ms) if known is None else known.expires_ms,
+                expires_ms=expires_ms,
                 created_ms=start_ms,
+                until_ms=max(expires_ms, end_ms),
             )
-    return sorted(
-        found.values(), key=lambda found: (found.priority, found.expires_ms, found.created_ms, found.name)
-    )
+        else:
+            lives_ms = before.expires_ms
+            if lives_ms > now_ms:
+                lives_ms = max(lives_ms, expires_ms)
+            yield replace(before, quantity=before.quantity + more, expires_ms=lives_ms)
 
 
 class Balance:

@@ -28,8 +28,10 @@ __all__ = ["Grant", "Grants", "LedgerEntry"]
 _PRIORITY_MAX: Final = 1000
 _FIRST: Final = datetime(1970, 1, 2, tzinfo=UTC)
 _LAST: Final = datetime(9998, 12, 31, tzinfo=UTC)
-_UNEQUAL: Final = 1
+_GRANTS_MAX: Final = 256
+_USED_OTHERWISE: Final = 1
 _TOO_MUCH: Final = 2
+_TOO_MANY: Final = 3
 
 Kind = Literal["meter", "credit"]
 
@@ -39,7 +41,8 @@ class Grant:
     """A quantity that a customer has besides what the plan includes.
 
     Attributes:
-        grant_id: the app's name for it; for a grant of the plan ``plan/PERIOD/NTH``.
+        grant_id: the app's name for it; for a grant of the plan ``plan/PERIOD/ID``, where the id is that of
+            the plans file, or else made of its priority and expiry.
         kind: whether ``name`` is a meter or a credit.
         quantity: how much it was, in units of the meter, or in credits.
         remaining: what it has left; credits rounded down.
@@ -121,7 +124,8 @@ class Grants:
             QuantityError: a quantity is not allowed, or the balance would pass 9 * 10^9 credits or
                 9 * 10^15 units.
             UnknownMeterError: a name is neither a counter nor a credit of the plans file.
-            MeterkitError: an argument cannot be used, or the ``grant_id`` was used for another quantity.
+            MeterkitError: an argument cannot be used, the ``grant_id`` was used for something else, or the
+                customer would have more than 256 grants that are neither used up nor ended.
         """
         check_customer(customer)
         now_ms = self._store.now_ms()
@@ -132,31 +136,27 @@ class Grants:
             raise MeterkitError(f"priority: found {priority!r:.40}; allowed is 0 to {_PRIORITY_MAX}")
         if expires_ms <= max(now_ms, effective_ms):
             raise MeterkitError("expires_at: must lie in the future, and after effective_at")
-        targets = self._targets(quantities)
-        arguments = [
-            word
-            for name, quantity in targets
-            for word in (f"a {name} {grant_id}", name, quantity, priority, effective_ms, expires_ms)
-        ]
+        words = [str(word) for target in self._targets(quantities) for word in target]
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
-        fields = await admin.ask(admin.client.hkeys(keys.ledger))
-        known = {field.decode() for field in fields if _is_grant_of_app(field.decode(), grant_id)}
-        if known and known != {f"grant a {name} {grant_id}" for name, _ in targets}:
-            raise MeterkitError(
-                f"grant_id: {grant_id!r} was used for other meters or credits already; nothing was granted, "
-                "take another id"
-            )
         await self._states.change(customer, lambda state: replace(state, granted=True))
-        reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *arguments)
-        if reply[0] == _UNEQUAL:
+        terms: tuple[str | int, ...] = (grant_id, _GRANTS_MAX, priority, effective_ms, expires_ms, *words)
+        reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *terms)
+        if reply[0] == _USED_OTHERWISE:
+            is_other = reply[1].decode().split(" ")[::2] != words[::2]
+            what = "other meters or credits" if is_other else "another quantity"
             raise MeterkitError(
-                f"grant_id: {grant_id!r} was used for another quantity already; nothing was granted, take "
-                "another id"
+                f"grant_id: {grant_id!r} was used for {what} already; nothing was granted, take another id"
             )
         if reply[0] == _TOO_MUCH:
             raise QuantityError(
                 f"quantity: the balance would pass {CREDITS_MAX} credits or {9 * 10**15} units; nothing was "
                 "granted"
+            )
+        if reply[0] == _TOO_MANY:
+            raise MeterkitError(
+                f"grants: customer {customer!r} has {reply[1]} grants that are neither used up nor ended, "
+                f"one for each meter or credit; allowed are at most {_GRANTS_MAX}; nothing was granted. Void "
+                "some (`meterkit grants list` shows them), or give the same in fewer, larger ones"
             )
 
     async def list(self, customer: str) -> Sequence[Grant]:
@@ -230,7 +230,7 @@ class Grants:
                 "quantities: allowed is a mapping of meters or credits to quantities, with one at least"
             )
         given = cast("Mapping[object, object]", quantities)
-        return [_target(name, quantity, self._store.catalog) for name, quantity in given.items()]
+        return sorted(_target(name, quantity, self._store.catalog) for name, quantity in given.items())
 
 
 def _target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]:
@@ -284,8 +284,8 @@ def _parts(name: str) -> tuple[str, str]:
     origin, _, own = name.split(" ", 2)
     if origin == "a":
         return "app", own
-    nth, _, start_ms = own.partition(" ")
-    return "plan", f"plan/{from_ms(int(start_ms)):%Y-%m-%d}/{nth}"
+    key, _, start_ms = own.partition(" ")
+    return "plan", f"plan/{from_ms(int(start_ms)):%Y-%m-%d}/{key}"
 
 
 def _is_grant_of_app(field: str, grant_id: str) -> bool:
@@ -330,7 +330,7 @@ def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
     quantity, priority, effective, expires, created = text.split(" ")
     target = name.split(" ", 2)[1]
     terms = f"{priority} {effective} {expires} {created}"
-    given = Holding.parse(name, f"{target} {quantity} {quantity} {terms} 0")
+    given = Holding.parse(name, f"{target} {quantity} {quantity} {terms} {expires}")
     is_void, is_expired = f"void {name}" in ledger, f"expire {name}" in ledger
     return replace(
         _grant(given, 0), status="void" if is_void else "expired" if is_expired else "used_up", remaining=0
@@ -345,12 +345,11 @@ def _entry(field: str, text: str) -> LedgerEntry | None:
         return replace(burned, meter=meter, period_start=from_ms(int(start_ms)))
     if what == "raise":
         return _line("adjustment", rest.partition(" ")[2], int(text))
-    quantity = int(text.partition(" ")[0])
     if what == "grant":
-        return _line("grant", rest, quantity)
+        return _line("grant", rest, int(text.partition(" ")[0]))
     if what in {"expire", "void"}:
-        return _line("expire" if what == "expire" else "void", rest, -quantity)
-    return None  # Of a newer release.
+        return _line("expire" if what == "expire" else "void", rest, -int(text.partition(" ")[0]))
+    return None  # What an id was used for, or a line of a newer release.
 
 
 def _is_of(entry: LedgerEntry, other: LedgerEntry) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.store.state import NO_STATE
@@ -51,27 +53,35 @@ class Purse:
 
     Attributes:
         recurring: the plan's grants, each a name but for the period, a target, a quantity (units, or
-            micro-credits), a priority, a life (ms; 0: until the period ends).
+            micro-credits), a priority, a life (ms; 0: until the period ends); in the order of their priority.
+            Lines of the plan that say the same but for the quantity are one grant.
+        mark: names these grants of the plan.
         paid_with: meter to the target of the credit that pays for it, and to its cost in micro-credits.
         low: the target of a credit to the share of its last grant below which it is low (%).
     """
 
     recurring: tuple[tuple[str, str, int, int, int], ...]
+    mark: str
     paid_with: Mapping[str, tuple[str, int]]
     low: Mapping[str, int]
 
     @classmethod
     def of(cls, plan: Plan, catalog: Catalog) -> Purse:
         """The purse of the customers of a plan."""
-        recurring: list[tuple[str, str, int, int, int]] = []
-        for nth, grant in enumerate(plan.grants):
+        given: dict[str, tuple[str, str, int, int, int]] = {}
+        for grant in plan.grants:
             target = target_of(grant.kind, grant.name)
             quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
-            name = f"p {target} {sum(before[1] == target for before in recurring[:nth])} "
-            recurring.append((name, target, quantity, grant.priority, grant.expires_ms or 0))
+            name = f"p {target} {grant.key}"
+            before = given[name][2] if name in given else 0
+            given[name] = (name, target, before + quantity, grant.priority, grant.expires_ms or 0)
+        recurring = tuple(
+            sorted(given.values(), key=lambda grant: (grant[3], grant[4] or math.inf, grant[0]))
+        )
         credits_ = catalog.credits.values()
         return cls(
-            recurring=tuple(recurring),
+            recurring=recurring,
+            mark=blake2b(_json(recurring).encode(), digest_size=6).hexdigest(),
             paid_with={
                 meter: (target_of("credit", credit.name), cost)
                 for credit in credits_
@@ -121,7 +131,7 @@ class Purse:
             if meter in places:
                 places[meter] = len(backed)
         asked = [[target_of("meter", meter), place] for meter, place in places.items()]
-        return _json({"recurring": self.recurring, "asked": asked, "backed": backed})
+        return _json({**self._plans, "asked": asked, "backed": backed})
 
     def pays(self, meters: Iterable[tuple[str, bool]]) -> str:
         """What the settlement script pays with, as JSON; see ``include/burn.lua``.
@@ -137,7 +147,11 @@ class Purse:
         ]
         credits_ = {pay[2] for pay in pays}
         low = {target: share for target, share in self.low.items() if target in credits_}
-        return _json({"recurring": self.recurring, "pays": pays, "low": low})
+        return _json({**self._plans, "pays": pays, "low": low})
+
+    @property
+    def _plans(self) -> dict[str, object]:
+        return {"mark": self.mark, "recurring": self.recurring}
 
 
 def _json(value: object) -> str:

@@ -30,6 +30,9 @@ local terms = cjson.decode(ARGV[2])
 --include roll
 --include standing
 --include grants
+--include recur
+--include add_up
+--include balance
 --include room
 local call = redis.call
 local mode = ARGV[3]

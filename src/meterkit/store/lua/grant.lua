@@ -1,39 +1,50 @@
 #!lua
--- grant: adds grants of the app's, each once.
+-- grant: adds a grant of the app's, of one target or more, once.
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
--- ARGV  a grant each: its name, target, quantity (units, or micro-credits), priority, when it becomes effective
---       (ms; 0: now), when it expires (ms; 9000000000000000: never)
+-- ARGV  1 the app's id of it   2 how many of the app's grants there may be   3 priority
+--       4 when it becomes effective (ms; 0: now)   5 when it expires (ms; 9000000000000000: never)
+--       then its targets, sorted, each followed by its quantity (units, or micro-credits)
 --       last: the caller's clock (ms)
--- Reply {0, now}   {1, name, quantity on file}: the name was used for another quantity; nothing was added
---       {2, name}: the balance would pass 9 * 10^15; nothing was added
+-- Reply {0, now}   {1, what the id was used for: targets and quantities}   {2, target}: the balance would pass
+--       9 * 10^15   {3, how many there are}: it would be too many; but for the first, nothing was added
 --include wall
+--include grants
+--include put_away
 local call, now = redis.call, wall_ms()
-local left, live = {}, call('HVALS', KEYS[1])
-for _, value in ipairs(live) do
-  local target, quantity, used = string.match(value, '^(%S+) (%d+) (%d+) ')
-  left[target] = (left[target] or 0) + (quantity - used)
+local line, asked = 'id ' .. ARGV[1], table.concat(ARGV, ' ', 6, #ARGV - 1)
+local known = call('HGET', KEYS[2], line)
+if known then
+  return known == asked and {0, now} or {1, known}
 end
-local new = {}
-for i = 1, #ARGV - 1, 6 do
-  local name, target, quantity, priority, effective, expires = unpack(ARGV, i, i + 5)
-  local known = call('HGET', KEYS[2], 'grant ' .. name)
-  if known and string.match(known, '^%d+') ~= quantity then
-    return {1, name, string.match(known, '^%d+')}
-  elseif not known then
-    left[target] = (left[target] or 0) + quantity
-    if left[target] > 9000000000000000 then
-      return {2, name}
-    end
-    effective = effective == '0' and string.format('%.0f', now) or effective
-    local terms = priority .. ' ' .. effective .. ' ' .. expires .. ' ' .. string.format('%.0f', now)
-    new[#new + 1] = {name, target .. ' ' .. quantity .. ' 0 ' .. terms .. ' 0', quantity .. ' ' .. terms}
+local file, left, live = grants(KEYS[1], now), {}, 0
+for _, grant in ipairs(file.list) do
+  left[grant.target] = (left[grant.target] or 0) + (grant.quantity - grant.used)
+  if string.sub(grant.name, 1, 1) == 'a' then
+    live = live + 1
   end
 end
-for _, grant in ipairs(new) do
-  call('HSET', KEYS[1], grant[1], grant[2])
-  call('HSET', KEYS[2], 'grant ' .. grant[1], grant[3])
+for i = 6, #ARGV - 1, 2 do
+  if (left[ARGV[i]] or 0) + ARGV[i + 1] > 9000000000000000 then
+    return {2, ARGV[i]}
+  end
 end
+if live + (#ARGV - 6) / 2 > ARGV[2] + 0 then
+  return {3, live}
+end
+for _, grant in ipairs(file.ended) do
+  put_away(KEYS[1], KEYS[2], file.past, grant, grant.until_ms - 1)
+end
+local created = string.format('%.0f', now)
+local effective = ARGV[4] == '0' and created or ARGV[4]
+for i = 6, #ARGV - 1, 2 do
+  local name, quantity = 'a ' .. ARGV[i] .. ' ' .. ARGV[1], ARGV[i + 1]
+  local terms = table.concat({ARGV[3], effective, ARGV[5], created}, ' ')
+  call('HSET', KEYS[1], name, table.concat({ARGV[i], quantity, 0, terms, ARGV[5]}, ' '))
+  call('HSET', KEYS[2], 'grant ' .. name, quantity .. ' ' .. terms)
+end
+call('HSET', KEYS[2], line, asked)
+call('HDEL', KEYS[1], 'balance')
 call('PERSIST', KEYS[1])
 call('PERSIST', KEYS[2])
 return {0, now}

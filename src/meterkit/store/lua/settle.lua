@@ -27,6 +27,12 @@ local terms = cjson.decode(ARGV[2])
 --include roll
 --include standing
 --include grants
+--include recur
+--include add_up
+--include balance
+--include put_away
+--include write_grants
+--include spend
 --include burn
 local call = redis.call
 local v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 3))

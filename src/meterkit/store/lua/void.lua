@@ -15,4 +15,7 @@ for i = 1, #ARGV - 1 do
     found = found + 1
   end
 end
+if found > 0 then
+  call('HDEL', KEYS[1], 'balance')
+end
 return found

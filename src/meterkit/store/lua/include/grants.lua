@@ -1,48 +1,36 @@
--- grants: a customer's grants, in the order in which they are used up: by priority, expiry, creation, name.
---   key: hash, name to "target quantity used priority effective expires created used_at": units of a meter (m:NAME) or
---   micro-credits of a credit (c:NAME), times in ms; expires 9000000000000000 for never
---   recurring: the plan's, each {name but for the period, target, quantity, priority, life (ms; 0: the period's rest)}
--- The plan's that are not on file yet are among them, and those that the plan gives more of by now; `raised` says by
--- how much, `over` whether a grant ended before this period began. Nothing is written.
-local function grants(key, recurring, now)
-  local list, known = {}, {}
-  local start, finish = period(now)
+-- grant_of: a grant, from its name and its text "target quantity used priority effective expires created until".
+local function grant_of(name, text)
+  local target, quantity, used, priority, effective, expires, created, until_ms = string.match(text,
+    '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
+  return {
+    name = name, target = target, quantity = quantity + 0, used = used + 0, priority = priority + 0,
+    effective = effective + 0, expires = expires + 0, created = created + 0, until_ms = until_ms + 0, raised = 0,
+  }
+end
+-- grants: the grants that a customer has on file. Nothing is written.
+--   key: hash of
+--     a grant's name to its text: units of a meter (m:NAME) or micro-credits of a credit (c:NAME), times in ms,
+--     9000000000000000 for never; until: when it leaves the hash. What a plan gave stays for the whole period, too,
+--     or it would be given again
+--     "past TARGET" to "at quantity created": until when (ms) grants paid that have left, the quantity of the youngest
+--     of those, and when that was created
+--     "balance": see balance
+-- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by target,
+-- due: whether anything is to be written down}; in no order.
+local function grants(key, now)
+  local list, ended, past = {}, {}, {}
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
-    local target, quantity, used, priority, effective, expires, created, used_at = string.match(fields[i + 1],
-      '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-    local grant = {
-      name = fields[i], target = target, quantity = quantity + 0, used = used + 0, priority = priority + 0,
-      effective = effective + 0, expires = expires + 0, created = created + 0, used_at = used_at + 0, raised = 0,
-    }
-    -- What the plan gave stays until it expires, or it would be given again.
-    grant.over = grant.expires <= start
-      or grant.used == grant.quantity and grant.used_at < start and string.sub(grant.name, 1, 2) == 'a '
-    list[#list + 1], known[grant.name] = grant, grant
-  end
-  for _, plan in ipairs(recurring) do
-    local name = plan[1] .. string.format('%.0f', start)
-    local grant = known[name]
-    if not grant then
-      grant = {
-        name = name, target = plan[2], quantity = 0, used = 0, priority = plan[4], effective = start,
-        expires = plan[5] == 0 and finish or start + plan[5], created = start, used_at = 0, raised = 0,
-      }
-      list[#list + 1] = grant
-    end
-    if grant.quantity < plan[3] then
-      grant.raised, grant.quantity = plan[3] - grant.quantity, plan[3]
+    local name = fields[i]
+    local kind = string.sub(name, 1, 2)
+    if kind == 'a ' or kind == 'p ' then
+      local grant = grant_of(name, fields[i + 1])
+      local into = grant.until_ms <= now and ended or list
+      into[#into + 1] = grant
+    elseif kind == 'pa' then
+      local at, quantity, created = string.match(fields[i + 1], '^(%d+) (%d+) (%d+)$')
+      past[string.sub(name, 6)] = {at = at + 0, quantity = quantity + 0, created = created + 0}
     end
   end
-  table.sort(list, function(a, b)
-    if a.priority ~= b.priority then
-      return a.priority < b.priority
-    elseif a.expires ~= b.expires then
-      return a.expires < b.expires
-    elseif a.created ~= b.created then
-      return a.created < b.created
-    end
-    return a.name < b.name
-  end)
-  return list
+  return {found = #fields > 0, list = list, ended = ended, past = past, due = #ended > 0}
 end

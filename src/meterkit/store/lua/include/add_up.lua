@@ -1,0 +1,54 @@
+-- before: whether a grant pays before another: by priority, expiry, creation, name.
+local function before(a, b)
+  if a.priority ~= b.priority then
+    return a.priority < b.priority
+  elseif a.expires ~= b.expires then
+    return a.expires < b.expires
+  elseif a.created ~= b.created then
+    return a.created < b.created
+  end
+  return a.name < b.name
+end
+-- add_up: what grants come to at `now`, by target: {left: of those that pay, had: 1 where one was there in the period
+-- that began at `start`, else 0, last: quantity of the youngest, head: name of the one that pays first, or ''}.
+-- Returns that, and the next instant (ms) at which it changes by itself.
+local function add_up(file, start, now)
+  local sums, turns = {}, 9000000000000000
+  local function add(target, had, quantity, created)
+    local sum = sums[target]
+    if not sum then
+      sum = {left = 0, had = 0, last = 0, born = 0, head = '', first = nil}
+      sums[target] = sum
+    end
+    if had then
+      sum.had = 1
+    end
+    if created > sum.born or created == sum.born and quantity > sum.last then
+      sum.last, sum.born = quantity, created
+    end
+    return sum
+  end
+  for target, past in pairs(file.past) do
+    add(target, past.at >= start, past.quantity, past.created)
+  end
+  for _, grant in ipairs(file.ended) do
+    add(grant.target, grant.until_ms > start, grant.quantity, grant.created)
+  end
+  for _, grant in ipairs(file.list) do
+    local sum = add(grant.target, grant.effective <= now, grant.quantity, grant.created)
+    if grant.effective > now then
+      turns = math.min(turns, grant.effective)
+    elseif grant.expires > now then
+      turns = math.min(turns, grant.expires)
+      if grant.used < grant.quantity then
+        sum.left = sum.left + (grant.quantity - grant.used)
+        if not sum.first or before(grant, sum.first) then
+          sum.first, sum.head = grant, grant.name
+        end
+      end
+    else
+      turns = math.min(turns, grant.until_ms)
+    end
+  end
+  return sums, turns
+end

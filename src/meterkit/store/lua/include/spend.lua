@@ -1,0 +1,58 @@
+-- spend: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
+--   held: as `balance` returns it
+-- Of the grants only the one that pays first is read, unless it is used up. Returns use(target, quantity, meter), for
+-- no more than is left; spent(): the grants that paid, by name, and lines of the ledger to what was paid.
+local function spend(held, start, now)
+  local paying, burned, queues, is_over = {}, {}, {}, false
+  local function read()
+    held.file, queues = grants(KEYS[6], now), {}
+    for i, grant in ipairs(held.file.list) do
+      held.file.list[i] = paying[grant.name] or grant
+    end
+  end
+  local function queue(target)
+    local found = queues[target] or {}
+    if not queues[target] and held.file then
+      for _, grant in ipairs(held.file.list) do
+        if grant.target == target and grant.effective <= now and now < grant.expires then
+          found[#found + 1] = grant
+        end
+      end
+      table.sort(found, before)
+    elseif not queues[target] then
+      local head = held.sums[target].head
+      found[1] = grant_of(head, redis.call('HGET', KEYS[6], head))
+    end
+    queues[target] = found
+    return found
+  end
+  local function take(target, quantity, meter)
+    for _, grant in ipairs(queue(target)) do
+      local part = math.min(quantity, grant.quantity - grant.used)
+      if part > 0 then
+        grant.used, grant.changed, quantity = grant.used + part, true, quantity - part
+        is_over, paying[grant.name] = is_over or grant.used == grant.quantity, grant
+        local line = string.format('burn %s %.0f %s', meter, start, grant.name)
+        burned[line] = (burned[line] or 0) + part
+      end
+    end
+    return quantity
+  end
+  local function use(target, quantity, meter)
+    if quantity > 0 then
+      held.sums[target].left = held.sums[target].left - quantity
+      local rest = take(target, quantity, meter)
+      if rest > 0 then
+        read()
+        take(target, rest, meter)
+      end
+    end
+  end
+  local function spent()
+    if is_over and not held.file then
+      read()
+    end
+    return paying, burned
+  end
+  return use, spent
+end

@@ -1,0 +1,54 @@
+-- write_grants: writes down what became of a customer's grants: what was paid, what the plan gives, what has ended.
+--   held: as `balance` returns it, less what was paid; paying: the grants that paid; burned: lines of the ledger to what
+--   was paid
+local function write_grants(held, paying, burned, purse, start, now)
+  local call, list, ledger, file = redis.call, KEYS[6], KEYS[7], held.file
+  local set, stay, last, grew = {list}, {}, 0, false
+  local function put(grant)
+    set[#set + 1] = grant.name
+    set[#set + 1] = string.format('%s %.0f %.0f %.0f %.0f %.0f %.0f %.0f', grant.target, grant.quantity, grant.used,
+      grant.priority, grant.effective, grant.expires, grant.created, grant.until_ms)
+  end
+  for _, grant in ipairs(file and file.ended or {}) do
+    put_away(list, ledger, file.past, grant, grant.until_ms - 1)
+  end
+  for _, grant in ipairs(file and file.list or {}) do
+    if grant.raised > 0 then
+      grew = true
+      local terms = string.format('%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
+      local line, known = string.format('%.0f ', grant.quantity) .. terms, grant.quantity - grant.raised
+      if call('HSETNX', ledger, 'grant ' .. grant.name, line) == 0 then
+        call('HINCRBY', ledger, string.format('raise %.0f ', known) .. grant.name, string.format('%.0f', grant.raised))
+      end
+    end
+    if grant.used == grant.quantity and string.sub(grant.name, 1, 1) == 'a' then
+      put_away(list, ledger, file.past, grant, now)
+    else
+      stay[#stay + 1], last = grant, math.max(last, grant.until_ms)
+      if grant.changed or grant.raised > 0 then
+        put(grant)
+      end
+    end
+  end
+  for _, grant in pairs(file and {} or paying) do
+    put(grant)
+  end
+  for line, quantity in pairs(burned) do
+    call('HINCRBY', ledger, line, string.format('%.0f', quantity))
+  end
+  if file then
+    file.list, file.ended, held.due, held.since = stay, {}, false, now
+    held.sums, held.turns = add_up(file, start, now)
+  end
+  if #set > 1 or file and file.found then
+    set[#set + 1], set[#set + 2] = 'balance', balance_text(held, purse, start)
+    call('HSET', unpack(set))
+  end
+  for _, key in ipairs(grew and {list, ledger} or {}) do
+    if ARGV[1] == '1:0' then
+      call('PEXPIREAT', key, last + 3456000000)
+    else
+      call('PERSIST', key)
+    end
+  end
+end

@@ -1,0 +1,154 @@
+"""Customers with many grants: what they cost others, how many there may be, and what is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit import MeterKit, MeterkitError
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token}
+  pages:  {unit: page}
+credits: {ai: {costs: {tokens: 1 per 1}}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      tokens: {included: 0, overage: deny}
+      pages:  {included: 0, overage: deny}
+"""
+
+
+@asynccontextmanager
+async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+    clock = Clock(NOW)
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    async with MeterKit(loads(PLANS), clock=clock, redis_url=url, **given) as kit:
+        yield kit, clock
+
+
+async def fields_of_grants(kit: MeterKit, customer: str) -> dict[str, str]:
+    client: Any = (await kit.store.admin()).client
+    found = await client.hgetall(kit.store.keys.customer(customer).grants)
+    return {name.decode(): text.decode() for name, text in found.items()}
+
+
+async def test_decisions_and_settlements_read_no_list_however_many_grants_there_are(valkey: Server) -> None:
+    """F-20: commands of the store, which no busy machine changes."""
+    async with kit_on(valkey.url) as (kit, _):
+        seen: list[set[str]] = []
+        for customer, live in (("few", 1), ("many", 256)):
+            for nth in range(live):
+                await kit.grants.add(customer, {"ai": 1000}, grant_id=f"g{nth}")
+            await kit.record(customer, "tokens", 1)
+            valkey.command("CONFIG", "RESETSTAT")
+            for _ in range(20):
+                assert (await kit.consume(customer, "tokens", 2)).allowed
+                assert (await kit.check(customer, "tokens")).allowed
+                await kit.record(customer, "tokens", 3)
+            stats = valkey.command("INFO", "commandstats")
+            seen.append(set(stats))
+            assert "cmdstat_hgetall" not in stats
+            balance = (await kit.usage(customer))["balance"]["ai"]
+            assert balance == live * 1000 - 1 - 20 * 5
+        assert seen[0] == seen[1]
+
+
+async def test_used_up_and_ended_grants_leave_and_the_ledger_keeps_them(any_store_url: str) -> None:
+    """F-20."""
+    async with kit_on(any_store_url) as (kit, clock):
+        for nth in range(30):
+            expires_at = NOW + timedelta(hours=1) if nth % 3 == 0 else None
+            await kit.grants.add("acme", {"ai": 10}, grant_id=f"g{nth}", expires_at=expires_at, priority=nth)
+        await kit.record("acme", "tokens", 205)  # The first twenty, and half of the next.
+        live = [name for name in await fields_of_grants(kit, "acme") if name.startswith("a ")]
+        assert sorted(live) == sorted(f"a c:ai g{nth}" for nth in range(20, 30))
+        clock.advance(timedelta(hours=1))
+        await kit.record("acme", "tokens", 1)
+        live = [name for name in await fields_of_grants(kit, "acme") if name.startswith("a ")]
+        assert sorted(live) == sorted(f"a c:ai g{nth}" for nth in range(20, 30) if nth % 3)
+        by_id = {grant.grant_id: grant for grant in await kit.grants.list("acme")}
+        assert [by_id[f"g{nth}"].status for nth in (0, 19, 20, 21, 29)] == [
+            *("used_up", "used_up", "active", "expired", "active"),
+        ]
+        assert sum(entry.quantity for entry in await kit.grants.ledger("acme")) == (
+            (await kit.usage("acme"))["balance"]["ai"] * 10**6
+        )
+        # Its id is still taken.
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g0")
+        assert "a c:ai g0" not in await fields_of_grants(kit, "acme")
+
+
+async def test_at_most_256_grants_are_live_and_the_next_is_refused_with_words(any_store_url: str) -> None:
+    """F-20."""
+    async with kit_on(any_store_url) as (kit, clock):
+        for nth in range(255):
+            expires_at = NOW + timedelta(hours=1) if nth == 7 else None
+            await kit.grants.add("acme", {"ai": 10}, grant_id=f"g{nth}", expires_at=expires_at)
+        with pytest.raises(
+            MeterkitError, match=r"customer 'acme' has 255 .* at most 256.*nothing was granted"
+        ):
+            await kit.grants.add("acme", {"ai": 1, "pages": 1}, grant_id="two")
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g255")
+        with pytest.raises(MeterkitError, match="has 256 grants"):
+            await kit.grants.add("acme", {"pages": 1}, grant_id="one")
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g3")  # A repeat is none too many.
+        assert (await kit.usage("acme"))["balance"] == {"ai": 2560}
+        clock.advance(timedelta(hours=1))  # One has expired,
+        await kit.grants.add("acme", {"pages": 1}, grant_id="one")
+        await kit.grants.void("acme", "g9")  # one is void,
+        await kit.grants.add("acme", {"pages": 1}, grant_id="two")
+        await kit.record("acme", "tokens", 10)  # one is used up.
+        await kit.grants.add("acme", {"pages": 1}, grant_id="three")
+        with pytest.raises(MeterkitError, match="has 256 grants"):
+            await kit.grants.add("acme", {"pages": 1}, grant_id="four")
+
+
+async def test_a_grant_id_that_comes_for_two_things_at_once_is_granted_for_one(any_store_url: str) -> None:
+    """F-27."""
+    async with kit_on(any_store_url) as (kit, _), kit_on(any_store_url) as (other, _):
+        for nth in range(30):
+            done = await asyncio.gather(
+                kit.grants.add("acme", {"ai": 1}, grant_id=f"g{nth}"),
+                other.grants.add("acme", {"pages": 1}, grant_id=f"g{nth}"),
+                kit.grants.add("acme", {"pages": 1, "ai": 1}, grant_id=f"g{nth}"),
+                return_exceptions=True,
+            )
+            refused = [error for error in done if error is not None]
+            assert len(refused) == 2
+            assert all("other meters or credits" in str(error) for error in refused)
+        assert len(await kit.grants.list("acme")) in range(30, 61)
+        for nth in range(30):
+            lines = [line for line in await kit.grants.ledger("acme") if line.grant_id == f"g{nth}"]
+            assert len(lines) in {1, 2}
+
+
+async def test_had_stays_402_in_the_period_in_which_the_last_grant_was_used_up(any_store_url: str) -> None:
+    """F-20: what has left the list is remembered for as long as it says 402 instead of 429."""
+    async with kit_on(any_store_url) as (kit, clock):
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g")
+        await kit.record("acme", "tokens", 10)
+        assert (await kit.check("acme", "tokens")).reason == "credits"
+        clock.advance(timedelta(days=19))
+        assert (await kit.check("acme", "tokens")).reason == "credits"
+        clock.advance(timedelta(days=10))
+        assert (await kit.check("acme", "tokens")).reason == "included"
