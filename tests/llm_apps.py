@@ -131,9 +131,11 @@ class QuietServer(uvicorn.Server):
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> AsyncGenerator[int]:
+async def listening(
+    app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", **options: Any
+) -> AsyncGenerator[int]:
     """The app under uvicorn; the port."""
-    config = uvicorn.Config(app, port=free_port(), log_config=None, lifespan=lifespan, ws="none")
+    config = uvicorn.Config(app, port=free_port(), log_config=None, lifespan=lifespan, ws="none", **options)
     server = QuietServer(config)
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started or serving.done())

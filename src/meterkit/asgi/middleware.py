@@ -16,7 +16,7 @@ from meterkit.asgi.identify import client_ip
 from meterkit.asgi.refusal_log import RefusalLog
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import reservation
-from meterkit.asgi.routing import Router, is_preflight
+from meterkit.asgi.routing import Router, is_preflight, own_root_path
 from meterkit.asgi.sampler import Sampler
 from meterkit.asgi.told import ShadowFields, Told
 from meterkit.errors import SettingsError, StoreError
@@ -282,7 +282,7 @@ class MeterMiddleware:
 
     def _adopt(self, accounts: Accounts) -> None:
         self._accounts = accounts
-        self._router = Router(accounts.catalog.routes)
+        self._router = Router(accounts.catalog.routes, root_path=own_root_path(self.app))
         self._told: dict[Program, Told] = {}
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from sys import modules
 from typing import TYPE_CHECKING, Final
 
 from starlette.routing import compile_path
@@ -14,70 +15,121 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Route
 
-__all__ = ["Router", "client_path", "is_preflight"]
+__all__ = ["Router", "client_paths", "is_preflight", "own_root_path"]
 
 CACHE_ENTRIES_MAX: Final = 4096
 CACHED_PATH_CHARS_MAX: Final = 512
 CACHED_METHOD_CHARS_MAX: Final = 16
+_WRAPPERS_MAX: Final = 100
 
 
 class Router:
     """Finds the first route that matches, by the path as the client wrote it.
 
     The patterns are Starlette's own, so that a request reaches a handler and its route line by the same
-    rules: a trailing slash counts, ``{key:path}`` may be empty, ``%2F`` in a path is a slash.
+    rules: a trailing slash counts, ``{key:path}`` may be empty, ``%2F`` in a path is a slash. But
+    ``{key:path}`` takes line breaks too, as Starlette's ``{name}`` does: a line covers what stands below it.
+    Only lines that ask for less, ``exempt`` and ``always``, take no more than Starlette's pattern.
 
     Args:
         routes: in the order of the plans file.
+        root_path: what the wrapped app takes for its root path, whatever the server says; see
+            :func:`own_root_path`.
 
     Raises:
         ValueError: a path is not a template that Starlette can read.
     """
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    def __init__(self, routes: Sequence[Route], *, root_path: str = "") -> None:
         lines = [(route, _methods(route), _pattern(route)) for route in routes]
         self._http = [line for line in lines if line[0].method != "WS"]
         self._websocket = [line for line in lines if _takes_websockets(line[0])]
-        # Keyed by method and path; a websocket has no method, whatever methods a client may invent.
-        self._found: dict[tuple[str | None, str], Route | None] = {}
+        self._root_path = root_path
+        self._found: dict[_Key, Route | None] = {}
 
     def match_http(self, scope: Scope) -> Route | None:
         """The route of an HTTP request, or None where no line matches."""
-        path: str = client_path(scope) if scope.get("root_path") else scope["path"]
         method: str = scope["method"]
+        key = (
+            self._key(method, scope) if self._root_path or scope.get("root_path") else (method, scope["path"])
+        )
         try:
-            return self._found[method, path]
+            return self._found[key]
         except KeyError:
-            return self._remember(method, path, _first(self._http, method, path))
+            # Frameworks other than Starlette run the handler of GET for "get" too.
+            return self._remember(key, _first(self._http, method.upper(), self._paths(scope)))
 
     def match_websocket(self, scope: Scope) -> Route | None:
         """The route of a websocket, or None where no line matches."""
-        path: str = client_path(scope) if scope.get("root_path") else scope["path"]
+        # It has no method, whatever methods a client may invent.
+        key = self._key(None, scope)
         try:
-            return self._found[None, path]
+            return self._found[key]
         except KeyError:
-            return self._remember(None, path, _first(self._websocket, "WS", path))
+            return self._remember(key, _first(self._websocket, "WS", self._paths(scope)))
 
-    def _remember(self, method: str | None, path: str, route: Route | None) -> Route | None:
+    def _key(self, method: str | None, scope: Scope) -> _Key:
+        """All that an answer depends on."""
+        return method, scope["path"], scope.get("root_path"), scope.get("app_root_path")
+
+    def _paths(self, scope: Scope) -> list[str]:
+        return client_paths(scope, root_path=self._root_path)
+
+    def _remember(self, key: _Key, route: Route | None) -> Route | None:
         """Keep an answer, unless a client could fill the memory with such keys."""
-        if len(path) <= CACHED_PATH_CHARS_MAX and len(method or "") <= CACHED_METHOD_CHARS_MAX:
+        method, path = key[0] or "", key[1] or ""
+        if len(path) <= CACHED_PATH_CHARS_MAX and len(method) <= CACHED_METHOD_CHARS_MAX:
             if len(self._found) >= CACHE_ENTRIES_MAX:
                 self._found.clear()
-            self._found[method, path] = route
+            self._found[key] = route
         return route
 
 
-def client_path(scope: Scope) -> str:
-    """The decoded path as the client wrote it.
+def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
+    """The decoded path as clients may write it: with the root path of the server before it, and without.
 
-    By the ASGI specification ``path`` includes ``root_path``; servers behind a proxy that strips a prefix
-    leave it out, and there it is put back.
+    Mounts are included in all of them. Which one the client wrote cannot be told: a proxy may strip the root
+    path or not, and servers put it before ``path`` or do not. A router runs one handler for all.
+
+    Args:
+        scope: a request's or a websocket's.
+        root_path: what the wrapped app takes for its root path, whatever the server says.
     """
     path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    if not root or path == root or path.startswith(root + "/"):
-        return path
-    return root + path
+    root: str = scope.get("root_path", "")
+    # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
+    server: str = scope.get("app_root_path", root_path or root)
+    found = [_cut(path, server)]
+    if "app_root_path" in scope and root.startswith(f"{server}/"):
+        found.append(root[len(server) :] + _cut(path, root))
+    prefix = server.strip("/")
+    if prefix:
+        found += [f"/{prefix}{below}" for below in found]
+    return list(dict.fromkeys(found))
+
+
+def _cut(path: str, root: str) -> str:
+    """The path that a router goes by: without the root path, taken literally, where it begins with it."""
+    if root and path.startswith(root) and (len(path) == len(root) or path[len(root)] == "/"):
+        return path[len(root) :]
+    return path
+
+
+def own_root_path(app: object) -> str:
+    """What an app takes for its root path, whatever the server says; empty where it goes by the server.
+
+    ``FastAPI(root_path=…)`` puts it into the scope on the way in: who stands outside does not see it there.
+
+    Args:
+        app: what is wrapped; looked through what wraps it in turn.
+    """
+    # An app of FastAPI's has imported it. Others mean a folder by that name: Quart does.
+    kind = getattr(modules.get("fastapi"), "FastAPI", ())
+    for _ in range(_WRAPPERS_MAX):
+        if isinstance(app, kind):
+            return str(getattr(app, "root_path", ""))
+        app = getattr(app, "app", None)
+    return ""
 
 
 def is_preflight(scope: Scope) -> bool:
@@ -88,12 +140,16 @@ def is_preflight(scope: Scope) -> bool:
     return b"origin" in names and b"access-control-request-method" in names
 
 
+_Key = tuple[str | None, ...]
+"""Method and path, and the root paths where there are any."""
 _Line = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 
 
-def _first(lines: Sequence[_Line], method: str, path: str) -> Route | None:
+def _first(lines: Sequence[_Line], method: str, paths: Sequence[str]) -> Route | None:
     for route, methods, pattern in lines:
-        if (methods is None or method in methods) and (pattern is None or pattern.match(path)):
+        if methods is not None and method not in methods:
+            continue
+        if pattern is None or any(map(pattern.match, paths)):
             return route
     return None
 
@@ -112,7 +168,8 @@ def _pattern(route: Route) -> re.Pattern[str] | None:
     if route.path is None:
         return None
     try:
-        return compile_path(route.path)[0]
+        pattern = compile_path(route.path)[0]
+        return pattern if route.exempt or route.always else re.compile(pattern.pattern, re.DOTALL)
     except (AssertionError, KeyError, ValueError, re.error) as error:
         raise ValueError(
             f"route {route.match!r}: {error}; a path is written as in Starlette, "
