@@ -72,6 +72,11 @@ async def tokens(kit: MeterKit, *names: str, customer: str = "acme") -> tuple[in
     return tuple(meters[name]["recorded"] for name in names or METERS[:2])
 
 
+def text_tokens(*texts: str) -> int:
+    """What texts are taken for where no figures came."""
+    return -(-len("".join(texts).encode()) // 3)
+
+
 def amounts(expected: Sequence[Figures]) -> tuple[int, ...]:
     """What figures come to on :data:`METERS`."""
     columns = [0] * 5

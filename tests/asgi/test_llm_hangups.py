@@ -25,6 +25,7 @@ from llm_apps import (
     openai_stream,
     read_all,
     stream_of,
+    text_tokens,
     tokens,
 )
 from metering import http_scope
@@ -53,10 +54,6 @@ SSE = "text/event-stream"
 TEXTS = ("Hello, ", "wörld. ", "All is well.")
 CHUNKS = openai_stream(*TEXTS)
 STREAMS = [recording for recording in RECORDINGS if len(recording.aborted) > 2]
-
-
-def text_tokens(*texts: str) -> int:
-    return -(-len("".join(texts).encode()) // 3)
 
 
 # Under a real server.

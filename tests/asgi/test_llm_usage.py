@@ -18,7 +18,6 @@ from llm_apps import (
     answering,
     metered,
     openai_stream,
-    read_all,
     replaying,
     tokens,
 )
@@ -124,7 +123,8 @@ async def test_the_app_receives_what_the_client_sends(store_url: str) -> None:
         del message
 
     async with metered(app, store_url) as at:
-        await at.app(http_scope("/auto"), receive, take)
+        # Its client has left before the first byte, so that only attempts are billed.
+        await at.app(http_scope("/attempt"), receive, take)
         assert (1420, 310) == await tokens(at.kit)
     assert all(given is taken for given, taken in zip(said, heard, strict=True))
 
@@ -345,16 +345,23 @@ async def test_with_nothing_else_to_settle_usage_is_settled_all_the_same(store_u
         assert (1420, 310) == await tokens(at.kit)
 
 
-async def test_a_request_that_is_not_read_costs_the_app_nothing(store_url: str) -> None:
-    """The very send and receive of the server stand behind routes without `usage:`."""
-    receives: list[Receive] = []
+async def test_a_request_is_kept_only_where_its_usage_is_read(store_url: str) -> None:
+    message: Message = {"type": "http.request", "body": b"x" * 500_000}
+    kept: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        receives.append(receive)
-        await answering([WHOLE], JSON_TYPE)(scope, receive, send)
+        tracemalloc.start()
+        try:
+            assert (await receive()) is message
+            kept.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        await answering([WHOLE], JSON_TYPE)(scope, no_more, send)
+
+    async def receive() -> Message:
+        return message
 
     async with metered(app, store_url) as at:
-        await at.app(http_scope("/none"), no_more, ignore)
-        await at.app(http_scope("/auto"), no_more, ignore)
-    assert [True, False] == [receive is no_more for receive in receives]
-    assert b"" == await read_all(receives[1])
+        for path in ("/none", "/auto"):
+            await at.app(http_scope(path), receive, ignore)
+    assert [size > 400_000 for size in kept] == [False, True]

@@ -75,7 +75,7 @@ class Exchange:
     _llm: LlmCalls | None = None
     _reading: Reading | None = None
     _status = 0
-    _begun = _complete = _gone = _failed = _trailers = _settled = False
+    _begun = _ending = _complete = _gone = _failed = _trailers = _settled = False
 
     def __init__(
         self,
@@ -101,19 +101,36 @@ class Exchange:
             self._slot = reply[1] // HOLD_SLOT_MS
             lane.live.add(self)
 
-    def read_usage(self, receive: Receive, body: BufferedBody | None, estimate: InputEstimator) -> Receive:
-        """Read the response's token usage as it is sent; what the app is to receive from instead.
+    def receive_from(self, receive: Receive, body: BufferedBody | None, estimate: InputEstimator) -> Receive:
+        """What the app is to receive from instead of the server, so that it is known when the client leaves.
+
+        Where the route says so, the response's token usage is read as it is sent.
 
         Args:
-            receive: what it would receive from.
+            receive: the server's.
             body: the request's, where it was read before.
             estimate: what measures the input where the client does not wait for the usage.
         """
-        reading = Reading(self._route.usage, receive, complain=self.remark, body=body, estimate=estimate)
-        self._llm = LlmCalls(reading)
-        self._reading = reading
-        self._nothing_to_settle = False
-        return reading.receive
+        self._receive = receive if body is None else body.receive
+        if body is not None:
+            self._gone = body.gone
+        if self._route.usage != "none":
+            reading = Reading(self._route.usage, complain=self.remark, body=body, estimate=estimate)
+            self._llm = LlmCalls(reading)
+            self._reading = reading
+            self._nothing_to_settle = False
+        return self._hear
+
+    async def _hear(self) -> Message:
+        """The server's next message."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            # Servers say so too once the response is over, while its last message is on its way even.
+            if not (self._ending or self._complete):
+                self._gone = True
+        elif self._reading is not None:
+            self._reading.hear(message)
+        return message
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
@@ -149,7 +166,7 @@ class Exchange:
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         if kind in {"http.response.pathsend", "http.response.zerocopysend"}:
-            self._begun = True
+            self._begun = not self._gone or self._begun
             return not message.get("more_body", False) and not self._trailers
         return False
 
@@ -157,6 +174,7 @@ class Exchange:
         """Send a piece of the body, or the last message of the response, and read it then."""
         # Taken first: whoever is handed the message may put other bytes into it, as those do who compress.
         body = b"" if self._reading is None else bytes(message.get("body", b""))
+        self._ending = last
         try:
             await self._send(message)
         except OSError:
@@ -169,7 +187,7 @@ class Exchange:
         if last:
             self._complete = True
             self.settle(None)
-        else:
+        elif not self._gone:
             self._begun = True
 
     def settle(self, error: BaseException | None) -> None:
@@ -179,7 +197,7 @@ class Exchange:
         with _recording:
             self._settled = True
         if error is not None:
-            # Servers tell of a client that left by OSError from send, or by cancelling.
+            # Servers tell of a client that left by http.disconnect, by OSError from send, or by cancelling.
             self._failed = isinstance(error, Exception) and not (
                 self._gone or isinstance(error, ClientDisconnect)
             )
@@ -371,7 +389,7 @@ class Exchange:
         )
 
     def _outcome(self) -> Outcome:
-        if self._complete:
+        if self._complete and not self._gone:
             if self._status < HTTPStatus.BAD_REQUEST:
                 return "success"
             return "client_error" if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"

@@ -124,10 +124,7 @@ class MeterMiddleware:
         passed = await self._admit(route, scope, receive, send, body)
         if passed is None:
             return
-        if body is not None:
-            receive = body.receive
-        if route.usage != "none":
-            receive = passed.read_usage(receive, body, self._kit.estimate_input)
+        receive = passed.receive_from(receive, body, self._kit.estimate_input)
         token = exchange.set(passed)
         try:
             await self.app(scope, receive, passed.send)

@@ -10,7 +10,7 @@ from meterkit.asgi.usage import CallUsage, ResponseReader, cut_short, estimate_i
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from starlette.types import Message, Receive
+    from starlette.types import Message
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.usage import InputEstimator
@@ -28,7 +28,6 @@ class Reading:
 
     Args:
         usage: the route's word.
-        receive: the server's.
         complain: takes what went wrong within the reader; the app never hears of it.
         body: the request's, where it was read before.
         estimate: what measures the input of a client that does not wait for the usage.
@@ -43,7 +42,6 @@ class Reading:
         "_estimate",
         "_input_tokens",
         "_reader",
-        "_receive",
         "_size",
         "_usage",
     )
@@ -51,14 +49,12 @@ class Reading:
     def __init__(
         self,
         usage: str,
-        receive: Receive,
         *,
         complain: Callable[[str], None],
         body: BufferedBody | None = None,
         estimate: InputEstimator = estimate_input,
     ) -> None:
         self._usage = usage
-        self._receive = receive
         self._complain = complain
         self._contained = Contained(self._break)
         self._reader: ResponseReader | None = None
@@ -69,15 +65,13 @@ class Reading:
         self._size = 0
         self._input_tokens = 0
 
-    async def receive(self) -> Message:
-        """The server's next message."""
-        message = await self._receive()
+    def hear(self, message: Message) -> None:
+        """Keep what the app is about to receive of the request's body, up to a bound."""
         body = message.get("body")
         if body and self._body is not None and self._buffered is None:
             self._size += len(body)
             if len(self._body) < BODY_BYTES_MAX:
                 self._body += body[: BODY_BYTES_MAX - len(self._body)]
-        return message
 
     def begin(self, message: Message) -> None:
         """Look at the head of the response."""
