@@ -2,7 +2,7 @@
 #   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event)
 #   make test            all tests
 #   make test-oldest     the tests of what depends on other packages, with the oldest versions that pyproject.toml allows
-#   make test-sdks       token counts off the objects of the SDKs of OpenAI, Anthropic and Google, installed for it
+#   make test-sdks       token counts off the objects of providers' SDKs and of frameworks around them, installed for it
 #   make lint docs bench what their names say
 
 PYTHON ?= python3

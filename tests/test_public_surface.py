@@ -13,6 +13,7 @@ import meterkit
 # Generous, for machines that do other things at the same time.
 IMPORT_S_MAX = 0.2 if "CI" in os.environ else 0.04
 NAMES = [
+    "CallUsage",
     "Current",
     "CustomerError",
     "Decision",
@@ -30,6 +31,7 @@ NAMES = [
     "record",
     "record_usage",
     "tap",
+    "usage_of",
 ]
 
 

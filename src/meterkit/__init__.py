@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.exchange import Current
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.asgi.reporting import record_usage, tap
+    from meterkit.asgi.usage import CallUsage, usage_of
     from meterkit.errors import (
         CustomerError,
         MeterkitError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CallUsage",
     "Current",
     "CustomerError",
     "Decision",
@@ -44,9 +46,11 @@ __all__ = [
     "record",
     "record_usage",
     "tap",
+    "usage_of",
 ]
 
 _HOMES = {
+    "CallUsage": "meterkit.asgi.usage",
     "Current": "meterkit.asgi.exchange",
     "Decision": "meterkit.store.decision",
     "MeterKit": "meterkit.kit",
@@ -55,6 +59,7 @@ _HOMES = {
     "record": "meterkit.asgi.context",
     "record_usage": "meterkit.asgi.reporting",
     "tap": "meterkit.asgi.reporting",
+    "usage_of": "meterkit.asgi.usage",
 }
 
 

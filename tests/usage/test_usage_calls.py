@@ -187,8 +187,8 @@ def test_of_two_sides_the_better_source_stays(first: Source, second: Source, kep
     assert [kept] == [found.source for found in calls]
 
 
-def test_among_equals_the_first_stays() -> None:
-    assert [5] == [found.output_tokens for found in Calls([call(output=5), call(output=6)])]
+def test_among_equals_the_larger_report_stays() -> None:
+    assert [6] == [found.output_tokens for found in Calls([call(output=5), call(output=6)])]
 
 
 def test_only_the_sources_that_are_billed_are_added_up() -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from meterkit.asgi.usage import Calls, CallUsage, ResponseReader, StreamTap, usage_of
-from meterkit.asgi.usage.objects import event_of
+from meterkit.asgi.usage import Calls, CallUsage, ResponseReader, StreamTap, calls_of, usage_of
+from meterkit.asgi.usage.plain import ITEMS_MAX, table_of
 from usage.recordings import (
     ANTHROPIC_LAST,
     DETAILED,
@@ -186,7 +186,7 @@ CONVERSE: dict[str, Any] = {
     ],
 )
 def test_usage_is_found_in_objects_and_dicts_of_the_sdks(obj: object, expected: Figures) -> None:
-    assert [expected] == [figures(call) for call in usage_of(obj) or ()]
+    assert [expected] == [figures(call) for call in calls_of(obj)]
 
 
 @pytest.mark.parametrize(
@@ -215,13 +215,13 @@ def test_objects_without_usage_have_none(obj: object) -> None:
 def test_an_object_that_contains_itself_ends() -> None:
     loop: dict[str, Any] = {"choices": [], "usage": chat_usage(1, 2)}
     loop["self"] = loop
-    assert [("reported", 1, 2)] == [figures(call)[:3] for call in usage_of(loop) or ()]
+    assert [("reported", 1, 2)] == [figures(call)[:3] for call in calls_of(loop)]
 
 
 def test_long_lists_are_not_copied_whole() -> None:
-    event = event_of({"vectors": [0.5] * 100_000})
+    event = table_of({"vectors": [0.5] * 100_000})
     assert event is not None
-    assert 256 == len(event["vectors"])
+    assert ITEMS_MAX == len(event["vectors"])
 
 
 CHUNKS = [

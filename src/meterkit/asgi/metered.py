@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from meterkit.asgi.usage import Calls, Reports
+from meterkit.asgi.usage import Calls, Reports, joined
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.asgi.reading import Reading
-    from meterkit.asgi.usage import CallUsage, Source
+    from meterkit.asgi.usage import CallUsage
     from meterkit.store.accounts import Accounts
 
 __all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "dimensions_of", "part_of"]
@@ -23,8 +23,6 @@ Amounts: TypeAlias = dict[tuple[Key, bool, str], int]
 """Quantities by key, whether they are billed (else rated), and meter."""
 
 ALL: Final[Key] = (None, None)
-_RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
-_ROUGH: Final = ("partial", "estimated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +74,8 @@ class LlmCalls:
         What is reported late is counted on top of what was. Nothing is taken back: where a later report
         amounts to less, it counts nothing.
         """
-        calls: Sequence[CallUsage] = [*self.reports.usages(), *self._taps]
-        if calls:
-            calls = _joined(_joined(self.reports.usages(), self._taps), self._body, renamed=True)
-        else:
-            calls = self._body
+        calls: Sequence[CallUsage] = joined(self.reports.usages(), self._taps)
+        calls = joined(calls, self._body, renamed=True) if calls else self._body
         more = _amounts(Calls(calls) if len(calls) > 1 else calls, accounts)
         if self._counted:
             more = _beyond(self._counted, more)
@@ -136,36 +131,3 @@ def _beyond(counted: Amounts, found: Amounts) -> Amounts:
             more[place] = added
             left[billed, meter] -= added
     return more
-
-
-def _joined(
-    known: Sequence[CallUsage], more: Sequence[CallUsage], *, renamed: bool = False
-) -> list[CallUsage]:
-    """The calls that two sides report, those once that both do although one of them knows no id of them.
-
-    ``renamed``: or has given them another one, as apps do that pass on a provider's answer as their own.
-    """
-    left = list(known)
-    joined: list[CallUsage] = []
-    for call in more:
-        at = next((at for at, other in enumerate(left) if _may_be_one(call, other, renamed=renamed)), None)
-        if at is None:
-            joined.append(call)
-        else:
-            other = left.pop(at)
-            joined.append(max(other, call, key=_worth))
-    return left + joined
-
-
-def _may_be_one(call: CallUsage, other: CallUsage, *, renamed: bool) -> bool:
-    if call.response_id and call.response_id == other.response_id:
-        return True
-    if call.response_id and other.response_id and not (renamed and call.source == "reported"):
-        return False
-    if call.source in _ROUGH and other.source in _ROUGH:
-        return call.provider == other.provider
-    return call.source == other.source and call.quantities() == other.quantities()
-
-
-def _worth(call: CallUsage) -> tuple[int, int, bool]:
-    return _RANKS[call.source], call.total_tokens or 0, call.model is not None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.asgi.context import exchange_of
 from meterkit.asgi.metered import LlmCalls
 from meterkit.asgi.remarks import Contained
-from meterkit.asgi.usage import StreamTap, event_of
+from meterkit.asgi.usage import StreamTap, report_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
@@ -20,6 +20,16 @@ __all__ = ["record_usage", "tap"]
 
 T = TypeVar("T")
 
+_GIVE: Final = (
+    "nothing is counted of it; give the response itself as the SDK returns it: of with_raw_response what its "
+    "parse() gives, of with_streaming_response too"
+)
+_TAP: Final = (
+    "nothing is counted of it; give tap() the SDK's own stream, whose chunks say what was used, not only its "
+    "text; or give record_usage() what the SDK has at the end: get_final_message() of Anthropic's, "
+    "get_final_completion() of OpenAI's, the result of a run of pydantic-ai"
+)
+
 
 def record_usage(obj: object) -> None:
     """Count the token usage that a language model's answer reports, for the current request.
@@ -29,17 +39,18 @@ def record_usage(obj: object) -> None:
     is read off the response as well, counts once.
 
     Args:
-        obj: a response, a chunk of a stream, or a usage object of the SDKs of OpenAI, Anthropic, Google,
-            Mistral, Cohere, Ollama or boto3, as an object or as a dict. Of one that has no usage nothing is
-            counted, and a warning is logged.
+        obj: what :func:`meterkit.usage_of` can read. Of anything else nothing is counted, and a warning is
+            logged.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
     found = exchange_of("record_usage()")
-    event = event_of(obj)
-    if event is None or not found.report(lambda calls: calls.reports.take(event)):
-        found.remark(f"record_usage() found no token usage in an object of type {type(obj).__name__}")
+    with Contained(lambda error: found.remark(f"record_usage() could not count an object: {error}")):
+        report = report_of(obj)
+        if not found.report(lambda calls: calls.reports.take(report)):
+            kind = type(obj).__name__
+            found.remark(f"record_usage() found no token usage in an object of type {kind}: {_GIVE}")
 
 
 def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
@@ -50,7 +61,8 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
     then is estimated, unless the provider has reported it. See :func:`record_usage` for the rest.
 
     Args:
-        stream: what the provider's SDK returned, asynchronous or not.
+        stream: what the provider's SDK returned, asynchronous or not; or the bytes, texts or lines of an
+            answer as an HTTP client gives them. Where nothing of it could be read, a warning is logged.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
@@ -59,6 +71,7 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
     return StreamTap(
         stream,
         report=partial(_take_tap, found),
+        unread=partial(_warn, found),
         estimate=True,
         input_tokens=partial(found.report, LlmCalls.input_tokens),
     )
@@ -70,3 +83,7 @@ def _take_tap(found: Exchange, calls: tuple[CallUsage, ...]) -> None:
         found.lost(calls)
         if calls:
             found.report(lambda seen: seen.take_tap(calls))
+
+
+def _warn(found: Exchange, kind: str) -> None:
+    found.remark(f"tap() found no token usage in a stream of type {kind}: {_TAP}")

@@ -12,7 +12,8 @@ from meterkit.asgi.usage.estimate import (
     read_reserve_field,
 )
 from meterkit.asgi.usage.figures import CallUsage, Note, Source, cut_short, estimated, quantities
-from meterkit.asgi.usage.objects import Reports, event_of, usage_of
+from meterkit.asgi.usage.joined import joined
+from meterkit.asgi.usage.objects import Report, Reports, calls_of, report_of, usage_of
 from meterkit.asgi.usage.response import ResponseReader
 from meterkit.asgi.usage.tap import StreamTap
 
@@ -22,17 +23,20 @@ __all__ = [
     "Calls",
     "InputEstimator",
     "Note",
+    "Report",
     "Reports",
     "ResponseReader",
     "Source",
     "StreamTap",
+    "calls_of",
     "cut_short",
     "estimate_input",
     "estimate_request",
     "estimated",
-    "event_of",
     "guarded",
+    "joined",
     "quantities",
     "read_reserve_field",
+    "report_of",
     "usage_of",
 ]

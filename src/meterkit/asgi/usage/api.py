@@ -20,13 +20,13 @@ class Api:
 
     Attributes:
         name: the word of the plans file.
-        provider: as OpenTelemetry names it.
+        provider: as OpenTelemetry names it; None where each object has its own.
         see: what an event or document says about usage, None where it says nothing. With ``strict`` the
             whole of it must have the API's shape; without, a usage object of the right shape suffices.
         knows: whether an event or document is certainly the API's, with or without usage.
     """
 
     name: str
-    provider: str
+    provider: str | None
     see: Callable[[Table, bool], Sighting | None]
     knows: Callable[[Table], bool]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.usage.figures import CallUsage, Figures, bounded
+from meterkit.asgi.usage.joined import merged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["CALLS_MAX", "Calls", "Ledger", "Sighting"]
 
 CALLS_MAX: Final = 1_000
-_RANKS: Final[dict[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,17 +31,19 @@ class Sighting:
         opens: whether a new call begins here, whatever its id.
         final: whether these are the call's last figures.
         alone: whether the event carries nothing but the figures.
+        adds: whether the counts come on top of those of earlier events of the call, not in their place.
     """
 
     counts: Counts
     settle: Callable[[Counts], Figures]
-    provider: str
+    provider: str | None
     refused: bool = False
     call_id: str | None = None
     model: str | None = None
     opens: bool = False
     final: bool = False
     alone: bool = False
+    adds: bool = False
 
 
 class _Call:
@@ -60,7 +62,8 @@ class _Call:
         if not self.counts:
             # The API that names figures first knows best what they mean.
             self.first = sighting
-        self.counts.update(sighting.counts)
+        for name, count in sighting.counts.items():
+            self.counts[name] = count + (self.counts.get(name, 0) if sighting.adds else 0)
         self.call_id = self.call_id or sighting.call_id
         self.model = sighting.model or self.model
         self.refused |= sighting.refused
@@ -155,7 +158,8 @@ class Calls:
     """Calls reported from several sides, each counted once.
 
     A call that a tap and the response's body both report has the same response id in both: the better
-    source stays, the first among equals. Calls without an id are all kept.
+    report stays, the first among equals, with what only the other one knows. Calls without an id are all
+    kept.
     """
 
     __slots__ = ("_anonymous", "_by_id")
@@ -175,8 +179,7 @@ class Calls:
             self._anonymous.append(call)
             return True
         known = self._by_id.get(call.response_id)
-        if known is None or _RANKS[call.source] > _RANKS[known.source]:
-            self._by_id[call.response_id] = call
+        self._by_id[call.response_id] = call if known is None else merged(known, call)
         return known is None
 
     def update(self, calls: Iterable[CallUsage]) -> None:

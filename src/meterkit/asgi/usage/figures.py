@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-__all__ = ["CallUsage", "Figures", "Note", "Source", "cut_short", "estimated", "figure", "quantities"]
+__all__ = [
+    "COUNTED",
+    "CallUsage",
+    "Figures",
+    "Note",
+    "Source",
+    "bounded",
+    "cut_short",
+    "estimated",
+    "figure",
+    "quantities",
+    "sum_of",
+]
 
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[
@@ -90,7 +102,8 @@ class CallUsage(Figures):
         return {name: value for name, value in named.items() if value is not None}
 
 
-_COUNTED: Final = (
+_WORST_FIRST: Final[tuple[Source, ...]] = ("missing", "estimated", "partial", "reported")
+COUNTED: Final = (
     "input_tokens",
     "output_tokens",
     "cached_input_tokens",
@@ -110,7 +123,7 @@ def figure(value: object) -> int | None:
 
 def bounded(figures: Figures) -> Figures:
     """The same figures without those that became too large when they were added up."""
-    beyond = [name for name in _COUNTED if (getattr(figures, name) or 0) > QUANTITY_MAX]
+    beyond = [name for name in COUNTED if (getattr(figures, name) or 0) > QUANTITY_MAX]
     if not beyond:
         return figures
     notes: set[Note] = {*figures.notes, "refused"}
@@ -135,6 +148,28 @@ def quantities(calls: Iterable[CallUsage], *, sources: Collection[Source]) -> di
             for name, value in call.quantities().items():
                 total[name] = min(total.get(name, 0) + value, QUANTITY_MAX)
     return total
+
+
+def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
+    """Several calls as one: what only some of them know is not known of it, and so with names that differ.
+
+    Its source is the worst of theirs.
+
+    Args:
+        calls: one at least.
+    """
+    figures: dict[str, Any] = {}
+    for name in COUNTED:
+        values: list[int | None] = [getattr(call, name) for call in calls]
+        figures[name] = None if None in values else min(sum(value or 0 for value in values), QUANTITY_MAX)
+    shared: dict[str, Any] = {}
+    for name in ("model", "provider", "response_id"):
+        names: set[str | None] = {getattr(call, name) for call in calls}
+        shared[name] = names.pop() if len(names) == 1 else None
+    sources = {call.source for call in calls}
+    worst = next(source for source in _WORST_FIRST if source in sources)
+    notes = tuple(sorted({note for call in calls for note in call.notes}))
+    return replace(calls[0], **figures, **shared, source=worst, notes=notes)
 
 
 def cut_short(calls: Sequence[CallUsage], *, input_tokens: int, output_tokens: int) -> tuple[CallUsage, ...]:

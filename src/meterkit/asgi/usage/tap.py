@@ -5,10 +5,11 @@ from __future__ import annotations
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-from meterkit.asgi.usage.apis import AUTO
+from meterkit.asgi.usage.bodies import BodyReader
 from meterkit.asgi.usage.figures import cut_short
-from meterkit.asgi.usage.objects import event_of
+from meterkit.asgi.usage.objects import OBJECT_APIS, events_of
 from meterkit.asgi.usage.observer import Observer
+from meterkit.asgi.usage.plain import is_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -27,11 +28,13 @@ class StreamTap(Generic[T]):
     the tap is let go of: a generator that is closed in the middle of its loop lets go of it at once.
 
     Args:
-        stream: what the SDK returned, asynchronous or not.
+        stream: what the SDK returned, asynchronous or not; or the bytes, texts or lines of an HTTP client.
         report: takes what was used; must not raise.
+        unread: takes the type of the chunks where they came to their end and nothing of usage could be
+            recognised in any of them; must not raise.
         estimate: whether to measure the text, for :attr:`estimated_output_tokens`.
         input_tokens: estimates what went in. Where it is given, figures that are lacking because nobody read
-            the stream to its end are estimates; must not raise.
+            the stream to its end, or because it ended without any, are estimates; must not raise.
     """
 
     def __init__(
@@ -39,19 +42,23 @@ class StreamTap(Generic[T]):
         stream: AsyncIterable[T] | Iterable[T],
         *,
         report: Callable[[tuple[CallUsage, ...]], None],
+        unread: Callable[[str], None] | None = None,
         estimate: bool = False,
         input_tokens: Callable[[], int] | None = None,
     ) -> None:
         self._stream = stream
         self._report: Callable[[tuple[CallUsage, ...]], None] | None = report
+        self._unread = unread
         self._input_tokens = input_tokens
         self._iterator: Any = None
-        self._observer = Observer(AUTO, declared=False, estimate=estimate)
+        self._observer = Observer(OBJECT_APIS, declared=False, estimate=estimate)
+        self._body = BodyReader(estimate=estimate)
+        self._kind: str | None = None
 
     @property
     def estimated_output_tokens(self) -> int:
         """Estimated tokens of the text that no figures cover; 0 unless ``estimate``."""
-        return self._observer.estimated_output_tokens
+        return self._observer.estimated_output_tokens + self._body.estimated_output_tokens
 
     def __aiter__(self) -> Self:
         return self
@@ -99,18 +106,31 @@ class StreamTap(Generic[T]):
     def _tell(self, *, complete: bool, given_up: bool) -> None:
         report, self._report = self._report, None
         if report is not None:
-            calls = self._observer.close(complete=complete, notes=())
-            if calls and given_up and self._input_tokens is not None:
-                output_tokens = self.estimated_output_tokens
+            calls = self._observer.close(complete=complete, notes=()) + self._body.close(complete=complete)
+            output_tokens = self.estimated_output_tokens
+            # Whose provider fails is not billed what nobody has reported.
+            guesses = given_up or (complete and output_tokens > 0 and _lacks(calls))
+            if calls and guesses and self._input_tokens is not None:
                 calls = cut_short(calls, input_tokens=self._input_tokens(), output_tokens=output_tokens)
+            if complete and not calls and self._kind is not None and self._unread is not None:
+                self._unread(self._kind)
             report(calls)
 
     def _observe(self, chunk: T) -> None:
-        event = event_of(chunk)
-        if event is not None:
+        if self._kind is None:
+            self._kind = type(chunk).__name__
+        if is_body(chunk):
+            self._body.feed(chunk)
+            return
+        for event in events_of(chunk):
             self._observer.observe(event)
 
     def __del__(self) -> None:
         # Absent where the constructor raised.
         if getattr(self, "_report", None) is not None:
             self.finish()
+
+
+def _lacks(calls: tuple[CallUsage, ...]) -> bool:
+    """Whether nothing is known of the last call."""
+    return bool(calls) and calls[-1].source == "missing"
