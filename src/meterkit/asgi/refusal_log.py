@@ -37,16 +37,16 @@ class RefusalLog:
     def refused(self, decision: Decision, route: Route, scope: Scope, *, status: int, instance: str) -> None:
         """A request was answered with a refusal."""
         if self._sampler.admits():
-            said = _said(decision, route) | {"status": status, "instance": instance, "shadow": False}
-            _logger.warning("refused: %s%s", _words(said), _hint(decision, scope), extra=said)
+            said = _said(decision, route) | {"status": status, "instance": instance}
+            words = _words(said) + _hint(decision, scope)
+            _logger.warning("refused: %s", words, extra=said | {"shadow": False})
 
     def shadowed(self, decision: Decision, route: Route) -> None:
         """A request was served that would have been refused."""
         if self._sampler.admits():
             said = _said(decision, route)
-            words = _words(said)
-            said |= {"status": None, "instance": None, "shadow": True}
-            _logger.warning("would be refused, but enforcement is shadow: %s", words, extra=said)
+            extra = said | {"status": None, "instance": None, "shadow": True}
+            _logger.warning("would be refused, but enforcement is shadow: %s", _words(said), extra=extra)
 
 
 def _said(decision: Decision, route: Route) -> dict[str, str | int | bool | None]:

@@ -70,23 +70,29 @@ class Refuser:
             decision, circumstances, mode=route.headers, now_s=int(self._clock()), instance=uuid4()
         )
         answer = _Answer(denial, scope, send)
-        if self._on_denied is not None:
-            try:
-                response = self._on_denied(scope, decision)
-                if isawaitable(response):
-                    response = await response
-                if response is not None:
-                    await response(scope, receive, answer.send)
-            except Exception:
-                if answer.began:
-                    raise  # There is nothing left to answer with.
-                if self._failures.admits():
-                    _logger.exception("on_denied failed; the client gets meterkit's own answer")
-        if not answer.began:
-            await send_denial(denial, scope, send)
-        self._log.refused(
-            decision, route, scope, status=answer.status or denial.status, instance=denial.instance
-        )
+        try:
+            if self._on_denied is not None:
+                await self._answer_of_the_app(self._on_denied, decision, answer, receive)
+            if not answer.began:
+                await send_denial(denial, scope, send)
+        finally:
+            status = answer.status or denial.status
+            self._log.refused(decision, route, scope, status=status, instance=denial.instance)
+
+    async def _answer_of_the_app(
+        self, on_denied: OnDenied, decision: Decision, answer: _Answer, receive: Receive
+    ) -> None:
+        try:
+            response = on_denied(answer.scope, decision)
+            if isawaitable(response):
+                response = await response
+            if response is not None:
+                await response(answer.scope, receive, answer.send)
+        except Exception:
+            if answer.began:
+                raise  # There is nothing left to answer with.
+            if self._failures.admits():
+                _logger.exception("on_denied failed; the client gets meterkit's own answer")
 
     def _circumstances(
         self, route: Route, call: DecideCall | None, account: Account | None, scope: Scope
@@ -113,6 +119,7 @@ class _Answer:
     """Passes on the app's own answer to a refused request, with the fields that it lacks."""
 
     def __init__(self, denial: Denial, scope: Scope, send: Send) -> None:
+        self.scope = scope
         self._denial = denial
         self._is_head = scope.get("method") == "HEAD"
         self._send = send

@@ -1,0 +1,130 @@
+"""What the log says of refusals: one line each, with all that finds the request again, and never too many."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from starlette.responses import PlainTextResponse
+
+from metering import PLANS, hello, served
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+HOSTILE = "a\"\u2028refused: customer='zoe' \u202ereason=none"
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [vars(record) for record in caplog.records if record.name == "meterkit.refusals"]
+
+
+async def test_a_refusal_is_one_line_that_names_the_instance(caplog: pytest.LogCaptureFixture) -> None:
+    """F-63: refusals left no trace, and the instance of the body was written nowhere."""
+    async with served(hello) as at:
+        assert (await at.client.get("/v1/x")).status_code == 200
+        response = await at.client.get("/full")
+    instance = response.json()["instance"]
+    assert len(lines(caplog)) == 1
+    line = lines(caplog)[0]
+    named = ("customer", "plan", "reason", "limit", "route", "status", "instance", "shadow")
+    assert {name: line[name] for name in named} == {
+        "customer": "acme", "plan": "free", "reason": "feature", "limit": None,
+        "route": "GET /full", "status": 403, "instance": instance, "shadow": False,
+    }  # fmt: skip
+    said = "refused: customer='acme' plan='free' reason='feature' route='GET /full' status=403"
+    assert caplog.messages == [f"{said} instance='{instance}'"]
+    assert line["levelname"] == "WARNING"
+
+
+async def test_a_limit_is_named_and_the_status_of_the_apps_own_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def on_denied(*_: object) -> PlainTextResponse:
+        return PlainTextResponse("", status_code=418)
+
+    async with served(hello, on_denied=on_denied) as at:
+        await at.kit.consume("acme", "requests", 5)
+        await at.client.get("/v1/x")
+    line = lines(caplog)[0]
+    assert (line["limit"], line["reason"], line["status"]) == ("requests-period", "included", 418)
+
+
+async def test_no_customer_can_write_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(hello, who=lambda _: HOSTILE) as at:
+        assert (await at.client.get("/full")).status_code == 403
+    (message,) = caplog.messages
+    assert message.isascii()
+    assert message.isprintable()
+    assert message.startswith(f"refused: customer={HOSTILE!a} plan='free'")
+    assert lines(caplog)[0]["customer"] == HOSTILE
+
+
+async def test_above_ten_a_second_the_number_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    began = time.monotonic()
+    async with served(hello) as at:
+        for _ in range(200):
+            assert (await at.client.get("/full")).status_code == 403
+        spent_s = time.monotonic() - began
+        with anyio.fail_after(30):
+            # The rest is told by a timer, without another request.
+            while _told(caplog) < 200:  # noqa: ASYNC110 - nothing else tells of it
+                await anyio.sleep(0.02)
+    assert _told(caplog) == 200
+    written = [line for line in lines(caplog) if "suppressed" not in line]
+    assert 10 <= len(written) <= 10 * (2 + int(spent_s))
+
+
+def _told(caplog: pytest.LogCaptureFixture) -> int:
+    return sum(line.get("suppressed", 1) for line in lines(caplog))
+
+
+async def test_nobody_is_named_where_nobody_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(hello, who=lambda scope: None if scope["path"] == "/v1/x" else "a\nb") as at:
+        assert (await at.client.get("/v1/x")).status_code == 401
+        assert (await at.client.get("/v1/y")).status_code == 400
+    assert [(line["customer"], line["reason"]) for line in lines(caplog)] == [
+        (None, "anonymous"),
+        (None, "invalid_customer"),
+    ]
+
+
+async def test_a_401_of_what_browsers_ask_for_by_themselves_says_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """F-69: under `*`, /docs and /favicon.ico answer 401, and nothing said why."""
+    plans = PLANS.replace('"/v1/{path:path}"', '"*"')
+    async with served(hello, plans=plans, who=lambda _: None) as at:
+        for path in ("/docs", "/v1/x"):
+            assert (await at.client.get(path)).status_code == 401
+    first, second = caplog.messages
+    hint = '; if everybody may ask for it, put {match: "GET /docs", exempt: true} above this line'
+    assert first.endswith(hint)
+    assert "exempt" not in second
+
+
+async def test_a_resolver_that_raises_logs_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    def who(_: Scope) -> str:
+        raise LookupError("the directory is away")
+
+    async with served(hello, who=who) as at:
+        for _ in range(5):
+            assert (await at.client.get("/v1/x")).status_code == 503
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].exc_info is not None
+    assert [(line["reason"], line["status"]) for line in lines(caplog)] == [("store", 503)] * 5
+
+
+async def test_a_json_formatter_sees_the_fields(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(hello) as at:
+        await at.client.get("/full")
+    line = lines(caplog)[0]
+    fields = ("customer", "plan", "reason", "limit", "route", "status", "instance", "shadow")
+    assert json.loads(json.dumps({name: line[name] for name in fields}))["customer"] == "acme"
