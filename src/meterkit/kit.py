@@ -6,11 +6,11 @@ import logging
 from asyncio import AbstractEventLoop, Task, gather, get_running_loop
 from contextlib import asynccontextmanager
 from time import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from meterkit.asgi.usage import estimate_input, guarded
-from meterkit.catalog import Catalog, load
+from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
@@ -42,6 +42,10 @@ __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
 _HANDLERS_S = 5.0
+_ENFORCEMENTS: Final = {
+    "shadow": "everything is decided and counted, and nobody is refused",
+    "off": "requests pass, and nothing is decided or counted",
+}
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
@@ -76,6 +80,7 @@ class MeterKit:
         self.settings = Settings.load(**settings)
         self.estimate_input = guarded(estimate_input)
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
+        catalog = enforced(catalog, self.settings.enforcement)
         if self.settings.flushes and self.settings.stripe_api_key is not None:
             self._transport()  # What it cannot work with is refused now, not by a task in the background.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
@@ -102,6 +107,7 @@ class MeterKit:
         )
         self._flushers: WeakKeyDictionary[AbstractEventLoop, Task[None]] = WeakKeyDictionary()
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
+        self._has_started = False
 
     @property
     def catalog(self) -> Catalog:
@@ -116,10 +122,22 @@ class MeterKit:
                 embedded server cannot be run.
         """
         loop = get_running_loop()
-        await self.store.start()
+        self._tell_enforcement()
+        if not self.store.is_off:  # Whoever switches it off may do so because of the store.
+            await self.store.start()
         self._starts[loop] = self._starts.get(loop, 0) + 1
         if self.settings.flushes and self.settings.stripe_api_key and loop not in self._flushers:
             self._flushers[loop] = loop.create_task(self._flush_forever())
+
+    def _tell_enforcement(self) -> None:
+        if self._has_started:
+            return
+        self._has_started = True
+        found, origin = self.catalog.enforcement, "the setting enforcement"
+        if self.settings.enforcement is None:
+            origin = self.catalog.source
+        if found != "on":
+            _logger.warning("enforcement is %s (%s): %s", found, origin, _ENFORCEMENTS[found])
 
     async def stop(self) -> None:
         """Undo one start; the last one settles what is left and closes all that belongs to the loop."""

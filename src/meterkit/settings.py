@@ -99,6 +99,8 @@ class Settings(BaseSettings):
         shards: over how many hash slots customers are spread; fixed when a store is first used.
         spool_dir: where usage waits while the store is away.
         flush: whether the flusher runs in this process; None: where a Stripe key is set.
+        enforcement: over what the plans file says: ``on``, ``shadow``, or ``off``: nothing is decided or
+            counted; None: as the file says.
     """
 
     model_config = SettingsConfigDict(
@@ -138,6 +140,9 @@ class Settings(BaseSettings):
         default_factory=_state_folder
     )
     flush: Annotated[bool | None, Field(description="on or off")] = None
+    enforcement: Annotated[Literal["on", "shadow", "off"] | None, Field(description="on, shadow or off")] = (
+        None
+    )
 
     @classmethod
     def load(cls, **keywords: Any) -> Self:

@@ -45,6 +45,7 @@ def test_defaults() -> None:
         "shards": 128,
         "spool_dir": Path("/home/someone/.local/state/meterkit"),
         "flush": None,
+        "enforcement": None,
     }
 
 

@@ -139,6 +139,8 @@ class MeterMiddleware:
         self, route: Route, scope: Scope, receive: Receive, send: Send, body: BufferedBody | None
     ) -> Exchange | None:
         """Decide a request; one that is refused is answered, and there is nothing to go on with."""
+        if route.enforcement == "off":
+            return await self._uncounted(route, scope, send)
         store = self._kit.store
         account: Account | None = None
         call: DecideCall | None = None
@@ -182,6 +184,23 @@ class MeterMiddleware:
         await self._refuser.refuse(passed, route, call, account, scope, receive, send)
         return None
 
+    async def _uncounted(self, route: Route, scope: Scope, send: Send) -> Exchange:
+        """A request that passes because enforcement is off; whose it is is asked for the app's sake only."""
+        try:
+            account = await self._account(self._identify(scope), scope)
+        except _UnservedError:
+            account = self._nobody()
+        except Exception as error:  # noqa: BLE001 - it is said, and the app is served
+            self._complain(error, route)
+            account = self._nobody()
+        passed = Exchange(self._kit.store, None, account, route, None, [], scope, send)
+        passed.decision = account.passage()
+        return passed
+
+    def _nobody(self) -> Account:
+        """Whose requests are that pass although nobody is known."""
+        return self._accounts.get("unknown", anonymous=True)
+
     async def _reserving(
         self, account: Account, route: Route, body: BufferedBody
     ) -> Callable[[str], DecideCall]:
@@ -201,8 +220,7 @@ class MeterMiddleware:
     ) -> Exchange:
         """A request that nobody can be held to, served all the same; what it records is nobody's."""
         self._log.shadowed(decision, route)
-        account = account or self._accounts.get("unknown", anonymous=True)
-        passed = Exchange(self._kit.store, None, account, route, None, [], scope, send)
+        passed = Exchange(self._kit.store, None, account or self._nobody(), route, None, [], scope, send)
         passed.decision = replace(decision, allowed=True, shadow=True)
         return passed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meterkit.catalog.enforcement import enforced
 from meterkit.catalog.load import load, loads
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -63,6 +64,7 @@ __all__ = [
     "SeatPrice",
     "StoreFailure",
     "StripeEvent",
+    "enforced",
     "json_schema",
     "load",
     "loads",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
-Enforcement = Literal["on", "shadow"]
+Enforcement = Literal["on", "shadow", "off"]
+"""``off`` comes from the settings only: a plans file cannot say it."""
 Headers = Literal["ietf", "x-ratelimit", "both", "none"]
 Outcome = Literal["success", "client_gone", "client_error", "server_error"]
 Report = Literal["overage", "usage", "none"]

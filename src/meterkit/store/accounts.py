@@ -20,13 +20,19 @@ from meterkit.store.program import (
 )
 from meterkit.store.purse import purse_of, purses_of
 from meterkit.store.resp import pack_each
-from meterkit.store.state import NO_STATE, CustomerState, entitlements_of, holding_only, standing_at
+from meterkit.store.state import (
+    NO_STATE,
+    CustomerState,
+    entitlements_of,
+    holding_only,
+    refusal_of,
+    standing_at,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.catalog import Catalog, Enforcement, Entitlement, Route
-    from meterkit.store.decision import Reason
+    from meterkit.catalog import Catalog, Entitlement, Route
     from meterkit.store.keys import Keys
     from meterkit.store.program import Program
     from meterkit.store.purse import Purse
@@ -71,25 +77,25 @@ class DecideCall:
         self,
         account: Account,
         program: Program,
-        preset: Decision | None,
         mode: str,
         *,
+        route: Route | None = None,
         reserved: Mapping[str, int] = _NOTHING,
         packed: bytes | None = None,
-        enforcement: Enforcement = "on",
     ) -> None:
         self.account = account
         self.program = program
-        self.shadow = enforcement == "shadow"
-        self.preset = None if self.shadow else preset
-        self.foregone = preset if self.shadow else None
+        self.shadow = (route or account.accounts.catalog).enforcement == "shadow"
+        refusal = None if mode == "h" else refusal_of(account.customer, account.standing, route)
+        self.preset = None if self.shadow else refusal
+        self.foregone = refusal if self.shadow else None
         self.standing = account.standing
         self.endings: dict[bool, Any] = {}
         self.reserved = reserved
         self.held = program.held
         self.consumed = program.settled
         self.recurs = False
-        if self.shadow and mode != "c":
+        if self.shadow and mode in "df":
             mode = "s"
         self.packed = packed or account.pack_decide(program, mode if self.preset is None else "v")
 
@@ -125,12 +131,7 @@ class ReservingCall(DecideCall):
         reserved: Mapping[str, int],
         packed: bytes | None,
     ) -> None:
-        super().__init__(
-            *(account, program, blank.preset, mode),
-            reserved=reserved,
-            packed=packed,
-            enforcement=route.enforcement,
-        )
+        super().__init__(account, program, mode, route=route, reserved=reserved, packed=packed)
         self.held = blank.quantities(program.held, reserved)
         self.consumed = blank.besides
         # The account may have learnt of another state by the time of the reply.
@@ -199,7 +200,7 @@ class Account:
         call = self.calls.get(id(route)) if mode == "d" else None
         if call is None:
             program = self.accounts.program(self.entitlements, route, self.purse)
-            call = DecideCall(self, program, self._preset(route), mode, enforcement=route.enforcement)
+            call = DecideCall(self, program, mode, route=route)
             if mode == "d":
                 call.recurs = True
                 self.calls[id(route)] = call
@@ -251,7 +252,8 @@ class Account:
             self.entitlements, self.accounts.catalog, demands, rates_only=route.always, purse=self.purse
         )
         mode = "s" if route.enforcement == "shadow" else "d"
-        return Blank(program, consumed, self._preset(route), *self._around_terms(program, mode))
+        refusal = refusal_of(self.customer, self.standing, route)
+        return Blank(program, consumed, refusal, *self._around_terms(program, mode))
 
     def call_holding(self, quantities: Mapping[str, int], *, mode: str = "d") -> DecideCall:
         """The decision about quantities that are set aside off the request until the true ones are known."""
@@ -259,8 +261,7 @@ class Account:
         program = compile_program(
             self.entitlements, self.accounts.catalog, demands, in_flight=False, purse=self.purse
         )
-        given = self.accounts.catalog.enforcement
-        return DecideCall(self, program, self._suspension(), mode, reserved=quantities, enforcement=given)
+        return DecideCall(self, program, mode, reserved=quantities)
 
     def call_for(
         self, demands: Mapping[str, Demand], *, mode: str = "d", in_flight: bool = False
@@ -274,9 +275,7 @@ class Account:
             )
             if len(self._calls) >= _CALLS_MAX:
                 self._calls.clear()
-            given = self.accounts.catalog.enforcement
-            call = DecideCall(self, program, self._suspension(), mode, enforcement=given)
-            self._calls[key] = call
+            call = self._calls[key] = DecideCall(self, program, mode)
             call.recurs = True
         return call
 
@@ -285,7 +284,7 @@ class Account:
         demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *flights)}
         kept = holding_only(self.entitlements, demands, flights)
         program = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
-        return DecideCall(self, program, None, "h")
+        return DecideCall(self, program, "h")
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""
@@ -315,19 +314,9 @@ class Account:
         rated = {name: Demand(needed=0, taken=0) for name, given in self.entitlements.items() if given.rates}
         return compile_program(self.entitlements, self.accounts.catalog, rated, rates_only=True).keep_ms
 
-    def _preset(self, route: Route) -> Decision | None:
-        if route.always:
-            return None
-        if route.feature is not None and route.feature not in self.standing.plan.features:
-            return self._suspension() or self.refusal("feature")
-        return self._suspension()
-
-    def _suspension(self) -> Decision | None:
-        return self.refusal("suspended") if self.standing.access == "suspended" else None
-
-    def refusal(self, reason: Reason) -> Decision:
-        """A refusal that no limit is named in."""
-        return Decision(customer=self.customer, plan=self.standing.plan.key, allowed=False, reason=reason)
+    def passage(self) -> Decision:
+        """What stands in place of a decision where enforcement is off."""
+        return Decision(customer=self.customer, plan=self.standing.plan.key, allowed=True)
 
 
 class Accounts:

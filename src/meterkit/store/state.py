@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
+from meterkit.store.decision import Decision
 from meterkit.store.keys import FORMAT
 from meterkit.store.periods import Bounds, bounds_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Plan
+    from meterkit.catalog import Catalog, Entitlement, Plan, Route
+    from meterkit.store.decision import Reason
 
 __all__ = [
     "NEVER_MS",
@@ -24,6 +26,7 @@ __all__ = [
     "Status",
     "entitlements_of",
     "holding_only",
+    "refusal_of",
     "standing_at",
 ]
 
@@ -146,3 +149,17 @@ def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing
     interval = plan.price.interval if plan.price.included_per == "interval" else "month"
     bounds = bounds_at(now_ms, anchor_ms=state.anchor_ms, interval=interval)
     return Standing(plan=plan, access=access, bounds=bounds, valid_until_ms=valid_until_ms)
+
+
+def refusal_of(customer: str, standing: Standing, route: Route | None) -> Decision | None:
+    """The refusal that follows from a customer's state alone; ``route`` is None off the request."""
+    reason: Reason | None = None
+    if route is not None and route.always:
+        return None
+    if standing.access == "suspended":
+        reason = "suspended"
+    elif route is not None and route.feature is not None and route.feature not in standing.plan.features:
+        reason = "feature"
+    if reason is None:
+        return None
+    return Decision(customer=customer, plan=standing.plan.key, allowed=False, reason=reason)

@@ -95,6 +95,11 @@ class Store:
         """What is sold."""
         return self.accounts.catalog
 
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is decided or counted."""
+        return self.accounts.catalog.enforcement == "off"
+
     async def start(self) -> Lane:
         """Connect for the running event loop; once, however often it is called.
 
@@ -183,11 +188,15 @@ class Store:
 
     async def check(self, account: Account, demands: Mapping[str, Demand]) -> Decision:
         """Look only: whether a demand would be allowed now."""
+        if self.is_off:
+            return account.passage()
         call, reply = await self.decide(lambda mode: account.call_for(demands, mode=mode), mode="c")
         return self.decision(call, reply)
 
     async def consume(self, account: Account, demands: Mapping[str, Demand]) -> Decision:
         """Count now, or be refused; returns once it is recorded."""
+        if self.is_off:
+            return account.passage()
         call, reply = await self.decide(lambda mode: account.call_for(demands, mode=mode))
         decision = self.decision(call, reply)
         program = call.program
@@ -203,6 +212,8 @@ class Store:
 
     async def record(self, account: Account, quantities: Mapping[str, int], *, event_id: str | None) -> None:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be."""
+        if self.is_off:
+            return
         key = None if event_id is None else self.keys.event(account.keys.shard, account.customer, event_id)
         await self._settle_and_wait(account, recorded=quantities, rated=quantities, event_key=key)
 
