@@ -133,12 +133,12 @@ def kit_for(
     **settings: Any,
 ) -> MeterKit:
     """A kit that delivers to an emulator; its flusher runs when it is told to."""
-    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0, "stripe_api_key": STRIPE_KEY}
+    given |= settings
     return MeterKit(
         catalog,
         clock=clock,
         redis_url=store_url,
-        stripe_api_key=STRIPE_KEY,
         stripe_api_base=stripe_url,
         **given,
     )

@@ -28,7 +28,7 @@ _USUAL: Final = {
 }
 # A base address may carry a password too, where it is a proxy's.
 _NOT_SHOWN: Final = frozenset({*_USUAL, "stripe_api_base", "stripe_events_base"})
-_LIVE_KEYS: Final = ("sk_live_", "rk_live_")
+_TEST_KEYS: Final = ("sk_test_", "rk_test_")
 
 
 def _one_word(secret: SecretStr) -> SecretStr:
@@ -98,6 +98,8 @@ class Settings(BaseSettings):
         key_prefix: what the store's keys begin with.
         shards: over how many hash slots customers are spread; fixed when a store is first used.
         spool_dir: where usage waits while the store is away.
+        deliver_without_persistence: whether usage is delivered with a live key from a store that has neither
+            an append-only file nor a replica: it may be billed again after a restart of the store.
         flush: whether the flusher runs in this process; None: where a Stripe key is set.
         enforcement: over what the plans file says: ``on``, ``shadow``, or ``off``: nothing is decided or
             counted; None: as the file says.
@@ -139,6 +141,7 @@ class Settings(BaseSettings):
     spool_dir: Annotated[Path, AfterValidator(_folder), Field(description="the path of a directory")] = Field(
         default_factory=_state_folder
     )
+    deliver_without_persistence: Annotated[bool, Field(description="on or off")] = False
     flush: Annotated[bool | None, Field(description="on or off")] = None
     enforcement: Annotated[Literal["on", "shadow", "off"] | None, Field(description="on, shadow or off")] = (
         None
@@ -184,9 +187,9 @@ class Settings(BaseSettings):
 
     @property
     def live(self) -> bool:
-        """Whether the Stripe key moves real money."""
-        return self.stripe_api_key is not None and self.stripe_api_key.get_secret_value().startswith(
-            _LIVE_KEYS
+        """Whether the Stripe key may move real money: any but those of test mode and sandboxes."""
+        return self.stripe_api_key is not None and not self.stripe_api_key.get_secret_value().startswith(
+            _TEST_KEYS
         )
 
 

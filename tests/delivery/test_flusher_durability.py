@@ -27,12 +27,13 @@ async def test_nothing_is_sent_before_the_disk_has_its_lease() -> None:
 
 
 async def test_where_the_disk_does_not_get_it_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.store.outbox._DURABLE_MS", 50)
+    # F-14: the cause is named.
+    monkeypatch.setattr("meterkit.store.durability._WAIT_MS", 50)
     with spawn_server("--appendonly", "yes", "--appendfsync", "no") as server:
         async with desk(server.url) as at:
             await at.link("acme")
             await at.kit.record("acme", "requests", 6)
-            with pytest.raises(StoreError, match="durable"):
+            with pytest.raises(StoreError, match=r"appendfsync no: .*set appendfsync everysec"):
                 await at.flush(everything=True)
             assert at.emulator.requests == ()
             assert (await at.kit.usage("acme"))["meters"]["requests"]["leased"] == 6

@@ -44,6 +44,7 @@ def test_defaults() -> None:
         "key_prefix": "mk",
         "shards": 128,
         "spool_dir": Path("/home/someone/.local/state/meterkit"),
+        "deliver_without_persistence": False,
         "flush": None,
         "enforcement": None,
     }

@@ -103,6 +103,9 @@ class Flusher:
 
     async def run(self, *, every_s: float) -> None:
         """Flush again and again, until cancelled."""
+        refusal = await Outbox(self._store, await self._store.admin()).refusal()
+        if refusal is not None:
+            _logger.error("%s", refusal)
         while True:
             (result,) = await asyncio.gather(self._flush(), return_exceptions=True)
             if isinstance(result, BaseException):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from redis.asyncio import ConnectionPool, Redis, UnixDomainSocketConnection
+from redis.asyncio import BlockingConnectionPool, Redis, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -20,24 +21,45 @@ if TYPE_CHECKING:
 
 __all__ = ["Admin"]
 
+_logger = logging.getLogger("meterkit.store")
+
+_CONNECTIONS_MAX: Final = 16
+# For a free connection; a call that has one fails by its own timeout where the store hangs.
+_WAIT_S: Final = 30.0
+
 
 class Admin:
     """One event loop's client for administration.
+
+    Who asks while all connections are in use waits for one.
 
     Args:
         address: where Redis is.
         timeout_s: how long a command may take.
         clock: seconds since the epoch; scripts get it as their last argument.
-
-    Attributes:
-        warned: whether it was said that the store keeps nothing on disk.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> None:
         self._address = address
+        self._timeout_s = timeout_s
         self._clock = clock
-        self.warned = False
+        self._delivery: Admin | None = None
+        self._said: set[str] = set()
         self.client: Redis = _client(address, timeout_s)
+
+    def for_delivery(self) -> Admin:
+        """A client with connections of its own: however much the app asks, delivery does not wait for it."""
+        if self._delivery is None:
+            # It asks the server to wait for its disk for five seconds, and then wants to hear of it.
+            patience_s = max(self._timeout_s, 5.0) + 2.5
+            self._delivery = Admin(self._address, timeout_s=patience_s, clock=self._clock)
+        return self._delivery
+
+    def say_once(self, message: str) -> None:
+        """Log a warning that need not be repeated while this client lives."""
+        if message not in self._said:
+            self._said.add(message)
+            _logger.warning("%s", message)
 
     async def run(self, script: Script, keys: list[str], *arguments: str | int) -> Any:
         """Run a script; the caller's clock is added as its last argument.
@@ -72,6 +94,9 @@ class Admin:
 
     async def close(self) -> None:
         """Close all connections."""
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            await delivery.close()
         await self.client.aclose(close_connection_pool=True)
 
 
@@ -88,9 +113,10 @@ def _client(address: Address, timeout_s: float) -> Redis:
         "retry": Retry(NoBackoff(), 0),
         "socket_timeout": max(timeout_s, 5.0),
         "socket_connect_timeout": max(timeout_s, 1.0),
-        "max_connections": 64,
+        "max_connections": _CONNECTIONS_MAX,
+        "timeout": _WAIT_S,
     }
     if address.kind == "tcp":
-        return Redis(connection_pool=ConnectionPool(host=address.host, port=address.port, **common))
-    pool = ConnectionPool(connection_class=UnixDomainSocketConnection, path=address.path, **common)
+        return Redis(connection_pool=BlockingConnectionPool(host=address.host, port=address.port, **common))
+    pool = BlockingConnectionPool(connection_class=UnixDomainSocketConnection, path=address.path, **common)
     return Redis(connection_pool=pool)

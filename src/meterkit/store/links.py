@@ -12,6 +12,7 @@ from meterkit.errors import SettingsError
 from meterkit.store import connection
 from meterkit.store.admin import Admin
 from meterkit.store.embedded import EmbeddedServer
+from meterkit.store.inspection import inspect
 from meterkit.store.lane import Lane
 from meterkit.store.meta import agree
 from meterkit.store.url import Address
@@ -58,6 +59,7 @@ class Links:
         self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
         self._forked: list[object] = []
+        self._inspected = False
         _links.add(self)
 
     async def start(self) -> Lane:
@@ -111,6 +113,8 @@ class Links:
                 await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock
             )
         try:
+            if self._address.kind != "memory" and not self._inspected:
+                self._inspected = await inspect(link, self._keys, self._address)
             await agree(link, self._keys, self._address)
         except BaseException:
             await link.close()

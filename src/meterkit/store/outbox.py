@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from redis.exceptions import RedisError, ResponseError
-
 from meterkit.errors import StoreError
+from meterkit.store.durability import Keeping
 from meterkit.store.keys import meter_token
 from meterkit.store.state import NO_STATE
 
@@ -30,7 +29,6 @@ _STALE: Final = 2
 _FORTY_DAYS_MS: Final = 3_456_000_000
 _QUARTER_HOUR_MS: Final = 900_000
 _TRIES: Final = 5
-_DURABLE_MS: Final = 5_000
 _SURELY_ON_DISK_MS: Final = 2_000
 
 
@@ -84,9 +82,18 @@ class Outbox:
 
     def __init__(self, store: Store, admin: Admin) -> None:
         self._store = store
-        self._admin = admin
+        self._admin = admin.for_delivery()
         self._keys = store.keys
+        self._keeping = Keeping(self._admin, store.address, needed=not store.deliver_without_persistence)
         self.token = token_hex(8)
+
+    async def refusal(self) -> str | None:
+        """Why nothing can be delivered from this store now; None where it can."""
+        try:
+            await self._keeping.way()
+        except StoreError as error:
+            return str(error)
+        return None
 
     async def work(self, *, due_ms: int | None) -> list[Work]:
         """The shards that have anything to do by an instant, or ever (None)."""
@@ -155,14 +162,7 @@ class Outbox:
         Raises:
             StoreError: also where the store cannot make it durable; then nothing may be sent.
         """
-        script, durability = self._store.scripts["move"], await self._durability()
-        if durability == "none" and self._store.address.kind != "memory" and not self._admin.warned:
-            self._admin.warned = True
-            _logger.warning(
-                "the store at %s keeps nothing on disk: if it restarts, what was delivered is forgotten and "
-                "may be delivered again; switch its append-only file on (appendonly yes)",
-                self._store.address,
-            )
+        script, durability = self._store.scripts["move"], await self._keeping.way()
         if durability == "age":
             settled_ms = self._store.now_ms() - _SURELY_ON_DISK_MS
             intents = [sealed for sealed in intents if sealed.due_ms <= settled_ms]
@@ -172,14 +172,15 @@ class Outbox:
             keys = self._move_keys(shard, sealed)
             arguments = (sealed.identifier, self.token, "queued leased ", "leased", 0, "", "", 0)
             pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._store.now_ms())
-        waits = durability in {"WAITAOF", "WAIT"}
-        if waits:
-            pipe.execute_command(durability, 1, *([0] if durability == "WAITAOF" else []), _DURABLE_MS)
-        replies: list[Any] = await self._admin.ask(pipe.execute())
-        if waits:
-            kept = replies.pop()
-            if (kept[0] if isinstance(kept, list) else kept) < 1:
-                raise StoreError("the store did not make a lease durable in time; nothing is sent")
+        wait = self._keeping.command(durability)
+        if wait is not None:
+            pipe.execute_command(*wait)
+        replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
+        if wait is not None:
+            await self._keeping.check(replies.pop())
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise StoreError(f"the store failed: {reply}") from reply
         return [
             Attempt(intent=sealed, now_ms=reply[1], first_ms=reply[2], attempts=reply[3])
             for sealed, reply in zip(intents, replies, strict=True)
@@ -257,26 +258,6 @@ class Outbox:
             self._keys.shard(shard, name) for name in ("intents", "outbox", "lease", "delivered")
         )
         return [intents, outbox, totals, lease, delivered]
-
-    async def _durability(self) -> Literal["WAITAOF", "WAIT", "age", "none"]:
-        """How the store makes sure that it will not forget; a store that keeps nothing has no way."""
-        client = self._client
-        try:
-            persistence: dict[str, Any] = await client.info("persistence")
-            replication: dict[str, Any] = await client.info("replication")
-        except ResponseError:
-            return "none"  # The store within this process.
-        except RedisError as error:
-            raise StoreError(f"the store failed: {error}") from error
-        if not persistence.get("aof_enabled"):
-            return "WAIT" if replication.get("connected_slaves", 0) > 0 else "none"
-        try:
-            await client.execute_command("WAITAOF", 0, 0, 0)
-        except ResponseError:  # Redis 7.0 does not know it.
-            return "WAIT" if replication.get("connected_slaves", 0) > 0 else "age"
-        except RedisError as error:
-            raise StoreError(f"the store failed: {error}") from error
-        return "WAITAOF"
 
 
 def _sealed(identifier: str, due_ms: int, fields: dict[str, str]) -> Sealed:

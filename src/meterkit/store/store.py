@@ -52,6 +52,7 @@ class Store:
         shards: how many shards there are; fixed once a store is in use.
         timeout_s: how long a request may wait for the store.
         seal_delay_ms: how long pending usage waits before it is sealed.
+        deliver_without_persistence: whether usage may be delivered from a store that forgets it at a restart.
         clock: seconds since the epoch. Any other than the system's replaces the server's too: for tests.
     """
 
@@ -64,10 +65,12 @@ class Store:
         shards: int = 128,
         timeout_s: float = 0.25,
         seal_delay_ms: int = 300_000,
+        deliver_without_persistence: bool = False,
         clock: Callable[[], float] = time,
     ) -> None:
         self.address = address
         self.keys = Keys(prefix, shards)
+        self.deliver_without_persistence = deliver_without_persistence
         self.clock = clock
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms

@@ -1,0 +1,143 @@
+"""What a server's answers about itself come to: may its user do all that is needed, will it forget. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = [
+    "COMMANDS",
+    "OPTIONAL_COMMANDS",
+    "Durability",
+    "acl_rules",
+    "commands_to_try",
+    "durability_of",
+    "eviction_warning",
+    "rights_refusal",
+]
+
+Durability = Literal["WAITAOF", "WAIT", "age", "none"]
+"""How it is made sure that the server keeps a write: it is asked until its disk, or a replica, has the write;
+the write is left to grow old enough; or there is no way."""
+
+# Complete requests: told of fewer words than a command needs, some servers crash where they look for its keys
+# (https://github.com/redis/redis/issues/14843). KEY stands for a key of a shard.
+_KEY: Final = "KEY"
+COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
+    ("EVAL", "return 1", "1", _KEY),
+    ("EVALSHA", "0" * 40, "1", _KEY),
+    ("SCRIPT|LOAD", "return 1"),
+    ("PING",),
+    ("MULTI",),
+    ("EXEC",),
+    ("TIME",),
+    ("CLIENT|SETNAME", "meterkit"),
+    ("DEL", _KEY),
+    ("EXISTS", _KEY),
+    ("PERSIST", _KEY),
+    ("PEXPIRE", _KEY, "1"),
+    ("PEXPIREAT", _KEY, "1"),
+    ("GET", _KEY),
+    ("SET", _KEY, "1"),
+    ("INCR", _KEY),
+    ("DECR", _KEY),
+    ("HDEL", _KEY, "f"),
+    ("HGET", _KEY, "f"),
+    ("HGETALL", _KEY),
+    ("HINCRBY", _KEY, "f", "1"),
+    ("HKEYS", _KEY),
+    ("HMGET", _KEY, "f"),
+    ("HSET", _KEY, "f", "1"),
+    ("HSETNX", _KEY, "f", "1"),
+    ("HVALS", _KEY),
+    ("SADD", _KEY, "m"),
+    ("SMEMBERS", _KEY),
+    ("SREM", _KEY, "m"),
+    ("ZADD", _KEY, "1", "m"),
+    ("ZCOUNT", _KEY, "1", "1"),
+    ("ZRANGE", _KEY, "1", "1"),
+    ("ZRANGEBYSCORE", _KEY, "1", "1"),
+    ("ZREM", _KEY, "m"),
+    ("ZSCORE", _KEY, "m"),
+)
+"""The commands without which nothing works, each with arguments to try the right to it."""
+
+OPTIONAL_COMMANDS: Final = ("WAIT", "INFO", "CONFIG|GET", "WAITAOF")
+"""The commands without which delivery waits longer, and what endangers the data is not noticed."""
+
+_KEEPS_ALL: Final = "noeviction"
+
+
+def acl_rules(prefix: str, commands: Iterable[str]) -> str:
+    """What a user's ACL must say for these commands on the keys under a prefix."""
+    return " ".join((f"~{prefix}:*", *(f"+{command.lower()}" for command in commands)))
+
+
+def commands_to_try(key: str) -> list[list[str]]:
+    """The words of each of :data:`COMMANDS`, on a key."""
+    return [
+        [*command.split("|"), *(key if word == _KEY else word for word in words)]
+        for command, *words in COMMANDS
+    ]
+
+
+def rights_refusal(refused: Sequence[int], *, user: str, prefix: str) -> str | None:
+    """What is wrong where the server would refuse some commands, and the cure; None where it refuses none.
+
+    Args:
+        refused: the places in :data:`COMMANDS`, from 1.
+        user: the user's name at the server.
+        prefix: what the keys begin with.
+    """
+    if not refused:
+        return None
+    missing = [COMMANDS[place - 1] for place in refused]
+    names = [command for command, *_ in missing]
+    on_keys = sum(_KEY in words for words in COMMANDS)
+    if sum(_KEY in words for words in missing) == on_keys:
+        what = f"keys that begin with {prefix}:"
+    else:
+        what = ", ".join(name.replace("|", " ") for name in names)
+    return (
+        f"the server's user {user!r} has no right to {what}; without it, work would be left half done."
+        f" Add it: ACL SETUSER {user} {acl_rules(prefix, names)}"
+    )
+
+
+def eviction_warning(memory: Mapping[str, str]) -> str | None:
+    """What may happen under the server's policy of eviction; None where nothing may.
+
+    Args:
+        memory: what the server says to ``INFO memory``.
+    """
+    policy = memory.get("maxmemory_policy", _KEEPS_ALL)
+    if policy == _KEEPS_ALL:
+        return None
+    if policy.startswith("volatile-"):
+        lost = "counters, event ids and numbers of settlements: usage is lost, or counted twice"
+    else:
+        lost = "customers' plans, counters and usage that is not billed yet"
+    when = "once its memory is full"
+    if memory.get("maxmemory") == "0":
+        when += " (it has no limit now: maxmemory 0)"
+    return (
+        f"the server's maxmemory-policy is {policy}: {when} it throws away {lost}; set maxmemory-policy"
+        f" {_KEEPS_ALL}"
+    )
+
+
+def durability_of(*, waits_for_disk: bool, has_file: bool | None, replicas: int | None) -> Durability:
+    """How it can be made sure that a server keeps what it was told.
+
+    Args:
+        waits_for_disk: whether it knows when its append-only file has something (``WAITAOF``).
+        has_file: whether it writes an append-only file; None: it does not say.
+        replicas: how many copies of it there are; None: it does not say.
+    """
+    if waits_for_disk:
+        return "WAITAOF"
+    if replicas:
+        return "WAIT"
+    return "none" if has_file is False else "age"

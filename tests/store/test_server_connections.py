@@ -1,0 +1,58 @@
+"""Plain commands and scripts beside the hot path: how many connections they take, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import desk
+
+if TYPE_CHECKING:
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+AT_ONCE = 400
+AT_ONCE_SERVED = 16
+
+
+async def test_whoever_asks_while_all_connections_are_in_use_waits_for_one(store_url: str) -> None:
+    # F-5b: 100 at once were more than the pool had connections, and 36 of them failed.
+    async with desk(store_url) as at:
+        await at.kit.record("acme", "requests", 7)
+        found = await asyncio.gather(*(at.kit.usage("acme") for _ in range(AT_ONCE)))
+    assert [usage["meters"]["requests"]["used"] for usage in found] == [7] * AT_ONCE
+
+
+async def test_delivery_does_not_wait_for_what_the_app_asks(store_url: str, valkey: Server) -> None:
+    # F-5b: the flusher had to take its connections from the same pool.
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        client: Any = (await at.kit.store.admin()).client
+        waiting = [asyncio.create_task(_wait(client)) for _ in range(AT_ONCE)]
+        while valkey.command("INFO", "clients")["blocked_clients"] < AT_ONCE_SERVED:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        try:
+            await at.flush(everything=True)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        assert at.accepted("acme") == 7
+
+
+async def _wait(client: Any) -> None:
+    await client.blpop(["nothing"], timeout=0)
+
+
+async def test_the_connections_of_delivery_end_with_the_kit(store_url: str, valkey: Server) -> None:
+    before = valkey.command("INFO", "clients")["connected_clients"]
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True)
+        assert valkey.command("INFO", "clients")["connected_clients"] > before
+    assert valkey.command("INFO", "clients")["connected_clients"] == before

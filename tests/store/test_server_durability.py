@@ -1,0 +1,201 @@
+"""What a server does to the data, and what is delivered from one that keeps nothing."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import CATALOG, NOW, desk, kit_for, until
+from meterkit import MeterKit, StoreError
+from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.store.server import durability_of, eviction_warning
+from meterkit.testing import Clock, StripeEmulator
+from servers import free_port, redis_binary, spawn_server
+from servers_acl import url_of_user
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
+FORGETS = ("--save", "3600 1 300 100 60 10000", "--appendonly", "no")
+
+
+async def bill_and_kill(directory: Path, key: str, **settings: Any) -> tuple[int, list[str]]:
+    """Record 100, snapshot, deliver, kill the server, deliver again: what was billed and what refused."""
+    clock, port = Clock(NOW), free_port()
+    emulator = StripeEmulator(clock=clock, api_keys=[key])
+    refused: list[str] = []
+    emulator.add_meter("api_requests")
+    emulator.add_customer("cus_acme")
+    async with emulator.serve() as stripe:
+        for life in range(2):
+            with spawn_server(*FORGETS, port=port, directory=directory) as server:
+                async with kit_for(server.url, stripe, clock=clock, stripe_api_key=key, **settings) as kit:
+                    if life == 0:
+                        await kit.customers.link("acme", "cus_acme")
+                        await kit.record("acme", "requests", 100)
+                        server.command("SAVE")
+                    transport = StripeV1Transport(key, api_base=stripe)
+                    try:
+                        await Flusher(kit.store, transport).flush(everything=True, timeout_s=5)
+                    except StoreError as error:
+                        refused.append(str(error))
+                    finally:
+                        await transport.close()
+                    if life == 0:
+                        server.signal(signal.SIGKILL)
+                        server.process.wait()
+            clock.advance(timedelta(minutes=2))
+    return int(emulator.accepted("cus_acme", "api_requests")), refused
+
+
+async def test_i6_with_a_live_key_nothing_is_delivered_from_a_store_that_forgets(tmp_path: Path) -> None:
+    # F-5a: Debian's default, killed after a delivery, billed 200 for 100.
+    billed, refused = await bill_and_kill(tmp_path, LIVE_KEY)
+    assert billed == 0
+    assert len(refused) == 2
+    assert "set appendonly yes" in refused[0].lower()
+    assert "METERKIT_DELIVER_WITHOUT_PERSISTENCE=on" in refused[0]
+
+
+async def test_a_setting_delivers_it_all_the_same(tmp_path: Path) -> None:
+    billed, refused = await bill_and_kill(tmp_path, LIVE_KEY, deliver_without_persistence=True)
+    assert (billed, refused) == (200, [])  # What the setting's documentation warns of.
+
+
+async def test_a_test_key_delivers_with_one_warning(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        for quantity in (6, 7):
+            await at.kit.record("acme", "requests", quantity)
+            await at.flush(everything=True)
+            at.clock.advance(timedelta(minutes=2))
+        assert at.accepted("acme") == 13
+    said = [message for message in caplog.messages if "keeps nothing" in message]
+    assert len(said) == 1
+    assert "appendonly yes" in said[0]
+
+
+async def test_a_key_of_an_unknown_kind_counts_as_live() -> None:
+    assert MeterKit(CATALOG, redis_url="redis://none", stripe_api_key="sk_org_x").settings.live
+    assert not MeterKit(CATALOG, redis_url="redis://none", stripe_api_key="rk_test_x").settings.live
+    assert not MeterKit(CATALOG, redis_url="redis://none").settings.live
+
+
+async def test_the_flusher_of_an_app_says_at_its_start_that_it_delivers_nothing(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"stripe_api_key": LIVE_KEY, "flush": True}
+    async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), **settings) as kit:
+        # Nothing is to be delivered yet.
+        await until(lambda: "nothing is delivered from there" in caplog.text)
+        assert (await kit.usage("acme"))["meters"]["requests"]["used"] == 0
+
+
+@pytest.mark.parametrize("rules", ["+@all", "+@all -@dangerous"])
+async def test_a_replica_is_as_good_as_a_file(rules: str) -> None:
+    with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
+        await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
+        await until(lambda: master.command("INFO", "replication")["connected_slaves"] == 1)
+        url, clock = url_of_user(master, rules=f"~mk:* {rules}"), Clock(NOW)
+        emulator = StripeEmulator(clock=clock, api_keys=[LIVE_KEY])
+        emulator.add_meter("api_requests")
+        emulator.add_customer("cus_acme")
+        async with (
+            emulator.serve() as stripe,
+            kit_for(url, stripe, clock=clock, stripe_api_key=LIVE_KEY) as kit,
+        ):
+            await kit.customers.link("acme", "cus_acme")
+            await kit.record("acme", "requests", 5)
+            transport = StripeV1Transport(LIVE_KEY, api_base=stripe)
+            try:
+                await Flusher(kit.store, transport).flush(everything=True)
+                assert emulator.accepted("cus_acme", "api_requests") == 5
+                replica.stop()
+                await until(lambda: master.command("INFO", "replication")["connected_slaves"] == 0)
+                await kit.record("acme", "requests", 5)
+                clock.advance(timedelta(minutes=6))
+                with pytest.raises(StoreError, match="keeps nothing"):
+                    await Flusher(kit.store, transport).flush(everything=True)
+            finally:
+                await transport.close()
+        assert emulator.accepted("cus_acme", "api_requests") == 5
+
+
+async def test_redis_70_with_appendfsync_no_names_the_cause() -> None:
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH")
+    with spawn_server("--appendonly", "yes", "--appendfsync", "no", binary=binary) as server:
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            with pytest.raises(StoreError, match="appendfsync no"):
+                await at.flush(everything=True)
+            assert at.emulator.requests == ()
+
+
+@pytest.mark.parametrize(
+    ("waits", "has_file", "replicas", "way"),
+    [
+        (True, True, 0, "WAITAOF"),
+        (True, True, 2, "WAITAOF"),
+        (False, False, 1, "WAIT"),
+        (False, True, 1, "WAIT"),
+        (False, None, 1, "WAIT"),
+        (False, True, 0, "age"),
+        (False, True, None, "age"),
+        (False, None, 0, "age"),
+        (False, None, None, "age"),
+        (False, False, 0, "none"),
+        (False, False, None, "none"),
+    ],
+)
+def test_how_a_server_is_made_to_keep_a_write(
+    *, waits: bool, has_file: bool | None, replicas: int | None, way: str
+) -> None:
+    assert durability_of(waits_for_disk=waits, has_file=has_file, replicas=replicas) == way
+
+
+@pytest.mark.parametrize(
+    ("policy", "lost"), [("volatile-lru", "counters, event ids"), ("allkeys-lru", "customers' plans")]
+)
+async def test_a_policy_that_evicts_is_named_at_the_start(
+    valkey: Server, caplog: pytest.LogCaptureFixture, policy: str, lost: str
+) -> None:
+    # F-13: neither the start nor the documentation said a word.
+    valkey.command("CONFIG", "SET", "maxmemory-policy", policy)
+    try:
+        for _ in range(2):
+            async with MeterKit(CATALOG, redis_url=valkey.url, flush=False):
+                pass
+    finally:
+        valkey.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    said = [record for record in caplog.records if "maxmemory-policy is" in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.WARNING] * 2
+    words = said[0].getMessage()
+    assert policy in words
+    assert lost in words
+    assert "no limit now" in words
+    assert "set maxmemory-policy noeviction" in words
+    caplog.clear()
+    async with MeterKit(CATALOG, redis_url=valkey.url, flush=False):
+        pass
+    assert "maxmemory" not in caplog.text
+
+
+def test_a_limit_that_is_set_is_not_called_missing() -> None:
+    assert eviction_warning({"maxmemory_policy": "noeviction", "maxmemory": "100"}) is None
+    assert eviction_warning({}) is None
+    words = eviction_warning({"maxmemory_policy": "allkeys-lfu", "maxmemory": "100"})
+    assert words is not None
+    assert "no limit" not in words
