@@ -16,6 +16,7 @@
 local terms = cjson.decode(ARGV[2])
 --include wall
 --include period
+--include trim
 --include roll
 --include standing
 local call, num, floor = redis.call, tonumber, math.floor
