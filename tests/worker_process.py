@@ -36,7 +36,7 @@ def die() -> None:
 
 def crash_at(point: str) -> None:
     """Have the process die at a point between two steps of a delivery."""
-    sent, moved = StripeV1Transport.send, Outbox.move
+    sent, settled = StripeV1Transport.send, Outbox.settle
 
     async def send(self: Any, intent: Any) -> Any:
         if point == "leased":
@@ -46,14 +46,14 @@ def crash_at(point: str) -> None:
             die()
         return outcome
 
-    async def move(self: Any, *args: Any, **kwargs: Any) -> bool:
-        done = await moved(self, *args, **kwargs)
+    async def settle(self: Any, *args: Any, **kwargs: Any) -> Any:
+        done = await settled(self, *args, **kwargs)
         if point == "acknowledged":
             die()
         return done
 
     setattr(StripeV1Transport, "send", send)  # noqa: B010 - a method is replaced, knowingly
-    setattr(Outbox, "move", move)  # noqa: B010 - a method is replaced, knowingly
+    setattr(Outbox, "settle", settle)  # noqa: B010 - a method is replaced, knowingly
 
 
 class Door:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import AbstractEventLoop, Task, gather, get_running_loop
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary
@@ -14,11 +14,12 @@ from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.errors import MeterkitError, SettingsError
+from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.notify import CreditsLow, Handlers
 from meterkit.settings import Settings
-from meterkit.store.customer_id import check_customer, check_event_id
+from meterkit.store.customer_id import check_customer
 from meterkit.store.customers import Customers
+from meterkit.store.event_names import remember_meters
 from meterkit.store.grants import Grants
 from meterkit.store.periods import check_aware, from_ms, to_ms
 from meterkit.store.program import Demand
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.usage import InputEstimator
     from meterkit.store.decision import Decision
+    from meterkit.store.periods import Bounds
     from meterkit.store.usage import CustomerUsage
 
 __all__ = ["MeterKit"]
@@ -127,6 +129,8 @@ class MeterKit:
         if not self.store.is_off:  # Whoever switches it off may do so because of the store.
             await self.store.start()
         self._starts[loop] = self._starts.get(loop, 0) + 1
+        with suppress(StoreError):  # A store that is away gets them from the next process, or from a flusher.
+            await remember_meters(await self.store.admin(), self.store.keys, self.catalog)
         if self.settings.flushes and self.settings.stripe_api_key and loop not in self._flushers:
             self._flushers[loop] = loop.create_task(self._flush_forever())
 
@@ -221,23 +225,18 @@ class MeterKit:
             quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
             event_id: the app's own name of this usage; the same one counts once in 35 days, whatever the
                 meter: a call that is recorded on two meters needs two ids.
-            occurred_at: when it happened (aware); default: now. Usage of a billing period that is closed goes
-                by ``billing.late_usage`` of the plans file, and is told of in the log.
+            occurred_at: when it happened (aware); default: now. It must lie in the current billing period.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
-            MeterkitError: ``event_id`` is not a text of 1 to 256 bytes; ``occurred_at`` is naive, or more
-                than a minute in the future.
+            MeterkitError: ``occurred_at`` is naive, in the future, or in a period that is over.
         """
         demands = self._demands(meter, quantity)
         account = self.store.accounts.get(check_customer(customer))
-        if event_id is not None:
-            check_event_id(event_id)
+        if occurred_at is not None:
+            self._check_occurred_at(occurred_at, account.standing.bounds)
         await self.store.record(
-            account,
-            {name: demand.taken for name, demand in demands.items()},
-            event_id=event_id,
-            occurred_ms=None if occurred_at is None else self._occurred_ms(occurred_at),
+            account, {name: demand.taken for name, demand in demands.items()}, event_id=event_id
         )
 
     def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation:
@@ -286,15 +285,20 @@ class MeterKit:
             SettingsError: no Stripe key is set.
             StoreError: the store does not answer.
         """
-        async with self._flusher() as flusher:
+        async with self.flusher() as flusher:
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
     async def _flush_forever(self) -> None:
-        async with self._flusher() as flusher:
+        async with self.flusher() as flusher:
             await flusher.run(every_s=min(5.0, self.settings.flush_interval))
 
     @asynccontextmanager
-    async def _flusher(self) -> AsyncGenerator[Flusher]:
+    async def flusher(self) -> AsyncGenerator[Flusher]:
+        """A flusher for a worker of your own: it keeps its connections to Stripe from flush to flush.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+        """
         settings = self.settings
         transport = self._transport()
         # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
@@ -317,15 +321,15 @@ class MeterKit:
             settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
         )
 
-    def _occurred_ms(self, occurred_at: datetime) -> int:
+    def _check_occurred_at(self, occurred_at: datetime, bounds: Bounds) -> None:
         check_aware("occurred_at", occurred_at)
-        occurred_ms, now_ms = to_ms(occurred_at), self.store.now_ms()
-        if not 0 <= occurred_ms <= now_ms + 60_000:
+        now_ms = self.store.now_ms()
+        start_ms = bounds.start_ms if now_ms < bounds.end_ms else bounds.end_ms
+        if not start_ms <= to_ms(occurred_at) <= now_ms + 60_000:
             raise MeterkitError(
-                f"occurred_at: found {occurred_at.isoformat()}; allowed are instants from 1970 to now, "
-                f"which is {from_ms(now_ms).isoformat()}, and a minute more"
+                f"occurred_at: found {occurred_at.isoformat()}; it must lie in the billing period of now, "
+                f"which began {from_ms(start_ms).isoformat()}, and not in the future"
             )
-        return occurred_ms
 
     def _check_quantities(self, quantities: Mapping[str, int]) -> None:
         for meter, quantity in quantities.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-DONE = {"why": "", "retried": 0, "parked": 0, "dead": 0, "left": 0}
+DONE = {"why": "", "retried": 0, "parked": 0, "dead": 0, "left": 0, "undelivered": [], "unsealed": []}
 
 
 @pytest.fixture
@@ -102,7 +102,8 @@ async def test_workers_deliver_once_between_them_and_stop_when_they_are_told(
             time.sleep(0.05)  # noqa: ASYNC251 - The workers run elsewhere, and the emulator in a thread.
         for worker in (one, other):
             assert worker.stderr is not None
-            assert worker.stderr.readline().startswith("delivering from ")
+            # A busy machine may have it say first that the store is slow.
+            assert any(line.startswith("delivering from ") for line in worker.stderr)
             worker.send_signal(number)
         assert (0, 0) == (one.wait(TIMEOUT_S), other.wait(TIMEOUT_S))
     assert emulator.accepted("cus_1", "ai_tokens") == 25

@@ -7,9 +7,12 @@ import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
-from delivering import NOW, STRIPE_KEY, desk, kit_for
+from answering import answer, answering
+from delivering import NOW, STRIPE_KEY, aclosing_transport, desk, kit_for
+from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
@@ -156,8 +159,8 @@ async def test_what_may_have_been_accepted_is_not_sent_again_after_23_hours(
         at.clock.advance(timedelta(hours=hours))
         await at.flush(everything=True)
         requests = (await at.kit.usage("acme"))["meters"]["requests"]
-        (intent,) = await intents(at, "acme")
-    assert intent["state"] == state
+        found = [intent["state"] for intent in await intents(at, "acme")]
+    assert found == ([state] if state == "parked" else [])
     assert (requests["parked"], requests["delivered"]) == ((6, 0) if state == "parked" else (0, 6))
     assert len(at.emulator.requests) == (1 if state == "parked" else 2)
     assert at.accepted("acme") == 6
@@ -190,7 +193,8 @@ async def test_with_clocks_apart_delivery_waits_and_nothing_dies_of_its_timestam
             await kit.customers.link(customer, f"cus_{customer}")
             await kit.record(customer, "requests", 6)
         report = await kit.flush(everything=True, timeout_s=0)
-        assert (report.delivered, report.dead, report.retried) == (0, 0, 2)
+        # One was sent to see, and is kept as it was; the other waits.
+        assert (report.delivered, report.dead, report.parked, report.retried) == (0, 0, 0, 1)
         assert "clock and Stripe's differ by 420 s" in caplog.text
         clock.advance(timedelta(minutes=10))
         stripes.set(clock.now())
@@ -208,3 +212,150 @@ async def test_what_a_flusher_logs_names_no_key(store_url: str, caplog: pytest.L
         (intent,) = await intents(at, "acme")
     assert "Invalid API Key" in caplog.text
     assert STRIPE_KEY not in caplog.text + json.dumps(intent)
+
+
+@pytest.mark.parametrize("apart_s", [61, 90, 120, 180, 240, 299])
+async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: int) -> None:
+    # F-51: 40 of 100 units were dead with 61 to 240 s.
+    clock = Clock(NOW)
+    stripes = Clock(NOW - timedelta(seconds=apart_s))
+    emulator = StripeEmulator(clock=stripes)
+    emulator.add_meter("api_requests")
+    emulator.add_customer("cus_acme")
+    async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
+        await kit.customers.link("acme", "cus_acme")
+        for _ in range(8):
+            await kit.record("acme", "requests", 10)
+            await kit.flush(everything=True, timeout_s=0)
+        usage = (await kit.usage("acme"))["meters"]["requests"]
+        assert (usage["dead"], usage["parked"]) == (0, 0)
+        clock.advance(timedelta(minutes=15))
+        stripes.set(clock.now())
+        assert (await kit.flush(everything=True, timeout_s=5)).is_complete
+    assert emulator.accepted("cus_acme", "api_requests") == 80
+
+
+async def test_a_timestamp_that_is_refused_while_the_clocks_agree_is_parked(store_url: str) -> None:
+    # F-51
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("error", status=500)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(days=36))
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.parked, report.dead) == (1, 0)
+
+
+async def test_a_meter_with_other_payload_keys_parks_what_is_sent_and_is_named_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-53: every unit was dead.
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock)
+    async with emulator.serve() as url, kit_for(store_url, url, clock=clock) as kit:
+        async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {STRIPE_KEY}"}) as http:
+            form = {
+                "event_name": "api_requests",
+                "display_name": "requests",
+                "default_aggregation[formula]": "sum",
+                "customer_mapping[event_payload_key]": "user_id",
+                "customer_mapping[type]": "by_id",
+            }
+            assert (await http.post("/v1/billing/meters", data=form)).status_code == 200
+        for customer in ("acme", "zeta", "yara"):
+            emulator.add_customer(f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}")
+            await kit.record(customer, "requests", 6)
+        report = await kit.flush(everything=True, timeout_s=0)
+        assert (report.parked, report.dead, report.left, report.is_complete) == (3, 0, 0, False)
+        assert {(one.customer, one.meter, one.quantity) for one in report.undelivered} == {
+            (customer, "requests", 6) for customer in ("acme", "zeta", "yara")
+        }
+        assert "payload[user_id]" in report.undelivered[0].why
+        (alert,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert "api_requests is parked" in alert.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, "<html>Bad Request</html>"),
+        (413, ""),
+        (407, ""),
+        (302, ""),
+        (404, "{}"),
+        (200, "<html>Log in</html>"),
+    ],
+)
+async def test_a_proxys_page_ends_nothing_is_met_once_and_is_over_when_it_is_gone(
+    store_url: str, status: int, body: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-50: a proxy's page killed every intent for good; F-56: one alert, one probe, a growing delay.
+    async with (
+        desk(store_url) as at,
+        answering(answer(status, body)) as proxy,
+        aclosing_transport(proxy.url) as way,
+    ):
+        customers = [f"c{n}" for n in range(20)]
+        await at.link(*customers)
+        for customer in customers:
+            await at.kit.record(customer, "requests", 6)
+        flusher = Flusher(at.kit.store, way)
+        asked: list[int] = []
+        for _ in range(40):
+            report = await flusher.flush(everything=True, timeout_s=0)
+            assert (report.dead, report.parked, report.delivered) == (0, 0, 0)
+            asked.append(len(proxy.asked))
+            at.clock.advance(timedelta(seconds=30))
+        # After 1, 2, 4, 8 minutes; 20 minutes in all.
+        assert (asked[0], asked[-1]) == (1, 5)
+        alerts = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        assert len(alerts) == 1
+        at.clock.advance(timedelta(minutes=20))
+        assert (await at.flush(everything=True)).is_complete
+        assert [at.accepted(customer) for customer in customers] == [6] * 20
+
+
+async def test_a_revoked_key_costs_one_call_and_one_alert(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-56: one call and one line for each intent and pass.
+    async with desk(store_url) as at:
+        customers = [f"c{n}" for n in range(60)]
+        await at.link(*customers)
+        for customer in customers:
+            await at.kit.record(customer, "requests", 6)
+        at.emulator.fail_next("error", status=401, times=None)
+        for _ in range(5):
+            await at.flush(everything=True, timeout_s=0)
+        assert len(at.emulator.requests) == 1
+        assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(seconds=61))
+        assert (await at.flush(everything=True)).is_complete
+
+
+async def test_a_meter_that_is_not_at_stripe_does_not_hold_up_the_others(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-56's sibling: what concerns one meter is met once for that meter.
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_meter("ai_tokens")
+    async with (
+        emulator.serve() as url,
+        kit_for(store_url, url, clock=clock, shards=1) as kit,
+        kit.flusher() as flusher,
+    ):
+        for number in range(30):
+            emulator.add_customer(f"cus_c{number}")
+            await kit.customers.link(f"c{number}", f"cus_c{number}")
+            await kit.record(f"c{number}", "requests", 6)
+            await kit.record(f"c{number}", "tokens", 101)
+        reports = [await flusher.flush(everything=True, timeout_s=0) for _ in range(3)]
+        assert sum(int(event.value) for event in emulator.events) == 30
+        refused = [request for request in emulator.requests if request.status == 400]
+        assert len(refused) < 30
+        assert reports[-1].left == 30
+        assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 from delivering import CATALOG, NOW
 from meterkit import MeterKit, StoreError
 from meterkit.store.admin import Admin
+from meterkit.store.intents import Move
 from meterkit.store.outbox import Outbox
 from meterkit.testing import Clock
 
@@ -37,7 +39,7 @@ class Bench:
         """Have a request of each customer sealed; how many intents that made."""
         for customer in CUSTOMERS:
             await self.kit.record(customer, "requests", 2)
-        return await self.ours.seal(0, due_ms=None, most=50)
+        return (await self.ours.seal(0, due_ms=None, most=50)).made
 
     async def states(self, customer: str = "acme") -> dict[str, int]:
         """Where a customer's usage is, zeros left out."""
@@ -98,7 +100,8 @@ async def test_an_intent_walks_through_its_states(store_url: str) -> None:
         assert await at.states() == {"leased": 2}
 
         (acme,) = (sealed for sealed in intents if sealed.customer == "acme")
-        assert await at.ours.move(0, acme, "queued", delay_ms=5000, key="other", why="because")
+        waits = Move(intent=acme, state="queued", delay_ms=5000, key="other", why="because")
+        assert await at.ours.settle(0, [waits]) == [waits]
         assert await at.states() == {"queued": 2}
         assert acme not in await at.ours.due(0, due_ms=at.clock.now_ms, most=10)
         at.clock.advance(timedelta(seconds=5))
@@ -108,9 +111,9 @@ async def test_an_intent_walks_through_its_states(store_url: str) -> None:
         (second,) = await at.ours.attempt(0, [acme_again])
         assert (second.attempts, second.now_ms - second.first_ms) == (2, 5000)
 
-        assert await at.ours.move(0, acme, "delivered")
+        assert await at.ours.settle(0, [Move(intent=acme, state="delivered")])
         assert await at.states() == {"delivered": 2}
-        assert not await at.ours.move(0, acme, "queued")  # Delivered is delivered.
+        assert not await at.ours.settle(0, [Move(intent=acme, state="queued")])  # Delivered is delivered.
         assert await at.states() == {"delivered": 2}
 
 
@@ -120,7 +123,7 @@ async def test_an_attempt_that_was_refused_for_certain_is_as_good_as_none(store_
         await at.ours.lease(0, ttl_ms=60_000)
         (sealed, _) = await at.ours.due(0, due_ms=None, most=10)
         await at.ours.attempt(0, [sealed])
-        await at.ours.move(0, sealed, "queued", untried=True)
+        await at.ours.settle(0, [Move(intent=sealed, state="queued", untried=True)])
         at.clock.advance(timedelta(hours=30))
         (attempt,) = await at.ours.attempt(0, [sealed])
         assert (attempt.attempts, attempt.now_ms - attempt.first_ms) == (2, 0)
@@ -133,8 +136,12 @@ async def test_what_is_not_to_be_sent_any_more_is_no_work(store_url: str, state:
         await at.ours.lease(0, ttl_ms=60_000)
         intents = await at.ours.due(0, due_ms=None, most=10)
         await at.ours.attempt(0, intents)
-        for sealed in intents:
-            assert await at.ours.move(0, sealed, state, why="because")
+        moves = [Move(intent=sealed, state=state, why="because") for sealed in intents]
+        assert await at.ours.settle(0, moves) == moves
+        found = await at.ours.undelivered()
+        assert [(one.customer, one.meter, one.quantity, one.state, one.why) for one in found] == [
+            (customer, "requests", 2, state, "because") for customer in CUSTOMERS
+        ]
         assert await at.states() == {state: 2}
         assert await at.ours.work(due_ms=None) == []
         at.clock.advance(timedelta(days=100))
@@ -150,16 +157,14 @@ async def test_without_the_lease_nothing_moves(store_url: str) -> None:
         assert len(await at.ours.attempt(0, intents)) == 2
         await at.ours.lease(0, ttl_ms=0)
         await at.theirs.lease(0, ttl_ms=60_000)
-        assert not await at.ours.move(0, intents[0], "delivered")
+        assert not await at.ours.settle(0, [Move(intent=intents[0], state="delivered")])
         assert await at.states() == {"leased": 2}
         # The new holder takes over what the old one left.
         assert len(await at.theirs.attempt(0, intents)) == 2
-        assert await at.theirs.move(0, intents[0], "delivered")
+        assert await at.theirs.settle(0, [Move(intent=intents[0], state="delivered")])
 
 
-async def test_of_each_customer_and_meter_one_intent_is_sent_at_a_time_the_oldest_first(
-    store_url: str,
-) -> None:
+async def test_intents_are_sent_in_turn_by_customer_and_meter_the_oldest_first(store_url: str) -> None:
     async with bench(store_url) as at:
         await at.sealed()
         at.clock.advance(timedelta(minutes=1))
@@ -170,34 +175,43 @@ async def test_of_each_customer_and_meter_one_intent_is_sent_at_a_time_the_oldes
         (work,) = await at.ours.work(due_ms=None)
         assert work.outbox == 5
         due = await at.ours.due(0, due_ms=None, most=10)
-        assert sorted((sealed.customer, sealed.event_name) for sealed in due) == [
+        assert sorted((sealed.customer, sealed.event_name) for sealed in due[:3]) == [
             ("acme", "ai_tokens"),
             ("acme", "api_requests"),
             ("zeta", "api_requests"),
         ]
         at_first = int(NOW.replace(second=0).timestamp())
-        assert {sealed.timestamp for sealed in due if sealed.event_name == "api_requests"} == {at_first}
+        first = {sealed.timestamp for sealed in due[:3] if sealed.event_name == "api_requests"}
+        assert (first, len(due)) == ({at_first}, 5)
+        assert [sealed.customer for sealed in await at.ours.due(0, due_ms=None, most=2)] != ["acme"] * 2
+        tried = {sealed.identifier for sealed in due[:4]}
+        assert await at.ours.due(0, due_ms=None, most=10, tried=tried) == due[4:]
+        open_ones = await at.ours.due(0, due_ms=None, most=10, closed={"api_requests"})
+        assert [sealed.event_name for sealed in open_ones] == ["ai_tokens"]
 
 
-async def test_what_was_delivered_is_kept_for_35_days(store_url: str) -> None:
+async def test_of_what_was_delivered_a_line_is_kept_for_36_days(store_url: str, valkey: Server) -> None:
+    # F-59: 530 bytes an intent before.
     async with bench(store_url) as at:
-
-        async def deliver() -> set[str]:
-            assert await at.sealed() == 2
-            await at.ours.lease(0, ttl_ms=60_000)
-            intents = await at.ours.due(0, due_ms=None, most=10)
-            await at.ours.attempt(0, intents)
-            for sealed in intents:
-                await at.ours.move(0, sealed, "delivered")
-            return {sealed.identifier for sealed in intents}
-
-        first = await deliver()
-        at.clock.advance(timedelta(days=35, minutes=-1))
-        second = await deliver()
-        assert await at.kept() == first | second
-        at.clock.advance(timedelta(minutes=1))
-        third = await deliver()
-        assert await at.kept() == second | third
+        assert await at.sealed() == 2
+        await at.ours.lease(0, ttl_ms=60_000)
+        intents = await at.ours.due(0, due_ms=None, most=10)
+        await at.ours.attempt(0, intents)
+        await at.ours.settle(0, [Move(intent=sealed, state="delivered") for sealed in intents])
+        assert await at.kept() == set()
+        key = f"mk:{{0}}:delivered:{at.clock.now_ms // 86_400_000}"
+        kept = {name: json.loads(line) for name, line in valkey.command("HGETALL", key).items()}
+        assert kept == {
+            sealed.identifier: [
+                *(sealed.customer, sealed.stripe_customer, "api_requests"),
+                *(str(sealed.timestamp), "2"),
+            ]
+            for sealed in intents
+        }
+        assert 35 * 86_400_000 < valkey.command("PTTL", key) <= 36 * 86_400_000
+        for n in range(1000):
+            valkey.command("HSET", key, f"{n:032x}-1", json.dumps(next(iter(kept.values()))))
+        assert valkey.command("MEMORY", "USAGE", key) / 1002 < 200
 
 
 async def test_the_unlinked_are_named(store_url: str) -> None:
@@ -211,7 +225,7 @@ async def test_a_customer_without_a_link_is_not_sealed(store_url: str, valkey: S
     async with bench(store_url) as at:
         await at.kit.record("nobody", "requests", 1)
         valkey.command("ZADD", "mk:{0}:dirty", 0, "nobody")
-        assert await at.ours.seal(0, due_ms=None, most=50) == 0
+        assert (await at.ours.seal(0, due_ms=None, most=50)).made == 0
         assert await at.ours.work(due_ms=None) == []
         assert await at.states("nobody") == {"unlinked": 1}
 

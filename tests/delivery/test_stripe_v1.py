@@ -42,9 +42,6 @@ INTENT = Intent(
     value=3,
     timestamp=int(NOW.timestamp()),
     idempotency_key="4f1c",
-    customer="acme",
-    meter="requests",
-    period="2026-11",
 )
 ACCEPTED = {"object": "billing.meter_event", "identifier": "4f1c", "livemode": False}
 CLOSED_PORT = "http://127.0.0.1:1"

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from store.script_wires import Wire
 
-NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "retire")
+NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "retire", "count", "recall")
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
 _CLOCK: Final = "return tonumber(ARGV[#ARGV])"
-_SORTED: Final = ("dirty", "unlinked", "outbox", "delivered")
+_SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead")
 # A script that went on for ever would take the server with it.
 _GO: Final = """
 local server, asked = redis, 0
@@ -86,6 +86,8 @@ class Checks:
         found = {key: _READ[kind.decode()](content) for key, (kind, _, _, content) in self.rows.items()}
         if "intents" in found:
             found["intents"] = {known: json.loads(text) for known, text in found["intents"].items()}
+        if "delivered:1" in found:
+            found["delivered:1"] = {known: json.loads(text) for known, text in found["delivered:1"].items()}
         found |= {key: live(fields) for key, fields in found.items() if key.startswith("c:")}
         return reply, found
 
@@ -124,7 +126,9 @@ class Checks:
             "unlinked": shard.unlinked,
             "intents": {known: intent.stored() for known, intent in shard.intents.items()},
             "outbox": shard.outbox,
-            "delivered": shard.delivered,
+            "delivered:1": shard.delivered,
+            "parked": shard.parked,
+            "dead": shard.dead,
             **shard.strings,
             **{f"g:{name}": grants for name, grants in shard.grants.items()},
             **{f"j:{name}": ledger for name, ledger in shard.ledgers.items()},

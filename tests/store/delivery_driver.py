@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.store.keys import meter_token
 from meterkit.store.periods import bounds_at
+from meterkit.store.resp import pack
 from store.delivery_checks import SKEWS, Checks, live, pairs, texts_of
-from store.delivery_model import KEPT_MS, LETTERS, Intent, Move, Seal
+from store.delivery_model import LETTERS, METERS, Intent, Move, Seal
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
 from store.script_plans import START_MS
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 # Months of the calendar, and months that begin and end within a minute.
 ANCHORS: Final = {"ada": None, "bob": START_MS - 20 * DAY_MS + 30_000, "cid": START_MS + 4 * SLOT_MS + 1}
-METERS: Final = ("requests", "tokens", "pages", "rows")
 # An event's name may be anything, also what stands for another meter.
 EVENTS: Final = {"requests": meter_token("rows"), "tokens": "tokens", "pages": "pdf_pages", "rows": "db rows"}
 QUANTITIES: Final = (1, 2, 700, 10**15 - 1, 10**15, 2 * 10**15 - 2, 3 * 10**15 + 5, 9 * 10**15)
@@ -133,17 +133,6 @@ class Delivery(Checks):
             self.shard.ttls[key] = DAY_MS
         self.store(*self.shard.ttls)
 
-    def plant_old(self, name: str) -> None:
-        """Deliveries of a month ago, to a millisecond, and some of which nothing but the name is left."""
-        for number in self.random.sample(range(10**6), self.random.choice((1, 5, 12))):
-            identifier, token = f"old-{number}", meter_token("rows")
-            if self.random.random() < 0.9:
-                intent = Intent(name, f"cus_{name}", START_MS, token, "db rows", 1, START_MS, key="k")
-                intent.state = "delivered"
-                self.shard.intents[identifier] = intent
-            self.shard.delivered[identifier] = self.wall - KEPT_MS + self.random.randrange(-3, 3)
-        self.store("intents", "delivered")
-
     def plant_grants(self, name: str) -> None:
         """Grants, and the ledger of them."""
         self.shard.grants[name] = {f"grant-{self.random.randrange(9)}": "tokens 100 0"}
@@ -178,11 +167,11 @@ class Delivery(Checks):
         self.shard.intents = {
             known: intent for known, intent in self.shard.intents.items() if intent.customer != name
         }
-        for scores in (self.shard.outbox, self.shard.delivered):
+        for scores in (self.shard.outbox, self.shard.parked, self.shard.dead):
             for known in set(scores) - set(self.shard.intents):
                 del scores[known]
         self.shard.dirty.pop(name, None)
-        self.store(f"t:{name}", "intents", "outbox", "delivered", "dirty")
+        self.store(f"t:{name}", "intents", "outbox", "parked", "dead", "dirty")
 
     def plant_gone(self, name: str) -> None:
         """What the server does with counters whose time has come."""
@@ -207,7 +196,14 @@ class Delivery(Checks):
         now = max(self.wall, customer.seen)
         view = self._view(name, now if self.random.random() < 0.9 else now - 20 * DAY_MS)
         events = {meter_token(meter): event for meter, event in EVENTS.items() if self.random.random() < 0.9}
+        this = now // MINUTE_MS * MINUTE_MS
+        ends = [
+            count // MINUTE_MS * MINUTE_MS for field, count in customer.closed.items() if field[-1] == "e"
+        ]
+        beside = [at + MINUTE_MS * n for at in (this, *ends) for n in range(-3, 4)]
+        taken = self.random.sample(beside, self.random.choice((0, 0, 0, 1, 3, 6)))
         asked = Seal(
+            taken=tuple(taken),
             stripe=self.random.choice(("", *[f"cus_{name}"] * 9)),
             events=events,
             outlive_ms=self.random.choice((900_000, 40 * DAY_MS)),
@@ -218,36 +214,123 @@ class Delivery(Checks):
         nonce = f"{self.random.getrandbits(128):032x}"
         until_ms = min(view.valid_until_ms, view.next_end_ms)
         terms = [until_ms, *view.period, view.next_end_ms, asked.outlive_ms, asked.live_ms]
-        argv = [view.rev, json.dumps(terms), nonce, name, asked.stripe]
+        argv = [view.rev, json.dumps(terms), nonce, name, asked.stripe, json.dumps(taken)]
         argv += [part for event in events.items() for part in event]
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox")
         reply, found = self.ask("seal", keys, *argv, times.claimed, skew=skew)
+        if reply[0] == 0:  # Meters come in no order.
+            reply = [*reply[:4], *sorted(zip(reply[4::2], reply[5::2], strict=False))]
         expected, made = self.shard.seal(name, view, asked, times)
         self._adopt(made, nonce, found.get("intents", {}), now)
         self.check(f"seal {name} {view} {asked} {times}", expected, reply, found)
 
+    def seal_broken(self, name: str) -> None:
+        """A field that must be a whole number is none: nothing is done."""
+        customer, view = (
+            self.shard.customers[name],
+            self._view(name, max(self.wall, self.shard.customers[name].seen)),
+        )
+        if customer.period is None:
+            return
+        fields = {f"c:{name}": ["b", "e", "t", *self._fields(name, "pzigco")]}
+        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdx"]
+        key = self.random.choice([key for key, names in fields.items() if names])
+        field = self.random.choice(fields[key])
+        self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "-1", ""))))
+        terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
+        argv = [view.rev, json.dumps(terms), "f" * 32, name, f"cus_{name}", "[]"]
+        keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox")
+        reply, found = self.ask("seal", keys, *argv, self.wall)
+        self.store(key)
+        found[key] = texts_of(customer.fields() if key[0] == "c" else customer.closed)
+        self.check(f"seal broken {field}", [4, self.wall, field.encode()], reply, found)
+
+    def _fields(self, name: str, kinds: str) -> list[str]:
+        stored = self._stored().get(f"c:{name}", {})
+        return [field for field in stored if len(field) == 5 and field[-1] in kinds]
+
     def move(self, _: str) -> None:
         latest = list(self.shard.intents)[-4:]
-        identifier = self.random.choice((*latest * 4, *self.shard.intents, "nobody"))
-        intent = self.shard.intents.get(identifier)
+        wanted = [self.random.choice((*latest * 4, *self.shard.intents, "nobody")) for _ in range(3)]
+        wanted = list(dict.fromkeys(wanted))[: self.random.choice((1, 1, 2, 3))]
+        intents = [self.shard.intents.get(identifier) for identifier in wanted]
         states = self.random.sample(list(LETTERS), self.random.choice((1, 2, 3)))
-        if intent is not None and intent.state not in states and self.random.random() < 0.8:
-            states[0] = intent.state
-        asked = Move(
-            token=self.random.choice((*TOKENS, *[self.shard.strings.get("lease", "nobody")] * 9)),
-            states=tuple(states),
+        if intents[0] is not None and intents[0].state not in states and self.random.random() < 0.8:
+            states[0] = intents[0].state
+        token = self.random.choice((*TOKENS, *[self.shard.strings.get("lease", "nobody")] * 9))
+        moves = [self._move(identifier) for identifier in wanted]
+        names = [intent.customer if intent is not None else "ada" for intent in intents]
+        reply, found = self._ask_move(token, states, moves, names)
+        expected = self.shard.move(token, states, moves, self.wall)
+        self.check(f"move {token} {states} {moves}", expected, reply, found)
+
+    def move_broken(self, _: str) -> None:
+        """Of an intent whose customer's totals cannot be counted in nothing changes but when it is due."""
+        token = self.shard.strings.get("lease")
+        if token is None or not self.shard.intents:
+            return
+        identifier, intent = self.random.choice(list(self.shard.intents.items()))
+        move, key = self._move(identifier), f"t:{intent.customer}"
+        kind = LETTERS[self.random.choice((intent.state, move.state))]
+        if self.random.random() < 0.3:
+            self.wire(pack("SET", self._key(key), "text"))
+        else:
+            wrong = self.random.choice(("x", "1.5", "", "1x"))
+            self.wire(pack("HSET", self._key(key), f"{intent.period}|{intent.token}{kind}", wrong))
+        reply, found = self._ask_move(token, [intent.state], [move], [intent.customer])
+        self.shard.ttls[key] = DAY_MS
+        self.store(key)
+        found[key] = texts_of(self.shard.customers[intent.customer].closed)
+        self.rows[key] = [b"hash", DAY_MS, -1, []]
+        if identifier in self.shard.outbox:
+            self.shard.outbox[identifier] = self.wall + 2 * SLOT_MS
+        self.check(f"move broken {identifier}", [0, self.wall, [2]], reply, found)
+
+    def _move(self, identifier: str) -> Move:
+        return Move(
+            identifier=identifier,
             state=self.random.choice((*LETTERS, "leased", "queued", "delivered")),
             delay_ms=self.random.choice((0, 1, 60_000)),
             key=self.random.choice(("", f"key-{self.random.randrange(99)}")),
             why=self.random.choice(("", "", "no such customer")),
             untried=self.random.random() < 0.3,
         )
-        name = intent.customer if intent is not None else "ada"
-        keys = ("intents", "outbox", f"t:{name}", "lease", "delivered")
-        listed = "".join(f"{state} " for state in states)
-        argv = (asked.state, asked.delay_ms, asked.key, asked.why, int(asked.untried))
-        reply, found = self.ask("move", keys, identifier, asked.token, listed, *argv, self.wall)
-        self.check(f"move {identifier} {asked}", self.shard.move(identifier, asked, self.wall), reply, found)
+
+    def _ask_move(
+        self, token: str, states: Sequence[str], moves: Sequence[Move], names: Sequence[str]
+    ) -> tuple[Any, dict[str, Any]]:
+        shared = ("intents", "outbox", "lease", "delivered:1", "parked", "dead")
+        asked = [
+            (move.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
+            for move in moves
+        ]
+        argv = (token, "".join(f"{state} " for state in states), json.dumps(asked))
+        return self.ask("move", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
+
+    def recall(self, name: str) -> None:
+        rev = self._rev(name)
+        own = [known for known, intent in self.shard.intents.items() if intent.customer == name]
+        wanted = list(
+            dict.fromkeys(self.random.choice((*own * 4, *self.shard.intents, "nobody")) for _ in range(3))
+        )
+        keys = ("intents", "outbox", f"t:{name}", f"c:{name}", f"s:{name}", "unlinked")
+        reply, found = self.ask("recall", keys, rev, name, *wanted, self.wall)
+        expected = self.shard.recall(name, rev, wanted, self.wall)
+        self.check(f"recall {name} {rev} {wanted}", expected, reply, found)
+
+    def count(self, _: str) -> None:
+        keys = ("dirty", "outbox", "unlinked", "parked", "dead")
+        places = [
+            self.shard.dirty,
+            self.shard.outbox,
+            self.shard.unlinked,
+            self.shard.parked,
+            self.shard.dead,
+        ]
+        scores = [score for place in places for score in place.values()]
+        limit = str(self.random.choice(("+inf", *scores)))
+        reply, found = self.ask("count", keys, limit, self.wall)
+        self.check(f"count {limit}", [9, *self.shard.count(places, float(limit))], [9, *reply], found)
 
     def lease(self, _: str) -> None:
         token, ttl_ms = self.random.choice(TOKENS), self.random.choice((0, 600_000, 900_000))
@@ -335,7 +418,6 @@ _PLANTS: Final = (
     (Delivery.plant_usage, 50),
     (Delivery.plant_closed, 8),
     (Delivery.plant_age, 8),
-    (Delivery.plant_old, 2),
     (Delivery.plant_grants, 3),
     (Delivery.plant_lease, 8),
     (Delivery.plant_writer, 4),
@@ -345,7 +427,11 @@ _PLANTS: Final = (
 )
 _DEEDS: Final = (
     (Delivery.seal, 50),
+    (Delivery.seal_broken, 6),
     (Delivery.move, 40),
+    (Delivery.move_broken, 6),
+    (Delivery.recall, 10),
+    (Delivery.count, 4),
     (Delivery.amend, 12),
     (Delivery.lease, 8),
     (Delivery.forget, 6),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.store.keys import meter_token
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Customer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from store.script_model import Answer, Times, View
 
+METERS: Final = ("requests", "tokens", "pages", "rows")
 VALUE_MAX: Final = 10**15 - 1
-AHEAD_MS: Final = 4 * MINUTE_MS
+AHEAD_MS: Final = 3 * MINUTE_MS
 KEPT_MS: Final = 35 * DAY_MS
+DELIVERED_MS: Final = 36 * DAY_MS
 TOTALS_MS: Final = 400 * DAY_MS
 WRITER_MS: Final = 8 * DAY_MS
 LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
@@ -34,6 +36,7 @@ class Intent:
     event: str
     value: int
     minute: int
+    at: int = 0
     state: str = "queued"
     first: int = 0
     attempts: int = 0
@@ -54,15 +57,20 @@ class Intent:
             "first": str(self.first),
             "attempts": str(self.attempts),
             "key": self.key,
+            "at": str(self.at),
             **({"why": self.why} if self.why else {}),
         }
+
+    def short(self) -> list[str]:
+        return [self.customer, self.stripe, self.event, str(self.minute // 1000), str(self.value)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
-    """What a seal is asked with: event names by meter token, and the lives of counters (ms)."""
+    """What a seal is asked with: event names by meter token, minutes taken, lives of counters (ms)."""
 
     stripe: str
+    taken: tuple[int, ...]
     events: Mapping[str, str]
     outlive_ms: int
     live_ms: int
@@ -70,10 +78,9 @@ class Seal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """What a move is asked with, but for the intent."""
+    """What a move is asked with, but for the lease and the states it may come from."""
 
-    token: str
-    states: tuple[str, ...]
+    identifier: str
     state: str
     delay_ms: int
     key: str
@@ -94,7 +101,9 @@ class Shard:
         self.unlinked: dict[str, int] = {}
         self.intents: dict[str, Intent] = {}
         self.outbox: dict[str, int] = {}
-        self.delivered: dict[str, int] = {}
+        self.delivered: dict[str, list[str]] = {}
+        self.parked: dict[str, int] = {}
+        self.dead: dict[str, int] = {}
         self.grants: dict[str, dict[str, str]] = {}
         self.ledgers: dict[str, dict[str, str]] = {}
         self.strings: dict[str, str] = {}
@@ -107,7 +116,7 @@ class Shard:
 
     # Delivery.
 
-    def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[Answer, list[Intent]]:
+    def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[list[Any], list[Intent]]:
         """The reply, and the intents made, which have no identifiers yet."""
         customer = self.customers[name]
         if customer.period is None:
@@ -121,10 +130,11 @@ class Shard:
             return [0, now, 0, 0], []
         closed = dict(customer.closed)
         customer.roll(now, view)
-        made, waits = _seal_closed(name, customer, asked, now)
-        more, longer = _seal_open(name, customer, asked, now)
+        made, waits, nameless = _seal_closed(name, customer, asked, now)
+        more, longer, others = _seal_open(name, customer, asked, now)
         made, waits = made + more, waits + longer
         for intent in made:
+            intent.at = now
             _count(customer, intent, intent.value)
         if made or closed != customer.closed:
             self.keep(f"t:{name}", TOTALS_MS)
@@ -133,16 +143,22 @@ class Shard:
         else:
             self.dirty.pop(name, None)
             customer.lives = max(customer.period[1] + asked.outlive_ms, now + asked.live_ms)
-        return [0, now, len(made), len(waits)], made
+        return [0, now, len(made), len(waits), *sorted(nameless + others)], made
 
-    def move(self, identifier: str, asked: Move, now: int) -> Answer:
-        if self.strings.get("lease") != asked.token:
+    def move(self, token: str, states: Sequence[str], moves: Sequence[Move], now: int) -> list[Any]:
+        if self.strings.get("lease") != token:
             return [2]
+        return [0, now, *(self._move(states, move, now) for move in moves)]
+
+    def _move(self, states: Sequence[str], asked: Move, now: int) -> list[int]:
+        identifier = asked.identifier
         intent = self.intents.get(identifier)
-        if intent is None or intent.state not in asked.states:
+        if intent is None or intent.state not in states:
             return [1]
         customer = self.customers[intent.customer]
         _count(customer, intent, -intent.value)
+        for place in (self.parked, self.dead):
+            place.pop(identifier, None)
         intent.state = asked.state
         _count(customer, intent, intent.value)
         self.keep(f"t:{intent.customer}", TOTALS_MS)
@@ -156,13 +172,44 @@ class Shard:
             intent.first = 0 if asked.untried else intent.first
         else:
             self.outbox.pop(identifier, None)
+        if asked.state in {"parked", "dead"}:
+            (self.parked if asked.state == "parked" else self.dead)[identifier] = now
         if asked.state == "delivered":
-            self.delivered[identifier] = now
-            old = sorted((at, known) for known, at in self.delivered.items() if at <= now - KEPT_MS)
-            for _, known in old[:10]:
-                del self.delivered[known]
-                self.intents.pop(known, None)
-        return [0, now, intent.first, intent.attempts]
+            self.delivered[identifier] = intent.short()
+            self.keep("delivered:1", DELIVERED_MS)
+            del self.intents[identifier]
+        return [0, intent.first, intent.attempts]
+
+    def recall(self, name: str, rev: str, identifiers: Sequence[str], now: int) -> Answer:
+        customer = self.customers[name]
+        if not customer.data or customer.rev != rev:
+            return [1]
+        taken = 0
+        for identifier in identifiers:
+            intent = self.intents.get(identifier)
+            if intent is None or intent.state != "queued" or intent.first or intent.customer != name:
+                continue
+            _count(customer, intent, -intent.value)
+            if customer.period is not None and customer.period[0] == intent.period:
+                meter = next(meter for meter in METERS if meter_token(meter) == intent.token)
+                customer.pending[meter] += intent.value
+            else:
+                field = f"{intent.period}|{intent.token}p"
+                customer.closed[field] = customer.closed.get(field, 0) + intent.value
+                customer.closed.setdefault(f"{intent.period}|e", intent.minute + MINUTE_MS)
+            del self.intents[identifier]
+            self.outbox.pop(identifier, None)
+            taken += 1
+        if taken:
+            ends = customer.period[1] if customer.period is not None else 0
+            self.unlinked[name] = max(ends, now) + KEPT_MS
+            if customer.period is not None:
+                customer.lives = self.unlinked[name]
+        return [0, taken]
+
+    def count(self, places: Sequence[Mapping[str, int]], most: float) -> list[int]:
+        counts = (sum(score <= most for score in place.values()) for place in places)
+        return [number for nth, members in enumerate(counts, 1) if members for number in (nth, members)]
 
     def lease(self, token: str, ttl_ms: int) -> int:
         if self.strings.get("lease", token) != token:
@@ -195,9 +242,11 @@ class Shard:
         customer = self.customers[name]
         if customer.rev != read:
             return [1]
-        moving = any(count for field, count in customer.closed.items() if field[-1] in "qlk")
-        if name in self.dirty or moving:
+        states = {field[-1] for field, count in customer.closed.items() if count}
+        if name in self.dirty or states & set("ql"):
             return [2]
+        if states & set("kx"):
+            return [3]
         for kept in (self.customers, self.grants, self.ledgers):
             kept.pop(name, None)
         self.members.discard(name)
@@ -239,16 +288,21 @@ def _count(customer: Customer, intent: Intent, quantity: int) -> None:
     customer.closed[field] = customer.closed.get(field, 0) + quantity
 
 
-def _seal_closed(name: str, customer: Customer, asked: Seal, now: int) -> tuple[list[Intent], list[int]]:
+def _seal_closed(
+    name: str, customer: Customer, asked: Seal, now: int
+) -> tuple[list[Intent], list[int], list[tuple[bytes, bytes]]]:
     """Of each meter and period that is over all that is pending; where not yet, until when that waits."""
-    made, waits = list[Intent](), list[int]()
+    made, waits, nameless = list[Intent](), list[int](), list[tuple[bytes, bytes]]()
     for field, pending in list(customer.closed.items()):
         period, token, kind = field.partition("|")[0], field[-5:-1], field[-1]
         if kind != "p" or not pending:
             continue
         minute = (customer.closed[f"{period}|e"] // MINUTE_MS - 1) * MINUTE_MS
+        while minute in asked.taken:
+            minute -= MINUTE_MS
         if token not in asked.events:
             waits.append(now + MINUTE_MS)
+            nameless.append((token.encode(), b"%d" % pending))
         elif minute > now + AHEAD_MS:
             waits.append(minute - AHEAD_MS)
         else:
@@ -257,21 +311,26 @@ def _seal_closed(name: str, customer: Customer, asked: Seal, now: int) -> tuple[
                 event = asked.events[token]
                 made.append(Intent(name, asked.stripe, int(period), token, event, value, minute))
             del customer.closed[field]
-    return made, waits
+    return made, waits, nameless
 
 
-def _seal_open(name: str, customer: Customer, asked: Seal, now: int) -> tuple[list[Intent], list[int]]:
+def _seal_open(
+    name: str, customer: Customer, asked: Seal, now: int
+) -> tuple[list[Intent], list[int], list[tuple[bytes, bytes]]]:
     """Of each meter one intent of this period, where a minute is free; until when what is left waits."""
     assert customer.period is not None
     begins, ends = customer.period
-    made, waits = list[Intent](), list[int]()
+    made, waits, nameless = list[Intent](), list[int](), list[tuple[bytes, bytes]]()
     for meter, pending in customer.pending.items():
         token = meter_token(meter)
         if pending and token not in asked.events:
             waits.append(now + MINUTE_MS)
+            nameless.append((token.encode(), b"%d" % pending))
         elif pending:
             this = now // MINUTE_MS * MINUTE_MS
             minute = max(-(-begins // MINUTE_MS) * MINUTE_MS, this, customer.stamps[meter] + MINUTE_MS)
+            while minute in asked.taken:
+                minute += MINUTE_MS
             is_full = minute > ends // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS
             if not is_full and minute <= now + AHEAD_MS:
                 value = min(pending, VALUE_MAX)
@@ -280,4 +339,4 @@ def _seal_open(name: str, customer: Customer, asked: Seal, now: int) -> tuple[li
                 customer.pending[meter], customer.stamps[meter] = pending - value, minute
             if customer.pending[meter]:
                 waits.append(ends if is_full else max(now + 1000, minute - AHEAD_MS))
-    return made, waits
+    return made, waits, nameless

@@ -16,8 +16,22 @@ if TYPE_CHECKING:
 
 # Each answer that the scripts have; `retire` and `usage` answer with numbers.
 ANSWERS = {
-    *("seal 0", "seal 2", "seal 3", "move 0", "move 1", "move 2", "amend 0", "amend 1", "lease 0", "lease 1"),
-    *("claim 0", "claim 1", "forget 0", "forget 1", "forget 2", "retire 0", "retire 9", "usage 9"),
+    *("seal 0", "seal 2", "seal 3", "move 0", "move 2", "amend 0", "amend 1", "lease 0", "lease 1"),
+    *(
+        "claim 0",
+        "claim 1",
+        "forget 0",
+        "forget 1",
+        "forget 2",
+        "forget 3",
+        "seal 4",
+        "recall 0",
+        "recall 1",
+        "count 9",
+        "retire 0",
+        "retire 9",
+        "usage 9",
+    ),
 }
 
 

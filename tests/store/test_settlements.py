@@ -248,8 +248,8 @@ class Paper:
     def refused(self, field: bytes) -> None:
         self.told.append(field)
 
-    def lowered(self, words: list[bytes]) -> None:
-        self.told += words
+    def lowered(self, credits_: list[bytes]) -> None:
+        self.told += credits_
 
     @property
     def done(self) -> bool:

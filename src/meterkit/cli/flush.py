@@ -16,7 +16,7 @@ from meterkit.cli.session import open_kit
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
 
-__all__ = ["commands", "summary"]
+__all__ = ["commands", "summary", "undelivered_lines"]
 
 commands = typer.Typer()
 
@@ -39,7 +39,7 @@ def flush(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Deliver to Stripe what is due, once. Exits 1 if usage of a linked customer is still to be delivered."""
+    """Deliver to Stripe what is due, once. Exits 1 if Stripe does not have all that linked customers used."""
     report = asyncio.run(_flush(everything=everything, timeout_s=timeout, plans=plans, redis=redis))
     if json:
         print_json(asdict(report))
@@ -50,12 +50,28 @@ def flush(
             typer.echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
         if report.why:
             typer.echo(f"tried again later: {report.why}")
-    raise typer.Exit(int(report.left > 0 or report.parked > 0 or report.dead > 0))
+        for unsealed in report.unsealed:
+            what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
+            typer.echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")
+        for line in undelivered_lines(report):
+            typer.echo(line)
+    raise typer.Exit(int(not report.is_complete))
 
 
 async def _flush(*, everything: bool, timeout_s: float, plans: str | None, redis: str | None) -> FlushReport:
     async with open_kit(plans=plans, redis=redis) as kit:
         return await kit.flush(everything=everything, timeout_s=timeout_s)
+
+
+def undelivered_lines(report: FlushReport) -> list[str]:
+    """What is parked or dead, a line for each customer, meter and reason."""
+    groups: dict[tuple[str, str, str, str], list[int]] = {}
+    for one in report.undelivered:
+        groups.setdefault((one.state, one.customer, one.meter, one.why), []).append(one.quantity)
+    return [
+        f"{state}: {sum(quantities)} of {meter} of customer {customer} in {len(quantities)} intents: {why}"
+        for (state, customer, meter, why), quantities in groups.items()
+    ]
 
 
 def summary(report: FlushReport) -> str:

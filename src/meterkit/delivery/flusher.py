@@ -7,20 +7,19 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import SystemRandom
-from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.delivery.outcomes import Outcome
-from meterkit.delivery.transport import Intent
+from meterkit.delivery.report import FlushReport, Unsealed
+from meterkit.delivery.sending import LEASE_MS, Lease, Sender
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.store.keys import meter_token
-from meterkit.store.outbox import Attempt, Outbox, Sealed
+from meterkit.store.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from meterkit.delivery.transport import Transport
+    from meterkit.store.intents import Attempt, Move, Sealing
     from meterkit.store.store import Store
 
 __all__ = ["FlushReport", "Flusher"]
@@ -29,45 +28,13 @@ _logger = logging.getLogger("meterkit.delivery")
 
 _jitter = SystemRandom().uniform
 
-_LEASE_MS: Final = 60_000
 _CUSTOMERS_PER_SEAL: Final = 50
-_INTENTS_PER_BATCH: Final = 200
+_INTENTS_PER_PAGE: Final = 64
+_SETTLED_AT_ONCE: Final = 32
 _SHARDS_AT_ONCE: Final = 8
-_AMBIGUOUS_MS: Final = 23 * 3_600_000
-_RETRY_FIRST_MS: Final = 1_000
-_RETRY_MAX_MS: Final = 600_000
-_SYSTEMIC_RETRY_MS: Final = 60_000
-_CLOCK_ALARM_S: Final = 60
-_CLOCK_STOP_S: Final = 240
-_IDLE_S: Final = 0.2
-_CLOCKS_APART: Final = Outcome(
-    kind="systemic", detail="not sent: this host's clock and Stripe's differ too much"
-)
-
-
-@dataclass(slots=True, kw_only=True)
-class FlushReport:
-    """What a flush did, and what it left.
-
-    Attributes:
-        sealed: intents made from pending usage.
-        delivered: intents that Stripe has accepted, now or earlier.
-        retried: tries that are to be repeated.
-        parked: intents that wait for a person.
-        dead: intents that Stripe will never accept.
-        left: customers with pending usage and intents on their way, of linked customers, at the end.
-        why: what the last try that is to be repeated came to; empty where there was none.
-        unlinked: customers whose usage waits for a link to Stripe.
-    """
-
-    sealed: int = 0
-    delivered: int = 0
-    retried: int = 0
-    parked: int = 0
-    dead: int = 0
-    left: int = 0
-    why: str = ""
-    unlinked: list[str] = field(default_factory=list[str])
+_IDLE_FIRST_S: Final = 0.2
+_IDLE_MAX_S: Final = 5.0
+_YOUNG_S: Final = 2.1
 
 
 class Flusher:
@@ -90,31 +57,39 @@ class Flusher:
         transport: Transport,
         *,
         calls_per_s: float = 800.0,
-        calls_at_once: int = 32,
+        calls_at_once: int = 128,
         timeout_s: float = 10.0,
     ) -> None:
         self._store = store
-        self._transport = transport
-        self._pause_s = 1 / calls_per_s
-        self._next_call = 0.0
-        self._waits_until = 0.0
-        self._calls = asyncio.Semaphore(calls_at_once)
-        self._timeout_s = timeout_s
+        self._sender = Sender(
+            store, transport, calls_per_s=calls_per_s, calls_at_once=calls_at_once, timeout_s=timeout_s
+        )
+        self._alone = asyncio.Lock()
+        self._aside: set[str] = set()
 
-    async def run(self, *, every_s: float) -> None:
-        """Flush again and again, until cancelled."""
+    def stop(self) -> None:
+        """Send nothing more. What is under way is waited for: at most the time that one call may take."""
+        self._sender.stopping.set()
+
+    async def run(self, *, every_s: float, told: Callable[[FlushReport], None] | None = None) -> None:
+        """Flush again and again, until cancelled or told to stop; ``told`` gets each report."""
         refusal = await Outbox(self._store, await self._store.admin()).refusal()
         if refusal is not None:
             _logger.error("%s", refusal)
-        while True:
+        stopping = self._sender.stopping
+        while not stopping.is_set():
             (result,) = await asyncio.gather(self._flush(), return_exceptions=True)
-            if isinstance(result, BaseException):
+            if isinstance(result, FlushReport):
+                if told is not None:
+                    told(result)
+            else:
                 # Nobody else would hear of an error that is not ours: this runs until the process ends.
                 unexpected = None if isinstance(result, MeterkitError) else result
                 _logger.error(
                     "this flush failed, the next one goes on from there: %s", result, exc_info=unexpected
                 )
-            await asyncio.sleep(_jitter(0.8, 1.2) * every_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _jitter(0.8, 1.2) * every_s)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Do what is due; or everything, also what is still open, waiting for what may not be sent yet.
@@ -122,169 +97,201 @@ class Flusher:
         Raises:
             StoreError: the store does not answer.
         """
-        report = await self._flush(everything=everything, timeout_s=timeout_s)
-        report.unlinked = await Outbox(self._store, await self._store.admin()).unlinked()
-        return report
-
-    async def _flush(self, *, everything: bool = False, timeout_s: float = 0.0) -> FlushReport:
-        now_ms = None if everything else self._store.now_ms()
+        report = await self._flush(everything=everything, timeout_s=timeout_s, is_alone=True)
         outbox = Outbox(self._store, await self._store.admin())
-        flush = _Pass(outbox=outbox, seal_ms=now_ms, send_ms=now_ms)
-        report = flush.report
-        deadline = monotonic() + timeout_s
-        while work := await outbox.work(due_ms=flush.seal_ms):
-            before = (report.sealed, report.delivered, report.dead, report.parked)
-            gate = asyncio.Semaphore(_SHARDS_AT_ONCE)
-            await _all(self._shard(flush, item.shard, gate) for item in work)
-            if not everything:
-                break
-            # What waits for a retry was tried at once; from now on it waits as it should.
-            flush.send_ms = self._store.now_ms()
-            if before == (report.sealed, report.delivered, report.dead, report.parked):
-                if monotonic() >= deadline:
-                    break
-                await asyncio.sleep(_IDLE_S)
         report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
-        if report.why:
-            _logger.warning("%d intents are tried again later: %s", report.retried, report.why)
+        report.unlinked = await outbox.unlinked()
+        report.undelivered = await outbox.undelivered()
         return report
 
-    async def _shard(self, flush: _Pass, shard: int, gate: asyncio.Semaphore) -> None:
+    async def _flush(
+        self, *, everything: bool = False, timeout_s: float = 0.0, is_alone: bool = False
+    ) -> FlushReport:
+        outbox = Outbox(self._store, await self._store.admin())
+        flush = _Pass(outbox=outbox, everything=everything, retries=everything)
+        deadline, idle_s = monotonic() + timeout_s, _IDLE_FIRST_S
+        while True:
+            before = flush.progress
+            seal_ms = None if everything else self._store.now_ms()
+            work = await outbox.work(due_ms=seal_ms)
+            flush.unsealed.clear()
+            flush.tried.clear()
+            gate = asyncio.Semaphore(_SHARDS_AT_ONCE)
+            await _all(self._shard(flush, item.shard, seal_ms, gate) for item in work)
+            # What waits for a retry was tried at once; from now on it waits as it should.
+            flush.retries = False
+            if not work or self._sender.stopping.is_set():
+                break
+            if before != flush.progress:
+                idle_s = _IDLE_FIRST_S
+                if everything:
+                    continue
+                break
+            if not everything:
+                if not (is_alone and flush.is_young) or flush.waited:
+                    break
+                # The store does not say what is on its disk: what was just sealed is given time to get there.
+                flush.waited = True
+                await asyncio.sleep(_YOUNG_S)
+                continue
+            if monotonic() >= deadline:
+                break
+            await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
+            idle_s = min(2 * idle_s, _IDLE_MAX_S)
+        flush.report.unsealed = list(flush.unsealed)
+        if flush.report.why:
+            _logger.warning("%d intents are tried again later: %s", flush.report.retried, flush.report.why)
+        return flush.report
+
+    async def _idle(self, span_s: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._sender.stopping.wait(), span_s)
+
+    async def _shard(self, flush: _Pass, shard: int, seal_ms: int | None, gate: asyncio.Semaphore) -> None:
         outbox = flush.outbox
         async with gate:
-            asked = monotonic()
-            if not await outbox.lease(shard, ttl_ms=_LEASE_MS):
+            if self._sender.stopping.is_set():
                 return
-            lease = _Lease(outbox, shard, asked)
+            asked = monotonic()
+            if not await outbox.lease(shard, ttl_ms=LEASE_MS):
+                return
+            lease = Lease(outbox, shard, asked)
             try:
-                sealed = await outbox.seal(shard, due_ms=flush.seal_ms, most=_CUSTOMERS_PER_SEAL)
-                flush.report.sealed += sealed
-                due = await outbox.due(shard, due_ms=flush.send_ms, most=_INTENTS_PER_BATCH)
-                if due:
-                    asked = monotonic()
-                    attempts = await outbox.attempt(shard, due)
-                    await _all(self._deliver(lease, attempt, asked, flush.report) for attempt in attempts)
+                sealing = await outbox.seal(shard, due_ms=seal_ms, most=_CUSTOMERS_PER_SEAL)
+                flush.report.sealed += sealing.made
+                await self._tell(flush, sealing)
+                await self._send_due(flush, lease, max(sealing.now_ms, self._store.now_ms()))
             finally:
                 with suppress(StoreError):  # It runs out by itself.
                     await outbox.lease(shard, ttl_ms=0)
 
-    async def _deliver(self, lease: _Lease, attempt: Attempt, asked: float, report: FlushReport) -> None:
-        """Send one intent, unless that might count it twice. ``asked``: when it was leased (monotonic)."""
-        sealed = attempt.intent
-        async with self._calls:
-            await self._pace()
-            if not await lease.outlives(self._timeout_s):
-                report.retried += 1
-            elif attempt.now_ms - attempt.first_ms + (monotonic() - asked) * 1000 > _AMBIGUOUS_MS:
-                # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
-                why = "first tried more than 23 hours ago; whether Stripe has it is not known"
+    async def _tell(self, flush: _Pass, sealing: Sealing) -> None:
+        """Say which usage could not be sealed: of each customer once, until it could."""
+        self._aside.difference_update(sealing.fine)
+        for customer, why in sealing.aside.items():
+            flush.unsealed.append(Unsealed(customer=customer, meter="", quantity=None, why=why))
+            if customer not in self._aside:
+                self._aside.add(customer)
+                _logger.error("usage of customer %r cannot be sealed, and is set aside: %s", customer, why)
+        for nameless in sealing.nameless:
+            unsealed = Unsealed(
+                customer=nameless.customer,
+                meter=nameless.meter_token,
+                quantity=nameless.quantity,
+                why="its meter is not in the plans file, and the store knows no event name of it",
+            )
+            flush.unsealed.append(unsealed)
+            said = f"{nameless.customer}\0{nameless.meter_token}"
+            if said not in self._aside:
+                self._aside.add(said)
                 _logger.error(
-                    "intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why
+                    "%d units of customer %r cannot be sealed: %s (%s)",
+                    *(nameless.quantity, nameless.customer, unsealed.why, nameless.meter_token),
                 )
-                moved = await lease.outbox.move(lease.shard, sealed, "parked", why=why)
-                report.parked += moved
-            elif monotonic() < self._waits_until:
-                await self._again(lease, attempt, _CLOCKS_APART, report)
-            else:
-                outcome = await self._transport.send(self._intent(sealed))
-                self._check_clock(outcome)
-                await self._conclude(lease, attempt, outcome, report)
 
-    async def _conclude(self, lease: _Lease, attempt: Attempt, outcome: Outcome, report: FlushReport) -> None:
-        sealed = attempt.intent
-        if outcome.alert:
-            _logger.error("intent %s of customer %r: %s", sealed.identifier, sealed.customer, outcome.detail)
-        if outcome.delivered:
-            moved = await lease.outbox.move(lease.shard, sealed, "delivered")
-            report.delivered += moved
-        elif outcome.step == "dead" and monotonic() >= self._waits_until:
-            moved = await lease.outbox.move(lease.shard, sealed, "dead", why=outcome.detail)
-            report.dead += moved
-        elif outcome.step == "park" and monotonic() >= self._waits_until:
-            moved = await lease.outbox.move(lease.shard, sealed, "parked", why=outcome.detail)
-            report.parked += moved
-        else:
-            await self._again(lease, attempt, outcome, report)
+    async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int) -> None:
+        """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
+        due_ms, sender = None if flush.retries else now_ms, self._sender
+        while not sender.stopping.is_set():
+            admitted = sender.gate.admits(self._store.now_ms())
+            if admitted == "none":
+                return
+            if admitted == "all":
+                if not await self._send_page(flush, lease, due_ms, most=_INTENTS_PER_PAGE):
+                    return
+                continue
+            async with self._alone:
+                alone = sender.gate.admits(self._store.now_ms()) == "one"
+                if alone and not await self._send_page(flush, lease, due_ms, most=1, alone=True):
+                    return
 
-    async def _again(self, lease: _Lease, attempt: Attempt, outcome: Outcome, report: FlushReport) -> None:
-        """Have it tried again later; a refusal that time alone does not cure waits longer."""
-        sealed = attempt.intent
-        wait_ms = _SYSTEMIC_RETRY_MS if outcome.alert else _RETRY_FIRST_MS
-        wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
-        moved = await lease.outbox.move(
-            lease.shard,
-            sealed,
-            "queued",
-            delay_ms=int(wait_ms * _jitter(0.5, 1.0)),
-            key=f"{sealed.identifier}-{token_hex(4)}" if outcome.new_key else None,
-            # What was refused for certain, Stripe need not remember.
-            untried=outcome.refused and attempt.first_ms == attempt.now_ms,
-            why=outcome.detail,
-        )
-        report.retried += moved
-        report.why = outcome.detail
+    async def _send_page(
+        self, flush: _Pass, lease: Lease, due_ms: int | None, *, most: int, alone: bool = False
+    ) -> bool:
+        """Send a page of intents; whether there were any."""
+        outbox, closed = flush.outbox, self._sender.closed_meters()
+        due = await outbox.due(lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed)
+        if not due:
+            return False
+        asked = monotonic()
+        attempts = await outbox.attempt(lease.shard, due)
+        flush.is_young = flush.is_young or len(attempts) < len(due)
+        flush.tried.update(attempt.intent.identifier for attempt in attempts)
+        lines: dict[tuple[str, str], list[Attempt]] = {}
+        for attempt in attempts:
+            intent = attempt.intent
+            lines.setdefault((intent.customer, intent.event_name), []).append(attempt)
+        settling = _Settling(flush, lease)
 
-    def _intent(self, sealed: Sealed) -> Intent:
-        meters = self._store.catalog.meters
-        named = {meter_token(name): name for name in meters}
-        return Intent(
-            identifier=sealed.identifier,
-            event_name=sealed.event_name,
-            stripe_customer=sealed.stripe_customer,
-            value=sealed.value,
-            timestamp=sealed.timestamp,
-            idempotency_key=sealed.key,
-            customer=sealed.customer,
-            meter=named.get(sealed.meter_token, sealed.event_name),
-            period=sealed.period,
-        )
+        async def send(line: list[Attempt]) -> None:
+            for attempt in line:
+                await settling.add(await self._sender.send(lease, attempt, asked, alone=alone))
 
-    async def _pace(self) -> None:
-        now = monotonic()
-        at = max(now, self._next_call)
-        self._next_call = at + self._pause_s
-        if at > now:
-            await asyncio.sleep(at - now)
-
-    def _check_clock(self, outcome: Outcome) -> None:
-        if outcome.server_time_s is None:
-            return
-        apart = abs(outcome.server_time_s - self._store.clock())
-        if apart > _CLOCK_ALARM_S:
-            _logger.error("this host's clock and Stripe's differ by %d s", apart)
-        # Stripe refuses timestamps that are more than five minutes ahead of its own time.
-        self._waits_until = monotonic() + _SYSTEMIC_RETRY_MS / 1000 if apart > _CLOCK_STOP_S else 0.0
+        try:
+            await _all(send(line) for line in lines.values())
+        finally:
+            await settling.end()
+        return bool(attempts)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Pass:
-    """One flush: by when due (ms of the store's clock; None: whenever) it seals and sends."""
+    """One flush.
+
+    Attributes:
+        everything: whether it seals and waits for all.
+        retries: whether what waits for a retry is sent now.
+        tried: the intents that it has sent in this round.
+        is_young: whether an intent was not on disk for long enough.
+        waited: whether it has waited for that.
+    """
 
     outbox: Outbox
-    seal_ms: int | None
-    send_ms: int | None
+    everything: bool
+    retries: bool
+    tried: set[str] = field(default_factory=set[str])
+    is_young: bool = False
+    waited: bool = False
     report: FlushReport = field(default_factory=FlushReport)
+    unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
+
+    @property
+    def progress(self) -> tuple[int, int, int, int]:
+        """Changes where anything was done that need not be repeated."""
+        return (self.report.sealed, self.report.delivered, self.report.dead, self.report.parked)
 
 
-class _Lease:
-    """A shard's lease, by this process's monotonic clock."""
+class _Settling:
+    """Puts what was sent into its next state, some dozens at once."""
 
-    def __init__(self, outbox: Outbox, shard: int, asked: float) -> None:
-        self.outbox = outbox
-        self.shard = shard
-        self._ends = asked + _LEASE_MS / 1000
-        self._renewing = asyncio.Lock()
+    def __init__(self, flush: _Pass, lease: Lease) -> None:
+        self._flush = flush
+        self._lease = lease
+        self._moves: list[Move] = []
 
-    async def outlives(self, span_s: float) -> bool:
-        """Whether the lease is held for that long, renewed if need be."""
-        async with self._renewing:
-            if self._ends - monotonic() > span_s + 1:
-                return True
-            asked = monotonic()
-            if not await self.outbox.lease(self.shard, ttl_ms=_LEASE_MS):
-                return False
-            self._ends = asked + _LEASE_MS / 1000
-            return True
+    async def add(self, move: Move | None) -> None:
+        """One that was sent; None: its lease was lost before that."""
+        if move is None:
+            self._flush.report.retried += 1
+            return
+        self._moves.append(move)
+        if len(self._moves) >= _SETTLED_AT_ONCE:
+            await self.end()
+
+    async def end(self) -> None:
+        """Settle those that are not yet."""
+        moves, self._moves = self._moves, []
+        report = self._flush.report
+        for move in await self._flush.outbox.settle(self._lease.shard, moves):
+            if move.state == "delivered":
+                report.delivered += 1
+            elif move.state == "parked":
+                report.parked += 1
+            elif move.state == "dead":
+                report.dead += 1
+            elif move.why:
+                report.retried += 1
+                report.why = move.why
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -126,10 +126,12 @@ class Outcome:
         new_key: whether the next try needs a fresh idempotency key. The identifier always stays.
         server_time_s: Stripe's clock in Unix seconds when it answered; None where unknown.
         request_id: Stripe's name for the request, for its support; None where unknown.
+        answered: whether anybody answered.
     """
 
     kind: Kind
     detail: str
+    answered: bool = True
     new_key: bool = False
     server_time_s: int | None = None
     request_id: str | None = None
@@ -169,6 +171,7 @@ def classify(result: Result) -> Outcome:
     return Outcome(
         kind=kind,
         detail=_detail(result),
+        answered=result.status is not None,
         new_key=new_key,
         server_time_s=result.server_time_s,
         request_id=result.request_id,

@@ -24,9 +24,6 @@ class Intent:
         value: quantity in the meter's unit, from 0 to 10^15 - 1.
         timestamp: Unix seconds; decides the invoice.
         idempotency_key: names the attempt; equals ``identifier`` on the first one.
-        customer: the app's own id.
-        meter: the meter's name in the plans file.
-        period: the id of the billing period that the usage belongs to.
     """
 
     identifier: str
@@ -35,9 +32,6 @@ class Intent:
     value: int
     timestamp: int
     idempotency_key: str
-    customer: str
-    meter: str
-    period: str
 
 
 @dataclass(frozen=True, slots=True)

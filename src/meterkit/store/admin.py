@@ -61,13 +61,17 @@ class Admin:
             self._said.add(message)
             _logger.warning("%s", message)
 
+    def now_ms(self) -> int:
+        """The caller's clock, as scripts get it."""
+        return int(self._clock() * 1000)
+
     async def run(self, script: Script, keys: list[str], *arguments: str | int) -> Any:
         """Run a script; the caller's clock is added as its last argument.
 
         Raises:
             StoreError: the store did not answer, or answered with an error.
         """
-        arguments = (*arguments, int(self._clock() * 1000))
+        arguments = (*arguments, self.now_ms())
 
         async def once() -> Any:
             try:

@@ -26,6 +26,7 @@ __all__ = ["Customer", "Customers"]
 _TRIES: Final = 32
 _DONE: Final = 0
 _UNDELIVERED: Final = 2
+_PARKED_OR_DEAD: Final = 3
 _STRIPE_CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]{1,200}")
 
 
@@ -180,7 +181,7 @@ class Customers:
         """Forget a customer: state, link, counters, and usage that was never linked to a Stripe customer.
 
         Raises:
-            CustomerError: usage of this customer is on its way to Stripe; flush first.
+            CustomerError: usage of this customer is on its way to Stripe, parked or dead.
         """
         admin, keys = await self._store.admin(), self._store.keys.customer(check_customer(customer))
         names = [keys.counters, keys.state, keys.totals]
@@ -191,6 +192,11 @@ class Customers:
             (reply,) = await admin.run(self._store.scripts["forget"], names, rev, customer)
             if reply == _UNDELIVERED:
                 raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
+            if reply == _PARKED_OR_DEAD:
+                raise CustomerError(
+                    f"customer {customer!r} has usage that is parked or dead, which Stripe does not have;"
+                    " meterkit flush names it and says why"
+                )
             if reply == _DONE:
                 linked = state.stripe_customer
                 if linked is not None:

@@ -19,12 +19,13 @@ FORMAT: Final = 1
 
 WITHOUT_TTL: Final = (
     r"^[\w.-]+:meta$",  # format and number of shards
+    r"^[\w.-]+:events$",  # event names of meters, also of those that are gone from the plans file
     r"^[\w.-]+:\{\d+\}:s:",  # state: customers that somebody set up
     r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
-    r"^[\w.-]+:\{\d+\}:(intents|outbox|delivered)$",  # deliveries to Stripe
+    r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead)$",  # deliveries to Stripe
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )
 """Patterns of the keys that may be without a TTL; every other key has one."""
@@ -75,6 +76,11 @@ class Keys:
         """Hash: format, shards."""
         return f"{self.prefix}:meta"
 
+    @property
+    def events(self) -> str:
+        """Hash: a meter's token to its name and its event name at Stripe."""
+        return f"{self.prefix}:events"
+
     def shard(self, shard: int, name: str) -> str:
         """A key of one shard, for example its ``outbox``."""
         return f"{self.prefix}:{{{shard}}}:{name}"
@@ -92,6 +98,14 @@ class Keys:
     def link(self, stripe_customer: str) -> str:
         """String: the customer that a Stripe customer is linked to."""
         return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")
+
+    def formers(self, stripe_customer: str) -> str:
+        """Hash: the customers that a Stripe customer was linked to, for 40 days after the last of them."""
+        return self.shard(shard_of(stripe_customer, self.shards), f"f:{stripe_customer}")
+
+    def delivered(self, shard: int, now_ms: int) -> str:
+        """Hash: what Stripe accepted on the day of an instant, for 36 days."""
+        return self.shard(shard, f"delivered:{now_ms // 86_400_000}")
 
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""

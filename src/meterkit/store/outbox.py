@@ -4,74 +4,46 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from itertools import zip_longest
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from redis.exceptions import ResponseError
+
 from meterkit.errors import StoreError
 from meterkit.store.durability import Keeping
-from meterkit.store.keys import meter_token
+from meterkit.store.event_names import read_meters, remember_meters
+from meterkit.store.intents import Attempt, Move, Nameless, Sealed, Sealing, Undelivered, Work, read_intent
 from meterkit.store.state import NO_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from meterkit.store.accounts import Account
     from meterkit.store.admin import Admin
+    from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
-__all__ = ["Attempt", "Outbox", "Sealed", "Work"]
+__all__ = ["Outbox"]
 
 _logger = logging.getLogger("meterkit.store")
 
-State = Literal["leased", "queued", "delivered", "parked", "dead"]
-
 _STALE: Final = 2
+_BROKEN: Final = 4
+_CANNOT_BE_COUNTED: Final = 2
 _FORTY_DAYS_MS: Final = 3_456_000_000
 _QUARTER_HOUR_MS: Final = 900_000
 _TRIES: Final = 5
 _SURELY_ON_DISK_MS: Final = 2_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sealed:
-    """An intent as the outbox keeps it.
-
-    Attributes:
-        value: quantity in the meter's unit.
-        timestamp: Unix seconds, a whole minute.
-        key: the idempotency key of the next try.
-        due_ms: when it is, or was, due.
-    """
-
-    identifier: str
-    customer: str
-    stripe_customer: str
-    period: str
-    meter_token: str
-    event_name: str
-    value: int
-    timestamp: int
-    key: str
-    due_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """An intent that was leased: the store's clock then, its first attempt, and how many there were."""
-
-    intent: Sealed
-    now_ms: int
-    first_ms: int
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a shard has to do: customers with pending usage, intents on their way."""
-
-    shard: int
-    dirty: int
-    outbox: int
+_PAGE: Final = 500
+_DEPTH: Final = 20_000
+_PER_CUSTOMER_AND_METER: Final = 8
+_ASIDE_MS: Final = 600_000
+# What a server says of itself, and not of the key that it was asked for.
+_OF_THE_SERVER: Final = (
+    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN"),
+    *("OOM", "MISCONF", "NOPERM", "NOAUTH", "NOSCRIPT"),
+)
 
 
 class Outbox:
@@ -85,6 +57,7 @@ class Outbox:
         self._admin = admin.for_delivery()
         self._keys = store.keys
         self._keeping = Keeping(self._admin, store.address, needed=not store.deliver_without_persistence)
+        self._meters: Mapping[str, Counted] = {}
         self.token = token_hex(8)
 
     async def refusal(self) -> str | None:
@@ -95,24 +68,51 @@ class Outbox:
             return str(error)
         return None
 
+    async def meters(self) -> Mapping[str, Counted]:
+        """By token, all meters that are or were delivered; asked of the store once, which also gets ours."""
+        if not self._meters:
+            await remember_meters(self._admin, self._keys, self._store.catalog)
+            self._meters = await read_meters(self._admin, self._keys, self._store.catalog)
+        return self._meters
+
     async def work(self, *, due_ms: int | None) -> list[Work]:
         """The shards that have anything to do by an instant, or ever (None)."""
-        most = "+inf" if due_ms is None else due_ms
-        shards = range(self._keys.shards)
-        pipe = self._client.pipeline(transaction=False)
-        for shard in shards:
-            pipe.zcount(self._keys.shard(shard, "dirty"), "-inf", most)
-            pipe.zcount(self._keys.shard(shard, "outbox"), "-inf", most)
-        counts: list[int] = await self._admin.ask(pipe.execute())
-        found = zip(shards, counts[::2], counts[1::2], strict=True)
-        return [Work(shard=s, dirty=dirty, outbox=out) for s, dirty, out in found if dirty or out]
+        names = ("dirty", "outbox")
+        counts = await self._count(names, limit="+inf" if due_ms is None else due_ms)
+        found: dict[int, dict[str, int]] = {}
+        for (shard, name), members in counts.items():
+            found.setdefault(shard, dict.fromkeys(names, 0))[name] = members
+        return [Work(shard=shard, **counted) for shard, counted in sorted(found.items())]
+
+    async def undelivered(self) -> list[Undelivered]:
+        """All intents that are parked or dead, those of one customer beside each other."""
+        meters, found = await self.meters(), list[Undelivered]()
+        states: tuple[Literal["parked", "dead"], ...] = ("parked", "dead")
+        for shard, name in await self._count(states, limit="+inf"):
+            members = await self._admin.ask(self._client.zrange(self._keys.shard(shard, name), 0, -1))
+            for start in range(0, len(members), _PAGE):
+                page = members[start : start + _PAGE]
+                intents = self._keys.shard(shard, "intents")
+                for data in await self._admin.ask(self._client.hmget(intents, page)):
+                    if data is not None:
+                        kept = json.loads(data)
+                        counted = meters.get(kept["meter"])
+                        found.append(
+                            Undelivered(
+                                customer=kept["customer"],
+                                meter=kept["event"] if counted is None else counted.meter,
+                                quantity=int(kept["value"]),
+                                state=kept["state"],
+                                why=kept.get("why", ""),
+                            )
+                        )
+        return sorted(found, key=lambda one: (one.customer, one.meter, one.state))
 
     async def unlinked(self) -> list[str]:
         """The customers whose usage waits for a link to Stripe."""
-        pipe = self._client.pipeline(transaction=False)
-        for shard in range(self._keys.shards):
-            pipe.zrange(self._keys.shard(shard, "unlinked"), 0, -1)
-        lists: list[list[bytes]] = await self._admin.ask(pipe.execute())
+        lists: list[list[bytes]] = []
+        for shard, name in await self._count(("unlinked",), limit="+inf"):
+            lists.append(await self._admin.ask(self._client.zrange(self._keys.shard(shard, name), 0, -1)))
         return sorted(member.decode() for members in lists for member in members)
 
     async def lease(self, shard: int, *, ttl_ms: int) -> bool:
@@ -120,41 +120,60 @@ class Outbox:
         key = self._keys.shard(shard, "lease")
         return bool(await self._admin.run(self._store.scripts["lease"], [key], self.token, ttl_ms))
 
-    async def seal(self, shard: int, *, due_ms: int | None, most: int) -> int:
-        """Seal pending usage of ``most`` customers that are due, or of all; how many intents that made."""
+    async def seal(self, shard: int, *, due_ms: int | None, most: int) -> Sealing:
+        """Seal pending usage of ``most`` customers that are due, or of all.
+
+        A customer whose usage cannot be read is set aside for ten minutes; the others go on.
+        """
         dirty = self._keys.shard(shard, "dirty")
         # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
         limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
         members: list[bytes] = await self._admin.ask(
             self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
         )
-        made = 0
-        for member in members:
-            try:
-                made += await self._seal_customer(shard, member.decode())
-            except StoreError:
-                raise
-            except Exception:
-                # One customer that cannot be read does not hold up the others of its shard.
-                _logger.exception("usage of customer %r cannot be sealed", member.decode())
-        return made
+        sealing, meters = Sealing(), await self.meters()
+        for start in range(0, len(members), most if most > 0 else 50):
+            page = [member.decode() for member in members[start : start + (most if most > 0 else 50)]]
+            await self._seal_page(shard, page, meters, sealing)
+        for customer in sealing.aside:
+            later = self._store.now_ms() + _ASIDE_MS
+            await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
+        return sealing
 
-    async def due(self, shard: int, *, due_ms: int | None, most: int) -> list[Sealed]:
-        """Intents to send: at most one of each customer and meter, the oldest first."""
+    async def due(
+        self,
+        shard: int,
+        *,
+        due_ms: int | None,
+        most: int,
+        tried: Collection[str] = (),
+        closed: Collection[str] = (),
+    ) -> list[Sealed]:
+        """Intents to send, the oldest first, in turn by customer and meter.
+
+        Where one has many, the others are looked for behind them. Those that were ``tried`` are passed over,
+        and so are event names that are ``closed``.
+        """
         outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
-        limit = "+inf" if due_ms is None else due_ms
-        members: list[tuple[bytes, float]] = await self._admin.ask(
-            self._client.zrangebyscore(outbox, "-inf", limit, start=0, num=most, withscores=True)
-        )
-        if not members:
-            return []
-        found = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
-        oldest: dict[tuple[str, str], Sealed] = {}
-        for (member, score), data in zip(members, found, strict=True):
-            if data is not None:
-                sealed = _sealed(member.decode(), int(score), json.loads(data))
-                oldest.setdefault((sealed.customer, sealed.event_name), sealed)
-        return list(oldest.values())
+        limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[Sealed]]()
+        for start in range(0, _DEPTH, _PAGE):
+            members: list[tuple[bytes, float]] = await self._admin.ask(
+                self._client.zrangebyscore(outbox, "-inf", limit, start=start, num=_PAGE, withscores=True)
+            )
+            if not members:
+                break
+            kept = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
+            for (member, score), data in zip(members, kept, strict=True):
+                identifier = member.decode()
+                if data is not None and identifier not in tried:
+                    sealed = read_intent(identifier, int(score), json.loads(data))
+                    line = found.setdefault((sealed.customer, sealed.event_name), [])
+                    if sealed.event_name not in closed and len(line) < _PER_CUSTOMER_AND_METER:
+                        line.append(sealed)
+            if len(members) < _PAGE or sum(map(len, found.values())) >= 2 * most:
+                break
+        turns = zip_longest(*found.values())
+        return [sealed for turn in turns for sealed in turn if sealed is not None][:most]
 
     async def attempt(self, shard: int, intents: Sequence[Sealed]) -> list[Attempt]:
         """Lease intents and make that durable, before a byte of them is sent.
@@ -165,13 +184,14 @@ class Outbox:
         script, durability = self._store.scripts["move"], await self._keeping.way()
         if durability == "age":
             settled_ms = self._store.now_ms() - _SURELY_ON_DISK_MS
-            intents = [sealed for sealed in intents if sealed.due_ms <= settled_ms]
+            intents = [sealed for sealed in intents if sealed.sealed_ms <= settled_ms]
+        if not intents:
+            return []
+        moves = [Move(intent=sealed, state="leased") for sealed in intents]
+        keys, arguments = self._move(shard, moves, "queued leased ")
         await self._admin.load(script)
         pipe = self._client.pipeline(transaction=False)
-        for sealed in intents:
-            keys = self._move_keys(shard, sealed)
-            arguments = (sealed.identifier, self.token, "queued leased ", "leased", 0, "", "", 0)
-            pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._store.now_ms())
+        pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._admin.now_ms())
         wait = self._keeping.command(durability)
         if wait is not None:
             pipe.execute_command(*wait)
@@ -182,94 +202,124 @@ class Outbox:
             if isinstance(reply, Exception):
                 raise StoreError(f"the store failed: {reply}") from reply
         return [
-            Attempt(intent=sealed, now_ms=reply[1], first_ms=reply[2], attempts=reply[3])
-            for sealed, reply in zip(intents, replies, strict=True)
-            if reply[0] == 0
+            Attempt(intent=move.intent, now_ms=replies[0][1], first_ms=reply[1], attempts=reply[2])
+            for move, reply in self._answers(moves, replies[0])
         ]
 
-    async def move(
-        self,
-        shard: int,
-        sealed: Sealed,
-        state: State,
-        *,
-        delay_ms: int = 0,
-        key: str | None = None,
-        untried: bool = False,
-        why: str = "",
-    ) -> bool:
-        """Put a leased intent into its next state; False where the lease was lost meanwhile.
+    async def settle(self, shard: int, moves: Sequence[Move]) -> list[Move]:
+        """Put leased intents into their next states; those that were, unless the lease was lost meanwhile."""
+        if not moves:
+            return []
+        keys, arguments = self._move(shard, moves, "leased ")
+        reply = await self._admin.run(self._store.scripts["move"], keys, *arguments)
+        return [move for move, _ in self._answers(moves, reply)]
 
-        Into ``queued`` it goes with a delay, a new idempotency key or None, and ``untried`` where Stripe
-        certainly knows nothing of it, as if it had never been tried.
-        """
-        reply = await self._admin.run(
-            self._store.scripts["move"],
-            self._move_keys(shard, sealed),
-            sealed.identifier,
-            self.token,
-            "leased ",
-            state,
-            delay_ms,
-            key or "",
-            why,
-            int(untried),
-        )
-        return bool(reply[0] == 0)
-
-    async def _seal_customer(self, shard: int, customer: str) -> int:
-        account = self._store.accounts.get(customer)
-        keys, catalog = account.keys, self._store.catalog
-        events = [
-            part
-            for meter in catalog.meters.values()
-            if meter.stripe is not None
-            for part in (meter_token(meter.name), meter.stripe.event_name)
+    def _move(self, shard: int, moves: Sequence[Move], states: str) -> tuple[list[str], list[str]]:
+        names = ("intents", "outbox", "lease")
+        keys = [self._keys.shard(shard, name) for name in names]
+        keys.append(self._keys.delivered(shard, self._store.now_ms()))
+        keys += [self._keys.shard(shard, name) for name in ("parked", "dead")]
+        keys += [self._keys.customer(move.intent.customer).totals for move in moves]
+        asked = [
+            (move.intent.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
+            for move in moves
         ]
-        for _ in range(_TRIES):
-            reply = await self._admin.run(
-                self._store.scripts["seal"],
-                [keys.counters, keys.state, keys.totals, keys.dirty]
-                + [self._keys.shard(shard, name) for name in ("intents", "outbox")],
-                account.rev,
-                account.terms(
-                    _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS, account.keep_ms()
-                ),
-                *(token_hex(16), customer, account.state.stripe_customer or ""),
-                *events,
-            )
-            if reply[0] == 0:
-                return int(reply[2])
-            if reply[0] != _STALE:
-                raise StoreError(
-                    f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)"
+        return keys, [self.token, states, json.dumps(asked)]
+
+    def _answers(self, moves: Sequence[Move], reply: Any) -> Iterable[tuple[Move, list[int]]]:
+        """The moves that were made. Says whose totals cannot be counted in."""
+        for move, answer in zip(moves, reply[2:], strict=False):
+            if answer[0] == 0:
+                yield move, answer
+            elif answer[0] == _CANNOT_BE_COUNTED:
+                _logger.error(
+                    "intent %s of customer %r waits: what the store keeps under %s cannot be counted in",
+                    move.intent.identifier,
+                    move.intent.customer,
+                    self._keys.customer(move.intent.customer).totals,
                 )
+
+    async def _seal_page(
+        self, shard: int, customers: Sequence[str], meters: Mapping[str, Counted], sealing: Sealing
+    ) -> None:
+        script, left = self._store.scripts["seal"], list(customers)
+        await self._admin.load(script)
+        for _ in range(_TRIES):
+            accounts = [self._store.accounts.get(customer) for customer in left]
+            pipe = self._client.pipeline(transaction=False)
+            for account in accounts:
+                keys = self._seal_keys(shard, account)
+                pipe.evalsha(script.sha, len(keys), *keys, *self._seal_arguments(account, meters))
+            replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
+            left = [
+                account.customer
+                for account, reply in zip(accounts, replies, strict=True)
+                if not self._is_sealed(account, reply, sealing)
+            ]
+            if not left:
+                return
+        for customer in left:
+            sealing.aside[customer] = f"it changed {_TRIES} times while its usage was sealed"
+
+    def _seal_keys(self, shard: int, account: Account) -> list[str]:
+        keys = account.keys
+        own = [keys.counters, keys.state, keys.totals, keys.dirty]
+        return own + [self._keys.shard(shard, name) for name in ("intents", "outbox")]
+
+    def _seal_arguments(self, account: Account, meters: Mapping[str, Counted]) -> list[str | int | bytes]:
+        state = account.state
+        terms = account.terms(
+            _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS, account.keep_ms()
+        )
+        names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
+        asked = [token_hex(16), account.customer, state.stripe_customer or ""]
+        asked.append(json.dumps(state.minutes_taken_ms))
+        return [account.rev, terms, *asked, *names, self._admin.now_ms()]
+
+    def _is_sealed(self, account: Account, reply: Any, sealing: Sealing) -> bool:
+        """Take the reply to a seal; False where it must be asked again."""
+        try:
+            return self._take(account, reply, sealing)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a state that cannot be read holds up nobody else
+            sealing.aside[account.customer] = f"its state cannot be read: {error!r:.200}"
+            return True
+
+    def _take(self, account: Account, reply: Any, sealing: Sealing) -> bool:
+        customer = account.customer
+        if isinstance(reply, ResponseError):
+            # One customer whose keys are not what they must be does not hold up the others of its shard.
+            if str(reply).startswith(_OF_THE_SERVER):
+                raise StoreError(f"the store failed: {reply}") from reply
+            sealing.aside[customer] = str(reply)
+        elif isinstance(reply, Exception):
+            raise StoreError(f"the store failed: {reply}") from reply
+        elif reply[0] == _STALE:
             account.take(reply)
-        raise StoreError(f"customer {customer!r} changed {_TRIES} times while usage was sealed")
+            return False
+        elif reply[0] == _BROKEN:
+            sealing.aside[customer] = f"the field {reply[2].decode()} is not a whole number"
+        elif reply[0] != 0:
+            raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
+        else:
+            sealing.fine.append(customer)
+            sealing.made += reply[2]
+            sealing.now_ms = max(sealing.now_ms, reply[1])
+            sealing.nameless += [
+                Nameless(customer=customer, meter_token=token.decode(), quantity=int(quantity))
+                for token, quantity in zip(reply[4::2], reply[5::2], strict=True)
+            ]
+        return True
+
+    async def _count(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
+        """The sorted sets of all shards that have members up to a score, and how many."""
+        places = [(shard, name) for shard in range(self._keys.shards) for name in names]
+        keys = [self._keys.shard(shard, name) for shard, name in places]
+        reply: list[int] = await self._admin.run(self._store.scripts["count"], keys, limit)
+        return {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
 
     @property
     def _client(self) -> Any:
         # Redis-py's types speak of texts, bytes and both protocols at once.
         return self._admin.client
-
-    def _move_keys(self, shard: int, sealed: Sealed) -> list[str]:
-        totals = self._keys.customer(sealed.customer).totals
-        intents, outbox, lease, delivered = (
-            self._keys.shard(shard, name) for name in ("intents", "outbox", "lease", "delivered")
-        )
-        return [intents, outbox, totals, lease, delivered]
-
-
-def _sealed(identifier: str, due_ms: int, fields: dict[str, str]) -> Sealed:
-    return Sealed(
-        identifier=identifier,
-        customer=fields["customer"],
-        stripe_customer=fields["stripe"],
-        period=fields["period"],
-        meter_token=fields["meter"],
-        event_name=fields["event"],
-        value=int(fields["value"]),
-        timestamp=int(fields["time"]),
-        key=fields["key"],
-        due_ms=due_ms,
-    )

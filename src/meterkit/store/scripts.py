@@ -12,7 +12,7 @@ __all__ = ["NAMES", "Script", "load"]
 
 NAMES: Final = (
     *("decide", "settle", "retire", "amend", "usage"),
-    *("seal", "move", "lease", "claim", "forget", "grant", "void"),
+    *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall"),
 )
 
 Clock = Literal["server", "caller"]

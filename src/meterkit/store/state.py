@@ -24,7 +24,6 @@ __all__ = [
     "CustomerState",
     "Standing",
     "Status",
-    "bounds_of",
     "entitlements_of",
     "holding_only",
     "refusal_of",
@@ -61,6 +60,7 @@ class CustomerState:
         anchor_ms: the billing anchor of the subscription, or None for calendar months.
         overrides: meter to an entitlement in the notation of the plans file.
         granted: whether grants were ever added.
+        minutes_taken_ms: minutes that the Stripe customer's intents of a customer before this one have.
     """
 
     plan: str | None = None
@@ -70,6 +70,7 @@ class CustomerState:
     anchor_ms: int | None = None
     overrides: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
     granted: bool = False
+    minutes_taken_ms: tuple[int, ...] = ()
 
     def dump(self) -> str:
         """The state as JSON, defaults left out."""
@@ -82,7 +83,8 @@ class CustomerState:
         """The inverse of :meth:`dump`; empty text is the state of a customer never seen before."""
         known: dict[str, Any] = json.loads(data) if data else {}
         # A field of a newer release says nothing to this one.
-        return cls(**{name: value for name, value in known.items() if name in cls.__slots__})
+        found = cls(**{name: value for name, value in known.items() if name in cls.__slots__})
+        return replace(found, minutes_taken_ms=tuple(found.minutes_taken_ms))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +149,8 @@ def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing
         access, plan = "restricted", restricted
     elif state.status in {"canceled", "incomplete_expired"}:
         plan = default
-    bounds = bounds_of(state, plan, now_ms)
+    interval = plan.price.interval if plan.price.included_per == "interval" else "month"
+    bounds = bounds_at(now_ms, anchor_ms=state.anchor_ms, interval=interval)
     return Standing(plan=plan, access=access, bounds=bounds, valid_until_ms=valid_until_ms)
 
 
@@ -163,9 +166,3 @@ def refusal_of(customer: str, standing: Standing, route: Route | None) -> Decisi
     if reason is None:
         return None
     return Decision(customer=customer, plan=standing.plan.key, allowed=False, reason=reason)
-
-
-def bounds_of(state: CustomerState, plan: Plan, at_ms: int) -> Bounds:
-    """The period that an instant lies in, and the next one, by a customer's plan and subscription of now."""
-    interval = plan.price.interval if plan.price.included_per == "interval" else "month"
-    return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=interval)

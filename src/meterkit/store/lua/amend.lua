@@ -12,9 +12,10 @@ local found = call('HMGET', KEYS[2], 'rev', 'data')
 if (found[1] or '1:0') ~= ARGV[1] then
   return {1, found[1] or '1:0', found[2] or ''}
 end
+-- Before the first write: it fails where the counters are no hash.
+local ends = call('HGET', KEYS[1], 'e')
 call('HSET', KEYS[2], 'rev', ARGV[2], 'data', ARGV[3])
 call('SADD', KEYS[3], ARGV[4])
-local ends = call('HGET', KEYS[1], 'e')
 if ends then
   call('HSET', KEYS[1], 'r', ARGV[2])
 end

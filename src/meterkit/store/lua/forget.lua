@@ -1,10 +1,12 @@
 #!lua
--- forget: a customer's state, counters and totals are deleted, if none of its usage is on its way to Stripe.
+-- forget: a customer's state, counters and totals are deleted, if none of its usage is on its way to Stripe, parked
+-- or dead.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
 -- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
 -- ARGV  1 the rev that was read   2 the customer
 -- Reply {0} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
+--       {3} usage is parked or dead
 local call = redis.call
 if (call('HGET', KEYS[2], 'rev') or '1:0') ~= ARGV[1] then
   return {1}
@@ -12,10 +14,17 @@ elseif call('ZSCORE', KEYS[5], ARGV[2]) then
   return {2}
 end
 local totals = call('HGETALL', KEYS[3])
+local undelivered = false
 for i = 1, #totals, 2 do
-  if string.find(totals[i], '|....[qlk]$') and totals[i + 1] ~= '0' then
-    return {2}
+  if totals[i + 1] ~= '0' then
+    if string.find(totals[i], '|....[ql]$') then
+      return {2}
+    end
+    undelivered = undelivered or string.find(totals[i], '|....[kx]$')
   end
+end
+if undelivered then
+  return {3}
 end
 call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[7], KEYS[8])
 call('SREM', KEYS[4], ARGV[2])

@@ -1,56 +1,90 @@
 #!lua
--- move: an intent from one state to the next, by the holder of its shard's lease.
+-- move: intents of one shard, each from its state to the next, by the holder of the shard's lease.
 --
--- KEYS[1] hash  intents     KEYS[2] zset  outbox   KEYS[3] hash  the customer's totals
--- KEYS[4] string  lease     KEYS[5] zset  delivered: intents by when Stripe accepted them (ms)
--- ARGV  1 intent            2 lease token          3 the states it may be in, each followed by a space
---       4 its next state: leased, queued, delivered, parked or dead
---       5 with queued: how long until it is due (ms)   6 with queued: its next idempotency key, or empty
---       7 why, or empty     8 with queued: whether it certainly was not accepted, so no first attempt counts (0/1)
+-- KEYS[1] hash  intents    KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] string  lease
+-- KEYS[4] hash  delivered in these days: what Stripe has accepted          KEYS[5] zset  parked: since when (ms)
+-- KEYS[6] zset  dead: since when (ms)
+-- KEYS[7...] hash  an intent: its customer's totals
+-- ARGV  1 lease token    2 the states they may be in, each followed by a space    3 moves: a JSON array of an array
+--       an intent: its identifier; its next state: leased, queued, delivered, parked or dead; how long until it
+--       is due (ms, with queued); its next idempotency key or empty (with queued); why or empty; 1 where it
+--       certainly was not accepted, so that no first attempt counts (with queued), else 0
 --       last: the caller's clock (ms)
--- What was delivered is kept for 35 days.
--- Reply {0, now, first attempt (ms), attempts}    {1} no such intent, or in another state    {2} the lease is lost
+-- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
+-- was delivered is kept for 36 days, in short.
+-- Reply {0, now, of each intent {0, first attempt (ms), attempts}, {1} no such intent or in another state, or
+--       {2} it cannot be counted}    {2} the lease is lost
 --include wall
-local call = redis.call
-if call('GET', KEYS[4]) ~= ARGV[2] then
+local call, text = redis.call, string.format
+if call('GET', KEYS[3]) ~= ARGV[1] then
   return {2}
 end
-local found = call('HGET', KEYS[1], ARGV[1])
-local intent = found and cjson.decode(found)
-if not intent or not string.find(ARGV[3], intent.state .. ' ', 1, true) then
-  return {1}
-end
-local now = wall_ms()
+local now, reply = wall_ms(), {0}
 local letters = {queued = 'q', leased = 'l', delivered = 'd', parked = 'k', dead = 'x'}
-local field = intent.period .. '|' .. intent.meter
-call('HINCRBY', KEYS[3], field .. letters[intent.state], '-' .. intent.value)
-call('HINCRBY', KEYS[3], field .. letters[ARGV[4]], intent.value)
-call('PEXPIRE', KEYS[3], 34560000000)
-intent.state = ARGV[4]
-if ARGV[4] == 'leased' then
-  intent.attempts = string.format('%.0f', intent.attempts + 1)
-  if intent.first == '0' then
-    intent.first = string.format('%.0f', now)
-  end
-elseif ARGV[4] == 'queued' then
-  call('ZADD', KEYS[2], now + ARGV[5], ARGV[1])
-  if ARGV[6] ~= '' then
-    intent.key = ARGV[6]
-  end
-  if ARGV[8] == '1' then
-    intent.first = '0'
-  end
-else
-  call('ZREM', KEYS[2], ARGV[1])
+
+local function is_whole(value)
+  return not value or string.find(value, '^%-?%d+$') ~= nil
 end
-if ARGV[4] == 'delivered' then
-  call('ZADD', KEYS[5], now, ARGV[1])
-  local old = call('ZRANGEBYSCORE', KEYS[5], '-inf', now - 3024000000, 'LIMIT', 0, 10)
-  if #old > 0 then
-    call('HDEL', KEYS[1], unpack(old))
-    call('ZREM', KEYS[5], unpack(old))
+
+-- Returns first attempt and attempts.
+local function enter(id, intent, delay, key, why, untried)
+  local kept = true
+  if intent.state == 'leased' then
+    intent.attempts = text('%.0f', intent.attempts + 1)
+    if intent.first == '0' then
+      intent.first = text('%.0f', now)
+    end
+  elseif intent.state == 'queued' then
+    call('ZADD', KEYS[2], now + delay, id)
+    if key ~= '' then
+      intent.key = key
+    end
+    if untried == 1 then
+      intent.first = '0'
+    end
+  else
+    call('ZREM', KEYS[2], id)
+    if intent.state == 'delivered' then
+      local short = {intent.customer, intent.stripe, intent.event, intent.time, intent.value}
+      call('HDEL', KEYS[1], id)
+      call('HSET', KEYS[4], id, cjson.encode(short))
+      call('PEXPIRE', KEYS[4], 3110400000)
+      kept = false
+    else
+      call('ZADD', intent.state == 'parked' and KEYS[5] or KEYS[6], now, id)
+    end
   end
+  if kept then
+    intent.why = why ~= '' and why or nil
+    call('HSET', KEYS[1], id, cjson.encode(intent))
+  end
+  return tonumber(intent.first), tonumber(intent.attempts)
 end
-intent.why = ARGV[7] ~= '' and ARGV[7] or nil
-call('HSET', KEYS[1], ARGV[1], cjson.encode(intent))
-return {0, now, tonumber(intent.first), tonumber(intent.attempts)}
+
+for i, move in ipairs(cjson.decode(ARGV[3])) do
+  local id, state, totals = move[1], move[2], KEYS[6 + i]
+  local found = call('HGET', KEYS[1], id)
+  local intent = found and cjson.decode(found)
+  local answer = {1}
+  if intent and string.find(ARGV[2], intent.state .. ' ', 1, true) then
+    local field = intent.period .. '|' .. intent.meter
+    local from, to = field .. letters[intent.state], field .. letters[state]
+    local counted = redis.pcall('HMGET', totals, from, to)
+    if counted.err or not is_whole(counted[1]) or not is_whole(counted[2]) then
+      call('ZADD', KEYS[2], 'XX', now + 600000, id)
+      answer = {2}
+    else
+      call('HINCRBY', totals, from, '-' .. intent.value)
+      call('HINCRBY', totals, to, intent.value)
+      call('PEXPIRE', totals, 34560000000)
+      if intent.state == 'parked' or intent.state == 'dead' then
+        call('ZREM', intent.state == 'parked' and KEYS[5] or KEYS[6], id)
+      end
+      intent.state = state
+      answer = {0, enter(id, intent, move[3], move[4], move[5], move[6])}
+    end
+  end
+  reply[i + 2] = answer
+end
+reply[2] = now
+return reply

@@ -1,0 +1,60 @@
+"""What a flush did, and what it left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meterkit.store.intents import Undelivered
+
+__all__ = ["FlushReport", "Unsealed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsealed:
+    """Usage of a linked customer that could not be sealed, and why.
+
+    Attributes:
+        meter: its name in an earlier plans file, or what stands for it in the store; empty: of all meters.
+        quantity: in the meter's unit; None where it cannot be read.
+    """
+
+    customer: str
+    meter: str
+    quantity: int | None
+    why: str
+
+
+@dataclass(slots=True, kw_only=True)
+class FlushReport:
+    """What a flush did, and what it left.
+
+    Attributes:
+        sealed: intents made from pending usage.
+        delivered: intents that Stripe has accepted, now or earlier.
+        retried: tries that are to be repeated.
+        parked: intents that were parked: they wait for a person.
+        dead: intents that Stripe will never accept.
+        left: customers with pending usage and intents on their way, of linked customers, at the end.
+        why: what the last try that is to be repeated came to; empty where there was none.
+        unlinked: customers whose usage waits for a link to Stripe.
+        undelivered: all intents that are parked or dead, of earlier flushes too.
+        unsealed: usage that could not be sealed.
+    """
+
+    sealed: int = 0
+    delivered: int = 0
+    retried: int = 0
+    parked: int = 0
+    dead: int = 0
+    left: int = 0
+    why: str = ""
+    unlinked: list[str] = field(default_factory=list[str])
+    undelivered: list[Undelivered] = field(default_factory=list["Undelivered"])
+    unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether Stripe has all that linked customers used."""
+        return not (self.left or self.undelivered or self.unsealed)

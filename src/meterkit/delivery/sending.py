@@ -1,0 +1,207 @@
+"""Sends intents and says what becomes of each: paced, never twice at once for a customer and meter."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import SystemRandom
+from secrets import token_hex
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from meterkit.delivery.gate import Gate
+from meterkit.delivery.transport import Intent
+from meterkit.store.intents import Move
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from meterkit.delivery.outcomes import Outcome
+    from meterkit.delivery.transport import Transport
+    from meterkit.store.intents import Attempt
+    from meterkit.store.outbox import Outbox
+    from meterkit.store.store import Store
+
+__all__ = ["LEASE_MS", "Lease", "Sender"]
+
+_logger = logging.getLogger("meterkit.delivery")
+
+_jitter = SystemRandom().uniform
+
+LEASE_MS: Final = 60_000
+_AMBIGUOUS_MS: Final = 23 * 3_600_000
+_RETRY_FIRST_MS: Final = 1_000
+_SYSTEMIC_FIRST_MS: Final = 60_000
+_RETRY_MAX_MS: Final = 600_000
+_CLOCKS_APART_S: Final = 60
+
+
+class Lease:
+    """A shard's lease, by this process's monotonic clock."""
+
+    def __init__(self, outbox: Outbox, shard: int, asked: float) -> None:
+        self.outbox = outbox
+        self.shard = shard
+        self._ends = asked + LEASE_MS / 1000
+        self._renewing = asyncio.Lock()
+
+    async def outlives(self, span_s: float) -> bool:
+        """Whether the lease is held for that long, renewed if need be."""
+        if self._ends - monotonic() > span_s + 1:
+            return True
+        async with self._renewing:
+            if self._ends - monotonic() > span_s + 1:
+                return True
+            asked = monotonic()
+            if not await self.outbox.lease(self.shard, ttl_ms=LEASE_MS):
+                return False
+            self._ends = asked + LEASE_MS / 1000
+            return True
+
+
+class Sender:
+    """Sends intents one at a time, as fast as it may.
+
+    Args:
+        store: whose clock and plans file it goes by.
+        transport: how an intent is sent.
+        calls_per_s: at most so many calls to Stripe per second.
+        calls_at_once: at most so many calls to Stripe in flight.
+        timeout_s: how long the transport may take for one call.
+
+    Attributes:
+        gate: whether anything is sent.
+        stopping: set where nothing more is to be sent.
+    """
+
+    def __init__(
+        self, store: Store, transport: Transport, *, calls_per_s: float, calls_at_once: int, timeout_s: float
+    ) -> None:
+        # The first call of a process is alone: it shows whether the key and the clocks are right.
+        self.gate = Gate(is_open=False)
+        self.stopping = asyncio.Event()
+        self._store = store
+        self._transport = transport
+        self._pause_s = 1 / calls_per_s
+        self._next_call = 0.0
+        self._calls = asyncio.Semaphore(calls_at_once)
+        self._timeout_s = timeout_s
+        self._meters: dict[str, Gate] = {}
+
+    def closed_meters(self) -> Collection[str]:
+        """The event names that nothing is sent of for now."""
+        now_ms = self._store.now_ms()
+        return {event for event, gate in self._meters.items() if gate.admits(now_ms) == "none"}
+
+    async def send(self, lease: Lease, attempt: Attempt, asked: float, *, alone: bool) -> Move | None:
+        """Send one intent, unless that might count it twice. Its next state, or None: the lease is lost.
+
+        Args:
+            lease: of its shard.
+            attempt: the intent, leased.
+            asked: when it was leased (monotonic).
+            alone: whether it is the one that a gate lets through to see.
+        """
+        sealed = attempt.intent
+        async with self._calls:
+            await self._pace()
+            if not self._may_send(sealed.event_name, alone=alone):
+                return self._give_back(attempt)
+            if not await lease.outlives(self._timeout_s):
+                return None
+            if attempt.now_ms - attempt.first_ms + (monotonic() - asked) * 1000 > _AMBIGUOUS_MS:
+                # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
+                why = "first tried more than 23 hours ago; whether Stripe has it is not known"
+                _logger.error(
+                    "intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why
+                )
+                return Move(intent=sealed, state="parked", why=why)
+            outcome = await self._transport.send(self._intent(attempt))
+        apart_s = self._note(sealed.event_name, outcome)
+        self._alert(attempt, outcome, apart_s=apart_s)
+        return self._next(attempt, outcome, is_clock_right=apart_s <= _CLOCKS_APART_S)
+
+    def _may_send(self, event_name: str, *, alone: bool) -> bool:
+        if self.stopping.is_set():
+            return False
+        now_ms, meter = self._store.now_ms(), self._meters.get(event_name)
+        wanted = {"all", "one"} if alone else {"all"}
+        return self.gate.admits(now_ms) in wanted and (meter is None or meter.admits(now_ms) != "none")
+
+    def _note(self, event_name: str, outcome: Outcome) -> float:
+        """What one answer says of all others. Returns by how many seconds Stripe's clock and ours differ."""
+        now_ms, apart_s = self._store.now_ms(), 0.0
+        systemic = {"first_ms": _SYSTEMIC_FIRST_MS, "most_ms": _RETRY_MAX_MS}
+        if outcome.server_time_s is not None:
+            apart_s = abs(outcome.server_time_s - self._store.clock())
+        if outcome.scope == "account" or apart_s > _CLOCKS_APART_S:
+            self.gate.close(now_ms, **systemic)
+        elif outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered):
+            self.gate.failed(now_ms, first_ms=_RETRY_FIRST_MS, most_ms=_SYSTEMIC_FIRST_MS)
+        else:
+            self.gate.passed()
+            if outcome.kind == "no_meter":
+                self._meters.setdefault(event_name, Gate(is_open=True)).close(now_ms, **systemic)
+            elif outcome.scope == "intent":
+                self._meters.pop(event_name, None)
+        return apart_s
+
+    def _alert(self, attempt: Attempt, outcome: Outcome, *, apart_s: float) -> None:
+        """Tell a person: once of what concerns all or a meter, else of each intent."""
+        sealed, now_ms = attempt.intent, self._store.now_ms()
+        if apart_s > _CLOCKS_APART_S:
+            if self.gate.is_alert_due(now_ms):
+                _logger.error(
+                    "this host's clock and Stripe's differ by %d s: delivery waits until they agree", apart_s
+                )
+        elif outcome.scope == "account":
+            if self.gate.is_alert_due(now_ms):
+                _logger.error("Stripe is not sent anything for now: %s", outcome.detail)
+        elif outcome.scope == "meter":
+            meter = self._meters.setdefault(sealed.event_name, Gate(is_open=True))
+            if meter.is_alert_due(now_ms):
+                kept = "is parked" if outcome.step == "park" else "waits"
+                _logger.error("usage of the event name %s %s: %s", sealed.event_name, kept, outcome.detail)
+        elif outcome.alert:
+            _logger.error("intent %s of customer %r: %s", sealed.identifier, sealed.customer, outcome.detail)
+
+    def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
+        sealed = attempt.intent
+        if outcome.delivered:
+            return Move(intent=sealed, state="delivered")
+        if outcome.step == "dead":
+            return Move(intent=sealed, state="dead", why=outcome.detail)
+        if outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right):
+            return Move(intent=sealed, state="parked", why=outcome.detail)
+        wait_ms = _SYSTEMIC_FIRST_MS if outcome.alert else _RETRY_FIRST_MS
+        wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
+        return Move(
+            intent=sealed,
+            state="queued",
+            delay_ms=int(wait_ms * _jitter(0.5, 1.0)),
+            key=f"{sealed.identifier}-{token_hex(4)}" if outcome.new_key else "",
+            # What was refused for certain, Stripe need not remember.
+            untried=outcome.refused and attempt.first_ms == attempt.now_ms,
+            why=outcome.detail,
+        )
+
+    def _give_back(self, attempt: Attempt) -> Move:
+        return Move(intent=attempt.intent, state="queued", untried=attempt.first_ms == attempt.now_ms)
+
+    def _intent(self, attempt: Attempt) -> Intent:
+        sealed = attempt.intent
+        return Intent(
+            identifier=sealed.identifier,
+            event_name=sealed.event_name,
+            stripe_customer=sealed.stripe_customer,
+            value=sealed.value,
+            timestamp=sealed.timestamp,
+            idempotency_key=sealed.key,
+        )
+
+    async def _pace(self) -> None:
+        now = monotonic()
+        at = max(now, self._next_call)
+        self._next_call = at + self._pause_s
+        if at > now:
+            await asyncio.sleep(at - now)

@@ -1,0 +1,61 @@
+"""The event names of meters, kept in the store: usage outlives its meter's line in the plans file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from meterkit.store.keys import meter_token
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Catalog
+    from meterkit.store.admin import Admin
+    from meterkit.store.keys import Keys
+
+__all__ = ["Counted", "known_meters", "read_meters", "remember_meters"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """A meter that is, or was, delivered to Stripe: its name in the plans file and its event name there."""
+
+    meter: str
+    event_name: str
+
+
+def known_meters(catalog: Catalog) -> dict[str, Counted]:
+    """Of a plans file, by token, the meters that go to Stripe."""
+    return {
+        meter_token(meter.name): Counted(meter=meter.name, event_name=meter.stripe.event_name)
+        for meter in catalog.meters.values()
+        if meter.stripe is not None
+    }
+
+
+async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
+    """Have the store remember the meters of this plans file. Raises StoreError where it does not answer."""
+    kept = {
+        token: json.dumps([counted.meter, counted.event_name], ensure_ascii=False)
+        for token, counted in known_meters(catalog).items()
+    }
+    if kept:
+        client: Any = admin.client
+        await admin.ask(client.hset(keys.events, mapping=kept))
+
+
+async def read_meters(admin: Admin, keys: Keys, catalog: Catalog) -> Mapping[str, Counted]:
+    """By token, the meters of this plans file, and those that the store remembers of earlier ones.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    client: Any = admin.client
+    kept: dict[bytes, bytes] = await admin.ask(client.hgetall(keys.events))
+    found: dict[str, Counted] = {}
+    for token, data in kept.items():
+        meter, event_name = json.loads(data)
+        found[token.decode()] = Counted(meter=meter, event_name=event_name)
+    return found | known_meters(catalog)
