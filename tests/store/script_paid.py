@@ -147,6 +147,24 @@ class PaidWorld(World):
                 recorded = {"words": quantity}
                 self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
 
+    def outgrow(self, name: str) -> None:
+        """Change the plan, and use something, when what a plan gave expires, or just before or after."""
+        customer = self.model.customers[name]
+        now = max(self.wall, customer.seen)
+        ending = [
+            grant.expires for grant in customer.purse.grants.values() if now < grant.expires < grant.stays
+        ]
+        if name == ANONYMOUS or not ending:
+            return
+        self.wall = min(ending) + self.random.choice((-2, -1, -1, 0))
+        for _ in range(2):
+            state = CustomerState.parse(customer.data)
+            self.put(name, replace(state, plan=self.random.choice(self.sales.plans)))  # A moment later.
+            recorded = {"words": self.random.choice((1, 30, 70)), "calls": self.random.choice((0, 7))}
+            account = self._account(name)
+            self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
+            self.check(name)
+
     # What deeds are made of.
 
     def _terms(self) -> tuple[int, int, int]:
@@ -199,4 +217,5 @@ _DEEDS: Final[Mapping[str, float]] = {
     "void": 1.5,
     "hoard": 0.15,
     "dwindle": 1,
+    "outgrow": 0.7,
 }

@@ -37,7 +37,7 @@ local function write_grants(held, paying, burned, purse, start, now)
     call('HINCRBY', ledger, line, string.format('%.0f', quantity))
   end
   if file then
-    file.list, file.ended, held.due, held.since = stay, {}, false, now
+    file.list, file.ended, held.due, held.since = stay, {}, false, string.format('%.0f', now)
     held.sums, held.turns = add_up(file, start, now)
   end
   if #set > 1 or file and file.found then
