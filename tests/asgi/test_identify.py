@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from typing import Any
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,18 @@ from starlette.authentication import BaseUser, SimpleUser, UnauthenticatedUser
 from meterkit.asgi import identify
 from meterkit.errors import CustomerError, MeterkitError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def scope(*headers: tuple[bytes, bytes], **extra: Any) -> dict[str, Any]:
     return {"type": "http", "headers": list(headers), **extra}
+
+
+async def found(resolve: Callable[[dict[str, Any]], Any], request: dict[str, Any]) -> object:
+    """Whom a resolver finds, sync or async."""
+    who = resolve(request)
+    return await who if isawaitable(who) else who
 
 
 class TestHeader:
@@ -55,44 +65,38 @@ class TestApiKey:
     owners = {identify.hash_key("sk_live_1"): "cus_1"}  # noqa: RUF012 - read only
 
     @pytest.mark.parametrize("value", [b"Bearer sk_live_1", b"bearer sk_live_1", b"BEARER   sk_live_1 "])
-    def test_finds_the_owner_of_a_bearer_token(self, value: bytes) -> None:
-        assert identify.api_key(self.owners.get)(scope((b"authorization", value))) == "cus_1"
+    @pytest.mark.anyio
+    async def test_finds_the_owner_of_a_bearer_token(self, value: bytes) -> None:
+        assert await found(identify.api_key(self.owners.get), scope((b"authorization", value))) == "cus_1"
 
     @pytest.mark.parametrize(
         "value",
         [b"", b"sk_live_1", b"Basic sk_live_1", b"Bearer", b"Bearer ", b"Bearer sk_live_2", b"\xff\xfe"],
     )
-    def test_finds_nobody_otherwise(self, value: bytes) -> None:
-        assert identify.api_key(self.owners.get)(scope((b"authorization", value))) is None
+    @pytest.mark.anyio
+    async def test_finds_nobody_otherwise(self, value: bytes) -> None:
+        assert await found(identify.api_key(self.owners.get), scope((b"authorization", value))) is None
 
-    def test_reads_a_bare_key_from_another_header(self) -> None:
+    @pytest.mark.anyio
+    async def test_reads_a_bare_key_from_another_header(self) -> None:
         resolve = identify.api_key(self.owners.get, header="X-Api-Key")
-        assert resolve(scope((b"x-api-key", b"sk_live_1"))) == "cus_1"
+        assert await found(resolve, scope((b"x-api-key", b"sk_live_1"))) == "cus_1"
         assert resolve(scope((b"authorization", b"Bearer sk_live_1"))) is None
 
     def test_two_keys_are_nobodys(self) -> None:
         value = (b"authorization", b"Bearer sk_live_1")
         assert identify.api_key(self.owners.get)(scope(value, value)) is None
 
-    def test_only_the_hash_is_looked_up(self) -> None:
+    @pytest.mark.anyio
+    async def test_only_the_hash_is_looked_up(self) -> None:
         asked: list[str] = []
-        identify.api_key(asked.append)(scope((b"authorization", b"Bearer sk_live_1")))
+        await found(identify.api_key(asked.append), scope((b"authorization", b"Bearer sk_live_1")))
         assert asked == [hashlib.sha256(b"sk_live_1").hexdigest()]
 
     def test_no_key_is_not_looked_up(self) -> None:
         asked: list[str] = []
         identify.api_key(asked.append)(scope((b"authorization", b"Bearer ")))
         assert asked == []
-
-    @pytest.mark.anyio
-    async def test_the_lookup_may_be_async(self) -> None:
-        async def lookup(key_hash: str) -> str | None:
-            return self.owners.get(key_hash)
-
-        found = identify.api_key(lookup)(scope((b"authorization", b"Bearer sk_live_1")))
-        assert found is not None
-        assert not isinstance(found, str)
-        assert await found == "cus_1"
 
 
 class Member(BaseUser):
@@ -205,6 +209,26 @@ class TestClientIp:
     ) -> None:
         resolve = identify.client_ip(trusted_proxies=["10.0.0.0/8", "2001:db8:ffff::1"])
         assert expected == resolve(at(host, *forwarded))
+
+    @pytest.mark.parametrize("client", [None, ("", 0), ("", None), ("unix:/run/app.sock", None)])
+    def test_a_socket_is_believed_where_it_is_named(self, client: tuple[str, int | None] | None) -> None:
+        """F-66: behind a proxy on a Unix socket everybody was nobody."""
+        request = scope((b"x-forwarded-for", b"6.6.6.6, 203.0.113.1, 10.0.0.2"), client=client)
+        assert identify.client_ip(trusted_proxies=["unix", "10.0.0.0/8"])(request) == "203.0.113.1"
+        assert identify.client_ip(trusted_proxies=["unix"])(request) == "10.0.0.2"
+        assert identify.client_ip(trusted_proxies=["10.0.0.0/8"])(request) is None
+        assert identify.client_ip(trusted_proxies=["unix"])(scope(client=client)) is None
+
+    @pytest.mark.parametrize("proxy", ["::ffff:10.0.0.1", "::ffff:10.0.0.0/104", "10.0.0.1"])
+    def test_a_mapped_address_is_the_address_it_maps(self, proxy: str) -> None:
+        resolve = identify.client_ip(trusted_proxies=[proxy])
+        for host in ("10.0.0.1", "::ffff:10.0.0.1"):
+            assert resolve(at(host, b"::ffff:203.0.113.1")) == "203.0.113.1"
+        assert resolve(at("192.0.2.7", b"203.0.113.1")) == "192.0.2.7"
+
+    def test_forwarded_is_never_read(self) -> None:
+        request = scope((b"forwarded", b"for=203.0.113.1"), client=("10.0.0.1", 1))
+        assert identify.client_ip(trusted_proxies=["10.0.0.0/8"])(request) == "10.0.0.1"
 
     @given(st.lists(st.binary(max_size=40), max_size=4))
     def test_never_raises(self, forwarded: list[bytes]) -> None:

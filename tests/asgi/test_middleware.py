@@ -181,6 +181,21 @@ async def test_anonymous_by_ip_has_a_key_space_of_its_own() -> None:
         assert await at.counted("127.0.0.1") == (0, 0)  # A customer of that name is somebody else.
 
 
+async def test_anonymous_customers_behind_a_proxy_are_told_apart(any_store_url: str) -> None:
+    """F-66: behind a balancer all of them were one customer, the balancer."""
+    proxies = "by: ip, trusted_proxies: [127.0.0.0/8]}"
+    plans = ANONYMOUS.replace("by: ip}", proxies)
+    async with served(hello, plans=plans, who=lambda _: None, redis_url=any_store_url) as at:
+        for client in ("203.0.113.1", "203.0.113.2", "2001:db8:1:2::1"):
+            header = {"x-forwarded-for": f"198.51.100.9, {client}"}
+            found = [(await at.client.get("/v1/x", headers=header)).status_code for _ in range(6)]
+            assert found == [200] * 5 + [429]
+        header = {"x-forwarded-for": "2001:db8:1:2:ffff::7"}  # Another address of the same /64.
+        assert (await at.client.get("/v1/x", headers=header)).status_code == 429
+        at.kit.store.use(loads(ANONYMOUS))  # Who is believed follows the plans file.
+        assert (await at.client.get("/v1/x", headers=header)).status_code == 200
+
+
 async def test_anonymous_usage_is_never_billed() -> None:
     async with served(
         hello,

@@ -128,3 +128,14 @@ async def test_a_json_formatter_sees_the_fields(caplog: pytest.LogCaptureFixture
     line = lines(caplog)[0]
     fields = ("customer", "plan", "reason", "limit", "route", "status", "instance", "shadow")
     assert json.loads(json.dumps({name: line[name] for name in fields}))["customer"] == "acme"
+
+
+async def test_what_no_route_is_about_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """F-63: an unmetered path passed, and nothing said so."""
+    async with served(hello) as at:
+        for path in ("/else\u2028where", "/elsewhere", "/healthz"):
+            assert (await at.client.get(path)).status_code == 200
+    (message,) = caplog.messages
+    assert message.startswith(
+        r"'GET /else\u2028where' matches no line under `routes` of plans.yaml: it passes"
+    )

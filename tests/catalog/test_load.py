@@ -194,7 +194,8 @@ def test_several_rates_in_one_text_and_a_map_form() -> None:
     ]
     egress = entitlements["egress"].rates[0]
     assert (egress.limit, egress.algorithm) == (1_500_000_000, "fixed-window")
-    assert catalog.anonymous == Anonymous(plan="standard", by="ip")
+    proxies = ("10.0.0.0/8", "fd00::/8", "192.0.2.7", "unix")
+    assert catalog.anonymous == Anonymous(plan="standard", by="ip", trusted_proxies=proxies)
 
 
 def test_maps_merge_by_key_and_lists_and_scalars_replace() -> None:

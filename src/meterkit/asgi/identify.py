@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.types import Scope
 
+from meterkit.asgi.key_owners import KeyLookup, KeyOwners
+from meterkit.catalog.proxies import UNIX, proxy_network
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_customer, is_customer
 
@@ -35,8 +38,8 @@ __all__ = [
 ]
 
 Identify = Callable[[Scope], str | Awaitable[str | None] | None]
-KeyLookup = Callable[[str], str | Awaitable[str | None] | None]
 
+_TTL: Final = timedelta(seconds=60)
 HOST_CHARS_MAX: Final = 64
 HOPS_MAX: Final = 32
 
@@ -72,20 +75,25 @@ def header(name: str) -> Callable[[Scope], str | None]:
 
 
 def api_key(
-    lookup: KeyLookup, *, header: str = "authorization"
+    lookup: KeyLookup, *, header: str = "authorization", ttl: timedelta = _TTL
 ) -> Callable[[Scope], str | Awaitable[str | None] | None]:
     """The customer is whoever owns the API key in a request header.
 
     The key itself never leaves this function: ``lookup`` gets `hash_key` of it, so a table of keys needs
-    to hold hashes only.
+    to hold hashes only. What it says is remembered under that hash, in this process. Requests that come with
+    the same key while it is looked up wait for the one lookup; what it raises is not remembered.
 
     Args:
-        lookup: from a key's hash to its customer, or None for a key that nobody owns; sync or async.
+        lookup: from a key's hash to its customer, or None for a key that nobody owns; sync or async. One that
+            is not async runs in a thread, so it may block.
         header: in ``authorization`` the key follows the word ``Bearer`` (RFC 6750); in any other header
             it stands alone. A header that is missing or given more than once names nobody.
+        ttl: how long an owner is remembered: a key that is revoked works for so long; that nobody owns a key
+            is remembered for 5 seconds at most. ``timedelta(0)`` looks up at every request.
 
     Raises:
-        MeterkitError: ``lookup`` cannot be called, or ``header`` is no name of a header.
+        MeterkitError: ``lookup`` cannot be called, ``header`` is no name of a header, or ``ttl`` no timedelta
+            from 0.
     """
     if not callable(lookup):
         # What is no function may be a table of keys: only its type is shown.
@@ -93,7 +101,10 @@ def api_key(
             f"identify.api_key: found a lookup of type {type(lookup).__name__}; allowed is a function from a"
             " key's hash to its customer or None"
         )
+    if not _is_span(ttl):
+        raise MeterkitError(f"ttl: found {ttl!r:.80}; allowed is a timedelta from 0, as timedelta(minutes=1)")
     wanted = _field_name(header)
+    owners = KeyOwners(lookup, ttl.total_seconds())
     bearer = wanted == b"authorization"
 
     def identify(scope: Scope) -> str | Awaitable[str | None] | None:
@@ -101,7 +112,7 @@ def api_key(
         if value and bearer:
             scheme, _, rest = value.partition(b" ")
             value = rest.strip() if scheme.lower() == b"bearer" else None
-        return lookup(_hash(value)) if value else None
+        return owners.of(_hash(value)) if value else None
 
     return identify
 
@@ -150,9 +161,11 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
     """The customer is the client's IP address: an IPv4 address, or the /64 network of an IPv6 address.
 
     Args:
-        trusted_proxies: addresses and networks whose word is taken for whom they speak. Where the
-            connection comes from one of them, ``X-Forwarded-For`` is read from the right, up to the first
-            address that is none of them. Empty: the header is never read.
+        trusted_proxies: addresses and networks whose word is taken for whom they speak, and ``unix`` for
+            whoever connects by a Unix socket. Where the connection comes from one of them,
+            ``X-Forwarded-For`` is read from the right, up to the first address that is none of them. Empty:
+            the header is never read. ``Forwarded`` (RFC 7239) never is: a proxy that writes one of the two
+            lets the client's own through in the other.
 
     Raises:
         ValueError: one of ``trusted_proxies`` is neither an address nor a network.
@@ -163,7 +176,9 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
             f"trusted_proxies: found {trusted_proxies!r:.80}; allowed is a list of texts, for example"
             " ['10.0.0.7', '192.168.0.0/16']"
         )
-    networks = [_network(text) for text in trusted_proxies]
+    proxies = list(trusted_proxies)
+    networks = [proxy_network(text) for text in proxies if text != UNIX]
+    trusts_sockets = UNIX in proxies
 
     @lru_cache(maxsize=4096)
     def read(host: str) -> tuple[str, bool] | None:
@@ -174,9 +189,15 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
 
     def identify(scope: Scope) -> str | None:
         client = scope.get("client")
-        hop = read(client[0]) if client else None
-        if hop is None or not hop[1]:
-            return hop and hop[0]
+        host: str = client[0] if client else ""
+        if host and not host.startswith("unix:"):
+            hop = read(host)
+            if hop is None or not hop[1]:
+                return hop and hop[0]
+        elif trusts_sockets:
+            hop = None
+        else:
+            return None
         for host in _forwarded_for(scope):
             hop = read(host)
             if hop is None or not hop[1]:
@@ -189,6 +210,10 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
 def _is_text(value: object) -> bool:
     # Callers without a type checker may hand over anything.
     return isinstance(value, str)
+
+
+def _is_span(value: object) -> bool:
+    return isinstance(value, timedelta) and value >= timedelta(0)
 
 
 def _field_name(name: str) -> bytes:
@@ -212,17 +237,6 @@ def _single(scope: Scope, wanted: bytes) -> bytes | None:
 
 def _hash(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
-
-
-def _network(text: str) -> Any:
-    try:
-        # A number would be read as an address.
-        return ip_network(str(text), strict=False)
-    except ValueError:
-        raise ValueError(
-            f"trusted_proxies: found {text!r}; allowed are addresses and networks, "
-            "for example '10.0.0.7' or '10.0.0.0/8'"
-        ) from None
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

@@ -9,6 +9,7 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from meterkit.asgi.arguments import check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
@@ -50,6 +51,7 @@ _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _WARN_EVERY_S: Final = 10.0
 _TOLD_MAX: Final = 1_000
+_SHOWN_MAX: Final = 100
 
 
 class Kit(Protocol):
@@ -86,6 +88,9 @@ class MeterMiddleware:
         on_denied: from a scope and a refusal to a response in place of meterkit's own, or None to keep that.
         cors: the origins whose scripts may read a refusal; ``*`` for all. Leave it empty where a CORS
             middleware stands outside of this one.
+
+    Raises:
+        MeterkitError: an argument is not what it should be.
     """
 
     def __init__(
@@ -97,12 +102,12 @@ class MeterMiddleware:
         on_denied: Callable[[Scope, Decision], Response | None] | None = None,
         cors: Collection[str] = (),
     ) -> None:
+        check_arguments(kit, identify, on_denied, cors)
         self.app = app
         self._kit = kit
         self._identify = identify
         self._log = RefusalLog()
         self._refuser = Refuser(on_denied, cors, kit.store.clock, self._log)
-        self._by_ip = client_ip()
         self._failures = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "went undecided"))
         self._errors = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "met such an error"))
         self._adopt(kit.store.accounts)
@@ -116,6 +121,8 @@ class MeterMiddleware:
             self._adopt(self._kit.store.accounts)
         route = self._router.match_http(scope)
         if route is None or route.exempt or (scope["method"] == "OPTIONS" and is_preflight(scope)):
+            if route is None and not self._has_told_unmatched:
+                self._tell_unmatched(scope)
             await self.app(scope, receive, send)
             return
         body = None
@@ -134,6 +141,16 @@ class MeterMiddleware:
         finally:
             exchange.reset(token)
         passed.settle(None)
+
+    def _tell_unmatched(self, scope: Scope) -> None:
+        """Say that there are requests which no line of the plans file is about; once."""
+        self._has_told_unmatched = True
+        _logger.warning(
+            "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
+            ' do are not logged; a last line with match: "*" is about all that is left',
+            f"{scope['method']} {scope['path']}"[:_SHOWN_MAX],
+            self._accounts.catalog.source,
+        )
 
     async def _admit(
         self, route: Route, scope: Scope, receive: Receive, send: Send, body: BufferedBody | None
@@ -297,6 +314,9 @@ class MeterMiddleware:
 
     def _adopt(self, accounts: Accounts) -> None:
         self._accounts = accounts
+        anonymous = accounts.catalog.anonymous
+        self._by_ip = client_ip(trusted_proxies=anonymous.trusted_proxies if anonymous else ())
+        self._has_told_unmatched = not accounts.catalog.routes  # Of a file without routes the kit has told.
         self._router = Router(accounts.catalog.routes, root_path=own_root_path(self.app))
         self._told: dict[Program, Told] = {}
 

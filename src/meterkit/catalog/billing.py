@@ -17,8 +17,9 @@ from meterkit.catalog.models import (
     Outcome,
     StoreFailure,
 )
-from meterkit.catalog.report import unknown
-from meterkit.catalog.scalars import DAY_MS, NAME, duration, text
+from meterkit.catalog.proxies import UNIX, proxy_network
+from meterkit.catalog.report import RefusedError, unknown
+from meterkit.catalog.scalars import DAY_MS, NAME, duration, scalar, text
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table, Values
 
 if TYPE_CHECKING:
@@ -47,6 +48,21 @@ HEADER_NAME: Final = text(
 _URL: Final = text(
     2048, pattern=r"https?://[^\s/?#]+[^\s]*", allowed="an address that starts with https:// or http://"
 )
+
+
+_PROXIES: Final = "an address or a network, such as 10.0.0.7 or 10.0.0.0/8, or unix"
+
+
+def _proxy(text: str) -> str:
+    try:
+        if text != UNIX:
+            proxy_network(text)
+    except ValueError:
+        raise RefusedError(f"allowed: {_PROXIES}") from None
+    return text
+
+
+_PROXY: Final = scalar(_proxy, _PROXIES, pattern=r"^(unix|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")
 
 
 def _charged(word: str, _: Problems) -> frozenset[Outcome]:
@@ -102,7 +118,12 @@ DUNNING_TABLE: Final = Table("dunning", (GRACE, RESTRICT_TO, SUSPEND_AFTER))
 
 ANONYMOUS_PLAN: Final = Key("plan", NAME, "The plan of requests without a customer.", required=True)
 ANONYMOUS_BY: Final = Key("by", Choice(("ip",)), "What counts as one customer.", required=True)
-ANONYMOUS_TABLE: Final = Table("anonymous", (ANONYMOUS_PLAN, ANONYMOUS_BY))
+ANONYMOUS_PROXIES: Final = Key(
+    "trusted_proxies",
+    ListOf(_PROXY, "addresses and networks"),
+    "Addresses, networks and `unix` that X-Forwarded-For is believed from; default: none.",
+)
+ANONYMOUS_TABLE: Final = Table("anonymous", (ANONYMOUS_PLAN, ANONYMOUS_BY, ANONYMOUS_PROXIES))
 ANONYMOUS_SHAPE: Final[Shape[str | Values]] = Forms(
     "deny, or a map such as {plan: free, by: ip}",
     scalar=Choice(("deny",), others=", or a map such as {plan: free, by: ip}"),
@@ -155,4 +176,4 @@ def build_anonymous(values: Values, *, plans: Collection[str], problems: Problem
     plan = values.get(ANONYMOUS_PLAN, "")
     if plan and plan not in plans:
         problems.refuse(values.place(ANONYMOUS_PLAN), unknown("plan", plan, plans))
-    return Anonymous(plan=plan, by="ip")
+    return Anonymous(plan=plan, by="ip", trusted_proxies=values.get(ANONYMOUS_PROXIES, ()))

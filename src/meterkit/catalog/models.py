@@ -273,10 +273,16 @@ class Dunning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anonymous:
-    """What a request without a customer gets, and what counts as one customer."""
+    """What a request without a customer gets, and what counts as one customer.
+
+    Attributes:
+        trusted_proxies: addresses and networks whose word is taken for whom they speak, as written; ``unix``
+            for whoever connects by a Unix socket.
+    """
 
     plan: str
     by: Literal["ip"]
+    trusted_proxies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,56 @@
+"""What MeterMiddleware is given, checked where it is made and not at the first request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, cast
+
+from meterkit.errors import MeterkitError
+
+__all__ = ["check_arguments"]
+
+# As browsers write one: https://html.spec.whatwg.org/multipage/browsers.html#ascii-serialisation-of-an-origin
+_ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
+
+
+def check_arguments(kit: object, identify: object, on_denied: object, cors: object) -> None:
+    """Refuse what a middleware cannot work with.
+
+    Raises:
+        MeterkitError: with what was found and what is allowed.
+    """
+    if not hasattr(kit, "store") or isinstance(kit, type):
+        raise MeterkitError(f"kit: found {_kind(kit)}; allowed is a MeterKit, as MeterKit('plans.yaml')")
+    if not callable(identify):
+        # Only its type is shown: it may be a table of keys.
+        raise MeterkitError(
+            f"identify: found {_kind(identify)}; allowed is a function from an ASGI scope to a customer's id"
+            " or None, such as identify.header('x-customer-id')"
+        )
+    if on_denied is not None and not callable(on_denied):
+        raise MeterkitError(
+            f"on_denied: found {_kind(on_denied)}; allowed is a function from a scope and a decision to a"
+            " response or None"
+        )
+    if isinstance(cors, str | bytes) or not isinstance(cors, Iterable):
+        raise MeterkitError(
+            f"cors: found {cors!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"
+            " ['*'] for all"
+        )
+    for origin in cast("Iterable[object]", cors):
+        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin):
+            raise MeterkitError(
+                f"cors: found {origin!r:.80}; allowed is an origin as browsers send it, in small letters and"
+                " without a path, such as 'https://app.example', or '*' alone for all"
+            )
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    return (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"a value of type {type(value).__name__}"
+    )

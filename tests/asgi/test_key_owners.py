@@ -1,0 +1,220 @@
+"""API keys: looked up off the loop, once for all who ask at the same time, and remembered for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from meterkit import MeterkitError
+from meterkit.asgi import identify, key_owners
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+
+def bearing(key: str) -> Scope:
+    return {"type": "http", "headers": [(b"authorization", b"Bearer " + key.encode())]}
+
+
+async def who(resolve: Callable[[Scope], Any], key: str) -> str | None:
+    found = resolve(bearing(key))
+    owner: str | None = await found if asyncio.iscoroutine(found) else found
+    return owner
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - it becomes so in a thread, or in a task that runs meanwhile
+        await asyncio.sleep(0)
+
+
+class Table:
+    """Keys and their owners, and what was asked of it, where."""
+
+    def __init__(self, **owners: str) -> None:
+        self.owners = {identify.hash_key(key): owner for key, owner in owners.items()}
+        self.asked: list[str] = []
+        self.threads: set[threading.Thread] = set()
+        self.open = threading.Event()
+        self.open.set()
+
+    def look_up(self, key_hash: str) -> str | None:
+        self.asked.append(key_hash)
+        self.threads.add(threading.current_thread())
+        assert self.open.wait(30)
+        return self.owners.get(key_hash)
+
+    async def look_up_later(self, key_hash: str) -> str | None:
+        self.asked.append(key_hash)
+        self.threads.add(threading.current_thread())
+        await until(self.open.is_set)
+        return self.owners.get(key_hash)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of what is remembered: one number, that a test moves."""
+    clock = [1000.0]
+    monkeypatch.setattr(key_owners, "monotonic", lambda: clock[0])
+    return clock
+
+
+async def test_a_lookup_that_blocks_does_not_block_the_loop() -> None:
+    """F-65: it ran on the loop, at every request."""
+    table = Table(k1="acme")
+    table.open.clear()
+    resolve = identify.api_key(table.look_up)
+    turns = 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(who, resolve, "k1")
+        while not table.asked or turns < 100:  # The loop turns while the lookup is held up.
+            turns += 1
+            await asyncio.sleep(0)
+        table.open.set()
+    assert threading.main_thread() not in table.threads
+    assert await who(resolve, "k1") == "acme"
+    assert len(table.asked) == 1
+
+
+@pytest.mark.parametrize("name", ["look_up", "look_up_later"])
+async def test_an_owner_is_remembered_for_ttl_and_no_longer(name: str, now: list[float]) -> None:
+    table = Table(k1="acme")
+    resolve = identify.api_key(getattr(table, name), ttl=timedelta(seconds=60))
+    for _ in range(3):
+        assert await who(resolve, "k1") == "acme"
+    now[0] += 59.9
+    assert resolve(bearing("k1")) == "acme"  # At once: nothing to wait for.
+    assert len(table.asked) == 1
+    now[0] += 0.2
+    table.owners.clear()
+    assert await who(resolve, "k1") is None
+    assert len(table.asked) == 2
+
+
+async def test_that_nobody_owns_a_key_is_forgotten_sooner(now: list[float]) -> None:
+    table = Table()
+    resolve = identify.api_key(table.look_up)
+    assert [await who(resolve, "new") for _ in range(3)] == [None, None, None]
+    assert len(table.asked) == 1
+    table.owners[identify.hash_key("new")] = "acme"
+    now[0] += 5.1
+    assert await who(resolve, "new") == "acme"
+
+
+async def test_without_a_ttl_nothing_is_remembered() -> None:
+    table = Table(k1="acme")
+    resolve = identify.api_key(table.look_up, ttl=timedelta(0))
+    assert [await who(resolve, key) for key in ("k1", "k1", "no", "no")] == ["acme", "acme", None, None]
+    assert len(table.asked) == 4
+
+
+@pytest.mark.parametrize("name", ["look_up", "look_up_later"])
+async def test_many_requests_with_one_key_are_one_lookup(name: str) -> None:
+    table = Table(k1="acme", k2="zoe")
+    table.open.clear()
+    resolve = identify.api_key(getattr(table, name))
+    asking = [asyncio.create_task(who(resolve, key)) for key in ("k1", "k2") * 50]
+    await until(lambda: len(table.asked) == 2)
+    table.open.set()
+    assert await asyncio.gather(*asking) == ["acme", "zoe"] * 50
+    assert len(table.asked) == 2
+
+
+async def test_where_the_first_to_ask_is_cancelled_the_next_one_asks() -> None:
+    table = Table(k1="acme")
+    table.open.clear()
+    resolve = identify.api_key(table.look_up_later)
+    first, *others = [asyncio.create_task(who(resolve, "k1")) for _ in range(4)]
+    await until(lambda: bool(table.asked))
+    others.pop().cancel()  # One of those who wait: nobody else hears of it.
+    first.cancel()
+    await asyncio.wait([first])
+    table.open.set()
+    assert await asyncio.gather(*others) == ["acme", "acme"]
+    assert len(table.asked) == 2
+
+
+async def test_what_a_lookup_raises_is_raised_and_not_remembered() -> None:
+    times = 0
+
+    def look_up(_: str) -> str:
+        nonlocal times
+        times += 1
+        if times == 1:
+            raise LookupError("the directory is away")
+        return "acme"
+
+    resolve = identify.api_key(look_up)
+    found = await asyncio.gather(who(resolve, "k1"), who(resolve, "k1"), return_exceptions=True)
+    assert [str(one) for one in found] == ["the directory is away"] * 2
+    assert await who(resolve, "k1") == "acme"
+    gc.collect()  # A future whose exception nobody fetched would complain now.
+    assert times == 2
+
+
+async def test_any_kind_of_callable_may_look_up() -> None:
+    table = Table(k1="acme")
+
+    class Lookup:
+        async def __call__(self, key_hash: str) -> str | None:
+            return await table.look_up_later(key_hash)
+
+    async def two(_: int, key_hash: str) -> str | None:
+        return await table.look_up_later(key_hash)
+
+    def three(key_hash: str) -> Awaitable[str | None]:
+        return table.look_up_later(key_hash)
+
+    for lookup in (Lookup(), functools.partial(two, 1), three, table.owners.get):
+        assert await who(identify.api_key(lookup), "k1") == "acme"
+
+
+async def test_what_is_remembered_is_bounded_and_strangers_displace_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(key_owners, "_KEPT_MAX", 4)
+    table = Table(k0="acme", **{f"k{n}": f"customer-{n}" for n in range(1, 6)})
+    resolve = identify.api_key(table.look_up_later)
+    assert await who(resolve, "k0") == "acme"
+    for n in range(50):
+        assert await who(resolve, f"stranger-{n}") is None
+    assert resolve(bearing("k0")) == "acme"
+    for n in range(1, 6):
+        await who(resolve, f"k{n}")
+    table.asked.clear()
+    for n in (5, 4, 3, 2):
+        await who(resolve, f"k{n}")
+    assert table.asked == []
+    await who(resolve, "k0")
+    assert len(table.asked) == 1
+
+
+async def test_no_key_is_kept_anywhere() -> None:
+    table = Table(**{"sk-live-secret": "acme"})
+    resolve = identify.api_key(table.look_up)
+    await who(resolve, "sk-live-secret")
+    await who(resolve, "sk-live-wrong")
+    held = repr([cell.cell_contents for cell in resolve.__closure__ or ()])
+    owners = next(
+        cell.cell_contents
+        for cell in resolve.__closure__ or ()
+        if isinstance(cell.cell_contents, key_owners.KeyOwners)
+    )
+    assert "sk-live" not in held + repr(vars(owners))
+    assert identify.hash_key("sk-live-secret") in repr(vars(owners))
+
+
+@pytest.mark.parametrize("ttl", [60, -1, "60", timedelta(seconds=-1), None])
+def test_a_ttl_that_is_none_is_refused(ttl: Any) -> None:
+    with pytest.raises(MeterkitError, match=r"^ttl: found .*; allowed is a timedelta from 0"):
+        identify.api_key(Table().look_up, ttl=ttl)

@@ -1,0 +1,193 @@
+"""Every refusal that a client can meet, by status, type, members and fields, with a real store behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from metering import PLANS, Served, hello, served
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import httpx
+    from starlette.types import Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+IANA = "https://iana.org/assignments/http-problem-types#"
+URN = "urn:meterkit:problem:"
+ALWAYS = {"type", "title", "status", "detail", "instance"}
+ORIGIN = "https://app.example"
+WITH_CREDITS = PLANS.replace(
+    "routes:\n", "credits:\n  ai: {costs: {pages: 1 per 1}}\nroutes:\n"
+).replace("pages:    {concurrency: 1}", "pages:    {concurrency: 1, included: 0, overage: deny}") + (
+    "billing: {portal_url: https://pay.example}\n"
+)  # fmt: skip
+CAPPED = PLANS.replace(
+    "requests: {unit: request}", "requests: {unit: request, stripe: {event_name: r}}"
+).replace("included: 5, overage: deny", "included: 2, overage: {bill: {cap: 3}}")
+
+
+async def nothing(_: Served) -> None:
+    """No steps."""
+
+
+async def spent(at: Served) -> None:
+    await at.kit.consume("acme", "requests", 5)
+
+
+async def suspended(at: Served) -> None:
+    await at.kit.customers.set_status("acme", "unpaid")
+
+
+async def paid_out(at: Served) -> None:
+    await at.kit.grants.add("acme", {"ai": 1}, grant_id="g1")
+    await at.kit.record("acme", "pages", 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A refusal, how it comes about, and what the client is told of it."""
+
+    status: int
+    type: str
+    members: dict[str, Any] = field(default_factory=dict[str, Any])
+    path: str = "/v1/x"
+    plans: str = PLANS
+    customer: str = "acme"
+    steps: Callable[[Served], Awaitable[None]] = nothing
+    who: Callable[[Scope], Any] | None = None
+    waits: bool = False
+    patient: bool = False
+    fields: frozenset[str] = frozenset()
+
+
+LIMITS = frozenset({"ratelimit-policy", "ratelimit"})
+POLICIES = frozenset({"ratelimit-policy"})
+
+
+def raises(_: Scope) -> str:
+    raise LookupError("the directory is away")
+
+
+CASES = {
+    "rate": Case(
+        status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["requests-1h"]},
+        plans=PLANS.replace("20/hour", "5/hour").replace(", included: 5, overage: deny", ""),
+        steps=spent, waits=True, fields=LIMITS,
+    ),
+    "rate, soon": Case(
+        status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["requests-2s"]},
+        plans=PLANS.replace("20/hour", "5/2 seconds").replace(", included: 5, overage: deny", ""),
+        steps=spent, waits=True, patient=True, fields=LIMITS,
+    ),
+    "included": Case(
+        status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["requests-period"]},
+        steps=spent, waits=True, fields=LIMITS,
+    ),
+    "cap": Case(
+        status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["requests-period"]},
+        plans=CAPPED, steps=spent, waits=True, fields=LIMITS,
+    ),
+    "suspended": Case(
+        status=402, type=f"{URN}payment-required",
+        members={"reason": "suspended", "portal_url": "https://pay.example"},
+        plans=WITH_CREDITS, steps=suspended, fields=POLICIES,
+    ),
+    "credits": Case(
+        status=402, type=f"{URN}payment-required",
+        members={"reason": "credits", "portal_url": "https://pay.example"},
+        path="/pages", plans=WITH_CREDITS, steps=paid_out, fields=LIMITS,
+    ),
+    "feature": Case(
+        status=403, type=f"{URN}feature-not-in-plan",
+        members={"feature": "full", "plan": "free", "available_in": ["pro"]}, path="/full", fields=POLICIES,
+    ),
+    "no customer": Case(
+        status=401, type=f"{URN}customer-unknown", customer="", fields=frozenset({"www-authenticate"})
+    ),
+    "customer not allowed": Case(status=400, type=f"{URN}customer-invalid", customer="a" * 257),
+    "resolver raised": Case(
+        status=503, type=f"{IANA}temporary-reduced-capacity", who=raises, waits=True, patient=True
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_a_refusal_is_told_as_promised(store_url: str, name: str) -> None:
+    case = CASES[name]
+    async with served(hello, plans=case.plans, who=case.who, redis_url=store_url, cors=[ORIGIN]) as at:
+        await case.steps(at)
+        headers = {"x-customer-id": case.customer, "origin": ORIGIN}
+        answer = await at.client.get(case.path, headers=headers)
+        head = await at.client.head(case.path, headers=headers)
+    check(case, answer)
+    # A HEAD is answered with the same fields, and nothing behind them.
+    assert (head.status_code, head.content) == (case.status, b"")
+    assert set(head.headers) == set(answer.headers)
+
+
+def check(case: Case, answer: httpx.Response) -> None:
+    assert (answer.status_code, answer.headers["content-type"]) == (case.status, "application/problem+json")
+    told = answer.json()
+    assert (told["type"], told["status"]) == (case.type, case.status)
+    assert {name: told[name] for name in told.keys() - ALWAYS} == case.members
+    assert told.keys() >= ALWAYS
+    assert told["instance"].startswith("urn:uuid:")
+    assert answer.headers["content-length"] == str(len(answer.content))
+    expected = {
+        *("content-type", "content-length", "cache-control"),
+        *("access-control-allow-origin", "access-control-expose-headers", "vary"),
+        *case.fields,
+        *(["retry-after"] if case.waits else []),
+        *([] if case.patient else ["x-should-retry"]),
+    }
+    if expected.isdisjoint({"retry-after", "x-should-retry", *case.fields}):
+        expected.discard("access-control-expose-headers")
+    assert set(answer.headers) == expected
+    assert len(answer.headers.raw) == len(expected)  # Nothing is doubled.
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    exposed = answer.headers["access-control-expose-headers"].split(", ")
+    ours = expected & {*LIMITS, "retry-after", "x-should-retry", "www-authenticate"}
+    assert set(exposed) == ours
+    assert answer.headers.get("x-should-retry", "false") == "false"
+    if case.waits:
+        wait_s = int(answer.headers["retry-after"])
+        assert wait_s >= 1
+        assert (wait_s < 60) is case.patient
+
+
+async def test_concurrency_and_an_unreachable_store_may_be_retried_at_once(store_url: str) -> None:
+    busy, done = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        busy.set()
+        await done.wait()
+        await hello(scope, receive, send)
+
+    case = Case(
+        status=429, type=f"{IANA}quota-exceeded", members={"violated-policies": ["pages-concurrency"]},
+        waits=True, patient=True, fields=LIMITS,
+    )  # fmt: skip
+    async with served(app, redis_url=store_url, cors=[ORIGIN]) as at:
+        first = asyncio.create_task(at.client.get("/pages"))
+        await busy.wait()
+        answer = await at.client.get("/pages", headers={"origin": ORIGIN})
+        done.set()
+        assert (await first).status_code == 200
+    check(case, answer)
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_preflight_is_never_refused(store_url: str) -> None:
+    preflight = {"origin": ORIGIN, "access-control-request-method": "POST"}
+    async with served(hello, redis_url=store_url, cors=[ORIGIN]) as at:
+        await suspended(at)
+        for customer in ("acme", "", "a" * 257):
+            answer = await at.client.options("/full", headers={"x-customer-id": customer, **preflight})
+            assert (answer.status_code, dict(answer.headers)) == (200, {"content-length": "5"})
