@@ -28,10 +28,10 @@ from meterkit.store.decision import Decision
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from meterkit.asgi.identify import Identify
+    from meterkit.asgi.refuser import OnDenied
     from meterkit.asgi.usage import InputEstimator
     from meterkit.catalog import Route
     from meterkit.store.accounts import Account, Accounts, DecideCall
@@ -85,7 +85,8 @@ class MeterMiddleware:
         kit: what is sold, and where it is counted. Started and stopped with the app's lifespan; where the
             server runs none, started by the first request.
         identify: from an ASGI scope to the customer's id, or None; sync or async.
-        on_denied: from a scope and a refusal to a response in place of meterkit's own, or None to keep that.
+        on_denied: from a scope and a refusal to a response in place of meterkit's own, or None to keep that;
+            sync or async. The response gets the fields of meterkit's own that it lacks.
         cors: the origins whose scripts may read a refusal; ``*`` for all. Leave it empty where a CORS
             middleware stands outside of this one.
 
@@ -99,7 +100,7 @@ class MeterMiddleware:
         *,
         kit: Kit,
         identify: Identify,
-        on_denied: Callable[[Scope, Decision], Response | None] | None = None,
+        on_denied: OnDenied | None = None,
         cors: Collection[str] = (),
     ) -> None:
         check_arguments(kit, identify, on_denied, cors)

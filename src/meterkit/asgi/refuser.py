@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.decision import Decision
 
     OnDenied = Callable[[Scope, Decision], Response | Awaitable[Response | None] | None]
+    """See :class:`meterkit.MeterMiddleware`."""
 
 __all__ = ["Refuser"]
 
