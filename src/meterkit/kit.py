@@ -17,7 +17,7 @@ from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.notify import CreditsLow, Handlers
 from meterkit.settings import Settings
-from meterkit.store.customer_id import check_customer
+from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
 from meterkit.store.event_names import remember_meters
 from meterkit.store.grants import Grants
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.usage import InputEstimator
     from meterkit.store.decision import Decision
-    from meterkit.store.periods import Bounds
     from meterkit.store.usage import CustomerUsage
 
 __all__ = ["MeterKit"]
@@ -225,18 +224,23 @@ class MeterKit:
             quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
             event_id: the app's own name of this usage; the same one counts once in 35 days, whatever the
                 meter: a call that is recorded on two meters needs two ids.
-            occurred_at: when it happened (aware); default: now. It must lie in the current billing period.
+            occurred_at: when it happened (aware); default: now. Usage of a billing period that is closed goes
+                by ``billing.late_usage`` of the plans file, and is told of in the log.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
-            MeterkitError: ``occurred_at`` is naive, in the future, or in a period that is over.
+            MeterkitError: ``event_id`` is not a text of 1 to 256 bytes; ``occurred_at`` is naive, or more
+                than a minute in the future.
         """
         demands = self._demands(meter, quantity)
         account = self.store.accounts.get(check_customer(customer))
-        if occurred_at is not None:
-            self._check_occurred_at(occurred_at, account.standing.bounds)
+        if event_id is not None:
+            check_event_id(event_id)
         await self.store.record(
-            account, {name: demand.taken for name, demand in demands.items()}, event_id=event_id
+            account,
+            {name: demand.taken for name, demand in demands.items()},
+            event_id=event_id,
+            occurred_ms=None if occurred_at is None else self._occurred_ms(occurred_at),
         )
 
     def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation:
@@ -321,15 +325,15 @@ class MeterKit:
             settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
         )
 
-    def _check_occurred_at(self, occurred_at: datetime, bounds: Bounds) -> None:
+    def _occurred_ms(self, occurred_at: datetime) -> int:
         check_aware("occurred_at", occurred_at)
-        now_ms = self.store.now_ms()
-        start_ms = bounds.start_ms if now_ms < bounds.end_ms else bounds.end_ms
-        if not start_ms <= to_ms(occurred_at) <= now_ms + 60_000:
+        occurred_ms, now_ms = to_ms(occurred_at), self.store.now_ms()
+        if not 0 <= occurred_ms <= now_ms + 60_000:
             raise MeterkitError(
-                f"occurred_at: found {occurred_at.isoformat()}; it must lie in the billing period of now, "
-                f"which began {from_ms(start_ms).isoformat()}, and not in the future"
+                f"occurred_at: found {occurred_at.isoformat()}; allowed are instants from 1970 to now, "
+                f"which is {from_ms(now_ms).isoformat()}, and a minute more"
             )
+        return occurred_ms
 
     def _check_quantities(self, quantities: Mapping[str, int]) -> None:
         for meter, quantity in quantities.items():

@@ -84,7 +84,10 @@ class Checks:
         purse = customer.purse
         for key, expected in ((keys.grants, purse.texts()), (keys.ledger, purse.ledger())):
             stored = self._texts(key)
-            self._check_balance(name, stored.pop("balance", None))
+            try:
+                self._check_balance(name, stored.pop("balance", None))
+            except ValueError as error:
+                raise MismatchError(f"balance of {name}: {error}") from error
             self.compare(f"{key}", expected, stored)
             expires = -2 if not stored else -1 if purse.lives == NEVER_MS else purse.lives
             self.compare(f"expiry of {key}", expires, self.ask("PEXPIRETIME", key))

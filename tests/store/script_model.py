@@ -42,6 +42,8 @@ class View:
     billable: bool = True
     plan: Plan | None = None
     has_purse: bool = False
+    own_start: int = 0
+    late_is_dead: bool = False
 
     def period_at(self, now: int) -> tuple[int, int]:
         return self.period if now < self.period[1] else (self.period[1], self.next_end_ms)
@@ -65,6 +67,7 @@ class Use:
     rated: Mapping[str, int]
     slot: int
     event: str | None = None
+    occurred: int | None = None
     reserved: Mapping[str, int] = field(default_factory=dict[str, int])
     decided: frozenset[str] = frozenset()
     counted_ms: int = 0
@@ -93,6 +96,7 @@ class Customer:
     granted: Counter[str] = field(default_factory=Counter[str])
     credited: Counter[str] = field(default_factory=Counter[str])
     pending: Counter[str] = field(default_factory=Counter[str])
+    marked: Counter[str] = field(default_factory=Counter[str])
     closed: dict[str, int] = field(default_factory=dict[str, int])
     purse: Purse = field(default_factory=Purse)
 
@@ -122,6 +126,7 @@ class Customer:
         if now >= ends or start >= began + 2 * MINUTE_MS:
             till = ends if now >= ends else min(ends, max(start, self.stamped_ms + 2 * MINUTE_MS))
             self._close((began, till))
+            self._forget(now)
             self.period = max(start, till), finish
         else:
             self.period = began, finish
@@ -145,8 +150,36 @@ class Customer:
 
     def _classes(self) -> Iterable[tuple[str, Counter[str]]]:
         return zip(
-            "iogcp", (self.included, self.overage, self.granted, self.credited, self.pending), strict=True
+            "iogcpm",
+            (self.included, self.overage, self.granted, self.credited, self.pending, self.marked),
+            strict=True,
         )
+
+    def keeps_until(self, view: View) -> int:
+        """How long it is known at least what was recorded in the period."""
+        assert self.period is not None
+        return self.period[1] + (QUARTER_HOUR_MS if view.rev == NO_REV else 40 * DAY_MS)
+
+    def overdue(self, at: int, view: View, now: int) -> int | None:
+        """The closed period that an instant lies in; None: it is of the one that is open."""
+        if at >= (self.period or view.period_at(now))[0]:
+            return None
+        for name, end in self.closed.items():
+            start, _, field_ = name.partition("|")
+            if field_ == "e" and int(start) <= at < end:
+                return int(start)
+        return view.own_start
+
+    def _forget(self, now: int) -> None:
+        """Closed periods are known for 400 days; longer where something is not delivered."""
+        periods = {name.partition("|")[0] for name in self.closed}
+        for period in periods:
+            names = [name for name in self.closed if name.startswith(f"{period}|")]
+            is_open = any(name[-1] in "pqlkx" and self.closed[name] for name in names)
+            ended = self.closed.get(f"{period}|e", int(period))
+            if not is_open and ended + 400 * DAY_MS <= now:
+                for name in names:
+                    del self.closed[name]
 
     def total(self, meter: str, *, with_paid: bool) -> int:
         """What was recorded of a meter in this period; what was paid where that is looked at."""
@@ -229,15 +262,20 @@ class Model:
             spans = [span_ms(rate) for given, _ in asked.all for rate in given.rates]
             keep = QUARTER_HOUR_MS + max(spans, default=0)
             take(customer, asked, now, has_purse=view.has_purse)
+            has_recorded = False
             if billed_always:
                 for given, demand in asked.all:
                     if self.catalog.meters[given.meter].stripe is None and given.included is None:
                         total = customer.included[given.meter] + demand.taken
                         customer.included[given.meter] = min(total, MOST)
+                        has_recorded |= demand.taken > 0
             customer.begin(now, view)
             customer.seen = now
             customer.cached = view.rev if mode in "ds" else customer.cached
-            customer.live_until(now + keep, extra=keep // 8)
+            lives = now + keep
+            if has_recorded:
+                lives = max(lives, customer.keeps_until(view))
+            customer.live_until(lives, extra=keep // 8)
             _, told = weigh(customer, asked, now, ceilings, taken=True)
         if refused and mode == "s":
             return [5, *refusal]
@@ -259,12 +297,15 @@ class Model:
             return [1, now] if number <= numbered.last else [2, numbered.last]
         numbered.last = number
         customer.roll(now, view)
+        late = None if use.occurred is None else customer.overdue(use.occurred, view, now)
         before = customer.means(now, view) if any(use.recorded.values()) else None
         after = customer.means(now, view) if before else None
         parts = [
             part
             for meter in dict.fromkeys((*use.held, *use.recorded))
-            for part in self._parts(meter, use, view, customer, after)
+            for part in self._parts(
+                meter, use, view, customer, after, is_dead=late is not None and view.late_is_dead
+            )
         ]
         refused = [f"{meter_token(part.meter)}i".encode() for part in parts if part.is_too_much]
         if use.event is not None:
@@ -283,10 +324,24 @@ class Model:
         if before is not None and after is not None:
             customer.purse.keep(after, has_state=view.rev != NO_REV)
             low = lowered(self.catalog, before, after)
+        if late is not None:
+            low.append(f"late {late}".encode())
+            for part in parts:
+                if part.quantity:
+                    name_of = f"{late}|{meter_token(part.meter)}u"
+                    customer.closed[name_of] = customer.closed.get(name_of, 0) + part.quantity
+                    customer.marked[part.meter] += 0 if view.late_is_dead else part.quantity
         return [6, refused[0]] if refused else [0, now, *low]
 
     def _parts(
-        self, meter: str, use: Use, view: View, customer: Customer, means: Means | None
+        self,
+        meter: str,
+        use: Use,
+        view: View,
+        customer: Customer,
+        means: Means | None,
+        *,
+        is_dead: bool,
     ) -> Iterable[Part]:
         """How units are classified: as the meter's own, and as those of meters derived from it."""
         quantity, meters = use.recorded.get(meter, 0), self.catalog.meters
@@ -296,6 +351,9 @@ class Model:
             given, quantity = view.entitlements[name], use.recorded.get(meter, 0)
             is_too_much = customer.total(name, with_paid=means is not None) + quantity > MOST
             quantity = within = 0 if is_too_much else quantity
+            if is_dead:
+                yield Part(name, quantity, 0, 0, 0, 0, 0, reported_as, is_too_much)
+                continue
             if given.included is not None:
                 within = min(quantity, max(0, given.included - customer.included[name]))
             granted, credited, reported = 0, 0, 0
@@ -350,7 +408,7 @@ class Model:
             begins_to_wait |= part.reported > 0 and customer.pending[part.reported_as] == 0
             customer.pending[part.reported_as] += part.reported
         if has_recorded:
-            lives = max(lives, ends + (QUARTER_HOUR_MS if view.rev == NO_REV else 40 * DAY_MS))
+            lives = max(lives, customer.keeps_until(view))
         if begins_to_wait and view.linked:
             lives = NEVER_MS
             self.dirty.setdefault(name, min(now + view.seal_delay_ms, ends))

@@ -87,6 +87,7 @@ currency: usd
 default_plan: gift
 anonymous: {plan: gift, by: ip}
 dunning: {grace: 2d, restrict_to: bare, suspend_after: 5d}
+billing: {late_usage: dead_letter}
 meters:
   calls: {unit: call, stripe: {event_name: calls}}
   words: {unit: word, stripe: {event_name: words, report: usage}}
@@ -149,6 +150,10 @@ plans:
     meters:
       words: {rate: unlimited, included: 900_000_000_000_000, overage: {bill: {cap: 999_999_999_999_999}}}
       images: {included: 1, overage: {bill: {cap: 50}}}
+    grants:
+      - {credit: ai, quantity: 5, every: period, priority: 30}
+      - {credit: ai, quantity: 6, every: period, priority: 40}
+      - {credit: ai, quantity: 3, every: period, priority: 40}
 """
 CATALOG: Final = loads(PLANS)
 HUGE: Final = (10**15 - 1, 10**15 - 10, 9 * 10**14, 5 * 10**14, 4 * 10**14 + 7)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.store.accounts import Accounts
 from meterkit.store.derived import derived_from
 from meterkit.store.endings import Ending
+from meterkit.store.periods import bounds_at
 from meterkit.store.program import Demand, compile_program
 from meterkit.store.resp import pack_each
 from meterkit.store.writers import pack_place
 from store.script_checks import Checks
-from store.script_counts import SLOT_MS
+from store.script_counts import DAY_MS, SLOT_MS
 from store.script_model import Times, Use, View
 from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS
 from store.script_purse import may_have
@@ -189,6 +190,7 @@ class Requests(Checks):
                 rated=rated,
                 slot=0,
                 event_key=event,
+                occurred_ms=self._occurred(name) if self.random.random() < 0.12 else None,
                 dimensions=dimensions,
                 measured=self._measured(recorded or rated),
             )
@@ -230,13 +232,18 @@ class Requests(Checks):
             rated=ending.rated,
             slot=ending.slot,
             event=ending.event_key,
+            occurred=ending.occurred_ms,
             reserved=ending.reserved,
             decided=ending.decided,
             counted_ms=ending.counted_ms,
             dimensions=ending.dimensions,
             measured=ending.measured,
         )
-        expected = self.model.settle(name, view_of(account), use, writer=writer, number=number, times=times)
+        view = view_of(account)
+        if ending.occurred_ms is not None:
+            view = replace(view, own_start=self._own_start(account, ending.occurred_ms))
+        expected = self.model.settle(name, view, use, writer=writer, number=number, times=times)
+        self.seen["late"] += any(str(word).startswith("b'late") for word in expected)
         self.numbers[writer] = self.model.writers[writer].last
         reply = self.wire(request)
         code = int(expected[0])
@@ -251,6 +258,20 @@ class Requests(Checks):
             self.writers[self.writers.index(writer)] = f"w{self.random.randrange(10**9)}"
         if code in {2, 3, 4, 5} and self.random.random() < 0.8:
             self._settle(ending)
+
+    def _occurred(self, name: str) -> int:
+        """Some instant: of now, of the period that is open, of one that is closed, or beside such an edge."""
+        customer, edges = self.model.customers[name], [self.wall]
+        edges += [customer.period[0]] * 2 if customer.period else []
+        edges += [int(field.partition("|")[0]) for field in customer.closed]
+        edges += [end for field, end in customer.closed.items() if field.endswith("|e")]
+        edge = self.random.choice(edges) + self.random.choice((-1, 0, 0, 1))
+        return self.random.choice((edge, edge, edge, self.wall - self.random.randrange(500 * DAY_MS)))
+
+    def _own_start(self, account: Account, at: int) -> int:
+        plan = account.standing.plan
+        interval = plan.price.interval if plan.price.included_per == "interval" else "month"
+        return bounds_at(at, anchor_ms=account.state.anchor_ms, interval=interval).start_ms
 
     def _process(self, seal_delay_ms: int) -> Accounts:
         return Accounts(
@@ -311,6 +332,7 @@ def view_of(account: Account) -> View:
         seal_delay_ms=account.accounts.seal_delay_ms,
         billable=not account.anonymous,
         plan=account.standing.plan,
+        late_is_dead=account.accounts.catalog.billing.late_usage == "dead_letter",
         has_purse=may_have(account.rev, account.state, account.standing.plan, account.accounts.catalog),
     )
 

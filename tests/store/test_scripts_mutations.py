@@ -40,7 +40,11 @@ PURSE: Final = (
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *PLAIN, *PAID[1:])),
     **dict.fromkeys(
-        (f"include/{name}.lua" for name in ("rates", "correct", "period", "roll", "standing")), PLAIN + PAID
+        (
+            f"include/{name}.lua"
+            for name in ("rates", "correct", "period", "roll", "trim", "late", "standing")
+        ),
+        PLAIN + PAID,
     ),
     **dict.fromkeys(("grant.lua", "void.lua"), PAID),
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),

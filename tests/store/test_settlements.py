@@ -248,8 +248,8 @@ class Paper:
     def refused(self, field: bytes) -> None:
         self.told.append(field)
 
-    def lowered(self, credits_: list[bytes]) -> None:
-        self.told += credits_
+    def lowered(self, words: list[bytes]) -> None:
+        self.told += words
 
     @property
     def done(self) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.quantity import counters_of
+from meterkit.store.alarms import Alarms
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.derived import derived_from
@@ -181,6 +182,8 @@ class Account:
         state = CustomerState.parse(data)
         if self.anonymous and catalog.anonymous is not None:
             state = CustomerState(plan=catalog.anonymous.plan)
+        if state.plan is not None and state.plan not in catalog.plans:
+            self.accounts.alarms.unknown_plan(self.customer, state.plan)
         self.rev = rev
         self.state = state
         self.standing = standing_at(state, catalog, now_ms)
@@ -361,6 +364,7 @@ class Accounts:
         self._anonymous: dict[str, Account] = {}
         self._programs: dict[tuple[int, int, bool], Program] = {}
         self.purses = purses_of(catalog)
+        self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None for meter in catalog.meters.values())
         check_tokens(catalog)

@@ -1,13 +1,13 @@
-"""The one rule for customer ids."""
+"""The rules for customer ids, and for the app's own ids of what it records."""
 
 from __future__ import annotations
 
 import re
 from typing import Final, TypeGuard
 
-from meterkit.errors import CustomerError
+from meterkit.errors import CustomerError, MeterkitError
 
-__all__ = ["CUSTOMER_BYTES_MAX", "check_customer", "is_customer"]
+__all__ = ["CUSTOMER_BYTES_MAX", "check_customer", "check_event_id", "is_customer"]
 
 CUSTOMER_BYTES_MAX: Final = 256
 
@@ -38,7 +38,29 @@ def check_customer(value: object) -> str:
     )
 
 
+def check_event_id(value: object) -> None:
+    """See that this can name what is recorded.
+
+    Raises:
+        MeterkitError: it is not a text of 1 to 256 bytes of UTF-8.
+    """
+    fault = _size_fault(value)
+    if fault is not None:
+        raise MeterkitError(
+            f"event_id: found {fault}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8, or None"
+        )
+
+
 def _fault(value: object) -> str | None:
+    if not isinstance(value, str):
+        return _size_fault(value)
+    control = _CONTROL.search(value)
+    return _size_fault(value) or (
+        f"the control character U+{ord(control[0]):04X} at position {control.start()}" if control else None
+    )
+
+
+def _size_fault(value: object) -> str | None:
     if not isinstance(value, str):
         return f"a value of type {type(value).__name__}"
     if not value:
@@ -47,7 +69,4 @@ def _fault(value: object) -> str | None:
         size = len(value.encode())
     except UnicodeEncodeError as error:
         return f"a lone surrogate at position {error.start}"
-    if size > CUSTOMER_BYTES_MAX:
-        return f"a text of {size} bytes"
-    control = _CONTROL.search(value)
-    return f"the control character U+{ord(control[0]):04X} at position {control.start()}" if control else None
+    return f"a text of {size} bytes" if size > CUSTOMER_BYTES_MAX else None

@@ -9,7 +9,7 @@ from meterkit.store.derived import derived_from
 from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.program import rate_numbers, reported_parts
 from meterkit.store.resp import pack_each
-from meterkit.store.state import NO_STATE
+from meterkit.store.state import NO_STATE, bounds_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +24,7 @@ _logger = logging.getLogger("meterkit.store")
 _QUARTER_HOUR_MS: Final = 900_000
 _FORTY_DAYS_MS: Final = 3_456_000_000
 _NOTHING: Final[dict[str, int]] = {}
+_LATE: Final = "late "
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
 
 
@@ -41,6 +42,7 @@ class Ending:
         slot: the hold slot (of five minutes) that the decision added to.
         key: what the packed request is kept under, where the same one recurs; else None.
         event_key: the key that remembers an event id of the app; else None.
+        occurred_ms: when it happened, if the app says so; else None.
         waiter: done once the store has acknowledged; None where nobody waits.
         dimensions: what is known of the usage, for meters that are derived from others (``where:``).
         measured: meter to the quantity that the dimensions are of.
@@ -48,7 +50,7 @@ class Ending:
 
     __slots__ = (
         *("account", "counted_ms", "decided", "dimensions", "event_key", "flights", "held", "key"),
-        *("measured", "rated", "recorded", "reserved", "slot", "waiter"),
+        *("measured", "occurred_ms", "rated", "recorded", "reserved", "slot", "waiter"),
     )
 
     def __init__(
@@ -67,6 +69,7 @@ class Ending:
         measured: Mapping[str, int] = _NOTHING,
         key: Any = None,
         event_key: str | None = None,
+        occurred_ms: int | None = None,
         waiter: asyncio.Future[None] | None = None,
     ) -> None:
         self.account = account
@@ -82,6 +85,7 @@ class Ending:
         self.measured = measured
         self.key = key
         self.event_key = event_key
+        self.occurred_ms = occurred_ms
         self.waiter = waiter
 
     def pack(self) -> tuple[bytes, bytes]:
@@ -107,10 +111,14 @@ class Ending:
             field.decode(),
         )
 
-    def lowered(self, credits_: list[bytes]) -> None:
-        """Say whose balance of which credits is low by now."""
-        for target in credits_:
-            self.account.accounts.on_low(self.account.customer, target.decode().partition(":")[2])
+    def lowered(self, words: list[bytes]) -> None:
+        """Say whose balance of which credits is low by now, and that usage came late."""
+        accounts, customer = self.account.accounts, self.account.customer
+        for word in map(bytes.decode, words):
+            if word.startswith(_LATE):
+                accounts.alarms.late(customer, self.recorded, int(word.removeprefix(_LATE)))
+            else:
+                accounts.on_low(customer, word.partition(":")[2])
 
     def _pack(self) -> tuple[bytes, bytes]:
         account = self.account
@@ -136,9 +144,18 @@ class Ending:
             else:
                 numbers += (*rate.terms, quantity, 0)
         event = () if self.event_key is None else (self.event_key,)
-        own = pack_each((*event, account.rev, account.terms(*numbers, more=shape.pays)))
+        said = shape.pays if self.occurred_ms is None else self._dated(shape.pays, self.occurred_ms)
+        own = pack_each((*event, account.rev, account.terms(*numbers, more=said)))
         # The writer's key, the slot, the number and the clock come when it is sent.
         return shape.heads[len(event)], b"".join((shape.names, own, shape.fields))
+
+    def _dated(self, pays: str, occurred_ms: int) -> str:
+        """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
+        account = self.account
+        own = bounds_of(account.state, account.standing.plan, occurred_ms).start_ms
+        dead = int(account.accounts.catalog.billing.late_usage == "dead_letter")
+        dated = f'{{"at":{occurred_ms},"own":{own},"dead":{dead}'
+        return f"{dated},{pays[1:]}" if pays else f"{dated}}}"
 
     def _derived_from(self, meter: str) -> tuple[str, ...]:
         meters = self.account.accounts.catalog.meters

@@ -24,6 +24,7 @@ __all__ = [
     "CustomerState",
     "Standing",
     "Status",
+    "bounds_of",
     "entitlements_of",
     "holding_only",
     "refusal_of",
@@ -149,8 +150,7 @@ def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing
         access, plan = "restricted", restricted
     elif state.status in {"canceled", "incomplete_expired"}:
         plan = default
-    interval = plan.price.interval if plan.price.included_per == "interval" else "month"
-    bounds = bounds_at(now_ms, anchor_ms=state.anchor_ms, interval=interval)
+    bounds = bounds_of(state, plan, now_ms)
     return Standing(plan=plan, access=access, bounds=bounds, valid_until_ms=valid_until_ms)
 
 
@@ -166,3 +166,9 @@ def refusal_of(customer: str, standing: Standing, route: Route | None) -> Decisi
     if reason is None:
         return None
     return Decision(customer=customer, plan=standing.plan.key, allowed=False, reason=reason)
+
+
+def bounds_of(state: CustomerState, plan: Plan, at_ms: int) -> Bounds:
+    """The period that an instant lies in, and the next one, by a customer's plan and subscription of now."""
+    interval = plan.price.interval if plan.price.included_per == "interval" else "month"
+    return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=interval)

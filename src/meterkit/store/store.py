@@ -213,12 +213,21 @@ class Store:
             )
         return decision
 
-    async def record(self, account: Account, quantities: Mapping[str, int], *, event_id: str | None) -> None:
+    async def record(
+        self,
+        account: Account,
+        quantities: Mapping[str, int],
+        *,
+        event_id: str | None,
+        occurred_ms: int | None = None,
+    ) -> None:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be."""
         if self.is_off:
             return
         key = None if event_id is None else self.keys.event(account.keys.shard, account.customer, event_id)
-        await self._settle_and_wait(account, recorded=quantities, rated=quantities, event_key=key)
+        await self._settle_and_wait(
+            account, recorded=quantities, rated=quantities, event_key=key, occurred_ms=occurred_ms
+        )
 
     async def _settle_and_wait(
         self,
@@ -230,6 +239,7 @@ class Store:
         rated: Mapping[str, int] | None = None,
         slot: int = 0,
         event_key: str | None = None,
+        occurred_ms: int | None = None,
     ) -> None:
         lane = await self.start()
 
@@ -242,6 +252,7 @@ class Store:
                 rated=rated or {},
                 slot=slot,
                 event_key=event_key,
+                occurred_ms=occurred_ms,
                 waiter=waiter,
             )
             lane.settle(ending, account.keys.shard)

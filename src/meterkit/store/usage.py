@@ -169,7 +169,7 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "leased": view.delivery(token, "l"),
         "parked": view.delivery(token, "k"),
         "delivered": view.delivery(token, "d"),
-        "late": 0,
+        "late": view.delivery(token, "u"),
         "dead": view.delivery(token, "x"),
     }
 

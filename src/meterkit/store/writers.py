@@ -54,8 +54,8 @@ class Settlement(Protocol):
     def refused(self, field: bytes) -> None:
         """Take word that the store can never apply this."""
 
-    def lowered(self, credits_: list[bytes]) -> None:
-        """Take word of the credits whose balance has become low by it."""
+    def lowered(self, words: list[bytes]) -> None:
+        """Take word of the credits whose balance has become low by it, and of its being late."""
 
 
 def pack_place(slot: int, number: int) -> bytes:

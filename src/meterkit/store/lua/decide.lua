@@ -27,6 +27,7 @@ local terms = cjson.decode(ARGV[2])
 --include wall
 --include rates
 --include period
+--include trim
 --include roll
 --include standing
 --include grants
@@ -164,6 +165,9 @@ if not ends then
   w = w + 4
 end
 local lives = now + terms[5]
+if terms[9] > 0 then
+  lives = math.max(lives, (ends or write[w]) + (ARGV[1] == '1:0' and 900000 or 3456000000))
+end
 local longer = (v[4] or 0) + 0 < lives
 if longer then
   -- A little longer than asked, so that the next call need not set it again.

@@ -19,6 +19,7 @@
 local terms = cjson.decode(ARGV[2])
 --include wall
 --include period
+--include trim
 --include roll
 --include standing
 --include whole_numbers

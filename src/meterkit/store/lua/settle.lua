@@ -14,9 +14,10 @@
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
 --       customer is not linked; all ms); how many meters, concurrency limits, rates; then recorded, held,
 --       included (-1: unlimited), report included (0/1), report overage (0/1) a meter; kind, window, refill,
---       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; last, with
---       grants, what they pay (see burn)
--- Reply {0, now, the credits that are low now...} ok   {1, now} duplicate   {2, last} gap   {3, last} retired
+--       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; last, where it
+--       has to be said, an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
+--       first instant of the period that this was, dead: 1 where late usage is not recorded
+-- Reply {0, now, the credits that are low now..., 'late PERIOD' where it was} ok   {1, now} duplicate   {2, last} gap   {3, last} retired
 --       {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
 --       would pass 9 * 10^15
 local terms = cjson.decode(ARGV[2])
@@ -24,8 +25,10 @@ local terms = cjson.decode(ARGV[2])
 --include rates
 --include correct
 --include period
+--include trim
 --include roll
 --include standing
+--include late
 --include grants
 --include recur
 --include add_up
@@ -67,7 +70,11 @@ local f, n = 5, 9 -- v[f] is the field ARGV[3 + f]; terms[n] was read last
 local age = math.floor(now / 300000) - ARGV[#ARGV - 2]
 local lasting = age == 0 or age == 1 -- Else the slot of the holds is gone, or not of this store's time.
 local pended, recorded, refused, keep = false, false, nil, 900000
-local purse = type(terms[#terms]) == 'table' and terms[#terms]
+local said = type(terms[#terms]) == 'table' and terms[#terms] or {}
+local purse, late, units = said.pays and said, nil, {}
+if said.at then
+  late = overdue(said.at, said.own, write[4] == 'b' and write[5] or call('HGET', KEYS[1], 'b') + 0)
+end
 local pay, keep_grants
 if purse then
   pay, keep_grants = burn(now, purse)
@@ -85,6 +92,9 @@ for i = 1, terms[7] do
     local paid = purse and (v[f + 5] or 0) + (v[f + 6] or 0) or 0
     if covered + over + paid + quantity > 9000000000000000 then
       refused, quantity = refused or ARGV[3 + f], 0
+    elseif late then
+      units[string.sub(ARGV[3 + f], 1, 4)] = quantity
+      quantity = said.dead == 1 and 0 or quantity
     end
     local within = included < 0 and quantity or math.max(0, math.min(quantity, included - covered))
     local granted, credited = 0, 0
@@ -135,6 +145,10 @@ if event and not call('SET', event, 1, 'NX', 'PX', 3024000000) then
   return {0, now}
 end
 local low = purse and keep_grants() or {}
+if late then
+  keep_late(late, units, said.dead ~= 1)
+  low[#low + 1] = 'late ' .. late
+end
 if v[1] ~= ARGV[1] then
   write[w + 1], write[w + 2], w = 'r', ARGV[1], w + 2
 end

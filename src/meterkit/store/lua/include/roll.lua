@@ -6,11 +6,10 @@ local function turned(now, seen, ends)
 end
 -- roll: brings a customer's counters to `now` where they have turned.
 -- Holds move from the current slot of five minutes to the previous one, or vanish. A period is over at its end, or
--- where the caller's begins two minutes after it did, or later: the subscription is another one. What was counted in it is added to the
--- totals as PERIOD|FIELD, with PERIOD|e its end, behind all minutes that deliveries were stamped with; the next one
--- begins no earlier. A period that merely ends at another time keeps its counts. `now` becomes the last time seen:
--- whatever the script comes to, nothing is rolled twice.
--- Returns the end of the period that `now` is in.
+-- where the caller's begins two minutes after it did, or later: the subscription is another one. What was counted in
+-- it is added to the totals as PERIOD|FIELD, with PERIOD|e its end, behind all minutes that deliveries were stamped
+-- with; the next one begins no earlier. A period that merely ends at another time keeps its counts. `now` becomes the
+-- last time seen: whatever the script comes to, nothing is rolled twice. Returns the end of the period of `now`.
 local function roll(now, seen, ends)
   local counters, totals = KEYS[1], KEYS[3]
   local start, finish = period(now)
@@ -33,7 +32,7 @@ local function roll(now, seen, ends)
       set[#set + 1] = slots == 1 and value or 0
       set[#set + 1] = name
       set[#set + 1] = 0
-    elseif over and (kind == 'i' or kind == 'g' or kind == 'c' or kind == 'o' or kind == 'p') then
+    elseif over and kind and string.find('igcopm', kind, 1, true) then
       if value ~= '0' then
         redis.call('HINCRBY', totals, id .. '|' .. name, value)
         closed = true
@@ -47,6 +46,7 @@ local function roll(now, seen, ends)
       redis.call('HSET', totals, id .. '|e', till)
       redis.call('PEXPIRE', totals, 34560000000)
     end
+    trim(totals, now)
     set[#set + 1] = 'b'
     set[#set + 1] = math.max(start, till)
   end
