@@ -111,10 +111,16 @@ class MeterMiddleware:
         self._refuser = Refuser(on_denied, cors, kit.store.clock, self._log)
         self._failures = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "went undecided"))
         self._errors = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "met such an error"))
+        self._mark = f"meterkit.{id(kit):x}"
+        self._is_inner = False
         self._adopt(kit.store.accounts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope; everything but HTTP and the lifespan passes as it is."""
+        if self._mark in scope:
+            self._say_inner()
+            await self.app(scope, receive, send)
+            return
         if scope["type"] != "http":
             await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
@@ -134,13 +140,19 @@ class MeterMiddleware:
             return
         receive = passed.receive_from(receive, body, self._kit.estimate_input)
         token = exchange.set(passed)
+        # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
+        scope[self._mark] = True
         try:
             await self.app(scope, receive, passed.send)
         except BaseException as error:
             passed.settle(error)
             raise
         finally:
-            exchange.reset(token)
+            scope.pop(self._mark, None)
+            try:  # noqa: SIM105 - suppress() costs each request ten times as much
+                exchange.reset(token)
+            except ValueError:
+                pass  # The collector closes a request that nobody ends, in whatever context it runs.
         passed.settle(None)
 
     def _tell_unmatched(self, scope: Scope) -> None:
@@ -313,6 +325,16 @@ class MeterMiddleware:
             message = "%s: the customer or the decision could not be had"
             _logger.error(message, route.match, exc_info=error)
 
+    def _say_inner(self) -> None:
+        """Warn, once, that this kit has the request already: what this middleware was given is not asked."""
+        if not self._is_inner:
+            self._is_inner = True
+            _logger.warning(
+                "MeterMiddleware wraps this app more than once for one kit: the outer one decides and counts,"
+                " the inner one passes every request on, and does not use its identify, on_denied and cors;"
+                " remove one of them"
+            )
+
     def _adopt(self, accounts: Accounts) -> None:
         self._accounts = accounts
         anonymous = accounts.catalog.anonymous
@@ -340,9 +362,15 @@ class MeterMiddleware:
                 await self._kit.stop()
             await send(message)
 
+        scope[self._mark] = True
         try:
             await self.app(scope, starting, stopping)
+        except GeneratorExit:
+            # Closed by the collector, with its loop gone or going: nothing can be awaited any more.
+            started = False
+            raise
         finally:
+            scope.pop(self._mark, None)
             if started:
                 await self._kit.stop()
 
