@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-DONE = {"why": "", "retried": 0, "parked": 0, "dead": 0, "left": 0, "undelivered": [], "unsealed": []}
+DONE: dict[str, object] = {
+    "why": "",
+    "retried": 0,
+    "parked": 0,
+    "dead": 0,
+    "left": 0,
+    "undelivered": [],
+    "unsealed": [],
+}
 
 
 @pytest.fixture

@@ -187,6 +187,16 @@ class World(Requests):
         self.model.amend(name, rev, data, linked=is_linked, seal_at_ms=self.wall)
         self.wall = max(self.wall, customer.seen) + 1
 
+    def age(self, name: str) -> None:
+        """Use something when a closed period has been over for 400 days, or just before or after."""
+        customer = self.model.customers[name]
+        ends = [end for field, end in customer.closed.items() if field.endswith("|e")]
+        now, at = max(self.wall, customer.seen), self.random.choice(ends) if ends else 0
+        if at + 400 * DAY_MS > now:
+            self.wall = at + 400 * DAY_MS + self.random.choice((-1, 0, 0, 1))
+            self.record(name)
+            self.check(name)
+
     def retire(self, _: str) -> None:
         nth = self.random.randrange(3)
         writer = self.writers[nth]
@@ -230,6 +240,7 @@ _DEEDS: Final[Mapping[str, float]] = {
     "flood": 0.25,
     "correct": 1,
     "stranger": 4,
+    "age": 0.15,
 }
 _STATUSES: Final[tuple[Status | None, ...]] = (
     *(None, None, "active", "past_due", "past_due", "unpaid", "canceled", "paused"),

@@ -218,4 +218,5 @@ _DEEDS: Final[Mapping[str, float]] = {
     "hoard": 0.15,
     "dwindle": 1,
     "outgrow": 0.7,
+    "age": 0.15,
 }
