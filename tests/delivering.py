@@ -115,9 +115,11 @@ async def desk(
 
 
 @asynccontextmanager
-async def aclosing_transport(stripe_url: str) -> AsyncGenerator[StripeV1Transport]:
+async def aclosing_transport(
+    stripe_url: str, *, timeout_s: float = 10.0
+) -> AsyncGenerator[StripeV1Transport]:
     """A transport to an emulator."""
-    transport = StripeV1Transport(STRIPE_KEY, api_base=stripe_url)
+    transport = StripeV1Transport(STRIPE_KEY, api_base=stripe_url, timeout_s=timeout_s)
     try:
         yield transport
     finally:

@@ -19,14 +19,14 @@ from meterkit.notify import CreditsLow, Handlers
 from meterkit.settings import Settings
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
-from meterkit.store.event_names import remember_meters
+from meterkit.store.event_names import read_meters, remember_meters
 from meterkit.store.grants import Grants
 from meterkit.store.periods import check_aware, from_ms, to_ms
 from meterkit.store.program import Demand
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.url import choose_store
-from meterkit.store.usage import usage_of
+from meterkit.store.usage import gone_tokens, usage_of
 
 if TYPE_CHECKING:
     import os
@@ -275,7 +275,12 @@ class MeterKit:
         admin = await self.store.admin()
         names = [keys.counters, keys.state, keys.totals, keys.grants]
         reply = await admin.run(self.store.scripts["usage"], names)
-        return usage_of(customer, self.catalog, reply)
+        tokens = gone_tokens(self.catalog, reply)
+        if not tokens:
+            return usage_of(customer, self.catalog, reply)
+        known = await read_meters(admin, self.store.keys, self.catalog)
+        gone = {token: known[token].meter if token in known else token for token in tokens}
+        return usage_of(customer, self.catalog, reply, gone)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Deliver to Stripe what is due, once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -453,3 +454,59 @@ def test_meters_and_customers_are_not_made_twice() -> None:
         emulator.add_meter("api_requests")
     emulator.reset()
     assert emulator.add_customer("cus_1", name="Acme") == "cus_1"
+
+
+async def test_what_stripe_takes_and_refuses() -> None:
+    """F-59: what the emulator refused though Stripe takes it, and took though Stripe refuses it."""
+    emulator = StripeEmulator(clock=Clock(datetime(2031, 6, 10, tzinfo=UTC)))
+    emulator.add_customer("cus_1")
+    emulator.add_meter("sums")
+    emulator.add_meter("counts", formula="count")
+    key = {"authorization": "Bearer sk_test_1"}
+    async with emulator.serve() as url, httpx.AsyncClient(base_url=url, headers=key) as http:
+        address = {"address[city]": "Ulm", "address[line1]": "Münster 1"}
+        made = (await http.post("/v1/customers", data=address)).json()
+        assert (made["address"]["city"], made["address"]["state"]) == ("Ulm", None)
+        assert (await http.post("/v1/customers", data={"address[planet]": "x"})).status_code == 400
+        now = made["created"]
+        for query, found in {f"created={now}": 2, f"created[gt]={now}": 0, f"created[lte]={now}": 2}.items():
+            assert len((await http.get(f"/v1/customers?{query}")).json()["data"]) == found
+        assert (await http.get("/v1/customers?created[at]=1")).status_code == 400
+        assert (await http.get("/v1/customers/cus_1?expand[0]=subscriptions")).status_code == 200
+        assert (await http.get("/v1/customers/cus_1?expand[0]=nonsense")).status_code == 400
+
+        async def event(headers: dict[str, str] | None = None, /, **form: str) -> httpx.Response:
+            sent = {
+                "event_name": "sums",
+                "payload[stripe_customer_id]": "cus_1",
+                "payload[value]": "1",
+            } | form
+            return await http.post("/v1/billing/meter_events", data=sent, headers=headers)
+
+        assert (await event(identifier="")).status_code == 400
+        assert (await event(None, **{"expand[0]": "customer"})).status_code == 400
+        assert (await event(None, event_name="counts", **{"payload[value]": "abc"})).status_code == 400
+        assert (await event(event_name="counts")).status_code == 200
+        emulator.fail_next("error", status=409)
+        assert (await event()).json()["error"]["code"] == "idempotency_key_in_use"
+        again = {"idempotency-key": "k1"}
+        assert (await event(again, identifier="a")).status_code == 200
+        # Another order, the same parameters.
+        turned = "payload%5Bvalue%5D=1&identifier=a&payload[stripe_customer_id]=cus_1&event_name=sums"
+        form = {**again, "content-type": "application/x-www-form-urlencoded"}
+        answer = await http.post("/v1/billing/meter_events", content=turned, headers=form)
+        assert (answer.status_code, answer.headers["idempotent-replayed"]) == (200, "true")
+        assert (await event(again, identifier="b")).json()["error"]["type"] == "idempotency_error"
+
+
+async def test_an_answer_does_not_wait_for_the_clients_acknowledgement() -> None:
+    """F-59: 44 ms an answer on a kept connection, without TCP_NODELAY."""
+    emulator = StripeEmulator()
+    key = {"authorization": "Bearer sk_test_1"}
+    async with emulator.serve() as url, httpx.AsyncClient(base_url=url, headers=key) as http:
+        spans: list[float] = []
+        for _ in range(15):
+            began = monotonic()
+            await http.get("/v1/customers")
+            spans.append(monotonic() - began)
+    assert min(spans) < 0.03

@@ -92,6 +92,18 @@ def link(
 
 
 @commands.command()
+def unlink(
+    customer: CustomerArgument,
+    *,
+    plans: PlansOption = None,
+    redis: RedisOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Undo a link. Usage that was never sent waits for the next one; what was sent stays where it went."""
+    _change(customer, lambda customers: customers.unlink(customer), plans, redis, json=json)
+
+
+@commands.command()
 def set_plan(
     customer: CustomerArgument,
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan of the plans file.")],

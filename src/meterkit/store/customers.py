@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,12 @@ from meterkit.catalog import override as lay_over
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.program import rate_numbers
+from meterkit.store.relinking import (
+    minutes_taken_ms,
+    pending_minutes_ms,
+    remember_former,
+    used_minutes_ms,
+)
 from meterkit.store.state import CustomerState, Status, standing_at
 from meterkit.store.states import States
 
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Customer", "Customers"]
 
 _TRIES: Final = 32
+_PAGE: Final = 100
 _DONE: Final = 0
 _UNDELIVERED: Final = 2
 _PARKED_OR_DEAD: Final = 3
@@ -150,13 +158,14 @@ class Customers:
                 f"Stripe customer: found {_shown(stripe_customer)}; allowed is an id like cus_123"
             )
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
+        taken = await self._minutes_taken(admin, customer, stripe_customer)
 
         def change(state: CustomerState) -> CustomerState:
             if state.stripe_customer not in {None, stripe_customer}:
                 raise CustomerError(
                     f"customer {customer!r} is linked to Stripe customer {state.stripe_customer} already"
                 )
-            return replace(state, stripe_customer=stripe_customer)
+            return replace(state, stripe_customer=stripe_customer, minutes_taken_ms=taken)
 
         def undo(state: CustomerState) -> CustomerState:
             linked = state.stripe_customer == stripe_customer
@@ -176,6 +185,62 @@ class Customers:
             # The claim was taken over before it was made good.
             await self._change(customer, undo)
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
+
+    async def unlink(self, customer: str) -> Customer:
+        """Undo a link. Repeated: a no-op.
+
+        Usage that Stripe certainly knows nothing of waits for the next link, as if there had never been one.
+        What was sent already, or is being sent, stays with the Stripe customer that it was addressed to.
+        """
+        _, state = await self._states.read(check_customer(customer))
+        linked = state.stripe_customer
+        if linked is None:
+            return self._view(customer, state)
+        admin, keys = await self._store.admin(), self._store.keys
+        await remember_former(admin, keys, linked, customer)
+
+        def change(state: CustomerState) -> CustomerState:
+            if state.stripe_customer != linked:
+                return state  # Somebody was faster.
+            return replace(state, stripe_customer=None, minutes_taken_ms=())
+
+        found = await self._change(customer, change)
+        await self._recall(admin, customer)
+        await self._give_up(admin, keys.link(linked), customer, linked)
+        return found
+
+    async def _recall(self, admin: Admin, customer: str) -> None:
+        """Take back what was sealed and never sent."""
+        rev, state = await self._states.read(customer)
+        if state.stripe_customer is not None:
+            return
+        keys = self._store.keys.customer(customer)
+        shared = [self._store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
+        names = [*shared, keys.totals, keys.counters, keys.state, keys.unlinked]
+        client: Any = admin.client
+        queued: list[bytes] = await admin.ask(client.zrange(shared[1], 0, -1))
+        for start in range(0, len(queued), _PAGE):
+            page = queued[start : start + _PAGE]
+            kept: list[bytes | None] = await admin.ask(client.hmget(shared[0], page))
+            own = [
+                member.decode()
+                for member, data in zip(page, kept, strict=True)
+                if data is not None and json.loads(data)["customer"] == customer
+            ]
+            if own:
+                await admin.run(self._store.scripts["recall"], names, rev, customer, *own)
+
+    async def _minutes_taken(self, admin: Admin, customer: str, stripe_customer: str) -> tuple[int, ...]:
+        """The minutes that intents may not have because the Stripe customer was another's before."""
+        used = await used_minutes_ms(admin, self._store.keys, stripe_customer)
+        if not used:
+            return ()
+        client: Any = admin.client
+        found: dict[bytes, bytes] = await admin.ask(
+            client.hgetall(self._store.keys.customer(customer).totals)
+        )
+        totals = {name.decode(): value.decode() for name, value in found.items()}
+        return minutes_taken_ms(used, pending_minutes_ms(totals), self._store.now_ms())
 
     async def delete(self, customer: str) -> None:
         """Forget a customer: state, link, counters, and usage that was never linked to a Stripe customer.

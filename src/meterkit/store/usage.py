@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from meterkit.store.accounts import HOLD_SLOT_MS
@@ -19,9 +21,12 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.store.state import Access, Status
 
-__all__ = ["CustomerUsage", "MeterUsage", "PeriodUsage", "usage_of"]
+__all__ = ["CustomerUsage", "Deliveries", "MeterUsage", "PeriodUsage", "gone_tokens", "usage_of"]
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
+
+_TO_DELIVER: Final = re.compile(r"(^|\|)....[pqlkx]$")
+_NONE: Final = MappingProxyType(dict[str, str]())
 
 Unlimited = Literal["unlimited"]
 UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes]]
@@ -36,7 +41,20 @@ class PeriodUsage(TypedDict):
     provisional: bool
 
 
-class MeterUsage(TypedDict):
+class Deliveries(TypedDict):
+    """Where the usage of one meter in this period is, on its way to Stripe."""
+
+    pending: int
+    unlinked: int
+    queued: int
+    leased: int
+    parked: int
+    delivered: int
+    late: int
+    dead: int
+
+
+class MeterUsage(Deliveries):
     """One meter in this period, in its unit.
 
     ``used`` is recorded + held; ``granted`` is what grants of the meter have paid for and have left;
@@ -52,14 +70,6 @@ class MeterUsage(TypedDict):
     overage: int
     overage_cents: int | None
     recorded: int
-    pending: int
-    unlinked: int
-    queued: int
-    leased: int
-    parked: int
-    delivered: int
-    late: int
-    dead: int
 
 
 class CustomerUsage(TypedDict):
@@ -75,10 +85,20 @@ class CustomerUsage(TypedDict):
     meters: dict[str, MeterUsage]
 
 
-def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsage:
+def gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
+    """What stands for meters that have usage to deliver and are not in this plans file."""
+    fields = {**_pairs(reply[3]), **_pairs(reply[4])}
+    tokens = {name[-5:-1] for name, value in fields.items() if _TO_DELIVER.search(name) and value != "0"}
+    return tokens - {meter_token(name) for name in catalog.meters}
+
+
+def usage_of(
+    customer: str, catalog: Catalog, reply: UsageReply, gone: Mapping[str, str] = _NONE
+) -> CustomerUsage:
     """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants]``.
 
-    Holds and periods that are over but that no script has rolled yet count as rolled.
+    Holds and periods that are over but that no script has rolled yet count as rolled. ``gone``: meters
+    that are not in this plans file any more, by what stands for them.
     """
     now_ms, rev, data, counters, totals, grants = reply
     state = CustomerState.parse(data)
@@ -104,7 +124,10 @@ def usage_of(customer: str, catalog: Catalog, reply: UsageReply) -> CustomerUsag
         },
         "features": sorted(standing.plan.features),
         "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
-        "meters": {name: _meter(name, entitlements, view, linked=linked) for name in catalog.meters},
+        "meters": {
+            **{name: _meter(name, entitlements, view, linked=linked) for name in catalog.meters},
+            **{name: _gone_meter(token, view, linked=linked) for token, name in gone.items()},
+        },
     }
 
 
@@ -163,6 +186,12 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "overage": overage,
         "overage_cents": _price_cents(overage, entitlement),
         "recorded": recorded,
+        **_deliveries(token, pending, view, linked=linked),
+    }
+
+
+def _deliveries(token: str, pending: int, view: _View, *, linked: bool) -> Deliveries:
+    return {
         "pending": pending if linked else 0,
         "unlinked": 0 if linked else pending,
         "queued": view.delivery(token, "q"),
@@ -171,6 +200,27 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "delivered": view.delivery(token, "d"),
         "late": view.delivery(token, "u"),
         "dead": view.delivery(token, "x"),
+    }
+
+
+def _gone_meter(token: str, view: _View, *, linked: bool) -> MeterUsage:
+    """A meter that nobody can use any more, and that has usage to deliver."""
+    included, granted, credited, overage = (view.counted(token, kind) for kind in "igco")
+    recorded, held, pending = (
+        included + granted + credited + overage,
+        view.held(token),
+        view.counted(token, "p"),
+    )
+    return {
+        "used": recorded + held,
+        "included": 0,
+        "granted": granted,
+        "held": held,
+        "remaining": 0,
+        "overage": overage,
+        "overage_cents": None,
+        "recorded": recorded,
+        **_deliveries(token, pending, view, linked=linked),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Customer", "Customers"]
 
 TEXTS: Final = ("name", "email", "description", "phone")
+ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
+EXPANDABLE: Final = (
+    *("cash_balance", "default_source", "invoice_credit_balance", "sources"),
+    *("subscriptions", "tax", "tax_ids", "test_clock"),
+)
+BOUNDS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +33,7 @@ class Customer:
     created: int
     livemode: bool = False
     texts: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(TEXTS))
+    address: dict[str, str | None] | None = None
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     deleted: bool = False
 
@@ -36,7 +44,7 @@ class Customer:
         return {
             "id": self.id,
             "object": "customer",
-            "address": None,
+            "address": self.address,
             "balance": 0,
             "created": self.created,
             "currency": None,
@@ -73,7 +81,7 @@ class Customers:
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/customers``."""
-        call.params.only(*TEXTS, "metadata")
+        call.params.only(*TEXTS, "address", "metadata", expandable=EXPANDABLE)
         customer = Customer(id=new_id("cus"), created=int(call.now), livemode=call.livemode)
         _apply(customer, params=call.params)
         self._by_id[customer.id] = customer
@@ -81,12 +89,12 @@ class Customers:
 
     def retrieve(self, call: Call) -> JsonObject:
         """``GET /v1/customers/{id}``; a deleted one is found."""
-        call.params.only()
+        call.params.only(expandable=EXPANDABLE)
         return self._find(call.object_id).to_json()
 
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/customers/{id}``."""
-        call.params.only(*TEXTS, "metadata")
+        call.params.only(*TEXTS, "address", "metadata", expandable=EXPANDABLE)
         customer = self._find(call.object_id, alive=True)
         _apply(customer, params=call.params)
         return customer.to_json()
@@ -99,12 +107,16 @@ class Customers:
 
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/customers``, newest first."""
-        call.params.only("email", "limit", "starting_after", "ending_before")
+        paging = ("limit", "starting_after", "ending_before")
+        call.params.only("email", "created", *paging, expandable=EXPANDABLE)
+        created = _created(call.params)
         email = call.params.text("email")
         found = [
             customer
             for customer in reversed(self._by_id.values())
-            if not customer.deleted and email in {None, customer.texts["email"]}
+            if not customer.deleted
+            and email in {None, customer.texts["email"]}
+            and all(BOUNDS[bound](customer.created, at) for bound, at in created)
         ]
         return page(found, params=call.params, url="/v1/customers")
 
@@ -120,10 +132,30 @@ class Customers:
         return customer
 
 
+def _created(params: Params) -> list[tuple[str, int]]:
+    """The filter ``created``: an instant, or bounds of one."""
+    if "created" not in params:
+        return []
+    if not params.is_hash("created"):
+        at = params.integer("created") or 0
+        return [("gte", at), ("lte", at)]
+    for bound in params.texts("created").keys() - BOUNDS.keys():
+        name = f"created[{bound}]"
+        raise ApiError(f"Received unknown parameter: {name}", code="parameter_unknown", param=name)
+    return [(bound, params.integer(f"created[{bound}]") or 0) for bound in params.texts("created")]
+
+
 def _apply(customer: Customer, *, params: Params) -> None:
     for name in TEXTS:
         if name in params:
             customer.texts[name] = params.text(name) or None
+    if "address" in params:
+        given = params.texts("address")
+        for name in given.keys() - set(ADDRESS):
+            param = f"address[{name}]"
+            raise ApiError(f"Received unknown parameter: {param}", code="parameter_unknown", param=param)
+        known = customer.address or dict.fromkeys(ADDRESS)
+        customer.address = {name: given.get(name, known[name]) or None for name in ADDRESS}
     for key, value in params.texts("metadata").items():
         if value:
             customer.metadata[key] = value

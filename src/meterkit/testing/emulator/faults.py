@@ -22,7 +22,10 @@ METER_EVENTS: Final = "/v1/billing/meter_events"
 REFUSALS: Final[Mapping[int, tuple[str, str | None, str]]] = {
     401: ("invalid_request_error", None, "Invalid API Key provided: sk_test_********************0000"),
     403: ("invalid_request_error", None, "The provided key does not have the required permissions."),
-    409: ("invalid_request_error", "lock_timeout", "This object cannot be accessed right now."),
+    409: (
+        *("invalid_request_error", "idempotency_key_in_use"),
+        "There is currently another in-progress request using this Idempotent Key.",
+    ),
     429: ("invalid_request_error", "rate_limit", "Request rate limit exceeded."),
 }
 REASON_HEADER: Final = "stripe-rate-limited-reason"

@@ -11,6 +11,7 @@ from meterkit.testing.emulator.exchange import ApiError
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.exchange import Reply
+    from meterkit.testing.emulator.params import Params
 
 __all__ = ["IdempotencyKeys", "Stored"]
 
@@ -23,7 +24,7 @@ class Stored:
     """A key that was used. ``reply`` is None while its request is in flight."""
 
     path: str
-    encoded: str
+    params: Params
     begun_at: float
     request_id: str
     reply: Reply | None = None
@@ -50,7 +51,7 @@ class IdempotencyKeys:
         earlier = self._by_key.get(key)
         if earlier is None:
             self._by_key[key] = Stored(
-                path=call.path, encoded=call.params.encoded, begun_at=call.now, request_id=request_id
+                path=call.path, params=call.params, begun_at=call.now, request_id=request_id
             )
             return None
         _refuse_misuse(earlier, call=call, key=key)
@@ -81,7 +82,7 @@ def _refuse_misuse(earlier: Stored, *, call: Call, key: str) -> None:
             "execute a different request.",
             kind="idempotency_error",
         )
-    if earlier.encoded != call.params.encoded:
+    if earlier.params != call.params:
         raise ApiError(
             "Keys for idempotent requests can only be used with the same parameters they were first used "
             f"with. Try using a key other than '{key}' if you meant to execute a different request.",

@@ -95,7 +95,7 @@ class MeterEvents:
         payload = params.texts("payload")
         if not payload:
             raise ApiError("Missing required param: payload.", code="parameter_missing", param="payload")
-        identifier = params.text("identifier", length_max=100) or str(uuid.uuid4())
+        identifier = params.given("identifier", length_max=100) or str(uuid.uuid4())
         timestamp = params.integer("timestamp")
         meter = self._meters.active(event_name)
         if meter is None:
@@ -152,7 +152,8 @@ def _payload(payload: Mapping[str, str], *, key: str) -> str:
 
 
 def _value(payload: Mapping[str, str], *, meter: Meter) -> Decimal:
-    if meter.formula == "count":
+    counts = meter.formula == "count"
+    if counts and meter.value_key not in payload:
         return Decimal(1)
     value = _payload(payload, key=meter.value_key)
     param = f"payload[{meter.value_key}]"
@@ -165,7 +166,7 @@ def _value(payload: Mapping[str, str], *, meter: Meter) -> Decimal:
             param=param,
             stored=True,
         )
-    return Decimal(value)
+    return Decimal(1) if counts else Decimal(value)
 
 
 def _check_timestamp(timestamp: int, *, now: float) -> None:

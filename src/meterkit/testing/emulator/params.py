@@ -32,15 +32,35 @@ class Params:
     """
 
     def __init__(self, encoded: str) -> None:
-        self.encoded = encoded
         self._form: Form = {}
         for key, value in parse_qsl(encoded, keep_blank_values=True):
             _insert(self._form, key=key, value=value)
 
-    def only(self, *allowed: str) -> None:
-        """Refuse parameters that are not named; ``expand`` is always accepted and has no effect."""
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Params) and self._form == other._form
+
+    def __hash__(self) -> int:
+        return hash(repr(self._form))
+
+    def only(self, *allowed: str, expandable: Collection[str] = ()) -> None:
+        """Refuse parameters that are not named, and to expand what cannot be; else that has no effect."""
         for name in self._form.keys() - {*allowed, "expand"}:
             raise ApiError(f"Received unknown parameter: {name}", code="parameter_unknown", param=name)
+        for wanted in self.texts("expand").values():
+            if wanted.removeprefix("data.") not in expandable:
+                raise ApiError(f"This property cannot be expanded ({wanted}).", param="expand")
+
+    def given(self, name: str, *, length_max: int = 5000) -> str | None:
+        """Return a text that must not be empty where it is given."""
+        value = self.text(name, length_max=length_max)
+        if value == "":
+            raise ApiError(
+                f"You passed an empty string for '{name}'. We assume empty values are an attempt to unset a "
+                f"parameter; however '{name}' cannot be unset.",
+                code="parameter_invalid_empty",
+                param=name,
+            )
+        return value
 
     def __contains__(self, name: str) -> bool:
         return name in self._form
@@ -76,6 +96,10 @@ class Params:
         if value is not None and value not in allowed:
             raise ApiError(f"Invalid {name}: must be one of {', '.join(allowed)}", param=name)
         return value
+
+    def is_hash(self, name: str) -> bool:
+        """Tell whether a parameter has parts in brackets."""
+        return isinstance(self._form.get(name), dict)
 
     def texts(self, name: str) -> dict[str, str]:
         """Return a hash of texts, empty where it is absent."""
