@@ -52,7 +52,7 @@ plans:
 """
 )
 PROMPT = compact({"model": "m", "messages": [{"role": "user", "content": "0123456789ab"}]})
-PROMPT_TOKENS = 4
+PROMPT_TOKENS = 3
 METERS = (
     *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
     "total_tokens",
@@ -74,7 +74,7 @@ async def tokens(kit: MeterKit, *names: str, customer: str = "acme") -> tuple[in
 
 def text_tokens(*texts: str) -> int:
     """What texts are taken for where no figures came."""
-    return -(-len("".join(texts).encode()) // 3)
+    return len("".join(texts).encode()) // 4
 
 
 def amounts(expected: Sequence[Figures]) -> tuple[int, ...]:

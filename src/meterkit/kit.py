@@ -60,8 +60,8 @@ class MeterKit:
             ``plans.yaml``.
         clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
         estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
-            known; default: a token for each three bytes of its texts. Must be fast. Where it raises, or gives
-            no integer from 0, the default is taken.
+            known; default: a token for each three bytes of its texts, in a bill for each four. Must be fast.
+            Where it raises, or gives no integer from 0, the default is taken.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:

@@ -9,9 +9,9 @@ from meterkit.asgi.usage import (
     MEDIA_PART_TOKENS,
     CallUsage,
     ResponseReader,
-    cut_short,
     estimate_input,
     estimate_request,
+    filled,
     read_reserve_field,
 )
 from meterkit.asgi.usage.estimate import BODY_BYTES_MAX
@@ -187,7 +187,7 @@ def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str) -> None:
     for event in events * 10:
         reader.feed(event)
     assert 20 * BYTES == reader.output_bytes_seen
-    assert -(-20 * BYTES // 3) == reader.estimated_output_tokens
+    assert 20 * BYTES // 4 == reader.estimated_output_tokens
     (call,) = reader.close(complete=False)
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
 
@@ -204,7 +204,7 @@ def test_text_that_final_figures_cover_is_not_estimated() -> None:
     reader.feed(sse(chat(None, usage=chat_usage(3, 4))))
     assert (BYTES, 0) == (reader.output_bytes_seen, reader.estimated_output_tokens)
     reader.feed(DONE + sse({**chat({"content": TEXT}), "id": "c2"}))
-    assert (2 * BYTES, -(-BYTES // 3)) == (reader.output_bytes_seen, reader.estimated_output_tokens)
+    assert (2 * BYTES, BYTES // 4) == (reader.output_bytes_seen, reader.estimated_output_tokens)
 
 
 def test_text_that_a_snapshot_covers_is_not_estimated() -> None:
@@ -212,14 +212,14 @@ def test_text_that_a_snapshot_covers_is_not_estimated() -> None:
     reader.feed(sse(chat({"content": TEXT}, usage=chat_usage(3, 4))))
     assert 0 == reader.estimated_output_tokens
     reader.feed(sse(chat({"content": TEXT})))
-    assert -(-BYTES // 3) == reader.estimated_output_tokens
+    assert BYTES // 4 == reader.estimated_output_tokens
 
 
 def test_the_text_of_a_torn_document_is_estimated() -> None:
     reader = open_reader("application/json")
-    reader.feed(b'{"choices": [{"message": {"content": "abcdef\\"gh')
+    reader.feed(b'{"choices": [{"message": {"content": "abcdef\\"gh i')
     (call,) = reader.close(complete=False)
-    assert (("ended_early",), 4) == (call.notes, reader.estimated_output_tokens)
+    assert (("ended_early",), 2) == (call.notes, reader.estimated_output_tokens)
 
 
 def test_a_document_that_lacks_nothing_but_the_end_of_its_response_is_not_estimated() -> None:
@@ -256,8 +256,17 @@ NOTHING = CallUsage(source="missing", response_id="2", notes=("ended_early",))
 def test_what_is_lacking_of_a_call_that_was_cut_is_estimated(
     calls: tuple[CallUsage, ...], output_tokens: int, expected: list[tuple[str, int, int]]
 ) -> None:
-    cut = cut_short(calls, input_tokens=3, output_tokens=output_tokens)
+    cut = filled(calls, input_tokens=lambda: 3, output_tokens=output_tokens, at_least=1)
     assert expected == [figures(call)[:3] for call in cut]
+
+
+def never() -> int:
+    raise AssertionError("the request was looked at without need")
+
+
+@pytest.mark.parametrize("calls", [(), (NOTHING,), (SNAPSHOT,), (TOLD,), (TOLD, NOTHING)])
+def test_what_ended_without_text_and_without_figures_stays_unknown(calls: tuple[CallUsage, ...]) -> None:
+    assert calls == filled(calls, input_tokens=never, output_tokens=0)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,16 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
-import zlib
 from typing import Any
 
 import pytest
 
 from meterkit.asgi.usage import CallUsage, ResponseReader
-from meterkit.asgi.usage.decoding import DECODED_BYTES_MAX, Inflate
-from meterkit.asgi.usage.document import DOCUMENT_BYTES_MAX
+from meterkit.asgi.usage.decoding import DECODED_BYTES_MAX
 from meterkit.catalog.models import QUANTITY_MAX
 from usage.recordings import JSON_TYPE, LIE, NDJSON_TYPE, SSE_TYPE, chat, chat_usage, figures, sse
+
+KEPT_BYTES_MAX = 64 << 10
 
 
 def open_reader(
@@ -146,7 +146,7 @@ def test_an_empty_answer_is_not_missing() -> None:
 
 def test_a_stream_of_a_language_model_without_usage_is_missing() -> None:
     (call,) = read(sse(chat({"content": "x"})), sse(chat({}, finish="stop")), kind=SSE_TYPE)
-    assert ("missing", ("no_usage",), "openai", "gpt-5.6", "chatcmpl-1") == (
+    assert ("missing", ("not_asked",), "openai", "gpt-5.6", "chatcmpl-1") == (
         call.source,
         call.notes,
         call.provider,
@@ -160,12 +160,6 @@ def test_a_document_of_a_language_model_without_usage_is_missing(usage: str) -> 
     body = {"id": "c", "object": "chat.completion", "choices": [{"message": {"content": "x"}}]}
     (call,) = read(json.dumps(body).encode(), usage=usage)
     assert ("missing", ("no_usage",), "c") == (call.source, call.notes, call.response_id)
-
-
-@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, br", "compress"])
-def test_a_coding_that_is_not_decoded_is_missing_and_says_so(coding: str) -> None:
-    (call,) = read(b"\x8b\x00", coding=coding)
-    assert ("missing", ("encoding",)) == (call.source, call.notes)
 
 
 def test_data_that_is_no_gzip_is_missing_and_says_so() -> None:
@@ -186,9 +180,10 @@ def test_several_members_of_gzip_are_one_body() -> None:
         ("auto", "application/vnd.api+json", 201, True),
         ("auto", "TEXT/Event-Stream", 200, True),
         ("auto", "application/jsonl", 200, True),
-        ("auto", "text/plain", 200, False),
+        ("auto", "text/plain", 200, True),
         ("auto", "text/html", 200, False),
-        ("auto", None, 200, False),
+        ("auto", None, 200, True),
+        ("auto", "application/octet-stream", 200, True),
         ("openai", "text/plain", 200, True),
         ("openai", None, 200, True),
         ("openai", "audio/mpeg", 200, False),
@@ -228,23 +223,22 @@ def test_json_that_breaks_parsers_does_not_break_the_reader(bad: bytes, kind: st
     assert "missing" == call.source
 
 
-def test_figures_stand_although_an_event_was_too_large_and_that_is_said() -> None:
+def test_figures_beside_an_event_of_any_size_are_whole() -> None:
     huge = sse(chat({"content": "x" * (1 << 21)}))
     usage = sse(chat(None, usage=chat_usage(3, 4)))
     (call,) = read(huge, usage, kind=SSE_TYPE)
-    assert ("reported", 3, 4) == figures(call)[:3]
-    assert ("skipped_event",) == call.notes
+    assert (("reported", 3, 4), ()) == (figures(call)[:3], call.notes)
 
 
-def test_a_document_beyond_the_bound_is_missing_if_it_may_have_had_usage() -> None:
-    half = b"x" * (DOCUMENT_BYTES_MAX // 2)
-    filler = (b'{"text": "', half, half, b'", ')
+def test_a_document_of_any_size_is_read() -> None:
+    """F-30."""
+    filler = (b'{"text": "', b"x" * 5_000_000, b"x" * 5_000_000, b'", ')
     tail = document(chat_usage(3, 4))[1:]
     assert [] == read(*filler, b'"a": 1}')
     (call,) = read(*filler, tail)
-    assert ("missing", ("too_large",)) == (call.source, call.notes)
+    assert (("reported", 3, 4), ()) == (figures(call)[:3], call.notes)
     (call,) = read(*filler, b'"a": 1}', usage="openai")
-    assert ("missing", ("too_large",)) == (call.source, call.notes)
+    assert ("missing", ("no_usage",)) == (call.source, call.notes)
 
 
 @pytest.mark.parametrize("kind", [SSE_TYPE, NDJSON_TYPE, JSON_TYPE, "application/vnd.amazon.eventstream"])
@@ -262,7 +256,7 @@ def test_a_hundred_megabytes_without_an_end_are_not_kept(kind: str, start: bytes
         (call,) = reader.close(complete=True)
     finally:
         tracemalloc.stop()
-    assert peak < DOCUMENT_BYTES_MAX + 8_000_000
+    assert peak < KEPT_BYTES_MAX + 2 * len(piece)
     assert "missing" == call.source
 
 
@@ -277,30 +271,8 @@ def test_a_bomb_is_defused() -> None:
         (call,) = reader.close(complete=True)
     finally:
         tracemalloc.stop()
-    assert peak < DOCUMENT_BYTES_MAX + 4_000_000
+    assert peak < 4_000_000
     assert ("missing", True) == (call.source, "too_large" in call.notes)
-
-
-@pytest.mark.parametrize("step", [1 << 20, 1_000])
-def test_no_more_than_the_bound_comes_out_of_compressed_data(step: int) -> None:
-    sizes: list[int] = []
-    inflate = Inflate(lambda piece: sizes.append(len(piece)))
-    bomb = gzip.compress(b"\0" * (DECODED_BYTES_MAX + 1_000_000))
-    for at in range(0, len(bomb), step):
-        inflate.feed(bomb[at : at + step])
-    assert inflate.too_large
-    assert DECODED_BYTES_MAX - (64 << 10) <= sum(sizes) <= DECODED_BYTES_MAX
-    assert max(sizes) <= 64 << 10
-
-
-@pytest.mark.parametrize("wbits", [31, 15, -15])
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 65_700, 66_000, 1_000_000])
-def test_all_that_fits_comes_out_of_compressed_data(size: int, wbits: int) -> None:
-    pieces: list[bytes] = []
-    packer = zlib.compressobj(wbits=wbits)
-    inflate = Inflate(pieces.append)
-    inflate.feed(packer.compress(b"a" * size) + packer.flush())
-    assert b"a" * size == b"".join(pieces)
 
 
 def test_a_long_list_that_is_foreign_is_let_go_of_early() -> None:

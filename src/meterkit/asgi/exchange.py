@@ -114,8 +114,10 @@ class Exchange:
         self._receive = receive if body is None else body.receive
         if body is not None:
             self._gone = body.gone
-        if self._route.usage != "none":
-            reading = Reading(self._route.usage, complain=self.remark, body=body, estimate=estimate)
+        usage = self._route.usage
+        # A stored answer is not used again each time that it is fetched.
+        if usage != "none" and (usage != "auto" or self._scope["method"] == "POST"):
+            reading = Reading(usage, complain=self.remark, body=body, estimate=estimate)
             self._llm = LlmCalls(reading)
             self._reading = reading
             self._nothing_to_settle = False
@@ -182,13 +184,15 @@ class Exchange:
             raise
         finally:
             # Also what nobody took was generated.
-            if self._reading is not None:
-                self._reading.see(body)
+            behind = self._reading is not None and self._reading.see(body)
         if last:
             self._complete = True
-            self.settle(None)
         elif not self._gone:
             self._begun = True
+        if behind and self._reading is not None:
+            await self._reading.catch_up()
+        if last:
+            self.settle(None)
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store what the request came to; once."""

@@ -6,19 +6,22 @@ from meterkit.asgi.usage.calls import Calls
 from meterkit.asgi.usage.estimate import (
     MEDIA_PART_TOKENS,
     InputEstimator,
+    asks_model,
+    billed_input,
     estimate_input,
     estimate_request,
     guarded,
     read_reserve_field,
 )
-from meterkit.asgi.usage.figures import CallUsage, Note, Source, cut_short, estimated, quantities
+from meterkit.asgi.usage.figures import CallUsage, Note, Source, estimated, filled, quantities
 from meterkit.asgi.usage.joined import joined
 from meterkit.asgi.usage.objects import Report, Reports, calls_of, report_of, usage_of
-from meterkit.asgi.usage.response import ResponseReader
+from meterkit.asgi.usage.response import PIECE_BYTES, ResponseReader
 from meterkit.asgi.usage.tap import StreamTap
 
 __all__ = [
     "MEDIA_PART_TOKENS",
+    "PIECE_BYTES",
     "CallUsage",
     "Calls",
     "InputEstimator",
@@ -28,11 +31,13 @@ __all__ = [
     "ResponseReader",
     "Source",
     "StreamTap",
+    "asks_model",
+    "billed_input",
     "calls_of",
-    "cut_short",
     "estimate_input",
     "estimate_request",
     "estimated",
+    "filled",
     "guarded",
     "joined",
     "quantities",

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["EVENT_BYTES_MAX", "Blocks", "Gate", "is_promising"]
+__all__ = ["EVENT_BYTES_MAX", "Blocks", "Gate", "Large", "is_promising"]
 
-EVENT_BYTES_MAX: Final = 1 << 20
+EVENT_BYTES_MAX: Final = 32 << 10
+"""How much of an event is kept; a larger one is read as it comes, without being kept."""
 
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
 _USAGE: Final = b'"usage"'
 _USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
 _COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
-_ANSWERS: Final = (b'"choices"', b'"candidates"')
+_ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
 _ERROR: Final = b'"error"'
 _DONE: Final = b"[DONE]"
 
 
-def is_promising(data: bytes) -> bool:
+def is_promising(data: bytes | bytearray) -> bool:
     """Whether the JSON in it may hold usage figures, or be an answer that lacks them."""
     return _USAGE in data or _COUNT in data or any(needle in data for needle in _ANSWERS)
 
@@ -36,19 +37,27 @@ def _has_usage(data: bytes) -> bool:
     return False
 
 
+class Large(Protocol):
+    """Reads what is too large to be kept."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of it."""
+
+    def end(self) -> None:
+        """It has come to its end, or to that of the response."""
+
+
 class Gate:
     """Which events of a response are read.
 
     Attributes:
         all: whether every event is; else only one that may hold usage figures, an error or the end.
-        skipped: how many events were larger than the bound.
     """
 
-    __slots__ = ("all", "skipped")
+    __slots__ = ("all",)
 
     def __init__(self) -> None:
         self.all = True
-        self.skipped = 0
 
     def opens(self, data: bytes) -> bool:
         """Whether an event, or something among several events, is read."""
@@ -64,34 +73,37 @@ class Blocks:
         delimiter: what ends a block.
         emit: takes a block.
         gate: says which are read.
+        large: makes a reader of a block that is larger than what is kept.
         take_all: is asked first whether it takes several blocks at once, delimiters and all.
     """
 
-    __slots__ = ("_delimiter", "_emit", "_gate", "_skipping", "_tail", "_take_all")
+    __slots__ = ("_delimiter", "_emit", "_gate", "_large", "_open_large", "_tail", "_take_all")
 
     def __init__(
         self,
         delimiter: bytes,
         emit: Callable[[bytes], None],
         gate: Gate,
+        large: Callable[[], Large],
         take_all: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._take_all = take_all
         self._delimiter = delimiter
         self._emit = emit
         self._gate = gate
+        self._open_large = large
+        self._large: Large | None = None
         self._tail = bytearray()
-        self._skipping = False
 
     @property
     def is_between(self) -> bool:
         """Whether the last block has ended and the next has not begun."""
-        return not self._tail
+        return not self._tail and self._large is None
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
         delimiter = self._delimiter
-        if self._tail:
+        if not self.is_between:
             cut = self._first_cut(chunk)
             if cut < 0:
                 return
@@ -111,9 +123,9 @@ class Blocks:
 
     def close(self) -> None:
         """The stream is over: what is left is a block."""
-        if not self._skipping and self._tail:
-            self._pass(bytes(self._tail))
+        tail = bytes(self._tail)
         self._tail.clear()
+        self._end(tail)
 
     def _first_cut(self, chunk: bytes) -> int:
         """Complete the block that was begun: how much of the chunk it took, or -1 if it has not ended."""
@@ -124,24 +136,34 @@ class Blocks:
         if cut < 0:
             self._bound()
             return -1
-        if self._skipping:
-            self._skipping = False
-        else:
-            self._pass(bytes(tail[:cut]))
+        block = bytes(tail[:cut])
         tail.clear()
+        self._end(block)
         return cut + len(delimiter) - before
+
+    def _end(self, block: bytes) -> None:
+        """The end of a block, or the whole of it."""
+        large, self._large = self._large, None
+        if large is None:
+            self._pass(block)
+        else:
+            large.feed(block)
+            large.end()
 
     def _bound(self) -> None:
         keep = len(self._delimiter) - 1
-        if len(self._tail) > EVENT_BYTES_MAX + keep:
-            if not self._skipping:
-                self._gate.skipped += 1
-                self._skipping = True
-            # What may begin a delimiter stays; one byte at least, so that the tail is not empty.
-            del self._tail[: -max(keep, 1)]
+        if self._large is None and len(self._tail) > EVENT_BYTES_MAX + keep:
+            self._large = self._open_large()
+        if self._large is not None:
+            # What may begin a delimiter stays.
+            end = len(self._tail) - keep
+            self._large.feed(bytes(self._tail[:end]))
+            del self._tail[:end]
 
     def _pass(self, block: bytes) -> None:
         if len(block) > EVENT_BYTES_MAX:
-            self._gate.skipped += 1
+            large = self._open_large()
+            large.feed(block)
+            large.end()
         elif block and self._gate.opens(block):
             self._emit(block)

@@ -1,18 +1,26 @@
-"""Undoing a response's content coding, on a copy and within bounds."""
+"""Undoing a response's content codings, on a copy and within bounds.
+
+gzip and deflate come with Python; br and zstd are undone where a package for them is installed.
+"""
 
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["DECODED_BYTES_MAX", "Inflate"]
+__all__ = ["DECODED_BYTES_MAX", "Decoding", "decoding_of"]
 
 DECODED_BYTES_MAX: Final = 64 << 20
+"""How much of a compressed response is read."""
 
 _PIECE_BYTES: Final = 64 << 10
+_CODINGS_MAX: Final = 3
 _ZLIB_OR_GZIP: Final = 47
 _RAW: Final = -15
 _HEADER_BYTES: Final = 2
@@ -20,71 +28,190 @@ _GZIP: Final = b"\x1f\x8b"
 # RFC 1950 section 2.2: the method in the first byte, and a first word that is a multiple of 31.
 _DEFLATE: Final = 8
 _ZLIB_CHECK: Final = 31
+# RFC 9659: what a client on the web has to have memory for.
+_ZSTD_WINDOW_MAX: Final = 8 << 20
+# A block of four bytes may hold 128 KiB: with so few at a time no more than 1 MiB comes out at once.
+_ZSTD_STEP_BYTES: Final = 32
 
 
-class Inflate:
-    """Passes on what gzip or deflate data holds, in pieces of at most 64 KiB.
+class _Decoder(Protocol):
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What the next bytes of coded data hold, in pieces; raises whatever it likes if they are none."""
+        ...
+
+
+class _Inflate:
+    """gzip, zlib and raw deflate."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
+        self._over = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        if len(self._head) < _HEADER_BYTES:
+            data = self._head + data
+            self._head = data[:_HEADER_BYTES]
+            if len(data) < _HEADER_BYTES:
+                return
+            if not _has_header(data):
+                self._stream = zlib.decompressobj(_RAW)
+        while data and not self._over:
+            stream = self._stream
+            piece = stream.decompress(data, _PIECE_BYTES)
+            yield piece
+            data = stream.unconsumed_tail
+            if stream.eof:
+                # Several members may follow one another; anything else after the end is padding.
+                data = stream.unused_data
+                self._over = bool(data) and not data.startswith(_GZIP)
+                self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
+            while not data and len(piece) == _PIECE_BYTES and not stream.eof:
+                # The decompressor holds something back although it has no input left.
+                piece = stream.decompress(b"", _PIECE_BYTES)
+                yield piece
+
+
+class _Brotli:
+    """br, by ``brotli`` or ``brotlicffi``, of 1.2 or later: before, their output had no bound."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._stream = make()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        stream = self._stream
+        while not stream.is_finished():
+            piece: bytes = stream.process(data, output_buffer_limit=_PIECE_BYTES)
+            yield piece
+            # It says that it takes more also where it holds something back.
+            if not piece and stream.can_accept_more_data():
+                return
+            data = b""
+
+
+class _Zstd:
+    """zstd, by Python's own module (3.14) or its backport."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._stream = make()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data or not self._stream.needs_input:
+            stream = self._stream
+            yield stream.decompress(data, _PIECE_BYTES)
+            data = b""
+            if stream.eof:
+                data = stream.unused_data
+                self._stream = self._make()
+                if not data:
+                    return
+
+
+class _Zstandard:
+    """zstd, by ``zstandard``."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._stream = make()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        for at in range(0, len(data), _ZSTD_STEP_BYTES):
+            part = data[at : at + _ZSTD_STEP_BYTES]
+            while part:
+                stream = self._stream
+                yield stream.decompress(part)
+                part = stream.unused_data if stream.eof else b""
+                if stream.eof:
+                    self._stream = self._make()
+
+
+class Decoding:
+    """Undoes the codings of one response, the last one first.
 
     Attributes:
         corrupt: whether the data was no such data; how much of it was read is up to the decompressor then.
         too_large: whether it held more than the bound; the rest is not read.
     """
 
-    __slots__ = ("_emit", "_head", "_left", "_stream", "corrupt", "too_large")
+    __slots__ = ("_decoders", "_left", "corrupt", "too_large")
 
-    def __init__(self, emit: Callable[[bytes], None]) -> None:
-        self._emit = emit
-        self._head = b""
+    def __init__(self, decoders: list[_Decoder]) -> None:
+        self._decoders = decoders
         self._left = DECODED_BYTES_MAX
-        self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
         self.corrupt = self.too_large = False
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the coded data."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What the next bytes of the coded data hold, in pieces of at most some MiB, mostly 64 KiB."""
         if self.corrupt or self.too_large:
             return
-        if len(self._head) < _HEADER_BYTES:
-            chunk = self._head + chunk
-            self._head = chunk[:_HEADER_BYTES]
-            if len(chunk) < _HEADER_BYTES:
-                return
-            if not _has_header(chunk):
-                self._stream = zlib.decompressobj(_RAW)
         try:
-            self._inflate(chunk)
-        except zlib.error:
+            for piece in self._undo(len(self._decoders) - 1, data):
+                self._left -= len(piece)
+                self.too_large = self._left < 0
+                if self.too_large:
+                    return
+                if piece:
+                    yield piece
+        except GeneratorExit:
+            raise
+        except Exception:  # noqa: BLE001 - Each package has errors of its own, and this is about damaged data.
             self.corrupt = True
 
-    def _inflate(self, data: bytes) -> None:
-        while data:
-            stream = self._stream
-            piece = stream.decompress(data, _PIECE_BYTES)
-            self._left -= len(piece)
-            if self._left < 0:
-                self.too_large = True
-                return
-            if piece:
-                self._emit(piece)
-            data = stream.unconsumed_tail
-            if stream.eof:
-                # Several members may follow one another; anything else after the end is padding.
-                data = stream.unused_data
-                if not data.startswith(_GZIP):
-                    return
-                self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
-            elif not data and len(piece) == _PIECE_BYTES:
-                self._drain()
+    def _undo(self, at: int, data: bytes) -> Iterator[bytes]:
+        for piece in self._decoders[at].feed(data):
+            if at == 0:
+                yield piece
+            else:
+                yield from self._undo(at - 1, piece)
 
-    def _drain(self) -> None:
-        """Pass on what the decompressor holds back although it has no input left."""
-        while not self.too_large:
-            piece = self._stream.decompress(b"", _PIECE_BYTES)
-            if not piece:
-                return
-            self._left -= len(piece)
-            self.too_large = self._left < 0
-            if not self.too_large:
-                self._emit(piece)
+
+def decoding_of(codings: bytes) -> Decoding | None:
+    """What undoes the codings of a ``Content-Encoding``; None where one of them cannot be undone here.
+
+    Args:
+        codings: the header's value, in lower case.
+    """
+    decoders: list[_Decoder] = []
+    for name in codings.split(b","):
+        make = _MAKERS.get(name.strip())
+        decoder = None if make is None else make()
+        if decoder is None or len(decoders) == _CODINGS_MAX:
+            return None
+        decoders.append(decoder)
+    return Decoding(decoders)
+
+
+def _brotli() -> _Decoder | None:
+    for name in ("brotli", "brotlicffi"):
+        # Whatever is wrong with a package, it cannot be used.
+        with suppress(Exception):
+            make: Callable[[], Any] = import_module(name).Decompressor
+            make().process(b"", output_buffer_limit=1)
+            return _Brotli(make)
+    return None
+
+
+def _zstd() -> _Decoder | None:
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(Exception):
+            zstd: Any = import_module(name)
+            options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_MAX.bit_length() - 1}
+            return _Zstd(partial(zstd.ZstdDecompressor, options=options))
+    with suppress(Exception):
+        zstandard: Any = import_module("zstandard")
+        whole = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX)
+        return _Zstandard(whole.decompressobj)
+    return None
+
+
+_MAKERS: Final[dict[bytes, Callable[[], _Decoder | None]]] = {
+    b"gzip": _Inflate,
+    b"x-gzip": _Inflate,
+    b"deflate": _Inflate,
+    b"br": _brotli,
+    b"zstd": _zstd,
+}
 
 
 def _has_header(data: bytes) -> bool:

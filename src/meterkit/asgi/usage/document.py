@@ -6,92 +6,125 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX, is_promising
+from meterkit.asgi.usage.nesting import Nesting, TextEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.asgi.usage.blocks import Gate
+    from meterkit.asgi.usage.blocks import Gate, Large
 
-__all__ = ["DOCUMENT_BYTES_MAX", "Document", "JsonArray"]
-
-DOCUMENT_BYTES_MAX: Final = 8 << 20
+__all__ = ["Document", "JsonArray"]
 
 _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
-_OUTSIDE_TEXT: Final = re.compile(rb'["{}\[\]]')
-_INSIDE_TEXT: Final = re.compile(rb'["\\]')
-_SEAM: Final = 16  # longer than any needle that tells a figure
-_QUOTE, _BACKSLASH = b'"\\'
-_OPENING: Final = b"{["
-_ITEM_DEPTH: Final = 2
+_BETWEEN: Final = re.compile(rb'[^"{}\[\]]*+')
+_QUOTE, _OPEN_OBJECT, _OPEN_ARRAY = b'"{['
 
 
 class JsonArray:
-    """Passes on each item of an array that is an object, found by the depth of brackets outside of texts.
+    """Passes on each item of an array that is an object.
+
+    Args:
+        emit: takes an item.
+        gate: says which are read.
+        large: makes a reader of an item that is larger than what is kept.
 
     Attributes:
-        item: what has come of the item that has not come to its end.
         stopped: set to end reading.
     """
 
-    __slots__ = ("_depth", "_emit", "_escaped", "_gate", "_in_text", "_skipping", "item", "stopped")
+    __slots__ = (
+        "_begun",
+        "_emit",
+        "_gate",
+        "_is_object",
+        "_item",
+        "_large",
+        "_nesting",
+        "_open_large",
+        "_text",
+        "stopped",
+    )
 
-    def __init__(self, emit: Callable[[bytes], None], gate: Gate) -> None:
+    def __init__(self, emit: Callable[[bytes], None], gate: Gate, large: Callable[[], Large]) -> None:
         self._emit = emit
         self._gate = gate
-        self.item = bytearray()
-        self._depth = 0
-        self._in_text = self._escaped = self._skipping = False
-        self.stopped = False
+        self._open_large = large
+        self._large: Large | None = None
+        self._item = bytearray()
+        self._nesting: Nesting | None = None
+        self._text: TextEnd | None = None
+        self._begun = self._is_object = self.stopped = False
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the array, its opening bracket first."""
-        at = begin = 0
-        while not self.stopped:
-            if self._escaped:
-                if at >= len(chunk):
-                    break
-                self._escaped = False
-                at += 1
-            found = (_INSIDE_TEXT if self._in_text else _OUTSIDE_TEXT).search(chunk, at)
-            if found is None:
-                break
-            at = found.end()
-            mark = chunk[at - 1]
-            if self._in_text:
-                self._escaped = mark == _BACKSLASH
-                self._in_text = self._escaped
-            elif mark == _QUOTE:
-                self._in_text = True
-            elif mark in _OPENING:
-                self._depth += 1
-                if self._depth == _ITEM_DEPTH:
-                    begin = at - 1
+        at = 0
+        while 0 <= at < len(chunk) and not self.stopped:
+            if self._nesting is not None:
+                at = self._pass(self._nesting, chunk, at, at)
+            elif self._text is not None:
+                end = self._text.find(chunk, at)
+                at = end + 1 if end >= 0 else -1
+                self._text = None if end >= 0 else self._text
             else:
-                self._depth -= 1
-                if self._depth == 1:
-                    self._keep(chunk, begin, at)
-                    self._finish()
-                elif self._depth <= 0:
-                    self.stopped = True
-        if self._depth > 1:
-            self._keep(chunk, begin, len(chunk))
+                at = self._begin(chunk, at)
 
-    def _keep(self, chunk: bytes, begin: int, end: int) -> None:
-        if self._skipping:
-            return
-        if len(self.item) + end - begin > EVENT_BYTES_MAX:
-            self._skipping = True
-            self._gate.skipped += 1
-            self.item.clear()
-        else:
-            self.item += chunk[begin:end]
-
-    def _finish(self) -> None:
-        item = bytes(self.item)
-        self.item.clear()
-        if not self._skipping and item.startswith(b"{") and self._gate.opens(item):
+    def close(self) -> None:
+        """The array is over, or torn: what there is of an item is passed on."""
+        item = bytes(self._item)
+        self._item.clear()
+        large, self._large = self._large, None
+        if large is not None:
+            large.feed(item)
+            large.end()
+        elif item:
             self._emit(item)
-        self._skipping = False
+
+    def _begin(self, chunk: bytes, at: int) -> int:
+        between = _BETWEEN.match(chunk, at)
+        at = at if between is None else between.end()
+        if at == len(chunk):
+            return -1
+        mark = chunk[at]
+        if mark == _QUOTE:
+            self._text = TextEnd()
+        elif mark == _OPEN_ARRAY and not self._begun:
+            self._begun = True
+        elif mark in (_OPEN_OBJECT, _OPEN_ARRAY):
+            self._nesting = Nesting()
+            self._is_object = mark == _OPEN_OBJECT
+            return self._pass(self._nesting, chunk, at, at + 1)
+        else:
+            self.stopped = True
+        return at + 1
+
+    def _pass(self, nesting: Nesting, chunk: bytes, begin: int, at: int) -> int:
+        """Find the end of an item, of which some begins here."""
+        end = nesting.find(chunk, at)
+        self.stopped = nesting.too_deep
+        if self._is_object:
+            self._take(chunk[begin : len(chunk) if end < 0 else end], ended=end >= 0)
+        if end >= 0:
+            self._nesting = None
+        return end
+
+    def _take(self, piece: bytes, *, ended: bool) -> None:
+        if self._large is None and len(self._item) + len(piece) > EVENT_BYTES_MAX:
+            self._large = self._open_large()
+            self._large.feed(bytes(self._item))
+            self._item.clear()
+        if self._large is not None:
+            self._large.feed(piece)
+            if ended:
+                self._large.end()
+                self._large = None
+            return
+        if not ended:
+            self._item += piece
+            return
+        item = bytes(self._item) + piece if self._item else piece
+        self._item.clear()
+        if self._gate.opens(item):
+            self._emit(item)
 
 
 class Document:
@@ -100,58 +133,59 @@ class Document:
     Args:
         emit: takes the object, or each item.
         gate: decides on items.
-        unseen: whether an object is read although nothing in it looks like a language model's answer.
+        large: makes a reader of what is larger than what is kept.
+        unseen: see below.
 
     Attributes:
         array: the reader of its items, where it is an array.
-        promising: whether anything in it looked like a language model's answer.
-        too_large: whether it was larger than the bound, and so is not read.
+        unseen: whether an object is read although nothing in it looks like a language model's answer.
     """
 
-    __slots__ = ("_emit", "_gate", "_length", "_parts", "_seam", "_unseen", "array", "promising", "too_large")
+    __slots__ = ("_emit", "_gate", "_kept", "_large", "_open_large", "array", "unseen")
 
-    def __init__(self, emit: Callable[[bytes], None], gate: Gate, *, unseen: bool) -> None:
+    def __init__(
+        self, emit: Callable[[bytes], None], gate: Gate, large: Callable[[], Large], *, unseen: bool
+    ) -> None:
         self._emit = emit
         self._gate = gate
-        self._unseen = unseen
-        self._parts: list[bytes] = []
-        self._length = 0
-        self._seam = b""
+        self._open_large = large
+        self._large: Large | None = None
+        self.unseen = unseen
+        self._kept = bytearray()
         self.array: JsonArray | None = None
-        self.promising = self.too_large = False
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body."""
         if self.array is not None:
             self.array.feed(chunk)
-            return
-        if not self._length:
-            chunk = chunk.lstrip(_BLANK)
-            if not chunk:
-                return
-            if chunk.startswith(b"["):
-                self.array = JsonArray(self._emit, self._gate)
-                self.array.feed(chunk)
-                return
-        if not self.promising:
-            self.promising = is_promising(self._seam + chunk)
-            self._seam = (self._seam + chunk)[-_SEAM:]
-        self._length += len(chunk)
-        if self._length > DOCUMENT_BYTES_MAX:
-            self.too_large = True
-            self._parts.clear()
+        elif self._large is not None:
+            self._large.feed(chunk)
+        elif self._kept:
+            self._keep(chunk)
         else:
-            self._parts.append(chunk)
-
-    def torn(self) -> bytes:
-        """The object, or the item of the array, that has not come to its end; empty where it is no answer."""
-        if self.array is None:
-            return b"".join(self._parts) if self.promising else b""
-        item = bytes(self.array.item)
-        return item if is_promising(item) else b""
+            chunk = chunk.lstrip(_BLANK)
+            if chunk.startswith(b"["):
+                self.array = JsonArray(self._emit, self._gate, self._open_large)
+                self.array.feed(chunk)
+            elif chunk:
+                self._keep(chunk)
 
     def close(self) -> None:
-        """The body is over."""
-        if self._parts and (self.promising or self._unseen):
-            self._emit(b"".join(self._parts))
-        self._parts.clear()
+        """The body is over, or torn."""
+        if self.array is not None:
+            self.array.close()
+        elif self._large is not None:
+            self._large.end()
+        elif self._kept and (self.unseen or is_promising(self._kept)):
+            self._emit(bytes(self._kept))
+        self._kept.clear()
+        self._large = None
+
+    def _keep(self, chunk: bytes) -> None:
+        if len(self._kept) + len(chunk) <= EVENT_BYTES_MAX:
+            self._kept += chunk
+            return
+        self._large = self._open_large()
+        self._large.feed(bytes(self._kept))
+        self._large.feed(chunk)
+        self._kept.clear()

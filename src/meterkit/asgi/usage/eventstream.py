@@ -14,7 +14,7 @@ from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.asgi.usage.blocks import Gate
+    from meterkit.asgi.usage.blocks import Large
 
 __all__ = ["EventStream"]
 
@@ -28,21 +28,61 @@ _WIDTHS: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
 _BYTES: Final = 6
 
 
+class _LargeFrame:
+    """A frame whose payload is too large to be kept."""
+
+    __slots__ = ("_crc", "_left", "_reader", "_tail")
+
+    def __init__(self, head: bytes, payload_bytes: int, reader: Large) -> None:
+        self._crc = crc32(head)
+        self._left = payload_bytes
+        self._reader = reader
+        self._tail = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next bytes; those that follow the frame are returned."""
+        payload = data[: self._left]
+        self._left -= len(payload)
+        self._crc = crc32(payload, self._crc)
+        self._reader.feed(payload)
+        data = data[len(payload) :]
+        missing = _CRC.size - len(self._tail)
+        self._tail += data[:missing]
+        return data[missing:]
+
+    @property
+    def ended(self) -> bool:
+        return len(self._tail) == _CRC.size
+
+    def end(self) -> bool:
+        """Whether its checksum is right, or has not come."""
+        self._reader.end()
+        return not self.ended or self._tail == _CRC.pack(self._crc)
+
+
 class EventStream:
     """Passes on the text headers and the payload of each frame.
 
+    Args:
+        emit: takes both.
+        large: makes a reader of a payload that is larger than what is kept, from the headers.
+
     Attributes:
-        corrupt: whether a checksum failed. A frame whose own checksum fails is left out; after a wrong
-            prelude nothing can be read any more.
+        corrupt: whether a checksum failed. A frame whose own checksum fails is left out, unless it is so
+            large that it was read before; after a wrong prelude nothing can be read any more.
     """
 
-    __slots__ = ("_buffer", "_emit", "_gate", "_lost", "_to_skip", "corrupt")
+    __slots__ = ("_buffer", "_emit", "_large", "_lost", "_open_large", "corrupt")
 
-    def __init__(self, emit: Callable[[Mapping[str, str], bytes], None], gate: Gate) -> None:
+    def __init__(
+        self,
+        emit: Callable[[Mapping[str, str], bytes], None],
+        large: Callable[[Mapping[str, str]], Large],
+    ) -> None:
         self._emit = emit
-        self._gate = gate
+        self._open_large = large
+        self._large: _LargeFrame | None = None
         self._buffer = bytearray()
-        self._to_skip = 0
         self._lost = False
         self.corrupt = False
 
@@ -50,16 +90,23 @@ class EventStream:
         """Take the next bytes of the stream."""
         if self._lost:
             return
-        if self._to_skip:
-            skipped = min(self._to_skip, len(chunk))
-            self._to_skip -= skipped
-            chunk = chunk[skipped:]
+        if self._large is not None:
+            chunk = self._large.feed(chunk)
+            if not self._large.ended:
+                return
+            self._end_large(self._large)
         self._buffer += chunk
         while self._take():
             pass
 
     def close(self) -> None:
-        """The stream is over; a frame that has not ended says nothing."""
+        """The stream is over; of a frame that has not ended only a large one says something."""
+        if self._large is not None:
+            self._end_large(self._large)
+
+    def _end_large(self, large: _LargeFrame) -> None:
+        self._large = None
+        self.corrupt |= not large.end()
 
     def _take(self) -> bool:
         """Take one frame off the buffer; False where there is no whole one."""
@@ -67,27 +114,49 @@ class EventStream:
         if len(buffer) < _PRELUDE.size:
             return False
         total, headers, crc = _PRELUDE.unpack_from(buffer)
+        payload = _PRELUDE.size + headers
         if crc32(buffer[:8]) != crc or total < _FRAME_BYTES_MIN or headers > total - _FRAME_BYTES_MIN:
-            self.corrupt = self._lost = True
-            buffer.clear()
+            self._lose()
             return False
         if total > EVENT_BYTES_MAX:
-            self._gate.skipped += 1
-            self._to_skip = max(0, total - len(buffer))
-            del buffer[:total]
-            return bool(buffer)
+            if headers > EVENT_BYTES_MAX:
+                self._lose()
+            elif len(buffer) >= payload:
+                return self._take_large(total, payload)
+            return False
         if len(buffer) < total:
             return False
         frame = bytes(buffer[:total])
         del buffer[:total]
         (crc,) = _CRC.unpack_from(frame, total - _CRC.size)
-        payload = _PRELUDE.size + headers
         names = _headers(frame[_PRELUDE.size : payload])
         if crc32(frame[: -_CRC.size]) != crc or names is None:
             self.corrupt = True
         else:
             self._emit(names, frame[payload : -_CRC.size])
         return True
+
+    def _take_large(self, total: int, payload: int) -> bool:
+        """Begin to read a frame whose headers are in the buffer."""
+        buffer = self._buffer
+        head = bytes(buffer[:payload])
+        names = _headers(head[_PRELUDE.size :])
+        if names is None:
+            self._lose()
+            return False
+        rest = bytes(buffer[payload:])
+        buffer.clear()
+        large = _LargeFrame(head, total - payload - _CRC.size, self._open_large(names))
+        buffer += large.feed(rest)
+        if large.ended:
+            self._end_large(large)
+            return True
+        self._large = large
+        return False
+
+    def _lose(self) -> None:
+        self.corrupt = self._lost = True
+        self._buffer.clear()
 
 
 def _headers(data: bytes) -> dict[str, str] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 __all__ = [
     "COUNTED",
@@ -17,9 +17,9 @@ __all__ = [
     "Note",
     "Source",
     "bounded",
-    "cut_short",
     "estimated",
     "figure",
+    "filled",
     "quantities",
     "sum_of",
 ]
@@ -30,9 +30,9 @@ Note = Literal[
     "encoding",  # the response is in a content coding that is not decoded here
     "ended_early",  # the response ended before any figure came
     "no_usage",  # the response ended without a figure
+    "not_asked",  # likewise, as answers of its kind do that were not asked for figures
     "refused",  # a figure was no integer from 0 to 10^15 - 1 and was ignored
     "residual",  # the total named output tokens that the parts did not
-    "skipped_event",  # an event was larger than the bound
     "too_large",  # the response was larger than the bound
     "too_many_calls",  # calls beyond the bound were not counted
     "unreadable",  # something that should be JSON was not
@@ -172,26 +172,32 @@ def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     return replace(calls[0], **figures, **shared, source=worst, notes=notes)
 
 
-def cut_short(calls: Sequence[CallUsage], *, input_tokens: int, output_tokens: int) -> tuple[CallUsage, ...]:
-    """The calls of an answer that nobody waited for to its end, with estimates where figures are lacking.
+def filled(
+    calls: Sequence[CallUsage], *, input_tokens: Callable[[], int], output_tokens: int, at_least: int = 0
+) -> tuple[CallUsage, ...]:
+    """The calls of an answer that was cut, or has ended, with estimates where figures are lacking.
 
     Args:
-        calls: as far as they are known; the last of them was cut.
-        input_tokens: estimated of the request.
+        calls: as far as they are known; it is the last of them that may lack some.
+        input_tokens: estimates the request; called only where that is needed.
         output_tokens: estimated of the text that no figures cover.
+        at_least: output tokens of a call that was made, whatever its text: 1 where it was cut. With 0, a call
+            without figures and without text stays as it is.
     """
     if not calls:
         return ()
     *before, last = calls
     if last.source == "missing":
-        # Something came, so that something was generated.
-        last = estimated(last, input_tokens=input_tokens, output_tokens=max(1, output_tokens))
+        more = max(at_least, output_tokens)
+        if not more:
+            return tuple(calls)
+        last = estimated(last, input_tokens=input_tokens(), output_tokens=more)
     elif not output_tokens:
         return tuple(calls)
     elif last.source == "partial":
         told = 0 if last.output_tokens is None else last.output_tokens
         more = min(told + output_tokens, QUANTITY_MAX)
-        last = replace(estimated(last, input_tokens=input_tokens, output_tokens=0), output_tokens=more)
+        last = replace(estimated(last, input_tokens=input_tokens(), output_tokens=0), output_tokens=more)
     else:
         # The next call had begun; what went into it is not known.
         more = min(output_tokens, QUANTITY_MAX)

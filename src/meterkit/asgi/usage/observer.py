@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.usage.calls import Ledger
-from meterkit.asgi.usage.estimate import output_text_bytes, tokens_of_bytes
+from meterkit.asgi.usage.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.asgi.usage.figures import CallUsage
-from meterkit.asgi.usage.shape import dig, table, text
+from meterkit.asgi.usage.places import ROOT, text_bytes
+from meterkit.asgi.usage.shape import dig, rows, table, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ _COUNTS: Final = (
         frozenset({"totalTokens", "cachedContentTokenCount", "promptTokensDetails", "cacheTokensDetails"}),
     ),
 )
+# Encoded sound stands where other events have text.
+_SOUND: Final = "audio.delta"
 _IDS: Final = (("id",), ("message", "id"), ("response", "id"), ("responseId",), ("response_id",))
 _MODELS: Final = (
     ("model",),
@@ -53,6 +56,7 @@ class Observer:
     __slots__ = (
         "_api",
         "_apis",
+        "_asks",
         "_broken",
         "_declared",
         "_estimate",
@@ -61,6 +65,7 @@ class Observer:
         "_only_counted",
         "_response_id",
         "_response_model",
+        "_strange",
         "_unreported_bytes",
         "text_bytes",
     )
@@ -72,7 +77,7 @@ class Observer:
         self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
         self._ledger = Ledger()
         self._looked = 0
-        self._broken = self._only_counted = False
+        self._broken = self._only_counted = self._strange = self._asks = False
         self._response_id: str | None = None
         self._response_model: str | None = None
         self._unreported_bytes = 0
@@ -91,7 +96,7 @@ class Observer:
     @property
     def untold(self) -> bool:
         """Whether nothing has come yet that could say whose response this is."""
-        return not self._declared and self._looked == 0
+        return not (self._declared or self._looked or self._strange)
 
     @property
     def wants_text(self) -> bool:
@@ -103,19 +108,28 @@ class Observer:
         """Tokens of the text that no figures cover; 0 unless texts are measured."""
         if not self._declared and self._api is None:
             return 0
-        return tokens_of_bytes(self._unreported_bytes)
+        return self._unreported_bytes // BILLED_BYTES_PER_TOKEN
+
+    def knows(self, event: Table) -> bool:
+        """Whether an event is certainly a language model's, or whose response it is is known before."""
+        return self._declared or self._api is not None or any(api.knows(event) for api in self._apis)
 
     def add_text(self, measured: int) -> None:
         """Take an event that says nothing but so many bytes of text."""
         self.text_bytes += measured
         self._unreported_bytes += measured
 
-    def observe(self, event: Table) -> bool:
-        """Take the next event, or the whole document; whether it said something of usage or of an error."""
+    def observe(self, event: Table, measured: int | None = None) -> bool:
+        """Take the next event, or the whole document; whether it said something of usage or of an error.
+
+        Args:
+            event: what it says.
+            measured: UTF-8 bytes of the model's text in it, where that is known.
+        """
         if not self.decided:
             self._recognise(event)
         if self.wants_text:
-            self.add_text(output_text_bytes(event))
+            self._measure(event, measured)
         for api in self._apis:
             sighting = api.see(event, not self._declared)
             if sighting is not None:
@@ -128,6 +142,21 @@ class Observer:
             self._broken = True
             return True
         return False
+
+    def _measure(self, event: Table, measured: int | None) -> None:
+        kind = event.get("type")
+        if isinstance(kind, str) and kind.endswith(_SOUND):
+            return
+        if measured is None:
+            measured = text_bytes(event, ROOT)
+        if table(event.get("response")) is not None:
+            # It says again what its deltas said.
+            measured = max(0, measured - self._unreported_bytes)
+        self.add_text(measured)
+
+    def look_away(self) -> None:
+        """Something came that is no event of a language model."""
+        self._strange = True
 
     def end(self) -> None:
         """The provider's stream said that it is over."""
@@ -155,7 +184,7 @@ class Observer:
         if len(self._ledger) or self._only_counted or not (self._declared or self._api is not None):
             return ()
         if not noted:
-            noted.add("no_usage" if whole else "ended_early")
+            noted.add(("not_asked" if self._asks else "no_usage") if whole else "ended_early")
         return (self.missing(noted),)
 
     def missing(self, notes: set[Note]) -> CallUsage:
@@ -170,6 +199,8 @@ class Observer:
 
     def _recognise(self, event: Table) -> None:
         self._looked += 1
+        choices = rows(event.get("choices"))
+        self._asks |= bool(choices) and dig(choices[0], ("delta",)) is not None
         if self._api is None:
             self._api = next((api for api in self._apis if api.knows(event)), None)
         if self._api is not None:

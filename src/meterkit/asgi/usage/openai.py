@@ -169,9 +169,10 @@ def _knows(event: Table) -> bool:
 
 def _is_choice(choice: Table) -> bool:
     """Whether it is a choice of a server that does not say what object it sends."""
-    if table(choice.get("delta")) is not None:
+    message = table(choice.get("message"))
+    if table(choice.get("delta")) is not None or (message is not None and "content" in message):
         return True
-    return "finish_reason" in choice and (table(choice.get("message")) is not None or "text" in choice)
+    return "finish_reason" in choice and (message is not None or "text" in choice)
 
 
 OPENAI: Final = Api(name="openai", provider="openai", see=_see, knows=_knows)

@@ -8,22 +8,28 @@ from typing import TYPE_CHECKING, Final, Protocol
 from meterkit.asgi.usage.apis import BY_NAME
 from meterkit.asgi.usage.bedrock import BEDROCK
 from meterkit.asgi.usage.blocks import Gate
-from meterkit.asgi.usage.decoding import Inflate
+from meterkit.asgi.usage.decoding import Decoding, decoding_of
 from meterkit.asgi.usage.document import Document
-from meterkit.asgi.usage.estimate import tokens_of_bytes, torn_text_bytes
 from meterkit.asgi.usage.eventstream import EventStream
 from meterkit.asgi.usage.ndjson import Ndjson
 from meterkit.asgi.usage.observer import Observer
+from meterkit.asgi.usage.places import ROOT
 from meterkit.asgi.usage.repeats import Repeats
 from meterkit.asgi.usage.shape import dig, load, table
+from meterkit.asgi.usage.skim import UNKNOWN, Encoded, SkimRun
 from meterkit.asgi.usage.sse import Sse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from meterkit.asgi.usage.blocks import Large
     from meterkit.asgi.usage.figures import CallUsage, Note
+    from meterkit.asgi.usage.shape import Table
 
-__all__ = ["ResponseReader"]
+__all__ = ["PIECE_BYTES", "ResponseReader"]
+
+PIECE_BYTES: Final = 16 << 10
+"""How much is read at a time: at the slowest, that of a stream of nothing but figures, some milliseconds."""
 
 _NDJSON: Final = frozenset(
     {
@@ -36,9 +42,16 @@ _NDJSON: Final = frozenset(
     }
 )
 _EVENT_STREAM: Final = b"application/vnd.amazon.eventstream"
-_PLAIN: Final = (b"", b"text/plain")
+_PLAIN: Final = (b"", b"text/plain", b"application/octet-stream")
+_SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
+_SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
+# With br and zstd a token of a text takes 2 bytes, as an event of its own 6 to 20: these are on the safe side
+# of both for whoever is billed.
+_CODED_BYTES_PER_TOKEN: Final = 4
+_CODED_EVENT_BYTES_PER_TOKEN: Final = 32
+# It may be no text at all, but vectors or an image.
+_CODED_TOKENS_MAX: Final = 4_096
 _IDENTITY: Final = (b"", b"identity")
-_DEFLATED: Final = (b"gzip", b"x-gzip", b"deflate")
 _DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
 _BODILESS: Final = (204, 205)
@@ -50,29 +63,41 @@ class _Framing(Protocol):
     def close(self) -> None: ...
 
 
+class _Foreign:
+    """Takes what is certainly no language model's answer."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Nothing is made of it."""
+
+    def close(self) -> None:
+        """Nothing is made of it."""
+
+
 class ResponseReader:
     """Reads what one response reports; make one with :meth:`open`.
 
-    It keeps no more than 8 MiB of a JSON document, and 1 MiB of a stream. What it cannot read it says so of:
-    a call is then ``missing``, with a note, and never 0.
+    It keeps no more than some 64 KiB, however long the response or a single event of it is. What it cannot
+    read it says so of: a call is then ``missing``, with a note, and never 0.
     """
 
     __slots__ = (
         "_calls",
+        "_coded_bytes_per_token",
         "_corrupt",
         "_deaf",
         "_declared",
+        "_decoding",
         "_document",
         "_fed",
         "_framing",
         "_gate",
-        "_inflate",
+        "_head",
         "_measures",
         "_observer",
         "_quiet",
         "_repeats",
         "_stream",
-        "_torn",
+        "_unheard_bytes",
         "_unreadable",
     )
 
@@ -83,15 +108,19 @@ class ResponseReader:
         self._observer = Observer(apis, declared=self._declared, estimate=estimate)
         self._gate = Gate()
         self._repeats = Repeats()
-        self._deaf = coding not in _IDENTITY and coding not in _DEFLATED
+        self._decoding: Decoding | None = None if coding in _IDENTITY else decoding_of(coding)
+        self._deaf = coding not in _IDENTITY and self._decoding is None
+        self._unheard_bytes = 0
+        self._coded_bytes_per_token = (
+            _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
+        )
         self._measures = False
         self._fed = self._quiet = self._unreadable = self._corrupt = False
         self._document: Document | None = None
         self._stream: EventStream | None = None
+        self._head = b""
         self._framing = self._framing_of(kind)
-        self._inflate = Inflate(self._take) if coding in _DEFLATED else None
         self._calls: tuple[CallUsage, ...] | None = None
-        self._torn = b""
 
     @classmethod
     def open(
@@ -117,9 +146,14 @@ class ResponseReader:
                 kind = value.partition(b";")[0].strip().lower()
             elif lowered == b"content-encoding":
                 coding = value.strip().lower()
-        if not _is_readable(kind) and (usage == "auto" or kind not in _PLAIN):
+        if not _is_readable(kind) and kind not in _PLAIN:
             return None
         return cls(usage, kind, coding, estimate=estimate)
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether a little that is fed may be much to read."""
+        return self._decoding is not None
 
     @property
     def output_bytes_seen(self) -> int:
@@ -129,76 +163,90 @@ class ResponseReader:
     @property
     def estimated_output_tokens(self) -> int:
         """Estimated tokens of the text that no figures cover; 0 unless opened with ``estimate``."""
-        tokens = self._observer.estimated_output_tokens
-        if self._torn and self._observer.wants_text:
-            tokens += tokens_of_bytes(torn_text_bytes(self._torn))
-        return tokens
+        if self._deaf:
+            return min(max(1, self._unheard_bytes // self._coded_bytes_per_token), _CODED_TOKENS_MAX)
+        return self._observer.estimated_output_tokens
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body; never raises."""
-        if not chunk:
-            return
-        self._fed = True
-        if self._deaf:
-            return
-        if self._inflate is None:
+        if self._decoding is None and not self._deaf and 0 < len(chunk) <= PIECE_BYTES:
+            self._fed = True
             self._take(chunk)
-        else:
-            self._inflate.feed(chunk)
+            return
+        for _ in self.pieces(chunk):
+            pass
 
-    def close(self, *, complete: bool) -> tuple[CallUsage, ...]:
+    def pieces(self, chunk: bytes) -> Iterator[None]:
+        """As :meth:`feed`, with a rest after each piece of work, so that others can be let run.
+
+        What is left when it is not asked for more is not read.
+        """
+        self._fed = self._fed or bool(chunk)
+        if self._deaf:
+            self._unheard_bytes += len(chunk)
+            return
+        decoding = self._decoding
+        for part in _parts(chunk):
+            for decoded in (part,) if decoding is None else decoding.feed(part):
+                for piece in _parts(decoded):
+                    self._take(piece)
+                    yield
+
+    def close(self, *, complete: bool, asked: Callable[[], bool] = lambda: True) -> tuple[CallUsage, ...]:
         """What the calls in the response used; none where it is no language model's. Never raises.
 
         Args:
             complete: False where the response ended early: figures that were not the last are partial then.
+            asked: whether the request asked a language model; looked at where the response cannot tell.
         """
         if self._calls is None:
             # What was cut off cannot be read, and that is nothing to remark on.
             self._quiet = not complete
-            if self._document is not None and self._quiet:
-                self._torn = self._document.torn()
+            if self._document is not None:
+                self._document.unseen |= self._quiet
+            if self._head and self._declared:
+                self._framing = self._sse()
+                self._framing.feed(self._head)
             if self._framing is not None:
                 self._framing.close()
-            self._calls = self._result(complete=complete)
-            if self._document is not None and self._document.array is None and _is_told(self._calls):
-                self._torn = b""  # It was whole, but for the end of the response.
+            self._calls = self._result(complete=complete, asked=asked)
+            # These hold this reader: let go of, it is gone without the help of the garbage collector.
+            self._framing = self._decoding = self._stream = self._document = None
         return self._calls
 
-    def _result(self, *, complete: bool) -> tuple[CallUsage, ...]:
+    def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         if not self._fed:
             return ()
         if self._deaf:
-            return (self._observer.missing({"encoding"}),)
+            return (self._observer.missing({"encoding"}),) if self._declared or asked() else ()
         calls = self._observer.close(complete=complete, notes=self._notes())
-        document = self._document
-        if not calls and document is not None and document.too_large and document.promising:
-            calls = (self._observer.missing({"too_large"}),)
-        if not calls and not complete and self._observer.untold and (document is None or self._torn):
-            # Cut off before it could say what it is; the route says that such answers are a model's.
+        if not calls and not complete and self._observer.untold and asked():
+            # Cut off before it could say what it is.
             calls = (self._observer.missing({"ended_early"}),)
         return calls
 
     def _notes(self) -> list[Note]:
-        inflate, document = self._inflate, self._document
+        decoding = self._decoding
         found: dict[Note, bool] = {
             "corrupt": self._corrupt
             or (self._stream is not None and self._stream.corrupt)
-            or (inflate is not None and inflate.corrupt),
-            "skipped_event": self._gate.skipped > 0,
-            "too_large": (inflate is not None and inflate.too_large)
-            or (document is not None and document.too_large),
+            or (decoding is not None and decoding.corrupt),
+            "too_large": decoding is not None and decoding.too_large,
             "unreadable": self._unreadable,
         }
         return [note for note, applies in found.items() if applies]
 
     def _take(self, data: bytes) -> None:
         if self._framing is None:
-            data = data.lstrip()
-            if not data:
+            data, self._head = (self._head + data).lstrip(), b""
+            if data[:1] in (b"{", b"["):
+                self._framing = self._json()
+            elif len(data) >= _SSE_NAME_BYTES_MAX or data.startswith(b":"):
+                is_sse = self._declared or data.startswith(_SSE_NAMES)
+                self._framing = self._sse() if is_sse else _Foreign()
+            else:
+                self._head = data
                 return
-            self._framing = (
-                self._json() if data[:1] in (b"{", b"[") else Sse(self._event, self._gate, self._take_all)
-            )
         self._framing.feed(data)
 
     def _framing_of(self, kind: bytes) -> _Framing | None:
@@ -206,18 +254,33 @@ class ResponseReader:
         if kind == b"text/event-stream":
             return self._sse()
         if kind in _NDJSON:
-            return Ndjson(self._event, self._gate)
+            return Ndjson(self._event, self._gate, self._large)
         if kind == _EVENT_STREAM:
-            self._stream = EventStream(self._frame, self._gate)
+            self._stream = EventStream(self._frame, self._large_frame)
             return self._stream
         return None if kind in _PLAIN else self._json()
 
     def _sse(self) -> Sse:
-        return Sse(self._event, self._gate, self._take_all)
+        return Sse(self._event, self._gate, self._large, self._take_all)
 
     def _json(self) -> Document:
-        self._document = Document(self._event, self._gate, unseen=self._declared)
+        self._document = Document(self._event, self._gate, self._large, unseen=self._declared)
         return self._document
+
+    def _large(self) -> SkimRun:
+        return SkimRun(self._skimmed, self._spoil)
+
+    def _skimmed(self, event: Table, measured: int) -> None:
+        """What was kept of an event that is too large, or not well-formed."""
+        if self._quiet and not self._observer.knows(event) and UNKNOWN not in event:
+            return  # Torn before it could say what it is.
+        self._observer.observe(event, measured)
+        self._settle()
+
+    def _spoil(self) -> None:
+        if not self._quiet:
+            self._observer.look_away()
+            self._unreadable = True
 
     def _event(self, data: bytes) -> None:
         """One event of a stream, one item of an array, or a whole document."""
@@ -250,6 +313,14 @@ class ResponseReader:
         if self._gate.opens(payload):
             self._observe(payload, None if name == "chunk" else name)
 
+    def _large_frame(self, headers: Mapping[str, str]) -> Large:
+        """A reader of a frame that is too large to be kept."""
+        name = headers.get(":event-type", "")
+        if name == "chunk":
+            return Encoded(self._large())
+        place = ROOT.names.get(name, ROOT)
+        return SkimRun(lambda event, measured: self._skimmed({name: event}, measured), self._spoil, place)
+
     def _observe(self, data: bytes, name: str | None) -> None:
         observer = self._observer
         is_repeatable = self._measures and name is None
@@ -259,22 +330,33 @@ class ResponseReader:
         try:
             event = table(load(data))
         except ValueError:
-            self._unreadable |= not self._quiet
+            # Torn, or several values where there should be one: what there is of it is read all the same.
+            large = self._large_frame({":event-type": name}) if name else self._large()
+            large.feed(data)
+            large.end()
             return
         if event is None:
+            observer.look_away()
             return
         before = observer.text_bytes
         told = observer.observe(event if name is None else {name: event})
         if is_repeatable and not told and observer.text_bytes > before:
             self._repeats.learn(data, observer.text_bytes - before)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Once it is known whose response this is, events that say nothing need not be read."""
+        observer = self._observer
         if observer.decided:
             self._gate.all = self._measures = observer.wants_text
             if observer.foreign and self._document is not None and self._document.array is not None:
                 self._document.array.stopped = True
 
 
-def _is_told(calls: Iterable[CallUsage]) -> bool:
-    return any(call.source != "missing" for call in calls)
+def _parts(data: bytes) -> Iterator[bytes]:
+    """Bytes in pieces of a size that takes no more than a moment to read."""
+    for at in range(0, len(data), PIECE_BYTES):
+        yield data[at : at + PIECE_BYTES]
 
 
 def _is_readable(kind: bytes) -> bool:

@@ -5,6 +5,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX, Blocks
@@ -12,12 +13,14 @@ from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX, Blocks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.asgi.usage.blocks import Gate
+    from meterkit.asgi.usage.blocks import Gate, Large
 
 __all__ = ["Sse"]
 
 _BOM: Final = b"\xef\xbb\xbf"
 _DATA: Final = b"data"
+_DONE: Final = b"[DONE]"
+_HEAD_BYTES: Final = len(_BOM) + len(b"data: ")
 
 
 class Sse:
@@ -26,12 +29,16 @@ class Sse:
     __slots__ = ("_after_cr", "_blocks", "_emit", "_gate")
 
     def __init__(
-        self, emit: Callable[[bytes], None], gate: Gate, take_all: Callable[[bytes], bool] | None = None
+        self,
+        emit: Callable[[bytes], None],
+        gate: Gate,
+        large: Callable[[], Large],
+        take_all: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._emit = emit
         self._gate = gate
         self._after_cr = False
-        self._blocks = Blocks(b"\n\n", self._read, gate, take_all)
+        self._blocks = Blocks(b"\n\n", partial(_read, emit), gate, lambda: LargeEvent(large()), take_all)
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream; lines end with LF, CRLF or CR."""
@@ -61,15 +68,77 @@ class Sse:
         """The stream is over."""
         self._blocks.close()
 
-    def _read(self, block: bytes) -> None:
-        if b"\n" not in block and block.startswith(b"data: "):
-            self._emit(block[6:])
-            return
-        data: list[bytes] = []
-        # A byte order mark may only come first; elsewhere it does no harm to pass it over.
-        for line in block.removeprefix(_BOM).split(b"\n"):
-            name, _, value = line.partition(b":")
-            if name == _DATA:
-                data.append(value.removeprefix(b" "))
-        if data:
-            self._emit(b"\n".join(data))
+
+class LargeEvent:
+    """Passes on the data of an event that is too large to be kept.
+
+    Args:
+        data: reads the data.
+    """
+
+    __slots__ = ("_data", "_is_data", "_line")
+
+    def __init__(self, data: Large) -> None:
+        self._data = data
+        self._line = b""
+        self._is_data: bool | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the event; lines end with LF."""
+        block, at = data, 0
+        while at < len(block):
+            if self._is_data is None:
+                # The first line of a stream may have a byte order mark before it.
+                before = len(self._line)
+                self._line += block[at : at + _HEAD_BYTES - before]
+                line = self._line.removeprefix(_BOM)
+                if len(self._line) < _HEAD_BYTES and b"\n" not in line:
+                    return
+                name, _, value = line.partition(b"\n")[0].partition(b":")
+                self._is_data = name == _DATA and b":" in line
+                at += len(self._line) - before
+                head, self._line = self._line, b""
+                if b"\n" in head:
+                    # Short: what was taken too much is looked at again.
+                    at -= len(head) - head.index(b"\n")
+                if self._is_data:
+                    self._data.feed(value.removeprefix(b" "))
+            end = block.find(b"\n", at)
+            stop = len(block) if end < 0 else end
+            if self._is_data:
+                self._data.feed(block[at:stop])
+            at = stop
+            if end >= 0:
+                self._is_data = None
+                self._data.feed(b"\n")
+                at += 1
+
+    def end(self) -> None:
+        """The event, or the response, has come to its end."""
+        self._data.end()
+
+
+def _read(emit: Callable[[bytes], None], block: bytes) -> None:
+    """Pass on the data of an event, or of several that some servers do not part with a blank line."""
+    if b"\n" not in block and block.startswith(b"data: "):
+        emit(block[6:])
+        return
+    data: list[bytes] = []
+    # A byte order mark may only come first; elsewhere it does no harm to pass it over.
+    for line in block.removeprefix(_BOM).split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == _DATA:
+            value = value.removeprefix(b" ")
+            if data and _parts(data[-1], value):
+                emit(b"\n".join(data))
+                data.clear()
+            data.append(value)
+    if data:
+        emit(b"\n".join(data))
+
+
+def _parts(before: bytes, after: bytes) -> bool:
+    """Whether no JSON value can go on from one line to the other."""
+    before, after = before.rstrip(), after.lstrip()
+    ended = before.endswith(b"}") or before == _DONE
+    return ended and (after.startswith(b"{") or after.rstrip() == _DONE)

@@ -6,7 +6,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from meterkit.asgi.usage.bodies import BodyReader
-from meterkit.asgi.usage.figures import cut_short
+from meterkit.asgi.usage.figures import filled
 from meterkit.asgi.usage.objects import OBJECT_APIS, events_of
 from meterkit.asgi.usage.observer import Observer
 from meterkit.asgi.usage.plain import is_body
@@ -111,7 +111,12 @@ class StreamTap(Generic[T]):
             # Whose provider fails is not billed what nobody has reported.
             guesses = given_up or (complete and output_tokens > 0 and _lacks(calls))
             if calls and guesses and self._input_tokens is not None:
-                calls = cut_short(calls, input_tokens=self._input_tokens(), output_tokens=output_tokens)
+                calls = filled(
+                    calls,
+                    input_tokens=self._input_tokens,
+                    output_tokens=output_tokens,
+                    at_least=int(given_up),
+                )
             if complete and not calls and self._kind is not None and self._unread is not None:
                 self._unread(self._kind)
             report(calls)

@@ -1,0 +1,166 @@
+"""What is looked at in an answer: where each API has its figures, and where what the model wrote."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["ROOT", "Place", "text_bytes", "utf8_bytes"]
+
+
+_MARKS: Final = b'{}[]:,"\\ \t\r\n'
+_CODE_EXTRA_BYTES: Final = 3  # `u65e5`, as it is without its backslash, for two bytes of UTF-8
+
+
+class Place:
+    """A value somewhere in an answer. The items of an array stand in the place of the array.
+
+    Attributes:
+        names: the members that are looked at, if the value is an object.
+        text: whether it is what the model wrote, if the value is a text.
+        handed: whether it is what the model hands to a tool, whatever JSON that is.
+        whole: whether all members are looked at, and stand in this place too.
+        silent: whether no text is in it.
+        entered: whether anything in it is looked at, if the value is an object or an array.
+    """
+
+    __slots__ = ("entered", "handed", "names", "silent", "text", "whole")
+
+    def __init__(
+        self,
+        names: Mapping[str, Place] | None = None,
+        *,
+        text: bool = False,
+        handed: bool = False,
+        whole: bool = False,
+    ) -> None:
+        self.names: dict[str, Place] = dict(names or {})
+        self.text = text
+        self.handed = handed
+        self.whole = whole
+        self.entered = bool(self.names) or whole or (text and not handed)
+        self.silent: bool = not text and all(inner.silent for inner in self.names.values())
+
+    def member(self, name: str) -> Place | None:
+        """The place of a member; None where it is not looked at."""
+        return self if self.whole else self.names.get(name)
+
+
+def utf8_bytes(value: str) -> int:
+    """How many bytes of UTF-8 a text has."""
+    return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+
+
+def handed_bytes(raw: bytes) -> int:
+    """Bytes of JSON without its marks and blanks, escapes taken for less than they may stand for."""
+    return max(0, len(raw.translate(None, _MARKS)) - raw.count(b"\\u") * _CODE_EXTRA_BYTES)
+
+
+def text_bytes(value: object, place: Place) -> int:
+    """UTF-8 bytes of what the model wrote in a value.
+
+    Args:
+        value: parsed JSON, of bounded depth.
+        place: where it stands.
+    """
+    if isinstance(value, str):
+        return utf8_bytes(value) if place.text else 0
+    if not isinstance(value, dict | list):
+        return 0
+    if place.handed:
+        return handed_bytes(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    if isinstance(value, list):
+        return sum(text_bytes(item, place) for item in cast("list[object]", value))
+    found = 0
+    names = place.names
+    for name, inner in cast("dict[str, Any]", value).items():
+        known = names.get(name)
+        if known is not None and inner is not None and not known.silent:
+            found += text_bytes(inner, known)
+    return found
+
+
+def _leaves(names: str) -> dict[str, Place]:
+    return dict.fromkeys(names.split(), _LEAF)
+
+
+def _texts(names: str, place: Place) -> dict[str, Place]:
+    return dict.fromkeys(names.split(), place)
+
+
+def _same(place: Place, names: Iterable[str]) -> None:
+    """Members of a place that look like itself."""
+    for name in names:
+        place.names[name] = place
+
+
+_LEAF: Final = Place()
+_FIGURES: Final = Place(whole=True)
+_TEXT: Final = Place(text=True)
+# What is handed to a tool is a text of JSON with some APIs, and JSON with others.
+_HANDED: Final = Place(text=True, handed=True)
+_CALLED: Final = Place({"arguments": _HANDED, "args": _HANDED, "input": _HANDED})
+_BLOCK: Final = Place(
+    {
+        **_texts("text refusal transcript code partial_json", _TEXT),
+        **_texts("arguments input", _HANDED),
+        **_texts("functionCall function_call toolUse", _CALLED),
+        "executableCode": Place({"code": _TEXT}),
+        "reasoningContent": Place({"text": _TEXT, "reasoningText": Place({"text": _TEXT})}),
+        "stop_reason": _LEAF,
+    },
+    text=True,
+)
+_same(_BLOCK, ("parts", "thinking"))
+_MESSAGE: Final = Place(
+    {
+        **_leaves("id model role stop_reason"),
+        **_texts("reasoning_content reasoning refusal thinking tool_plan", _BLOCK),
+        "content": _BLOCK,
+        "usage": _FIGURES,
+        "audio": Place({"transcript": _TEXT}),
+        "tool_calls": Place({"function": _CALLED, "custom": _CALLED}),
+        "function_call": _CALLED,
+    }
+)
+_CHOICE: Final = Place(
+    {"delta": _MESSAGE, "message": _MESSAGE, "text": _TEXT, "usage": _FIGURES, "finish_reason": _LEAF}
+)
+_OUTPUT: Final = Place({**_BLOCK.names, "content": _BLOCK, "summary": _BLOCK, "message": _MESSAGE})
+_RESPONSE: Final = Place(
+    {
+        **_leaves("id model object error"),
+        "usage": _FIGURES,
+        "output": _OUTPUT,
+        "choices": _CHOICE,
+        "x_groq": Place({"usage": _FIGURES}),
+    },
+    text=True,
+)
+_DELTA: Final = Place({**_BLOCK.names, "message": _MESSAGE, "usage": _FIGURES}, text=True)
+
+ROOT: Final = Place(
+    {
+        **_RESPONSE.names,
+        **_leaves("type created created_at done text error data stopReason finish_reason stop_reason"),
+        **_leaves("prompt_eval_count eval_count prompt_eval_cached_count embeddings"),
+        **_leaves("modelVersion model_version responseId response_id promptFeedback prompt_feedback"),
+        **_leaves("messageStart messageStop contentBlockStart contentBlockStop"),
+        **_leaves("input_tokens context_management"),
+        **_leaves("totalTokens cachedContentTokenCount promptTokensDetails cacheTokensDetails"),
+        **_texts("usageMetadata usage_metadata amazon-bedrock-invocationMetrics", _FIGURES),
+        **_texts("thinking tool_plan completion generation outputText", _TEXT),
+        "data": Place({"embedding": _LEAF}),
+        "delta": _DELTA,
+        "message": _MESSAGE,
+        "content": _BLOCK,
+        "response": _RESPONSE,
+        "candidates": Place({"content": _BLOCK, **_leaves("finishReason finish_reason")}),
+        "contentBlockDelta": Place({"delta": _BLOCK}),
+        "metadata": Place({"usage": _FIGURES}),
+    }
+)
+"""An event, or a whole answer, of any of the APIs."""

@@ -1,0 +1,614 @@
+"""Answers that are complete and report nothing, or nothing that can be read: billed by their text."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import random
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, answering, metered, openai_stream, tokens
+from metering import http_scope
+from usage.packing import BR, brotli, hide
+from usage.recordings import (
+    DETAILED,
+    DONE,
+    EVENTSTREAM_TYPE,
+    JSON_TYPE,
+    NDJSON_TYPE,
+    SSE_TYPE,
+    chat,
+    chat_usage,
+    compact,
+    event_frame,
+    gemini_chunk,
+    invoked,
+    sse,
+)
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+TEXT = "Grüße aus 東京, alle miteinander. "
+TOKENS = len(TEXT.encode()) // 4
+NUMBERS = random.Random(1)  # noqa: S311 - No secret.
+
+
+async def ask(at: Served, path: str, *, method: str = "POST", body: bytes = PROMPT) -> None:
+    said = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> Message:
+        for message in said:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def take(message: Message) -> None:
+        del message
+
+    await at.app(http_scope(path, method=method), receive, take)
+
+
+# Larger than what a reader keeps, and customers choose the size: F-30.
+
+
+def logprob() -> dict[str, Any]:
+    best = [{"token": "ab", "logprob": -NUMBERS.random(), "bytes": [97, 98]} for _ in range(20)]
+    return {"token": 'a"]}', "logprob": -NUMBERS.random(), "bytes": [97], "top_logprobs": best}
+
+
+def chat_with_logprobs() -> bytes:
+    """6,000 tokens with `top_logprobs: 20`."""
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "logprobs": {"content": [logprob() for _ in range(6_000)]},
+        "message": {"role": "assistant", "content": "x" * 24_000},
+    }
+    return compact(
+        {"id": "c", "object": "chat.completion", "model": "m", "choices": [choice], "usage": DETAILED}
+    )
+
+
+def responses_stream(*, instructions: str, tokens_of_it: int) -> bytes:
+    usage = {"input_tokens": 1420, "output_tokens": 310, "total_tokens": 1730}
+    said = [{"type": "output_text", "text": "x", "logprobs": [logprob() for _ in range(tokens_of_it)]}]
+    response = {
+        "id": "r",
+        "object": "response",
+        "instructions": instructions,
+        "output": [{"type": "message", "content": said}],
+    }
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": {**response, "output": [], "usage": None}},
+        {"type": "response.output_text.delta", "delta": "x"},
+        {"type": "response.completed", "response": {**response, "usage": usage}},
+    ]
+    return b"".join(sse(event, event=event["type"]) for event in events)
+
+
+def embeddings() -> bytes:
+    data = [
+        {"object": "embedding", "index": n, "embedding": [NUMBERS.random() for _ in range(1_536)]}
+        for n in range(600)
+    ]
+    return compact(
+        {"object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": 1730, "total_tokens": 1730}}
+    )
+
+
+def image() -> bytes:
+    usage = {"input_tokens": 1420, "output_tokens": 310, "total_tokens": 1730}
+    data = [{"b64_json": b64encode(NUMBERS.randbytes(2_000_000)).decode()}]
+    return compact({"created": 1, "data": data, "usage": usage})
+
+
+def gemini_array() -> bytes:
+    large = gemini_chunk("x")
+    large["candidates"][0]["content"]["parts"].append({"inlineData": {"data": "A" * 900_000}})
+    usage = {"promptTokenCount": 1420, "candidatesTokenCount": 310, "totalTokenCount": 1730}
+    return compact([large, {**large, "usageMetadata": usage}])
+
+
+def bedrock() -> bytes:
+    usage = {"inputTokens": 1420, "outputTokens": 310, "totalTokens": 1730}
+    return event_frame("contentBlockDelta", {"delta": {"text": "x" * 90_000}}) + event_frame(
+        "metadata", {"trace": {"guardrail": "x" * 900_000}, "usage": usage}
+    )
+
+
+def bedrock_invoked() -> bytes:
+    start = {"input_tokens": 1420, "output_tokens": 1}
+    return b"".join(
+        invoked(event)
+        for event in (
+            {"type": "message_start", "message": {"padding": "x" * 200_000, "usage": start}},
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "x"},
+                "padding": "x" * 90_000,
+                "usage": {"output_tokens": 310},
+            },
+        )
+    )
+
+
+def ollama() -> bytes:
+    last = {"model": "m", "created_at": "t", "done": True, "prompt_eval_count": 1420, "eval_count": 310}
+    return b"\n".join(
+        compact({**last, **event})
+        for event in (
+            {"done": False, "response": "x"},
+            {"context": list(range(200_000)), "response": ""},
+        )
+    )
+
+
+LARGE = {
+    "logprobs": (JSON_TYPE, chat_with_logprobs, (1420, 310)),
+    "responses, logprobs": (
+        SSE_TYPE,
+        lambda: responses_stream(instructions="", tokens_of_it=900),
+        (1420, 310),
+    ),
+    "responses, instructions": (
+        SSE_TYPE,
+        lambda: responses_stream(instructions='"usage":{"' * 110_000, tokens_of_it=1),
+        (1420, 310),
+    ),
+    "embeddings": (JSON_TYPE, embeddings, (1730, 0)),
+    "image": (JSON_TYPE, image, (1420, 310)),
+    "gemini array": (JSON_TYPE, gemini_array, (1420, 310)),
+    "bedrock": (EVENTSTREAM_TYPE, bedrock, (1420, 310)),
+    "bedrock, invoked": (EVENTSTREAM_TYPE, bedrock_invoked, (1420, 310)),
+    "ollama": (NDJSON_TYPE, ollama, (1420, 310)),
+}
+
+
+@pytest.mark.parametrize("piece", [7_001, 1 << 16, 1 << 30])
+@pytest.mark.parametrize("name", LARGE)
+async def test_an_answer_of_any_size_is_counted(name: str, piece: int, store_url: str) -> None:
+    """F-30."""
+    kind, make, expected = LARGE[name]
+    body = make()
+    assert len(body) > 100_000
+    chunks = [body[at : at + piece] for at in range(0, len(body), piece)]
+    async with metered(answering(chunks, kind), store_url) as at:
+        await ask(at, "/auto")
+        assert expected == await tokens(at.kit)
+
+
+# Complete, and without usage: F-31.
+
+CALL = {"index": 0, "function": {"name": "f", "arguments": TEXT}}
+SAID = {"role": "assistant", "content": TEXT}
+TOOL = {"city": TEXT}
+SILENT: dict[str, tuple[str, str, bytes]] = {
+    "chat stream": (
+        "openai",
+        SSE_TYPE,
+        b"".join([*openai_stream(*TEXT), sse(chat({}, finish="stop")), DONE]),
+    ),
+    "chat stream, refused": ("openai", SSE_TYPE, sse(chat({"refusal": TEXT})) + DONE),
+    "chat stream, thought": ("openai", SSE_TYPE, sse(chat({"reasoning_content": TEXT})) + DONE),
+    "chat stream, tool": ("openai", SSE_TYPE, sse(chat({"tool_calls": [CALL]})) + DONE),
+    "chat stream, function": ("openai", SSE_TYPE, sse(chat({"function_call": {"arguments": TEXT}})) + DONE),
+    "chat stream, spoken": (
+        "openai",
+        SSE_TYPE,
+        sse(chat({"audio": {"data": "A" * 9_000, "transcript": TEXT}})) + DONE,
+    ),
+    "chat": (
+        "openai",
+        JSON_TYPE,
+        compact({**chat(None), "choices": [{"message": SAID, "finish_reason": "stop"}]}),
+    ),
+    "chat, tool": (
+        "openai",
+        JSON_TYPE,
+        compact({**chat(None), "choices": [{"message": {"content": None, "tool_calls": [CALL]}}]}),
+    ),
+    "chat, parts": (
+        "mistral",
+        JSON_TYPE,
+        compact({**chat(None), "choices": [{"message": {"content": [{"type": "text", "text": TEXT}]}}]}),
+    ),
+    "completion": ("openai", JSON_TYPE, compact({"object": "text_completion", "choices": [{"text": TEXT}]})),
+    "responses stream": (
+        "openai",
+        SSE_TYPE,
+        b"".join(
+            sse(event)
+            for event in (
+                {"type": "response.created", "response": {"id": "r", "usage": None}},
+                {"type": "response.output_text.delta", "delta": TEXT},
+                {"type": "response.output_text.done", "text": TEXT},
+                {"type": "response.audio.delta", "delta": "A" * 9_000},
+                {
+                    "type": "response.completed",
+                    "response": {"id": "r", "usage": None, "output": [{"content": [{"text": TEXT}]}]},
+                },
+            )
+        ),
+    ),
+    "responses": (
+        "openai",
+        JSON_TYPE,
+        compact({"object": "response", "output": [{"type": "message", "content": [{"text": TEXT}]}]}),
+    ),
+    "responses, tool": (
+        "openai",
+        JSON_TYPE,
+        compact({"object": "response", "output": [{"type": "function_call", "arguments": TEXT}]}),
+    ),
+    "responses, thought": (
+        "openai",
+        JSON_TYPE,
+        compact({"object": "response", "output": [{"type": "reasoning", "summary": [{"text": TEXT}]}]}),
+    ),
+    "messages": (
+        "anthropic",
+        JSON_TYPE,
+        compact({"type": "message", "content": [{"type": "text", "text": TEXT}]}),
+    ),
+    "messages, thought": (
+        "anthropic",
+        JSON_TYPE,
+        compact(
+            {"type": "message", "content": [{"type": "thinking", "thinking": TEXT, "signature": "A" * 900}]}
+        ),
+    ),
+    "messages, tool": (
+        "anthropic",
+        SSE_TYPE,
+        sse({"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": TEXT}}),
+    ),
+    "gemini": ("gemini", JSON_TYPE, compact([{"candidates": gemini_chunk(TEXT)["candidates"]}])),
+    "converse": (
+        "bedrock",
+        JSON_TYPE,
+        compact({"stopReason": "x", "output": {"message": {"content": [{"text": TEXT}]}}}),
+    ),
+    "converse, thought": (
+        "bedrock",
+        EVENTSTREAM_TYPE,
+        event_frame("contentBlockDelta", {"delta": {"reasoningContent": {"text": TEXT}}}),
+    ),
+    "converse, tool": (
+        "bedrock",
+        EVENTSTREAM_TYPE,
+        event_frame("contentBlockDelta", {"delta": {"toolUse": {"input": TEXT}}}),
+    ),
+    "cohere": (
+        "cohere",
+        JSON_TYPE,
+        compact({"finish_reason": "COMPLETE", "message": {"role": "assistant", "content": [{"text": TEXT}]}}),
+    ),
+    "cohere, plan": (
+        "cohere",
+        SSE_TYPE,
+        sse({"type": "tool-plan-delta", "delta": {"message": {"tool_plan": TEXT}}}),
+    ),
+    "cohere, tool": (
+        "cohere",
+        SSE_TYPE,
+        sse(
+            {
+                "type": "tool-call-delta",
+                "delta": {"message": {"tool_calls": {"function": {"arguments": TEXT}}}},
+            }
+        ),
+    ),
+    "ollama": (
+        "ollama",
+        NDJSON_TYPE,
+        compact({"model": "m", "created_at": "t", "done": True, "message": {"thinking": TEXT}}),
+    ),
+}
+HANDED: dict[str, tuple[str, str, bytes]] = {
+    "messages": (
+        "anthropic",
+        JSON_TYPE,
+        compact({"type": "message", "content": [{"type": "tool_use", "name": "f", "input": TOOL}]}),
+    ),
+    "gemini": (
+        "gemini",
+        JSON_TYPE,
+        compact([{"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": TOOL}}]}}]}]),
+    ),
+    "converse": (
+        "bedrock",
+        JSON_TYPE,
+        compact({"stopReason": "x", "output": {"message": {"content": [{"toolUse": {"input": TOOL}}]}}}),
+    ),
+    "ollama": (
+        "ollama",
+        NDJSON_TYPE,
+        compact(
+            {
+                "model": "m",
+                "created_at": "t",
+                "done": True,
+                "message": {"tool_calls": [{"function": {"name": "f", "arguments": TOOL}}]},
+            }
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ["declared", "auto"])
+@pytest.mark.parametrize("name", SILENT)
+async def test_a_complete_answer_without_usage_is_billed_by_its_text(
+    name: str, how: str, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-31: whatever the model wrote, once."""
+    word, kind, body = SILENT[name]
+    async with metered(answering([body], kind), store_url) as at:
+        await ask(at, f"/{word}" if how == "declared" else "/auto")
+        assert (PROMPT_TOKENS, TOKENS) == await tokens(at.kit)
+    (record,) = caplog.records
+    assert "token usage of a response is estimated" in record.getMessage()
+    asked = b'"delta":{' in body and b'"choices"' in body
+    assert asked == ("include_usage" in record.getMessage())  # F-40: only where there is such an option.
+
+
+@pytest.mark.parametrize("size", [1, 5_000])
+@pytest.mark.parametrize("name", HANDED)
+async def test_an_answer_that_is_nothing_but_a_call_of_a_tool_is_not_free(
+    name: str, size: int, store_url: str
+) -> None:
+    """F-31: without JSON's own marks and blanks, whatever the size."""
+    word, kind, body = HANDED[name]
+    body = body.replace(compact(TEXT), compact(TEXT * size))
+    written = len(("city" + TEXT.replace(" ", "").replace(",", "") * size).encode())
+    async with metered(answering([body], kind), store_url) as at:
+        await ask(at, f"/{word}")
+        assert (PROMPT_TOKENS, written // 4) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize("name", SILENT)
+async def test_its_text_is_the_same_however_large_the_answer_is(name: str, store_url: str) -> None:
+    word, kind, body = SILENT[name]
+    long = TEXT * 2_000
+    if name == "chat stream":
+        body = b"".join([*openai_stream(long), DONE])
+    else:
+        body = body.replace(compact(TEXT)[1:-1], compact(long)[1:-1])
+    if kind == EVENTSTREAM_TYPE:
+        frame = {"reasoningContent": {"text": long}} if "thought" in name else {"toolUse": {"input": long}}
+        body = event_frame("contentBlockDelta", {"delta": frame})
+    async with metered(answering([body], kind), store_url) as at:
+        await ask(at, f"/{word}")
+        assert (PROMPT_TOKENS, len(long.encode()) // 4) == await tokens(at.kit)
+
+
+async def test_a_reported_zero_is_zero(store_url: str) -> None:
+    chunks = [*openai_stream(TEXT), sse(chat(None, usage=chat_usage(0, 0))), DONE]
+    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
+        await ask(at, "/auto")
+        assert (0, 0) == await tokens(at.kit)
+
+
+async def test_estimates_of_complete_answers_can_be_left_off_the_bill(store_url: str) -> None:
+    plans = PLANS + "billing: {sources: [reported, partial]}\n"
+    async with metered(answering([*openai_stream(TEXT), DONE], SSE_TYPE), store_url, plans=plans) as at:
+        await ask(at, "/auto")
+        assert (0, 0) == await tokens(at.kit)
+
+
+async def test_a_stream_that_its_provider_breaks_off_is_billed_what_it_said(store_url: str) -> None:
+    chunks = [*openai_stream(TEXT), sse({"error": {"message": "overloaded"}})]
+    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
+        await ask(at, "/auto")
+        assert (PROMPT_TOKENS, TOKENS) == await tokens(at.kit)
+
+
+async def test_a_stream_whose_last_figures_never_came_is_billed_what_it_said_since(store_url: str) -> None:
+    start = {"id": "m", "type": "message", "usage": {"input_tokens": 9, "output_tokens": 1}}
+    text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": TEXT}}
+    chunks = [sse({"type": "message_start", "message": start}), sse(text)]
+    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
+        await ask(at, "/auto")
+        assert (9, 1 + TOKENS) == await tokens(at.kit)
+
+
+async def test_an_estimator_of_the_apps_own_counts_for_the_bill_too(store_url: str) -> None:
+    def estimate(body: object, model: str | None) -> int:
+        assert isinstance(body, dict | bytes)
+        return 77 if model == "m" else 0
+
+    app = answering([*openai_stream(TEXT), DONE], SSE_TYPE)
+    async with metered(app, store_url, settings={"estimate_input": estimate}) as at:
+        await ask(at, "/auto")
+        assert (77, TOKENS) == await tokens(at.kit)
+
+
+# In a coding that is not decoded: F-36.
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [("/openai", PROMPT, True), ("/auto", PROMPT, True), ("/auto", b'{"name": "ada"}', False)],
+)
+async def test_an_answer_that_stays_closed_is_estimated_where_a_model_was_asked(
+    path: str,
+    body: bytes,
+    expected: bool,
+    store_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """F-36."""
+    packed = brotli(compact({**chat({"content": TEXT * 20}), "usage": DETAILED}))
+    async with metered(answering([packed], JSON_TYPE, coding="br"), store_url) as at:
+        await ask(at, path, body=body)
+        assert (1420, 310) == await tokens(at.kit)
+        hide(monkeypatch, *BR)
+        await ask(at, path, body=body)
+        added = (PROMPT_TOKENS, len(packed) // 4) if expected else (0, 0)
+        assert (1420 + added[0], 310 + added[1]) == await tokens(at.kit)
+    assert expected == any("content coding" in record.getMessage() for record in caplog.records)
+
+
+# How long the loop is held, and what is left behind.
+
+
+def ticking(app: ASGIApp, ticks: list[int]) -> ASGIApp:
+    """Counts how often others run while the app sends."""
+
+    async def tick() -> None:
+        while True:
+            ticks.append(1)
+            await asyncio.sleep(0)
+
+    async def ticked(scope: Any, receive: Any, send: Any) -> None:
+        ticker = asyncio.create_task(tick())
+        try:
+            await app(scope, receive, send)
+        finally:
+            ticker.cancel()
+
+    return ticked
+
+
+@pytest.mark.parametrize("coding", [None, "br"])
+async def test_a_message_of_any_size_is_read_in_small_pieces(coding: str | None, store_url: str) -> None:
+    """F-30: others run meanwhile, also where a few bytes hold many."""
+    body = chat_with_logprobs()
+    sent = body if coding is None else brotli(body)
+    ticks: list[int] = []
+    async with metered(ticking(answering([sent], JSON_TYPE, coding=coding), ticks), store_url) as at:
+        await ask(at, "/auto")
+        assert (1420, 310) == await tokens(at.kit)
+    assert len(ticks) >= len(body) >> 14
+
+
+async def test_a_client_that_leaves_while_a_message_is_read_is_counted_all_the_same(store_url: str) -> None:
+    body = compact({**chat({"content": "x" * 2_000_000}, finish="stop"), "usage": DETAILED})
+    loop = asyncio.get_running_loop()
+    asking: asyncio.Future[None]
+
+    async def take(message: Message) -> None:
+        if message.get("body"):
+            loop.call_soon(asking.cancel)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": PROMPT, "more_body": False}
+
+    async with metered(answering([body], JSON_TYPE), store_url) as at:
+        asking = asyncio.ensure_future(at.app(http_scope("/auto", method="POST"), receive, take))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert (1420, 310) == await tokens(at.kit)
+        assert (1, 0) == await at.counted()
+
+
+async def test_i7_a_metered_stream_leaves_nothing_to_the_garbage_collector(store_url: str) -> None:
+    """F-40: nothing in cycles, whether it reports usage or is estimated."""
+    streams: list[ASGIApp] = [
+        answering([*openai_stream(TEXT), sse(chat(None, usage=DETAILED)), DONE], SSE_TYPE),
+        answering([*openai_stream(TEXT), DONE], SSE_TYPE),
+        answering([brotli(b"".join(openai_stream(TEXT)))], SSE_TYPE, coding="br"),
+        answering([chat_with_logprobs()], JSON_TYPE),
+        answering([gemini_array()[:-900]], JSON_TYPE),
+        answering([bedrock()], EVENTSTREAM_TYPE),
+    ]
+    for app in streams:
+        async with metered(app, store_url) as at:
+            await ask(at, "/auto")
+            await tokens(at.kit)
+            gc.collect()
+            gc.disable()
+            try:
+                before = {id(found) for found in gc.get_objects()}
+                for _ in range(5):
+                    await ask(at, "/auto")
+                await tokens(at.kit)
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                left = [type(found).__name__ for found in gc.garbage if id(found) not in before]
+                ours = [found for found in gc.garbage if type(found).__module__.startswith("meterkit")]
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+            assert ([], []) == (ours, left)
+
+
+# What a route on `auto` leaves alone: F-33.
+
+
+@pytest.mark.parametrize("path", ["/auto", "/openai"])
+async def test_auto_reads_answers_to_post_only(path: str, store_url: str) -> None:
+    """F-33: a stored answer is not billed each time it is fetched."""
+    body = compact({**chat({"content": TEXT}), "usage": DETAILED})
+    async with metered(answering([body], JSON_TYPE), store_url) as at:
+        for method in ("GET", "PUT", "DELETE"):
+            await ask(at, path, method=method, body=b"")
+        assert ((0, 0) if path == "/auto" else (3 * 1420, 3 * 310)) == await tokens(at.kit)
+        await ask(at, "/auto")
+        assert (1420 if path == "/auto" else 4 * 1420) == (await tokens(at.kit))[0]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [b": ping\n\n", b": ping\n\n"],
+        [b"event: ping\ndata: 1700000000\n\n"],
+        [b"data: <div hx-swap='outerHTML'>1</div>\n\n", b"data: <p>\ndata: </p>\n\n"],
+        [b"data: 5\n\ndata: 6\n\n"],
+        [sse({"tick": 1, "count": 5})],
+        [sse({"message": {"content": TEXT}})] * 3,
+    ],
+)
+@pytest.mark.parametrize("ends", [True, False])
+async def test_auto_bills_no_stream_that_is_no_models(
+    chunks: list[bytes], ends: bool, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-33."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope, receive
+        kind = [(b"content-type", SSE_TYPE.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if ends:
+            await send({"type": "http.response.body", "body": b""})
+
+    async with metered(app, store_url) as at:
+        await ask(at, "/auto", body=b'{"form": 1}')
+        assert (0, 0) == await tokens(at.kit)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain; charset=utf-8", "application/octet-stream"])
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ([*openai_stream(TEXT), sse(chat(None, usage=DETAILED)), DONE], (1420, 310)),
+        ([b"\n ", compact({**chat({"content": TEXT}), "usage": DETAILED})], (1420, 310)),
+        ([b": hello\n\n", sse(chat({"content": TEXT}, usage=DETAILED))], (1420, 310)),
+        ([b"event: x\n", sse(chat({"content": TEXT}, usage=DETAILED))], (1420, 310)),
+        ([compact([gemini_chunk(TEXT)])], (PROMPT_TOKENS, TOKENS)),
+        ([b"plain prose, and then ", sse(chat(None, usage=DETAILED))], (0, 0)),
+        ([b"\x89PNG\r\n", b"\0" * 9_000, compact(chat(None, usage=DETAILED))], (0, 0)),
+        ([json.dumps({"usage": {"cpu": 5}}).encode()], (0, 0)),
+    ],
+)
+async def test_auto_looks_at_the_beginning_where_the_content_type_says_nothing(
+    kind: str, chunks: list[bytes], expected: tuple[int, int], store_url: str
+) -> None:
+    """F-34."""
+    async with metered(answering(chunks, kind), store_url) as at:
+        await ask(at, "/auto")
+        assert expected == await tokens(at.kit)
