@@ -363,6 +363,10 @@ class Delivery(Checks):
         reply, found = self.ask("forget", keys, read, name, self.wall)
         self.check(f"forget {name} {read}", self.shard.forget(name, read), reply, found)
 
+    def forget_moved(self, name: str) -> None:
+        self.plant_moved(name)
+        self.forget(name)
+
     def claim(self, name: str) -> None:
         read = self.random.choice((self.shard.strings.get(LINK, ""), *ANCHORS, ""))
         owner = self.random.choice(("", name))
@@ -435,6 +439,7 @@ _DEEDS: Final = (
     (Delivery.amend, 12),
     (Delivery.lease, 8),
     (Delivery.forget, 6),
+    (Delivery.forget_moved, 5),
     (Delivery.claim, 6),
     (Delivery.retire, 4),
     (Delivery.usage, 4),
