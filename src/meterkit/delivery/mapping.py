@@ -1,0 +1,43 @@
+"""Whether the meters at Stripe take what is sent to them. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.delivery.stripe_v1 import CUSTOMER_KEY, VALUE_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog import Catalog
+
+__all__ = ["meter_differences"]
+
+_ACTIVE: Final = "active"
+
+
+def meter_differences(catalog: Catalog, at_stripe: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What keeps Stripe from taking the usage of a plans file's meters, a line each; none where all is well.
+
+    Args:
+        catalog: whose meters are delivered.
+        at_stripe: the meters as ``GET /v1/billing/meters`` lists them.
+    """
+    active = {meter["event_name"]: meter for meter in at_stripe if meter["status"] == _ACTIVE}
+    found: list[str] = []
+    for meter in catalog.meters.values():
+        if meter.stripe is None:
+            continue
+        event_name = meter.stripe.event_name
+        there = active.get(event_name)
+        if there is None:
+            found.append(f"meter {meter.name}: Stripe has no active meter with the event name {event_name}")
+            continue
+        for setting, sent in (("customer_mapping", CUSTOMER_KEY), ("value_settings", VALUE_KEY)):
+            wanted = there[setting]["event_payload_key"]
+            if wanted != sent:
+                found.append(
+                    f"meter {meter.name}: the meter {there['id']} at Stripe has {setting}.event_payload_key"
+                    f" {wanted}; what is sent has {sent}: make a meter with {sent} and deactivate this one"
+                )
+    return found
