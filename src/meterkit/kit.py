@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.usage import InputEstimator
     from meterkit.store.decision import Decision
+    from meterkit.store.lane import Lane
     from meterkit.store.usage import CustomerUsage
 
 __all__ = ["MeterKit"]
@@ -81,7 +82,7 @@ class MeterKit:
         self.estimate_input = guarded(estimate_input)
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
         catalog = enforced(catalog, self.settings.enforcement)
-        if self.settings.flushes and self.settings.stripe_api_key is not None:
+        if self._delivers:
             self._transport()  # What it cannot work with is refused now, not by a task in the background.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         if self.settings.redis_url is None:
@@ -109,7 +110,7 @@ class MeterKit:
         )
         self._flushers: WeakKeyDictionary[AbstractEventLoop, Task[None]] = WeakKeyDictionary()
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
-        self._has_started = False
+        self._has_started = self._has_begun = False
 
     @property
     def catalog(self) -> Catalog:
@@ -124,14 +125,52 @@ class MeterKit:
                 embedded server cannot be run.
         """
         loop = get_running_loop()
-        self._tell_enforcement()
-        if not self.store.is_off:  # Whoever switches it off may do so because of the store.
-            await self.store.start()
+        await self._serve(loop)
         self._starts[loop] = self._starts.get(loop, 0) + 1
+        await self._remember_meters()
+
+    async def begin(self) -> None:
+        """Serve the running event loop unless that was started, as the first request does without a lifespan.
+
+        Counts as one start that nobody undoes: it ends with the event loop.
+
+        Raises:
+            SettingsError: as :meth:`start`.
+        """
+        loop = get_running_loop()
+        if loop in self._starts:
+            await self._serve(loop)
+            return
+        # Before anything is awaited: many requests may come first at once.
+        self._starts[loop] = 1
+        if not self._has_begun:
+            self._has_begun = True
+            _logger.warning(
+                "no lifespan has started meterkit (a mounted app, or a server that runs none): the first"
+                " request of an event loop does, %s; it ends with the loop",
+                "and delivers to Stripe" if self._delivers else "and delivers nothing",
+            )
+        lane = await self._serve(loop)
+        if lane is not None:
+            lane.spawn(self._remember_meters())  # The request does not wait for it.
+
+    async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
+        self._tell_enforcement()
+        lane = None
+        if not self.store.is_off:  # Whoever switches it off may do so because of the store.
+            lane = await self.store.start()
+            lane.is_served = True
+        if self._delivers and loop not in self._flushers:
+            self._flushers[loop] = loop.create_task(self._flush_forever())
+        return lane
+
+    async def _remember_meters(self) -> None:
         with suppress(StoreError):  # A store that is away gets them from the next process, or from a flusher.
             await remember_meters(await self.store.admin(), self.store.keys, self.catalog)
-        if self.settings.flushes and self.settings.stripe_api_key and loop not in self._flushers:
-            self._flushers[loop] = loop.create_task(self._flush_forever())
+
+    @property
+    def _delivers(self) -> bool:
+        return self.settings.flushes and self.settings.stripe_api_key is not None
 
     def _tell_enforcement(self) -> None:
         if self._has_started:

@@ -325,7 +325,10 @@ def test_without_a_lifespan_the_first_request_starts_the_kit(valkey: Server) -> 
             print(await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(10))))
         asyncio.run(main())
     """
-    assert run_program(program, valkey.url) == (f"{[200] * 10}\n", "", 0)
+    printed, said, code = run_program(program, valkey.url)
+    assert (printed, code) == (f"{[200] * 10}\n", 0)
+    assert said.startswith("no lifespan has started meterkit")
+    assert said.count("\n") == 1
     assert look(valkey.url, meter="requests") == (10, 0)
 
 
@@ -345,7 +348,10 @@ def test_a_kit_that_was_loaded_before_the_fork_serves_in_every_child(valkey: Ser
             children.append(pid)
         print([os.waitpid(pid, 0)[1] for pid in children])
     """
-    assert run_program(program, valkey.url) == ("[0, 0, 0, 0]\n", "", 0)
+    printed, said, code = run_program(program, valkey.url)
+    assert (printed, code) == ("[0, 0, 0, 0]\n", 0)
+    assert said.startswith("no lifespan has started meterkit")
+    assert said.count("\n") == 1  # Not by each child again.
     assert look(valkey.url, meter="requests") == (125, 0)
 
 

@@ -70,6 +70,9 @@ class Kit(Protocol):
     async def start(self) -> None:
         """Begin to serve the running event loop."""
 
+    async def begin(self) -> None:
+        """Start for the running event loop, unless that was done: until it ends."""
+
     async def stop(self) -> None:
         """Undo one start."""
 
@@ -182,8 +185,9 @@ class MeterMiddleware:
                 account = await self._account(found, scope)
             make = None if body is None else await self._reserving(account, route, body)
             call = make("d") if make else account.calls.get(id(route)) or account.call(route)
-            if lane is None:
-                lane = await store.start()
+            if lane is None or not lane.is_served:
+                await self._kit.begin()
+                lane = store.lanes[get_running_loop()]
             pending = lane.call(call)
             try:
                 reply: Any = await pending
@@ -216,6 +220,7 @@ class MeterMiddleware:
 
     async def _uncounted(self, route: Route, scope: Scope, send: Send) -> Exchange:
         """A request that passes because enforcement is off; whose it is is asked for the app's sake only."""
+        await self._kit.begin()  # What was counted before is delivered.
         try:
             account = await self._account(self._identify(scope), scope)
         except _UnservedError:

@@ -86,6 +86,9 @@ class Lane:
         keys: names of keys.
         scripts: what to load again where the server has lost its scripts.
         retire: the script that closes a writer.
+
+    Attributes:
+        is_served: whether the kit was started for this event loop, not only its store.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Lane:
         self._renewal: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.TimerHandle | None = None
         self.live: set[Holder] = set()
+        self.is_served = False
         self._loading = False
         self._complained_at = -_COMPLAIN_EVERY_S
         self.stopping = False
