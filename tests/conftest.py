@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from meterkit.store import memory
 from servers import redis_binary, spawn_server
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from servers import Server
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("meterkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("meterkit")
 
 _running: list[Server] = []
 _KEYS_WITHOUT_TTL = """

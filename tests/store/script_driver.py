@@ -117,7 +117,7 @@ class World(Requests):
     def correct(self, name: str) -> None:
         """Say of some window that it counted too much or too little, by more than it can be."""
         account = self._account(name)
-        rated = [(meter, rate) for meter, given in account.entitlements.items() for rate in given.rates]
+        rated = [(meter, rate) for meter, given in account.view.entitlements.items() for rate in given.rates]
         if not rated:
             return
         meter, rate = self.random.choice(rated)

@@ -136,7 +136,7 @@ class PaidWorld(World):
         account, customer = self._account(name), self.model.customers[name]
         means = customer.means(max(self.wall, customer.seen), view_of(account))
         last = means.last("c:ai") if means else None
-        included = account.entitlements["words"].included
+        included = account.view.entitlements["words"].included
         if means is None or last is None or included is None:
             return
         credit = self.catalog.credits["ai"]

@@ -94,11 +94,11 @@ class Requests(Checks):
     ) -> None:
         if any(flags.values()):
             program = compile_program(
-                account.entitlements, self.catalog, demands, **flags, purse=account.purse
+                account.view.entitlements, self.catalog, demands, **flags, purse=account.view.purse
             )
-            packed = account.pack_decide(program, mode)
+            packed = account.view.pack_decide(program, mode)
         else:
-            call = account.call_for(demands, mode=mode, in_flight=True)
+            call = account.view.call_for(demands, mode=mode, in_flight=True)
             program, packed = call.program, call.packed
             mode = mode if call.preset is None else "v"
         reply = self._decide(account, packed, demands, mode, view_of(account), flags)
@@ -118,14 +118,14 @@ class Requests(Checks):
             return
         held = self.open.pop(self.random.randrange(len(self.open)))
         account, program = held.account, held.program
-        call, view = account.renewal(program.held, program.flights), view_of(account)
+        call, view = account.view.renewal(program.held, program.flights), view_of(account)
         demands = {
             name: Demand(needed=0, taken=program.held.get(name, 0))
             for name in (*program.held, *program.flights)
         }
         kept = {
             name: replace(given, rates=(), concurrency=given.concurrency if name in program.flights else None)
-            for name, given in account.entitlements.items()
+            for name, given in account.view.entitlements.items()
         }
         reply = self._decide(account, call.packed, demands, "h", replace(view, entitlements=kept), {})
         if reply[0] == 0:
@@ -271,7 +271,7 @@ class Requests(Checks):
     def _own_start(self, account: Account, at: int) -> int:
         plan = account.standing.plan
         interval = plan.price.interval if plan.price.included_per == "interval" else "month"
-        return bounds_at(at, anchor_ms=account.state.anchor_ms, interval=interval).start_ms
+        return bounds_at(at, anchor_ms=account.view.state.anchor_ms, interval=interval).start_ms
 
     def _process(self, seal_delay_ms: int) -> Accounts:
         return Accounts(
@@ -323,17 +323,19 @@ def _sorted(reply: Any) -> Any:
 def view_of(account: Account) -> View:
     bounds = account.standing.bounds
     return View(
-        rev=account.rev,
+        rev=account.view.rev,
         valid_until_ms=account.standing.valid_until_ms,
         period=(bounds.start_ms, bounds.end_ms),
         next_end_ms=bounds.next_end_ms,
-        entitlements=account.entitlements,
-        linked=account.state.stripe_customer is not None,
+        entitlements=account.view.entitlements,
+        linked=account.view.state.stripe_customer is not None,
         seal_delay_ms=account.accounts.seal_delay_ms,
         billable=not account.anonymous,
         plan=account.standing.plan,
         late_is_dead=account.accounts.catalog.billing.late_usage == "dead_letter",
-        has_purse=may_have(account.rev, account.state, account.standing.plan, account.accounts.catalog),
+        has_purse=may_have(
+            account.view.rev, account.view.state, account.standing.plan, account.accounts.catalog
+        ),
     )
 
 

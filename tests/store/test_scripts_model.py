@@ -260,5 +260,5 @@ def usage(world: World, name: str) -> CustomerUsage:
 def ask(world: World, name: str, quantities: dict[str, int], *, mode: str = "d") -> Any:
     account = world.processes[0].get(name)
     demands = {meter: Demand(needed=quantity, taken=quantity) for meter, quantity in quantities.items()}
-    call = account.call_for(demands, mode=mode, in_flight=True)
+    call = account.view.call_for(demands, mode=mode, in_flight=True)
     return world.wire(call.packed + b"$13\r\n%d\r\n" % world.wall)

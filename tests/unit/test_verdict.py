@@ -227,7 +227,7 @@ class Patient(World):
         self.compare(f"at {what}", 0, self.again(account, program, now_ms + wait_ms))
 
     def again(self, account: Account, program: Program, at_ms: int) -> Any:
-        parts = unpack(account.pack_decide(program, "f") + pack_each([at_ms]))
+        parts = unpack(account.view.pack_decide(program, "f") + pack_each([at_ms]))
         counters, totals = COPIES
         parts[3], parts[5] = counters.encode(), totals.encode()
         return self.wire(pack(*parts))[0]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.reading import Reading
     from meterkit.asgi.usage import CallUsage
-    from meterkit.store.accounts import Accounts
+    from meterkit.store.compiled import CompiledCatalog
 
 __all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "dimensions_of", "part_of"]
 
@@ -68,7 +68,7 @@ class LlmCalls:
             self._body = self.reading.close(complete=complete, gone=gone)
         return self._body
 
-    def due(self, accounts: Accounts) -> dict[Key, Part]:
+    def due(self, accounts: CompiledCatalog) -> dict[Key, Part]:
         """What is to be counted by now and was not yet: by model and provider where meters ask for them.
 
         What is reported late is counted on top of what was. Nothing is taken back: where a later report
@@ -103,7 +103,7 @@ def add(total: dict[str, int], more: Mapping[str, int]) -> None:
         total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
 
 
-def _amounts(calls: Iterable[CallUsage], accounts: Accounts) -> Amounts:
+def _amounts(calls: Iterable[CallUsage], accounts: CompiledCatalog) -> Amounts:
     """What calls amount to, on the meters that are declared as plain counters."""
     plain, by_model, sources = accounts.counters, accounts.derives, accounts.catalog.billing.sources
     found: Amounts = {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog import BILLED_ON_ATTEMPT
-from meterkit.catalog.quantity import counters_of
-from meterkit.store.alarms import Alarms
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.derived import derived_from
@@ -14,12 +14,11 @@ from meterkit.store.program import (
     Blank,
     Demand,
     Open,
-    check_tokens,
     compile_program,
     compile_reserving,
     demands_of,
 )
-from meterkit.store.purse import purse_of, purses_of
+from meterkit.store.purse import purse_of
 from meterkit.store.resp import pack_each
 from meterkit.store.state import (
     NO_STATE,
@@ -27,20 +26,16 @@ from meterkit.store.state import (
     entitlements_of,
     holding_only,
     refusal_of,
-    standing_at,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Route
-    from meterkit.store.keys import Keys
+    from meterkit.catalog import Route
     from meterkit.store.program import Program
-    from meterkit.store.purse import Purse
-    from meterkit.store.scripts import Script
     from meterkit.store.state import Standing
 
-__all__ = ["HOLD_SLOT_MS", "Account", "Accounts", "DecideCall"]
+__all__ = ["HOLD_SLOT_MS", "Account", "Accounts", "DecideCall", "View"]
 
 HOLD_SLOT_MS: Final = 300_000
 """How long one of the two slots of holds lasts."""
@@ -76,7 +71,7 @@ class DecideCall:
 
     def __init__(
         self,
-        account: Account,
+        view: View,
         program: Program,
         mode: str,
         *,
@@ -84,13 +79,13 @@ class DecideCall:
         reserved: Mapping[str, int] = _NOTHING,
         packed: bytes | None = None,
     ) -> None:
-        self.account = account
+        self.account = account = view.account
         self.program = program
         self.shadow = (route or account.accounts.catalog).enforcement == "shadow"
-        refusal = None if mode == "h" else refusal_of(account.customer, account.standing, route)
+        refusal = None if mode == "h" else refusal_of(account.customer, view.standing, route)
         self.preset = None if self.shadow else refusal
         self.foregone = refusal if self.shadow else None
-        self.standing = account.standing
+        self.standing = view.standing
         self.endings: dict[bool, Any] = {}
         self.reserved = reserved
         self.held = program.held
@@ -98,7 +93,7 @@ class DecideCall:
         self.recurs = False
         if self.shadow and mode in "df":
             mode = "s"
-        self.packed = packed or account.pack_decide(program, mode if self.preset is None else "v")
+        self.packed = packed or view.pack_decide(program, mode if self.preset is None else "v")
 
     def exact(self) -> Program:
         """What is asked, to the unit."""
@@ -123,7 +118,7 @@ class ReservingCall(DecideCall):
 
     def __init__(
         self,
-        account: Account,
+        view: View,
         route: Route,
         blank: Blank,
         program: Program,
@@ -132,11 +127,11 @@ class ReservingCall(DecideCall):
         reserved: Mapping[str, int],
         packed: bytes | None,
     ) -> None:
-        super().__init__(account, program, mode, route=route, reserved=reserved, packed=packed)
+        super().__init__(view, program, mode, route=route, reserved=reserved, packed=packed)
         self.held = blank.quantities(program.held, reserved)
         self.consumed = blank.besides
         # The account may have learnt of another state by the time of the reply.
-        self._route, self._entitlements, self._purse = route, account.entitlements, account.purse
+        self._route, self._entitlements, self._purse = route, view.entitlements, view.purse
 
     def exact(self) -> Program:
         """What is asked, to the unit."""
@@ -144,59 +139,39 @@ class ReservingCall(DecideCall):
         return compile_reserving(self._entitlements, catalog, self._route, self.reserved, self._purse)
 
 
-class Account:
-    """One customer; refreshed whenever the store says that this view of them is stale."""
+class View:
+    """One state of a customer, what follows from it, and the calls that are made of it.
+
+    Attributes:
+        account: whose view it is.
+        calls: the decisions about routes, by the route's identity.
+        endings: what is packed of the ends of requests.
+    """
 
     __slots__ = (
-        "_calls",
-        "accounts",
-        "anonymous",
-        "blanks",
-        "calls",
-        "customer",
-        "endings",
-        "entitlements",
-        "keys",
-        "purse",
-        "rev",
-        "standing",
-        "state",
+        *("_blanks", "_calls", "_shared", "account", "accounts", "calls", "endings", "entitlements", "keys"),
+        *("purse", "rev", "standing", "state"),
     )
 
-    rev: str
-    state: CustomerState
-    standing: Standing
-    entitlements: Mapping[str, Entitlement]
-    purse: Purse | None
-
-    def __init__(self, accounts: Accounts, customer: str, now_ms: int, *, anonymous: bool) -> None:
+    def __init__(self, account: Account, rev: str, data: bytes, now_ms: int) -> None:
+        accounts, state = account.accounts, CustomerState.parse(data)
+        anonymous = accounts.catalog.anonymous if account.anonymous else None
+        if anonymous is not None:
+            state = CustomerState(plan=anonymous.plan)
+        if state.plan is not None and state.plan not in accounts.catalog.plans:
+            accounts.alarms.unknown_plan(account.customer, state.plan)
+        self.account = account
         self.accounts = accounts
-        self.customer = customer
-        self.anonymous = anonymous
-        self.keys = accounts.keys.customer(customer, anonymous=anonymous)
-        self.refresh(NO_STATE, b"", now_ms)
-
-    def refresh(self, rev: str, data: bytes, now_ms: int) -> None:
-        """Take a state, and what follows from it at an instant."""
-        catalog = self.accounts.catalog
-        state = CustomerState.parse(data)
-        if self.anonymous and catalog.anonymous is not None:
-            state = CustomerState(plan=catalog.anonymous.plan)
-        if state.plan is not None and state.plan not in catalog.plans:
-            self.accounts.alarms.unknown_plan(self.customer, state.plan)
+        self.keys = account.keys
         self.rev = rev
         self.state = state
-        self.standing = standing_at(state, catalog, now_ms)
-        self.entitlements = entitlements_of(state, self.standing, catalog)
-        self.purse = purse_of(rev, state, self.standing.plan, self.accounts.purses)
+        self.standing, self._shared = accounts.standing(rev, state, now_ms)
+        self.entitlements = entitlements_of(state, self.standing, accounts.catalog)
+        self.purse = purse_of(rev, state, self.standing.plan, accounts.purses)
         self.calls: dict[int, DecideCall] = {}
-        self._calls: dict[Any, DecideCall] = {}
-        self.blanks: dict[tuple[int | str, ...], Blank] = {}
         self.endings: dict[Any, Any] = {}
-
-    def take(self, reply: list[Any]) -> None:
-        """Take the state from a script's reply ``{code, now, rev, state}``."""
-        self.refresh(reply[2].decode(), reply[3], reply[1])
+        self._calls: dict[Any, DecideCall] = {}
+        self._blanks: dict[tuple[int | str, ...], Blank] = {}
 
     def call(self, route: Route, *, mode: str = "d") -> DecideCall:
         """The decision about a route; :attr:`calls` keeps it by the route's identity."""
@@ -232,9 +207,9 @@ class Account:
                 for derived in derived_from(self.accounts.catalog.meters, name, dimensions):
                     reserved[derived.name] = quantity
         key: tuple[int | str, ...] = (id(route), *reserved)
-        blank = self.blanks.get(key)
+        blank = self._blanks.get(key)
         if blank is None:
-            blank = self.blanks[key] = self._blank(route, tuple(reserved))
+            blank = self._blanks[key] = self._blank(route, tuple(reserved))
         program, packed = blank.program, None
         is_plain = blank.preset is None or route.enforcement == "shadow"
         if mode == "d" and is_plain and blank.is_exact:
@@ -255,8 +230,8 @@ class Account:
             self.entitlements, self.accounts.catalog, demands, rates_only=route.always, purse=self.purse
         )
         mode = "s" if route.enforcement == "shadow" else "d"
-        refusal = refusal_of(self.customer, self.standing, route)
-        return Blank(program, consumed, refusal, *self._around_terms(program, mode))
+        refusal = refusal_of(self.account.customer, self.standing, route)
+        return Blank(program, consumed, refusal, self._head(program), pack_each((mode, *program.fields)))
 
     def call_holding(self, quantities: Mapping[str, int], *, mode: str = "d") -> DecideCall:
         """The decision about quantities that are set aside off the request until the true ones are known."""
@@ -291,16 +266,21 @@ class Account:
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""
-        head, tail = self._around_terms(program, mode)
-        terms = self.terms(program.keep_ms, *program.numbers, more=program.room)
-        return b"".join((head, pack_each((terms,)), tail))
+        shared = self._shared if self.accounts.is_of_a_plan(program) else None
+        rest = None if shared is None else shared.get((program, mode))
+        if rest is None:
+            terms = self.terms(program.keep_ms, *program.numbers, more=program.room)
+            rest = pack_each((terms, mode, *program.fields))
+            if shared is not None:
+                shared[program, mode] = rest
+        return self._head(program) + rest
 
-    def _around_terms(self, program: Program, mode: str) -> tuple[bytes, bytes]:
+    def _head(self, program: Program) -> bytes:
         keys = self.keys
         names = (keys.counters, keys.state, keys.totals, *((keys.grants,) if program.room else ()))
         head = ("EVALSHA", self.accounts.decide.sha, len(names), *names, self.rev)
-        tail = (mode, *program.fields)
-        return b"*%d\r\n%b" % (len(head) + len(tail) + 2, pack_each(head)), pack_each(tail)
+        # Behind these: terms, mode, fields, clock.
+        return b"*%d\r\n%b" % (len(head) + len(program.fields) + 3, pack_each(head))
 
     def terms(self, *numbers: int, more: str = "") -> str:
         """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked.
@@ -317,61 +297,80 @@ class Account:
         rated = {name: Demand(needed=0, taken=0) for name, given in self.entitlements.items() if given.rates}
         return compile_program(self.entitlements, self.accounts.catalog, rated, rates_only=True).keep_ms
 
+
+class Account:
+    """One customer, as of the newest :class:`View` that this process has of them.
+
+    Threads that each have an event loop share it. One view takes the place of another in one assignment, and
+    a call is made of one view: what is asked never comes of two states.
+    """
+
+    __slots__ = ("accounts", "anonymous", "customer", "keys", "view")
+
+    def __init__(self, accounts: CompiledCatalog, customer: str, now_ms: int, *, anonymous: bool) -> None:
+        self.accounts = accounts
+        self.customer = customer
+        self.anonymous = anonymous
+        self.keys = accounts.keys.customer(customer, anonymous=anonymous)
+        self.view = View(self, NO_STATE, b"", now_ms)
+
+    @property
+    def standing(self) -> Standing:
+        """What follows from what is known of the customer."""
+        return self.view.standing
+
+    @property
+    def calls(self) -> Mapping[int, DecideCall]:
+        """The decisions about routes, by the route's identity."""
+        return self.view.calls
+
+    def take(self, reply: list[Any]) -> None:
+        """Take the state from a script's reply ``{code, now, rev, state}``; see :meth:`refresh`."""
+        self.refresh(reply[2].decode(), reply[3], reply[1])
+
+    def refresh(self, rev: str, data: bytes, now_ms: int) -> None:
+        """Take a state, and what follows from it at an instant.
+
+        Raises:
+            StoreError: the state cannot be read; what was known before stays.
+        """
+        try:
+            self.view = View(self, rev, data, now_ms)
+        except (ValueError, TypeError, AttributeError, MeterkitError) as error:
+            why = f"the state of customer {self.customer!r} cannot be read: {error}"
+            raise StoreError(why, executed=False) from error
+
+    def call(self, route: Route, *, mode: str = "d") -> DecideCall:
+        """The decision about a route; :attr:`calls` keeps it by the route's identity."""
+        return self.view.call(route, mode=mode)
+
+    def call_reserving(
+        self,
+        route: Route,
+        quantities: Mapping[str, int],
+        *,
+        mode: str = "d",
+        dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+    ) -> DecideCall:
+        """The decision about a route that sets quantities aside; see :meth:`View.call_reserving`."""
+        return self.view.call_reserving(route, quantities, mode=mode, dimensions=dimensions)
+
     def passage(self) -> Decision:
         """What stands in place of a decision where enforcement is off."""
         return Decision(customer=self.customer, plan=self.standing.plan.key, allowed=True)
 
 
-class Accounts:
-    """The customers that a process knows, and what their calls are made of.
+class Accounts(CompiledCatalog):
+    """The customers that a process knows."""
 
-    Args:
-        catalog: what is sold.
-        keys: names of keys.
-        decide: the script that decides.
-        settle: the script that settles.
-        seal_delay_ms: how long pending usage waits before it is sealed.
-        now_ms: this process's clock.
-        on_orphan: takes an allowed decision that nobody waited for, and when it was made (ms).
-        on_low: takes a customer and a credit whose balance has become low.
+    @cached_property
+    def named(self) -> dict[str, Account]:
+        """Those whom the app names."""
+        return {}
 
-    Attributes:
-        counters: the meters that can be counted on: no gauges, and none that follow another.
-        derives: whether there are meters that follow another.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        *,
-        keys: Keys,
-        decide: Script,
-        settle: Script,
-        seal_delay_ms: int,
-        now_ms: Callable[[], int],
-        on_orphan: Callable[[DecideCall, int], None],
-        on_low: Callable[[str, str], None] = lambda _customer, _credit: None,
-    ) -> None:
-        self.catalog = catalog
-        self.keys = keys
-        self.decide = decide
-        self.settle = settle
-        self.seal_delay_ms = seal_delay_ms
-        self.now_ms = now_ms
-        self.on_orphan = on_orphan
-        self.on_low = on_low
-        self.named: dict[str, Account] = {}
-        self._anonymous: dict[str, Account] = {}
-        self._programs: dict[tuple[int, int, bool], Program] = {}
-        self.purses = purses_of(catalog)
-        self.alarms = Alarms(catalog)
-        self.counters = counters_of(catalog.meters)
-        self.derives = any(meter.source is not None for meter in catalog.meters.values())
-        check_tokens(catalog)
-        # A program that cannot be is refused now, not at the first request.
-        for plan in catalog.plans.values():
-            for route in catalog.routes:
-                self.program(plan.entitlements, route, self.purses[plan.key] if plan.grants else None)
+    @cached_property
+    def _anonymous(self) -> dict[str, Account]:
+        return {}
 
     def get(self, customer: str, *, anonymous: bool = False) -> Account:
         """The account of a customer whose id is valid."""
@@ -384,20 +383,3 @@ class Accounts:
                     del known[key]
             account = known[customer] = Account(self, customer, self.now_ms(), anonymous=anonymous)
         return account
-
-    def program(self, entitlements: Mapping[str, Entitlement], route: Route, purse: Purse | None) -> Program:
-        """What a route asks of a set of entitlements; a plan's own are worked out once."""
-        key = (id(entitlements), id(route), purse is not None)
-        program = self._programs.get(key)
-        if program is None:
-            program = compile_program(
-                entitlements,
-                self.catalog,
-                demands_of(route, self.catalog),
-                billed_always=route.charge_on == BILLED_ON_ATTEMPT,
-                rates_only=route.always,
-                purse=purse,
-            )
-            if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
-                self._programs[key] = program
-        return program

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator, Mapping
 
-    from meterkit.store.accounts import Account
+    from meterkit.store.accounts import Account, View
 
 __all__ = ["Ending"]
 
@@ -90,12 +90,13 @@ class Ending:
 
     def pack(self) -> tuple[bytes, bytes]:
         """The request up to the writer's key, and from there to the slot and the number."""
-        account = self.account
-        packed = account.endings.get(self.key) if self.key is not None else None
+        # One view from here on: another thread may learn of another state meanwhile.
+        view = self.account.view
+        packed = view.endings.get(self.key) if self.key is not None else None
         if packed is None:
-            packed = self._pack()
+            packed = self._pack(view)
             if self.key is not None:
-                account.endings[self.key] = packed
+                view.endings[self.key] = packed
         return packed
 
     def stale(self, reply: list[Any]) -> None:
@@ -120,8 +121,7 @@ class Ending:
             else:
                 accounts.on_low(customer, word.partition(":")[2])
 
-    def _pack(self) -> tuple[bytes, bytes]:
-        account = self.account
+    def _pack(self, view: View) -> tuple[bytes, bytes]:
         derived: dict[str, tuple[str, ...]] = {}
         if self.dimensions:
             derived = {
@@ -131,9 +131,9 @@ class Ending:
             *(tuple(self.held), tuple(self.recorded), tuple(self.rated), tuple(self.reserved), self.flights),
             *(self.decided, any(self.recorded.values()), tuple(derived.items())),
         )
-        shape: _Shape | None = account.endings.get(key)
+        shape: _Shape | None = view.endings.get(key)
         if shape is None:
-            shape = account.endings[key] = self._shape(derived)
+            shape = view.endings[key] = self._shape(view, derived)
         numbers = [*shape.spans, *shape.counts]
         for entry in shape.entries:
             numbers += (self.recorded.get(entry.quantity_of, 0), self.held.get(entry.meter, 0), *entry.terms)
@@ -144,16 +144,15 @@ class Ending:
             else:
                 numbers += (*rate.terms, quantity, 0)
         event = () if self.event_key is None else (self.event_key,)
-        said = shape.pays if self.occurred_ms is None else self._dated(shape.pays, self.occurred_ms)
-        own = pack_each((*event, account.rev, account.terms(*numbers, more=said)))
+        said = shape.pays if self.occurred_ms is None else self._dated(view, shape.pays, self.occurred_ms)
+        own = pack_each((*event, view.rev, view.terms(*numbers, more=said)))
         # The writer's key, the slot, the number and the clock come when it is sent.
         return shape.heads[len(event)], b"".join((shape.names, own, shape.fields))
 
-    def _dated(self, pays: str, occurred_ms: int) -> str:
+    def _dated(self, view: View, pays: str, occurred_ms: int) -> str:
         """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
-        account = self.account
-        own = bounds_of(account.state, account.standing.plan, occurred_ms).start_ms
-        dead = int(account.accounts.catalog.billing.late_usage == "dead_letter")
+        own = bounds_of(view.state, view.standing.plan, occurred_ms).start_ms
+        dead = int(view.accounts.catalog.billing.late_usage == "dead_letter")
         dated = f'{{"at":{occurred_ms},"own":{own},"dead":{dead}'
         return f"{dated},{pays[1:]}" if pays else f"{dated}}}"
 
@@ -161,12 +160,11 @@ class Ending:
         meters = self.account.accounts.catalog.meters
         return tuple(found.name for found in derived_from(meters, meter, self.dimensions))
 
-    def _shape(self, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
+    def _shape(self, view: View, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
         """All that does not change with the quantities."""
-        account = self.account
-        keys, linked = account.keys, account.state.stripe_customer is not None
-        purse = account.purse if any(self.recorded.values()) else None
-        entries, rates = list(self._entries(derived)), list(self._rates(derived))
+        keys, linked = view.keys, view.state.stripe_customer is not None
+        purse = view.purse if any(self.recorded.values()) else None
+        entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
         fields = ["r", "t", "e", "x"]
         for entry in entries:
             token = meter_token(entry.meter)
@@ -185,16 +183,16 @@ class Ending:
         heads: list[bytes] = []
         for events in range(2):
             count = len(named) + 1 + len(further) + events
-            parts: tuple[str | int, ...] = ("EVALSHA", account.accounts.settle.sha, count, *named)
+            parts: tuple[str | int, ...] = ("EVALSHA", view.accounts.settle.sha, count, *named)
             # Behind the keys: rev, terms, customer, fields, slot, number, clock.
             heads.append(b"*%d\r\n%b" % (3 + count + 3 + len(fields) + 3, pack_each(parts)))
         return _Shape(
             heads=tuple(heads),
             names=pack_each(further),
-            fields=pack_each((account.customer, *fields)),
+            fields=pack_each((view.account.customer, *fields)),
             spans=(
-                _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS,
-                account.accounts.seal_delay_ms if linked else -1,
+                _QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS,
+                view.accounts.seal_delay_ms if linked else -1,
             ),
             counts=(len(entries), len(self.flights), len(rates)),
             entries=tuple(entries),
@@ -202,27 +200,26 @@ class Ending:
             pays=pays,
         )
 
-    def _entries(self, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Entry]:
+    def _entries(self, view: View, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Entry]:
         """What is recorded: each meter as itself, and as the derived ones that its dimensions match."""
-        account = self.account
-        meters = account.accounts.catalog.meters
+        meters = view.accounts.catalog.meters
         for name in dict.fromkeys((*self.held, *self.recorded)):
             found = derived.get(name, ())
             reported_as = next((other for other in found if meters[other].stripe is not None), name)
             for meter, reported in ((name, reported_as), *((other, None) for other in found)):
-                entitlement = account.entitlements[meter]
+                entitlement = view.entitlements[meter]
                 parts = (0, 0)
-                if reported is not None and not account.anonymous:
+                if reported is not None and not view.account.anonymous:
                     parts = reported_parts(entitlement, meters[reported])
                 included = -1 if entitlement.included is None else entitlement.included
                 yield _Entry(meter, name, reported, (included, parts[0], parts[1]))
 
-    def _rates(self, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
+    def _rates(self, view: View, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
         """Rates count all that was used; those that counted a reservation before, what it differs by."""
         counted: dict[str, str | None] = dict.fromkeys(self.rated)
         counted.update({other: source for source, found in derived.items() for other in found})
         for meter in (*counted, *(meter for meter in self.reserved if meter not in counted)):
-            for rate in self.account.entitlements[meter].rates:
+            for rate in view.entitlements[meter].rates:
                 token = rate_token(meter, rate.window_ms, rate.algorithm)
                 kind, window, _, refill = rate_numbers(rate, meter)
                 is_corrected = meter in self.reserved and token in self.decided

@@ -267,14 +267,13 @@ class Outbox:
         return own + [self._keys.shard(shard, name) for name in ("intents", "outbox")]
 
     def _seal_arguments(self, account: Account, meters: Mapping[str, Counted]) -> list[str | int | bytes]:
-        state = account.state
-        terms = account.terms(
-            _QUARTER_HOUR_MS if account.rev == NO_STATE else _FORTY_DAYS_MS, account.keep_ms()
-        )
+        view = account.view
+        state = view.state
+        terms = view.terms(_QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS, view.keep_ms())
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [token_hex(16), account.customer, state.stripe_customer or ""]
         asked.append(json.dumps(state.minutes_taken_ms))
-        return [account.rev, terms, *asked, *names, self._admin.now_ms()]
+        return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
     def _is_sealed(self, account: Account, reply: Any, sealing: Sealing) -> bool:
         """Take the reply to a seal; False where it must be asked again."""
@@ -296,7 +295,11 @@ class Outbox:
         elif isinstance(reply, Exception):
             raise StoreError(f"the store failed: {reply}") from reply
         elif reply[0] == _STALE:
-            account.take(reply)
+            try:
+                account.take(reply)
+            except StoreError as error:  # It cannot be read; that holds up nobody else.
+                sealing.aside[customer] = str(error)
+                return True
             return False
         elif reply[0] == _BROKEN:
             sealing.aside[customer] = f"the field {reply[2].decode()} is not a whole number"

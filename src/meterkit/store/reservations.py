@@ -67,7 +67,7 @@ class Reservation:
         if store.is_off:
             self._decision = account.passage()
             return self
-        call, reply = await store.decide(lambda mode: account.call_holding(self._quantities, mode=mode))
+        call, reply = await store.decide(lambda mode: account.view.call_holding(self._quantities, mode=mode))
         self._decision = store.decision(call, reply)
         if self._decision.allowed:
             self._call, self._decided_ms = call, reply[1]

@@ -193,14 +193,14 @@ class Store:
         """Look only: whether a demand would be allowed now."""
         if self.is_off:
             return account.passage()
-        call, reply = await self.decide(lambda mode: account.call_for(demands, mode=mode), mode="c")
+        call, reply = await self.decide(lambda mode: account.view.call_for(demands, mode=mode), mode="c")
         return self.decision(call, reply)
 
     async def consume(self, account: Account, demands: Mapping[str, Demand]) -> Decision:
         """Count now, or be refused; returns once it is recorded."""
         if self.is_off:
             return account.passage()
-        call, reply = await self.decide(lambda mode: account.call_for(demands, mode=mode))
+        call, reply = await self.decide(lambda mode: account.view.call_for(demands, mode=mode))
         decision = self.decision(call, reply)
         program = call.program
         if decision.allowed and program.settles:
@@ -304,7 +304,7 @@ class Store:
             be asked: it is tried again before the holds vanish.
         """
         for _ in range(_RENEWAL_TRIES):
-            call = account.renewal(before.held, before.program.flights)
+            call = account.view.renewal(before.held, before.program.flights)
             try:
                 reply: Any = await lane.ask(call)
             except StoreError:

@@ -1,0 +1,114 @@
+"""What is sold, worked out once for all customers of a process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meterkit.catalog import BILLED_ON_ATTEMPT
+from meterkit.catalog.quantity import counters_of
+from meterkit.store.alarms import Alarms
+from meterkit.store.program import check_tokens, compile_program, demands_of
+from meterkit.store.purse import purses_of
+from meterkit.store.state import NO_STATE, standing_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.store.keys import Keys
+    from meterkit.store.program import Program
+    from meterkit.store.purse import Purse
+    from meterkit.store.scripts import Script
+    from meterkit.store.state import CustomerState, Standing
+
+__all__ = ["CompiledCatalog"]
+
+
+class CompiledCatalog:
+    """What the calls of all customers are made of.
+
+    Args:
+        catalog: what is sold.
+        keys: names of keys.
+        decide: the script that decides.
+        settle: the script that settles.
+        seal_delay_ms: how long pending usage waits before it is sealed.
+        now_ms: this process's clock.
+        on_orphan: takes an allowed decision that nobody waited for, and when it was made (ms).
+        on_low: takes a customer and a credit whose balance has become low.
+
+    Attributes:
+        counters: the meters that can be counted on: no gauges, and none that follow another.
+        derives: whether there are meters that follow another.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        keys: Keys,
+        decide: Script,
+        settle: Script,
+        seal_delay_ms: int,
+        now_ms: Callable[[], int],
+        on_orphan: Callable[[Any, int], None],
+        on_low: Callable[[str, str], None] = lambda _customer, _credit: None,
+    ) -> None:
+        self.catalog = catalog
+        self.keys = keys
+        self.decide = decide
+        self.settle = settle
+        self.seal_delay_ms = seal_delay_ms
+        self.now_ms = now_ms
+        self.on_orphan = on_orphan
+        self.on_low = on_low
+        self._standings: dict[str, tuple[Standing, dict[Any, bytes]]] = {}
+        self._of_plans: set[Program] = set()
+        self._programs: dict[tuple[int, int, bool], Program] = {}
+        self.purses = purses_of(catalog)
+        self.alarms = Alarms(catalog)
+        self.counters = counters_of(catalog.meters)
+        self.derives = any(meter.source is not None for meter in catalog.meters.values())
+        check_tokens(catalog)
+        # A program that cannot be is refused now, not at the first request.
+        for plan in catalog.plans.values():
+            for route in catalog.routes:
+                self.program(plan.entitlements, route, self.purses[plan.key] if plan.grants else None)
+
+    def standing(
+        self, rev: str, state: CustomerState, now_ms: int
+    ) -> tuple[Standing, dict[Any, bytes] | None]:
+        """What follows from a state at an instant; the same for all of a plan whom nobody set up.
+
+        With it comes what the requests of these have in common, packed; None for a customer with a state.
+        """
+        plan = state.plan or self.catalog.default_plan
+        is_bare = rev == NO_STATE and state.status is None and state.anchor_ms is None
+        if not is_bare or plan not in self.catalog.plans:
+            return standing_at(state, self.catalog, now_ms), None
+        known = self._standings.get(plan)
+        if known is None or not known[0].bounds.start_ms <= now_ms < known[0].bounds.end_ms:
+            known = self._standings[plan] = (standing_at(state, self.catalog, now_ms), {})
+        return known
+
+    def is_of_a_plan(self, program: Program) -> bool:
+        """Whether a program was worked out for all customers of a plan."""
+        return program in self._of_plans
+
+    def program(self, entitlements: Mapping[str, Entitlement], route: Route, purse: Purse | None) -> Program:
+        """What a route asks of a set of entitlements; a plan's own are worked out once."""
+        key = (id(entitlements), id(route), purse is not None)
+        program = self._programs.get(key)
+        if program is None:
+            program = compile_program(
+                entitlements,
+                self.catalog,
+                demands_of(route, self.catalog),
+                billed_always=route.charge_on == BILLED_ON_ATTEMPT,
+                rates_only=route.always,
+                purse=purse,
+            )
+            if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
+                self._programs[key] = program
+                self._of_plans.add(program)
+        return program

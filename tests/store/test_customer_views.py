@@ -1,0 +1,183 @@
+"""What a process knows of a customer is of one state, whoever else learns of another meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit import MeterKit, StoreError
+from meterkit.catalog import loads
+from meterkit.store import scripts
+from meterkit.store.accounts import Accounts
+from meterkit.store.keys import Keys
+from meterkit.store.state import CustomerState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.store.program import Program
+    from meterkit.store.purse import Purse
+
+pytestmark = pytest.mark.anyio
+
+NOW_MS = 1_938_859_230_000
+LIMITS = {"free": 1_000_003, "pro": 2_000_003}
+CATALOG = loads(
+    """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 1_000_003, overage: deny}}
+  pro:
+    price: {amount_cents: 100, interval: month}
+    meters: {requests: {included: 2_000_003, overage: deny}}
+"""
+)
+
+
+def reply(rev: str, plan: str) -> list[Any]:
+    """What a script answers to whoever knows another state."""
+    return [2, NOW_MS, rev.encode(), CustomerState(plan=plan).dump().encode()]
+
+
+def ignore(_call: Any, _now_ms: int) -> None:
+    """Nobody was waiting."""
+
+
+class Interrupted(Accounts):
+    """Customers of whom another thread learns something while a program is compiled."""
+
+    meanwhile: list[list[Any]]
+
+    def program(self, entitlements: Mapping[str, Entitlement], route: Route, purse: Purse | None) -> Program:
+        program = super().program(entitlements, route, purse)
+        if getattr(self, "meanwhile", None):
+            self.get("acme").take(self.meanwhile.pop())
+        return program
+
+
+def known(catalog: Catalog = CATALOG, kind: type[Accounts] = Accounts) -> Any:
+    return kind(
+        catalog,
+        keys=Keys("mk", 4),
+        decide=scripts.load("decide"),
+        settle=scripts.load("settle"),
+        seal_delay_ms=300_000,
+        now_ms=lambda: NOW_MS,
+        on_orphan=ignore,
+    )
+
+
+def test_a_state_learnt_while_a_decision_is_packed_does_not_mix_with_the_one_before() -> None:
+    # F-17: the new rev with the old plan's limit, and kept.
+    customers = known(kind=Interrupted)
+    account, route = customers.get("acme"), CATALOG.routes[0]
+    account.take(reply("1:old", "free"))
+    customers.meanwhile = [reply("1:new", "pro")]
+    first = account.call(route)
+    assert (b"1:old" in first.packed, b"1:new" in first.packed) == (True, False)
+    assert first.standing.plan.key == "free"
+    second = account.call(route)
+    assert (b"1:old" in second.packed, b"1:new" in second.packed) == (False, True)
+    assert second.program.measures[0].limit == LIMITS["pro"]
+    assert second is account.calls[id(route)]
+
+
+async def test_i4_threads_with_loops_of_their_own_never_decide_by_two_states(store_url: str) -> None:
+    # F-17, with everything real.
+    wrong: list[object] = []
+    kit = MeterKit(CATALOG, redis_url=store_url, shards=4, flush=False, store_timeout=10.0)
+    over = threading.Event()
+
+    async def work() -> None:
+        async with kit:
+            while not over.is_set():
+                decision = await kit.check("acme", "requests")
+                if (decision.remaining or 0) // 1_000_000 != LIMITS[decision.plan or ""] // 1_000_000:
+                    wrong.append(decision)
+
+    def run() -> None:
+        try:
+            asyncio.run(work())
+        except BaseException as error:  # noqa: BLE001 - shown by the test
+            wrong.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        async with kit:
+            for flip in range(100):
+                await kit.customers.set_plan("acme", ("pro", "free")[flip % 2])
+    finally:
+        over.set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
+@pytest.mark.leaves_keys("a state that nobody can read")
+@pytest.mark.parametrize("data", ["no json", "[1]", '{"anchor_ms": "x"}'])
+async def test_a_state_that_cannot_be_read_is_not_half_taken(store_url: str, data: str) -> None:
+    # F-17: its rev was, so the next decision was made by the plan before.
+    async with MeterKit(CATALOG, redis_url=store_url, shards=4, flush=False, store_timeout=10.0) as kit:
+        await kit.customers.set_plan("acme", "pro")
+        assert (await kit.check("acme", "requests")).plan == "pro"
+        client: Any = (await kit.store.admin()).client
+        key = kit.store.keys.customer("acme").state
+        await client.hset(key, mapping={"rev": "1:unreadable", "data": data})
+        await client.hset(kit.store.keys.customer("acme").counters, "r", "1:unreadable")
+        for _ in range(2):
+            with pytest.raises(StoreError, match="the state of customer 'acme' cannot be read"):
+                await kit.check("acme", "requests")
+        await client.hset(key, mapping={"rev": "1:mended", "data": '{"plan":"free"}'})
+        await client.hset(kit.store.keys.customer("acme").counters, "r", "1:mended")
+        assert (await kit.check("acme", "requests")).plan == "free"
+
+
+def test_customers_beyond_those_that_are_remembered_share_what_they_have_in_common() -> None:
+    # F-89: each of them was compiled and packed from nothing.
+    customers, route = known(), CATALOG.routes[0]
+    first, second = customers.get("acme"), customers.get("beta")
+    assert first.standing is second.standing
+    assert first.call(route).program is second.call(route).program
+    assert first.call(route).packed.replace(b"c:acme", b"c:beta") != b""
+    calls = [customers.get(f"customer-{n}").call(route) for n in range(20_001)]
+    assert len({call.packed for call in calls}) == 20_001
+    assert all(call.standing is first.standing for call in calls)
+    # A customer with a state has a packing of its own.
+    second.take(reply("1:other", "free"))
+    assert b"1:other" in second.call(route).packed
+    assert b"1:other" not in customers.get("gamma").call(route).packed
+
+
+def test_what_is_shared_ends_with_its_period() -> None:
+    now = [NOW_MS]
+    customers = Accounts(
+        CATALOG,
+        keys=Keys("mk", 4),
+        decide=scripts.load("decide"),
+        settle=scripts.load("settle"),
+        seal_delay_ms=300_000,
+        now_ms=lambda: now[0],
+        on_orphan=ignore,
+    )
+    before = customers.get("acme").standing.bounds
+    now[0] = before.end_ms
+    after = customers.get("beta").standing.bounds
+    assert after.start_ms == before.end_ms
+    now[0] = before.end_ms - 1
+    assert customers.get("gamma").standing.bounds == before
