@@ -30,11 +30,6 @@ local terms = cjson.decode(ARGV[2])
 --include trim
 --include roll
 --include standing
---include grants
---include recur
---include add_up
---include balance
---include room
 local call = redis.call
 local mode = ARGV[3]
 local v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 1))
@@ -52,7 +47,12 @@ if ends and turned(now, seen, ends) then
 end
 local more, claim, had
 local purse = KEYS[4] and terms[#terms]
-if purse then
+if purse then -- Others do not pay for so much as the making of its functions.
+--include grants
+--include recur
+--include add_up
+--include balance
+--include room
   more, claim, had = room(now, v, purse)
 end
 local refused = false

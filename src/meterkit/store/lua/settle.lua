@@ -29,14 +29,6 @@ local terms = cjson.decode(ARGV[2])
 --include roll
 --include standing
 --include late
---include grants
---include recur
---include add_up
---include balance
---include put_away
---include write_grants
---include spend
---include burn
 local call = redis.call
 local v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 3))
 local seen, ends = (v[2] or 0) + 0, v[3] and v[3] + 0
@@ -76,7 +68,15 @@ if said.at then
   late = overdue(said.at, said.own, write[4] == 'b' and write[5] or call('HGET', KEYS[1], 'b') + 0)
 end
 local pay, keep_grants
-if purse then
+if purse then -- Others do not pay for so much as the making of its functions.
+--include grants
+--include recur
+--include add_up
+--include balance
+--include put_away
+--include write_grants
+--include spend
+--include burn
   pay, keep_grants = burn(now, purse)
 end
 
