@@ -386,17 +386,17 @@ async def test_key_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_missing_extra_names_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_spec(name: str) -> ModuleSpec | None:
-        return None if name == "h11" else util.find_spec(name)
+        return None if name == "aiohttp" else util.find_spec(name)
 
     monkeypatch.setattr("meterkit.delivery.stripe_v1.find_spec", find_spec)
-    with pytest.raises(ImportError, match=r"needs h11: pip install 'meterkit\[stripe\]'"):
+    with pytest.raises(ImportError, match=r"needs aiohttp: pip install 'meterkit\[stripe\]'"):
         StripeV1Transport(KEY)
 
 
 def test_import_and_construction_leave_http_and_the_sdk_alone() -> None:
     code = (
         "import sys, meterkit.delivery, meterkit.delivery.stripe_v1 as v1; v1.StripeV1Transport('sk_test_1');"
-        "sys.exit(' '.join({'stripe', 'httpx', 'h11'} & set(sys.modules)) or 0)"
+        "sys.exit(' '.join({'stripe', 'httpx', 'aiohttp'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -48,15 +48,15 @@ class StripeV1Transport:
     """
 
     def __init__(self, api_key: str, *, api_base: str | None = None, timeout_s: float = 10.0) -> None:
-        if find_spec("h11") is None:
-            raise ImportError("delivery to Stripe needs h11: pip install 'meterkit[stripe]'")
+        if find_spec("aiohttp") is None:
+            raise ImportError("delivery to Stripe needs aiohttp: pip install 'meterkit[stripe]'")
         self.timeout_s = timeout_s
-        self._headers = (
-            (b"Authorization", f"Bearer {api_key}".encode()),
-            (b"Stripe-Version", API_VERSION.encode()),
-            (b"User-Agent", b"meterkit"),
-            (b"Content-Type", b"application/x-www-form-urlencoded"),
-        )
+        self._headers = {
+            "Authorization": f"Bearer {api_key}",
+            "Stripe-Version": API_VERSION,
+            "User-Agent": "meterkit",
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
         self._base = api_base or API_BASE
         self._http: HttpClient | None = None
         self._closed = False
@@ -73,7 +73,7 @@ class StripeV1Transport:
             # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
             module = import_module("meterkit.delivery.http")
             http = self._http = cast("HttpClient", module.HttpClient(self._base, timeout_s=self.timeout_s))
-        headers = (*self._headers, (b"Idempotency-Key", intent.idempotency_key.encode()))
+        headers = self._headers | {"Idempotency-Key": intent.idempotency_key}
         answer = await http.post(PATH, headers, urlencode(_form(intent)).encode())
         if isinstance(answer, Unanswered):
             return classify(Result(failure=answer.failure, message=answer.why))
