@@ -591,6 +591,25 @@ async def test_auto_bills_no_stream_that_is_no_models(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize(
+    "chunk", [b"data: 1700000000\n\n", b"data: <p>1</p>\n\n", sse({"tick": 1}), b"data: {\n\n"]
+)
+async def test_a_stream_that_has_shown_that_it_is_no_models_is_free_whatever_was_asked(
+    chunk: bytes, store_url: str
+) -> None:
+    """F-33: at hang-up."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope, receive
+        kind = [(b"content-type", SSE_TYPE.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async with metered(app, store_url) as at:
+        await ask(at, "/auto", body=PROMPT)
+        assert (0, 0) == await tokens(at.kit)
+
+
 @pytest.mark.parametrize("kind", ["", "text/plain; charset=utf-8", "application/octet-stream"])
 @pytest.mark.parametrize(
     ("chunks", "expected"),
@@ -612,3 +631,45 @@ async def test_auto_looks_at_the_beginning_where_the_content_type_says_nothing(
     async with metered(answering(chunks, kind), store_url) as at:
         await ask(at, "/auto")
         assert expected == await tokens(at.kit)
+
+
+# Several calls in one stream, and events that are told in passing: F-40.
+
+
+@pytest.mark.parametrize("on", ["the finishing chunk", "a chunk of its own"])
+async def test_two_calls_with_equal_figures_are_two(on: str, store_url: str) -> None:
+    """F-40: an agent's stream of two answers of the same length."""
+    chunks: list[bytes] = []
+    for name in ("a", "b"):
+        figures = {"usage": chat_usage(7, 5)}
+        last = {"finish": "stop", **figures} if on == "the finishing chunk" else {"finish": "stop"}
+        chunks += [sse({**chat({"content": "Hello"}), "id": name}), sse({**chat({}, **last), "id": name})]
+        if on != "the finishing chunk":
+            chunks.append(sse({**chat(None, **figures), "id": name}))
+    async with metered(answering([*chunks, DONE], SSE_TYPE), store_url) as at:
+        await ask(at, "/auto")
+        assert (14, 10) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize("kind", ["speech.audio", "transcript.text"])
+@pytest.mark.parametrize("path", ["/auto", "/openai"])
+async def test_speech_and_transcripts_are_counted(kind: str, path: str, store_url: str) -> None:
+    """F-40."""
+    usage = {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}
+    sound = {"type": f"{kind}.delta", "delta": "x", "audio": "A" * 9_000}
+    done = {"type": f"{kind}.done", "text": "x", "usage": usage}
+    async with metered(answering([sse(sound), sse(done)], SSE_TYPE), store_url) as at:
+        await ask(at, path)
+        assert (14, 101) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize("count", [3, 900])
+async def test_events_that_only_one_line_end_parts_are_read(count: int, store_url: str) -> None:
+    """F-40."""
+    events = [chat({"content": TEXT})] * count
+    events.append(chat(None, usage=DETAILED))
+    body = b"".join(b"data: " + compact(event) + b"\n" for event in events) + b"data: [DONE]\n"
+    chunks = [body[at : at + 5_000] for at in range(0, len(body), 5_000)]
+    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
+        await ask(at, "/auto")
+        assert (1420, 310) == await tokens(at.kit)

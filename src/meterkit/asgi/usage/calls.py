@@ -70,16 +70,22 @@ class _Call:
         self.final |= sighting.final
         self.alone |= sighting.alone
 
-    def is_continued_by(self, sighting: Sighting) -> bool:
-        """Whether an event whose id is not known yet belongs to this call all the same."""
+    def is_continued_by(self, sighting: Sighting, *, spoken: bool) -> bool:
+        """Whether an event whose id is not known yet belongs to this call all the same.
+
+        Args:
+            sighting: what the event says.
+            spoken: whether text came since this call's figures.
+        """
         if sighting.opens or self.ended:
             return False
         if sighting.call_id is None or not self.final:
             return True
         if self.call_id is None:
             return False
-        # Some servers repeat the figures of the finishing chunk in one that has an id of its own.
-        return not self.alone and self.counts == sighting.counts
+        # Some servers repeat the finishing chunk's figures, and nothing else, in one with an id of its own.
+        repeats = sighting.alone and not self.alone and not spoken
+        return repeats and self.counts == sighting.counts
 
     def usage(self, *, complete: bool) -> CallUsage | None:
         if not self.counts and not self.refused:
@@ -116,15 +122,20 @@ class Ledger:
         self._current: _Call | None = None
         self.overflowed = False
 
-    def see(self, sighting: Sighting) -> None:
+    def see(self, sighting: Sighting, *, spoken: bool = False) -> None:
         """Merge what an event says into the call that it belongs to.
 
         A new call opens where the event says so, or where another id follows a call that has its last
         figures: some servers send every chunk under an id of its own.
+
+        Args:
+            sighting: what the event says.
+            spoken: whether text came between the figures before it and this event.
         """
         call = self._by_id.get(sighting.call_id) if sighting.call_id else None
-        if call is None and self._current is not None and self._current.is_continued_by(sighting):
-            call = self._current
+        current = self._current
+        if call is None and current is not None and current.is_continued_by(sighting, spoken=spoken):
+            call = current
         if call is None:
             if len(self._calls) == CALLS_MAX:
                 self.overflowed = True

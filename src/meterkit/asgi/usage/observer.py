@@ -128,13 +128,14 @@ class Observer:
         """
         if not self.decided:
             self._recognise(event)
+        spoken = self._unreported_bytes > 0
         if self.wants_text:
             self._measure(event, measured)
         for api in self._apis:
             sighting = api.see(event, not self._declared)
             if sighting is not None:
                 self._api = self._api or api
-                self._ledger.see(sighting)
+                self._ledger.see(sighting, spoken=spoken)
                 if sighting.final or sighting.counts:
                     self._unreported_bytes = 0
                 return True

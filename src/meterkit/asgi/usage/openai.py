@@ -41,6 +41,7 @@ _RESPONSES: Final[Paths] = {
 _TERMINAL: Final = ("response.completed", "response.incomplete", "response.failed")
 _MEDIA_EVENTS: Final = (
     "transcript.text.done",
+    "speech.audio.done",
     "image_generation.completed",
     "image_edit.completed",
 )
