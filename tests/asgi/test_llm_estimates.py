@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, answering, metered, openai_stream, tokens
+from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, answering, metered, openai_stream, read_all, tokens
 from metering import http_scope
 from usage.packing import BR, brotli, hide
 from usage.recordings import (
@@ -600,7 +600,8 @@ async def test_a_stream_that_has_shown_that_it_is_no_models_is_free_whatever_was
     """F-33: at hang-up."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        del scope, receive
+        del scope
+        assert PROMPT == await read_all(receive)
         kind = [(b"content-type", SSE_TYPE.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": kind})
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -641,11 +642,12 @@ async def test_two_calls_with_equal_figures_are_two(on: str, store_url: str) -> 
     """F-40: an agent's stream of two answers of the same length."""
     chunks: list[bytes] = []
     for name in ("a", "b"):
-        figures = {"usage": chat_usage(7, 5)}
-        last = {"finish": "stop", **figures} if on == "the finishing chunk" else {"finish": "stop"}
-        chunks += [sse({**chat({"content": "Hello"}), "id": name}), sse({**chat({}, **last), "id": name})]
-        if on != "the finishing chunk":
-            chunks.append(sse({**chat(None, **figures), "id": name}))
+        told = chat_usage(7, 5)
+        at_end = told if on == "the finishing chunk" else None
+        chunks.append(sse({**chat({"content": "Hello"}), "id": name}))
+        chunks.append(sse({**chat({}, finish="stop", usage=at_end), "id": name}))
+        if at_end is None:
+            chunks.append(sse({**chat(None, usage=told), "id": name}))
     async with metered(answering([*chunks, DONE], SSE_TYPE), store_url) as at:
         await ask(at, "/auto")
         assert (14, 10) == await tokens(at.kit)

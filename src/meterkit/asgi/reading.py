@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import sleep
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.remarks import Contained, described
@@ -31,6 +32,9 @@ __all__ = ["BODY_BYTES_MAX", "Reading"]
 BODY_BYTES_MAX: Final = 1 << 20
 """How much of a request's body is kept."""
 
+# When others are let run while a large message is read.
+_PARTS_MAX: Final = 4
+_REST_EVERY_S: Final = 0.002
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
@@ -112,8 +116,11 @@ class Reading:
 
     async def catch_up(self) -> None:
         """Read what was left, letting others run in between."""
-        for _ in iter(self._read_on, False):
-            await sleep(0)
+        rested = monotonic()
+        for read, _ in enumerate(iter(self._read_on, False), 1):
+            if read % _PARTS_MAX == 0 or monotonic() - rested > _REST_EVERY_S:
+                await sleep(0)
+                rested = monotonic()
 
     def _read_on(self) -> bool:
         """Read a part of what was left; whether there was any."""

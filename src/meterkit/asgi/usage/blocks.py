@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENT_BYTES_MAX", "Blocks", "Gate", "Large", "is_promising"]
 
-EVENT_BYTES_MAX: Final = 32 << 10
+EVENT_BYTES_MAX: Final = 16 << 10
 """How much of an event is kept; a larger one is read as it comes, without being kept."""
 
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["PIECE_BYTES", "ResponseReader"]
 
 PIECE_BYTES: Final = 16 << 10
-"""How much is read at a time: at the slowest, that of a stream of nothing but figures, some milliseconds."""
+"""How much is read without a rest, unless it is slow to read."""
+
+_PART_BYTES: Final = 4 << 10
+"""After how much a rest is possible: at the slowest, some milliseconds of brackets or of tiny choices."""
 
 _NDJSON: Final = frozenset(
     {
@@ -355,8 +358,8 @@ class ResponseReader:
 
 def _parts(data: bytes) -> Iterator[bytes]:
     """Bytes in pieces of a size that takes no more than a moment to read."""
-    for at in range(0, len(data), PIECE_BYTES):
-        yield data[at : at + PIECE_BYTES]
+    for at in range(0, len(data), _PART_BYTES):
+        yield data[at : at + _PART_BYTES]
 
 
 def _is_readable(kind: bytes) -> bool:
