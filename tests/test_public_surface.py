@@ -57,7 +57,8 @@ def test_importing_meterkit_loads_nothing_of_third_parties() -> None:
 
 
 def test_importing_meterkit_takes_no_time() -> None:
-    code = "import time; began = time.perf_counter(); import meterkit; print(time.perf_counter() - began)"
+    # CPU, not time: whoever else is at work on the machine has no part in it.
+    code = "import time; began = time.process_time(); import meterkit; print(time.process_time() - began)"
     assert min(float(said(code)) for _ in range(5)) < IMPORT_S_MAX
 
 
