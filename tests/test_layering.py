@@ -19,7 +19,7 @@ LINE = (
     ("catalog",),
     ("store",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
-    ("fastapi",),
+    ("fastapi", "llm"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from asyncio import AbstractEventLoop, Task, gather, get_running_loop
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from weakref import WeakKeyDictionary
 
+from meterkit.asgi.off_request import captured, record_calls
 from meterkit.asgi.usage import estimate_input, guarded
 from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.quantity import check_counter, check_quantity
@@ -21,12 +23,13 @@ from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
 from meterkit.store.event_names import read_meters, remember_meters
 from meterkit.store.grants import Grants
-from meterkit.store.periods import check_aware, from_ms, to_ms
+from meterkit.store.periods import occurred_ms
 from meterkit.store.program import Demand
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.url import choose_store
 from meterkit.store.usage import gone_tokens, usage_of
+from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     import os
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from meterkit.asgi.usage import InputEstimator
+    from meterkit.asgi.usage import CallUsage, InputEstimator
     from meterkit.store.decision import Decision
     from meterkit.store.lane import Lane
     from meterkit.store.usage import CustomerUsage
@@ -277,10 +280,31 @@ class MeterKit:
             check_event_id(event_id)
         await self.store.record(
             account,
-            {name: demand.taken for name, demand in demands.items()},
+            Used.of({name: demand.taken for name, demand in demands.items()}),
             event_id=event_id,
-            occurred_ms=None if occurred_at is None else self._occurred_ms(occurred_at),
+            occurred_ms=None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms()),
         )
+
+    async def record_usage(
+        self, customer: str, obj: object, *, event_id: str | None = None
+    ) -> CallUsage | None:
+        """Count the tokens that a language model's answer reports, off the request; never denied.
+
+        The meters are those that ``usage:`` of a route feeds, derived ones by the model and the provider.
+
+        Args:
+            customer: the customer's id.
+            obj: what :func:`meterkit.usage_of` can read.
+            event_id: as of :meth:`record`.
+
+        Returns:
+            What was counted; None, and a warning is logged, where the object says nothing of usage.
+
+        Raises:
+            CustomerError, MeterkitError: an argument cannot be used, or no meter that counts tokens is there.
+        """
+        account = self.store.accounts.get(check_customer(customer))
+        return await record_calls(self.store, account, obj, event_id=event_id)
 
     def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation:
         """Hold quantities now and count the true ones later, off the request.
@@ -301,7 +325,8 @@ class MeterKit:
             raise MeterkitError("quantities: found none; name one meter at least")
         self._check_quantities(quantities)
         account = self.store.accounts.get(check_customer(customer))
-        return Reservation(self.store, account, quantities, self._check_quantities)
+        read = partial(captured, self.store.accounts, reserved=dict(quantities), check=self._check_quantities)
+        return Reservation(self.store, account, quantities, read)
 
     async def usage(self, customer: str) -> CustomerUsage:
         """What the customer has used in this period; an unknown one is shown on the default plan.
@@ -368,16 +393,6 @@ class MeterKit:
         return StripeV1Transport(
             settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
         )
-
-    def _occurred_ms(self, occurred_at: datetime) -> int:
-        check_aware("occurred_at", occurred_at)
-        occurred_ms, now_ms = to_ms(occurred_at), self.store.now_ms()
-        if not 0 <= occurred_ms <= now_ms + 60_000:
-            raise MeterkitError(
-                f"occurred_at: found {occurred_at.isoformat()}; allowed are instants from 1970 to now, "
-                f"which is {from_ms(now_ms).isoformat()}, and a minute more"
-            )
-        return occurred_ms
 
     def _check_quantities(self, quantities: Mapping[str, int]) -> None:
         for meter, quantity in quantities.items():

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+# What is counted is asked, not how soon.
+PATIENT = {"store_timeout": 10.0}
+
 DETAILED = chat_usage(
     1000,
     50,
@@ -66,7 +69,7 @@ def answering(call: dict[str, Any]) -> Callable[[], Response]:
 
 
 async def counted(app: Starlette, store_url: str, path: str = "/auto") -> tuple[int, ...]:
-    async with metered(app, store_url) as at:
+    async with metered(app, store_url, settings=PATIENT) as at:
         assert 200 == (await at.client.post(path, json={})).status_code
         return await tokens(at.kit, *METERS)
 
@@ -150,7 +153,7 @@ async def test_a_client_that_leaves_pays_an_answer_under_another_id_once(store_u
         return StreamingResponse(body(), media_type="text/event-stream")
 
     app = Starlette(routes=[Route("/{path:path}", endpoint, methods=["POST"])])
-    async with metered(app, store_url, raise_app_exceptions=False) as at:
+    async with metered(app, store_url, raise_app_exceptions=False, settings=PATIENT) as at:
         await at.client.post("/attempt", json={})
         _, output = await tokens(at.kit)
     assert output <= 6 * 2

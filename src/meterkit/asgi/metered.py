@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.usage import CallUsage
     from meterkit.store.compiled import CompiledCatalog
 
-__all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "dimensions_of", "part_of"]
+__all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "amounts_of", "dimensions_of", "part_of"]
 
 Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
@@ -63,9 +63,15 @@ class LlmCalls:
         self._taps += calls
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
-        """The response is over: what was read off it; see :meth:`meterkit.asgi.reading.Reading.close`."""
+        """The response is over; see :meth:`meterkit.asgi.reading.Reading.close`.
+
+        Returns:
+            What was read off it, but for what it lacks and the app has reported.
+        """
         if self.reading is not None:
             self._body = self.reading.close(complete=complete, gone=gone)
+        if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):
+            return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 
     def due(self, accounts: CompiledCatalog) -> dict[Key, Part]:
@@ -79,12 +85,14 @@ class LlmCalls:
         more = _amounts(Calls(calls) if len(calls) > 1 else calls, accounts)
         if self._counted:
             more = _beyond(self._counted, more)
-        parts: dict[Key, Part] = {}
-        for (key, billed, meter), quantity in more.items():
-            self._counted[key, billed, meter] = self._counted.get((key, billed, meter), 0) + quantity
-            part = parts.setdefault(key, Part())
-            (part.recorded if billed else part.rated)[meter] = quantity
-        return parts
+        for place, quantity in more.items():
+            self._counted[place] = self._counted.get(place, 0) + quantity
+        return _parts(more)
+
+
+def amounts_of(calls: Iterable[CallUsage], accounts: CompiledCatalog) -> dict[Key, Part]:
+    """What calls come to: by model and provider where meters ask for them."""
+    return _parts(_amounts(calls, accounts))
 
 
 def dimensions_of(key: Key) -> dict[str, str]:
@@ -101,6 +109,14 @@ def add(total: dict[str, int], more: Mapping[str, int]) -> None:
     """Add quantities by meter; at most 10^15 - 1 each."""
     for meter, quantity in more.items():
         total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
+
+
+def _parts(amounts: Amounts) -> dict[Key, Part]:
+    parts: dict[Key, Part] = {}
+    for (key, billed, meter), quantity in amounts.items():
+        part = parts.setdefault(key, Part())
+        (part.recorded if billed else part.rated)[meter] = quantity
+    return parts
 
 
 def _amounts(calls: Iterable[CallUsage], accounts: CompiledCatalog) -> Amounts:

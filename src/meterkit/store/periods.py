@@ -9,7 +9,7 @@ from typing import Literal
 
 from meterkit.errors import MeterkitError
 
-__all__ = ["Bounds", "bounds_at", "check_aware", "from_ms", "to_ms"]
+__all__ = ["Bounds", "bounds_at", "check_aware", "from_ms", "occurred_ms", "to_ms"]
 
 _MONTHS = {"month": 1, "year": 12}
 
@@ -27,6 +27,22 @@ def check_aware(what: str, moment: datetime) -> None:
     """
     if moment.tzinfo is None:
         raise MeterkitError(f"{what}: found a naive datetime; give it a time zone, UTC for example")
+
+
+def occurred_ms(occurred_at: datetime, now_ms: int) -> int:
+    """When something happened, by the app, in milliseconds since the epoch.
+
+    Raises:
+        MeterkitError: it is naive, before 1970, or more than a minute in the future.
+    """
+    check_aware("occurred_at", occurred_at)
+    found_ms = to_ms(occurred_at)
+    if not 0 <= found_ms <= now_ms + 60_000:
+        raise MeterkitError(
+            f"occurred_at: found {occurred_at.isoformat()}; allowed are instants from 1970 to now, "
+            f"which is {from_ms(now_ms).isoformat()}, and a minute more"
+        )
+    return found_ms
 
 
 def from_ms(ms: int) -> datetime:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
+from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import MeterkitError
 from meterkit.store.accounts import HOLD_SLOT_MS
+from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from meterkit.store.accounts import Account, DecideCall
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 __all__ = ["Reservation"]
+
+_NOTHING: Final = Used(recorded={}, rated={}, dimensions={})
 
 
 class Reservation:
@@ -33,12 +37,12 @@ class Reservation:
         store: Store,
         account: Account,
         quantities: Mapping[str, int],
-        check: Callable[[Mapping[str, int]], None],
+        read: Callable[[object, str | None, str | None], Sequence[Used]],
     ) -> None:
         self._store = store
         self._account = account
         self._quantities = dict(quantities)
-        self._check = check
+        self._read = read
         self._lane: Lane | None = None
         self._call: DecideCall | None = None
         self._decision: Decision | None = None
@@ -80,53 +84,73 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._is_over:
-            self._end({}, None)
+            self._end((), None)
 
-    async def capture(self, quantities: Mapping[str, int]) -> None:
+    async def capture(
+        self, used: Mapping[str, int] | object, *, model: str | None = None, provider: str | None = None
+    ) -> None:
         """Record the true quantities in place of the reserved ones; never denied, more than reserved or less.
 
         Returns once the store has acknowledged it, or after the store timeout: it is kept until it can be.
 
+        Args:
+            used: meter to the quantity that was used; or what :func:`meterkit.usage_of` can read, with which
+                the meters that count no tokens are recorded as they were reserved.
+            model: of the language model, for meters that ask for it (``where:``); overrules the object's.
+            provider: likewise.
+
         Raises:
             QuantityError, UnknownMeterError: a quantity cannot be recorded.
-            MeterkitError: the reservation is over.
+            MeterkitError: the reservation is over, or the object says nothing of usage.
         """
-        self._check(quantities)
+        parts = self._read(used, model, provider)
         if self._is_over or self._decision is None:
             raise MeterkitError("a reservation is captured or released once, within its block")
         if self._lane is not None and self._lane.loop is not get_running_loop():
             raise MeterkitError("a reservation is captured in the event loop that its block runs in")
         if self._call is None:
             self._is_over = True  # It was refused and holds nothing; usage is a fact all the same.
-            await self._store.record(self._account, quantities, event_id=None)
+            for part in parts:
+                await self._store.record(self._account, part, event_id=None)
             return
-        await self._store.acknowledged(lambda waiter: self._end(quantities, waiter))
+        await self._store.acknowledged(lambda waiter: self._end(parts, waiter))
 
     async def release(self) -> None:
         """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
         if not self._is_over:
-            self._end({}, None)
+            self._end((), None)
 
-    def _end(self, quantities: Mapping[str, int], waiter: asyncio.Future[None] | None) -> None:
+    def _end(self, parts: Sequence[Used], waiter: asyncio.Future[None] | None) -> None:
         self._is_over = True
         lane, call = self._lane, self._call
         if lane is None or call is None:
             return
         lane.live.discard(self)
+        seen: dict[str, int] = {}
+        for part in parts:
+            for meter, quantity in part.rated.items():
+                seen[meter] = min(seen.get(meter, 0) + quantity, QUANTITY_MAX)
+        first = parts[0] if parts else _NOTHING
         self._store.capture(
             lane,
             call,
             self._decided_ms,
-            recorded=quantities,
-            seen=quantities,
+            recorded=first.recorded,
+            seen=seen,
+            dimensions=first.dimensions,
+            measured=first.rated,
             renewed=None if self._renewed is None else (self._renewed, self._slot),
             waiter=waiter,
         )
+        for part in parts[1:]:
+            self._store.post(
+                lane, self._account, part.recorded, rated={}, dimensions=part.dimensions, measured=part.rated
+            )
 
     def let_go(self) -> None:
         """See :class:`meterkit.store.lane.Holder`."""
         if self._call is not None and not self._is_over:
-            self._end({}, None)
+            self._end((), None)
             # What is captured later is recorded all the same.
             self._lane, self._call, self._is_over = None, None, False
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.store.program import Demand
     from meterkit.store.scripts import Script
     from meterkit.store.url import Address
+    from meterkit.store.used import Used
 
 __all__ = ["Store"]
 
@@ -204,58 +205,44 @@ class Store:
         decision = self.decision(call, reply)
         program = call.program
         if decision.allowed and program.settles:
-            await self._settle_and_wait(
+            ending = Ending(
                 account,
                 held=program.held,
                 flights=program.flights,
                 recorded=program.settled,
+                rated=_NOTHING,
                 slot=reply[1] // HOLD_SLOT_MS,
             )
+            await self._settle_and_wait(ending)
         return decision
 
     async def record(
-        self,
-        account: Account,
-        quantities: Mapping[str, int],
-        *,
-        event_id: str | None,
-        occurred_ms: int | None = None,
+        self, account: Account, used: Used, *, event_id: str | None, occurred_ms: int | None = None
     ) -> None:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be."""
         if self.is_off:
             return
         key = None if event_id is None else self.keys.event(account.keys.shard, account.customer, event_id)
-        await self._settle_and_wait(
-            account, recorded=quantities, rated=quantities, event_key=key, occurred_ms=occurred_ms
+        ending = Ending(
+            account,
+            held=_NOTHING,
+            flights=(),
+            recorded=used.recorded,
+            rated=used.rated,
+            slot=0,
+            dimensions=used.dimensions,
+            measured=used.rated,
+            event_key=key,
+            occurred_ms=occurred_ms,
         )
+        await self._settle_and_wait(ending)
 
-    async def _settle_and_wait(
-        self,
-        account: Account,
-        *,
-        recorded: Mapping[str, int],
-        held: Mapping[str, int] | None = None,
-        flights: tuple[str, ...] = (),
-        rated: Mapping[str, int] | None = None,
-        slot: int = 0,
-        event_key: str | None = None,
-        occurred_ms: int | None = None,
-    ) -> None:
+    async def _settle_and_wait(self, ending: Ending) -> None:
         lane = await self.start()
 
         def settle(waiter: asyncio.Future[None]) -> None:
-            ending = Ending(
-                account,
-                held=held or {},
-                flights=flights,
-                recorded=recorded,
-                rated=rated or {},
-                slot=slot,
-                event_key=event_key,
-                occurred_ms=occurred_ms,
-                waiter=waiter,
-            )
-            lane.settle(ending, account.keys.shard)
+            ending.waiter = waiter
+            lane.settle(ending, ending.account.keys.shard)
 
         await self.acknowledged(settle)
 

@@ -1,0 +1,219 @@
+"""Asking a provider what a stream uses, although the client of the app did not ask.
+
+Servers that speak OpenAI's Chat Completions report the usage of a stream only where they are asked to, in a
+chunk of its own at the end. A proxy asks for it whatever its client asked, so that the stream can be billed,
+and takes the chunk out again for clients that do not expect it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
+
+from meterkit.asgi.reporting import tap
+from meterkit.asgi.usage.plain import held_by, is_body
+from meterkit.asgi.usage.shape import load, table
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Iterable, Mapping
+
+__all__ = ["Restore", "RestoredStream", "UsageRequest", "ask_for_usage"]
+
+T = TypeVar("T")
+
+_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+_HELD_BYTES_MAX: Final = 1 << 16
+
+
+class UsageRequest(NamedTuple):
+    """What :func:`ask_for_usage` gives.
+
+    Attributes:
+        body: what the provider is to be asked.
+        restore: goes around the stream that it answers with.
+    """
+
+    body: dict[str, Any]
+    restore: Restore
+
+
+class Restore:
+    """Counts the usage of a provider's stream, and gives the stream back as the client asked for it.
+
+    Args:
+        hides: whether the client did not ask for the chunk that reports usage.
+    """
+
+    __slots__ = ("hides",)
+
+    def __init__(self, *, hides: bool) -> None:
+        self.hides = hides
+
+    def __call__(self, stream: AsyncIterable[T] | Iterable[T]) -> RestoredStream[T]:
+        """Go around a stream; what it used counts as with :func:`meterkit.tap`.
+
+        Args:
+            stream: the SDK's chunks, or the decoded bytes, texts or lines of an HTTP client, asynchronous or
+                not.
+
+        Raises:
+            MeterkitError: outside of a request that MeterMiddleware has decided.
+        """
+        return RestoredStream(stream, hides=self.hides)
+
+
+def ask_for_usage(body: Mapping[str, Any], *, supported: bool = True) -> UsageRequest:
+    """Have the provider report the usage of a stream, whatever the client has asked for.
+
+    ``body, restore = ask_for_usage(body)``: send that body to the provider, and pass on ``restore(stream)``
+    in the place of the stream that it answers with. A request that is no stream, or asks for usage itself,
+    stays as it is.
+
+    Args:
+        body: a request of OpenAI's Chat Completions or Completions; it is not changed.
+        supported: False for servers that refuse ``stream_options``: then the body stays as it is too, and
+            the usage of a stream that reports none is estimated.
+    """
+    asked = dict(body)
+    options = asked.get("stream_options")
+    if not supported or asked.get("stream") is not True or not isinstance(options, dict | None):
+        return UsageRequest(asked, Restore(hides=False))
+    given = cast("dict[str, Any]", options or {})
+    if given.get("include_usage") is True:
+        return UsageRequest(asked, Restore(hides=False))
+    asked["stream_options"] = {**given, "include_usage": True}
+    return UsageRequest(asked, Restore(hides=True))
+
+
+class RestoredStream(Generic[T]):
+    """The stream of a provider without what its client did not ask for; see :class:`Restore`.
+
+    Objects and lines pass as they are. Bytes and texts pass event by event: one that is cut is held back
+    until the rest of it has come, at most 64 KiB.
+    """
+
+    def __init__(self, stream: AsyncIterable[T] | Iterable[T], *, hides: bool) -> None:
+        self._tap = tap(stream)
+        self._filter = _Filter() if hides else None
+        self._rest: T | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            try:
+                chunk = await anext(self._tap)
+            except StopAsyncIteration:
+                rest = self._flush()
+                if rest is None:
+                    raise
+                return rest
+            kept = self._keep(chunk)
+            if kept is not None:
+                return kept
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        while True:
+            try:
+                chunk = next(self._tap)
+            except StopIteration:
+                rest = self._flush()
+                if rest is None:
+                    raise
+                return rest
+            kept = self._keep(chunk)
+            if kept is not None:
+                return kept
+
+    async def aclose(self) -> None:
+        """Count what is known by now, and close the stream where it can be closed."""
+        await self._tap.aclose()
+
+    def _keep(self, chunk: T) -> T | None:
+        """What the client gets of a chunk; None where that is nothing."""
+        hidden = self._filter
+        if hidden is None:
+            return chunk
+        if is_body(chunk):
+            return cast("T | None", hidden.pass_on(chunk))
+        held: Mapping[str, Any] = table(chunk) or held_by(chunk)
+        return None if _reports_only(held) else chunk
+
+    def _flush(self) -> T | None:
+        return None if self._filter is None else cast("T | None", self._filter.flush())
+
+
+class _Filter:
+    """Takes the events that only report usage out of a stream of server-sent events."""
+
+    __slots__ = ("_by_line", "_held", "_hidden", "_is_text", "_overlong")
+
+    def __init__(self) -> None:
+        self._by_line: bool | None = None
+        self._is_text = self._hidden = self._overlong = False
+        self._held = b""
+
+    def pass_on(self, piece: bytes | bytearray | str) -> bytes | str | None:
+        """What is left of a piece, of its own type; None where nothing is left by now."""
+        if self._by_line is None and piece:
+            self._is_text = isinstance(piece, str)
+            self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
+        data = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else bytes(piece)
+        if not self._by_line:
+            return self._typed(self._events(data))
+        if self._hidden and not data:
+            # The blank line that ended the event.
+            self._hidden = False
+            return None
+        self._hidden = _is_extra(data)
+        return None if self._hidden else self._typed(data, blank=True)
+
+    def flush(self) -> bytes | str | None:
+        """The end of a stream that broke off within an event, or did not end its last one."""
+        held, self._held = self._held, b""
+        return None if _is_extra(held) else self._typed(held)
+
+    def _events(self, data: bytes) -> bytes:
+        data = self._held + data
+        kept: list[bytes] = []
+        begin = 0
+        for end in _EVENT_END.finditer(data):
+            event = data[begin : end.end()]
+            if self._overlong or not _is_extra(event):
+                kept.append(event)
+            self._overlong = False
+            begin = end.end()
+        self._held = data[begin:]
+        if self._overlong or len(self._held) > _HELD_BYTES_MAX:
+            # No report is as long.
+            kept.append(self._held)
+            self._held, self._overlong = b"", True
+        return b"".join(kept)
+
+    def _typed(self, data: bytes, *, blank: bool = False) -> bytes | str | None:
+        if not data and not blank:
+            return None
+        return data.decode("utf-8", "surrogatepass") if self._is_text else data
+
+
+def _is_extra(event: bytes) -> bool:
+    """Whether an event of a stream, or a line of one, says nothing but the usage."""
+    if b'"usage"' not in event or b'"choices"' not in event:
+        return False
+    lines = _LINE_END.split(event)
+    data = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+    try:
+        found = table(load(data))
+    except ValueError:
+        return False
+    return found is not None and _reports_only(found)
+
+
+def _reports_only(chunk: Mapping[str, Any]) -> bool:
+    """Whether a chunk is the extra one; without an answer in it, and with usage."""
+    return chunk.get("choices") == [] and chunk.get("usage") is not None

@@ -1,0 +1,218 @@
+"""Asking the provider for usage that the client did not ask for, and hiding the answer to that."""
+
+from __future__ import annotations
+
+import asyncio
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from llm_apps import metered, stream_of, tokens
+from meterkit import MeterkitError
+from meterkit.llm import ask_for_usage
+from usage.recordings import LIE, chat, chat_usage, sse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from starlette.requests import Request
+
+pytestmark = pytest.mark.anyio
+
+# What is counted is asked, not how soon.
+PATIENT = {"store_timeout": 10.0}
+
+ASKED: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
+SAID = [chat({"content": "Hi"}, usage=None), chat({"content": LIE}, usage=None), chat({}, finish="stop")]
+EXTRA = chat(None, usage=chat_usage(3, 4))
+FIRST = chat(None, prompt_filter_results=[], usage=None)  # As Azure begins its streams.
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "hides"),
+    [
+        ({}, {"include_usage": True}, True),
+        ({"stream_options": None}, {"include_usage": True}, True),
+        ({"stream_options": {}}, {"include_usage": True}, True),
+        ({"stream_options": {"include_usage": False, "x": 1}}, {"include_usage": True, "x": 1}, True),
+        ({"stream_options": {"include_usage": True}}, {"include_usage": True}, False),
+        ({"stream_options": "odd"}, "odd", False),
+        ({"stream": False}, None, False),
+        ({"stream": None}, None, False),
+    ],
+)
+def test_the_provider_is_asked_whatever_the_client_asked(
+    more: dict[str, Any], options: object, *, hides: bool
+) -> None:
+    given = {**ASKED, **more}
+    before = deepcopy(given)
+    body, restore = ask_for_usage(given)
+    assert (options, hides) == (body.get("stream_options"), restore.hides)
+    assert before == given
+    assert {**body, "stream_options": 0} == {**given, "stream_options": 0}
+
+
+def test_a_server_that_refuses_the_field_is_not_asked() -> None:
+    body, restore = ask_for_usage(ASKED, supported=False)
+    assert (ASKED, False) == (body, restore.hides)
+
+
+def pieces(body: bytes, size: int) -> list[Any]:
+    return [body[at : at + size] for at in range(0, len(body), size)]
+
+
+def lines(body: bytes, _: int) -> list[Any]:
+    return [*body.decode().splitlines()]
+
+
+def texts(body: bytes, size: int) -> list[Any]:
+    text = body.decode()
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+async def through(
+    chunks: Sequence[Any],
+    store_url: str,
+    *,
+    asked: dict[str, Any] = ASKED,
+    sync: bool = False,
+    path: str = "/none",
+) -> tuple[list[Any], tuple[int, ...]]:
+    """What is left of a stream, and what it counts."""
+    left: list[Any] = []
+
+    async def endpoint(request: Request) -> Response:
+        del request
+        _, restore = ask_for_usage(asked)
+        if sync:
+            left.extend(await asyncio.to_thread(lambda: list(restore(chunks))))
+        else:
+            left.extend([chunk async for chunk in restore(stream_of(chunks))])
+        return PlainTextResponse("done")
+
+    async with metered(
+        Starlette(routes=[Route("/{path:path}", endpoint)]), store_url, settings=PATIENT
+    ) as at:
+        assert 200 == (await at.client.get(path)).status_code
+        return left, await tokens(at.kit)
+
+
+def as_given(chunk: dict[str, Any]) -> Any:
+    return chunk
+
+
+def as_object(chunk: dict[str, Any]) -> Any:
+    return SimpleNamespace(**chunk)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize("kind", [as_given, as_object])
+async def test_of_objects_the_extra_one_is_counted_and_hidden(
+    kind: Callable[[Any], Any], store_url: str, *, sync: bool
+) -> None:
+    chunks = [kind(chunk) for chunk in (FIRST, *SAID, EXTRA)]
+    left, counted = await through(chunks, store_url, sync=sync)
+    assert chunks[:-1] == left
+    assert all(given is kept for given, kept in zip(chunks, left, strict=False))
+    assert (3, 4) == counted
+    asked = {**ASKED, "stream_options": {"include_usage": True}}
+    assert chunks == (await through(chunks, store_url, asked=asked, sync=sync))[0]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("cut", [pieces, texts, lines])
+async def test_of_bytes_texts_and_lines_too(
+    cut: Callable[[bytes, int], list[Any]], end: bytes, store_url: str
+) -> None:
+    def stream(*chunks: Any) -> bytes:
+        return b": hello" + end + end + b"".join(sse(chunk, end=end) for chunk in chunks) + DONE
+
+    whole, expected = stream(FIRST, *SAID, EXTRA), stream(FIRST, *SAID)
+    sizes = {"pieces": (1, 7, 64, 10_000), "texts": (64, 10_000), "lines": (0,)}
+    for size in sizes[cut.__name__]:
+        left, counted = await through(cut(whole, size), store_url)
+        assert (3, 4) == counted
+        if cut is lines:
+            assert [line for line in lines(expected, 0) if line] == [line for line in left if line]
+        else:
+            assert expected == b"".join(part if cut is pieces else part.encode() for part in left)
+
+
+async def test_an_event_is_passed_on_as_soon_as_it_has_come(store_url: str) -> None:
+    """Nothing is kept back for what may follow, and not even an endless event without bound."""
+    left: list[bytes] = []
+
+    async def endpoint(request: Request) -> Response:
+        del request
+        stream = ask_for_usage(ASKED).restore(stream_of([sse(SAID[0]), b'data: {"a', b"b" * 70_000, b"c"]))
+        assert sse(SAID[0]) == await anext(stream)
+        left.extend([piece async for piece in stream])
+        return PlainTextResponse("done")
+
+    async with metered(Starlette(routes=[Route("/none", endpoint)]), store_url, settings=PATIENT) as at:
+        assert 200 == (await at.client.get("/none")).status_code
+    assert [b'data: {"a' + b"b" * 70_000, b"c"] == left
+
+
+async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url: str) -> None:
+    torn = sse(SAID[0]) + b'data: {"choices": [], "usage": {"prom'
+    left, _ = await through([torn[:50], torn[50:]], store_url)
+    assert torn == b"".join(left)
+    left, counted = await through([sse(SAID[0]), sse(EXTRA).rstrip()], store_url)
+    assert [sse(SAID[0])] == left
+    assert (3, 4) == counted
+
+
+@pytest.mark.parametrize("identity", ["chatcmpl-1", None])
+async def test_what_is_hidden_is_counted_once_with_the_answer_that_the_client_gets(
+    identity: str | None, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer itself has no figures any more: it is no call of its own, to be estimated by its text."""
+    extra = {**EXTRA, "usage": chat_usage(3, 27)}
+    chunks = [{**chunk, "id": identity} for chunk in (*SAID, extra)]
+
+    async def endpoint(request: Request) -> Response:
+        del request
+        stream = ask_for_usage(ASKED).restore(stream_of([*map(sse, chunks), DONE]))
+        return StreamingResponse(stream, media_type="text/event-stream")
+
+    app = Starlette(routes=[Route("/auto", endpoint, methods=["POST"])])
+    async with metered(app, store_url, settings=PATIENT) as at:
+        answer = await at.client.post("/auto")
+        assert b"".join([*map(sse, chunks[:-1]), DONE]) == answer.content
+        assert (3, 27) == await tokens(at.kit)
+    assert [] == caplog.records
+
+
+async def test_closing_closes_the_stream_and_counts_what_has_come(store_url: str) -> None:
+    closed: list[bool] = []
+
+    class Stream:
+        def __aiter__(self) -> AsyncIterator[Any]:
+            return stream_of([SAID[0], EXTRA])
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    async def endpoint(request: Request) -> Response:
+        del request
+        stream = ask_for_usage(ASKED).restore(Stream())
+        assert SAID[0] == await anext(stream)
+        await stream.aclose()
+        return PlainTextResponse("done")
+
+    async with metered(Starlette(routes=[Route("/attempt", endpoint)]), store_url, settings=PATIENT) as at:
+        assert 200 == (await at.client.get("/attempt")).status_code
+        assert (await tokens(at.kit))[1] > 0
+    assert [True] == closed
+
+
+async def test_outside_of_a_request_it_says_so() -> None:
+    with pytest.raises(MeterkitError, match="outside of a request"):
+        ask_for_usage(ASKED).restore([])
