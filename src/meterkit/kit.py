@@ -288,9 +288,7 @@ class MeterKit:
     async def record_usage(
         self, customer: str, obj: object, *, event_id: str | None = None
     ) -> CallUsage | None:
-        """Count the tokens that a language model's answer reports, off the request; never denied.
-
-        The meters are those that ``usage:`` of a route feeds, derived ones by the model and the provider.
+        """Count the tokens that a model's answer reports, by model and provider, off the request.
 
         Args:
             customer: the customer's id.
@@ -303,8 +301,7 @@ class MeterKit:
         Raises:
             CustomerError, MeterkitError: an argument cannot be used, or no meter that counts tokens is there.
         """
-        account = self.store.accounts.get(check_customer(customer))
-        return await record_calls(self.store, account, obj, event_id=event_id)
+        return await record_calls(self.store, check_customer(customer), obj, event_id=event_id)
 
     def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation:
         """Hold quantities now and count the true ones later, off the request.

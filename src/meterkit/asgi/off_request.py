@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meterkit.asgi.usage import CallUsage
-    from meterkit.store.accounts import Account
     from meterkit.store.compiled import CompiledCatalog
     from meterkit.store.store import Store
 
@@ -78,9 +77,7 @@ def used_of(
     ]
 
 
-async def record_calls(
-    store: Store, account: Account, obj: object, *, event_id: str | None
-) -> CallUsage | None:
+async def record_calls(store: Store, customer: str, obj: object, *, event_id: str | None) -> CallUsage | None:
     """Count what the calls in an object have used; see :meth:`meterkit.MeterKit.record_usage`."""
     if event_id is not None:
         check_event_id(event_id)
@@ -94,7 +91,7 @@ async def record_calls(
     for at, part in enumerate(used):
         # Each model's part is settled for itself, so that each is remembered for itself.
         name = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        await store.record(account, part, event_id=name)
+        await store.record(store.accounts.get(customer), part, event_id=name)
     return usage_of(obj)
 
 
