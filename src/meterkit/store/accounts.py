@@ -146,10 +146,11 @@ class View:
         account: whose view it is.
         calls: the decisions about routes, by the route's identity.
         endings: what is packed of the ends of requests.
+        alike: what is packed for all customers of the plan whom nobody set up; None: this one is not of them.
     """
 
     __slots__ = (
-        *("_blanks", "_calls", "_shared", "account", "accounts", "calls", "endings", "entitlements", "keys"),
+        *("_blanks", "_calls", "account", "alike", "accounts", "calls", "endings", "entitlements", "keys"),
         *("purse", "rev", "standing", "state"),
     )
 
@@ -165,7 +166,7 @@ class View:
         self.keys = account.keys
         self.rev = rev
         self.state = state
-        self.standing, self._shared = accounts.standing(rev, state, now_ms)
+        self.standing, self.alike = accounts.standing(rev, state, now_ms)
         self.entitlements = entitlements_of(state, self.standing, accounts.catalog)
         self.purse = purse_of(rev, state, self.standing.plan, accounts.purses)
         self.calls: dict[int, DecideCall] = {}
@@ -266,7 +267,7 @@ class View:
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""
-        shared = self._shared if self.accounts.is_of_a_plan(program) else None
+        shared = self.alike if self.accounts.is_of_a_plan(program) else None
         rest = None if shared is None else shared.get((program, mode))
         if rest is None:
             terms = self.terms(program.keep_ms, *program.numbers, more=program.room)

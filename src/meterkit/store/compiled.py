@@ -9,7 +9,7 @@ from meterkit.catalog.quantity import counters_of
 from meterkit.store.alarms import Alarms
 from meterkit.store.program import check_tokens, compile_program, demands_of
 from meterkit.store.purse import purses_of
-from meterkit.store.state import NO_STATE, standing_at
+from meterkit.store.state import NO_STATE, CustomerState, standing_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.store.program import Program
     from meterkit.store.purse import Purse
     from meterkit.store.scripts import Script
-    from meterkit.store.state import CustomerState, Standing
+    from meterkit.store.state import Standing
 
 __all__ = ["CompiledCatalog"]
 
@@ -62,7 +62,7 @@ class CompiledCatalog:
         self.now_ms = now_ms
         self.on_orphan = on_orphan
         self.on_low = on_low
-        self._standings: dict[str, tuple[Standing, dict[Any, bytes]]] = {}
+        self._standings: dict[str, tuple[Standing, dict[Any, Any]]] = {}
         self._of_plans: set[Program] = set()
         self._programs: dict[tuple[int, int, bool], Program] = {}
         self.purses = purses_of(catalog)
@@ -75,15 +75,13 @@ class CompiledCatalog:
             for route in catalog.routes:
                 self.program(plan.entitlements, route, self.purses[plan.key] if plan.grants else None)
 
-    def standing(
-        self, rev: str, state: CustomerState, now_ms: int
-    ) -> tuple[Standing, dict[Any, bytes] | None]:
+    def standing(self, rev: str, state: CustomerState, now_ms: int) -> tuple[Standing, dict[Any, Any] | None]:
         """What follows from a state at an instant; the same for all of a plan whom nobody set up.
 
         With it comes what the requests of these have in common, packed; None for a customer with a state.
         """
         plan = state.plan or self.catalog.default_plan
-        is_bare = rev == NO_STATE and state.status is None and state.anchor_ms is None
+        is_bare = rev == NO_STATE and state == CustomerState(plan=state.plan)
         if not is_bare or plan not in self.catalog.plans:
             return standing_at(state, self.catalog, now_ms), None
         known = self._standings.get(plan)

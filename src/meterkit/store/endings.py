@@ -133,7 +133,7 @@ class Ending:
         )
         shape: _Shape | None = view.endings.get(key)
         if shape is None:
-            shape = view.endings[key] = self._shape(view, derived)
+            shape = view.endings[key] = self._shape_of(view, derived, key)
         numbers = [*shape.spans, *shape.counts]
         for entry in shape.entries:
             numbers += (self.recorded.get(entry.quantity_of, 0), self.held.get(entry.meter, 0), *entry.terms)
@@ -147,7 +147,7 @@ class Ending:
         said = shape.pays if self.occurred_ms is None else self._dated(view, shape.pays, self.occurred_ms)
         own = pack_each((*event, view.rev, view.terms(*numbers, more=said)))
         # The writer's key, the slot, the number and the clock come when it is sent.
-        return shape.heads[len(event)], b"".join((shape.names, own, shape.fields))
+        return shape.heads[len(event)], b"".join((shape.names, own, shape.customer, shape.fields))
 
     def _dated(self, view: View, pays: str, occurred_ms: int) -> str:
         """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
@@ -160,9 +160,30 @@ class Ending:
         meters = self.account.accounts.catalog.meters
         return tuple(found.name for found in derived_from(meters, meter, self.dimensions))
 
+    def _shape_of(self, view: View, derived: Mapping[str, tuple[str, ...]], key: tuple[Any, ...]) -> _Shape:
+        """All that does not change with the quantities; without a state it is as another's."""
+        like: _Shape | None = None
+        if view.alike is not None:
+            like = view.alike.get((view.account.anonymous, key))
+            if like is None:
+                like = view.alike[view.account.anonymous, key] = self._shape(view, derived)
+        shape = like or self._shape(view, derived)
+        keys, has_grants = view.keys, shape.has_grants
+        further = (keys.grants, keys.ledger) if has_grants else ()
+        pending = keys.unlinked if view.state.stripe_customer is None else keys.dirty
+        named = (keys.counters, keys.state, keys.totals, pending)
+        heads: list[bytes] = []
+        for events in range(2):
+            count = len(named) + 1 + len(further) + events
+            parts: tuple[str | int, ...] = ("EVALSHA", view.accounts.settle.sha, count, *named)
+            # Behind the keys: rev, terms, customer, fields, slot, number, clock.
+            heads.append(b"*%d\r\n%b" % (3 + count + 3 + shape.width + 3, pack_each(parts)))
+        return shape._replace(
+            heads=tuple(heads), names=pack_each(further), customer=pack_each((view.account.customer,))
+        )
+
     def _shape(self, view: View, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
-        """All that does not change with the quantities."""
-        keys, linked = view.keys, view.state.stripe_customer is not None
+        linked = view.state.stripe_customer is not None
         purse = view.purse if any(self.recorded.values()) else None
         entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
         fields = ["r", "t", "e", "x"]
@@ -175,21 +196,16 @@ class Ending:
             fields += [f"{meter_token(meter)}{part}" for part in "nN"]
         for rate in rates:
             fields += [f"{rate.token}{part}" for part in "abd"]
-        further = () if purse is None else (keys.grants, keys.ledger)
         pays = ""
         if purse is not None:
             pays = purse.pays((entry.meter, entry.reported_as is not None) for entry in entries)
-        named = (keys.counters, keys.state, keys.totals, keys.dirty if linked else keys.unlinked)
-        heads: list[bytes] = []
-        for events in range(2):
-            count = len(named) + 1 + len(further) + events
-            parts: tuple[str | int, ...] = ("EVALSHA", view.accounts.settle.sha, count, *named)
-            # Behind the keys: rev, terms, customer, fields, slot, number, clock.
-            heads.append(b"*%d\r\n%b" % (3 + count + 3 + len(fields) + 3, pack_each(parts)))
         return _Shape(
-            heads=tuple(heads),
-            names=pack_each(further),
-            fields=pack_each((view.account.customer, *fields)),
+            heads=(),
+            names=b"",
+            customer=b"",
+            fields=pack_each(fields),
+            width=len(fields),
+            has_grants=purse is not None,
             spans=(
                 _QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS,
                 view.accounts.seal_delay_ms if linked else -1,
@@ -256,12 +272,17 @@ class _Shape(NamedTuple):
     Attributes:
         heads: the request up to the writer's key, without and with the key of an event.
         names: the keys behind that, but for the one of an event.
-        fields: the customer, and the fields that are read.
+        customer: who is settled for.
+        fields: the fields that are read, ``width`` of them.
+        has_grants: whether the keys of grants are among the names.
     """
 
     heads: tuple[bytes, ...]
     names: bytes
+    customer: bytes
     fields: bytes
+    width: int
+    has_grants: bool
     spans: tuple[int, int]
     counts: tuple[int, int, int]
     entries: tuple[_Entry, ...]
