@@ -112,6 +112,7 @@ async def test_i8_each_chunk_is_sent_before_the_next_is_made() -> None:
         ],
         [
             {"type": "http.response.debug", "info": {"template": "x"}},
+            {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload; as=style"]},
             {"type": "http.response.push", "path": "/style.css", "headers": []},
             {"type": "http.response.start", "status": 500, "headers": [], "unheard-of": 1},
             {"type": "http.response.body", "body": b"", "more_body": True},

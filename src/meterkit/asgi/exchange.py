@@ -59,10 +59,9 @@ class Current:
 
 
 class Exchange:
-    """A request that was admitted.
+    """A request that was admitted: its :meth:`send` stands between the app and the server.
 
-    Its :meth:`send` stands between the app and the server. What the request comes to is settled right after
-    the last byte of its response, or when the app ends without one.
+    What it comes to is settled right after the last byte of its response, or when the app ends without one.
     """
 
     # Most requests leave these as they are: kept in the class, they cost nothing per request.
@@ -155,10 +154,9 @@ class Exchange:
                 self._trailers = bool(message["trailers"])
             told, call = self.told, self._call
             if told is not None and call is not None:
-                message = dict(message)
-                message["headers"] = told.add(
-                    message.get("headers", ()), call, self._reply, self._scope["headers"]
-                )
+                headers = message.get("headers", ())
+                headers = told.add(headers, call, self._reply, self._scope["headers"])
+                message = {**message, "headers": headers}
         elif self._ends(kind, message):
             return self._pass_on(message, last=True)
         return self._send(message)

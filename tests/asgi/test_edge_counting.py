@@ -1,0 +1,183 @@
+"""What requests come to in the corners: trailers, doubt, the anonymous, readers that fail, large bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asgi.test_client_leaves import saying, taken
+from faults import PLANS as WIDE
+from faults import Client, catalog, eventually, kit_at, settled, stopped, used
+from faults import metered as behind
+from llm_apps import PLANS as LLM_PLANS
+from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, tokens
+from metering import PLANS, hello, http_scope, no_more, served
+from meterkit.asgi import reading
+from meterkit.asgi.usage import ResponseReader
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+OUTCOMES = PLANS.replace(
+    "routes:\n", 'routes:\n  - {match: "/gone", consume: {requests: 1}, charge_on: [client_gone]}\n'
+)
+SSE = [(b"content-type", b"text/event-stream")]
+
+
+async def ignore(message: Message) -> None:
+    del message
+
+
+@pytest.mark.parametrize("kind", ["body", "pathsend", "zerocopysend"])
+async def test_with_trailers_a_response_is_over_when_they_are_sent(kind: str, store_url: str) -> None:
+    """F-87: settling before the trailers."""
+    settled_before: list[tuple[int, int]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        lasts: dict[str, dict[str, Any]] = {"body": {"body": b"y"}, "pathsend": {"path": "/f"}}
+        await send({"type": f"http.response.{kind}", **lasts.get(kind, {"file": 7})})
+        await settled(at.kit)
+        settled_before.append(await at.counted())
+        await send({"type": "http.response.trailers", "headers": [], "more_trailers": False})
+        await settled(at.kit)
+        settled_before.append(await at.counted())
+
+    async with served(app, plans=OUTCOMES, redis_url=store_url) as at:
+        await at.app(http_scope("/v1/x"), no_more, ignore)
+        assert settled_before == [(0, 1), (1, 0)]
+
+
+async def test_who_leaves_before_the_trailers_has_left(store_url: str) -> None:
+    """F-87."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.trailers", "headers": []})
+
+    async def leaves(message: Message) -> None:
+        if message["type"] == "http.response.trailers":
+            raise OSError("the client is gone")
+
+    async with served(app, plans=OUTCOMES, redis_url=store_url) as at:
+        await asyncio.gather(at.app(http_scope("/gone"), no_more, leaves), return_exceptions=True)
+        await settled(at.kit)
+        assert await at.counted() == (1, 0)
+
+
+@pytest.mark.parametrize(("path", "recorded"), [("/", 0), ("/attempt", 1)])
+async def test_in_doubt_a_request_is_billed_by_its_outcome_like_any(
+    path: str, recorded: int, valkey: Server
+) -> None:
+    """F-87: in-doubt requests were billed whatever their outcome, and no test failed."""
+
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    plans = WIDE.replace(
+        "routes:\n", 'routes:\n  - {match: "/attempt", consume: {requests: 1}, charge_on: attempt}\n'
+    )
+    async with kit_at(valkey.url, plans=catalog(plans), store_timeout=0.5) as kit:
+        await kit.record("acme", "tokens", 1)
+        await settled(kit)
+        with stopped(valkey):
+            assert await Client(behind(kit, fails)).get("acme", path) == 500
+        await settled(kit)
+        await eventually(lambda: nothing_held(kit))
+        assert await used(kit, "acme") == (recorded, 0)
+
+
+async def nothing_held(kit: Any) -> bool:
+    return (await used(kit, "acme"))[1] == 0
+
+
+async def test_a_route_that_reads_usage_wants_one_token_left(store_url: str) -> None:
+    """F-87: with nothing left of a meter that the answer is counted on, the model is not asked."""
+    plans = LLM_PLANS.replace("{rate: 1_000_000_000/hour}", "{included: 10, overage: deny}")
+    assert plans != LLM_PLANS
+    async with metered(hello, store_url, plans=plans) as at:
+        await at.kit.record("acme", "output_tokens", 9)
+        assert (await at.client.post("/auto")).status_code == 200
+        await at.kit.record("acme", "output_tokens", 1)
+        refused = await at.client.post("/auto")
+        assert (refused.status_code, refused.json()["violated-policies"]) == (429, ["output_tokens-period"])
+        assert (await at.client.post("/none")).status_code == 200
+        assert await at.counted() == (2, 0)
+
+
+async def test_a_customer_and_an_anonymous_one_of_the_same_name_are_two(store_url: str) -> None:
+    """F-87: in one process, in either order, as in the store."""
+    plans = PLANS.replace("meters:\n  requests", "anonymous: {plan: free, by: ip}\nmeters:\n  requests", 1)
+
+    def who(scope: Scope) -> str | None:
+        return "127.0.0.1" if (b"x-named", b"1") in scope["headers"] else None
+
+    for first in ("0", "1"):
+        async with served(hello, plans=plans, who=who, redis_url=store_url) as at:
+            for named in (first, "0" if first == "1" else "1"):
+                for _ in range(5):
+                    assert (await at.client.get("/v1/x", headers={"x-named": named})).status_code == 200
+                assert (await at.client.get("/v1/x", headers={"x-named": named})).status_code == 429
+            assert await at.counted("127.0.0.1") == (5, 0)
+
+
+async def test_a_reader_that_fails_does_not_make_a_hang_up_free(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-87."""
+
+    def breaks(*_: object) -> None:
+        raise RuntimeError("a bug of the reader")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": SSE})
+        await send({"type": "http.response.body", "body": openai_stream("x" * 300)[0], "more_body": True})
+        await receive()
+
+    monkeypatch.setattr(ResponseReader, "feed", breaks)
+    monkeypatch.setattr(ResponseReader, "pieces", breaks)
+    async with metered(app, store_url) as at:
+        await at.app(http_scope("/auto", method="POST"), saying(PROMPT), taken)
+        found = await tokens(at.kit)
+        assert found[0] == PROMPT_TOKENS
+        assert found[1] >= 1
+        assert await at.counted() == (1, 0)
+
+
+async def test_of_a_large_request_a_part_is_kept(store_url: str) -> None:
+    """F-87: however much the client sends, one MiB."""
+    piece = b"x" * 900_000
+    kept: list[int] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        tracemalloc.start()
+        try:
+            for _ in range(8):
+                await receive()
+            kept.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+        await hello(scope, receive, send)
+
+    async with metered(app, store_url) as at:
+        await at.app(http_scope("/auto", method="POST"), receive, ignore)
+    assert reading.BODY_BYTES_MAX <= kept[0] < 1.3 * reading.BODY_BYTES_MAX
