@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 from meterkit.asgi.off_request import captured, record_calls
 from meterkit.asgi.usage import estimate_input, guarded
 from meterkit.catalog import Catalog, enforced, load
+from meterkit.catalog.notes import summary
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
+_plans_logger = logging.getLogger("meterkit.plans")
 _HANDLERS_S = 5.0
 _ENFORCEMENTS: Final = {
     "shadow": "everything is decided and counted, and nobody is refused",
@@ -158,7 +160,7 @@ class MeterKit:
             lane.spawn(self._remember_meters())  # The request does not wait for it.
 
     async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
-        self._tell_enforcement()
+        self._tell_plans()
         lane = None
         if not self.store.is_off:  # Whoever switches it off may do so because of the store.
             lane = await self.store.start()
@@ -175,13 +177,15 @@ class MeterKit:
     def _delivers(self) -> bool:
         return self.settings.flushes and self.settings.stripe_api_key is not None
 
-    def _tell_enforcement(self) -> None:
+    def _tell_plans(self) -> None:
         if self._has_started:
             return
         self._has_started = True
         found, origin = self.catalog.enforcement, "the setting enforcement"
         if self.settings.enforcement is None:
             origin = self.catalog.source
+        if told := summary(self.catalog.notes):
+            _plans_logger.warning("%s: %s", self.catalog.source, told)
         if found != "on":
             _logger.warning("enforcement is %s (%s): %s", found, origin, _ENFORCEMENTS[found])
 

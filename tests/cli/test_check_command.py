@@ -25,7 +25,11 @@ plans:
 
 def test_a_right_file_is_done_and_counted(shell: Shell) -> None:
     done = shell.run("check")
-    assert (0, "plans.yaml: right (2 meters, 2 plans, 1 route)\n", "") == (done.code, done.out, done.err)
+    assert (0, "plans.yaml: right (2 meters, 2 plans, 1 route)", "") == (
+        done.code,
+        done.out.splitlines()[0],
+        done.err,
+    )
 
 
 def test_the_file_may_be_an_argument_an_option_or_a_variable(shell: Shell, directory: Path) -> None:
@@ -122,3 +126,31 @@ def test_no_command_shows_help_and_is_wrong_usage(shell: Shell) -> None:
 
 def test_an_unknown_option_is_wrong_usage(shell: Shell) -> None:
     assert shell.run("check", "--bogus").code == 2
+
+
+def test_what_may_surprise_is_noted_with_its_line_and_the_file_is_right(
+    shell: Shell, directory: Path
+) -> None:
+    """F-60, F-26."""
+    written = (directory / "plans.yaml").read_text()
+    (directory / "plans.yaml").write_text(written.replace("features: all", "features: all\n    trial: 14d"))
+    done = shell.run("check")
+    assert (0, "") == (done.code, done.err)
+    first, *notes = done.out.splitlines()
+    assert first == "plans.yaml: right (2 meters, 2 plans, 1 route)"
+    assert [" ".join(line.split()[:3]) for line in notes] == [
+        "note: plans.yaml:16:3 plans.pro:",
+        "note: plans.yaml:17:13 plans.pro.price.amount_cents:",
+        "note: plans.yaml:19:5 plans.pro.trial:",
+    ]
+    found = shell.run("check", "--json").json["notes"]
+    assert [16, 17, 19] == [note["line"] for note in found]
+    assert {"file", "line", "column", "path", "kind", "message"} == set(found[0])
+
+
+def test_many_notes_are_cut_and_counted(shell: Shell, directory: Path) -> None:
+    plans = "".join(f"  p{nth}: {{extends: free, trial: 14d}}\n" for nth in range(60))
+    (directory / "plans.yaml").write_text((directory / "plans.yaml").read_text() + plans)
+    out = shell.run("check").out.splitlines()
+    assert (52, "and 12 more notes; --json shows all") == (len(out), out[-1])
+    assert len(shell.run("check", "--json").json["notes"]) == 62

@@ -94,12 +94,20 @@ SOURCES: Final[Key[tuple[Source, ...]]] = Key(
     "Which token figures are billed.",
 )
 IDEMPOTENCY_HEADER: Final = Key(
-    "idempotency_header", Nullable(HEADER_NAME), "Header that marks a repeat; default: null."
+    "idempotency_header",
+    Nullable(HEADER_NAME),
+    "Header that marks a repeat; default: null.",
+    without_effect="a repeated request is counted and billed again",
 )
 PORTAL_URL: Final = Key(
     "portal_url", Nullable(_URL), "Where customers pay; named in 402 answers; default: null."
 )
-CHANGES: Final = Key("changes", CHANGES_TABLE, "When plan changes bind.")
+CHANGES: Final = Key(
+    "changes",
+    CHANGES_TABLE,
+    "When plan changes bind.",
+    without_effect="a change of plan binds at once, whichever it is",
+)
 LATE_USAGE: Final[Key[LateUsage]] = Key(
     "late_usage", _LATE_USAGE, "Usage for a closed period: next_period (default) or dead_letter."
 )

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Catalog
 
-# Where the file lies and how a route's match is spaced change nothing.
-_SPELLING: Final = frozenset({"source", "content_hash", "match"})
+# Where the file lies, how a route's match is spaced and what there is to note change nothing.
+_SPELLING: Final = frozenset({"source", "content_hash", "match", "notes"})
 
 
 def digest(catalog: Catalog) -> Catalog:

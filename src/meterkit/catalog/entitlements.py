@@ -31,8 +31,14 @@ PER: Final = Key("per", quantity(least=1), "The quantity that amount_cents buys.
 AMOUNT_CENTS: Final = Key("amount_cents", cents(), "The price of `per` units in minor units.")
 BILL_TABLE: Final = Table("a price of overage", (CAP, PER, AMOUNT_CENTS), inheritable=True)
 BILL: Final = Key("bill", BILL_TABLE, "Overage is admitted and billed.")
-PERCENT: Final = Key("percent", percent(least=1, most=1000), "How far above included a gauge may be.")
-GRACE: Final = Key("grace", duration(least=1), "For how long.")
+_TOLERANCE: Final = "gauges hold nothing, so that there is nothing to tolerate"
+PERCENT: Final = Key(
+    "percent",
+    percent(least=1, most=1000),
+    "How far above included a gauge may be.",
+    without_effect=_TOLERANCE,
+)
+GRACE: Final = Key("grace", duration(least=1), "For how long.", without_effect=_TOLERANCE)
 OVERAGE_TABLE: Final = Table("overage", (BILL, PERCENT, GRACE), inheritable=True)
 
 _OVERAGE_MAPS: Final = ", a map {bill: {cap, per, amount_cents}} or a map {percent, grace}"
@@ -54,7 +60,10 @@ OVERAGE: Final = Key(
     "What happens beyond included: deny (default where something is included), bill, or a tolerance.",
 )
 WARN_AT: Final = Key(
-    "warn_at", ListOf(percent(least=1, most=1000), "percentages"), "Percentages of included to warn at."
+    "warn_at",
+    ListOf(percent(least=1, most=1000), "percentages"),
+    "Percentages of included to warn at.",
+    without_effect="nobody is warned",
 )
 ENTITLEMENT_TABLE: Final = Table(
     "an entitlement", (RATE, CONCURRENCY, INCLUDED, OVERAGE, WARN_AT), inheritable=True

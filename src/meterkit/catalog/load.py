@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -141,7 +142,7 @@ def _build(values: Values, problems: Problems) -> Catalog:
         on_store_failure=on_store_failure,
         headers=headers,
     )
-    return digest(catalog)
+    return digest(replace(catalog, notes=problems.notes))
 
 
 def _check_default_plan(values: Values, problems: Problems) -> str:

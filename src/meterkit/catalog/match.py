@@ -14,7 +14,7 @@ METHODS: Final = (
 )  # fmt: skip
 CONVERTORS: Final = ("str", "path", "int", "float", "uuid")
 
-_PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
+PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
 _COLON: Final = re.compile(r"/(:[A-Za-z_][A-Za-z0-9_]*)(?=/|$)")
 _ALLOWED: Final = 'a path template such as "POST /v1/items/{id}", "/v1/{path:path}", "WS /v1/live", or "*"'
 
@@ -56,7 +56,7 @@ def _check_template(path: str) -> None:
     if query >= 0:
         raise RefusedError(f"a match is a path only; remove {path[query:]!r}")
     seen: set[str] = set()
-    for name, convertor in _PARAMETER.findall(path):
+    for name, convertor in PARAMETER.findall(path):
         if name in seen:
             raise RefusedError(f"the parameter {name!r} stands twice in the path; rename one")
         seen.add(name)
@@ -64,7 +64,7 @@ def _check_template(path: str) -> None:
             near = nearest(convertor, CONVERTORS)
             reason = f"{convertor!r} is not a convertor; allowed: {', '.join(CONVERTORS)}"
             raise RefusedError(reason, meant=near and f"{{{name}:{near}}}")
-    rest = _PARAMETER.sub("", path)
+    rest = PARAMETER.sub("", path)
     if "{" in rest or "}" in rest:
         raise RefusedError("a { or } belongs to no parameter; allowed: {name} or {name:convertor}")
     if "*" in rest or "<" in rest:

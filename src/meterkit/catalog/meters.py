@@ -84,6 +84,9 @@ def _build_meter(name: str, values: Values, problems: Problems) -> Meter | None:
             "a gauge is not sent to Stripe; seats are billed with a plan's `seat_price`: remove `stripe`"
         )
         problems.refuse(values.place(STRIPE), message)
+    if kind == "gauge":
+        message = "a gauge has no effect yet: nothing sets its level, and no limit of it is asked"
+        problems.note(values.place(KIND), "without_effect", message)
     if source is None and values.has(WHERE) and not values.has(FROM):
         problems.refuse(values.place(WHERE), "`where` needs `from`: the meter of which this one is a part")
     if source is not None and not values.has(WHERE):

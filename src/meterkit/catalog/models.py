@@ -28,6 +28,34 @@ BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gon
 BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)
 
 
+NoteKind = Literal["without_effect", "informs", "billed_from_first_unit", "never_reached"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """Something in a plans file that is allowed, and may surprise.
+
+    Attributes:
+        file: the path as it was given.
+        line: 1-based, and so is ``column``.
+        path: where in the document, dotted: ``plans.pro.trial``.
+        kind: ``without_effect``: no code reads the key yet; ``informs``: it tells people something, and
+            meterkit nothing; ``billed_from_first_unit``: a plan includes nothing of a meter that Stripe is
+            told of; ``never_reached``: an earlier route takes every request of this one.
+        message: what comes of it, and what to write where something else is meant.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    kind: NoteKind
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column} {self.path}: {self.message}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
     """At most ``limit`` units per ``window_ms``.
@@ -293,6 +321,7 @@ class Catalog:
         anonymous: None where requests without a customer are denied.
         content_hash: 16 hex digits of a BLAKE2 digest of the catalog's meaning (not of its spelling).
         source: the file's path as it was given, for messages.
+        notes: what is allowed in the file and may surprise, in its order; no part of its meaning.
     """
 
     source: str
@@ -310,3 +339,4 @@ class Catalog:
     enforcement: Enforcement
     on_store_failure: StoreFailure
     headers: Headers
+    notes: tuple[Note, ...] = ()

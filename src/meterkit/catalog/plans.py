@@ -13,6 +13,7 @@ from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPri
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import NAME, cents, duration, integer, quantity, text
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table
+from meterkit.catalog.surprises import note_entitlement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,14 +33,26 @@ _PRICE_ID: Final = text(
     255, pattern=r"\S+", allowed="the id of a price at Stripe, such as price_1Q2w3E4r5T6y7U8i"
 )
 
-AMOUNT_CENTS: Final = Key("amount_cents", cents(), "In minor units of the currency.", required=True)
+AMOUNT_CENTS: Final = Key(
+    "amount_cents",
+    cents(),
+    "In minor units of the currency.",
+    required=True,
+    without_effect="meterkit creates no subscription and charges no price; that is done at Stripe",
+    informs=True,
+)
 INTERVAL: Final[Key[Interval]] = Key(
     "interval", _INTERVALS, "How often it is paid: month or year.", required=True
 )
 INCLUDED_PER: Final[Key[IncludedPer]] = Key(
     "included_per", _INCLUDED_PER, "Span of included quantities: month (default) or interval."
 )
-STRIPE_PRICE: Final = Key("stripe_price", Nullable(_PRICE_ID), "The id of the price at Stripe.")
+STRIPE_PRICE: Final = Key(
+    "stripe_price",
+    Nullable(_PRICE_ID),
+    "The id of the price at Stripe.",
+    without_effect="meterkit neither creates subscriptions nor reads them",
+)
 PRICE_TABLE: Final = Table("a price", (AMOUNT_CENTS, INTERVAL, INCLUDED_PER, STRIPE_PRICE), inheritable=True)
 SEAT_PRICE_TABLE: Final = Table("a seat price", (AMOUNT_CENTS, STRIPE_PRICE), inheritable=True)
 
@@ -55,12 +68,33 @@ GRANT_ID: Final = Key(
 )
 GRANT_TABLE: Final = Table("a grant", (CREDIT, METER, QUANTITY, EVERY, PRIORITY, EXPIRES, GRANT_ID))
 
-PLAN_NAME: Final = Key("name", text(128), "The name that people see; default: the key.")
+PLAN_NAME: Final = Key(
+    "name",
+    text(128),
+    "The name that people see; default: the key.",
+    without_effect="meterkit shows the key",
+    informs=True,
+)
 PLAN_EXTENDS: Final = Key(EXTENDS, NAME, "The plan whose entries this one inherits.")
-RANK: Final = Key("rank", integer(most=1_000_000), "Decides upgrade or downgrade; default: 0.")
+RANK: Final = Key(
+    "rank",
+    integer(most=1_000_000),
+    "Decides upgrade or downgrade; default: 0.",
+    without_effect="a change of plan binds at once, whichever it is",
+)
 PRICE: Final = Key("price", PRICE_TABLE, "What the plan costs; required unless inherited.", required=True)
-SEAT_PRICE: Final = Key("seat_price", Nullable(SEAT_PRICE_TABLE), "What a seat costs per interval.")
-TRIAL: Final = Key("trial", Nullable(duration(least=1)), "Length of the trial.")
+SEAT_PRICE: Final = Key(
+    "seat_price",
+    Nullable(SEAT_PRICE_TABLE),
+    "What a seat costs per interval.",
+    without_effect="seats are neither counted nor charged",
+)
+TRIAL: Final = Key(
+    "trial",
+    Nullable(duration(least=1)),
+    "Length of the trial.",
+    without_effect="nobody is put on trial",
+)
 _FEATURES_SHAPE: Final[Shape[str | tuple[str, ...]]] = Forms(
     "a list of features, or all",
     scalar=Choice((ALL,), others=", or a list of features"),
@@ -154,6 +188,8 @@ def _build_entitlements(values: Values, declared: Declared, problems: Problems) 
             built[name] = build_entitlement(written, meter, problems)
         elif meter is not None:
             built[name] = default_entitlement(meter)
+        if name in built and meter is not None:
+            note_entitlement(built[name], meter, written, values.node.place, problems)
     return built
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.models import Note, NoteKind
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class RefusedError(ValueError):
 
 
 class Problems:
-    """Everything found wrong with one file, each thing once.
+    """Everything found wrong with one file, each thing once; and what is right but may surprise.
 
     Args:
         source: the file's path as it was given.
@@ -61,6 +62,7 @@ class Problems:
         self.source = source
         self._found: dict[Problem, None] = {}
         self._settled: set[Place] = set()
+        self._notes: dict[Note, None] = {}
 
     def refuse(self, place: Place, message: str, *, settles: bool = False) -> None:
         """Note that what stands at ``place`` is wrong; one that ``settles`` is the last word on it."""
@@ -70,6 +72,18 @@ class Problems:
             self._settled.add(place)
         self._found[Problem(self.source, place.line, place.column, place.path, message)] = None
 
+    def note(self, place: Place, kind: NoteKind, message: str) -> None:
+        """Note that what stands at ``place`` is allowed and may surprise."""
+        note = Note(
+            file=self.source,
+            line=place.line,
+            column=place.column,
+            path=place.path,
+            kind=kind,
+            message=message,
+        )
+        self._notes[note] = None
+
     def extend(self, other: Problems) -> None:
         """Note everything that ``other`` holds."""
         self._found.update(other._found)
@@ -77,6 +91,11 @@ class Problems:
 
     def __bool__(self) -> bool:
         return bool(self._found)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What may surprise, in the order of the file."""
+        return tuple(sorted(self._notes, key=lambda note: (note.line, note.column)))
 
     def error(self) -> PlansError:
         """All problems in the order of the file."""

@@ -12,6 +12,7 @@ from meterkit.catalog.models import Enforcement, Headers, Reserve, Route, StoreF
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, Values
+from meterkit.catalog.surprises import note_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,9 +48,24 @@ EXEMPT: Final = Key("exempt", FLAG, "Not identified, not decided, no headers.")
 ALWAYS: Final = Key("always", FLAG, "Decided by its rates only.")
 FEATURE: Final = Key("feature", NAME, "The feature that the customer's plan must have.")
 CONSUME: Final = Key("consume", _QUANTITIES, "Meter to quantity per request.")
-PER_MESSAGE: Final = Key("per_message", _QUANTITIES, "Meter to quantity per message received on a websocket.")
-GROW: Final = Key("grow", _QUANTITIES, "Gauge to quantity: asks whether it may grow by it.")
-STORAGE: Final = Key("storage", Choice(("content-length",)), "Where the size of what is stored stands.")
+PER_MESSAGE: Final = Key(
+    "per_message",
+    _QUANTITIES,
+    "Meter to quantity per message received on a websocket.",
+    without_effect="websockets pass undecided and uncounted",
+)
+GROW: Final = Key(
+    "grow",
+    _QUANTITIES,
+    "Gauge to quantity: asks whether it may grow by it.",
+    without_effect="gauges hold nothing, and no request is refused for what it adds to one",
+)
+STORAGE: Final = Key(
+    "storage",
+    Choice(("content-length",)),
+    "Where the size of what is stored stands.",
+    without_effect="gauges hold nothing, and no upload is refused for its size",
+)
 USAGE: Final = Key(
     "usage", Choice(_USAGE), "Whose token figures are read off the response: none (default), auto, …"
 )
@@ -61,7 +77,10 @@ ENFORCEMENT: Final[Key[Enforcement]] = Key("enforcement", ENFORCEMENTS, "on or s
 ON_STORE_FAILURE: Final[Key[StoreFailure]] = Key("on_store_failure", STORE_FAILURES, "allow or deny.")
 ROUTE_HEADERS: Final[Key[Headers]] = Key("headers", HEADERS, "ietf, x-ratelimit, both or none.")
 IDEMPOTENCY_HEADER: Final = Key(
-    "idempotency_header", Nullable(HEADER_NAME), "Header that marks a repeat, or null."
+    "idempotency_header",
+    Nullable(HEADER_NAME),
+    "Header that marks a repeat, or null.",
+    without_effect="a repeated request is counted and billed again",
 )
 ROUTE_TABLE: Final = Table(
     "a route",
@@ -89,6 +108,8 @@ def build_routes(
 ) -> tuple[Route, ...]:
     """The routes in the file's order."""
     _refuse_unreachable(read, problems)
+    matches = [(match, values.place(MATCH)) for values in read if (match := values.get(MATCH)) is not None]
+    note_unreachable(matches, problems)
     return tuple(_build_route(values, declared, defaults, problems) for values in read)
 
 
@@ -111,6 +132,9 @@ def _refuse_unreachable(read: tuple[Values, ...], problems: Problems) -> None:
 def _build_route(values: Values, declared: Declared, defaults: RouteDefaults, problems: Problems) -> Route:
     method, path = parse_match(values.get(MATCH, "*"))
     _refuse_contradictions(values, method, path, problems)
+    if method == WEBSOCKET:
+        message = "a `WS` route has no effect yet: websockets pass undecided and uncounted"
+        problems.note(values.place(MATCH), "without_effect", message)
     feature = values.get(FEATURE)
     if feature is not None and feature not in declared.features:
         problems.refuse(values.place(FEATURE), unknown("feature", feature, declared.features))

@@ -16,6 +16,7 @@ from meterkit.catalog.report import RefusedError, listed, quoted, suggestion
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from meterkit.catalog.models import NoteKind
     from meterkit.catalog.report import Place, Problems
 
 T = TypeVar("T")
@@ -167,12 +168,30 @@ class Key(Generic[T_co]):
     Attributes:
         doc: one line for editors.
         required: whether the table is refused without it.
+        without_effect: what the key will bring about one day; empty where the code reads it.
+        informs: whether it will never do more than inform people.
     """
 
     name: str
     shape: Shape[T_co]
     doc: str
     required: bool = False
+    without_effect: str = ""
+    informs: bool = False
+
+    @property
+    def described(self) -> str:
+        """The line for editors, which also says where the key has no effect."""
+        if not self.without_effect:
+            return self.doc
+        return f"{self.doc} It has no effect{'' if self.informs else ' yet'}: {self.without_effect}."
+
+    def note(self, place: Place, value: object, problems: Problems) -> None:
+        """Say so where the file says something under a key that has no effect."""
+        if value and self.without_effect:
+            kind: NoteKind = "informs" if self.informs else "without_effect"
+            when = "" if self.informs else " yet"
+            problems.note(place, kind, f"`{self.name}` has no effect{when}: {self.without_effect}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +269,8 @@ class Table:
             for key in self.keys
             if key.name in node.values
         }
+        for key in self.keys:
+            key.note(node.places.get(key.name, node.place), read.get(key.name), problems)
         return Values(node, read)
 
     def _unknown(self, name: str) -> str:
@@ -260,7 +281,7 @@ class Table:
 
     def schema(self) -> Json:
         """An object with these keys only."""
-        properties = {key.name: {"description": key.doc, **key.shape.schema()} for key in self.keys}
+        properties = {key.name: {"description": key.described, **key.shape.schema()} for key in self.keys}
         required = [] if self.inheritable else [key.name for key in self.keys if key.required]
         needs: Json = {"required": required} if required else {}
         return {"type": "object", "properties": properties, "additionalProperties": False, **needs}

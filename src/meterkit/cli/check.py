@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Final
 
 import typer
 
@@ -15,6 +16,8 @@ from meterkit.errors import PlansError
 __all__ = ["commands"]
 
 commands = typer.Typer()
+
+SHOWN_MAX: Final = 50
 
 
 @commands.command()
@@ -43,12 +46,18 @@ def check(
         "routes": [route.match for route in catalog.routes],
     }
     if json:
-        print_json({"ok": True, "plans_file": path, "content_hash": catalog.content_hash, **found})
+        notes = [asdict(note) for note in catalog.notes]
+        hashed = catalog.content_hash
+        print_json({"ok": True, "plans_file": path, "content_hash": hashed, **found, "notes": notes})
         return
     counts = ", ".join(
         f"{len(names)} {what.removesuffix('s') if len(names) == 1 else what}" for what, names in found.items()
     )
     typer.echo(f"{path}: right ({counts})")
+    for note in catalog.notes[:SHOWN_MAX]:
+        typer.echo(f"note: {note}")
+    if len(catalog.notes) > SHOWN_MAX:
+        typer.echo(f"and {len(catalog.notes) - SHOWN_MAX} more notes; --json shows all")
 
 
 def _problem(problem: object) -> dict[str, object]:

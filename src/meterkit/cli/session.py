@@ -58,6 +58,7 @@ def log_to_stderr() -> None:
     """Have what meterkit logs seen by whoever runs the command."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("meterkit").setLevel(logging.INFO)
+    logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # What `check` is there for.
 
 
 def tell(command: Callable[[], None]) -> int:

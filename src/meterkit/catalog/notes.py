@@ -1,0 +1,34 @@
+"""What a plans file allows and may surprise, told in one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterkit.catalog.models import Note, NoteKind
+
+__all__ = ["summary"]
+
+_SHOWN_MAX: Final = 10
+_TITLES: Final[dict[NoteKind, str]] = {
+    "without_effect": "no effect yet",
+    "billed_from_first_unit": "billed from the first unit, as nothing is included",
+    "never_reached": "routes that an earlier one stands before",
+}
+
+
+def summary(notes: Iterable[Note]) -> str:
+    """The notes in one line, by their kinds, with their places in the file; empty where there are none.
+
+    Those of the kind ``informs`` are left out: some of these keys are required, and nobody can end them.
+    """
+    told: list[str] = []
+    for kind, title in _TITLES.items():
+        places = list(dict.fromkeys(f"{note.path} (line {note.line})" for note in notes if note.kind == kind))
+        if places:
+            rest = len(places) - _SHOWN_MAX
+            more = f" and {rest} more" if rest > 0 else ""
+            told.append(f"{title}: {', '.join(places[:_SHOWN_MAX])}{more}")
+    return "; ".join([*told, "`meterkit check` says more"]) if told else ""

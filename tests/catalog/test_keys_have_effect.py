@@ -1,0 +1,160 @@
+"""Every key of a plans file is read by some code, or is named as one that has no effect."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final, cast
+
+import meterkit
+from meterkit.catalog import json_schema
+
+SRC: Final = Path(meterkit.__file__).parent
+
+# Key to a module and a piece of it that would not be there if the key's value were not read.
+# `LOADER`: the key says how the file itself is to be read.
+LOADER: Final = "catalog/load.py"
+READ: Final[dict[str, tuple[str, str]]] = {
+    "schema": (LOADER, "SCHEMA: Final"),
+    "currency": ("cli/usage.py", "kit.catalog.currency"),
+    "default_plan": ("store/state.py", "catalog.plans[catalog.default_plan]"),
+    "anonymous": ("asgi/middleware.py", "catalog.anonymous"),
+    "anonymous.plan": ("store/accounts.py", "anonymous.plan"),
+    "anonymous.by": ("catalog/billing.py", 'Choice(("ip",))'),  # The only word.
+    "anonymous.trusted_proxies": ("asgi/middleware.py", "anonymous.trusted_proxies"),
+    "meters": ("store/compiled.py", "catalog.meters"),
+    "meters.*.unit": ("store/policies.py", "meter.unit"),
+    "meters.*.kind": ("catalog/meters.py", '"a gauge has no effect yet'),
+    "meters.*.stripe": ("store/event_names.py", ".stripe"),
+    "meters.*.stripe.event_name": ("store/event_names.py", "event_name"),
+    "meters.*.stripe.report": ("store/", ".report"),
+    "meters.*.from": ("store/", ".source"),
+    "meters.*.where": ("store/", ".where"),
+    "features": ("catalog/plans.py", "declared.features"),
+    "credits": ("store/", "catalog.credits"),
+    "credits.*.costs": ("store/", ".costs"),
+    "credits.*.low_balance": ("store/purse.py", "credit.low_balance_percent"),
+    "routes": ("asgi/middleware.py", "catalog.routes"),
+    "routes[].match": ("asgi/routing.py", "route.path"),
+    "routes[].exempt": ("asgi/middleware.py", "route.exempt"),
+    "routes[].always": ("store/state.py", "route.always"),
+    "routes[].feature": ("store/state.py", "route.feature not in"),
+    "routes[].consume": ("store/", "route.consume"),
+    "routes[].usage": ("asgi/exchange.py", "self._route.usage"),
+    "routes[].reserve": ("asgi/reservation.py", "route.reserve"),
+    "routes[].reserve.*.from": ("asgi/reservation.py", ".field"),
+    "routes[].reserve.*.default": ("asgi/reservation.py", ".default"),
+    "routes[].reserve.*.ceiling": ("asgi/reservation.py", ".ceiling"),
+    "routes[].charge_on": ("asgi/exchange.py", "self._route.charge_on"),
+    "routes[].enforcement": ("store/accounts.py", ".enforcement =="),
+    "routes[].on_store_failure": ("asgi/middleware.py", "route.on_store_failure"),
+    "routes[].headers": ("asgi/", "route.headers"),
+    "plans": ("store/state.py", "catalog.plans.get("),
+    "plans.*.extends": ("catalog/inheritance.py", "EXTENDS"),
+    "plans.*.price": ("store/state.py", "plan.price.interval"),
+    "plans.*.price.interval": ("store/state.py", "plan.price.interval"),
+    "plans.*.price.included_per": ("store/state.py", "plan.price.included_per"),
+    "plans.*.features": ("store/state.py", "standing.plan.features"),
+    "plans.*.meters": ("store/state.py", "standing.plan.entitlements"),
+    "plans.*.meters.*.rate": ("store/program.py", ".rates"),
+    "plans.*.meters.*.rate.limit": ("store/program.py", "rate.limit"),
+    "plans.*.meters.*.rate.algorithm": ("store/program.py", "rate.algorithm"),
+    "plans.*.meters.*.rate.burst": ("store/program.py", "rate.burst"),
+    "plans.*.meters.*.concurrency": ("store/program.py", "entitlement.concurrency"),
+    "plans.*.meters.*.included": ("store/", "entitlement.included"),
+    "plans.*.meters.*.overage": ("store/", "overage.mode"),
+    "plans.*.meters.*.overage.bill": ("store/", "overage.mode"),
+    "plans.*.meters.*.overage.bill.cap": ("catalog/entitlements.py", "included + overage.cap"),
+    "plans.*.meters.*.overage.bill.per": ("store/usage.py", "overage.per"),
+    "plans.*.meters.*.overage.bill.amount_cents": ("store/usage.py", "overage.amount_cents"),
+    "plans.*.grants": ("store/purse.py", "grants"),
+    "plans.*.grants[].credit": ("store/purse.py", "grant.kind"),
+    "plans.*.grants[].meter": ("store/purse.py", "grant.kind"),
+    "plans.*.grants[].quantity": ("store/purse.py", "grant.quantity"),
+    "plans.*.grants[].every": ("catalog/plans.py", 'EVERY_WORDS: Final = ("period",)'),  # The only word.
+    "plans.*.grants[].priority": ("store/purse.py", "grant.priority"),
+    "plans.*.grants[].expires": ("store/purse.py", "grant.expires_ms"),
+    "plans.*.grants[].id": ("store/purse.py", "grant.key"),
+    "billing": (LOADER, "build_billing"),
+    "billing.charge_on": (LOADER, "charge_on=money.charge_on"),
+    "billing.sources": ("asgi/metered.py", "catalog.billing.sources"),
+    "billing.portal_url": ("asgi/refuser.py", "catalog.billing.portal_url"),
+    "billing.late_usage": ("store/endings.py", "catalog.billing.late_usage"),
+    "dunning": ("store/state.py", "catalog.dunning"),
+    "dunning.grace": ("store/state.py", "catalog.dunning.grace_ms"),
+    "dunning.restrict_to": ("store/state.py", "catalog.dunning.restrict_to"),
+    "dunning.suspend_after": ("store/state.py", "catalog.dunning.suspend_after_ms"),
+    "enforcement": ("kit.py", "catalog.enforcement"),
+    "on_store_failure": (LOADER, "on_store_failure=on_store_failure"),
+    "headers": (LOADER, "headers=headers"),
+}
+
+# Key to the attribute that code would read if the key had an effect.
+WITHOUT_EFFECT: Final = {
+    "routes[].per_message": "per_message",
+    "routes[].grow": "grow",
+    "routes[].storage": "storage_meter",
+    "routes[].idempotency_header": "idempotency_header",
+    "billing.idempotency_header": "idempotency_header",
+    "billing.changes": "changes",
+    "plans.*.name": None,  # `name` is an attribute of much.
+    "plans.*.rank": "rank",
+    "plans.*.price.amount_cents": None,  # Overage has a price, too.
+    "plans.*.price.stripe_price": "stripe_price",
+    "plans.*.seat_price": "seat_price",
+    "plans.*.trial": "trial_ms",
+    "plans.*.meters.*.warn_at": "warn_at",
+    "plans.*.meters.*.overage.percent": "percent",
+    "plans.*.meters.*.overage.grace": None,  # Dunning has a grace, too.
+}
+
+
+def keys(schema: dict[str, Any], path: str = "") -> dict[str, str]:
+    """Every key of the schema with its description; what stands below a key without effect is left out."""
+    found: dict[str, str] = {}
+    for name, described in cast("dict[str, dict[str, Any]]", schema.get("properties", {})).items():
+        below = f"{path}.{name}" if path else name
+        found[below] = described["description"]
+        if "It has no effect" not in found[below]:
+            found |= keys(described, below)
+    for form in schema.get("anyOf", []):
+        found |= keys(form, path)
+    if isinstance(schema.get("items"), dict):
+        found |= keys(schema["items"], path if path.endswith(".rate") else f"{path}[]")
+    if isinstance(schema.get("additionalProperties"), dict):
+        found |= keys(schema["additionalProperties"], f"{path}.*")
+    return found
+
+
+def source(place: str) -> str:
+    files = sorted((SRC / place).glob("*.py")) if place.endswith("/") else [SRC / place]
+    return "".join(file.read_text("utf-8") for file in files)
+
+
+def test_every_key_is_read_or_named_as_without_effect() -> None:
+    """F-60."""
+    described = keys(json_schema())
+    named = {key for key, text in described.items() if "It has no effect" in text}
+    assert named == set(WITHOUT_EFFECT)
+    assert set(described) - named == set(READ)
+
+
+def test_what_is_said_to_be_read_is_read() -> None:
+    missing = {key: piece for key, (place, piece) in READ.items() if piece not in source(place)}
+    assert missing == {}
+
+
+def test_what_is_said_to_have_no_effect_is_read_nowhere() -> None:
+    """Whoever gives a key its effect is told to take the remark from it."""
+    code = {
+        str(file.relative_to(SRC)): file.read_text("utf-8")
+        for file in SRC.rglob("*.py")
+        if file.parent.name != "catalog"
+    }
+    read = {
+        (key, name)
+        for key, attribute in WITHOUT_EFFECT.items()
+        for name, text in code.items()
+        if attribute and re.search(rf"\.{attribute}\b", text)
+    }
+    assert read == set()

@@ -1,0 +1,192 @@
+"""What a plans file allows and may surprise is named, with its line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterkit.asgi.routing import Router
+from meterkit.catalog import loads
+from meterkit.catalog.coverage import covers
+from meterkit.catalog.match import parse_match
+from meterkit.catalog.notes import summary
+from meterkit.catalog.surprises import COMPARED_MAX
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from meterkit.catalog import Catalog
+
+PLANS = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: r}}
+  silent: {unit: call, stripe: {event_name: s, report: none}}
+  plain: {unit: page}
+  space: {unit: byte, kind: gauge}
+routes:
+  - {match: "GET /v1/a"}
+  - {match: "PUT /files", storage: content-length, idempotency_header: x-key}
+  - {match: "WS /live", consume: {requests: 1}}
+plans:
+  free:
+    rank: 0
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 5, warn_at: [80]}
+      space: {included: 5MB}
+  bare:
+    price: {amount_cents: 100, interval: month}
+    trial: 14d
+  rated:
+    price: {amount_cents: 0, interval: month}
+    seat_price: null
+    meters:
+      requests: {rate: 5/hour}
+  meant:
+    extends: free
+    meters:
+      requests: {included: 0, overage: bill}
+"""
+
+
+def told(catalog: Catalog) -> list[tuple[int, str, str]]:
+    return [(note.line, note.path, note.kind) for note in catalog.notes]
+
+
+def unreached(catalog: Catalog) -> list[tuple[int, str]]:
+    return [(note.line, note.message) for note in catalog.notes if note.kind == "never_reached"]
+
+
+def routed(*lines: str) -> Catalog:
+    written = "".join(f'  - {{match: "{line}"}}\n' for line in lines)
+    return loads(
+        "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {requests: {unit: request}}\n"
+        f"plans: {{free: {{price: {{amount_cents: 0, interval: month}}}}}}\nroutes:\n{written}"
+    )
+
+
+def test_each_key_without_effect_and_each_meter_billed_from_the_first_unit_is_named_with_its_line() -> None:
+    """F-60, F-26."""
+    assert told(loads(PLANS)) == [
+        (8, "meters.space.kind", "without_effect"),
+        (11, "routes[1].storage", "without_effect"),
+        (11, "routes[1].idempotency_header", "without_effect"),
+        (12, "routes[2].match", "without_effect"),
+        (18, "plans.free.meters.requests.warn_at", "without_effect"),
+        (19, "plans.free.meters.space", "without_effect"),
+        (20, "plans.bare", "billed_from_first_unit"),
+        (21, "plans.bare.price.amount_cents", "informs"),
+        (22, "plans.bare.trial", "without_effect"),
+        (27, "plans.rated.meters.requests", "billed_from_first_unit"),
+    ]
+
+
+def test_the_message_says_what_comes_of_a_meter_left_out_and_what_to_write() -> None:
+    """F-26."""
+    found = [note for note in loads(PLANS).notes if note.path == "plans.bare"]
+    assert "".join(map(str, found)) == (
+        "plans.yaml:20:3 plans.bare: requests is left out: unlimited, and billed from the first unit as 'r';"
+        " write `requests: {included: N}` to include a quantity and refuse more, or"
+        " `requests: {included: 0, overage: bill}` if it is meant so"
+    )
+
+
+def test_the_summary_is_one_line_without_what_only_informs() -> None:
+    """F-60, F-26."""
+    line = summary(loads(PLANS).notes)
+    assert line.count("\n") == 0
+    assert "no effect yet: meters.space.kind (line 8), " in line
+    assert "billed from the first unit, as nothing is included: plans.bare (line 20)" in line
+    assert "amount_cents" not in line
+    assert summary(note for note in loads(PLANS).notes if note.kind == "informs") == ""
+
+
+def test_notes_are_no_part_of_what_a_file_means() -> None:
+    moved = loads(PLANS.replace("plans:\n", "# A comment.\nplans:\n"))
+    assert moved.notes != loads(PLANS).notes
+    assert moved.content_hash == loads(PLANS).content_hash
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("/v1/a", "GET /v1/a"),
+        ("GET /v1/a", "HEAD /v1/a"),
+        ("GET /v1/{a}", "GET /v1/{b}"),
+        ("GET /v1/{a}", "GET /v1/{b:int}"),
+        ("/v1/{rest:path}", "POST /v1/chat/{b}/c"),
+        ("/v1/{rest:path}", "/v1/"),
+        ("/{a}/{b:path}", "GET /v1/a/b"),
+        ("/{a:path}/end", "GET /x/end"),
+        ("/v{n:int}/a", "/v1/a"),
+        ("/v{n:float}", "/v{a:float}{b:int}"),
+        ("WS /live/{a:path}", "WS /live/b"),
+    ],
+)
+def test_a_line_that_is_never_reached_is_named(earlier: str, later: str) -> None:
+    """F-69."""
+    ((line, message),) = unreached(routed("GET /first", earlier, later))
+    assert (line, "the route in line 8 takes all of it" in message) == (9, True)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("GET /v1/a", "/v1/a"),
+        ("HEAD /v1/a", "GET /v1/a"),
+        ("/v1/a", "WS /v1/a"),
+        ("GET /v1/{a:int}", "GET /v1/{b}"),
+        ("GET /v1/{a}", "GET /v1/{b:path}"),
+        ("/v1/{rest:path}", "/v1"),
+        ("/v1/{a}", "/v1/"),
+        ("/v{n:float}", "/v{a:float}{b:float}"),
+        ("GET /v1/{a}", "GET /v1/b/c"),
+        ("POST /v1/{a}", "GET /v1/b"),
+    ],
+)
+def test_a_line_that_can_be_reached_is_not(earlier: str, later: str) -> None:
+    assert unreached(routed(earlier, later)) == []
+
+
+PIECES = {
+    "/": ["/"],
+    "a": ["a"],
+    "7": ["7"],
+    "{%s}": ["a", "7", "a7", "\n"],
+    "{%s:path}": ["", "/", "a/7", "a"],
+    "{%s:int}": ["7", "77"],
+    "{%s:float}": ["7", "7.7"],
+    "{%s:uuid}": ["12345678123412341234123456789abc"],
+}
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> tuple[str, str]:
+    """A path template, and a path that it matches."""
+    pieces = draw(st.lists(st.sampled_from(sorted(PIECES)), max_size=5))
+    template = "".join(piece.replace("%s", f"p{nth}") for nth, piece in enumerate(pieces))
+    path = "".join(draw(st.sampled_from(PIECES[piece])) for piece in pieces)
+    return f"/{template}", f"/{path}"
+
+
+@given(lines(), lines())
+def test_what_is_said_to_be_covered_is_never_reached(
+    earlier: tuple[str, str], later: tuple[str, str]
+) -> None:
+    """By Starlette's own patterns."""
+    if not covers(parse_match(earlier[0]), parse_match(later[0])) or earlier[0] == later[0]:
+        return
+    catalog = routed(earlier[0], later[0])
+    scope: Scope = {"type": "http", "method": "GET", "path": later[1], "headers": []}
+    assert Router(catalog.routes).match_http(scope) is catalog.routes[0]
+
+
+def test_no_more_lines_are_compared_than_take_a_moment() -> None:
+    written = [f"/v1/{{p{nth}}}" for nth in range(COMPARED_MAX + 50)]
+    assert len(routed(*written).notes) == COMPARED_MAX - 1
