@@ -1,0 +1,93 @@
+"""A proxy with OpenAI's API: keys of its own, tokens that are set aside, counted and billed."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from meterkit import Decision, MeterKit, MeterMiddleware, identify
+from meterkit.llm import Restore, ask_for_usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+PROVIDER_URL: Final = os.environ.get("PROVIDER_URL", "http://127.0.0.1:8001/v1")
+PROVIDER_KEY: Final = os.environ.get("PROVIDER_KEY", "sk-provider")
+# A table of yours: the hash of each key you have given out, and whose it is.
+CUSTOMERS: Final = {
+    identify.hash_key(key): customer
+    for key, customer in (("sk-ada", "ada"), ("sk-bob", "bob"), ("sk-eve", "eve"))
+}
+STATUS: Final = {
+    "anonymous": (401, "invalid_request_error"),
+    "feature": (403, "permission_error"),
+    "suspended": (402, "insufficient_quota"),
+    "credits": (402, "insufficient_quota"),
+    "store": (503, "server_error"),
+}
+
+
+def in_openais_words(scope: Any, decision: Decision) -> Response:
+    """A refusal as OpenAI's SDKs read it; its fields, such as Retry-After, are meterkit's."""
+    del scope
+    status, kind = STATUS.get(decision.reason or "", (429, "rate_limit_exceeded"))
+    message = f"Refused: {decision.reason} ({', '.join(decision.violated) or 'no limit'})"
+    error = {"message": message, "type": kind, "param": None, "code": decision.reason}
+    return JSONResponse({"error": error}, status)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    headers = {"authorization": f"Bearer {PROVIDER_KEY}", "accept-encoding": "gzip, deflate"}
+    async with httpx.AsyncClient(base_url=PROVIDER_URL, headers=headers, timeout=600) as provider:
+        app.state.provider = provider
+        yield
+
+
+app = FastAPI(title="Proxy", lifespan=lifespan)
+
+
+@app.get("/healthz")
+async def healthz() -> dict[str, bool]:
+    return {"ok": True}
+
+
+@app.post("/v1/chat/completions")
+async def complete(request: Request) -> Response:
+    """Ask the provider, for its usage too, and pass on what it says."""
+    provider: httpx.AsyncClient = request.app.state.provider
+    body, restore = ask_for_usage(await request.json())
+    asked = provider.build_request("POST", "chat/completions", json=body)
+    answer = await provider.send(asked, stream=True)
+    headers = {
+        name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers
+    }
+    if headers.get("content-type", "").startswith("text/event-stream"):
+        return StreamingResponse(passed_on(answer, restore), answer.status_code, headers)
+    try:
+        return Response(await answer.aread(), answer.status_code, headers)
+    finally:
+        await answer.aclose()
+
+
+async def passed_on(answer: httpx.Response, restore: Restore) -> AsyncGenerator[bytes]:
+    """The stream as the client asked for it. Where the client leaves, the provider is told at once."""
+    try:
+        async for piece in restore(answer.aiter_bytes()):
+            yield piece
+    finally:
+        await answer.aclose()
+
+
+app.add_middleware(
+    MeterMiddleware,
+    kit=MeterKit(Path(__file__).with_name("plans.yaml")),
+    identify=identify.api_key(CUSTOMERS.get),
+    on_denied=in_openais_words,
+)

@@ -1,0 +1,211 @@
+"""The proxy of the examples: OpenAI's own client, a proxy that sells tokens, and a provider behind it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from openai import APIStatusError, AsyncOpenAI, AuthenticationError, InternalServerError, RateLimitError
+
+from delivering import STRIPE_KEY
+from faults import eventually
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+pytestmark = pytest.mark.anyio
+
+PROXY = Path(__file__).parents[1] / "examples" / "openai_proxy"
+READY_S = 60.0
+TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@contextmanager
+def served(module: str, **variables: str) -> Generator[str]:
+    """A module of the example under uvicorn; where it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        arguments = (
+            "-m",
+            "uvicorn",
+            f"{module}:app",
+            "--fd",
+            str(listener.fileno()),
+            "--log-level",
+            "warning",
+        )
+        with subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=PROXY,
+            env=os.environ | {"METERKIT_STORE_TIMEOUT": "10", **variables},
+            pass_fds=[listener.fileno()],
+        ) as process:
+            try:
+                deadline = time.monotonic() + READY_S
+                while not ready(url):
+                    assert time.monotonic() < deadline
+                    assert process.poll() is None
+                yield url
+            finally:
+                process.terminate()
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=READY_S).is_success
+    except httpx.TransportError:
+        time.sleep(0.05)
+        return False
+
+
+@pytest.fixture
+def urls(store_url: str) -> Generator[tuple[str, str]]:
+    """Where the proxy and the provider are."""
+    with ExitStack() as servers:
+        provider = servers.enter_context(served("provider"))
+        proxy = served("app", PROVIDER_URL=f"{provider}/v1", METERKIT_REDIS_URL=store_url)
+        yield servers.enter_context(proxy), provider
+
+
+def client_of(urls: tuple[str, str], customer: str) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{urls[0]}/v1", api_key=f"sk-{customer}", max_retries=0, timeout=READY_S)
+
+
+def asking(text: str, **more: Any) -> dict[str, Any]:
+    return {"model": "parrot-1", "messages": [{"role": "user", "content": text}], "max_tokens": 60, **more}
+
+
+async def tokens(kit: MeterKit, customer: str, *meters: str) -> tuple[int, ...]:
+    usage = (await kit.usage(customer))["meters"]
+    return tuple(usage[meter]["recorded"] for meter in meters or ("input_tokens", "output_tokens"))
+
+
+async def reported(urls: tuple[str, str]) -> tuple[int, int]:
+    """What the provider will bill."""
+    async with httpx.AsyncClient() as client:
+        told = (await client.get(f"{urls[1]}/reported")).json()
+    return told["prompt_tokens"], told["completion_tokens"]
+
+
+async def chat(client: AsyncOpenAI) -> None:
+    """Whole answers, streams with and without usage, tool calls; as OpenAI's own client takes them."""
+    create: Any = client.chat.completions.create
+    whole = await create(**asking("Tell 7 words"))
+    assert (3, 7) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+    assert 7 == len(whole.choices[0].message.content.split())
+
+    plain = [chunk async for chunk in await create(**asking("Tell me 9 words"), stream=True)]
+    assert all(len(chunk.choices) == 1 and chunk.usage is None for chunk in plain)
+    assert 9 == sum(bool(chunk.choices[0].delta.content) for chunk in plain)
+
+    options = {"include_usage": True}
+    asked = [
+        chunk async for chunk in await create(**asking("Tell 5 words"), stream=True, stream_options=options)
+    ]
+    assert ([], 5) == (asked[-1].choices, asked[-1].usage.completion_tokens)
+
+    for more in ({}, {"stream_options": options}):
+        called = await create(**asking("What is the weather", tools=[TOOL]), stream=True, **more)
+        calls = [
+            call
+            async for chunk in called
+            for choice in chunk.choices
+            for call in choice.delta.tool_calls or ()
+        ]
+        assert ["weather"] == [call.function.name for call in calls]
+    told = await create(**asking("What is the weather", tools=[TOOL]))
+    assert "Bergen" in told.choices[0].message.tool_calls[0].function.arguments
+    async for _ in await create(**asking("Tell 11 words", model="parrot-1-large"), stream=True):
+        pass
+
+
+async def test_the_bill_is_what_the_provider_has_reported(urls: tuple[str, str], store_url: str) -> None:
+    emulator = StripeEmulator()
+    names = ("proxy_input_tokens", "proxy_output_tokens", "proxy_large_output")
+    for name in names:
+        emulator.add_meter(name)
+    billed = emulator.add_customer(name="Ada")
+    with emulator.running() as stripe:
+        settings: dict[str, Any] = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": stripe, "flush": False}
+        async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, **settings) as kit:
+            await kit.customers.set_plan("ada", "metered")
+            await kit.customers.link("ada", billed)
+            async with client_of(urls, "ada") as client:
+                await chat(client)
+                create: Any = client.chat.completions.create
+                with pytest.raises(RateLimitError, match="too quickly") as refused:
+                    await create(**asking("fail 429"))
+                assert "7" == refused.value.response.headers["retry-after"]
+                with pytest.raises(InternalServerError, match="error while processing"):
+                    await create(**asking("fail 500"), stream=True)
+            used = await reported(urls)
+            assert used[1] == 7 + 9 + 5 + 3 + 11
+
+            async def counted() -> bool:
+                return used == await tokens(kit, "ada")
+
+            await eventually(counted)
+            assert (11,) == await tokens(kit, "ada", "large_output")
+            # What failed at the provider is served, but not billed.
+            report = await kit.flush(everything=True, timeout_s=60)
+            assert 0 == report.left
+    accepted = [int(emulator.accepted(billed, name)) for name in names]
+    assert [used[0], used[1] - 11, 11] == accepted
+
+
+async def test_a_client_that_hangs_up_pays_what_it_has_got(urls: tuple[str, str], store_url: str) -> None:
+    async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        async with client_of(urls, "eve") as client:
+            create: Any = client.chat.completions.create
+            stream = await create(**asking("Tell 900 words", max_tokens=900), stream=True)
+            got = 0
+            async for _ in stream:
+                got += 1
+                if got == 20:
+                    break
+            await stream.close()
+
+        async def counted() -> bool:
+            return (1,) == await tokens(kit, "eve", "requests")
+
+        await eventually(counted)
+        entered, said = await tokens(kit, "eve")
+    assert (0, 0) == await reported(urls)  # The provider never came to its end.
+    assert entered > 0
+    assert 0 < said < 900
+
+
+async def test_out_of_credits_the_client_is_told_before_the_provider_is_asked(
+    urls: tuple[str, str], store_url: str
+) -> None:
+    async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.set_plan("bob", "prepaid")
+        await kit.grants.add("bob", {"ai": 1}, grant_id="inv_1")
+        async with client_of(urls, "bob") as client:
+            create: Any = client.chat.completions.create
+            assert (await create(**asking("Tell 20 words", max_tokens=20))).usage.completion_tokens == 20
+
+            async def counted() -> bool:
+                return (20,) == await tokens(kit, "bob", "output_tokens")
+
+            await eventually(counted)
+            with pytest.raises(APIStatusError, match="credits") as refused:
+                await create(**asking("Tell 20 words", max_tokens=20))
+        assert (402, "insufficient_quota") == (refused.value.status_code, refused.value.type)
+    assert 20 == (await reported(urls))[1]
+
+
+async def test_a_key_that_nobody_was_given_is_refused_in_openais_words(urls: tuple[str, str]) -> None:
+    async with client_of(urls, "nobody") as client:
+        with pytest.raises(AuthenticationError, match="anonymous"):
+            await client.chat.completions.create(**asking("Tell 1 words"))
