@@ -190,7 +190,8 @@ class World(Requests):
     def age(self, name: str) -> None:
         """Use something when a closed period has been over for 400 days, or just before or after."""
         customer = self.model.customers[name]
-        ends = [end for field, end in customer.closed.items() if field.endswith("|e")]
+        starts = {field.partition("|")[0] for field in customer.closed}
+        ends = [customer.closed.get(f"{start}|e", int(start)) for start in sorted(starts)]
         now, at = max(self.wall, customer.seen), self.random.choice(ends) if ends else 0
         if at + 400 * DAY_MS > now:
             self.wall = at + 400 * DAY_MS + self.random.choice((-1, 0, 0, 1))

@@ -63,7 +63,7 @@ class PaidWorld(World):
                     targets = self.random.sample(_TARGETS, 2)
             else:
                 grant_id = f"g{self.random.randrange(10**6)}"
-                targets = self.random.sample(_TARGETS, self.random.choice((1, 1, 2)))
+                targets = self.random.sample(_TARGETS, self.random.choice((1, 1, 2, 3)))
             self.add(
                 name, grant_id, {target: self._granted(name, target, grant_id) for target in targets}, terms
             )
@@ -125,7 +125,8 @@ class PaidWorld(World):
         self.add(name, f"h{self.wall}", {"m:notes": MOST + 1}, terms)
         granted = self.model.customers[name].purse.grants.values()
         left = sum(grant.left for grant in granted if grant.target == "m:calls")
-        self.add(name, f"h{self.wall}", {"m:calls": MOST + 1 - left}, terms)
+        for more in ({}, {"c:ai": MICRO}):
+            self.add(name, f"h{self.wall}", {**more, "m:calls": MOST + 1 - left}, terms)
         account = self._account(name)
         for quantity in (*[most] * 9, 10, 9, 8, 1, 1, 1):
             recorded = {"calls": quantity}
