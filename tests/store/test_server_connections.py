@@ -28,7 +28,7 @@ async def test_whoever_asks_while_all_connections_are_in_use_waits_for_one(store
 
 async def test_delivery_does_not_wait_for_what_the_app_asks(store_url: str, valkey: Server) -> None:
     # F-5b: the flusher had to take its connections from the same pool.
-    async with desk(store_url) as at:
+    async with desk(store_url, store_timeout=60.0) as at:
         await at.link("acme")
         await at.kit.record("acme", "requests", 7)
         client: Any = (await at.kit.store.admin()).client
