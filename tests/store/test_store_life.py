@@ -75,13 +75,18 @@ def clients(server: Server) -> int:
 @pytest.mark.anyio
 async def test_i7_starts_and_stops_are_counted_and_repeatable(valkey: Server) -> None:
     sockets, tasks = open_sockets(), asyncio.all_tasks()
-    kit = kit_at(valkey.url)
+    kit, loop = kit_at(valkey.url), asyncio.get_running_loop()
     for _ in range(3):
         await kit.start()
+        lane = kit.store.lanes[loop]
         await kit.start()
+        assert kit.store.lanes == {loop: lane}
         await kit.stop()
+        # F-87: looked at before it is used, which would start it again.
+        assert kit.store.lanes == {loop: lane}
+        assert lane.connected
         await kit.record("acme", "tokens", 1)
-        assert len(kit.store.lanes) == 1
+        assert kit.store.lanes == {loop: lane}
         await kit.stop()
         assert kit.store.lanes == {}
         await kit.stop()  # One too many is no harm.
