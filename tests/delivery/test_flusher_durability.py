@@ -59,6 +59,28 @@ async def test_a_server_that_cannot_say_what_is_on_disk_is_given_two_seconds() -
         assert at.accepted("acme") == 6
 
 
+async def test_what_waits_for_a_retry_is_tried_at_once_there_too() -> None:
+    # F-5d: its age went by when it was due, which lies ahead of a retry: nothing was ever tried.
+    binary = redis_binary()
+    if binary is None:
+        pytest.skip("no redis-server on PATH")
+    with spawn_server("--appendonly", "yes", binary=binary) as server:
+        if not server.command("INFO", "server")["redis_version"].startswith("7.0"):
+            pytest.skip("this redis-server knows WAITAOF")
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(seconds=3))
+            at.emulator.fail_next("error", status=429)
+            assert (await at.flush()).retried == 1
+            report = await at.flush()
+            assert (report.retried, report.delivered) == (0, 0)  # It is not due.
+            report = await at.flush(everything=True, timeout_s=0)
+            assert (report.delivered, report.left) == (1, 0)
+        assert at.accepted("acme") == 6
+
+
 async def test_on_the_distributions_redis(redis_url: str) -> None:
     async with desk(redis_url) as at:
         await at.link("acme")

@@ -1,0 +1,109 @@
+"""A worker whose store dies, and one whose Stripe hangs: it goes on, and it ends when it is told to."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING, Final, Literal
+
+import pytest
+
+from commands import TIMEOUT_S, Shell, first_line
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+from servers import free_port, spawn_server
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+CALL_S: Final = 10.0
+"""How long a call to Stripe may take, and so the end of a worker."""
+
+
+@pytest.fixture
+def emulator() -> StripeEmulator:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_1")
+    return emulator
+
+
+def delivering(directory: Path, store_url: str, stripe_url: str) -> Shell:
+    return Shell(
+        directory,
+        METERKIT_REDIS_URL=store_url,
+        METERKIT_STRIPE_API_KEY="sk_test_1",
+        METERKIT_STRIPE_API_BASE=stripe_url,
+        METERKIT_FLUSH_INTERVAL="0.1",
+    )
+
+
+async def record(directory: Path, store_url: str, quantity: int) -> None:
+    async with MeterKit(
+        directory / "plans.yaml", redis_url=store_url, flush=False, flush_interval=0.1, store_timeout=10.0
+    ) as kit:
+        await kit.customers.link("acme", "cus_1")
+        await kit.record("acme", "tokens", quantity)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for what the worker and the emulator come to, elsewhere."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def hear(worker: subprocess.Popen[str], words: str) -> None:
+    """Read what a worker says up to a line with some words."""
+    assert worker.stderr is not None
+    assert any(words in line for line in worker.stderr), f"the worker ended without {words!r}"
+
+
+async def test_i9_a_worker_whose_store_is_killed_delivers_once_it_is_back(
+    directory: Path, emulator: StripeEmulator
+) -> None:
+    # F-87: the worker could end at the store's first error.
+    port, kept = free_port(), ("--appendonly", "yes", "--appendfsync", "always")
+    data = directory / "store"
+    data.mkdir()
+    with emulator.running() as stripe_url, spawn_server(*kept, port=port, directory=data) as server:
+        await record(directory, server.url, 25)
+        shell = delivering(directory, server.url, stripe_url)
+        with shell.running("worker") as worker:
+            # Its pass is over, and its leases are given back: else they would have to run out.
+            assert "delivered 1," in first_line(worker)
+            server.signal(signal.SIGKILL)
+            server.process.wait()
+            hear(worker, "this flush failed, the next one goes on from there")
+            with spawn_server(*kept, port=port, directory=data) as revived:
+                await record(directory, revived.url, 8)
+                wait_for(lambda: emulator.accepted("cus_1", "ai_tokens") == 33)
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(TIMEOUT_S) == 0
+    assert [int(event.value) for event in emulator.events] == [25, 8]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_i6_a_worker_whose_stripe_hangs_ends_in_time_and_bills_once(
+    directory: Path, emulator: StripeEmulator, when: Literal["before", "after"]
+) -> None:
+    with emulator.running() as stripe_url, spawn_server("--appendonly", "yes") as server:
+        await record(directory, server.url, 25)
+        emulator.fail_next("hang", when=when)
+        shell = delivering(directory, server.url, stripe_url)
+        with shell.running("worker") as worker:
+            wait_for(lambda: not emulator.faults)
+            worker.send_signal(signal.SIGTERM)
+            # What is added is for a busy machine.
+            assert worker.wait(CALL_S + 8) == 0
+        assert len(emulator.requests) == 1
+        done = shell.run("flush", "--all", "--json")
+        assert (done.code, done.json["delivered"], done.json["left"]) == (0, 1, 0)
+        assert len(emulator.requests) == 2
+        assert len({request.identifier for request in emulator.requests}) == 1
+    assert emulator.accepted("cus_1", "ai_tokens") == 25

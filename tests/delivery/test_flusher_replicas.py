@@ -1,0 +1,49 @@
+"""A store without a file that has a replica: what is sent is known there before."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delivering import desk, until
+from faults import stopped
+from meterkit import StoreError
+from servers import spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+
+@contextmanager
+def replicated() -> Generator[tuple[Server, Server]]:
+    """A server that writes nothing to its disk, and its replica."""
+    with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
+        yield master, replica
+
+
+async def test_i6_nothing_is_sent_before_the_replica_has_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    # F-87: a lease that a failover forgets is a bill that may be sent twice.
+    with replicated() as (master, replica):
+        await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
+        await until(lambda: master.command("INFO", "replication")["connected_slaves"] == 1)
+        async with desk(master.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            assert (await at.flush(everything=True)).delivered == 1
+            await at.kit.record("acme", "requests", 8)
+            with stopped(replica), monkeypatch.context() as hurried:
+                hurried.setattr("meterkit.store.durability._WAIT_MS", 300)
+                with pytest.raises(StoreError, match=r"did not make a lease durable within 0\.3 s"):
+                    await at.flush(everything=True, timeout_s=0)
+                # The link to a replica that hangs stands: it is not for want of one that nothing is sent.
+                assert master.command("INFO", "replication")["connected_slaves"] == 1
+                assert (len(at.emulator.requests), at.accepted("acme")) == (1, 6)
+            report = await at.flush(everything=True)
+            assert (report.delivered, report.left) == (1, 0)
+        assert (len(at.emulator.requests), at.accepted("acme")) == (2, 14)

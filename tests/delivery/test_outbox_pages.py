@@ -1,0 +1,61 @@
+"""More in the outbox than one page: all of it goes out, and nobody waits behind another's."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delivering import desk
+from meterkit.store.outbox import Outbox
+
+if TYPE_CHECKING:
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+
+async def sealed(at: Desk) -> Outbox:
+    """Twelve intents of one customer, in as many minutes, and one of another behind them."""
+    await at.link("acme", "zeta")
+    outbox = Outbox(at.kit.store, await at.kit.store.admin())
+    for _ in range(12):
+        await at.kit.record("acme", "requests", 1)
+        assert (await outbox.seal(0, due_ms=None, most=50)).made == 1
+        at.clock.advance(timedelta(minutes=1))
+    await at.kit.record("zeta", "requests", 7)
+    assert (await outbox.seal(0, due_ms=None, most=50)).made == 1
+    return outbox
+
+
+async def test_pages_of_one_intent_deliver_everything_once_and_in_order(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # F-87
+    monkeypatch.setattr("meterkit.store.outbox._PAGE", 1)
+    monkeypatch.setattr("meterkit.delivery.flusher._INTENTS_PER_PAGE", 1)
+    async with desk(store_url, shards=1) as at:
+        await sealed(at)
+        report = await at.flush()
+        assert (report.delivered, report.retried, report.left) == (13, 0, 0)
+    sent = at.emulator.requests
+    assert len(sent) == len({request.identifier for request in sent}) == 13
+    stamps = [event.timestamp for event in at.emulator.events]
+    assert stamps == sorted(stamps)
+    assert (at.accepted("acme"), at.accepted("zeta")) == (12, 7)
+
+
+async def test_a_customer_with_more_than_a_page_is_read_past_to_the_next_one(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # F-87
+    monkeypatch.setattr("meterkit.store.outbox._PAGE", 1)
+    async with desk(store_url, shards=1) as at:
+        outbox = await sealed(at)
+        due = await outbox.due(0, due_ms=None, most=64)
+        assert [intent.customer for intent in due] == ["acme", "zeta", *["acme"] * 7]
+        tried = [intent.identifier for intent in due]
+        rest = await outbox.due(0, due_ms=None, most=64, tried=tried)
+        assert [intent.customer for intent in rest] == ["acme"] * 4
+        assert rest[0].timestamp > max(intent.timestamp for intent in due if intent.customer == "acme")
