@@ -32,16 +32,36 @@ return left
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--loop",
+        choices=["asyncio", "uvloop"],
+        help="run every test on this event loop; default: asyncio, and those marked each_loop on both",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "leaves_keys(reason): the test writes keys of its own without a TTL; they are not checked.",
     )
+    config.addinivalue_line(
+        "markers",
+        "each_loop: what the test shows may depend on the event loop: it runs on asyncio and uvloop.",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    is_for_each = metafunc.definition.get_closest_marker("each_loop") is not None
+    if is_for_each and "anyio_backend" in metafunc.fixturenames and not metafunc.config.getoption("--loop"):
+        metafunc.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """The event loop that the test runs on; see the marker each_loop."""
+    loop: str = getattr(request, "param", None) or request.config.getoption("--loop") or "asyncio"
+    return "asyncio", {"use_uvloop": loop == "uvloop"}
 
 
 @pytest.fixture(scope="session")

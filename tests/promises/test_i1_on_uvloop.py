@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from metering import hello, served
 
-if TYPE_CHECKING:
-    from typing import Any
-
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["uvloop", "asyncio"])
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": request.param}
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 
 async def test_i1_a_customer_is_refused_where_the_plan_says_so(store_url: str) -> None:

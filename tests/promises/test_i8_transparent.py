@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 GENEROUS = PLANS.replace("included: 5,", "included: 1_000,").replace("20/hour", "1000/hour")
 colour: ContextVar[str] = ContextVar("colour")
