@@ -262,7 +262,7 @@ class Shard:
         return 1
 
     def retire(self, writer: str) -> int:
-        last = int(self.strings.get(writer, "0").removeprefix("c"))
+        last = int(self.strings.get(writer, "-1").removeprefix("c"))
         self.strings[writer] = f"c{last}"
         self.keep(writer, WRITER_MS)
         return last

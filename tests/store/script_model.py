@@ -418,8 +418,11 @@ class Model:
         customer.live_until(lives)
 
     def retire(self, writer: str) -> int:
-        self.writers[writer].retired = True
-        return self.writers[writer].last
+        known = self.writers[writer]
+        if not (known.last or known.retired):
+            known.last = -1  # There is no record of it.
+        known.retired = True
+        return known.last
 
     def amend(self, name: str, rev: str, data: str, *, linked: bool, seal_at_ms: int) -> None:
         customer = self.customers[name]

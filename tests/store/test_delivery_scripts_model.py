@@ -28,7 +28,7 @@ ANSWERS = {
         "recall 0",
         "recall 1",
         "count 9",
-        "retire 0",
+        "retire -1",
         "retire 9",
         "usage 9",
     ),

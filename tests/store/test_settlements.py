@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from meterkit.store.lane import Lane
     from servers import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 TESTS = str(Path(__file__).parent.parent)
 
@@ -343,6 +343,49 @@ async def test_i11_acknowledged_settlements_that_the_store_has_lost_are_a_number
     assert desk.line.numbers() == [1]
 
 
+async def test_i11_what_was_in_flight_when_the_store_lost_its_record_is_never_sent_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # F-13: it was sent again, and counted twice where only the writer's key had been evicted.
+    desk = Desk()
+    desk.writer.received([0, 1])
+    desk.stream.disconnected()
+    late = Paper()
+    desk.stream.settle(late)
+    await desk.recover(-1)
+    assert desk.stream.lost == 3
+    assert "3 settlements are lost" in caplog.text
+    assert "noeviction" in caplog.text
+    for paper in desk.papers[1:]:
+        assert paper.waiter is not None
+        with pytest.raises(StoreError, match="not known whether") as caught:
+            await paper.waiter
+        assert caught.value.executed is None
+    # What had not been sent by then is sent.
+    assert desk.line.numbers() == [1]
+    desk.stream.writer.received([0, 1])
+    assert late.done
+
+
+async def test_i11_what_the_store_refused_after_it_lost_its_record_is_sent_again() -> None:
+    # F-13: by its own word it has not applied them.
+    desk = Desk()
+    desk.writer.received([0, 1])
+    desk.writer.received([2, 0])
+    desk.writer.received([2, 0])
+    await desk.recover(-1)
+    assert desk.stream.lost == 1
+    assert desk.line.numbers() == [1, 2]
+
+
+async def test_a_writer_of_which_there_is_no_record_and_nothing_was_heard_has_applied_nothing() -> None:
+    desk = Desk()
+    desk.stream.disconnected()
+    await desk.recover(-1)
+    assert desk.stream.lost == 0
+    assert desk.line.numbers() == [1, 2, 3]
+
+
 async def test_a_state_that_cannot_be_read_keeps_its_settlement_and_stops_no_other() -> None:
     desk = Desk()
     desk.writer.received([4, 1, b"unreadable", b""])
@@ -486,6 +529,29 @@ async def test_a_total_that_passes_nine_times_ten_to_the_fifteenth_is_refused_an
         assert await used(kit, "acme", "tokens") == (9 * 10**15, 0)
         assert await used(kit, "other", "tokens") == (3, 0)
         assert lane_of(kit).lost == 0
+
+
+async def test_i6_a_writer_that_is_evicted_bills_nothing_twice(valkey: Server, proxy: TcpProxy) -> None:
+    # F-13: recorded 51, stored 101.
+    async with kit_at(proxy.url, shards=1, store_timeout=0.5) as kit:
+        settle(kit, "acme", 1)
+        await settled(kit)
+        await proxy.set("drop_reply")
+        for _ in range(50):
+            settle(kit, "acme", 1)
+        await eventually(lambda: _recorded(valkey) == 51)
+        for key in valkey.command("KEYS", "*:w:*"):
+            valkey.command("DEL", key)  # As volatile-lru does.
+        await proxy.set("reset")
+        await proxy.set("pass")
+        settle(kit, "acme", 1)
+        await settled(kit)
+        assert await used(kit, "acme", "tokens") == (52, 0)
+        assert lane_of(kit).lost == 51
+
+
+def _recorded(server: Server) -> int:
+    return sum(int(value) for name, value in counters(server, "acme").items() if name[4:] in {"i", "o"})
 
 
 async def test_recording_while_the_server_hangs_returns_after_one_timeout_and_is_kept(valkey: Server) -> None:

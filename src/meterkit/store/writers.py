@@ -76,7 +76,11 @@ class Line(Protocol):
         ...
 
     async def retire(self, key: str) -> int:
-        """Retire a writer, waiting for a connection if there is none; the last number it applied."""
+        """Retire a writer, waiting for a connection if there is none.
+
+        Returns:
+            The last number that it applied; -1 where the store has no record of it.
+        """
         ...
 
     async def replies(self) -> None:
@@ -91,9 +95,16 @@ class Line(Protocol):
 
 
 class _Writer:
-    """One writer in its one life."""
+    """One writer in its one life.
 
-    __slots__ = ("acknowledged", "inflight", "key", "number", "packed_key", "stream", "undone")
+    Attributes:
+        acknowledged: how many settlements the store has applied by its own word.
+        inflight: sent, and not answered yet.
+        undone: answered, and by that word not applied; and whatever was sent behind them.
+        unheard: sent over a connection that has ended: applied or not.
+    """
+
+    __slots__ = ("acknowledged", "inflight", "key", "number", "packed_key", "stream", "undone", "unheard")
 
     def __init__(self, stream: Stream, key: str) -> None:
         self.stream = stream
@@ -103,27 +114,34 @@ class _Writer:
         self.acknowledged = 0
         self.inflight: deque[Settlement] = deque()
         self.undone: list[Settlement] = []
+        self.unheard: list[Settlement] = []
 
-    def received(self, reply: list[Any] | Exception) -> None:
+    @property
+    def unsettled(self) -> list[Settlement]:
+        """What the store has not acknowledged, in the order in which it was sent."""
+        return [*self.undone, *self.unheard, *self.inflight]
+
+    def received(self, reply: list[Any] | Exception | bytes | int | None) -> None:
         """Match a reply with the oldest settlement in flight."""
         if not self.inflight:
             return  # A connection given up still answers; retiring has the last word.
         settlement = self.inflight.popleft()
-        code = _ERROR if isinstance(reply, Exception) else reply[0]
+        answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
+        code = answer[0]
         if self.undone or code not in {_OK, _DUPLICATE, _REFUSED}:
             self.undone.append(settlement)
-            if code == _STALE and not isinstance(reply, Exception):
-                self.stream.outdated(settlement, reply)
+            if code == _STALE:
+                self.stream.outdated(settlement, answer)
             self.stream.disturbed(reply)
             return
         self.acknowledged += 1
         self.stream.pause_s = 0.0
-        if code == _REFUSED and not isinstance(reply, Exception):
-            settlement.refused(reply[1])
+        if code == _REFUSED:
             _tell(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
-        elif code == _OK and not isinstance(reply, Exception) and len(reply) > _OK_LENGTH:
-            settlement.lowered(reply[_OK_LENGTH:])
+            settlement.refused(answer[1])
         _tell(settlement, None)
+        if code == _OK and len(answer) > _OK_LENGTH:
+            settlement.lowered(answer[_OK_LENGTH:])
 
 
 def _tell(settlement: Settlement, error: Exception | None) -> None:
@@ -171,7 +189,8 @@ class Stream:
     @property
     def unsettled(self) -> int:
         """Settlements that the store has not acknowledged."""
-        return len(self.waiting) + len(self.writer.inflight) + len(self.writer.undone)
+        writer = self.writer
+        return len(self.waiting) + len(writer.inflight) + len(writer.undone) + len(writer.unheard)
 
     def settle(self, settlement: Settlement) -> None:
         """Number a settlement and send it, or keep it until it can be sent."""
@@ -205,7 +224,7 @@ class Stream:
         """Take word that what is in flight will not be answered."""
         writer = self.writer
         if writer.inflight:
-            writer.undone += writer.inflight
+            writer.unheard += writer.inflight
             writer.inflight.clear()
             self.disturbed(None)
 
@@ -213,7 +232,7 @@ class Stream:
         """Go on where the task that saw to it was cancelled, as it is when a loop ends."""
         if self._recovery is not None and self._recovery.done():
             self._recovering = False
-        if self.waiting or self.writer.undone:
+        if self.waiting or self.writer.undone or self.writer.unheard:
             self.disturbed(None)
 
     def renew(self) -> None:
@@ -226,14 +245,18 @@ class Stream:
     def abandon(self) -> int:
         """Give up what is not acknowledged; how much that is."""
         left = self.unsettled
-        for settlement in (*self.writer.inflight, *self.writer.undone, *self.waiting):
+        for settlement in (*self.writer.unsettled, *self.waiting):
             _tell(settlement, StoreError("the kit was stopped before the store answered"))
         self.waiting.clear()
         self.writer = self._new_writer()
         return left
 
     def _send(self, settlement: Settlement) -> bool:
-        head, tail = settlement.pack()
+        try:
+            head, tail = settlement.pack()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others behind it
+            self._lose(settlement, f"it cannot be packed: {error!r}")
+            return True
         writer = self.writer
         # Before anything else is made: the garbage collector may end a stream, which settles, too.
         number = writer.number = writer.number + 1
@@ -246,37 +269,59 @@ class Stream:
         return True
 
     async def _recover(self) -> None:
-        window = _WINDOW_FIRST
         try:
             while True:
-                writer = self.writer
-                if writer.undone or writer.inflight:
-                    await asyncio.sleep(self.pause_s)
-                    self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
-                    # Replies come in order: once this one is here, all that was sent before is answered too.
-                    self._conclude(writer, await self._line.retire(writer.key))
-                    window = _WINDOW_FIRST
-                for _ in range(min(window, len(self.waiting))):
-                    if not self._send(self.waiting[0]):
-                        break
-                    self.waiting.popleft()
-                if not self.waiting:
+                try:
+                    await self._settle_what_is_left()
+                except Exception as error:  # noqa: BLE001 - whatever it is, what waits here must not wait for ever
+                    self._line.complain(f"settlements could not be sent, they are sent again: {error!r}")
+                    await asyncio.sleep(_PAUSE_MAX_S)
+                else:
                     return
-                # A few at first: where one of them is stale, all behind it go again.
-                await self._line.replies()
-                window *= 2
         finally:
             self._recovering = False
 
+    async def _settle_what_is_left(self) -> None:
+        window = _WINDOW_FIRST
+        while True:
+            writer = self.writer
+            if writer.undone or writer.unheard or writer.inflight:
+                await asyncio.sleep(self.pause_s)
+                self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
+                # Replies come in order: once this one is here, all that was sent before is answered too.
+                self._conclude(writer, await self._line.retire(writer.key))
+                window = _WINDOW_FIRST
+            for _ in range(min(window, len(self.waiting))):
+                if not self._send(self.waiting[0]):
+                    break
+                self.waiting.popleft()
+            if not self.waiting:
+                return
+            # A few at first: where one of them is stale, all behind it go again.
+            await self._line.replies()
+            window *= 2
+
     def _conclude(self, writer: _Writer, last: int) -> None:
-        undone = [*writer.undone, *writer.inflight]
-        applied = max(0, last - writer.acknowledged)
-        if last < writer.acknowledged:
-            self._count_lost(writer.acknowledged - last, "the store lost what it had acknowledged")
+        acknowledged = writer.acknowledged
+        self.writer = self._new_writer()
+        if last < 0 < acknowledged:
+            # Whether the rest was applied nobody knows: in doubt it is not billed.
+            unknown = (*writer.unheard, *writer.inflight)
+            self.waiting.extendleft(reversed(writer.undone))
+            why = "the store has no record any more of what it had acknowledged: it was restarted without its"
+            why += " data, or evicts keys (its maxmemory-policy is to be noeviction)"
+            for settlement in unknown:
+                _tell(settlement, StoreError(f"it is not known whether this is recorded: {why}"))
+            self._count_lost(acknowledged + len(unknown), why)
+            return
+        undone = writer.unsettled
+        applied = max(0, last - acknowledged)
+        if max(0, last) < acknowledged:
+            # What follows on it was lost as well: scripts are applied, and lost, in their order.
+            self._count_lost(acknowledged - last, "the store lost what it had acknowledged")
         for settlement in undone[:applied]:
             _tell(settlement, None)
         self.waiting.extendleft(reversed(undone[applied:]))
-        self.writer = self._new_writer()
 
     def _lose(self, settlement: Settlement, why: str) -> None:
         _tell(settlement, StoreError(f"not recorded: {why}", executed=False))

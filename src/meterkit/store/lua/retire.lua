@@ -2,8 +2,9 @@
 -- retire: closes a writer for good. Nothing it numbered is applied from now on.
 --
 -- KEYS[1] string  the writer: the last number applied, or c<number> once it is retired
--- Reply  the last number applied, 0 for none
-local last = redis.call('GET', KEYS[1]) or '0'
+-- Reply  the last number applied; -1 where there is no record of the writer: it has applied nothing, or the
+--        record was lost
+local last = redis.call('GET', KEYS[1]) or '-1'
 last = string.gsub(last, '^c', '')
 redis.call('SET', KEYS[1], 'c' .. last, 'PX', 691200000)
 return tonumber(last)
