@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
 
     from meterkit.catalog import Catalog
+    from meterkit.store.lane import Lane
     from servers import Server
 
 PLANS: Final = """
@@ -82,6 +83,13 @@ async def settled(kit: MeterKit) -> None:
     """Wait until the store has acknowledged every settlement of this loop."""
     lane = kit.store.lanes[asyncio.get_running_loop()]
     await eventually(lambda: lane.connected and lane.unsettled == 0)
+
+
+async def renew_holds(lane: Lane) -> None:
+    """Renew at once all holds of a slot that is over; the lane does so a few at a time."""
+    for holder in tuple(lane.live):
+        while holder.outlives_hold() and holder in lane.live:
+            await holder.renew()
 
 
 async def used(kit: MeterKit, customer: str, meter: str = "requests") -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import httpx
 
 from delivering import NOW, until
+from faults import renew_holds
 from llm_apps import listening, read_all
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
@@ -179,10 +180,8 @@ class Reserving(Commands):
         return "captured"
 
     async def keep(self) -> str:
-        """Renew what is held, as the lane does every half a minute."""
-        lane = await self.kit.store.start()
-        lane.hold_on()
-        await until(lambda: not any(holder.outlives_hold() for holder in lane.live))
+        """Renew what is held, as the lane does."""
+        await renew_holds(await self.kit.store.start())
         await self.settled()
         return "kept"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from asyncio import AbstractEventLoop, Task, gather, get_running_loop
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import time
@@ -15,6 +14,7 @@ from meterkit.asgi.usage import estimate_input, guarded
 from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.notes import summary
 from meterkit.catalog.quantity import check_counter, check_quantity
+from meterkit.delivery.background import end, flush_forever
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.errors import MeterkitError, SettingsError, StoreError
@@ -24,6 +24,7 @@ from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
 from meterkit.store.event_names import read_meters, remember_meters
 from meterkit.store.grants import Grants
+from meterkit.store.links import running_loop
 from meterkit.store.periods import occurred_ms
 from meterkit.store.program import Demand
 from meterkit.store.reservations import Reservation
@@ -34,6 +35,7 @@ from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     import os
+    from asyncio import AbstractEventLoop, Task
     from collections.abc import AsyncGenerator, Callable, Mapping
     from datetime import datetime
     from types import TracebackType
@@ -102,11 +104,13 @@ class MeterKit:
             prefix=self.settings.key_prefix,
             shards=self.settings.shards,
             timeout_s=self.settings.store_timeout,
+            start_timeout_s=self.settings.start_timeout,
             seal_delay_ms=int(self.settings.flush_interval * 1000),
             # Test keys bill nobody: trying meterkit on any server is to be easy.
             deliver_without_persistence=self.settings.deliver_without_persistence or not self.settings.live,
             clock=clock,
         )
+        self.store.links.before_stop = self._stop_flushing
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self._handlers = Handlers()
@@ -125,24 +129,29 @@ class MeterKit:
     async def start(self) -> None:
         """Connect for the running event loop. Counted: each start wants a stop.
 
+        A store that cannot be reached within ``start_timeout`` is logged, and tried on in the background.
+
         Raises:
+            MeterkitError: the running event loop is not asyncio's: trio is not supported.
             SettingsError: the store belongs to another number of shards or to a newer release, or the
                 embedded server cannot be run.
         """
-        loop = get_running_loop()
+        loop = running_loop()
         await self._serve(loop)
+        if not self.store.is_off:
+            await self.store.start()
         self._starts[loop] = self._starts.get(loop, 0) + 1
         await self._remember_meters()
 
     async def begin(self) -> None:
         """Serve the running event loop unless that was started, as the first request does without a lifespan.
 
-        Counts as one start that nobody undoes: it ends with the event loop.
+        Counts as one start that nobody undoes: it ends with the event loop. Does not wait for the store.
 
         Raises:
-            SettingsError: as :meth:`start`.
+            MeterkitError: the running event loop is not asyncio's.
         """
-        loop = get_running_loop()
+        loop = running_loop()
         if loop in self._starts:
             await self._serve(loop)
             return
@@ -163,10 +172,12 @@ class MeterKit:
         self._tell_plans()
         lane = None
         if not self.store.is_off:  # Whoever switches it off may do so because of the store.
-            lane = await self.store.start()
+            lane = await self.store.lane()
             lane.is_served = True
         if self._delivers and loop not in self._flushers:
-            self._flushers[loop] = loop.create_task(self._flush_forever())
+            self._flushers[loop] = loop.create_task(
+                flush_forever(self.flusher, every_s=min(5.0, self.settings.flush_interval))
+            )
         return lane
 
     async def _remember_meters(self) -> None:
@@ -191,19 +202,22 @@ class MeterKit:
 
     async def stop(self) -> None:
         """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
-        loop = get_running_loop()
+        loop = running_loop()
         left = self._starts.get(loop, 0) - 1
         if left > 0:
             self._starts[loop] = left
             return
-        self._starts.pop(loop, None)
-        flusher = self._flushers.pop(loop, None)
-        if flusher is not None:
-            flusher.cancel()
-            await gather(flusher, return_exceptions=True)
+        await self._stop_flushing()
         await self._handlers.finish(timeout_s=_HANDLERS_S)
         await self.store.stop()
         await self._handlers.finish(timeout_s=_HANDLERS_S)
+
+    async def _stop_flushing(self) -> None:
+        loop = running_loop()
+        self._starts.pop(loop, None)
+        flusher = self._flushers.pop(loop, None)
+        if flusher is not None:
+            await end(flusher)
 
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("credits.low")``.
@@ -361,10 +375,6 @@ class MeterKit:
         """
         async with self.flusher() as flusher:
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
-
-    async def _flush_forever(self) -> None:
-        async with self.flusher() as flusher:
-            await flusher.run(every_s=min(5.0, self.settings.flush_interval))
 
     @asynccontextmanager
     async def flusher(self) -> AsyncGenerator[Flusher]:

@@ -95,6 +95,7 @@ class Settings(BaseSettings):
         stripe_transport: how usage is sent.
         flush_interval: seconds that usage is gathered before it is due to be sent, where it is counted.
         store_timeout: seconds that one call to the store may take.
+        start_timeout: seconds that starting tries to reach the store, before it is said and the app begins.
         key_prefix: what the store's keys begin with.
         shards: over how many hash slots customers are spread; fixed when a store is first used.
         spool_dir: where usage waits while the store is away.
@@ -134,6 +135,9 @@ class Settings(BaseSettings):
     store_timeout: Annotated[
         float, Field(ge=0.01, le=60, description="seconds from 0.01 to 60, decimals allowed")
     ] = 0.25
+    start_timeout: Annotated[
+        float, Field(ge=0, le=300, description="seconds from 0 to 300, decimals allowed")
+    ] = 5.0
     key_prefix: Annotated[
         str, Field(pattern=r"\A[A-Za-z0-9_.-]{1,32}\z", description="1 to 32 of A-Z a-z 0-9 _ . -")
     ] = "mk"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from servers import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 CHARGED = PLANS.replace(
     "routes:\n",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from servers import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 PLANS = """
 schema: 1
@@ -144,7 +144,7 @@ class Late:
     async def mended(self) -> None:
         """Let through what was kept, and wait until it was heard and all is told to the store."""
         lane = self.kit.store.lanes[asyncio.get_running_loop()]
-        links: list[Any] = [*lane._ended, lane._link]
+        links: list[Any] = [*lane._reconnector._ended, lane._link]
         await self.proxy.let_through()
         await eventually(lambda: not any(link._pending for link in links if link is not None))
         await settled(self.kit)

@@ -43,14 +43,15 @@ from proxy import TcpProxy
 from servers import free_port, spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from meterkit import MeterKit
-    from meterkit.store.lane import Link
+    from meterkit.store.connection import OnEnd
+    from meterkit.store.reconnect import Link
     from proxy import Mode
     from servers import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 RETIRE = scripts.load("retire")
 ONE = {"requests": Demand(needed=1, taken=1)}
@@ -65,10 +66,17 @@ async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
 def lane_to(port: int, *, timeout_s: float = 0.25) -> Lane:
     address = Address(kind="tcp", host="127.0.0.1", port=port)
 
-    async def connector(on_end: Callable[[Any], None]) -> Link:
+    async def connector(on_end: OnEnd) -> Link:
         return await connect(address, [RETIRE], timeout_s=timeout_s, on_end=on_end)
 
-    return Lane(connector, keys=Keys("mk", 2), scripts=[RETIRE], retire=RETIRE)
+    return Lane(
+        connector,
+        keys=Keys("mk", 2),
+        scripts=[RETIRE],
+        retire=RETIRE,
+        timeout_s=timeout_s,
+        now_ms=lambda: int(time.time() * 1000),
+    )
 
 
 async def trouble(proxy: TcpProxy, modes: list[Mode], dice: random.Random, done: asyncio.Event) -> None:
@@ -114,7 +122,7 @@ async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
     dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
     sockets, tasks = open_sockets(), asyncio.all_tasks()
     lane = lane_to(proxy.port, timeout_s=0.05)
-    await lane.start()
+    await lane.start(within_s=5)
     futures: list[asyncio.Future[Any]] = []
     calls = [Echo(f"call-{n}") for n in range(2_000)]
 
@@ -142,8 +150,12 @@ async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
     assert kinds <= {str, StoreError, asyncio.CancelledError, TimeoutError}
     assert all(future.done() for future in futures)
 
-    await eventually(lambda: lane.connected)
-    assert (await lane.ask(Echo("after the storm")))[1] == b"after the storm"
+    async def answers() -> bool:
+        with suppress(StoreError):  # On a busy machine a reply may take longer than this lane waits.
+            return bool((await lane.ask(Echo("after the storm")))[1] == b"after the storm")
+        return False
+
+    await eventually(answers)
     await lane.stop(drain_s=1)
     await proxy.set("refuse")
     assert asyncio.all_tasks() == tasks
@@ -318,7 +330,7 @@ async def test_i9_unreachable_at_the_start_is_one_clear_line_and_heals(
     del valkey
     await proxy.set("refuse")
     with caplog.at_level(logging.INFO, logger="meterkit.store"):
-        async with kit_at(proxy.url) as kit:
+        async with kit_at(proxy.url, start_timeout=0.2) as kit:
             app = metered(kit)
             loud = [record for record in caplog.records if record.levelno >= logging.ERROR]
             assert len(loud) == 1
@@ -386,7 +398,8 @@ async def test_a_store_that_turns_into_another_is_refused_until_it_is_the_old_on
         valkey.command("HSET", "mk:meta", "shards", 4)
         await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
         assert await Client(app).get("acme", "/deny") == 200
-        assert caplog.text.count("has 8 shards") == 1
+        said = [record.getMessage() for record in caplog.records if record.name == "meterkit.store"]
+        assert sum("has 8 shards" in line for line in said) == 1
 
 
 async def test_client_kill_is_healed_and_nothing_is_lost(valkey: Server) -> None:
@@ -403,20 +416,21 @@ async def test_client_kill_is_healed_and_nothing_is_lost(valkey: Server) -> None
         assert (await used(kit, "acme"))[0] == count
 
 
-async def test_two_connections_that_ended_are_both_closed_by_stop(valkey: Server) -> None:
+async def test_connections_that_ended_are_all_closed_by_stop(proxy: TcpProxy) -> None:
     sockets = open_sockets()
-    kit = kit_at(valkey.url, store_timeout=0.05)
+    kit = kit_at(proxy.url, store_timeout=0.05)
     await kit.start()
     lane = kit.store.lanes[asyncio.get_running_loop()]
     for _ in range(3):
-        with stopped(valkey):
-            with pytest.raises(StoreError):
-                await lane.ask(Echo("hung"))
-            assert not lane.connected
+        await proxy.set("drop_reply")
+        with pytest.raises(StoreError):
+            await lane.ask(Echo("unheard"))
+        await proxy.set("pass")
         await eventually(lambda: lane.connected)
-    assert open_sockets() > sockets + 1
+    # One is in use; of three a late reply is still awaited. The proxy has three sockets for each.
+    assert open_sockets() == sockets + 4 * 3
     await kit.stop()
-    assert open_sockets() == sockets
+    await eventually(lambda: open_sockets() == sockets)
 
 
 # Servers that refuse.
@@ -460,6 +474,8 @@ async def test_i9_a_refusing_server_is_a_clear_error_and_never_a_crash(
 
 
 def _as_a_store_that_works(words: list[bytes]) -> bytes:
+    if words[0] == b"EVAL":
+        return b"*0\r\n"  # It may do all that it is asked about before it is used.
     return b":0\r\n" if words[1].decode() == RETIRE.sha else b"*2\r\n:0\r\n:1795000000000\r\n"
 
 

@@ -1,24 +1,32 @@
 """Requests that live longer than a slot of holds keep what they hold, and give all of it back."""
 
+# pyright: reportPrivateUsage=false
+# When a process begins to renew shows nowhere else.
+
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import Client, answer_ok, counters, eventually, kit_at, metered, settled, used
+from faults import Client, answer_ok, counters, eventually, kit_at, metered, renew_holds, settled, used
 from meterkit.catalog import loads
+from meterkit.store import renewal
+from meterkit.store.renewal import Renewal, portion
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from starlette.types import Receive, Scope, Send
 
     from meterkit import MeterKit
     from servers import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 PLANS = loads("""
 schema: 1
@@ -54,13 +62,11 @@ class LongRequest:
 
 
 async def pass_minutes(kit: MeterKit, clock: Clock, minutes: int) -> None:
-    """Let time pass as it does: the lane looks after its holds every half a minute."""
+    """Let time pass, and holds be renewed as soon as they may be."""
     lane = kit.store.lanes[asyncio.get_running_loop()]
     for _ in range(minutes):
         clock.advance(timedelta(minutes=1))
-        lane.hold_on()
-        await settled(kit)
-        await eventually(lambda: not any(holder.outlives_hold() for holder in lane.live))
+        await renew_holds(lane)
         await settled(kit)
 
 
@@ -107,3 +113,113 @@ async def test_i3_a_renewal_by_another_plan_leaves_no_hold_behind(valkey: Server
         assert await used(kit, "acme") == (2, 0)
         held = [value for name, value in counters(valkey, "acme").items() if name[4:] in {"h", "H", "n", "N"}]
         assert {"0"} >= set(held)
+
+
+# F-15: 3,000 streams renewed in one tick stalled the loop for 674 ms, and 354 were not renewed.
+
+
+def test_renewals_are_spread_over_the_slot_and_done_before_its_last_minute() -> None:
+    for begin_ms in (60_000, 99_999):
+        due, most = 3_000, 0
+        for at_ms in range(0, 300_000, 250):
+            now = portion(due, at_ms=at_ms, begin_ms=begin_ms)
+            most = max(most, now)
+            due -= now
+            if at_ms < 60_000:
+                assert now == 0
+            if at_ms >= 240_000:
+                assert due == 0
+        assert due == 0
+        assert most <= 8
+
+
+def test_no_tick_renews_so_many_that_the_loop_stands_still() -> None:
+    assert portion(1_000_000, at_ms=100_000, begin_ms=60_000) == 200
+    assert portion(1_000_000, at_ms=299_999, begin_ms=60_000) == 200
+    assert portion(3, at_ms=299_999, begin_ms=60_000) == 3
+    assert portion(0, at_ms=100_000, begin_ms=60_000) == 0
+
+
+class Stream:
+    """A request that holds something in a slot of five minutes; it can be renewed from its second try on."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.slot = self.now()
+        self.tries = 0
+
+    def now(self) -> int:
+        return int(self.clock() * 1000) // 300_000
+
+    def outlives_hold(self) -> bool:
+        return self.slot < self.now()
+
+    async def renew(self) -> None:
+        self.tries += 1
+        if self.tries > 1:
+            self.slot = self.now()
+
+    def let_go(self) -> None:
+        raise AssertionError
+
+
+async def test_every_long_request_is_renewed_in_its_slot_also_where_the_first_try_failed() -> None:
+    # F-15
+    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
+    renewed: list[int] = []
+
+    def spawn(work: Coroutine[Any, Any, None]) -> None:
+        with contextlib.suppress(StopIteration):
+            work.send(None)
+        renewed[-1] += 1
+
+    at_work = Renewal(spawn, lambda: int(clock() * 1000))
+    streams = [Stream(clock) for _ in range(500)]
+    at_work.live.update(streams)
+    gone, streams = streams[:100], streams[100:]
+    for n in range(4 * 290):
+        clock.advance(timedelta(milliseconds=250))
+        if n == 200:
+            at_work.live.difference_update(gone)  # They have ended before they were due.
+        renewed.append(0)
+        at_work.tick()
+    assert renewed == [0] * len(renewed)  # All is of this slot.
+    for _ in range(4 * 250):
+        clock.advance(timedelta(milliseconds=250))
+        renewed.append(0)
+        at_work.tick()
+    assert {stream.tries for stream in streams} == {2}
+    assert {stream.tries for stream in gone} == {0}
+    assert max(renewed) <= 30
+
+
+async def test_processes_do_not_renew_at_the_same_moment() -> None:
+    # F-15
+    begins = {Renewal(lambda _: None, lambda: 0)._begin_ms for _ in range(20)}
+    assert len(begins) > 10
+
+
+async def test_i3_holds_are_renewed_although_the_scripts_were_lost(valkey: Server) -> None:
+    # F-9: where only streams were left, nobody loaded the scripts again, and their holds vanished.
+    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
+    async with kit_at(valkey.url, plans=PLANS, clock=clock) as kit:
+        long = LongRequest(kit)
+        await eventually(lambda: bool(counters(valkey, "acme")))
+        valkey.command("SCRIPT", "FLUSH")
+        await pass_minutes(kit, clock, 11)
+        assert await used(kit, "acme") == (0, 2)
+        assert await long.end() == 200
+
+
+async def test_the_lane_renews_by_itself(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewal, "_IDLE_MS", 10)
+    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
+    async with kit_at(valkey.url, plans=PLANS, clock=clock) as kit:
+        long = LongRequest(kit)
+        await eventually(lambda: bool(counters(valkey, "acme")))
+        clock.advance(timedelta(minutes=6, seconds=30))
+        lane = kit.store.lanes[asyncio.get_running_loop()]
+        await eventually(lambda: not any(holder.outlives_hold() for holder in lane.live))
+        await settled(kit)
+        assert await used(kit, "acme") == (0, 2)
+        assert await long.end() == 200

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from faults import renew_holds
 from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
@@ -163,9 +164,7 @@ async def test_a_long_reservation_keeps_what_it_holds_and_a_dead_one_loses_it(an
         async with kit.reserve("acme", {"seconds": 50}) as reservation:
             for _ in range(4):
                 clock.advance(timedelta(minutes=4))
-                lane.hold_on()
-                while any(holder.outlives_hold() for holder in lane.live):
-                    await kit.check("acme", "seconds")  # A turn of the store, and of the renewal.
+                await renew_holds(lane)
                 await kit.record("acme", "output_tokens", 0)
                 assert (await row(kit, "seconds"))[1] == 50
             lane.live.clear()  # As if the process had died.

@@ -73,6 +73,7 @@ def clients(server: Server) -> int:
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_i7_starts_and_stops_are_counted_and_repeatable(valkey: Server) -> None:
     sockets, tasks = open_sockets(), asyncio.all_tasks()
     kit, loop = kit_at(valkey.url), asyncio.get_running_loop()
@@ -98,6 +99,7 @@ async def test_i7_starts_and_stops_are_counted_and_repeatable(valkey: Server) ->
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_starting_at_once_from_many_tasks_makes_one_connection(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     before = clients(valkey)
@@ -109,6 +111,7 @@ async def test_starting_at_once_from_many_tasks_makes_one_connection(valkey: Ser
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_stopping_settles_what_is_left(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     await kit.start()
@@ -121,6 +124,7 @@ async def test_stopping_settles_what_is_left(valkey: Server) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
     valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,6 +141,7 @@ async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_i7_a_decision_on_its_way_when_the_kit_stops_holds_nothing(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     await kit.start()
@@ -154,6 +159,7 @@ async def test_i7_a_decision_on_its_way_when_the_kit_stops_holds_nothing(valkey:
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey: Server) -> None:
     sockets = open_sockets()
     for steps in range(8):
@@ -168,6 +174,7 @@ async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,9 +239,8 @@ def test_a_program_that_ends_in_the_middle_of_a_recovery_loses_nothing(valkey: S
     stdout, stderr, code = run_program(program, valkey.url)
     assert (stdout, code) == ("", 0), stderr
     # What is said is that connections ended; nothing else is.
-    assert {"the store's connection ended; connecting again", "the store is connected again"} >= set(
-        stderr.splitlines()
-    )
+    ended = "the store's connection ended: the store closed the connection; connecting again"
+    assert {ended, "the store is connected again"} >= set(stderr.splitlines())
     assert look(valkey.url) == (24, 0)
 
 
@@ -248,6 +254,91 @@ def test_a_program_that_raises_ends_without_a_warning(valkey: Server) -> None:
     """
     assert run_program(program, valkey.url) == ("", "", 3)
     assert look(valkey.url) == (7, 0)
+
+
+LOOPS = pytest.mark.parametrize("module", ["asyncio", "uvloop"])
+
+
+@LOOPS
+def test_i7_loops_that_are_merely_closed_leave_nothing(valkey: Server, module: str) -> None:
+    # F-16: a hundred of them left a hundred connections, files and lanes.
+    program = f"""
+        import gc, {module}
+        from pathlib import Path
+        from faults import open_sockets
+        async def main():
+            await kit.start()
+            await kit.usage("acme")
+            post(1)
+            asyncio.ensure_future(Client(app).get("acme"))
+        files = set()
+        for _ in range(100):
+            loop = {module}.new_event_loop()
+            loop.run_until_complete(main())
+            loop.close()
+            files.add(len(list(Path("/proc/self/fd").iterdir())))
+        gc.collect()
+        print(len(files), kit.store.lanes, open_sockets())
+    """
+    assert run_program(program, valkey.url) == ("1 {} 0\n", "", 0)
+    assert look(valkey.url) == (100, 0)
+    assert in_flight(valkey, "acme") == 0
+
+
+@LOOPS
+def test_i7_a_loop_closed_from_within_another_leaves_nothing(valkey: Server, module: str) -> None:
+    # F-16
+    program = f"""
+        import {module}
+        from faults import open_sockets
+        async def main():
+            await kit.start()
+            post(1)
+        loop = {module}.new_event_loop()
+        loop.run_until_complete(main())
+        async def other():
+            loop.close()
+        asyncio.run(other())
+        print(loop.is_closed(), kit.store.lanes, open_sockets())
+    """
+    assert run_program(program, valkey.url) == ("True {} 0\n", "", 0)
+    assert look(valkey.url) == (1, 0)
+
+
+@LOOPS
+def test_i7_a_loop_that_is_closed_takes_the_flusher_along(valkey: Server, module: str) -> None:
+    # F-16
+    program = f"""
+        import gc, {module}
+        kit = kit_at("{valkey.url}", stripe_api_key="sk_test_1", stripe_api_base="http://127.0.0.1:9")
+        for _ in range(3):
+            loop = {module}.new_event_loop()
+            loop.run_until_complete(kit.start())
+            loop.close()
+        del loop
+        gc.collect()
+        print(len(kit._flushers), kit.store.lanes)
+    """
+    stdout, stderr, code = run_program(program, valkey.url)
+    assert (stdout, code) == ("0 {}\n", 0)
+    # That this store keeps nothing on disk is said, once a loop at most; nothing else is.
+    assert all("keeps nothing: " in line for line in stderr.splitlines())
+
+
+def test_i7_a_loop_may_be_closed_without_the_store(valkey: Server) -> None:
+    # F-16
+    program = """
+        import time
+        kit = kit_at("redis://127.0.0.1:9/0", start_timeout=0.1)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(kit.start())
+        began = time.monotonic()
+        loop.close()
+        print(time.monotonic() - began < 2, kit.store.lanes)
+    """
+    stdout, stderr, code = run_program(program, valkey.url)
+    assert (stdout, code) == ("True {}\n", 0)
+    assert len(stderr.splitlines()) == 1  # That it cannot be reached.
 
 
 def test_two_loops_at_once_have_a_connection_each_and_share_the_kit(valkey: Server) -> None:
@@ -277,6 +368,7 @@ def test_two_loops_at_once_have_a_connection_each_and_share_the_kit(valkey: Serv
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_the_lifespan_starts_and_stops_the_kit(valkey: Server) -> None:
     kit = kit_at(valkey.url)
     to_app: asyncio.Queue[Message] = asyncio.Queue()
@@ -305,6 +397,7 @@ async def test_the_lifespan_starts_and_stops_the_kit(valkey: Server) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_a_lifespan_that_fails_stops_the_kit(valkey: Server) -> None:
     kit = kit_at(valkey.url)
 
@@ -386,6 +479,7 @@ def test_a_child_leaves_the_parents_connection_alone(valkey: Server) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_administration_asked_for_by_many_at_once_is_one_client(valkey: Server) -> None:
     sockets = open_sockets()
     kit = kit_at(valkey.url)
@@ -397,6 +491,7 @@ async def test_administration_asked_for_by_many_at_once_is_one_client(valkey: Se
 
 
 @pytest.mark.anyio
+@pytest.mark.each_loop
 async def test_nothing_is_logged_about_a_healthy_life(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

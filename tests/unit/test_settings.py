@@ -41,6 +41,7 @@ def test_defaults() -> None:
         "stripe_transport": "v1",
         "flush_interval": 300.0,
         "store_timeout": 0.25,
+        "start_timeout": 5.0,
         "key_prefix": "mk",
         "shards": 128,
         "spool_dir": Path("/home/someone/.local/state/meterkit"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from asyncio import CancelledError, get_running_loop
+from asyncio import CancelledError
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
@@ -20,10 +20,11 @@ from meterkit.asgi.reservation import reservation
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
 from meterkit.asgi.sampler import Sampler
 from meterkit.asgi.told import ShadowFields, Told
-from meterkit.errors import SettingsError, StoreError
+from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.store.connection import ReplyError, give_up
 from meterkit.store.customer_id import is_customer
 from meterkit.store.decision import Decision
+from meterkit.store.links import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -177,7 +178,7 @@ class MeterMiddleware:
         store = self._kit.store
         account: Account | None = None
         call: DecideCall | None = None
-        lane = store.lanes.get(get_running_loop())
+        lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)
             account = self._accounts.named.get(found) if type(found) is str else None
@@ -187,7 +188,7 @@ class MeterMiddleware:
             call = make("d") if make else account.calls.get(id(route)) or account.call(route)
             if lane is None or not lane.is_served:
                 await self._kit.begin()
-                lane = store.lanes[get_running_loop()]
+                lane = store.lanes[running_loop()]
             pending = lane.call(call)
             try:
                 reply: Any = await pending
@@ -355,7 +356,11 @@ class MeterMiddleware:
             nonlocal started
             message = await receive()
             if message["type"] == "lifespan.startup" and not started:
-                await self._kit.start()
+                try:
+                    await self._kit.start()
+                except MeterkitError as error:  # To servers, one that merely raises has no lifespan.
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    raise
                 started = True
             return message
 

@@ -252,18 +252,26 @@ class View:
             program = compile_program(
                 self.entitlements, self.accounts.catalog, demands, in_flight=in_flight, purse=self.purse
             )
-            if len(self._calls) >= _CALLS_MAX:
-                self._calls.clear()
-            call = self._calls[key] = DecideCall(self, program, mode)
-            call.recurs = True
+            call = self._keep(key, DecideCall(self, program, mode))
+        return call
+
+    def _keep(self, key: tuple[object, ...], call: DecideCall) -> DecideCall:
+        if len(self._calls) >= _CALLS_MAX:
+            self._calls.clear()
+        call.recurs = True
+        self._calls[key] = call
         return call
 
     def renewal(self, held: Mapping[str, int], flights: tuple[str, ...]) -> DecideCall:
         """A call that holds again what another held, whatever is left of it."""
-        demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *flights)}
-        kept = holding_only(self.entitlements, demands, flights)
-        program = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
-        return DecideCall(self, program, "h")
+        key = ("h", *held.items(), *flights)
+        call = self._calls.get(key)
+        if call is None:
+            demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *flights)}
+            kept = holding_only(self.entitlements, demands, flights)
+            program = compile_program(kept, self.accounts.catalog, demands, purse=self.purse)
+            call = self._keep(key, DecideCall(self, program, "h"))
+        return call
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""

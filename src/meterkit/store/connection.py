@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from time import time
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import hiredis
 
@@ -22,11 +22,31 @@ if TYPE_CHECKING:
     from meterkit.store.scripts import Script
     from meterkit.store.url import Address
 
-__all__ = ["Call", "Connection", "Receiver", "ReplyError", "connect", "give_up"]
+__all__ = [
+    "Call",
+    "Connection",
+    "OnEnd",
+    "Receiver",
+    "ReplyError",
+    "Unsent",
+    "connect",
+    "fail",
+    "give_up",
+    "refused",
+]
 
 _log = logging.getLogger("meterkit.store")
 
-_LATE_REPLIES_S = 5.0
+# A decision that nobody waits for any more holds something for two slots of five minutes, from when a server
+# that hung goes on to make it: for as long its reply is waited for, and what it holds given back.
+_LATE_REPLIES_S: Final = 600.0
+_LATE_REPLIES_BYTES: Final = 8_388_608
+_CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
+# This server takes no writes: it was a master before, and another one is by now.
+_NO_MASTER: Final = frozenset({"READONLY", "MASTERDOWN"})
+
+Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
+"""Calls that a connection has certainly not sent."""
 
 
 class ReplyError(Exception):
@@ -54,6 +74,13 @@ class Receiver(Protocol):
         """Take the next reply, in the order in which the requests were posted."""
 
 
+class OnEnd(Protocol):
+    """Takes word that a connection takes no more requests, why, and which calls it has not sent."""
+
+    def __call__(self, link: Any, why: str, unsent: Unsent, /) -> None:
+        """Take it; the futures of the unsent calls are to be seen to."""
+
+
 class Connection(asyncio.Protocol):
     """One connection: requests leave once a tick, replies are matched in order, one watchdog for all.
 
@@ -63,15 +90,22 @@ class Connection(asyncio.Protocol):
         clock: seconds since the epoch.
     """
 
-    def __init__(
-        self, *, timeout_s: float, on_end: Callable[[Connection], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, *, timeout_s: float, on_end: OnEnd, clock: Callable[[], float]) -> None:
         self._now = clock
         self._loop = asyncio.get_running_loop()
         self._timeout_s = timeout_s
         self._on_end = on_end
         self._transport: asyncio.Transport | None = None
-        self._reader = hiredis.Reader(protocolError=StoreError, replyError=ReplyError)
+        errors: list[ReplyError] = []
+
+        def error(text: str) -> ReplyError:
+            errors.append(ReplyError(text))
+            return errors[-1]
+
+        # Errors are rare, and told apart here: so replies need not be looked at one by one.
+        self._errors = errors
+        self._reader = hiredis.Reader(protocolError=StoreError, replyError=error)
+        self._late_bytes = 0
         self._out: list[bytes] = []
         self._clock = b""
         self._pending: deque[tuple[asyncio.Future[Any] | None, Any]] = deque()
@@ -80,15 +114,18 @@ class Connection(asyncio.Protocol):
         self._watchdog: asyncio.TimerHandle | None = None
         self._closed = self._loop.create_future()
         self.open = False
+        self._why = "it was not made yet"
 
     # What the lane's users call.
 
-    def call(self, call: Call) -> asyncio.Future[Any]:
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; the reply, or the server's error, is the future's result.
 
-        The future fails with :class:`StoreError` where the connection ends first.
+        The future, a new one where none is given, fails with :class:`StoreError` where the connection ends
+        between the sending and the reply.
         """
-        future = self._loop.create_future()
+        if future is None:
+            future = self._loop.create_future()
         out = self._out
         if not out:
             self._begin()
@@ -113,7 +150,7 @@ class Connection(asyncio.Protocol):
         """
         future = self._loop.create_future()
         if not self.open:
-            _fail(future, StoreError("the store's connection has ended", executed=False))
+            fail(future, StoreError(f"the store's connection has ended: {self._why}", executed=False))
             return future
         if not self._out:
             self._begin()
@@ -122,32 +159,48 @@ class Connection(asyncio.Protocol):
         return future
 
     def end(self, why: str) -> None:
-        """Take no new requests. The outcome of what was sent is unknown; its replies are read for a while."""
+        """Take no new requests. The outcome of what was sent is unknown; its replies are read nevertheless.
+
+        Args:
+            why: one clause for errors and logs.
+        """
         if not self.open:
             return
         self.open = False
+        self._why = why
         if self._watchdog is not None:
             self._watchdog.cancel()
-        self._drop_unsent(why)
-        for future, _ in self._pending:
-            if future is not None and not future.done():
-                _fail(future, StoreError(why, executed=None))
-        self._on_end(self)
+        unsent = self._take_unsent(why)
+        awaited = False
+        for future, taker in self._pending:
+            if future is not None:
+                awaited = awaited or taker is not None
+                if not future.done():
+                    fail(future, StoreError(why, executed=None))
+        self._on_end(self, why, unsent)
         if self._transport is not None and not self._transport.is_closing():
-            self._watchdog = self._loop.call_later(_LATE_REPLIES_S, self._transport.abort)
+            if awaited:
+                self._watchdog = self._loop.call_later(_LATE_REPLIES_S, self._transport.abort)
+            else:
+                self._transport.abort()
 
     @property
     def gone(self) -> bool:
         """Whether the socket is closed and no late reply can come any more."""
         return self._closed.done()
 
-    async def close(self) -> None:
-        """Close at once and wait until the socket is gone."""
+    def drop(self) -> None:
+        """Close without waiting until the socket is gone."""
         self.end("the connection was closed")
         if self._watchdog is not None:
             self._watchdog.cancel()
         if self._transport is not None:
             self._transport.abort()
+
+    async def close(self) -> None:
+        """Close at once and wait until the socket is gone."""
+        self.drop()
+        if self._transport is not None:
             await asyncio.shield(self._closed)
 
     # What the event loop calls.
@@ -167,18 +220,26 @@ class Connection(asyncio.Protocol):
             while reply is not False:
                 future, taker = pending.popleft()
                 self._answered += 1
-                if future is None:
-                    taker.received(reply)
-                elif not future.done():
-                    future.set_result(reply)
-                elif taker is not None:
-                    taker.orphaned(reply)
+                try:
+                    if future is None:
+                        taker.received(reply)
+                    elif not future.done():
+                        future.set_result(reply)
+                    elif taker is not None:
+                        taker.orphaned(reply)
+                except Exception:  # noqa: BLE001 - logged with its traceback
+                    # A connection serves all customers; the reply was one's.
+                    _log.exception("a reply of the store could not be taken")
                 reply = gets()
         except (StoreError, IndexError):
             _log.exception("the store sent what is not RESP; the connection is closed")
-            self.end("the store sent what is not RESP")
-            if self._transport is not None:
-                self._transport.abort()
+            self._end_now("the store sent what is not RESP")
+        if self._errors:
+            self._look_at_errors()
+        if not self.open:
+            self._late_bytes += len(data)
+            if not pending or self._late_bytes > _LATE_REPLIES_BYTES:
+                self._end_now("nothing more is awaited")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail whoever still waits."""
@@ -195,12 +256,29 @@ class Connection(asyncio.Protocol):
         self._clock = b"$13\r\n%013d\r\n" % (self._now() * 1000)
         self._loop.call_soon(self._flush)
 
-    def _drop_unsent(self, why: str) -> None:
+    def _look_at_errors(self) -> None:
+        errors = [error for error in self._errors if error.code in _NO_MASTER]
+        self._errors.clear()
+        if errors:
+            self.end(f"the server that answers takes no writes: {errors[0]}")
+
+    def _end_now(self, why: str) -> None:
+        self.end(why)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _take_unsent(self, why: str) -> Unsent:
+        unsent: Unsent = []
         self._out.clear()
         while len(self._pending) > self._asked - self._answered:
-            future, _ = self._pending.pop()
+            future, taker = self._pending.pop()
             if future is not None and not future.done():
-                _fail(future, StoreError(why, executed=False))
+                if taker is None:
+                    fail(future, StoreError(why, executed=False))
+                else:
+                    unsent.append((future, taker))
+        unsent.reverse()
+        return unsent
 
     def _flush(self) -> None:
         if not self._out:
@@ -234,10 +312,16 @@ def give_up(call: Call, reply: asyncio.Future[Any]) -> None:
         call.orphaned(reply.result())
 
 
-def _fail(future: asyncio.Future[Any], error: StoreError) -> None:
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """End a future by an error; asyncio does not complain where nobody waits for it."""
     future.set_exception(error)
-    # Asked for once, so that asyncio does not complain where nobody waits for it.
     future.exception()
+
+
+def refused(address: Address, reply: ReplyError) -> StoreError:
+    """The error for a server that can be reached and does not serve, in its own words."""
+    hint = "; user and password are those of METERKIT_REDIS_URL" if reply.code in _CREDENTIALS else ""
+    return StoreError(f"the store at {address} refuses to serve: {reply}{hint}", executed=False)
 
 
 async def connect(
@@ -245,10 +329,17 @@ async def connect(
     scripts: Sequence[Script],
     *,
     timeout_s: float,
-    on_end: Callable[[Connection], None],
+    on_end: OnEnd,
     clock: Callable[[], float] = time,
 ) -> Connection:
     """Open a connection: authenticated, on its database, all scripts loaded.
+
+    Args:
+        address: where the store is.
+        scripts: what the server is to know.
+        timeout_s: how long each step may take, and afterwards each request.
+        on_end: called once, when no further request can be taken.
+        clock: seconds since the epoch.
 
     Raises:
         StoreError: the store cannot be reached, refuses the credentials or does not answer in time.
@@ -265,7 +356,7 @@ async def connect(
                 _, connection = await loop.create_connection(protocol, address.host, address.port)
             else:
                 _, connection = await loop.create_unix_connection(protocol, address.path)
-            await _prepare(connection, address, scripts)
+        await _prepare(connection, address, scripts)
     except BaseException as error:
         if connection is not None:
             await connection.close()
@@ -277,14 +368,23 @@ async def connect(
 
 
 async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script]) -> None:
-    asked: list[asyncio.Future[Any]] = []
+    # Step by step: a server that does not let us in closes the connection at the first large request, and
+    # its words may be lost with it.
     if address.password is not None:
         user = () if address.username is None else (address.username,)
-        asked.append(connection.ask("AUTH", *user, address.password))
-    asked.append(connection.ask("CLIENT", "SETNAME", "meterkit"))
-    if address.db:
-        asked.append(connection.ask("SELECT", address.db))
-    asked += [connection.ask("SCRIPT", "LOAD", script.text) for script in scripts]
-    for reply in await asyncio.gather(*asked):
+        await _answered(address, connection.ask("AUTH", *user, address.password))
+    await _answered(address, connection.ask("SELECT", address.db))
+    # The name is for people who look at the server; a user without the right to set it needs none.
+    connection.ask("CLIENT", "SETNAME", "meterkit")
+    await _answered(address, *(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
+
+
+async def _answered(address: Address, *asked: asyncio.Future[Any]) -> None:
+    """Wait for replies; none of them may be an error."""
+    try:
+        replies = await asyncio.gather(*asked)
+    except StoreError as error:
+        raise StoreError(f"the store at {address} cannot be reached: {error}", executed=False) from None
+    for reply in replies:
         if isinstance(reply, ReplyError):
-            raise StoreError(f"the store at {address} refuses to serve: {reply}", executed=False)
+            raise refused(address, reply)

@@ -13,7 +13,7 @@ from meterkit.store.server import commands_to_try, eviction_warning, rights_refu
 
 if TYPE_CHECKING:
     from meterkit.store.keys import Keys
-    from meterkit.store.lane import Link
+    from meterkit.store.reconnect import Link
     from meterkit.store.url import Address
 
 __all__ = ["inspect"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from meterkit.errors import SettingsError
+from meterkit.errors import MeterkitError, SettingsError
 from meterkit.store import connection
 from meterkit.store.admin import Admin
 from meterkit.store.embedded import EmbeddedServer
@@ -18,13 +20,14 @@ from meterkit.store.meta import agree
 from meterkit.store.url import Address
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
+    from meterkit.store.connection import OnEnd
     from meterkit.store.keys import Keys
-    from meterkit.store.lane import Link
+    from meterkit.store.reconnect import Link
     from meterkit.store.scripts import Script
 
-__all__ = ["Links"]
+__all__ = ["Links", "running_loop"]
 
 _DRAIN_S: Final = 5.0
 
@@ -37,7 +40,12 @@ class Links:
         keys: names of keys.
         scripts: all of them, by name.
         timeout_s: how long a request may wait for the store.
+        start_timeout_s: for how long starting tries to reach the store.
         clock: seconds since the epoch.
+
+    Attributes:
+        lanes: of each event loop.
+        before_stop: awaited in a loop before what belongs to it is closed.
     """
 
     def __init__(
@@ -47,29 +55,51 @@ class Links:
         scripts: Mapping[str, Script],
         *,
         timeout_s: float,
+        start_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._address = address
         self._keys = keys
         self._scripts = scripts
         self._timeout_s = timeout_s
+        self._start_timeout_s = start_timeout_s
         self._clock = clock
         self._server = EmbeddedServer(address.path) if address.kind == "embedded" else None
         self.lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
         self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
+        self._watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._forked: list[object] = []
         self._inspected = False
+        self.before_stop: Callable[[], Awaitable[None]] = _nothing
         _links.add(self)
 
     async def start(self) -> Lane:
         """Connect for the running event loop; once, however often it is called.
 
+        Where the store cannot be reached, that is tried for a while before it is said; then it goes on in the
+        background.
+
         Raises:
+            MeterkitError: the running event loop is not asyncio's.
             SettingsError: the store belongs to another number of shards or to a newer release, or the
                 embedded server cannot be run.
         """
-        loop = asyncio.get_running_loop()
+        lane = await self.lane()
+        try:
+            await lane.start(within_s=self._start_timeout_s)
+        except SettingsError:
+            await self.stop()
+            raise
+        return lane
+
+    async def lane(self) -> Lane:
+        """The running event loop's lane, which connects in the background; does not wait for the store.
+
+        Raises:
+            MeterkitError: the running event loop is not asyncio's.
+        """
+        loop = running_loop()
         lane = self.lanes.get(loop)
         if lane is None:
             lane = self.lanes[loop] = Lane(
@@ -77,24 +107,26 @@ class Links:
                 keys=self._keys,
                 scripts=tuple(self._scripts.values()),
                 retire=self._scripts["retire"],
+                timeout_s=self._timeout_s,
+                now_ms=lambda: int(self._clock() * 1000),
             )
             await self._keep(loop)
-            try:
-                await lane.start()
-            except SettingsError:
-                await self.stop()
-                raise
+            lane.begin()
         return lane
 
     async def stop(self) -> None:
         """Settle what is left and close what belongs to the running event loop."""
-        guard = self._guards.pop(asyncio.get_running_loop(), None)
+        guard = self._guards.pop(running_loop(), None)
         if guard is not None:
             await guard.aclose()
 
     async def admin(self) -> Admin:
-        """The running event loop's client for administration."""
-        loop = asyncio.get_running_loop()
+        """The running event loop's client for administration.
+
+        Raises:
+            MeterkitError: the running event loop is not asyncio's.
+        """
+        loop = running_loop()
         admin = self._admins.get(loop)
         if admin is None:
             await self._keep(loop)
@@ -102,7 +134,7 @@ class Links:
             admin = self._admins[loop] = Admin(address, timeout_s=self._timeout_s, clock=self._clock)
         return admin
 
-    async def _connect(self, on_end: Callable[[Any], None]) -> Link:
+    async def _connect(self, on_end: OnEnd) -> Link:
         loaded = tuple(self._scripts.values())
         link: Link
         if self._address.kind == "memory":
@@ -131,6 +163,18 @@ class Links:
         if loop not in self._guards:
             guard = self._guards[loop] = self._guard(loop)
             await anext(guard)
+            if loop not in self._watched:
+                self._watched.add(loop)
+                _have_stopped_before_it_closes(loop, self)
+
+    def stop_for(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close what belongs to a loop that is about to be closed: it runs once more for that."""
+        guard = self._guards.get(loop)
+        if guard is None or loop.is_closed() or loop.is_running():
+            return
+        # In a thread: where it is closed from within another loop, it could not run in this one.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: loop.run_until_complete(guard.aclose())).result()
 
     async def _guard(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
         # A loop that asyncio.run() closes first closes its asynchronous generators: this is one.
@@ -138,6 +182,7 @@ class Links:
             yield
         finally:
             self._guards.pop(loop, None)
+            await self.before_stop()
             lane, admin = self.lanes.get(loop), self._admins.pop(loop, None)
             if lane is not None:
                 # Found by late replies until it is closed: what they hold is given back.
@@ -155,6 +200,40 @@ class Links:
         self._admins, self._guards = {}, {}
         if self._server is not None:
             self._server = EmbeddedServer(self._address.path)
+
+
+async def _nothing() -> None:
+    pass
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that runs here.
+
+    Raises:
+        MeterkitError: none of asyncio's kind does.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise MeterkitError(
+            "meterkit runs on asyncio and uvloop, and neither runs here; trio is not supported: start the"
+            " server on one of them (hypercorn: -k asyncio or -k uvloop)"
+        ) from None
+
+
+def _have_stopped_before_it_closes(loop: asyncio.AbstractEventLoop, links: Links) -> None:
+    """See to loops that are closed as asyncio.run() never does: with asynchronous generators still open."""
+    close, found = loop.close, weakref.ref(links)
+
+    def stop_and_close() -> None:
+        if (mine := found()) is not None:
+            mine.stop_for(loop)
+        close()
+
+    # Nothing else tells of it in time: once a loop is closed, its connections cannot be closed any more. A
+    # loop that takes no attributes does without.
+    with suppress(TypeError):
+        vars(loop)["close"] = stop_and_close
 
 
 _links: weakref.WeakSet[Links] = weakref.WeakSet()

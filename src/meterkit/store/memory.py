@@ -6,7 +6,7 @@ import asyncio
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from meterkit.errors import SettingsError
+from meterkit.errors import SettingsError, StoreError
 from meterkit.store.connection import ReplyError
 from meterkit.store.resp import pack, unpack
 
@@ -38,9 +38,10 @@ class MemoryLink:
         self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
         self.open = True
 
-    def call(self, call: Call) -> asyncio.Future[Any]:
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Execute a request followed by the clock; the future's result is the reply."""
-        future = self._loop.create_future()
+        if future is None:
+            future = self._loop.create_future()
         self._put(call.packed + self._clock(), future, call)
         return future
 
@@ -61,6 +62,10 @@ class MemoryLink:
 
     async def close(self) -> None:
         """Execute what waits, and close."""
+        self.drop()
+
+    def drop(self) -> None:
+        """The same; there is nothing to wait for."""
         self.open = False
         self._flush()
         self._client.close()
@@ -96,7 +101,9 @@ class MemoryLink:
 async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = time) -> MemoryLink:
     """A link to this process's store, all scripts loaded."""
     link = MemoryLink(clock)
-    await asyncio.gather(*(link.ask("SCRIPT", "LOAD", script.text) for script in scripts))
+    for reply in await asyncio.gather(*(link.ask("SCRIPT", "LOAD", script.text) for script in scripts)):
+        if isinstance(reply, ReplyError):
+            raise StoreError(f"memory:// does not take a script: {reply}", executed=False)
     return link
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store.connection import ReplyError
+from meterkit.store.connection import ReplyError, refused
 from meterkit.store.keys import FORMAT
 
 if TYPE_CHECKING:
     from meterkit.store.keys import Keys
-    from meterkit.store.lane import Link
+    from meterkit.store.reconnect import Link
     from meterkit.store.url import Address
 
 __all__ = ["agree"]
@@ -23,12 +24,22 @@ async def agree(link: Link, keys: Keys, address: Address) -> None:
         SettingsError: the store has another number of shards, or was written by a newer release.
         StoreError: the store refuses to serve.
     """
-    link.ask("HSETNX", keys.meta, "format", FORMAT)
-    link.ask("HSETNX", keys.meta, "shards", keys.shards)
-    reply = await link.ask("HMGET", keys.meta, "format", "shards")
-    if isinstance(reply, ReplyError):
-        raise StoreError(f"the store at {address} refuses to serve: {reply}", executed=False)
-    written, shards = (int(value) for value in reply)
+    # Written to each time, so that a server which takes no writes is told apart before it is used.
+    replies = await asyncio.gather(
+        link.ask("HSETNX", keys.meta, "format", FORMAT),
+        link.ask("HSETNX", keys.meta, "shards", keys.shards),
+        link.ask("HMGET", keys.meta, "format", "shards"),
+    )
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise refused(address, reply)
+    try:
+        written, shards = (int(value) for value in replies[-1])
+    except (TypeError, ValueError):
+        raise StoreError(
+            f"the store at {address} holds at {keys.meta} what meterkit did not write: {replies[-1]}",
+            executed=False,
+        ) from None
     if written > FORMAT:
         raise SettingsError(
             "redis_url",

@@ -76,7 +76,7 @@ class Reservation:
         if self._decision.allowed:
             self._call, self._decided_ms = call, reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
-            self._lane = await store.start()
+            self._lane = await store.lane()
             self._lane.live.add(self)
         return self
 

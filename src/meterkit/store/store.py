@@ -8,7 +8,7 @@ from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.errors import StoreError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.store import scripts, verdict
 from meterkit.store.accounts import HOLD_SLOT_MS, Accounts
 from meterkit.store.connection import ReplyError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.admin import Admin
     from meterkit.store.decision import Decision
     from meterkit.store.lane import Lane
     from meterkit.store.program import Demand
@@ -44,14 +43,14 @@ _NO_DIMENSIONS: Final[dict[str, str]] = {}
 
 
 class Store:
-    """Where decisions are made and usage is counted.
+    """Where decisions are made and usage is counted; ``start``, ``lane``, ``stop``, ``admin`` are its links'.
 
     Args:
         address: where Redis is; ``memory`` for the store within this process.
         catalog: what is sold.
         prefix: the first part of every key.
         shards: how many shards there are; fixed once a store is in use.
-        timeout_s: how long a request may wait for the store.
+        timeout_s, start_timeout_s: how long a request may wait for the store, and how long starting tries.
         seal_delay_ms: how long pending usage waits before it is sealed.
         deliver_without_persistence: whether usage may be delivered from a store that forgets it at a restart.
         clock: seconds since the epoch. Any other than the system's replaces the server's too: for tests.
@@ -65,6 +64,7 @@ class Store:
         prefix: str = "mk",
         shards: int = 128,
         timeout_s: float = 0.25,
+        start_timeout_s: float = 5.0,
         seal_delay_ms: int = 300_000,
         deliver_without_persistence: bool = False,
         clock: Callable[[], float] = time,
@@ -76,8 +76,16 @@ class Store:
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
         self.scripts = {name: self._script(name) for name in scripts.NAMES}
-        self._links = Links(address, self.keys, self.scripts, timeout_s=timeout_s, clock=clock)
-        self.lanes = self._links.lanes
+        self.links = links = Links(
+            address,
+            self.keys,
+            self.scripts,
+            timeout_s=timeout_s,
+            start_timeout_s=start_timeout_s,
+            clock=clock,
+        )
+        self.lanes = links.lanes
+        self.start, self.lane, self.stop, self.admin = links.start, links.lane, links.stop, links.admin
         self.on_low: Callable[[str, str], None] = lambda _customer, _credit: None
         self.use(catalog)
 
@@ -104,34 +112,15 @@ class Store:
         """Whether nothing is decided or counted."""
         return self.accounts.catalog.enforcement == "off"
 
-    async def start(self) -> Lane:
-        """Connect for the running event loop; once, however often it is called.
-
-        Raises:
-            SettingsError: the store belongs to another number of shards or to a newer release, or the
-                embedded server cannot be run.
-        """
-        return await self._links.start()
-
-    async def stop(self) -> None:
-        """Settle what is left and close what belongs to the running event loop."""
-        await self._links.stop()
-
-    async def admin(self) -> Admin:
-        """The running event loop's client for administration."""
-        return await self._links.admin()
-
     def now_ms(self) -> int:
         """This process's clock."""
         return int(self.clock() * 1000)
-
-    # Decisions and settlements.
 
     async def decide(
         self, make: Callable[[str], DecideCall], *, mode: Literal["d", "c"] = "d"
     ) -> tuple[DecideCall, Any]:
         """Ask for a decision; see :meth:`conclude`."""
-        lane = await self.start()
+        lane = await self.lane()
         call = make(mode)
         return await self.conclude(lane, call, make, await lane.ask(call), mode=mode)
 
@@ -238,7 +227,7 @@ class Store:
         await self._settle_and_wait(ending)
 
     async def _settle_and_wait(self, ending: Ending) -> None:
-        lane = await self.start()
+        lane = await self.lane()
 
         def settle(waiter: asyncio.Future[None]) -> None:
             ending.waiter = waiter
@@ -294,9 +283,9 @@ class Store:
             call = account.view.renewal(before.held, before.program.flights)
             try:
                 reply: Any = await lane.ask(call)
-            except StoreError:
-                return None
-            if isinstance(reply, ReplyError):
+                if isinstance(reply, ReplyError):
+                    reply = await lane.again(call, reply)
+            except MeterkitError:
                 return None
             if reply[0] == _ALLOWED:
                 now_slot = reply[1] // HOLD_SLOT_MS

@@ -1,0 +1,258 @@
+"""One connection to the store, made anew whenever it ends; calls wait for it, but not for long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.store.connection import fail
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from meterkit.store.connection import Call, OnEnd, Unsent
+
+__all__ = ["Connector", "Link", "Reconnector"]
+
+_log = logging.getLogger("meterkit.store")
+
+_PAUSE_FIRST_S: Final = 0.05
+_PAUSE_MAX_S: Final = 1.0
+_SAY_EVERY_S: Final = 10.0
+_ENDED_MAX: Final = 8
+
+
+class Link(Protocol):
+    """A connection, or what stands in for one in the same process."""
+
+    open: bool
+
+    @property
+    def gone(self) -> bool:
+        """Whether no late reply can come any more."""
+        ...
+
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a request followed by the clock; the future's result is the reply."""
+        ...
+
+    def post(self, packed: Sequence[bytes], receiver: Any) -> None:
+        """Send a request followed by the clock; the receiver takes the reply."""
+
+    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        """Send a plain command; the future's result is the reply."""
+        ...
+
+    def drop(self) -> None:
+        """Close without waiting for it."""
+
+    async def close(self) -> None:
+        """Close at once, and wait until it is."""
+
+
+class Connector(Protocol):
+    """Opens a link; raises :class:`StoreError` where it cannot."""
+
+    def __call__(self, on_end: OnEnd) -> Awaitable[Link]:
+        """Open a link; ``on_end`` is called once it takes no more requests."""
+        ...
+
+
+class Reconnector:
+    """Keeps one link to the store: the first attempt at once, the next ones after a pause that grows.
+
+    Args:
+        connector: opens a link.
+        timeout_s: how long a call may wait, for a link and for its reply together.
+        on_change: told of each new link, and by None of each end.
+
+    Attributes:
+        link: None while there is none.
+    """
+
+    def __init__(
+        self, connector: Connector, *, timeout_s: float, on_change: Callable[[Link | None], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connector = connector
+        self._timeout_s = timeout_s
+        self._on_change = on_change
+        self.link: Link | None = None
+        self._linked = asyncio.Event()
+        self._linked_or_refused = asyncio.Event()
+        self._away_since = self._loop.time()
+        self._why = "the first attempt to connect has not ended yet"
+        self._refusal: SettingsError | None = None
+        self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
+        self._patience: asyncio.TimerHandle | None = None
+        self._ended: deque[Link] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._said_at = -_SAY_EVERY_S
+        self._said = False
+
+    def begin(self) -> None:
+        """Connect in the background, unless that is under way already."""
+        if self.link is None and self._task is None and not self._stopped:
+            self._task = self._loop.create_task(self._connect())
+            self._task.add_done_callback(self._connecting_ended)
+
+    async def reach(self, within_s: float) -> None:
+        """Connect; where that does not succeed in time, say why and go on trying in the background.
+
+        Args:
+            within_s: since the store was last reached, or since the first attempt.
+
+        Raises:
+            SettingsError: the store cannot be used with these settings.
+        """
+        self.begin()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._away_since + within_s):
+                await self._linked_or_refused.wait()
+        if self.link is not None or self._stopped:
+            return
+        if self._refusal is not None:
+            raise self._refusal
+        if not self._said:
+            self._said = True
+            _log.error("%s; trying again until it can", self._why)
+
+    async def linked(self) -> Link:
+        """Wait for a link, however long that takes."""
+        while self.link is None:
+            await self._linked.wait()
+        return self.link
+
+    def call(self, call: Call) -> asyncio.Future[Any]:
+        """Send a request as soon as there is a link.
+
+        Waits only while the store is away for less than the timeout: then every call is answered at once.
+
+        Raises:
+            StoreError: the store is away; nothing was sent.
+            SettingsError: the store cannot be used with these settings.
+        """
+        if self.link is not None:
+            return self.link.call(call)
+        if self._refusal is not None:
+            raise self._refusal
+        if self._stopped or self._loop.time() >= self._away_since + self._timeout_s:
+            raise self._away()
+        future = self._loop.create_future()
+        self._wait(future, call)
+        return future
+
+    async def stop(self) -> None:
+        """Close all links; what waits for one fails."""
+        self._stopped = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._lose_patience()
+        for link in (*self._ended, *([self.link] if self.link else [])):
+            await link.close()
+        self.link = None
+        self._on_change(None)
+
+    async def _connect(self) -> None:
+        pause = _PAUSE_FIRST_S
+        while not self._stopped:  # The cancellation may have been taken for a failure to connect.
+            try:
+                link = await self._connector(self._on_end)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the store is tried again
+                self._failed(error)
+            else:
+                if link.open and not self._stopped:
+                    self._use(link)
+                    return
+                self._keep_for_late_replies(link)
+            await asyncio.sleep(pause)
+            pause = min(_PAUSE_MAX_S, 2 * pause)
+
+    def _connecting_ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        # Somebody may have cancelled every task of the loop: only who stops the lane ends the attempts.
+        self.begin()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("connecting to the store failed", exc_info=error)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, SettingsError):
+            if str(error) != self._why:
+                _log.critical("%s", error)
+            self._refusal = error
+            self._linked_or_refused.set()
+            self._lose_patience()
+        elif not isinstance(error, StoreError) and repr(error) != self._why:
+            _log.error("connecting to the store failed; trying again until it can", exc_info=error)
+        self._why = str(error) if isinstance(error, MeterkitError) else repr(error)
+
+    def _use(self, link: Link) -> None:
+        if self._said:
+            _log.warning("the store is connected again")
+        self.link, self._refusal, self._said = link, None, False
+        self._on_change(link)
+        self._linked.set()
+        self._linked_or_refused.set()
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        waiting, self._waiting = self._waiting, []
+        for until, future, call in waiting:
+            if not future.done():
+                link.call(call, future)
+                self._loop.call_at(until, self._too_late, future)
+
+    def _on_end(self, link: Link, why: str, unsent: Unsent) -> None:
+        """Take word that a link takes no more requests; what it had not sent yet goes over the next one."""
+        if self.link is not link:
+            for future, _ in unsent:
+                fail(future, StoreError(why, executed=False))
+            return
+        self.link = None
+        self._why = why
+        self._away_since = self._loop.time()
+        self._linked.clear()
+        self._linked_or_refused.clear()
+        self._keep_for_late_replies(link)
+        self._on_change(None)
+        for future, call in unsent:
+            self._wait(future, call)
+        if self._stopped:
+            self._lose_patience()
+        elif self._away_since - self._said_at >= _SAY_EVERY_S:
+            self._said_at, self._said = self._away_since, True
+            _log.warning("the store's connection ended: %s; connecting again", why)
+        self.begin()
+
+    def _keep_for_late_replies(self, link: Link) -> None:
+        self._ended = deque(ended for ended in (*self._ended, link) if not ended.gone)
+        while len(self._ended) > _ENDED_MAX:
+            self._ended.popleft().drop()
+
+    def _wait(self, future: asyncio.Future[Any], call: Call) -> None:
+        if self._patience is None:
+            self._patience = self._loop.call_at(self._away_since + self._timeout_s, self._lose_patience)
+        self._waiting.append((self._loop.time() + self._timeout_s, future, call))
+
+    def _lose_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        waiting, self._waiting = self._waiting, []
+        for _, future, _ in waiting:
+            if not future.done():
+                fail(future, self._refusal or self._away())
+
+    def _too_late(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            why = f"the store did not answer within {self._timeout_s:g} s"
+            fail(future, StoreError(why, executed=None))
+
+    def _away(self) -> StoreError:
+        return StoreError(f"the store is not connected: {self._why}", executed=False)

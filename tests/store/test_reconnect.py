@@ -1,0 +1,564 @@
+"""Connections that are lost, refused, hung, or lead to a server that takes no writes: made anew, and soon."""
+
+# pyright: reportPrivateUsage=false
+# A few tests look at connections that nothing shows.
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import (
+    Client,
+    Echo,
+    FakeRedis,
+    answer_ok,
+    catalog,
+    eventually,
+    in_flight,
+    kit_at,
+    metered,
+    settled,
+    stopped,
+    used,
+)
+from meterkit.delivery.flusher import Flusher
+from meterkit.errors import StoreError
+from meterkit.store import reconnect
+from meterkit.store.links import Links
+from proxy import TcpProxy
+from servers import free_port, redis_binary, spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from meterkit import MeterKit
+    from meterkit.store.lane import Lane
+    from meterkit.store.reconnect import Link
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+
+CEILING = catalog("""
+schema: 1
+currency: usd
+default_plan: p
+meters:
+  requests: {unit: request}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  p:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 100, overage: deny}
+""")
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
+
+
+def lane_of(kit: MeterKit) -> Lane:
+    return kit.store.lanes[asyncio.get_running_loop()]
+
+
+# F-9: no error ends the attempts.
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"-READONLY You can't write against a read only replica.\r\n",
+        b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        b"-MISCONF Redis is configured to save RDB snapshots, but it's unable to persist to disk.\r\n",
+        b"-NOPERM this user has no permissions to run the 'hsetnx' command\r\n",
+        b"$-1\r\n",
+        b"*2\r\n$-1\r\n$-1\r\n",
+        b"*2\r\n$3\r\none\r\n$3\r\ntwo\r\n",
+        b":7\r\n",
+    ],
+    ids=lambda reply: ascii(reply[:9]),
+)
+@pytest.mark.parametrize("refused", [b"HSETNX", b"HMGET"])
+async def test_i9_whatever_a_server_answers_it_is_tried_again(reply: bytes, refused: bytes) -> None:
+    # F-9
+    wrong = True
+
+    def answer(words: list[bytes]) -> bytes:
+        command = words[0].upper()
+        if wrong and command == refused:
+            return reply
+        if command == b"HMGET":
+            return b"*2\r\n$1\r\n1\r\n$1\r\n4\r\n"
+        return b"*0\r\n" if command == b"EVAL" else b"+OK\r\n"
+
+    async with FakeRedis(answer) as fake, kit_at(fake.url, start_timeout=0.2) as kit:
+        words = reply[1:-2].decode() if reply.startswith(b"-") else "what meterkit did not write"
+
+        async def told() -> bool:
+            with pytest.raises(StoreError) as caught:
+                await kit.check("acme", "requests")
+            return words in str(caught.value)
+
+        if refused == b"HMGET" or reply.startswith(b"-"):
+            await eventually(told)
+        wrong = False
+        await eventually(lambda: lane_of(kit).connected)
+
+
+async def test_i9_an_error_of_no_known_kind_does_not_end_the_attempts(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-9
+    right = Links._connect
+    errors = [ZeroDivisionError("a bug"), KeyError("x"), MemoryError(), ZeroDivisionError("a bug")]
+
+    async def wrong(self: Links, on_end: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await right(self, on_end)
+
+    monkeypatch.setattr(Links, "_connect", wrong)
+    async with kit_at(valkey.url) as kit:
+        assert lane_of(kit).connected
+        assert await Client(metered(kit)).get("acme", "/deny") == 200
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+async def test_i9_attempts_go_on_although_somebody_cancels_every_task(
+    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-9
+    await proxy.set("refuse")
+    async with kit_at(proxy.url, start_timeout=0) as kit:
+        mine = asyncio.current_task()
+        for _ in range(3):
+            others = [
+                task
+                for task in asyncio.all_tasks()
+                if task is not mine and "_connect" in getattr(task.get_coro(), "__qualname__", "")
+            ]
+            assert len(others) == 1
+            others[0].cancel()
+            await asyncio.sleep(0.01)
+        await proxy.set("pass")
+        await eventually(lambda: lane_of(kit).connected)
+    assert "connecting to the store failed" not in caplog.text
+
+
+async def test_i9_a_settlement_that_cannot_be_packed_does_not_hold_up_the_others(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-9: the task that sends what waits ended with an error, and nobody began another.
+    class Broken:
+        slot = 0
+        waiter = None
+
+        def pack(self) -> tuple[bytes, bytes]:
+            raise KeyError("requests")
+
+    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, shards=1) as kit:
+        await proxy.set("refuse")
+        await eventually(lambda: not lane_of(kit).connected)
+        lane, account = lane_of(kit), kit.store.accounts.get("acme")
+        for _ in range(3):
+            kit.store.post(lane, account, {"tokens": 5}, rated={})
+            lane.settle(Broken(), 0)  # type: ignore[arg-type] # it cannot be told what it came to, either
+        await proxy.set("pass")
+        await settled(kit)
+        assert await used(kit, "acme", "tokens") == (15, 0)
+        assert lane.lost == 3
+        assert "cannot be packed: KeyError('requests')" in caplog.text
+
+
+async def test_i9_the_flusher_goes_on_although_the_store_was_away_when_it_began(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # F-9: a task that ends is begun again.
+    passes: list[str] = []
+
+    async def run(flusher: Flusher, *, every_s: float) -> None:
+        # What every pass begins with.
+        admin = await flusher._store.admin()
+        await admin.load(flusher._store.scripts["retire"])
+        passes.append("served")
+        await asyncio.sleep(every_s)
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Flusher, "run", run)
+    await proxy.set("refuse")
+    stripe: dict[str, Any] = {"stripe_api_key": "sk_test_1", "stripe_api_base": "http://127.0.0.1:9"}
+    async with kit_at(proxy.url, start_timeout=0.1, flush_interval=0.05, **stripe):
+        await proxy.set("pass")
+        await eventually(lambda: len(passes) > 2)
+
+
+# F-10: calls wait for a connection that is being made.
+
+
+async def test_i3_connections_killed_every_30_ms_let_nobody_past_the_ceiling(valkey: Server) -> None:
+    # F-10: 1,400 of 4,635 were served over a ceiling of 100, the store being up all the time.
+    async with kit_at(valkey.url, plans=CEILING, store_timeout=2.0) as kit:
+        app, lane, over = metered(kit), lane_of(kit), asyncio.Event()
+        in_doubt = 0
+        ask = lane.call
+
+        def watched(call: Any) -> asyncio.Future[Any]:
+            future = ask(call)
+            future.add_done_callback(count)
+            return future
+
+        def count(future: asyncio.Future[Any]) -> None:
+            nonlocal in_doubt
+            error = None if future.cancelled() else future.exception()
+            assert error is None or isinstance(error, StoreError)
+            # Not sent is not in doubt: such a call has waited.
+            assert error is None or error.executed is None
+            in_doubt += error is not None
+
+        lane.call = watched  # type: ignore[method-assign] # what every decision goes through
+
+        async def kill() -> None:
+            while not over.is_set():
+                await asyncio.to_thread(valkey.command, "CLIENT", "KILL", "TYPE", "normal")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), 0.03)
+
+        async def requests() -> list[int]:
+            statuses: list[int] = []
+            while not over.is_set():
+                statuses.append(await Client(app).get("acme"))
+                await asyncio.sleep(0)
+            return statuses
+
+        killing = asyncio.create_task(kill())
+        asking = [asyncio.create_task(requests()) for _ in range(20)]
+        await asyncio.sleep(2)
+        over.set()
+        statuses = [status for batch in await asyncio.gather(*asking) for status in batch]
+        await killing
+        assert statuses.count(200) <= 100 + in_doubt
+        assert statuses.count(429) > 300
+        assert set(statuses) == {200, 429}
+
+
+async def test_i9_a_call_waits_for_the_next_connection(proxy: TcpProxy) -> None:
+    # F-10
+    async with kit_at(proxy.url, store_timeout=5.0) as kit:
+        await proxy.set("refuse")
+        await eventually(lambda: not lane_of(kit).connected)
+        asked = asyncio.create_task(Client(metered(kit)).get("acme", "/deny"))
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+        await proxy.set("pass")
+        assert await asked == 200
+        await settled(kit)
+        assert await used(kit, "acme") == (1, 0)
+
+
+async def test_i9_a_call_waits_one_timeout_in_all_and_later_ones_not_at_all(proxy: TcpProxy) -> None:
+    # F-10
+    async with kit_at(proxy.url, store_timeout=0.5) as kit:
+        lane = lane_of(kit)
+        await proxy.set("refuse")
+        await eventually(lambda: not lane.connected)
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=r"cannot be reached|closed the connection") as caught:
+            await kit.check("acme", "requests")
+        assert time.monotonic() - began < 1.0
+        assert caught.value.executed is False
+        began = time.monotonic()
+        for _ in range(50):
+            with pytest.raises(StoreError, match="not connected"):
+                await kit.check("acme", "requests")
+        assert time.monotonic() - began < 0.3
+
+
+async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_than_the_rest(
+    valkey: Server,
+) -> None:
+    # F-10: first for a connection, then for the reply: one timeout for both together.
+    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=0.6) as kit:
+        lane = lane_of(kit)
+        await proxy.set("refuse")
+        await eventually(lambda: not lane.connected)
+        call = Echo("late")
+
+        def hang(link: Link | None) -> None:
+            lane._linked(link)
+            valkey.signal(signal.SIGSTOP)
+
+        began = time.monotonic()
+        asked = asyncio.ensure_future(lane.ask(call))
+        await asyncio.sleep(0.2)
+        await proxy.set("pass")
+        lane._reconnector._on_change = hang
+        try:
+            with pytest.raises(StoreError, match="did not answer") as caught:
+                await asked
+        finally:
+            valkey.signal(signal.SIGCONT)
+        assert time.monotonic() - began < 1.0
+        assert caught.value.executed is None
+        lane._reconnector._on_change = lane._linked
+        await eventually(lambda: call.orphans == [[0, b"late"]])
+
+
+async def test_what_was_not_sent_when_the_connection_ended_goes_over_the_next_one(valkey: Server) -> None:
+    # F-10
+    async with kit_at(valkey.url, store_timeout=5.0) as kit:
+        lane = lane_of(kit)
+        link: Any = lane._link
+        future = lane.call(Echo("unsent"))
+        link.end("a test")
+        assert (await future)[1] == b"unsent"
+
+
+async def test_a_call_cancelled_while_it_waits_for_a_connection_is_never_sent(
+    valkey: Server, proxy: TcpProxy
+) -> None:
+    async with kit_at(proxy.url, store_timeout=5.0) as kit:
+        await proxy.set("refuse")
+        await eventually(lambda: not lane_of(kit).connected)
+        asked = asyncio.create_task(Client(metered(kit)).get("acme", "/deny"))
+        await asyncio.sleep(0.01)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        await proxy.set("pass")
+        assert await Client(metered(kit)).get("acme", "/deny") == 200
+        await settled(kit)
+        assert in_flight(valkey, "acme") == 0
+        assert await used(kit, "acme") == (1, 0)
+
+
+async def test_i9_starting_waits_until_the_store_can_be_reached(valkey: Server) -> None:
+    # F-10: the first connection got 0.25 s, then start() returned without one.
+    proxy = TcpProxy(valkey.port)
+    async with proxy:
+        await proxy.set("refuse")
+        kit = kit_at(proxy.url, start_timeout=30)
+        starting = [asyncio.create_task(kit.start()) for _ in range(3)]
+        await asyncio.sleep(0.6)
+        assert not any(task.done() for task in starting)
+        await proxy.set("pass")
+        await asyncio.gather(*starting)
+        assert lane_of(kit).connected
+        await kit.stop()
+        await kit.stop()
+        await kit.stop()
+
+
+async def test_i9_starting_gives_up_in_time_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    # F-10
+    port = free_port()
+    kit = kit_at(f"redis://127.0.0.1:{port}/0", start_timeout=0.4)
+    began = time.monotonic()
+    await asyncio.gather(kit.start(), kit.start())
+    assert 0.35 < time.monotonic() - began < 2.0
+    loud = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(loud) == 1
+    assert re.search(rf":{port}/0 cannot be reached: .*; trying again until it can", loud[0])
+    await kit.stop()
+    await kit.stop()
+
+
+# F-11: late replies.
+
+
+@pytest.mark.parametrize("seconds", [7])
+async def test_i7_a_server_that_hung_for_seven_seconds_holds_nothing_afterwards(
+    valkey: Server, seconds: int
+) -> None:
+    # F-11: replies that came after 5.25 s were not read, and what they held was held for ten minutes.
+    async with kit_at(valkey.url, store_timeout=0.25) as kit:
+        app = metered(kit)
+        await Client(app).get("acme", "/deny")
+        await settled(kit)
+        with stopped(valkey):
+            asked = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(20)))
+            assert asked == [503] * 20
+            await asyncio.sleep(seconds)
+
+        async def nothing_held() -> bool:
+            await settled(kit)
+            return await used(kit, "acme") == (1, 0) and in_flight(valkey, "acme") == 0
+
+        await eventually(nothing_held)
+        # The connection that hung is closed once its last reply has come.
+        await eventually(lambda: all(link.gone for link in lane_of(kit)._reconnector._ended))
+
+
+async def test_connections_that_wait_for_late_replies_are_few(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # F-11
+    monkeypatch.setattr(reconnect, "_ENDED_MAX", 2)
+    async with kit_at(proxy.url, store_timeout=0.05) as kit:
+        lane = lane_of(kit)
+        for _ in range(4):
+            await proxy.set("drop_reply")
+            with pytest.raises(StoreError):
+                await lane.ask(Echo("unheard"))
+            await proxy.set("pass")
+            await eventually(lambda: lane.connected)
+        await eventually(lambda: sum(not link.gone for link in lane._reconnector._ended) == 2)
+
+
+async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # F-11
+    monkeypatch.setattr("meterkit.store.connection._LATE_REPLIES_BYTES", 100_000)
+    answered = asyncio.Event()
+
+    def answer(words: list[bytes]) -> bytes:
+        match words[0].upper():
+            case b"HMGET":
+                return b"*2\r\n$1\r\n1\r\n$1\r\n4\r\n"
+            case b"EVAL" if words[-2] == b"endless":
+                answered.set()
+                return b"$900000\r\n" + b"x" * 200_000  # and 700,000 more that never come
+            case b"EVAL":
+                return b"*0\r\n"
+            case _:
+                return b"+OK\r\n"
+
+    async with FakeRedis(answer) as fake, kit_at(fake.url, store_timeout=0.5) as kit:
+        lane = lane_of(kit)
+        link: Any = lane._link
+        asked = lane.call(Echo("endless"))
+        await asyncio.sleep(0)
+        link.end("a test")
+        with pytest.raises(StoreError):
+            await asked
+        await answered.wait()
+        await eventually(lambda: link.gone)
+
+
+# F-12: passwords.
+
+
+async def test_a_wrong_password_is_told_in_the_servers_own_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-12: "connection reset by peer", because AUTH and 30 kB of scripts left in one write.
+    with spawn_server(directory=tmp_path) as server:
+        server.command("CONFIG", "SET", "requirepass", "right")
+        for found, words in (
+            (f"redis://:wrong@127.0.0.1:{server.port}/0", "WRONGPASS"),
+            (f"redis://nobody:right@127.0.0.1:{server.port}/0", "WRONGPASS"),
+            (server.url, "NOAUTH"),
+        ):
+            caplog.clear()
+            async with kit_at(found, start_timeout=0.3) as kit:
+                with pytest.raises(StoreError, match=f"refuses to serve: {words}.*METERKIT_REDIS_URL"):
+                    await kit.check("acme", "requests")
+                assert await Client(metered(kit)).get("acme", "/deny") == 503
+                assert await Client(metered(kit)).get("acme", "/") == 200
+            assert words in caplog.text
+            assert "right" not in caplog.text
+            assert ":wrong" not in caplog.text
+        async with kit_at(f"redis://:right@127.0.0.1:{server.port}/0") as kit:
+            assert await Client(metered(kit)).get("acme", "/deny") == 200
+
+
+async def test_i9_a_password_that_comes_right_is_found_without_a_restart(tmp_path: Path) -> None:
+    with spawn_server(directory=tmp_path) as server:
+        server.command("ACL", "SETUSER", "app", "on", ">old", "~*", "+@all")
+        async with kit_at(f"redis://app:new@127.0.0.1:{server.port}/0", start_timeout=0.1) as kit:
+            assert await Client(metered(kit)).get("acme", "/") == 200
+            server.command("ACL", "SETUSER", "app", ">new")
+            await eventually(lambda: lane_of(kit).connected)
+            await settled(kit)
+
+
+async def test_a_server_in_protected_mode_is_told_in_its_own_words() -> None:
+    # F-12: it speaks first, and closes.
+    async def deny(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"-DENIED Redis is running in protected mode because ... no password is set.\r\n")
+        writer.close()
+
+    listening = await asyncio.start_server(deny, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with kit_at(f"redis://127.0.0.1:{port}/0", start_timeout=0.2) as kit:
+        with pytest.raises(StoreError, match="refuses to serve: DENIED Redis is running in protected mode"):
+            await kit.check("acme", "requests")
+    listening.close()
+    await listening.wait_closed()
+
+
+# F-19: another master behind the same address.
+
+
+async def test_i9_a_planned_failover_behind_one_address_is_followed(tmp_path: Path) -> None:
+    # F-19: READONLY never ended the connection: the process stayed with the demoted master.
+    binary = redis_binary()
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    with (
+        spawn_server(binary=binary, directory=folders[0]) as first,
+        spawn_server(
+            "--replicaof", "127.0.0.1", str(first.port), binary=binary, directory=folders[1]
+        ) as second,
+    ):
+        await eventually(lambda: first.command("WAIT", 1, 100) == 1)
+        async with TcpProxy(first.port) as address, kit_at(address.url) as kit:
+            app = metered(kit)
+            for _ in range(5):
+                assert await Client(app).get("acme", "/deny") == 200
+            await settled(kit)
+            await eventually(lambda: first.command("WAIT", 1, 1000) == 1)
+            # As an operator does: the replica becomes the master, and the address follows a little later.
+            second.command("REPLICAOF", "NO", "ONE")
+            first.command("REPLICAOF", "127.0.0.1", second.port)
+            for _ in range(5):
+                await Client(app).get("acme")
+            assert lane_of(kit).unsettled == 5
+            address._target_port = second.port  # Open connections stay where they are, as with a balancer.
+            await eventually(lambda: lane_of(kit).connected)
+            assert await Client(app).get("acme", "/deny") == 200
+            await settled(kit)
+            assert await used(kit, "acme") == (11, 0)
+            assert lane_of(kit).lost == 0
+
+
+async def test_i9_a_replica_is_not_taken_for_the_store(tmp_path: Path) -> None:
+    # F-19
+    with spawn_server(directory=tmp_path) as server:
+        server.command("REPLICAOF", "127.0.0.1", free_port())
+        async with kit_at(server.url, start_timeout=0.2) as kit:
+            with pytest.raises(StoreError, match=r"READONLY|MASTERDOWN"):
+                await kit.check("acme", "requests")
+            server.command("REPLICAOF", "NO", "ONE")
+            await eventually(lambda: lane_of(kit).connected)
+            assert await Client(metered(kit)).get("acme", "/deny") == 200
+
+
+@pytest.mark.parametrize("delay_ms", [1, 5, 20])
+async def test_i9_over_a_slow_network_everything_is_decided(proxy: TcpProxy, delay_ms: int) -> None:
+    await proxy.set("delay", delay_s=delay_ms / 1000)
+    async with kit_at(proxy.url, store_timeout=5.0) as kit:
+        app = metered(kit, answer_ok)
+        statuses = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(100)))
+        assert statuses == [200] * 100
+        await settled(kit)
+        assert await used(kit, "acme") == (100, 0)
+
+
+async def test_i9_a_network_slower_than_a_quarter_of_the_timeout_is_slow_not_away(proxy: TcpProxy) -> None:
+    # Connecting takes several round trips; each has the time that a call has.
+    await proxy.set("delay", delay_s=0.15)
+    async with kit_at(proxy.url, store_timeout=0.4) as kit:
+        assert lane_of(kit).connected
+        await proxy.set("pass")
+        await settled(kit)
