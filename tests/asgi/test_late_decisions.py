@@ -173,6 +173,8 @@ async def late(valkey: Server, *, timeout_s: float) -> AsyncGenerator[Late]:
         MeterKit(loads(PLANS), redis_url=proxy.url, store_timeout=timeout_s, **settings) as kit,
     ):
         app = MeterMiddleware(answer, kit=kit, identify=identify.header("x-customer-id"))
+        for route in kit.catalog.routes:  # Known already: nothing but the decision is asked.
+            kit.store.accounts.get("acme").call(route)
         transport = httpx.ASGITransport(app=app)
         headers = {"x-customer-id": "acme"}
         async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=headers) as client:

@@ -53,15 +53,14 @@ def held(sold: Catalog, body: bytes, size: int | None = None) -> dict[str, int]:
         ({"max_tokens": 7}, 7),
         ({"max_completion_tokens": 7}, 7),
         ({"max_tokens": 7, "max_completion_tokens": 9}, 9),
-        ({"max_tokens": 0}, 0),
         ({"max_tokens": 999_999_999}, 1000),
         ({"max_tokens": 10**400}, 1000),
         ({"max_tokens": 7, "n": 3}, 21),
-        ({"max_tokens": 5000, "n": 3}, 3000),
+        ({"max_tokens": 5000, "n": 3}, 1000),
         ({"n": 3}, 300),
-        ({"n": 10**9}, 12_800),
-        *(({"n": n}, 100) for n in (0, -1, 1.5, "3", True, None)),
-        *(({"max_tokens": wrong}, 100) for wrong in (-1, 1.5, "7", True, None, [7])),
+        ({"n": 10**9}, 1000),
+        ({"max_tokens": None, "n": None}, 100),
+        ({"max_tokens": 1.5, "n": 1.5}, 4),
     ],
 )
 def test_output_is_what_the_body_asks_for_within_the_ceiling(asked: dict[str, Any], output: int) -> None:
@@ -121,9 +120,9 @@ def test_gauges_and_derived_meters_are_left_alone() -> None:
         (compact({"messages": [{"content": "x y " * 10}]})[:-10], 3_000_000, 999_983 + 13),
     ],
 )
-def test_a_body_that_cannot_be_parsed_reserves_the_default(body: bytes, size: int, entered: int) -> None:
+def test_a_body_that_cannot_be_parsed_reserves_the_ceiling(body: bytes, size: int, entered: int) -> None:
     found = held(catalog(), body, size)
-    assert 100 == found["output_tokens"]
+    assert (1000 if size else 100) == found["output_tokens"]
     assert abs(entered - found["input_tokens"]) <= 16
 
 
@@ -227,6 +226,6 @@ async def test_a_client_that_sends_byte_by_byte_is_read_ahead_no_further_than_a_
 
     body = BufferedBody(http_scope(method="POST"), receive)
     await body.read()
-    assert said == 4096
+    assert (said, body.ended) == (4096, False)
     assert [(await body.receive())["more_body"] for _ in range(4097)] == [True] * 4097
     assert said == 4097

@@ -12,10 +12,8 @@ from meterkit.asgi.usage import (
     estimate_input,
     estimate_request,
     filled,
-    read_reserve_field,
 )
 from meterkit.asgi.usage.estimate import BODY_BYTES_MAX
-from meterkit.catalog.models import QUANTITY_MAX
 from usage.recordings import (
     DONE,
     EVENTSTREAM_TYPE,
@@ -83,12 +81,10 @@ def test_input_is_estimated_from_texts_and_parts(body: dict[str, Any], texts: in
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b"9" * 9_999])
 def test_a_body_that_is_no_request_is_estimated_at_nothing(body: bytes) -> None:
     assert 0 == estimate_input(body)
-    assert read_reserve_field(body, "max_tokens") is None
 
 
 def test_a_body_beyond_the_bound_is_taken_for_media() -> None:
     assert 9 * MEDIA_PART_TOKENS == estimate_input(b"x" * (BODY_BYTES_MAX + 1))
-    assert read_reserve_field(b'{"max_tokens": 5}'.ljust(BODY_BYTES_MAX + 1), "max_tokens") is None
 
 
 def test_a_request_of_endless_depth_is_measured_within_bounds() -> None:
@@ -97,40 +93,6 @@ def test_a_request_of_endless_depth_is_measured_within_bounds() -> None:
         messages = [messages, "abc"]
     assert 50_000 == estimate_input({"messages": messages})
     assert 100_000 > estimate_input({"messages": ["abc"] * 200_000}) > 99_000
-
-
-@pytest.mark.parametrize(
-    ("body", "field", "expected"),
-    [
-        ({"max_tokens": 100}, "max_tokens", 100),
-        ({"max_tokens": 100.0}, "max_tokens", 100),
-        ({"max_tokens": 0}, "max_tokens", 0),
-        ({"max_completion_tokens": 100}, "max_tokens", 100),
-        ({"max_tokens": 1, "max_completion_tokens": 100}, "max_tokens", 100),
-        ({"max_tokens": 100, "n": 3}, "max_tokens", 300),
-        ({"max_tokens": 100, "n": 2, "best_of": 5}, "max_completion_tokens", 500),
-        ({"max_tokens": 100, "n": 0}, "max_tokens", 100),
-        ({"max_tokens": 100, "n": "x"}, "max_tokens", 100),
-        ({"max_tokens": 10**30}, "max_tokens", QUANTITY_MAX),
-        ({"max_tokens": QUANTITY_MAX, "n": 9}, "max_tokens", QUANTITY_MAX),
-        ({"max_tokens": -1}, "max_tokens", None),
-        ({"max_tokens": True}, "max_tokens", None),
-        ({"max_tokens": "100"}, "max_tokens", None),
-        ({"max_tokens": 1.5}, "max_tokens", None),
-        ({"max_tokens": None}, "max_tokens", None),
-        ({}, "max_tokens", None),
-        ({"n": 3}, "n", 3),
-        ({"seconds": 9, "n": 3}, "seconds", 9),
-        ({"generationConfig": {"maxOutputTokens": 7}}, "generationConfig.maxOutputTokens", 7),
-        ({"a.b": 7, "a": {"b": 8}}, "a.b", 7),
-        ({"a": 5}, "a.b", None),
-    ],
-)
-def test_what_is_reserved_is_what_the_request_names(
-    body: dict[str, Any], field: str, expected: int | None
-) -> None:
-    assert expected == read_reserve_field(body, field)
-    assert expected == read_reserve_field(json.dumps(body).encode(), field)
 
 
 STREAMS = {
@@ -278,7 +240,7 @@ def test_what_ended_without_text_and_without_figures_stays_unknown(calls: tuple[
         (b"plain text", None, 4),
         (b"\xff\xfe\x00", None, 1600),
         (b'{"messages": [{"content": "' + b"word " * 100, 10_000, 176 + 3158),
-        (b'{"messages": [{"image": "' + b"A" * 4_000, 3 << 20, 9 + 4 * 1600),
+        (b'{"messages": [{"image": "' + b"A" * 4_000, 3 << 20, 342 + 4 * 1600),
         ("ü".encode()[:1], 300, 1 + 100),
     ],
     ids=["empty", "known", "own shape", "plain", "binary", "long", "long image", "cut character"],

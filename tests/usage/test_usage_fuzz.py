@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from meterkit.asgi.usage import CallUsage, ResponseReader, calls_of, estimate_input, read_reserve_field
+from meterkit.asgi.usage import CallUsage, ResponseReader, calls_of, estimate_input
+from meterkit.asgi.usage.asked import read_request
 from meterkit.asgi.usage.figures import figure
 from meterkit.catalog.models import QUANTITY_MAX
 from usage.recordings import EVENTSTREAM_TYPE, JSON_TYPE, NDJSON_TYPE, RECORDINGS, SSE_TYPE
@@ -171,15 +172,17 @@ def test_no_request_makes_the_estimates_raise(value: Any, field: str) -> None:
     body = json.dumps(value).encode()
     assert 0 <= estimate_input(body) <= QUANTITY_MAX
     assert 0 <= estimate_input({"messages": value}) <= QUANTITY_MAX
-    reserved = read_reserve_field(body, field)
-    assert reserved is None or 0 <= reserved <= QUANTITY_MAX
+    asked = read_request(body)
+    if asked is not None:
+        assert 1 <= (asked.limit(field) or 1) <= QUANTITY_MAX
+        assert 1 <= asked.answers() <= QUANTITY_MAX
 
 
 @quietly
 @given(body=st.binary(max_size=200))
 def test_no_bytes_make_the_estimates_raise(body: bytes) -> None:
     assert 0 <= estimate_input(body, "m")
-    read_reserve_field(body, "max_tokens")
+    read_request(body)
 
 
 @given(value=SCALARS)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope
 
-__all__ = ["BUFFERED_BYTES_MAX", "BufferedBody"]
+__all__ = ["BUFFERED_BYTES_MAX", "DECODED_BYTES_MAX", "BufferedBody"]
 
 BUFFERED_BYTES_MAX: Final = 1 << 20
+DECODED_BYTES_MAX: Final = 256 << 10
+"""How much is read of a body that came compressed."""
+
 _MESSAGES_MAX: Final = 4_096
 _LENGTH_DIGITS_MAX: Final = 15
+_CODED_TEXT_RATIO: Final = 3
+_INFLATED: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
+_ZLIB_OR_GZIP: Final = 47
 
 
 class BufferedBody:
@@ -24,20 +31,24 @@ class BufferedBody:
 
     Attributes:
         head: what was read of the body.
+        ended: whether that is all of it.
         gone: whether the client hung up meanwhile.
+        untouched: whether nothing was read ahead.
     """
 
-    __slots__ = ("_kept", "_receive", "_scope", "gone", "head")
+    __slots__ = ("_kept", "_receive", "_scope", "ended", "gone", "head", "untouched")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope = scope
         self._receive = receive
         self._kept: deque[Message] = deque()
         self.head = b""
-        self.gone = False
+        self.ended = self.gone = False
+        self.untouched = True
 
     async def read(self) -> None:
         """Read the body to its end, until the client hangs up, or the message that passes a bound."""
+        self.untouched = False
         pieces: list[bytes] = []
         size = 0
         while size < BUFFERED_BYTES_MAX and len(self._kept) < _MESSAGES_MAX:
@@ -49,16 +60,43 @@ class BufferedBody:
             pieces.append(bytes(message.get("body", b"")))
             size += len(pieces[-1])
             if not message.get("more_body", False):
+                self.ended = True
                 break
         self.head = b"".join(pieces)
 
     @property
     def size(self) -> int:
         """Bytes of the whole body, by what was read and what its ``Content-Length`` says."""
-        found = [value for name, value in self._scope["headers"] if name.lower() == b"content-length"]
+        found = self._header(b"content-length")
         said = found[0] if len(found) == 1 and len(found[0]) <= _LENGTH_DIGITS_MAX else b""
         return max(len(self.head), int(said) if said.isdigit() else 0)
+
+    def content(self) -> tuple[bytes, int, bool]:
+        """What was read without its content coding, the size of the whole, whether it was read to its end.
+
+        Of what cannot be decoded within bounds nothing is read, and each coded byte is taken for three.
+        """
+        codings = b",".join(self._header(b"content-encoding")).strip().lower()
+        if codings in {b"", b"identity"}:
+            return self.head, self.size, self.ended
+        decoded = _inflated(self.head) if self.ended and codings in _INFLATED else None
+        if decoded is None:
+            return b"", self.size * _CODED_TEXT_RATIO, False
+        return decoded, len(decoded), True
 
     async def receive(self) -> Message:
         """The messages that were read, as they are, and then the server's."""
         return self._kept.popleft() if self._kept else await self._receive()
+
+    def _header(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self._scope["headers"] if key.lower() == name]
+
+
+def _inflated(coded: bytes) -> bytes | None:
+    """What is in one piece of gzip or zlib data; None where it is none, too large, or more than one."""
+    stream = zlib.decompressobj(_ZLIB_OR_GZIP)
+    try:
+        decoded = stream.decompress(coded, DECODED_BYTES_MAX + 1)
+    except zlib.error:
+        return None
+    return decoded if stream.eof and not stream.unused_data and len(decoded) <= DECODED_BYTES_MAX else None

@@ -16,7 +16,7 @@ from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.refusal_log import RefusalLog
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import reservation
+from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
 from meterkit.asgi.sampler import Sampler
 from meterkit.asgi.told import ShadowFields, Told
@@ -142,6 +142,8 @@ class MeterMiddleware:
         passed = await self._admit(route, scope, receive, send, body)
         if passed is None:
             return
+        if body is not None and body.untouched:
+            body = None
         receive = passed.receive_from(receive, body, self._kit.estimate_input)
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
@@ -184,11 +186,11 @@ class MeterMiddleware:
             account = self._accounts.named.get(found) if type(found) is str else None
             if account is None:
                 account = await self._account(found, scope)
-            make = None if body is None else await self._reserving(account, route, body)
-            call = make("d") if make else account.calls.get(id(route)) or account.call(route)
             if lane is None or not lane.is_served:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
+            make = None if body is None else await self._reserving(lane, account, route, body)
+            call = make("d") if make else account.calls.get(id(route)) or account.call(route)
             pending = lane.call(call)
             try:
                 reply: Any = await pending
@@ -199,6 +201,7 @@ class MeterMiddleware:
                 call, reply = await store.conclude(lane, call, make or _again(account, route), reply)
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
+            call = error.call
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
             self._complain(error, route)
             passed = self._undecided(lane, account, route, scope, send)
@@ -238,18 +241,13 @@ class MeterMiddleware:
         return self._accounts.get("unknown", anonymous=True)
 
     async def _reserving(
-        self, account: Account, route: Route, body: BufferedBody
+        self, lane: Lane, account: Account, route: Route, body: BufferedBody
     ) -> Callable[[str], DecideCall]:
         """The decision about a route that sets aside what the request's body asks for."""
-        await body.read()
-        quantities, dimensions = reservation(
-            route,
-            body=body.head,
-            size=body.size,
-            counters=self._accounts.counters,
-            estimate=self._kit.estimate_input,
-        )
-        return lambda mode: account.call_reserving(route, quantities, mode=mode, dimensions=dimensions)
+        refused = await known_refusal(self._kit.store, lane, account, route)
+        if refused is not None:
+            raise _UnservedError(refused.preset or _STORE_FAILED, refused)
+        return await reserving(account, route, body, estimate=self._kit.estimate_input)
 
     def _shadowed(
         self, decision: Decision, account: Account | None, route: Route, scope: Scope, send: Send
@@ -386,10 +384,11 @@ class MeterMiddleware:
 
 
 class _UnservedError(Exception):
-    """The request has no customer that could be served."""
+    """The request has no customer that could be served; the call says whose state refuses it, if one does."""
 
-    def __init__(self, decision: Decision) -> None:
+    def __init__(self, decision: Decision, call: DecideCall | None = None) -> None:
         self.decision = decision
+        self.call = call
 
 
 def _tell_more(what: str, number: int) -> None:

@@ -4,24 +4,72 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.asgi.usage.asked import Asked, read_request
 from meterkit.asgi.usage.estimate import (
+    MEDIA_PART_TOKENS,
     estimate_input,
-    estimate_request,
-    read_choices,
-    read_limit,
     request_of,
+    tokens_of_bytes,
+    unread_input,
 )
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.errors import StoreError
+from meterkit.store.state import NO_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
+    from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.usage import InputEstimator
-    from meterkit.catalog import Route
+    from meterkit.catalog import Reserve, Route
+    from meterkit.store.accounts import Account, DecideCall
+    from meterkit.store.lane import Lane
+    from meterkit.store.store import Store
 
-__all__ = ["reservation"]
+__all__ = ["known_refusal", "reservation", "reserving"]
 
-_PER_CHOICE: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
+_OWN_BYTES_MAX: Final = 32 << 10
+"""What is no JSON, or too much of it, is handed to an estimator of the app's own only if it is no larger."""
+
+_PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
+
+
+async def known_refusal(store: Store, lane: Lane, account: Account, route: Route) -> DecideCall | None:
+    """The call whose preset refuses a request by the customer's state alone, so that no body is read for it.
+
+    The store is asked only where the known state refuses, or is not known: of a customer who has none, once.
+
+    Raises:
+        StoreError: the store cannot decide.
+    """
+    is_known = account.view.rev != NO_STATE or id(route) in account.calls
+    if route.enforcement == "shadow" or (is_known and account.call(route).preset is None):
+        return None
+
+    def make(_: str) -> DecideCall:
+        return account.call(route, mode="v")
+
+    call = make("v")
+    try:
+        call, _ = await store.conclude(lane, call, make, await lane.ask(call))
+    except StoreError as error:
+        raise StoreError(str(error), executed=False) from error  # It would have changed nothing.
+    if call.preset is not None:
+        return call
+    account.call(route)  # It is known by that from now on.
+    return None
+
+
+async def reserving(
+    account: Account, route: Route, body: BufferedBody, *, estimate: InputEstimator
+) -> Callable[[str], DecideCall]:
+    """Read a request's body; what makes the decision that sets aside what it asks for."""
+    await body.read()
+    content, size, ended = body.content()
+    quantities, dimensions = reservation(
+        route, body=content, size=size, ended=ended, counters=account.accounts.counters, estimate=estimate
+    )
+    return lambda mode: account.call_reserving(route, quantities, mode=mode, dimensions=dimensions)
 
 
 def reservation(
@@ -31,12 +79,14 @@ def reservation(
     size: int,
     counters: Collection[str],
     estimate: InputEstimator = estimate_input,
+    ended: bool = True,
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Meter to the quantity that a request of a route sets aside, and what is known of the usage to come.
 
-    Of each meter in ``reserve:`` what the body names, at most the ceiling, or the default; of output for as
-    many answers as the body asks for. Where the meters are declared and not in ``reserve:``, of
-    ``input_tokens`` an estimate, and of ``total_tokens`` input and output together.
+    Of each meter in ``reserve:`` what the body names, or else the default; of output for as many answers as
+    it asks for; at most the ceiling, and that where the body cannot be read. Where the meters are declared
+    and not in ``reserve:``, of ``input_tokens`` an estimate, and of ``total_tokens`` input and output
+    together.
 
     Args:
         route: the route.
@@ -44,26 +94,51 @@ def reservation(
         size: bytes of the whole of it, as far as that is known.
         counters: the meters that can be counted on.
         estimate: what measures the input.
+        ended: whether the body was read to its end.
 
     Returns:
         The quantities; and the dimensions that meters derived from others ask for: ``model``, where named.
     """
     if not route.reserve:
         return {}, {}
-    request = request_of(body)
-    model = request.get("model")
-    choices = read_choices(request)
-    held: dict[str, int] = {}
-    for reserve in route.reserve:
-        named = None if reserve.field is None else read_limit(request, reserve.field)
-        quantity = min(reserve.default if named is None else named, reserve.ceiling)
-        times = choices if reserve.meter in _PER_CHOICE else 1
-        held[reserve.meter] = min(quantity * times, QUANTITY_MAX)
+    is_whole = ended and size <= len(body)
+    asked = None
+    if is_whole:
+        asked = read_request(body) if body else Asked()
+    held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
+    wants_input = "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
     if entered is None:
-        entered = min(estimate_request(body, size=size, estimate=estimate, request=request), QUANTITY_MAX)
+        entered = _entered(asked, body, size, estimate) if wants_input else 0
         if "input_tokens" in counters:
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
-    return held, {"model": model} if isinstance(model, str) and model else {}
+    return held, {"model": asked.model} if asked is not None and asked.model else {}
+
+
+def _held(reserve: Reserve, asked: Asked | None) -> int:
+    if asked is None:
+        return (
+            reserve.ceiling if reserve.field is not None or reserve.meter in _PER_ANSWER else reserve.default
+        )
+    named = None if reserve.field is None else asked.limit(reserve.field)
+    quantity = reserve.default if named is None else named
+    return min(quantity * (asked.answers() if reserve.meter in _PER_ANSWER else 1), reserve.ceiling)
+
+
+def _entered(asked: Asked | None, body: bytes, size: int, estimate: InputEstimator) -> int:
+    """Tokens of the input."""
+    is_own = estimate is not estimate_input
+    if is_own and body and (asked is not None or size == len(body) <= _OWN_BYTES_MAX):
+        found = estimate(request_of(body) or body, None if asked is None else asked.model)
+        if found:
+            return min(found, QUANTITY_MAX)
+    if asked is None:
+        return unread_input(body, size)
+    measured = asked.input_size()
+    if measured is None:
+        # So many values may be tokens, in arrays of them.
+        return unread_input(body, len(body)) + body.count(b",")
+    texts, numbers, media = measured
+    return min(tokens_of_bytes(texts) + numbers + media * MEDIA_PART_TOKENS, QUANTITY_MAX)

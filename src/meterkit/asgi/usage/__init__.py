@@ -11,7 +11,6 @@ from meterkit.asgi.usage.estimate import (
     estimate_input,
     estimate_request,
     guarded,
-    read_reserve_field,
 )
 from meterkit.asgi.usage.figures import CallUsage, Note, Source, estimated, filled, quantities
 from meterkit.asgi.usage.joined import joined
@@ -41,7 +40,6 @@ __all__ = [
     "guarded",
     "joined",
     "quantities",
-    "read_reserve_field",
     "report_of",
     "usage_of",
 ]
