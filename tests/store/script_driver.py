@@ -6,13 +6,14 @@ Requests are packed by the code that packs them in production; only the clock is
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.store.endings import Ending
 from meterkit.store.keys import meter_token, rate_token
-from meterkit.store.program import Demand
-from meterkit.store.resp import pack
+from meterkit.store.program import Demand, compile_program
+from meterkit.store.resp import pack, pack_each
 from meterkit.store.state import NO_STATE, CustomerState, Status
+from meterkit.store.writers import pack_place
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS
@@ -205,6 +206,47 @@ class World(Requests):
         self.compare(f"retire {writer}", self.model.retire(writer), reply)
         if self.random.random() < 0.7:
             self.writers[nth] = f"w{self.random.randrange(10**9)}"
+
+    def damage(self, name: str) -> None:
+        """Have a period end that cannot be closed: nothing is done, and the field to blame is named."""
+        customer, keys = self.model.customers[name], self.keys.customer(name)
+        if customer.period is None:
+            return
+        self.wall = max(self.wall, customer.seen, customer.period[1])
+        counted = [field for field in customer.fields() if len(field) == 5 and field[-1] in "igcopmz"]
+        for field in ("b", *counted):
+            self._damage(name, keys.counters, field)
+        begun = customer.period[0]
+        for field in (f"{begun}|e", *(f"{begun}|{field}" for field in counted if field[-1] != "z")):
+            self._damage(name, keys.totals, field)
+
+    def _damage(self, name: str, key: str, field: str) -> None:
+        keys = self.keys.customer(name)
+        whole = self.wire(pack("HGET", key, field))
+        self.wire(pack("HSET", key, field, "1x"))
+        kept = [self.wire(pack("HGETALL", hash_)) for hash_ in (keys.counters, keys.totals)]
+        account = self.processes[0].get(name)
+        reply: Any = [2]
+        while reply[0] == 2:  # Stale.
+            if len(reply) > 1:
+                account.take(reply)
+            program = compile_program(
+                *(account.view.entitlements, self.catalog, {}),
+                billed_always=False,
+                rates_only=False,
+                purse=account.view.purse,
+            )
+            reply = self.wire(account.view.pack_decide(program, "d") + pack_each([self.wall]))
+            reply = [str(reply).partition(" ")[0]] if isinstance(reply, Exception) else reply
+        self.compare(f"decide {name} by {key} {field}", ["DAMAGED"], reply)
+        writer = self.keys.writer(0, "damaged")
+        head, tail = Ending(account, held={}, flights=(), recorded={}, rated={}, slot=0).pack()
+        reply = self.wire(head + pack_each([writer]) + tail + pack_place(0, 1) + pack_each([self.wall]))
+        self.compare(f"settle {name} by {key} {field}", [7, field.encode()], reply)
+        self.wire(pack("DEL", writer))
+        found = [self.wire(pack("HGETALL", hash_)) for hash_ in (keys.counters, keys.totals)]
+        self.compare(f"kept of {name} by {key} {field}", kept, found)
+        self.wire(pack("HDEL", key, field) if whole is None else pack("HSET", key, field, whole))
 
     def expire(self, name: str) -> None:
         """What the server does with counters whose time has come."""

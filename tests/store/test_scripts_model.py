@@ -75,6 +75,18 @@ def test_the_scripts_do_what_the_model_does_with_grants_and_credits(wire: Wire, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_period_that_cannot_be_closed_is_left_as_it_is(wire: Wire, kind: type[World]) -> None:
+    # Half of it was added to the totals, and again at each further try.
+    world = kind(wire, load_texts(), life(0))
+    for _ in range(1000):
+        world.step()
+    assert any(customer.period for customer in world.model.customers.values())
+    for name in CUSTOMERS:
+        world.damage(name)
+        world.check(name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_redis_does_what_the_model_does(redis_server: Server, kind: type[World]) -> None:
     with server_wire(redis_server) as execute:
         world = kind(execute, load_texts(), life(11))

@@ -63,6 +63,7 @@ def live(wire: Wire, scripts: Mapping[str, str], kind: type[World], seed: int) -
         world.step()
     for name in CUSTOMERS:
         world.check(name)
+        world.damage(name)
     stats = wire(pack("INFO", "commandstats")).decode()
     return {name: int(calls) for name, calls in re.findall(r"cmdstat_(\S+?):calls=(\d+)", stats)}
 

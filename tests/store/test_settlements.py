@@ -248,6 +248,9 @@ class Paper:
     def refused(self, field: bytes) -> None:
         self.told.append(field)
 
+    def damaged(self, field: bytes) -> None:
+        self.told.append(field)
+
     def lowered(self, words: list[bytes]) -> None:
         self.told += words
 

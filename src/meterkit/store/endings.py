@@ -112,6 +112,16 @@ class Ending:
             field.decode(),
         )
 
+    def damaged(self, field: bytes) -> None:
+        """Say that the customer's period cannot be closed, and that this is not recorded for it."""
+        _logger.error(
+            "customer %r: %r was not recorded: the period is over, and field %s of what the store keeps of it"
+            " is not a whole number; nothing of this customer is counted until that is mended",
+            self.account.customer,
+            dict(self.recorded),
+            field.decode(),
+        )
+
     def lowered(self, words: list[bytes]) -> None:
         """Say whose balance of which credits is low by now, and that usage came late."""
         accounts, customer = self.account.accounts, self.account.customer

@@ -32,6 +32,7 @@ _OK_LENGTH: Final = 2
 _DUPLICATE: Final = 1
 _STALE: Final = 4
 _REFUSED: Final = 6
+_DAMAGED: Final = 7
 
 _WAITING_MAX: Final = 10_000
 _PAUSE_MAX_S: Final = 1.0
@@ -53,6 +54,9 @@ class Settlement(Protocol):
 
     def refused(self, field: bytes) -> None:
         """Take word that the store can never apply this."""
+
+    def damaged(self, field: bytes) -> None:
+        """Take word that the store cannot apply this: what it keeps of the customer is damaged."""
 
     def lowered(self, words: list[bytes]) -> None:
         """Take word of the credits whose balance has become low by it, and of its being late."""
@@ -128,7 +132,7 @@ class _Writer:
         settlement = self.inflight.popleft()
         answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
         code = answer[0]
-        if self.undone or code not in {_OK, _DUPLICATE, _REFUSED}:
+        if self.undone or code not in {_OK, _DUPLICATE, _REFUSED, _DAMAGED}:
             self.undone.append(settlement)
             if code == _STALE:
                 self.stream.outdated(settlement, answer)
@@ -139,6 +143,10 @@ class _Writer:
         if code == _REFUSED:
             _tell(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
             settlement.refused(answer[1])
+        elif code == _DAMAGED:
+            why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
+            _tell(settlement, StoreError(why, executed=False))
+            settlement.damaged(answer[1])
         _tell(settlement, None)
         if code == _OK and len(answer) > _OK_LENGTH:
             settlement.lowered(answer[_OK_LENGTH:])

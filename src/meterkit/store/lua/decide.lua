@@ -23,11 +23,13 @@
 --                                grants or credits stood behind it in this period, else 0
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
 --       {5, now, ends, ...}      as 1, but counted and held all the same
+--       the error DAMAGED        the period is over and cannot be closed: nothing is done
 local terms = cjson.decode(ARGV[2])
 --include wall
 --include rates
 --include period
 --include trim
+--include whole_numbers
 --include roll
 --include standing
 local call = redis.call
@@ -42,7 +44,11 @@ elseif mode == 'v' then
 end
 local take = mode ~= 'c'
 if ends and turned(now, seen, ends) then
-  ends = roll(now, seen, ends)
+  local broken
+  ends, broken = roll(now, seen, ends)
+  if broken then
+    return redis.error_reply('DAMAGED the period cannot be closed: no whole number in field ' .. broken)
+  end
   v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 1))
 end
 local more, claim, had

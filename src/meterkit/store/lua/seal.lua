@@ -20,9 +20,9 @@ local terms = cjson.decode(ARGV[2])
 --include wall
 --include period
 --include trim
+--include whole_numbers
 --include roll
 --include standing
---include whole_numbers
 local call, num, floor = redis.call, tonumber, math.floor
 local known = call('HMGET', KEYS[1], 'r', 't', 'e')
 if not known[2] then
@@ -31,8 +31,8 @@ if not known[2] then
 end
 local counters, totals, events, taken, nameless = {}, {}, {}, {}, {}
 
-local broken = whole_numbers(KEYS[1], counters, {'^[bet]$', '^....[pzigco]$'})
-  or whole_numbers(KEYS[3], totals, {'|e$', '|....[pigcoqlkdx]$'})
+local broken = whole_numbers(KEYS[1], counters, {'^[bet]$', '^....[pzigcom]$'})
+  or whole_numbers(KEYS[3], totals, {'|e$', '|....[pigcomqlkdx]$'})
 if broken then
   return {4, wall_ms(), broken}
 end

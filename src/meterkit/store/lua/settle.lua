@@ -19,13 +19,15 @@
 --       first instant of the period that this was, dead: 1 where late usage is not recorded
 -- Reply {0, now, the credits that are low now..., 'late PERIOD' where it was} ok   {1, now} duplicate   {2, last} gap   {3, last} retired
 --       {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
---       would pass 9 * 10^15
+--       would pass 9 * 10^15    {7, field} numbered and not applied: the period is over and cannot be closed, as a
+--       field that must be a whole number is none; whoever comes behind need not wait for its repair
 local terms = cjson.decode(ARGV[2])
 --include wall
 --include rates
 --include correct
 --include period
 --include trim
+--include whole_numbers
 --include roll
 --include standing
 --include late
@@ -54,7 +56,11 @@ if not ends then
   write[5], write[7] = period(now)
   ends = write[7]
 elseif turned(now, seen, ends) then
-  ends = roll(now, seen, ends)
+  local broken
+  ends, broken = roll(now, seen, ends)
+  if broken then
+    return {7, broken}
+  end
   v = call('HMGET', KEYS[1], unpack(ARGV, 4, #ARGV - 3))
 end
 

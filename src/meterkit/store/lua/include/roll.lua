@@ -9,23 +9,23 @@ end
 -- where the caller's begins two minutes after it did, or later: the subscription is another one. What was counted in
 -- it is added to the totals as PERIOD|FIELD, with PERIOD|e its end, behind all minutes that deliveries were stamped
 -- with; the next one begins no earlier. A period that merely ends at another time keeps its counts. `now` becomes the
--- last time seen: whatever the script comes to, nothing is rolled twice. Returns the end of the period of `now`.
+-- last time seen: whatever the script comes to, nothing is rolled twice. Returns the end of the period of `now`; or
+-- nil and the name of a field that is no whole number, though it must be: then nothing is done.
 local function roll(now, seen, ends)
   local counters, totals = KEYS[1], KEYS[3]
   local start, finish = period(now)
-  local set, gone, closed, stamped, id = {'t', now}, {}, false, 0, nil
+  local set, gone, closed, stamped, fields = {'t', now}, {}, false, 0, {}
   local slots = math.floor(now / 300000) - math.floor(seen / 300000)
-  local fields = redis.call('HGETALL', counters)
-  for i = 1, #fields, 2 do
-    if fields[i] == 'b' then
-      id = fields[i + 1]
-    elseif string.find(fields[i], '^....z$') then
-      stamped = math.max(stamped, fields[i + 1])
-    end
+  local broken, id = whole_numbers(counters, fields, {'^b$', '^....[igcopmz]$'}), fields.b
+  local over = not broken and (now >= ends or start >= id + 120000)
+  broken = broken or over and whole_numbers(totals, {}, {'|e$', '^' .. id .. '|....[igcopm]$'})
+  if broken then
+    return nil, broken
   end
-  local over = now >= ends or start >= id + 120000
-  for i = 1, #fields, 2 do
-    local name, value = fields[i], fields[i + 1]
+  for name, value in pairs(fields) do
+    if string.find(name, '^....z$') then
+      stamped = math.max(stamped, value)
+    end
     local token, kind = string.match(name, '^(....)(.)$')
     if slots > 0 and (kind == 'h' or kind == 'n') then
       set[#set + 1] = token .. string.upper(kind)

@@ -1,7 +1,11 @@
--- whole_numbers: reads a hash into a table; returns the name of a field that must be a whole number and is none.
+-- whole_numbers: reads a hash into a table; returns the name of a field that must be a whole number and is none, or the
+-- key where it is no hash.
 --   `patterns`: of the names of such fields
 local function whole_numbers(key, into, patterns)
-  local list = redis.call('HGETALL', key)
+  local list = redis.pcall('HGETALL', key)
+  if list.err then
+    return key
+  end
   for i = 1, #list, 2 do
     into[list[i]] = list[i + 1]
     for _, pattern in ipairs(patterns) do

@@ -1,0 +1,57 @@
+"""A customer whose closed periods cannot be counted in: told, never counted twice, in nobody's way."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delivering import delivered, desk
+from meterkit import StoreError
+from meterkit.store.keys import meter_token
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+JUNE = datetime(2031, 6, 1, tzinfo=UTC)
+JULY = datetime(2031, 7, 1, tzinfo=UTC)
+
+
+async def test_i6_a_period_that_cannot_be_closed_is_not_added_up_again_with_each_try(
+    store_url: str, valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url, clock=Clock(JULY - timedelta(minutes=5)), shards=1) as at:
+        await at.link("acme", "zeta")
+        for meter, quantity in {"requests": 6, "tokens": 130, "rows": 4}.items():
+            await at.kit.record("acme", meter, quantity)
+        totals = at.kit.store.keys.customer("acme").totals
+        field = f"{int(JUNE.timestamp() * 1000)}|{meter_token('tokens')}i"
+        valkey.command("HSET", totals, field, "many")
+        at.clock.set(JULY + timedelta(minutes=1))
+        for _ in range(3):
+            with pytest.raises(StoreError, match="is not a whole number"):
+                await at.kit.record("acme", "requests", 1)
+            with pytest.raises(StoreError, match=f"DAMAGED .*{meter_token('tokens')}i"):
+                await at.kit.consume("acme", "requests", 1)
+        assert valkey.command("HGETALL", totals) == {field: "many"}
+        said = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        assert len([line for line in said if "{'requests': 1} was not recorded" in line]) == 3
+        # Whoever shares a shard with it does not wait for the repair.
+        await at.kit.record("zeta", "requests", 3)
+        assert (await at.kit.usage("zeta"))["meters"]["requests"]["recorded"] == 3
+        valkey.command("HDEL", totals, field)
+        await at.kit.record("acme", "requests", 1)
+        closed = await at.totals("acme")
+        assert [delivered(closed, JUNE, meter, "i") for meter in ("requests", "tokens", "rows")] == [
+            6,
+            100,
+            4,
+        ]
+        assert delivered(closed, JUNE, "tokens", "o") == 30
+        await at.flush(everything=True)
+        assert (at.accepted("acme"), at.accepted("acme", "ai_tokens")) == (7, 30)
