@@ -107,3 +107,17 @@ async def test_i6_a_worker_whose_stripe_hangs_ends_in_time_and_bills_once(
         assert len(emulator.requests) == 2
         assert len({request.identifier for request in emulator.requests}) == 1
     assert emulator.accepted("cus_1", "ai_tokens") == 25
+
+
+async def test_a_worker_whose_output_nobody_reads_any_more_ends_instead_of_staying_idle(
+    directory: Path, store_url: str, emulator: StripeEmulator
+) -> None:
+    # F-87's sibling: what told the first report ended the flusher, and the process stood.
+    with emulator.running() as stripe_url:
+        await record(directory, store_url, 25)
+        shell = delivering(directory, store_url, stripe_url)
+        with shell.running("worker", "--json") as worker:
+            assert worker.stdout is not None
+            worker.stdout.close()
+            assert worker.wait(TIMEOUT_S) == 1
+    assert emulator.accepted("cus_1", "ai_tokens") == 25

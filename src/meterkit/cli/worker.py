@@ -37,7 +37,10 @@ async def _work(*, plans: str | None, redis: str | None, json: bool) -> None:
         running = asyncio.create_task(
             flusher.run(every_s=every_s, told=lambda report: _tell(report, json=json))
         )
-        await stop.wait()
+        told = asyncio.create_task(stop.wait())
+        # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
+        await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
         flusher.stop()
         await running
     print_note("stopped")
