@@ -195,7 +195,8 @@ class MeterKit:
         found, origin = self.catalog.enforcement, "the setting enforcement"
         if self.settings.enforcement is None:
             origin = self.catalog.source
-        if told := summary(self.catalog.notes):
+        told = summary(self.catalog.notes)
+        if told and found != "off":
             _plans_logger.warning("%s: %s", self.catalog.source, told)
         if found != "on":
             _logger.warning("enforcement is %s (%s): %s", found, origin, _ENFORCEMENTS[found])

@@ -45,7 +45,7 @@ class Admin:
         self._clock = clock
         self._delivery: Admin | None = None
         self._said: set[str] = set()
-        self.client: Redis = _client(address, timeout_s)
+        self.client: Redis = _client(address, timeout_s, clock)
 
     def for_delivery(self) -> Admin:
         """A client with connections of its own: however much the app asks, delivery does not wait for it."""
@@ -104,9 +104,9 @@ class Admin:
         await self.client.aclose(close_connection_pool=True)
 
 
-def _client(address: Address, timeout_s: float) -> Redis:
+def _client(address: Address, timeout_s: float, clock: Callable[[], float]) -> Redis:
     if address.kind == "memory":
-        client: Redis = import_module("meterkit.store.memory").admin_client()
+        client: Redis = import_module("meterkit.store.memory").admin_client(clock)
         return client
     common: dict[str, Any] = {
         "db": address.db,

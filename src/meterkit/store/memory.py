@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from time import time
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
 
 from meterkit.errors import SettingsError, StoreError
 from meterkit.store.connection import ReplyError
@@ -26,6 +28,7 @@ except ImportError as error:  # pragma: no cover - the tests have it installed
 __all__ = ["MemoryLink", "admin_client", "connect", "empty"]
 
 _server = fakeredis.FakeServer()
+_by_clock: WeakKeyDictionary[Callable[[], float], Any] = WeakKeyDictionary()
 
 
 class MemoryLink:
@@ -33,7 +36,7 @@ class MemoryLink:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._client: Any = fakeredis.FakeRedis(server=_server, version=(7, 0))
+        self._client: Any = fakeredis.FakeRedis(server=_server_of(clock), version=(7, 0))
         self._now = clock
         self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
         self.open = True
@@ -107,12 +110,44 @@ async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = tim
     return link
 
 
-def admin_client() -> Any:
+def admin_client(clock: Callable[[], float] = time) -> Any:
     """A redis-py client of this process's store."""
-    return fakeredis.FakeAsyncRedis(server=_server, version=(7, 0))
+    return fakeredis.FakeAsyncRedis(server=_server_of(clock), version=(7, 0))
 
 
 def empty() -> None:
-    """Forget all that this process's store keeps."""
-    client: Any = fakeredis.FakeRedis(server=_server, version=(7, 0))
-    client.flushall()
+    """Forget all that this process's store keeps, whichever clock it goes by."""
+    for server in (_server, *_by_clock.values()):
+        client: Any = fakeredis.FakeRedis(server=server, version=(7, 0))
+        client.flushall()
+
+
+def _server_of(clock: Callable[[], float]) -> Any:
+    """The process's store; a clock that tests set has one of its own, whose keys it does not find ended."""
+    if clock is time:
+        return _server
+    found = _by_clock.get(clock)
+    if found is None:
+        found = _by_clock[clock] = fakeredis.FakeServer()
+        database: Any = type(found.dbs[0])
+        # fakeredis writes the system's time into every database before each command.
+        past: Any = type("PastDatabase", (database,), {"time": property(_Past(clock), lambda *_: None)})
+        found.dbs = defaultdict(lambda: past(found.lock))
+    return found
+
+
+class _Past:
+    """The time that keys end by: real time, as far back as the clock has ever been behind it.
+
+    A clock that jumps ahead ends no key before its time, as it does not on a server.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = ref(clock)
+        self._behind_s = 0.0
+
+    def __call__(self, _: object) -> float:
+        clock, now = self._clock(), time()
+        if clock is not None:
+            self._behind_s = max(self._behind_s, now - clock())
+        return now - self._behind_s

@@ -15,6 +15,7 @@ from meterkit.store.connection import ReplyError
 from meterkit.store.endings import Ending
 from meterkit.store.keys import Keys
 from meterkit.store.links import Links
+from meterkit.store.moved_clock import not_past
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,6 +73,8 @@ class Store:
         self.address = address
         self.keys = Keys(prefix, shards)
         self.deliver_without_persistence = deliver_without_persistence
+        if clock is not time and address.kind != "memory":
+            clock = not_past(clock, str(address))
         self.clock = clock
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms

@@ -1,4 +1,4 @@
-"""What tests of an app that uses meterkit need: a Stripe emulator and a clock to set."""
+"""What tests of an app that uses meterkit need: a Stripe emulator, a clock to set, another plan."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from meterkit.testing.clock import Clock
     from meterkit.testing.emulator import Fault, MeterEvent, StripeEmulator
+    from meterkit.testing.plans import override
 
-__all__ = ["Clock", "Fault", "MeterEvent", "StripeEmulator"]
+__all__ = ["Clock", "Fault", "MeterEvent", "StripeEmulator", "override"]
 
 HOMES: Final = {
     "Clock": "meterkit.testing.clock",
     "Fault": "meterkit.testing.emulator",
     "MeterEvent": "meterkit.testing.emulator",
     "StripeEmulator": "meterkit.testing.emulator",
+    "override": "meterkit.testing.plans",
 }
 
 

@@ -20,7 +20,7 @@ class Clock:
         ValueError: if a datetime without a time zone is given.
     """
 
-    __slots__ = ("_now",)
+    __slots__ = ("__weakref__", "_now")
 
     def __init__(self, start: datetime | None = None) -> None:
         self._now = datetime.now(UTC) if start is None else _utc(start)

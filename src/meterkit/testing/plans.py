@@ -1,0 +1,44 @@
+"""Another plan for everybody, as long as a test wants it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from meterkit.catalog.digest import digest
+from meterkit.catalog.report import unknown
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from meterkit.kit import MeterKit
+
+__all__ = ["override"]
+
+
+@contextmanager
+def override(kit: MeterKit, *, plan: str) -> Generator[None]:
+    """Have every customer of a kit on one plan within a ``with`` block.
+
+    ``plan`` is decided by from the next decision on, in this process, whatever plan a customer was put on; also
+    for one whose payments have it restricted, while a suspended one stays refused. Nothing is written, and what
+    was used before counts.
+
+    Args:
+        kit: whose customers.
+        plan: a plan of its plans file.
+
+    Raises:
+        MeterkitError: there is no such plan.
+    """
+    before = kit.catalog
+    if plan not in before.plans:
+        raise MeterkitError(unknown("plan", plan, before.plans))
+    everybodys = dict.fromkeys(before.plans, before.plans[plan])
+    kit.store.use(digest(replace(before, plans=everybodys, default_plan=plan)))
+    try:
+        yield
+    finally:
+        kit.store.use(before)

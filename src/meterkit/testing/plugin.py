@@ -1,0 +1,81 @@
+"""Fixtures for tests of an app that is metered: ``pytest_plugins = ["meterkit.testing.plugin"]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit.catalog import Catalog, load
+from meterkit.kit import MeterKit
+from meterkit.testing.clock import Clock
+from meterkit.testing.emulator import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["meterkit_clock", "meterkit_kit", "meterkit_plans", "stripe_emulator"]
+
+_SETTINGS = ("METERKIT_", "REDIS_URL", "STRIPE_")
+
+
+@pytest.fixture
+def meterkit_plans() -> str | os.PathLike[str] | Catalog:
+    """The plans file: ``METERKIT_PLANS``, else ``plans.yaml``. Override it to test with another one."""
+    return os.environ.get("METERKIT_PLANS") or "plans.yaml"
+
+
+@pytest.fixture
+def meterkit_clock() -> Clock:
+    """The time of the kit, its store and the emulator: now, standing still until it is moved."""
+    return Clock()
+
+
+@pytest.fixture
+def stripe_emulator(
+    meterkit_plans: str | os.PathLike[str] | Catalog, meterkit_clock: Clock
+) -> StripeEmulator:
+    """A Stripe account with the meters of the plans file and without customers."""
+    emulator = StripeEmulator(clock=meterkit_clock)
+    catalog = meterkit_plans if isinstance(meterkit_plans, Catalog) else load(meterkit_plans)
+    for meter in catalog.meters.values():
+        if meter.stripe is not None:
+            emulator.add_meter(meter.stripe.event_name)
+    return emulator
+
+
+@pytest.fixture
+def meterkit_kit(
+    meterkit_plans: str | os.PathLike[str] | Catalog,
+    meterkit_clock: Clock,
+    stripe_emulator: StripeEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[MeterKit]:
+    """A kit with a store of its own, which delivers to the emulator when it is told to.
+
+    It is not started: the app's lifespan does that, or ``async with meterkit_kit:``. No setting of the
+    environment reaches it.
+    """
+    for name in list(os.environ):
+        if name.startswith(_SETTINGS):
+            monkeypatch.delenv(name)
+    with stripe_emulator.running() as url:
+        yield MeterKit(
+            meterkit_plans,
+            clock=meterkit_clock,
+            redis_url="memory://",
+            stripe_api_key="sk_test_emulator",
+            stripe_api_base=url,
+            flush=False,
+        )
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_empty() -> Iterator[None]:
+    """Nothing that a kit of the app itself has written to ``memory://`` reaches the next test."""
+    yield
+    memory: Any = sys.modules.get("meterkit.store.memory")
+    if memory is not None:
+        memory.empty()
