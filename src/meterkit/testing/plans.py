@@ -22,8 +22,8 @@ __all__ = ["override"]
 def override(kit: MeterKit, *, plan: str) -> Generator[None]:
     """Have every customer of a kit on one plan within a ``with`` block.
 
-    ``plan`` is decided by from the next decision on, in this process, whatever plan a customer was put on; also
-    for one whose payments have it restricted, while a suspended one stays refused. Nothing is written, and what
+    From the next decision on, in this process, ``plan`` holds whatever plan a customer was put on, and also
+    where payments have it restricted; a suspended one stays refused. Nothing is written, and what
     was used before counts.
 
     Args:
