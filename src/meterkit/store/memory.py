@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from time import time
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakSet
 
 from meterkit.errors import SettingsError, StoreError
 from meterkit.store.connection import ReplyError
@@ -27,8 +27,40 @@ except ImportError as error:  # pragma: no cover - the tests have it installed
 
 __all__ = ["MemoryLink", "admin_client", "connect", "empty"]
 
-_server = fakeredis.FakeServer()
-_by_clock: WeakKeyDictionary[Callable[[], float], Any] = WeakKeyDictionary()
+
+class _Past:
+    """The time that keys end by: real time, as far back as a clock of a test has ever been behind it.
+
+    What is written with a date in the past would be gone at once. A clock that jumps ahead ends no key before
+    its time, as it does not on a server.
+    """
+
+    def __init__(self) -> None:
+        self._clocks: WeakSet[Callable[[], float]] = WeakSet()
+        self._behind_s = 0.0
+
+    def follow(self, clock: Callable[[], float]) -> None:
+        """Go back as far as this clock from now on."""
+        if clock is not time:
+            self._clocks.add(clock)
+
+    def __call__(self, _: object) -> float:
+        now = time()
+        self._behind_s = max([self._behind_s, *(now - clock() for clock in list(self._clocks))])
+        return now - self._behind_s
+
+
+def _serve(past: _Past) -> Any:
+    server: Any = fakeredis.FakeServer()
+    database: Any = type(server.dbs[0])
+    # fakeredis writes the system's time into every database before each command.
+    going_by: Any = type("PastDatabase", (database,), {"time": property(past, lambda *_: None)})
+    server.dbs = defaultdict(lambda: going_by(server.lock))
+    return server
+
+
+_past = _Past()
+_server = _serve(_past)
 
 
 class MemoryLink:
@@ -36,8 +68,9 @@ class MemoryLink:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._client: Any = fakeredis.FakeRedis(server=_server_of(clock), version=(7, 0))
+        self._client: Any = fakeredis.FakeRedis(server=_server, version=(7, 0))
         self._now = clock
+        _past.follow(clock)
         self._queue: list[tuple[bytes, asyncio.Future[Any] | None, Any]] = []
         self.open = True
 
@@ -111,43 +144,12 @@ async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = tim
 
 
 def admin_client(clock: Callable[[], float] = time) -> Any:
-    """A redis-py client of this process's store."""
-    return fakeredis.FakeAsyncRedis(server=_server_of(clock), version=(7, 0))
+    """A redis-py client of this process's store, which will go by ``clock``."""
+    _past.follow(clock)
+    return fakeredis.FakeAsyncRedis(server=_server, version=(7, 0))
 
 
 def empty() -> None:
-    """Forget all that this process's store keeps, whichever clock it goes by."""
-    for server in (_server, *_by_clock.values()):
-        client: Any = fakeredis.FakeRedis(server=server, version=(7, 0))
-        client.flushall()
-
-
-def _server_of(clock: Callable[[], float]) -> Any:
-    """The process's store; a clock that tests set has one of its own, whose keys it does not find ended."""
-    if clock is time:
-        return _server
-    found = _by_clock.get(clock)
-    if found is None:
-        found = _by_clock[clock] = fakeredis.FakeServer()
-        database: Any = type(found.dbs[0])
-        # fakeredis writes the system's time into every database before each command.
-        past: Any = type("PastDatabase", (database,), {"time": property(_Past(clock), lambda *_: None)})
-        found.dbs = defaultdict(lambda: past(found.lock))
-    return found
-
-
-class _Past:
-    """The time that keys end by: real time, as far back as the clock has ever been behind it.
-
-    A clock that jumps ahead ends no key before its time, as it does not on a server.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = ref(clock)
-        self._behind_s = 0.0
-
-    def __call__(self, _: object) -> float:
-        clock, now = self._clock(), time()
-        if clock is not None:
-            self._behind_s = max(self._behind_s, now - clock())
-        return now - self._behind_s
+    """Forget all that this process's store keeps."""
+    client: Any = fakeredis.FakeRedis(server=_server, version=(7, 0))
+    client.flushall()

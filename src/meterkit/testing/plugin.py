@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,6 +67,7 @@ def meterkit_kit(
             meterkit_plans,
             clock=meterkit_clock,
             redis_url="memory://",
+            key_prefix=f"test{token_hex(8)}",
             stripe_api_key="sk_test_emulator",
             stripe_api_base=url,
             flush=False,
