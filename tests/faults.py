@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -279,3 +280,18 @@ def stopped(server: Server) -> Generator[None]:
         yield
     finally:
         server.signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def killing(server: Server) -> Generator[None]:
+    """A server that ends all connections in one go with what the block sends it.
+
+    Of that it applies the first part, and the replies go down with the connections; the rest it never reads.
+    The block must give the event loop a turn to send it.
+    """
+    with socket.create_connection(("127.0.0.1", server.port)) as killer:
+        killer.sendall(b"PING\r\n")
+        assert killer.recv(7) == b"+PONG\r\n"
+        with stopped(server):
+            yield
+            killer.sendall(b"CLIENT KILL TYPE normal\r\n")

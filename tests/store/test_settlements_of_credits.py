@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delivering import NOW
-from faults import eventually, settled, stats, stopped
+from faults import eventually, killing, settled, stats, stopped
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
@@ -214,18 +213,13 @@ async def test_i3_captures_on_connections_that_the_server_kills_are_paid_once(va
         for _ in range(5):
             await books.begin(100)
             writers = [stream.writer for stream in books.lane._streams]
-            with socket.create_connection(("127.0.0.1", valkey.port)) as killer:
-                killer.sendall(b"PING\r\n")
-                assert killer.recv(7) == b"+PONG\r\n"
-                with stopped(valkey):
-                    captures = books.capture(80)
-                    while sum(len(writer.inflight) for writer in writers) < 80:  # noqa: ASYNC110
-                        await asyncio.sleep(0)  # Tasks of this loop only: nothing else tells.
-                    await asyncio.sleep(0)  # What is asked leaves at the end of the tick.
-                    # Met in one go: the first are applied, their replies go down with the connection.
-                    killer.sendall(b"CLIENT KILL TYPE normal\r\n")
-                captures += books.capture(20)
-                await asyncio.gather(*captures)
+            with killing(valkey):
+                captures = books.capture(80)
+                while sum(len(writer.inflight) for writer in writers) < 80:  # noqa: ASYNC110
+                    await asyncio.sleep(0)  # Tasks of this loop only: nothing else tells.
+                await asyncio.sleep(0)  # What is asked leaves at the end of the tick.
+            captures += books.capture(20)
+            await asyncio.gather(*captures)
             for writer in writers:
                 applied = int((valkey.command("GET", writer.key) or "0").removeprefix("c"))
                 unheard += applied - writer.acknowledged
