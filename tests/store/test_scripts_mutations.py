@@ -42,7 +42,7 @@ FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(
         (
             f"include/{name}.lua"
-            for name in ("rates", "correct", "period", "roll", "trim", "late", "standing")
+            for name in ("rates", "correct", "period", "turned", "roll", "trim", "late", "standing")
         ),
         PLAIN + PAID,
     ),

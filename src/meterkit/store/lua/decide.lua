@@ -28,9 +28,7 @@ local terms = cjson.decode(ARGV[2])
 --include wall
 --include rates
 --include period
---include trim
---include whole_numbers
---include roll
+--include turned
 --include standing
 local call = redis.call
 local mode = ARGV[3]
@@ -43,7 +41,10 @@ elseif mode == 'v' then
   return {4, now}
 end
 local take = mode ~= 'c'
-if ends and turned(now, seen, ends) then
+if ends and turned(now, seen, ends) then -- Others do not pay for so much as the making of these functions.
+--include trim
+--include whole_numbers
+--include roll
   local broken
   ends, broken = roll(now, seen, ends)
   if broken then
@@ -53,7 +54,7 @@ if ends and turned(now, seen, ends) then
 end
 local more, claim, had
 local purse = KEYS[4] and terms[#terms]
-if purse then -- Others do not pay for so much as the making of its functions.
+if purse then -- As above.
 --include grants
 --include recur
 --include add_up

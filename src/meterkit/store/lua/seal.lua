@@ -22,6 +22,7 @@ local terms = cjson.decode(ARGV[2])
 --include trim
 --include whole_numbers
 --include roll
+--include turned
 --include standing
 local call, num, floor = redis.call, tonumber, math.floor
 local known = call('HMGET', KEYS[1], 'r', 't', 'e')

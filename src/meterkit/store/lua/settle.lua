@@ -26,9 +26,7 @@ local terms = cjson.decode(ARGV[2])
 --include rates
 --include correct
 --include period
---include trim
---include whole_numbers
---include roll
+--include turned
 --include standing
 --include late
 local call = redis.call
@@ -55,7 +53,10 @@ if not ends then
   write[4], write[6], w = 'b', 'e', 7
   write[5], write[7] = period(now)
   ends = write[7]
-elseif turned(now, seen, ends) then
+elseif turned(now, seen, ends) then -- Others do not pay for so much as the making of these functions.
+--include trim
+--include whole_numbers
+--include roll
   local broken
   ends, broken = roll(now, seen, ends)
   if broken then
@@ -74,7 +75,7 @@ if said.at then
   late = overdue(said.at, said.own, write[4] == 'b' and write[5] or call('HGET', KEYS[1], 'b') + 0)
 end
 local pay, keep_grants
-if purse then -- Others do not pay for so much as the making of its functions.
+if purse then -- As above.
 --include grants
 --include recur
 --include add_up

@@ -1,9 +1,3 @@
--- turned: whether a hold slot or the billing period has passed, or the period ends at another time by now.
---   `seen`: the last time seen (ms); `ends`: the end of the counters' period (ms)
-local function turned(now, seen, ends)
-  local _, finish = period(now)
-  return ends ~= finish or seen < now - now % 300000
-end
 -- roll: brings a customer's counters to `now` where they have turned.
 -- Holds move from the current slot of five minutes to the previous one, or vanish. A period is over at its end, or
 -- where the caller's begins two minutes after it did, or later: the subscription is another one. What was counted in
