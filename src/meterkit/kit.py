@@ -174,7 +174,8 @@ class MeterKit:
         if not self.store.is_off:  # Whoever switches it off may do so because of the store.
             lane = await self.store.lane()
             lane.is_served = True
-        if self._delivers and loop not in self._flushers:
+        flusher = self._flushers.get(loop)
+        if self._delivers and (flusher is None or flusher.done()):
             self._flushers[loop] = loop.create_task(
                 flush_forever(self.flusher, every_s=min(5.0, self.settings.flush_interval))
             )

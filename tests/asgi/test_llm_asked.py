@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_apps import listening, metered, read_all
+from faults import evalsha_calls, settled
+from llm_apps import answering, listening, metered, read_all
 from metering import http_scope
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from starlette.types import Message, Receive, Scope, Send
+
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -385,12 +388,11 @@ async def never_ending(port: int, head: str) -> bytes:
         writer.close()
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["first met", "known"])
 @pytest.mark.parametrize(
     ("case", "status"), [("suspended", 402), ("feature", 403), ("anonymous", 401), ("invalid", 400)]
 )
 async def test_whom_the_state_refuses_is_answered_before_the_body_is_read(
-    store_url: str, case: str, status: int, *, known: bool
+    store_url: str, case: str, status: int
 ) -> None:
     heard: list[bytes] = []
 
@@ -406,10 +408,25 @@ async def test_whom_the_state_refuses_is_answered_before_the_body_is_read(
         if case == "feature":
             await at.kit.customers.set_plan("acme", "bare")
         named = {"anonymous": "", "invalid": "x-customer-id: a\tb\r\n"}.get(case, "x-customer-id: acme\r\n")
-        for _ in range(1 + known):
+        if case in {"suspended", "feature"}:
+            # By the decision about a whole request the process learns of the state.
+            answer = await at.client.post("/chat", content=compact(PLAIN))
+            assert answer.status_code == status
+        for _ in range(2):
             assert f" {status} ".encode() in await never_ending(port, named)
         # Once that has changed, the body is read, and what it asks for is held.
         await at.kit.customers.set_status("acme", "active")
         await at.kit.customers.set_plan("acme", "free")
         answer = await at.client.post("/chat", content=compact(PLAIN))
         assert (answer.status_code, heard) == (200, [compact(PLAIN)])
+
+
+async def test_i1_whoever_is_met_for_the_first_time_costs_one_round_trip_too(valkey: Server) -> None:
+    async with metered(answering([b"{}"], "application/json"), valkey.url, plans=PLANS) as at:
+        await at.client.post("/chat", content=compact(PLAIN), headers={"x-customer-id": "globex"})
+        await settled(at.kit)
+        before = evalsha_calls(valkey)
+        answer = await at.client.post("/chat", content=compact(PLAIN), headers={"x-customer-id": "initech"})
+        await settled(at.kit)
+        assert answer.status_code == 200
+        assert evalsha_calls(valkey) - before == 2  # To decide, and to settle once it is answered.

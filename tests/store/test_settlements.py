@@ -246,6 +246,7 @@ class Paper:
         self.waiter: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
         self.told: list[Any] = []
         self.slot = 0
+        self.customer = "acme"
 
     def pack(self) -> tuple[bytes, bytes]:
         return b"head", b"tail"

@@ -358,7 +358,7 @@ class Exchange:
 
     def _post_late(self, lane: Lane, parts: Mapping[Key, Part]) -> None:
         post = partial(self._post, lane, parts, billed=self._outcome() in self._route.charge_on)
-        home = next((loop for loop, known in self._store.lanes.items() if known is lane), None)
+        home = next((loop for loop, known in tuple(self._store.lanes.items()) if known is lane), None)
         try:
             here = get_running_loop()
         except RuntimeError:

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable, iscoroutinefunction
 from time import monotonic
 from typing import Final, TypeVar
+from weakref import WeakKeyDictionary
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 __all__ = ["KeyLookup", "KeyOwners"]
 
@@ -16,6 +17,7 @@ KeyLookup = Callable[[str], str | Awaitable[str | None] | None]
 T = TypeVar("T")
 
 _KEPT_MAX: Final = 10_000
+_THREADS_MAX: Final = 16
 _UNOWNED_S_MAX: Final = 5.0
 """A key that was just made should not be refused for long where it was tried too early."""
 
@@ -41,13 +43,14 @@ class KeyOwners:
         self._owned: dict[str, tuple[str, float]] = {}
         self._unowned: dict[str, float] = {}
         self._asked: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[str | None]] = {}
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
 
     def of(self, key_hash: str) -> str | Awaitable[str | None] | None:
         """The owner of a key; at once where it is remembered."""
         owned = self._owned.get(key_hash)
         if owned is not None and monotonic() < owned[1]:
             return owned[0]
-        if key_hash in self._unowned and monotonic() < self._unowned[key_hash]:
+        if monotonic() < self._unowned.get(key_hash, 0.0):
             return None
         return self._ask(key_hash)
 
@@ -79,8 +82,16 @@ class KeyOwners:
         if self._runs_on_the_loop:
             found = self._lookup(key_hash)
         else:
-            found = await to_thread.run_sync(self._lookup, key_hash)
+            found = await to_thread.run_sync(self._lookup, key_hash, limiter=self._limiter())
         return await found if isawaitable(found) else found
+
+    def _limiter(self) -> CapacityLimiter:
+        """Threads of its own: keys that strangers make up must not take those of the app's endpoints."""
+        loop = asyncio.get_running_loop()
+        limiter = self._limiters.get(loop)
+        if limiter is None:
+            limiter = self._limiters[loop] = CapacityLimiter(_THREADS_MAX)
+        return limiter
 
     def _remember(self, key_hash: str, owner: object) -> None:
         now = monotonic()

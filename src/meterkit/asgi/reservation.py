@@ -14,7 +14,6 @@ from meterkit.asgi.usage.estimate import (
 )
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import StoreError
-from meterkit.store.state import NO_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -37,13 +36,13 @@ _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_toke
 async def known_refusal(store: Store, lane: Lane, account: Account, route: Route) -> DecideCall | None:
     """The call whose preset refuses a request by the customer's state alone, so that no body is read for it.
 
-    The store is asked only where the known state refuses, or is not known: of a customer who has none, once.
+    The store is asked only where the known state refuses: for all others one round trip decides, after their
+    body was read. Whoever is met for the first time is one of them, unless the default plan refuses.
 
     Raises:
         StoreError: the store cannot decide.
     """
-    is_known = account.view.rev != NO_STATE or id(route) in account.calls
-    if route.enforcement == "shadow" or (is_known and account.call(route).preset is None):
+    if route.enforcement == "shadow" or account.call(route).preset is None:
         return None
 
     def make(_: str) -> DecideCall:
@@ -54,10 +53,7 @@ async def known_refusal(store: Store, lane: Lane, account: Account, route: Route
         call, _ = await store.conclude(lane, call, make, await lane.ask(call))
     except StoreError as error:
         raise StoreError(str(error), executed=False) from error  # It would have changed nothing.
-    if call.preset is not None:
-        return call
-    account.call(route)  # It is known by that from now on.
-    return None
+    return call if call.preset is not None else None
 
 
 async def reserving(

@@ -389,6 +389,6 @@ class Accounts(CompiledCatalog):
             if len(known) >= _ACCOUNTS_MAX:
                 # The oldest half: whoever is still there is known again after one more round trip.
                 for key in list(known)[: _ACCOUNTS_MAX // 2]:
-                    del known[key]
+                    known.pop(key, None)  # Another thread may be doing the same.
             account = known[customer] = Account(self, customer, self.now_ms(), anonymous=anonymous)
         return account

@@ -43,6 +43,7 @@ _LATE_REPLIES_S: Final = 600.0
 _LATE_REPLIES_BYTES: Final = 8_388_608
 _CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
 # This server takes no writes: it was a master before, and another one is by now.
+_OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
 _NO_MASTER: Final = frozenset({"READONLY", "MASTERDOWN"})
 
 Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
@@ -56,6 +57,11 @@ class ReplyError(Exception):
     def code(self) -> str:
         """The code: ``NOSCRIPT``, ``OOM``, ``READONLY`` and so on."""
         return str(self).partition(" ")[0]
+
+    @property
+    def of_script(self) -> bool:
+        """Whether a script began and ended in it: on keys of a wrong type, or values that it cannot read."""
+        return self.code in _OF_SCRIPTS and "script" in str(self)
 
 
 class Call(Protocol):

@@ -88,6 +88,11 @@ class Ending:
         self.occurred_ms = occurred_ms
         self.waiter = waiter
 
+    @property
+    def customer(self) -> str:
+        """Whose it is."""
+        return self.account.customer
+
     def pack(self) -> tuple[bytes, bytes]:
         """The request up to the writer's key, and from there to the slot and the number."""
         # One view from here on: another thread may learn of another state meanwhile.

@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import QuantityError, StoreError
+from meterkit.store.connection import ReplyError
 from meterkit.store.resp import pack_each
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class Settlement(Protocol):
 
     slot: int
     waiter: asyncio.Future[None] | None
+
+    @property
+    def customer(self) -> str:
+        """Whose it is."""
+        ...
 
     def pack(self) -> tuple[bytes, bytes]:
         """The request up to the writer's key, and from there to its place, by the state in force."""
@@ -105,10 +111,21 @@ class _Writer:
         acknowledged: how many settlements the store has applied by its own word.
         inflight: sent, and not answered yet.
         undone: answered, and by that word not applied; and whatever was sent behind them.
+        failed: the error with which the script ended at one of them, by its place in ``undone``.
         unheard: sent over a connection that has ended: applied or not.
     """
 
-    __slots__ = ("acknowledged", "inflight", "key", "number", "packed_key", "stream", "undone", "unheard")
+    __slots__ = (
+        "acknowledged",
+        "failed",
+        "inflight",
+        "key",
+        "number",
+        "packed_key",
+        "stream",
+        "undone",
+        "unheard",
+    )
 
     def __init__(self, stream: Stream, key: str) -> None:
         self.stream = stream
@@ -118,6 +135,7 @@ class _Writer:
         self.acknowledged = 0
         self.inflight: deque[Settlement] = deque()
         self.undone: list[Settlement] = []
+        self.failed: dict[int, str] = {}
         self.unheard: list[Settlement] = []
 
     @property
@@ -133,6 +151,10 @@ class _Writer:
         answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
         code = answer[0]
         if self.undone or code not in {_OK, _DUPLICATE, _REFUSED, _DAMAGED}:
+            if isinstance(reply, ReplyError) and reply.of_script:
+                self.failed[len(self.undone)] = str(reply)
+            elif code == _DAMAGED:
+                self.failed[len(self.undone)] = f"field {answer[1].decode()} is not a whole number"
             self.undone.append(settlement)
             if code == _STALE:
                 self.stream.outdated(settlement, answer)
@@ -327,9 +349,16 @@ class Stream:
         if max(0, last) < acknowledged:
             # What follows on it was lost as well: scripts are applied, and lost, in their order.
             self._count_lost(acknowledged - last, "the store lost what it had acknowledged")
-        for settlement in undone[:applied]:
-            _tell(settlement, None)
-        self.waiting.extendleft(reversed(undone[applied:]))
+        again: list[Settlement] = []
+        for place, settlement in enumerate(undone):
+            if place in writer.failed:
+                # Its number may be used up, and another time it would end as it did, before all others.
+                self._lose(settlement, f"that of {settlement.customer!r} failed: {writer.failed[place]}")
+            elif place < applied:
+                _tell(settlement, None)
+            else:
+                again.append(settlement)
+        self.waiting.extendleft(reversed(again))
 
     def _lose(self, settlement: Settlement, why: str) -> None:
         _tell(settlement, StoreError(f"not recorded: {why}", executed=False))
