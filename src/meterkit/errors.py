@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,6 +19,9 @@ __all__ = [
     "StoreError",
     "UnknownMeterError",
 ]
+
+
+PROBLEMS_SHOWN_MAX: Final = 50
 
 
 class MeterkitError(Exception):
@@ -49,7 +52,7 @@ class Problem:
 
 
 class PlansError(MeterkitError):
-    """A plans file was refused.
+    """A plans file was refused. As text it names the first 50 of its problems, and how many more there are.
 
     Attributes:
         problems: everything that is wrong with it, in the order of the file.
@@ -57,7 +60,10 @@ class PlansError(MeterkitError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        lines = [str(problem) for problem in self.problems[:PROBLEMS_SHOWN_MAX]]
+        if len(self.problems) > PROBLEMS_SHOWN_MAX:
+            lines.append(f"and {len(self.problems) - PROBLEMS_SHOWN_MAX} more problems")
+        super().__init__("\n".join(lines))
 
 
 class SettingsError(MeterkitError):

@@ -305,12 +305,13 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
 
 
 def test_a_missing_file() -> None:
+    why = f"No such file or directory; looked for in {Path.cwd()}"
     with pytest.raises(PlansError) as caught:
         load("nowhere/plans.yaml")
     assert caught.value.problems == (
-        Problem("nowhere/plans.yaml", 0, 0, "", "the plans file cannot be read: No such file or directory"),
+        Problem("nowhere/plans.yaml", 0, 0, "", f"the plans file cannot be read: {why}"),
     )
-    assert str(caught.value) == "nowhere/plans.yaml: the plans file cannot be read: No such file or directory"
+    assert str(caught.value) == f"nowhere/plans.yaml: the plans file cannot be read: {why}"
 
 
 def test_a_directory(tmp_path: Path) -> None:

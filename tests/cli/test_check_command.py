@@ -79,10 +79,8 @@ def test_a_right_file_as_json(shell: Shell) -> None:
 
 def test_a_missing_file_is_refused_in_one_line(shell: Shell) -> None:
     done = shell.run("check", "nope.yaml")
-    assert (1, "nope.yaml: the plans file cannot be read: No such file or directory\n") == (
-        done.code,
-        done.err,
-    )
+    why = f"No such file or directory; looked for in {shell.directory}"
+    assert (1, f"nope.yaml: the plans file cannot be read: {why}\n") == (done.code, done.err)
 
 
 def test_the_schema_is_printed(shell: Shell) -> None:
@@ -154,3 +152,37 @@ def test_many_notes_are_cut_and_counted(shell: Shell, directory: Path) -> None:
     out = shell.run("check").out.splitlines()
     assert (52, "and 12 more notes; --json shows all") == (len(out), out[-1])
     assert len(shell.run("check", "--json").json["notes"]) == 62
+
+
+def test_a_report_of_many_problems_is_cut_and_counted(shell: Shell, directory: Path) -> None:
+    """F-69: 60,000 unknown keys printed 13 MB."""
+    keys = "".join(f"key{nth}: 1\n" for nth in range(60))
+    (directory / "plans.yaml").write_text((directory / "plans.yaml").read_text() + keys)
+    done = shell.run("check")
+    lines = done.err.splitlines()
+    assert (1, 51, "and 10 more problems") == (done.code, len(lines), lines[-1])
+    found = shell.run("check", "--json").json
+    assert (50, 10) == (len(found["problems"]), found["more"])
+
+
+def test_completion_can_be_installed(shell: Shell) -> None:
+    """F-69."""
+    assert "--install-completion" in shell.run("--help").out
+
+
+def test_the_nearest_plan_is_named(stored: Shell) -> None:
+    """F-69."""
+    done = stored.run("customers", "set-plan", "ada", "por")
+    assert (1, "meterkit: plan: found 'por'; the plans are free, pro; did you mean 'pro'?") == (
+        done.code,
+        done.err.splitlines()[-1],
+    )
+
+
+def test_usage_of_nobody_says_so(stored: Shell) -> None:
+    """F-69."""
+    done = stored.run("usage", "nobody")
+    assert (0, True) == (
+        done.code,
+        "nothing is known of customer nobody: shown as a new one is" in done.err.splitlines(),
+    )

@@ -77,9 +77,17 @@ def load(path: str | os.PathLike[str]) -> Catalog:
             data = file.read(SIZE_MAX + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        problems.refuse(Place(0, 0, ""), f"the plans file cannot be read: {reason}")
+        problems.refuse(Place(0, 0, ""), f"the plans file cannot be read: {reason}{_looked_for(source)}")
         raise problems.error() from error
     return loads(data, source=source)
+
+
+def _looked_for(source: str) -> str:
+    """Where a relative path led to; a service is seldom started where its file lies."""
+    try:
+        return "" if Path(source).is_absolute() else f"; looked for in {Path.cwd()}"
+    except OSError:  # The directory is gone.
+        return ""
 
 
 def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:

@@ -17,7 +17,6 @@ app = typer.Typer(
     name="meterkit",
     help="Usage metering and limit enforcement for ASGI services, billed through Stripe.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

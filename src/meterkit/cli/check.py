@@ -38,7 +38,8 @@ def check(
     except PlansError as error:
         if not json:
             raise
-        print_json({"ok": False, "problems": [_problem(problem) for problem in error.problems]})
+        shown = [asdict(problem) for problem in error.problems[:SHOWN_MAX]]
+        print_json({"ok": False, "problems": shown, "more": len(error.problems) - len(shown)})
         raise typer.Exit(1) from None
     found = {
         "meters": list(catalog.meters),
@@ -58,7 +59,3 @@ def check(
         typer.echo(f"note: {note}")
     if len(catalog.notes) > SHOWN_MAX:
         typer.echo(f"and {len(catalog.notes) - SHOWN_MAX} more notes; --json shows all")
-
-
-def _problem(problem: object) -> dict[str, object]:
-    return {name: getattr(problem, name) for name in ("file", "line", "column", "path", "message")}

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog import override as lay_over
@@ -101,7 +102,9 @@ class Customers:
         """
         if not _is_text(plan) or plan not in self._store.catalog.plans:
             known = ", ".join(self._store.catalog.plans)
-            raise MeterkitError(f"plan: found {_shown(plan)}; the plans are {known}")
+            near = get_close_matches(plan, self._store.catalog.plans, n=1) if _is_text(plan) else []
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise MeterkitError(f"plan: found {_shown(plan)}; the plans are {known}{hint}")
         return await self._change(customer, lambda state: replace(state, plan=plan))
 
     async def set_status(self, customer: str, status: Status | None) -> Customer:
