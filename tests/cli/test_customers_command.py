@@ -223,3 +223,10 @@ def test_a_plan_that_is_gone_from_the_plans_file_is_said_wherever_its_customer_i
     assert stored.run("usage", "gamma").err == ""
     assert stored.run("customers", "set-status", "acme", "active").err == note.format("acme")
     assert stored.run("customers", "set-plan", "acme", "team").err == ""
+
+
+def test_unlink_undoes_a_link(stored: Shell) -> None:
+    assert stored.run("customers", "link", "acme", "cus_1", "--json").json["stripe_customer"] == "cus_1"
+    assert stored.run("customers", "unlink", "acme", "--json").json["stripe_customer"] is None
+    assert stored.run("customers", "show", "acme", "--json").json["stripe_customer"] is None
+    assert stored.run("customers", "link", "acme", "cus_2", "--json").json["stripe_customer"] == "cus_2"
