@@ -36,7 +36,7 @@ KEY: Final = "sk_test_example"
 CREDITS: Final = 21
 MICRO: Final = 1_000_000  # The ledger counts millionths of a credit.
 METERS: Final = {"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens"}
-BYTES_PER_TOKEN: Final = 3  # How texts are estimated: see docs/llm.md.
+BYTES_PER_TOKEN: Final = 4  # How a bill estimates texts: see docs/llm.md.
 MINUTE_S: Final = 60
 WAIT_S: Final = 60.0
 
@@ -118,8 +118,9 @@ class Ada:
         sent = tokens_of(sum(len(message["content"].encode()) for message in self._talk))
         self.wrong += expect("input_tokens estimated", self.estimated["input_tokens"], sent, sent)
         # Some words more may have been on their way, but not all.
-        read = tokens_of(len(text.encode()))
-        self.wrong += expect("output_tokens estimated", self.estimated["output_tokens"], read, words - 1)
+        read = len(text.encode())
+        least, most = tokens_of(read), tokens_of(read * words // after) - 1
+        self.wrong += expect("output_tokens estimated", self.estimated["output_tokens"], least, most)
         self.wrong += expect("output_tokens set aside", held["output_tokens"], words, words)
 
     async def _settle(self, title: str, column: str, told: dict[str, int]) -> None:
@@ -323,7 +324,7 @@ def expect(what: str, found: int, least: int, most: int) -> Sequence[str]:
 
 
 def tokens_of(size: int) -> int:
-    return -(-size // BYTES_PER_TOKEN)
+    return size // BYTES_PER_TOKEN
 
 
 async def main() -> int:
