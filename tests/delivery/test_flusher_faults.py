@@ -180,6 +180,26 @@ async def test_a_refusal_does_not_hide_that_an_earlier_try_may_have_been_accepte
     assert (report.parked, len(at.emulator.requests)) == (1, 2)
 
 
+@pytest.mark.parametrize("status", [302, 401, 403, 408, 429, 451])
+async def test_i6_what_somebody_refused_in_stripes_place_is_not_sent_again_after_23_hours(
+    store_url: str, status: int
+) -> None:
+    # R4: a gateway that passes the request on and keeps the answer back had it billed anew each day.
+    page = answer(status, "<html>Blocked</html>")
+    async with desk(store_url) as at, answering(page) as proxy, aclosing_transport(proxy.url) as way:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        flusher = Flusher(at.kit.store, way)
+        await flusher.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=22))
+        await flusher.flush(everything=True, timeout_s=0)
+        assert len(proxy.asked) == 2
+        at.clock.advance(timedelta(hours=2))
+        report = await flusher.flush(everything=True, timeout_s=0)
+        assert (report.parked, len(proxy.asked)) == (1, 2)
+        assert "more than 23 hours ago" in report.undelivered[0].why
+
+
 async def test_with_clocks_apart_delivery_waits_and_nothing_dies_of_its_timestamp(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

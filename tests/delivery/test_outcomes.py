@@ -147,6 +147,31 @@ def test_a_lost_answer_is_unknown_even_with_a_status(failure: Failure) -> None:
     assert (outcome.step, outcome.refused) == ("retry", False)
 
 
+NOT_SENT = Result(failure="not_sent")
+TOO_MANY = Result(status=429, type="invalid_request_error", code="rate_limit")
+REVOKED = Result(status=401, type="invalid_request_error")
+IN_FLIGHT = Result(status=409, type="invalid_request_error", code="idempotency_key_in_use")
+
+
+@pytest.mark.parametrize("result", [NOT_SENT, TOO_MANY, REVOKED, refusal(NO_METER), refusal(OLD)])
+def test_only_stripe_itself_or_an_unsent_request_says_that_stripe_has_nothing(result: Result) -> None:
+    assert classify(result).refused
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 407, 408, 409, 413, 429, 451, 500])
+@pytest.mark.parametrize("error_type", [None, "bad_request"])
+def test_who_answers_in_stripes_place_may_have_passed_the_request_on(
+    status: int, error_type: str | None
+) -> None:
+    # R4: the first attempt was forgotten at each try, and nothing was parked.
+    assert not classify(Result(status=status, type=error_type, message=OLD)).refused
+
+
+@pytest.mark.parametrize("result", [IN_FLIGHT, Result(status=409, type="idempotency_error")])
+def test_a_key_in_flight_tells_of_another_request_that_may_be_accepted(result: Result) -> None:
+    assert not classify(result).refused
+
+
 def test_detail_tells_what_was_answered() -> None:
     result = Result(status=400, type="invalid_request_error", code="x", message="No.", request_id="req_1")
     outcome = classify(result)

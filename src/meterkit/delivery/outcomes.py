@@ -127,11 +127,13 @@ class Outcome:
         server_time_s: Stripe's clock in Unix seconds when it answered; None where unknown.
         request_id: Stripe's name for the request, for its support; None where unknown.
         answered: whether anybody answered.
+        refused: whether Stripe certainly does not have it from this try: it says so, or nothing was sent.
     """
 
     kind: Kind
     detail: str
     answered: bool = True
+    refused: bool = False
     new_key: bool = False
     server_time_s: int | None = None
     request_id: str | None = None
@@ -152,11 +154,6 @@ class Outcome:
         return SCOPES.get(self.kind, "intent")
 
     @property
-    def refused(self) -> bool:
-        """Whether Stripe certainly does not have it from this try."""
-        return self.kind not in {"delivered", "duplicate", "unknown", "unreadable"}
-
-    @property
     def alert(self) -> bool:
         """Whether a person must be told."""
         return self.kind in ALERTING
@@ -172,6 +169,7 @@ def classify(result: Result) -> Outcome:
         kind=kind,
         detail=_detail(result),
         answered=result.status is not None,
+        refused=_is_refused(result, kind),
         new_key=new_key,
         server_time_s=result.server_time_s,
         request_id=result.request_id,
@@ -193,6 +191,16 @@ def _kind(result: Result) -> Kind:
     if status in BUSY_STATUSES:
         return "not_done"
     return _refusal(result)
+
+
+def _is_refused(result: Result, kind: Kind) -> bool:
+    if result.failure == "not_sent":
+        return True
+    # Whoever else answers may have passed the request on. And a key in use tells of another request than this
+    # one, sent again on the way, which may be accepted.
+    is_in_use = result.status == HTTPStatus.CONFLICT or result.type == IDEMPOTENCY_TYPE
+    is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}
+    return result.type in ERROR_TYPES and not is_in_use and not is_open
 
 
 def _refusal(result: Result) -> Kind:
