@@ -10,6 +10,7 @@ from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.report import FlushReport, Unsealed
 from meterkit.delivery.sending import LEASE_MS, Lease, Sender
 from meterkit.errors import MeterkitError, StoreError
@@ -152,10 +153,10 @@ class Flusher:
         async with gate:
             if self._sender.stopping.is_set():
                 return
-            asked = monotonic()
+            asked = Elapsed(self._store.clock)
             if not await outbox.lease(shard, ttl_ms=LEASE_MS):
                 return
-            lease = Lease(outbox, shard, asked)
+            lease = Lease(outbox, shard, clock=self._store.clock, asked=asked)
             try:
                 sealing = await outbox.seal(shard, due_ms=seal_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
@@ -213,7 +214,7 @@ class Flusher:
         due = await outbox.due(lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed)
         if not due:
             return False
-        asked = monotonic()
+        asked = Elapsed(self._store.clock)
         attempts = await outbox.attempt(lease.shard, due)
         flush.is_young = flush.is_young or len(attempts) < len(due)
         flush.tried.update(attempt.intent.identifier for attempt in attempts)

@@ -9,12 +9,13 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.gate import Gate
 from meterkit.delivery.transport import Intent
 from meterkit.store.intents import Move
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from meterkit.delivery.outcomes import Outcome
     from meterkit.delivery.transport import Transport
@@ -37,25 +38,36 @@ _CLOCKS_APART_S: Final = 60
 
 
 class Lease:
-    """A shard's lease, by this process's monotonic clock."""
+    """A shard's lease, by this process's clocks.
 
-    def __init__(self, outbox: Outbox, shard: int, asked: float) -> None:
+    Args:
+        outbox: whose lease it is.
+        shard: what it is of.
+        clock: the wall clock, in seconds.
+        asked: since when it was asked for.
+    """
+
+    def __init__(self, outbox: Outbox, shard: int, *, clock: Callable[[], float], asked: Elapsed) -> None:
         self.outbox = outbox
         self.shard = shard
-        self._ends = asked + LEASE_MS / 1000
+        self._clock = clock
+        self._asked = asked
         self._renewing = asyncio.Lock()
+
+    def _is_held(self, span_s: float) -> bool:
+        return self._asked.seconds + span_s + 1 < LEASE_MS / 1000
 
     async def outlives(self, span_s: float) -> bool:
         """Whether the lease is held for that long, renewed if need be."""
-        if self._ends - monotonic() > span_s + 1:
+        if self._is_held(span_s):
             return True
         async with self._renewing:
-            if self._ends - monotonic() > span_s + 1:
+            if self._is_held(span_s):
                 return True
-            asked = monotonic()
+            asked = Elapsed(self._clock)
             if not await self.outbox.lease(self.shard, ttl_ms=LEASE_MS):
                 return False
-            self._ends = asked + LEASE_MS / 1000
+            self._asked = asked
             return True
 
 
@@ -93,13 +105,13 @@ class Sender:
         now_ms = self._store.now_ms()
         return {event for event, gate in self._meters.items() if gate.admits(now_ms) == "none"}
 
-    async def send(self, lease: Lease, attempt: Attempt, asked: float, *, alone: bool) -> Move | None:
+    async def send(self, lease: Lease, attempt: Attempt, asked: Elapsed, *, alone: bool) -> Move | None:
         """Send one intent, unless that might count it twice. Its next state, or None: the lease is lost.
 
         Args:
             lease: of its shard.
             attempt: the intent, leased.
-            asked: when it was leased (monotonic).
+            asked: since when it is leased.
             alone: whether it is the one that a gate lets through to see.
         """
         sealed = attempt.intent
@@ -109,7 +121,7 @@ class Sender:
                 return self._give_back(attempt)
             if not await lease.outlives(self._timeout_s):
                 return None
-            if attempt.now_ms - attempt.first_ms + (monotonic() - asked) * 1000 > _AMBIGUOUS_MS:
+            if attempt.now_ms - attempt.first_ms + asked.seconds * 1000 > _AMBIGUOUS_MS:
                 # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
                 why = "first tried more than 23 hours ago; whether Stripe has it is not known"
                 _logger.error(
