@@ -39,7 +39,7 @@ class Sleeping:
 
 
 async def two_to_send(at: Desk) -> tuple[Flusher, Sleeping]:
-    """One that Stripe certainly does not have, and behind it one that it has, which two replies did not say."""
+    """One that Stripe certainly does not have, and behind it one that it has, as no reply has said."""
     way = Sleeping(at)
     flusher = Flusher(at.kit.store, way, calls_at_once=1)
     await at.link("mira", "acme", "zeta")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-__all__ = ["Gate"]
+__all__ = ["Admitted", "Gate"]
+
+Admitted = Literal["all", "one", "none"]
 
 _FAILURES_MAX: Final = 10
 _ALERT_EVERY_MS: Final = 3_600_000
@@ -27,7 +29,7 @@ class Gate:
         self._failures = 0
         self._alerted_ms: int | None = None
 
-    def admits(self, now_ms: int) -> Literal["all", "one", "none"]:
+    def admits(self, now_ms: int) -> Admitted:
         """What may pass now; where a clock was set back, as if it had not been closed."""
         if self._is_open:
             return "all"

@@ -17,6 +17,7 @@ from meterkit.store.intents import Move
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from meterkit.delivery.gate import Admitted
     from meterkit.delivery.outcomes import Outcome
     from meterkit.delivery.transport import Transport
     from meterkit.store.intents import Attempt
@@ -99,6 +100,7 @@ class Sender:
         self._calls = asyncio.Semaphore(calls_at_once)
         self._timeout_s = timeout_s
         self._meters: dict[str, Gate] = {}
+        self._probes: dict[str, asyncio.Lock] = {}
 
     def closed_meters(self) -> Collection[str]:
         """The event names that nothing is sent of for now."""
@@ -114,6 +116,15 @@ class Sender:
             asked: since when it is leased.
             alone: whether it is the one that a gate lets through to see.
         """
+        event_name = attempt.intent.event_name
+        if self._meter_admits(event_name) == "one":
+            async with self._probes.setdefault(event_name, asyncio.Lock()):
+                # The one before has shown whether the others pass.
+                if self._meter_admits(event_name) == "one":
+                    return await self._send(lease, attempt, asked, alone=alone)
+        return await self._send(lease, attempt, asked, alone=alone)
+
+    async def _send(self, lease: Lease, attempt: Attempt, asked: Elapsed, *, alone: bool) -> Move | None:
         sealed = attempt.intent
         async with self._calls:
             await self._pace()
@@ -136,9 +147,12 @@ class Sender:
     def _may_send(self, event_name: str, *, alone: bool) -> bool:
         if self.stopping.is_set():
             return False
-        now_ms, meter = self._store.now_ms(), self._meters.get(event_name)
         wanted = {"all", "one"} if alone else {"all"}
-        return self.gate.admits(now_ms) in wanted and (meter is None or meter.admits(now_ms) != "none")
+        return self.gate.admits(self._store.now_ms()) in wanted and self._meter_admits(event_name) != "none"
+
+    def _meter_admits(self, event_name: str) -> Admitted:
+        meter = self._meters.get(event_name)
+        return "all" if meter is None else meter.admits(self._store.now_ms())
 
     def _note(self, event_name: str, outcome: Outcome) -> float:
         """What one answer says of all others. Returns by how many seconds Stripe's clock and ours differ."""
