@@ -8,7 +8,16 @@ from itertools import zip_longest
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from redis.exceptions import ResponseError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 
 from meterkit.errors import StoreError
 from meterkit.store.durability import Keeping
@@ -39,11 +48,13 @@ _PAGE: Final = 500
 _DEPTH: Final = 20_000
 _PER_CUSTOMER_AND_METER: Final = 8
 _ASIDE_MS: Final = 600_000
-# What a server says of itself, and not of the key that it was asked for.
+# What a server says of itself, and not of the key that it was asked for. Redis-py has classes of some such
+# errors, whose messages lack the code.
 _OF_THE_SERVER: Final = (
-    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN"),
-    *("OOM", "MISCONF", "NOPERM", "NOAUTH", "NOSCRIPT"),
+    *(NoScriptError, ReadOnlyError, OutOfMemoryError, NoPermissionError),
+    *(ClusterDownError, AskError, TryAgainError),
 )
+_CODES_OF_THE_SERVER: Final = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 
 class Outbox:
@@ -289,7 +300,7 @@ class Outbox:
         customer = account.customer
         if isinstance(reply, ResponseError):
             # One customer whose keys are not what they must be does not hold up the others of its shard.
-            if str(reply).startswith(_OF_THE_SERVER):
+            if isinstance(reply, _OF_THE_SERVER) or str(reply).startswith(_CODES_OF_THE_SERVER):
                 raise StoreError(f"the store failed: {reply}") from reply
             sealing.aside[customer] = str(reply)
         elif isinstance(reply, Exception):
