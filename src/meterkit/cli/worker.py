@@ -42,7 +42,11 @@ async def _work(*, plans: str | None, redis: str | None, json: bool) -> None:
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
         flusher.stop()
-        await running
+        try:
+            await running
+        except Exception as error:
+            print_note(f"the worker ended by an error: {error!r}")
+            raise
     print_note("stopped")
 
 

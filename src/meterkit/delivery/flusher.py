@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import SystemRandom
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.report import FlushReport, Unsealed
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["FlushReport", "Flusher"]
 
 _logger = logging.getLogger("meterkit.delivery")
+
+_T = TypeVar("_T")
 
 _jitter = SystemRandom().uniform
 
@@ -73,24 +75,24 @@ class Flusher:
         self._sender.stopping.set()
 
     async def run(self, *, every_s: float, told: Callable[[FlushReport], None] | None = None) -> None:
-        """Flush again and again, until cancelled or told to stop; ``told`` gets each report."""
+        """Flush again and again, until cancelled or told to stop; ``told`` gets each report.
+
+        Raises:
+            Exception: what ``told`` raises; nothing else ends it.
+        """
+        await _logged(self._check())
+        stopping = self._sender.stopping
+        while not stopping.is_set():
+            report = await _logged(self._flush())
+            if report is not None and told is not None:
+                told(report)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _jitter(0.8, 1.2) * every_s)
+
+    async def _check(self) -> None:
         refusal = await Outbox(self._store, await self._store.admin()).refusal()
         if refusal is not None:
             _logger.error("%s", refusal)
-        stopping = self._sender.stopping
-        while not stopping.is_set():
-            (result,) = await asyncio.gather(self._flush(), return_exceptions=True)
-            if isinstance(result, FlushReport):
-                if told is not None:
-                    told(result)
-            else:
-                # Nobody else would hear of an error that is not ours: this runs until the process ends.
-                unexpected = None if isinstance(result, MeterkitError) else result
-                _logger.error(
-                    "this flush failed, the next one goes on from there: %s", result, exc_info=unexpected
-                )
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), _jitter(0.8, 1.2) * every_s)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Do what is due; or everything, also what is still open, waiting for what may not be sent yet.
@@ -293,6 +295,18 @@ class _Settling:
             elif move.why:
                 report.retried += 1
                 report.why = move.why
+
+
+async def _logged(work: Coroutine[Any, Any, _T]) -> _T | None:
+    """What came of it; None where it failed, which is logged: this goes on until the process ends."""
+    results = await asyncio.gather(work, return_exceptions=True)
+    result: _T | BaseException = results[0]
+    if not isinstance(result, BaseException):
+        return result
+    # Nobody else would hear of an error that is not ours.
+    unexpected = None if isinstance(result, MeterkitError) else result
+    _logger.error("this flush failed, the next one goes on from there: %s", result, exc_info=unexpected)
+    return None
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
