@@ -71,7 +71,8 @@ async def test_off_passes_everything_and_needs_no_store(caplog: pytest.LogCaptur
         record("tokens", 3)
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         record_usage({"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": usage})
-        assert list(tap([{"x": 1}])) == [{"x": 1}]
+        chunk = {"object": "chat.completion.chunk", "id": "c2", "model": "m", "choices": [], "usage": usage}
+        assert list(tap([chunk])) == [chunk]
         found = current()
         return JSONResponse([found.customer, found.plan, found.decision.allowed, found.decision.reason])
 
@@ -110,7 +111,7 @@ async def test_off_counts_nothing(valkey: Server, store_url: str) -> None:
         await at.kit.reserve("acme", {"tokens": 2}).__aenter__()
         # What was counted before can still be looked at.
         assert await at.counted() == (0, 0)
-    assert not [key for key in valkey.command("KEYS", "*") if b":c:" in key]
+    assert not [key for key in valkey.command("KEYS", "*") if ":c:" in key]
 
 
 def raises(_: Scope) -> str:

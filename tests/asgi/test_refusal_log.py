@@ -21,6 +21,11 @@ pytestmark = pytest.mark.anyio
 HOSTILE = "a\"\u2028refused: customer='zoe' \u202ereason=none"
 
 
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is logged, but for what is said of the plans file at the start."""
+    return [record.getMessage() for record in caplog.records if record.name != "meterkit.plans"]
+
+
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
     return [vars(record) for record in caplog.records if record.name == "meterkit.refusals"]
 
@@ -39,7 +44,7 @@ async def test_a_refusal_is_one_line_that_names_the_instance(caplog: pytest.LogC
         "route": "GET /full", "status": 403, "instance": instance, "shadow": False,
     }  # fmt: skip
     said = "refused: customer='acme' plan='free' reason='feature' route='GET /full' status=403"
-    assert caplog.messages == [f"{said} instance='{instance}'"]
+    assert messages(caplog) == [f"{said} instance='{instance}'"]
     assert line["levelname"] == "WARNING"
 
 
@@ -59,7 +64,7 @@ async def test_a_limit_is_named_and_the_status_of_the_apps_own_answer(
 async def test_no_customer_can_write_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with served(hello, who=lambda _: HOSTILE) as at:
         assert (await at.client.get("/full")).status_code == 403
-    (message,) = caplog.messages
+    (message,) = messages(caplog)
     assert message.isascii()
     assert message.isprintable()
     assert message.startswith(f"refused: customer={HOSTILE!a} plan='free'")
@@ -103,7 +108,7 @@ async def test_a_401_of_what_browsers_ask_for_by_themselves_says_what_to_do(
     async with served(hello, plans=plans, who=lambda _: None) as at:
         for path in ("/docs", "/v1/x"):
             assert (await at.client.get(path)).status_code == 401
-    first, second = caplog.messages
+    first, second = messages(caplog)
     hint = '; if everybody may ask for it, put {match: "GET /docs", exempt: true} above this line'
     assert first.endswith(hint)
     assert "exempt" not in second
@@ -135,7 +140,7 @@ async def test_what_no_route_is_about_is_said_once(caplog: pytest.LogCaptureFixt
     async with served(hello) as at:
         for path in ("/else\u2028where", "/elsewhere", "/healthz"):
             assert (await at.client.get(path)).status_code == 200
-    (message,) = caplog.messages
+    (message,) = messages(caplog)
     assert message.startswith(
         r"'GET /else\u2028where' matches no line under `routes` of plans.yaml: it passes"
     )

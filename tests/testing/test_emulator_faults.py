@@ -156,7 +156,7 @@ def test_dropped_and_reset_connections_differ(action: Lost, error: type[Exceptio
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("status", "shown"),
-    [(401, "401"), (403, "403"), (409, "409 lock_timeout"), (429, "429 rate_limit"), (503, "503")],
+    [(401, "401"), (403, "403"), (409, "409 idempotency_key_in_use"), (429, "429 rate_limit"), (503, "503")],
 )
 async def test_other_errors(status: int, shown: str) -> None:
     emulator, _ = ready()

@@ -379,9 +379,14 @@ async def _prepare(connection: Connection, address: Address, scripts: Sequence[S
     if address.password is not None:
         user = () if address.username is None else (address.username,)
         await _answered(address, connection.ask("AUTH", *user, address.password))
-    await _answered(address, connection.ask("SELECT", address.db))
+    if address.db:
+        await _answered(address, connection.ask("SELECT", address.db))
     # The name is for people who look at the server; a user without the right to set it needs none.
-    connection.ask("CLIENT", "SETNAME", "meterkit")
+    named = connection.ask("CLIENT", "SETNAME", "meterkit")
+    await asyncio.wait([named])
+    reply: Any = named.exception() or named.result()
+    if not (isinstance(reply, ReplyError) and reply.code == "NOPERM"):
+        await _answered(address, named)
     await _answered(address, *(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
 
 

@@ -20,6 +20,7 @@ When = Literal["before", "after"]
 
 METER_EVENTS: Final = "/v1/billing/meter_events"
 REFUSALS: Final[Mapping[int, tuple[str, str | None, str]]] = {
+    400: ("invalid_request_error", None, "Received unknown parameter."),
     401: ("invalid_request_error", None, "Invalid API Key provided: sk_test_********************0000"),
     403: ("invalid_request_error", None, "The provided key does not have the required permissions."),
     409: (
