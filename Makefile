@@ -1,6 +1,8 @@
 # Everything runs in a virtual environment of its own, .venv, made from pyproject.toml when that has changed.
 #   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event)
 #   make test            all tests
+#   make field           all servers, loops and lifespans, and the suites of other projects in full; prints the matrix
+#   make soak            every mutant of the scripts, and property tests at length: some twenty minutes
 #   make test-oldest     the tests of what depends on other packages, with the oldest versions that pyproject.toml allows
 #   make test-sdks       token counts off the objects of providers' SDKs and of frameworks around them, installed for it
 #   make lint docs bench what their names say
@@ -25,7 +27,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest test-sdks lint docs bench clean
+.PHONY: help demo test field soak test-oldest test-sdks lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +39,13 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -n 2 $(ARGS)
+
+field: $(VENV)/.dev
+	$(BIN)/pytest -n 2 --whole tests/field $(ARGS)
+
+soak: $(VENV)/.dev
+	METERKIT_ALL_MUTANTS=1 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
+	  tests/store tests/catalog tests/usage tests/unit tests/promises $(ARGS)
 
 test-oldest: $(OLDEST)/.done
 	$(OLDEST)/bin/pytest -n 2 $(OLDEST_WARNS) $(OLDEST_TESTS) $(OLDEST_LACKS) $(ARGS)

@@ -42,9 +42,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(variant: Variant, redis_url: str, cores: Cores) -> Iterator[Served]:
+def served(variant: Variant, redis_url: str, cores: Cores, loop: str) -> Iterator[Served]:
     port = free_port()
-    command = [sys.executable, str(HERE / "serve.py"), variant.name, redis_url, str(port)]
+    command = [sys.executable, str(HERE / "serve.py"), variant.name, redis_url, str(port), loop]
     with cores.on(cores.client):
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
@@ -76,7 +76,9 @@ def load(app: Served, seconds: int, size: Size, cores: Cores) -> dict[str, float
     }
 
 
-def measure(variants: list[Variant], redis_url: str, cores: Cores, size: Size) -> tuple[dict, dict]:
+def measure(
+    variants: list[Variant], redis_url: str, cores: Cores, size: Size, loop: str = "asyncio"
+) -> tuple[dict, dict]:
     """Requests per second of every variant, in interleaved rounds, and why some have none."""
     if shutil.which("wrk") is None:
         return {}, {"end to end": "wrk is not installed (apt-get install wrk)"}
@@ -84,7 +86,9 @@ def measure(variants: list[Variant], redis_url: str, cores: Cores, size: Size) -
     skipped = {}
     with contextlib.ExitStack() as stack:
         apps = {
-            variant.name: stack.enter_context(served(variant, database(redis_url, FIRST_DB + number), cores))
+            variant.name: stack.enter_context(
+                served(variant, database(redis_url, FIRST_DB + number), cores, loop)
+            )
             for number, variant in enumerate(variants)
         }
         for number in range(-1, size.http_rounds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import far
 import grants
 import streams_report
 from variants import BY_NAME
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 def _span(figure: dict, digits: int = 1) -> str:
     return f"{figure['median']:,.{digits}f} ({figure['low']:,.{digits}f}-{figure['high']:,.{digits}f})"
+
+
+def _on_uvloop(part: Callable[[dict], Table]) -> Callable[[dict], Table]:
+    """The same table of what ran on uvloop."""
+
+    def table(result: dict) -> Table:
+        title, head, rows = part({"timed": {}, "http": {}} | result.get("uvloop", {}))
+        return f"{title}, on uvloop", head, rows
+
+    return table
 
 
 def _timed(result: dict) -> Table:
@@ -145,6 +156,9 @@ PARTS: tuple[Callable[[dict], Table], ...] = (
     _server,
     _memory,
     _http,
+    _on_uvloop(_timed),
+    _on_uvloop(_http),
+    far.table,
     _imports,
     _first,
     streams_report.requests,
@@ -226,6 +240,8 @@ The *streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them;
 lets others run. Reading alone is a reader fed the same chunks, as the middleware feeds it. The time in `send`
 is what the app waits for each chunk, in process: `send` never suspends, so what is over the bare app's is
 added by the middleware. In the races each stream reserves 200 tokens and comes to a random number of them.
+
+What is far away is reached through a proxy that holds back each answer of the store for so long.
 
 *Grants* says what a customer with prepaid credits takes of the server's time, by how many grants
 the customer has or had; each figure is the lowest mean of ten batches of 200 calls.

@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import far
 import grants
 import inprocess
 import overhttp
@@ -26,6 +27,11 @@ from machine import Cores, describe, redis_server
 from variants import BY_NAME, Variant, chosen
 from worker import spread
 
+# What is measured on the other loop, too.
+ON_BOTH_LOOPS = (
+    *("bare", "limits-sliding", "throttled-fixed", "composite"),
+    *("meterkit-decide", "meterkit-settle", "bare-stream", "meterkit-stream"),
+)
 FIRST_REQUEST_OF = ("bare", "limits-sliding", "composite", "meterkit-decide", "meterkit-settle")
 
 
@@ -36,15 +42,12 @@ def arguments() -> argparse.Namespace:
         "--only", action="append", default=[], metavar="NAME", help="variants whose name contains NAME"
     )
     parser.add_argument("--profile", choices=sorted(BY_NAME), metavar="NAME", help="cProfile of one variant")
-    parser.add_argument("--uvloop", action="store_true", help="uvloop in process (never under uvicorn)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page of the documentation")
     parser.add_argument(
         "--from", type=Path, metavar="FILE", dest="earlier", help="no run: the results of --json"
     )
     options = parser.parse_args()
-    if options.uvloop and importlib.util.find_spec("uvloop") is None:
-        parser.error("--uvloop: uvloop is not installed (pip install uvloop)")
     if not chosen(options.only):
         parser.error(f"--only: no variant is named so; there are {', '.join(BY_NAME)}")
     return options
@@ -79,7 +82,7 @@ def timed(
 
 
 def measure(options: argparse.Namespace) -> dict:
-    size, cores, loop = QUICK if options.quick else FULL, Cores(), "uvloop" if options.uvloop else "asyncio"
+    size, cores, loop = QUICK if options.quick else FULL, Cores(), "asyncio"
     with redis_server(cores) as redis_url:
         machine = describe(redis_url, cores)
         note(f"{machine['server']}, {machine['cores']}")
@@ -88,12 +91,23 @@ def measure(options: argparse.Namespace) -> dict:
         note("in process")
         figures = timed([v for v in running_here if v.timed], probes, redis_url, cores, loop=loop, size=size)
         note("end to end")
-        http, failed = overhttp.measure([v for v in running_here if v.over_http], redis_url, cores, size)
+        served = [v for v in running_here if v.over_http]
+        http, failed = overhttp.measure(served, redis_url, cores, size)
+        uvloop = {}
+        if importlib.util.find_spec("uvloop"):
+            note("on uvloop")
+            both = [v for v in running_here if v.timed and v.name in ON_BOTH_LOOPS]
+            uvloop["timed"] = timed(both, probes, redis_url, cores, loop="uvloop", size=size)
+            uvloop["http"], _ = overhttp.measure(served, redis_url, cores, size, loop="uvloop")
+        else:
+            failed["on uvloop"] = "uvloop is not installed (pip install uvloop)"
         note("streams")
         amount = streams.QUICK if options.quick else streams.FULL
         streamed = streams.measure(redis_url, cores, loop, amount) if streams.RESERVE in probes else {}
         note("grants")
         granted = grants.measure(cores)
+        note("a store far away")
+        away = far.measure(redis_url, cores, loop, size) if not options.only else {}
         note("imports and first requests")
         first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
         result = {
@@ -104,6 +118,8 @@ def measure(options: argparse.Namespace) -> dict:
             "probes": probes,
             "timed": figures,
             "http": http,
+            "uvloop": uvloop,
+            "far": away,
             "streams": streamed,
             "grants": granted,
             "imports": startup.import_times(cores, size),

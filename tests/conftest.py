@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
     from servers import Server
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("meterkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("meterkit")
+# How long an example takes says how busy the machine is; a commit has one verdict, on any day.
+_QUIET = [HealthCheck.too_slow]
+settings.register_profile("same", deadline=None, suppress_health_check=_QUIET, derandomize=True)
+settings.register_profile("soak", deadline=None, suppress_health_check=_QUIET, max_examples=2_000)
+settings.load_profile(os.environ.get("METERKIT_HYPOTHESIS_PROFILE", "same"))
 
 _running: list[Server] = []
 _KEYS_WITHOUT_TTL = """
@@ -38,9 +41,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["asyncio", "uvloop"],
         help="run every test on this event loop; default: asyncio, and those marked each_loop on both",
     )
+    parser.addoption("--whole", action="store_true", help="run what is marked whole, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--whole"):
+        return
+    left = [item for item in items if item.get_closest_marker("whole")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("whole")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "whole: one of the many alike that `make field` runs all of.")
     config.addinivalue_line(
         "markers",
         "leaves_keys(reason): the test writes keys of its own without a TTL; they are not checked.",

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
+from zlib import crc32
 
 from meterkit.store import scripts
 
@@ -101,3 +103,9 @@ def equivalents(file: str) -> dict[str, str]:
         elif line:
             found[line] = reason
     return found
+
+
+def sample_of(every: Sequence[Mutant], count: int) -> list[Mutant]:
+    """Some of them, by what they are: the same scripts give the same sample on any day."""
+    seed = crc32("\n".join(map(str, every)).encode())
+    return Random(seed).sample(every, count)  # noqa: S311 - a failure must be repeatable, nothing is secret

@@ -1,13 +1,13 @@
 """Each line of the scripts of delivery and administration, made wrong on purpose: the model must notice.
 
-A sample of the mutants, another one each day; all of them, in some minutes, with ``METERKIT_ALL_MUTANTS=1``.
+A sample of the mutants, another one whenever a script changes; all of them, in some minutes, with
+``METERKIT_ALL_MUTANTS=1``.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,7 @@ from store.delivery_checks import NAMES, load_texts
 from store.delivery_driver import Delivery
 from store.script_checks import MismatchError
 from store.script_driver import life
-from store.script_mutants import SWAPS, equivalents, mutants
+from store.script_mutants import SWAPS, equivalents, mutants, sample_of
 from store.script_wires import server_wire
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def is_caught(mutant: Mutant, wire: Wire, right: Mapping[int, Mapping[str, int]]
 @cache
 def chosen() -> list[Mutant]:
     every = [mutant for mutant in mutants(FILES, MORE_SWAPS) if str(mutant) not in EQUIVALENT]
-    # A new sample each day, the same all day long.
-    return every if ALL else life(datetime.now(UTC).toordinal()).sample(every, SAMPLE)
+    return every if ALL else sample_of(every, SAMPLE)
 
 
 @pytest.mark.timeout(3600)

@@ -1,13 +1,13 @@
 """Each line of the scripts' arithmetic, made wrong on purpose: the model must notice.
 
-A sample of the mutants, another one each day; all of them, in some minutes, with ``METERKIT_ALL_MUTANTS=1``.
+A sample of the mutants, another one whenever a script changes; all of them, in some minutes, with
+``METERKIT_ALL_MUTANTS=1``.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +16,7 @@ import pytest
 from meterkit.store.resp import pack
 from store.script_checks import MismatchError
 from store.script_driver import World, life
-from store.script_mutants import equivalents, mutants, source, wrongs
+from store.script_mutants import equivalents, mutants, sample_of, source, wrongs
 from store.script_paid import PaidWorld
 from store.script_plans import CUSTOMERS
 from store.script_wires import CLOCK, clock_answers, load_texts, server_wire
@@ -100,8 +100,7 @@ def is_caught(mutant: Mutant, wire: Wire, rightly: Rightly) -> bool:
 @cache
 def chosen() -> list[Mutant]:
     every = [mutant for mutant in mutants(tuple(FILES)) if str(mutant) not in EQUIVALENT]
-    # A new sample each day, the same all day long.
-    return every if ALL else life(datetime.now(UTC).toordinal()).sample(every, SAMPLE)
+    return every if ALL else sample_of(every, SAMPLE)
 
 
 @pytest.mark.timeout(3600)

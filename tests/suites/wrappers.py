@@ -1,4 +1,4 @@
-"""Wrappers that Starlette's suite is run with; each is a factory ``(app) -> app``."""
+"""Wrappers that the suites of other projects are run with; each is a factory ``(app) -> app``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""What the app of the field tests does: answer, stream, fail, record late, go on until somebody hangs up."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from field.shared import CHAT_INPUT, CHAT_OUTPUT, LATE_WORDS
+from meterkit import record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+
+_DRIPS: Final = 2_000
+
+
+async def healthz(request: Request) -> PlainTextResponse:
+    del request
+    return PlainTextResponse("ok")
+
+
+async def echo(request: Request) -> JSONResponse:
+    """Answer with the number of words that were sent, which are recorded."""
+    words = len((await request.body()).split())
+    record(words=words)
+    return JSONResponse({"words": words})
+
+
+async def chat(request: Request) -> StreamingResponse:
+    """Stream as OpenAI does, with the usage at the end."""
+    await request.body()
+
+    async def events() -> AsyncGenerator[str]:
+        for text in ("one ", "two ", "three"):
+            yield chunk({"choices": [{"index": 0, "delta": {"content": text}}], "usage": None})
+        yield chunk({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": None})
+        yield chunk({"choices": [], "usage": _USAGE})
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+_USAGE: Final = {
+    "prompt_tokens": CHAT_INPUT,
+    "completion_tokens": CHAT_OUTPUT,
+    "total_tokens": CHAT_INPUT + CHAT_OUTPUT,
+}
+
+
+def chunk(fields: dict[str, Any]) -> str:
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return f"data: {json.dumps(head | fields)}\n\n"
+
+
+async def broken(request: Request) -> JSONResponse:
+    raise RuntimeError(f"this endpoint is broken on purpose: {request.url.path}")
+
+
+async def late(request: Request) -> JSONResponse:
+    """Record some words once the answer is out."""
+    del request
+    return JSONResponse({"words": LATE_WORDS}, background=BackgroundTask(record, words=LATE_WORDS))
+
+
+async def drip(request: Request) -> StreamingResponse:
+    """Go on until the client has had enough."""
+
+    async def drops() -> AsyncGenerator[bytes]:
+        for _ in range(_DRIPS):
+            if await request.is_disconnected():
+                return
+            # Nothing that a compressor could keep back.
+            yield os.urandom(20_000)
+            await anyio.sleep(0.01)
+
+    return StreamingResponse(drops(), media_type="application/octet-stream")
+
+
+def routes(prefix: str) -> list[Route]:
+    """All of it, below a prefix."""
+    return [
+        Route(f"{prefix}/healthz", healthz),
+        Route(f"{prefix}/v1/echo", echo, methods=["POST"]),
+        Route(f"{prefix}/v1/chat", chat, methods=["POST"]),
+        Route(f"{prefix}/v1/broken", broken),
+        Route(f"{prefix}/v1/late", late),
+        Route(f"{prefix}/v1/drip", drip),
+    ]

@@ -1,0 +1,83 @@
+"""Beside the middleware that apps have, in both orders, what is counted is the same (promise I8)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+from brotli_asgi import BrotliMiddleware
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+
+from field.endpoints import routes
+from field.shared import EVENTS, PLANS
+from field.traffic import BILLED, INCLUDED, Visitors, visiting
+from llm_apps import listening
+from meterkit import MeterKit, MeterMiddleware, identify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.middleware.base import RequestResponseEndpoint
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+
+async def hand_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    return await call_next(request)
+
+
+def cors(app: Starlette) -> None:
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+
+
+def opentelemetry(app: Starlette) -> None:
+    # Imported by name: the package has no types.
+    app.add_middleware(import_module("opentelemetry.instrumentation.asgi").OpenTelemetryMiddleware)
+
+
+def prometheus(app: Starlette) -> None:
+    app.add_middleware(PrometheusInstrumentatorMiddleware, registry=CollectorRegistry())
+
+
+BESIDE: dict[str, Callable[[Starlette], None]] = {
+    "gzip": lambda app: app.add_middleware(GZipMiddleware, minimum_size=1),
+    "brotli": lambda app: app.add_middleware(BrotliMiddleware, minimum_size=1),
+    "cors": cors,
+    "base http": lambda app: app.add_middleware(BaseHTTPMiddleware, dispatch=hand_on),
+    "opentelemetry": opentelemetry,
+    "prometheus": prometheus,
+}
+
+
+@pytest.mark.parametrize("order", ["outside", "inside"])
+@pytest.mark.parametrize("beside", BESIDE)
+async def test_i8_what_is_counted_does_not_depend_on_what_stands_beside(
+    beside: str, order: Literal["outside", "inside"], store_url: str
+) -> None:
+    # F-6, F-7: compressed outside, streams counted no tokens; behind BaseHTTPMiddleware, hang-ups were free.
+    app = Starlette(routes=routes("/api"))
+    if order == "inside":
+        BESIDE[beside](app)
+    kit = MeterKit(PLANS, redis_url=store_url, shards=4, flush=False, store_timeout=10.0)
+    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+    if order == "outside":
+        BESIDE[beside](app)
+    async with kit:
+        await kit.customers.set_plan(BILLED, "pro")
+        async with listening(app, lifespan="on") as port, visiting(f"http://127.0.0.1:{port}") as client:
+            visitors = Visitors(client)
+            await visitors.all_come()
+        assert Counter({200: INCLUDED, 429: 12 - INCLUDED}) == visitors.statuses
+        meters = (await kit.usage(BILLED))["meters"]
+        assert {meter: visitors.seen[meter] for meter in EVENTS} == {
+            meter: meters[meter]["recorded"] for meter in EVENTS
+        }
