@@ -224,6 +224,25 @@ async def test_a_wrong_link_is_corrected_and_unsent_usage_goes_to_the_right_one(
     assert at.accepted("acme") == 0
 
 
+async def test_usage_taken_back_after_its_counters_are_gone_goes_to_the_right_one(
+    store_url: str, valkey: Server
+) -> None:
+    # R9: it was neither sealed nor named, and gone with the customer.
+    async with desk(store_url) as at:
+        await at.link("acme")
+        at.emulator.add_customer("cus_right")
+        await at.kit.record("acme", "requests", 5)
+        at.emulator.fail_next("error", status=401)
+        await at.flush(everything=True, timeout_s=0)  # Sealed for the wrong one, and certainly refused.
+        valkey.command("DEL", at.kit.store.keys.customer("acme").counters)
+        await at.kit.customers.unlink("acme")
+        await at.kit.customers.link("acme", "cus_right")
+        at.clock.advance(timedelta(minutes=2))
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.is_complete) == (1, True)
+    assert at.emulator.accepted("cus_right", "api_requests") == 5
+
+
 async def test_what_was_sent_already_stays_with_whom_it_was_addressed_to(store_url: str) -> None:
     # F-57
     async with desk(store_url) as at:

@@ -230,10 +230,11 @@ class Delivery(Checks):
             self.shard.customers[name],
             self._view(name, max(self.wall, self.shard.customers[name].seen)),
         )
-        if customer.period is None:
-            return
-        fields = {f"c:{name}": ["b", "e", "t", *self._fields(name, "pzigco")]}
+        fields = {f"c:{name}": ["b", "e", "t"] if customer.period is not None else []}
+        fields[f"c:{name}"] += self._fields(name, "pzigco")
         fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdx"]
+        if not any(fields.values()):
+            return
         key = self.random.choice([key for key, names in fields.items() if names])
         field = self.random.choice(fields[key])
         self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "-1", ""))))

@@ -119,9 +119,6 @@ class Shard:
     def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[list[Any], list[Intent]]:
         """The reply, and the intents made, which have no identifiers yet."""
         customer = self.customers[name]
-        if customer.period is None:
-            self.dirty.pop(name, None)
-            return [0, times.wall, 0, 0], []
         now, ending = _stand(customer, view, times)
         if ending:
             return ending, []
@@ -142,7 +139,8 @@ class Shard:
             self.dirty[name] = min(waits)
         else:
             self.dirty.pop(name, None)
-            customer.lives = max(customer.period[1] + asked.outlive_ms, now + asked.live_ms)
+            if customer.period is not None:
+                customer.lives = max(customer.period[1] + asked.outlive_ms, now + asked.live_ms)
         return [0, now, len(made), len(waits), *sorted(nameless + others)], made
 
     def move(self, token: str, states: Sequence[str], moves: Sequence[Move], now: int) -> list[Any]:
@@ -278,8 +276,8 @@ def _stand(customer: Customer, view: View, times: Times) -> tuple[int, Answer | 
     is_known = customer.rev == view.rev
     if not is_known or not view.period[0] <= now < min(view.valid_until_ms, view.next_end_ms):
         return now, [2, now, customer.rev.encode(), customer.data.encode()]
-    assert customer.period is not None
-    moves = times.wall - customer.seen > MINUTE_MS or now >= customer.period[1]
+    is_over = customer.period is not None and now >= customer.period[1]
+    moves = times.wall - customer.seen > MINUTE_MS or is_over
     return now, [3, now] if moves and abs(times.wall - times.claimed) > MINUTE_MS else None
 
 
@@ -318,9 +316,10 @@ def _seal_open(
     name: str, customer: Customer, asked: Seal, now: int
 ) -> tuple[list[Intent], list[int], list[tuple[bytes, bytes]]]:
     """Of each meter one intent of this period, where a minute is free; until when what is left waits."""
-    assert customer.period is not None
-    begins, ends = customer.period
     made, waits, nameless = list[Intent](), list[int](), list[tuple[bytes, bytes]]()
+    if customer.period is None:  # Nothing is kept of an open one.
+        return made, waits, nameless
+    begins, ends = customer.period
     for meter, pending in customer.pending.items():
         token = meter_token(meter)
         if pending and token not in asked.events:

@@ -26,10 +26,6 @@ local terms = cjson.decode(ARGV[2])
 --include standing
 local call, num, floor = redis.call, tonumber, math.floor
 local known = call('HMGET', KEYS[1], 'r', 't', 'e')
-if not known[2] then
-  call('ZREM', KEYS[4], ARGV[4])
-  return {0, wall_ms(), 0, 0}
-end
 local counters, totals, events, taken, nameless = {}, {}, {}, {}, {}
 
 local broken = whole_numbers(KEYS[1], counters, {'^[bet]$', '^....[pzigcom]$'})
@@ -37,7 +33,8 @@ local broken = whole_numbers(KEYS[1], counters, {'^[bet]$', '^....[pzigcom]$'})
 if broken then
   return {4, wall_ms(), broken}
 end
-local seen, ends = num(known[2]), num(known[3])
+-- Where the counters are gone, usage of periods that are over may have been taken back all the same.
+local seen, ends = num(known[2]) or 0, num(known[3])
 local now, verdict = standing(known[1], seen, ends, false)
 if verdict then
   return verdict
@@ -46,7 +43,7 @@ if ARGV[5] == '' then
   call('ZREM', KEYS[4], ARGV[4])
   return {0, now, 0, 0}
 end
-if turned(now, seen, ends) then
+if ends and turned(now, seen, ends) then
   ends = roll(now, seen, ends)
   counters, totals = {}, {}
   whole_numbers(KEYS[1], counters, {})
@@ -133,8 +130,10 @@ if left > 0 then
   call('ZADD', KEYS[4], due, ARGV[4])
 else
   call('ZREM', KEYS[4], ARGV[4])
-  local lives = math.max(ends + terms[5], now + terms[6])
-  call('HSET', KEYS[1], 'x', lives)
-  call('PEXPIREAT', KEYS[1], lives)
+  if ends then
+    local lives = math.max(ends + terms[5], now + terms[6])
+    call('HSET', KEYS[1], 'x', lives)
+    call('PEXPIREAT', KEYS[1], lives)
+  end
 end
 return {0, now, made, left, unpack(nameless)}
