@@ -133,10 +133,13 @@ async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
         kit = kit_at(proxy.url)
         await kit.start()
         await proxy.set("refuse")
-        await Client(metered(kit)).get("acme")
+        for number in range(12):
+            await Client(metered(kit)).get(f"customer {number:02}")
         tasks = len(asyncio.all_tasks())
         await kit.stop()
-        assert "1 settlements were not acknowledged when the kit stopped" in caplog.text
+        assert "12 settlements are lost" in caplog.text
+        assert "their customers: 'customer 00', 'customer 01', " in caplog.text
+        assert "'customer 09' and 2 more" in caplog.text
         assert len(asyncio.all_tasks()) < tasks
 
 

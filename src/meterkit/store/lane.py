@@ -32,6 +32,7 @@ _TRIES = 2
 _DRAIN_PAUSE_S = 0.005
 _COMPLAIN_EVERY_S = 10.0
 _RENEW_EVERY_S = 86_400.0
+_CUSTOMERS_NAMED_MAX = 10
 
 
 class Lane:
@@ -108,9 +109,9 @@ class Lane:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._reconnector.stop()
-        left = sum(stream.abandon() for stream in self._streams)
+        left = [settlement for stream in self._streams for settlement in stream.abandon()]
         if left:
-            _log.error("%d settlements were not acknowledged when the kit stopped", left)
+            _tell_lost(left)
 
     @property
     def unsettled(self) -> int:
@@ -265,3 +266,16 @@ class Lane:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             _log.error("the store's upkeep failed", exc_info=error)
+
+
+def _tell_lost(settlements: Sequence[Settlement]) -> None:
+    customers = sorted({settlement.customer for settlement in settlements})
+    named = ", ".join(map(ascii, customers[:_CUSTOMERS_NAMED_MAX]))
+    more = len(customers) - _CUSTOMERS_NAMED_MAX
+    _log.error(
+        "%d settlements are lost, unless the store applied them without an answer: it had not acknowledged"
+        " them when the kit stopped; their customers: %s%s",
+        len(settlements),
+        named,
+        f" and {more} more" if more > 0 else "",
+    )

@@ -272,10 +272,10 @@ class Stream:
         elif self.writer.number:
             self.writer = self._new_writer()
 
-    def abandon(self) -> int:
-        """Give up what is not acknowledged; how much that is."""
-        left = self.unsettled
-        for settlement in (*self.writer.unsettled, *self.waiting):
+    def abandon(self) -> list[Settlement]:
+        """Give up what is not acknowledged; what that is."""
+        left = [*self.writer.unsettled, *self.waiting]
+        for settlement in left:
             _tell(settlement, StoreError("the kit was stopped before the store answered"))
         self.waiting.clear()
         self.writer = self._new_writer()
