@@ -266,16 +266,20 @@ async def test_an_odd_customer_has_counters_of_its_own(kit: MeterKit, customer: 
         assert await used(kit, other) == (0, 0)
 
 
-@pytest.mark.parametrize("customer", [*REFUSED, 7, b"acme", ["acme"], True, 1.5], ids=ascii)
+WRONG_TYPES: list[Any] = [7, b"acme", ["acme"], True, 1.5]
+
+
+@pytest.mark.parametrize("customer", [*REFUSED, *WRONG_TYPES], ids=ascii)
 async def test_a_customer_that_cannot_be_is_refused_and_counted_nowhere(
     kit: MeterKit, valkey: Server, customer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = valkey.command("DBSIZE")
     app = identified(kit, lambda: customer)
     client = Client(app)
-    assert await client.get("acme", "/deny") == 400
+    is_text = isinstance(customer, str)
+    assert await client.get("acme", "/deny") == (400 if is_text else 503)
     body = b"".join(message.get("body", b"") for message in client.messages)
-    assert b"customer-invalid" in body
+    assert (b"customer-invalid" if is_text else b"temporary-reduced-capacity") in body
     for ask in (kit.check, kit.consume, kit.record):
         with pytest.raises(CustomerError):
             await ask(customer, "requests", 1)
@@ -285,9 +289,30 @@ async def test_a_customer_that_cannot_be_is_refused_and_counted_nowhere(
     with pytest.raises(CustomerError):
         await kit.customers.set_plan(customer, "other")
     assert valkey.command("DBSIZE") == before
-    # One line, in which nothing stands of what the client sent.
-    assert [record.name for record in caplog.records] == ["meterkit.refusals"]
-    assert "refused: reason='invalid_customer' route=" in caplog.text
+    # One line, in which nothing stands of what the client sent; and one of the app's error, where it is one.
+    names = ["meterkit.refusals"] if is_text else ["meterkit.asgi", "meterkit.refusals"]
+    assert names == [record.name for record in caplog.records]
+    assert f"refused: reason='{'invalid_customer' if is_text else 'identify'}' route=" in caplog.text
+
+
+async def test_an_identify_that_returns_another_type_is_told_once_with_the_cure(
+    kit: MeterKit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every request was a 400, blamed on the client, and nothing said what had been returned."""
+    answers: list[Any] = [9177, 9177, b"secret-id", 9177]
+    client = Client(identified(kit, iter(answers).__next__))
+    for _ in answers:
+        assert await client.get("ignored", "/deny") == 503
+    body = b"".join(message.get("body", b"") for message in client.messages)
+    assert b"The customer of this request could not be determined; the request was not served." in body
+    told = [record for record in caplog.records if record.name == "meterkit.asgi"]
+    assert [record.levelno for record in told] == [logging.ERROR] * 2
+    said = [record.getMessage() for record in told]
+    assert "identify returned a value of type int; " in said[0]
+    assert "return str(...)" in said[0]
+    assert "identify returned a value of type bytes; " in said[1]
+    assert "9177" not in caplog.text
+    assert "secret-id" not in caplog.text
 
 
 async def test_headers_that_cannot_be_a_customer_are_refused(kit: MeterKit) -> None:
@@ -326,8 +351,10 @@ async def test_i9_a_resolver_that_raises_is_a_503_and_nobody_is_counted(
             assert await client.get("acme", path) == 503
             body = b"".join(message.get("body", b"") for message in client.messages)
             assert b"temporary-reduced-capacity" in body
+            assert b"The customer of this request could not be determined" in body
             assert b"sk_live" not in body
     assert len(caplog.records) == 2
+    assert "the customer of a request under the line" in caplog.text
     assert valkey.command("DBSIZE") == before
 
 

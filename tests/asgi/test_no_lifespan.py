@@ -17,11 +17,12 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from delivering import STRIPE_KEY, RunningClock, kit_for, until
+from delivering import PLANS, STRIPE_KEY, RunningClock, kit_for, until
 from faults import eventually
 from llm_apps import listening
 from metering import HEADERS, hello, http_scope, no_more
 from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -73,6 +74,24 @@ async def selling(store_url: str, **settings: Any) -> AsyncGenerator[tuple[Meter
 async def link(kit: MeterKit) -> None:
     async with kit:
         await kit.customers.link("acme", "cus_acme")
+
+
+async def test_a_mounted_app_is_told_which_line_lacks_the_mounts_path(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = 'routes:\n  - {match: "GET /v1/{path:path}", consume: {requests: 1}}\n'
+    catalog = loads(PLANS.replace("routes:\n", lines), source="sold.yaml")
+    async with selling(store_url, catalog=catalog) as (kit, _):
+        app = Starlette(routes=[Mount("/api", wrapped(kit))])
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=HEADERS) as client:
+            for _ in range(2):
+                await client.get("/api/v1/x")
+    (said,) = [message for message in caplog.messages if "is mounted at" in message]
+    assert said.startswith(
+        "sold.yaml: the line 'GET /v1/{path:path}' does not match, as this app is mounted at '/api'"
+    )
+    assert "write 'GET /api/v1/{path:path}'; until then such requests match '*'" in said
 
 
 @pytest.mark.parametrize("how", ["mounted", "lifespan off"])

@@ -300,6 +300,20 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
         },
         [(b"retry-after", b"1")],
     ),
+    "an identify that failed": (
+        denied("identify"),
+        NOWHERE,
+        503,
+        {
+            "type": f"{IANA}temporary-reduced-capacity",
+            "title": "Temporary Reduced Capacity",
+            "detail": (
+                "The customer of this request could not be determined; the request was not served. "
+                "Retry in 1 second."
+            ),
+        },
+        [(b"retry-after", b"1")],
+    ),
     "the store": (
         denied("store", retry_after=timedelta(seconds=5)),
         NOWHERE,

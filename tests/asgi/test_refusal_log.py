@@ -124,7 +124,10 @@ async def test_a_resolver_that_raises_logs_one_traceback(caplog: pytest.LogCaptu
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert errors[0].exc_info is not None
-    assert [(line["reason"], line["status"]) for line in lines(caplog)] == [("store", 503)] * 5
+    assert [(line["reason"], line["status"]) for line in lines(caplog)] == [("identify", 503)] * 5
+    assert errors[0].getMessage() == (
+        "identify raised: the customer of a request under the line '/v1/{path:path}' could not be determined"
+    )
 
 
 async def test_a_json_formatter_sees_the_fields(caplog: pytest.LogCaptureFixture) -> None:

@@ -406,3 +406,41 @@ async def test_behind_a_proxy_a_line_may_have_the_prefix_or_not(path: str, line:
     recorder = Recorder(app, router(line), seen)
     assert await seen_by(recorder, path, root_path="/proxy") == 200
     assert seen == [line]
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (("POST /v1/chat", "*"), ("POST /v1/chat", "*", "/api")),
+        (("POST /v1/chat",), ("POST /v1/chat", None, "/api")),
+        (("POST /v1/{path:path}", "/{path:path}"), ("POST /v1/{path:path}", "/{path:path}", "/api")),
+        (("POST /api/v1/chat", "*"), None),
+        (("POST /v1/{path:path}", "/api/{path:path}"), None),
+        (("GET /v1/chat", "*"), None),
+        (("/{path:path}",), None),
+        (("*", "POST /v1/chat"), None),
+    ],
+)
+@pytest.mark.parametrize("server", ["", "/root"])
+def test_a_line_without_the_mounts_path_is_told_once(
+    lines: Sequence[str], told: tuple[str, str | None, str] | None, server: str
+) -> None:
+    """Such requests fell to `*` in silence, and the tokens of their answers were not counted."""
+    calls: list[tuple[str, str | None, str]] = []
+    found = Router(
+        [line(match) for match in lines],
+        without_mount=lambda missed, found, mount: calls.append((missed.match, name_of(found), mount)),
+    )
+    for path in ("/api/v1/chat", "/api/v1/chat", f"{server}/api/v1/chat"):
+        found.match_http({**http("POST", path, f"{server}/api"), "app_root_path": server})
+    assert calls == ([] if told is None else [told])
+
+
+def test_without_a_mount_nothing_is_told_of_one() -> None:
+    calls: list[str] = []
+    found = Router(
+        [line("POST /v1/chat"), line("*")], without_mount=lambda missed, _, __: calls.append(missed.match)
+    )
+    found.match_http(http("POST", "/api/v1/chat", "/api"))
+    found.match_http(http("POST", "/v1/other"))
+    assert calls == []

@@ -63,7 +63,7 @@ def kind_of(reason: Reason) -> Kind:
             return "unknown"
         case "invalid_customer":
             return "invalid"
-        case "store":
+        case "identify" | "store":
             return "capacity"
     assert_never(reason)
 
@@ -162,7 +162,10 @@ def _tell_in_flight(refusal: Refusal) -> _Telling:
 
 
 def _tell_capacity(refusal: Refusal) -> _Telling:
-    return f"Limits cannot be checked at the moment; the request was not served. {_retry(refusal.wait_s)}", {}
+    why = "Limits cannot be checked at the moment"
+    if refusal.reason == "identify":
+        why = "The customer of this request could not be determined"
+    return f"{why}; the request was not served. {_retry(refusal.wait_s)}", {}
 
 
 _TELLERS: Final[Mapping[Kind, Callable[[Refusal], _Telling]]] = {

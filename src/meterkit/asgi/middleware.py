@@ -18,9 +18,9 @@ from meterkit.asgi.refusal_log import RefusalLog
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
-from meterkit.asgi.sampler import Sampler
 from meterkit.asgi.told import ShadowFields, Told
-from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.asgi.trouble_log import TroubleLog
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.connection import ReplyError, give_up
 from meterkit.store.customer_id import is_customer
 from meterkit.store.decision import Decision
@@ -48,11 +48,10 @@ _ALLOWED: Final = 0
 _REFUSED: Final = 1
 _SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
+_UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
-_WARN_EVERY_S: Final = 10.0
 _TOLD_MAX: Final = 1_000
-_SHOWN_MAX: Final = 100
 
 
 class Kit(Protocol):
@@ -113,10 +112,10 @@ class MeterMiddleware:
         self._identify = identify
         self._log = RefusalLog()
         self._refuser = Refuser(on_denied, cors, kit.store.clock, self._log)
-        self._failures = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "went undecided"))
-        self._errors = Sampler(1, _WARN_EVERY_S, partial(_tell_more, "met such an error"))
+        self._troubles = TroubleLog()
         self._mark = f"meterkit.{id(kit):x}"
         self._is_inner = False
+        self._has_told_unmatched = False
         self._adopt(kit.store.accounts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,7 +132,8 @@ class MeterMiddleware:
         route = self._router.match_http(scope)
         if route is None or route.exempt or (scope["method"] == "OPTIONS" and is_preflight(scope)):
             if route is None and not self._has_told_unmatched:
-                self._tell_unmatched(scope)
+                self._has_told_unmatched = True
+                self._troubles.unmatched(self._accounts.catalog.source, scope)
             await self.app(scope, receive, send)
             return
         body = None
@@ -160,16 +160,6 @@ class MeterMiddleware:
             except ValueError:
                 pass  # The collector closes a request that nobody ends, in whatever context it runs.
         passed.settle(None)
-
-    def _tell_unmatched(self, scope: Scope) -> None:
-        """Say that there are requests which no line of the plans file is about; once."""
-        self._has_told_unmatched = True
-        _logger.warning(
-            "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
-            ' do are not logged; a last line with match: "*" is about all that is left',
-            f"{scope['method']} {scope['path']}"[:_SHOWN_MAX],
-            self._accounts.catalog.source,
-        )
 
     async def _admit(
         self, route: Route, scope: Scope, receive: Receive, send: Send, body: BufferedBody | None
@@ -203,7 +193,7 @@ class MeterMiddleware:
             passed: Exchange | Decision = error.decision
             call = error.call
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
-            self._complain(error, route)
+            self._complain(error, account, route)
             passed = self._undecided(lane, account, route, scope, send)
             if isinstance(passed, Exchange) and isinstance(error, StoreError) and error.executed is None:
                 passed.in_doubt = True
@@ -230,7 +220,7 @@ class MeterMiddleware:
         except _UnservedError:
             account = self._nobody()
         except Exception as error:  # noqa: BLE001 - it is said, and the app is served
-            self._complain(error, route)
+            self._troubles.unidentified(error, route)
             account = self._nobody()
         passed = Exchange(self._kit.store, None, account, route, None, [], scope, send)
         passed.decision = account.passage()
@@ -271,8 +261,11 @@ class MeterMiddleware:
         accounts = self._accounts
         if is_customer(found):
             return accounts.get(found)
-        if found is not None:
+        if isinstance(found, str):
             raise _UnservedError(_INVALID)
+        if found is not None:
+            self._troubles.wrong_type(found)
+            raise _UnservedError(_UNIDENTIFIED)
         anonymous = self._by_ip(scope) if accounts.catalog.anonymous is not None else None
         if anonymous is None:
             raise _UnservedError(_ANONYMOUS)
@@ -301,7 +294,7 @@ class MeterMiddleware:
         send: Send,
     ) -> Exchange | Decision:
         if account is None:
-            return _STORE_FAILED
+            return _UNIDENTIFIED
         shadow = route.enforcement == "shadow"
         allowed = shadow or route.on_store_failure == "allow"
         decision = Decision(
@@ -318,16 +311,9 @@ class MeterMiddleware:
         passed.decision = decision
         return passed
 
-    def _complain(self, error: Exception, route: Route) -> None:
-        """Say why a request could not be decided; of many only one, and how many."""
-        if isinstance(error, StoreError | SettingsError):
-            if self._failures.admits():
-                policy = route.on_store_failure
-                _logger.error("requests go undecided (on_store_failure: %s): %s", policy, error)
-        elif self._errors.admits():
-            # With the place: most of these are raised by the app's own `identify`.
-            message = "%s: the customer or the decision could not be had"
-            _logger.error(message, route.match, exc_info=error)
+    def _complain(self, error: Exception, account: Account | None, route: Route) -> None:
+        """Say why a request could not be decided: until there is an account, only `identify` can fail."""
+        (self._troubles.unidentified if account is None else self._troubles.undecided)(error, route)
 
     def _say_inner(self) -> None:
         """Warn, once, that this kit has the request already: what this middleware was given is not asked."""
@@ -344,7 +330,11 @@ class MeterMiddleware:
         anonymous = accounts.catalog.anonymous
         self._by_ip = client_ip(trusted_proxies=anonymous.trusted_proxies if anonymous else ())
         self._has_told_unmatched = not accounts.catalog.routes  # Of a file without routes the kit has told.
-        self._router = Router(accounts.catalog.routes, root_path=own_root_path(self.app))
+        self._router: Router = Router(
+            accounts.catalog.routes,
+            root_path=own_root_path(self.app),
+            without_mount=partial(self._troubles.without_mount, accounts.catalog.source),
+        )
         self._told: dict[Program, Told] = {}
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -389,10 +379,6 @@ class _UnservedError(Exception):
     def __init__(self, decision: Decision, call: DecideCall | None = None) -> None:
         self.decision = decision
         self.call = call
-
-
-def _tell_more(what: str, number: int) -> None:
-    _logger.error("%d more requests %s within %.0f s", number, what, _WARN_EVERY_S)
 
 
 def _again(account: Account, route: Route) -> Callable[[str], DecideCall]:

@@ -148,7 +148,7 @@ async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
 
 def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:
     """Whole seconds to wait, at least 1; None where waiting does not help."""
-    if reason in {"concurrency", "in_flight", "store"}:
+    if reason in {"concurrency", "identify", "in_flight", "store"}:
         return 1 if retry_after is None else _seconds(retry_after)
     if retry_after is None or kind_of(reason) != "quota":
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from sys import modules
 from typing import TYPE_CHECKING, Final
 
@@ -35,16 +36,22 @@ class Router:
         routes: in the order of the plans file.
         root_path: what the wrapped app takes for its root path, whatever the server says; see
             :func:`own_root_path`.
+        without_mount: called once, at the first request of a mounted app that would have matched a line, had
+            the line been written with the mount's path; takes that line, the one that does match or None, and
+            the mount's path.
 
     Raises:
         ValueError: a path is not a template that Starlette can read.
     """
 
-    def __init__(self, routes: Sequence[Route], *, root_path: str = "") -> None:
+    def __init__(
+        self, routes: Sequence[Route], *, root_path: str = "", without_mount: _WithoutMount | None = None
+    ) -> None:
         lines = [(route, _methods(route), _pattern(route)) for route in routes]
         self._http = [line for line in lines if line[0].method != "WS"]
         self._websocket = [line for line in lines if _takes_websockets(line[0])]
         self._root_path = root_path
+        self._without_mount = without_mount
         self._found: dict[_Key, Route | None] = {}
 
     def match_http(self, scope: Scope) -> Route | None:
@@ -57,7 +64,11 @@ class Router:
             return self._found[key]
         except KeyError:
             # Frameworks other than Starlette run the handler of GET for "get" too.
-            return self._remember(key, _first(self._http, method.upper(), self._paths(scope)))
+            method = method.upper()
+            route = _first(self._http, method, self._paths(scope))
+            if self._without_mount is not None:
+                self._tell_without_mount(method, scope, route)
+            return self._remember(key, route)
 
     def match_websocket(self, scope: Scope) -> Route | None:
         """The route of a websocket, or None where no line matches."""
@@ -74,6 +85,17 @@ class Router:
 
     def _paths(self, scope: Scope) -> list[str]:
         return client_paths(scope, root_path=self._root_path)
+
+    def _tell_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
+        server, mount = _mounted_at(scope, self._root_path)
+        if self._without_mount is None or not mount:
+            return
+        if found is not None and found.path is not None and found.path.startswith(mount):
+            return  # It is written as it should be.
+        line = _first(self._http, method, [_cut(_cut(scope["path"], server), mount)])
+        if line is not None and line is not found and line.path is not None:
+            tell, self._without_mount = self._without_mount, None
+            tell(line, found, mount)
 
     def _remember(self, key: _Key, route: Route | None) -> Route | None:
         """Keep an answer, unless a client could fill the memory with such keys."""
@@ -96,16 +118,23 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
         root_path: what the wrapped app takes for its root path, whatever the server says.
     """
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
-    server: str = scope.get("app_root_path", root_path or root)
+    server, mount = _mounted_at(scope, root_path)
     found = [_cut(path, server)]
-    if "app_root_path" in scope and root.startswith(f"{server}/"):
-        found.append(root[len(server) :] + _cut(path, root))
+    if mount:
+        found.append(mount + _cut(path, server + mount))
     prefix = server.strip("/")
     if prefix:
         found += [f"/{prefix}{below}" for below in found]
     return list(dict.fromkeys(found))
+
+
+def _mounted_at(scope: Scope, root_path: str) -> tuple[str, str]:
+    """The root path of the server, and the path of the mounts within it; empty where there are none."""
+    root: str = scope.get("root_path", "")
+    # Within a mount Starlette keeps here what the server had said, and adds the mount to the root path.
+    server: str = scope.get("app_root_path", root_path or root)
+    is_mounted = "app_root_path" in scope and root.startswith(f"{server}/")
+    return server, root[len(server) :] if is_mounted else ""
 
 
 def _cut(path: str, root: str) -> str:
@@ -142,6 +171,7 @@ def is_preflight(scope: Scope) -> bool:
 
 _Key = tuple[str | None, ...]
 """Method and path, and the root paths where there are any."""
+_WithoutMount = Callable[["Route", "Route | None", str], None]
 _Line = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 
 

@@ -23,6 +23,7 @@ Reason = Literal[
     "credits",
     "anonymous",
     "invalid_customer",
+    "identify",
     "in_flight",
     "store",
 ]
