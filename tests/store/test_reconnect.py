@@ -134,6 +134,8 @@ async def test_i9_an_error_of_no_known_kind_does_not_end_the_attempts(
         assert lane_of(kit).connected
         assert await Client(metered(kit)).get("acme", "/deny") == 200
     assert "ZeroDivisionError: a bug" in caplog.text
+    # By the task that goes on, not by one after another.
+    assert caplog.text.count("connecting to the store failed; trying again until it can") == 4
 
 
 async def test_i9_attempts_go_on_although_somebody_cancels_every_task(
@@ -289,7 +291,7 @@ async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_t
     valkey: Server,
 ) -> None:
     # F-10: first for a connection, then for the reply: one timeout for both together.
-    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=0.6) as kit:
+    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=2.0) as kit:
         lane = lane_of(kit)
         await proxy.set("refuse")
         await eventually(lambda: not lane.connected)
@@ -301,15 +303,15 @@ async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_t
 
         began = time.monotonic()
         asked = asyncio.ensure_future(lane.ask(call))
-        await asyncio.sleep(0.2)
-        await proxy.set("pass")
+        await asyncio.sleep(1.4)
         lane._reconnector._on_change = hang
+        await proxy.set("pass")
         try:
             with pytest.raises(StoreError, match="did not answer") as caught:
                 await asked
         finally:
             valkey.signal(signal.SIGCONT)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.8
         assert caught.value.executed is None
         lane._reconnector._on_change = lane._linked
         await eventually(lambda: call.orphans == [[0, b"late"]])
