@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from field.matrix import Matrix
+from field.matrix import LINE, Matrix
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _pytest.terminal import TerminalReporter
 
-_matrix = Matrix()
 
-
-@pytest.fixture(scope="session")
-def matrix() -> Matrix:
-    """Takes what came of each deployment."""
-    return _matrix
+@pytest.fixture
+def matrix(record_property: Callable[[str, object], None]) -> Matrix:
+    """Takes what came of the deployment under test."""
+    return Matrix(record_property)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    lines = list(_matrix.lines())
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    lines = [str(value) for report in reports for name, value in report.user_properties if name == LINE]
     if lines:
-        terminalreporter.section("field matrix")
-        for line in lines:
+        terminalreporter.section(LINE)
+        for line in sorted(lines):
             terminalreporter.write_line(line)

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from field.deployments import Deployment
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What came of one deployment, by meter."""
-
-    deployment: Deployment
-    served: Mapping[str, int]
-    recorded: Mapping[str, int]
-    billed: Mapping[str, int]
+LINE = "field matrix"
 
 
 class Matrix:
-    """All that was tried."""
+    """Takes what came of a deployment.
 
-    def __init__(self) -> None:
-        self._rows: list[Row] = []
+    Args:
+        record: keeps a property of the test that is running.
+    """
+
+    def __init__(self, record: Callable[[str, object], None]) -> None:
+        self._record = record
 
     def add(
         self,
@@ -35,12 +30,10 @@ class Matrix:
         recorded: Mapping[str, int],
         billed: Mapping[str, int],
     ) -> None:
-        self._rows.append(Row(deployment=deployment, served=served, recorded=recorded, billed=billed))
-
-    def lines(self) -> Iterator[str]:
-        """A line for each deployment and each figure that differs."""
-        for row in self._rows:
-            equal = row.served == row.recorded == row.billed
-            where = f"{row.deployment.server:18} {row.deployment.loop:8} {row.deployment.lifespan:8}"
-            figures = "  ".join(f"{meter} {quantity}" for meter, quantity in row.served.items())
-            yield f"{where} served = recorded = billed  {figures}" if equal else f"{where} DIFFERS  {row}"
+        """Note what was served, recorded and billed, by meter."""
+        where = f"{deployment.server:18} {deployment.loop:8} {deployment.lifespan:8}"
+        if served == recorded == billed:
+            figures = "  ".join(f"{meter} {quantity}" for meter, quantity in served.items())
+            self._record(LINE, f"{where} served = recorded = billed  {figures}")
+        else:
+            self._record(LINE, f"{where} DIFFERS  served {served}  recorded {recorded}  billed {billed}")
