@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import desk
+from delivering import NOW, desk
+from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.flusher import Flusher
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,3 +84,12 @@ async def test_a_lease_that_somebody_else_took_during_a_sleep_is_not_used_after_
         way.sleep, before = sleep, len(at.emulator.requests)
         await flusher.flush(everything=True, timeout_s=0)
         assert len(at.emulator.requests) == before + 1
+
+
+async def test_time_does_not_run_backwards_where_the_wall_clock_is_set_back() -> None:
+    clock = Clock(NOW)
+    elapsed = Elapsed(clock)
+    clock.set(NOW - timedelta(hours=1))
+    assert elapsed.seconds >= 0
+    clock.set(NOW + timedelta(hours=1))
+    assert elapsed.seconds >= 3600
