@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -71,7 +71,8 @@ async def test_off_passes_everything_and_needs_no_store(caplog: pytest.LogCaptur
         record("tokens", 3)
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         record_usage({"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": usage})
-        chunk = {"object": "chat.completion.chunk", "id": "c2", "model": "m", "choices": [], "usage": usage}
+        chunk: dict[str, Any] = {"object": "chat.completion.chunk", "id": "c2", "model": "m"}
+        chunk |= {"choices": [], "usage": usage}
         assert list(tap([chunk])) == [chunk]
         found = current()
         return JSONResponse([found.customer, found.plan, found.decision.allowed, found.decision.reason])

@@ -231,7 +231,7 @@ class World(Requests):
             if len(reply) > 1:
                 account.take(reply)
             program = compile_program(
-                *(account.view.entitlements, self.catalog, {}),
+                *(account.view.entitlements, self.catalog, dict[str, Demand]()),
                 billed_always=False,
                 rates_only=False,
                 purse=account.view.purse,

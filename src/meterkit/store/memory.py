@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 from meterkit.errors import SettingsError, StoreError
@@ -50,11 +50,15 @@ class _Past:
         return now - self._behind_s
 
 
+def _keep(database: object, now: object) -> None:
+    """Take the system's time, and leave it."""
+
+
 def _serve(past: _Past) -> Any:
     server: Any = fakeredis.FakeServer()
-    database: Any = type(server.dbs[0])
+    database = cast("type[Any]", server.dbs[0].__class__)
     # fakeredis writes the system's time into every database before each command.
-    going_by: Any = type("PastDatabase", (database,), {"time": property(past, lambda *_: None)})
+    going_by: Any = type("PastDatabase", (database,), {"time": property(past, _keep)})
     server.dbs = defaultdict(lambda: going_by(server.lock))
     return server
 
