@@ -16,7 +16,8 @@ import pytest
 from faults import Echo, FakeRedis, eventually, open_sockets, stopped
 from meterkit.errors import StoreError
 from meterkit.store import scripts
-from meterkit.store.connection import Connection, ReplyError, connect, give_up
+from meterkit.store.connection import Connection, ReplyError, give_up
+from meterkit.store.handshake import connect
 from meterkit.store.resp import pack_each
 from meterkit.store.url import Address
 from proxy import TcpProxy

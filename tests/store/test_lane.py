@@ -34,7 +34,7 @@ from faults import (
 )
 from meterkit.errors import SettingsError, StoreError
 from meterkit.store import scripts
-from meterkit.store.connection import connect
+from meterkit.store.handshake import connect
 from meterkit.store.keys import Keys
 from meterkit.store.lane import Lane
 from meterkit.store.program import Demand

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.store import connection
 from meterkit.store.admin import Admin
 from meterkit.store.embedded import EmbeddedServer
+from meterkit.store.handshake import connect
 from meterkit.store.inspection import inspect
 from meterkit.store.lane import Lane
 from meterkit.store.meta import agree
@@ -141,7 +141,7 @@ class Links:
             # fakeredis is imported only by those who use it.
             link = await import_module("meterkit.store.memory").connect(loaded, clock=self._clock)
         else:
-            link = await connection.connect(
+            link = await connect(
                 await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock
             )
         try:

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store.connection import ReplyError, refused
+from meterkit.store.connection import ReplyError
+from meterkit.store.handshake import refused
 from meterkit.store.keys import FORMAT
 
 if TYPE_CHECKING:
