@@ -96,7 +96,6 @@ class RestoredStream(Generic[T]):
     def __init__(self, stream: AsyncIterable[T] | Iterable[T], *, hides: bool) -> None:
         self._tap = tap(stream)
         self._filter = _Filter() if hides else None
-        self._rest: T | None = None
 
     def __aiter__(self) -> Self:
         return self

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from delivering import desk
 from meterkit import StoreError
 from servers import redis_binary, spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -42,43 +48,43 @@ async def test_where_the_disk_does_not_get_it_nothing_is_sent(monkeypatch: pytes
         assert at.accepted("acme") == 6
 
 
-async def test_a_server_that_cannot_say_what_is_on_disk_is_given_two_seconds() -> None:
+@pytest.fixture
+def redis_70() -> Iterator[Server]:
+    """A server with an append-only file that cannot say what of it is on disk."""
     binary = redis_binary()
     if binary is None:
         pytest.skip("no redis-server on PATH")
     with spawn_server("--appendonly", "yes", binary=binary) as server:
         if not server.command("INFO", "server")["redis_version"].startswith("7.0"):
             pytest.skip("this redis-server knows WAITAOF")
-        async with desk(server.url) as at:
-            await at.link("acme")
-            await at.kit.record("acme", "requests", 6)
-            report = await at.flush(everything=True, timeout_s=0)
-            assert (report.sealed, report.delivered, at.emulator.requests) == (1, 0, ())
-            at.clock.advance(timedelta(seconds=3))
-            assert (await at.flush()).delivered == 1
-        assert at.accepted("acme") == 6
+        yield server
 
 
-async def test_what_waits_for_a_retry_is_tried_at_once_there_too() -> None:
+async def test_a_server_that_cannot_say_what_is_on_disk_is_given_two_seconds(redis_70: Server) -> None:
+    async with desk(redis_70.url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.sealed, report.delivered, at.emulator.requests) == (1, 0, ())
+        at.clock.advance(timedelta(seconds=3))
+        assert (await at.flush()).delivered == 1
+    assert at.accepted("acme") == 6
+
+
+async def test_what_waits_for_a_retry_is_tried_at_once_there_too(redis_70: Server) -> None:
     # F-5d: its age went by when it was due, which lies ahead of a retry: nothing was ever tried.
-    binary = redis_binary()
-    if binary is None:
-        pytest.skip("no redis-server on PATH")
-    with spawn_server("--appendonly", "yes", binary=binary) as server:
-        if not server.command("INFO", "server")["redis_version"].startswith("7.0"):
-            pytest.skip("this redis-server knows WAITAOF")
-        async with desk(server.url) as at:
-            await at.link("acme")
-            await at.kit.record("acme", "requests", 6)
-            await at.flush(everything=True, timeout_s=0)
-            at.clock.advance(timedelta(seconds=3))
-            at.emulator.fail_next("error", status=429)
-            assert (await at.flush()).retried == 1
-            report = await at.flush()
-            assert (report.retried, report.delivered) == (0, 0)  # It is not due.
-            report = await at.flush(everything=True, timeout_s=0)
-            assert (report.delivered, report.left) == (1, 0)
-        assert at.accepted("acme") == 6
+    async with desk(redis_70.url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(seconds=3))
+        at.emulator.fail_next("error", status=429)
+        assert (await at.flush()).retried == 1
+        report = await at.flush()
+        assert (report.retried, report.delivered) == (0, 0)  # It is not due.
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.left) == (1, 0)
+    assert at.accepted("acme") == 6
 
 
 async def test_on_the_distributions_redis(redis_url: str) -> None:
