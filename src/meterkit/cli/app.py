@@ -30,7 +30,7 @@ app.add_typer(customers.commands, name="customers", help="Show and change custom
 app.add_typer(
     grants.commands, name="grants", help="Give customers quantities besides what their plan includes."
 )
-app.add_typer(stripe.commands, name="stripe", help="What stands in for Stripe.")
+app.add_typer(stripe.commands, name="stripe", help="Run a stand-in for Stripe.")
 
 
 def _tell_version(value: bool) -> None:
@@ -53,4 +53,4 @@ def options(
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 refused, unhealthy or left undone, 2 wrong usage."""
-    sys.exit(tell(app))
+    sys.exit(tell(lambda: app(prog_name="meterkit")))

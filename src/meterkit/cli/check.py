@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import Annotated, Final
 
 import typer
 
 from meterkit.catalog import load
-from meterkit.cli.options import JsonOption, PlansOption, RedisOption
+from meterkit.cli.completion import plans_path
+from meterkit.cli.options import Command, JsonOption, PlansOption, UnusedRedisOption
 from meterkit.cli.output import print_json
 from meterkit.errors import PlansError
 
@@ -20,19 +20,25 @@ commands = typer.Typer()
 SHOWN_MAX: Final = 50
 
 
-@commands.command()
+@commands.command(cls=Command)
 def check(
-    file: Annotated[str | None, typer.Argument(metavar="PLANS", help="The plans file.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="PLANS", help="The plans file, in place of --plans.", show_default=False),
+    ] = None,
     *,
     plans: PlansOption = None,
-    redis: RedisOption = None,
+    redis: UnusedRedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check a plans file and name everything that is wrong with it. Nothing is connected to."""
+    """Check a plans file and name all that is wrong with it.
+
+    Nothing is connected to.
+    """
     del redis
     if file is not None and plans is not None and file != plans:
         raise typer.BadParameter(f"PLANS is {file!r} and --plans is {plans!r}; name one file")
-    path = file or plans or os.environ.get("METERKIT_PLANS") or "plans.yaml"
+    path = plans_path(file or plans)
     try:
         catalog = load(path)
     except PlansError as error:

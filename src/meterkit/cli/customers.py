@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 
+from meterkit.catalog.report import suggestion
+from meterkit.cli.completion import NO_STATUS, STATUSES, complete_status
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import parse_entitlement
-from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
+from meterkit.cli.options import (
+    Command,
+    CustomerArgument,
+    JsonOption,
+    MeterArgument,
+    PlanArgument,
+    PlansOption,
+    RedisOption,
+)
 from meterkit.cli.output import note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.store.state import Status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from meterkit.kit import MeterKit
     from meterkit.store.customers import Customer, Customers
+    from meterkit.store.state import Status
 
 __all__ = ["commands"]
 
 commands = typer.Typer(no_args_is_help=True)
-_NO_STATUS = "none"
 _Found = TypeVar("_Found")
 
 
-@commands.command()
+@commands.command(cls=Command)
 def show(
     customer: CustomerArgument,
     *,
@@ -37,11 +46,14 @@ def show(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show a customer; one that nobody set up is on the default plan."""
+    """Show one customer.
+
+    One that nobody set up is on the default plan.
+    """
     _show(_run(lambda kit: _noted(kit, kit.customers.get(customer)), plans, redis), json=json)
 
 
-@commands.command("list")
+@commands.command("list", cls=Command)
 def list_all(*, plans: PlansOption = None, redis: RedisOption = None, json: JsonOption = False) -> None:
     """List all customers that somebody set up."""
 
@@ -59,10 +71,18 @@ def list_all(*, plans: PlansOption = None, redis: RedisOption = None, json: Json
         _print(found)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def link(
-    customer: Annotated[str | None, typer.Argument(metavar="CUSTOMER")] = None,
-    stripe_customer: Annotated[str | None, typer.Argument(metavar="STRIPE_CUSTOMER")] = None,
+    customer: Annotated[
+        str | None,
+        typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.", show_default=False),
+    ] = None,
+    stripe_customer: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STRIPE_CUSTOMER", help="Its id at Stripe, such as cus_123.", show_default=False
+        ),
+    ] = None,
     *,
     csv: Annotated[
         str | None,
@@ -77,7 +97,10 @@ def link(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Link customers to Stripe customers: from now on their usage is delivered. Repeated: a no-op."""
+    """Link customers to Stripe customers.
+
+    From now on their usage is delivered. Repeated, it changes nothing.
+    """
     if csv is not None and customer is None:
         links = read_links(csv)
         linked, refused = _run(lambda kit: _link_all(kit.customers, links), plans, redis)
@@ -91,7 +114,7 @@ def link(
     _change(customer, lambda customers: customers.link(customer, stripe_customer), plans, redis, json=json)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def unlink(
     customer: CustomerArgument,
     *,
@@ -99,14 +122,17 @@ def unlink(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Undo a link. Usage that was never sent waits for the next one; what was sent stays where it went."""
+    """Undo a link.
+
+    Usage that was never sent waits for the next link; what was sent stays where it went.
+    """
     _change(customer, lambda customers: customers.unlink(customer), plans, redis, json=json)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def set_plan(
     customer: CustomerArgument,
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan of the plans file.")],
+    plan: PlanArgument,
     *,
     plans: PlansOption = None,
     redis: RedisOption = None,
@@ -116,14 +142,14 @@ def set_plan(
     _change(customer, lambda customers: customers.set_plan(customer, plan), plans, redis, json=json)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def override(
     customer: CustomerArgument,
-    meter: Annotated[str, typer.Argument(metavar="METER")],
+    meter: MeterArgument,
     entries: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE…",
+            metavar="KEY=VALUE",
             help="An entitlement in the notation of the plans file: 'included=5_000' 'rate=[100/hour]'"
             " 'overage={bill: {cap: 100}}'. It replaces this customer's earlier override of the meter.",
         ),
@@ -134,33 +160,45 @@ def override(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Give a customer something else of one meter than the plan does."""
+    """Give a customer other limits of one meter than the plan.
+
+    What is not named stays as the plan has it.
+    """
     if clear == bool(entries):
         raise typer.BadParameter("give KEY=VALUE, for example 'included=5_000', or --clear")
     overrides = {meter: parse_entitlement(entries or [])}
     _change(customer, lambda customers: customers.override(customer, overrides), plans, redis, json=json)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def set_status(
     customer: CustomerArgument,
     status: Annotated[
-        str, typer.Argument(metavar="STATUS", help="What Stripe says of the subscription, or none.")
+        str,
+        typer.Argument(
+            metavar="STATUS",
+            help="What Stripe says of the subscription, or none.",
+            autocompletion=complete_status,
+        ),
     ],
     *,
     plans: PlansOption = None,
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Set what Stripe says of the customer's subscription, such as active, past_due or canceled."""
-    words = (*get_args(Status), _NO_STATUS)
-    if status not in words:
-        raise MeterkitError(f"status: found {status!r:.80}; allowed are {', '.join(words)}")
-    wanted = None if status == _NO_STATUS else cast("Status", status)
+    """Set the status of a customer's subscription.
+
+    The words are those of Stripe, such as active, past_due or canceled; none takes the status back.
+    """
+    if status not in STATUSES:
+        raise MeterkitError(
+            f"status: found {status!r:.80}; allowed are {', '.join(STATUSES)}{suggestion(status, STATUSES)}"
+        )
+    wanted = None if status == NO_STATUS else cast("Status", status)
     _change(customer, lambda customers: customers.set_status(customer, wanted), plans, redis, json=json)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def delete(
     customer: CustomerArgument,
     *,
@@ -168,7 +206,10 @@ def delete(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Forget a customer: state, link and counters. Refused while usage is not delivered."""
+    """Forget a customer: state, link and counters.
+
+    Refused while usage of the customer is not delivered.
+    """
 
     async def forget(kit: MeterKit) -> None:
         if not await kit.customers.known(customer):
@@ -244,7 +285,7 @@ def _print(found: Sequence[Customer]) -> None:
         ("customer", "plan", "status", "access", "Stripe customer", "overrides"),
         (
             (
-                *(customer.customer, customer.plan, customer.status or _NO_STATUS, customer.access),
+                *(customer.customer, customer.plan, customer.status or NO_STATUS, customer.access),
                 *(customer.stripe_customer or "not linked", _overrides(customer)),
             )
             for customer in found

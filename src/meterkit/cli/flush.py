@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.cli.options import JsonOption, PlansOption, RedisOption
+from meterkit.cli.options import Command, JsonOption, PlansOption, RedisOption, seconds
 from meterkit.cli.output import print_json
 from meterkit.cli.session import open_kit
 
@@ -21,7 +21,7 @@ __all__ = ["commands", "summary", "undelivered_lines"]
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=Command)
 def flush(
     *,
     everything: Annotated[
@@ -33,13 +33,23 @@ def flush(
         ),
     ] = False,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0, metavar="SECONDS", help="With --all: how long to wait.")
+        float,
+        typer.Option(
+            "--timeout",
+            parser=seconds,
+            metavar="SECONDS",
+            help="With --all: how long to wait without progress. Default: 300.",
+            show_default=False,
+        ),
     ] = 300.0,
     plans: PlansOption = None,
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Deliver to Stripe what is due, once. Exits 1 if Stripe does not have all that linked customers used."""
+    """Deliver to Stripe what is due, once.
+
+    Exits 1 if Stripe does not have all that linked customers used.
+    """
     report = asyncio.run(_flush(everything=everything, timeout_s=timeout, plans=plans, redis=redis))
     if json:
         print_json(asdict(report))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
+from meterkit.cli.options import Command, CustomerArgument, JsonOption, PlansOption, RedisOption, whole_number
 from meterkit.cli.output import iso, note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
 from meterkit.store.purse import MICRO
@@ -30,7 +30,7 @@ _WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 20
 _Found = TypeVar("_Found")
 
 
-@commands.command()
+@commands.command(cls=Command)
 def add(
     customer: CustomerArgument,
     quantities: Annotated[
@@ -46,13 +46,16 @@ def add(
         typer.Option(
             "--id",
             metavar="ID",
-            help="Your own name of this grant, such as the id of an invoice. The same one grants once.",
+            help="Required: your own name of this grant, such as the id of an invoice. The same one grants once.",
         ),
     ] = None,
     priority: Annotated[
         int,
         typer.Option(
-            "--priority", min=0, max=1000, metavar="N", help="From 0 to 1000; lower is used up first."
+            "--priority",
+            parser=whole_number(0, 1000),
+            metavar="N",
+            help="From 0 to 1000; what has the lower one is used up first.",
         ),
     ] = 50,
     effective: Annotated[
@@ -71,7 +74,10 @@ def add(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Give a customer quantities of meters or credits. They pay for usage beyond included."""
+    """Give a customer quantities of meters or credits.
+
+    They pay for usage beyond what the plan includes.
+    """
     if grant_id is None:
         raise typer.BadParameter(
             "give --id ID, your own name of this grant, such as the id of an invoice: the same id grants"
@@ -100,7 +106,7 @@ def add(
     _show(_run(customer, act, plans, redis), json=json)
 
 
-@commands.command("list")
+@commands.command("list", cls=Command)
 def list_all(
     customer: CustomerArgument,
     *,
@@ -108,20 +114,26 @@ def list_all(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List a customer's grants, the plan's too, in the order in which they are used up."""
+    """List a customer's grants, first what is used up first.
+
+    Those of the plan are listed, too.
+    """
     _show(_run(customer, lambda kit: kit.grants.list(customer), plans, redis), json=json)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def void(
     customer: CustomerArgument,
-    grant_id: Annotated[str, typer.Argument(metavar="ID", help="The grant's id, as it was added.")],
+    grant_id: Annotated[str, typer.Argument(metavar="ID", help="The id of the grant, as it was added.")],
     *,
     plans: PlansOption = None,
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take back what a grant has left; what it has paid stays paid. Repeated: a no-op."""
+    """Take back what a grant has left.
+
+    What it has paid for stays paid. Repeated, it changes nothing.
+    """
 
     async def act(kit: MeterKit) -> Sequence[Grant]:
         await kit.grants.void(customer, grant_id)
@@ -130,7 +142,7 @@ def void(
     _show(_run(customer, act, plans, redis), json=json)
 
 
-@commands.command()
+@commands.command(cls=Command)
 def ledger(
     customer: CustomerArgument,
     *,
@@ -138,7 +150,10 @@ def ledger(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what became of each grant. With --json credits are counted in micro-credits."""
+    """Show what became of each grant.
+
+    With --json, credits are counted in millionths of a credit.
+    """
     found = _run(customer, lambda kit: kit.grants.ledger(customer), plans, redis)
     if json:
         print_json([asdict(entry) for entry in found])

@@ -1,25 +1,107 @@
-"""What commands have in common: options and arguments."""
+"""What commands have in common: how their help looks, options, arguments, and how numbers are read."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+import re
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-__all__ = ["CustomerArgument", "JsonOption", "PlansOption", "RedisOption"]
+from meterkit.cli.completion import complete_meter, complete_plan
 
-PlansOption = Annotated[
-    str | None,
-    typer.Option("--plans", metavar="FILE", help="The plans file; default: METERKIT_PLANS, else plans.yaml."),
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Command",
+    "CustomerArgument",
+    "JsonOption",
+    "MeterArgument",
+    "PlanArgument",
+    "PlansOption",
+    "RedisOption",
+    "UnusedJsonOption",
+    "UnusedPlansOption",
+    "UnusedRedisOption",
+    "seconds",
+    "whole_number",
 ]
-RedisOption = Annotated[
-    str | None,
-    typer.Option(
-        "--redis",
-        metavar="URL",
-        help="The store; default: METERKIT_REDIS_URL, else REDIS_URL. A password belongs in the variable:"
-        " other users of this machine can read a command line.",
-    ),
+
+
+class Command(TyperCommand):
+    """A command whose help names arguments by what they are for, and no types of Python."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections of arguments and options."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and parameter.param_type_name == "argument":
+                # Typer puts the type behind the name.
+                sections["Arguments"].append((_name(parameter), record[1]))
+            elif record is not None:
+                sections["Options"].append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the line that begins with ``Usage:``."""
+        arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        return ["[OPTIONS]", *(_name(one) if one.required else f"[{_name(one)}]" for one in arguments)]
+
+
+def _name(parameter: Any) -> str:
+    return str(parameter.metavar) + ("..." if parameter.nargs != 1 else "")
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A parser of whole numbers from ``least`` to ``most``."""
+
+    def parse(value: str) -> int:
+        text = str(value)  # A default comes as it is.
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise typer.BadParameter(f"found {text!r:.80}; allowed is a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def seconds(value: str) -> float:
+    """Read a number of seconds, decimals allowed."""
+    try:
+        found = float(value)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise typer.BadParameter(f"found {str(value)!r:.80}; allowed is a number of seconds from 0")
+    return found
+
+
+_PLANS = "The plans file. Default: METERKIT_PLANS, else plans.yaml."
+_REDIS = (
+    "The store. Default: METERKIT_REDIS_URL, else REDIS_URL. Put a password into the variable: other users of"
+    " this machine can read a command line."
+)
+_JSON = "Print JSON, for programs."
+
+PlansOption = Annotated[str | None, typer.Option("--plans", metavar="FILE", help=_PLANS)]
+RedisOption = Annotated[str | None, typer.Option("--redis", metavar="URL", help=_REDIS)]
+JsonOption = Annotated[bool, typer.Option("--json", help=_JSON)]
+# Every command takes these, so that a script can give them to all; help does not name what changes nothing.
+UnusedPlansOption = Annotated[str | None, typer.Option("--plans", metavar="FILE", hidden=True)]
+UnusedRedisOption = Annotated[str | None, typer.Option("--redis", metavar="URL", hidden=True)]
+UnusedJsonOption = Annotated[bool, typer.Option("--json", hidden=True)]
+
+CustomerArgument = Annotated[
+    str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-CustomerArgument = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The app's own id of a customer.")]
+PlanArgument = Annotated[
+    str, typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=complete_plan)
+]
+MeterArgument = Annotated[
+    str, typer.Argument(metavar="METER", help="A meter of the plans file.", autocompletion=complete_meter)
+]

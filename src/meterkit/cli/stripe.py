@@ -10,7 +10,7 @@ import typer
 
 from meterkit import testing
 from meterkit.catalog import load
-from meterkit.cli.options import JsonOption, PlansOption, RedisOption
+from meterkit.cli.options import Command, JsonOption, PlansOption, UnusedRedisOption, whole_number
 from meterkit.cli.output import print_json, print_note
 from meterkit.cli.session import stop_signal
 from meterkit.errors import SettingsError
@@ -22,30 +22,41 @@ __all__ = ["commands"]
 
 KEY: Final = "sk_test_emulator"
 
-commands = typer.Typer()
+commands = typer.Typer(no_args_is_help=True)
 
 
 @commands.callback()
 def stripe() -> None:
-    """What stands in for Stripe."""
+    """Run a stand-in for Stripe."""
 
 
-@commands.command()
+@commands.command(cls=Command)
 def emulator(
     *,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65_535, help="On 127.0.0.1; 0 takes a free one.")
+        int,
+        typer.Option(
+            "--port",
+            parser=whole_number(0, 65_535),
+            metavar="N",
+            help="The port on 127.0.0.1; 0 takes a free one.",
+        ),
     ] = 12_111,
     customer: Annotated[
-        list[str] | None, typer.Option("--customer", help="A Stripe customer that it has: cus_…. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--customer",
+            metavar="STRIPE_CUSTOMER",
+            help="A customer that Stripe has, such as cus_123. May be given several times.",
+        ),
     ] = None,
     plans: PlansOption = None,
-    redis: RedisOption = None,
+    redis: UnusedRedisOption = None,
     json: JsonOption = False,
 ) -> None:
     """Run a Stripe emulator in memory until it is stopped.
 
-    With --plans it has that file's meters, with --customer these customers.
+    With --plans it has the meters of that file, with --customer these customers.
     """
     del redis
     stand_in = testing.StripeEmulator()

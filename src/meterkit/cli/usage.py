@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from meterkit.cli.options import CustomerArgument, JsonOption, PlansOption, RedisOption
+from meterkit.cli.options import Command, CustomerArgument, JsonOption, PlansOption, RedisOption
 from meterkit.cli.output import iso, note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
 
@@ -22,7 +22,7 @@ _RARE: Final = frozenset({"held", "granted", "price", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
 
 
-@commands.command()
+@commands.command(cls=Command)
 def usage(
     customer: CustomerArgument,
     *,
@@ -30,7 +30,10 @@ def usage(
     redis: RedisOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what a customer has used, what is left, and what Stripe has of it."""
+    """Show what a customer has used and what is left.
+
+    And what Stripe has of it.
+    """
     found, currency = asyncio.run(_usage(customer, plans=plans, redis=redis))
     if json:
         print_json(found)

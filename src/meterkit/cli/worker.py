@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from meterkit.cli.flush import summary
-from meterkit.cli.options import JsonOption, PlansOption, RedisOption
+from meterkit.cli.options import Command, JsonOption, PlansOption, RedisOption
 from meterkit.cli.output import print_note
 from meterkit.cli.session import open_kit, stop_signal
 
@@ -24,9 +24,12 @@ _PASS_EVERY_S: Final = 5.0
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=Command)
 def worker(*, plans: PlansOption = None, redis: RedisOption = None, json: JsonOption = False) -> None:
-    """Deliver usage to Stripe until SIGTERM or SIGINT: calls under way are waited for, 10 s at most."""
+    """Deliver usage to Stripe until it is told to stop.
+
+    SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most.
+    """
     asyncio.run(_work(plans=plans, redis=redis, json=json))
 
 

@@ -8,26 +8,32 @@ from typing import Annotated
 
 import typer
 
-from meterkit.cli.options import PlansOption, RedisOption
+from meterkit.cli.options import Command, UnusedPlansOption, UnusedRedisOption
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=Command)
 def demo(
     *,
     lose_one: Annotated[
         bool,
-        typer.Option("--break", help="Lose one event on purpose: the comparison must find it, and exit 1."),
+        typer.Option("--break", help="Lose one event on purpose. The comparison must find that, and exit 1."),
     ] = False,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
+    plans: UnusedPlansOption = None,
+    redis: UnusedRedisOption = None,
 ) -> None:
-    """Run a service, three customers and a stand-in for Stripe, and compare the bill unit by unit."""
+    """Try everything out: a service, its customers and the bill.
+
+    Starts a small service, three customers and a stand-in for Stripe, and compares the bill with what was
+    served, unit by unit.
+    """
     if plans is not None or redis is not None:
-        raise typer.BadParameter("the demonstration brings its own plans file and store")
+        raise typer.BadParameter(
+            "the demonstration brings its own plans file and store; leave --plans and --redis out"
+        )
     # Other commands do without what it needs.
     runner = import_module("meterkit.cli.demo.run")
     try:

@@ -1,0 +1,139 @@
+"""What --help says, read as a person does: on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from commands import Shell
+
+COMMANDS: Final = {
+    "": ("demo", "check", "schema", "worker", "flush", "usage", "customers", "grants", "stripe"),
+    "customers": ("show", "list", "link", "unlink", "set-plan", "override", "set-status", "delete"),
+    "grants": ("add", "list", "void", "ledger"),
+    "stripe": ("emulator",),
+}
+EVERY: Final = [
+    tuple(filter(None, (group, command))) for group, commands in COMMANDS.items() for command in commands
+]
+
+
+def helped(shell: Shell, *command: str) -> str:
+    shell.environment["COLUMNS"] = "80"
+    done = shell.run(*command, "--help")
+    assert (0, "") == (done.code, done.err)
+    return done.out
+
+
+def listed(text: str, heading: str) -> dict[str, str]:
+    """The entries of a section: what stands at the left, and its text with the lines put together."""
+    found: dict[str, str] = {}
+    entry = ""
+    section = text.partition(f"\n{heading}:\n")[2].partition("\n\n")[0]
+    for line in section.splitlines():
+        if line[:3].strip():
+            entry, _, begun = line.strip().partition("  ")
+            found[entry] = begun.strip()
+        else:
+            found[entry] = f"{found[entry]} {line.strip()}".strip()
+    return found
+
+
+@pytest.mark.parametrize("command", [*EVERY, ()], ids=" ".join)
+def test_it_names_no_types_of_python_and_leaves_nothing_unexplained(
+    shell: Shell, command: tuple[str, ...]
+) -> None:
+    # F-69: `CUSTOMER <str>`, `{CUSTOMER}`, `<int range>`, `0<=x<=1000`, arguments without a word.
+    text = helped(shell, *command)
+    assert not re.search(r"[<>]|\{[A-Z]|\b(str|int|float)\b|list\[", text)
+    assert max(map(len, text.splitlines())) <= 80
+    for entry, told in (listed(text, "Arguments") | listed(text, "Options")).items():
+        assert len(told) > 10, entry
+
+
+@pytest.mark.parametrize("group", COMMANDS)
+def test_each_command_is_told_in_a_whole_sentence(shell: Shell, group: str) -> None:
+    # F-69: "Run a service, three customers and a stand-in for Stripe,..."
+    told = listed(helped(shell, *filter(None, [group])), "Commands")
+    assert tuple(told) == COMMANDS[group]
+    assert [text for text in told.values() if not text.endswith(".") or text.endswith("..")] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        (("demo",), ("--plans", "--redis")),
+        (("schema",), ("--plans", "--redis", "--json")),
+        (("check",), ("--redis",)),
+        (("stripe", "emulator"), ("--redis",)),
+    ],
+)
+def test_options_that_change_nothing_are_taken_and_not_offered(
+    shell: Shell, command: tuple[str, ...], without: tuple[str, ...]
+) -> None:
+    offered = listed(helped(shell, *command), "Options")
+    assert [name for name in without if any(entry.startswith(name) for entry in offered)] == []
+    if command in {("schema",), ("check",)}:
+        assert shell.run(*command, "--redis", "redis://nowhere").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "offered"),
+    [
+        ("meterkit cust", 1, ["customers"]),
+        ("meterkit customers set-", 2, ["set-plan", "set-status"]),
+        ("meterkit usage --p", 2, ["--plans"]),
+        ("meterkit customers set-plan ada p", 4, ["pro"]),
+        ("meterkit customers override ada ", 4, ["requests", "tokens"]),
+        ("meterkit customers set-status ada p", 4, ["past_due", "paused"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_names(
+    shell: Shell, words: str, at: int, offered: list[str]
+) -> None:
+    # F-69.
+    shell.environment |= {"_METERKIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+    done = shell.run()
+    assert (0, offered, "") == (done.code, done.out.split(), done.err)
+
+
+def test_completion_of_names_says_nothing_where_there_is_no_plans_file(shell: Shell) -> None:
+    (shell.directory / "plans.yaml").unlink()
+    shell.environment |= {
+        "_METERKIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "meterkit customers set-plan ada ",
+        "COMP_CWORD": "4",
+    }
+    done = shell.run()
+    assert ("", "") == (done.out.strip(), done.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("grants", "add", "ada", "tokens=1", "--id", "a", "--priority", "5000"), "found '5000'; allowed is"),
+        (
+            ("grants", "add", "ada", "tokens=1", "--id", "a", "--priority", "x"),
+            "a whole number from 0 to 1000",
+        ),
+        (("flush", "--timeout", "-1"), "found '-1'; allowed is a number of seconds from 0"),
+        (("flush", "--timeout", "nan"), "found 'nan'; allowed is a number of seconds from 0"),
+        (("stripe", "emulator", "--port", "99999"), "a whole number from 0 to 65535"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_with_what_is_allowed(
+    shell: Shell, arguments: tuple[str, ...], words: str
+) -> None:
+    done = shell.run(*arguments)
+    assert (2, "") == (done.code, done.out)
+    assert words in " ".join(done.err.split())
+
+
+def test_a_group_without_a_command_shows_its_commands(shell: Shell) -> None:
+    for group in filter(None, COMMANDS):
+        done = shell.run(group)
+        assert done.code == 2
+        assert all(command in done.out + done.err for command in COMMANDS[group])
