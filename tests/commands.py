@@ -38,7 +38,7 @@ class Shell:
 
     def __init__(self, directory: Path, **variables: str) -> None:
         self.directory = directory
-        ours = ("METERKIT_", "REDIS_URL", "STRIPE_")
+        ours = ("METERKIT_", "REDIS_URL", "STRIPE_", "COLUMNS")
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(ours)
         } | {"PYTHONFAULTHANDLER": "1", **variables}

@@ -92,9 +92,9 @@ def test_people_get_a_table_of_grants(granting: Shell) -> None:
     granting.run("customers", "set-plan", "acme", "pro")
     granting.run("grants", "add", "acme", "ai=1_500", "--id", "[red]inv", "--expires", "2032-01-01")
     lines = granting.run("grants", "list", "acme").out
-    assert re.search(r"│ +7 │ +7 │ +10 │ .* │ plan │ active", lines)
+    assert re.search(r" 7 +7 +10 .* plan +active", lines)
     assert re.search(
-        r"│ \[red\]inv +│ ai +│ +1,500 │ +1,500 │ +50 │ .*Z │ 2032-01-01T00:00:00Z │ app +│ active", lines
+        r"\n\[red\]inv +ai +1,500 +1,500 +50 +20\S+ \S+Z  2032-01-01 00:00:00Z  app +active", lines
     )
 
 
@@ -106,18 +106,19 @@ async def test_the_ledger_shows_credits_exactly(granting: Shell, directory: Path
         await kit.record("acme", "rows", 12)
     granting.run("grants", "void", "acme", "g1")
     rows = [
-        [cell.strip() for cell in line.strip("│").split("│")]
+        line.split()
         for line in granting.run("grants", "ledger", "acme").out.splitlines()
-        if line.startswith("│")
+        if line.startswith("g")
     ]
     assert [
-        ["g1", "ai", "grant", "2", ""],
+        ["grant", "of", "entry", "quantity", "meter"],
+        ["g1", "ai", "grant", "2"],
         ["g1", "ai", "burn", "-0.125", "tokens"],
-        ["g1", "ai", "void", "-1.875", ""],
-        ["g2", "rows", "grant", "5", ""],
+        ["g1", "ai", "void", "-1.875"],
+        ["g2", "rows", "grant", "5"],
         ["g2", "rows", "burn", "-2", "rows"],
     ] == [row[:5] for row in rows]
-    assert re.fullmatch(r"\d{4}-\d\d-01T00:00:00Z", rows[1][5])
+    assert re.fullmatch(r"\d{4}-\d\d-01 00:00:00Z", " ".join(rows[2][5:]))
     found = granting.run("grants", "ledger", "acme", "--json").json
     assert {
         *(("grant", 2_000_000), ("burn", -125_000), ("void", -1_875_000)),
@@ -144,7 +145,7 @@ def test_a_customer_that_nothing_was_known_of_is_told(granting: Shell) -> None:
         (("add", "acme", "ai=0", "--id", "g"), 1, "meterkit: quantity of ai: found 0"),
         (("add", "acme", "page=1", "--id", "g"), 1, "did you mean 'pages'?"),
         (("add", "acme", "ai=1", "--id", ""), 1, "meterkit: grant_id: allowed is a text"),
-        (("add", "acme", "ai=1", "--id", "g", "--priority", "1001"), 2, "less than or equal to 1000"),
+        (("add", "acme", "ai=1", "--id", "g", "--priority", "1001"), 2, "a whole number from 0 to 1000"),
         (("add", "acme", "ai=1", "--id", "g", "--expires", "soon"), 2, "--expires: found 'soon'"),
         (("add", "acme", "ai=1", "--id", "g", "--expires", "2031-01-01T00:00"), 2, "with its zone"),
         (("add", "acme", "ai=1", "--id", "g", "--effective", "1969-12-31"), 2, "since 1970"),
@@ -191,4 +192,4 @@ def test_a_plan_that_is_gone_is_told(granting: Shell, directory: Path) -> None:
     granting.run("customers", "set-plan", "acme", "pro")
     (directory / "plans.yaml").write_text(PLANS[: PLANS.index("  pro:")])
     told = "customer acme: plan `pro` is not in plans.yaml: served on `free`\n"
-    assert told == granting.run("grants", "list", "acme").err
+    assert f"{told}customer acme has no grants\n" == granting.run("grants", "list", "acme").err

@@ -69,7 +69,7 @@ async def test_people_get_a_table(stored: Shell) -> None:
     done = stored.run("usage", "nobody")
     assert done.code == 0
     assert "customer nobody: plan free, status none, access full" in done.out
-    assert re.search(r"│ requests │ +0 │ +1,000 │ +1,000 │", done.out)
+    assert re.search(r"^requests +0 +1,000 +1,000 +0", done.out, re.MULTILINE)
     assert "dead" not in done.out
 
 
@@ -84,16 +84,12 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
             done = stored.run("usage", "acme")
             found = stored.run("usage", "acme", "--json").json
     assert "credits ai 1,200, promo 0" in done.out.splitlines()
-    rows = [
-        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
-        for line in done.out.splitlines()
-        if line.startswith(("│", "┃"))
-    ]
+    rows = [re.split("  +", line.strip()) for line in done.out.splitlines()[3:] if "──" not in line]
     columns = ("meter", "used", "held", "included", "granted", "remaining", "overage", "price", "to send")
     assert [
         [*columns, "delivered"],
         ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "5,002 eur cents", "2,001", "0"],
-        ["tokens", "7", "7", "10", "0", "3,000,003", "0", "", "0", "0"],
+        ["tokens", "7", "7", "10", "0", "3,000,003", "0", "0", "0"],  # No price.
     ] == rows
     assert {"ai": 1_200, "promo": 0} == found["balance"]
     # 2,001 pages at 5 cents per 2 are 5,002.5 cents, to even.
@@ -101,9 +97,9 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
 
 
 async def test_columns_with_nothing_in_them_are_not_shown(stored: Shell) -> None:
-    header = next(line for line in stored.run("usage", "nobody").out.splitlines() if line.startswith("┃"))
+    header = next(line for line in stored.run("usage", "nobody").out.splitlines() if line.startswith("meter"))
     expected = ["meter", "used", "included", "remaining", "overage", "to send", "delivered"]
-    assert expected == [cell.strip() for cell in header.split("┃")[1:-1]]
+    assert expected == re.split("  +", header.strip())
 
 
 async def test_brackets_in_a_customer_s_id_are_shown(stored: Shell) -> None:

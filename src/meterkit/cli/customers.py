@@ -11,7 +11,7 @@ import typer
 from meterkit.catalog.report import suggestion
 from meterkit.cli.completion import NO_STATUS, STATUSES, complete_status
 from meterkit.cli.links import read_links
-from meterkit.cli.notation import parse_entitlement
+from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import (
     Command,
     CustomerArgument,
@@ -290,11 +290,9 @@ def _print(found: Sequence[Customer]) -> None:
             )
             for customer in found
         ),
+        empty="no customer has been set up",
     )
 
 
 def _overrides(customer: Customer) -> str:
-    return "; ".join(
-        f"{meter}: " + ", ".join(f"{key}={value}" for key, value in given.items())
-        for meter, given in customer.overrides.items()
-    )
+    return "; ".join(f"{meter}: {format_entitlement(given)}" for meter, given in customer.overrides.items())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 import typer
 
 from meterkit.cli.options import Command, CustomerArgument, JsonOption, PlansOption, RedisOption, whole_number
-from meterkit.cli.output import iso, note_missing_plan, print_json, print_note, print_table
+from meterkit.cli.output import date_and_time, iso, note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
 from meterkit.store.purse import MICRO
 
@@ -46,7 +46,8 @@ def add(
         typer.Option(
             "--id",
             metavar="ID",
-            help="Required: your own name of this grant, such as the id of an invoice. The same one grants once.",
+            help="Required: your own name of this grant, such as the id of an invoice. The same one"
+            " grants once.",
         ),
     ] = None,
     priority: Annotated[
@@ -103,7 +104,7 @@ def add(
             print_note(f"{repeated}: {name} was granted before; nothing has changed")
         return await _named(kit, customer, name)
 
-    _show(_run(customer, act, plans, redis), json=json)
+    _show(customer, _run(customer, act, plans, redis), json=json)
 
 
 @commands.command("list", cls=Command)
@@ -118,7 +119,7 @@ def list_all(
 
     Those of the plan are listed, too.
     """
-    _show(_run(customer, lambda kit: kit.grants.list(customer), plans, redis), json=json)
+    _show(customer, _run(customer, lambda kit: kit.grants.list(customer), plans, redis), json=json)
 
 
 @commands.command(cls=Command)
@@ -139,7 +140,7 @@ def void(
         await kit.grants.void(customer, grant_id)
         return await _named(kit, customer, grant_id)
 
-    _show(_run(customer, act, plans, redis), json=json)
+    _show(customer, _run(customer, act, plans, redis), json=json)
 
 
 @commands.command(cls=Command)
@@ -163,10 +164,11 @@ def ledger(
         (
             (
                 *(entry.grant_id, entry.name, entry.entry, _exact(entry), entry.meter or ""),
-                "" if entry.period_start is None else iso(entry.period_start),
+                "" if entry.period_start is None else date_and_time(entry.period_start),
             )
             for entry in sorted(found, key=_place)
         ),
+        empty=f"customer {customer} has no grants",
     )
 
 
@@ -220,21 +222,34 @@ def _instant(option: str, text: str | None) -> datetime | None:
     raise typer.BadParameter(f"{option}: found {text!r:.80}; allowed is {_WHEN}, since 1970")
 
 
-def _show(found: Sequence[Grant], *, json: bool) -> None:
+def _show(customer: str, found: Sequence[Grant], *, json: bool) -> None:
     if json:
         print_json([asdict(grant) for grant in found])
         return
-    print_table(
-        ("grant", "of", "quantity", "remaining", "priority", "effective", "expires", "by", "status"),
-        (
-            (
-                *(grant.grant_id, grant.name, grant.quantity, grant.remaining, grant.priority),
-                *(iso(grant.effective_at), "never" if grant.expires_at is None else iso(grant.expires_at)),
-                *(grant.source, grant.status),
-            )
-            for grant in found
-        ),
+    rows = [_row(grant) for grant in found]
+    # Whose they are is shown where some are the plan's.
+    columns = (
+        [name for name in rows[0] if name != "by" or any(grant.source != "app" for grant in found)]
+        if rows
+        else []
     )
+    print_table(
+        columns, ([row[name] for name in columns] for row in rows), empty=f"customer {customer} has no grants"
+    )
+
+
+def _row(grant: Grant) -> dict[str, object]:
+    return {
+        "grant": grant.grant_id,
+        "of": grant.name,
+        "quantity": grant.quantity,
+        "remaining": grant.remaining,
+        "priority": grant.priority,
+        "effective": date_and_time(grant.effective_at),
+        "expires": "never" if grant.expires_at is None else date_and_time(grant.expires_at),
+        "by": grant.source,
+        "status": grant.status,
+    }
 
 
 def _place(entry: LedgerEntry) -> tuple[str, str, int, str, str]:

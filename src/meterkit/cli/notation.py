@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import yaml
@@ -9,9 +10,9 @@ import yaml
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["parse_entitlement"]
+__all__ = ["format_entitlement", "parse_entitlement"]
 
 
 def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
@@ -38,3 +39,13 @@ def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
                 " 'rate=[100/hour]'"
             ) from None
     return found
+
+
+def format_entitlement(given: Mapping[str, object]) -> str:
+    """Write an entitlement as it is given on a command line: ``included=5000 rate=[100/hour]``."""
+    return " ".join(f"{key}={_flow(value)}" for key, value in sorted(given.items()))
+
+
+def _flow(value: object) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("...\n").strip()

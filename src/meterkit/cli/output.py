@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import typer
 from rich.console import Console
-from rich.table import Table
+
+from meterkit.cli.table import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.store.customers import Customer
 
-__all__ = ["iso", "note_missing_plan", "print_json", "print_note", "print_table", "stdout_console"]
+__all__ = [
+    "date_and_time",
+    "iso",
+    "note_missing_plan",
+    "print_json",
+    "print_note",
+    "print_table",
+    "stdout_console",
+]
 
 _FILE_WIDTH: Final = 140
 
@@ -23,23 +33,26 @@ _FILE_WIDTH: Final = 140
 def stdout_console() -> Console:
     """A console that prints texts as they are, whatever brackets they hold."""
     console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         console.width = _FILE_WIDTH  # Nobody has to look at it through a window.
     return console
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None
-) -> None:
-    """Print a table; columns of quantities stand to the right."""
-    filled = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for nth, column in enumerate(columns):
-        numeric = all(isinstance(row[nth], int) or row[nth] == "unlimited" for row in filled)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in filled:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    stdout_console().print(table)
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
+    """Print a table; columns of quantities stand to the right.
+
+    Args:
+        columns: their headings.
+        rows: a cell for each column.
+        empty: what is told where there are no rows.
+    """
+    console = stdout_console()
+    filled = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    if not filled:
+        print_note(empty)
+        return
+    for part in table(columns, filled, width=console.width):
+        console.print(part)
 
 
 def print_json(value: object) -> None:
@@ -64,6 +77,11 @@ def note_missing_plan(customer: Customer, *, plans: str) -> None:
 def iso(moment: datetime) -> str:
     """ISO 8601 in UTC with Z."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def date_and_time(moment: datetime) -> str:
+    """An instant in a table: in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _plain(value: object) -> object:

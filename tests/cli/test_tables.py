@@ -1,0 +1,169 @@
+"""Tables: no line is wider than the terminal, and no number or date is cut in two."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterkit import MeterKit
+from meterkit.cli.table import fit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from commands import Shell
+
+LONG = "customer-with-a-rather-long-identifier@example.com"
+MOST = 10**15 - 1
+
+
+def on_terminal(shell: Shell, *arguments: str, columns: int) -> list[str]:
+    """What a command writes to a terminal of so many columns, line by line."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    variables = shell.environment | {"TERM": "xterm", "NO_COLOR": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "meterkit", *arguments],
+        cwd=shell.directory,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while piece := os.read(ours, 4096):
+                said += piece
+        except OSError:
+            pass  # Linux' word for the end of a terminal.
+        finally:
+            os.close(ours)
+    assert process.returncode == 0
+    return [
+        line.rstrip() for line in said.decode().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+    ]
+
+
+@pytest.fixture
+async def busy(stored: Shell, directory: Path, store_url: str) -> Shell:
+    """A shell whose store has customers with much to show."""
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        for customer in ("acme", LONG):
+            await kit.customers.link(customer, f"cus_{customer[:4]}NffrFeUfNV2Hib")
+            given: dict[str, dict[str, object]] = {
+                "tokens": {
+                    "included": 5_000,
+                    "rate": ["100/hour", "1000/day"],
+                    "overage": {"bill": {"cap": 9}},
+                }
+            }
+            await kit.customers.override(customer, given)
+            await kit.grants.add(customer, {"requests": 100_000, "tokens": 5}, grant_id="inv_42")
+        await kit.grants.add(
+            LONG,
+            {"tokens": MOST},
+            grant_id="invoice_2031_01_0001_with_a_long_name",
+            expires_at=datetime(2131, 1, 1, tzinfo=UTC),
+        )
+        await kit.record(LONG, "tokens", MOST - 10)
+    return stored
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("customers", "list"),
+        ("customers", "show", LONG),
+        ("grants", "list", "acme"),
+        ("grants", "list", LONG),
+        ("grants", "ledger", LONG),
+        ("usage", LONG),
+    ],
+    ids=" ".join,
+)
+async def test_no_line_of_a_table_is_wider_than_the_terminal(busy: Shell, command: tuple[str, ...]) -> None:
+    # F-69: at 80 columns numbers, dates and ids were cut in two.
+    whole = {
+        "usage": "999,999,999,999,989",
+        "grants": "999,999,999,999,999",
+        "customers": "cus_custNffrFeUfNV2Hib",
+    }
+    for columns in (70, 80, 132):
+        lines = on_terminal(busy, *command, columns=columns)
+        told = [line for line in lines if not line.startswith(f"customer {LONG}: plan")]
+        assert max(map(len, told)) <= columns
+        assert command[-1] == "acme" or whole[command[0]] in {word for line in told for word in line.split()}
+
+
+@pytest.mark.anyio
+async def test_columns_says_how_wide_a_table_may_be_where_there_is_no_terminal(busy: Shell) -> None:
+    busy.environment["COLUMNS"] = "80"
+    assert max(map(len, busy.run("grants", "list", LONG).out.splitlines())) <= 80
+
+
+@pytest.mark.anyio
+async def test_grants_fit_a_terminal_of_80_columns_line_by_line(busy: Shell) -> None:
+    lines = on_terminal(busy, "grants", "list", "acme", columns=80)
+    assert lines[0].split() == [
+        *("grant", "of", "quantity", "remaining", "priority", "effective", "expires", "status"),
+    ]
+    assert lines[2].split()[:5] == ["inv_42", "requests", "100,000", "100,000", "50"]
+
+
+@pytest.mark.anyio
+async def test_what_does_not_fit_beside_each_other_stands_below_each_other(busy: Shell) -> None:
+    lines = on_terminal(busy, "grants", "list", LONG, columns=60)
+    assert lines[:3] == [
+        "grant      invoice_2031_01_0001_with_a_long_name",
+        "of         tokens",
+        "quantity   999,999,999,999,999",
+    ]
+    assert "" in lines
+
+
+@pytest.mark.anyio
+async def test_an_override_is_shown_as_it_is_written(busy: Shell) -> None:
+    out = " ".join(busy.run("customers", "show", "acme").out.split())
+    assert "tokens: included=5000 overage={bill: {cap: 9}} rate=[100/hour, 1000/day]" in out
+
+
+def test_where_there_is_nothing_to_list_that_is_said(stored: Shell) -> None:
+    for command, words in (
+        (("customers", "list"), "no customer has been set up"),
+        (("grants", "list", "acme"), "customer acme has no grants"),
+        (("grants", "ledger", "acme"), "customer acme has no grants"),
+    ):
+        done = stored.run(*command)
+        assert (0, "") == (done.code, done.out)
+        assert words in done.err
+
+
+@given(
+    columns=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 40)), min_size=1, max_size=10),
+    width=st.integers(1, 200),
+)
+def test_columns_get_what_they_need_and_never_more_than_there_is(
+    columns: list[tuple[int, int]], width: int
+) -> None:
+    natural = [least + more for least, more in columns]
+    least = [least for least, _ in columns]
+    gaps = 2 * (len(columns) - 1)
+    found = fit(natural, least, width)
+    if found is None:
+        assert sum(least) + gaps > width
+        return
+    assert sum(found) + gaps == min(sum(natural) + gaps, width)
+    assert all(low <= got <= high for low, got, high in zip(least, found, natural, strict=True))
