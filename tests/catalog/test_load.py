@@ -305,7 +305,7 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
 
 
 def test_a_missing_file() -> None:
-    why = f"No such file or directory; looked for in {Path.cwd()}"
+    why = f"No such file or directory; looked for in {Path.cwd()}; --plans or METERKIT_PLANS names another"
     with pytest.raises(PlansError) as caught:
         load("nowhere/plans.yaml")
     assert caught.value.problems == (

@@ -79,7 +79,9 @@ def test_a_right_file_as_json(shell: Shell) -> None:
 
 def test_a_missing_file_is_refused_in_one_line(shell: Shell) -> None:
     done = shell.run("check", "nope.yaml")
-    why = f"No such file or directory; looked for in {shell.directory}"
+    why = (
+        f"No such file or directory; looked for in {shell.directory}; --plans or METERKIT_PLANS names another"
+    )
     assert (1, f"nope.yaml: the plans file cannot be read: {why}\n") == (done.code, done.err)
 
 
@@ -184,5 +186,6 @@ def test_usage_of_nobody_says_so(stored: Shell) -> None:
     done = stored.run("usage", "nobody")
     assert (0, True) == (
         done.code,
-        "nothing is known of customer nobody: shown as a new one is" in done.err.splitlines(),
+        "nothing is known of customer nobody. This is what a new customer would have"
+        in done.err.splitlines(),
     )

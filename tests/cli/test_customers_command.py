@@ -131,7 +131,8 @@ def test_nothing_of_a_file_with_a_wrong_line_is_linked(stored: Shell, directory:
 
 def test_a_file_that_is_not_there_is_named_once(shell: Shell) -> None:
     done = shell.run("customers", "link", "--csv", "links.csv")
-    assert (1, "meterkit: links.csv cannot be read: No such file or directory\n") == (done.code, done.err)
+    why = f"No such file or directory; looked for in {shell.directory}"
+    assert (1, f"meterkit: links.csv cannot be read: {why}\n") == (done.code, done.err)
 
 
 def test_empty_lines_and_all_that_a_customer_may_be_called_are_read(directory: Path) -> None:
@@ -191,7 +192,7 @@ def test_a_change_that_is_refused_calls_nobody_new(stored: Shell) -> None:
 def test_who_is_not_known_cannot_be_deleted(stored: Shell) -> None:
     done = stored.run("customers", "delete", "acme")
     assert (1, "") == (done.code, done.out)
-    assert done.err == "meterkit: customer acme: nothing is known of it, so nothing was deleted\n"
+    assert done.err == "meterkit: nothing is known of customer acme. Nothing was changed\n"
 
 
 @pytest.mark.anyio

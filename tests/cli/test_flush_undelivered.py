@@ -35,6 +35,6 @@ async def test_flush_exits_1_as_long_as_something_is_dead(
         # Nothing is left to be tried, and it is still not delivered.
         again = stored.run("flush", "--all")
         assert again.code == 1
-        assert "dead: 25 of tokens of customer acme in 1 intents: " in again.out
+        assert "dead: 25 of tokens of customer acme in 1 intent: " in again.out
         assert "zeta" not in again.out
     assert emulator.accepted("cus_zeta", "ai_tokens") == 7

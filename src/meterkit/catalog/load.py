@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from meterkit.catalog.document import SIZE_MAX, parse
 from meterkit.catalog.fit import check_fit
 from meterkit.catalog.inheritance import with_inheritance
 from meterkit.catalog.models import Anonymous, Catalog, Enforcement, Headers, StoreFailure
-from meterkit.catalog.report import Place, Problems, RefusedError, unknown
+from meterkit.catalog.report import Place, Problems, RefusedError, nearest, unknown
 from meterkit.catalog.scalars import NAME, scalar
 from meterkit.catalog.shapes import Choice, Key, Table, Values
 
@@ -83,11 +84,18 @@ def load(path: str | os.PathLike[str]) -> Catalog:
 
 
 def _looked_for(source: str) -> str:
-    """Where a relative path led to; a service is seldom started where its file lies."""
+    """Where a relative path led to, as a service is seldom started where its file lies; and what to do."""
+    path, where, near = Path(source), "", ""
     try:
-        return "" if Path(source).is_absolute() else f"; looked for in {Path.cwd()}"
-    except OSError:  # The directory is gone.
-        return ""
+        if not path.is_absolute():
+            where = f"; looked for in {Path.cwd()}"
+        if not path.exists():
+            names = {found.stem: found.name for found in islice(path.parent.glob("*.y*ml"), 1000)}
+            meant = nearest(path.stem, names)
+            near = f"; did you mean {names[meant]!r}?" if meant else ""
+    except (OSError, ValueError):
+        pass  # The directory is gone, or nobody may look into it; or this is no path at all.
+    return f"{where}; --plans or METERKIT_PLANS names another{near}"
 
 
 def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:

@@ -10,6 +10,7 @@ import typer
 
 from meterkit.catalog.report import suggestion
 from meterkit.cli.completion import NO_STATUS, STATUSES, complete_status
+from meterkit.cli.known import check_known, hint_of_new, note_unknown
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import (
@@ -50,7 +51,12 @@ def show(
 
     One that nobody set up is on the default plan.
     """
-    _show(_run(lambda kit: _noted(kit, kit.customers.get(customer)), plans, redis), json=json)
+
+    async def act(kit: MeterKit) -> Customer:
+        await note_unknown(kit, customer)
+        return await _noted(kit, kit.customers.get(customer))
+
+    _show(_run(act, plans, redis), json=json)
 
 
 @commands.command("list", cls=Command)
@@ -126,7 +132,12 @@ def unlink(
 
     Usage that was never sent waits for the next link; what was sent stays where it went.
     """
-    _change(customer, lambda customers: customers.unlink(customer), plans, redis, json=json)
+
+    async def act(kit: MeterKit) -> Customer:
+        await check_known(kit, customer)
+        return await _noted(kit, kit.customers.unlink(customer))
+
+    _show(_run(act, plans, redis), json=json)
 
 
 @commands.command(cls=Command)
@@ -212,8 +223,7 @@ def delete(
     """
 
     async def forget(kit: MeterKit) -> None:
-        if not await kit.customers.known(customer):
-            raise MeterkitError(f"customer {customer}: nothing is known of it, so nothing was deleted")
+        await check_known(kit, customer)
         await kit.customers.delete(customer)
 
     _run(forget, plans, redis)
@@ -242,10 +252,10 @@ def _change(
     """Change a customer, show it, and say so where it is a new one: the id may be misspelled."""
 
     async def act(kit: MeterKit) -> Customer:
-        known = await kit.customers.known(customer)
+        hint = await hint_of_new(kit, customer)
         found = await _noted(kit, change(kit.customers))
-        if not known:
-            print_note(f"new customer {customer}: nothing was known of it")
+        if hint:
+            print_note(hint)
         return found
 
     _show(_run(act, plans, redis), json=json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import asdict
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 
 from meterkit.cli.options import Command, JsonOption, PlansOption, RedisOption, seconds
 from meterkit.cli.output import print_json
-from meterkit.cli.session import open_kit
+from meterkit.cli.session import make_kit, started
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -69,8 +70,11 @@ def flush(
 
 
 async def _flush(*, everything: bool, timeout_s: float, plans: str | None, redis: str | None) -> FlushReport:
-    async with open_kit(plans=plans, redis=redis) as kit:
-        return await kit.flush(everything=everything, timeout_s=timeout_s)
+    kit = make_kit(plans=plans, redis=redis)
+    logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
+    # A missing key is said before the store is waited for.
+    async with kit.flusher() as flusher, started(kit):
+        return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
 
 def undelivered_lines(report: FlushReport) -> list[str]:
@@ -79,9 +83,13 @@ def undelivered_lines(report: FlushReport) -> list[str]:
     for one in report.undelivered:
         groups.setdefault((one.state, one.customer, one.meter, one.why), []).append(one.quantity)
     return [
-        f"{state}: {sum(quantities)} of {meter} of customer {customer} in {len(quantities)} intents: {why}"
+        f"{state}: {sum(quantities)} of {meter} of customer {customer} in {_intents(len(quantities))}: {why}"
         for (state, customer, meter, why), quantities in groups.items()
     ]
+
+
+def _intents(count: int) -> str:
+    return "1 intent" if count == 1 else f"{count} intents"
 
 
 def summary(report: FlushReport) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
+from meterkit.cli.known import check_known, hint_of_new, note_unknown
 from meterkit.cli.options import Command, CustomerArgument, JsonOption, PlansOption, RedisOption, whole_number
 from meterkit.cli.output import date_and_time, iso, note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
@@ -88,7 +89,7 @@ def add(
     effective_at, expires_at = _instant("--effective", effective), _instant("--expires", expires)
 
     async def act(kit: MeterKit) -> Sequence[Grant]:
-        known = await kit.customers.known(customer)
+        hint = await hint_of_new(kit, customer)
         before = {grant.name for grant in await _named(kit, customer, name)}
         await kit.grants.add(
             customer,
@@ -98,8 +99,8 @@ def add(
             effective_at=effective_at,
             expires_at=expires_at,
         )
-        if not known:
-            print_note(f"new customer {customer}: nothing was known of it")
+        if hint:
+            print_note(hint)
         for repeated in sorted(before & given.keys()):
             print_note(f"{repeated}: {name} was granted before; nothing has changed")
         return await _named(kit, customer, name)
@@ -119,7 +120,12 @@ def list_all(
 
     Those of the plan are listed, too.
     """
-    _show(customer, _run(customer, lambda kit: kit.grants.list(customer), plans, redis), json=json)
+
+    async def act(kit: MeterKit) -> Sequence[Grant]:
+        await note_unknown(kit, customer)
+        return await kit.grants.list(customer)
+
+    _show(customer, _run(customer, act, plans, redis), json=json)
 
 
 @commands.command(cls=Command)
@@ -137,6 +143,7 @@ def void(
     """
 
     async def act(kit: MeterKit) -> Sequence[Grant]:
+        await check_known(kit, customer)
         await kit.grants.void(customer, grant_id)
         return await _named(kit, customer, grant_id)
 
@@ -155,7 +162,12 @@ def ledger(
 
     With --json, credits are counted in millionths of a credit.
     """
-    found = _run(customer, lambda kit: kit.grants.ledger(customer), plans, redis)
+
+    async def act(kit: MeterKit) -> Sequence[LedgerEntry]:
+        await note_unknown(kit, customer)
+        return await kit.grants.ledger(customer)
+
+    found = _run(customer, act, plans, redis)
     if json:
         print_json([asdict(entry) for entry in found])
         return

@@ -27,7 +27,8 @@ def read_links(path: str) -> list[tuple[str, str]]:
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise MeterkitError(f"{name} cannot be read: {error.strerror or error}") from error
+        where = "" if Path(path).is_absolute() else f"; looked for in {Path.cwd()}"
+        raise MeterkitError(f"{name} cannot be read: {error.strerror or error}{where}") from error
     except UnicodeDecodeError as error:
         raise MeterkitError(f"{name} cannot be read: byte {error.start} is not UTF-8") from error
     reader = csv.reader(StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)

@@ -6,30 +6,72 @@ import asyncio
 import logging
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import meterkit
 from meterkit.cli.output import print_note
-from meterkit.errors import MeterkitError, PlansError, SettingsError
+from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Generator
 
-__all__ = ["exit_code", "log_to_stderr", "open_kit", "stop_signal", "tell"]
+__all__ = ["exit_code", "log_to_stderr", "make_kit", "open_kit", "started", "stop_signal", "tell"]
 
 REFUSED = 1
 WRONG_USAGE = 2
 
 
+def make_kit(*, plans: str | None, redis: str | None) -> meterkit.MeterKit:
+    """A kit that delivers nothing by itself, not started yet."""
+    log_to_stderr()
+    return meterkit.MeterKit(plans, redis_url=redis, flush=False)
+
+
+@asynccontextmanager
+async def started(kit: meterkit.MeterKit, *, waits: bool = False) -> AsyncGenerator[None]:
+    """Start and stop a kit.
+
+    Args:
+        kit: the kit.
+        waits: go on where the store cannot be reached, until it can.
+
+    Raises:
+        StoreError: the store cannot be reached, unless ``waits``.
+        SettingsError: the store cannot be used with these settings.
+    """
+    async with AsyncExitStack() as stack:
+        with _raised_and_not_logged(logging.CRITICAL if waits else logging.ERROR):
+            await stack.enter_async_context(kit)
+        trouble = (await kit.store.lane()).trouble
+        if trouble is not None and not waits:
+            raise StoreError(f"{trouble}; --redis or METERKIT_REDIS_URL names another") from trouble
+        if kit.store.address.kind == "memory":
+            print_note("memory:// lives in this process only: what an app has counted is not in it")
+        yield
+
+
 @asynccontextmanager
 async def open_kit(*, plans: str | None, redis: str | None) -> AsyncGenerator[meterkit.MeterKit]:
     """A started kit that delivers nothing by itself."""
-    log_to_stderr()
-    async with meterkit.MeterKit(plans, redis_url=redis, flush=False) as kit:
-        if kit.store.address.kind == "memory":
-            print_note("memory:// lives in this process only: what an app has counted is not in it")
+    kit = make_kit(plans=plans, redis=redis)
+    async with started(kit):
         yield kit
+
+
+@contextmanager
+def _raised_and_not_logged(level: int) -> Generator[None]:
+    """Leave out of the log what keeps the store from being used: the command ends by it, and says it."""
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno < level
+
+    logger = logging.getLogger("meterkit.store")
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
 
 
 @asynccontextmanager

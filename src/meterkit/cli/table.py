@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["fit", "table"]
 
 _GAP: Final = 2
-_WORD_MAX: Final = 24
+_WORD_MAX: Final = 18
 """Longer ids are cut rather than put a whole table below each other; quantities and dates never are."""
 _QUANTITY: Final = re.compile(r"-?[0-9,]+(\.[0-9]+)?|unlimited|")
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from meterkit.cli.known import note_unknown
 from meterkit.cli.options import Command, CustomerArgument, JsonOption, PlansOption, RedisOption
-from meterkit.cli.output import iso, note_missing_plan, print_json, print_note, print_table
+from meterkit.cli.output import iso, note_missing_plan, print_json, print_table
 from meterkit.cli.session import open_kit
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def usage(
 async def _usage(customer: str, *, plans: str | None, redis: str | None) -> tuple[CustomerUsage, str]:
     async with open_kit(plans=plans, redis=redis) as kit:
         note_missing_plan(await kit.customers.get(customer), plans=kit.catalog.source)
-        if not await kit.customers.known(customer):
-            print_note(f"nothing is known of customer {customer}: shown as a new one is")
+        await note_unknown(kit, customer)
         return await kit.usage(customer), kit.catalog.currency
 
 

@@ -12,7 +12,8 @@ import typer
 from meterkit.cli.flush import summary
 from meterkit.cli.options import Command, JsonOption, PlansOption, RedisOption
 from meterkit.cli.output import print_note
-from meterkit.cli.session import open_kit, stop_signal
+from meterkit.cli.session import make_kit, started, stop_signal
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -34,7 +35,9 @@ def worker(*, plans: PlansOption = None, redis: RedisOption = None, json: JsonOp
 
 
 async def _work(*, plans: str | None, redis: str | None, json: bool) -> None:
-    async with stop_signal() as stop, open_kit(plans=plans, redis=redis) as kit, kit.flusher() as flusher:
+    kit = make_kit(plans=plans, redis=redis)
+    # A missing key is said before the store is waited for.
+    async with stop_signal() as stop, kit.flusher() as flusher, started(kit, waits=True):
         print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
         every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
         running = asyncio.create_task(
@@ -47,6 +50,8 @@ async def _work(*, plans: str | None, redis: str | None, json: bool) -> None:
         flusher.stop()
         try:
             await running
+        except MeterkitError:
+            raise  # It is told like that of any other command.
         except Exception as error:
             print_note(f"the worker ended by an error: {error!r}")
             raise

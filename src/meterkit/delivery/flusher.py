@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.delivery.elapsed import Elapsed
-from meterkit.delivery.report import FlushReport, Unsealed
+from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.sending import LEASE_MS, Lease, Sender
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
@@ -142,8 +142,10 @@ class Flusher:
             await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
             idle_s = min(2 * idle_s, _IDLE_MAX_S)
         flush.report.unsealed = list(flush.unsealed)
-        if flush.report.why:
-            _logger.warning("%d intents are tried again later: %s", flush.report.retried, flush.report.why)
+        if flush.report.why and not is_alone:  # Else the caller has the report.
+            retried = flush.report.retried
+            what = "1 intent is" if retried == 1 else f"{retried} intents are"
+            _logger.warning("%s tried again later: %s", what, flush.report.why)
         return flush.report
 
     async def _idle(self, span_s: float) -> None:
@@ -175,7 +177,12 @@ class Flusher:
             flush.unsealed.append(Unsealed(customer=customer, meter="", quantity=None, why=why))
             if customer not in self._aside:
                 self._aside.add(customer)
-                _logger.error("usage of customer %r cannot be sealed, and is set aside: %s", customer, why)
+                _logger.error(
+                    "usage of customer %r cannot be sealed, and is set aside: %s",
+                    customer,
+                    why,
+                    extra=REPORTED,
+                )
         for nameless in sealing.nameless:
             unsealed = Unsealed(
                 customer=nameless.customer,
@@ -190,6 +197,7 @@ class Flusher:
                 _logger.error(
                     "%d units of customer %r cannot be sealed: %s (%s)",
                     *(nameless.quantity, nameless.customer, unsealed.why, nameless.meter_token),
+                    extra=REPORTED,
                 )
 
     async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int) -> None:

@@ -229,7 +229,11 @@ def _refusal(result: Result) -> Kind:
 
 
 def _detail(result: Result) -> str:
-    parts = [f"HTTP {result.status}" if result.status is not None else "no answer", result.failure]
+    parts: list[str | None]
+    if result.status is None:
+        parts = ["no connection" if result.failure == "not_sent" else "no answer"]
+    else:
+        parts = [f"HTTP {result.status}", result.failure]
     parts += [result.type, result.code]
     head = " ".join(part for part in parts if part)
     # A refused key comes back, masked, in the message.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from meterkit.store.intents import Undelivered
 
-__all__ = ["FlushReport", "Unsealed"]
+__all__ = ["REPORTED", "FlushReport", "Unsealed"]
+
+REPORTED: Final = {"is_reported": True}
+"""Marks what is logged and told by the report of a flush, too: who shows the report need not show both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.gate import Gate
+from meterkit.delivery.report import REPORTED
 from meterkit.delivery.transport import Intent
 from meterkit.store.intents import Move
 
@@ -136,7 +137,11 @@ class Sender:
                 # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
                 why = "first tried more than 23 hours ago; whether Stripe has it is not known"
                 _logger.error(
-                    "intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why
+                    "intent %s of customer %r is parked: %s",
+                    sealed.identifier,
+                    sealed.customer,
+                    why,
+                    extra=REPORTED,
                 )
                 return Move(intent=sealed, state="parked", why=why)
             outcome = await self._transport.send(self._intent(attempt))
@@ -189,7 +194,13 @@ class Sender:
                 kept = "is parked" if outcome.step == "park" else "waits"
                 _logger.error("usage of the event name %s %s: %s", sealed.event_name, kept, outcome.detail)
         elif outcome.alert:
-            _logger.error("intent %s of customer %r: %s", sealed.identifier, sealed.customer, outcome.detail)
+            _logger.error(
+                "intent %s of customer %r: %s",
+                sealed.identifier,
+                sealed.customer,
+                outcome.detail,
+                extra=REPORTED,
+            )
 
     def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
         sealed = attempt.intent

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.catalog.quantity import counters_of
+from meterkit.catalog.report import suggestion
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.balance import Holding, holdings_of
 from meterkit.store.customer_id import CUSTOMER_BYTES_MAX, check_customer, is_customer
@@ -135,7 +136,10 @@ class Grants:
         if type(priority) is not int or not 0 <= priority <= _PRIORITY_MAX:
             raise MeterkitError(f"priority: found {priority!r:.40}; allowed is 0 to {_PRIORITY_MAX}")
         if expires_ms <= max(now_ms, effective_ms):
-            raise MeterkitError("expires_at: must lie in the future, and after effective_at")
+            found = "" if expires_at is None else expires_at.isoformat()
+            raise MeterkitError(
+                f"expires_at: found {found}; it must lie in the future, and after effective_at"
+            )
         words = [str(word) for target in self._targets(quantities) for word in target]
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         await self._states.change(customer, lambda state: replace(state, granted=True))
@@ -185,13 +189,15 @@ class Grants:
         _check_id(grant_id)
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         _, held, ledger = await self._read(customer)
-        names = [name for name in (found.name for found in held) if _parts(name) == ("app", grant_id)]
+        named = {found.name: _parts(found.name) for found in held}
+        names = [name for name, parts in named.items() if parts == ("app", grant_id)]
         if names:
             await admin.run(self._store.scripts["void"], [keys.grants, keys.ledger], *names)
         elif not any(_is_grant_of_app(field, grant_id) for field in ledger):
+            near = suggestion(grant_id, [own for source, own in named.values() if source == "app"])
             raise MeterkitError(
-                f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added; a grant "
-                "of the plan cannot be voided"
+                f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added{near}; a"
+                " grant of the plan cannot be voided"
             )
 
     async def ledger(self, customer: str) -> Sequence[LedgerEntry]:

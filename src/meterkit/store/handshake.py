@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,9 +66,16 @@ async def connect(
             await connection.close()
         if not isinstance(error, OSError | TimeoutError):
             raise
-        why = str(error) or f"no answer within {timeout_s:g} s"
+        why = _words(error) or f"no answer within {timeout_s:g} s"
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     return connection
+
+
+def _words(error: OSError) -> str:
+    """What the system says of an error; asyncio adds the address, which is named anyway."""
+    # Errors of names and of TLS have numbers of their own.
+    is_of_system = type(error).__module__ == "builtins"
+    return os.strerror(error.errno) if is_of_system and error.errno else str(error)
 
 
 async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script]) -> None:

@@ -16,6 +16,7 @@ from meterkit.store.writers import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from meterkit.errors import MeterkitError
     from meterkit.store.connection import Call
     from meterkit.store.keys import Keys
     from meterkit.store.reconnect import Connector, Link
@@ -127,6 +128,11 @@ class Lane:
     def connected(self) -> bool:
         """Whether a request can be sent now."""
         return self._link is not None
+
+    @property
+    def trouble(self) -> MeterkitError | None:
+        """Why no request can be sent; None where one can."""
+        return self._reconnector.trouble
 
     def call(self, call: Call) -> asyncio.Future[Any]:
         """Send a request; its reply, or the server's error, is the future's result.

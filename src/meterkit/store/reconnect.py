@@ -122,6 +122,13 @@ class Reconnector:
             self._said = True
             _log.error("%s; trying again until it can", self._why)
 
+    @property
+    def trouble(self) -> MeterkitError | None:
+        """Why there is no link; None where there is one."""
+        if self.link is not None:
+            return None
+        return self._refusal or StoreError(self._why, executed=False)
+
     async def linked(self) -> Link:
         """Wait for a link, however long that takes."""
         while self.link is None:

@@ -1,0 +1,64 @@
+"""Whether anything is known of a customer: an id that nothing is known of may be a misspelled one."""
+
+from __future__ import annotations
+
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.report import suggestion
+from meterkit.cli.output import print_note
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from meterkit.kit import MeterKit
+
+__all__ = ["check_known", "hint_of_new", "note_unknown"]
+
+_COMPARED_MAX: Final = 5_000
+"""Among more customers than this the nearest one is not looked for: it would take seconds."""
+
+
+async def note_unknown(kit: MeterKit, customer: str) -> None:
+    """Say so where nothing is known of a customer that is shown."""
+    if not await kit.customers.known(customer):
+        print_note(f"{await _unknown(kit, customer)} This is what a new customer would have")
+
+
+async def check_known(kit: MeterKit, customer: str) -> None:
+    """See that something is known of a customer.
+
+    Raises:
+        MeterkitError: nothing is; the nearest customer is named.
+    """
+    if not await kit.customers.known(customer):
+        raise MeterkitError(f"{await _unknown(kit, customer)} Nothing was changed")
+
+
+async def hint_of_new(kit: MeterKit, customer: str) -> str:
+    """What to say where a customer that is about to be changed is a new one, else nothing."""
+    if await kit.customers.known(customer):
+        return ""
+    hint = await _nearest(kit, customer)
+    undo = f" `meterkit customers delete {quote(customer)}` takes this back" if hint else ""
+    return f"new customer {customer}: nothing was known of it{hint}{undo}"
+
+
+async def _unknown(kit: MeterKit, customer: str) -> str:
+    hint = await _nearest(kit, customer)
+    return f"nothing is known of customer {customer}{hint or '.'}"
+
+
+async def _nearest(kit: MeterKit, customer: str) -> str:
+    """``; did you mean 'x'?`` where somebody set up a customer with such an id, else nothing."""
+    admin, keys = await kit.store.admin(), kit.store.keys
+    sets = [keys.shard(shard, "customers") for shard in range(keys.shards)]
+    sizes: Any = admin.client.pipeline(transaction=False)
+    for name in sets:
+        sizes.scard(name)
+    if sum(await admin.ask(sizes.execute())) > _COMPARED_MAX:
+        return ""
+    members: Any = admin.client.pipeline(transaction=False)
+    for name in sets:
+        members.smembers(name)
+    found = {member.decode() for shard in await admin.ask(members.execute()) for member in shard}
+    return suggestion(customer, sorted(found - {customer}))

@@ -1,0 +1,159 @@
+"""What goes wrong is said once, with what was found, where, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+from servers import free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from commands import Shell
+
+COMMANDS = (
+    ("customers", "list"),
+    ("customers", "set-plan", "ada", "pro"),
+    ("grants", "list", "ada"),
+    ("usage", "ada"),
+    ("flush",),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_store_that_cannot_be_reached_is_said_once(shell: Shell, command: tuple[str, ...]) -> None:
+    # F-69: two lines in two wordings.
+    port = free_port()
+    shell.environment |= {"METERKIT_START_TIMEOUT": "0.2", "METERKIT_STRIPE_API_KEY": "sk_test_1"}
+    done = shell.run(*command, "--redis", f"redis://127.0.0.1:{port}")
+    assert (1, "") == (done.code, done.out)
+    assert done.err == (
+        f"meterkit: the store at redis://127.0.0.1:{port}/0 cannot be reached: Connection refused;"
+        " --redis or METERKIT_REDIS_URL names another\n"
+    )
+
+
+def test_a_store_that_refuses_is_said_once(shell: Shell, store_url: str) -> None:
+    shell.run("customers", "list", "--redis", store_url)
+    for command in (("customers", "list"), ("worker",)):
+        shell.environment |= {"METERKIT_SHARDS": "7", "METERKIT_STRIPE_API_KEY": "sk_test_1"}
+        done = shell.run(*command, "--redis", store_url)
+        assert (2, 1) == (done.code, len(done.err.splitlines())), done.err
+
+
+@pytest.mark.parametrize("command", ["worker", "flush"])
+def test_a_missing_stripe_key_is_said_before_the_store_is_waited_for(shell: Shell, command: str) -> None:
+    done = shell.run(command, "--redis", f"redis://127.0.0.1:{free_port()}")
+    assert (2, "meterkit: stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY\n") == (
+        done.code,
+        done.err,
+    )
+
+
+@pytest.mark.anyio
+async def test_what_flush_reports_is_not_logged_besides(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    # F-69.
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_beta")
+    emulator.fail_next("drop", times=None)
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.link("beta", "cus_beta")
+        await kit.record("beta", "tokens", 5)
+    with emulator.running() as url:
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}
+        done = stored.run("flush", "--all", "--timeout", "0")
+    assert (1, False) == (done.code, "tried again" in done.err)
+    assert "tried again later: no answer: ServerDisconnectedError" in done.out.splitlines()
+
+
+@pytest.mark.anyio
+async def test_what_is_dead_is_told_once(stored: Shell, directory: Path, store_url: str) -> None:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.link("beta", "cus_beta")
+        await kit.record("beta", "tokens", 5)
+    with emulator.running() as url:
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}
+        done = stored.run("flush", "--all")
+    assert (1, False) == (done.code, "beta" in done.err)
+    assert "dead: 5 of tokens of customer beta in 1 intent: " in done.out
+
+
+def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, directory: Path) -> None:
+    # F-69.
+    words = f"No such file or directory; looked for in {directory}; --plans or METERKIT_PLANS names another"
+    cannot = "the plans file cannot be read"
+    assert shell.run("check", "rel/p.yaml").err == f"rel/p.yaml: {cannot}: {words}\n"
+    assert shell.run("usage", "ada", "--plans", "plan.yaml").err == (
+        f"plan.yaml: {cannot}: {words}; did you mean 'plans.yaml'?\n"
+    )
+    shell.environment["METERKIT_PLANS"] = "/nowhere/plans.yaml"
+    assert shell.run("usage", "ada").err == (
+        f"/nowhere/plans.yaml: {cannot}: No such file or directory; --plans or METERKIT_PLANS names another\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (
+            ("usage", "acmee"),
+            0,
+            "nothing is known of customer acmee; did you mean 'acme'? This is what a new",
+        ),
+        (("customers", "show", "acmee"), 0, "nothing is known of customer acmee; did you mean 'acme'?"),
+        (("grants", "list", "acmee"), 0, "nothing is known of customer acmee; did you mean 'acme'?"),
+        (("grants", "ledger", "acmee"), 0, "nothing is known of customer acmee; did you mean 'acme'?"),
+        (("usage", "zz"), 0, "nothing is known of customer zz. This is what a new customer would have"),
+        (("customers", "unlink", "acmee"), 1, "nothing is known of customer acmee; did you mean 'acme'?"),
+        (("customers", "delete", "acmee"), 1, "nothing is known of customer acmee; did you mean 'acme'?"),
+        (("grants", "void", "acme", "inv_24"), 1, "did you mean 'inv_42'?"),
+        (
+            ("grants", "void", "acmee", "inv_42"),
+            1,
+            "nothing is known of customer acmee; did you mean 'acme'?",
+        ),
+        (("grants", "add", "acme", "tokns=1", "--id", "a"), 1, "did you mean 'tokens'?"),
+        (("customers", "set-status", "acme", "past-due"), 1, "did you mean 'past_due'?"),
+        (("customers", "set-plan", "acme", "prp"), 1, "did you mean 'pro'?"),
+        (("customers", "override", "acme", "token", "included=1"), 1, "did you mean 'tokens'?"),
+        (("customers", "overide", "acme", "token", "included=1"), 2, "Did you mean 'override'?"),
+        (
+            ("customers", "set-plan", "acmee", "pro"),
+            0,
+            "nothing was known of it; did you mean 'acme'? `meterkit customers delete acmee` takes this back",
+        ),
+        (
+            ("grants", "add", "acmee", "tokens=1", "--id", "a"),
+            0,
+            "new customer acmee: nothing was known of it; did you mean 'acme'?",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_the_nearest_known_name_is_told(
+    stored: Shell, arguments: tuple[str, ...], code: int, told: str
+) -> None:
+    # F-69.
+    assert stored.run("grants", "add", "acme", "tokens=5", "--id", "inv_42").code == 0
+    done = stored.run(*arguments)
+    assert code == done.code
+    assert told in " ".join(done.err.split())
+    if code == 1:
+        assert (done.out, len(done.err.splitlines())) == ("", 1)
+
+
+def test_an_expiry_in_the_past_is_named(stored: Shell) -> None:
+    done = stored.run("grants", "add", "acme", "tokens=5", "--id", "a", "--expires", "2020-01-01")
+    assert (1, "meterkit: expires_at: found 2020-01-01T00:00:00+00:00; it must lie in the future") == (
+        done.code,
+        done.err.partition(",")[0],
+    )
