@@ -26,8 +26,9 @@ _USUAL: Final = {
     "stripe_api_key": "STRIPE_API_KEY",
     "stripe_webhook_secret": "STRIPE_WEBHOOK_SECRET",
 }
-# A base address may carry a password too, where it is a proxy's.
+# A path of a base address may be a secret of a proxy.
 _NOT_SHOWN: Final = frozenset({*_USUAL, "stripe_api_base", "stripe_events_base"})
+_BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
 _TEST_KEYS: Final = ("sk_test_", "rk_test_")
 
 
@@ -53,6 +54,9 @@ def _by_comma(value: object) -> object:
 def _base_address(text: str) -> str:
     url = urlsplit(text)
     if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+        raise ValueError
+    # The Stripe key takes the header in which a user and a password would be sent.
+    if "@" in url.netloc or url.port == 0:
         raise ValueError
     return text.rstrip("/")
 
@@ -116,12 +120,8 @@ class Settings(BaseSettings):
         Annotated[SecretStr, AfterValidator(_secret_key)] | None,
         Field(description="a secret or restricted key (sk_…, rk_…), without spaces"),
     ] = None
-    stripe_api_base: Annotated[_Base | None, Field(description="http://host or https://host", repr=False)] = (
-        None
-    )
-    stripe_events_base: Annotated[
-        _Base | None, Field(description="http://host or https://host", repr=False)
-    ] = None
+    stripe_api_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED, repr=False)] = None
+    stripe_events_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED, repr=False)] = None
     stripe_webhook_secret: Annotated[
         tuple[Annotated[SecretStr, AfterValidator(_one_word)], ...],
         NoDecode,

@@ -222,6 +222,10 @@ def test_all_bad_values_are_named_and_the_first_is_the_name() -> None:
         ({"stripe_webhook_secret": "whsec_ok,hid den"}, "keyword stripe_webhook_secret"),
         ({"stripe_api_base": "ftp://me:hidden@host"}, "keyword stripe_api_base"),
         ({"stripe_events_base": "https://?hidden"}, "keyword stripe_events_base"),
+        # F-69: it was taken, shown by the transport, and nothing was ever delivered.
+        ({"stripe_api_base": "https://me:hidden@host"}, "keyword stripe_api_base"),
+        ({"stripe_events_base": "https://hidden@host"}, "keyword stripe_events_base"),
+        ({"stripe_api_base": "https://host:hidden"}, "keyword stripe_api_base"),
         ({"redis_url": b"\xff hidden"}, "keyword redis_url"),
     ],
 )
@@ -243,8 +247,8 @@ def test_secrets_are_not_printed() -> None:
     settings = Settings.load(
         redis_url="redis://:hidden@host",
         stripe_api_key="sk_test_hidden",
-        stripe_api_base="https://me:hidden@host",
-        stripe_events_base="https://me:hidden@host",
+        stripe_api_base="https://host/hidden",
+        stripe_events_base="https://host/hidden",
         stripe_webhook_secret="whsec_hidden",
     )
     assert "hidden" not in f"{settings!r} {settings}"

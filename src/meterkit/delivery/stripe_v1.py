@@ -8,7 +8,7 @@ from http import HTTPStatus
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from meterkit.delivery.outcomes import Outcome, Result, classify
 from meterkit.delivery.transport import Unanswered
@@ -62,7 +62,7 @@ class StripeV1Transport:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"StripeV1Transport(api_base={self._base!r}, timeout_s={self.timeout_s})"
+        return f"StripeV1Transport(api_base={_origin(self._base)!r}, timeout_s={self.timeout_s})"
 
     async def send(self, intent: Intent) -> Outcome:
         """Try once to deliver ``intent``. Raises nothing but cancellation."""
@@ -85,6 +85,12 @@ class StripeV1Transport:
         http, self._http = self._http, None
         if http is not None:
             await http.close()
+
+
+def _origin(address: str) -> str:
+    """An address without what may be a secret in it."""
+    url = urlsplit(address)
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
 
 def _form(intent: Intent) -> dict[str, str]:

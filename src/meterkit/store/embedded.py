@@ -16,6 +16,7 @@ The kernel drops a lock with the last process that holds it, so nothing has to b
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import logging
@@ -44,6 +45,8 @@ _LOG: Final = "valkey.log"
 _SOCKET_PATH_BYTES: Final = 103
 _LOG_BYTES: Final = 1_000_000
 _LOG_LINES_SHOWN: Final = 5
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PROBE_BYTES: Final = 65_536
 _POLL_S: Final = 0.005
 _ASK_S: Final = 1.0
 _START_S: Final = 10.0
@@ -86,12 +89,17 @@ class EmbeddedServer:
             SettingsError: there is no server to run, or the directory cannot be used.
             StoreError: the server does not start, or does not answer.
         """
-        make_directory(self._directory)
-        with self._turn():
-            self._bring_up()
-            if self._use is None or not self._use.held:
-                self._use = FileLock(self._directory / "users.lock")
-                self._use.acquire(shared=True)
+        try:
+            make_directory(self._directory)
+            with self._turn():
+                self._bring_up()
+                if self._use is None or not self._use.held:
+                    self._use = FileLock(self._directory / "users.lock")
+                    self._use.acquire(shared=True)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self._no_room() from error
+            raise
         return os.fspath(self._address())
 
     def stop(self) -> None:
@@ -141,7 +149,8 @@ class EmbeddedServer:
         deadline = time.monotonic() + _START_S
         logged = self._fresh_log()
         launched = False
-        while not (reply := _ask(address, "PING")).startswith(b"+PONG"):
+        # One that cannot write to its disk refuses even PING, and says why to whoever asks for more.
+        while not (reply := _ask(address, "PING")).startswith((b"+PONG", b"-MISCONF")):
             alive = FileLock(self._directory / "server.lock")
             if alive.acquire():
                 try:
@@ -178,7 +187,7 @@ class EmbeddedServer:
                 f"the embedded server {binary} cannot be run: {error}", executed=False
             ) from error
         if process.returncode:
-            with (self._directory / _LOG).open("ab") as log:
+            with contextlib.suppress(OSError), (self._directory / _LOG).open("ab") as log:
                 log.write(process.stdout)
 
     def _shut_down(self) -> None:
@@ -220,6 +229,8 @@ class EmbeddedServer:
 
     def _failure(self, what: str, logged: int) -> StoreError:
         """An error with the last lines that came after the first ``logged`` bytes of the log."""
+        if _is_full(self._directory):
+            return self._no_room()
         lines: list[str] = []
         with contextlib.suppress(FileNotFoundError), (self._directory / _LOG).open("rb") as log:
             log.seek(max(logged, self._log_size() - 10_000))
@@ -228,6 +239,23 @@ class EmbeddedServer:
         return StoreError(
             f"the embedded server in {self._directory} {what}; its log says:{shown}", executed=False
         )
+
+    def _no_room(self) -> StoreError:
+        return StoreError(
+            f"the embedded server in {self._directory} cannot run: its disk is full; make room, or name a"
+            " directory on another disk",
+            executed=False,
+        )
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether a disk, or this user's share of it, takes nothing more: then there is no log to read either."""
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error.errno in _FULL
+    return False
 
 
 def _server_binary() -> str:

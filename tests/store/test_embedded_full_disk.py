@@ -1,0 +1,119 @@
+"""The embedded server on a disk that is full: in a namespace with a small file system of its own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MOUNT: Final = 'mount -t tmpfs -o size=512k tmpfs "$0" && cd "$0" && exec "$@"'
+IN_A_NAMESPACE: Final = ("unshare", "--user", "--mount", "--map-root-user", "sh", "-c", MOUNT)
+BEGIN: Final = """
+import asyncio, time
+from pathlib import Path
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.errors import MeterkitError
+from meterkit.store.embedded import EmbeddedServer
+
+CATALOG = loads('''
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+plans: {free: {price: {amount_cents: 0, interval: month}}}
+''')
+FILLED = Path("filled")
+
+def fill():
+    try:
+        with FILLED.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        pass
+
+
+URL = f"embedded://{Path.cwd()}/store"
+"""
+FULL_FROM_THE_BEGINNING: Final = """
+fill()
+began = time.monotonic()
+for _ in range(2):  # With what the first try has left, too.
+    try:
+        EmbeddedServer("store").start()
+    except MeterkitError as error:
+        print(error)
+assert time.monotonic() - began < 5, "it was waited for"
+FILLED.unlink()
+server = EmbeddedServer("store")
+server.start()
+server.stop()
+print("served")
+"""
+FILLS_UP: Final = """
+async def main():
+    async with MeterKit(CATALOG, redis_url=URL, flush=False, store_timeout=5.0) as kit:
+        fill()
+        try:
+            for nth in range(10_000):
+                await kit.customers.set_plan(f"customer-{nth}", "free")
+        except MeterkitError as error:
+            print(error)
+        began = time.monotonic()
+        server = EmbeddedServer("store")
+        server.start()
+        server.stop()
+        assert time.monotonic() - began < 5, "it was waited for"
+        FILLED.unlink()
+        for _ in range(100):  # The server tries its disk each second.
+            try:
+                print((await kit.customers.set_plan("ada", "free")).plan)
+                return
+            except MeterkitError:
+                await asyncio.sleep(0.1)
+asyncio.run(main())
+"""
+
+
+def run_on_a_small_disk(tmp_path: Path, program: str) -> list[str]:
+    """What a program says whose working directory is a file system of half a megabyte."""
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            [*IN_A_NAMESPACE, str(tmp_path), "true"], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("this system lets its users make no file systems of their own")
+    done = subprocess.run(
+        [*IN_A_NAMESPACE, str(tmp_path), sys.executable, "-c", BEGIN + program],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_server_that_has_no_room_to_start_is_said_to_have_none(tmp_path: Path) -> None:
+    # F-69: "its log says: nothing", as there was no room for a log either; or a traceback.
+    told = run_on_a_small_disk(tmp_path, FULL_FROM_THE_BEGINNING)
+    why = (
+        f"the embedded server in {tmp_path}/store cannot run: its disk is full; make room, or name a"
+        " directory on another disk"
+    )
+    assert [why, why, "served"] == told
+
+
+def test_a_server_whose_disk_fills_up_is_reached_and_says_so(tmp_path: Path) -> None:
+    # F-69: "has not answered for 10 s": it refuses PING, too.
+    refused, served = run_on_a_small_disk(tmp_path, FILLS_UP)
+    assert "No space left on device" in refused
+    assert served == "free"
