@@ -150,8 +150,7 @@ async def test_a_reader_that_fails_does_not_make_a_hang_up_free(
         await send({"type": "http.response.body", "body": openai_stream("x" * 300)[0], "more_body": True})
         await receive()
 
-    monkeypatch.setattr(ResponseReader, "feed", breaks)
-    monkeypatch.setattr(ResponseReader, "pieces", breaks)
+    monkeypatch.setattr(ResponseReader, "read", breaks)
     async with metered(app, store_url) as at:
         await at.app(http_scope("/auto", method="POST"), saying(PROMPT), taken)
         found = await tokens(at.kit)

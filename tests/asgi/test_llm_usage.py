@@ -318,7 +318,7 @@ async def test_only_declared_counters_are_fed(store_url: str) -> None:
         assert (1420, 310, 0, 256, 0) == await tokens(at.kit, *METERS[:2], *METERS[3:])
 
 
-@pytest.mark.parametrize("where", ["open", "feed", "close"])
+@pytest.mark.parametrize("where", ["open", "read", "close"])
 async def test_i8_a_reader_that_breaks_is_not_heard_of_by_the_app(
     where: str, store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from meterkit.asgi.usage.document import JsonArray
 from meterkit.asgi.usage.eventstream import EventStream
 from meterkit.asgi.usage.ndjson import Ndjson
 from meterkit.asgi.usage.sse import Sse
+from meterkit.asgi.usage.work import Work, drain
 from usage.recordings import frame
 
 
@@ -21,8 +22,9 @@ class Pieces:
         self._found = found
         self._read = b""
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> Work:
         self._read += data
+        yield
 
     def end(self) -> None:
         self._found.append(self._read)
@@ -34,8 +36,8 @@ def sse_events(*chunks: bytes, all_of_them: bool = True) -> list[bytes]:
     gate.all = all_of_them
     parser = Sse(found.append, gate, lambda: Pieces(found))
     for chunk in chunks:
-        parser.feed(chunk)
-    parser.close()
+        drain(parser.feed(chunk))
+    drain(parser.close())
     return found
 
 
@@ -109,9 +111,9 @@ def test_lines_are_found_whatever_the_cuts() -> None:
     for cut in range(len(stream) + 1):
         found: list[bytes] = []
         parser = Ndjson(found.append, Gate(), partial(Pieces, found))
-        parser.feed(stream[:cut])
-        parser.feed(stream[cut:])
-        parser.close()
+        drain(parser.feed(stream[:cut]))
+        drain(parser.feed(stream[cut:]))
+        drain(parser.close())
         assert [b'{"a":1}', b'{"b":2}', b'{"c":3}'] == found, cut
 
 
@@ -119,7 +121,7 @@ def items(*chunks: bytes) -> list[bytes]:
     found: list[bytes] = []
     parser = JsonArray(found.append, Gate(), lambda: Pieces(found))
     for chunk in chunks:
-        parser.feed(chunk)
+        drain(parser.feed(chunk))
     return found
 
 
@@ -163,8 +165,8 @@ class Frames:
 
     def feed(self, *chunks: bytes) -> list[tuple[str, bytes]]:
         for chunk in chunks:
-            self.parser.feed(chunk)
-        self.parser.close()
+            drain(self.parser.feed(chunk))
+        drain(self.parser.close())
         return self.found
 
 

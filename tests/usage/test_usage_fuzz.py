@@ -135,6 +135,25 @@ def test_no_events_make_it_raise_nor_do_cuts_matter(
 
 @quietly
 @given(
+    usage=st.sampled_from(WORDS),
+    kind=st.sampled_from([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]),
+    event=EVENTS,
+    items=st.lists(VALUES, min_size=1, max_size=4),
+    number=st.integers(min_value=1, max_value=700),
+    cuts=st.lists(st.integers(min_value=0, max_value=50_000), max_size=4),
+    complete=st.booleans(),
+)
+def test_of_dense_and_large_events_neither_do_cuts_matter(
+    usage: str, kind: str, event: Any, items: list[Any], number: int, cuts: list[int], complete: bool
+) -> None:
+    body = body_of(kind, [{**event, "choices": items * number}, event])
+    whole = read(usage, kind, [body], complete=complete)
+    check(whole[0])
+    assert whole == read(usage, kind, chunks_of(body, cuts), complete=complete)
+
+
+@quietly
+@given(
     recording=st.sampled_from(RECORDINGS),
     cuts=st.lists(st.integers(min_value=0, max_value=10_000), max_size=6),
     length=st.integers(min_value=0, max_value=10_000),

@@ -16,7 +16,9 @@ from meterkit.asgi.usage import CallUsage, ResponseReader
 from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX
 from meterkit.asgi.usage.places import ROOT, Place, text_bytes
 from meterkit.asgi.usage.shape import rows
-from meterkit.asgi.usage.skim import UNKNOWN, Skim, SkimRun
+from meterkit.asgi.usage.skim import UNKNOWN, Skim
+from meterkit.asgi.usage.skimrun import SkimRun
+from meterkit.asgi.usage.work import drain
 from usage.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
@@ -67,7 +69,9 @@ def skimmed(body: bytes, cuts: list[int] | None = None) -> tuple[Any, int, bool]
     skim = Skim()
     places = [0, *sorted(cut % (len(body) + 1) for cut in cuts or ()), len(body)]
     for begin, end in pairwise(places):
-        assert b"" == skim.feed(body[begin:end])
+        at, data = 0, skim.resumed(body[begin:end])
+        while at < len(data) and not (skim.broken or skim.ended):
+            at = skim.read(data, at)
     return skim.result(), skim.text_bytes, skim.ended
 
 
@@ -112,6 +116,57 @@ def test_it_keeps_what_a_parser_finds(
         assert text_bytes(value, ROOT) == measured
 
 
+# How many items of arrays are kept.
+ITEMS_KEPT = 32
+
+
+@quietly
+@given(
+    item=VALUES | OBJECTS,
+    name=st.sampled_from(["choices", "output", "content", "candidates"]),
+    number=st.integers(ITEMS_KEPT, 300),
+    cuts=st.lists(st.integers(0, 20_000), max_size=5),
+    indent=st.sampled_from([None, 2]),
+)
+def test_items_that_are_not_kept_are_measured_as_a_parser_finds_them(
+    item: Any, name: str, number: int, cuts: list[int], indent: int | None
+) -> None:
+    value = {name: [item] * number, "usage": {"prompt_tokens": 5}}
+    body = json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "surrogatepass")
+    said, measured, ended = skimmed(body, cuts)
+    assert ended
+    assert {"prompt_tokens": 5} == said["usage"]
+    assert text_bytes(value, ROOT) == measured
+
+
+@quietly
+@given(
+    body=st.text('{}[]",:\\a1 ', max_size=60)
+    | st.lists(
+        st.sampled_from(
+            [
+                *(
+                    '{"text":',
+                    '"content":',
+                    '"message":{',
+                    '"a"',
+                    '"usage":{"a":',
+                    '"tool_calls":[{"function":{',
+                ),
+                *('"arguments":', "{", "}", "[", "]", ",", ":", '"', "1", "-1.5e3", "tru", "null", "\\", "é"),
+                *("9" * 300, '"' + "x" * 300 + '"', "[" * 9, "]" * 9, "\\ud83d", '"\\ude00"', " "),
+            ]
+        ),
+        max_size=30,
+    ).map("".join),
+    cuts=st.lists(st.integers(0, 400), min_size=1, max_size=5),
+)
+def test_of_what_is_not_kept_cuts_change_nothing_however_it_is_malformed(body: str, cuts: list[int]) -> None:
+    whole = b'{"choices":[' + b"0," * ITEMS_KEPT + (body + '],"usage":{"a":3}}').encode()
+    assert skimmed(whole) == skimmed(whole, cuts)
+    assert skimmed(whole) == skimmed(whole, [*range(len(whole))])
+
+
 @quietly
 @given(value=OBJECTS, at=st.integers(0, 5_000))
 def test_torn_it_keeps_no_more_than_that(value: Any, at: int) -> None:
@@ -153,7 +208,7 @@ def test_nothing_makes_it_raise(body: bytes, cut: int) -> None:
         taken: list[Any] = []
         run = SkimRun(partial(taking, taken), nothing)
         for chunk in chunks:
-            run.feed(chunk)
+            drain(run.feed(chunk))
         run.end()
         found.append(taken)
     assert [found[0]] * 3 == found

@@ -173,22 +173,23 @@ class Exchange:
     async def _pass_on(self, message: Message, *, last: bool) -> None:
         """Send a piece of the body, or the last message of the response, and read it then."""
         # Taken first: whoever is handed the message may put other bytes into it, as those do who compress.
-        body = b"" if self._reading is None else bytes(message.get("body", b""))
+        reading = self._reading
+        body = b"" if reading is None else bytes(message.get("body", b""))
         self._ending = last
         try:
             await self._send(message)
-        except OSError:
-            self._gone = True
+        except BaseException as error:
+            self._gone = self._gone or isinstance(error, OSError)
+            # Also what nobody took was generated; a coroutine that is closed cannot wait any more.
+            if reading is not None and reading.see(body) and not isinstance(error, GeneratorExit):
+                await reading.catch_up()
             raise
-        finally:
-            # Also what nobody took was generated.
-            behind = self._reading is not None and self._reading.see(body)
         if last:
             self._complete = True
         elif not self._gone:
             self._begun = True
-        if behind and self._reading is not None:
-            await self._reading.catch_up()
+        if reading is not None and (reading.see(body) or last):
+            await reading.catch_up(complete=last)
         if last:
             self.settle(None)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from asyncio import sleep
+from asyncio import CancelledError, sleep
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.remarks import Contained, described
 from meterkit.asgi.usage import (
+    BILLED_BYTES_PER_TOKEN,
     PIECE_BYTES,
     CallUsage,
     ResponseReader,
@@ -20,21 +21,24 @@ from meterkit.asgi.usage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from starlette.types import Message
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.asgi.usage import InputEstimator
+    from meterkit.asgi.usage import InputEstimator, Work
 
 __all__ = ["BODY_BYTES_MAX", "Reading"]
 
 BODY_BYTES_MAX: Final = 1 << 20
 """How much of a request's body is kept."""
 
-# When others are let run while a large message is read.
-_PARTS_MAX: Final = 4
-_REST_EVERY_S: Final = 0.002
+# When others are let run while a message is read: a piece of work more may have been begun by then.
+_REST_EVERY_S: Final = 0.000_5
+# How long whoever cancels a request waits until its response is read: a second or more of reading.
+_RESTS_MAX: Final = 1_000
+# How much is read where nobody can wait: some milliseconds.
+_LAST_STEPS_MAX: Final = 32
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
@@ -49,6 +53,7 @@ class Reading:
     """
 
     __slots__ = (
+        "_at",
         "_backlog",
         "_body",
         "_broken",
@@ -56,9 +61,11 @@ class Reading:
         "_complain",
         "_estimate",
         "_input_tokens",
+        "_piece_bytes",
         "_reader",
         "_size",
         "_usage",
+        "_work",
     )
 
     def __init__(
@@ -72,7 +79,9 @@ class Reading:
         self._usage = usage
         self._complain = complain
         self._reader: ResponseReader | None = None
-        self._backlog: deque[Iterator[None]] = deque()
+        self._backlog: deque[bytes] = deque()
+        self._at = self._piece_bytes = 0
+        self._work: Work | None = None
         self._broken = False
         self._estimate = estimate
         self._buffered = body
@@ -104,33 +113,69 @@ class Reading:
         reader = self._reader
         if reader is None or not body:
             return False
+        if len(body) > PIECE_BYTES or self._work is not None or self._backlog:
+            self._backlog.append(body)
+            return True
         try:
-            if len(body) <= PIECE_BYTES and not reader.unpacks:
-                reader.feed(body)
-                return False
+            work = reader.read(body)
         except Exception as error:  # noqa: BLE001 - Whatever goes wrong here, the app never hears of it.
             self._break(described(error))
             return False
-        self._backlog.append(reader.pieces(body))
+        if work is None:
+            return False
+        self._work, self._piece_bytes = work, len(body)
         return True
 
-    async def catch_up(self) -> None:
-        """Read what was left, letting others run in between."""
-        rested = monotonic()
-        for read, _ in enumerate(iter(self._read_on, False), 1):
-            if read % _PARTS_MAX == 0 or monotonic() - rested > _REST_EVERY_S:
-                await sleep(0)
-                rested = monotonic()
+    async def catch_up(self, *, complete: bool = False) -> None:
+        """Read what was left, letting others run in between. Whoever cancels it waits for that, but not long.
 
-    def _read_on(self) -> bool:
-        """Read a part of what was left; whether there was any."""
-        backlog = self._backlog
+        Args:
+            complete: whether the response was sent to its end.
+        """
+        cancelled: CancelledError | None = None
+        rests = 0
+        rested = monotonic()
+        while rests < _RESTS_MAX and self._read_on(complete=complete):
+            if monotonic() - rested > _REST_EVERY_S:
+                try:
+                    await sleep(0)
+                except CancelledError as error:
+                    cancelled = error
+                rests += cancelled is not None
+                rested = monotonic()
+        if cancelled is not None:
+            raise cancelled
+
+    def _read_on(self, *, complete: bool = False) -> bool:
+        """Do a piece of the work that is left; whether there was any."""
         with self._contained():
-            while backlog:
-                for _ in backlog[0]:
+            while self._reader is not None:
+                for _ in self._work or ():
                     return True
-                backlog.popleft()
+                self._work = None
+                if self._backlog:
+                    self._work = self._next(self._reader)
+                    return True
+                if not complete:
+                    break
+                complete = False
+                self._work = self._reader.finish(complete=True)
         return False
+
+    def _next(self, reader: ResponseReader) -> Work | None:
+        """Begin to read the next piece of what was left."""
+        body, at = self._backlog[0], self._at
+        piece = body[at : at + PIECE_BYTES]
+        self._at += len(piece)
+        self._piece_bytes = len(piece)
+        if self._at == len(body):
+            self._backlog.popleft()
+            self._at = 0
+        return reader.read(piece)
+
+    def _unread_bytes(self) -> int:
+        begun = 0 if self._work is None else self._piece_bytes
+        return begun + sum(map(len, self._backlog)) - self._at
 
     def input_tokens(self) -> int:
         """Estimated tokens of the request, at least 1; 0 where nobody asked before the response was over."""
@@ -153,25 +198,38 @@ class Reading:
             complete: whether it was sent to its end.
             gone: whether the client hung up before.
         """
-        while self._read_on():
-            pass
+        unread_tokens = self._end()
+        is_cut = gone or self._unread_bytes() > 0
         reader, self._reader = self._reader, None
         calls: tuple[CallUsage, ...] = ()
         output_tokens = 0
         if reader is not None:
             with self._contained():
-                calls = reader.close(complete=complete, asked=self._asked)
-                output_tokens = reader.estimated_output_tokens
+                calls = reader.close(complete=complete and not is_cut, asked=self._asked)
+                output_tokens = reader.estimated_output_tokens + unread_tokens
         if self._broken:
             calls = (_UNREADABLE,) if gone else ()
         if gone or complete:
             calls = filled(
-                calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(gone)
+                calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
             )
         self._body = None
         # It holds the request, which holds this: let go of, neither is left to the garbage collector.
         self._complain = _ignore
         return calls
+
+    def _end(self) -> int:
+        """Read some more of what is left, without a rest; tokens of text of the rest, if it is like that."""
+        reader, left = self._reader, self._unread_bytes()
+        if reader is None or not left:
+            return 0
+        before = reader.output_bytes_seen
+        for _ in range(_LAST_STEPS_MAX):
+            if not self._read_on():
+                break
+        unread = self._unread_bytes()
+        said = reader.output_bytes_seen - before
+        return said * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
 
     def _request(self, body: bytearray) -> tuple[bytes, int]:
         """The beginning of the request's body, and its size."""
@@ -187,6 +245,7 @@ class Reading:
     def _break(self, error: str) -> None:
         self._reader = None
         self._backlog.clear()
+        self._work, self._at = None, 0
         self._broken = True
         self._complain(f"reading token usage off a response failed, which counts nothing: {error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meterkit.asgi.usage.calls import Calls
 from meterkit.asgi.usage.estimate import (
+    BILLED_BYTES_PER_TOKEN,
     MEDIA_PART_TOKENS,
     InputEstimator,
     asks_model,
@@ -17,8 +18,10 @@ from meterkit.asgi.usage.joined import joined
 from meterkit.asgi.usage.objects import Report, Reports, calls_of, report_of, usage_of
 from meterkit.asgi.usage.response import PIECE_BYTES, ResponseReader
 from meterkit.asgi.usage.tap import StreamTap
+from meterkit.asgi.usage.work import Work
 
 __all__ = [
+    "BILLED_BYTES_PER_TOKEN",
     "MEDIA_PART_TOKENS",
     "PIECE_BYTES",
     "CallUsage",
@@ -30,6 +33,7 @@ __all__ = [
     "ResponseReader",
     "Source",
     "StreamTap",
+    "Work",
     "asks_model",
     "billed_input",
     "calls_of",

@@ -6,12 +6,18 @@ import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
-__all__ = ["EVENT_BYTES_MAX", "Blocks", "Gate", "Large", "is_promising"]
+    from meterkit.asgi.usage.work import Emit, Work
+
+__all__ = ["EVENT_BYTES_MAX", "Blocks", "Gate", "Large", "is_promising", "whole_of"]
 
 EVENT_BYTES_MAX: Final = 16 << 10
 """How much of an event is kept; a larger one is read as it comes, without being kept."""
+
+# How much is read without a rest; a small block takes as long as one of some size.
+_REST_BYTES: Final = 4 << 10
+_BLOCK_BYTES_MIN: Final = 512
 
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
 _USAGE: Final = b'"usage"'
@@ -40,8 +46,9 @@ def _has_usage(data: bytes) -> bool:
 class Large(Protocol):
     """Reads what is too large to be kept."""
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> Work:
         """Take the next bytes of it."""
+        ...
 
     def end(self) -> None:
         """It has come to its end, or to that of the response."""
@@ -82,7 +89,7 @@ class Blocks:
     def __init__(
         self,
         delimiter: bytes,
-        emit: Callable[[bytes], None],
+        emit: Emit,
         gate: Gate,
         large: Callable[[], Large],
         take_all: Callable[[bytes], bool] | None = None,
@@ -100,11 +107,19 @@ class Blocks:
         """Whether the last block has ended and the next has not begun."""
         return not self._tail and self._large is None
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the stream."""
+    def feed(self, chunk: bytes) -> Work | None:
+        """Take the next bytes of the stream; what is left to do with them."""
+        if self.is_between and len(chunk) <= EVENT_BYTES_MAX:
+            # Most servers write one event at a time.
+            end = chunk.find(self._delimiter)
+            if end >= 0 and end + len(self._delimiter) == len(chunk):
+                return self._pass(chunk[:end])
+        return self._cut(chunk)
+
+    def _cut(self, chunk: bytes) -> Work:
         delimiter = self._delimiter
         if not self.is_between:
-            cut = self._first_cut(chunk)
+            cut = yield from self._first_cut(chunk)
             if cut < 0:
                 return
             chunk = chunk[cut:]
@@ -114,56 +129,69 @@ class Blocks:
             if self._take_all is not None and delimiter in whole and self._take_all(whole):
                 pass
             elif len(whole) > EVENT_BYTES_MAX or self._gate.opens(whole):
-                for block in whole.split(delimiter):
-                    self._pass(block)
+                left = _REST_BYTES
+                for block in filter(None, whole.split(delimiter)):
+                    work = self._pass(block)
+                    if work is not None:
+                        yield from work
+                    left -= len(block) + _BLOCK_BYTES_MIN
+                    if left < 0:
+                        yield
+                        left = _REST_BYTES
             chunk = chunk[end + len(delimiter) :]
         if chunk:
             self._tail += chunk
-            self._bound()
+            yield from self._bound()
 
-    def close(self) -> None:
+    def close(self) -> Work:
         """The stream is over: what is left is a block."""
         tail = bytes(self._tail)
         self._tail.clear()
-        self._end(tail)
+        yield from self._end(tail)
 
-    def _first_cut(self, chunk: bytes) -> int:
+    def _first_cut(self, chunk: bytes) -> Generator[None, None, int]:
         """Complete the block that was begun: how much of the chunk it took, or -1 if it has not ended."""
         tail, delimiter = self._tail, self._delimiter
         before = len(tail)
         tail += chunk
         cut = tail.find(delimiter, max(0, before - len(delimiter) + 1))
         if cut < 0:
-            self._bound()
+            yield from self._bound()
             return -1
         block = bytes(tail[:cut])
         tail.clear()
-        self._end(block)
+        yield from self._end(block)
         return cut + len(delimiter) - before
 
-    def _end(self, block: bytes) -> None:
+    def _end(self, block: bytes) -> Work:
         """The end of a block, or the whole of it."""
         large, self._large = self._large, None
-        if large is None:
-            self._pass(block)
-        else:
-            large.feed(block)
+        if large is not None:
+            yield from large.feed(block)
             large.end()
+            return
+        work = self._pass(block)
+        if work is not None:
+            yield from work
 
-    def _bound(self) -> None:
+    def _bound(self) -> Work:
         keep = len(self._delimiter) - 1
         if self._large is None and len(self._tail) > EVENT_BYTES_MAX + keep:
             self._large = self._open_large()
         if self._large is not None:
             # What may begin a delimiter stays.
             end = len(self._tail) - keep
-            self._large.feed(bytes(self._tail[:end]))
+            passed = bytes(self._tail[:end])
             del self._tail[:end]
+            yield from self._large.feed(passed)
 
-    def _pass(self, block: bytes) -> None:
+    def _pass(self, block: bytes) -> Work | None:
         if len(block) > EVENT_BYTES_MAX:
-            large = self._open_large()
-            large.feed(block)
-            large.end()
-        elif block and self._gate.opens(block):
-            self._emit(block)
+            return whole_of(self._open_large(), block)
+        return self._emit(block) if block and self._gate.opens(block) else None
+
+
+def whole_of(large: Large, data: bytes) -> Work:
+    """Have all of something read as what is too large to be kept."""
+    yield from large.feed(data)
+    large.end()

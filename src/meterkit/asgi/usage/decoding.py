@@ -20,6 +20,8 @@ DECODED_BYTES_MAX: Final = 64 << 20
 """How much of a compressed response is read."""
 
 _PIECE_BYTES: Final = 64 << 10
+# Of what is coded twice; decompressors copy what follows each of the members that they are given.
+_INNER_BYTES: Final = 4 << 10
 _CODINGS_MAX: Final = 3
 _ZLIB_OR_GZIP: Final = 47
 _RAW: Final = -15
@@ -142,17 +144,17 @@ class Decoding:
         self.corrupt = self.too_large = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What the next bytes of the coded data hold, in pieces of at most some MiB, mostly 64 KiB."""
+        """What the next bytes of the coded data hold, in pieces of at most some MiB, mostly 64 KiB.
+
+        Pieces may be empty: there is much to undo in what holds nothing, too.
+        """
         if self.corrupt or self.too_large:
             return
         try:
             for piece in self._undo(len(self._decoders) - 1, data):
-                self._left -= len(piece)
-                self.too_large = self._left < 0
                 if self.too_large:
                     return
-                if piece:
-                    yield piece
+                yield piece
         except GeneratorExit:
             raise
         except Exception:  # noqa: BLE001 - Each package has errors of its own, and this is about damaged data.
@@ -160,10 +162,14 @@ class Decoding:
 
     def _undo(self, at: int, data: bytes) -> Iterator[bytes]:
         for piece in self._decoders[at].feed(data):
-            if at == 0:
+            self._left -= len(piece)
+            self.too_large = self._left < 0
+            if at == 0 or self.too_large:
                 yield piece
-            else:
-                yield from self._undo(at - 1, piece)
+                continue
+            for begin in range(0, len(piece), _INNER_BYTES):
+                yield from self._undo(at - 1, piece[begin : begin + _INNER_BYTES])
+            yield b""
 
 
 def decoding_of(codings: bytes) -> Decoding | None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX, is_promising
-from meterkit.asgi.usage.nesting import Nesting, TextEnd
+from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX, is_promising, whole_of
+from meterkit.asgi.usage.nesting import Nesting, TextEnd, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meterkit.asgi.usage.blocks import Gate, Large
+    from meterkit.asgi.usage.work import Emit, Work
 
 __all__ = ["Document", "JsonArray"]
 
 _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 _BETWEEN: Final = re.compile(rb'[^"{}\[\]]*+')
 _QUOTE, _OPEN_OBJECT, _OPEN_ARRAY = b'"{['
+# How much is read without a rest; a small item takes as long as one of some size.
+_REST_BYTES: Final = 4 << 10
+_STEP_BYTES_MIN: Final = 256
 
 
 class JsonArray:
@@ -45,7 +49,7 @@ class JsonArray:
         "stopped",
     )
 
-    def __init__(self, emit: Callable[[bytes], None], gate: Gate, large: Callable[[], Large]) -> None:
+    def __init__(self, emit: Emit, gate: Gate, large: Callable[[], Large]) -> None:
         self._emit = emit
         self._gate = gate
         self._open_large = large
@@ -55,35 +59,43 @@ class JsonArray:
         self._text: TextEnd | None = None
         self._begun = self._is_object = self.stopped = False
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> Work:
         """Take the next bytes of the array, its opening bracket first."""
         at = 0
-        while 0 <= at < len(chunk) and not self.stopped:
-            if self._nesting is not None:
-                at = self._pass(self._nesting, chunk, at, at)
-            elif self._text is not None:
-                end = self._text.find(chunk, at)
-                at = end + 1 if end >= 0 else -1
+        left = _REST_BYTES
+        while at < len(chunk) and not self.stopped:
+            begin = at
+            work = None
+            if self._text is not None:
+                end = self._text.find(chunk, at, len(chunk))
+                at = end + 1 if end >= 0 else len(chunk)
                 self._text = None if end >= 0 else self._text
+            elif self._nesting is not None:
+                at = self._nesting.read(chunk, at)
+                work = self._pass(self._nesting, chunk[begin:at])
             else:
                 at = self._begin(chunk, at)
+            if work is not None:
+                yield from work
+            left -= at - begin + _STEP_BYTES_MIN
+            if left < 0:
+                yield
+                left = _REST_BYTES
 
-    def close(self) -> None:
+    def close(self) -> Work:
         """The array is over, or torn: what there is of an item is passed on."""
         item = bytes(self._item)
         self._item.clear()
         large, self._large = self._large, None
         if large is not None:
-            large.feed(item)
-            large.end()
+            yield from whole_of(large, item)
         elif item:
-            self._emit(item)
+            yield from self._emit(item) or ()
 
     def _begin(self, chunk: bytes, at: int) -> int:
-        between = _BETWEEN.match(chunk, at)
-        at = at if between is None else between.end()
+        at = span(_BETWEEN, chunk, at, len(chunk))
         if at == len(chunk):
-            return -1
+            return at
         mark = chunk[at]
         if mark == _QUOTE:
             self._text = TextEnd()
@@ -92,39 +104,32 @@ class JsonArray:
         elif mark in (_OPEN_OBJECT, _OPEN_ARRAY):
             self._nesting = Nesting()
             self._is_object = mark == _OPEN_OBJECT
-            return self._pass(self._nesting, chunk, at, at + 1)
+            if self._is_object:
+                self._item += b"{"
         else:
             self.stopped = True
         return at + 1
 
-    def _pass(self, nesting: Nesting, chunk: bytes, begin: int, at: int) -> int:
-        """Find the end of an item, of which some begins here."""
-        end = nesting.find(chunk, at)
+    def _pass(self, nesting: Nesting, piece: bytes) -> Work | None:
+        """Take some more of an item; what is left to do with it."""
         self.stopped = nesting.too_deep
-        if self._is_object:
-            self._take(chunk[begin : len(chunk) if end < 0 else end], ended=end >= 0)
-        if end >= 0:
+        if nesting.ended:
             self._nesting = None
-        return end
-
-    def _take(self, piece: bytes, *, ended: bool) -> None:
+        if not self._is_object:
+            return None
         if self._large is None and len(self._item) + len(piece) > EVENT_BYTES_MAX:
             self._large = self._open_large()
-            self._large.feed(bytes(self._item))
-            self._item.clear()
-        if self._large is not None:
-            self._large.feed(piece)
-            if ended:
-                self._large.end()
-                self._large = None
-            return
-        if not ended:
-            self._item += piece
-            return
-        item = bytes(self._item) + piece if self._item else piece
+        self._item += piece
+        if self._large is None and not nesting.ended:
+            return None
+        item = bytes(self._item)
         self._item.clear()
-        if self._gate.opens(item):
-            self._emit(item)
+        if self._large is None:
+            return self._emit(item) if self._gate.opens(item) else None
+        if not nesting.ended:
+            return self._large.feed(item)
+        large, self._large = self._large, None
+        return whole_of(large, item)
 
 
 class Document:
@@ -143,9 +148,7 @@ class Document:
 
     __slots__ = ("_emit", "_gate", "_kept", "_large", "_open_large", "array", "unseen")
 
-    def __init__(
-        self, emit: Callable[[bytes], None], gate: Gate, large: Callable[[], Large], *, unseen: bool
-    ) -> None:
+    def __init__(self, emit: Emit, gate: Gate, large: Callable[[], Large], *, unseen: bool) -> None:
         self._emit = emit
         self._gate = gate
         self._open_large = large
@@ -154,38 +157,35 @@ class Document:
         self._kept = bytearray()
         self.array: JsonArray | None = None
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the body."""
-        if self.array is not None:
-            self.array.feed(chunk)
-        elif self._large is not None:
-            self._large.feed(chunk)
-        elif self._kept:
-            self._keep(chunk)
-        else:
+    def feed(self, chunk: bytes) -> Work | None:
+        """Take the next bytes of the body; what is left to do with them."""
+        if self.array is None and self._large is None and not self._kept:
             chunk = chunk.lstrip(_BLANK)
             if chunk.startswith(b"["):
                 self.array = JsonArray(self._emit, self._gate, self._open_large)
-                self.array.feed(chunk)
-            elif chunk:
-                self._keep(chunk)
-
-    def close(self) -> None:
-        """The body is over, or torn."""
         if self.array is not None:
-            self.array.close()
-        elif self._large is not None:
-            self._large.end()
-        elif self._kept and (self.unseen or is_promising(self._kept)):
-            self._emit(bytes(self._kept))
-        self._kept.clear()
-        self._large = None
+            return self.array.feed(chunk)
+        if self._large is not None:
+            return self._large.feed(chunk)
+        return self._keep(chunk)
 
-    def _keep(self, chunk: bytes) -> None:
+    def close(self) -> Work:
+        """The body is over, or torn."""
+        kept = bytes(self._kept)
+        large, self._large = self._large, None
+        self._kept.clear()
+        if self.array is not None:
+            yield from self.array.close()
+        elif large is not None:
+            large.end()
+        elif kept and (self.unseen or is_promising(kept)):
+            yield from self._emit(kept) or ()
+
+    def _keep(self, chunk: bytes) -> Work | None:
         if len(self._kept) + len(chunk) <= EVENT_BYTES_MAX:
             self._kept += chunk
-            return
+            return None
         self._large = self._open_large()
-        self._large.feed(bytes(self._kept))
-        self._large.feed(chunk)
+        chunk = bytes(self._kept) + chunk
         self._kept.clear()
+        return self._large.feed(chunk)

@@ -12,9 +12,10 @@ from zlib import crc32
 from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from meterkit.asgi.usage.blocks import Large
+    from meterkit.asgi.usage.work import Work
 
 __all__ = ["EventStream"]
 
@@ -39,12 +40,12 @@ class _LargeFrame:
         self._reader = reader
         self._tail = b""
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> Generator[None, None, bytes]:
         """Take the next bytes; those that follow the frame are returned."""
         payload = data[: self._left]
         self._left -= len(payload)
         self._crc = crc32(payload, self._crc)
-        self._reader.feed(payload)
+        yield from self._reader.feed(payload)
         data = data[len(payload) :]
         missing = _CRC.size - len(self._tail)
         self._tail += data[:missing]
@@ -76,7 +77,7 @@ class EventStream:
 
     def __init__(
         self,
-        emit: Callable[[Mapping[str, str], bytes], None],
+        emit: Callable[[Mapping[str, str], bytes], Work | None],
         large: Callable[[Mapping[str, str]], Large],
     ) -> None:
         self._emit = emit
@@ -86,29 +87,30 @@ class EventStream:
         self._lost = False
         self.corrupt = False
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> Work:
         """Take the next bytes of the stream."""
         if self._lost:
             return
         if self._large is not None:
-            chunk = self._large.feed(chunk)
+            chunk = yield from self._large.feed(chunk)
             if not self._large.ended:
                 return
             self._end_large(self._large)
         self._buffer += chunk
-        while self._take():
-            pass
+        while (yield from self._take()):
+            yield
 
-    def close(self) -> None:
+    def close(self) -> Work:
         """The stream is over; of a frame that has not ended only a large one says something."""
         if self._large is not None:
             self._end_large(self._large)
+        yield from ()
 
     def _end_large(self, large: _LargeFrame) -> None:
         self._large = None
         self.corrupt |= not large.end()
 
-    def _take(self) -> bool:
+    def _take(self) -> Generator[None, None, bool]:
         """Take one frame off the buffer; False where there is no whole one."""
         buffer = self._buffer
         if len(buffer) < _PRELUDE.size:
@@ -122,7 +124,7 @@ class EventStream:
             if headers > EVENT_BYTES_MAX:
                 self._lose()
             elif len(buffer) >= payload:
-                return self._take_large(total, payload)
+                return (yield from self._take_large(total, payload))
             return False
         if len(buffer) < total:
             return False
@@ -133,10 +135,10 @@ class EventStream:
         if crc32(frame[: -_CRC.size]) != crc or names is None:
             self.corrupt = True
         else:
-            self._emit(names, frame[payload : -_CRC.size])
+            yield from self._emit(names, frame[payload : -_CRC.size]) or ()
         return True
 
-    def _take_large(self, total: int, payload: int) -> bool:
+    def _take_large(self, total: int, payload: int) -> Generator[None, None, bool]:
         """Begin to read a frame whose headers are in the buffer."""
         buffer = self._buffer
         head = bytes(buffer[:payload])
@@ -147,7 +149,7 @@ class EventStream:
         rest = bytes(buffer[payload:])
         buffer.clear()
         large = _LargeFrame(head, total - payload - _CRC.size, self._open_large(names))
-        buffer += large.feed(rest)
+        buffer += yield from large.feed(rest)
         if large.ended:
             self._end_large(large)
             return True

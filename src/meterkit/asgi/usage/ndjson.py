@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meterkit.asgi.usage.blocks import Gate, Large
+    from meterkit.asgi.usage.work import Emit, Work
 
 __all__ = ["Ndjson"]
 
@@ -23,19 +24,18 @@ class Ndjson:
 
     __slots__ = ("_blocks",)
 
-    def __init__(self, emit: Callable[[bytes], None], gate: Gate, large: Callable[[], Large]) -> None:
+    def __init__(self, emit: Emit, gate: Gate, large: Callable[[], Large]) -> None:
         self._blocks = Blocks(b"\n", partial(_read, emit), gate, large)
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the stream."""
-        self._blocks.feed(chunk)
+    def feed(self, chunk: bytes) -> Work | None:
+        """Take the next bytes of the stream; what is left to do with them."""
+        return self._blocks.feed(chunk)
 
-    def close(self) -> None:
+    def close(self) -> Work:
         """The stream is over."""
-        self._blocks.close()
+        return self._blocks.close()
 
 
-def _read(emit: Callable[[bytes], None], line: bytes) -> None:
+def _read(emit: Emit, line: bytes) -> Work | None:
     line = line.strip()
-    if line:
-        emit(line)
+    return emit(line) if line else None

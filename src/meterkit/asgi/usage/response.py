@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.asgi.usage.apis import BY_NAME
 from meterkit.asgi.usage.bedrock import BEDROCK
-from meterkit.asgi.usage.blocks import Gate
+from meterkit.asgi.usage.blocks import Gate, whole_of
 from meterkit.asgi.usage.decoding import Decoding, decoding_of
 from meterkit.asgi.usage.document import Document
 from meterkit.asgi.usage.eventstream import EventStream
@@ -16,24 +16,27 @@ from meterkit.asgi.usage.observer import Observer
 from meterkit.asgi.usage.places import ROOT
 from meterkit.asgi.usage.repeats import Repeats
 from meterkit.asgi.usage.shape import dig, load, table
-from meterkit.asgi.usage.skim import UNKNOWN, Encoded, SkimRun
+from meterkit.asgi.usage.skim import UNKNOWN
+from meterkit.asgi.usage.skimrun import Encoded, SkimRun
 from meterkit.asgi.usage.sse import Sse
+from meterkit.asgi.usage.work import drain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from meterkit.asgi.usage.blocks import Large
     from meterkit.asgi.usage.figures import CallUsage, Note
     from meterkit.asgi.usage.shape import Table
+    from meterkit.asgi.usage.work import Work
 
 __all__ = ["PIECE_BYTES", "ResponseReader"]
 
 PIECE_BYTES: Final = 16 << 10
-"""How much is read without a rest, unless it is slow to read."""
+"""How much is looked at without a rest, unless it is slow to read."""
 
-_PART_BYTES: Final = 4 << 10
-"""After how much a rest is possible: at the slowest, some milliseconds of brackets or of tiny choices."""
-
+# A smaller or less nested event is parsed within a millisecond.
+_DENSE_BYTES_MIN: Final = 1 << 10
+_BRACKETS_MAX: Final = 256
 _NDJSON: Final = frozenset(
     {
         b"application/x-ndjson",
@@ -62,8 +65,8 @@ _OK: Final = range(200, 300)
 
 
 class _Framing(Protocol):
-    def feed(self, chunk: bytes) -> None: ...
-    def close(self) -> None: ...
+    def feed(self, chunk: bytes) -> Work | None: ...
+    def close(self) -> Work: ...
 
 
 class _Foreign:
@@ -72,8 +75,9 @@ class _Foreign:
     def feed(self, chunk: bytes) -> None:
         """Nothing is made of it."""
 
-    def close(self) -> None:
+    def close(self) -> Work:
         """Nothing is made of it."""
+        yield from ()
 
 
 class ResponseReader:
@@ -99,6 +103,7 @@ class ResponseReader:
         "_observer",
         "_quiet",
         "_repeats",
+        "_skimming",
         "_stream",
         "_unheard_bytes",
         "_unreadable",
@@ -121,6 +126,7 @@ class ResponseReader:
         self._fed = self._quiet = self._unreadable = self._corrupt = False
         self._document: Document | None = None
         self._stream: EventStream | None = None
+        self._skimming: SkimRun | None = None
         self._head = b""
         self._framing = self._framing_of(kind)
         self._calls: tuple[CallUsage, ...] | None = None
@@ -154,14 +160,9 @@ class ResponseReader:
         return cls(usage, kind, coding, estimate=estimate)
 
     @property
-    def unpacks(self) -> bool:
-        """Whether a little that is fed may be much to read."""
-        return self._decoding is not None
-
-    @property
     def output_bytes_seen(self) -> int:
         """UTF-8 bytes of the model's text so far; 0 unless opened with ``estimate``."""
-        return self._observer.text_bytes
+        return self._observer.text_bytes + (0 if self._skimming is None else self._skimming.text_bytes)
 
     @property
     def estimated_output_tokens(self) -> int:
@@ -172,28 +173,45 @@ class ResponseReader:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body; never raises."""
-        if self._decoding is None and not self._deaf and 0 < len(chunk) <= PIECE_BYTES:
-            self._fed = True
-            self._take(chunk)
-            return
-        for _ in self.pieces(chunk):
-            pass
+        drain(self.read(chunk))
 
-    def pieces(self, chunk: bytes) -> Iterator[None]:
-        """As :meth:`feed`, with a rest after each piece of work, so that others can be let run.
-
-        What is left when it is not asked for more is not read.
-        """
-        self._fed = self._fed or bool(chunk)
+    def read(self, chunk: bytes) -> Work | None:
+        """As :meth:`feed`; what takes time is left to do, before anything else is read."""
         if self._deaf:
+            self._fed = self._fed or bool(chunk)
             self._unheard_bytes += len(chunk)
-            return
-        decoding = self._decoding
-        for part in _parts(chunk):
-            for decoded in (part,) if decoding is None else decoding.feed(part):
-                for piece in _parts(decoded):
-                    self._take(piece)
-                    yield
+            return None
+        if self._decoding is None and 0 < len(chunk) <= PIECE_BYTES:
+            self._fed = True
+            return self._take(chunk)
+        return self._read_pieces(chunk)
+
+    def _read_pieces(self, chunk: bytes) -> Work:
+        self._fed = self._fed or bool(chunk)
+        for decoded in (chunk,) if self._decoding is None else self._decoding.feed(chunk):
+            for at in range(0, len(decoded), PIECE_BYTES):
+                work = self._take(decoded[at : at + PIECE_BYTES])
+                if work is not None:
+                    yield from work
+            yield
+
+    def finish(self, *, complete: bool) -> Work:
+        """What is to be done at the body's end, before :meth:`close`, which else does it without a rest.
+
+        Args:
+            complete: False where the response ended early.
+        """
+        # What was cut off cannot be read, and that is nothing to remark on.
+        self._quiet = not complete
+        if self._document is not None:
+            self._document.unseen |= self._quiet
+        if self._head and self._declared:
+            self._framing = self._sse()
+            head, self._head = self._head, b""
+            yield from self._framing.feed(head) or ()
+        framing, self._framing = self._framing, None
+        if framing is not None:
+            yield from framing.close()
 
     def close(self, *, complete: bool, asked: Callable[[], bool] = lambda: True) -> tuple[CallUsage, ...]:
         """What the calls in the response used; none where it is no language model's. Never raises.
@@ -203,18 +221,10 @@ class ResponseReader:
             asked: whether the request asked a language model; looked at where the response cannot tell.
         """
         if self._calls is None:
-            # What was cut off cannot be read, and that is nothing to remark on.
-            self._quiet = not complete
-            if self._document is not None:
-                self._document.unseen |= self._quiet
-            if self._head and self._declared:
-                self._framing = self._sse()
-                self._framing.feed(self._head)
-            if self._framing is not None:
-                self._framing.close()
+            drain(self.finish(complete=complete))
             self._calls = self._result(complete=complete, asked=asked)
             # These hold this reader: let go of, it is gone without the help of the garbage collector.
-            self._framing = self._decoding = self._stream = self._document = None
+            self._framing = self._decoding = self._stream = self._document = self._skimming = None
         return self._calls
 
     def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
@@ -239,7 +249,7 @@ class ResponseReader:
         }
         return [note for note, applies in found.items() if applies]
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> Work | None:
         if self._framing is None:
             data, self._head = (self._head + data).lstrip(), b""
             if data[:1] in (b"{", b"["):
@@ -249,8 +259,8 @@ class ResponseReader:
                 self._framing = self._sse() if is_sse else _Foreign()
             else:
                 self._head = data
-                return
-        self._framing.feed(data)
+                return None
+        return self._framing.feed(data)
 
     def _framing_of(self, kind: bytes) -> _Framing | None:
         """How the body is cut; None where its first byte has to tell."""
@@ -271,7 +281,8 @@ class ResponseReader:
         return self._document
 
     def _large(self) -> SkimRun:
-        return SkimRun(self._skimmed, self._spoil)
+        self._skimming = SkimRun(self._skimmed, self._spoil)
+        return self._skimming
 
     def _skimmed(self, event: Table, measured: int) -> None:
         """What was kept of an event that is too large, or not well-formed."""
@@ -285,12 +296,12 @@ class ResponseReader:
             self._observer.look_away()
             self._unreadable = True
 
-    def _event(self, data: bytes) -> None:
+    def _event(self, data: bytes) -> Work | None:
         """One event of a stream, one item of an array, or a whole document."""
         if len(data) <= _DONE_BYTES_MAX and data.strip() == _DONE:
             self._observer.end()
-            return
-        self._observe(data, None)
+            return None
+        return self._observe(data, None)
 
     def _take_all(self, events: bytes) -> bool:
         """Several events at once, if they say nothing but their text."""
@@ -300,21 +311,24 @@ class ResponseReader:
         self._observer.add_text(measured)
         return True
 
-    def _frame(self, headers: Mapping[str, str], payload: bytes) -> None:
+    def _frame(self, headers: Mapping[str, str], payload: bytes) -> Work | None:
         """One frame of an Amazon event stream."""
         if headers.get(":message-type") in ("exception", "error"):
             self._observer.fail()
-            return
+            return None
         name = headers.get(":event-type", "")
         if name == "chunk":
+            if _is_dense(payload):
+                return whole_of(Encoded(self._large()), payload)
             try:
                 inner = dig(load(payload), ("bytes",))
                 payload = b64decode(inner, validate=True) if isinstance(inner, str) else b""
             except ValueError:
                 self._unreadable = True
-                return
-        if self._gate.opens(payload):
-            self._observe(payload, None if name == "chunk" else name)
+                return None
+        return (
+            self._observe(payload, None if name == "chunk" else name) if self._gate.opens(payload) else None
+        )
 
     def _large_frame(self, headers: Mapping[str, str]) -> Large:
         """A reader of a frame that is too large to be kept."""
@@ -322,30 +336,36 @@ class ResponseReader:
         if name == "chunk":
             return Encoded(self._large())
         place = ROOT.names.get(name, ROOT)
-        return SkimRun(lambda event, measured: self._skimmed({name: event}, measured), self._spoil, place)
+        self._skimming = SkimRun(
+            lambda event, measured: self._skimmed({name: event}, measured), self._spoil, place
+        )
+        return self._skimming
 
-    def _observe(self, data: bytes, name: str | None) -> None:
+    def _observe(self, data: bytes, name: str | None) -> Work | None:
         observer = self._observer
         is_repeatable = self._measures and name is None
         if is_repeatable and (measured := self._repeats.measure(data)) is not None:
             observer.add_text(measured)
-            return
-        try:
-            event = table(load(data))
-        except ValueError:
+            return None
+        event = None
+        is_whole = not _is_dense(data)
+        if is_whole:
+            try:
+                event = table(load(data))
+            except ValueError:
+                is_whole = False
+        if not is_whole:
             # Torn, or several values where there should be one: what there is of it is read all the same.
-            large = self._large_frame({":event-type": name}) if name else self._large()
-            large.feed(data)
-            large.end()
-            return
+            return whole_of(self._large_frame({":event-type": name}) if name else self._large(), data)
         if event is None:
             observer.look_away()
-            return
+            return None
         before = observer.text_bytes
         told = observer.observe(event if name is None else {name: event})
         if is_repeatable and not told and observer.text_bytes > before:
             self._repeats.learn(data, observer.text_bytes - before)
         self._settle()
+        return None
 
     def _settle(self) -> None:
         """Once it is known whose response this is, events that say nothing need not be read."""
@@ -356,10 +376,9 @@ class ResponseReader:
                 self._document.array.stopped = True
 
 
-def _parts(data: bytes) -> Iterator[bytes]:
-    """Bytes in pieces of a size that takes no more than a moment to read."""
-    for at in range(0, len(data), _PART_BYTES):
-        yield data[at : at + _PART_BYTES]
+def _is_dense(data: bytes) -> bool:
+    """Whether an event is so full of brackets that it would take long to parse."""
+    return len(data) > _DENSE_BYTES_MIN and data.count(b"{") + data.count(b"[") > _BRACKETS_MAX
 
 
 def _is_readable(kind: bytes) -> bool:

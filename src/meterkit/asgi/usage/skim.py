@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from binascii import a2b_base64
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from meterkit.asgi.usage.nesting import TEXT, Nesting, TextEnd
+from meterkit.asgi.usage.nesting import BALANCED, TEXT, Nesting, TextEnd, span
 from meterkit.asgi.usage.places import ROOT, handed_bytes, utf8_bytes
+from meterkit.asgi.usage.shape import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from meterkit.asgi.usage.places import Place
     from meterkit.asgi.usage.shape import Table
 
-__all__ = ["UNKNOWN", "Encoded", "Skim", "SkimRun"]
+__all__ = ["UNKNOWN", "Skim"]
 
 _TOKEN_BYTES_MAX: Final = 256
 """A longer text is kept as an empty one; a longer number makes the value unreadable."""
@@ -33,9 +31,12 @@ _UNFINISHED: Final = re.compile(
 _UNFINISHED_BYTES_MAX: Final = 12
 _CODES: Final = re.compile(rb"(?:\\u[0-9A-Fa-f]{4})++")
 _CODE_BYTES: Final = 6
-_BYTES: Final = re.compile(rb'"bytes"\s*:\s*"')
-_BYTES_NAME_MAX: Final = 64
-_SEPARATORS: Final = b" \t\r\n,"
+# What is read without a rest: at the slowest, some tenths of a millisecond.
+_TOKENS_MAX: Final = 32
+_RUN_BYTES: Final = 1 << 10
+_TEXT_BYTES: Final = 4 << 10
+_MEASURED_DEPTH_MAX: Final = _DEPTH_MAX // 2
+_DECODER: Final = json.JSONDecoder(strict=False)
 _QUOTE, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'"{[}]'
 UNKNOWN: Final = ""
 """The name of a member that stands for those that are not looked at."""
@@ -44,11 +45,12 @@ UNKNOWN: Final = ""
 class _Container:
     """An object or array that has not ended."""
 
-    __slots__ = ("at_name", "name", "place", "value")
+    __slots__ = ("at_name", "is_kept", "name", "place", "value")
 
-    def __init__(self, value: dict[str, Any] | list[Any], place: Place) -> None:
+    def __init__(self, value: dict[str, Any] | list[Any], place: Place, *, is_kept: bool) -> None:
         self.value = value
         self.place = place
+        self.is_kept = is_kept
         self.at_name = isinstance(value, dict)
         self.name: str | None = None
 
@@ -95,23 +97,31 @@ class Skim:
         self.text_bytes = 0
         self.broken = self.ended = False
 
-    def feed(self, data: bytes) -> bytes:
-        """Take the next bytes of the value.
+    def resumed(self, data: bytes) -> bytes:
+        """The next bytes of the value, behind those of a token that was cut."""
+        held, self._held = self._held, b""
+        return held + data if held else data
+
+    def read(self, data: bytes, at: int) -> int:
+        """Read on, as far as no rest is needed.
+
+        Args:
+            data: the next bytes of the value; see :meth:`resumed`.
+            at: where among them to begin.
 
         Returns:
-            Those that follow the object's end.
+            Where to go on, or what follows the object's end; the length where more bytes are needed.
         """
-        if self._held:
-            data, self._held = self._held + data, b""
-        at = 0
-        while 0 <= at < len(data) and not (self.broken or self.ended):
+        stop = min(len(data), at + _RUN_BYTES)
+        for _ in range(_TOKENS_MAX):
+            if at >= stop or self.broken or self.ended:
+                break
             if self._passing is not None:
-                at = self._pass(self._passing, data, at)
-            elif self._text is not None:
-                at = self._read_text(self._text, data, at)
-            else:
-                at = self._read(data, at)
-        return data[at:] if self.ended else b""
+                return self._pass(self._passing, data, at)
+            if self._text is not None:
+                return self._read_text(self._text, data, at)
+            at = self._read(data, at)
+        return at
 
     def result(self) -> Table | None:
         """What was kept; None where that is no object. Nothing is to be fed any more.
@@ -126,7 +136,7 @@ class Skim:
                 self._measure(self._held[1:], last=True)
             self._take("")
         for outer, inner in zip(self._stack, self._stack[1:], strict=False):
-            if inner.place.whole and not outer.place.whole:
+            if inner.is_kept and inner.place.whole and not outer.place.whole:
                 self._drop(outer)
         self._stack.clear()
         return self._root
@@ -138,43 +148,58 @@ class Skim:
             outer.value.pop()
 
     def _pass(self, passing: Nesting, data: bytes, at: int) -> int:
-        end = passing.find(data, at)
+        end = passing.read(data, at)
         self.broken = passing.too_deep
         if self._text_counts:
-            self.text_bytes += handed_bytes(data[at : len(data) if end < 0 else end])
-        if end >= 0:
+            self.text_bytes += handed_bytes(data[at:end])
+        if passing.ended:
             self._passing = None
         return end
 
     def _read(self, data: bytes, at: int) -> int:
-        """Read one token; where the next one is, or -1 where more bytes are needed for that."""
-        between = _BETWEEN.match(data, at)
-        at = at if between is None else between.end()
+        """Read one token, or some that are not kept; where the next one is."""
+        at = span(_BETWEEN, data, at, len(data))
         if at == len(data):
-            return -1
+            return at
         mark = data[at]
         if not self._stack and mark != _OPEN_OBJECT:
             self.broken = True
-        elif mark == _QUOTE:
+            return at
+        if not self._items_left and isinstance(self._stack[-1].value, list):
+            end = self._measure_items(data, at)
+            if end > at:
+                return end
+        if mark == _QUOTE:
             return self._read_short_text(data, at)
-        elif mark in (_OPEN_OBJECT, _OPEN_ARRAY):
+        if mark in (_OPEN_OBJECT, _OPEN_ARRAY):
             self._open({} if mark == _OPEN_OBJECT else [])
-            return at + 1
         elif mark in (_CLOSE_OBJECT, _CLOSE_ARRAY):
             self._close(is_object=mark == _CLOSE_OBJECT)
-            return at + 1
         else:
             return self._read_scalar(data, at)
-        return -1
+        return at + 1
+
+    def _measure_items(self, data: bytes, at: int) -> int:
+        """Measure the text of items that are not kept; where the next one is that is read by its tokens."""
+        end = span(BALANCED, data, at, min(len(data), at + _RUN_BYTES))
+        # A number at the end may go on.
+        end = 1 + max(data.rfind(mark, at, end) for mark in (b"}", b"]", b'"'))
+        if end <= at or len(self._stack) > _MEASURED_DEPTH_MAX:
+            return at
+        place = self._stack[-1].place
+        if not place.silent:
+            try:
+                self.text_bytes += _said(_ITEMS.decode(f"[{data[at:end].decode()}]"), place)
+            except ValueError:
+                return at
+        return end
 
     def _read_scalar(self, data: bytes, at: int) -> int:
-        found = _SCALAR.match(data, at)
-        end = at if found is None else found.end()
+        end = span(_SCALAR, data, at, len(data))
         if end - at > _TOKEN_BYTES_MAX or self._stack[-1].at_name:
             self.broken = True
         elif end == len(data):
             self._held = data[at:]
-            return -1
         else:
             self._keep_token(data[at:end])
         return end
@@ -186,7 +211,7 @@ class Skim:
             return found.end()
         if found is None and len(data) - at <= _TOKEN_BYTES_MAX:
             self._held = data[at:]
-            return -1
+            return len(data)
         self._text = TextEnd()
         place = self._place()
         self._text_counts = place is not None and place.text
@@ -195,11 +220,12 @@ class Skim:
 
     def _read_text(self, text: TextEnd, data: bytes, at: int) -> int:
         """Read on in a long text, measuring it where the model wrote it."""
-        end = text.find(data, at)
+        stop = min(len(data), at + _TEXT_BYTES) if self._text_counts else len(data)
+        end = text.find(data, at, stop)
         if self._text_counts:
-            self._measure(data[at : len(data) if end < 0 else end], last=end >= 0)
+            self._measure(data[at : stop if end < 0 else end], last=end >= 0)
         if end < 0:
-            return -1
+            return stop
         self._text = None
         return end + 1
 
@@ -218,11 +244,16 @@ class Skim:
             self.text_bytes -= _escaping_bytes(piece)
 
     def _keep_token(self, token: bytes) -> None:
-        try:
-            value: object = json.loads(token.decode("utf-8", "replace"), strict=False)
-        except ValueError:
-            self.broken = True
-            return
+        said = token.decode("utf-8", "replace")
+        value: object
+        if token[0] == _QUOTE and b"\\" not in token:
+            value = said[1:-1]
+        else:
+            try:
+                value = _DECODER.decode(said)
+            except ValueError:
+                self.broken = True
+                return
         if isinstance(value, str):
             place = self._place()
             if place is not None and place.text:
@@ -249,41 +280,44 @@ class Skim:
             return
         self._put(outer, value, self._place())
 
-    def _put(self, outer: _Container, value: object, place: Place | None) -> None:
-        """Keep a value in what holds it, as far as that is looked at and within bounds."""
+    def _put(self, outer: _Container, value: object, place: Place | None) -> bool:
+        """Keep a value in what holds it, as far as that is looked at and within bounds; whether it was."""
+        outer.at_name = isinstance(outer.value, dict)
+        if not outer.is_kept:
+            return False
         if isinstance(outer.value, list):
-            if self._items_left > 0:
+            kept = self._items_left > 0
+            if kept:
                 self._items_left -= 1
                 outer.value.append(value)
-            return
-        outer.at_name = True
-        name = outer.name or UNKNOWN
+            return kept
         if place is None:
             if outer.value is self._root:
                 outer.value.setdefault(UNKNOWN, None)
-        elif outer.place.whole:
-            if self._figures_left > 0:
-                self._figures_left -= 1
-                outer.value[name] = value
-        else:
-            outer.value[name] = value
+            return False
+        if outer.place.whole:
+            if not self._figures_left:
+                return False
+            self._figures_left -= 1
+        outer.value[outer.name or UNKNOWN] = value
+        return True
 
     def _open(self, value: dict[str, Any] | list[Any]) -> None:
         if not self._stack:
             self._root = cast("dict[str, Any]", value)
-            self._stack.append(_Container(value, self._start))
+            self._stack.append(_Container(value, self._start, is_kept=True))
             return
         outer = self._stack[-1]
         if isinstance(outer.value, dict) and outer.at_name:
             self.broken = True
             return
         place = self._place()
-        self._put(outer, value, place)
+        is_kept = self._put(outer, value, place)
         if place is None or not place.entered or len(self._stack) == _DEPTH_MAX:
             self._passing = Nesting()
             self._text_counts = place is not None and place.handed
         else:
-            self._stack.append(_Container(value, place))
+            self._stack.append(_Container(value, place, is_kept=is_kept))
 
     def _close(self, *, is_object: bool) -> None:
         inner = self._stack.pop()
@@ -302,92 +336,44 @@ def _escaping_bytes(piece: bytes) -> int:
     plain = piece.replace(b"\\\\", b"/")
     found = len(piece) - len(plain) + plain.count(b"\\")
     if b"\\u" in plain:
-        for run in _CODES.findall(plain):
-            said: str = json.loads(b'"' + run + b'"')
-            found += len(run) - len(run) // _CODE_BYTES - utf8_bytes(said)
+        runs: list[bytes] = _CODES.findall(plain)
+        # Parted, so that halves of a character are not put together.
+        said: str = json.loads(b'"' + b" ".join(runs) + b'"')
+        codes = sum(map(len, runs))
+        found += codes - codes // _CODE_BYTES - (utf8_bytes(said) - len(runs) + 1)
     return found
 
 
-class SkimRun:
-    """Reads JSON objects that follow one another, each of any size, and passes on what was kept of each.
+def _short(number: str) -> None:
+    """Refuse a number that is too long to be one; which it is says nothing of a text.
 
-    Args:
-        emit: takes what was kept of an object, and the bytes of text in it.
-        spoiled: is told that something that should be an object was none, or had no end.
-        place: where the objects stand.
+    Raises:
+        ValueError: it is.
     """
-
-    __slots__ = ("_emit", "_place", "_skim", "_spoiled", "_untouched")
-
-    def __init__(
-        self, emit: Callable[[Table, int], None], spoiled: Callable[[], None], place: Place = ROOT
-    ) -> None:
-        self._emit = emit
-        self._spoiled = spoiled
-        self._place = place
-        self._skim = Skim(place)
-        self._untouched = True
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes."""
-        while data and not self._skim.broken:
-            if self._untouched:
-                data = data.lstrip(_SEPARATORS)
-                self._untouched = not data
-            data = self._skim.feed(data)
-            if self._skim.ended:
-                self._pass()
-
-    def end(self) -> None:
-        """Nothing follows: of what has not come to its end, what there is of it is passed on."""
-        if not self._untouched:
-            self._spoiled()
-            self._pass()
-
-    def _pass(self) -> None:
-        skim, self._skim = self._skim, Skim(self._place)
-        self._untouched = True
-        kept = skim.result()
-        if kept is not None:
-            self._emit(kept, skim.text_bytes)
+    if len(number) > _TOKEN_BYTES_MAX:
+        raise ValueError("too many digits")
 
 
-class Encoded:
-    """Reads the JSON that another JSON object has in base64, as Bedrock's frames do.
+# Of members that are named twice both are measured.
+_ITEMS: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=_short, parse_float=_short, strict=False)
 
-    Args:
-        data: reads what was encoded.
+
+def _said(value: object, place: Place) -> int:
+    """UTF-8 bytes of what the model wrote in a value that was parsed with its members as pairs.
+
+    Raises:
+        ValueError: JSON is handed to a tool in it, which is measured as it is written.
     """
-
-    __slots__ = ("_data", "_head", "_rest")
-
-    def __init__(self, data: SkimRun) -> None:
-        self._data = data
-        self._head: bytes | None = b""
-        self._rest = b""
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the outer object."""
-        if self._head is not None:
-            data = self._head + data
-            begin = _BYTES.search(data)
-            if begin is None:
-                self._head = data[-_BYTES_NAME_MAX:]
-                return
-            self._head, data = None, data[begin.end() :]
-        data = self._rest + data
-        whole = len(data) // 4 * 4
-        end = data.find(b'"')
-        if end >= 0:
-            self._head, data = b"", data[:end]
-            whole = end
-        self._rest = data[whole:]
-        try:
-            decoded = a2b_base64(data[:whole])
-        except ValueError:
-            decoded = b"\0"  # It spoils what is in it.
-        self._data.feed(decoded)
-
-    def end(self) -> None:
-        """The outer object has come to its end."""
-        self._data.end()
+    if isinstance(value, str):
+        return utf8_bytes(value) if place.text else 0
+    if isinstance(value, list):
+        inner = [(place, item) for item in rows(cast("object", value)) if item]
+    elif isinstance(value, tuple):
+        names = place.names
+        pairs = cast("tuple[tuple[str, object], ...]", value)
+        inner = [(names[name], held) for name, held in pairs if held and name in names]
+    else:
+        return 0
+    if place.handed:
+        raise ValueError("not measured here")
+    return sum([_said(held, known) for known, held in inner if not known.silent])

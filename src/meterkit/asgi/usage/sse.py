@@ -5,7 +5,9 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX, Blocks
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meterkit.asgi.usage.blocks import Gate, Large
+    from meterkit.asgi.usage.work import Emit, Work
 
 __all__ = ["Sse"]
 
@@ -21,6 +24,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 _DATA: Final = b"data"
 _DONE: Final = b"[DONE]"
 _HEAD_BYTES: Final = len(_BOM) + len(b"data: ")
+_DATA_LINE: Final = re.compile(rb"^data(?:: ?(.*))?$", re.MULTILINE)
+_LINES_MAX: Final = 32
 
 
 class Sse:
@@ -30,7 +35,7 @@ class Sse:
 
     def __init__(
         self,
-        emit: Callable[[bytes], None],
+        emit: Emit,
         gate: Gate,
         large: Callable[[], Large],
         take_all: Callable[[bytes], bool] | None = None,
@@ -40,8 +45,8 @@ class Sse:
         self._after_cr = False
         self._blocks = Blocks(b"\n\n", partial(_read, emit), gate, lambda: LargeEvent(large()), take_all)
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the stream; lines end with LF, CRLF or CR."""
+    def feed(self, chunk: bytes) -> Work | None:
+        """Take the next bytes of the stream; what is left to do with them. Lines end with LF, CRLF or CR."""
         # Most servers write one event at a time, on one line.
         if (
             chunk.find(b"\n") == len(chunk) - 2
@@ -52,9 +57,7 @@ class Sse:
             and self._blocks.is_between
             and len(chunk) <= EVENT_BYTES_MAX
         ):
-            if self._gate.opens(chunk):
-                self._emit(chunk[6:-2])
-            return
+            return self._emit(chunk[6:-2]) if self._gate.opens(chunk) else None
         if self._after_cr:
             self._after_cr = False
             if chunk.startswith(b"\n"):
@@ -62,11 +65,11 @@ class Sse:
         if b"\r" in chunk:
             self._after_cr = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        self._blocks.feed(chunk)
+        return self._blocks.feed(chunk)
 
-    def close(self) -> None:
+    def close(self) -> Work:
         """The stream is over."""
-        self._blocks.close()
+        return self._blocks.close()
 
 
 class LargeEvent:
@@ -83,10 +86,14 @@ class LargeEvent:
         self._line = b""
         self._is_data: bool | None = None
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> Work:
         """Take the next bytes of the event; lines end with LF."""
         block, at = data, 0
-        while at < len(block):
+        for read in count(1):
+            if at >= len(block):
+                return
+            if read % _LINES_MAX == 0:
+                yield
             if self._is_data is None:
                 # The first line of a stream may have a byte order mark before it.
                 before = len(self._line)
@@ -102,15 +109,15 @@ class LargeEvent:
                     # Short: what was taken too much is looked at again.
                     at -= len(head) - head.index(b"\n")
                 if self._is_data:
-                    self._data.feed(value.removeprefix(b" "))
+                    yield from self._data.feed(value.removeprefix(b" "))
             end = block.find(b"\n", at)
             stop = len(block) if end < 0 else end
             if self._is_data:
-                self._data.feed(block[at:stop])
+                yield from self._data.feed(block[at:stop])
             at = stop
             if end >= 0:
                 self._is_data = None
-                self._data.feed(b"\n")
+                yield from self._data.feed(b"\n")
                 at += 1
 
     def end(self) -> None:
@@ -118,23 +125,28 @@ class LargeEvent:
         self._data.end()
 
 
-def _read(emit: Callable[[bytes], None], block: bytes) -> None:
+def _read(emit: Emit, block: bytes) -> Work | None:
     """Pass on the data of an event, or of several that some servers do not part with a blank line."""
     if b"\n" not in block and block.startswith(b"data: "):
-        emit(block[6:])
-        return
-    data: list[bytes] = []
+        return emit(block[6:])
     # A byte order mark may only come first; elsewhere it does no harm to pass it over.
-    for line in block.removeprefix(_BOM).split(b"\n"):
-        name, _, value = line.partition(b":")
-        if name == _DATA:
-            value = value.removeprefix(b" ")
-            if data and _parts(data[-1], value):
-                emit(b"\n".join(data))
-                data.clear()
-            data.append(value)
-    if data:
-        emit(b"\n".join(data))
+    lines: list[bytes] = _DATA_LINE.findall(block.removeprefix(_BOM))
+    if len(lines) == 1:
+        return emit(lines[0])
+    return _read_lines(emit, lines) if lines else None
+
+
+def _read_lines(emit: Emit, lines: list[bytes]) -> Work:
+    begin = 0
+    for at, (before, after) in enumerate(zip(lines, [*lines[1:], None], strict=True), 1):
+        if at % _LINES_MAX == 0:
+            yield
+        if after is None or _parts(before, after):
+            work = emit(b"\n".join(lines[begin:at]))
+            if work is not None:
+                yield from work
+            yield
+            begin = at
 
 
 def _parts(before: bytes, after: bytes) -> bool:
