@@ -34,7 +34,7 @@ help:
 
 demo: $(VENV)/.run
 	@$(BIN)/meterkit demo $(if $(filter-out 0,$(BREAK)),--break)
-	@printf '\n--- tokens, credits and a client that hangs up: examples/fastapi_ai\n'
+	@printf '\n--- Next: tokens, credits, and a client that hangs up (examples/fastapi_ai)\n'
 	@$(BIN)/python examples/fastapi_ai/bill.py
 
 test: $(VENV)/.dev

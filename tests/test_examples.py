@@ -128,7 +128,7 @@ def test_the_chat_is_paid_by_included_then_credits_then_money_and_the_bill_is_ri
     assert [900, estimated, 900 + estimated, 400, 200 + by_credits] == compared[:5]
     assert [overage + estimated] * 2 == compared[5:]
     assert all(line[-1] == line[-2] > 0 for line in rows(done.out, "input_tokens")[-1:])
-    assert "429 output_tokens-period, before the model runs: 0 counted" in done.out
+    assert "answered 429 (output_tokens-period) before the model ran; tokens counted: 0" in done.out
     assert done.out.count(" yes") == 2
 
 
@@ -136,7 +136,8 @@ def test_a_chat_whose_event_is_lost_is_found_and_named() -> None:
     done = bill("--break")
     assert done.code == 1, done.out + done.err
     assert re.search(
-        r"\n\w+_tokens: client saw [\d,]+ .*; due at Stripe [1-9][\d,]*, found there 0\n", done.out
+        r"\n\w+_tokens: [\d,]+ seen by the client, .*; [1-9][\d,]* to be billed, but Stripe has 0\.\n",
+        done.out,
     )
     assert (1, 1) == (done.out.count(" yes"), done.out.count(" NO"))
 

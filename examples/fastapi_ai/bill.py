@@ -1,7 +1,7 @@
 """Chats with the service until the bill has something on it, then checks the bill, unit by unit.
 
-python bill.py            exit code 0: Stripe's stand-in has what it is due, and not one token more
-python bill.py --break    it forgets one event: the comparison names the difference; exit code 1
+python bill.py            exit code 0: the Stripe emulator has exactly what is to be billed
+python bill.py --break    it loses one event; the comparison names the difference: exit code 1
 """
 
 from __future__ import annotations
@@ -188,24 +188,22 @@ async def run(*, lose_one: bool) -> Sequence[str]:
         await kit.grants.add("ada", {"ai": CREDITS}, grant_id="inv_1")
         period = (await kit.usage("ada"))["period"]["id"]
         ada = Ada(kit, service)
-        await ada.chat("1. Ada chats: her plan includes it", words=300)
-        await ada.chat("2. Included is used up: credits pay for the rest", words=300)
-        await ada.chat(
-            "3. Credits are used up half-way through the answer, which goes on: overage", words=300
+        await ada.chat("1. Ada chats, and her plan includes the tokens", words=300)
+        await ada.chat("2. What her plan includes is used up, and credits pay for the rest", words=300)
+        await ada.chat("3. Her credits run out in the middle of an answer; it goes on, as overage", words=300)
+        await ada.hang_up(
+            "4. Ada hangs up after 20 of 4,000 words; usage is estimated", words=4_000, after=20
         )
-        await ada.hang_up("4. Ada hangs up after 20 of 4,000 words: estimated", words=4_000, after=20)
         ada.wrong += await refuse(kit, service)
 
         if lose_one:
-            console.print("--break: Stripe's stand-in accepts one event and forgets it")
+            console.print("--break: the emulator accepts one event, and then loses it")
             emulator.fail_next("lose")
         report = await kit.flush(everything=True, timeout_s=WAIT_S)
-        console.print(
-            f"delivered to Stripe: {report.delivered} meter events; left undelivered: {report.left}"
-        )
+        console.print(f"meter events delivered to Stripe: {report.delivered}; not delivered: {report.left}")
         usage = await kit.usage("ada")
         if usage["period"]["id"] != period:
-            raise RuntimeError("the billing month turned while this ran; run it again")
+            raise RuntimeError("the billing month ended while this was running; run it again")
         spent, costs = await ada.spent(), kit.catalog.credits["ai"].costs
         span: dict[str, str | int] = {
             "customer": stripe_customer,
@@ -233,8 +231,10 @@ async def refuse(kit: MeterKit, service: httpx.AsyncClient) -> Sequence[str]:
     answer = await service.post("/v1/chat/completions", json=asked, headers={"x-customer-id": "bob"})
     tokens = (await kit.usage("bob"))["meters"]["output_tokens"]
     violated = ", ".join(answer.json()["violated-policies"]) if answer.is_error else "served"
-    console.print("\n5. Bob, on the free plan, asks for up to 900 tokens of his 200", style="bold")
-    console.print(f"{answer.status_code} {violated}, before the model runs: {tokens['used']} counted\n")
+    console.print("\n5. Bob's free plan includes 200 tokens, and he asks for up to 900", style="bold")
+    console.print(
+        f"answered {answer.status_code} ({violated}) before the model ran; tokens counted: {tokens['used']}\n"
+    )
     wrong = expect("status of the answer to Bob", answer.status_code, 429, 429)
     return [*wrong, *expect("output_tokens of Bob", tokens["used"], 0, 0)]
 
@@ -284,10 +284,10 @@ async def billed(stripe: httpx.AsyncClient, meter_id: str, span: dict[str, str |
 def conclude(lines: Sequence[Line], *, spent: int) -> Sequence[str]:
     """Show the comparison; what differs."""
     show(
-        "Unit by unit: what the client saw and the estimate, less included and credits, is due at Stripe",
+        "Comparing, unit by unit: what the client saw or was estimated, and what Stripe has",
         (
             *("meter", "saw", "estimate", "counted", "included", "credits"),
-            *("due", "found", "agrees"),
+            *("to bill", "Stripe", "match"),
         ),
         [
             (
@@ -298,8 +298,8 @@ def conclude(lines: Sequence[Line], *, spent: int) -> Sequence[str]:
         ],
     )
     wrong = [
-        f"{line.meter}: client saw {line.seen:,} and {line.estimated:,} are estimated, counted"
-        f" {line.counted:,}; due at Stripe {line.due:,}, found there {line.found:,}"
+        f"{line.meter}: {line.seen:,} seen by the client, {line.estimated:,} estimated,"
+        f" {line.counted:,} counted; {line.due:,} to be billed, but Stripe has {line.found:,}."
         for line in lines
         if not line.agrees
     ]
@@ -312,7 +312,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
     console.print(f"\n{title}", style="bold")
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="left" if column in {"meter", "agrees"} else "right")
+        table.add_column(column, justify="left" if column in {"meter", "match"} else "right")
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     console.print(table)
@@ -335,7 +335,7 @@ async def main() -> int:
     for difference in wrong:
         console.print(difference, style="bold red")
     if not wrong:
-        console.print("Stripe has every token it is due, and not one more.", style="bold green")
+        console.print("\nStripe has exactly the tokens that are to be billed.", style="bold green")
     return int(bool(wrong))
 
 

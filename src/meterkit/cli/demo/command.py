@@ -32,7 +32,7 @@ def demo(
     """
     if plans is not None or redis is not None:
         raise typer.BadParameter(
-            "the demonstration brings its own plans file and store; leave --plans and --redis out"
+            "the demonstration uses a plans file and a store of its own; leave --plans and --redis out"
         )
     # Other commands do without what it needs.
     runner = import_module("meterkit.cli.demo.run")

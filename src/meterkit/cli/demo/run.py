@@ -90,7 +90,7 @@ class _Demonstration:
 
     async def run(self, *, lose_one: bool) -> Sequence[Line]:
         screen = self._screen
-        screen.headline("Starting a store, a stand-in for Stripe and a metered service")
+        screen.headline("Starting a store, a Stripe emulator and a metered service")
         await self._start_store()
         stripe_url = await self._start_emulator()
         account = Account(await self._client(stripe_url, {"authorization": f"Bearer {KEY}"}))
@@ -109,15 +109,15 @@ class _Demonstration:
         tallies = await self._serve()
         self._show_traffic(tallies)
 
-        screen.headline("Delivering to Stripe what was counted")
+        screen.headline("Sending the counted usage to Stripe")
         await self._upset(account, lose_one=lose_one)
         report = await kit.flush(everything=True, timeout_s=_FLUSH_S)
         screen.say(
-            f"{report.sealed} meter events; tried again: {report.retried}; left undelivered: {report.left}"
+            f"meter events: {report.sealed}; sent again: {report.retried}; not delivered: {report.left}"
         )
         usage = {shopper.customer: await kit.usage(shopper.customer) for shopper in CUSTOMERS}
         if usage[CUSTOMERS[0].customer]["period"]["id"] != period:
-            raise MeterkitError("the billing month turned while the demonstration ran; run it again")
+            raise MeterkitError("the billing month ended while the demonstration was running; run it again")
         return [
             line
             for shopper in CUSTOMERS
@@ -169,8 +169,8 @@ class _Demonstration:
             )
         client = await self._client(url, {})
         await self._ready(service, client)
-        self._screen.say(f"service: under uvicorn at {url}")
-        self._screen.headline("Three customers on three plans use the service")
+        self._screen.say(f"service: running under uvicorn at {url}")
+        self._screen.headline("Three customers, each on a plan of its own, send requests")
         total = sum(len(shopper.asks()) for shopper in CUSTOMERS)
         with self._screen.progress("requests answered", total) as advance:
             tallies = await asyncio.gather(*(drive(client, shopper, advance) for shopper in CUSTOMERS))
@@ -189,17 +189,17 @@ class _Demonstration:
 
     async def _upset(self, account: Account, *, lose_one: bool) -> None:
         if lose_one:
-            self._screen.say("--break: Stripe's stand-in accepts one event and forgets it")
+            self._screen.say("--break: the emulator accepts one event, and then loses it")
             await account.misbehave(action="lose")
         self._screen.say(
-            "on purpose, Stripe's answer to one event is lost on its way:"
-            " it is sent again under the same identifier and must count once"
+            "One of Stripe's answers gets lost, on purpose. That event is sent again under the same"
+            " identifier, and must be counted only once."
         )
         await account.misbehave(action="drop", when="after", skip=int(lose_one))
 
     def _show_traffic(self, tallies: Mapping[str, Tally]) -> None:
         print_table(
-            ("customer", "plan", "sent", "served", "failed (free)", "refused", "tokens served"),
+            ("customer", "plan", "sent", "served", "failed, not billed", "refused", "tokens served"),
             (
                 (
                     *(shopper.customer, shopper.plan, tally.sent, tally.served["requests"], tally.failed),
@@ -208,8 +208,9 @@ class _Demonstration:
                 for shopper, tally in _each(tallies)
             ),
         )
+        self._screen.headline("Each refusal, and why it is right")
         print_table(
-            ("customer", "refused", "with", "why that is right"),
+            ("customer", "refused", "answer", "why"),
             (
                 (
                     *(shopper.customer, times, " ".join((str(refusal.status), *refusal.policies))),
@@ -237,9 +238,13 @@ def _each(tallies: Mapping[str, Tally]) -> list[tuple[Shopper, Tally]]:
 
 
 def _conclude(screen: Screen, found: Sequence[Line], *, good: bool, took_s: float) -> None:
-    screen.headline("Unit by unit: what the client was served, what meterkit counted, what Stripe bills")
+    screen.headline("Comparing, unit by unit: what was served, what was counted, and what Stripe has")
+    screen.say(
+        "Stripe is told of every request (report: usage), but only of the tokens beyond those that a plan"
+        " includes (report: overage), and only where the plan bills them."
+    )
     print_table(
-        ("customer", "plan", "meter", "served", "counted", "due at Stripe", "found at Stripe", "agrees"),
+        ("customer", "plan", "meter", "served", "counted", "to be billed", "Stripe has", "match"),
         (
             (
                 *(line.customer, line.plan, line.meter, line.served, line.counted, line.due, line.billed),
@@ -248,21 +253,18 @@ def _conclude(screen: Screen, found: Sequence[Line], *, good: bool, took_s: floa
             for line in found
         ),
     )
-    screen.say(
-        "requests are reported whole (report: usage), tokens beyond what the plan includes (report: overage),"
-        " and only where the plan bills them"
-    )
     if good:
         units = sum(line.billed for line in found)
         screen.verdict(
-            f"Stripe has every unit it is due, {units:,}, and not one more. {took_s:.1f} s", good=True
+            f"Stripe has exactly the {units:,} units that are to be billed. Done in {took_s:.1f} s.",
+            good=True,
         )
         return
     for line in found:
         if not line.agrees:
             screen.verdict(
-                f"{line.customer}, {line.meter}: served {line.served:,}, counted {line.counted:,},"
-                f" due at Stripe {line.due:,}, found there {line.billed:,}",
+                f"{line.customer}, {line.meter}: {line.served:,} served, {line.counted:,} counted,"
+                f" {line.due:,} to be billed, but Stripe has {line.billed:,}.",
                 good=False,
             )
 

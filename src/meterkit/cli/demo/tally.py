@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Plan
 
 __all__ = ["Line", "Refusal", "Tally", "billable", "evidence", "lines"]
+
+
+_UNITS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +105,13 @@ def lines(
 def evidence(refusal: Refusal, plan: Plan, tally: Tally, catalog: Catalog) -> str:
     """Why a refusal is right, by the plans file and by what this customer had been served."""
     if refusal.feature:
-        having = ", ".join(key for key, other in catalog.plans.items() if refusal.feature in other.features)
-        return f"{plan.key} has no feature {refusal.feature!r}; {having} have it"
+        having = " and ".join(
+            key for key, other in catalog.plans.items() if refusal.feature in other.features
+        )
+        return f"the {plan.key} plan does not include the feature {refusal.feature!r}; {having} do"
     if refusal.policies:
         return "; ".join(_limit(policy, plan, tally) for policy in refusal.policies)
-    return "no customer was named, and the plans file says `anonymous: deny`"
+    return "the request named no customer, and the plans file says `anonymous: deny`"
 
 
 def _limit(policy: str, plan: Plan, tally: Tally) -> str:
@@ -115,7 +120,14 @@ def _limit(policy: str, plan: Plan, tally: Tally) -> str:
     for rate in entitlement.rates:
         if rate.window == window:
             admitted = served + tally.failed
-            return f"{plan.key} gives {rate.limit:,} {meter} per {window}; {admitted:,} were admitted"
+            allowed = f"{rate.limit:,} {meter} {_per(window)}"
+            return f"the {plan.key} plan allows {allowed}, and {admitted:,} were let in"
     ceiling = (entitlement.included or 0) + (entitlement.overage.cap or 0)
-    beyond = " (what is recorded after the fact is never refused)" if served > ceiling else ""
-    return f"{plan.key} gives {ceiling:,} {meter} per period; {served:,} were served{beyond}"
+    beyond = "; usage that is recorded after the work was done is never refused" if served > ceiling else ""
+    return f"the {plan.key} plan allows {ceiling:,} {meter} per month, and {served:,} were served{beyond}"
+
+
+def _per(window: str) -> str:
+    """A window, such as ``1d``, in words."""
+    number, unit = int(window[:-1]), _UNITS[window[-1]]
+    return f"per {unit}" if number == 1 else f"in {number} {unit}s"
