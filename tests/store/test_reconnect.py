@@ -176,7 +176,7 @@ async def test_i9_a_settlement_that_cannot_be_packed_does_not_hold_up_the_others
         lane, account = lane_of(kit), kit.store.accounts.get("acme")
         for _ in range(3):
             kit.store.post(lane, account, {"tokens": 5}, rated={})
-            lane.settle(Broken(), 0)  # type: ignore[arg-type] # it cannot be told what it came to, either
+            lane.streams[0].settle(Broken())  # type: ignore[arg-type] # it cannot be told what it came to, either
         await proxy.set("pass")
         await settled(kit)
         assert await used(kit, "acme", "tokens") == (15, 0)

@@ -40,7 +40,7 @@ from proxy import TcpProxy
 from servers import spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from meterkit import MeterKit
     from meterkit.store.lane import Lane
@@ -150,7 +150,7 @@ async def test_i6_connections_killed_by_the_server_settle_each_once(valkey: Serv
     async with kit_at(valkey.url) as kit:
         books = Books(kit)
         for _ in range(10):
-            writers = [stream.writer for stream in lane_of(kit)._streams]
+            writers = [stream.writer for stream in lane_of(kit).streams]
             with killing(valkey):
                 books.settle(200)
                 await asyncio.sleep(0)
@@ -216,10 +216,12 @@ class Line:
         self.connected = True
         self.tasks: list[asyncio.Task[None]] = []
 
-    def post(self, packed: tuple[bytes, ...], receiver: Any) -> bool:
-        if self.connected:
-            self.sent.append((packed[-1], receiver))
-        return self.connected
+    @property
+    def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
+        return self._post if self.connected else None
+
+    def _post(self, packed: Sequence[bytes], receiver: Any) -> None:
+        self.sent.append((packed[-1], receiver))
 
     async def retire(self, key: str) -> int:
         self.retired.append(key)
@@ -478,7 +480,7 @@ async def test_a_writer_that_the_store_has_forgotten_is_told_apart_by_its_age(va
         await settled(kit)
         lane = lane_of(kit)
         for _ in range(2):
-            for stream in lane._streams:
+            for stream in lane.streams:
                 stream.renew()
         for key in valkey.command("KEYS", "*:w:*"):
             valkey.command("DEL", key)  # As after eight days.
@@ -495,7 +497,7 @@ async def test_a_duplicate_a_gap_and_a_retired_writer_apply_nothing(valkey: Serv
         await settled(kit)
         lane, account = lane_of(kit), kit.store.accounts.get("acme")
         ending = Ending(account, held={}, flights=(), recorded={"tokens": 7}, rated={}, slot=0)
-        writer = lane._streams[account.keys.shard].writer
+        writer = lane.streams[account.keys.shard].writer
         head, tail = ending.pack()
 
         async def send(number: int) -> Any:
@@ -506,7 +508,8 @@ async def test_a_duplicate_a_gap_and_a_retired_writer_apply_nothing(valkey: Serv
                     heard.set_result(reply)
 
             packed = (head, writer.packed_key, tail, pack_place(0, number))
-            assert lane.post(packed, Receiver())
+            assert lane.post is not None
+            lane.post(packed, Receiver())
             return await heard
 
         assert (await send(1))[0] == 1

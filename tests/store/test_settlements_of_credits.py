@@ -212,7 +212,7 @@ async def test_i3_captures_on_connections_that_the_server_kills_are_paid_once(va
     async with books_on(valkey.url, valkey.url) as books:
         for _ in range(5):
             await books.begin(100)
-            writers = [stream.writer for stream in books.lane._streams]
+            writers = [stream.writer for stream in books.lane.streams]
             with killing(valkey):
                 captures = books.capture(80)
                 while sum(len(writer.inflight) for writer in writers) < 80:  # noqa: ASYNC110
@@ -250,13 +250,13 @@ async def test_i3_captures_of_a_retired_writer_are_paid_once(valkey: Server) -> 
             await books.begin(40)
             captures = books.capture(20)
             await asyncio.sleep(0)
-            writers = [stream.writer.key for stream in books.lane._streams]
+            writers = [stream.writer.key for stream in books.lane.streams]
             captures += books.capture(10)
             for key in writers:
                 await books.lane.retire(key)
             captures += books.capture(10)
             await asyncio.gather(*captures)
-            assert writers != [stream.writer.key for stream in books.lane._streams]
+            assert writers != [stream.writer.key for stream in books.lane.streams]
         await books.balance()
 
 
@@ -297,7 +297,8 @@ async def test_i3_a_capture_that_comes_twice_is_paid_once(valkey: Server) -> Non
                         heard.set_result(reply)
 
                 key = b"$%d\r\n%b\r\n" % (len(writer), writer.encode())
-                assert lane.post((head, key, tail, pack_place(ending.slot, number)), Receiver())
+                assert lane.post is not None
+                lane.post((head, key, tail, pack_place(ending.slot, number)), Receiver())
                 return await heard
 
             assert (await send(1))[0] == 0

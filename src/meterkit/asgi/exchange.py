@@ -37,7 +37,9 @@ __all__ = ["Current", "Exchange"]
 T = TypeVar("T")
 
 _NOTHING: Final[dict[str, int]] = {}
-_CLIENT_ERRORS: Final = range(HTTPStatus.BAD_REQUEST, HTTPStatus.INTERNAL_SERVER_ERROR)
+# Numbers: to look a member of an enumeration up takes as long as the rest of a comparison.
+_BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
+_SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 _recording: Final = RLock()
 """Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
 a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
@@ -59,11 +61,15 @@ class Current:
 
 
 class Exchange:
-    """A request that was admitted: its :meth:`send` stands between the app and the server.
+    """A request that was admitted: :meth:`receive` and :meth:`send` stand between the app and the server.
 
     What it comes to is settled right after the last byte of its response, or when the app ends without one.
+
+    Attributes:
+        server_receive: the server's receive, to be set before the app is called.
     """
 
+    server_receive: Receive
     # Most requests leave these as they are: kept in the class, they cost nothing per request.
     told: Told | ShadowFields | None = None
     _slot = 0
@@ -100,31 +106,25 @@ class Exchange:
             self._slot = reply[1] // HOLD_SLOT_MS
             lane.live.add(self)
 
-    def receive_from(self, receive: Receive, body: BufferedBody | None, estimate: InputEstimator) -> Receive:
-        """What the app is to receive from instead of the server, so that it is known when the client leaves.
-
-        Where the route says so, the response's token usage is read as it is sent.
+    def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
+        """Read the response's token usage as it is sent, where the route says so.
 
         Args:
-            receive: the server's.
             body: the request's, where it was read before.
             estimate: what measures the input where the client does not wait for the usage.
         """
-        self._receive = receive if body is None else body.receive
         if body is not None:
-            self._gone = body.gone
+            self.server_receive, self._gone = body.receive, body.gone
         usage = self._route.usage
         # A stored answer is not used again each time that it is fetched.
         if usage != "none" and (usage != "auto" or self._scope["method"] == "POST"):
-            reading = Reading(usage, complain=self.remark, body=body, estimate=estimate)
-            self._llm = LlmCalls(reading)
-            self._reading = reading
+            self._reading = Reading(usage, complain=self.remark, body=body, estimate=estimate)
+            self._llm = LlmCalls(self._reading)
             self._nothing_to_settle = False
-        return self._hear
 
-    async def _hear(self) -> Message:
-        """The server's next message."""
-        message = await self._receive()
+    async def receive(self) -> Message:
+        """The server's next message; so it is known when the client leaves."""
+        message = await self.server_receive()
         if message["type"] == "http.disconnect":
             # Servers say so too once the response is over, while its last message is on its way even.
             if not (self._ending or self._complete):
@@ -393,9 +393,10 @@ class Exchange:
 
     def _outcome(self) -> Outcome:
         if self._complete and not self._gone:
-            if self._status < HTTPStatus.BAD_REQUEST:
+            if self._status < _BAD_REQUEST:
                 return "success"
-            return "client_error" if self._status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-        if self._begun and not self._failed and self._status < HTTPStatus.BAD_REQUEST:
+            return "client_error" if self._status < _SERVER_ERROR else "server_error"
+        if self._begun and not self._failed and self._status < _BAD_REQUEST:
             return "client_gone"
-        return "client_error" if self._begun and self._status in _CLIENT_ERRORS else "server_error"
+        is_client_error = _BAD_REQUEST <= self._status < _SERVER_ERROR
+        return "client_error" if self._begun and is_client_error else "server_error"

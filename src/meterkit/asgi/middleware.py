@@ -144,12 +144,14 @@ class MeterMiddleware:
             return
         if body is not None and body.untouched:
             body = None
-        receive = passed.receive_from(receive, body, self._kit.estimate_input)
+        passed.server_receive = receive
+        if body is not None or route.usage != "none":
+            passed.read_usage(body, self._kit.estimate_input)
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
         scope[self._mark] = True
         try:
-            await self.app(scope, receive, passed.send)
+            await self.app(scope, passed.receive, passed.send)
         except BaseException as error:
             passed.settle(error)
             raise
@@ -180,7 +182,7 @@ class MeterMiddleware:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
             make = None if body is None else await self._reserving(lane, account, route, body)
-            call = make("d") if make else account.calls.get(id(route)) or account.call(route)
+            call = make("d") if make else account.view.calls.get(id(route)) or account.call(route)
             pending = lane.call(call)
             try:
                 reply: Any = await pending

@@ -59,13 +59,12 @@ class DecideCall:
         reserved: meter to what is set aside until the true quantity is known.
         held: meter to what an allowed decision holds.
         consumed: meter to what is recorded besides the true quantities, when the request ends as billed.
-        recurs: whether the same call is made again and again.
         shadow: whether it is counted and held whatever the limits say, and nobody is held to them.
         foregone: in shadow, the refusal that would follow from the state alone, or None.
     """
 
     __slots__ = (
-        *("account", "consumed", "endings", "foregone", "held", "packed", "preset", "program", "recurs"),
+        *("account", "consumed", "endings", "foregone", "held", "packed", "preset", "program"),
         *("reserved", "shadow", "standing"),
     )
 
@@ -90,7 +89,6 @@ class DecideCall:
         self.reserved = reserved
         self.held = program.held
         self.consumed = program.settled
-        self.recurs = False
         if self.shadow and mode in "df":
             mode = "s"
         self.packed = packed or view.pack_decide(program, mode if self.preset is None else "v")
@@ -181,7 +179,6 @@ class View:
             program = self.accounts.program(self.entitlements, route, self.purse)
             call = DecideCall(self, program, mode, route=route)
             if mode == "d":
-                call.recurs = True
                 self.calls[id(route)] = call
         return call
 
@@ -258,7 +255,6 @@ class View:
     def _keep(self, key: tuple[object, ...], call: DecideCall) -> DecideCall:
         if len(self._calls) >= _CALLS_MAX:
             self._calls.clear()
-        call.recurs = True
         self._calls[key] = call
         return call
 

@@ -40,7 +40,6 @@ class Ending:
         decided: the tokens of these rates.
         counted_ms: when that was.
         slot: the hold slot (of five minutes) that the decision added to.
-        key: what the packed request is kept under, where the same one recurs; else None.
         event_key: the key that remembers an event id of the app; else None.
         occurred_ms: when it happened, if the app says so; else None.
         waiter: done once the store has acknowledged; None where nobody waits.
@@ -49,7 +48,7 @@ class Ending:
     """
 
     __slots__ = (
-        *("account", "counted_ms", "decided", "dimensions", "event_key", "flights", "held", "key"),
+        *("_packed", "account", "counted_ms", "decided", "dimensions", "event_key", "flights", "held"),
         *("measured", "occurred_ms", "rated", "recorded", "reserved", "slot", "waiter"),
     )
 
@@ -67,7 +66,6 @@ class Ending:
         counted_ms: int = 0,
         dimensions: Mapping[str, str] = _NO_DIMENSIONS,
         measured: Mapping[str, int] = _NOTHING,
-        key: Any = None,
         event_key: str | None = None,
         occurred_ms: int | None = None,
         waiter: asyncio.Future[None] | None = None,
@@ -83,7 +81,7 @@ class Ending:
         self.counted_ms = counted_ms
         self.dimensions = dimensions
         self.measured = measured
-        self.key = key
+        self._packed: tuple[View, tuple[bytes, bytes]] | None = None
         self.event_key = event_key
         self.occurred_ms = occurred_ms
         self.waiter = waiter
@@ -97,12 +95,9 @@ class Ending:
         """The request up to the writer's key, and from there to the slot and the number."""
         # One view from here on: another thread may learn of another state meanwhile.
         view = self.account.view
-        packed = view.endings.get(self.key) if self.key is not None else None
-        if packed is None:
-            packed = self._pack(view)
-            if self.key is not None:
-                view.endings[self.key] = packed
-        return packed
+        if self._packed is None or self._packed[0] is not view:
+            self._packed = view, self._pack(view)
+        return self._packed[1]
 
     def stale(self, reply: list[Any]) -> None:
         """Take the state that the store has come to since."""

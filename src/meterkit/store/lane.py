@@ -48,6 +48,8 @@ class Lane:
         now_ms: this process's clock.
 
     Attributes:
+        post: sends a request whose reply goes to a receiver; None while there is no connection.
+        streams: the settlements of each shard.
         is_served: whether the kit was started for this event loop, not only its store.
     """
 
@@ -66,6 +68,7 @@ class Lane:
         self._retire = retire
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._linked)
         self._link: Link | None = None
+        self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer_renewal: asyncio.TimerHandle | None = None
         self.renewal = Renewal(self.spawn, now_ms)
@@ -74,7 +77,7 @@ class Lane:
         self._loading = False
         self._complained_at = -_COMPLAIN_EVERY_S
         self.stopping = False
-        self._streams = [Stream(self, keys, shard) for shard in range(keys.shards)]
+        self.streams = [Stream(self, keys, shard) for shard in range(keys.shards)]
 
     def begin(self) -> None:
         """Connect in the background."""
@@ -110,19 +113,19 @@ class Lane:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._reconnector.stop()
-        left = [settlement for stream in self._streams for settlement in stream.abandon()]
+        left = [settlement for stream in self.streams for settlement in stream.abandon()]
         if left:
             _tell_lost(left)
 
     @property
     def unsettled(self) -> int:
         """Settlements that the store has not acknowledged."""
-        return sum(stream.unsettled for stream in self._streams)
+        return sum(stream.unsettled for stream in self.streams)
 
     @property
     def lost(self) -> int:
         """Settlements that the store acknowledged and has lost since, or that found no room to wait."""
-        return sum(stream.lost for stream in self._streams)
+        return sum(stream.lost for stream in self.streams)
 
     @property
     def connected(self) -> bool:
@@ -176,18 +179,7 @@ class Lane:
             reply = answer
         raise StoreError(f"the store refuses: {reply}", executed=False)
 
-    def settle(self, settlement: Settlement, shard: int) -> None:
-        """Send a settlement, numbered; keep it until it is acknowledged."""
-        self._streams[shard].settle(settlement)
-
     # What a stream needs.
-
-    def post(self, packed: tuple[bytes, ...], receiver: Any) -> bool:
-        """Send if there is a connection; say whether."""
-        if self._link is None:
-            return False
-        self._link.post(packed, receiver)
-        return True
 
     async def retire(self, key: str) -> int:
         """Retire a writer, waiting for a connection if there is none; the last number it applied."""
@@ -235,8 +227,9 @@ class Lane:
 
     def _linked(self, link: Link | None) -> None:
         self._link = link
+        self.post = None if link is None else link.post
         if link is None:
-            for stream in self._streams:
+            for stream in self.streams:
                 stream.disconnected()
 
     def _load(self) -> None:
@@ -253,7 +246,7 @@ class Lane:
 
     async def _drain(self) -> None:
         while True:
-            for stream in self._streams:
+            for stream in self.streams:
                 stream.resume()
             if self._link is not None:
                 await self.replies()
@@ -264,7 +257,7 @@ class Lane:
 
     def _renew_writers(self) -> None:
         self._writer_renewal = self._loop.call_later(_RENEW_EVERY_S, self._renew_writers)
-        for stream in self._streams:
+        for stream in self.streams:
             stream.renew()
 
     def _done(self, task: asyncio.Task[None]) -> None:

@@ -234,7 +234,7 @@ class Store:
 
         def settle(waiter: asyncio.Future[None]) -> None:
             ending.waiter = waiter
-            lane.settle(ending, ending.account.keys.shard)
+            lane.streams[ending.account.keys.shard].settle(ending)
 
         await self.acknowledged(settle)
 
@@ -269,9 +269,8 @@ class Store:
                 recorded=call.consumed if billed else _NOTHING,
                 rated=_NOTHING,
                 slot=slot,
-                key=(program, billed) if call.recurs else None,
             )
-        lane.settle(ending, call.account.keys.shard)
+        lane.streams[call.account.keys.shard].settle(ending)
 
     async def renew(
         self, lane: Lane, account: Account, before: DecideCall, slot: int, is_over: Callable[[], bool]
@@ -332,7 +331,7 @@ class Store:
             dimensions=dimensions,
             measured=recorded if measured is None else measured,
         )
-        lane.settle(ending, account.keys.shard)
+        lane.streams[account.keys.shard].settle(ending)
 
     def capture(
         self,
@@ -376,7 +375,7 @@ class Store:
             measured=measured,
             waiter=waiter,
         )
-        lane.settle(ending, call.account.keys.shard)
+        lane.streams[call.account.keys.shard].settle(ending)
 
     def _lowered(self, customer: str, credit: str) -> None:
         self.on_low(customer, credit)

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
     from meterkit.store.program import Measure, Program
 
-__all__ = ["allowed", "refused", "reset_ms"]
+__all__ = ["DAY_MS", "SLIDING", "allowed", "refused", "reset_ms"]
 
-_SLIDING: Final = 1
+SLIDING: Final = 1
 _FIXED: Final = 2
 _BUCKET: Final = 3
 _CEILING: Final = 4
 _CONCURRENCY: Final = 5
 _PRECEDENCE: Final[tuple[Reason, ...]] = ("concurrency", "rate", "cap", "included", "credits")
-_DAY_MS: Final = 90_000_000
+DAY_MS: Final = 90_000_000
 _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
@@ -59,12 +59,9 @@ def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_
     if remaining >= limit:
         return 0
     wanted = remaining + 1 if remaining >= measure.needed else measure.needed
-    if kind == _SLIDING:
-        if before or window > _DAY_MS:
-            counted = limit - remaining - _weighted(before, window - now_ms % window, window)
-            return _sliding_wait(measure, counted, before, wanted, now_ms)
-        # The same, shorter: this is worked out for most answers.
-        return 2 * window - now_ms % window - (limit - wanted) * window // (limit - remaining)
+    if kind == SLIDING:
+        counted = limit - remaining - _weighted(before, window - now_ms % window, window)
+        return _sliding_wait(measure, counted, before, wanted, now_ms)
     if kind == _FIXED:
         return window - now_ms % window
     return _bucket_wait(measure, limit - remaining - (before > 0), before, wanted)
@@ -162,7 +159,7 @@ def _ceiling_wait(
 
 def _weighted(previous: int, left_ms: int, window_ms: int) -> int:
     """The part of the previous window's count that still counts, rounded up."""
-    if window_ms > _DAY_MS:
+    if window_ms > DAY_MS:
         left_ms, window_ms = -(-left_ms // 1000), window_ms // 1000
     return -(-previous * left_ms // window_ms)
 
@@ -171,6 +168,6 @@ def _most_left(previous: int, room: int, window_ms: int) -> int:
     """The longest rest of a window at which no more than ``room`` of the previous count still counts (ms)."""
     if previous <= room:
         return window_ms
-    if window_ms > _DAY_MS:
+    if window_ms > DAY_MS:
         return room * (window_ms // 1000) // previous * 1000
     return room * window_ms // previous

@@ -19,7 +19,7 @@ from meterkit.store.connection import ReplyError
 from meterkit.store.resp import pack_each
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from meterkit.store.keys import Keys
 
@@ -81,8 +81,9 @@ class Line(Protocol):
         """Whether nothing that begins now will be ended."""
         ...
 
-    def post(self, packed: tuple[bytes, ...], receiver: Any) -> bool:
-        """Send if there is a connection; say whether."""
+    @property
+    def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
+        """Sends a request whose reply goes to a receiver; None while there is no connection."""
         ...
 
     async def retire(self, key: str) -> int:
@@ -150,6 +151,11 @@ class _Writer:
         settlement = self.inflight.popleft()
         answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
         code = answer[0]
+        if code == _OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.undone:
+            # As below, but shorter: nearly all end so.
+            self.acknowledged += 1
+            self.stream.pause_s = 0.0
+            return
         if self.undone or code not in {_OK, _DUPLICATE, _REFUSED, _DAMAGED}:
             if isinstance(reply, ReplyError) and reply.of_script:
                 self.failed[len(self.undone)] = str(reply)
@@ -282,6 +288,9 @@ class Stream:
         return left
 
     def _send(self, settlement: Settlement) -> bool:
+        post = self._line.post
+        if post is None:
+            return False
         try:
             head, tail = settlement.pack()
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others behind it
@@ -291,11 +300,7 @@ class Stream:
         # Before anything else is made: the garbage collector may end a stream, which settles, too.
         number = writer.number = writer.number + 1
         writer.inflight.append(settlement)
-        packed = (head, writer.packed_key, tail, pack_place(settlement.slot, number))
-        if not self._line.post(packed, writer):
-            writer.number -= 1
-            writer.inflight.pop()
-            return False
+        post((head, writer.packed_key, tail, pack_place(settlement.slot, number)), writer)
         return True
 
     async def _recover(self) -> None:
