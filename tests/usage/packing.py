@@ -53,3 +53,12 @@ def hide(patch: pytest.MonkeyPatch, *names: str) -> None:
     modules: Any = import_module("sys").modules
     for name in names:
         patch.setitem(modules, name, None)
+    look_again(patch)
+
+
+def look_again(patch: pytest.MonkeyPatch) -> None:
+    """Have the packages looked for once more, and again when the test is over."""
+    makers: Any = import_module("meterkit.asgi.usage.decoding")._makers
+    for coding in (b"br", b"zstd"):
+        patch.setitem(makers, coding, None)
+        patch.delitem(makers, coding)

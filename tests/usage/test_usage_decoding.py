@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import tracemalloc
 from importlib import import_module
 from itertools import product
@@ -11,7 +12,7 @@ import pytest
 
 from meterkit.asgi.usage import CallUsage, ResponseReader
 from meterkit.asgi.usage.decoding import DECODED_BYTES_MAX, Decoding, decoding_of
-from usage.packing import BR, HIDDEN, PACKERS, ZSTD, hide, pack
+from usage.packing import BR, HIDDEN, PACKERS, ZSTD, hide, look_again, pack
 from usage.recordings import JSON_TYPE, RECORDINGS, SSE_TYPE, chat, chat_usage, compact, figures, sse
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
@@ -157,6 +158,7 @@ def test_packages_without_a_bound_on_what_comes_out_are_not_used(monkeypatch: py
 
     for name in BR:
         monkeypatch.setattr(import_module(name), "Decompressor", Old)
+    look_again(monkeypatch)
     assert decoding_of(b"br") is None
 
 
@@ -166,3 +168,48 @@ def test_usage_at_the_end_of_a_long_compressed_answer_is_found() -> None:
         packed, header = pack(body, coding)
         (call,), _ = read(packed, coding=header)
         assert ("reported", 3, 4) == figures(call)[:3]
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("coding", PACKERS)
+def test_streams_that_are_read_in_turns_do_not_mix(
+    coding: str, fallback: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fallback:
+        hide(monkeypatch, *HIDDEN.get(coding, ()))
+    bodies = [b"".join(b"%d %d," % (n, n * factor) for n in range(5_000)) for factor in (3, 7)]
+    packed, (header, _) = zip(*(pack(body, coding) for body in bodies), strict=True)
+    decodings = [opened(header), opened(header)]
+    found = [b"", b""]
+    for at in range(0, max(map(len, packed)), 100):
+        for which in (0, 1):
+            found[which] += b"".join(decodings[which].feed(packed[which][at : at + 100]))
+    assert bodies == found
+
+
+class Absent:
+    """Finds no package, and remembers which were looked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        del path, target
+        if name.partition(".")[0] in {"brotli", "brotlicffi", "compression", "backports", "zstandard"}:
+            self.asked.append(name)
+            raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("coding", [b"br", b"zstd"])
+def test_packages_that_are_absent_are_looked_for_once(coding: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Absent()
+    for name in [*sys.modules]:
+        if name.partition(".")[0] in {*BR, "backports", "zstandard"}:
+            monkeypatch.delitem(sys.modules, name)
+    look_again(monkeypatch)
+    monkeypatch.setattr(sys, "meta_path", [absent, *sys.meta_path])
+    assert decoding_of(coding) is None
+    asked = [*absent.asked]
+    assert asked
+    assert decoding_of(coding) is None
+    assert asked == absent.asked

@@ -9,7 +9,7 @@ import zlib
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +40,9 @@ class _Decoder(Protocol):
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What the next bytes of coded data hold, in pieces; raises whatever it likes if they are none."""
         ...
+
+
+_Maker: TypeAlias = "Callable[[], _Decoder]"
 
 
 class _Inflate:
@@ -180,44 +183,49 @@ def decoding_of(codings: bytes) -> Decoding | None:
     """
     decoders: list[_Decoder] = []
     for name in codings.split(b","):
-        make = _MAKERS.get(name.strip())
-        decoder = None if make is None else make()
-        if decoder is None or len(decoders) == _CODINGS_MAX:
+        make = _maker(name.strip())
+        if make is None or len(decoders) == _CODINGS_MAX:
             return None
-        decoders.append(decoder)
+        decoders.append(make())
     return Decoding(decoders)
 
 
-def _brotli() -> _Decoder | None:
+def _maker(coding: bytes) -> _Maker | None:
+    """What makes the decoder of a coding; packages are looked for once, as one that is absent takes long."""
+    if coding in _FINDERS and coding not in _makers:
+        _makers[coding] = _FINDERS[coding]()
+    return _makers.get(coding)
+
+
+def _find_brotli() -> _Maker | None:
     for name in ("brotli", "brotlicffi"):
         # Whatever is wrong with a package, it cannot be used.
         with suppress(Exception):
             make: Callable[[], Any] = import_module(name).Decompressor
             make().process(b"", output_buffer_limit=1)
-            return _Brotli(make)
+            return partial(_Brotli, make)
     return None
 
 
-def _zstd() -> _Decoder | None:
+def _find_zstd() -> _Maker | None:
     for name in ("compression.zstd", "backports.zstd"):
         with suppress(Exception):
             zstd: Any = import_module(name)
             options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_MAX.bit_length() - 1}
-            return _Zstd(partial(zstd.ZstdDecompressor, options=options))
+            make = partial(zstd.ZstdDecompressor, options=options)
+            make()
+            return partial(_Zstd, make)
     with suppress(Exception):
         zstandard: Any = import_module("zstandard")
-        whole = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX)
-        return _Zstandard(whole.decompressobj)
+        open_one = partial(zstandard.ZstdDecompressor, max_window_size=_ZSTD_WINDOW_MAX)
+        open_one().decompressobj()
+        # One each: what comes of one shares its state.
+        return lambda: _Zstandard(open_one().decompressobj)
     return None
 
 
-_MAKERS: Final[dict[bytes, Callable[[], _Decoder | None]]] = {
-    b"gzip": _Inflate,
-    b"x-gzip": _Inflate,
-    b"deflate": _Inflate,
-    b"br": _brotli,
-    b"zstd": _zstd,
-}
+_FINDERS: Final[dict[bytes, Callable[[], _Maker | None]]] = {b"br": _find_brotli, b"zstd": _find_zstd}
+_makers: dict[bytes, _Maker | None] = {b"gzip": _Inflate, b"x-gzip": _Inflate, b"deflate": _Inflate}
 
 
 def _has_header(data: bytes) -> bool:
