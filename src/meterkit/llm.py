@@ -24,6 +24,7 @@ T = TypeVar("T")
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 _HELD_BYTES_MAX: Final = 1 << 16
+_END_BYTES_MAX: Final = len(b"\r\n\r\n")
 
 
 class UsageRequest(NamedTuple):
@@ -150,12 +151,17 @@ class RestoredStream(Generic[T]):
 class _Filter:
     """Takes the events that only report usage out of a stream of server-sent events."""
 
-    __slots__ = ("_by_line", "_held", "_hidden", "_is_text", "_overlong")
+    __slots__ = ("_by_line", "_held", "_hidden", "_is_text", "_passed", "_returned")
 
     def __init__(self) -> None:
         self._by_line: bool | None = None
-        self._is_text = self._hidden = self._overlong = False
-        self._held = b""
+        self._is_text = self._hidden = False
+        # An event that has not ended. Of one that is too long only what may belong to its end is kept, though
+        # the client has it.
+        self._held = bytearray()
+        self._passed = 0
+        # Whether the client got the event whose last byte is a carriage return: a line feed may belong to it.
+        self._returned: bool | None = None
 
     def pass_on(self, piece: bytes | bytearray | str) -> bytes | str | None:
         """What is left of a piece, of its own type; None where nothing is left by now."""
@@ -174,24 +180,35 @@ class _Filter:
 
     def flush(self) -> bytes | str | None:
         """The end of a stream that broke off within an event, or did not end its last one."""
-        held, self._held = self._held, b""
+        held = bytes(self._held[self._passed :])
+        self._held.clear()
         return None if _is_extra(held) else self._typed(held)
 
     def _events(self, data: bytes) -> bytes:
-        data = self._held + data
+        held = self._held
         kept: list[bytes] = []
-        begin = 0
-        for end in _EVENT_END.finditer(data):
-            event = data[begin : end.end()]
-            if self._overlong or not _is_extra(event):
+        if self._returned is not None and data:
+            if data.startswith(b"\n"):
+                kept.append(data[: int(self._returned)])
+                data = data[1:]
+            self._returned = None
+        begin, at = 0, max(0, len(held) - _END_BYTES_MAX + 1)
+        held += data
+        while (end := _EVENT_END.search(held, at)) is not None:
+            at = end.end()
+            event = bytes(held[begin + self._passed : at])
+            is_kept = self._passed > 0 or not _is_extra(event)
+            if is_kept:
                 kept.append(event)
-            self._overlong = False
-            begin = end.end()
-        self._held = data[begin:]
-        if self._overlong or len(self._held) > _HELD_BYTES_MAX:
+            if at == len(held) and event.endswith(b"\r"):
+                self._returned = is_kept
+            begin, self._passed = at, 0
+        del held[:begin]
+        if self._passed or len(held) > _HELD_BYTES_MAX:
             # No report is as long.
-            kept.append(self._held)
-            self._held, self._overlong = b"", True
+            kept.append(bytes(held[self._passed :]))
+            del held[: 1 - _END_BYTES_MAX]
+            self._passed = len(held)
         return b"".join(kept)
 
     def _typed(self, data: bytes, *, blank: bool = False) -> bytes | str | None:

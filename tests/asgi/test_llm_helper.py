@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from copy import deepcopy
+from time import thread_time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,31 @@ async def test_an_event_is_passed_on_as_soon_as_it_has_come(store_url: str) -> N
     async with metered(Starlette(routes=[Route("/none", endpoint)]), store_url, settings=PATIENT) as at:
         assert 200 == (await at.client.get("/none")).status_code
     assert [b'data: {"a' + b"b" * 70_000, b"c"] == left
+
+
+@pytest.mark.parametrize("size", [60_000, 100_000])
+async def test_an_event_that_comes_byte_by_byte_takes_no_longer_the_longer_it_is(
+    size: int, store_url: str
+) -> None:
+    """Each byte is searched once; looking from the event's start each time takes ten seconds and more."""
+    event = sse({**SAID[0], "padding": "x" * size})
+    chunks = [event[at : at + 1] for at in range(len(event))]
+    begun = thread_time()
+    left, _ = await through([*chunks, sse(EXTRA), DONE], store_url)
+    assert thread_time() - begun < 8
+    assert event + DONE == b"".join(left)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n"])
+async def test_the_end_of_an_event_without_bound_is_found_wherever_it_is_cut(
+    end: bytes, store_url: str
+) -> None:
+    long = b"data: " + b"b" * 70_000
+    for size in (1, 2, 3, 4):
+        cut = [end[at : at + size] for at in range(0, len(end), size)]
+        left, counted = await through([long, *cut, sse(EXTRA, end=b"\r\n")[:-1], b"\n", DONE], store_url)
+        assert long + end + DONE == b"".join(left)
+        assert (3, 4) == counted
 
 
 async def test_a_stream_whose_end_is_torn_off_passes_to_the_last_byte(store_url: str) -> None:
