@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +14,6 @@ from meterkit.testing import StripeEmulator
 from servers import free_port
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from commands import Shell
 
 COMMANDS = (
@@ -157,3 +158,30 @@ def test_an_expiry_in_the_past_is_named(stored: Shell) -> None:
         done.code,
         done.err.partition(",")[0],
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check",), ("check", "--json"), ("customers", "list", "--json"), ("usage", "ada"), ("--help",)],
+)
+def test_output_that_cannot_be_written_is_said_in_a_line(stored: Shell, command: tuple[str, ...]) -> None:
+    # F-69's sibling: sixty lines of a traceback.
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "meterkit", *command],
+            cwd=stored.directory,
+            env=stored.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    told = [line for line in done.stderr.splitlines() if not line.startswith("nothing is known")]
+    assert (1, ["meterkit: the output cannot be written: No space left on device"]) == (done.returncode, told)
+
+
+def test_a_host_that_there_is_not_is_said_without_numbers(shell: Shell) -> None:
+    shell.environment["METERKIT_START_TIMEOUT"] = "0.2"
+    done = shell.run("customers", "list", "--redis", "redis://nowhere.invalid")
+    assert (1, 1) == (done.code, len(done.err.splitlines()))
+    assert "Errno" not in done.err

@@ -61,4 +61,4 @@ async def _nearest(kit: MeterKit, customer: str) -> str:
     for name in sets:
         members.smembers(name)
     found = {member.decode() for shard in await admin.ask(members.execute()) for member in shard}
-    return suggestion(customer, sorted(found - {customer}))
+    return suggestion(customer, sorted(found))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import meterkit
 from meterkit.cli.output import print_note
@@ -20,6 +22,7 @@ __all__ = ["exit_code", "log_to_stderr", "make_kit", "open_kit", "started", "sto
 
 REFUSED = 1
 WRONG_USAGE = 2
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def make_kit(*, plans: str | None, redis: str | None) -> meterkit.MeterKit:
@@ -113,7 +116,18 @@ def tell(command: Callable[[], None]) -> int:
         prefix = "" if isinstance(error, PlansError) else "meterkit: "
         print_note(f"{prefix}{error}")
         return exit_code(error)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print_note(f"meterkit: the output cannot be written: {os.strerror(error.errno)}")
+        _forget_output()
+        return REFUSED
     return 0
+
+
+def _forget_output() -> None:
+    """Drop what is left to be written, which Python would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_code(error: Exception) -> int:

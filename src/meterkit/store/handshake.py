@@ -75,7 +75,7 @@ def _words(error: OSError) -> str:
     """What the system says of an error; asyncio adds the address, which is named anyway."""
     # Errors of names and of TLS have numbers of their own.
     is_of_system = type(error).__module__ == "builtins"
-    return os.strerror(error.errno) if is_of_system and error.errno else str(error)
+    return os.strerror(error.errno) if is_of_system and error.errno else error.strerror or str(error)
 
 
 async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script]) -> None:
