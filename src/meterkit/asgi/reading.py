@@ -35,7 +35,7 @@ BODY_BYTES_MAX: Final = 1 << 20
 
 # When others are let run while a message is read: a piece of work more may have been begun by then.
 _REST_EVERY_S: Final = 0.000_5
-# How long whoever cancels a request waits until its response is read: a second or more of reading.
+# How long whoever cancels a request waits until its response is read: half a second or more of reading.
 _RESTS_MAX: Final = 1_000
 # How much is read where nobody can wait: some milliseconds.
 _LAST_STEPS_MAX: Final = 32
