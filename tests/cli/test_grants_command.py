@@ -128,7 +128,8 @@ async def test_the_ledger_shows_credits_exactly(granting: Shell, directory: Path
 
 def test_a_customer_that_nothing_was_known_of_is_told(granting: Shell) -> None:
     words = ("grants", "add", "acne", "ai=1", "--id", "g1")
-    assert granting.run(*words).err == "new customer acne: nothing was known of it\n"
+    told = granting.run(*words).err
+    assert told.startswith("new customer acne: nothing was known of it; did you mean 'acme'?")
     assert "new customer" not in granting.run(*words).err
 
 

@@ -29,6 +29,15 @@ commands = typer.Typer(no_args_is_help=True)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 _Found = TypeVar("_Found")
+_PriorityOption = Annotated[
+    int,
+    typer.Option(
+        "--priority",
+        parser=whole_number(0, 1000),
+        metavar="N",
+        help="From 0 to 1000; what has the lower one is used up first.",
+    ),
+]
 
 
 @commands.command(cls=Command)
@@ -51,15 +60,7 @@ def add(
             " grants once.",
         ),
     ] = None,
-    priority: Annotated[
-        int,
-        typer.Option(
-            "--priority",
-            parser=whole_number(0, 1000),
-            metavar="N",
-            help="From 0 to 1000; what has the lower one is used up first.",
-        ),
-    ] = 50,
+    priority: _PriorityOption = 50,
     effective: Annotated[
         str | None,
         typer.Option("--effective", metavar="WHEN", help=f"Since when it counts: {_WHEN}. Default: now."),
