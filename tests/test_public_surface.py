@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 import meterkit
+import meterkit.catalog
+from meterkit.settings import Settings, SettingsKeywords
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Generous, for machines that do other things at the same time.
 IMPORT_S_MAX = 0.2 if "CI" in os.environ else 0.04
 NAMES = [
     "CallUsage",
+    "Catalog",
+    "CreditsLow",
     "Current",
+    "Customer",
     "CustomerError",
+    "CustomerUsage",
+    "Customers",
     "Decision",
+    "FlushReport",
+    "Flusher",
+    "Grant",
+    "Grants",
+    "LedgerEntry",
     "MeterKit",
     "MeterMiddleware",
+    "MeterUsage",
     "MeterkitError",
+    "PeriodUsage",
     "PlansError",
     "Problem",
     "QuantityError",
+    "Reservation",
+    "Settings",
     "SettingsError",
     "StoreError",
+    "StreamTap",
+    "Undelivered",
     "UnknownMeterError",
+    "Unsealed",
     "current",
     "identify",
     "record",
@@ -45,6 +73,67 @@ def test_the_public_names_are_pinned_and_all_are_there() -> None:
     assert NAMES == meterkit.__all__
     assert NAMES == dir(meterkit)
     assert all(getattr(meterkit, name) is not None for name in NAMES)
+
+
+def mentioned(name: str) -> set[str]:
+    """The classes of meterkit that the public signatures of a public class or function name."""
+    thing = getattr(meterkit, name)
+    module = ast.parse(inspect.getsource(inspect.getmodule(thing) or thing))
+    origins = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("meterkit")
+        for alias in node.names
+    }
+    home = thing.__module__
+    origins |= {node.name: f"{home}.{node.name}" for node in module.body if isinstance(node, ast.ClassDef)}
+    definition = next(node for node in ast.walk(module) if getattr(node, "name", None) == thing.__name__)
+    found: set[str] = set()
+    for annotation in annotated_with(definition):
+        names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+        found |= {origins[known] for known in names & origins.keys()}
+    return found
+
+
+def annotated_with(definition: ast.AST) -> Iterator[ast.expr]:
+    """What the public attributes and methods of a class are annotated with, or a function."""
+    if isinstance(definition, ast.ClassDef):
+        for member in definition.body:
+            if isinstance(member, ast.AnnAssign):
+                yield member.annotation
+            elif not getattr(member, "name", "_").startswith("_"):
+                yield from annotated_with(member)
+    elif isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef):
+        arguments = definition.args
+        every = (*arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg)
+        yield from (found.annotation for found in every if found is not None and found.annotation is not None)
+        if definition.returns is not None:
+            yield definition.returns
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "identify"])
+def test_what_public_names_take_and_give_is_public(name: str) -> None:
+    public = {getattr(meterkit, other) for other in NAMES}
+    public |= {getattr(meterkit.catalog, part) for part in meterkit.catalog.__all__ if part[0].isupper()}
+    private = {
+        origin
+        for origin in mentioned(name)
+        if inspect.isclass(
+            found := getattr(import_module(origin.rpartition(".")[0]), origin.rpartition(".")[2])
+        )
+        and found not in public
+    }
+    assert private == set()
+
+
+def test_each_public_name_has_its_place_in_the_documentation() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "python.md").read_text()
+    assert [name for name in NAMES if f"`{name}" not in page and f"## {name}" not in page] == []
+
+
+def test_settings_as_keywords_are_all_the_settings() -> None:
+    # The plans file has a place of its own among the arguments of MeterKit.
+    assert sorted((*SettingsKeywords.__annotations__, "plans")) == sorted(Settings.model_fields)
 
 
 def test_importing_meterkit_loads_nothing_of_third_parties() -> None:

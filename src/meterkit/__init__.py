@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from meterkit.asgi.exchange import Current
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.asgi.reporting import record_usage, tap
-    from meterkit.asgi.usage import CallUsage, usage_of
+    from meterkit.asgi.usage import CallUsage, StreamTap, usage_of
+    from meterkit.catalog import Catalog
+    from meterkit.delivery.flusher import Flusher
+    from meterkit.delivery.report import FlushReport, Unsealed
     from meterkit.errors import (
         CustomerError,
         MeterkitError,
@@ -23,24 +26,48 @@ if TYPE_CHECKING:
         UnknownMeterError,
     )
     from meterkit.kit import MeterKit
+    from meterkit.notify import CreditsLow
+    from meterkit.settings import Settings
+    from meterkit.store.customers import Customer, Customers
     from meterkit.store.decision import Decision
+    from meterkit.store.grants import Grant, Grants, LedgerEntry
+    from meterkit.store.intents import Undelivered
+    from meterkit.store.reservations import Reservation
+    from meterkit.store.usage import CustomerUsage, MeterUsage, PeriodUsage
 
     __version__: str
 
 __all__ = [
     "CallUsage",
+    "Catalog",
+    "CreditsLow",
     "Current",
+    "Customer",
     "CustomerError",
+    "CustomerUsage",
+    "Customers",
     "Decision",
+    "FlushReport",
+    "Flusher",
+    "Grant",
+    "Grants",
+    "LedgerEntry",
     "MeterKit",
     "MeterMiddleware",
+    "MeterUsage",
     "MeterkitError",
+    "PeriodUsage",
     "PlansError",
     "Problem",
     "QuantityError",
+    "Reservation",
+    "Settings",
     "SettingsError",
     "StoreError",
+    "StreamTap",
+    "Undelivered",
     "UnknownMeterError",
+    "Unsealed",
     "current",
     "identify",
     "record",
@@ -51,10 +78,27 @@ __all__ = [
 
 _HOMES = {
     "CallUsage": "meterkit.asgi.usage",
+    "Catalog": "meterkit.catalog",
+    "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.exchange",
+    "Customer": "meterkit.store.customers",
+    "CustomerUsage": "meterkit.store.usage",
+    "Customers": "meterkit.store.customers",
     "Decision": "meterkit.store.decision",
+    "FlushReport": "meterkit.delivery.report",
+    "Flusher": "meterkit.delivery.flusher",
+    "Grant": "meterkit.store.grants",
+    "Grants": "meterkit.store.grants",
+    "LedgerEntry": "meterkit.store.grants",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
+    "MeterUsage": "meterkit.store.usage",
+    "PeriodUsage": "meterkit.store.usage",
+    "Reservation": "meterkit.store.reservations",
+    "Settings": "meterkit.settings",
+    "StreamTap": "meterkit.asgi.usage",
+    "Undelivered": "meterkit.store.intents",
+    "Unsealed": "meterkit.delivery.report",
     "current": "meterkit.asgi.context",
     "record": "meterkit.asgi.context",
     "record_usage": "meterkit.asgi.reporting",

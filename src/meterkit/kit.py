@@ -6,7 +6,7 @@ import logging
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 from meterkit.asgi.off_request import captured, record_calls
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from meterkit.asgi.usage import CallUsage, InputEstimator
+    from meterkit.settings import SettingsKeywords
     from meterkit.store.decision import Decision
     from meterkit.store.lane import Lane
     from meterkit.store.usage import CustomerUsage
@@ -83,7 +84,7 @@ class MeterKit:
         *,
         clock: Callable[[], float] = time,
         estimate_input: InputEstimator = estimate_input,
-        **settings: Any,
+        **settings: Unpack[SettingsKeywords],
     ) -> None:
         self.settings = Settings.load(**settings)
         self.estimate_input = guarded(estimate_input)

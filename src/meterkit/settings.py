@@ -7,7 +7,7 @@ import os
 
 # Pydantic reads the annotations of the class below when it is made, so their names are needed then.
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -16,9 +16,11 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from meterkit.errors import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic.fields import FieldInfo
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "SettingsKeywords"]
 
 _PREFIX: Final = "METERKIT_"
 _USUAL: Final = {
@@ -82,6 +84,26 @@ def _state_folder() -> Path:
 
 
 _Base = Annotated[str, AfterValidator(_base_address)]
+
+
+class SettingsKeywords(TypedDict, total=False):
+    """The keywords by which ``MeterKit`` takes settings, for type checkers; see :class:`Settings`."""
+
+    redis_url: str | None
+    stripe_api_key: str | SecretStr | None
+    stripe_api_base: str | None
+    stripe_events_base: str | None
+    stripe_webhook_secret: str | SecretStr | Sequence[str | SecretStr] | None
+    stripe_transport: Literal["v1", "v2-stream"] | None
+    flush_interval: float | None
+    store_timeout: float | None
+    start_timeout: float | None
+    key_prefix: str | None
+    shards: int | None
+    spool_dir: str | os.PathLike[str] | None
+    deliver_without_persistence: bool | None
+    flush: bool | None
+    enforcement: Literal["on", "shadow", "off"] | None
 
 
 class Settings(BaseSettings):

@@ -130,7 +130,7 @@ async def test_off_serves_whoever_asks(found: object) -> None:
 
 def test_what_is_no_word_of_it_is_refused() -> None:
     with pytest.raises(SettingsError) as refused:
-        MeterKit(loads(PLANS), redis_url="memory://", enforcement="of")
+        MeterKit(loads(PLANS), redis_url="memory://", enforcement="of")  # type: ignore[arg-type] # the error is the point
     assert str(refused.value) == "keyword enforcement: found 'of'; allowed: on, shadow or off"
 
 
