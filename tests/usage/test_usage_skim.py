@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
+from pkgutil import walk_packages
 from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from meterkit.asgi import usage
 from meterkit.asgi.usage import CallUsage, ResponseReader
 from meterkit.asgi.usage.blocks import EVENT_BYTES_MAX
 from meterkit.asgi.usage.places import ROOT, Place, text_bytes
@@ -331,3 +335,13 @@ def test_items_beyond_the_bound_are_measured_though_not_kept() -> None:
     assert 4_000 == measured
     assert 32 == len(said["choices"])
     assert {"prompt_tokens": 5} == said["usage"]
+
+
+def test_no_expression_has_a_possessive_group() -> None:
+    # They match wrongly before Python 3.11.5, and the versions after it do not show that:
+    # https://github.com/python/cpython/issues/106052
+    modules = [import_module(found.name) for found in walk_packages(usage.__path__, f"{usage.__name__}.")]
+    values: list[Any] = [value for module in modules for value in vars(module).values()]
+    sources = [repr(value.pattern) for value in values if hasattr(value, "pattern")]
+    assert len(sources) > 10
+    assert [source for source in sources if re.search(r"\)[*+?}]\+", source)] == []

@@ -10,20 +10,22 @@ __all__ = ["BALANCED", "TEXT", "Nesting", "TextEnd", "span"]
 DEPTH_MAX: Final = 1_000
 """What is nested deeper is no provider's answer; Python's own parser gives up there too."""
 
-_TEXT: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+# Atomic groups, as Python 3.11 before 3.11.5 matches repeated groups that are possessive, (?:...)*+, wrongly:
+# https://github.com/python/cpython/issues/106052
+_TEXT: Final = rb'"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"'
 TEXT: Final = re.compile(_TEXT, re.DOTALL)
 """A whole JSON text."""
 
-_REST: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_REST: Final = re.compile(rb'[^"\\]*+(?>(?:\\.[^"\\]*+)*)', re.DOTALL)
 _LEVELS: Final = 7
 _QUOTE, _BACKSLASH = b'"\\'
 _OPENING: Final = b"{["
 
 
 def _balanced(levels: int) -> re.Pattern[bytes]:
-    inside = rb'(?:[^"{}\[\]]++|' + _TEXT + rb")*+"
+    inside = rb'(?>(?:[^"{}\[\]]++|' + _TEXT + rb")*)"
     for _ in range(levels):
-        inside = rb'(?:[^"{}\[\]]++|' + _TEXT + rb"|[{\[]" + inside + rb"[}\]])*+"
+        inside = rb'(?>(?:[^"{}\[\]]++|' + _TEXT + rb"|[{\[]" + inside + rb"[}\]])*)"
     return re.compile(inside, re.DOTALL)
 
 

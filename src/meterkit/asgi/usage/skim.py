@@ -29,7 +29,7 @@ _UNFINISHED: Final = re.compile(
     rb"\\(?:u[0-9A-Fa-f]{0,3}|u[dD][89abAB][0-9A-Fa-f]{2}(?:\\(?:u[0-9A-Fa-f]{0,3})?)?)?\Z"
 )
 _UNFINISHED_BYTES_MAX: Final = 12
-_CODES: Final = re.compile(rb"(?:\\u[0-9A-Fa-f]{4})++")
+_CODES: Final = re.compile(rb"(?>(?:\\u[0-9A-Fa-f]{4})+)")
 _CODE_BYTES: Final = 6
 # What is read without a rest: at the slowest, some tenths of a millisecond.
 _TOKENS_MAX: Final = 32
