@@ -16,6 +16,7 @@ from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError, PlansError, SettingsError
 
 if TYPE_CHECKING:
+    from meterkit.store.scripts import Script
     from servers import Server
 
 
@@ -47,6 +48,35 @@ async def test_a_claim_that_nobody_made_good_of_can_be_taken_over(valkey: Server
     async with kit_at(valkey.url, plans=CATALOG) as kit:
         valkey.command("SET", kit.store.keys.link("cus_1"), "gone")  # As after a process that was killed.
         assert (await kit.customers.link("a", "cus_1")).stripe_customer == "cus_1"
+
+
+@pytest.mark.anyio
+async def test_a_claim_that_is_made_good_of_meanwhile_is_not_taken_over(valkey: Server) -> None:
+    # Two customers were linked to one: the first between the other's look at its state and its claim.
+    async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
+        valkey.command("SET", first.store.keys.link("cus_1"), "a")  # As after a process that was killed.
+        admin = await second.store.admin()
+        run = admin.run
+
+        async def run_late(script: Script, keys: list[str], *arguments: str | int) -> Any:
+            if script is second.store.scripts["claim"] and arguments[0] == "a":
+                await first.customers.link("a", "cus_1")
+            return await run(script, keys, *arguments)
+
+        admin.run = run_late  # type: ignore[method-assign] # the moment is hit by no other means
+        with pytest.raises(CustomerError, match="linked to customer 'a' already"):
+            await second.customers.link("b", "cus_1")
+        assert (await first.customers.get("b")).stripe_customer is None
+        assert (await first.customers.get("a")).stripe_customer == "cus_1"
+
+
+@pytest.mark.anyio
+async def test_the_same_link_made_many_times_at_once_holds(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        await asyncio.gather(*(kit.customers.link("a", "cus_1") for _ in range(8)))
+        assert (await kit.customers.get("a")).stripe_customer == "cus_1"
+        with pytest.raises(CustomerError, match="linked to customer 'a' already"):
+            await kit.customers.link("b", "cus_1")
 
 
 @pytest.mark.anyio

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog import override as lay_over
@@ -175,18 +176,22 @@ class Customers:
             return replace(state, stripe_customer=None) if linked else state
 
         for _ in range(_TRIES):
-            owner = await self._owner(admin, claim)
-            if owner != customer and not await self._take(admin, claim, owner, customer, stripe_customer):
+            held = await self._take(admin, claim, customer, stripe_customer)
+            if held is None:
                 continue
             try:
                 found = await self._change(customer, change)
             except CustomerError:
                 await self._give_up(admin, claim, customer, stripe_customer)
                 raise
-            if await self._owner(admin, claim) == customer:
+            # Whoever has read the claim before the state was changed cannot take it over any more.
+            if await admin.run(self._store.scripts["claim"], [claim], held, _claim_of(customer)):
                 return found
-            # The claim was taken over before it was made good.
-            await self._change(customer, undo)
+            if (
+                _owner_of(await self._read(admin, claim)) != customer
+            ):  # Else the same link was made twice at once.
+                # The claim was taken over before it was made good.
+                await self._change(customer, undo)
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
 
     async def unlink(self, customer: str) -> Customer:
@@ -272,24 +277,37 @@ class Customers:
                 return
         raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
 
-    async def _owner(self, admin: Admin, claim: str) -> str:
+    async def _read(self, admin: Admin, claim: str) -> str:
         return ((await admin.ask(admin.client.get(claim))) or b"").decode()
 
-    async def _take(self, admin: Admin, claim: str, owner: str, customer: str, stripe_customer: str) -> bool:
-        """Claim a Stripe customer that is nobody's, or of somebody who never made good of it."""
+    async def _take(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> str | None:
+        """Claim a Stripe customer that is nobody's, one's own, or of somebody who never made good of it.
+
+        Returns:
+            The claim; None where somebody else was faster.
+
+        Raises:
+            CustomerError: it is linked to another customer.
+        """
+        found = await self._read(admin, claim)
+        owner = _owner_of(found)
+        if owner == customer:
+            return found
         if owner:
             _, other = await self._states.read(owner)
             if other.stripe_customer == stripe_customer:
                 raise CustomerError(
                     f"Stripe customer {stripe_customer} is linked to customer {owner!r} already"
                 )
-        return bool(await admin.run(self._store.scripts["claim"], [claim], owner, customer))
+        mine = _claim_of(customer)
+        return mine if await admin.run(self._store.scripts["claim"], [claim], found, mine) else None
 
     async def _give_up(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> None:
         """Withdraw a claim that came to nothing."""
+        found = await self._read(admin, claim)
         _, state = await self._states.read(customer)
-        if state.stripe_customer != stripe_customer:
-            await admin.run(self._store.scripts["claim"], [claim], customer, "")
+        if _owner_of(found) == customer and state.stripe_customer != stripe_customer:
+            await admin.run(self._store.scripts["claim"], [claim], found, "")
 
     def _view(self, customer: str, state: CustomerState) -> Customer:
         standing = standing_at(state, self._store.catalog, self._store.now_ms())
@@ -305,6 +323,15 @@ class Customers:
 
     async def _change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> Customer:
         return self._view(customer, await self._states.change(customer, change))
+
+
+def _claim_of(customer: str) -> str:
+    """A claim of a customer's: no two are the same, so that one that was read is known to be unchanged."""
+    return f"{customer}\n{token_hex(8)}"  # No customer's id has a line feed.
+
+
+def _owner_of(claim: str) -> str:
+    return claim.partition("\n")[0]
 
 
 def _is_text(value: object) -> bool:

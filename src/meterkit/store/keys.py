@@ -96,7 +96,7 @@ class Keys:
         return self.shard(shard, f"e:{digest}")
 
     def link(self, stripe_customer: str) -> str:
-        """String: the customer that a Stripe customer is linked to."""
+        """String: the claim of the customer that a Stripe customer is linked to; see claim.lua."""
         return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")
 
     def formers(self, stripe_customer: str) -> str:
