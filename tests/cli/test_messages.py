@@ -138,7 +138,7 @@ def test_a_plans_file_that_is_not_there_is_named_with_what_to_do(shell: Shell, d
             "new customer acmee: nothing was known of it; did you mean 'acme'?",
         ),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    ids=lambda value: "" if isinstance(value, int | str) else " ".join(value),
 )
 def test_the_nearest_known_name_is_told(
     stored: Shell, arguments: tuple[str, ...], code: int, told: str

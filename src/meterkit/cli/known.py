@@ -16,6 +16,7 @@ __all__ = ["check_known", "hint_of_new", "note_unknown"]
 
 _COMPARED_MAX: Final = 5_000
 """Among more customers than this the nearest one is not looked for: it would take seconds."""
+_SHARDS_AT_ONCE: Final = 16
 
 
 async def note_unknown(kit: MeterKit, customer: str) -> None:
@@ -51,14 +52,12 @@ async def _unknown(kit: MeterKit, customer: str) -> str:
 async def _nearest(kit: MeterKit, customer: str) -> str:
     """``; did you mean 'x'?`` where somebody set up a customer with such an id, else nothing."""
     admin, keys = await kit.store.admin(), kit.store.keys
-    sets = [keys.shard(shard, "customers") for shard in range(keys.shards)]
-    sizes: Any = admin.client.pipeline(transaction=False)
-    for name in sets:
-        sizes.scard(name)
-    if sum(await admin.ask(sizes.execute())) > _COMPARED_MAX:
-        return ""
-    members: Any = admin.client.pipeline(transaction=False)
-    for name in sets:
-        members.smembers(name)
-    found = {member.decode() for shard in await admin.ask(members.execute()) for member in shard}
+    found: set[str] = set()
+    for first in range(0, keys.shards, _SHARDS_AT_ONCE):
+        members: Any = admin.client.pipeline(transaction=False)
+        for shard in range(first, min(first + _SHARDS_AT_ONCE, keys.shards)):
+            members.smembers(keys.shard(shard, "customers"))
+        found |= {member.decode() for shard in await admin.ask(members.execute()) for member in shard}
+        if len(found) > _COMPARED_MAX:
+            return ""
     return suggestion(customer, sorted(found))
