@@ -109,7 +109,6 @@ def any_store_url(request: pytest.FixtureRequest) -> str:
     if request.param == "valkey":
         url: str = request.getfixturevalue("store_url")
         return url
-    memory.empty()
     return "memory://"
 
 
@@ -127,6 +126,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     # Also those that a test asks for by name while it runs.
     for server in _running:
         server.command("FLUSHALL")
+    memory.empty()
     yield
     if request.node.get_closest_marker("leaves_keys"):
         return

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 MOUNT: Final = 'mount -t tmpfs -o size=512k tmpfs "$0" && cd "$0" && exec "$@"'
 IN_A_NAMESPACE: Final = ("unshare", "--user", "--mount", "--map-root-user", "sh", "-c", MOUNT)
@@ -82,17 +84,22 @@ asyncio.run(main())
 """
 
 
-def run_on_a_small_disk(tmp_path: Path, program: str) -> list[str]:
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path: in the namespace nobody has another, which would shorten a socket's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
+
+
+def run_on_a_small_disk(folder: Path, program: str) -> list[str]:
     """What a program says whose working directory is a file system of half a megabyte."""
     if (
         shutil.which("unshare") is None
-        or subprocess.run(
-            [*IN_A_NAMESPACE, str(tmp_path), "true"], capture_output=True, check=False
-        ).returncode
+        or subprocess.run([*IN_A_NAMESPACE, str(folder), "true"], capture_output=True, check=False).returncode
     ):
         pytest.skip("this system lets its users make no file systems of their own")
     done = subprocess.run(
-        [*IN_A_NAMESPACE, str(tmp_path), sys.executable, "-c", BEGIN + program],
+        [*IN_A_NAMESPACE, str(folder), sys.executable, "-c", BEGIN + program],
         capture_output=True,
         text=True,
         timeout=100,
@@ -102,18 +109,18 @@ def run_on_a_small_disk(tmp_path: Path, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_server_that_has_no_room_to_start_is_said_to_have_none(tmp_path: Path) -> None:
+def test_a_server_that_has_no_room_to_start_is_said_to_have_none(folder: Path) -> None:
     # F-69: "its log says: nothing", as there was no room for a log either; or a traceback.
-    told = run_on_a_small_disk(tmp_path, FULL_FROM_THE_BEGINNING)
+    told = run_on_a_small_disk(folder, FULL_FROM_THE_BEGINNING)
     why = (
-        f"the embedded server in {tmp_path}/store cannot run: its disk is full; make room, or name a"
+        f"the embedded server in {folder}/store cannot run: its disk is full; make room, or name a"
         " directory on another disk"
     )
     assert [why, why, "served"] == told
 
 
-def test_a_server_whose_disk_fills_up_is_reached_and_says_so(tmp_path: Path) -> None:
+def test_a_server_whose_disk_fills_up_is_reached_and_says_so(folder: Path) -> None:
     # F-69: "has not answered for 10 s": it refuses PING, too.
-    refused, served = run_on_a_small_disk(tmp_path, FILLS_UP)
+    refused, served = run_on_a_small_disk(folder, FILLS_UP)
     assert "No space left on device" in refused
     assert served == "free"
