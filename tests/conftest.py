@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,17 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
                 f"keys without a TTL that are not in meterkit.store.keys.WITHOUT_TTL: {left[:20]}. Give them"
                 ' a TTL, or mark a test that writes keys of its own with @pytest.mark.leaves_keys("why").'
             )
+
+
+@pytest.fixture(autouse=True)
+def logging_stays_as_it_was() -> Iterator[None]:
+    """The command line sets levels and filters, also where a test runs it in this process."""
+    loggers = [logging.getLogger(name) for name in ("meterkit", "meterkit.plans", "meterkit.delivery")]
+    before = [(logger.level, list(logger.filters)) for logger in loggers]
+    yield
+    for logger, (level, filters) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.filters[:] = filters
 
 
 @pytest.fixture
