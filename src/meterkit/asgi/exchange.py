@@ -392,11 +392,8 @@ class Exchange:
         )
 
     def _outcome(self) -> Outcome:
-        if self._complete and not self._gone:
-            if self._status < _BAD_REQUEST:
-                return "success"
-            return "client_error" if self._status < _SERVER_ERROR else "server_error"
-        if self._begun and not self._failed and self._status < _BAD_REQUEST:
-            return "client_gone"
-        is_client_error = _BAD_REQUEST <= self._status < _SERVER_ERROR
-        return "client_error" if self._begun and is_client_error else "server_error"
+        is_complete = self._complete and not self._gone
+        if self._status < _BAD_REQUEST and (is_complete or (self._begun and not self._failed)):
+            return "success" if is_complete else "client_gone"
+        is_error = (is_complete or self._begun) and _BAD_REQUEST <= self._status < _SERVER_ERROR
+        return "client_error" if is_error else "server_error"
