@@ -6,13 +6,13 @@ import logging
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 from meterkit.asgi.off_request import captured, record_calls
 from meterkit.asgi.usage import estimate_input, guarded
 from meterkit.catalog import Catalog, enforced, load
-from meterkit.catalog.notes import summary
+from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.delivery.background import end, flush_forever
 from meterkit.delivery.flusher import Flusher, FlushReport
@@ -22,7 +22,7 @@ from meterkit.notify import CreditsLow, Handlers
 from meterkit.settings import Settings
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
-from meterkit.store.event_names import read_meters, remember_meters
+from meterkit.store.event_names import names_of, remember_meters
 from meterkit.store.grants import Grants
 from meterkit.store.links import running_loop
 from meterkit.store.periods import occurred_ms
@@ -49,12 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
-_plans_logger = logging.getLogger("meterkit.plans")
 _HANDLERS_S = 5.0
-_ENFORCEMENTS: Final = {
-    "shadow": "everything is decided and counted, and nobody is refused",
-    "off": "requests pass, and nothing is decided or counted",
-}
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
@@ -170,7 +165,9 @@ class MeterKit:
             lane.spawn(self._remember_meters())  # The request does not wait for it.
 
     async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
-        self._tell_plans()
+        if not self._has_started:
+            self._has_started = True
+            log_notes(self.catalog, self.settings.enforcement)
         lane = None
         if not self.store.is_off:  # Whoever switches it off may do so because of the store.
             lane = await self.store.lane()
@@ -189,19 +186,6 @@ class MeterKit:
     @property
     def _delivers(self) -> bool:
         return self.settings.flushes and self.settings.stripe_api_key is not None
-
-    def _tell_plans(self) -> None:
-        if self._has_started:
-            return
-        self._has_started = True
-        found, origin = self.catalog.enforcement, "the setting enforcement"
-        if self.settings.enforcement is None:
-            origin = self.catalog.source
-        told = summary(self.catalog.notes)
-        if told and found != "off":
-            _plans_logger.warning("%s: %s", self.catalog.source, told)
-        if found != "on":
-            _logger.warning("enforcement is %s (%s): %s", found, origin, _ENFORCEMENTS[found])
 
     async def stop(self) -> None:
         """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
@@ -357,11 +341,7 @@ class MeterKit:
         admin = await self.store.admin()
         names = [keys.counters, keys.state, keys.totals, keys.grants]
         reply = await admin.run(self.store.scripts["usage"], names)
-        tokens = gone_tokens(self.catalog, reply)
-        if not tokens:
-            return usage_of(customer, self.catalog, reply)
-        known = await read_meters(admin, self.store.keys, self.catalog)
-        gone = {token: known[token].meter if token in known else token for token in tokens}
+        gone = await names_of(gone_tokens(self.catalog, reply), admin, self.store.keys, self.catalog)
         return usage_of(customer, self.catalog, reply, gone)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from meterkit.store.keys import meter_token
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.store.admin import Admin
     from meterkit.store.keys import Keys
 
-__all__ = ["Counted", "known_meters", "read_meters", "remember_meters"]
+__all__ = ["Counted", "known_meters", "names_of", "read_meters", "remember_meters"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +59,15 @@ async def read_meters(admin: Admin, keys: Keys, catalog: Catalog) -> Mapping[str
         meter, event_name = json.loads(data)
         found[token.decode()] = Counted(meter=meter, event_name=event_name)
     return found | known_meters(catalog)
+
+
+async def names_of(tokens: Collection[str], admin: Admin, keys: Keys, catalog: Catalog) -> dict[str, str]:
+    """By token, the names of meters; a token that the store does not remember stands for itself.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if not tokens:
+        return {}
+    known = await read_meters(admin, keys, catalog)
+    return {token: known[token].meter if token in known else token for token in tokens}
