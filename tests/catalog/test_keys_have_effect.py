@@ -84,7 +84,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "dunning.grace": ("store/state.py", "catalog.dunning.grace_ms"),
     "dunning.restrict_to": ("store/state.py", "catalog.dunning.restrict_to"),
     "dunning.suspend_after": ("store/state.py", "catalog.dunning.suspend_after_ms"),
-    "enforcement": ("kit.py", "catalog.enforcement"),
+    "enforcement": ("catalog/notes.py", "catalog.enforcement"),
     "on_store_failure": (LOADER, "on_store_failure=on_store_failure"),
     "headers": (LOADER, "headers=headers"),
 }
