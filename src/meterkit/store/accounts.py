@@ -6,18 +6,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.store.blank import Blank, Open
 from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.connection import ReplyError
 from meterkit.store.decision import Decision
 from meterkit.store.derived import derived_from
-from meterkit.store.program import (
-    Blank,
-    Demand,
-    Open,
-    compile_program,
-    compile_reserving,
-    demands_of,
-)
+from meterkit.store.program import Demand, compile_program, compile_reserving, demands_of
 from meterkit.store.purse import purse_of
 from meterkit.store.resp import pack_each
 from meterkit.store.state import (

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.quantity import counters_of
 from meterkit.store.alarms import Alarms
-from meterkit.store.program import check_tokens, compile_program, demands_of
+from meterkit.store.keys import check_tokens
+from meterkit.store.program import compile_program, demands_of
 from meterkit.store.purse import purses_of
 from meterkit.store.state import NO_STATE, CustomerState, standing_at
 

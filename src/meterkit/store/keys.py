@@ -10,9 +10,23 @@ import zlib
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["FORMAT", "WITHOUT_TTL", "CustomerKeys", "Keys", "meter_token", "rate_token", "shard_of"]
+from meterkit.errors import PlansError, Problem
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
+
+__all__ = [
+    "FORMAT",
+    "WITHOUT_TTL",
+    "CustomerKeys",
+    "Keys",
+    "check_tokens",
+    "meter_token",
+    "rate_token",
+    "shard_of",
+]
 
 FORMAT: Final = 1
 """Version of everything that is stored; the first part of each ``rev``."""
@@ -48,6 +62,26 @@ def rate_token(meter: str, window_ms: int, algorithm: str) -> str:
 
 def _token(name: str) -> str:
     return urlsafe_b64encode(blake2b(name.encode(), digest_size=3).digest()).decode()
+
+
+def check_tokens(catalog: Catalog) -> None:
+    """Refuse two names that would share a field of the counters: their digests have 24 bits.
+
+    Raises:
+        PlansError: two meters, or rates of theirs, would be counted as one.
+    """
+    tokens: dict[str, str] = {}
+    for name in catalog.meters:
+        found = {meter_token(name): f"the meter {name}"}
+        for plan in catalog.plans.values():
+            for rate in plan.entitlements[name].rates:
+                found[rate_token(name, rate.window_ms, rate.algorithm)] = (
+                    f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
+                )
+        for token, what in found.items():
+            if tokens.setdefault(token, what) != what:
+                message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
+                raise PlansError([Problem(catalog.source, 0, 0, f"meters.{name}", message)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

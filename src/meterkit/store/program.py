@@ -11,19 +11,16 @@ from meterkit.store.keys import meter_token, rate_token
 from meterkit.store.policies import ceiling_of, policies_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Rate, Route
-    from meterkit.store.decision import Decision, Policy
+    from meterkit.store.decision import Policy
     from meterkit.store.purse import Purse
 
 __all__ = [
-    "Blank",
     "Demand",
     "Measure",
-    "Open",
     "Program",
-    "check_tokens",
     "compile_program",
     "compile_reserving",
     "demands_of",
@@ -33,6 +30,7 @@ __all__ = [
 
 _KINDS: Final = {"sliding-window": 1, "fixed-window": 2, "token-bucket": 3}
 _CEILING: Final = 4
+_CONCURRENCY: Final = 5
 _EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
 _QUARTER_HOUR_MS: Final = 900_000
 _TOKEN_METERS: Final = (
@@ -57,24 +55,6 @@ class Demand:
     def of(cls, quantity: int) -> Self:
         """Ask for a quantity, which is counted; of none, that something is left."""
         return cls(needed=max(1, quantity), taken=quantity)
-
-
-class Open(int):
-    """A quantity that is not known yet when a program is compiled; its places in the numbers are.
-
-    Attributes:
-        meter: of which meter.
-        least: the least that it is asked as.
-    """
-
-    meter: str
-    least: int
-
-    def __new__(cls, meter: str, *, least: int) -> Self:
-        """A stand-in for a quantity of a meter; counts as 1 meanwhile."""
-        self = super().__new__(cls, 1)
-        self.meter, self.least = meter, least
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,63 +108,6 @@ class Program:
     rates: frozenset[str]
 
 
-class Blank:
-    """A program whose reserved quantities are filled in for each decision.
-
-    Args:
-        program: compiled with :class:`Open` quantities of the reserved meters.
-        consumed: a reserved meter to what its route consumes of it besides.
-        preset: the refusal that follows from the state alone, or None.
-        head: the packed request up to the terms.
-        tail: the packed request behind them.
-
-    Attributes:
-        besides: meter to what is recorded besides the true quantities.
-        is_exact: whether the numbers are all that the quantities change.
-    """
-
-    __slots__ = (
-        *("_consumed", "_numbers", "_places", "besides", "head", "is_exact", "preset", "program", "tail"),
-    )
-
-    def __init__(
-        self, program: Program, consumed: Mapping[str, int], preset: Decision | None, head: bytes, tail: bytes
-    ) -> None:
-        self.program = program
-        self.preset = preset
-        self.head = head
-        self.tail = tail
-        self.besides = {
-            meter: consumed.get(meter, taken)
-            for meter, taken in program.settled.items()
-            if consumed.get(meter, taken)
-        }
-        # What is held of a meter without a ceiling stands beside the numbers.
-        ceilings = {measure.policy.meter for measure in program.measures if measure.kind == _CEILING}
-        self.is_exact = all(meter in ceilings for meter in program.held if meter in consumed)
-        self._consumed = consumed
-        self._numbers = program.numbers
-        self._places = [
-            (place, number.meter, number.least)
-            for place, number in enumerate(program.numbers)
-            if isinstance(number, Open)
-        ]
-
-    def numbers(self, reserved: Mapping[str, int]) -> list[int]:
-        """The program's numbers, where so much is reserved."""
-        numbers = list(self._numbers)
-        for place, meter, least in self._places:
-            numbers[place] = max(least, reserved[meter] + self._consumed[meter])
-        return numbers
-
-    def quantities(self, held: Mapping[str, int], reserved: Mapping[str, int]) -> dict[str, int]:
-        """What is held of each meter, where so much is reserved."""
-        return {
-            meter: reserved[meter] + self._consumed[meter] if meter in reserved else taken
-            for meter, taken in held.items()
-        }
-
-
 def compile_program(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
@@ -207,91 +130,156 @@ def compile_program(
         in_flight: whether it is a request, which concurrency limits count.
         purse: the grants and credits behind the ceilings, for those who may have some.
     """
-    rates: list[Measure] = []
-    ceilings: list[Measure] = []
-    flights: list[Measure] = []
-    held: dict[str, int] = {}
+    rates: list[_Part] = []
+    ceilings: list[_Part] = []
+    flights: list[_Part] = []
+    records: list[_Part] = []
     settled: dict[str, int] = {}
-    rate_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
-    ceiling_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
-    flight_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
-    record_part: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
     for name, demand in demands.items():
-        entitlement, meter, token = entitlements[name], catalog.meters[name], meter_token(name)
-        told = {policy.kind: policy for policy in policies_of(entitlement, meter)}
-        named = {policy.name: policy for policy in policies_of(entitlement, meter)}
-        for rate in entitlement.rates:
-            kind, window, limit, refill = rate_numbers(rate, name)
-            field = rate_token(name, rate.window_ms, rate.algorithm)
-            policy = named[f"{name}-{rate.window}"]
-            rates.append(_measure(policy, kind, window, limit, refill, demand.needed))
-            rate_part.append(
-                (
-                    (f"{field}a", f"{field}b", f"{field}d"),
-                    (kind, window, limit, refill, demand.needed, demand.taken),
-                )
-            )
-        ceiling = None if rates_only else ceiling_of(entitlement)
-        if ceiling is not None and entitlement.included is not None:
-            beyond = ceiling - entitlement.included if entitlement.overage.mode == "bill" else -1
-            ceilings.append(
-                _measure(told["period"], _CEILING, 0, ceiling, 0, demand.needed, capped=beyond >= 0)
-            )
-            ceiling_part.append(
-                (
-                    (f"{token}i", f"{token}o", f"{token}h", f"{token}H"),
-                    (entitlement.included, beyond, demand.needed, demand.taken),
-                )
-            )
-            if demand.taken:
-                held[name] = demand.taken
-        if entitlement.concurrency is not None and in_flight and not rates_only:
-            flights.append(_measure(told["concurrency"], 5, 0, entitlement.concurrency, 0, 1))
-            flight_part.append(((f"{token}n", f"{token}N"), (entitlement.concurrency,)))
-        if not demand.taken:
-            continue
-        if billed_always and ceiling is None and meter.stripe is None and entitlement.included is None:
-            record_part.append(((f"{token}i",), (demand.taken,)))
-        else:
+        entitlement, meter = entitlements[name], catalog.meters[name]
+        policies = policies_of(entitlement, meter)
+        rates += _rates_asked(entitlement, policies, demand)
+        if not rates_only:
+            ceilings += _ceiling_asked(entitlement, policies, demand)
+        if in_flight and not rates_only:
+            flights += _flight_asked(entitlement, policies)
+        if demand.taken and billed_always and meter.stripe is None and entitlement.included is None:
+            records.append(_Part((f"{meter_token(name)}i",), (demand.taken,)))
+        elif demand.taken:
             settled[name] = demand.taken
-    parts = (*rate_part, *ceiling_part, *flight_part, *record_part)
-    fields = ("r", "t", "e", "x", *(field for fields, _ in parts for field in fields))
+    parts = (*rates, *ceilings, *flights, *records)
+    measures = tuple(part.measure for part in parts if part.measure is not None)
+    fields = ("r", "t", "e", "x", *(field for part in parts for field in part.fields))
+    capped = [measure.policy.meter for measure in measures if measure.kind == _CEILING]
+    held = {name: demands[name].taken for name in capped if demands[name].taken}
     room = ""
     if purse is not None and not rates_only:
-        asked = [measure.policy.meter for measure in ceilings]
-        unbounded = {
-            name: demand.taken
-            for name, demand in demands.items()
-            if name not in asked and name in purse.paid_with and entitlements[name].included is not None
-        }
-        tokens = {
-            name: meter_token(name)
-            for name in purse.sharing((*asked, *unbounded))
-            if entitlements[name].included is not None
-        }
-        fields += tuple(
-            f"{token}{part}" for name, token in tokens.items() if name not in asked for part in "ihH"
-        )
-        held.update({name: taken for name, taken in unbounded.items() if taken})
-        if asked or tokens:
-            room = purse.room(asked, unbounded, fields, tokens, entitlements)
-    spans = [_span_ms(rate) for name in demands for rate in entitlements[name].rates]
+        backed, fields, room = _backed(demands, entitlements, purse, capped, fields)
+        held.update(backed)
     return Program(
-        measures=(*rates, *ceilings, *flights),
-        keep_ms=max(spans, default=0) + _QUARTER_HOUR_MS,
+        measures=measures,
+        keep_ms=_keep_ms(rate for name in demands for rate in entitlements[name].rates),
         numbers=(
-            *(len(part) for part in (rate_part, ceiling_part, flight_part, record_part)),
-            *(number for _, numbers in parts for number in numbers),
+            *(len(kind) for kind in (rates, ceilings, flights, records)),
+            *(number for part in parts for number in part.numbers),
         ),
         fields=fields,
         held=held,
-        flights=tuple(measure.policy.meter for measure in flights),
+        flights=tuple(measure.policy.meter for measure in measures if measure.kind == _CONCURRENCY),
         settled=settled,
         holds=bool(held or flights),
         settles=bool(held or flights or settled),
         room=room,
-        rates=frozenset(fields[0][:-1] for fields, _ in rate_part),
+        rates=frozenset(part.fields[0][:-1] for part in rates),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One policy that the decision script weighs, or one quantity that it records.
+
+    Attributes:
+        fields: what it reads of the counters for it.
+        numbers: its terms of it.
+        measure: how it weighs it; None: it only records.
+    """
+
+    fields: tuple[str, ...]
+    numbers: tuple[int, ...]
+    measure: Measure | None = None
+
+
+def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[_Part]:
+    """A meter's rates, in the file's order, in which their policies come first."""
+    for rate, policy in zip(entitlement.rates, policies, strict=False):
+        kind, window, limit, refill = rate_numbers(rate, policy.meter)
+        token = rate_token(policy.meter, rate.window_ms, rate.algorithm)
+        yield _Part(
+            (f"{token}a", f"{token}b", f"{token}d"),
+            (kind, window, limit, refill, demand.needed, demand.taken),
+            Measure(
+                policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed
+            ),
+        )
+
+
+def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand: Demand) -> Iterator[_Part]:
+    """What a period admits of a meter, where that has an end."""
+    included, ceiling = entitlement.included, ceiling_of(entitlement)
+    if included is None or ceiling is None:
+        return
+    beyond = ceiling - included if entitlement.overage.mode == "bill" else -1
+    policy = next(policy for policy in policies if policy.kind == "period")
+    token = meter_token(policy.meter)
+    yield _Part(
+        (f"{token}i", f"{token}o", f"{token}h", f"{token}H"),
+        (included, beyond, demand.needed, demand.taken),
+        Measure(
+            policy=policy,
+            kind=_CEILING,
+            window=0,
+            limit=ceiling,
+            refill=0,
+            needed=demand.needed,
+            capped=beyond >= 0,
+        ),
+    )
+
+
+def _flight_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[_Part]:
+    """How many requests may be in flight at once, where that is limited; this one is one of them."""
+    limit = entitlement.concurrency
+    if limit is None:
+        return
+    policy = next(policy for policy in policies if policy.kind == "concurrency")
+    token = meter_token(policy.meter)
+    measure = Measure(policy=policy, kind=_CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
+    yield _Part((f"{token}n", f"{token}N"), (limit,), measure)
+
+
+def _backed(
+    demands: Mapping[str, Demand],
+    entitlements: Mapping[str, Entitlement],
+    purse: Purse,
+    capped: Sequence[str],
+    fields: tuple[str, ...],
+) -> tuple[dict[str, int], tuple[str, ...], str]:
+    """What grants and credits stand behind.
+
+    Args:
+        demands: meter to what is asked of it.
+        entitlements: one for every meter of the catalog.
+        purse: the grants and credits.
+        capped: the meters with a ceiling that are asked for.
+        fields: what the decision script reads of the counters.
+
+    Returns:
+        What is held of meters without a ceiling that are paid with a credit; the fields, with those of the
+        meters that share a credit with what is asked for; what the script reads of grants and credits.
+    """
+    unbounded = {
+        name: demand.taken
+        for name, demand in demands.items()
+        if name not in capped and name in purse.paid_with and entitlements[name].included is not None
+    }
+    tokens = {
+        name: meter_token(name)
+        for name in purse.sharing((*capped, *unbounded))
+        if entitlements[name].included is not None
+    }
+    besides = (token for name, token in tokens.items() if name not in capped)
+    fields += tuple(f"{token}{part}" for token in besides for part in "ihH")
+    room = purse.room(capped, unbounded, fields, tokens, entitlements) if capped or tokens else ""
+    return {name: taken for name, taken in unbounded.items() if taken}, fields, room
+
+
+def _keep_ms(rates: Iterable[Rate]) -> int:
+    """How long counters live: a quarter of an hour longer than what was counted may matter.
+
+    That is two windows, or until a full bucket has run empty.
+    """
+    spans = (max(2 * rate.window_ms, -(-rate.burst * rate.window_ms // rate.limit)) for rate in rates)
+    return max(spans, default=0) + _QUARTER_HOUR_MS
 
 
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
@@ -328,19 +316,6 @@ def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
     return kind, window, rate.burst, refill
 
 
-def _span_ms(rate: Rate) -> int:
-    """How long what was counted may matter: two windows, or until a full bucket has run empty."""
-    return max(2 * rate.window_ms, -(-rate.burst * rate.window_ms // rate.limit))
-
-
-def _measure(
-    policy: Policy, kind: int, window: int, limit: int, refill: int, needed: int, *, capped: bool = False
-) -> Measure:
-    return Measure(
-        policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=needed, capped=capped
-    )
-
-
 def compile_reserving(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
@@ -364,19 +339,3 @@ def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:
             if name in catalog.meters:
                 demands.setdefault(name, Demand(needed=1, taken=0))
     return demands
-
-
-def check_tokens(catalog: Catalog) -> None:
-    """Refuse two names that would share a field of the counters: their digests have 24 bits."""
-    tokens: dict[str, str] = {}
-    for name in catalog.meters:
-        found = {meter_token(name): f"the meter {name}"}
-        for plan in catalog.plans.values():
-            for rate in plan.entitlements[name].rates:
-                found[rate_token(name, rate.window_ms, rate.algorithm)] = (
-                    f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
-                )
-        for token, what in found.items():
-            if tokens.setdefault(token, what) != what:
-                message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
-                raise PlansError([Problem(catalog.source, 0, 0, f"meters.{name}", message)])
