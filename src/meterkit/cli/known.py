@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.report import suggestion
 from meterkit.cli.output import print_note
 from meterkit.errors import MeterkitError
+from meterkit.store.customers import customers_set_up
 
 if TYPE_CHECKING:
     from meterkit.kit import MeterKit
@@ -16,7 +18,6 @@ __all__ = ["check_known", "hint_of_new", "note_unknown"]
 
 _COMPARED_MAX: Final = 5_000
 """Among more customers than this the nearest one is not looked for: it would take seconds."""
-_SHARDS_AT_ONCE: Final = 16
 
 
 async def note_unknown(kit: MeterKit, customer: str) -> None:
@@ -51,13 +52,10 @@ async def _unknown(kit: MeterKit, customer: str) -> str:
 
 async def _nearest(kit: MeterKit, customer: str) -> str:
     """``; did you mean 'x'?`` where somebody set up a customer with such an id, else nothing."""
-    admin, keys = await kit.store.admin(), kit.store.keys
-    found: set[str] = set()
-    for first in range(0, keys.shards, _SHARDS_AT_ONCE):
-        members: Any = admin.client.pipeline(transaction=False)
-        for shard in range(first, min(first + _SHARDS_AT_ONCE, keys.shards)):
-            members.smembers(keys.shard(shard, "customers"))
-        found |= {member.decode() for shard in await admin.ask(members.execute()) for member in shard}
-        if len(found) > _COMPARED_MAX:
-            return ""
+    found: list[str] = []
+    async with aclosing(customers_set_up(await kit.store.admin(), kit.store.keys)) as customers:
+        async for known in customers:
+            found.append(known)
+            if len(found) > _COMPARED_MAX:
+                return ""
     return suggestion(customer, sorted(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from secrets import token_hex
@@ -24,16 +25,18 @@ from meterkit.store.state import CustomerState, Status, standing_at
 from meterkit.store.states import States
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from meterkit.store.admin import Admin
+    from meterkit.store.keys import Keys
     from meterkit.store.state import Access
     from meterkit.store.store import Store
 
-__all__ = ["Customer", "Customers"]
+__all__ = ["Customer", "Customers", "customers_set_up"]
 
 _TRIES: Final = 32
 _PAGE: Final = 100
+_SHARDS_AT_ONCE: Final = 16
 _DONE: Final = 0
 _UNDELIVERED: Final = 2
 _PARKED_OR_DEAD: Final = 3
@@ -63,6 +66,21 @@ class Customer:
     overrides: Mapping[str, Mapping[str, object]]
 
 
+async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
+    """The ids of all customers that somebody set up, in no order, a few shards at once.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    for first in range(0, keys.shards, _SHARDS_AT_ONCE):
+        members: Any = admin.client.pipeline(transaction=False)
+        for shard in range(first, min(first + _SHARDS_AT_ONCE, keys.shards)):
+            members.smembers(keys.shard(shard, "customers"))
+        for found in await admin.ask(members.execute()):
+            for member in found:
+                yield member.decode()
+
+
 class Customers:
     """Reads and changes customers. A change binds the very next decision of every process.
 
@@ -87,11 +105,8 @@ class Customers:
 
     async def list(self) -> AsyncIterator[Customer]:
         """All customers that somebody set up, in no order."""
-        admin = await self._store.admin()
-        keys = self._store.keys
-        for shard in range(keys.shards):
-            for member in await admin.ask(admin.client.smembers(keys.shard(shard, "customers"))):
-                customer = member.decode()
+        async with aclosing(customers_set_up(await self._store.admin(), self._store.keys)) as customers:
+            async for customer in customers:
                 _, state = await self._states.read(customer)
                 yield self._view(customer, state)
 
