@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.store.resp import pack_each
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Iterable
 
     from starlette.types import ASGIApp, Message, Scope
 
@@ -276,6 +277,7 @@ def stopped(server: Server) -> Generator[None]:
     """A server that hangs."""
 
     server.signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED)  # A busy machine may let it run on for a while.
     try:
         yield
     finally:
@@ -292,6 +294,27 @@ def killing(server: Server) -> Generator[None]:
     with socket.create_connection(("127.0.0.1", server.port)) as killer:
         killer.sendall(b"PING\r\n")
         assert killer.recv(7) == b"+PONG\r\n"
+        # It wrote that, and may not have turned from the killer yet: then it would read of it first.
+        server.command("PING")
         with stopped(server):
             yield
             killer.sendall(b"CLIENT KILL TYPE normal\r\n")
+
+
+class Numbered(Protocol):
+    """A writer, as :func:`left_in_doubt` looks at it."""
+
+    key: str
+    number: int
+    acknowledged: int
+
+
+def left_in_doubt(server: Server, writers: Iterable[Numbered]) -> tuple[int, int]:
+    """What writers whose connection was killed had sent: applied unheard of, and not applied."""
+    unheard = unapplied = 0
+    for writer in writers:
+        # One that was retired before it applied anything is kept as c-1.
+        applied = max(0, int((server.command("GET", writer.key) or "0").removeprefix("c")))
+        unheard += applied - writer.acknowledged
+        unapplied += writer.number - applied
+    return unheard, unapplied
