@@ -21,6 +21,8 @@ from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
     from answering import Asked
+    from delivering import Desk
+    from meterkit.testing.emulator.faults import Action
     from servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -203,14 +205,19 @@ async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) ->
     assert [int(emulator.accepted(f"cus_c{number}", "api_requests")) for number in range(40)] == [2] * 40
 
 
+async def seal_for_the_wrong_one(at: Desk, fault: Action, **how: Any) -> None:
+    """Have what acme used sealed, and fail to be sent, while it is linked to another than ``cus_right``."""
+    await at.link("acme")
+    at.emulator.add_customer("cus_right")
+    await at.kit.record("acme", "requests", 5)
+    at.emulator.fail_next(fault, **how)
+    await at.flush(everything=True, timeout_s=0)
+
+
 async def test_a_wrong_link_is_corrected_and_unsent_usage_goes_to_the_right_one(store_url: str) -> None:
     # F-57
     async with desk(store_url) as at:
-        await at.link("acme")
-        at.emulator.add_customer("cus_right")
-        await at.kit.record("acme", "requests", 5)
-        at.emulator.fail_next("error", status=401)
-        await at.flush(everything=True, timeout_s=0)  # Sealed for the wrong one, and certainly refused.
+        await seal_for_the_wrong_one(at, "error", status=401)  # Certainly refused.
         await at.kit.record("acme", "requests", 2)
         assert (await at.kit.customers.unlink("acme")).stripe_customer is None
         usage = (await at.kit.usage("acme"))["meters"]["requests"]
@@ -229,11 +236,7 @@ async def test_usage_taken_back_after_its_counters_are_gone_goes_to_the_right_on
 ) -> None:
     # R9: it was neither sealed nor named, and gone with the customer.
     async with desk(store_url) as at:
-        await at.link("acme")
-        at.emulator.add_customer("cus_right")
-        await at.kit.record("acme", "requests", 5)
-        at.emulator.fail_next("error", status=401)
-        await at.flush(everything=True, timeout_s=0)  # Sealed for the wrong one, and certainly refused.
+        await seal_for_the_wrong_one(at, "error", status=401)  # Certainly refused.
         valkey.command("DEL", at.kit.store.keys.customer("acme").counters)
         await at.kit.customers.unlink("acme")
         await at.kit.customers.link("acme", "cus_right")
@@ -246,11 +249,7 @@ async def test_usage_taken_back_after_its_counters_are_gone_goes_to_the_right_on
 async def test_what_was_sent_already_stays_with_whom_it_was_addressed_to(store_url: str) -> None:
     # F-57
     async with desk(store_url) as at:
-        await at.link("acme")
-        at.emulator.add_customer("cus_right")
-        await at.kit.record("acme", "requests", 5)
-        at.emulator.fail_next("drop", when="after")
-        await at.flush(everything=True, timeout_s=0)
+        await seal_for_the_wrong_one(at, "drop", when="after")
         await at.kit.customers.unlink("acme")
         await at.kit.customers.link("acme", "cus_right")
         at.clock.advance(timedelta(minutes=2))
