@@ -22,6 +22,7 @@ from faults import (
     http_scope,
     in_flight,
     kit_at,
+    lane_of,
     metered,
     settled,
     stopped,
@@ -144,7 +145,7 @@ async def test_a_request_cancelled_as_its_decision_comes_holds_nothing(kit: Mete
     app = metered(kit)
     await Client(app).get("acme")  # Known, so that the next is decided by the first reply.
     await settled(kit)
-    lane = kit.store.lanes[asyncio.get_running_loop()]
+    lane = lane_of(kit)
     plain = lane.call
 
     def call_and_watch(call: Any) -> asyncio.Future[Any]:
@@ -168,7 +169,7 @@ async def test_a_request_cancelled_as_its_second_decision_comes_holds_nothing(
     app = metered(kit)
     await Client(app).get("acme")
     await settled(kit)
-    lane = kit.store.lanes[asyncio.get_running_loop()]
+    lane = lane_of(kit)
     plain, calls = lane.call, 0
 
     def call_and_watch(call: Any) -> asyncio.Future[Any]:

@@ -24,6 +24,7 @@ from faults import (
     eventually,
     in_flight,
     kit_at,
+    lane_of,
     metered,
     settled,
     stopped,
@@ -37,11 +38,8 @@ from proxy import TcpProxy
 from servers import free_port, redis_binary, spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from meterkit import MeterKit
-    from meterkit.store.lane import Lane
     from meterkit.store.reconnect import Link
     from servers import Server
 
@@ -61,16 +59,6 @@ plans:
     meters:
       requests: {included: 100, overage: deny}
 """)
-
-
-@pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
-    async with TcpProxy(valkey.port) as proxy:
-        yield proxy
-
-
-def lane_of(kit: MeterKit) -> Lane:
-    return kit.store.lanes[asyncio.get_running_loop()]
 
 
 # F-9: no error ends the attempts.

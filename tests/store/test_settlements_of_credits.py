@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delivering import NOW
-from faults import eventually, killing, left_in_doubt, settled, stats, stopped
+from faults import eventually, killing, lane_of, left_in_doubt, settled, stats, stopped
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import StoreError
@@ -19,12 +19,12 @@ from meterkit.store.endings import Ending
 from meterkit.store.keys import meter_token
 from meterkit.store.writers import pack_place
 from meterkit.testing import Clock
-from proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from meterkit.store.lane import Lane
+    from proxy import TcpProxy
     from servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -51,12 +51,6 @@ plans:
 """
 
 
-@pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
-    async with TcpProxy(valkey.port) as proxy:
-        yield proxy
-
-
 @dataclass
 class Books:
     """Three customers who capture what they have reserved, and what that must come to.
@@ -77,7 +71,7 @@ class Books:
 
     @property
     def lane(self) -> Lane:
-        return self.kit.store.lanes[asyncio.get_running_loop()]
+        return lane_of(self.kit)
 
     async def begin(self, count: int) -> None:
         """Reserve, so many times; the blocks stay open."""
