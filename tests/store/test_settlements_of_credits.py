@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW
+from delivering import NOW, kit_of
 from faults import eventually, killing, lane_of, left_in_doubt, settled, stats, stopped
-from meterkit import MeterKit
-from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.store.endings import Ending
 from meterkit.store.keys import meter_token
@@ -23,6 +21,7 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from meterkit import MeterKit
     from meterkit.store.lane import Lane
     from proxy import TcpProxy
     from servers import Server
@@ -150,14 +149,9 @@ class Books:
 async def books_on(url: str, direct: str, *, timeout_s: float = 10.0) -> AsyncGenerator[Books]:
     clock = Clock(NOW)
 
-    def kit_on(at: str, store_timeout: float) -> MeterKit:
-        return MeterKit(
-            loads(PLANS), clock=clock, redis_url=at, flush=False, shards=4, store_timeout=store_timeout
-        )
-
     async with AsyncExitStack() as stack:
-        auditor = await stack.enter_async_context(kit_on(direct, 10.0))
-        kit = await stack.enter_async_context(kit_on(url, timeout_s))
+        auditor = await stack.enter_async_context(kit_of(direct, PLANS, clock=clock))
+        kit = await stack.enter_async_context(kit_of(url, PLANS, clock=clock, store_timeout=timeout_s))
         for customer, credits_ in CREDITS.items():
             for n, quantities in enumerate(({"output_tokens": 300}, {"ai": credits_})):
                 await auditor.grants.add(customer, quantities, grant_id=f"{customer}-{n}")
