@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from meterkit.store import memory
-from proxy import TcpProxy
 from servers import redis_binary, spawn_server
 
 if TYPE_CHECKING:
@@ -86,13 +85,6 @@ def valkey() -> Iterator[Server]:
     with spawn_server() as server:
         _running.append(server)
         yield server
-
-
-@pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
-    """A way to that server that can be disturbed."""
-    async with TcpProxy(valkey.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture(scope="session")

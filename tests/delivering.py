@@ -135,25 +135,15 @@ def kit_for(
     **settings: Any,
 ) -> MeterKit:
     """A kit that delivers to an emulator; its flusher runs when it is told to."""
-    given = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": stripe_url} | settings
-    return kit_of(store_url, catalog, clock=clock, **given)
-
-
-def kit_of(url: str, plans: str | Catalog, *, clock: Callable[[], float], **settings: Any) -> MeterKit:
-    """A kit that delivers nothing by itself and is patient with a busy machine."""
-    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
-    catalog = loads(plans) if isinstance(plans, str) else plans
-    return MeterKit(catalog, clock=clock, redis_url=url, **given)
-
-
-@asynccontextmanager
-async def kit_and_clock(
-    url: str, plans: str, now: datetime = NOW, **settings: Any
-) -> AsyncGenerator[tuple[MeterKit, Clock]]:
-    """A kit of :func:`kit_of`, and the clock that it goes by."""
-    clock = Clock(now)
-    async with kit_of(url, plans, clock=clock, **settings) as kit:
-        yield kit, clock
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0, "stripe_api_key": STRIPE_KEY}
+    given |= settings
+    return MeterKit(
+        catalog,
+        clock=clock,
+        redis_url=store_url,
+        stripe_api_base=stripe_url,
+        **given,
+    )
 
 
 def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = "d") -> int:

@@ -81,19 +81,9 @@ async def eventually(what: Callable[[], Awaitable[bool] | bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-def lane_of(kit: MeterKit) -> Lane:
-    """The running event loop's."""
-    return kit.store.lanes[asyncio.get_running_loop()]
-
-
-async def connected(kit: MeterKit) -> None:
-    """Wait until this loop's lane can send."""
-    await eventually(lambda: lane_of(kit).connected)
-
-
 async def settled(kit: MeterKit) -> None:
     """Wait until the store has acknowledged every settlement of this loop."""
-    lane = lane_of(kit)
+    lane = kit.store.lanes[asyncio.get_running_loop()]
     await eventually(lambda: lane.connected and lane.unsettled == 0)
 
 

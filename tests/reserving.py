@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
 
-from delivering import NOW, kit_of, until
+from delivering import NOW, until
 from faults import renew_holds
 from llm_apps import listening, read_all
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -274,7 +274,9 @@ class Purse:
 async def purse(url: str, plan: Plan) -> AsyncGenerator[Purse]:
     """A kit of the test's own, and a customer with a budget or with credits for :data:`STREAMS` streams."""
     clock = Clock(NOW)
-    async with kit_of(url, PLANS, clock=clock) as kit:
+    async with MeterKit(
+        loads(PLANS), redis_url=url, clock=clock, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
         found = Purse(kit, clock)
         await found.fill(plan)
         yield found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meterkit.asgi import identify
     from meterkit.asgi.context import current, record
-    from meterkit.asgi.exchange import Current
+    from meterkit.asgi.current import Current
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.asgi.reporting import record_usage, tap
     from meterkit.asgi.usage import CallUsage, StreamTap, usage_of
@@ -80,7 +80,7 @@ _HOMES = {
     "CallUsage": "meterkit.asgi.usage",
     "Catalog": "meterkit.catalog",
     "CreditsLow": "meterkit.notify",
-    "Current": "meterkit.asgi.exchange",
+    "Current": "meterkit.asgi.current",
     "Customer": "meterkit.store.customers",
     "CustomerUsage": "meterkit.store.usage",
     "Customers": "meterkit.store.customers",

@@ -13,7 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from faults import eventually, lane_of
+from faults import eventually
 from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, listening, metered, openai_stream, text_tokens, tokens
 from metering import http_scope
 from meterkit import current
@@ -137,7 +137,7 @@ async def left(at: Served, path: str, protocol: str, *, after: bytes, outside: A
     async with listening(watched, http=protocol) as port:
         await hang_up(port, path, after=after)
         await watched.over.wait()
-    lane = lane_of(at.kit)
+    lane = at.kit.store.lanes[asyncio.get_running_loop()]
     await eventually(lambda: lane.unsettled == 0)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually, lane_of
+from faults import eventually
 from metering import PLANS, http_scope, no_more, served
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
@@ -83,7 +83,7 @@ async def test_a_request_that_is_collected_is_settled_and_holds_nothing(store_ur
         close(serving)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        lane = lane_of(at.kit)
+        lane = at.kit.store.lanes[asyncio.get_running_loop()]
         await eventually(lambda: lane.unsettled == 0)
         assert await at.counted(meter="pages") == (1, 0)
 

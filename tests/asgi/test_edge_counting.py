@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from faults import metered as behind
 from llm_apps import PLANS as LLM_PLANS
 from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, tokens
 from metering import PLANS, hello, http_scope, no_more, served
-from meterkit.asgi import reading
+from meterkit import record
+from meterkit.asgi import exchange, reading
 from meterkit.asgi.usage import ResponseReader
+from meterkit.catalog.quantity import check_quantity
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -55,6 +58,39 @@ async def test_with_trailers_a_response_is_over_when_they_are_sent(kind: str, st
     async with served(app, plans=OUTCOMES, redis_url=store_url) as at:
         await at.app(http_scope("/v1/x"), no_more, ignore)
         assert settled_before == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("path", ["/attempt", "/v1/x"])
+async def test_i3_what_a_thread_records_while_the_request_ends_is_recorded_once(
+    path: str, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+    checks = 0
+
+    def check(quantity: int) -> int:
+        nonlocal checks
+        checks += 1
+        if checks == 2:  # The first is of what is recorded, the second of what it adds up to.
+            begun.set()
+            assert over.wait(20)
+        return check_quantity(quantity)
+
+    monkeypatch.setattr(exchange, "check_quantity", check)  # The moment is hit by no other means.
+    recording: list[asyncio.Task[None]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        recording.append(asyncio.create_task(asyncio.to_thread(record, tokens=7)))
+        await asyncio.to_thread(begun.wait, 20)
+        await hello(scope, receive, send)
+
+    async with served(app, redis_url=store_url) as at:
+        await at.app(http_scope(path), no_more, ignore)
+        over.set()
+        await asyncio.gather(*recording)
+        await settled(at.kit)
+        assert checks == 2
+        assert await at.counted(meter="tokens") == (7, 0)
+        assert await at.counted() == (1, 0)
 
 
 async def test_who_leaves_before_the_trailers_has_left(store_url: str) -> None:

@@ -22,7 +22,6 @@ from faults import (
     http_scope,
     in_flight,
     kit_at,
-    lane_of,
     metered,
     settled,
     stopped,
@@ -145,7 +144,7 @@ async def test_a_request_cancelled_as_its_decision_comes_holds_nothing(kit: Mete
     app = metered(kit)
     await Client(app).get("acme")  # Known, so that the next is decided by the first reply.
     await settled(kit)
-    lane = lane_of(kit)
+    lane = kit.store.lanes[asyncio.get_running_loop()]
     plain = lane.call
 
     def call_and_watch(call: Any) -> asyncio.Future[Any]:
@@ -154,11 +153,11 @@ async def test_a_request_cancelled_as_its_decision_comes_holds_nothing(kit: Mete
         reply.add_done_callback(lambda _: task.cancel())
         return reply
 
-    lane.call = call_and_watch  # type: ignore[method-assign] # the moment is hit by no other means
+    lane.call = call_and_watch  # The moment is hit by no other means.
     task = asyncio.create_task(Client(app).get("acme"))
     with pytest.raises(asyncio.CancelledError):
         await task
-    lane.call = plain  # type: ignore[method-assign] # see above
+    lane.call = plain
     await eventually(lambda: nothing_held(kit, valkey, "acme"))
     assert await used(kit, "acme") == (1, 0)
 
@@ -169,7 +168,7 @@ async def test_a_request_cancelled_as_its_second_decision_comes_holds_nothing(
     app = metered(kit)
     await Client(app).get("acme")
     await settled(kit)
-    lane = lane_of(kit)
+    lane = kit.store.lanes[asyncio.get_running_loop()]
     plain, calls = lane.call, 0
 
     def call_and_watch(call: Any) -> asyncio.Future[Any]:
@@ -181,11 +180,11 @@ async def test_a_request_cancelled_as_its_second_decision_comes_holds_nothing(
         return reply
 
     await kit.customers.set_plan("acme", "other")
-    lane.call = call_and_watch  # type: ignore[method-assign] # the moment is hit by no other means
+    lane.call = call_and_watch  # The moment is hit by no other means.
     task = asyncio.create_task(Client(app).get("acme"))
     with pytest.raises(asyncio.CancelledError):
         await task
-    lane.call = plain  # type: ignore[method-assign] # see above
+    lane.call = plain
     assert calls == 2
     await eventually(lambda: nothing_held(kit, valkey, "acme"))
     assert await used(kit, "acme") == (1, 0)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from delivering import NOW
-from faults import eventually, lane_of, settled
+from faults import eventually, settled
 from llm_apps import openai_stream, read_all
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
@@ -143,7 +143,7 @@ class Late:
 
     async def mended(self) -> None:
         """Let through what was kept, and wait until it was heard and all is told to the store."""
-        lane = lane_of(self.kit)
+        lane = self.kit.store.lanes[asyncio.get_running_loop()]
         links: list[Any] = [*lane._reconnector._ended, lane._link]
         await self.proxy.let_through()
         await eventually(lambda: not any(link._pending for link in links if link is not None))

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 import meterkit
-from faults import eventually, lane_of
+from faults import eventually
 from llm_apps import (
     METERS,
     PLANS,
@@ -127,7 +127,7 @@ async def test_a_client_that_hangs_up_is_billed_what_was_generated_by_then(
 
 
 def nothing_unsettled(at: Served) -> bool:
-    return lane_of(at.kit).unsettled == 0
+    return at.kit.store.lanes[asyncio.get_running_loop()].unsettled == 0
 
 
 # Without one, and so at every place.

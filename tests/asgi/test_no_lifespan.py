@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from delivering import PLANS, STRIPE_KEY, RunningClock, kit_for, until
-from faults import eventually, lane_of
+from faults import eventually
 from llm_apps import listening
 from metering import HEADERS, hello, http_scope, no_more
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -145,7 +145,7 @@ async def test_later_starts_and_stops_balance(store_url: str, caplog: pytest.Log
     async with selling(store_url, flush=False) as (kit, _):
         app = wrapped(kit)
         await app(http_scope(), no_more, ignore)
-        lane = lane_of(kit)
+        lane = kit.store.lanes[asyncio.get_running_loop()]
         for _ in range(2):
             async with kit:
                 await app(http_scope(), no_more, ignore)

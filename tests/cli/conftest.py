@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from commands import Shell
-from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,12 +52,3 @@ def shell(directory: Path) -> Shell:
 def stored(directory: Path, store_url: str) -> Shell:
     """A shell whose store is empty and real."""
     return Shell(directory, METERKIT_REDIS_URL=store_url)
-
-
-@pytest.fixture
-def emulator() -> StripeEmulator:
-    """A Stripe that knows one customer and the meter of the plans file."""
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    emulator.add_customer("cus_1")
-    return emulator

@@ -9,13 +9,13 @@ import pytest
 
 from commands import TIMEOUT_S, first_line
 from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from commands import Shell
-    from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
 
@@ -28,6 +28,14 @@ DONE: dict[str, object] = {
     "undelivered": [],
     "unsealed": [],
 }
+
+
+@pytest.fixture
+def emulator() -> StripeEmulator:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_1")
+    return emulator
 
 
 @pytest.fixture

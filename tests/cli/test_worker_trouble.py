@@ -10,6 +10,7 @@ import pytest
 
 from commands import TIMEOUT_S, Shell, first_line
 from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
 from servers import free_port, spawn_server
 
 if TYPE_CHECKING:
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from meterkit.testing import StripeEmulator
-
 pytestmark = pytest.mark.anyio
 
 CALL_S: Final = 10.0
 """How long a call to Stripe may take, and so the end of a worker."""
+
+
+@pytest.fixture
+def emulator() -> StripeEmulator:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_1")
+    return emulator
 
 
 def delivering(directory: Path, store_url: str, stripe_url: str) -> Shell:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from delivering import NOW, kit_of
+from delivering import NOW
+from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.store.keys import WITHOUT_TTL
 from meterkit.testing import Clock
-
-if TYPE_CHECKING:
-    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +41,7 @@ plans:
 
 
 def kit_on(url: str) -> MeterKit:
-    return kit_of(url, PLANS, clock=Clock(NOW))
+    return MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=url, flush=False, shards=4, store_timeout=10.0)
 
 
 async def kept(kit: MeterKit) -> dict[str, Any]:

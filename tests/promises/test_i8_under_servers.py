@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import eventually, lane_of
+from faults import eventually
 from llm_apps import listening, read_all
 from metering import served
 
@@ -72,7 +72,7 @@ def head(path: str, *, more: str = "", length: int = len(BODY)) -> bytes:
 
 
 async def unsettled(at: Served) -> int:
-    return lane_of(at.kit).unsettled
+    return at.kit.store.lanes[asyncio.get_running_loop()].unsettled
 
 
 @pytest.mark.parametrize("protocol", ["h11", "httptools"])

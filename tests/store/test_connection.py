@@ -20,12 +20,12 @@ from meterkit.store.connection import Connection, ReplyError, give_up
 from meterkit.store.handshake import connect
 from meterkit.store.resp import pack_each
 from meterkit.store.url import Address
+from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from meterkit.store.connection import Unsent
-    from proxy import TcpProxy
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
@@ -78,6 +78,12 @@ class Opener:
         assert why
         self.ended.append(connection)
         self.unsent += unsent
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture

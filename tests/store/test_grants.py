@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW, kit_and_clock
 from meterkit import CustomerError, MeterKit, MeterkitError, QuantityError, UnknownMeterError
+from meterkit.catalog import loads
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from servers import Server
 
 pytestmark = pytest.mark.anyio
 
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = """
 schema: 1
 currency: usd
@@ -51,7 +55,12 @@ plans:
 """
 
 
-kit_on = partial(kit_and_clock, plans=PLANS)
+@asynccontextmanager
+async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+    clock = Clock(NOW)
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    async with MeterKit(loads(PLANS), clock=clock, redis_url=url, **given) as kit:
+        yield kit, clock
 
 
 async def classes(kit: MeterKit, meter: str, customer: str = "acme") -> tuple[int, int, int, int]:

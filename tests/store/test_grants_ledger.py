@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import kit_of
+from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ plans:
 @pytest.mark.anyio
 async def test_the_ledger_adds_up_where_a_years_grant_bears_the_name_of_a_months(valkey: Server) -> None:
     clock = Clock(datetime(2031, 1, 10, tzinfo=UTC))
-    async with kit_of(valkey.url, PLANS, clock=clock) as kit:
+    async with MeterKit(
+        loads(PLANS), clock=clock, redis_url=valkey.url, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
 
         async def left() -> int:
             return sum(entry.quantity for entry in await kit.grants.ledger("acme"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -9,18 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from delivering import NOW, kit_of
 from meterkit import MeterKit, PlansError
 from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from servers import Server
 
 pytestmark = pytest.mark.anyio
 
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 MICRO = 10**6
 HEAD = """
 schema: 1
@@ -43,8 +44,12 @@ def plans(**grants: Sequence[str]) -> str:
     )
 
 
-def kit_on(url: str, text: str, clock: Clock | None = None) -> MeterKit:
-    return kit_of(url, text, clock=clock or Clock(NOW))
+@asynccontextmanager
+async def kit_on(url: str, text: str, clock: Clock | None = None) -> AsyncGenerator[MeterKit]:
+    async with MeterKit(
+        loads(text), clock=clock or Clock(NOW), redis_url=url, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
+        yield kit
 
 
 async def given_of(kit: MeterKit, customer: str = "acme") -> int:

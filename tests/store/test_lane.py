@@ -18,14 +18,12 @@ from faults import (
     Echo,
     FakeRedis,
     answer_ok,
-    connected,
     counters,
     evalsha_calls,
     eventually,
     in_flight,
     killing,
     kit_at,
-    lane_of,
     like_redis,
     metered,
     open_sockets,
@@ -46,6 +44,8 @@ from proxy import TcpProxy
 from servers import free_port, spawn_server
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from meterkit import MeterKit
     from meterkit.store.connection import OnEnd
     from meterkit.store.reconnect import Link
@@ -56,6 +56,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 RETIRE = scripts.load("retire")
 ONE = {"requests": Demand(needed=1, taken=1)}
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
 
 
 def lane_to(port: int, *, timeout_s: float = 0.25) -> Lane:
@@ -293,7 +299,7 @@ async def test_i9_a_hung_server_costs_a_request_one_timeout_and_no_hold(valkey: 
             assert await Client(app).get("acme", "/deny") == 503
             # The connection is known to be gone: answered at once, or after the time of a new one.
             assert time.monotonic() - began < 1.0
-        await connected(kit)
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
         assert await Client(app).get("acme", "/deny") == 200
 
         async def exact() -> bool:
@@ -312,7 +318,7 @@ async def test_nothing_is_sent_twice_but_numbered_settlements(valkey: Server, pr
         await proxy.set("drop_reply")
         assert await Client(app).get("acme", "/deny") == 503
         await proxy.set("pass")
-        await connected(kit)
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
         await settled(kit)
         assert stats(valkey, "evalsha")["calls"] == 1
         assert await used(kit, "acme") == (1, 1)  # Held until it expires: nobody heard that it was.
@@ -337,7 +343,7 @@ async def test_i9_unreachable_at_the_start_is_one_clear_line_and_heals(
                 r for r in caplog.records if r.name == "meterkit.store" and r.levelno >= logging.WARNING
             ] == loud
             await proxy.set("pass")
-            await connected(kit)
+            await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
             assert await Client(app).get("acme", path) == 200
             await settled(kit)
             # What was served without the store is recorded as well.
@@ -364,7 +370,7 @@ async def test_a_first_request_that_is_cancelled_does_not_stop_the_lane_from_con
             await asyncio.sleep(0)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        await connected(kit)
+        await eventually(lambda kit=kit: kit.store.lanes[asyncio.get_running_loop()].connected)  # type: ignore[misc]
         assert await Client(app).get("acme", "/deny") == 200
         await kit.stop()
 
@@ -391,7 +397,7 @@ async def test_a_store_that_turns_into_another_is_refused_until_it_is_the_old_on
         await eventually(lambda: "has 8 shards" in caplog.text)
         assert await Client(app).get("acme", "/deny") == 503
         valkey.command("HSET", "mk:meta", "shards", 4)
-        await connected(kit)
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
         assert await Client(app).get("acme", "/deny") == 200
         said = [record.getMessage() for record in caplog.records if record.name == "meterkit.store"]
         assert sum("has 8 shards" in line for line in said) == 1
@@ -407,7 +413,7 @@ async def test_client_kill_is_healed_and_nothing_is_lost(valkey: Server) -> None
                 tasks = [asyncio.create_task(Client(app).get("acme", "/deny")) for _ in range(30)]
                 await asyncio.sleep(0.05)
             answers += await asyncio.gather(*tasks)
-            await connected(kit)
+            await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
             answers.append(await Client(app).get("acme", "/deny"))
         assert set(answers) == {200, 503}
         await settled(kit)
@@ -418,7 +424,7 @@ async def test_connections_that_ended_are_all_closed_by_stop(proxy: TcpProxy) ->
     sockets = open_sockets()
     kit = kit_at(proxy.url, store_timeout=0.05)
     await kit.start()
-    lane = lane_of(kit)
+    lane = kit.store.lanes[asyncio.get_running_loop()]
     for _ in range(3):
         await proxy.set("drop_reply")
         with pytest.raises(StoreError):
@@ -465,7 +471,7 @@ async def test_i9_a_refusing_server_is_a_clear_error_and_never_a_crash(
             await asyncio.sleep(0.3)
         # Every shard has settlements that are refused; that is said, but not each time.
         assert len(caplog.records) <= 4
-        lane = lane_of(kit)
+        lane = kit.store.lanes[asyncio.get_running_loop()]
         assert lane.unsettled == 20
         fake.answer = like_redis(evalsha=_as_a_store_that_works)
         await settled(kit)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import logging
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from delivering import NOW, kit_and_clock
 from metering import answering
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
+from meterkit.catalog import loads
 from meterkit.store.keys import meter_token
 from meterkit.store.periods import to_ms
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator
 
-    from meterkit.testing import Clock
     from servers import Server
 
 pytestmark = pytest.mark.anyio
 
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 JUNE, JULY = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
 PLANS = """
 schema: 1
@@ -43,10 +45,14 @@ plans:
 DEAD_LETTER = PLANS + "billing: {late_usage: dead_letter}\n"
 
 
-def kit_on(
+@asynccontextmanager
+async def kit_on(
     url: str, text: str = PLANS, now: datetime = NOW, **settings: Any
-) -> AbstractAsyncContextManager[tuple[MeterKit, Clock]]:
-    return kit_and_clock(url, text, now, **settings)
+) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+    clock = Clock(now)
+    given: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0} | settings
+    async with MeterKit(loads(text), clock=clock, redis_url=url, **given) as kit:
+        yield kit, clock
 
 
 async def totals_of(kit: MeterKit, customer: str = "acme") -> dict[str, str]:

@@ -12,18 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import (
-    Client,
-    answer_ok,
-    counters,
-    eventually,
-    kit_at,
-    lane_of,
-    metered,
-    renew_holds,
-    settled,
-    used,
-)
+from faults import Client, answer_ok, counters, eventually, kit_at, metered, renew_holds, settled, used
 from meterkit.catalog import loads
 from meterkit.store import renewal
 from meterkit.store.renewal import Renewal, portion
@@ -74,7 +63,7 @@ class LongRequest:
 
 async def pass_minutes(kit: MeterKit, clock: Clock, minutes: int) -> None:
     """Let time pass, and holds be renewed as soon as they may be."""
-    lane = lane_of(kit)
+    lane = kit.store.lanes[asyncio.get_running_loop()]
     for _ in range(minutes):
         clock.advance(timedelta(minutes=1))
         await renew_holds(lane)
@@ -95,7 +84,7 @@ async def test_i3_a_request_of_half_an_hour_keeps_its_holds_and_gives_them_back(
         assert await Client(metered(kit)).get("acme") == 200
         await settled(kit)
         assert await used(kit, "acme") == (4, 0)
-        assert lane_of(kit).live == set()
+        assert kit.store.lanes[asyncio.get_running_loop()].live == set()
 
 
 async def test_i3_what_a_renewed_request_took_of_its_rates_is_taken_once(valkey: Server) -> None:
@@ -218,7 +207,7 @@ async def test_i3_holds_are_renewed_although_the_scripts_were_lost(valkey: Serve
         await eventually(lambda: bool(counters(valkey, "acme")))
         valkey.command("SCRIPT", "FLUSH")
         clock.advance(timedelta(minutes=6))
-        (holder,) = lane_of(kit).live
+        (holder,) = kit.store.lanes[asyncio.get_running_loop()].live
         assert holder.outlives_hold()
         await holder.renew()
         assert not holder.outlives_hold()
@@ -234,7 +223,7 @@ async def test_the_lane_renews_by_itself(valkey: Server, monkeypatch: pytest.Mon
         long = LongRequest(kit)
         await eventually(lambda: bool(counters(valkey, "acme")))
         clock.advance(timedelta(minutes=6, seconds=30))
-        lane = lane_of(kit)
+        lane = kit.store.lanes[asyncio.get_running_loop()]
         await eventually(lambda: not any(holder.outlives_hold() for holder in lane.live))
         await settled(kit)
         assert await used(kit, "acme") == (0, 2)

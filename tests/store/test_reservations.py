@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
-from functools import partial
-from typing import Any
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW, kit_and_clock, kit_of
 from faults import renew_holds
 from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
+from meterkit.catalog import loads
 from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 pytestmark = pytest.mark.anyio
 
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = """
 schema: 1
 currency: usd
@@ -37,7 +41,13 @@ plans:
 """
 
 
-kit_on = partial(kit_and_clock, plans=PLANS)
+@asynccontextmanager
+async def kit_on(url: str) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+    clock = Clock(NOW)
+    async with MeterKit(
+        loads(PLANS), clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
+        yield kit, clock
 
 
 async def row(kit: MeterKit, meter: str = "output_tokens") -> tuple[int, int, Any]:
@@ -199,11 +209,12 @@ async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(any_stor
 
 async def test_i7_a_kit_that_stops_gives_back_what_blocks_still_hold(any_store_url: str) -> None:
     clock = Clock(NOW)
-    kit = kit_of(any_store_url, PLANS, clock=clock)
+    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0}
+    kit = MeterKit(loads(PLANS), clock=clock, redis_url=any_store_url, **settings)
     await kit.start()
     async with kit.reserve("acme", {"output_tokens": 800}) as reservation:
         await kit.stop()
-        async with kit_of(any_store_url, PLANS, clock=clock) as other:
+        async with MeterKit(loads(PLANS), clock=clock, redis_url=any_store_url, **settings) as other:
             assert await row(other) == (0, 0, 5000)
             assert await left(other) == 1000
             # What was used is a fact all the same.

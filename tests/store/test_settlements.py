@@ -20,13 +20,11 @@ import pytest
 from faults import (
     Client,
     answer_ok,
-    connected,
     counters,
     eventually,
     in_flight,
     killing,
     kit_at,
-    lane_of,
     left_in_doubt,
     metered,
     settled,
@@ -39,18 +37,33 @@ from meterkit.store.endings import Ending
 from meterkit.store.keys import Keys
 from meterkit.store.writers import Stream, pack_place
 from meterkit.testing import Clock
+from proxy import TcpProxy
 from servers import spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from meterkit import MeterKit
-    from proxy import TcpProxy
+    from meterkit.store.lane import Lane
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
 TESTS = str(Path(__file__).parent.parent)
+
+
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
+
+
+def lane_of(kit: MeterKit) -> Lane:
+    return kit.store.lanes[asyncio.get_running_loop()]
+
+
+async def connected(kit: MeterKit) -> None:
+    await eventually(lambda: lane_of(kit).connected)
 
 
 def settle(kit: MeterKit, customer: str, quantity: int) -> None:
@@ -616,11 +629,11 @@ def test_i6_two_loops_in_two_threads_share_one_kit(valkey: Server) -> None:
 HEAD = """
 import asyncio, os, sys
 sys.path[:0] = {path!r}
-from faults import kit_at, lane_of, settled
+from faults import kit_at, settled
 kit = kit_at({url!r})
 
 def settle(quantity):
-    lane = lane_of(kit)
+    lane = kit.store.lanes[asyncio.get_running_loop()]
     kit.store.post(lane, kit.store.accounts.get("acme"), {{"tokens": quantity}}, rated={{}})
 """
 

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import NOW, kit_of
-from faults import eventually, killing, lane_of, left_in_doubt, settled, stats, stopped
+from delivering import NOW
+from faults import eventually, killing, left_in_doubt, settled, stats, stopped
+from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.store.endings import Ending
 from meterkit.store.keys import meter_token
 from meterkit.store.writers import pack_place
 from meterkit.testing import Clock
+from proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
-    from meterkit import MeterKit
     from meterkit.store.lane import Lane
-    from proxy import TcpProxy
     from servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +51,12 @@ plans:
 """
 
 
+@pytest.fixture
+async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port) as proxy:
+        yield proxy
+
+
 @dataclass
 class Books:
     """Three customers who capture what they have reserved, and what that must come to.
@@ -70,7 +77,7 @@ class Books:
 
     @property
     def lane(self) -> Lane:
-        return lane_of(self.kit)
+        return self.kit.store.lanes[asyncio.get_running_loop()]
 
     async def begin(self, count: int) -> None:
         """Reserve, so many times; the blocks stay open."""
@@ -149,9 +156,14 @@ class Books:
 async def books_on(url: str, direct: str, *, timeout_s: float = 10.0) -> AsyncGenerator[Books]:
     clock = Clock(NOW)
 
+    def kit_on(at: str, store_timeout: float) -> MeterKit:
+        return MeterKit(
+            loads(PLANS), clock=clock, redis_url=at, flush=False, shards=4, store_timeout=store_timeout
+        )
+
     async with AsyncExitStack() as stack:
-        auditor = await stack.enter_async_context(kit_of(direct, PLANS, clock=clock))
-        kit = await stack.enter_async_context(kit_of(url, PLANS, clock=clock, store_timeout=timeout_s))
+        auditor = await stack.enter_async_context(kit_on(direct, 10.0))
+        kit = await stack.enter_async_context(kit_on(url, timeout_s))
         for customer, credits_ in CREDITS.items():
             for n, quantities in enumerate(({"output_tokens": 300}, {"ai": credits_})):
                 await auditor.grants.add(customer, quantities, grant_id=f"{customer}-{n}")

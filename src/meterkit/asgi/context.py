@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from meterkit.asgi.exchange import Current, Exchange
+    from meterkit.asgi.current import Current
+    from meterkit.asgi.exchange import Exchange
 
 __all__ = ["current", "exchange", "exchange_of", "record"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from threading import RLock
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 
+from meterkit.asgi.current import Current
 from meterkit.asgi.metered import ALL, LlmCalls, Part, add, dimensions_of, part_of
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.remarks import lost, remark
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from meterkit.store.lane import Lane
     from meterkit.store.store import Store
 
-__all__ = ["Current", "Exchange"]
+__all__ = ["Exchange"]
 
 T = TypeVar("T")
 
@@ -43,21 +43,6 @@ _SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 _recording: Final = RLock()
 """Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
 a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Current:
-    """Who is served, and why.
-
-    Attributes:
-        customer: the customer's id.
-        plan: the key of the plan in force.
-        decision: what was decided about this request.
-    """
-
-    customer: str
-    plan: str
-    decision: Decision
 
 
 class Exchange:
@@ -155,8 +140,8 @@ class Exchange:
             told, call = self.told, self._call
             if told is not None and call is not None:
                 headers = message.get("headers", ())
-                headers = told.add(headers, call, self._reply, self._scope["headers"])
-                message = {**message, "headers": headers}
+                message = dict(message)
+                message["headers"] = told.add(headers, call, self._reply, self._scope["headers"])
         elif self._ends(kind, message):
             return self._pass_on(message, last=True)
         return self._send(message)
@@ -197,16 +182,19 @@ class Exchange:
         """Tell the store what the request came to; once."""
         if self._settled:
             return
-        with _recording:
-            self._settled = True
         if error is not None:
             # Servers tell of a client that left by http.disconnect, by OSError from send, or by cancelling.
             self._failed = isinstance(error, Exception) and not (
                 self._gone or isinstance(error, ClientDisconnect)
             )
+        # Before anything is looked at: what a thread is adding meanwhile it settles itself once it sees this.
+        self._settled = True
         if self._nothing_to_settle:
             return
         recorded, call, lane = self._recorded, self._call, self._lane
+        if recorded is not None:
+            with _recording:
+                recorded = self._recorded
         if lane is None:
             return
         outcome = self._outcome()
@@ -321,17 +309,20 @@ class Exchange:
 
     def record(self, quantities: dict[str, int]) -> None:
         """Add to what the request has used; what comes after its end is settled at once."""
+        lane = self._lane
         with _recording:
-            if self._lane is None or not (self._settled or self._complete):
-                before = self._recorded or _NOTHING
+            if lane is None or not (self._settled or self._complete):
+                before, total = self._recorded, dict(self._recorded or _NOTHING)
                 # All of them or none: where one is refused, nothing of this call is recorded.
-                added = {
-                    meter: check_quantity(before.get(meter, 0) + more) for meter, more in quantities.items()
-                }
-                self._recorded = {**before, **added}
+                for meter, more in quantities.items():
+                    total[meter] = check_quantity(total.get(meter, 0) + more)
+                self._recorded = total
                 self._nothing_to_settle = False
-                return
-        self._post_late(self._lane, {ALL: Part(recorded=quantities, rated=quantities)})
+                if lane is None or not self._settled:
+                    return
+                # The request ended meanwhile, in another thread, and may have missed this.
+                self._recorded = before
+        self._post_late(lane, {ALL: Part(recorded=quantities, rated=quantities)})
 
     def report(self, change: Callable[[LlmCalls], T]) -> T:
         """Have something noted of calls of language models; what comes late is settled at once.
@@ -339,14 +330,16 @@ class Exchange:
         Args:
             change: takes what is known of them so far; must not block.
         """
+        lane = self._lane
         with _recording:
             llm = self._llm = self._llm or LlmCalls()
             result = change(llm)
-            if self._lane is None or not (self._settled or self._complete):
+            if lane is None or not (self._settled or self._complete):
                 self._nothing_to_settle = False
-                return result
+                if lane is None or not self._settled:
+                    return result
             parts = llm.due(self._account.accounts)
-        self._post_late(self._lane, parts)
+        self._post_late(lane, parts)
         return result
 
     def remark(self, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from asyncio import CancelledError
+from asyncio import CancelledError, get_running_loop
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
@@ -120,7 +120,8 @@ class MeterMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope; everything but HTTP and the lifespan passes as it is."""
-        if self._mark in scope:
+        mark = self._mark
+        if mark in scope:
             self._say_inner()
             await self.app(scope, receive, send)
             return
@@ -149,18 +150,18 @@ class MeterMiddleware:
             passed.read_usage(body, self._kit.estimate_input)
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
-        scope[self._mark] = True
+        scope[mark] = True
         try:
             await self.app(scope, passed.receive, passed.send)
         except BaseException as error:
             passed.settle(error)
             raise
         finally:
-            scope.pop(self._mark, None)
-            try:  # noqa: SIM105 - suppress() costs each request ten times as much
+            try:
                 exchange.reset(token)
-            except ValueError:
-                pass  # The collector closes a request that nobody ends, in whatever context it runs.
+                del scope[mark]
+            except (KeyError, ValueError):
+                pass  # The collector closes a request in whatever context it runs, and apps may empty scopes.
         passed.settle(None)
 
     async def _admit(
@@ -172,7 +173,11 @@ class MeterMiddleware:
         store = self._kit.store
         account: Account | None = None
         call: DecideCall | None = None
-        lane = store.lanes.get(running_loop())
+        try:
+            lane = store.lanes.get(get_running_loop())
+        except RuntimeError:
+            running_loop()  # Says what does run here.
+            raise
         try:
             found = self._identify(scope)
             account = self._accounts.named.get(found) if type(found) is str else None
@@ -195,10 +200,7 @@ class MeterMiddleware:
             passed: Exchange | Decision = error.decision
             call = error.call
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
-            self._complain(error, account, route)
-            passed = self._undecided(lane, account, route, scope, send)
-            if isinstance(passed, Exchange) and isinstance(error, StoreError) and error.executed is None:
-                passed.in_doubt = True
+            passed = self._undecided(error, lane, account, route, scope, send)
         else:
             if reply[0] == _ALLOWED and call.foregone is None:
                 passed = Exchange(store, lane, account, route, call, reply, scope, send)
@@ -289,14 +291,18 @@ class MeterMiddleware:
 
     def _undecided(
         self,
+        error: Exception,
         lane: Lane | None,
         account: Account | None,
         route: Route,
         scope: Scope,
         send: Send,
     ) -> Exchange | Decision:
-        if account is None:
+        """A request that could not be decided: said, and served or not as its route has it."""
+        if account is None:  # So far only `identify` can have failed.
+            self._troubles.unidentified(error, route)
             return _UNIDENTIFIED
+        self._troubles.undecided(error, route)
         shadow = route.enforcement == "shadow"
         allowed = shadow or route.on_store_failure == "allow"
         decision = Decision(
@@ -311,11 +317,8 @@ class MeterMiddleware:
             return decision
         passed = Exchange(self._kit.store, lane, account, route, None, [], scope, send)
         passed.decision = decision
+        passed.in_doubt = isinstance(error, StoreError) and error.executed is None
         return passed
-
-    def _complain(self, error: Exception, account: Account | None, route: Route) -> None:
-        """Say why a request could not be decided: until there is an account, only `identify` can fail."""
-        (self._troubles.unidentified if account is None else self._troubles.undecided)(error, route)
 
     def _say_inner(self) -> None:
         """Warn, once, that this kit has the request already: what this middleware was given is not asked."""

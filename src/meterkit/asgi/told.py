@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.asgi.headers import fields, merge, policy_field, quoted
+from meterkit.asgi.headers import EXPOSE, fields, limit_field, merge, policy_field, quoted
 from meterkit.store.verdict import DAY_MS, SLIDING, reset_ms
 
 if TYPE_CHECKING:
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from meterkit.catalog import Headers
     from meterkit.store.accounts import DecideCall
     from meterkit.store.decision import Decision
-    from meterkit.store.program import Program
+    from meterkit.store.program import Measure, Program
 
 __all__ = ["ShadowFields", "Told"]
 
-_OURS: Final = frozenset({b"ratelimit", b"ratelimit-policy"})
-_LENGTHS: Final = frozenset(map(len, _OURS))
+# Of the app's own fields those that ours are to be merged with.
+_NAMES: Final = frozenset({b"ratelimit", b"ratelimit-policy", EXPOSE})
+_LENGTHS: Final = frozenset(map(len, _NAMES))
+_EXPOSED: Final = (EXPOSE, b"ratelimit-policy,ratelimit")
+_NEVER: Final = -1
 _ORIGIN: Final = b"origin"
 
 
@@ -31,7 +34,7 @@ class Told:
         mode: which family of fields the route sends.
     """
 
-    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_starts")
+    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_quick")
 
     def __init__(self, program: Program, mode: Headers) -> None:
         policies = [measure.policy for measure in program.measures]
@@ -39,7 +42,7 @@ class Told:
         self._mode: Headers = mode
         self._policies = policy_field(policies)
         self._policy_pair = (b"ratelimit-policy", self._policies)
-        self._starts = [quoted(policy.name) + b";r=" for policy in policies]
+        self._quick = [_quick(measure) for measure in program.measures]
 
     def add(
         self,
@@ -57,30 +60,35 @@ class Told:
             request_headers: what the client sent.
         """
         _, now_ms, nth, left, before = reply
+        exposed = False
         for name, _ in request_headers:
             if name == _ORIGIN:
-                return merge(headers, self._fields(call, reply), expose=True)
+                exposed = True
+                break
         if self._mode != "ietf" or not nth:
-            return merge(headers, self._fields(call, reply), expose=False)
+            return merge(headers, self._fields(call, reply), expose=exposed)
         items = list(headers)
         for name, _ in items:
-            if len(name) in _LENGTHS and name.lower() in _OURS:
-                return merge(items, self._fields(call, reply), expose=False)
-        measure = self._measures[nth - 1]
-        limit, window = measure.limit, measure.window
-        if measure.kind == SLIDING and not before and measure.needed <= left < limit and window <= DAY_MS:
+            if len(name) in _LENGTHS and name.lower() in _NAMES:
+                return merge(items, self._fields(call, reply), expose=exposed)
+        start, needed, limit, window = self._quick[nth - 1]
+        if needed <= left < limit and not before:
             # As reset_ms has it, but shorter: this is worked out for most answers.
-            reset: int | None = 2 * window - now_ms % window - (limit - left - 1) * window // (limit - left)
+            reset = window - now_ms % window - -window // (limit - left)
+            text = b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)
         else:
-            reset = reset_ms(measure, left, before, now_ms, call.period_end_ms(now_ms))
-        # As meterkit.asgi.headers.limit_field has it, but for the name, which is written already.
-        left = max(left, 0)
-        if reset is None:
-            text = b"%b%d" % (self._starts[nth - 1], left)
-        else:
-            text = b"%b%d;t=%d" % (self._starts[nth - 1], left, (reset + 999) // 1000)
+            text = self._limit(call, reply)
+        if exposed:
+            items.append(_EXPOSED)
         items += (self._policy_pair, (b"ratelimit", text))
         return items
+
+    def _limit(self, call: DecideCall, reply: list[int]) -> bytes:
+        _, now_ms, nth, left, before = reply
+        measure = self._measures[nth - 1]
+        reset = reset_ms(measure, left, before, now_ms, call.period_end_ms(now_ms))
+        reset_s = None if reset is None else (reset + 999) // 1000
+        return limit_field(measure.policy.name, max(0, left), reset_s)
 
     def _fields(self, call: DecideCall, reply: list[int]) -> list[tuple[bytes, bytes]]:
         _, now_ms, nth, left, before = reply
@@ -95,6 +103,17 @@ class Told:
             reset_s=None if reset is None else (reset + 999) // 1000,
             now_s=now_ms // 1000,
         )
+
+
+def _quick(measure: Measure) -> tuple[bytes, int, int, int]:
+    """Of a sliding window: how its field begins, what is asked, its limit and window; of others, no limit."""
+    is_quick = measure.kind == SLIDING and measure.window <= DAY_MS
+    return (
+        quoted(measure.policy.name) + b";r=",
+        measure.needed,
+        measure.limit if is_quick else _NEVER,
+        measure.window,
+    )
 
 
 class ShadowFields:

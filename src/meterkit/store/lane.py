@@ -48,6 +48,12 @@ class Lane:
         now_ms: this process's clock.
 
     Attributes:
+        call: sends a request; its reply, or the server's error, is the future's result. Where there is no
+            connection, the request waits for one, at most for the store timeout since the last one ended;
+            with its reply it waits no longer than the store timeout in all. Raises StoreError where there
+            has been no connection for too long, and nothing was sent; SettingsError where the store cannot
+            be used with these settings. Whoever is cancelled waiting tells so by
+            :func:`~meterkit.store.connection.give_up`, or uses :meth:`ask`.
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         streams: the settlements of each shard.
         is_served: whether the kit was started for this event loop, not only its store.
@@ -68,6 +74,7 @@ class Lane:
         self._retire = retire
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._linked)
         self._link: Link | None = None
+        self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
         self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer_renewal: asyncio.TimerHandle | None = None
@@ -136,19 +143,6 @@ class Lane:
     def trouble(self) -> MeterkitError | None:
         """Why no request can be sent; None where one can."""
         return self._reconnector.trouble
-
-    def call(self, call: Call) -> asyncio.Future[Any]:
-        """Send a request; its reply, or the server's error, is the future's result.
-
-        Where there is no connection, the request waits for one, at most for the store timeout since the last
-        one ended; with its reply it waits no longer than the store timeout in all. Whoever is cancelled
-        waiting tells so by :func:`~meterkit.store.connection.give_up`, or uses :meth:`ask`.
-
-        Raises:
-            StoreError: there has been no connection for too long; nothing was sent.
-            SettingsError: the store cannot be used with these settings.
-        """
-        return self._reconnector.call(call) if self._link is None else self._link.call(call)
 
     async def ask(self, call: Call) -> Any:
         """Send a request and wait for its reply; where the waiting is cancelled, nothing stays held.
@@ -227,6 +221,8 @@ class Lane:
 
     def _linked(self, link: Link | None) -> None:
         self._link = link
+        # Bound once for all requests: to go by the link each time costs them a call of its own.
+        self.call = self._reconnector.call if link is None else link.call
         self.post = None if link is None else link.post
         if link is None:
             for stream in self.streams:
