@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
 TIMEOUT_S = 100.0
@@ -45,15 +45,7 @@ class Shell:
 
     def run(self, *arguments: str, stdin: str = "") -> Done:
         """Run a command to its end."""
-        with subprocess.Popen(
-            [sys.executable, "-m", "meterkit", *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with self._begin(arguments, stdin=subprocess.PIPE) as process:
             try:
                 out, err = process.communicate(stdin, timeout=TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -65,20 +57,23 @@ class Shell:
     @contextmanager
     def running(self, *arguments: str) -> Generator[subprocess.Popen[str]]:
         """Run a command beside the test; it is killed if it has not ended with the block."""
-        with subprocess.Popen(
-            [sys.executable, "-m", "meterkit", *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with self._begin(arguments, stdin=subprocess.DEVNULL) as process:
             try:
                 yield process
             finally:
                 if process.poll() is None:
                     process.kill()
+
+    def _begin(self, arguments: Sequence[str], *, stdin: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "meterkit", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
