@@ -54,18 +54,14 @@ class Exchange:
         server_receive: the server's receive, to be set before the app is called.
     """
 
+    __slots__ = (
+        *("_account", "_begun", "_call", "_complete", "_ending", "_failed", "_gone", "_lane", "_llm"),
+        *("_nothing_to_settle", "_reading", "_recorded", "_renewed", "_reply", "_route", "_scope", "_send"),
+        *("_settled", "_slot", "_status", "_store", "_trailers", "decision", "in_doubt", "server_receive"),
+        "told",
+    )
+
     server_receive: Receive
-    # Most requests leave these as they are: kept in the class, they cost nothing per request.
-    told: Told | ShadowFields | None = None
-    _slot = 0
-    _renewed: DecideCall | None = None
-    in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.
-    decision: Decision | None = None
-    _recorded: dict[str, int] | None = None
-    _llm: LlmCalls | None = None
-    _reading: Reading | None = None
-    _status = 0
-    _begun = _ending = _complete = _gone = _failed = _trailers = _settled = False
 
     def __init__(
         self,
@@ -86,6 +82,16 @@ class Exchange:
         self._reply = reply
         self._scope = scope
         self._send = send
+        self.told: Told | ShadowFields | None = None
+        self.decision: Decision | None = None
+        self.in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.
+        self._recorded: dict[str, int] | None = None
+        self._llm: LlmCalls | None = None
+        self._reading: Reading | None = None
+        self._renewed: DecideCall | None = None
+        self._slot = self._status = 0
+        self._begun = self._ending = self._complete = self._trailers = False
+        self._gone = self._failed = self._settled = False
         self._nothing_to_settle = call is not None and not call.program.settles
         if call is not None and lane is not None and call.program.holds:
             self._slot = reply[1] // HOLD_SLOT_MS

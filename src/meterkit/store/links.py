@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Links", "running_loop"]
 
 _DRAIN_S: Final = 5.0
+_CLOSE: Final = "close"
 
 
 class Links:
@@ -231,9 +232,10 @@ def _have_stopped_before_it_closes(loop: asyncio.AbstractEventLoop, links: Links
         close()
 
     # Nothing else tells of it in time: once a loop is closed, its connections cannot be closed any more. A
-    # loop that takes no attributes does without.
-    with suppress(TypeError):
-        vars(loop)["close"] = stop_and_close
+    # loop that takes no attributes does without. Not by vars(): CPython 3.11 reads the attributes of an
+    # object whose dictionary was asked for the slow way, and a loop's are read at each of its steps.
+    with suppress(AttributeError):
+        setattr(loop, _CLOSE, stop_and_close)
 
 
 _links: weakref.WeakSet[Links] = weakref.WeakSet()
