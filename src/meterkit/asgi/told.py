@@ -21,7 +21,7 @@ __all__ = ["ShadowFields", "Told"]
 # Of the app's own fields those that ours are to be merged with.
 _NAMES: Final = frozenset({b"ratelimit", b"ratelimit-policy", EXPOSE})
 _LENGTHS: Final = frozenset(map(len, _NAMES))
-_EXPOSED: Final = (EXPOSE, b"ratelimit-policy,ratelimit")
+_EXPOSED: Final = (EXPOSE, b"ratelimit-policy, ratelimit")
 _NEVER: Final = -1
 _ORIGIN: Final = b"origin"
 
@@ -72,9 +72,13 @@ class Told:
             if len(name) in _LENGTHS and name.lower() in _NAMES:
                 return merge(items, self._fields(call, reply), expose=exposed)
         start, needed, limit, window = self._quick[nth - 1]
-        if needed <= left < limit and not before:
+        if needed <= left < limit:
             # As reset_ms has it, but shorter: this is worked out for most answers.
-            reset = window - now_ms % window - -window // (limit - left)
+            reset = window - now_ms % window
+            if before:
+                reset -= (before * reset - 1) // window * window // before
+            else:
+                reset += -(-window // (limit - left))
             text = b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)
         else:
             text = self._limit(call, reply)
