@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -38,6 +39,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,15}")
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
 # And byte order marks, and the other bytes of a blank in UTF-16 and UTF-32.
 _BLANK: Final = b" \t\r\n\0\xef\xbb\xbf\xfe\xff"
+_NONE: Final[list[Any]] = []
 _UNREADABLE: Final = True
 """Stands for a value that cannot be told."""
 
@@ -104,6 +106,8 @@ class Asked:
 
     def answers(self) -> int:
         """For how many answers it asks: choices of each prompt, times the prompts."""
+        if self._named.keys().isdisjoint(_SEVERAL):
+            return 1
         prompts = [_texts_in(value) for value in self._at("prompt")]
         return min(max(1, *self._quantities(_ANSWERS), 1) * max(1, *prompts, 1), QUANTITY_MAX)
 
@@ -138,10 +142,10 @@ class Asked:
 
     def _at(self, field: str) -> list[Any]:
         """All that a field may be to one parser or another."""
-        found = self._named.get(_folded(field), [])
-        first, *path = field.split(".")
-        if path:
-            level = self._named.get(_folded(first), [])
+        whole, first, path = _path(field)
+        found = self._named.get(whole, _NONE)
+        level = self._named.get(first) if path else None
+        if level is not None:
             for name in path:
                 level = [value for outer in level[:_ALIKE_MAX] for value in _members(outer, name)]
                 if len(level) > _ALIKE_MAX:
@@ -184,6 +188,13 @@ def _folded(name: str) -> str:
     return name.casefold().replace("_", "")
 
 
+@lru_cache(maxsize=256)
+def _path(field: str) -> tuple[str, str, tuple[str, ...]]:
+    """A field that a plans file names, folded: as one name, its first name, and the path from there."""
+    first, *path = map(_folded, field.split("."))
+    return _folded(field), first, tuple(path)
+
+
 def _by_name(members: _Pairs) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for name, value in members:
@@ -192,13 +203,13 @@ def _by_name(members: _Pairs) -> dict[str, list[Any]]:
     return found
 
 
-def _members(outer: object, name: str) -> list[Any]:
+def _members(outer: object, folded: str) -> list[Any]:
     if outer is None:
         return []
     if not isinstance(outer, tuple):
         return [_UNREADABLE]
     members = cast("_Pairs", outer)
-    return _by_name(members).get(_folded(name), []) if len(members) <= _MEMBERS_MAX else [_UNREADABLE]
+    return _by_name(members).get(folded, []) if len(members) <= _MEMBERS_MAX else [_UNREADABLE]
 
 
 def _texts_in(value: object) -> int:
@@ -218,3 +229,7 @@ def _parts(members: _Pairs, values: list[Any]) -> int:
         elif name not in _NO_TEXT or not isinstance(value, str) or len(value) > _SHORT_CHARS_MAX:
             values.append(value)
     return media
+
+
+# What must be in a request that asks for more than one answer, wherever in it the number stands.
+_SEVERAL: Final = frozenset({"prompt"}.union(*(_path(name)[:2] for name in _ANSWERS)))

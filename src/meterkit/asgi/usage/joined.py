@@ -37,6 +37,8 @@ def joined(
             provider's answer as theirs. Its estimates are of calls that are known, too, unless they are of
             far more output than those came to.
     """
+    if not known or not more:
+        return [*known, *more]
     left = list(known)
     pairs: list[CallUsage] = []
     alone: list[CallUsage] = []

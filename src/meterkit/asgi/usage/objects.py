@@ -139,6 +139,8 @@ class Reports:
 
     def usages(self) -> tuple[CallUsage, ...]:
         """What the calls used: figures of a stream that were not the last are partial."""
+        if not (len(self._calls) or len(self._ledger)):
+            return ()  # As with most requests, whose usage is read off the response.
         calls = (*self._calls, *self._ledger.usages(complete=False))
         # An app may hand in a response, and the usage object of it as well.
         named = [call for call in calls if call.response_id]

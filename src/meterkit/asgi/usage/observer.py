@@ -181,6 +181,8 @@ class Observer:
         calls = self._ledger.usages(complete=whole)
         if calls:
             noted.discard("unreadable")
+            if not noted:
+                return calls
             return tuple(replace(call, notes=tuple(sorted({*call.notes, *noted}))) for call in calls)
         if len(self._ledger) or self._only_counted or not (self._declared or self._api is not None):
             return ()
