@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 EXTRAS := stripe,embedded,memory,fastapi,cli
 OLDEST := .venv-oldest
 # All but what runs Starlette's own suite or servers by the dozen; these versions say nothing more there.
-OLDEST_TESTS := tests/unit tests/catalog tests/asgi tests/usage tests/testing tests/cli tests/promises \
+OLDEST_TESTS := tests/unit tests/catalog tests/asgi tests/tokens tests/testing tests/cli tests/promises \
   tests/test_public_surface.py tests/delivery/test_stripe_v1.py tests/delivery/test_outbox.py tests/delivery/test_flusher.py \
   $(patsubst %,tests/store/test_%.py,connection customers embedded lane memory policies renewal settlements store_life)
 # What these tests themselves use is younger: scope["route"] inside a mount, a private module of stripe.
@@ -45,14 +45,14 @@ field: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	METERKIT_ALL_MUTANTS=1 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
-	  tests/store tests/catalog tests/usage tests/unit tests/promises $(ARGS)
+	  tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
 
 test-oldest: $(OLDEST)/.done
 	$(OLDEST)/bin/pytest -n 2 $(OLDEST_WARNS) $(OLDEST_TESTS) $(OLDEST_LACKS) $(ARGS)
 
 test-sdks: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group sdks
-	$(BIN)/pytest tests/usage/test_usage_sdks.py $(ARGS)
+	$(BIN)/pytest tests/tokens/test_sdks.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from peers.streaming import event as openai_chunk
 
-from meterkit.asgi.usage import ResponseReader, StreamTap
+from meterkit.tokens import ResponseReader, StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import uvicorn
 from delivering import until
 from metering import served
 from servers import free_port
-from usage.recordings import chat, compact, sse
+from tokens.recordings import chat, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from metering import Served
     from meterkit import MeterKit
-    from usage.recordings import Figures, Recording
+    from tokens.recordings import Figures, Recording
 
 WORDS = ("auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 PLANS = (

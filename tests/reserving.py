@@ -22,7 +22,7 @@ from llm_apps import listening, read_all
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from usage.recordings import chat, compact, sse
+from tokens.recordings import chat, compact, sse
 from worker_process import Commands
 from workers import Worker, obey, start
 

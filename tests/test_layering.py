@@ -17,7 +17,7 @@ LINE = (
     ("errors",),
     ("settings",),
     ("catalog",),
-    ("store",),
+    ("store", "tokens"),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("fastapi", "llm"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from meterkit.asgi.current import Current
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.asgi.reporting import record_usage, tap
-    from meterkit.asgi.usage import CallUsage, StreamTap, usage_of
     from meterkit.catalog import Catalog
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport, Unsealed
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from meterkit.store.intents import Undelivered
     from meterkit.store.reservations import Reservation
     from meterkit.store.usage import CustomerUsage, MeterUsage, PeriodUsage
+    from meterkit.tokens import CallUsage, StreamTap, usage_of
 
     __version__: str
 
@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CallUsage": "meterkit.asgi.usage",
+    "CallUsage": "meterkit.tokens",
     "Catalog": "meterkit.catalog",
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.current",
@@ -96,14 +96,14 @@ _HOMES = {
     "PeriodUsage": "meterkit.store.usage",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
-    "StreamTap": "meterkit.asgi.usage",
+    "StreamTap": "meterkit.tokens",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
     "current": "meterkit.asgi.context",
     "record": "meterkit.asgi.context",
     "record_usage": "meterkit.asgi.reporting",
     "tap": "meterkit.asgi.reporting",
-    "usage_of": "meterkit.asgi.usage",
+    "usage_of": "meterkit.tokens",
 }
 
 

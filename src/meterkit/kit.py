@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 from meterkit.asgi.off_request import captured, record_calls
-from meterkit.asgi.usage import estimate_input, guarded
 from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_counter, check_quantity
@@ -32,6 +31,7 @@ from meterkit.store.store import Store
 from meterkit.store.url import choose_store
 from meterkit.store.usage import gone_tokens, usage_of
 from meterkit.store.used import Used
+from meterkit.tokens import estimate_input, guarded
 
 if TYPE_CHECKING:
     import os
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from meterkit.asgi.usage import CallUsage, InputEstimator
     from meterkit.settings import SettingsKeywords
     from meterkit.store.decision import Decision
     from meterkit.store.lane import Lane
     from meterkit.store.usage import CustomerUsage
+    from meterkit.tokens import CallUsage, InputEstimator
 
 __all__ = ["MeterKit"]
 

@@ -17,7 +17,7 @@ from faults import eventually
 from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, listening, metered, openai_stream, text_tokens, tokens
 from metering import http_scope
 from meterkit import current
-from usage.recordings import chat, chat_usage, sse
+from tokens.recordings import chat, chat_usage, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

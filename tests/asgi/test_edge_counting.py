@@ -18,8 +18,8 @@ from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, tokens
 from metering import PLANS, hello, http_scope, no_more, served
 from meterkit import record
 from meterkit.asgi import exchange, reading
-from meterkit.asgi.usage import ResponseReader
 from meterkit.catalog.quantity import check_quantity
+from meterkit.tokens import ResponseReader
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send

@@ -21,7 +21,7 @@ from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.testing import Clock
 from proxy import TcpProxy
-from usage.recordings import chat, compact, sse
+from tokens.recordings import chat, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

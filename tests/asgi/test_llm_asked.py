@@ -20,9 +20,9 @@ from llm_apps import answering, listening, metered, read_all
 from metering import http_scope
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
-from meterkit.asgi.usage.shape import rows
 from meterkit.catalog import loads
-from usage.recordings import compact
+from meterkit.tokens.shape import rows
+from tokens.recordings import compact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -14,8 +14,8 @@ import pytest
 
 from llm_apps import PLANS, PROMPT, PROMPT_TOKENS, answering, metered, openai_stream, read_all, tokens
 from metering import http_scope
-from usage.packing import BR, brotli, hide
-from usage.recordings import (
+from tokens.packing import BR, brotli, hide
+from tokens.recordings import (
     DETAILED,
     DONE,
     EVENTSTREAM_TYPE,

@@ -29,7 +29,7 @@ from llm_apps import (
     tokens,
 )
 from metering import http_scope
-from usage.recordings import (
+from tokens.recordings import (
     MISSING,
     RECORDINGS,
     chat,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message
 
     from metering import Served
-    from usage.recordings import Recording
+    from tokens.recordings import Recording
 
 pytestmark = pytest.mark.anyio
 

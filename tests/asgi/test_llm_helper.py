@@ -16,7 +16,7 @@ from starlette.routing import Route
 from llm_apps import metered, stream_of, tokens
 from meterkit import MeterkitError
 from meterkit.llm import ask_for_usage
-from usage.recordings import LIE, chat, chat_usage, sse
+from tokens.recordings import LIE, chat, chat_usage, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -11,7 +11,7 @@ import pytest
 from llm_apps import METERS, PLANS, tokens
 from meterkit import CallUsage, MeterKit, MeterkitError, UnknownMeterError, usage_of
 from meterkit.catalog import loads
-from usage.recordings import chat, chat_usage, sse
+from tokens.recordings import chat, chat_usage, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

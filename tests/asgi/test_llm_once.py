@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 import meterkit
 from llm_apps import METERS, metered, openai_stream, stream_of, tokens
-from usage.recordings import chat, chat_usage, compact, sse
+from tokens.recordings import chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

@@ -13,7 +13,7 @@ from starlette.routing import Route
 import meterkit
 from faults import eventually
 from llm_apps import PLANS, metered, tokens
-from usage.recordings import chat_usage
+from tokens.recordings import chat_usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,9 +22,9 @@ from llm_apps import PLANS, PROMPT, metered, stream_of, tokens
 from meterkit import MeterKit, MeterkitError
 from meterkit.asgi.context import exchange
 from meterkit.asgi.metered import LlmCalls
-from meterkit.asgi.usage import report_of
 from meterkit.catalog import loads
-from usage.recordings import (
+from meterkit.tokens import report_of
+from tokens.recordings import (
     anthropic_events,
     chat,
     chat_usage,

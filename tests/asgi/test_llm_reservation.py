@@ -11,7 +11,7 @@ from meterkit import MeterKit
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
-from usage.recordings import compact
+from tokens.recordings import compact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from llm_apps import listening, metered, openai_stream, read_all
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi.body import BUFFERED_BYTES_MAX
 from meterkit.catalog import loads
-from usage.recordings import chat, compact, sse
+from tokens.recordings import chat, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -22,9 +22,9 @@ from llm_apps import (
     tokens,
 )
 from metering import http_scope, no_more
-from meterkit.asgi.usage import ResponseReader
 from meterkit.store.keys import rate_token
-from usage.recordings import (
+from meterkit.tokens import ResponseReader
+from tokens.recordings import (
     DETAILED,
     DETAILED_FIGURES,
     DONE,

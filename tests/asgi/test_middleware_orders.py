@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from llm_apps import metered, stream_of, tokens
 from metering import HEADERS
-from usage.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
+from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, chat_usage, compact, sse
 
 if TYPE_CHECKING:
     from collections.abc import Callable

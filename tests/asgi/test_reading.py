@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meterkit.asgi.reading import Reading
-from usage.recordings import JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, figures, sse
+from tokens.recordings import JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, figures, sse
 
 pytestmark = pytest.mark.anyio
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.metered import Key
     from meterkit.asgi.told import ShadowFields, Told
-    from meterkit.asgi.usage import CallUsage, InputEstimator
     from meterkit.catalog import Outcome, Route
     from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.lane import Lane
     from meterkit.store.store import Store
+    from meterkit.tokens import CallUsage, InputEstimator
 
 __all__ = ["Exchange"]
 

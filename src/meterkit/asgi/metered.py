@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from meterkit.asgi.usage import Calls, Reports, joined
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.tokens import Calls, Reports, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.asgi.reading import Reading
-    from meterkit.asgi.usage import CallUsage
     from meterkit.store.compiled import CompiledCatalog
+    from meterkit.tokens import CallUsage
 
 __all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "amounts_of", "dimensions_of", "part_of"]
 
@@ -59,7 +59,7 @@ class LlmCalls:
         return 0 if self.reading is None else self.reading.input_tokens()
 
     def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
-        """Take what a tap has seen; see :class:`meterkit.asgi.usage.StreamTap`."""
+        """Take what a tap has seen; see :class:`meterkit.tokens.StreamTap`."""
         self._taps += calls
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:

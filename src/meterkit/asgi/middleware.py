@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
-    from meterkit.asgi.usage import InputEstimator
     from meterkit.catalog import Route
     from meterkit.store.accounts import Account, Accounts, DecideCall
     from meterkit.store.lane import Lane
     from meterkit.store.program import Program
     from meterkit.store.store import Store
+    from meterkit.tokens import InputEstimator
 
 __all__ = ["Kit", "MeterMiddleware"]
 

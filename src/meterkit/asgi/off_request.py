@@ -8,18 +8,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.asgi.metered import amounts_of, dimensions_of
-from meterkit.asgi.usage import calls_of, usage_of
-from meterkit.asgi.usage.plain import kind_of
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_event_id
 from meterkit.store.used import Used
+from meterkit.tokens import calls_of, usage_of
+from meterkit.tokens.plain import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.asgi.usage import CallUsage
     from meterkit.store.compiled import CompiledCatalog
     from meterkit.store.store import Store
+    from meterkit.tokens import CallUsage
 
 __all__ = ["TOKEN_METERS", "captured", "record_calls", "used_of"]
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.remarks import Contained, described
-from meterkit.asgi.usage import (
+from meterkit.tokens import (
     BILLED_BYTES_PER_TOKEN,
     PIECE_BYTES,
     CallUsage,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.asgi.usage import InputEstimator, Work
+    from meterkit.tokens import InputEstimator, Work
 
 __all__ = ["BODY_BYTES_MAX", "Reading"]
 

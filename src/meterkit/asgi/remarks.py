@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
-    from meterkit.asgi.usage import CallUsage, Note
     from meterkit.store.store import Store
+    from meterkit.tokens import CallUsage, Note
 
 __all__ = ["Contained", "described", "lost", "remark"]
 

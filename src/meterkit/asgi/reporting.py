@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from meterkit.asgi.context import exchange_of
 from meterkit.asgi.metered import LlmCalls
 from meterkit.asgi.remarks import Contained
-from meterkit.asgi.usage import StreamTap, report_of
+from meterkit.tokens import StreamTap, report_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
 
     from meterkit.asgi.exchange import Exchange
-    from meterkit.asgi.usage import CallUsage
+    from meterkit.tokens import CallUsage
 
 __all__ = ["record_usage", "tap"]
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.usage.asked import Asked, read_request
-from meterkit.asgi.usage.estimate import (
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.errors import StoreError
+from meterkit.tokens.asked import Asked, read_request
+from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,
     request_of,
     tokens_of_bytes,
     unread_input,
 )
-from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.asgi.usage import InputEstimator
     from meterkit.catalog import Reserve, Route
     from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.lane import Lane
     from meterkit.store.store import Store
+    from meterkit.tokens import InputEstimator
 
 __all__ = ["known_refusal", "reservation", "reserving"]
 

@@ -1,0 +1,52 @@
+"""The token usage of language models' answers: off responses as they pass by, off what SDKs return.
+
+Knows nothing of requests, customers or the store.
+"""
+
+from __future__ import annotations
+
+from meterkit.tokens.calls import Calls
+from meterkit.tokens.estimate import (
+    BILLED_BYTES_PER_TOKEN,
+    MEDIA_PART_TOKENS,
+    InputEstimator,
+    asks_model,
+    billed_input,
+    estimate_input,
+    estimate_request,
+    guarded,
+)
+from meterkit.tokens.figures import CallUsage, Note, Source, estimated, filled, quantities
+from meterkit.tokens.framing.work import Work
+from meterkit.tokens.joined import joined
+from meterkit.tokens.objects import Report, Reports, calls_of, report_of, usage_of
+from meterkit.tokens.response import PIECE_BYTES, ResponseReader
+from meterkit.tokens.tap import StreamTap
+
+__all__ = [
+    "BILLED_BYTES_PER_TOKEN",
+    "MEDIA_PART_TOKENS",
+    "PIECE_BYTES",
+    "CallUsage",
+    "Calls",
+    "InputEstimator",
+    "Note",
+    "Report",
+    "Reports",
+    "ResponseReader",
+    "Source",
+    "StreamTap",
+    "Work",
+    "asks_model",
+    "billed_input",
+    "calls_of",
+    "estimate_input",
+    "estimate_request",
+    "estimated",
+    "filled",
+    "guarded",
+    "joined",
+    "quantities",
+    "report_of",
+    "usage_of",
+]

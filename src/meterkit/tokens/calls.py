@@ -1,0 +1,206 @@
+"""One accumulator per call of a language model: within a call the last value counts, calls add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.figures import CallUsage, Figures, bounded
+from meterkit.tokens.joined import merged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from meterkit.tokens.figures import Note, Source
+    from meterkit.tokens.shape import Counts
+
+__all__ = ["CALLS_MAX", "Calls", "Ledger", "Sighting"]
+
+CALLS_MAX: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """What one event of a response says about usage.
+
+    Attributes:
+        counts: the API's own figures; what :attr:`settle` makes the normalised ones of.
+        refused: whether a figure was ignored because it cannot be one.
+        settle: normalises the merged counts of a call.
+        call_id: the provider's id of the call; None where the event has none.
+        opens: whether a new call begins here, whatever its id.
+        final: whether these are the call's last figures.
+        alone: whether the event carries nothing but the figures.
+        adds: whether the counts come on top of those of earlier events of the call, not in their place.
+    """
+
+    counts: Counts
+    settle: Callable[[Counts], Figures]
+    provider: str | None
+    refused: bool = False
+    call_id: str | None = None
+    model: str | None = None
+    opens: bool = False
+    final: bool = False
+    alone: bool = False
+    adds: bool = False
+
+
+class _Call:
+    """What has been seen of one call."""
+
+    __slots__ = ("alone", "call_id", "counts", "ended", "final", "first", "model", "refused")
+
+    def __init__(self, first: Sighting) -> None:
+        self.first = first
+        self.call_id = first.call_id
+        self.model: str | None = None
+        self.counts: dict[str, int] = {}
+        self.refused = self.final = self.alone = self.ended = False
+
+    def merge(self, sighting: Sighting) -> None:
+        if not self.counts:
+            # The API that names figures first knows best what they mean.
+            self.first = sighting
+        for name, count in sighting.counts.items():
+            self.counts[name] = count + (self.counts.get(name, 0) if sighting.adds else 0)
+        self.call_id = self.call_id or sighting.call_id
+        self.model = sighting.model or self.model
+        self.refused |= sighting.refused
+        self.final |= sighting.final
+        self.alone |= sighting.alone
+
+    def is_continued_by(self, sighting: Sighting, *, spoken: bool) -> bool:
+        """Whether an event whose id is not known yet belongs to this call all the same.
+
+        Args:
+            sighting: what the event says.
+            spoken: whether text came since this call's figures.
+        """
+        if sighting.opens or self.ended:
+            return False
+        if sighting.call_id is None or not self.final:
+            return True
+        if self.call_id is None:
+            return False
+        # Some servers repeat the finishing chunk's figures, and nothing else, in one with an id of its own.
+        repeats = sighting.alone and not self.alone and not spoken
+        return repeats and self.counts == sighting.counts
+
+    def usage(self, *, complete: bool) -> CallUsage | None:
+        if not self.counts and not self.refused:
+            return None
+        settled = bounded(self.first.settle(self.counts)) if self.counts else Figures()
+        notes: set[Note] = set(settled.notes)
+        if self.refused:
+            notes.add("refused")
+        source: Source = "reported" if complete or self.final else "partial"
+        return CallUsage(
+            input_tokens=settled.input_tokens,
+            output_tokens=settled.output_tokens,
+            cached_input_tokens=settled.cached_input_tokens,
+            cache_write_tokens=settled.cache_write_tokens,
+            reasoning_tokens=settled.reasoning_tokens,
+            billed_input_tokens=settled.billed_input_tokens,
+            billed_output_tokens=settled.billed_output_tokens,
+            notes=tuple(sorted(notes)),
+            model=self.model,
+            provider=self.first.provider,
+            response_id=self.call_id,
+            source=source if self.counts else "missing",
+        )
+
+
+class Ledger:
+    """The calls of one response, in the order in which they were first seen."""
+
+    __slots__ = ("_by_id", "_calls", "_current", "overflowed")
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._by_id: dict[str, _Call] = {}
+        self._current: _Call | None = None
+        self.overflowed = False
+
+    def see(self, sighting: Sighting, *, spoken: bool = False) -> None:
+        """Merge what an event says into the call that it belongs to.
+
+        A new call opens where the event says so, or where another id follows a call that has its last
+        figures: some servers send every chunk under an id of its own.
+
+        Args:
+            sighting: what the event says.
+            spoken: whether text came between the figures before it and this event.
+        """
+        call = self._by_id.get(sighting.call_id) if sighting.call_id else None
+        current = self._current
+        if call is None and current is not None and current.is_continued_by(sighting, spoken=spoken):
+            call = current
+        if call is None:
+            if len(self._calls) == CALLS_MAX:
+                self.overflowed = True
+                return
+            call = _Call(sighting)
+            self._calls.append(call)
+        call.merge(sighting)
+        if call.call_id:
+            self._by_id[call.call_id] = call
+        self._current = call
+
+    def end(self) -> None:
+        """The stream of the current call is over: what follows without an id is another call."""
+        if self._current is not None:
+            self._current.ended = True
+
+    def usages(self, *, complete: bool) -> tuple[CallUsage, ...]:
+        """What the calls used.
+
+        Args:
+            complete: whether nothing more would have come; else figures that were not the last are partial.
+        """
+        found = (call.usage(complete=complete) for call in self._calls)
+        return tuple(usage for usage in found if usage is not None)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+
+class Calls:
+    """Calls reported from several sides, each counted once.
+
+    A call that a tap and the response's body both report has the same response id in both: the better
+    report stays, the first among equals, with what only the other one knows. Calls without an id are all
+    kept.
+    """
+
+    __slots__ = ("_anonymous", "_by_id")
+
+    def __init__(self, calls: Iterable[CallUsage] = ()) -> None:
+        self._by_id: dict[str, CallUsage] = {}
+        self._anonymous: list[CallUsage] = []
+        self.update(calls)
+
+    def add(self, call: CallUsage) -> bool:
+        """Add a call.
+
+        Returns:
+            Whether its response id was new, or it has none.
+        """
+        if not call.response_id:
+            self._anonymous.append(call)
+            return True
+        known = self._by_id.get(call.response_id)
+        self._by_id[call.response_id] = call if known is None else merged(known, call)
+        return known is None
+
+    def update(self, calls: Iterable[CallUsage]) -> None:
+        """Add several calls."""
+        for call in calls:
+            self.add(call)
+
+    def __iter__(self) -> Iterator[CallUsage]:
+        yield from self._by_id.values()
+        yield from self._anonymous
+
+    def __len__(self) -> int:
+        return len(self._by_id) + len(self._anonymous)

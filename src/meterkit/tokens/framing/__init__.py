@@ -1,0 +1,1 @@
+"""How a response is cut into events, however its bytes arrive."""

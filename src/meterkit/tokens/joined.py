@@ -1,0 +1,120 @@
+"""Which of the reports from several sides are of one and the same call of a language model. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.figures import COUNTED, CallUsage, sum_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.tokens.figures import Source
+
+__all__ = ["RANKS", "joined", "merged"]
+
+RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
+_ROUGH: Final = ("partial", "estimated")
+_SEVERAL: Final = 2
+# An estimate of a text may be so many times its tokens: docs/design/decisions/0031.
+_ESTIMATE_MAX: Final = 3
+
+
+def joined(
+    known: Sequence[CallUsage], more: Sequence[CallUsage], *, renamed: bool = False
+) -> list[CallUsage]:
+    """The calls that two sides report, each once. In doubt, two reports are of one call.
+
+    Reports of one call: they name the same id; or one of them names none, and the figures are the same as far
+    as both know them, or both are rough. A report without an id that comes to the same as all calls of the
+    other side together is their sum, and no call of its own.
+
+    Args:
+        known: what one side says; the first among equals.
+        more: what the other side says.
+        renamed: whether the other side may have given the calls ids of its own, as apps do that pass on a
+            provider's answer as theirs. Its estimates are of calls that are known, too, unless they are of
+            far more output than those came to.
+    """
+    if not known or not more:
+        return [*known, *more]
+    left = list(known)
+    pairs: list[CallUsage] = []
+    alone: list[CallUsage] = []
+    for call in more:
+        at = next((at for at, other in enumerate(left) if _may_be_one(call, other, renamed=renamed)), None)
+        if at is None:
+            alone.append(call)
+        else:
+            pairs.append(merged(left.pop(at), call))
+    if not pairs:
+        alone = _without_sum(alone, left, renamed=renamed)
+        left = _without_sum(left, alone, renamed=False)
+    if renamed:
+        alone = _without_estimates(alone, known)
+    return left + pairs + alone
+
+
+def merged(first: CallUsage, second: CallUsage) -> CallUsage:
+    """One call of two reports of it: the better one, with what only the other one knows.
+
+    The better one has the better source, the larger total, the known model; else it is the first one.
+    """
+    best, other = (first, second) if _worth(first) >= _worth(second) else (second, first)
+    names = ["model", "provider", "response_id"]
+    if best.source == other.source:
+        names += COUNTED
+    lacking = {
+        name: value
+        for name in names
+        if getattr(best, name) is None and (value := getattr(other, name)) is not None
+    }
+    return replace(best, **lacking) if lacking else best
+
+
+def _may_be_one(call: CallUsage, other: CallUsage, *, renamed: bool) -> bool:
+    both_named = bool(call.response_id and other.response_id)
+    if both_named and call.response_id == other.response_id:
+        return True
+    if both_named and not renamed:
+        return False
+    if call.source in _ROUGH and other.source in _ROUGH:
+        return renamed or call.provider == other.provider
+    return call.source == other.source and _agree(call, other)
+
+
+def _agree(call: CallUsage, other: CallUsage) -> bool:
+    """Whether the figures that both know are the same; some that count must be among them."""
+    compared = 0
+    for name in COUNTED:
+        one, two = getattr(call, name), getattr(other, name)
+        if one is not None and two is not None:
+            if one != two:
+                return False
+            compared += name in ("input_tokens", "output_tokens")
+    return compared > 0 or call.quantities() == other.quantities()
+
+
+def _without_sum(calls: list[CallUsage], parts: Sequence[CallUsage], *, renamed: bool) -> list[CallUsage]:
+    """The calls but for the one that says what all parts come to together."""
+    if len(parts) < _SEVERAL:
+        return calls
+    total = sum_of(parts)
+    for at, call in enumerate(calls):
+        told = call.source == "reported" == total.source and (renamed or not call.response_id)
+        if told and _agree(call, total):
+            return [*calls[:at], *calls[at + 1 :]]
+    return calls
+
+
+def _without_estimates(calls: list[CallUsage], known: Sequence[CallUsage]) -> list[CallUsage]:
+    told = [call.output_tokens or 0 for call in known if call.source == "reported"]
+    if not told:
+        return calls
+    bound = _ESTIMATE_MAX * sum(told)
+    return [call for call in calls if call.source not in _ROUGH or (call.output_tokens or 0) > bound]
+
+
+def _worth(call: CallUsage) -> tuple[int, int, bool]:
+    return RANKS[call.source], call.total_tokens or 0, call.model is not None

@@ -1,0 +1,189 @@
+"""Usage from the objects that provider SDKs return, without importing any of them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
+
+from meterkit.tokens.bodies import read_body
+from meterkit.tokens.calls import Calls, Ledger
+from meterkit.tokens.figures import CallUsage, sum_of
+from meterkit.tokens.joined import joined
+from meterkit.tokens.plain import body_of, kind_of, table_of
+from meterkit.tokens.providers.anthropic import ANTHROPIC
+from meterkit.tokens.providers.apis import AUTO
+from meterkit.tokens.providers.bedrock import BEDROCK
+from meterkit.tokens.providers.cohere import COHERE
+from meterkit.tokens.providers.frameworks import LANGCHAIN, PYDANTIC_AI, parts_of, run_of
+from meterkit.tokens.providers.gemini import GEMINI
+from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.shape import dig, load, rows, table
+
+if TYPE_CHECKING:
+    from meterkit.tokens.calls import Sighting
+    from meterkit.tokens.providers.api import Api
+    from meterkit.tokens.shape import Table
+
+__all__ = ["OBJECT_APIS", "Report", "Reports", "calls_of", "events_of", "report_of", "usage_of"]
+
+OBJECT_APIS: Final[tuple[Api, ...]] = (LANGCHAIN, PYDANTIC_AI, *AUTO)
+
+# A usage object on its own: the names that tell whose it is, and where its response has it.
+_BARE: Final[tuple[tuple[frozenset[str], Api, str], ...]] = (
+    (frozenset({"prompt_tokens", "total_tokens"}), OPENAI, "usage"),
+    (frozenset({"prompt_tokens", "completion_tokens"}), OPENAI, "usage"),
+    (frozenset({"input_tokens", "output_tokens", "input_token_details"}), LANGCHAIN, "usage_metadata"),
+    (frozenset({"input_tokens", "output_tokens", "output_token_details"}), LANGCHAIN, "usage_metadata"),
+    (frozenset({"input_tokens", "output_tokens", "cache_read_tokens"}), PYDANTIC_AI, "usage"),
+    (frozenset({"input_tokens", "output_tokens", "total_tokens"}), OPENAI, "usage"),
+    (frozenset({"input_tokens", "output_tokens"}), ANTHROPIC, "usage"),
+    (frozenset({"inputTokens", "outputTokens"}), BEDROCK, "usage"),
+    (frozenset({"prompt_token_count"}), GEMINI, "usage_metadata"),
+    (frozenset({"promptTokenCount"}), GEMINI, "usageMetadata"),
+    (frozenset({"tokens", "billed_units"}), COHERE, "usage"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What an object says of usage.
+
+    Attributes:
+        events: responses, chunks or usage objects.
+        calls: what was read off the body of an HTTP response.
+    """
+
+    events: tuple[Table, ...] = ()
+    calls: tuple[CallUsage, ...] = ()
+
+
+def usage_of(obj: object) -> CallUsage | None:
+    """The token usage that a language model's answer reports. Nothing is counted by it.
+
+    Args:
+        obj: a response, a chunk of a stream, or a usage object of the SDKs of OpenAI, Anthropic, Google,
+            Mistral, Cohere, Ollama or boto3, as an object or as a dict; a message of LangChain, a result of
+            pydantic-ai or of OpenAI's agents; the body of a response, or an HTTP response that has been read.
+
+    Returns:
+        None where the object has no usage. A chunk's figures are ``partial`` unless they are its call's last.
+        Where there are several calls in it: their sum, with the names that all of them share. Never raises.
+    """
+    calls = calls_of(obj)
+    return sum_of(calls) if calls else None
+
+
+def calls_of(obj: object) -> tuple[CallUsage, ...]:
+    """As :func:`usage_of`, each call for itself."""
+    reports = Reports()
+    reports.take(report_of(obj))
+    return tuple(call for call in reports.usages() if call.source != "missing")
+
+
+def report_of(obj: object) -> Report:
+    """Look at an object once; see :func:`usage_of`. Never raises."""
+    if _is_call(obj):
+        return Report(calls=(obj,))
+    body = body_of(obj)
+    if body is not None:
+        return Report(calls=read_body(body))
+    return Report(events=events_of(obj))
+
+
+def _is_call(obj: object) -> TypeGuard[CallUsage]:
+    return kind_of(obj) is CallUsage  # Asks the object itself nothing.
+
+
+def events_of(obj: object) -> tuple[Table, ...]:
+    """The events that an object of an SDK or a framework stands for; none where it has no members.
+
+    Never raises.
+    """
+    # LangGraph puts what it knows of a chunk beside it.
+    said: Any = obj
+    if issubclass(kind_of(said), tuple) and said:
+        said = said[0]
+    event = run_of(said) or table_of(said)
+    if event is None:
+        return ()
+    inner = dig(event, ("chunk", "bytes"))
+    if isinstance(inner, bytes):
+        # boto3's InvokeModelWithResponseStream
+        with suppress(ValueError):
+            event = table(load(inner))
+        return () if event is None else (event,)
+    # Mistral's stream has each chunk under `data`, and the agents of OpenAI theirs.
+    data = table(event.get("data"))
+    return tuple(parts_of(event if data is None else data))
+
+
+class Reports:
+    """The calls that an app reports object by object: responses, chunks and usage objects."""
+
+    __slots__ = ("_calls", "_ledger")
+
+    def __init__(self) -> None:
+        self._ledger = Ledger()
+        self._calls = Calls()
+
+    def take(self, report: Report) -> bool:
+        """Take what an object says; see :func:`report_of`.
+
+        Returns:
+            False where usage was to be expected of it and there is none.
+        """
+        self._calls.update(report.calls)
+        taken = [self._take(event) for event in report.events]
+        return any(taken) or any(call.source != "missing" for call in report.calls)
+
+    def usages(self) -> tuple[CallUsage, ...]:
+        """What the calls used: figures of a stream that were not the last are partial."""
+        if not (len(self._calls) or len(self._ledger)):
+            return ()  # As with most requests, whose usage is read off the response.
+        calls = (*self._calls, *self._ledger.usages(complete=False))
+        # An app may hand in a response, and the usage object of it as well.
+        named = [call for call in calls if call.response_id]
+        return tuple(joined(named, [call for call in calls if not call.response_id]))
+
+    def _take(self, event: Table) -> bool:
+        sighting, bare = _see(event), False
+        if sighting is None:
+            sighting, bare = _see_bare(event), True
+        if sighting is None:
+            known = event.get("type") == "ping" or any(api.knows(event) for api in OBJECT_APIS)
+            return known and _is_piece(event)
+        # A whole response is a call of its own, whatever was reported before and will be after.
+        whole = sighting.final and (bare or "candidates" in event or not _is_piece(event))
+        if whole and (bare or sighting.call_id is not None):
+            self._ledger.end()
+        self._ledger.see(sighting)
+        if whole:
+            self._ledger.end()
+        return True
+
+
+def _is_piece(event: Table) -> bool:
+    """Whether it is an event or chunk of a stream, where it can be told."""
+    kind, named = event.get("type"), event.get("object")
+    if isinstance(kind, str):
+        return kind not in ("message", "ai")
+    if isinstance(named, str):
+        return named.endswith(".chunk")
+    choices = event.get("choices")
+    if choices is not None:
+        return not rows(choices) or dig(rows(choices)[0], ("delta",)) is not None
+    return "candidates" in event or event.get("done") is False or len(event) == 1
+
+
+def _see(event: Table) -> Sighting | None:
+    seen = (api.see(event, True) for api in OBJECT_APIS)
+    return next((sighting for sighting in seen if sighting is not None), None)
+
+
+def _see_bare(usage: Table) -> Sighting | None:
+    for names, api, place in _BARE:
+        if names <= usage.keys():
+            sighting = api.see({place: usage}, False)
+            return None if sighting is None else replace(sighting, final=True)
+    return None

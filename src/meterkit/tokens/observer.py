@@ -1,0 +1,217 @@
+"""Watching the events of one response: whose they are, what they report, and what is left to estimate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.calls import Ledger
+from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
+from meterkit.tokens.figures import CallUsage
+from meterkit.tokens.places import ROOT, text_bytes
+from meterkit.tokens.shape import dig, rows, table, text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.tokens.figures import Note
+    from meterkit.tokens.providers.api import Api
+    from meterkit.tokens.shape import Table
+
+__all__ = ["Observer"]
+
+_EVENTS_TO_RECOGNISE: Final = 8
+# Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
+_COUNTS: Final = (
+    ("input_tokens", frozenset({"input_tokens", "context_management"})),
+    (
+        "totalTokens",
+        frozenset({"totalTokens", "cachedContentTokenCount", "promptTokensDetails", "cacheTokensDetails"}),
+    ),
+)
+# Encoded sound stands where other events have text.
+_SOUND: Final = "audio.delta"
+_IDS: Final = (("id",), ("message", "id"), ("response", "id"), ("responseId",), ("response_id",))
+_MODELS: Final = (
+    ("model",),
+    ("message", "model"),
+    ("response", "model"),
+    ("modelVersion",),
+    ("model_version",),
+)
+
+
+class Observer:
+    """What is known of one response.
+
+    Args:
+        apis: the APIs it may speak, in the order in which they are asked.
+        declared: whether it is certain that it speaks one of them.
+        estimate: whether to measure the text of its deltas.
+
+    Attributes:
+        text_bytes: UTF-8 bytes of the text deltas so far; 0 unless ``estimate``.
+    """
+
+    __slots__ = (
+        "_api",
+        "_apis",
+        "_asks",
+        "_broken",
+        "_declared",
+        "_estimate",
+        "_ledger",
+        "_looked",
+        "_only_counted",
+        "_response_id",
+        "_response_model",
+        "_strange",
+        "_unreported_bytes",
+        "text_bytes",
+    )
+
+    def __init__(self, apis: Sequence[Api], *, declared: bool, estimate: bool) -> None:
+        self._apis = apis
+        self._declared = declared
+        self._estimate = estimate
+        self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
+        self._ledger = Ledger()
+        self._looked = 0
+        self._broken = self._only_counted = self._strange = self._asks = False
+        self._response_id: str | None = None
+        self._response_model: str | None = None
+        self._unreported_bytes = 0
+        self.text_bytes = 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether no further event is needed to say whose response this is."""
+        return self._looked >= _EVENTS_TO_RECOGNISE or (self._looked > 0 and self._api is not None)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the response turned out to be no language model's."""
+        return self.decided and not self._declared and self._api is None
+
+    @property
+    def untold(self) -> bool:
+        """Whether nothing has come yet that could say whose response this is."""
+        return not (self._declared or self._looked or self._strange)
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether the text of the events to come is to be measured."""
+        return self._estimate and not self.foreign
+
+    @property
+    def estimated_output_tokens(self) -> int:
+        """Tokens of the text that no figures cover; 0 unless texts are measured."""
+        if not self._declared and self._api is None:
+            return 0
+        return self._unreported_bytes // BILLED_BYTES_PER_TOKEN
+
+    def knows(self, event: Table) -> bool:
+        """Whether an event is certainly a language model's, or whose response it is is known before."""
+        return self._declared or self._api is not None or any(api.knows(event) for api in self._apis)
+
+    def add_text(self, measured: int) -> None:
+        """Take an event that says nothing but so many bytes of text."""
+        self.text_bytes += measured
+        self._unreported_bytes += measured
+
+    def observe(self, event: Table, measured: int | None = None) -> bool:
+        """Take the next event, or the whole document; whether it said something of usage or of an error.
+
+        Args:
+            event: what it says.
+            measured: UTF-8 bytes of the model's text in it, where that is known.
+        """
+        if not self.decided:
+            self._recognise(event)
+        spoken = self._unreported_bytes > 0
+        if self.wants_text:
+            self._measure(event, measured)
+        for api in self._apis:
+            sighting = api.see(event, not self._declared)
+            if sighting is not None:
+                self._api = self._api or api
+                self._ledger.see(sighting, spoken=spoken)
+                if sighting.final or sighting.counts:
+                    self._unreported_bytes = 0
+                return True
+        if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
+            self._broken = True
+            return True
+        return False
+
+    def _measure(self, event: Table, measured: int | None) -> None:
+        kind = event.get("type")
+        if isinstance(kind, str) and kind.endswith(_SOUND):
+            return
+        if measured is None:
+            measured = text_bytes(event, ROOT)
+        if table(event.get("response")) is not None:
+            # It says again what its deltas said.
+            measured = max(0, measured - self._unreported_bytes)
+        self.add_text(measured)
+
+    def look_away(self) -> None:
+        """Something came that is no event of a language model."""
+        self._strange = True
+
+    def end(self) -> None:
+        """The provider's stream said that it is over."""
+        self._ledger.end()
+
+    def fail(self) -> None:
+        """The provider's stream broke off with an error."""
+        self._broken = True
+
+    def close(self, *, complete: bool, notes: Sequence[Note]) -> tuple[CallUsage, ...]:
+        """What the calls of the response used.
+
+        Args:
+            complete: whether the response was sent to its end.
+            notes: what was odd about reading it.
+        """
+        whole = complete and not self._broken
+        noted: set[Note] = set(notes)
+        if self._ledger.overflowed:
+            noted.add("too_many_calls")
+        calls = self._ledger.usages(complete=whole)
+        if calls:
+            noted.discard("unreadable")
+            if not noted:
+                return calls
+            return tuple(replace(call, notes=tuple(sorted({*call.notes, *noted}))) for call in calls)
+        if len(self._ledger) or self._only_counted or not (self._declared or self._api is not None):
+            return ()
+        if not noted:
+            noted.add(("not_asked" if self._asks else "no_usage") if whole else "ended_early")
+        return (self.missing(noted),)
+
+    def missing(self, notes: set[Note]) -> CallUsage:
+        """A call of which nothing is known but that it was made."""
+        return CallUsage(
+            model=self._response_model,
+            provider=None if self._api is None else self._api.provider,
+            response_id=self._response_id,
+            source="missing",
+            notes=tuple(sorted(notes)),
+        )
+
+    def _recognise(self, event: Table) -> None:
+        self._looked += 1
+        choices = rows(event.get("choices"))
+        self._asks |= bool(choices) and dig(choices[0], ("delta",)) is not None
+        if self._api is None:
+            self._api = next((api for api in self._apis if api.knows(event)), None)
+        if self._api is not None:
+            self._response_id = self._response_id or _first(event, _IDS)
+            self._response_model = self._response_model or _first(event, _MODELS)
+        self._only_counted = any(name in event and event.keys() <= names for name, names in _COUNTS)
+
+
+def _first(event: Table, paths: Sequence[Sequence[str]]) -> str | None:
+    found = (text(dig(table(event), path)) for path in paths)
+    return next((value for value in found if value is not None), None)

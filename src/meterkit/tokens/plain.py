@@ -1,0 +1,191 @@
+"""Foreign objects as plain values, at a bounded cost and without running code of theirs.
+
+Only what an object already holds is looked at: the members of mappings, instance dictionaries and slots. No
+property is read, since it may do anything: ``httpx.Response.read()`` waits for a network.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
+from itertools import chain, islice
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
+
+from meterkit.tokens.shape import table
+
+if TYPE_CHECKING:
+    from meterkit.tokens.shape import Table
+
+__all__ = ["ITEMS_MAX", "MEMBERS_MAX", "body_of", "held_by", "is_body", "kind_of", "table_of"]
+
+MEMBERS_MAX: Final = 2_048
+ITEMS_MAX: Final = 256
+_PLAIN: Final = (str, int, float, bytes)
+_EXACT: Final = frozenset({*_PLAIN, bool, type(None)})
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+def table_of(obj: object) -> Table | None:
+    """What the object says, as dicts, lists and scalars; None where it has no members. Never raises.
+
+    Of a large object the outer members come first, and those of its usage before all others: no more than
+    2,048 members are read, and 256 items of each list. An object that is met again is not read again.
+    """
+    try:
+        copied = _Copy().start(obj)
+    except Exception:  # noqa: BLE001 - Foreign code; what cannot be looked at says nothing.
+        return None
+    return table(copied)
+
+
+def kind_of(value: object) -> Any:
+    """The type of an object, whatever its own ``__class__`` says."""
+    return type(value)
+
+
+def is_body(value: object) -> TypeGuard[bytes | bytearray | str]:
+    """Whether it is bytes or text; asks the object itself nothing."""
+    return issubclass(kind_of(value), bytes | bytearray | str)
+
+
+def held_by(obj: object) -> Mapping[str, Any]:
+    """The members that an object holds itself, private ones included; none where it has no dictionary."""
+    try:
+        return cast("Mapping[str, Any]", object.__getattribute__(obj, "__dict__"))
+    except AttributeError:
+        return _NOTHING
+
+
+def body_of(obj: object) -> bytes | None:
+    """The body of an HTTP response, if it is one that has been read.
+
+    Args:
+        obj: a response of httpx, httpx2 or requests, what ``with_raw_response`` of an SDK gives around one,
+            or a body itself.
+    """
+    if is_body(obj):
+        return obj.encode("utf-8", "surrogatepass") if isinstance(obj, str) else bytes(obj)
+    held = held_by(obj)
+    inner = held.get("http_response")
+    if inner is not None:
+        held = held_by(inner)
+    # The public properties read from the network, or decode and keep the text.
+    content = held.get("_content")
+    return content if isinstance(content, bytes) and "status_code" in held else None
+
+
+class _Copy:
+    """Copies from the outside to the inside, so that the bound cuts off what lies deepest."""
+
+    __slots__ = ("_ahead", "_known", "_left")
+
+    def __init__(self) -> None:
+        self._left = MEMBERS_MAX
+        self._ahead: deque[tuple[Any, Any, bool]] = deque()
+        # The originals are kept: the id of one that is let go of could be that of the next one.
+        self._known: dict[int, tuple[object, object]] = {}
+
+    def start(self, obj: object) -> object:
+        copied = self._take(_dumped(obj), urgent=False)
+        while self._ahead and self._left > 0:
+            with suppress(Exception):  # A mapping of somebody else's may refuse to be read.
+                self._fill(*self._ahead.popleft())
+        return copied
+
+    def _take(self, value: Any, *, urgent: bool) -> object:
+        """The value, or a copy that is filled when its turn comes."""
+        if issubclass(kind_of(value), _PLAIN):
+            return value
+        known = self._known.get(id(value))
+        if known is not None:
+            return known[1]
+        copied: object = []
+        source: Any = value
+        if not issubclass(kind_of(value), list | tuple):
+            copied, source = {}, _members(value)
+            if source is None:
+                return None
+        self._known[id(value)] = (value, copied)
+        if urgent:
+            self._ahead.appendleft((source, copied, True))
+        else:
+            self._ahead.append((source, copied, False))
+        return copied
+
+    def _fill(self, source: Any, copied: Any, urgent: bool) -> None:
+        if isinstance(copied, list):
+            items = cast("list[object]", copied)
+            for value in islice(source, min(ITEMS_MAX, self._left)):
+                items.append(value if type(value) in _EXACT else self._take(value, urgent=urgent))
+            self._left -= len(items)
+            return
+        self._left -= len(source)
+        for name, value in islice(source.items(), self._left + len(source)):
+            if type(value) in _EXACT:
+                copied[name] = value
+            elif isinstance(name, str):
+                copied[name] = self._take(value, urgent=urgent or "usage" in name)
+
+
+def _members(value: Any) -> Any:
+    """The members as a mapping, None where there are none."""
+    kind = kind_of(value)
+    if issubclass(kind, dict):
+        return value
+    held = held_by(value)
+    if "__pydantic_fields__" in kind.__dict__:
+        # Fields that the model does not know stand beside those that it does.
+        extra = getattr(value, "__pydantic_extra__", None)
+        return {**held, **extra} if extra else held
+    if issubclass(kind, type):
+        return None
+    if issubclass(kind, Mapping):
+        return value
+    if is_dataclass(kind):
+        return {
+            name: _field(value, kind, held, name) for name in kind.__dataclass_fields__ if name[:1] != "_"
+        }
+    if held:
+        return {name: inner for name, inner in held.items() if name[:1] != "_"}
+    return _slots(value, kind)
+
+
+def _field(value: Any, kind: Any, held: Mapping[str, Any], name: str) -> object:
+    if name in held:
+        return held[name]
+    # In a slot, or the default, which stands in the class.
+    default = getattr(kind, name, None)
+    if isinstance(default, MemberDescriptorType):
+        return default.__get__(value, kind)
+    return default if isinstance(default, _PLAIN) else None
+
+
+def _slots(value: Any, kind: Any) -> Mapping[str, Any] | None:
+    found: dict[str, Any] = {}
+    bases: tuple[Any, ...] = kind.__mro__
+    for name, member in chain.from_iterable(base.__dict__.items() for base in bases):
+        if isinstance(member, MemberDescriptorType) and name[:1] != "_":
+            try:
+                found[name] = member.__get__(value, kind)
+            except AttributeError:
+                continue  # It was never set.
+    return found or None
+
+
+def _dumped(obj: Any) -> Any:
+    """What an object says that has no members to look at but can tell them: ``to_dict()`` of Vertex AI."""
+    kind = kind_of(obj)
+    if (
+        issubclass(kind, type)
+        or "__pydantic_fields__" in kind.__dict__
+        or not callable(getattr(kind, "to_dict", None))
+    ):
+        return obj
+    try:
+        dumped: Any = obj.to_dict()
+    except Exception:  # noqa: BLE001 - Foreign code; what cannot be dumped may have members all the same.
+        return obj
+    return dumped if issubclass(kind_of(dumped), Mapping) else obj

@@ -1,0 +1,1 @@
+"""What each provider of language models reports, and where."""

@@ -1,0 +1,180 @@
+"""OpenAI's Chat Completions, Completions, Responses, Embeddings, and the servers that speak like it.
+
+https://platform.openai.com/docs/api-reference
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.calls import Sighting
+from meterkit.tokens.figures import Figures
+from meterkit.tokens.providers.api import Api
+from meterkit.tokens.shape import dig, read_counts, rows, table, text
+
+if TYPE_CHECKING:
+    from meterkit.tokens.shape import Counts, Paths, Table
+
+__all__ = ["MISTRAL", "OPENAI"]
+
+_CHAT: Final[Paths] = {
+    "input": (("prompt_tokens",),),
+    "output": (("completion_tokens",),),
+    "total": (("total_tokens",),),
+    "cached": (
+        ("prompt_tokens_details", "cached_tokens"),
+        ("prompt_cache_hit_tokens",),
+        ("cached_tokens",),
+    ),
+    "cache_write": (("prompt_tokens_details", "cache_write_tokens"),),
+    "reasoning": (("completion_tokens_details", "reasoning_tokens"),),
+}
+_RESPONSES: Final[Paths] = {
+    "input": (("input_tokens",),),
+    "output": (("output_tokens",),),
+    "total": (("total_tokens",),),
+    "cached": (("input_tokens_details", "cached_tokens"),),
+    "cache_write": (("input_tokens_details", "cache_write_tokens"),),
+    "reasoning": (("output_tokens_details", "reasoning_tokens"),),
+}
+_TERMINAL: Final = ("response.completed", "response.incomplete", "response.failed")
+_MEDIA_EVENTS: Final = (
+    "transcript.text.done",
+    "speech.audio.done",
+    "image_generation.completed",
+    "image_edit.completed",
+)
+
+
+def _settle(counts: Counts) -> Figures:
+    prompt, completion, total = counts.get("input"), counts.get("output"), counts.get("total")
+    reasoning = counts.get("reasoning")
+    residual = 0
+    if prompt is not None and total is not None:
+        # Embeddings have no completion, and some servers leave hidden reasoning out of it: the total has it.
+        residual = max(0, total - prompt - (0 if completion is None else completion))
+        if completion is None:
+            completion, residual = residual, 0
+        elif residual:
+            completion += residual
+            reasoning = residual if reasoning is None else reasoning
+    return Figures(
+        input_tokens=prompt,
+        output_tokens=completion,
+        cached_input_tokens=counts.get("cached"),
+        cache_write_tokens=counts.get("cache_write"),
+        reasoning_tokens=reasoning,
+        notes=("residual",) if residual else (),
+    )
+
+
+def _usage_of(holder: Table) -> Table | None:
+    """The usage object, where it is or where some servers put it."""
+    found = table(holder.get("usage"))
+    if found is None:
+        found = table(dig(holder, ("x_groq", "usage")))
+    if found is None:
+        choices = rows(holder.get("choices"))
+        found = table(dig(choices[0], ("usage",))) if choices else None
+    return found
+
+
+def _holder(event: Table) -> Table | None:
+    """The part of an event that is a response of the API, if the event is one."""
+    kind = event.get("type")
+    if isinstance(kind, str) and kind.startswith("response."):
+        return table(event.get("response"))
+    if (
+        isinstance(event.get("choices"), list)
+        or event.get("object") == "response"
+        or kind in _MEDIA_EVENTS
+        or _is_embeddings(event)
+        or _is_media(event)
+    ):
+        return event
+    return None
+
+
+def _is_embeddings(event: Table) -> bool:
+    data = rows(event.get("data"))
+    return event.get("object") == "list" and bool(data) and dig(data[0], ("embedding",)) is not None
+
+
+def _is_media(event: Table) -> bool:
+    """Whether it is a transcription or a list of images; only their usage tells them from other JSON."""
+    usage = table(event.get("usage"))
+    if usage is None:
+        return False
+    transcription = isinstance(event.get("text"), str) and usage.get("type") in ("tokens", "duration")
+    return transcription or (isinstance(event.get("data"), list) and "created" in event)
+
+
+def _see(event: Table, strict: bool) -> Sighting | None:
+    holder = _holder(event)
+    if holder is None:
+        if strict:
+            return None
+        holder = event
+    usage = _usage_of(holder)
+    if usage is None:
+        return None
+    if "prompt_tokens" in usage and ("completion_tokens" in usage or "total_tokens" in usage):
+        counts, refused = read_counts(usage, _CHAT)
+    elif "input_tokens" in usage and "output_tokens" in usage:
+        counts, refused = read_counts(usage, _RESPONSES)
+    elif usage.get("type") == "duration":
+        # A transcription that is measured in seconds: there are no tokens to miss.
+        counts, refused = {}, False
+    else:
+        return None
+    choices = holder.get("choices")
+    finished = any(dig(choice, ("finish_reason",)) is not None for choice in rows(choices))
+    return Sighting(
+        counts=counts,
+        settle=_settle,
+        provider=_provider(holder, usage),
+        refused=refused,
+        call_id=text(holder.get("id")),
+        model=text(holder.get("model")),
+        final=not rows(choices) or finished,
+        alone=not rows(choices),
+    )
+
+
+def _provider(holder: Table, usage: Table) -> str:
+    if "x_groq" in holder:
+        return "groq"
+    return "deepseek" if "prompt_cache_hit_tokens" in usage else "openai"
+
+
+def _see_mistral(event: Table, strict: bool) -> Sighting | None:
+    seen = _see(event, strict)
+    if seen is None:
+        return None
+    return replace(seen, provider=MISTRAL.provider)
+
+
+def _knows(event: Table) -> bool:
+    kind = event.get("type")
+    if isinstance(kind, str) and kind.startswith("response."):
+        return True
+    named = event.get("object")
+    if isinstance(named, str):
+        known = named.startswith(("chat.completion", "text_completion")) or named == "response"
+        return known or _is_embeddings(event)
+    choices = rows(event.get("choices"))
+    first = table(choices[0]) if choices else None
+    return kind in _MEDIA_EVENTS or (first is not None and _is_choice(first))
+
+
+def _is_choice(choice: Table) -> bool:
+    """Whether it is a choice of a server that does not say what object it sends."""
+    message = table(choice.get("message"))
+    if table(choice.get("delta")) is not None or (message is not None and "content" in message):
+        return True
+    return "finish_reason" in choice and (message is not None or "text" in choice)
+
+
+OPENAI: Final = Api(name="openai", provider="openai", see=_see, knows=_knows)
+MISTRAL: Final = Api(name="mistral", provider="mistral_ai", see=_see_mistral, knows=_knows)

@@ -1,0 +1,389 @@
+"""Reading the usage off one response as it passes by."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from typing import TYPE_CHECKING, Final, Protocol
+
+from meterkit.tokens.framing.blocks import Gate, whole_of
+from meterkit.tokens.framing.decoding import Decoding, decoding_of
+from meterkit.tokens.framing.document import Document
+from meterkit.tokens.framing.eventstream import EventStream
+from meterkit.tokens.framing.ndjson import Ndjson
+from meterkit.tokens.framing.skim import UNKNOWN
+from meterkit.tokens.framing.skimrun import Encoded, SkimRun
+from meterkit.tokens.framing.sse import Sse
+from meterkit.tokens.framing.work import drain
+from meterkit.tokens.observer import Observer
+from meterkit.tokens.places import ROOT
+from meterkit.tokens.providers.apis import BY_NAME
+from meterkit.tokens.providers.bedrock import BEDROCK
+from meterkit.tokens.repeats import Repeats
+from meterkit.tokens.shape import dig, load, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from meterkit.tokens.figures import CallUsage, Note
+    from meterkit.tokens.framing.blocks import Large
+    from meterkit.tokens.framing.work import Work
+    from meterkit.tokens.shape import Table
+
+__all__ = ["PIECE_BYTES", "ResponseReader"]
+
+PIECE_BYTES: Final = 16 << 10
+"""How much is looked at without a rest, unless it is slow to read."""
+
+# A smaller or less nested event is parsed within a millisecond.
+_DENSE_BYTES_MIN: Final = 1 << 10
+_BRACKETS_MAX: Final = 256
+_NDJSON: Final = frozenset(
+    {
+        b"application/x-ndjson",
+        b"application/ndjson",
+        b"application/jsonl",
+        b"application/jsonlines",
+        b"application/x-jsonlines",
+        b"application/stream+json",
+    }
+)
+_EVENT_STREAM: Final = b"application/vnd.amazon.eventstream"
+_PLAIN: Final = (b"", b"text/plain", b"application/octet-stream")
+_SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
+_SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
+# With br and zstd a token of a text takes 2 bytes, as an event of its own 6 to 20: these are on the safe side
+# of both for whoever is billed.
+_CODED_BYTES_PER_TOKEN: Final = 4
+_CODED_EVENT_BYTES_PER_TOKEN: Final = 32
+# It may be no text at all, but vectors or an image.
+_CODED_TOKENS_MAX: Final = 4_096
+_IDENTITY: Final = (b"", b"identity")
+_DONE: Final = b"[DONE]"
+_DONE_BYTES_MAX: Final = 16
+_BODILESS: Final = (204, 205)
+_OK: Final = range(200, 300)
+
+
+class _Framing(Protocol):
+    def feed(self, chunk: bytes) -> Work | None: ...
+    def close(self) -> Work: ...
+
+
+class _Foreign:
+    """Takes what is certainly no language model's answer."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Nothing is made of it."""
+
+    def close(self) -> Work:
+        """Nothing is made of it."""
+        yield from ()
+
+
+class ResponseReader:
+    """Reads what one response reports; make one with :meth:`open`.
+
+    It keeps no more than some 64 KiB, however long the response or a single event of it is. What it cannot
+    read it says so of: a call is then ``missing``, with a note, and never 0.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_coded_bytes_per_token",
+        "_corrupt",
+        "_deaf",
+        "_declared",
+        "_decoding",
+        "_document",
+        "_fed",
+        "_framing",
+        "_gate",
+        "_head",
+        "_measures",
+        "_observer",
+        "_quiet",
+        "_repeats",
+        "_skimming",
+        "_stream",
+        "_unheard_bytes",
+        "_unreadable",
+    )
+
+    def __init__(self, usage: str, kind: bytes, coding: bytes, *, estimate: bool) -> None:
+        # Amazon's event stream is Bedrock's, whichever way it was asked for.
+        apis = (BEDROCK,) if kind == _EVENT_STREAM else BY_NAME[usage]
+        self._declared = usage != "auto" or kind == _EVENT_STREAM
+        self._observer = Observer(apis, declared=self._declared, estimate=estimate)
+        self._gate = Gate()
+        self._repeats = Repeats()
+        self._decoding: Decoding | None = None if coding in _IDENTITY else decoding_of(coding)
+        self._deaf = coding not in _IDENTITY and self._decoding is None
+        self._unheard_bytes = 0
+        self._coded_bytes_per_token = (
+            _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
+        )
+        self._measures = False
+        self._fed = self._quiet = self._unreadable = self._corrupt = False
+        self._document: Document | None = None
+        self._stream: EventStream | None = None
+        self._skimming: SkimRun | None = None
+        self._head = b""
+        self._framing = self._framing_of(kind)
+        self._calls: tuple[CallUsage, ...] | None = None
+
+    @classmethod
+    def open(
+        cls, usage: str, *, status: int, headers: Iterable[tuple[bytes, bytes]], estimate: bool = False
+    ) -> ResponseReader | None:
+        """A reader for a response that begins.
+
+        Args:
+            usage: the route's word: ``auto`` or an API's name.
+            status: the response's status.
+            headers: the response's headers.
+            estimate: whether to measure the text of a stream, for :attr:`estimated_output_tokens`.
+
+        Returns:
+            None where nothing can be read here: the status is not 2xx, or the content is of another type.
+        """
+        if usage == "none" or status not in _OK or status in _BODILESS:
+            return None
+        kind = coding = b""
+        for name, value in headers:
+            lowered = name.lower()
+            if lowered == b"content-type":
+                kind = value.partition(b";")[0].strip().lower()
+            elif lowered == b"content-encoding":
+                coding = value.strip().lower()
+        if not _is_readable(kind) and kind not in _PLAIN:
+            return None
+        return cls(usage, kind, coding, estimate=estimate)
+
+    @property
+    def output_bytes_seen(self) -> int:
+        """UTF-8 bytes of the model's text so far; 0 unless opened with ``estimate``."""
+        return self._observer.text_bytes + (0 if self._skimming is None else self._skimming.text_bytes)
+
+    @property
+    def estimated_output_tokens(self) -> int:
+        """Estimated tokens of the text that no figures cover; 0 unless opened with ``estimate``."""
+        if self._deaf:
+            return min(max(1, self._unheard_bytes // self._coded_bytes_per_token), _CODED_TOKENS_MAX)
+        return self._observer.estimated_output_tokens
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the body; never raises."""
+        drain(self.read(chunk))
+
+    def read(self, chunk: bytes) -> Work | None:
+        """As :meth:`feed`; what takes time is left to do, before anything else is read."""
+        if self._deaf:
+            self._fed = self._fed or bool(chunk)
+            self._unheard_bytes += len(chunk)
+            return None
+        if self._decoding is None and 0 < len(chunk) <= PIECE_BYTES:
+            self._fed = True
+            return self._take(chunk)
+        return self._read_pieces(chunk)
+
+    def _read_pieces(self, chunk: bytes) -> Work:
+        self._fed = self._fed or bool(chunk)
+        for decoded in (chunk,) if self._decoding is None else self._decoding.feed(chunk):
+            for at in range(0, len(decoded), PIECE_BYTES):
+                work = self._take(decoded[at : at + PIECE_BYTES])
+                if work is not None:
+                    yield from work
+            yield
+
+    def finish(self, *, complete: bool) -> Work:
+        """What is to be done at the body's end, before :meth:`close`, which else does it without a rest.
+
+        Args:
+            complete: False where the response ended early.
+        """
+        # What was cut off cannot be read, and that is nothing to remark on.
+        self._quiet = not complete
+        if self._document is not None:
+            self._document.unseen |= self._quiet
+        if self._head and self._declared:
+            self._framing = self._sse()
+            head, self._head = self._head, b""
+            yield from self._framing.feed(head) or ()
+        framing, self._framing = self._framing, None
+        if framing is not None:
+            yield from framing.close()
+
+    def close(self, *, complete: bool, asked: Callable[[], bool] = lambda: True) -> tuple[CallUsage, ...]:
+        """What the calls in the response used; none where it is no language model's. Never raises.
+
+        Args:
+            complete: False where the response ended early: figures that were not the last are partial then.
+            asked: whether the request asked a language model; looked at where the response cannot tell.
+        """
+        if self._calls is None:
+            drain(self.finish(complete=complete))
+            self._calls = self._result(complete=complete, asked=asked)
+            # These hold this reader: let go of, it is gone without the help of the garbage collector.
+            self._framing = self._decoding = self._stream = self._document = self._skimming = None
+        return self._calls
+
+    def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
+        if not self._fed:
+            return ()
+        if self._deaf:
+            return (self._observer.missing({"encoding"}),) if self._declared or asked() else ()
+        calls = self._observer.close(complete=complete, notes=self._notes())
+        if not calls and not complete and self._observer.untold and asked():
+            # Cut off before it could say what it is.
+            calls = (self._observer.missing({"ended_early"}),)
+        return calls
+
+    def _notes(self) -> list[Note]:
+        decoding = self._decoding
+        found: dict[Note, bool] = {
+            "corrupt": self._corrupt
+            or (self._stream is not None and self._stream.corrupt)
+            or (decoding is not None and decoding.corrupt),
+            "too_large": decoding is not None and decoding.too_large,
+            "unreadable": self._unreadable,
+        }
+        return [note for note, applies in found.items() if applies]
+
+    def _take(self, data: bytes) -> Work | None:
+        if self._framing is None:
+            data, self._head = (self._head + data).lstrip(), b""
+            if data[:1] in (b"{", b"["):
+                self._framing = self._json()
+            elif len(data) >= _SSE_NAME_BYTES_MAX or data.startswith(b":"):
+                is_sse = self._declared or data.startswith(_SSE_NAMES)
+                self._framing = self._sse() if is_sse else _Foreign()
+            else:
+                self._head = data
+                return None
+        return self._framing.feed(data)
+
+    def _framing_of(self, kind: bytes) -> _Framing | None:
+        """How the body is cut; None where its first byte has to tell."""
+        if kind == b"text/event-stream":
+            return self._sse()
+        if kind in _NDJSON:
+            return Ndjson(self._event, self._gate, self._large)
+        if kind == _EVENT_STREAM:
+            self._stream = EventStream(self._frame, self._large_frame)
+            return self._stream
+        return None if kind in _PLAIN else self._json()
+
+    def _sse(self) -> Sse:
+        return Sse(self._event, self._gate, self._large, self._take_all)
+
+    def _json(self) -> Document:
+        self._document = Document(self._event, self._gate, self._large, unseen=self._declared)
+        return self._document
+
+    def _large(self) -> SkimRun:
+        self._skimming = SkimRun(self._skimmed, self._spoil)
+        return self._skimming
+
+    def _skimmed(self, event: Table, measured: int) -> None:
+        """What was kept of an event that is too large, or not well-formed."""
+        if self._quiet and not self._observer.knows(event) and UNKNOWN not in event:
+            return  # Torn before it could say what it is.
+        self._observer.observe(event, measured)
+        self._settle()
+
+    def _spoil(self) -> None:
+        if not self._quiet:
+            self._observer.look_away()
+            self._unreadable = True
+
+    def _event(self, data: bytes) -> Work | None:
+        """One event of a stream, one item of an array, or a whole document."""
+        if len(data) <= _DONE_BYTES_MAX and data.strip() == _DONE:
+            self._observer.end()
+            return None
+        return self._observe(data, None)
+
+    def _take_all(self, events: bytes) -> bool:
+        """Several events at once, if they say nothing but their text."""
+        measured = self._repeats.measure_all(events) if self._measures else None
+        if measured is None:
+            return False
+        self._observer.add_text(measured)
+        return True
+
+    def _frame(self, headers: Mapping[str, str], payload: bytes) -> Work | None:
+        """One frame of an Amazon event stream."""
+        if headers.get(":message-type") in ("exception", "error"):
+            self._observer.fail()
+            return None
+        name = headers.get(":event-type", "")
+        if name == "chunk":
+            if _is_dense(payload):
+                return whole_of(Encoded(self._large()), payload)
+            try:
+                inner = dig(load(payload), ("bytes",))
+                payload = b64decode(inner, validate=True) if isinstance(inner, str) else b""
+            except ValueError:
+                self._unreadable = True
+                return None
+        return (
+            self._observe(payload, None if name == "chunk" else name) if self._gate.opens(payload) else None
+        )
+
+    def _large_frame(self, headers: Mapping[str, str]) -> Large:
+        """A reader of a frame that is too large to be kept."""
+        name = headers.get(":event-type", "")
+        if name == "chunk":
+            return Encoded(self._large())
+        place = ROOT.names.get(name, ROOT)
+        self._skimming = SkimRun(
+            lambda event, measured: self._skimmed({name: event}, measured), self._spoil, place
+        )
+        return self._skimming
+
+    def _observe(self, data: bytes, name: str | None) -> Work | None:
+        observer = self._observer
+        is_repeatable = self._measures and name is None
+        if is_repeatable and (measured := self._repeats.measure(data)) is not None:
+            observer.add_text(measured)
+            return None
+        event = None
+        is_whole = not _is_dense(data)
+        if is_whole:
+            try:
+                event = table(load(data))
+            except ValueError:
+                is_whole = False
+        if not is_whole:
+            # Torn, or several values where there should be one: what there is of it is read all the same.
+            return whole_of(self._large_frame({":event-type": name}) if name else self._large(), data)
+        if event is None:
+            observer.look_away()
+            return None
+        before = observer.text_bytes
+        told = observer.observe(event if name is None else {name: event})
+        if is_repeatable and not told and observer.text_bytes > before:
+            self._repeats.learn(data, observer.text_bytes - before)
+        self._settle()
+        return None
+
+    def _settle(self) -> None:
+        """Once it is known whose response this is, events that say nothing need not be read."""
+        observer = self._observer
+        if observer.decided:
+            self._gate.all = self._measures = observer.wants_text
+            if observer.foreign and self._document is not None and self._document.array is not None:
+                self._document.array.stopped = True
+
+
+def _is_dense(data: bytes) -> bool:
+    """Whether an event is so full of brackets that it would take long to parse."""
+    return len(data) > _DENSE_BYTES_MIN and data.count(b"{") + data.count(b"[") > _BRACKETS_MAX
+
+
+def _is_readable(kind: bytes) -> bool:
+    return (
+        kind in (b"text/event-stream", b"application/json", _EVENT_STREAM)
+        or kind in _NDJSON
+        or kind.endswith(b"+json")
+    )

@@ -1,0 +1,78 @@
+"""Looking into JSON that may have any shape."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+from meterkit.tokens.figures import figure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Counts", "Paths", "Table", "dig", "load", "read_counts", "rows", "table", "text"]
+
+Table: TypeAlias = "Mapping[str, Any]"
+Paths: TypeAlias = "Mapping[str, Sequence[Sequence[str]]]"
+Counts: TypeAlias = "Mapping[str, int]"
+
+_TEXT_CHARS_MAX: Final = 256
+
+
+def load(data: bytes | bytearray) -> object:
+    """The JSON value.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply, or has a number with too many digits.
+    """
+    try:
+        loaded: object = json.loads(data.decode("utf-8-sig", "replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return loaded
+
+
+def table(value: object) -> Table | None:
+    """The value, if it is an object with members."""
+    return cast("Table", value) if isinstance(value, dict) else None
+
+
+def rows(value: object) -> list[Any]:
+    """The items of an array; none, if it is something else."""
+    return cast("list[object]", value) if isinstance(value, list) else []
+
+
+def text(value: object) -> str | None:
+    """A name or id: a text that is neither empty nor longer than 256 characters."""
+    return value if isinstance(value, str) and 0 < len(value) <= _TEXT_CHARS_MAX else None
+
+
+def dig(value: object, path: Sequence[str]) -> Any:
+    """What stands at a path of member names, or None."""
+    for name in path:
+        members = table(value)
+        if members is None:
+            return None
+        value = members.get(name)
+    return value
+
+
+def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
+    """The figures of a usage object by our names, and whether one was refused.
+
+    Args:
+        usage: what the provider sent.
+        paths: our name to the paths where the figure may stand; the first that holds a value counts.
+    """
+    counts: dict[str, int] = {}
+    refused = False
+    for name, alternatives in paths.items():
+        found = next((value for path in alternatives if (value := dig(usage, path)) is not None), None)
+        if found is None:
+            continue
+        count = figure(found)
+        if count is None:
+            refused = True
+        else:
+            counts[name] = count
+    return counts, refused

@@ -1,0 +1,141 @@
+"""Watching the stream of a provider's SDK while the app uses it."""
+
+from __future__ import annotations
+
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+
+from meterkit.tokens.bodies import BodyReader
+from meterkit.tokens.figures import filled
+from meterkit.tokens.objects import OBJECT_APIS, events_of
+from meterkit.tokens.observer import Observer
+from meterkit.tokens.plain import is_body
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+
+    from meterkit.tokens.figures import CallUsage
+
+__all__ = ["StreamTap"]
+
+T = TypeVar("T")
+
+
+class StreamTap(Generic[T]):
+    """Passes on the very same chunks of a stream, and reports what they say about usage, once.
+
+    Reported is when the stream ends, raises or is cancelled, with :meth:`finish`, and at the latest when
+    the tap is let go of: a generator that is closed in the middle of its loop lets go of it at once.
+
+    Args:
+        stream: what the SDK returned, asynchronous or not; or the bytes, texts or lines of an HTTP client.
+        report: takes what was used; must not raise.
+        unread: takes the type of the chunks where they came to their end and nothing of usage could be
+            recognised in any of them; must not raise.
+        estimate: whether to measure the text, for :attr:`estimated_output_tokens`.
+        input_tokens: estimates what went in. Where it is given, figures that are lacking because nobody read
+            the stream to its end, or because it ended without any, are estimates; must not raise.
+    """
+
+    def __init__(
+        self,
+        stream: AsyncIterable[T] | Iterable[T],
+        *,
+        report: Callable[[tuple[CallUsage, ...]], None],
+        unread: Callable[[str], None] | None = None,
+        estimate: bool = False,
+        input_tokens: Callable[[], int] | None = None,
+    ) -> None:
+        self._stream = stream
+        self._report: Callable[[tuple[CallUsage, ...]], None] | None = report
+        self._unread = unread
+        self._input_tokens = input_tokens
+        self._iterator: Any = None
+        self._observer = Observer(OBJECT_APIS, declared=False, estimate=estimate)
+        self._body = BodyReader(estimate=estimate)
+        self._kind: str | None = None
+
+    @property
+    def estimated_output_tokens(self) -> int:
+        """Estimated tokens of the text that no figures cover; 0 unless ``estimate``."""
+        return self._observer.estimated_output_tokens + self._body.estimated_output_tokens
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._iterator is None:
+            self._iterator = aiter(cast("AsyncIterable[T]", self._stream))
+        try:
+            chunk: T = await anext(cast("AsyncIterator[T]", self._iterator))
+        except BaseException as error:
+            self._finish(error, StopAsyncIteration)
+            raise
+        self._observe(chunk)
+        return chunk
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if self._iterator is None:
+            self._iterator = iter(cast("Iterable[T]", self._stream))
+        try:
+            chunk: T = next(cast("Iterator[T]", self._iterator))
+        except BaseException as error:
+            self._finish(error, StopIteration)
+            raise
+        self._observe(chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        """Report, and close the stream where it can be closed."""
+        self.finish()
+        close = getattr(self._stream, "aclose", None) or getattr(self._stream, "close", None)
+        closing = close() if callable(close) else None
+        if isawaitable(closing):
+            await closing
+
+    def finish(self) -> None:
+        """Report what is known by now of a stream that nobody reads on, unless that was done already."""
+        self._tell(complete=False, given_up=True)
+
+    def _finish(self, error: BaseException, end: type[Exception]) -> None:
+        self._tell(complete=isinstance(error, end), given_up=not isinstance(error, Exception))
+
+    def _tell(self, *, complete: bool, given_up: bool) -> None:
+        report, self._report = self._report, None
+        if report is not None:
+            calls = self._observer.close(complete=complete, notes=()) + self._body.close(complete=complete)
+            output_tokens = self.estimated_output_tokens
+            # Whose provider fails is not billed what nobody has reported.
+            guesses = given_up or (complete and output_tokens > 0 and _lacks(calls))
+            if calls and guesses and self._input_tokens is not None:
+                calls = filled(
+                    calls,
+                    input_tokens=self._input_tokens,
+                    output_tokens=output_tokens,
+                    at_least=int(given_up),
+                )
+            if complete and not calls and self._kind is not None and self._unread is not None:
+                self._unread(self._kind)
+            report(calls)
+
+    def _observe(self, chunk: T) -> None:
+        if self._kind is None:
+            self._kind = type(chunk).__name__
+        if is_body(chunk):
+            self._body.feed(chunk)
+            return
+        for event in events_of(chunk):
+            self._observer.observe(event)
+
+    def __del__(self) -> None:
+        # Absent where the constructor raised.
+        if getattr(self, "_report", None) is not None:
+            self.finish()
+
+
+def _lacks(calls: tuple[CallUsage, ...]) -> bool:
+    """Whether nothing is known of the last call."""
+    return bool(calls) and calls[-1].source == "missing"

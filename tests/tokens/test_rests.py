@@ -1,0 +1,187 @@
+"""However an answer is made, reading it never holds the event loop for long."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from functools import partial
+from itertools import count
+from time import thread_time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit.asgi.reading import Reading
+from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, NDJSON_TYPE, SSE_TYPE, frame, invoked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BODY_BYTES = 40_000
+EVENT_BYTES = 16_200
+PIECE_BYTES_MAX = 16 << 10
+# What 5 ms are enough for, several times over.
+CALLS_MAX = 3_000
+STEP_S_MAX = 0.005
+
+
+def many(part: bytes, size: int = BODY_BYTES) -> bytes:
+    return part * (size // len(part))
+
+
+def items(part: bytes, size: int = BODY_BYTES) -> bytes:
+    return many(part + b",", size)[:-1]
+
+
+def choices(inner: bytes) -> bytes:
+    return b'{"object":"chat.completion","choices":[' + inner + b'],"usage":{"prompt_tokens":3}}'
+
+
+def events(inner: bytes, end: bytes = b"]}") -> bytes:
+    """Events just small enough to be kept."""
+    return many(b'data: {"choices":[' + items(inner, EVENT_BYTES) + end + b"\n\n")
+
+
+TEXT = b'{"message":{"content":"%s"}}'
+BODIES: dict[str, tuple[str, bytes]] = {
+    "tiny choices": (JSON_TYPE, choices(items(b'{"index":0,"message":{"content":"a"}}'))),
+    "empty choices": (JSON_TYPE, choices(items(b"{}"))),
+    "deep choices": (JSON_TYPE, choices(items(b"[" * 12 + b'"a"' + b"]" * 12))),
+    "text items": (JSON_TYPE, b'{"choices":[{"message":{"content":[' + items(b'"a"') + b"]}}]}"),
+    "named twice": (JSON_TYPE, b'{"choices":[{"message":{' + items(b'"content":"a"') + b"}}]}"),
+    "foreign members": (JSON_TYPE, b"{" + items(b'"a":1') + b"}"),
+    "brackets": (JSON_TYPE, b'{"x":[' + items(b"[" * 400 + b"]" * 400) + b"]}"),
+    "zigzag": (JSON_TYPE, b'{"x":[' + items(b"[[[[[[[[[[]],[[]]]]]]]]]") + b"]}"),
+    "open brackets": (JSON_TYPE, b'{"x":' + b"[" * 900 + items(b"[[[[[[[[[[]],1")),
+    "escapes": (JSON_TYPE, choices(TEXT % many(b'a\\n\\"b'))),
+    "codes": (JSON_TYPE, choices(TEXT % many(b"\\u00e9x"))),
+    "objects without an array": (JSON_TYPE, many(b"{}")),
+    "an array of objects": (JSON_TYPE, b"[" + items(b"{}") + b"]"),
+    "an array of arrays": (JSON_TYPE, b"[" + items(b"[]") + b"]"),
+    "an array of texts": (JSON_TYPE, b"[" + items(b'""') + b"]"),
+    "lines": (NDJSON_TYPE, many(b"{}\n")),
+    "a line of objects": (NDJSON_TYPE, many(b"{}") + b"\n"),
+    "torn lines": (NDJSON_TYPE, many(b'{"message":{"content":"a"}}' * 580 + b"x\n")),
+    "events": (SSE_TYPE, many(b"data:{}\n\n")),
+    "comments": (SSE_TYPE, many(b":\n\n")),
+    "line ends": (SSE_TYPE, many(b"\r")),
+    "one event's lines": (SSE_TYPE, b'data: {"a":' + many(b"\ndata:")),
+    "events without blank lines": (SSE_TYPE, many(b"data:{}\n" * 2_000 + b"\n")),
+    "dense events": (SSE_TYPE, events(b'{"text":"a"}')),
+    "empty choices of events": (SSE_TYPE, events(b"{}")),
+    "torn events": (SSE_TYPE, events(b'{"text":"a"}', end=b"")),
+    "iterations": (
+        SSE_TYPE,
+        many(
+            b'data: {"type":"message_delta","usage":{"output_tokens":1,"iterations":['
+            + items(b"{}", EVENT_BYTES)
+            + b"]}}\n\n"
+        ),
+    ),
+    "frames": (EVENTSTREAM_TYPE, many(frame(b"{}", event_type="x", message_type="event"))),
+    "a large frame": (EVENTSTREAM_TYPE, invoked({"content": [{"text": "a"}] * (BODY_BYTES // 14)})),
+}
+CODED: dict[str, tuple[str, bytes, bytes]] = {
+    "compressed choices": (JSON_TYPE, gzip.compress(choices(items(b'{"text":"a"}'))), b"gzip"),
+    "nothing compressed": (JSON_TYPE, many(gzip.compress(b"")), b"gzip"),
+    "nothing compressed twice": (
+        JSON_TYPE,
+        gzip.compress(many(gzip.compress(b""), 300_000)),
+        b"gzip, gzip",
+    ),
+}
+
+
+class Steps:
+    """Reads a body as the middleware does, and measures what is done without others being let run.
+
+    Args:
+        measure: what a step is measured by; the difference counts.
+    """
+
+    def __init__(self, measure: Callable[[], float]) -> None:
+        self._measure = measure
+        self.most = 0.0
+
+    def read(self, reading: Reading, body: bytes, piece_bytes: int) -> None:
+        for at in range(0, len(body), piece_bytes):
+            piece = body[at : at + piece_bytes]
+            is_last = at + piece_bytes >= len(body)
+            if self._step(partial(reading.see, piece)) or is_last:
+                step = partial(next_of, reading.catch_up(complete=is_last))
+                while self._step(step):
+                    pass
+        self._step(partial(reading.close, complete=True, gone=False))
+
+    def _step(self, step: Callable[[], Any]) -> Any:
+        before = self._measure()
+        done = step()
+        self.most = max(self.most, self._measure() - before)
+        return done
+
+
+def next_of(coroutine: Any) -> bool:
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return False
+    return True
+
+
+def opened(kind: str, coding: bytes) -> Reading:
+    broken: list[str] = []
+    reading = Reading("auto", complain=broken.append)
+    headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
+    reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
+    return reading
+
+
+def calls_of_functions() -> tuple[Callable[[], float], Callable[[], None]]:
+    """How many functions were called by now, and what ends the counting."""
+    found = 0
+
+    def called(_: Any, event: str, __: Any) -> None:
+        nonlocal found
+        found += event in {"call", "c_call"}
+
+    sys.setprofile(called)
+    return lambda: found, lambda: sys.setprofile(None)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which it is always time for a rest."""
+    ticks: Iterator[int] = count()
+    monkeypatch.setattr("meterkit.asgi.reading.monotonic", lambda: float(next(ticks)))
+
+
+CASES = {**{name: (*case, b"") for name, case in BODIES.items()}, **CODED}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("piece_bytes", [PIECE_BYTES_MAX, 1 << 20])
+@pytest.mark.parametrize("name", CASES)
+def test_whatever_an_answer_is_made_of_no_step_is_long(name: str, piece_bytes: int) -> None:
+    """By the number of functions that are called, which no other load on the machine changes."""
+    kind, body, coding = CASES[name]
+    measure, end = calls_of_functions()
+    steps = Steps(measure)
+    try:
+        steps.read(opened(kind, coding), body, piece_bytes)
+    finally:
+        end()
+    assert 0 < steps.most <= CALLS_MAX
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_step_takes_five_milliseconds(name: str) -> None:
+    """Of this thread's own time, and by the best of some runs."""
+    kind, body, coding = CASES[name]
+    best = float("inf")
+    for _ in range(5):
+        steps = Steps(thread_time)
+        steps.read(opened(kind, coding), body, 1 << 20)
+        best = min(best, steps.most)
+        if best <= STEP_S_MAX:
+            break
+    assert best <= STEP_S_MAX

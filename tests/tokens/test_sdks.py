@@ -1,0 +1,326 @@
+"""The objects of the providers' own SDKs, where these are installed: `make test-sdks`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_apps import listening
+from meterkit.tokens import CallUsage, StreamTap, calls_of
+from tokens.recordings import (
+    ANTHROPIC_LAST,
+    DETAILED,
+    DETAILED_FIGURES,
+    DONE,
+    anthropic_events,
+    chat,
+    compact,
+    sse,
+)
+
+CHUNK = {"id": "s1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
+MESSAGE: dict[str, Any] = {
+    "id": "m1",
+    "type": "message",
+    "role": "assistant",
+    "model": "claude",
+    "content": [{"type": "text", "text": "x"}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+}
+
+
+def figures(calls: tuple[CallUsage, ...] | None) -> list[tuple[Any, ...]]:
+    """Source, input, output, cached, written, reasoning of each call."""
+    return [
+        (
+            *(call.source, call.input_tokens, call.output_tokens, call.cached_input_tokens),
+            *(call.cache_write_tokens, call.reasoning_tokens),
+        )
+        for call in calls or ()
+    ]
+
+
+def tapped(chunks: list[Any]) -> list[tuple[Any, ...]]:
+    seen: list[tuple[CallUsage, ...]] = []
+    assert list(StreamTap(chunks, report=seen.append, estimate=True)) == chunks
+    assert len(seen) == 1
+    return figures(seen[0])
+
+
+def test_openai() -> None:
+    chat: Any = pytest.importorskip("openai.types.chat")
+    responses: Any = pytest.importorskip("openai.types.responses")
+    whole = chat.ChatCompletion.model_validate(
+        {
+            "id": "c1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "gpt",
+            "choices": [
+                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}
+            ],
+            "usage": {
+                "prompt_tokens": 1420,
+                "completion_tokens": 310,
+                "total_tokens": 1730,
+                "prompt_tokens_details": {"cached_tokens": 1280},
+                "completion_tokens_details": {"reasoning_tokens": 256},
+            },
+        }
+    )
+    assert figures(calls_of(whole)) == [("reported", 1420, 310, 1280, None, 256)]
+    response = responses.Response.model_validate(
+        {
+            "id": "r1",
+            "object": "response",
+            "created_at": 1,
+            "model": "gpt",
+            "output": [],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": {
+                "input_tokens": 10,
+                "output_tokens": 6,
+                "total_tokens": 16,
+                "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": 2},
+            },
+        }
+    )
+    assert figures(calls_of(response)) == [("reported", 10, 6, 4, 0, 2)]
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    said = [{"index": 0, "delta": {"content": "he"}, "finish_reason": None}]
+    chunks = [
+        chat.ChatCompletionChunk.model_validate({**CHUNK, "choices": said}),
+        chat.ChatCompletionChunk.model_validate({**CHUNK, "choices": [], "usage": usage}),
+    ]
+    assert tapped(chunks) == [("reported", 3, 4, None, None, None)]
+
+
+def test_anthropic() -> None:
+    types: Any = pytest.importorskip("anthropic.types")
+    usage = {"input_tokens": 9, "cache_creation_input_tokens": 5, "cache_read_input_tokens": 1}
+    whole = types.Message.model_validate({**MESSAGE, "usage": {**usage, "output_tokens": 16}})
+    assert figures(calls_of(whole)) == [("reported", 15, 16, 1, 5, None)]
+    start = {"type": "message_start", "message": {**MESSAGE, "usage": {**usage, "output_tokens": 1}}}
+    delta = {
+        "type": "message_delta",
+        "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+        "usage": {"output_tokens": 16},
+    }
+    events = [
+        types.RawMessageStartEvent.model_validate(start),
+        types.RawMessageDeltaEvent.model_validate(delta),
+    ]
+    assert tapped(events) == [("reported", 15, 16, 1, 5, None)]
+
+
+def test_google_genai() -> None:
+    types: Any = pytest.importorskip("google.genai.types")
+    response = types.GenerateContentResponse.model_validate(
+        {
+            "response_id": "g1",
+            "model_version": "gemini",
+            "candidates": [{"content": {"parts": [{"text": "hi"}]}, "finish_reason": "STOP"}],
+            "usage_metadata": {
+                "prompt_token_count": 10,
+                "candidates_token_count": 5,
+                "thoughts_token_count": 7,
+                "cached_content_token_count": 2,
+                "total_token_count": 22,
+            },
+        }
+    )
+    assert figures(calls_of(response)) == [("reported", 10, 12, 2, None, 7)]
+
+
+# Frameworks around the SDKs.
+
+
+def test_langchain() -> None:
+    """F-34"""
+    messages: Any = pytest.importorskip("langchain_core.messages")
+    usage = {
+        "input_tokens": 10,
+        "output_tokens": 6,
+        "total_tokens": 16,
+        "input_token_details": {"cache_read": 4, "cache_creation": 1},
+        "output_token_details": {"reasoning": 2},
+    }
+    told = {"model_name": "gpt", "model_provider": "openai"}
+    whole = messages.AIMessage("hi", id="lc_1", usage_metadata=usage, response_metadata=told)
+    expected = [("reported", 10, 6, 4, 1, 2)]
+    assert figures(calls_of(whole)) == expected
+    assert figures(calls_of(whole.usage_metadata)) == expected
+    (call,) = calls_of(whole)
+    assert (call.model, call.provider, call.response_id) == ("gpt", "openai", "lc_1")
+    assert calls_of(messages.AIMessage("hi")) == ()
+    # Anthropic's input comes with the first chunk, its output with the last one: chunks add up.
+    parts = [
+        {
+            "input_tokens": 10,
+            "output_tokens": 0,
+            "total_tokens": 10,
+            "input_token_details": {"cache_read": 4},
+        },
+        None,
+        {"input_tokens": 0, "output_tokens": 6, "total_tokens": 6},
+    ]
+    chunks = [messages.AIMessageChunk("he", id="lc_2", usage_metadata=part) for part in parts]
+    summed = chunks[0] + chunks[1] + chunks[2]
+    assert tapped(chunks) == [("reported", 10, 6, 4, None, None)]
+    assert figures(calls_of(summed)) == [("partial", 10, 6, 4, None, None)]
+    with_notes = [(chunk, {"langgraph_node": "model"}) for chunk in chunks]
+    assert tapped(with_notes) == [("reported", 10, 6, 4, None, None)]
+    assert tapped(chunks[1:2]) == [("missing", None, None, None, None, None)]
+
+
+@pytest.mark.anyio
+async def test_pydantic_ai() -> None:
+    """F-34"""
+    pydantic_ai: Any = pytest.importorskip("pydantic_ai")
+    models: Any = pytest.importorskip("pydantic_ai.models.test")
+    usages: Any = pytest.importorskip("pydantic_ai.usage")
+    usage = usages.RequestUsage(
+        input_tokens=10, output_tokens=6, cache_read_tokens=4, cache_write_tokens=1, output_reasoning_tokens=2
+    )
+    assert figures(calls_of(usage)) == [("reported", 10, 6, 4, 1, 2)]
+    agent = pydantic_ai.Agent(models.TestModel())
+    result = await agent.run("hello")
+    expected = [("reported", result.usage.input_tokens, result.usage.output_tokens, 0, 0, 0)]
+    assert expected[0][1] > 0
+    assert figures(calls_of(result)) == expected
+    assert figures(calls_of(result.usage)) == expected
+    (call,) = calls_of(result.response)
+    assert (call.model, call.output_tokens) == ("test", result.usage.output_tokens)
+    async with agent.run_stream("hello") as streamed:
+        told: list[str] = []
+        tap = StreamTap(streamed.stream_text(), report=lambda _: None, unread=told.append)
+        assert [text async for text in tap]
+        assert told == ["str"]
+        assert figures(calls_of(streamed)) == expected
+    async with agent.run_stream_events("hello") as events:
+        seen: list[tuple[CallUsage, ...]] = []
+        assert [event async for event in StreamTap(events, report=seen.append)]
+    assert figures(seen[0]) == expected
+
+
+def test_openai_agents() -> None:
+    """F-34"""
+    agents: Any = pytest.importorskip("agents")
+    details: Any = pytest.importorskip("openai.types.responses.response_usage")
+    usage = agents.Usage(
+        requests=1,
+        input_tokens=10,
+        output_tokens=6,
+        total_tokens=16,
+        input_tokens_details=details.InputTokensDetails(cached_tokens=4, cache_write_tokens=0),
+        output_tokens_details=details.OutputTokensDetails(reasoning_tokens=2),
+    )
+    expected = ("reported", 10, 6, 4, 0, 2)
+    assert figures(calls_of(usage)) == [expected]
+    response = agents.ModelResponse(output=[], usage=usage, response_id="r1")
+    assert figures(calls_of(response)) == [expected]
+    other = agents.ModelResponse(output=[], usage=usage, response_id="r2")
+    result = agents.RunResult(
+        input="hi",
+        new_items=[],
+        raw_responses=[response, other],
+        final_output="x",
+        input_guardrail_results=[],
+        output_guardrail_results=[],
+        tool_input_guardrail_results=[],
+        tool_output_guardrail_results=[],
+        context_wrapper=agents.RunContextWrapper(context=None, usage=usage),
+        _last_agent=agents.Agent(name="a"),
+    )
+    assert figures(calls_of(result)) == [expected, expected]
+
+
+# Helpers of the SDKs around their own streams, on real connections.
+
+
+async def speak(scope: Any, receive: Any, send: Any) -> None:
+    """A server with the wire of OpenAI and of Anthropic."""
+    path = scope["path"]
+    body = b""
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    if path.endswith("/messages"):
+        events = anthropic_events(lambda value: sse(value, event=value["type"]))
+    else:
+        said = [chat({"role": "assistant", "content": "grüß"}), chat({}, finish="stop")]
+        events = [*map(sse, said), sse(chat(None, usage=DETAILED)), DONE]
+    streams = b'"stream":true' in body.replace(b" ", b"")
+    if not streams:
+        message = {"role": "assistant", "content": "hi"}
+        events = [
+            compact(
+                {
+                    **chat({}, finish="stop"),
+                    "object": "chat.completion",
+                    "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                    "usage": DETAILED,
+                }
+            )
+        ]
+    kind = b"text/event-stream" if streams else b"application/json"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+    for event in events:
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def taps(stream: Any) -> tuple[Any, list[str]]:
+    """What a tap makes of a stream, and what it could not read."""
+    seen: list[tuple[CallUsage, ...]] = []
+    told: list[str] = []
+    _ = [item async for item in StreamTap(stream, report=seen.append, unread=told.append, estimate=True)]
+    return figures(seen[0]), told
+
+
+ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.anyio
+async def test_openai_helpers_and_raw_responses() -> None:
+    """F-34, F-35"""
+    openai: Any = pytest.importorskip("openai")
+    async with listening(speak) as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="k", max_retries=0) as client:
+            completions = client.chat.completions
+            async with completions.stream(**ASKED) as stream:
+                assert await taps(stream) == ([DETAILED_FIGURES], [])
+            raw = await completions.with_raw_response.create(**ASKED)
+            assert figures(calls_of(raw)) == [DETAILED_FIGURES]
+            assert figures(calls_of(raw.parse())) == [DETAILED_FIGURES]
+            async with completions.with_streaming_response.create(**ASKED) as unread:
+                assert calls_of(unread) == ()
+                assert figures(calls_of(await unread.parse())) == [DETAILED_FIGURES]
+                assert figures(calls_of(unread)) == [DETAILED_FIGURES]
+            raw = await completions.with_raw_response.create(**ASKED, stream=True)
+            assert calls_of(raw) == ()
+            assert await taps(raw.parse()) == ([DETAILED_FIGURES], [])
+
+
+@pytest.mark.anyio
+async def test_anthropic_helpers_and_raw_responses() -> None:
+    """F-34"""
+    anthropic: Any = pytest.importorskip("anthropic")
+    asked = {**ASKED, "max_tokens": 9}
+    expected = [ANTHROPIC_LAST]
+    async with listening(speak) as port:
+        url = f"http://127.0.0.1:{port}"
+        async with anthropic.AsyncAnthropic(base_url=url, api_key="k", max_retries=0) as client:
+            async with client.messages.stream(**asked) as stream:
+                assert await taps(stream) == (expected, [])
+            async with client.messages.stream(**asked) as stream:
+                assert await taps(stream.text_stream) == ([], ["str"])
+                assert figures(calls_of(await stream.get_final_message())) == expected
