@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from meterkit.store import memory
+from meterkit.redis import memory
 from servers import redis_binary, spawn_server
 
 if TYPE_CHECKING:
@@ -135,8 +135,9 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         left = _keys_without_ttl(server)
         if left:
             pytest.fail(
-                f"keys without a TTL that are not in meterkit.store.keys.WITHOUT_TTL: {left[:20]}. Give them"
-                ' a TTL, or mark a test that writes keys of its own with @pytest.mark.leaves_keys("why").'
+                f"keys without a TTL that are not in meterkit.decisions.keys.WITHOUT_TTL: {left[:20]}. Give"
+                " them a TTL, or mark a test that writes keys of its own with"
+                ' @pytest.mark.leaves_keys("why").'
             )
 
 
@@ -176,7 +177,7 @@ def _keys_without_ttl(server: Server) -> list[str]:
 
 def _without_ttl() -> tuple[str, ...]:
     try:
-        keys: Any = importlib.import_module("meterkit.store.keys")
+        keys: Any = importlib.import_module("meterkit.decisions.keys")
     except ModuleNotFoundError:
         return ()
     return tuple(keys.WITHOUT_TTL)

@@ -12,9 +12,9 @@ import anyio
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.store.keys import meter_token
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
-from meterkit.store.resp import pack_each
+from meterkit.redis.resp import pack_each
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
 
     from meterkit.catalog import Catalog
-    from meterkit.store.lane import Lane
+    from meterkit.redis.lane import Lane
     from servers import Server
 
 PLANS: Final = """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from meterkit.store.server import COMMANDS, OPTIONAL_COMMANDS, acl_rules
+from meterkit.redis.server import COMMANDS, OPTIONAL_COMMANDS, acl_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

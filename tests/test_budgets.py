@@ -49,7 +49,7 @@ def test_functions_are_short() -> None:
 
 
 def test_scripts_are_short() -> None:
-    scripts = Path(str(files("meterkit.store") / "lua"))
+    scripts = Path(str(files("meterkit") / "lua"))
     commands = {path.name: code_of(path) for path in scripts.glob("*.lua")}
     includes = {path.name: code_of(path) for path in scripts.glob("include/*.lua")}
     assert commands

@@ -17,7 +17,9 @@ LINE = (
     ("errors",),
     ("settings",),
     ("catalog",),
-    ("store", "tokens"),
+    ("decisions", "tokens"),
+    ("redis",),
+    ("store",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("fastapi", "llm"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
@@ -103,8 +105,8 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
     ("planted", "found"),
     [
         (
-            {"meterkit.store.keys": "from meterkit.asgi import headers"},
-            ["meterkit.store.keys:1 imports meterkit.asgi.headers"],
+            {"meterkit.decisions.keys": "from meterkit.asgi import headers"},
+            ["meterkit.decisions.keys:1 imports meterkit.asgi.headers"],
         ),
         (
             {"meterkit.asgi.headers": "import x\nfrom meterkit.delivery.seal import Seal"},
@@ -119,15 +121,15 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
             ["meterkit.delivery.seal:1 imports meterkit"],
         ),
         (
-            {"meterkit.store.keys": "def late():\n    import_module('meterkit.cli')"},
-            ["meterkit.store.keys:2 imports meterkit.cli"],
+            {"meterkit.decisions.keys": "def late():\n    import_module('meterkit.cli')"},
+            ["meterkit.decisions.keys:2 imports meterkit.cli"],
         ),
         (
             {
-                "meterkit.store.keys": "from meterkit.store import lane",
-                "meterkit.store.lane": "from meterkit.store.keys import KEYS",
+                "meterkit.redis.links": "from meterkit.redis import lane",
+                "meterkit.redis.lane": "from meterkit.redis.links import Links",
             },
-            ["a circle through meterkit.store.keys", "a circle through meterkit.store.lane"],
+            ["a circle through meterkit.redis.lane", "a circle through meterkit.redis.links"],
         ),
         ({"meterkit.helpers": ""}, ["meterkit.helpers: helpers has no place in the line"]),
         ({"meterkit.cli": "from meterkit import MeterKit\nfrom meterkit.testing import Clock"}, []),
@@ -136,7 +138,7 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
 def test_a_planted_violation_is_found(planted: dict[str, str], found: list[str]) -> None:
     names = (
         *("meterkit", "meterkit.errors", "meterkit.catalog", "meterkit.catalog.load", "meterkit.store"),
-        *("meterkit.store.keys", "meterkit.asgi", "meterkit.asgi.headers", "meterkit.delivery"),
+        *("meterkit.decisions.keys", "meterkit.asgi", "meterkit.asgi.headers", "meterkit.delivery"),
         *("meterkit.delivery.seal", "meterkit.kit", "meterkit.testing", "meterkit.cli"),
     )
     assert found == violations(dict.fromkeys(names, "") | planted)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.asgi.reporting import record_usage, tap
     from meterkit.catalog import Catalog
+    from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport, Unsealed
     from meterkit.errors import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from meterkit.notify import CreditsLow
     from meterkit.settings import Settings
     from meterkit.store.customers import Customer, Customers
-    from meterkit.store.decision import Decision
     from meterkit.store.grants import Grant, Grants, LedgerEntry
     from meterkit.store.intents import Undelivered
     from meterkit.store.reservations import Reservation
@@ -84,7 +84,7 @@ _HOMES = {
     "Customer": "meterkit.store.customers",
     "CustomerUsage": "meterkit.store.usage",
     "Customers": "meterkit.store.customers",
-    "Decision": "meterkit.store.decision",
+    "Decision": "meterkit.decisions.decision",
     "FlushReport": "meterkit.delivery.report",
     "Flusher": "meterkit.delivery.flusher",
     "Grant": "meterkit.store.grants",

@@ -13,22 +13,22 @@ from meterkit.asgi.off_request import captured, record_calls
 from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_counter, check_quantity
+from meterkit.decisions.periods import occurred_ms
+from meterkit.decisions.program import Demand
 from meterkit.delivery.background import end, flush_forever
 from meterkit.delivery.flusher import Flusher, FlushReport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.notify import CreditsLow, Handlers
+from meterkit.redis.links import running_loop
+from meterkit.redis.url import choose_store
 from meterkit.settings import Settings
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
 from meterkit.store.event_names import names_of, remember_meters
 from meterkit.store.grants import Grants
-from meterkit.store.links import running_loop
-from meterkit.store.periods import occurred_ms
-from meterkit.store.program import Demand
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
-from meterkit.store.url import choose_store
 from meterkit.store.usage import gone_tokens, usage_of
 from meterkit.store.used import Used
 from meterkit.tokens import estimate_input, guarded
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from meterkit.decisions.decision import Decision
+    from meterkit.redis.lane import Lane
     from meterkit.settings import SettingsKeywords
-    from meterkit.store.decision import Decision
-    from meterkit.store.lane import Lane
     from meterkit.store.usage import CustomerUsage
     from meterkit.tokens import CallUsage, InputEstimator
 

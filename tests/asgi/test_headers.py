@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.asgi.headers import fields, limit_field, merge, policy_field, x_fields
-from meterkit.store.decision import Policy
+from meterkit.decisions.decision import Policy
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Headers

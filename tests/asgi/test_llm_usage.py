@@ -22,7 +22,7 @@ from llm_apps import (
     tokens,
 )
 from metering import http_scope, no_more
-from meterkit.store.keys import rate_token
+from meterkit.decisions.keys import rate_token
 from meterkit.tokens import ResponseReader
 from tokens.recordings import (
     DETAILED,

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 
 from metering import HEADERS, answering, hello, http_scope, no_more, served
 from meterkit import MeterkitError, QuantityError, UnknownMeterError, current, record
-from meterkit.store.keys import rate_token
+from meterkit.decisions.keys import rate_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

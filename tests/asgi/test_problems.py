@@ -10,7 +10,7 @@ import pytest
 
 from meterkit.asgi.details import kind_of
 from meterkit.asgi.problems import TYPES, Circumstances, Denial, problem, send_denial
-from meterkit.store.decision import Decision, Policy, Reason
+from meterkit.decisions.decision import Decision, Policy, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

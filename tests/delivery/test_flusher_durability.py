@@ -34,7 +34,7 @@ async def test_nothing_is_sent_before_the_disk_has_its_lease() -> None:
 
 async def test_where_the_disk_does_not_get_it_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     # F-14: the cause is named.
-    monkeypatch.setattr("meterkit.store.durability._WAIT_MS", 50)
+    monkeypatch.setattr("meterkit.redis.durability._WAIT_MS", 50)
     with spawn_server("--appendonly", "yes", "--appendfsync", "no") as server:
         async with desk(server.url) as at:
             await at.link("acme")

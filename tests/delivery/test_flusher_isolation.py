@@ -15,8 +15,8 @@ from answering import answer, answering
 from delivering import CATALOG, NOW, PLANS, RunningClock, aclosing_transport, desk, kit_for, until
 from meterkit import CustomerError
 from meterkit.catalog import loads
+from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flusher import Flusher
-from meterkit.store.keys import meter_token
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ async def test_i6_nothing_is_sent_before_the_replica_has_its_lease(monkeypatch: 
             assert (await at.flush(everything=True)).delivered == 1
             await at.kit.record("acme", "requests", 8)
             with stopped(replica), monkeypatch.context() as hurried:
-                hurried.setattr("meterkit.store.durability._WAIT_MS", 300)
+                hurried.setattr("meterkit.redis.durability._WAIT_MS", 300)
                 with pytest.raises(StoreError, match=r"did not make a lease durable within 0\.3 s"):
                     await at.flush(everything=True, timeout_s=0)
                 # The link to a replica that hangs stands: it is not for want of one that nothing is sent.

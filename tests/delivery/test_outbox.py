@@ -11,7 +11,7 @@ import pytest
 
 from delivering import CATALOG, NOW
 from meterkit import MeterKit, StoreError
-from meterkit.store.admin import Admin
+from meterkit.redis.admin import Admin
 from meterkit.store.intents import Move
 from meterkit.store.outbox import Outbox
 from meterkit.testing import Clock

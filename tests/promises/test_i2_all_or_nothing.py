@@ -11,7 +11,7 @@ import pytest
 from delivering import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.store.keys import WITHOUT_TTL
+from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.testing import Clock
 
 pytestmark = pytest.mark.anyio

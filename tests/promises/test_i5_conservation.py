@@ -14,9 +14,9 @@ from redis.exceptions import RedisError
 from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for
 from meterkit import StoreError
 from meterkit.catalog import loads
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.flusher import Flusher
-from meterkit.store.keys import meter_token
-from meterkit.store.periods import bounds_at
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import json
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.store import scripts
-from meterkit.store.keys import Keys
-from meterkit.store.resp import pack
+from meterkit.decisions.keys import Keys
+from meterkit.redis import scripts
+from meterkit.redis.resp import pack
 from store.delivery_model import Shard
 from store.script_checks import MismatchError
 from store.script_model import NEVER_MS

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.store.keys import meter_token
-from meterkit.store.periods import bounds_at
-from meterkit.store.resp import pack
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import bounds_at
+from meterkit.redis.resp import pack
 from store.delivery_checks import SKEWS, Checks, live, pairs, texts_of
 from store.delivery_model import LETTERS, METERS, Intent, Move, Seal
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.store.keys import meter_token
+from meterkit.decisions.keys import meter_token
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Customer
 

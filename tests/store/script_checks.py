@@ -6,11 +6,11 @@ from collections import Counter, deque
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from meterkit.store.keys import Keys
-from meterkit.store.purse import Purse as PlanPurse
-from meterkit.store.resp import pack
-from meterkit.store.scripts import Script
-from meterkit.store.state import CustomerState, standing_at
+from meterkit.decisions.keys import Keys
+from meterkit.decisions.purse import Purse as PlanPurse
+from meterkit.decisions.state import CustomerState, standing_at
+from meterkit.redis.resp import pack
+from meterkit.redis.scripts import Script
 from meterkit.store.usage import usage_of
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Entitlement
-    from meterkit.store.keys import CustomerKeys
+    from meterkit.decisions.keys import CustomerKeys
     from store.script_model import Customer
     from store.script_plans import Sales
     from store.script_wires import Wire

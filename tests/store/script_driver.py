@@ -8,12 +8,12 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.program import Demand, compile_program
+from meterkit.decisions.state import NO_STATE, CustomerState, Status
+from meterkit.redis.resp import pack, pack_each
+from meterkit.redis.writers import pack_place
 from meterkit.store.endings import Ending
-from meterkit.store.keys import meter_token, rate_token
-from meterkit.store.program import Demand, compile_program
-from meterkit.store.resp import pack, pack_each
-from meterkit.store.state import NO_STATE, CustomerState, Status
-from meterkit.store.writers import pack_place
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS

@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meterkit.store.derived import derived_from
-from meterkit.store.keys import meter_token, rate_token
+from meterkit.decisions.derived import derived_from
+from meterkit.decisions.keys import meter_token, rate_token
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
 from store.script_purse import Means, Part, Purse, credit_of, lowered
 from store.script_weighing import Asked, Ceilings, span_ms, take, weigh
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Rate
-    from meterkit.store.program import Demand
+    from meterkit.decisions.program import Demand
 
 NEVER_MS: Final = 9 * 10**15
 NO_REV: Final = "1:0"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 from zlib import crc32
 
-from meterkit.store import scripts
+from meterkit.redis import scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +71,7 @@ class Mutant:
 
 @cache
 def source(file: str) -> str:
-    return (resources.files("meterkit.store") / "lua" / file).read_text(encoding="utf-8")
+    return (resources.files("meterkit") / "lua" / file).read_text(encoding="utf-8")
 
 
 def mutants(files: Sequence[str], swaps: Swaps = SWAPS) -> Iterator[Mutant]:

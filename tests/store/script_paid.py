@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from meterkit.decisions.state import CustomerState
+from meterkit.redis.resp import pack
 from meterkit.store.endings import Ending
-from meterkit.store.resp import pack
-from meterkit.store.state import CustomerState
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
 from store.script_driver import World
 from store.script_model import NEVER_MS

@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.derived import derived_from
+from meterkit.decisions.periods import bounds_at
+from meterkit.decisions.program import Demand, compile_program
+from meterkit.redis.resp import pack_each
+from meterkit.redis.writers import pack_place
 from meterkit.store.accounts import Accounts
-from meterkit.store.derived import derived_from
 from meterkit.store.endings import Ending
-from meterkit.store.periods import bounds_at
-from meterkit.store.program import Demand, compile_program
-from meterkit.store.resp import pack_each
-from meterkit.store.writers import pack_place
 from store.script_checks import Checks
 from store.script_counts import DAY_MS, SLOT_MS
 from store.script_model import Times, Use, View
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
+    from meterkit.decisions.program import Program
     from meterkit.store.accounts import Account
-    from meterkit.store.program import Program
     from store.script_plans import Sales
     from store.script_wires import Wire
 

@@ -10,8 +10,8 @@ import fakeredis
 import hiredis
 from redis.exceptions import ResponseError
 
-from meterkit.store import scripts
-from meterkit.store.resp import pack, unpack
+from meterkit.redis import scripts
+from meterkit.redis.resp import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -15,17 +15,17 @@ import pytest
 
 from faults import Echo, FakeRedis, eventually, open_sockets, stopped
 from meterkit.errors import StoreError
-from meterkit.store import scripts
-from meterkit.store.connection import Connection, ReplyError, give_up
-from meterkit.store.handshake import connect
-from meterkit.store.resp import pack_each
-from meterkit.store.url import Address
+from meterkit.redis import scripts
+from meterkit.redis.connection import Connection, ReplyError, give_up
+from meterkit.redis.handshake import connect
+from meterkit.redis.resp import pack_each
+from meterkit.redis.url import Address
 from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from meterkit.store.connection import Unsent
+    from meterkit.redis.connection import Unsent
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]

@@ -11,17 +11,17 @@ import pytest
 
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
-from meterkit.store import scripts
+from meterkit.decisions.keys import Keys
+from meterkit.decisions.state import CustomerState
+from meterkit.redis import scripts
 from meterkit.store.accounts import Accounts
-from meterkit.store.keys import Keys
-from meterkit.store.state import CustomerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Route
-    from meterkit.store.program import Program
-    from meterkit.store.purse import Purse
+    from meterkit.decisions.program import Program
+    from meterkit.decisions.purse import Purse
 
 pytestmark = pytest.mark.anyio
 

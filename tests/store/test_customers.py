@@ -16,7 +16,7 @@ from meterkit.catalog import loads
 from meterkit.errors import CustomerError, MeterkitError, PlansError, SettingsError
 
 if TYPE_CHECKING:
-    from meterkit.store.scripts import Script
+    from meterkit.redis.scripts import Script
     from servers import Server
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from delivering import delivered, desk
 from meterkit import StoreError
-from meterkit.store.keys import meter_token
+from meterkit.decisions.keys import meter_token
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

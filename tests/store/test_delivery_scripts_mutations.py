@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from meterkit.store.resp import pack
+from meterkit.redis.resp import pack
 from store.delivery_checks import NAMES, load_texts
 from store.delivery_driver import Delivery
 from store.script_checks import MismatchError

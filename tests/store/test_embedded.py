@@ -17,9 +17,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store import embedded
-from meterkit.store.embedded import EmbeddedServer
-from meterkit.store.filelock import FileLock
+from meterkit.redis import embedded
+from meterkit.redis.embedded import EmbeddedServer
+from meterkit.redis.filelock import FileLock
 from servers import redis_binary
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SOURCE = Path(__file__).parents[2] / "src"
 USER = """
 import sys
-from meterkit.store.embedded import EmbeddedServer
+from meterkit.redis.embedded import EmbeddedServer
 
 server = EmbeddedServer(sys.argv[1])
 print("ready", flush=True)
@@ -361,7 +361,7 @@ def test_it_runs_where_the_folder_for_temporary_files_has_a_long_path_too(
 
 FORK = """
 import os, sys
-from meterkit.store.embedded import EmbeddedServer
+from meterkit.redis.embedded import EmbeddedServer
 
 def runs():
     return os.path.exists(sys.argv[1] + "/valkey.sock")

@@ -22,7 +22,7 @@ from pathlib import Path
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
-from meterkit.store.embedded import EmbeddedServer
+from meterkit.redis.embedded import EmbeddedServer
 
 CATALOG = loads('''
 schema: 1

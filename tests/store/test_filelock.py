@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from meterkit.errors import StoreError
-from meterkit.store.filelock import FileLock
+from meterkit.redis.filelock import FileLock
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -77,7 +77,7 @@ def test_another_process_sees_it(path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from meterkit.store.filelock import FileLock
+from meterkit.redis.filelock import FileLock
 print(FileLock(Path(sys.argv[1])).acquire())
 """
     lock = FileLock(path)
@@ -91,7 +91,7 @@ def test_a_forked_child_neither_holds_it_nor_takes_it_from_its_parent(path: Path
     program = """
 import os, sys
 from pathlib import Path
-from meterkit.store.filelock import FileLock
+from meterkit.redis.filelock import FileLock
 
 path = Path(sys.argv[1])
 lock = FileLock(path)

@@ -65,7 +65,7 @@ async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Cl
 
 async def classes(kit: MeterKit, meter: str, customer: str = "acme") -> tuple[int, int, int, int]:
     """What included, grants, credits paid of a meter, and what is overage."""
-    from meterkit.store.keys import meter_token
+    from meterkit.decisions.keys import meter_token
 
     admin = await kit.store.admin()
     token = meter_token(meter)

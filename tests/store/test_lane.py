@@ -32,13 +32,13 @@ from faults import (
     stopped,
     used,
 )
+from meterkit.decisions.keys import Keys
+from meterkit.decisions.program import Demand
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store import scripts
-from meterkit.store.handshake import connect
-from meterkit.store.keys import Keys
-from meterkit.store.lane import Lane
-from meterkit.store.program import Demand
-from meterkit.store.url import Address
+from meterkit.redis import scripts
+from meterkit.redis.handshake import connect
+from meterkit.redis.lane import Lane
+from meterkit.redis.url import Address
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import free_port, spawn_server
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from meterkit import MeterKit
-    from meterkit.store.connection import OnEnd
-    from meterkit.store.reconnect import Link
+    from meterkit.redis.connection import OnEnd
+    from meterkit.redis.reconnect import Link
     from proxy import Mode
     from servers import Server
 

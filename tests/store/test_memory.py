@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from faults import Client, Echo, eventually, kit_at, metered, settled, used
-from meterkit.store import memory, scripts
-from meterkit.store.connection import ReplyError
+from meterkit.redis import memory, scripts
+from meterkit.redis.connection import ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -5,8 +5,8 @@ from typing import Literal
 import pytest
 
 from meterkit.catalog.models import QUANTITY_MAX, Entitlement, Meter, Overage, Rate
-from meterkit.store.decision import Policy
-from meterkit.store.policies import ceiling_of, policies_of
+from meterkit.decisions.decision import Policy
+from meterkit.decisions.policies import ceiling_of, policies_of
 
 DENY = Overage(mode="deny")
 

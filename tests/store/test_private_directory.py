@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store.embedded import EmbeddedServer
-from meterkit.store.filelock import FileLock
-from meterkit.store.private_directory import check_peer
+from meterkit.redis.embedded import EmbeddedServer
+from meterkit.redis.filelock import FileLock
+from meterkit.redis.private_directory import check_peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from meterkit.catalog import Rate
+from meterkit.decisions.program import rate_numbers
 from meterkit.errors import PlansError
-from meterkit.store import scripts
-from meterkit.store.program import rate_numbers
-from meterkit.store.resp import pack
+from meterkit.redis import scripts
+from meterkit.redis.resp import pack
 from store.script_wires import server_wire
 
 if TYPE_CHECKING:

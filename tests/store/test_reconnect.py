@@ -31,9 +31,9 @@ from faults import (
 )
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
-from meterkit.store import reconnect
-from meterkit.store.connection import Connection
-from meterkit.store.links import Links
+from meterkit.redis import reconnect
+from meterkit.redis.connection import Connection
+from meterkit.redis.links import Links
 from proxy import TcpProxy
 from servers import free_port, redis_binary, spawn_server
 
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
-    from meterkit.store.lane import Lane
-    from meterkit.store.reconnect import Link
+    from meterkit.redis.lane import Lane
+    from meterkit.redis.reconnect import Link
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
@@ -425,7 +425,7 @@ async def test_connections_that_wait_for_late_replies_are_few(
 
 async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     # F-11
-    monkeypatch.setattr("meterkit.store.connection._LATE_REPLIES_BYTES", 100_000)
+    monkeypatch.setattr("meterkit.redis.connection._LATE_REPLIES_BYTES", 100_000)
     answered = asyncio.Event()
 
     def answer(words: list[bytes]) -> bytes:

@@ -13,8 +13,8 @@ import pytest
 from metering import answering
 from meterkit import MeterKit, MeterkitError, MeterMiddleware, identify
 from meterkit.catalog import loads
-from meterkit.store.keys import meter_token
-from meterkit.store.periods import to_ms
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

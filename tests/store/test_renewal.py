@@ -14,8 +14,8 @@ import pytest
 
 from faults import Client, answer_ok, counters, eventually, kit_at, metered, renew_holds, settled, used
 from meterkit.catalog import loads
-from meterkit.store import renewal
-from meterkit.store.renewal import Renewal, portion
+from meterkit.redis import renewal
+from meterkit.redis.renewal import Renewal, portion
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -11,15 +11,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from meterkit.store import scripts
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.program import Demand
+from meterkit.decisions.state import CustomerState
+from meterkit.redis import scripts
+from meterkit.redis.resp import pack_each
+from meterkit.redis.writers import pack_place
 from meterkit.store.endings import Ending
-from meterkit.store.keys import meter_token
-from meterkit.store.periods import to_ms
-from meterkit.store.program import Demand
-from meterkit.store.resp import pack_each
-from meterkit.store.state import CustomerState
 from meterkit.store.usage import usage_of
-from meterkit.store.writers import pack_place
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
 from store.script_paid import PaidWorld
@@ -135,7 +135,7 @@ def test_a_life_that_hypothesis_invents(wire: Wire) -> None:
 
 
 def test_the_servers_time_is_taken_in_whole_milliseconds(wire: Wire) -> None:
-    wall = (resources.files("meterkit.store") / "lua/include/wall.lua").read_text(encoding="utf-8")
+    wall = (resources.files("meterkit") / "lua/include/wall.lua").read_text(encoding="utf-8")
     assert wall in scripts.load("decide").text
     assert clock_answers(wire, wall) == CLOCK
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from meterkit.store.resp import pack
+from meterkit.redis.resp import pack
 from store.script_checks import MismatchError
 from store.script_driver import World, life
 from store.script_mutants import equivalents, mutants, sample_of, source, wrongs

@@ -13,7 +13,7 @@ from delivering import CATALOG, NOW, desk, kit_for, until
 from meterkit import MeterKit, StoreError
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.store.server import durability_of, eviction_warning
+from meterkit.redis.server import durability_of, eviction_warning
 from meterkit.testing import Clock, StripeEmulator
 from servers import free_port, redis_binary, spawn_server
 from servers_acl import url_of_user

@@ -16,8 +16,8 @@ from delivering import CATALOG, PLANS, desk, kit_for
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
 from meterkit.cli.app import app as cli
-from meterkit.store import scripts
-from meterkit.store.server import COMMANDS, commands_to_try, rights_refusal
+from meterkit.redis import scripts
+from meterkit.redis.server import COMMANDS, commands_to_try, rights_refusal
 from meterkit.testing import Clock
 from servers import redis_binary, spawn_server
 from servers_acl import DOCUMENTED, NEEDED, url_of_user
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from servers import Server
 
 pytestmark = pytest.mark.anyio
-LUA = Path(__file__).parents[2] / "src" / "meterkit" / "store" / "lua"
+LUA = Path(__file__).parents[2] / "src" / "meterkit" / "lua"
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 WITH_CREDITS = PLANS.replace(
     "routes:", "credits:\n  ai: {costs: {rows: 1}, low_balance: 20%}\nroutes:"
@@ -253,7 +253,7 @@ async def test_on_a_server_that_cannot_tell_the_store_is_used_as_it_is(
         return type(script)(script.name, script.text.replace("acl_check_cmd", "unheard_of"), script.sha)
 
     real = scripts.load
-    monkeypatch.setattr("meterkit.store.inspection.scripts.load", without)
+    monkeypatch.setattr("meterkit.redis.inspection.scripts.load", without)
     async with MeterKit(CATALOG, redis_url=store_url, flush=False):
         pass
     assert "does not say what its user may do" in caplog.text

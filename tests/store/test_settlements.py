@@ -31,11 +31,11 @@ from faults import (
     stopped,
     used,
 )
+from meterkit.decisions.keys import Keys
 from meterkit.errors import QuantityError, StoreError
-from meterkit.store import writers
+from meterkit.redis import writers
+from meterkit.redis.writers import Stream, pack_place
 from meterkit.store.endings import Ending
-from meterkit.store.keys import Keys
-from meterkit.store.writers import Stream, pack_place
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from meterkit import MeterKit
-    from meterkit.store.lane import Lane
+    from meterkit.redis.lane import Lane
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]

@@ -14,17 +14,17 @@ from delivering import NOW
 from faults import eventually, killing, left_in_doubt, settled, stats, stopped
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
+from meterkit.redis.writers import pack_place
 from meterkit.store.endings import Ending
-from meterkit.store.keys import meter_token
-from meterkit.store.writers import pack_place
 from meterkit.testing import Clock
 from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from meterkit.store.lane import Lane
+    from meterkit.redis.lane import Lane
     from servers import Server
 
 pytestmark = pytest.mark.anyio

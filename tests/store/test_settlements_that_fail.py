@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults import kit_at, settled, used
+from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
-from meterkit.store.keys import meter_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

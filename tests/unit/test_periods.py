@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.store.periods import Bounds, bounds_at, from_ms, to_ms
+from meterkit.decisions.periods import Bounds, bounds_at, from_ms, to_ms
 
 Interval = Literal["month", "year"]
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.program import Demand, Program, compile_program, rate_numbers, reported_parts
 from meterkit.errors import PlansError
-from meterkit.store.keys import meter_token, rate_token
-from meterkit.store.program import Demand, Program, compile_program, rate_numbers, reported_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from faults import catalog
 from meterkit import MeterKit
 from meterkit.asgi.headers import EXPOSE, limit_field, merge
 from meterkit.asgi.told import Told
-from meterkit.store.verdict import reset_ms
+from meterkit.decisions.verdict import reset_ms
 
 if TYPE_CHECKING:
     from meterkit.store.accounts import DecideCall

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.errors import SettingsError
-from meterkit.store.url import Address, choose_store, parse_redis_url
+from meterkit.redis.url import Address, choose_store, parse_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

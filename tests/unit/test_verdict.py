@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterkit.catalog import loads
-from meterkit.store import verdict
-from meterkit.store.decision import Decision
-from meterkit.store.program import Demand, Program, compile_program
-from meterkit.store.resp import pack, pack_each, unpack
+from meterkit.decisions import verdict
+from meterkit.decisions.decision import Decision
+from meterkit.decisions.program import Demand, Program, compile_program
+from meterkit.redis.resp import pack, pack_each, unpack
 from store.script_driver import World, life
 from store.script_wires import load_texts, server_wire
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meterkit.store.decision import Decision
+    from meterkit.decisions.decision import Decision
 
 __all__ = ["Current"]
 

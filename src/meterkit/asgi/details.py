@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, assert_never
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from meterkit.store.decision import Decision, Policy, Reason
+    from meterkit.decisions.decision import Decision, Policy, Reason
 
 __all__ = ["Circumstances", "Kind", "Member", "Refusal", "kind_of", "tell"]
 

@@ -15,8 +15,8 @@ from meterkit.asgi.metered import ALL, LlmCalls, Part, add, dimensions_of, part_
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.remarks import lost, remark
 from meterkit.catalog.quantity import check_counter, check_quantity
-from meterkit.store.accounts import HOLD_SLOT_MS
-from meterkit.store.decision import Decision
+from meterkit.decisions.decision import Decision
+from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from meterkit.asgi.metered import Key
     from meterkit.asgi.told import ShadowFields, Told
     from meterkit.catalog import Outcome, Route
+    from meterkit.redis.lane import Lane
     from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.lane import Lane
     from meterkit.store.store import Store
     from meterkit.tokens import CallUsage, InputEstimator
 
@@ -297,15 +297,15 @@ class Exchange:
         return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
 
     def let_go(self) -> None:
-        """See :class:`meterkit.store.lane.Holder`: what the request has come to by now is settled."""
+        """See :class:`meterkit.redis.lane.Holder`: what the request has come to by now is settled."""
         self.settle(None)
 
     def outlives_hold(self) -> bool:
-        """See :class:`meterkit.store.lane.Holder`."""
+        """See :class:`meterkit.redis.lane.Holder`."""
         return self._slot < self._store.now_ms() // HOLD_SLOT_MS
 
     async def renew(self) -> None:
-        """See :class:`meterkit.store.lane.Holder`."""
+        """See :class:`meterkit.redis.lane.Holder`."""
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._settled:
             return

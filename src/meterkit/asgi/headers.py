@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog.models import Headers
-    from meterkit.store.decision import Policy
+    from meterkit.decisions.decision import Policy
 
 __all__ = ["fields", "join", "limit_field", "merge", "policy_field", "quoted", "x_fields"]
 

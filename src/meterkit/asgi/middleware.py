@@ -20,11 +20,11 @@ from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
 from meterkit.asgi.told import ShadowFields, Told
 from meterkit.asgi.trouble_log import TroubleLog
+from meterkit.decisions.decision import Decision
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.store.connection import ReplyError, give_up
+from meterkit.redis.connection import ReplyError, give_up
+from meterkit.redis.links import running_loop
 from meterkit.store.customer_id import is_customer
-from meterkit.store.decision import Decision
-from meterkit.store.links import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
     from meterkit.catalog import Route
+    from meterkit.decisions.program import Program
+    from meterkit.redis.lane import Lane
     from meterkit.store.accounts import Account, Accounts, DecideCall
-    from meterkit.store.lane import Lane
-    from meterkit.store.program import Program
     from meterkit.store.store import Store
     from meterkit.tokens import InputEstimator
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope, Send
 
     from meterkit.catalog.models import Headers
-    from meterkit.store.decision import Decision, Reason
+    from meterkit.decisions.decision import Decision, Reason
 
 __all__ = ["TYPES", "Circumstances", "Denial", "complete", "problem", "send_denial"]
 

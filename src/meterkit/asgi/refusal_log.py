@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.catalog import Route
-    from meterkit.store.decision import Decision
+    from meterkit.decisions.decision import Decision
 
 __all__ = ["RefusalLog"]
 

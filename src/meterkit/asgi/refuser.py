@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.refusal_log import RefusalLog
     from meterkit.catalog import Route
+    from meterkit.decisions.decision import Decision
     from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.decision import Decision
 
     OnDenied = Callable[[Scope, Decision], Response | Awaitable[Response | None] | None]
     """See :class:`meterkit.MeterMiddleware`."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Reserve, Route
+    from meterkit.redis.lane import Lane
     from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.lane import Lane
     from meterkit.store.store import Store
     from meterkit.tokens import InputEstimator
 

@@ -6,15 +6,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.asgi.headers import EXPOSE, fields, limit_field, merge, policy_field, quoted
-from meterkit.store.verdict import DAY_MS, SLIDING, reset_ms
+from meterkit.decisions.verdict import DAY_MS, SLIDING, reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from meterkit.catalog import Headers
+    from meterkit.decisions.decision import Decision
+    from meterkit.decisions.program import Measure, Program
     from meterkit.store.accounts import DecideCall
-    from meterkit.store.decision import Decision
-    from meterkit.store.program import Measure, Program
 
 __all__ = ["ShadowFields", "Told"]
 

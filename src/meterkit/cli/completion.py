@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING, Final, get_args
 
 from meterkit.catalog import load
+from meterkit.decisions.state import Status
 from meterkit.errors import PlansError
-from meterkit.store.state import Status
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog

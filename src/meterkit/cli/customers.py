@@ -29,9 +29,9 @@ from meterkit.errors import CustomerError, MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from meterkit.decisions.state import Status
     from meterkit.kit import MeterKit
     from meterkit.store.customers import Customer, Customers
-    from meterkit.store.state import Status
 
 __all__ = ["commands"]
 

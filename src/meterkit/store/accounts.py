@@ -5,34 +5,31 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.errors import MeterkitError, StoreError
-from meterkit.store.blank import Blank, Open
-from meterkit.store.compiled import CompiledCatalog
-from meterkit.store.connection import ReplyError
-from meterkit.store.decision import Decision
-from meterkit.store.derived import derived_from
-from meterkit.store.program import Demand, compile_program, compile_reserving, demands_of
-from meterkit.store.purse import purse_of
-from meterkit.store.resp import pack_each
-from meterkit.store.state import (
+from meterkit.decisions.blank import Blank, Open
+from meterkit.decisions.decision import Decision
+from meterkit.decisions.derived import derived_from
+from meterkit.decisions.program import Demand, compile_program, compile_reserving, demands_of
+from meterkit.decisions.purse import purse_of
+from meterkit.decisions.state import (
     NO_STATE,
     CustomerState,
     entitlements_of,
     holding_only,
     refusal_of,
 )
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.resp import pack_each
+from meterkit.store.compiled import CompiledCatalog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Route
-    from meterkit.store.program import Program
-    from meterkit.store.state import Standing
+    from meterkit.decisions.program import Program
+    from meterkit.decisions.state import Standing
 
-__all__ = ["HOLD_SLOT_MS", "Account", "Accounts", "DecideCall", "View"]
-
-HOLD_SLOT_MS: Final = 300_000
-"""How long one of the two slots of holds lasts."""
+__all__ = ["Account", "Accounts", "DecideCall", "View"]
 
 _ACCOUNTS_MAX: Final = 10_000
 _CALLS_MAX: Final = 256

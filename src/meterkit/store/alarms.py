@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from meterkit.store.periods import from_ms
+from meterkit.decisions.periods import from_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.quantity import counters_of
+from meterkit.decisions.keys import check_tokens
+from meterkit.decisions.program import compile_program, demands_of
+from meterkit.decisions.purse import purses_of
+from meterkit.decisions.state import NO_STATE, CustomerState, standing_at
 from meterkit.store.alarms import Alarms
-from meterkit.store.keys import check_tokens
-from meterkit.store.program import compile_program, demands_of
-from meterkit.store.purse import purses_of
-from meterkit.store.state import NO_STATE, CustomerState, standing_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Route
-    from meterkit.store.keys import Keys
-    from meterkit.store.program import Program
-    from meterkit.store.purse import Purse
-    from meterkit.store.scripts import Script
-    from meterkit.store.state import Standing
+    from meterkit.decisions.keys import Keys
+    from meterkit.decisions.program import Program
+    from meterkit.decisions.purse import Purse
+    from meterkit.decisions.state import Standing
+    from meterkit.redis.scripts import Script
 
 __all__ = ["CompiledCatalog"]
 

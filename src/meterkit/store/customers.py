@@ -12,24 +12,24 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog import override as lay_over
+from meterkit.decisions.program import rate_numbers
+from meterkit.decisions.state import CustomerState, Status, standing_at
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store.customer_id import check_customer
-from meterkit.store.program import rate_numbers
 from meterkit.store.relinking import (
     minutes_taken_ms,
     pending_minutes_ms,
     remember_former,
     used_minutes_ms,
 )
-from meterkit.store.state import CustomerState, Status, standing_at
 from meterkit.store.states import States
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-    from meterkit.store.admin import Admin
-    from meterkit.store.keys import Keys
-    from meterkit.store.state import Access
+    from meterkit.decisions.keys import Keys
+    from meterkit.decisions.state import Access
+    from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
 __all__ = ["Customer", "Customers", "customers_set_up"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.store.derived import derived_from
-from meterkit.store.keys import meter_token, rate_token
-from meterkit.store.program import rate_numbers, reported_parts
-from meterkit.store.resp import pack_each
-from meterkit.store.state import NO_STATE, bounds_of
+from meterkit.decisions.derived import derived_from
+from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.program import rate_numbers, reported_parts
+from meterkit.decisions.state import NO_STATE, bounds_of
+from meterkit.redis.resp import pack_each
 
 if TYPE_CHECKING:
     import asyncio

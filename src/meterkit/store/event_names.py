@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from meterkit.store.keys import meter_token
+from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from meterkit.catalog import Catalog
-    from meterkit.store.admin import Admin
-    from meterkit.store.keys import Keys
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.admin import Admin
 
 __all__ = ["Counted", "known_meters", "names_of", "read_meters", "remember_meters"]
 

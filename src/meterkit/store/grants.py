@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.catalog.quantity import counters_of
 from meterkit.catalog.report import suggestion
+from meterkit.decisions.balance import Holding, holdings_of
+from meterkit.decisions.periods import check_aware, from_ms, to_ms
+from meterkit.decisions.purse import MICRO, target_of
+from meterkit.decisions.state import NEVER_MS, standing_at
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
-from meterkit.store.balance import Holding, holdings_of
 from meterkit.store.customer_id import CUSTOMER_BYTES_MAX, check_customer, is_customer
-from meterkit.store.periods import check_aware, from_ms, to_ms
-from meterkit.store.purse import MICRO, target_of
-from meterkit.store.state import NEVER_MS, standing_at
 from meterkit.store.states import States
 
 if TYPE_CHECKING:

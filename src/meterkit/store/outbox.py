@@ -19,17 +19,17 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from meterkit.decisions.state import NO_STATE
 from meterkit.errors import StoreError
-from meterkit.store.durability import Keeping
+from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
 from meterkit.store.intents import Attempt, Move, Nameless, Sealed, Sealing, Undelivered, Work, read_intent
-from meterkit.store.state import NO_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from meterkit.redis.admin import Admin
     from meterkit.store.accounts import Account
-    from meterkit.store.admin import Admin
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 

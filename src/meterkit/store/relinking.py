@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.store.admin import Admin
-    from meterkit.store.keys import Keys
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.admin import Admin
 
 __all__ = ["minutes_taken_ms", "pending_minutes_ms", "remember_former", "used_minutes_ms"]
 

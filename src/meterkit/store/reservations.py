@@ -6,8 +6,8 @@ from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
-from meterkit.store.accounts import HOLD_SLOT_MS
 from meterkit.store.used import Used
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from meterkit.decisions.decision import Decision
+    from meterkit.redis.lane import Lane
     from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.decision import Decision
-    from meterkit.store.lane import Lane
     from meterkit.store.store import Store
 
 __all__ = ["Reservation"]
@@ -148,18 +148,18 @@ class Reservation:
             )
 
     def let_go(self) -> None:
-        """See :class:`meterkit.store.lane.Holder`."""
+        """See :class:`meterkit.redis.lane.Holder`."""
         if self._call is not None and not self._is_over:
             self._end((), None)
             # What is captured later is recorded all the same.
             self._lane, self._call, self._is_over = None, None, False
 
     def outlives_hold(self) -> bool:
-        """See :class:`meterkit.store.lane.Holder`."""
+        """See :class:`meterkit.redis.lane.Holder`."""
         return self._slot < self._store.now_ms() // HOLD_SLOT_MS
 
     async def renew(self) -> None:
-        """See :class:`meterkit.store.lane.Holder`."""
+        """See :class:`meterkit.redis.lane.Holder`."""
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._is_over:
             return

@@ -5,10 +5,10 @@ from __future__ import annotations
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.state import NO_STATE, CustomerState
 from meterkit.errors import StoreError
 from meterkit.store.customer_id import check_customer
-from meterkit.store.keys import FORMAT
-from meterkit.store.state import NO_STATE, CustomerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

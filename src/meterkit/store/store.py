@@ -8,25 +8,27 @@ from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.decisions import verdict
+from meterkit.decisions.keys import Keys
+from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.store import scripts, verdict
-from meterkit.store.accounts import HOLD_SLOT_MS, Accounts
-from meterkit.store.connection import ReplyError
+from meterkit.redis import scripts
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.links import Links
+from meterkit.redis.moved_clock import not_past
+from meterkit.store.accounts import Accounts
 from meterkit.store.endings import Ending
-from meterkit.store.keys import Keys
-from meterkit.store.links import Links
-from meterkit.store.moved_clock import not_past
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog
+    from meterkit.decisions.decision import Decision
+    from meterkit.decisions.program import Demand
+    from meterkit.redis.lane import Lane
+    from meterkit.redis.scripts import Script
+    from meterkit.redis.url import Address
     from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.decision import Decision
-    from meterkit.store.lane import Lane
-    from meterkit.store.program import Demand
-    from meterkit.store.scripts import Script
-    from meterkit.store.url import Address
     from meterkit.store.used import Used
 
 __all__ = ["Store"]

@@ -6,20 +6,19 @@ import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
-from meterkit.store.accounts import HOLD_SLOT_MS
-from meterkit.store.balance import Balance, holdings_of
-from meterkit.store.keys import meter_token
-from meterkit.store.periods import from_ms
-from meterkit.store.policies import ceiling_of
-from meterkit.store.purse import MICRO, purse_of, purses_of, target_of
-from meterkit.store.state import CustomerState, entitlements_of, standing_at
+from meterkit.decisions.balance import Balance, holdings_of
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import HOLD_SLOT_MS, from_ms
+from meterkit.decisions.policies import ceiling_of
+from meterkit.decisions.purse import MICRO, purse_of, purses_of, target_of
+from meterkit.decisions.state import CustomerState, entitlements_of, standing_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement
-    from meterkit.store.state import Access, Status
+    from meterkit.decisions.state import Access, Status
 
 __all__ = ["CustomerUsage", "Deliveries", "MeterUsage", "PeriodUsage", "gone_tokens", "usage_of"]
 

@@ -78,6 +78,6 @@ def meterkit_kit(
 def _memory_is_empty() -> Iterator[None]:
     """Nothing that a kit of the app itself has written to ``memory://`` reaches the next test."""
     yield
-    memory: Any = sys.modules.get("meterkit.store.memory")
+    memory: Any = sys.modules.get("meterkit.redis.memory")
     if memory is not None:
         memory.empty()

@@ -27,7 +27,7 @@ from meterkit.cli.demo.tally import evidence, lines
 from meterkit.cli.demo.traffic import CUSTOMERS, drive
 from meterkit.cli.output import print_table
 from meterkit.errors import MeterkitError
-from meterkit.store.embedded import EmbeddedServer
+from meterkit.redis.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence

@@ -7,14 +7,14 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import SettingsError
-from meterkit.store import scripts
-from meterkit.store.connection import ReplyError
-from meterkit.store.server import commands_to_try, eviction_warning, rights_refusal
+from meterkit.redis import scripts
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.server import commands_to_try, eviction_warning, rights_refusal
 
 if TYPE_CHECKING:
-    from meterkit.store.keys import Keys
-    from meterkit.store.reconnect import Link
-    from meterkit.store.url import Address
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.reconnect import Link
+    from meterkit.redis.url import Address
 
 __all__ = ["inspect"]
 

@@ -11,21 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.store.admin import Admin
-from meterkit.store.embedded import EmbeddedServer
-from meterkit.store.handshake import connect
-from meterkit.store.inspection import inspect
-from meterkit.store.lane import Lane
-from meterkit.store.meta import agree
-from meterkit.store.url import Address
+from meterkit.redis.admin import Admin
+from meterkit.redis.embedded import EmbeddedServer
+from meterkit.redis.handshake import connect
+from meterkit.redis.inspection import inspect
+from meterkit.redis.lane import Lane
+from meterkit.redis.meta import agree
+from meterkit.redis.url import Address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from meterkit.store.connection import OnEnd
-    from meterkit.store.keys import Keys
-    from meterkit.store.reconnect import Link
-    from meterkit.store.scripts import Script
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.connection import OnEnd
+    from meterkit.redis.reconnect import Link
+    from meterkit.redis.scripts import Script
 
 __all__ = ["Links", "running_loop"]
 
@@ -140,7 +140,7 @@ class Links:
         link: Link
         if self._address.kind == "memory":
             # fakeredis is imported only by those who use it.
-            link = await import_module("meterkit.store.memory").connect(loaded, clock=self._clock)
+            link = await import_module("meterkit.redis.memory").connect(loaded, clock=self._clock)
         else:
             link = await connect(
                 await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock

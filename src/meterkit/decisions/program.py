@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Final, Self
 
+from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.policies import ceiling_of, policies_of
 from meterkit.errors import PlansError, Problem
-from meterkit.store.keys import meter_token, rate_token
-from meterkit.store.policies import ceiling_of, policies_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Rate, Route
-    from meterkit.store.decision import Policy
-    from meterkit.store.purse import Purse
+    from meterkit.decisions.decision import Policy
+    from meterkit.decisions.purse import Purse
 
 __all__ = [
     "Demand",

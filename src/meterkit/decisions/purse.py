@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.store.state import NO_STATE
+from meterkit.decisions.state import NO_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
-    from meterkit.store.state import CustomerState
+    from meterkit.decisions.state import CustomerState
 
 __all__ = ["MICRO", "Purse", "purse_of", "purses_of", "target_of"]
 

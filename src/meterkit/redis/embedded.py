@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store.filelock import FileLock
-from meterkit.store.private_directory import check_peer, is_private_folder, make_directory
+from meterkit.redis.filelock import FileLock
+from meterkit.redis.private_directory import check_peer, is_private_folder, make_directory
 
 if TYPE_CHECKING:
     from collections.abc import Generator

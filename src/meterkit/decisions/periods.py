@@ -5,11 +5,14 @@ from __future__ import annotations
 from calendar import monthrange
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Final, Literal
 
 from meterkit.errors import MeterkitError
 
-__all__ = ["Bounds", "bounds_at", "check_aware", "from_ms", "occurred_ms", "to_ms"]
+__all__ = ["HOLD_SLOT_MS", "Bounds", "bounds_at", "check_aware", "from_ms", "occurred_ms", "to_ms"]
+
+HOLD_SLOT_MS: Final = 300_000
+"""How long one of the two slots of holds lasts."""
 
 _MONTHS = {"month": 1, "year": 12}
 

@@ -8,14 +8,14 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StoreError
-from meterkit.store.connection import Connection, ReplyError
+from meterkit.redis.connection import Connection, ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.store.connection import OnEnd
-    from meterkit.store.scripts import Script
-    from meterkit.store.url import Address
+    from meterkit.redis.connection import OnEnd
+    from meterkit.redis.scripts import Script
+    from meterkit.redis.url import Address
 
 __all__ = ["connect", "refused"]
 

@@ -16,8 +16,8 @@ from meterkit.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from meterkit.store.scripts import Script
-    from meterkit.store.url import Address
+    from meterkit.redis.scripts import Script
+    from meterkit.redis.url import Address
 
 __all__ = ["Admin"]
 
@@ -106,7 +106,7 @@ class Admin:
 
 def _client(address: Address, timeout_s: float, clock: Callable[[], float]) -> Redis:
     if address.kind == "memory":
-        client: Redis = import_module("meterkit.store.memory").admin_client(clock)
+        client: Redis = import_module("meterkit.redis.memory").admin_client(clock)
         return client
     common: dict[str, Any] = {
         "db": address.db,

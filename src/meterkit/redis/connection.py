@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import hiredis
 
 from meterkit.errors import StoreError
-from meterkit.store.resp import pack
+from meterkit.redis.resp import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -54,4 +54,4 @@ def load(name: str, *, clock: Clock = "server", dialect: Dialect = "server") -> 
 
 
 def _read(path: str) -> str:
-    return (resources.files("meterkit.store") / "lua" / path).read_text(encoding="utf-8")
+    return (resources.files("meterkit") / "lua" / path).read_text(encoding="utf-8")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from meterkit.store.accounts import HOLD_SLOT_MS
-from meterkit.store.decision import Decision, Reason
+from meterkit.decisions.decision import Decision, Reason
+from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.store.program import Measure, Program
+    from meterkit.decisions.program import Measure, Program
 
 __all__ = ["DAY_MS", "SLIDING", "allowed", "refused", "reset_ms"]
 

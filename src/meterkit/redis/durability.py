@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import RedisError, ResponseError
 
 from meterkit.errors import StoreError
-from meterkit.store.server import durability_of
+from meterkit.redis.server import durability_of
 
 if TYPE_CHECKING:
-    from meterkit.store.admin import Admin
-    from meterkit.store.server import Durability
-    from meterkit.store.url import Address
+    from meterkit.redis.admin import Admin
+    from meterkit.redis.server import Durability
+    from meterkit.redis.url import Address
 
 __all__ = ["Keeping"]
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store.connection import ReplyError
-from meterkit.store.resp import pack, unpack
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.resp import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.store.connection import Call, Receiver
-    from meterkit.store.scripts import Script
+    from meterkit.redis.connection import Call, Receiver
+    from meterkit.redis.scripts import Script
 
 try:
     import fakeredis

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from meterkit.decisions.keys import FORMAT
 from meterkit.errors import SettingsError, StoreError
-from meterkit.store.connection import ReplyError
-from meterkit.store.handshake import refused
-from meterkit.store.keys import FORMAT
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.handshake import refused
 
 if TYPE_CHECKING:
-    from meterkit.store.keys import Keys
-    from meterkit.store.reconnect import Link
-    from meterkit.store.url import Address
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.reconnect import Link
+    from meterkit.redis.url import Address
 
 __all__ = ["agree"]
 

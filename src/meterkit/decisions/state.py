@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
-from meterkit.store.decision import Decision
-from meterkit.store.keys import FORMAT
-from meterkit.store.periods import Bounds, bounds_at
+from meterkit.decisions.decision import Decision
+from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.periods import Bounds, bounds_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Plan, Route
-    from meterkit.store.decision import Reason
+    from meterkit.decisions.decision import Reason
 
 __all__ = [
     "NEVER_MS",

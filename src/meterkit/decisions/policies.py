@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.store.decision import Policy
+from meterkit.decisions.decision import Policy
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Entitlement, Meter, Rate

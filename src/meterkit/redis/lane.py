@@ -8,20 +8,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from meterkit.errors import StoreError
-from meterkit.store.connection import ReplyError, give_up
-from meterkit.store.reconnect import Reconnector
-from meterkit.store.renewal import Renewal
-from meterkit.store.writers import Stream
+from meterkit.redis.connection import ReplyError, give_up
+from meterkit.redis.reconnect import Reconnector
+from meterkit.redis.renewal import Renewal
+from meterkit.redis.writers import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
-    from meterkit.store.connection import Call
-    from meterkit.store.keys import Keys
-    from meterkit.store.reconnect import Connector, Link
-    from meterkit.store.scripts import Script
-    from meterkit.store.writers import Settlement
+    from meterkit.redis.connection import Call
+    from meterkit.redis.reconnect import Connector, Link
+    from meterkit.redis.scripts import Script
+    from meterkit.redis.writers import Settlement
 
 __all__ = ["Lane"]
 
@@ -53,7 +53,7 @@ class Lane:
             with its reply it waits no longer than the store timeout in all. Raises StoreError where there
             has been no connection for too long, and nothing was sent; SettingsError where the store cannot
             be used with these settings. Whoever is cancelled waiting tells so by
-            :func:`~meterkit.store.connection.give_up`, or uses :meth:`ask`.
+            :func:`~meterkit.redis.connection.give_up`, or uses :meth:`ask`.
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         streams: the settlements of each shard.
         is_served: whether the kit was started for this event loop, not only its store.

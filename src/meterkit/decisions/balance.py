@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from meterkit.store.purse import target_of
+from meterkit.decisions.purse import target_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from meterkit.catalog import Entitlement
-    from meterkit.store.periods import Bounds
-    from meterkit.store.purse import Purse
+    from meterkit.decisions.periods import Bounds
+    from meterkit.decisions.purse import Purse
 
 __all__ = ["Balance", "Holding", "holdings_of"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.store.decision import Decision
-    from meterkit.store.program import Program
+    from meterkit.decisions.decision import Decision
+    from meterkit.decisions.program import Program
 
 __all__ = ["Blank", "Open"]
 

@@ -15,13 +15,13 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import QuantityError, StoreError
-from meterkit.store.connection import ReplyError
-from meterkit.store.resp import pack_each
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.resp import pack_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from meterkit.store.keys import Keys
+    from meterkit.decisions.keys import Keys
 
 __all__ = ["Line", "Settlement", "Stream", "pack_place"]
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.store.connection import fail
+from meterkit.redis.connection import fail
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from meterkit.store.connection import Call, OnEnd, Unsent
+    from meterkit.redis.connection import Call, OnEnd, Unsent
 
 __all__ = ["Connector", "Link", "Reconnector"]
 

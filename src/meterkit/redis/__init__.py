@@ -1,0 +1,1 @@
+"""How the store is reached: connections, numbered writes, scripts, and servers of our own."""
