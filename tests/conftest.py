@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,10 @@ _QUIET = [HealthCheck.too_slow]
 settings.register_profile("same", deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.register_profile("soak", deadline=None, suppress_health_check=_QUIET, max_examples=2_000)
 settings.load_profile(os.environ.get("METERKIT_HYPOTHESIS_PROFILE", "same"))
+
+# A shell that starts the tests in the background has them, and what they start, ignore interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _running: list[Server] = []
 _KEYS_WITHOUT_TTL = """
