@@ -297,15 +297,15 @@ class Exchange:
         return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
 
     def let_go(self) -> None:
-        """See :class:`meterkit.redis.lane.Holder`: what the request has come to by now is settled."""
+        """See :class:`meterkit.redis.renewal.Holder`: what the request has come to by now is settled."""
         self.settle(None)
 
     def outlives_hold(self) -> bool:
-        """See :class:`meterkit.redis.lane.Holder`."""
+        """See :class:`meterkit.redis.renewal.Holder`."""
         return self._slot < self._store.now_ms() // HOLD_SLOT_MS
 
     async def renew(self) -> None:
-        """See :class:`meterkit.redis.lane.Holder`."""
+        """See :class:`meterkit.redis.renewal.Holder`."""
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._settled:
             return

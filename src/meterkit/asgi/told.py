@@ -81,30 +81,26 @@ class Told:
                 reset += -(-window // (limit - left))
             text = b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)
         else:
-            text = self._limit(call, reply)
+            text = limit_field(self._measures[nth - 1].policy.name, left, self._reset_s(call, reply))
         if exposed:
             items.append(_EXPOSED)
         items += (self._policy_pair, (b"ratelimit", text))
         return items
 
-    def _limit(self, call: DecideCall, reply: list[int]) -> bytes:
+    def _reset_s(self, call: DecideCall, reply: list[int]) -> int | None:
+        """Seconds, rounded up, until more is left under the limit that the reply names."""
         _, now_ms, nth, left, before = reply
-        measure = self._measures[nth - 1]
-        reset = reset_ms(measure, left, before, now_ms, call.period_end_ms(now_ms))
-        reset_s = None if reset is None else (reset + 999) // 1000
-        return limit_field(measure.policy.name, max(0, left), reset_s)
+        reset = reset_ms(self._measures[nth - 1], left, before, now_ms, call.period_end_ms(now_ms))
+        return None if reset is None else (reset + 999) // 1000
 
     def _fields(self, call: DecideCall, reply: list[int]) -> list[tuple[bytes, bytes]]:
-        _, now_ms, nth, left, before = reply
-        measure = self._measures[nth - 1] if nth else None
-        end_ms = call.period_end_ms(now_ms)
-        reset = None if measure is None else reset_ms(measure, left, before, now_ms, end_ms)
+        _, now_ms, nth, left, _ = reply
         return fields(
             self._mode,
             policies=self._policies,
-            limit=None if measure is None else measure.policy,
+            limit=self._measures[nth - 1].policy if nth else None,
             remaining=max(0, left),
-            reset_s=None if reset is None else (reset + 999) // 1000,
+            reset_s=self._reset_s(call, reply) if nth else None,
             now_s=now_ms // 1000,
         )
 

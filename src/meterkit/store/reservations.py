@@ -148,18 +148,18 @@ class Reservation:
             )
 
     def let_go(self) -> None:
-        """See :class:`meterkit.redis.lane.Holder`."""
+        """See :class:`meterkit.redis.renewal.Holder`."""
         if self._call is not None and not self._is_over:
             self._end((), None)
             # What is captured later is recorded all the same.
             self._lane, self._call, self._is_over = None, None, False
 
     def outlives_hold(self) -> bool:
-        """See :class:`meterkit.redis.lane.Holder`."""
+        """See :class:`meterkit.redis.renewal.Holder`."""
         return self._slot < self._store.now_ms() // HOLD_SLOT_MS
 
     async def renew(self) -> None:
-        """See :class:`meterkit.redis.lane.Holder`."""
+        """See :class:`meterkit.redis.renewal.Holder`."""
         lane, held = self._lane, self._renewed or self._call
         if lane is None or held is None or self._is_over:
             return
