@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.figures import CallUsage, Figures, bounded
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.tokens.figures import COUNTED, CallUsage
 from meterkit.tokens.joined import merged
 
 if TYPE_CHECKING:
@@ -14,13 +15,18 @@ if TYPE_CHECKING:
     from meterkit.tokens.figures import Note, Source
     from meterkit.tokens.shape import Counts
 
-__all__ = ["CALLS_MAX", "Calls", "Ledger", "Sighting"]
+__all__ = ["CALLS_MAX", "Calls", "EventUsage", "Ledger"]
 
 CALLS_MAX: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+def _settled(counts: Counts) -> Counts:
+    """What needs no settling."""
+    return counts
+
+
+@dataclass(slots=True, kw_only=True)
+class EventUsage:
     """What one event of a response says about usage.
 
     Attributes:
@@ -35,8 +41,8 @@ class Sighting:
     """
 
     counts: Counts
-    settle: Callable[[Counts], Figures]
     provider: str | None
+    settle: Callable[[Counts], Counts] = _settled
     refused: bool = False
     call_id: str | None = None
     model: str | None = None
@@ -51,59 +57,55 @@ class _Call:
 
     __slots__ = ("alone", "call_id", "counts", "ended", "final", "first", "model", "refused")
 
-    def __init__(self, first: Sighting) -> None:
+    def __init__(self, first: EventUsage) -> None:
         self.first = first
         self.call_id = first.call_id
         self.model: str | None = None
         self.counts: dict[str, int] = {}
         self.refused = self.final = self.alone = self.ended = False
 
-    def merge(self, sighting: Sighting) -> None:
+    def merge(self, said: EventUsage) -> None:
         if not self.counts:
             # The API that names figures first knows best what they mean.
-            self.first = sighting
-        for name, count in sighting.counts.items():
-            self.counts[name] = count + (self.counts.get(name, 0) if sighting.adds else 0)
-        self.call_id = self.call_id or sighting.call_id
-        self.model = sighting.model or self.model
-        self.refused |= sighting.refused
-        self.final |= sighting.final
-        self.alone |= sighting.alone
+            self.first = said
+        for name, count in said.counts.items():
+            self.counts[name] = count + (self.counts.get(name, 0) if said.adds else 0)
+        self.call_id = self.call_id or said.call_id
+        self.model = said.model or self.model
+        self.refused |= said.refused
+        self.final |= said.final
+        self.alone |= said.alone
 
-    def is_continued_by(self, sighting: Sighting, *, spoken: bool) -> bool:
+    def is_continued_by(self, said: EventUsage, *, spoken: bool) -> bool:
         """Whether an event whose id is not known yet belongs to this call all the same.
 
         Args:
-            sighting: what the event says.
+            said: what the event says.
             spoken: whether text came since this call's figures.
         """
-        if sighting.opens or self.ended:
+        if said.opens or self.ended:
             return False
-        if sighting.call_id is None or not self.final:
+        if said.call_id is None or not self.final:
             return True
         if self.call_id is None:
             return False
         # Some servers repeat the finishing chunk's figures, and nothing else, in one with an id of its own.
-        repeats = sighting.alone and not self.alone and not spoken
-        return repeats and self.counts == sighting.counts
+        repeats = said.alone and not self.alone and not spoken
+        return repeats and self.counts == said.counts
 
     def usage(self, *, complete: bool) -> CallUsage | None:
         if not self.counts and not self.refused:
             return None
-        settled = bounded(self.first.settle(self.counts)) if self.counts else Figures()
-        notes: set[Note] = set(settled.notes)
-        if self.refused:
-            notes.add("refused")
+        settled = self.first.settle(self.counts)
+        figures = {name: count for name in COUNTED if (count := settled.get(name)) is not None}
+        fitting = {name: count for name, count in figures.items() if count <= QUANTITY_MAX}
+        notes: list[Note] = ["refused"] if self.refused or len(fitting) < len(figures) else []
+        if "residual" in settled:
+            notes.append("residual")
         source: Source = "reported" if complete or self.final else "partial"
         return CallUsage(
-            input_tokens=settled.input_tokens,
-            output_tokens=settled.output_tokens,
-            cached_input_tokens=settled.cached_input_tokens,
-            cache_write_tokens=settled.cache_write_tokens,
-            reasoning_tokens=settled.reasoning_tokens,
-            billed_input_tokens=settled.billed_input_tokens,
-            billed_output_tokens=settled.billed_output_tokens,
-            notes=tuple(sorted(notes)),
+            **fitting,
+            notes=tuple(notes),
             model=self.model,
             provider=self.first.provider,
             response_id=self.call_id,
@@ -122,27 +124,27 @@ class Ledger:
         self._current: _Call | None = None
         self.overflowed = False
 
-    def see(self, sighting: Sighting, *, spoken: bool = False) -> None:
+    def add(self, said: EventUsage, *, spoken: bool = False) -> None:
         """Merge what an event says into the call that it belongs to.
 
         A new call opens where the event says so, or where another id follows a call that has its last
         figures: some servers send every chunk under an id of its own.
 
         Args:
-            sighting: what the event says.
+            said: what the event says.
             spoken: whether text came between the figures before it and this event.
         """
-        call = self._by_id.get(sighting.call_id) if sighting.call_id else None
+        call = self._by_id.get(said.call_id) if said.call_id else None
         current = self._current
-        if call is None and current is not None and current.is_continued_by(sighting, spoken=spoken):
+        if call is None and current is not None and current.is_continued_by(said, spoken=spoken):
             call = current
         if call is None:
             if len(self._calls) == CALLS_MAX:
                 self.overflowed = True
                 return
-            call = _Call(sighting)
+            call = _Call(said)
             self._calls.append(call)
-        call.merge(sighting)
+        call.merge(said)
         if call.call_id:
             self._by_id[call.call_id] = call
         self._current = call

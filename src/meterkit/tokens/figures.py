@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 __all__ = [
     "COUNTED",
     "CallUsage",
-    "Figures",
     "Note",
     "Source",
-    "bounded",
     "estimated",
     "figure",
     "filled",
@@ -40,8 +38,8 @@ Note = Literal[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """Token figures of one call; None is unknown, 0 is a reported zero.
+class CallUsage:
+    """What one call used. Of the figures None is unknown, 0 is a reported zero.
 
     Attributes:
         input_tokens: everything that went in, cache reads and writes included.
@@ -52,6 +50,11 @@ class Figures:
         billed_input_tokens: what the provider says it bills, where that is a measure of its own (Cohere).
         billed_output_tokens: likewise for the output.
         notes: what was odd about the figures, sorted.
+        model: as the response names it; None where it does not.
+        provider: as OpenTelemetry names it (``openai``, ``aws.bedrock``), as far as the response shows it.
+        response_id: the provider's id of the call; None where it has none.
+        source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
+            ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
     """
 
     input_tokens: int | None = None
@@ -62,20 +65,6 @@ class Figures:
     billed_input_tokens: int | None = None
     billed_output_tokens: int | None = None
     notes: tuple[Note, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallUsage(Figures):
-    """What one call used.
-
-    Attributes:
-        model: as the response names it; None where it does not.
-        provider: as OpenTelemetry names it (``openai``, ``aws.bedrock``), as far as the response shows it.
-        response_id: the provider's id of the call; None where it has none.
-        source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
-            ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
-    """
-
     model: str | None = None
     provider: str | None = None
     response_id: str | None = None
@@ -91,27 +80,14 @@ class CallUsage(Figures):
 
     def quantities(self) -> dict[str, int]:
         """The figures that are known, under the names of the meters they feed."""
-        named = {
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "cached_input_tokens": self.cached_input_tokens,
-            "cache_write_tokens": self.cache_write_tokens,
-            "reasoning_tokens": self.reasoning_tokens,
-            "total_tokens": self.total_tokens,
-        }
+        named = {name: getattr(self, name) for name in _METERS}
         return {name: value for name, value in named.items() if value is not None}
 
 
 _WORST_FIRST: Final[tuple[Source, ...]] = ("missing", "estimated", "partial", "reported")
-COUNTED: Final = (
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-    "billed_input_tokens",
-    "billed_output_tokens",
-)
+_PARTS: Final = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
+_METERS: Final = ("input_tokens", "output_tokens", *_PARTS, "total_tokens")
+COUNTED: Final = ("input_tokens", "output_tokens", *_PARTS, "billed_input_tokens", "billed_output_tokens")
 
 
 def figure(value: object) -> int | None:
@@ -119,15 +95,6 @@ def figure(value: object) -> int | None:
     if type(value) is float and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= QUANTITY_MAX else None
-
-
-def bounded(figures: Figures) -> Figures:
-    """The same figures without those that became too large when they were added up."""
-    beyond = [name for name in COUNTED if (getattr(figures, name) or 0) > QUANTITY_MAX]
-    if not beyond:
-        return figures
-    notes: set[Note] = {*figures.notes, "refused"}
-    return replace(figures, **dict.fromkeys(beyond), notes=tuple(sorted(notes)))
 
 
 def estimated(call: CallUsage, *, input_tokens: int, output_tokens: int) -> CallUsage:

@@ -11,8 +11,8 @@ from meterkit.tokens.calls import Calls, Ledger
 from meterkit.tokens.figures import CallUsage, sum_of
 from meterkit.tokens.joined import joined
 from meterkit.tokens.plain import body_of, kind_of, table_of
+from meterkit.tokens.providers import AUTO
 from meterkit.tokens.providers.anthropic import ANTHROPIC
-from meterkit.tokens.providers.apis import AUTO
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.frameworks import LANGCHAIN, PYDANTIC_AI, parts_of, run_of
@@ -21,7 +21,7 @@ from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.shape import dig, load, rows, table
 
 if TYPE_CHECKING:
-    from meterkit.tokens.calls import Sighting
+    from meterkit.tokens.calls import EventUsage
     from meterkit.tokens.providers.api import Api
     from meterkit.tokens.shape import Table
 
@@ -147,17 +147,17 @@ class Reports:
         return tuple(joined(named, [call for call in calls if not call.response_id]))
 
     def _take(self, event: Table) -> bool:
-        sighting, bare = _see(event), False
-        if sighting is None:
-            sighting, bare = _see_bare(event), True
-        if sighting is None:
-            known = event.get("type") == "ping" or any(api.knows(event) for api in OBJECT_APIS)
+        said, bare = _usage_in(event), False
+        if said is None:
+            said, bare = _bare_usage_in(event), True
+        if said is None:
+            known = event.get("type") == "ping" or any(api.recognises(event) for api in OBJECT_APIS)
             return known and _is_piece(event)
         # A whole response is a call of its own, whatever was reported before and will be after.
-        whole = sighting.final and (bare or "candidates" in event or not _is_piece(event))
-        if whole and (bare or sighting.call_id is not None):
+        whole = said.final and (bare or "candidates" in event or not _is_piece(event))
+        if whole and (bare or said.call_id is not None):
             self._ledger.end()
-        self._ledger.see(sighting)
+        self._ledger.add(said)
         if whole:
             self._ledger.end()
         return True
@@ -176,14 +176,14 @@ def _is_piece(event: Table) -> bool:
     return "candidates" in event or event.get("done") is False or len(event) == 1
 
 
-def _see(event: Table) -> Sighting | None:
-    seen = (api.see(event, True) for api in OBJECT_APIS)
-    return next((sighting for sighting in seen if sighting is not None), None)
+def _usage_in(event: Table) -> EventUsage | None:
+    seen = (api.usage_in(event, True) for api in OBJECT_APIS)
+    return next((said for said in seen if said is not None), None)
 
 
-def _see_bare(usage: Table) -> Sighting | None:
+def _bare_usage_in(usage: Table) -> EventUsage | None:
     for names, api, place in _BARE:
         if names <= usage.keys():
-            sighting = api.see({place: usage}, False)
-            return None if sighting is None else replace(sighting, final=True)
+            said = api.usage_in({place: usage}, False)
+            return None if said is None else replace(said, final=True)
     return None

@@ -112,7 +112,7 @@ class Observer:
 
     def knows(self, event: Table) -> bool:
         """Whether an event is certainly a language model's, or whose response it is is known before."""
-        return self._declared or self._api is not None or any(api.knows(event) for api in self._apis)
+        return self._declared or self._api is not None or any(api.recognises(event) for api in self._apis)
 
     def add_text(self, measured: int) -> None:
         """Take an event that says nothing but so many bytes of text."""
@@ -132,11 +132,11 @@ class Observer:
         if self.wants_text:
             self._measure(event, measured)
         for api in self._apis:
-            sighting = api.see(event, not self._declared)
-            if sighting is not None:
+            said = api.usage_in(event, not self._declared)
+            if said is not None:
                 self._api = self._api or api
-                self._ledger.see(sighting, spoken=spoken)
-                if sighting.final or sighting.counts:
+                self._ledger.add(said, spoken=spoken)
+                if said.final or said.counts:
                     self._unreported_bytes = 0
                 return True
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
@@ -205,7 +205,7 @@ class Observer:
         choices = rows(event.get("choices"))
         self._asks |= bool(choices) and dig(choices[0], ("delta",)) is not None
         if self._api is None:
-            self._api = next((api for api in self._apis if api.knows(event)), None)
+            self._api = next((api for api in self._apis if api.recognises(event)), None)
         if self._api is not None:
             self._response_id = self._response_id or _first(event, _IDS)
             self._response_model = self._response_model or _first(event, _MODELS)

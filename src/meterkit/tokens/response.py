@@ -16,7 +16,7 @@ from meterkit.tokens.framing.sse import Sse
 from meterkit.tokens.framing.work import drain
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.places import ROOT
-from meterkit.tokens.providers.apis import BY_NAME
+from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.repeats import Repeats
 from meterkit.tokens.shape import dig, load, table

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from meterkit.tokens.figures import figure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Counts", "Paths", "Table", "dig", "load", "read_counts", "rows", "table", "text"]
+__all__ = ["Counts", "Paths", "Table", "dig", "load", "paths", "read_counts", "rows", "table", "text"]
 
 Table: TypeAlias = "Mapping[str, Any]"
 Paths: TypeAlias = "Mapping[str, Sequence[Sequence[str]]]"
 Counts: TypeAlias = "Mapping[str, int]"
 
 _TEXT_CHARS_MAX: Final = 256
+_decode: Final[Callable[[str], object]] = json.JSONDecoder().decode
 
 
 def load(data: bytes | bytearray) -> object:
@@ -26,10 +28,9 @@ def load(data: bytes | bytearray) -> object:
         ValueError: it is not JSON, is nested too deeply, or has a number with too many digits.
     """
     try:
-        loaded: object = json.loads(data.decode("utf-8-sig", "replace"))
+        return _decode(data.removeprefix(BOM_UTF8).decode("utf-8", "replace"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return loaded
 
 
 def table(value: object) -> Table | None:
@@ -57,6 +58,11 @@ def dig(value: object, path: Sequence[str]) -> Any:
     return value
 
 
+def paths(**places: str) -> Paths:
+    """Where figures may stand, by our names for them: dotted paths, parted by blanks."""
+    return {name: [path.split(".") for path in found.split()] for name, found in places.items()}
+
+
 def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
     """The figures of a usage object by our names, and whether one was refused.
 
@@ -68,11 +74,9 @@ def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
     refused = False
     for name, alternatives in paths.items():
         found = next((value for path in alternatives if (value := dig(usage, path)) is not None), None)
-        if found is None:
-            continue
         count = figure(found)
-        if count is None:
-            refused = True
-        else:
+        if count is not None:
             counts[name] = count
+        elif found is not None:
+            refused = True
     return counts, refused

@@ -7,101 +7,76 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import Sighting
-from meterkit.tokens.figures import Figures
-from meterkit.tokens.providers.api import Api
-from meterkit.tokens.shape import dig, read_counts, rows, table, text
+from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.providers.api import Api, cache_included
+from meterkit.tokens.shape import dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
     from meterkit.tokens.shape import Counts, Paths, Table
 
 __all__ = ["ANTHROPIC"]
 
-_ITERATED: Final[Paths] = {
-    "input": (("input_tokens",),),
-    "output": (("output_tokens",),),
-    "cached": (("cache_read_input_tokens",),),
-    "cache_write": (("cache_creation_input_tokens",),),
-}
-_PATHS: Final[Paths] = {**_ITERATED, "reasoning": (("output_tokens_details", "thinking_tokens"),)}
-_TYPES: Final = (
-    "message",
-    "message_start",
-    "message_delta",
-    "message_stop",
-    "content_block_start",
-    "content_block_delta",
-    "content_block_stop",
+_ITERATED: Final = paths(
+    input_tokens="input_tokens",
+    output_tokens="output_tokens",
+    cached_input_tokens="cache_read_input_tokens",
+    cache_write_tokens="cache_creation_input_tokens",
 )
+_PATHS: Final[Paths] = {**_ITERATED, **paths(reasoning_tokens="output_tokens_details.thinking_tokens")}
+_OF_ITERATIONS: Final = "iterated_"
+_STREAMED: Final = ("message_start", "message_delta", "message_stop")
+_TYPES: Final = (*_STREAMED, "content_block_start", "content_block_delta", "content_block_stop")
 
 
-def _settle(counts: Counts) -> Figures:
-    fresh = _largest(counts, "input")
-    cached, written = _largest(counts, "cached"), _largest(counts, "cache_write")
-    apart = [part for part in (fresh, cached, written) if part is not None]
-    return Figures(
-        input_tokens=None if fresh is None else sum(apart),
-        output_tokens=_largest(counts, "output"),
-        cached_input_tokens=cached,
-        cache_write_tokens=written,
-        reasoning_tokens=counts.get("reasoning"),
-    )
+def _settle(counts: Counts) -> Counts:
+    # The sum of the iterations also has those that the figure itself leaves out.
+    largest: dict[str, int] = {}
+    for key, count in counts.items():
+        name = key.removeprefix(_OF_ITERATIONS)
+        largest[name] = max(count, largest.get(name, 0))
+    return cache_included(largest)
 
 
-def _largest(counts: Counts, name: str) -> int | None:
-    """The figure itself, or the sum of the iterations, which also has those that the figure leaves out."""
-    found = [value for key in (name, f"iterated_{name}") if (value := counts.get(key)) is not None]
-    return max(found) if found else None
-
-
-def _iterated(usage: Table) -> tuple[dict[str, int], bool]:
+def _iterations(usage: Table) -> tuple[dict[str, int], bool]:
     sums: dict[str, int] = {}
     refused = False
-    for iteration in rows(usage.get("iterations")):
-        entry = table(iteration)
-        if entry is None:
-            continue
+    for entry in filter(None, map(table, rows(usage.get("iterations")))):
         counts, odd = read_counts(entry, _ITERATED)
         refused |= odd
         for name, count in counts.items():
-            key = f"iterated_{name}"
+            key = _OF_ITERATIONS + name
             sums[key] = sums.get(key, 0) + count
     return sums, refused
 
 
-def _see(event: Table, strict: bool) -> Sighting | None:
+def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     kind = event.get("type")
+    holder = event if kind in ("message", "message_delta") or not strict else None
     if kind in ("message_start", "message_stop"):
         holder = table(event.get("message"))
-    elif kind in ("message", "message_delta") or not strict:
-        holder = event
-    else:
-        holder = None
     usage = None if holder is None else table(holder.get("usage"))
-    if holder is None or usage is None:
+    if holder is None or usage is None or "output_tokens" not in usage:
         return None
-    if not ("output_tokens" in usage and (kind == "message_delta" or "input_tokens" in usage)):
+    is_delta = kind == "message_delta"
+    if not (is_delta or "input_tokens" in usage):
         return None
     counts, refused = read_counts(usage, _PATHS)
-    iterated, odd = _iterated(usage)
-    ends = kind == "message_delta" and dig(event, ("delta", "stop_reason")) is not None
-    return Sighting(
+    iterated, odd = _iterations(usage)
+    return EventUsage(
         counts={**counts, **iterated},
         settle=_settle,
         provider="anthropic",
         refused=refused or odd,
-        call_id=None if kind == "message_delta" else text(holder.get("id")),
+        call_id=None if is_delta else text(holder.get("id")),
         model=text(holder.get("model")),
         opens=kind == "message_start",
-        final=ends or kind not in ("message_start", "message_delta"),
+        final=dig(event, ("delta", "stop_reason")) is not None if is_delta else kind != "message_start",
     )
 
 
-def _knows(event: Table) -> bool:
+def _recognises(event: Table) -> bool:
     kind = event.get("type")
-    if kind == "message":
-        return isinstance(event.get("content"), list)
-    return kind in _TYPES
+    return isinstance(event.get("content"), list) if kind == "message" else kind in _TYPES
 
 
-ANTHROPIC: Final = Api(name="anthropic", provider="anthropic", see=_see, knows=_knows)
+ANTHROPIC: Final = Api(name="anthropic", provider="anthropic", usage_in=_usage_in, recognises=_recognises)

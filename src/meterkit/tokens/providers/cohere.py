@@ -7,59 +7,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import Sighting
-from meterkit.tokens.figures import Figures
+from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.providers.api import Api
-from meterkit.tokens.shape import dig, read_counts, table, text
+from meterkit.tokens.shape import dig, paths, read_counts, table, text
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Counts, Paths, Table
+    from meterkit.tokens.shape import Counts, Table
 
 __all__ = ["COHERE"]
 
-_PATHS: Final[Paths] = {
-    "input": (("tokens", "input_tokens"),),
-    "output": (("tokens", "output_tokens"),),
-    "cached": (("cached_tokens",),),
-    "billed_input": (("billed_units", "input_tokens"),),
-    "billed_output": (("billed_units", "output_tokens"),),
-}
+_PATHS: Final = paths(
+    input_tokens="tokens.input_tokens",
+    output_tokens="tokens.output_tokens",
+    cached_input_tokens="cached_tokens",
+    billed_input_tokens="billed_units.input_tokens",
+    billed_output_tokens="billed_units.output_tokens",
+)
 _TYPES: Final = (
-    "message-start",
-    "content-start",
-    "content-delta",
-    "content-end",
-    "tool-plan-delta",
-    "tool-call-start",
-    "tool-call-delta",
-    "tool-call-end",
-    "citation-start",
-    "citation-end",
+    *("message-start", "content-start", "content-delta", "content-end", "tool-plan-delta"),
+    *("tool-call-start", "tool-call-delta", "tool-call-end", "citation-start", "citation-end"),
     "message-end",
 )
 
 
-def _settle(counts: Counts) -> Figures:
-    billed_input, billed_output = counts.get("billed_input"), counts.get("billed_output")
+def _settle(counts: Counts) -> Counts:
     # Where only the billed units are named, they are the best that is known.
-    return Figures(
-        input_tokens=counts.get("input", billed_input),
-        output_tokens=counts.get("output", billed_output),
-        cached_input_tokens=counts.get("cached"),
-        billed_input_tokens=billed_input,
-        billed_output_tokens=billed_output,
-    )
+    billed = {name: counts.get(f"billed_{name}") for name in ("input_tokens", "output_tokens")}
+    return {**{name: count for name, count in billed.items() if count is not None}, **counts}
 
 
-def _see(event: Table, strict: bool) -> Sighting | None:
+def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     holder = table(event.get("delta")) if event.get("type") == "message-end" else event
     usage = None if holder is None else table(holder.get("usage"))
-    if usage is None or (strict and not _knows(event)):
+    if usage is None or (strict and not _recognises(event)):
         return None
     if table(usage.get("tokens")) is None and table(usage.get("billed_units")) is None:
         return None
     counts, refused = read_counts(usage, _PATHS)
-    return Sighting(
+    return EventUsage(
         counts=counts,
         settle=_settle,
         provider="cohere",
@@ -71,10 +56,10 @@ def _see(event: Table, strict: bool) -> Sighting | None:
     )
 
 
-def _knows(event: Table) -> bool:
+def _recognises(event: Table) -> bool:
     if event.get("type") in _TYPES:
         return True
     return isinstance(event.get("finish_reason"), str) and dig(event, ("message", "role")) == "assistant"
 
 
-COHERE: Final = Api(name="cohere", provider="cohere", see=_see, knows=_knows)
+COHERE: Final = Api(name="cohere", provider="cohere", usage_in=_usage_in, recognises=_recognises)

@@ -11,55 +11,48 @@ from contextlib import suppress
 from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.tokens.calls import Sighting
-from meterkit.tokens.figures import Figures
+from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.plain import held_by, kind_of, table_of
 from meterkit.tokens.providers.api import Api
-from meterkit.tokens.shape import dig, read_counts, rows, table, text
+from meterkit.tokens.shape import dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from meterkit.tokens.shape import Counts, Paths, Table
+    from meterkit.tokens.shape import Table
 
 __all__ = ["LANGCHAIN", "PYDANTIC_AI", "parts_of", "run_of"]
 
 # Both say what the providers' own words mean: parts are contained in input and output.
-_LANGCHAIN_PATHS: Final[Paths] = {
-    "input": (("input_tokens",),),
-    "output": (("output_tokens",),),
-    "cached": (("input_token_details", "cache_read"),),
-    "cache_write": (("input_token_details", "cache_creation"),),
-    "reasoning": (("output_token_details", "reasoning"),),
-}
-_PYDANTIC_AI_PATHS: Final[Paths] = {
-    "input": (("input_tokens",),),
-    "output": (("output_tokens",),),
-    "cached": (("cache_read_tokens",),),
-    "cache_write": (("cache_write_tokens",),),
-    "reasoning": (("output_reasoning_tokens",), ("details", "reasoning_tokens")),
-}
-_PROVIDERS: Final[Mapping[str, str]] = {
+_LANGCHAIN_PATHS: Final = paths(
+    input_tokens="input_tokens",
+    output_tokens="output_tokens",
+    cached_input_tokens="input_token_details.cache_read",
+    cache_write_tokens="input_token_details.cache_creation",
+    reasoning_tokens="output_token_details.reasoning",
+)
+_PYDANTIC_AI_PATHS: Final = paths(
+    input_tokens="input_tokens",
+    output_tokens="output_tokens",
+    cached_input_tokens="cache_read_tokens",
+    cache_write_tokens="cache_write_tokens",
+    reasoning_tokens="output_reasoning_tokens details.reasoning_tokens",
+)
+# OpenTelemetry's names of providers, each with what the frameworks call it.
+_ALIASES: Final = {
     "anthropic": "anthropic",
-    "azure": "azure.ai.openai",
-    "azure_openai": "azure.ai.openai",
-    "bedrock": "aws.bedrock",
-    "bedrock_converse": "aws.bedrock",
+    "aws.bedrock": "bedrock bedrock_converse",
+    "azure.ai.openai": "azure azure_openai",
     "cohere": "cohere",
     "deepseek": "deepseek",
-    "google": "gcp.gemini",
-    "google-cloud": "gcp.vertex_ai",
-    "google-gla": "gcp.gemini",
-    "google-vertex": "gcp.vertex_ai",
-    "google_genai": "gcp.gemini",
-    "google_vertexai": "gcp.vertex_ai",
-    "grok": "x_ai",
+    "gcp.gemini": "google google-gla google_genai",
+    "gcp.vertex_ai": "google-cloud google-vertex google_vertexai",
     "groq": "groq",
-    "mistral": "mistral_ai",
-    "mistralai": "mistral_ai",
+    "mistral_ai": "mistral mistralai",
     "openai": "openai",
-    "xai": "x_ai",
+    "x_ai": "grok xai",
 }
+_PROVIDERS: Final = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 _WHOLE_MESSAGE: Final = "ai"
 _MESSAGE_CHUNK: Final = "AIMessageChunk"
 
@@ -122,30 +115,19 @@ def _text_of(message: Table) -> str:
     return "".join(piece for piece in (content, *blocks, *arguments) if isinstance(piece, str))
 
 
-def _settle(counts: Counts) -> Figures:
-    return Figures(
-        input_tokens=counts.get("input"),
-        output_tokens=counts.get("output"),
-        cached_input_tokens=counts.get("cached"),
-        cache_write_tokens=counts.get("cache_write"),
-        reasoning_tokens=counts.get("reasoning"),
-    )
-
-
 def _provider_of(name: object) -> str | None:
     return _PROVIDERS.get(name.partition(":")[0]) if isinstance(name, str) else None
 
 
-def _see_message(event: Table, strict: bool) -> Sighting | None:
+def _message_usage(event: Table, strict: bool) -> EventUsage | None:
     usage = table(event.get("usage_metadata"))
     kind = event.get("type")
     if usage is None or "input_tokens" not in usage or (strict and not _is_message(event)):
         return None
     counts, refused = read_counts(usage, _LANGCHAIN_PATHS)
     told = table(event.get("response_metadata")) or {}
-    return Sighting(
+    return EventUsage(
         counts=counts,
-        settle=_settle,
         provider=_provider_of(told.get("model_provider")),
         refused=refused,
         # The run's own id, unless the provider's is known: that one is in the response's body, too.
@@ -161,16 +143,15 @@ def _is_message(event: Table) -> bool:
     return event.get("type") in (_WHOLE_MESSAGE, _MESSAGE_CHUNK) and "response_metadata" in event
 
 
-def _see_response(event: Table, strict: bool) -> Sighting | None:
+def _response_usage(event: Table, strict: bool) -> EventUsage | None:
     usage = table(event.get("usage"))
     if usage is None or (strict and not _is_response(event)):
         return None
     counts, refused = read_counts(usage, _PYDANTIC_AI_PATHS)
     if not counts and not refused:
         return None
-    return Sighting(
+    return EventUsage(
         counts=counts,
-        settle=_settle,
         provider=_provider_of(event.get("provider_name")),
         refused=refused,
         call_id=text(event.get("provider_response_id")),
@@ -183,5 +164,5 @@ def _is_response(event: Table) -> bool:
     return event.get("kind") == "response" and isinstance(event.get("parts"), list)
 
 
-LANGCHAIN: Final = Api(name="langchain", provider=None, see=_see_message, knows=_is_message)
-PYDANTIC_AI: Final = Api(name="pydantic-ai", provider=None, see=_see_response, knows=_is_response)
+LANGCHAIN: Final = Api(name="langchain", provider=None, usage_in=_message_usage, recognises=_is_message)
+PYDANTIC_AI: Final = Api(name="pydantic-ai", provider=None, usage_in=_response_usage, recognises=_is_response)

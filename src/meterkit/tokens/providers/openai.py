@@ -8,65 +8,49 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.calls import Sighting
-from meterkit.tokens.figures import Figures
+from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.providers.api import Api
-from meterkit.tokens.shape import dig, read_counts, rows, table, text
+from meterkit.tokens.shape import dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Counts, Paths, Table
+    from meterkit.tokens.shape import Counts, Table
 
 __all__ = ["MISTRAL", "OPENAI"]
 
-_CHAT: Final[Paths] = {
-    "input": (("prompt_tokens",),),
-    "output": (("completion_tokens",),),
-    "total": (("total_tokens",),),
-    "cached": (
-        ("prompt_tokens_details", "cached_tokens"),
-        ("prompt_cache_hit_tokens",),
-        ("cached_tokens",),
-    ),
-    "cache_write": (("prompt_tokens_details", "cache_write_tokens"),),
-    "reasoning": (("completion_tokens_details", "reasoning_tokens"),),
-}
-_RESPONSES: Final[Paths] = {
-    "input": (("input_tokens",),),
-    "output": (("output_tokens",),),
-    "total": (("total_tokens",),),
-    "cached": (("input_tokens_details", "cached_tokens"),),
-    "cache_write": (("input_tokens_details", "cache_write_tokens"),),
-    "reasoning": (("output_tokens_details", "reasoning_tokens"),),
-}
-_TERMINAL: Final = ("response.completed", "response.incomplete", "response.failed")
+_CHAT: Final = paths(
+    input_tokens="prompt_tokens",
+    output_tokens="completion_tokens",
+    total="total_tokens",
+    cached_input_tokens="prompt_tokens_details.cached_tokens prompt_cache_hit_tokens cached_tokens",
+    cache_write_tokens="prompt_tokens_details.cache_write_tokens",
+    reasoning_tokens="completion_tokens_details.reasoning_tokens",
+)
+_RESPONSES: Final = paths(
+    input_tokens="input_tokens",
+    output_tokens="output_tokens",
+    total="total_tokens",
+    cached_input_tokens="input_tokens_details.cached_tokens",
+    cache_write_tokens="input_tokens_details.cache_write_tokens",
+    reasoning_tokens="output_tokens_details.reasoning_tokens",
+)
 _MEDIA_EVENTS: Final = (
-    "transcript.text.done",
-    "speech.audio.done",
-    "image_generation.completed",
-    "image_edit.completed",
+    *("transcript.text.done", "speech.audio.done"),
+    *("image_generation.completed", "image_edit.completed"),
 )
 
 
-def _settle(counts: Counts) -> Figures:
-    prompt, completion, total = counts.get("input"), counts.get("output"), counts.get("total")
-    reasoning = counts.get("reasoning")
-    residual = 0
-    if prompt is not None and total is not None:
-        # Embeddings have no completion, and some servers leave hidden reasoning out of it: the total has it.
-        residual = max(0, total - prompt - (0 if completion is None else completion))
-        if completion is None:
-            completion, residual = residual, 0
-        elif residual:
-            completion += residual
-            reasoning = residual if reasoning is None else reasoning
-    return Figures(
-        input_tokens=prompt,
-        output_tokens=completion,
-        cached_input_tokens=counts.get("cached"),
-        cache_write_tokens=counts.get("cache_write"),
-        reasoning_tokens=reasoning,
-        notes=("residual",) if residual else (),
-    )
+def _settle(counts: Counts) -> Counts:
+    prompt, completion, total = map(counts.get, ("input_tokens", "output_tokens", "total"))
+    if prompt is None or total is None:
+        return counts
+    # Embeddings have no completion, and some servers leave hidden reasoning out of it: the total has it.
+    residual = max(0, total - prompt - (completion or 0))
+    if completion is None:
+        return {**counts, "output_tokens": residual}
+    if not residual:
+        return counts
+    more = {"output_tokens": completion + residual, "residual": residual}
+    return {"reasoning_tokens": residual, **counts, **more}
 
 
 def _usage_of(holder: Table) -> Table | None:
@@ -110,7 +94,7 @@ def _is_media(event: Table) -> bool:
     return transcription or (isinstance(event.get("data"), list) and "created" in event)
 
 
-def _see(event: Table, strict: bool) -> Sighting | None:
+def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     holder = _holder(event)
     if holder is None:
         if strict:
@@ -130,7 +114,7 @@ def _see(event: Table, strict: bool) -> Sighting | None:
         return None
     choices = holder.get("choices")
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in rows(choices))
-    return Sighting(
+    return EventUsage(
         counts=counts,
         settle=_settle,
         provider=_provider(holder, usage),
@@ -148,14 +132,12 @@ def _provider(holder: Table, usage: Table) -> str:
     return "deepseek" if "prompt_cache_hit_tokens" in usage else "openai"
 
 
-def _see_mistral(event: Table, strict: bool) -> Sighting | None:
-    seen = _see(event, strict)
-    if seen is None:
-        return None
-    return replace(seen, provider=MISTRAL.provider)
+def _mistral_usage_in(event: Table, strict: bool) -> EventUsage | None:
+    found = _usage_in(event, strict)
+    return None if found is None else replace(found, provider=MISTRAL.provider)
 
 
-def _knows(event: Table) -> bool:
+def _recognises(event: Table) -> bool:
     kind = event.get("type")
     if isinstance(kind, str) and kind.startswith("response."):
         return True
@@ -176,5 +158,7 @@ def _is_choice(choice: Table) -> bool:
     return "finish_reason" in choice and (message is not None or "text" in choice)
 
 
-OPENAI: Final = Api(name="openai", provider="openai", see=_see, knows=_knows)
-MISTRAL: Final = Api(name="mistral", provider="mistral_ai", see=_see_mistral, knows=_knows)
+OPENAI: Final = Api(name="openai", provider="openai", usage_in=_usage_in, recognises=_recognises)
+MISTRAL: Final = Api(
+    name="mistral", provider="mistral_ai", usage_in=_mistral_usage_in, recognises=_recognises
+)
