@@ -39,7 +39,7 @@ def readers(result: dict) -> Table:
         )
         for name in dict.fromkeys((*events, *rates))
     ]
-    return 'The readers alone ("metered": as the middleware reads, which also measures the text)', head, rows
+    return "The readers alone, as the middleware reads", head, rows
 
 
 def memory(result: dict) -> Table:

@@ -87,11 +87,11 @@ def _streams(found: dict) -> list[Target]:
     return [
         *(
             Target("a chunk of one event without usage", 3, "us", "less", events[name], name)
-            for name in ("OpenAI", "OpenAI, `usage: null`", "OpenAI, metered", "OpenAI, padded, metered")
+            for name in ("OpenAI", "OpenAI, `usage: null`", "OpenAI, padded")
         ),
         *(
             Target("chunks of 16 KiB", 300, "MB/s", "more", rates[name], name)
-            for name in ("OpenAI", "OpenAI, metered")
+            for name in ("OpenAI", "Anthropic")
         ),
         Target("added to a chunk at 200 streams, p99", 50, "us", "less", added, "bare-stream"),
         *(

@@ -50,10 +50,10 @@ def best(run: Callable[[], int], rounds: int = 7) -> float:
 
 
 def feeding(
-    chunk: bytes, *, usage: str = "auto", headers: list = SSE, estimate: bool = False, times: int = 20_000
+    chunk: bytes, *, usage: str = "auto", headers: list = SSE, times: int = 20_000
 ) -> Callable[[], int]:
     def run() -> int:
-        reader = ResponseReader.open(usage, status=200, headers=headers, estimate=estimate)
+        reader = ResponseReader.open(usage, status=200, headers=headers)
         feed = reader.feed
         for _ in range(times):
             feed(chunk)
@@ -77,7 +77,7 @@ def in_pieces(body: bytes, size: int = PIECE_BYTES) -> list[bytes]:
 
 
 def event_costs() -> dict[str, float]:
-    """Microseconds for a chunk of one event without usage; "metered" is as the middleware reads it."""
+    """Microseconds for a chunk of one event without usage."""
     plain, null = openai_chunk(), openai_chunk(usage=None)
     padded = openai_chunk(usage=None, obfuscation="fDz3kQ0")
     cases = {
@@ -86,12 +86,8 @@ def event_costs() -> dict[str, float]:
         "OpenAI, `usage: null`": feeding(null, usage="openai"),
         "OpenAI, in CRLF": feeding(plain.replace(b"\n", b"\r\n")),
         "Anthropic": feeding(ANTHROPIC_CHUNK),
-        "OpenAI, metered": feeding(plain, estimate=True),
-        "OpenAI, `usage: null`, metered": feeding(null, estimate=True),
-        "OpenAI, padded, metered": feeding(padded, estimate=True),
-        "Anthropic, metered": feeding(ANTHROPIC_CHUNK, estimate=True),
+        "OpenAI, padded": feeding(padded),
         "no line end": feeding(b"x" * len(plain), times=2_000),
-        "no line end, metered": feeding(b"x" * len(plain), estimate=True, times=2_000),
     }
     return {name: best(run) / 1e3 for name, run in cases.items()}
 
@@ -105,9 +101,9 @@ def other_costs() -> dict[str, float]:
     }
 
 
-def reading(pieces: list[bytes], *, usage: str, headers: list, estimate: bool) -> Callable[[], int]:
+def reading(pieces: list[bytes], *, usage: str, headers: list) -> Callable[[], int]:
     def run() -> int:
-        reader = ResponseReader.open(usage, status=200, headers=headers, estimate=estimate)
+        reader = ResponseReader.open(usage, status=200, headers=headers)
         for piece in pieces:
             reader.feed(piece)
         reader.close(complete=True)
@@ -121,16 +117,14 @@ def rates() -> dict[str, float]:
     openai, anthropic = openai_chunk() * 10_000, ANTHROPIC_CHUNK * 25_000
     items = b"[" + b",\r\n".join([GEMINI_ITEM] * 1_000) + b"]"
     cases = {
-        "OpenAI": (openai, "openai", SSE, False),
-        "OpenAI, metered": (openai, "openai", SSE, True),
-        "Anthropic": (anthropic, "anthropic", SSE, False),
-        "Anthropic, metered": (anthropic, "anthropic", SSE, True),
-        "a JSON document": (b'{"data": "' + b"x" * 4_000_000 + b'"}', "auto", JSON, False),
-        "Gemini, JSON array": (items, "gemini", JSON, False),
+        "OpenAI": (openai, "openai", SSE),
+        "Anthropic": (anthropic, "anthropic", SSE),
+        "a JSON document": (b'{"data": "' + b"x" * 4_000_000 + b'"}', "auto", JSON),
+        "Gemini, JSON array": (items, "gemini", JSON),
     }
     return {
-        name: 1e3 / best(reading(in_pieces(body), usage=usage, headers=headers, estimate=estimate))
-        for name, (body, usage, headers, estimate) in cases.items()
+        name: 1e3 / best(reading(in_pieces(body), usage=usage, headers=headers))
+        for name, (body, usage, headers) in cases.items()
     }
 
 
@@ -150,10 +144,7 @@ def memory(pieces: list[bytes], headers: list) -> dict[str, float]:
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        readers = [
-            ResponseReader.open("auto", status=200, headers=headers, estimate=True)
-            for _ in range(STREAMS_OPEN)
-        ]
+        readers = [ResponseReader.open("auto", status=200, headers=headers) for _ in range(STREAMS_OPEN)]
         for piece in pieces:
             for reader in readers:
                 reader.feed(piece)

@@ -38,7 +38,7 @@ def read(
     asked: bool = True,
 ) -> tuple[tuple[CallUsage, ...], int]:
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
-    reader = ResponseReader.open(usage, status=200, headers=headers, estimate=True)
+    reader = ResponseReader.open(usage, status=200, headers=headers)
     assert reader is not None
     for chunk in chunks:
         reader.feed(chunk)

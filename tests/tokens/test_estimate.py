@@ -135,9 +135,9 @@ STREAMS = {
 }
 
 
-def open_reader(kind: str, *, usage: str = "auto", estimate: bool = True) -> ResponseReader:
+def open_reader(kind: str, *, usage: str = "auto") -> ResponseReader:
     headers = [(b"content-type", kind.encode())]
-    reader = ResponseReader.open(usage, status=200, headers=headers, estimate=estimate)
+    reader = ResponseReader.open(usage, status=200, headers=headers)
     assert reader is not None
     return reader
 
@@ -152,12 +152,6 @@ def test_the_text_of_a_stream_that_breaks_off_is_measured(name: str) -> None:
     assert 20 * BYTES // 4 == reader.estimated_output_tokens
     (call,) = reader.close(complete=False)
     assert ("missing", ("ended_early",)) == (call.source, call.notes)
-
-
-def test_text_is_only_measured_on_demand() -> None:
-    reader = open_reader(SSE_TYPE, estimate=False)
-    reader.feed(sse(chat({"content": TEXT})))
-    assert (0, 0) == (reader.output_bytes_seen, reader.estimated_output_tokens)
 
 
 def test_text_that_final_figures_cover_is_not_estimated() -> None:

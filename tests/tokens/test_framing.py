@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import struct
 from functools import partial
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import pytest
 
-from meterkit.tokens.framing.blocks import EVENT_BYTES_MAX, Gate
+from meterkit.tokens.framing.blocks import Ndjson
 from meterkit.tokens.framing.document import JsonArray
 from meterkit.tokens.framing.eventstream import EventStream
-from meterkit.tokens.framing.ndjson import Ndjson
 from meterkit.tokens.framing.sse import Sse
-from meterkit.tokens.framing.work import Work, drain
+from meterkit.tokens.framing.work import EVENT_BYTES_MAX, Work, drain
+from meterkit.tokens.places import may_report
 from tokens.recordings import frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Pieces:
@@ -30,11 +34,13 @@ class Pieces:
         self._found.append(self._read)
 
 
-def sse_events(*chunks: bytes, all_of_them: bool = True) -> list[bytes]:
+def any_of_them(_: bytes) -> bool:
+    return True
+
+
+def sse_events(*chunks: bytes, wanted: Callable[[bytes], bool] = any_of_them) -> list[bytes]:
     found: list[bytes] = []
-    gate = Gate()
-    gate.all = all_of_them
-    parser = Sse(found.append, gate, lambda: Pieces(found))
+    parser = Sse(found.append, wanted, lambda: Pieces(found))
     for chunk in chunks:
         drain(parser.feed(chunk))
     drain(parser.close())
@@ -73,10 +79,10 @@ def test_events_are_found_whatever_the_line_ends_and_cuts(stream: bytes, expecte
     assert expected == sse_events(*(stream[at : at + 1] for at in range(len(stream))))
 
 
-def test_a_closed_gate_lets_only_events_through_that_may_have_usage() -> None:
+def test_only_events_that_may_have_usage_are_passed_on_where_no_others_are_wanted() -> None:
     stream = b'data: {"usage": null}\n\ndata: {"usage": {}}\n\ndata: x\n\ndata: [DONE]\n\n'
     for cut in range(len(stream) + 1):
-        assert [b'{"usage": {}}', b"[DONE]"] == sse_events(stream[:cut], stream[cut:], all_of_them=False)
+        assert [b'{"usage": {}}', b"[DONE]"] == sse_events(stream[:cut], stream[cut:], wanted=may_report)
 
 
 @pytest.mark.parametrize("size", [EVENT_BYTES_MAX, EVENT_BYTES_MAX + 1, 1 << 20])
@@ -110,7 +116,7 @@ def test_lines_are_found_whatever_the_cuts() -> None:
     stream = b'{"a":1}\n\n {"b":2}\r\n\n{"c":3}'
     for cut in range(len(stream) + 1):
         found: list[bytes] = []
-        parser = Ndjson(found.append, Gate(), partial(Pieces, found))
+        parser = Ndjson(found.append, any_of_them, partial(Pieces, found))
         drain(parser.feed(stream[:cut]))
         drain(parser.feed(stream[cut:]))
         drain(parser.close())
@@ -119,7 +125,7 @@ def test_lines_are_found_whatever_the_cuts() -> None:
 
 def items(*chunks: bytes) -> list[bytes]:
     found: list[bytes] = []
-    parser = JsonArray(found.append, Gate(), lambda: Pieces(found))
+    parser = JsonArray(found.append, any_of_them, lambda: Pieces(found))
     for chunk in chunks:
         drain(parser.feed(chunk))
     return found

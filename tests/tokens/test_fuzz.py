@@ -68,7 +68,7 @@ def chunks_of(body: bytes, cuts: list[int]) -> list[bytes]:
 
 def read(usage: str, kind: str, chunks: list[bytes], *, complete: bool, coding: bytes = b"") -> Any:
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
-    reader = ResponseReader.open(usage, status=200, headers=headers, estimate=True)
+    reader = ResponseReader.open(usage, status=200, headers=headers)
     if reader is None:
         return None
     for chunk in chunks:

@@ -281,7 +281,7 @@ def test_a_synchronous_stream_that_raises_is_reported() -> None:
 
 async def test_a_stream_that_raises_is_reported_before_the_error_is_passed_on() -> None:
     reports = Reports()
-    tap = StreamTap(stream_of(CHUNKS, fail_at=3), report=reports, estimate=True)
+    tap = StreamTap(stream_of(CHUNKS, fail_at=3), report=reports)
     with pytest.raises(ConnectionResetError):
         _ = [chunk async for chunk in tap]
     assert [[("missing", None, None)]] == reports.figures()

@@ -44,7 +44,7 @@ def figures(calls: tuple[CallUsage, ...] | None) -> list[tuple[Any, ...]]:
 
 def tapped(chunks: list[Any]) -> list[tuple[Any, ...]]:
     seen: list[tuple[CallUsage, ...]] = []
-    assert list(StreamTap(chunks, report=seen.append, estimate=True)) == chunks
+    assert list(StreamTap(chunks, report=seen.append)) == chunks
     assert len(seen) == 1
     return figures(seen[0])
 
@@ -281,7 +281,7 @@ async def taps(stream: Any) -> tuple[Any, list[str]]:
     """What a tap makes of a stream, and what it could not read."""
     seen: list[tuple[CallUsage, ...]] = []
     told: list[str] = []
-    _ = [item async for item in StreamTap(stream, report=seen.append, unread=told.append, estimate=True)]
+    _ = [item async for item in StreamTap(stream, report=seen.append, unread=told.append)]
     return figures(seen[0]), told
 
 

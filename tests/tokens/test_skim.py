@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from meterkit import tokens
 from meterkit.tokens import CallUsage, ResponseReader
-from meterkit.tokens.framing.blocks import EVENT_BYTES_MAX
 from meterkit.tokens.framing.skim import UNKNOWN, Skim
 from meterkit.tokens.framing.skimrun import SkimRun
-from meterkit.tokens.framing.work import drain
+from meterkit.tokens.framing.work import EVENT_BYTES_MAX, drain
 from meterkit.tokens.places import ROOT, Place, text_bytes
 from meterkit.tokens.shape import rows
 from tokens.recordings import (
@@ -253,7 +252,7 @@ PADDED = [
 
 
 def read(recording: Recording, body: bytes, step: int = 1 << 30) -> tuple[CallUsage, ...]:
-    reader = ResponseReader.open(recording.usage, status=200, headers=recording.headers, estimate=True)
+    reader = ResponseReader.open(recording.usage, status=200, headers=recording.headers)
     assert reader is not None
     for at in range(0, len(body), step):
         reader.feed(body[at : at + step])
@@ -315,7 +314,7 @@ def test_a_reader_keeps_no_more_than_64_kib(kind: str, pieces: list[bytes]) -> N
     """F-30: of one that goes on for megabytes, whatever it says."""
     begin = b"data: " if kind == "text/event-stream" else b""
     headers = [(b"content-type", kind.encode())]
-    readers = [ResponseReader.open("openai", status=200, headers=headers, estimate=True) for _ in range(2)]
+    readers = [ResponseReader.open("openai", status=200, headers=headers) for _ in range(2)]
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]

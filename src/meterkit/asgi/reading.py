@@ -101,7 +101,7 @@ class Reading:
         """Look at the head of the response."""
         with self._contained():
             self._reader = ResponseReader.open(
-                self._usage, status=message["status"], headers=message.get("headers", ()), estimate=True
+                self._usage, status=message["status"], headers=message.get("headers", ())
             )
 
     def see(self, body: bytes) -> bool:

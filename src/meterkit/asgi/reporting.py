@@ -72,7 +72,6 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
         stream,
         report=partial(_take_tap, found),
         unread=partial(_warn, found),
-        estimate=True,
         input_tokens=partial(found.report, LlmCalls.input_tokens),
     )
 

@@ -20,28 +20,23 @@ _BLANK: Final = b" \t\r\n\xef\xbb\xbf"
 
 def read_body(body: bytes) -> tuple[CallUsage, ...]:
     """What the calls in a whole body used; none where it is no language model's. Never raises."""
-    reader = BodyReader(estimate=False)
+    reader = BodyReader()
     reader.feed(body)
     return reader.close(complete=True)
 
 
 class BodyReader:
-    """Reads the pieces of a body whose content type nobody tells.
+    """Reads the pieces of a body whose content type nobody tells."""
 
-    Args:
-        estimate: whether to measure the text of a stream.
-    """
+    __slots__ = ("_lines", "_reader")
 
-    __slots__ = ("_estimate", "_lines", "_reader")
-
-    def __init__(self, *, estimate: bool) -> None:
-        self._estimate = estimate
+    def __init__(self) -> None:
         self._reader: ResponseReader | None = None
         self._lines = False
 
     @property
     def estimated_output_tokens(self) -> int:
-        """Estimated tokens of the text that no figures cover; 0 unless texts are measured."""
+        """Estimated tokens of the text that no figures cover."""
         return 0 if self._reader is None else self._reader.estimated_output_tokens
 
     def feed(self, piece: bytes | bytearray | str) -> None:
@@ -53,9 +48,7 @@ class BodyReader:
             line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
             kind = _kind_of(data + b"\n" if line else data)
             self._lines = line and kind != _JSON
-            self._reader = ResponseReader.open(
-                "auto", status=200, headers=[(b"content-type", kind)], estimate=self._estimate
-            )
+            self._reader = ResponseReader.open("auto", status=200, headers=[(b"content-type", kind)])
         if self._reader is not None:
             self._reader.feed(data + b"\n" if self._lines else data)
 

@@ -47,10 +47,9 @@ class Observer:
     Args:
         apis: the APIs it may speak, in the order in which they are asked.
         declared: whether it is certain that it speaks one of them.
-        estimate: whether to measure the text of its deltas.
 
     Attributes:
-        text_bytes: UTF-8 bytes of the text deltas so far; 0 unless ``estimate``.
+        text_bytes: UTF-8 bytes of the text deltas so far.
     """
 
     __slots__ = (
@@ -59,7 +58,6 @@ class Observer:
         "_asks",
         "_broken",
         "_declared",
-        "_estimate",
         "_ledger",
         "_looked",
         "_only_counted",
@@ -70,10 +68,9 @@ class Observer:
         "text_bytes",
     )
 
-    def __init__(self, apis: Sequence[Api], *, declared: bool, estimate: bool) -> None:
+    def __init__(self, apis: Sequence[Api], *, declared: bool) -> None:
         self._apis = apis
         self._declared = declared
-        self._estimate = estimate
         self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
         self._ledger = Ledger()
         self._looked = 0
@@ -89,9 +86,14 @@ class Observer:
         return self._looked >= _EVENTS_TO_RECOGNISE or (self._looked > 0 and self._api is not None)
 
     @property
+    def is_known(self) -> bool:
+        """Whether it is known whose response this is."""
+        return self._declared or self._api is not None
+
+    @property
     def foreign(self) -> bool:
         """Whether the response turned out to be no language model's."""
-        return self.decided and not self._declared and self._api is None
+        return self.decided and not self.is_known
 
     @property
     def untold(self) -> bool:
@@ -99,38 +101,36 @@ class Observer:
         return not (self._declared or self._looked or self._strange)
 
     @property
-    def wants_text(self) -> bool:
-        """Whether the text of the events to come is to be measured."""
-        return self._estimate and not self.foreign
-
-    @property
     def estimated_output_tokens(self) -> int:
-        """Tokens of the text that no figures cover; 0 unless texts are measured."""
-        if not self._declared and self._api is None:
+        """Tokens of the text that no figures cover."""
+        if not self.is_known:
             return 0
         return self._unreported_bytes // BILLED_BYTES_PER_TOKEN
 
     def knows(self, event: Table) -> bool:
         """Whether an event is certainly a language model's, or whose response it is is known before."""
-        return self._declared or self._api is not None or any(api.recognises(event) for api in self._apis)
+        return self.is_known or any(api.recognises(event) for api in self._apis)
 
     def add_text(self, measured: int) -> None:
         """Take an event that says nothing but so many bytes of text."""
         self.text_bytes += measured
         self._unreported_bytes += measured
 
-    def observe(self, event: Table, measured: int | None = None) -> bool:
+    def observe(self, event: Table, measured: int | None = None, *, reports: bool = True) -> bool:
         """Take the next event, or the whole document; whether it said something of usage or of an error.
 
         Args:
             event: what it says.
             measured: UTF-8 bytes of the model's text in it, where that is known.
+            reports: whether there may be usage or an error in it.
         """
         if not self.decided:
             self._recognise(event)
         spoken = self._unreported_bytes > 0
-        if self.wants_text:
+        if not self.foreign:
             self._measure(event, measured)
+        if not reports:
+            return False
         for api in self._apis:
             said = api.usage_in(event, not self._declared)
             if said is not None:
@@ -184,7 +184,7 @@ class Observer:
             if not noted:
                 return calls
             return tuple(replace(call, notes=tuple(sorted({*call.notes, *noted}))) for call in calls)
-        if len(self._ledger) or self._only_counted or not (self._declared or self._api is not None):
+        if len(self._ledger) or self._only_counted or not self.is_known:
             return ()
         if not noted:
             noted.add(("not_asked" if self._asks else "no_usage") if whole else "ended_early")

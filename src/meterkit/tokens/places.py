@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["ROOT", "Place", "text_bytes", "utf8_bytes"]
-
+__all__ = ["ROOT", "Place", "may_answer", "may_report", "text_bytes", "utf8_bytes"]
 
 _MARKS: Final = b'{}[]:,"\\ \t\r\n'
+# A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
+_ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
+_COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
+_USAGE: Final = b'"usage"'
+# OpenAI's chunks say `"usage": null` all along.
+_USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
 _CODE_EXTRA_BYTES: Final = 3  # `u65e5`, as it is without its backslash, for two bytes of UTF-8
 
 
@@ -47,6 +53,18 @@ class Place:
     def member(self, name: str) -> Place | None:
         """The place of a member; None where it is not looked at."""
         return self if self.whole else self.names.get(name)
+
+
+def may_answer(data: bytes) -> bool:
+    """Whether JSON may hold usage figures, or be an answer that lacks them."""
+    return _USAGE in data or _COUNT in data or any(needle in data for needle in _ANSWERS)
+
+
+def may_report(data: bytes) -> bool:
+    """Whether an event, or one among several, may hold usage figures, an error or the end of a stream."""
+    if _USAGE in data and _USAGE_OBJECT.search(data) is not None:
+        return True
+    return _COUNT in data or b'"error"' in data or b"[DONE]" in data
 
 
 def utf8_bytes(value: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from typing import Final
 
 __all__ = ["Repeats"]
@@ -18,8 +17,9 @@ _VARYING: Final = re.compile(rb'"(?:(?P<text>' + _TEXTS + rb')|obfuscation)"\s*:
 # After so many events, one after the other, of which none was like the one before it, no more are compared.
 _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
-_ONE_TEXT: Final = 2
-_HEAD: Final = re.compile(rb"(?:event: [^\n]*\n)?data: ")
+_PLACES_MAX: Final = 2
+_END: Final = b"\n\n"
+_HEAD: Final = re.compile(rb"(?:(?:event: [^\n]*\n)?data: )?")
 
 
 class Repeats:
@@ -29,51 +29,56 @@ class Repeats:
     be parsed. What is not plain, such as an escape in the text, is never taken for a repeat.
     """
 
-    __slots__ = ("_around", "_misses", "_which")
+    __slots__ = ("_after", "_before", "_between", "_middle", "_misses", "_start", "_text_first")
 
     def __init__(self) -> None:
-        self._around: tuple[bytes, ...] = ()
-        self._which = 0
+        # The bytes before the text and after it; and between it and the padding beside it, if any.
+        self._before = self._after = self._middle = b""
+        self._text_first = True
+        # What the last event began with, and what stands between the texts of two such events.
+        self._start = self._between = b""
         self._misses = 0
 
-    def measure(self, event: bytes) -> int | None:
-        """UTF-8 bytes of the text of an event that repeats the known one; None where it does not."""
-        around = self._around
-        if not around or not event.startswith(around[0]):
+    def measure(self, events: bytes) -> int | None:
+        """UTF-8 bytes of the text of events that repeat the known one; None where one of them does not.
+
+        Args:
+            events: the data of one event, or one or more whole server-sent events.
+        """
+        if not (self._before and (events.startswith(self._start) or self._meet(events))):
             return None
-        at = len(around[0])
-        measured = 0
-        for place, after in enumerate(around[1:]):
-            end = event.find(b'"', at)
-            if end < 0 or not event.startswith(after, end):
+        begin = len(self._start)
+        end = len(events) - len(self._after) - (len(_END) if events.endswith(_END) else 0)
+        if end < begin or not events.startswith(self._after, end):
+            return None
+        # What is left is texts, unless something stands between two events that no other one has.
+        texts = events[begin:end].replace(self._between, b"")
+        measured = len(texts)
+        if self._middle:
+            first, middle, second = texts.partition(self._middle)
+            if not middle:
                 return None
-            value = event[at:end]
-            if not _is_plain(value):
+            measured = len(first if self._text_first else second)
+            texts = first + b" " + second
+        if b'"' in texts or b"\\" in texts:
+            return None
+        try:
+            if not texts.decode().isprintable():
                 return None
-            if place == self._which:
-                measured = len(value)
-            at = end + len(after)
-        if at != len(event):
+        except UnicodeDecodeError:
             return None
         self._misses = 0
         return measured
 
-    def measure_all(self, events: bytes) -> int | None:
-        """As :meth:`measure`, of several server-sent events at once; None where one of them is no repeat."""
-        if len(self._around) != _ONE_TEXT:
-            return None
-        before, after = self._around
-        at = events.find(before)
-        head, begin = events[:at], at + len(before)
-        end = len(events) - len(after)
-        if at < 0 or end < begin or not events.endswith(after) or not _HEAD.fullmatch(head):
-            return None
-        # What is left is the texts, unless something stands between two events that no other one has.
-        texts = events[begin:end].replace(after + b"\n\n" + head + before, b"")
-        if b'"' in texts or not _is_plain(texts):
-            return None
-        self._misses = 0
-        return len(texts)
+    def _meet(self, events: bytes) -> bool:
+        """Whether the known event begins here, if behind what server-sent events have before their data."""
+        self._expect(events[: max(0, events.find(self._before))])
+        is_head = _HEAD.fullmatch(events, 0, len(self._start) - len(self._before)) is not None
+        return is_head and events.startswith(self._start)
+
+    def _expect(self, head: bytes) -> None:
+        self._start = head + self._before
+        self._between = self._after + _END + self._start
 
     def learn(self, event: bytes, measured: int) -> None:
         """Know an event that was parsed, if its text is all in one place.
@@ -86,21 +91,11 @@ class Repeats:
             return
         self._misses += 1
         found = [match for match in _VARYING.finditer(event) if match["text"] is None or match[2]]
-        texts = [place for place, match in enumerate(found) if match["text"] is not None]
-        if len(texts) != 1 or len(found[texts[0]][2]) != measured:
+        texts = [match for match in found if match["text"] is not None]
+        if len(texts) != 1 or len(found) > _PLACES_MAX or len(texts[0][2]) != measured:
             return
-        if not all(_is_plain(match[2]) for match in found):
-            return
-        spans = [(0, 0), *(match.span(2) for match in found), (len(event), len(event))]
-        self._around = tuple(event[end:begin] for (_, end), (begin, _) in pairwise(spans))
-        self._which = texts[0]
-
-
-def _is_plain(value: bytes) -> bool:
-    """Whether it stands for itself within a JSON text: no escapes, no control characters, valid UTF-8."""
-    if b"\\" in value:
-        return False
-    try:
-        return not value or value.decode().isprintable()
-    except UnicodeDecodeError:
-        return False
+        first, last = found[0], found[-1]
+        self._text_first = first is texts[0]
+        self._before, self._after = event[: first.start(2)], event[last.end(2) :]
+        self._middle = event[first.end(2) : last.start(2)] if first is not last else b""
+        self._expect(b"")

@@ -5,17 +5,16 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final, Protocol
 
-from meterkit.tokens.framing.blocks import Gate, whole_of
+from meterkit.tokens.framing.blocks import Ndjson
 from meterkit.tokens.framing.decoding import Decoding, decoding_of
 from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
-from meterkit.tokens.framing.ndjson import Ndjson
 from meterkit.tokens.framing.skim import UNKNOWN
 from meterkit.tokens.framing.skimrun import Encoded, SkimRun
 from meterkit.tokens.framing.sse import Sse
-from meterkit.tokens.framing.work import drain
+from meterkit.tokens.framing.work import drain, whole_of
 from meterkit.tokens.observer import Observer
-from meterkit.tokens.places import ROOT
+from meterkit.tokens.places import ROOT, may_report
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.repeats import Repeats
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from meterkit.tokens.figures import CallUsage, Note
-    from meterkit.tokens.framing.blocks import Large
-    from meterkit.tokens.framing.work import Work
+    from meterkit.tokens.framing.work import Large, Work
     from meterkit.tokens.shape import Table
 
 __all__ = ["PIECE_BYTES", "ResponseReader"]
@@ -77,7 +75,7 @@ class _Foreign:
 
     def close(self) -> Work:
         """Nothing is made of it."""
-        yield from ()
+        return iter(())
 
 
 class ResponseReader:
@@ -88,44 +86,28 @@ class ResponseReader:
     """
 
     __slots__ = (
-        "_calls",
-        "_coded_bytes_per_token",
-        "_corrupt",
-        "_deaf",
-        "_declared",
-        "_decoding",
-        "_document",
-        "_fed",
-        "_framing",
-        "_gate",
-        "_head",
-        "_measures",
-        "_observer",
-        "_quiet",
-        "_repeats",
-        "_skimming",
-        "_stream",
-        "_unheard_bytes",
-        "_unreadable",
+        *("_calls", "_coded_bytes_per_token", "_declared", "_decoding", "_document", "_fed", "_framing"),
+        *("_head", "_is_coded", "_is_cut", "_observer", "_repeats", "_selects", "_skimming", "_sse"),
+        *("_stream", "_unread_bytes", "_unreadable"),
     )
 
-    def __init__(self, usage: str, kind: bytes, coding: bytes, *, estimate: bool) -> None:
+    def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
         # Amazon's event stream is Bedrock's, whichever way it was asked for.
         apis = (BEDROCK,) if kind == _EVENT_STREAM else BY_NAME[usage]
         self._declared = usage != "auto" or kind == _EVENT_STREAM
-        self._observer = Observer(apis, declared=self._declared, estimate=estimate)
-        self._gate = Gate()
+        self._observer = Observer(apis, declared=self._declared)
         self._repeats = Repeats()
         self._decoding: Decoding | None = None if coding in _IDENTITY else decoding_of(coding)
-        self._deaf = coding not in _IDENTITY and self._decoding is None
-        self._unheard_bytes = 0
+        # Whether it is in a content coding that cannot be undone.
+        self._is_coded = coding not in _IDENTITY and self._decoding is None
+        self._unread_bytes = 0
         self._coded_bytes_per_token = (
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
         )
-        self._measures = False
-        self._fed = self._quiet = self._unreadable = self._corrupt = False
+        self._fed = self._is_cut = self._unreadable = self._selects = False
         self._document: Document | None = None
         self._stream: EventStream | None = None
+        self._sse: Sse | None = None
         self._skimming: SkimRun | None = None
         self._head = b""
         self._framing = self._framing_of(kind)
@@ -133,7 +115,7 @@ class ResponseReader:
 
     @classmethod
     def open(
-        cls, usage: str, *, status: int, headers: Iterable[tuple[bytes, bytes]], estimate: bool = False
+        cls, usage: str, *, status: int, headers: Iterable[tuple[bytes, bytes]]
     ) -> ResponseReader | None:
         """A reader for a response that begins.
 
@@ -141,7 +123,6 @@ class ResponseReader:
             usage: the route's word: ``auto`` or an API's name.
             status: the response's status.
             headers: the response's headers.
-            estimate: whether to measure the text of a stream, for :attr:`estimated_output_tokens`.
 
         Returns:
             None where nothing can be read here: the status is not 2xx, or the content is of another type.
@@ -157,18 +138,18 @@ class ResponseReader:
                 coding = value.strip().lower()
         if not _is_readable(kind) and kind not in _PLAIN:
             return None
-        return cls(usage, kind, coding, estimate=estimate)
+        return cls(usage, kind, coding)
 
     @property
     def output_bytes_seen(self) -> int:
-        """UTF-8 bytes of the model's text so far; 0 unless opened with ``estimate``."""
+        """UTF-8 bytes of the model's text so far."""
         return self._observer.text_bytes + (0 if self._skimming is None else self._skimming.text_bytes)
 
     @property
     def estimated_output_tokens(self) -> int:
-        """Estimated tokens of the text that no figures cover; 0 unless opened with ``estimate``."""
-        if self._deaf:
-            return min(max(1, self._unheard_bytes // self._coded_bytes_per_token), _CODED_TOKENS_MAX)
+        """Estimated tokens of the text that no figures cover."""
+        if self._is_coded:
+            return min(max(1, self._unread_bytes // self._coded_bytes_per_token), _CODED_TOKENS_MAX)
         return self._observer.estimated_output_tokens
 
     def feed(self, chunk: bytes) -> None:
@@ -177,9 +158,16 @@ class ResponseReader:
 
     def read(self, chunk: bytes) -> Work | None:
         """As :meth:`feed`; what takes time is left to do, before anything else is read."""
-        if self._deaf:
+        sse = self._sse
+        if sse is not None and sse.is_between:
+            # Most servers write one event at a time, each like the one before it.
+            measured = self._repeats.measure(chunk)
+            if measured is not None:
+                self._observer.add_text(measured)
+                return None
+        if self._is_coded:
             self._fed = self._fed or bool(chunk)
-            self._unheard_bytes += len(chunk)
+            self._unread_bytes += len(chunk)
             return None
         if self._decoding is None and 0 < len(chunk) <= PIECE_BYTES:
             self._fed = True
@@ -202,11 +190,11 @@ class ResponseReader:
             complete: False where the response ended early.
         """
         # What was cut off cannot be read, and that is nothing to remark on.
-        self._quiet = not complete
+        self._is_cut = not complete
         if self._document is not None:
-            self._document.unseen |= self._quiet
+            self._document.unseen |= self._is_cut
         if self._head and self._declared:
-            self._framing = self._sse()
+            self._framing = self._open_sse()
             head, self._head = self._head, b""
             yield from self._framing.feed(head) or ()
         framing, self._framing = self._framing, None
@@ -224,13 +212,14 @@ class ResponseReader:
             drain(self.finish(complete=complete))
             self._calls = self._result(complete=complete, asked=asked)
             # These hold this reader: let go of, it is gone without the help of the garbage collector.
-            self._framing = self._decoding = self._stream = self._document = self._skimming = None
+            self._framing = self._decoding = self._document = self._stream = self._sse = None
+            self._skimming = None
         return self._calls
 
     def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         if not self._fed:
             return ()
-        if self._deaf:
+        if self._is_coded:
             return (self._observer.missing({"encoding"}),) if self._declared or asked() else ()
         calls = self._observer.close(complete=complete, notes=self._notes())
         if not calls and not complete and self._observer.untold and asked():
@@ -239,12 +228,10 @@ class ResponseReader:
         return calls
 
     def _notes(self) -> list[Note]:
-        decoding = self._decoding
+        parts = [part for part in (self._decoding, self._stream) if part is not None]
         found: dict[Note, bool] = {
-            "corrupt": self._corrupt
-            or (self._stream is not None and self._stream.corrupt)
-            or (decoding is not None and decoding.corrupt),
-            "too_large": decoding is not None and decoding.too_large,
+            "corrupt": any(part.corrupt for part in parts),
+            "too_large": self._decoding is not None and self._decoding.too_large,
             "unreadable": self._unreadable,
         }
         return [note for note, applies in found.items() if applies]
@@ -253,10 +240,10 @@ class ResponseReader:
         if self._framing is None:
             data, self._head = (self._head + data).lstrip(), b""
             if data[:1] in (b"{", b"["):
-                self._framing = self._json()
+                self._framing = self._open_json()
             elif len(data) >= _SSE_NAME_BYTES_MAX or data.startswith(b":"):
                 is_sse = self._declared or data.startswith(_SSE_NAMES)
-                self._framing = self._sse() if is_sse else _Foreign()
+                self._framing = self._open_sse() if is_sse else _Foreign()
             else:
                 self._head = data
                 return None
@@ -265,20 +252,27 @@ class ResponseReader:
     def _framing_of(self, kind: bytes) -> _Framing | None:
         """How the body is cut; None where its first byte has to tell."""
         if kind == b"text/event-stream":
-            return self._sse()
+            return self._open_sse()
         if kind in _NDJSON:
-            return Ndjson(self._event, self._gate, self._large)
+            return Ndjson(self._event, self._wants, self._large)
         if kind == _EVENT_STREAM:
             self._stream = EventStream(self._frame, self._large_frame)
             return self._stream
-        return None if kind in _PLAIN else self._json()
+        return None if kind in _PLAIN else self._open_json()
 
-    def _sse(self) -> Sse:
-        return Sse(self._event, self._gate, self._large, self._take_all)
+    def _open_sse(self) -> Sse:
+        sse = Sse(self._event, self._wants, self._large, self._take_all)
+        # What is compressed is no event to be compared.
+        self._sse = sse if self._decoding is None else None
+        return sse
 
-    def _json(self) -> Document:
-        self._document = Document(self._event, self._gate, self._large, unseen=self._declared)
+    def _open_json(self) -> Document:
+        self._document = Document(self._event, self._wants, self._large, unseen=self._declared)
         return self._document
+
+    def _wants(self, data: bytes) -> bool:
+        """Whether an event, or something among several events, is read."""
+        return not self._selects or may_report(data)
 
     def _large(self) -> SkimRun:
         self._skimming = SkimRun(self._skimmed, self._spoil)
@@ -286,13 +280,13 @@ class ResponseReader:
 
     def _skimmed(self, event: Table, measured: int) -> None:
         """What was kept of an event that is too large, or not well-formed."""
-        if self._quiet and not self._observer.knows(event) and UNKNOWN not in event:
+        if self._is_cut and not self._observer.knows(event) and UNKNOWN not in event:
             return  # Torn before it could say what it is.
         self._observer.observe(event, measured)
         self._settle()
 
     def _spoil(self) -> None:
-        if not self._quiet:
+        if not self._is_cut:
             self._observer.look_away()
             self._unreadable = True
 
@@ -301,11 +295,11 @@ class ResponseReader:
         if len(data) <= _DONE_BYTES_MAX and data.strip() == _DONE:
             self._observer.end()
             return None
-        return self._observe(data, None)
+        return self._observe(data)
 
     def _take_all(self, events: bytes) -> bool:
         """Several events at once, if they say nothing but their text."""
-        measured = self._repeats.measure_all(events) if self._measures else None
+        measured = self._repeats.measure(events)
         if measured is None:
             return False
         self._observer.add_text(measured)
@@ -326,9 +320,7 @@ class ResponseReader:
             except ValueError:
                 self._unreadable = True
                 return None
-        return (
-            self._observe(payload, None if name == "chunk" else name) if self._gate.opens(payload) else None
-        )
+        return self._observe(payload, "" if name == "chunk" else name) if self._wants(payload) else None
 
     def _large_frame(self, headers: Mapping[str, str]) -> Large:
         """A reader of a frame that is too large to be kept."""
@@ -341,39 +333,46 @@ class ResponseReader:
         )
         return self._skimming
 
-    def _observe(self, data: bytes, name: str | None) -> Work | None:
+    def _observe(self, data: bytes, name: str = "") -> Work | None:
+        """Read the JSON of an event, and of which name it is, where that is not in it."""
         observer = self._observer
-        is_repeatable = self._measures and name is None
-        if is_repeatable and (measured := self._repeats.measure(data)) is not None:
+        measured = None if name else self._repeats.measure(data)
+        if measured is not None:
             observer.add_text(measured)
             return None
-        event = None
-        is_whole = not _is_dense(data)
-        if is_whole:
-            try:
-                event = table(load(data))
-            except ValueError:
-                is_whole = False
-        if not is_whole:
+        try:
+            said = table(_parsed(data))
+        except ValueError:
             # Torn, or several values where there should be one: what there is of it is read all the same.
             return whole_of(self._large_frame({":event-type": name}) if name else self._large(), data)
-        if event is None:
+        if said is None:
             observer.look_away()
             return None
         before = observer.text_bytes
-        told = observer.observe(event if name is None else {name: event})
-        if is_repeatable and not told and observer.text_bytes > before:
-            self._repeats.learn(data, observer.text_bytes - before)
+        reported = observer.observe({name: said} if name else said, reports=may_report(data))
         self._settle()
+        if not (reported or name) and observer.is_known and observer.text_bytes > before:
+            self._repeats.learn(data, observer.text_bytes - before)
         return None
 
     def _settle(self) -> None:
         """Once it is known whose response this is, events that say nothing need not be read."""
         observer = self._observer
-        if observer.decided:
-            self._gate.all = self._measures = observer.wants_text
-            if observer.foreign and self._document is not None and self._document.array is not None:
+        if observer.foreign:
+            self._selects = True
+            if self._document is not None and self._document.array is not None:
                 self._document.array.stopped = True
+
+
+def _parsed(data: bytes) -> object:
+    """The JSON value.
+
+    Raises:
+        ValueError: it is not JSON, or would take long to parse.
+    """
+    if _is_dense(data):
+        raise ValueError("too many brackets")
+    return load(data)
 
 
 def _is_dense(data: bytes) -> bool:

@@ -51,10 +51,9 @@ def text(value: object) -> str | None:
 def dig(value: object, path: Sequence[str]) -> Any:
     """What stands at a path of member names, or None."""
     for name in path:
-        members = table(value)
-        if members is None:
+        if not isinstance(value, dict):
             return None
-        value = members.get(name)
+        value = cast("Table", value).get(name)
     return value
 
 
@@ -73,10 +72,13 @@ def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
     counts: dict[str, int] = {}
     refused = False
     for name, alternatives in paths.items():
-        found = next((value for path in alternatives if (value := dig(usage, path)) is not None), None)
-        count = figure(found)
-        if count is not None:
-            counts[name] = count
-        elif found is not None:
-            refused = True
+        for path in alternatives:
+            found = usage.get(path[0]) if len(path) == 1 else dig(usage, path)
+            if found is not None:
+                count = figure(found)
+                if count is None:
+                    refused = True
+                else:
+                    counts[name] = count
+                break
     return counts, refused

@@ -32,7 +32,6 @@ class StreamTap(Generic[T]):
         report: takes what was used; must not raise.
         unread: takes the type of the chunks where they came to their end and nothing of usage could be
             recognised in any of them; must not raise.
-        estimate: whether to measure the text, for :attr:`estimated_output_tokens`.
         input_tokens: estimates what went in. Where it is given, figures that are lacking because nobody read
             the stream to its end, or because it ended without any, are estimates; must not raise.
     """
@@ -43,7 +42,6 @@ class StreamTap(Generic[T]):
         *,
         report: Callable[[tuple[CallUsage, ...]], None],
         unread: Callable[[str], None] | None = None,
-        estimate: bool = False,
         input_tokens: Callable[[], int] | None = None,
     ) -> None:
         self._stream = stream
@@ -51,13 +49,13 @@ class StreamTap(Generic[T]):
         self._unread = unread
         self._input_tokens = input_tokens
         self._iterator: Any = None
-        self._observer = Observer(OBJECT_APIS, declared=False, estimate=estimate)
-        self._body = BodyReader(estimate=estimate)
+        self._observer = Observer(OBJECT_APIS, declared=False)
+        self._body = BodyReader()
         self._kind: str | None = None
 
     @property
     def estimated_output_tokens(self) -> int:
-        """Estimated tokens of the text that no figures cover; 0 unless ``estimate``."""
+        """Estimated tokens of the text that no figures cover."""
         return self._observer.estimated_output_tokens + self._body.estimated_output_tokens
 
     def __aiter__(self) -> Self:

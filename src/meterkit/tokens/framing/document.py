@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.blocks import EVENT_BYTES_MAX, is_promising, whole_of
 from meterkit.tokens.framing.nesting import Nesting, TextEnd, span
+from meterkit.tokens.framing.work import EVENT_BYTES_MAX, whole_of
+from meterkit.tokens.places import may_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.blocks import Gate, Large
-    from meterkit.tokens.framing.work import Emit, Work
+    from meterkit.tokens.framing.work import Emit, Large, Work
 
 __all__ = ["Document", "JsonArray"]
 
@@ -29,7 +29,7 @@ class JsonArray:
 
     Args:
         emit: takes an item.
-        gate: says which are read.
+        wants: whether an item is read.
         large: makes a reader of an item that is larger than what is kept.
 
     Attributes:
@@ -39,19 +39,19 @@ class JsonArray:
     __slots__ = (
         "_begun",
         "_emit",
-        "_gate",
         "_is_object",
         "_item",
         "_large",
         "_nesting",
         "_open_large",
         "_text",
+        "_wants",
         "stopped",
     )
 
-    def __init__(self, emit: Emit, gate: Gate, large: Callable[[], Large]) -> None:
+    def __init__(self, emit: Emit, wants: Callable[[bytes], bool], large: Callable[[], Large]) -> None:
         self._emit = emit
-        self._gate = gate
+        self._wants = wants
         self._open_large = large
         self._large: Large | None = None
         self._item = bytearray()
@@ -125,7 +125,7 @@ class JsonArray:
         item = bytes(self._item)
         self._item.clear()
         if self._large is None:
-            return self._emit(item) if self._gate.opens(item) else None
+            return self._emit(item) if self._wants(item) else None
         if not nesting.ended:
             return self._large.feed(item)
         large, self._large = self._large, None
@@ -137,7 +137,7 @@ class Document:
 
     Args:
         emit: takes the object, or each item.
-        gate: decides on items.
+        wants: whether an item is read.
         large: makes a reader of what is larger than what is kept.
         unseen: see below.
 
@@ -146,11 +146,13 @@ class Document:
         unseen: whether an object is read although nothing in it looks like a language model's answer.
     """
 
-    __slots__ = ("_emit", "_gate", "_kept", "_large", "_open_large", "array", "unseen")
+    __slots__ = ("_emit", "_kept", "_large", "_open_large", "_wants", "array", "unseen")
 
-    def __init__(self, emit: Emit, gate: Gate, large: Callable[[], Large], *, unseen: bool) -> None:
+    def __init__(
+        self, emit: Emit, wants: Callable[[bytes], bool], large: Callable[[], Large], *, unseen: bool
+    ) -> None:
         self._emit = emit
-        self._gate = gate
+        self._wants = wants
         self._open_large = large
         self._large: Large | None = None
         self.unseen = unseen
@@ -162,7 +164,7 @@ class Document:
         if self.array is None and self._large is None and not self._kept:
             chunk = chunk.lstrip(_BLANK)
             if chunk.startswith(b"["):
-                self.array = JsonArray(self._emit, self._gate, self._open_large)
+                self.array = JsonArray(self._emit, self._wants, self._open_large)
         if self.array is not None:
             return self.array.feed(chunk)
         if self._large is not None:
@@ -178,7 +180,7 @@ class Document:
             yield from self.array.close()
         elif large is not None:
             large.end()
-        elif kept and (self.unseen or is_promising(kept)):
+        elif kept and (self.unseen or may_answer(kept)):
             yield from self._emit(kept) or ()
 
     def _keep(self, chunk: bytes) -> Work | None:

@@ -9,13 +9,12 @@ import struct
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from meterkit.tokens.framing.blocks import EVENT_BYTES_MAX
+from meterkit.tokens.framing.work import EVENT_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from meterkit.tokens.framing.blocks import Large
-    from meterkit.tokens.framing.work import Work
+    from meterkit.tokens.framing.work import Large, Work
 
 __all__ = ["EventStream"]
 

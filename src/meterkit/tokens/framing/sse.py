@@ -6,70 +6,67 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 from __future__ import annotations
 
 import re
-from functools import partial
+from codecs import BOM_UTF8
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.blocks import EVENT_BYTES_MAX, Blocks
+from meterkit.tokens.framing.blocks import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.blocks import Gate, Large
-    from meterkit.tokens.framing.work import Emit, Work
+    from meterkit.tokens.framing.work import Emit, Large, Work
 
 __all__ = ["Sse"]
 
-_BOM: Final = b"\xef\xbb\xbf"
 _DATA: Final = b"data"
 _DONE: Final = b"[DONE]"
-_HEAD_BYTES: Final = len(_BOM) + len(b"data: ")
+_HEAD_BYTES: Final = len(BOM_UTF8) + len(b"data: ")
 _DATA_LINE: Final = re.compile(rb"^data(?:: ?(.*))?$", re.MULTILINE)
 _LINES_MAX: Final = 32
 
 
-class Sse:
-    """Passes on the data of each event, that of the last one also without the blank line after it."""
+class Sse(Blocks):
+    """Passes on the data of each event; lines end with LF, CRLF or CR."""
 
-    __slots__ = ("_after_cr", "_blocks", "_emit", "_gate")
+    __slots__ = ("_after_cr",)
+
+    delimiter = b"\n\n"
 
     def __init__(
         self,
         emit: Emit,
-        gate: Gate,
+        wants: Callable[[bytes], bool],
         large: Callable[[], Large],
-        take_all: Callable[[bytes], bool] | None = None,
+        take_all: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
-        self._emit = emit
-        self._gate = gate
+        super().__init__(emit, wants, lambda: LargeEvent(large()), take_all)
         self._after_cr = False
-        self._blocks = Blocks(b"\n\n", partial(_read, emit), gate, lambda: LargeEvent(large()), take_all)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the last event has ended and the next has not begun."""
+        return not self._tail and self._large is None and not self._after_cr
 
     def feed(self, chunk: bytes) -> Work | None:
-        """Take the next bytes of the stream; what is left to do with them. Lines end with LF, CRLF or CR."""
-        # Most servers write one event at a time, on one line.
-        if (
-            chunk.find(b"\n") == len(chunk) - 2
-            and chunk.startswith(b"data: ")
-            and chunk.endswith(b"\n\n")
-            and b"\r" not in chunk
-            and not self._after_cr
-            and self._blocks.is_between
-            and len(chunk) <= EVENT_BYTES_MAX
-        ):
-            return self._emit(chunk[6:-2]) if self._gate.opens(chunk) else None
+        """Take the next bytes of the stream; what is left to do with them."""
         if self._after_cr:
             self._after_cr = False
-            if chunk.startswith(b"\n"):
-                chunk = chunk[1:]
+            chunk = chunk.removeprefix(b"\n")
         if b"\r" in chunk:
             self._after_cr = chunk.endswith(b"\r")
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return self._blocks.feed(chunk)
+        return super().feed(chunk)
 
-    def close(self) -> Work:
-        """The stream is over."""
-        return self._blocks.close()
+    def _read(self, block: bytes) -> Work | None:
+        """Pass on the data of an event, or of several that some servers do not part with a blank line."""
+        if b"\n" not in block and block.startswith(b"data: "):
+            return self._emit(block[6:])
+        # A byte order mark may only come first; elsewhere it does no harm to pass it over.
+        lines: list[bytes] = _DATA_LINE.findall(block.removeprefix(BOM_UTF8))
+        if len(lines) == 1:
+            return self._emit(lines[0])
+        return _read_lines(self._emit, lines) if lines else None
 
 
 class LargeEvent:
@@ -98,7 +95,7 @@ class LargeEvent:
                 # The first line of a stream may have a byte order mark before it.
                 before = len(self._line)
                 self._line += block[at : at + _HEAD_BYTES - before]
-                line = self._line.removeprefix(_BOM)
+                line = self._line.removeprefix(BOM_UTF8)
                 if len(self._line) < _HEAD_BYTES and b"\n" not in line:
                     return
                 name, _, value = line.partition(b"\n")[0].partition(b":")
@@ -123,17 +120,6 @@ class LargeEvent:
     def end(self) -> None:
         """The event, or the response, has come to its end."""
         self._data.end()
-
-
-def _read(emit: Emit, block: bytes) -> Work | None:
-    """Pass on the data of an event, or of several that some servers do not part with a blank line."""
-    if b"\n" not in block and block.startswith(b"data: "):
-        return emit(block[6:])
-    # A byte order mark may only come first; elsewhere it does no harm to pass it over.
-    lines: list[bytes] = _DATA_LINE.findall(block.removeprefix(_BOM))
-    if len(lines) == 1:
-        return emit(lines[0])
-    return _read_lines(emit, lines) if lines else None
 
 
 def _read_lines(emit: Emit, lines: list[bytes]) -> Work:
