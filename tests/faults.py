@@ -90,7 +90,7 @@ async def settled(kit: MeterKit) -> None:
 async def renew_holds(lane: Lane) -> None:
     """Renew at once all holds of a slot that is over; the lane does so a few at a time."""
     for holder in tuple(lane.live):
-        while holder.outlives_hold() and holder in lane.live:
+        while holder.is_due() and holder in lane.live:
             await holder.renew()
 
 
@@ -201,7 +201,7 @@ class Echo:
         # The clock is added as the last argument.
         self.packed = b"*5\r\n" + pack_each(["EVAL", "return {0, ARGV[1]}", 0, name])
 
-    def orphaned(self, reply: Any) -> None:
+    def on_unclaimed_reply(self, reply: Any) -> None:
         self.orphans.append(reply)
 
 

@@ -239,7 +239,7 @@ class MeterKit:
             StoreError: the store cannot decide.
         """
         demands = self._demands(meter, quantity)
-        return await self.store.check(self.store.accounts.get(check_customer(customer)), demands)
+        return await self.store.check(self.store.cache.get(check_customer(customer)), demands)
 
     async def consume(self, customer: str, meter: str, quantity: int = 1) -> Decision:
         """Count this much now, in rates, used and recorded at once, or be refused and count nothing.
@@ -249,7 +249,7 @@ class MeterKit:
             StoreError: the store cannot decide.
         """
         demands = self._demands(meter, quantity)
-        return await self.store.consume(self.store.accounts.get(check_customer(customer)), demands)
+        return await self.store.consume(self.store.cache.get(check_customer(customer)), demands)
 
     async def record(
         self,
@@ -280,11 +280,11 @@ class MeterKit:
                 than a minute in the future.
         """
         demands = self._demands(meter, quantity)
-        account = self.store.accounts.get(check_customer(customer))
+        view = self.store.cache.get(check_customer(customer))
         if event_id is not None:
             check_event_id(event_id)
         await self.store.record(
-            account,
+            view,
             Used.of({name: demand.taken for name, demand in demands.items()}),
             event_id=event_id,
             occurred_ms=None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms()),
@@ -326,9 +326,9 @@ class MeterKit:
         if not quantities:
             raise MeterkitError("quantities: found none; name one meter at least")
         self._check_quantities(quantities)
-        account = self.store.accounts.get(check_customer(customer))
-        read = partial(captured, self.store.accounts, reserved=dict(quantities), check=self._check_quantities)
-        return Reservation(self.store, account, quantities, read)
+        view = self.store.cache.get(check_customer(customer))
+        read = partial(captured, self.store.cache, reserved=dict(quantities), check=self._check_quantities)
+        return Reservation(self.store, view, quantities, read)
 
     async def usage(self, customer: str) -> CustomerUsage:
         """What the customer has used in this period; an unknown one is shown on the default plan.

@@ -174,7 +174,7 @@ async def late(valkey: Server, *, timeout_s: float) -> AsyncGenerator[Late]:
     ):
         app = MeterMiddleware(answer, kit=kit, identify=identify.header("x-customer-id"))
         for route in kit.catalog.routes:  # Known already: nothing but the decision is asked.
-            kit.store.accounts.get("acme").call(route)
+            kit.store.cache.get("acme").prepare(route)
         transport = httpx.ASGITransport(app=app)
         headers = {"x-customer-id": "acme"}
         async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=headers) as client:

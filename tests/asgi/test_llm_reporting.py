@@ -421,7 +421,7 @@ async def test_where_meters_are_derived_each_model_is_counted_for_itself(store_u
 
 
 def test_a_call_whose_model_is_told_late_counts_nothing_twice() -> None:
-    accounts, calls = MeterKit(loads(DERIVED), redis_url="memory://").store.accounts, LlmCalls()
+    accounts, calls = MeterKit(loads(DERIVED), redis_url="memory://").store.cache, LlmCalls()
 
     def due(**more: Any) -> dict[Any, int]:
         calls.reports.take(report_of({**WHOLE, **more}))

@@ -36,7 +36,7 @@ def catalog(reserve: str = RESERVE, *, meters: str = "input_tokens, output_token
 
 
 def counters_of(sold: Catalog) -> frozenset[str]:
-    return MeterKit(sold, redis_url="memory://").store.accounts.counters
+    return MeterKit(sold, redis_url="memory://").store.cache.counters
 
 
 def held(sold: Catalog, body: bytes, size: int | None = None) -> dict[str, int]:

@@ -387,17 +387,16 @@ async def test_a_rate_that_did_not_count_the_reservation_counts_what_was_used(st
 
 async def test_a_refusal_is_told_by_the_state_it_was_made_with(store_url: str) -> None:
     async with metered(streaming(usage(1)), store_url, plans=PLANS) as at:
-        account = at.kit.store.accounts.get("acme")
+        view = at.kit.store.cache.get("acme")
         await at.kit.check("acme", "output_tokens")
         route = at.kit.catalog.routes[0]
-        call = account.call_reserving(route, {"output_tokens": 1001})
+        decided = view.prepare_reserving(route, {"output_tokens": 1001})
         lane = await at.kit.store.start()
-        reply = await lane.ask(call)
+        reply = await lane.ask(decided)
         # What somebody else's settlement brings in the meantime: another state, with fewer limits.
-        account.refresh(
-            "1:new", b'{"plan":"large","overrides":{"output_tokens":{"included":"unlimited"}}}', 0
-        )
-        decision = at.kit.store.decision(call, reply)
+        state = b'{"plan":"large","overrides":{"output_tokens":{"included":"unlimited"}}}'
+        view.cache.learn(view, [2, 0, b"1:new", state])
+        decision = at.kit.store.verdict(decided, reply)
         assert (decision.allowed, decision.reason) == (False, "included")
 
 

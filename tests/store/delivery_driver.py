@@ -106,7 +106,7 @@ class Delivery(Checks):
             customer.stamps[meter] = (self.wall // MINUTE_MS + self.random.randrange(-1, 9)) * MINUTE_MS
         if self.random.random() < 0.3:
             customer.holds[meter].take(customer.seen, 3)
-            customer.flights[meter].take(customer.seen, 1)
+            customer.concurrency[meter].take(customer.seen, 1)
         waiting = self.random.choice((self.shard.dirty, self.shard.dirty, self.shard.unlinked))
         waiting.setdefault(name, self.wall + self.random.randrange(SLOT_MS))
         if waiting is self.shard.dirty:

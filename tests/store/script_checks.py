@@ -7,8 +7,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions.keys import Keys
-from meterkit.decisions.purse import Purse as PlanPurse
-from meterkit.decisions.state import CustomerState, standing_at
+from meterkit.decisions.prepaid import Prepaid as PlanPurse
+from meterkit.decisions.state import CustomerState, effective_plan
 from meterkit.redis.resp import pack
 from meterkit.redis.scripts import Script
 from meterkit.store.usage import usage_of
@@ -104,7 +104,7 @@ class Checks:
         since, turns, start, mark, is_due = head.split(" ")
         now = max(self.wall, customer.seen)
         state = CustomerState.parse(customer.data)
-        standing = standing_at(state, self.catalog, now)
+        standing = effective_plan(state, self.catalog, now)
         period = standing.bounds.start_ms, standing.bounds.end_ms
         of_plan = PlanPurse.of(standing.plan, self.catalog).mark
         if (int(start), mark) != (period[0], of_plan) or not int(since) <= now < int(turns):
@@ -142,7 +142,7 @@ class Checks:
         ask = ("EVALSHA", self.scripts["usage"].sha, 4, *names, self.wall)
         shown = usage_of(name, self.catalog, self.ask(*ask))
         state = CustomerState.parse(customer.data)
-        standing = standing_at(state, self.catalog, self.wall)
+        standing = effective_plan(state, self.catalog, self.wall)
         entitlements, period, bounds = standing.plan.entitlements, customer.period, standing.bounds
         over = period is None or self.wall >= period[1] or bounds.start_ms >= period[0] + 2 * MINUTE_MS
         is_entitled = may_have(customer.rev, state, standing.plan, self.catalog)

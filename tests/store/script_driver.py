@@ -13,7 +13,8 @@ from meterkit.decisions.program import Demand, compile_program
 from meterkit.decisions.state import NO_STATE, CustomerState, Status
 from meterkit.redis.resp import pack, pack_each
 from meterkit.redis.writers import pack_place
-from meterkit.store.endings import Ending
+from meterkit.store.settlement import Correction, Settlement
+from meterkit.store.used import Used
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS
@@ -86,7 +87,7 @@ class World(Requests):
         if self.random.random() < 0.1 and ends:
             at = ends - self.random.choice((0, 1, 1000, SLOT_MS - 1))
         elif self.random.random() < 0.05:
-            at = self._account(name).standing.valid_until_ms
+            at = self._customer(name).effective.valid_until_ms
             at = now if at >= NEVER_MS else at
         elif window > 2 * DAY_MS and self.random.random() < 0.85:
             at = now
@@ -99,26 +100,26 @@ class World(Requests):
 
     def flood(self, name: str) -> None:
         """So much that the total, or a rate's count, would pass what is counted exactly."""
-        account, meter = self._account(name), self.random.choice(self.sales.meters)
+        known, meter = self._customer(name), self.random.choice(self.sales.meters)
         quantities = {meter: 10**15 - 1}
         rated = self.random.choice((quantities, {}))
         for _ in range(10):
-            self._settle(Ending(account, held={}, flights=(), recorded=quantities, rated=rated, slot=0))
+            self._settle(Settlement(known, used=Used(quantities, rated)))
         # Exactly what is counted, then one more.
-        view = view_of(account)
+        view = view_of(known)
         left = MOST - self.model.customers[name].total(meter, with_paid=view.has_purse)
         for quantity in (left, 1):
             if quantity < 10**15:
                 recorded = {meter: quantity}
-                self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
+                self._settle(Settlement(known, used=Used(recorded)))
         for _ in range(10):
             demands = {meter: Demand(needed=1, taken=3)}
-            self.ask_for(account, demands, "d", {"billed_always": True, "rates_only": False})
+            self.ask_for(known, demands, "d", {"billed_always": True, "rates_only": False})
 
     def correct(self, name: str) -> None:
         """Say of some window that it counted too much or too little, by more than it can be."""
-        account = self._account(name)
-        rated = [(meter, rate) for meter, given in account.view.entitlements.items() for rate in given.rates]
+        known = self._customer(name)
+        rated = [(meter, rate) for meter, given in known.entitlements.items() for rate in given.rates]
         if not rated:
             return
         meter, rate = self.random.choice(rated)
@@ -127,21 +128,19 @@ class World(Requests):
         if rate.algorithm == "token-bucket":  # What it owes it owes for some milliseconds.
             quantity = self.random.choice((-(10**6), -40, -12, -7, -3, -1, 5))
             back_ms = self.random.randrange(1, 3 * rate.window_ms * 20 // rate.limit + 2)
-        endings = 1
+        times = 1
         if self.random.random() < 0.1:
-            quantity, endings = 10**15 - 1, 10
-        for _ in range(endings):
+            quantity, times = 10**15 - 1, 10
+        for _ in range(times):
             self._settle(
-                Ending(
-                    account,
-                    held={},
-                    flights=(),
-                    recorded={},
-                    rated={meter: max(quantity, 0)},
-                    slot=0,
-                    reserved={meter: max(-quantity, 0)},
-                    decided=frozenset({rate_token(meter, rate.window_ms, rate.algorithm)}),
-                    counted_ms=self.wall - back_ms,
+                Settlement(
+                    known,
+                    used=Used(rated={meter: max(quantity, 0)}),
+                    correction=Correction(
+                        {meter: max(-quantity, 0)},
+                        frozenset({rate_token(meter, rate.window_ms, rate.algorithm)}),
+                        self.wall - back_ms,
+                    ),
                 )
             )
 
@@ -225,22 +224,22 @@ class World(Requests):
         whole = self.wire(pack("HGET", key, field))
         self.wire(pack("HSET", key, field, "1x"))
         kept = [self.wire(pack("HGETALL", hash_)) for hash_ in (keys.counters, keys.totals)]
-        account = self.processes[0].get(name)
+        known = self.processes[0].get(name)
         reply: Any = [2]
         while reply[0] == 2:  # Stale.
             if len(reply) > 1:
-                account.take(reply)
+                known = known.cache.learn(known, reply)
             program = compile_program(
-                *(account.view.entitlements, self.catalog, dict[str, Demand]()),
+                *(known.entitlements, self.catalog, dict[str, Demand]()),
                 billed_always=False,
                 rates_only=False,
-                purse=account.view.purse,
+                prepaid=known.prepaid,
             )
-            reply = self.wire(account.view.pack_decide(program, "d") + pack_each([self.wall]))
+            reply = self.wire(known.pack_decide(program, "d") + pack_each([self.wall]))
             reply = [str(reply).partition(" ")[0]] if isinstance(reply, Exception) else reply
         self.compare(f"decide {name} by {key} {field}", ["DAMAGED"], reply)
         writer = self.keys.writer(0, "damaged")
-        head, tail = Ending(account, held={}, flights=(), recorded={}, rated={}, slot=0).pack()
+        head, tail = Settlement(known).pack()
         reply = self.wire(head + pack_each([writer]) + tail + pack_place(0, 1) + pack_each([self.wall]))
         self.compare(f"settle {name} by {key} {field}", [7, field.encode()], reply)
         self.wire(pack("DEL", writer))

@@ -62,7 +62,7 @@ class Use:
     """What a settlement tells."""
 
     held: Mapping[str, int]
-    flights: tuple[str, ...]
+    concurrency: tuple[str, ...]
     recorded: Mapping[str, int]
     rated: Mapping[str, int]
     slot: int
@@ -90,7 +90,7 @@ class Customer:
         default_factory=dict[tuple[str, int, str], Windows | Bucket]
     )
     holds: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
-    flights: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
+    concurrency: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
     included: Counter[str] = field(default_factory=Counter[str])
     overage: Counter[str] = field(default_factory=Counter[str])
     granted: Counter[str] = field(default_factory=Counter[str])
@@ -204,7 +204,7 @@ class Customer:
         for (meter, window_ms, algorithm), rate in self.rates.items():
             token = rate_token(meter, window_ms, algorithm)
             kept.update(zip((f"{token}a", f"{token}b", f"{token}d"), rate.fields(), strict=True))
-        for kinds, slots in (("hH", self.holds), ("nN", self.flights)):
+        for kinds, slots in (("hH", self.holds), ("nN", self.concurrency)):
             for meter, taken in slots.items():
                 for kind, quantity in zip(kinds, taken.live(self.seen), strict=True):
                     kept[meter_token(meter) + kind] = quantity
@@ -314,8 +314,8 @@ class Model:
             self.events.add(use.event)
         for meter, quantity in use.held.items():
             customer.holds[meter].give_back(now, use.slot, quantity)
-        for meter in use.flights:
-            customer.flights[meter].give_back(now, use.slot, 1)
+        for meter in use.concurrency:
+            customer.concurrency[meter].give_back(now, use.slot, 1)
         customer.begin(now, view)
         customer.seen, customer.cached = now, view.rev
         keep = self._rate(customer, view, use, now)

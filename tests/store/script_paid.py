@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.state import CustomerState
 from meterkit.redis.resp import pack
-from meterkit.store.endings import Ending
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
 from store.script_driver import World
 from store.script_model import NEVER_MS
@@ -127,17 +128,17 @@ class PaidWorld(World):
         left = sum(grant.left for grant in granted if grant.target == "m:calls")
         for more in ({}, {"c:ai": MICRO}):
             self.add(name, f"h{self.wall}", {**more, "m:calls": MOST + 1 - left}, terms)
-        account = self._account(name)
+        known = self._customer(name)
         for quantity in (*[most] * 9, 10, 9, 8, 1, 1, 1):
             recorded = {"calls": quantity}
-            self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
+            self._settle(Settlement(known, used=Used(recorded)))
 
     def dwindle(self, name: str) -> None:
         """Use so much that exactly the share is left below which a balance is low; then one unit more."""
-        account, customer = self._account(name), self.model.customers[name]
-        means = customer.means(max(self.wall, customer.seen), view_of(account))
+        known, customer = self._customer(name), self.model.customers[name]
+        means = customer.means(max(self.wall, customer.seen), view_of(known))
         last = means.last("c:ai") if means else None
-        included = account.view.entitlements["words"].included
+        included = known.entitlements["words"].included
         if means is None or last is None or included is None:
             return
         credit = self.catalog.credits["ai"]
@@ -146,7 +147,7 @@ class PaidWorld(World):
         for quantity in (own + spare // credit.costs["words"], 1):
             if 0 < quantity < 10**15 and spare >= 0:
                 recorded = {"words": quantity}
-                self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
+                self._settle(Settlement(known, used=Used(recorded)))
 
     def outgrow(self, name: str) -> None:
         """Change the plan, and use something, when what a plan gave expires, or just before or after."""
@@ -162,8 +163,8 @@ class PaidWorld(World):
             state = CustomerState.parse(customer.data)
             self.put(name, replace(state, plan=self.random.choice(self.sales.plans)))  # A moment later.
             recorded = {"words": self.random.choice((1, 30, 70)), "calls": self.random.choice((0, 7))}
-            account = self._account(name)
-            self._settle(Ending(account, held={}, flights=(), recorded=recorded, rated={}, slot=0))
+            known = self._customer(name)
+            self._settle(Settlement(known, used=Used(recorded)))
             self.check(name)
 
     # What deeds are made of.

@@ -95,7 +95,7 @@ def weigh(
         told.append((free - demand.taken * taken, ceiling_of(given) or 0, (left, *live)))
     for given, _ in asked.held:
         if given.concurrency is not None:
-            flying = sum(customer.flights[given.meter].live(now))
+            flying = sum(customer.concurrency[given.meter].live(now))
             refused |= flying >= given.concurrency
             told.append((given.concurrency - flying, given.concurrency, (flying, 0, 0)))
     return refused, told
@@ -110,7 +110,7 @@ def take(customer: Customer, asked: Asked, now: int, *, has_purse: bool) -> None
         customer.holds[given.meter].take(now, demand.taken)
     for given, _ in asked.held:
         if given.concurrency is not None:
-            customer.flights[given.meter].take(now, 1)
+            customer.concurrency[given.meter].take(now, 1)
 
 
 def own_of(given: Entitlement, covered: int, overage: int) -> int:

@@ -14,14 +14,14 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.state import CustomerState
 from meterkit.redis import scripts
-from meterkit.store.accounts import Accounts
+from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.decisions.prepaid import Prepaid
     from meterkit.decisions.program import Program
-    from meterkit.decisions.purse import Purse
 
 pytestmark = pytest.mark.anyio
 
@@ -54,19 +54,21 @@ def ignore(_call: Any, _now_ms: int) -> None:
     """Nobody was waiting."""
 
 
-class Interrupted(Accounts):
+class Interrupted(CustomerCache):
     """Customers of whom another thread learns something while a program is compiled."""
 
     meanwhile: list[list[Any]]
 
-    def program(self, entitlements: Mapping[str, Entitlement], route: Route, purse: Purse | None) -> Program:
-        program = super().program(entitlements, route, purse)
+    def program(
+        self, entitlements: Mapping[str, Entitlement], route: Route, prepaid: Prepaid | None
+    ) -> Program:
+        program = super().program(entitlements, route, prepaid)
         if getattr(self, "meanwhile", None):
-            self.get("acme").take(self.meanwhile.pop())
+            self.learn(self.get("acme"), self.meanwhile.pop())
         return program
 
 
-def known(catalog: Catalog = CATALOG, kind: type[Accounts] = Accounts) -> Any:
+def known(catalog: Catalog = CATALOG, kind: type[CustomerCache] = CustomerCache) -> Any:
     return kind(
         catalog,
         keys=Keys("mk", 4),
@@ -74,23 +76,23 @@ def known(catalog: Catalog = CATALOG, kind: type[Accounts] = Accounts) -> Any:
         settle=scripts.load("settle"),
         seal_delay_ms=300_000,
         now_ms=lambda: NOW_MS,
-        on_orphan=ignore,
+        on_unclaimed=ignore,
     )
 
 
 def test_a_state_learnt_while_a_decision_is_packed_does_not_mix_with_the_one_before() -> None:
     # F-17: the new rev with the old plan's limit, and kept.
     customers = known(kind=Interrupted)
-    account, route = customers.get("acme"), CATALOG.routes[0]
-    account.take(reply("1:old", "free"))
+    route = CATALOG.routes[0]
+    view = customers.learn(customers.get("acme"), reply("1:old", "free"))
     customers.meanwhile = [reply("1:new", "pro")]
-    first = account.call(route)
+    first = view.prepare(route)
     assert (b"1:old" in first.packed, b"1:new" in first.packed) == (True, False)
-    assert first.standing.plan.key == "free"
-    second = account.call(route)
+    assert first.view.effective.plan.key == "free"
+    second = customers.get("acme").prepare(route)
     assert (b"1:old" in second.packed, b"1:new" in second.packed) == (False, True)
     assert second.program.measures[0].limit == LIMITS["pro"]
-    assert second is account.calls[id(route)]
+    assert second is customers.get("acme").decisions[id(route)]
 
 
 async def test_i4_threads_with_loops_of_their_own_never_decide_by_two_states(store_url: str) -> None:
@@ -152,32 +154,32 @@ def test_customers_beyond_those_that_are_remembered_share_what_they_have_in_comm
     # F-89: each of them was compiled and packed from nothing.
     customers, route = known(), CATALOG.routes[0]
     first, second = customers.get("acme"), customers.get("beta")
-    assert first.standing is second.standing
-    assert first.call(route).program is second.call(route).program
-    assert first.call(route).packed.replace(b"c:acme", b"c:beta") != b""
-    calls = [customers.get(f"customer-{n}").call(route) for n in range(20_001)]
-    assert len({call.packed for call in calls}) == 20_001
-    assert all(call.standing is first.standing for call in calls)
+    assert first.effective is second.effective
+    assert first.prepare(route).program is second.prepare(route).program
+    assert first.prepare(route).packed.replace(b"c:acme", b"c:beta") != b""
+    decisions = [customers.get(f"customer-{n}").prepare(route) for n in range(20_001)]
+    assert len({decision.packed for decision in decisions}) == 20_001
+    assert all(decision.view.effective is first.effective for decision in decisions)
     # A customer with a state has a packing of its own.
-    second.take(reply("1:other", "free"))
-    assert b"1:other" in second.call(route).packed
-    assert b"1:other" not in customers.get("gamma").call(route).packed
+    second = customers.learn(second, reply("1:other", "free"))
+    assert b"1:other" in second.prepare(route).packed
+    assert b"1:other" not in customers.get("gamma").prepare(route).packed
 
 
 def test_what_is_shared_ends_with_its_period() -> None:
     now = [NOW_MS]
-    customers = Accounts(
+    customers = CustomerCache(
         CATALOG,
         keys=Keys("mk", 4),
         decide=scripts.load("decide"),
         settle=scripts.load("settle"),
         seal_delay_ms=300_000,
         now_ms=lambda: now[0],
-        on_orphan=ignore,
+        on_unclaimed=ignore,
     )
-    before = customers.get("acme").standing.bounds
+    before = customers.get("acme").effective.bounds
     now[0] = before.end_ms
-    after = customers.get("beta").standing.bounds
+    after = customers.get("beta").effective.bounds
     assert after.start_ms == before.end_ms
     now[0] = before.end_ms - 1
-    assert customers.get("gamma").standing.bounds == before
+    assert customers.get("gamma").effective.bounds == before

@@ -250,19 +250,19 @@ async def test_i1_fifty_requests_of_one_tick_are_one_write(valkey: Server) -> No
 async def test_i1_one_evalsha_a_decision_whatever_is_decided(valkey: Server) -> None:
     async with kit_at(valkey.url) as kit:
         await kit.customers.set_plan("acme", "narrow")
-        account = kit.store.accounts.get("acme")
+        view = kit.store.cache.get("acme")
         demands = {"requests": ONE["requests"], "tokens": Demand(needed=1, taken=0)}
         before = evalsha_calls(valkey)
-        await kit.store.check(account, demands)
+        await kit.store.check(view, demands)
         assert (
             evalsha_calls(valkey) - before == 2
         )  # The plan was not known to this process: stale, then decided.
         for n in range(3, 8):
-            await kit.store.check(account, demands)
+            await kit.store.check(view, demands)
             assert evalsha_calls(valkey) - before == n
         await kit.customers.set_plan("acme", "other")
         before = evalsha_calls(valkey)
-        await kit.store.check(account, demands)
+        await kit.store.check(view, demands)
         assert evalsha_calls(valkey) - before == 2
 
 

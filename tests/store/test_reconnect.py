@@ -34,6 +34,8 @@ from meterkit.errors import StoreError
 from meterkit.redis import reconnect
 from meterkit.redis.connection import Connection
 from meterkit.redis.links import Links
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 from proxy import TcpProxy
 from servers import free_port, redis_binary, spawn_server
 
@@ -174,9 +176,9 @@ async def test_i9_a_settlement_that_cannot_be_packed_does_not_hold_up_the_others
     async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, shards=1) as kit:
         await proxy.set("refuse")
         await eventually(lambda: not lane_of(kit).connected)
-        lane, account = lane_of(kit), kit.store.accounts.get("acme")
+        lane, view = lane_of(kit), kit.store.cache.get("acme")
         for _ in range(3):
-            kit.store.post(lane, account, {"tokens": 5}, rated={})
+            kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
             lane.streams[0].settle(Broken())  # type: ignore[arg-type] # it cannot be told what it came to, either
         await proxy.set("pass")
         await settled(kit)

@@ -151,7 +151,7 @@ class Stream:
     def now(self) -> int:
         return int(self.clock() * 1000) // 300_000
 
-    def outlives_hold(self) -> bool:
+    def is_due(self) -> bool:
         return self.slot < self.now()
 
     async def renew(self) -> None:
@@ -208,9 +208,9 @@ async def test_i3_holds_are_renewed_although_the_scripts_were_lost(valkey: Serve
         valkey.command("SCRIPT", "FLUSH")
         clock.advance(timedelta(minutes=6))
         (holder,) = kit.store.lanes[asyncio.get_running_loop()].live
-        assert holder.outlives_hold()
+        assert holder.is_due()
         await holder.renew()
-        assert not holder.outlives_hold()
+        assert not holder.is_due()
         await settled(kit)
         assert await used(kit, "acme") == (0, 2)
         assert await long.end() == 200
@@ -224,7 +224,7 @@ async def test_the_lane_renews_by_itself(valkey: Server, monkeypatch: pytest.Mon
         await eventually(lambda: bool(counters(valkey, "acme")))
         clock.advance(timedelta(minutes=6, seconds=30))
         lane = kit.store.lanes[asyncio.get_running_loop()]
-        await eventually(lambda: not any(holder.outlives_hold() for holder in lane.live))
+        await eventually(lambda: not any(holder.is_due() for holder in lane.live))
         await settled(kit)
         assert await used(kit, "acme") == (0, 2)
         assert await long.end() == 200

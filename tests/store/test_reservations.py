@@ -12,6 +12,8 @@ import pytest
 from faults import renew_holds
 from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -195,10 +197,11 @@ async def test_i3_parallel_reservations_hold_no_more_than_there_is(any_store_url
 async def test_usage_of_a_derived_meter_is_reported_under_its_own_event(any_store_url: str) -> None:
     async with kit_on(any_store_url) as (kit, _):
         lane = await kit.store.start()
-        account = kit.store.accounts.get("acme")
+        view = kit.store.cache.get("acme")
         await kit.customers.override("acme", {"output_tokens": {"included": 100, "overage": "bill"}})
         for model, quantity in (("gpt-large-2", 150), ("gpt-small", 30)):
-            kit.store.post(lane, account, {"output_tokens": quantity}, rated={}, dimensions={"model": model})
+            used = Used({"output_tokens": quantity}, {}, {"model": model}, {"output_tokens": quantity})
+            kit.store.settle(lane, Settlement(view, used=used))
         await kit.record("acme", "seconds", 0)
         meters = (await kit.usage("acme"))["meters"]
         source, derived = meters["output_tokens"], meters["large_output"]

@@ -18,8 +18,9 @@ from meterkit.decisions.state import CustomerState
 from meterkit.redis import scripts
 from meterkit.redis.resp import pack_each
 from meterkit.redis.writers import pack_place
-from meterkit.store.endings import Ending
+from meterkit.store.settlement import Held, Settlement
 from meterkit.store.usage import usage_of
+from meterkit.store.used import Used
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
 from store.script_paid import PaidWorld
@@ -225,7 +226,7 @@ def test_a_caller_ahead_of_time_does_not_begin_the_next_period(wire: Wire) -> No
     world.wall = ends - 30_000
     put(world, "ada", "1:0", CustomerState(plan="free"))
     assert settle(world, "ada", recorded={"jobs": 1})[0] == 0
-    world.processes[0].get("ada").refresh("1:0", CustomerState(plan="free").dump().encode(), ends + 1)
+    learn(world, "ada", "1:0", CustomerState(plan="free"), ends + 1)
     assert settle(world, "ada", recorded={"jobs": 1})[0] == 4
     assert ask(world, "ada", {"jobs": 1})[0] == 2
     assert usage(world, "ada")["meters"]["jobs"]["recorded"] == 1
@@ -235,7 +236,12 @@ def put(world: World, name: str, rev: str, state: CustomerState) -> None:
     keys = world.keys.customer(name)
     world.ask("HSET", keys.state, "rev", rev, "data", state.dump())
     world.ask("HDEL", keys.counters, "r")
-    world.processes[0].get(name).refresh(rev, state.dump().encode(), world.wall)
+    learn(world, name, rev, state, world.wall)
+
+
+def learn(world: World, name: str, rev: str, state: CustomerState, now_ms: int) -> None:
+    customers = world.processes[0]
+    customers.learn(customers.get(name), [2, now_ms, rev.encode(), state.dump().encode()])
 
 
 def settle(
@@ -247,15 +253,8 @@ def settle(
     held: Mapping[str, int] | None = None,
     slot: int = 0,
 ) -> Any:
-    ending = Ending(
-        world.processes[0].get(name),
-        held=held or {},
-        flights=(),
-        recorded=recorded or {},
-        rated=rated or {},
-        slot=slot,
-    )
-    head, tail = ending.pack()
+    known, used = world.processes[0].get(name), Used(recorded or {}, rated or {})
+    head, tail = Settlement(known, held=Held(held or {}, (), slot), used=used).pack()
     world.numbers["w"] += 1
     place = pack_place(slot, world.numbers["w"]) + pack_each([world.wall])
     return world.wire(head + pack_each(["mk:{0}:w:w"]) + tail + place)
@@ -270,7 +269,7 @@ def usage(world: World, name: str) -> CustomerUsage:
 
 
 def ask(world: World, name: str, quantities: dict[str, int], *, mode: str = "d") -> Any:
-    account = world.processes[0].get(name)
+    known = world.processes[0].get(name)
     demands = {meter: Demand(needed=quantity, taken=quantity) for meter, quantity in quantities.items()}
-    call = account.view.call_for(demands, mode=mode, in_flight=True)
+    call = known.prepare_asking(demands, mode, in_flight=True)
     return world.wire(call.packed + b"$13\r\n%d\r\n" % world.wall)

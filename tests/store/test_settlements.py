@@ -35,7 +35,8 @@ from meterkit.decisions.keys import Keys
 from meterkit.errors import QuantityError, StoreError
 from meterkit.redis import writers
 from meterkit.redis.writers import Stream, pack_place
-from meterkit.store.endings import Ending
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server
@@ -69,7 +70,9 @@ async def connected(kit: MeterKit) -> None:
 def settle(kit: MeterKit, customer: str, quantity: int) -> None:
     """Record without waiting, as the end of a request does."""
     store = kit.store
-    store.post(lane_of(kit), store.accounts.get(customer), {"tokens": quantity}, rated={})
+    store.settle(
+        lane_of(kit), Settlement(store.cache.get(customer), used=Used(recorded={"tokens": quantity}))
+    )
 
 
 class Books:
@@ -251,19 +254,19 @@ class Paper:
     def pack(self) -> tuple[bytes, bytes]:
         return b"head", b"tail"
 
-    def stale(self, reply: list[Any]) -> None:
+    def on_stale(self, reply: list[Any]) -> None:
         self.told.append(reply)
         if reply[2] == b"unreadable":
             raise TypeError("a state of a later release")
 
-    def refused(self, field: bytes) -> None:
+    def on_refused(self, field: bytes) -> None:
         self.told.append(field)
 
-    def damaged(self, field: bytes) -> None:
+    def on_damaged(self, field: bytes) -> None:
         self.told.append(field)
 
-    def lowered(self, words: list[bytes]) -> None:
-        self.told += words
+    def on_notices(self, notices: list[bytes]) -> None:
+        self.told += notices
 
     @property
     def done(self) -> bool:
@@ -435,9 +438,9 @@ async def test_what_comes_after_the_stop_is_counted_as_lost(valkey: Server) -> N
     kit = kit_at(valkey.url)
     await kit.start()
     lane = lane_of(kit)
-    account = kit.store.accounts.get("acme")
+    view = kit.store.cache.get("acme")
     await kit.stop()
-    kit.store.post(lane, account, {"tokens": 5}, rated={})
+    kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
     assert lane.lost == 1
     assert lane.unsettled == 0
 
@@ -493,10 +496,10 @@ async def test_a_duplicate_a_gap_and_a_retired_writer_apply_nothing(valkey: Serv
     async with kit_at(valkey.url) as kit:
         settle(kit, "acme", 5)
         await settled(kit)
-        lane, account = lane_of(kit), kit.store.accounts.get("acme")
-        ending = Ending(account, held={}, flights=(), recorded={"tokens": 7}, rated={}, slot=0)
-        writer = lane.streams[account.keys.shard].writer
-        head, tail = ending.pack()
+        lane, view = lane_of(kit), kit.store.cache.get("acme")
+        settlement = Settlement(view, used=Used(recorded={"tokens": 7}))
+        writer = lane.streams[view.shard].writer
+        head, tail = settlement.pack()
 
         async def send(number: int) -> Any:
             heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -630,11 +633,14 @@ HEAD = """
 import asyncio, os, sys
 sys.path[:0] = {path!r}
 from faults import kit_at, settled
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 kit = kit_at({url!r})
 
 def settle(quantity):
     lane = kit.store.lanes[asyncio.get_running_loop()]
-    kit.store.post(lane, kit.store.accounts.get("acme"), {{"tokens": quantity}}, rated={{}})
+    used = Used(recorded={{"tokens": quantity}})
+    kit.store.settle(lane, Settlement(kit.store.cache.get("acme"), used=used))
 """
 
 

@@ -17,7 +17,8 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
 from meterkit.redis.writers import pack_place
-from meterkit.store.endings import Ending
+from meterkit.store.settlement import Held, Settlement
+from meterkit.store.used import Used
 from meterkit.testing import Clock
 from proxy import TcpProxy
 
@@ -273,15 +274,14 @@ async def test_i3_a_capture_that_comes_twice_is_paid_once(valkey: Server) -> Non
         await books.begin(120)
         await asyncio.gather(*books.capture(120))
         await settled(books.kit)
-        lane, account = books.lane, books.kit.store.accounts.get("rich")
+        lane, view = books.lane, books.kit.store.cache.get("rich")
         spent = {"input_tokens": 800, "output_tokens": 900}
         async with books.kit.reserve("rich", {"output_tokens": 9}):
-            ending = Ending(
-                account, held={"output_tokens": 9}, flights=(), recorded=spent, rated={}, slot=_slot(books)
-            )
+            held = Held({"output_tokens": 9}, (), _slot(books))
+            settlement = Settlement(view, held=held, used=Used(recorded=spent))
             # A writer of its own: the stream's counts on.
-            head, tail = ending.pack()
-            writer = books.kit.store.keys.writer(account.keys.shard, "twice")
+            head, tail = settlement.pack()
+            writer = books.kit.store.keys.writer(view.shard, "twice")
 
             async def send(number: int) -> Any:
                 heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -292,7 +292,7 @@ async def test_i3_a_capture_that_comes_twice_is_paid_once(valkey: Server) -> Non
 
                 key = b"$%d\r\n%b\r\n" % (len(writer), writer.encode())
                 assert lane.post is not None
-                lane.post((head, key, tail, pack_place(ending.slot, number)), Receiver())
+                lane.post((head, key, tail, pack_place(settlement.slot, number)), Receiver())
                 return await heard
 
             assert (await send(1))[0] == 0

@@ -9,6 +9,8 @@ import pytest
 from faults import kit_at, settled, used
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,13 +44,13 @@ async def test_i5_what_the_store_cannot_apply_is_told_to_whoever_waits(
 
 
 async def test_i5_what_follows_on_it_is_recorded_once(kit: MeterKit, valkey: Server) -> None:
-    lane, accounts = await kit.store.start(), kit.store.accounts
+    lane = await kit.store.start()
     for customer in ("acme", "globex", "initech"):
         await kit.record(customer, "tokens", 1)
     spoil(valkey, kit, "acme")
     spoil(valkey, kit, "initech")
     for customer in ("globex", "acme", "globex", "globex", "initech", "globex", "acme", "globex"):
-        kit.store.post(lane, accounts.get(customer), {"tokens": 10}, rated={})
+        kit.store.settle(lane, Settlement(kit.store.cache.get(customer), used=Used(recorded={"tokens": 10})))
     await settled(kit)
     assert await used(kit, "globex", "tokens") == (51, 0)
     assert lane.lost == 3

@@ -26,6 +26,8 @@ from faults import (
     used,
 )
 from meterkit.errors import StoreError
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 from proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -43,11 +45,14 @@ def run_program(program: str, url: str) -> tuple[str, str, int]:
         import asyncio, os, sys
         sys.path.insert(0, {TESTS!r})
         from faults import Client, kit_at, metered, settled, used
+        from meterkit.store.settlement import Settlement
+        from meterkit.store.used import Used
         kit = kit_at({url!r})
         app = metered(kit)
         def post(quantity):
             lane = kit.store.lanes[asyncio.get_running_loop()]
-            kit.store.post(lane, kit.store.accounts.get("acme"), {{"tokens": quantity}}, rated={{}})
+            used = Used(recorded={{"tokens": quantity}})
+            kit.store.settle(lane, Settlement(kit.store.cache.get("acme"), used=used))
     """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(head) + textwrap.dedent(program)],
@@ -117,7 +122,7 @@ async def test_stopping_settles_what_is_left(valkey: Server) -> None:
     await kit.start()
     lane = kit.store.lanes[asyncio.get_running_loop()]
     for _ in range(500):
-        kit.store.post(lane, kit.store.accounts.get("acme"), {"tokens": 2}, rated={})
+        kit.store.settle(lane, Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": 2})))
     await kit.stop()
     assert await used(kit, "acme", "tokens") == (1000, 0)
     await kit.stop()
@@ -188,7 +193,9 @@ async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
     with stopped(valkey):
         with pytest.raises(StoreError):
             await kit.check("acme", "requests")
-        kit.store.post(kit.store.lanes[loop], kit.store.accounts.get("acme"), {"tokens": 1}, rated={})
+        kit.store.settle(
+            kit.store.lanes[loop], Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": 1}))
+        )
         began = loop.time()
         await kit.stop()
         assert loop.time() - began < 5

@@ -84,7 +84,7 @@ def test_rates_come_first_then_ceilings_then_concurrency_then_what_is_recorded()
         "requests-period",
         "requests-concurrency",
     ]
-    assert (found.held, found.flights, found.settled) == ({"requests": 2}, ("requests",), {"requests": 2})
+    assert (found.held, found.concurrency, found.settled) == ({"requests": 2}, ("requests",), {"requests": 2})
     assert found.settles
 
 
@@ -92,7 +92,7 @@ def test_a_cap_is_told_apart_from_included() -> None:
     found = compiled({"tokens": one(7, 0)})
     assert found.numbers == (0, 1, 0, 0, 500, 100, 7, 0)
     assert found.fields == ("r", "t", "e", "x", f"{T}i", f"{T}o", f"{T}h", f"{T}H")
-    assert (found.held, found.flights, found.settled) == ({}, (), {})
+    assert (found.held, found.concurrency, found.settled) == ({}, (), {})
     assert not found.settles
     assert (found.measures[0].limit, found.measures[0].capped) == (600, True)
 
@@ -113,7 +113,7 @@ def test_what_is_not_billed_always_is_settled() -> None:
 def test_a_route_that_is_always_served_is_decided_by_its_rates_and_settled() -> None:
     found = compiled({"requests": one(2)}, rates_only=True, billed_always=True)
     assert found.numbers[:4] == (2, 0, 0, 0)
-    assert (found.held, found.flights, found.settled) == ({}, (), {"requests": 2})
+    assert (found.held, found.concurrency, found.settled) == ({}, (), {"requests": 2})
 
 
 @pytest.mark.parametrize(

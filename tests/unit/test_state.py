@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from meterkit.catalog import loads
 from meterkit.decisions.periods import bounds_at
-from meterkit.decisions.state import NEVER_MS, CustomerState, Standing, Status, standing_at
+from meterkit.decisions.state import NEVER_MS, CustomerState, EffectivePlan, Status, effective_plan
 
 DAY_MS = 86_400_000
 FAILED_MS = 1_800_000_000_000
@@ -30,9 +30,9 @@ CATALOG = loads(PLANS)
 
 def standing(
     status: Status | None, after_ms: int = 0, *, plan: str | None = "pro", anchor_ms: int | None = None
-) -> Standing:
+) -> EffectivePlan:
     state = CustomerState(plan=plan, status=status, status_since_ms=FAILED_MS, anchor_ms=anchor_ms)
-    return standing_at(state, CATALOG, FAILED_MS + after_ms)
+    return effective_plan(state, CATALOG, FAILED_MS + after_ms)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_suspension_ends_grace_where_grace_would_last_longer(after_ms: int, ac
     # The loader refuses this; a catalog made by hand need not.
     dunning = replace(CATALOG.dunning, grace_ms=9 * DAY_MS, suspend_after_ms=DAY_MS)
     state = CustomerState(plan="pro", status="past_due", status_since_ms=FAILED_MS)
-    assert access == standing_at(state, replace(CATALOG, dunning=dunning), FAILED_MS + after_ms).access
+    assert access == effective_plan(state, replace(CATALOG, dunning=dunning), FAILED_MS + after_ms).access
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from meterkit.asgi.told import Told
 from meterkit.decisions.verdict import reset_ms
 
 if TYPE_CHECKING:
-    from meterkit.store.accounts import DecideCall
+    from meterkit.store.views import PreparedDecision
 
 NOW_MS = 1_790_000_000_000
 ORIGIN = [(b"host", b"a"), (b"origin", b"https://b")]
 
 
-def call_of(rate: str, needed: int = 1) -> DecideCall:
+def call_of(rate: str, needed: int = 1) -> PreparedDecision:
     """The decision about a request that takes so much of one meter with one rate."""
     kit = MeterKit(
         catalog(f"""
@@ -35,7 +35,7 @@ plans: {{free: {{price: {{amount_cents: 0, interval: month}}, meters: {{pages: {
         redis_url="memory://",
         flush=False,
     )
-    return kit.store.accounts.get("acme").call(kit.catalog.routes[0])
+    return kit.store.cache.get("acme").prepare(kit.catalog.routes[0])
 
 
 RATES = [call_of(rate, needed) for rate in ("7/minute", "1000/day", "5/7 days") for needed in (1, 3)]
@@ -51,7 +51,7 @@ RATES = [call_of(rate, needed) for rate in ("7/minute", "1000/day", "5/7 days") 
     later_ms=st.integers(0, 700_000_000),
 )
 def test_the_reset_of_a_sliding_window_is_the_same(
-    call: DecideCall, left: int, before: int, later_ms: int
+    call: PreparedDecision, left: int, before: int, later_ms: int
 ) -> None:
     (measure,) = call.program.measures
     now_ms = NOW_MS + later_ms

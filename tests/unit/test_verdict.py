@@ -14,7 +14,7 @@ from store.script_driver import World, life
 from store.script_wires import load_texts, server_wire
 
 if TYPE_CHECKING:
-    from meterkit.store.accounts import Account
+    from meterkit.store.views import CustomerView
     from servers import Server
 
 PLANS = """
@@ -202,8 +202,8 @@ class Patient(World):
     tried: int = 0
     hopeless: int = 0
 
-    def refused(self, account: Account, program: Program, reply: list[int]) -> None:
-        now_ms, bounds = reply[1], account.standing.bounds
+    def refused(self, known: CustomerView, program: Program, reply: list[int]) -> None:
+        now_ms, bounds = reply[1], known.effective.bounds
         end_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
         decision = verdict.refused(program, reply, end_ms)
         assert decision.reason is not None
@@ -211,23 +211,23 @@ class Patient(World):
             assert decision.retry_after is None or decision.retry_after >= timedelta(seconds=1)
             return
         self.wire(pack("DEL", *COPIES))
-        for key, copy in zip((account.keys.counters, account.keys.totals), COPIES, strict=True):
+        for key, copy in zip((known.keys.counters, known.keys.totals), COPIES, strict=True):
             self.wire(pack("COPY", key, copy))
         what = f"{decision} of {reply}, period to {end_ms}"
         if decision.retry_after is None:
             self.hopeless += 1
-            self.compare(what, 1, self.again(account, program, now_ms + 800 * 24 * HOUR_MS))
+            self.compare(what, 1, self.again(known, program, now_ms + 800 * 24 * HOUR_MS))
             return
         self.tried += 1
         wait_ms = decision.retry_after // timedelta(milliseconds=1)
         if decision.retry_after == timedelta(days=400):
             return
         assert wait_ms >= 1
-        self.compare(f"before {what}", 1, self.again(account, program, now_ms + wait_ms - 1))
-        self.compare(f"at {what}", 0, self.again(account, program, now_ms + wait_ms))
+        self.compare(f"before {what}", 1, self.again(known, program, now_ms + wait_ms - 1))
+        self.compare(f"at {what}", 0, self.again(known, program, now_ms + wait_ms))
 
-    def again(self, account: Account, program: Program, at_ms: int) -> Any:
-        parts = unpack(account.view.pack_decide(program, "f") + pack_each([at_ms]))
+    def again(self, known: CustomerView, program: Program, at_ms: int) -> Any:
+        parts = unpack(known.pack_decide(program, "f") + pack_each([at_ms]))
         counters, totals = COPIES
         parts[3], parts[5] = counters.encode(), totals.encode()
         return self.wire(pack(*parts))[0]

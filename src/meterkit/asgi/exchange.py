@@ -17,6 +17,9 @@ from meterkit.asgi.remarks import lost, remark
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.store.holder import Holder
+from meterkit.store.settlement import Settlement, settlement_of
+from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -28,8 +31,8 @@ if TYPE_CHECKING:
     from meterkit.asgi.told import ShadowFields, Told
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.lane import Lane
-    from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens import CallUsage, InputEstimator
 
 __all__ = ["Exchange"]
@@ -45,7 +48,7 @@ _recording: Final = RLock()
 a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
 
 
-class Exchange:
+class Exchange(Holder):
     """A request that was admitted: :meth:`receive` and :meth:`send` stand between the app and the server.
 
     What it comes to is settled right after the last byte of its response, or when the app ends without one.
@@ -55,10 +58,9 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_account", "_begun", "_call", "_complete", "_ending", "_failed", "_gone", "_lane", "_llm"),
-        *("_nothing_to_settle", "_reading", "_recorded", "_renewed", "_reply", "_route", "_scope", "_send"),
-        *("_settled", "_slot", "_status", "_store", "_trailers", "decision", "in_doubt", "server_receive"),
-        "told",
+        *("_begun", "_complete", "_ending", "_failed", "_gone", "_llm", "_nothing_to_settle", "_reading"),
+        *("_recorded", "_reply", "_route", "_scope", "_send", "_status", "_trailers", "_view", "decision"),
+        *("in_doubt", "server_receive", "told"),
     )
 
     server_receive: Receive
@@ -67,18 +69,18 @@ class Exchange:
         self,
         store: Store,
         lane: Lane | None,
-        account: Account,
+        view: CustomerView,
         route: Route,
-        call: DecideCall | None,
+        decided: PreparedDecision | None,
         reply: list[int],
         scope: Scope,
         send: Send,
     ) -> None:
         self._store = store
         self._lane = lane
-        self._account = account
+        self._view = view
         self._route = route
-        self._call = call
+        self._decided = decided
         self._reply = reply
         self._scope = scope
         self._send = send
@@ -88,14 +90,17 @@ class Exchange:
         self._recorded: dict[str, int] | None = None
         self._llm: LlmCalls | None = None
         self._reading: Reading | None = None
-        self._renewed: DecideCall | None = None
+        self._renewed: PreparedDecision | None = None
         self._slot = self._status = 0
         self._begun = self._ending = self._complete = self._trailers = False
         self._gone = self._failed = self._settled = False
-        self._nothing_to_settle = call is not None and not call.program.settles
-        if call is not None and lane is not None and call.program.holds:
+        self._nothing_to_settle = False
+        if decided is not None:
+            self._decided_ms = reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
-            lane.live.add(self)
+            self._nothing_to_settle = not decided.program.settles
+            if lane is not None and decided.program.holds:
+                lane.live.add(self)
 
     def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
         """Read the response's token usage as it is sent, where the route says so.
@@ -143,11 +148,11 @@ class Exchange:
                 self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
-            told, call = self.told, self._call
-            if told is not None and call is not None:
+            told, decided = self.told, self._decided
+            if told is not None and decided is not None:
                 headers = message.get("headers", ())
                 message = dict(message)
-                message["headers"] = told.add(headers, call, self._reply, self._scope["headers"])
+                message["headers"] = told.add(headers, decided, self._reply, self._scope["headers"])
         elif self._ends(kind, message):
             return self._pass_on(message, last=True)
         return self._send(message)
@@ -197,7 +202,7 @@ class Exchange:
         self._settled = True
         if self._nothing_to_settle:
             return
-        recorded, call, lane = self._recorded, self._call, self._lane
+        recorded, decided, lane = self._recorded, self._decided, self._lane
         if recorded is not None:
             with _recording:
                 recorded = self._recorded
@@ -205,26 +210,21 @@ class Exchange:
             return
         outcome = self._outcome()
         billed = outcome in self._route.charge_on
-        if call is None:
+        if decided is None:
             recorded = self._undecided(recorded or _NOTHING)
-        if self._llm is not None or (call is not None and call.reserved):
+        if self._llm is not None or (decided is not None and decided.reserved):
             self._settle_parts(lane, self._parts(outcome, recorded or _NOTHING), billed=billed)
             return
-        if call is not None and call.program.settles:
+        if decided is not None and decided.program.settles:
             lane.live.discard(self)
             if self._renewed is None:
-                self._store.end(lane, call, self._reply[1] // HOLD_SLOT_MS, billed=billed)
+                settlement = settlement_of(decided, self._slot, billed=billed)
             else:
-                self._store.capture(
-                    lane,
-                    call,
-                    self._reply[1],
-                    recorded=call.consumed if billed else _NOTHING,
-                    seen=_NOTHING,
-                    renewed=(self._renewed, self._slot),
-                )
+                used = Used(recorded=decided.recorded if billed else _NOTHING)
+                settlement = Settlement(decided.view, held=self._held(decided), used=used)
+            self._store.settle(lane, settlement)
         if recorded:
-            self._store.post(lane, self._account, recorded if billed else _NOTHING, rated=recorded)
+            self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
 
     def _parts(self, outcome: Outcome, recorded: dict[str, int]) -> dict[Key, Part]:
         """What language models have used, and what the app has recorded beside."""
@@ -234,7 +234,7 @@ class Exchange:
             if self._complete:
                 self.lost(calls)
             with _recording:
-                parts = self._llm.due(self._account.accounts)
+                parts = self._llm.due(self._view.cache)
         if recorded:
             beside = part_of(parts)
             add(beside.recorded, recorded)
@@ -243,15 +243,15 @@ class Exchange:
 
     def _settle_parts(self, lane: Lane, parts: dict[Key, Part], *, billed: bool) -> None:
         """Settle what was held and what was used: in one call, but for further models that meters look at."""
-        call = self._call
-        if call is None or not call.program.settles:
-            self._post(lane, parts, billed=billed)
+        decided = self._decided
+        if decided is None or not decided.program.settles:
+            self._settle_each(lane, parts, billed=billed)
             return
         lane.live.discard(self)
-        seen: dict[str, int] = {}
+        rated: dict[str, int] = {}
         for part in parts.values():
-            add(seen, part.rated)
-        recorded = dict(call.consumed)
+            add(rated, part.rated)
+        recorded = dict(decided.recorded)
         add(recorded, part_of(parts).recorded)
         del parts[ALL]
         key, first = next(iter(parts.items()), (ALL, Part()))
@@ -260,28 +260,24 @@ class Exchange:
             add(recorded, first.recorded)
         else:
             key, first = ALL, Part()
-        self._store.capture(
+        used = Used(recorded if billed else _NOTHING, rated, dimensions_of(key), first.rated)
+        self._store.settle(
             lane,
-            call,
-            self._reply[1],
-            recorded=recorded if billed else _NOTHING,
-            seen=seen,
-            dimensions=dimensions_of(key),
-            measured=first.rated,
-            renewed=None if self._renewed is None else (self._renewed, self._slot),
+            Settlement(
+                decided.view, held=self._held(decided), used=used, correction=self._correction(decided)
+            ),
         )
-        self._post(lane, parts, billed=billed, is_rated=True)
+        self._settle_each(lane, parts, billed=billed, is_rated=True)
 
-    def _post(self, lane: Lane, parts: Mapping[Key, Part], *, billed: bool, is_rated: bool = False) -> None:
+    def _settle_each(
+        self, lane: Lane, parts: Mapping[Key, Part], *, billed: bool, is_rated: bool = False
+    ) -> None:
         for key, part in parts.items():
-            self._store.post(
-                lane,
-                self._account,
-                part.recorded if billed else _NOTHING,
-                rated=_NOTHING if is_rated else part.rated,
-                dimensions=dimensions_of(key),
-                measured=part.rated,
-            )
+            recorded, rated = part.recorded if billed else _NOTHING, _NOTHING if is_rated else part.rated
+            self._settle_used(lane, Used(recorded, rated, dimensions_of(key), part.rated))
+
+    def _settle_used(self, lane: Lane, used: Used) -> None:
+        self._store.settle(lane, Settlement(self._view, used=used))
 
     def _undecided(self, recorded: dict[str, int]) -> dict[str, int]:
         """What a request comes to that was decided without the store: its rates have not seen it either."""
@@ -289,29 +285,16 @@ class Exchange:
         if self.in_doubt:
             # What the decision itself counts may be counted. The rest is only recorded, not rated again:
             # in doubt for the customer.
-            settled = self._account.call(self._route).program.settled
+            settled = self._view.prepare(self._route).program.settled
             if self._lane is not None and self._outcome() in self._route.charge_on and settled:
-                self._store.post(self._lane, self._account, settled, rated=_NOTHING)
+                self._settle_used(self._lane, Used(recorded=settled))
             return recorded
         meters = dict.fromkeys((*recorded, *consumed))
         return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
 
     def let_go(self) -> None:
-        """See :class:`meterkit.redis.renewal.Holder`: what the request has come to by now is settled."""
+        """See :class:`meterkit.redis.renewal.Renewable`: what the request has come to by now is settled."""
         self.settle(None)
-
-    def outlives_hold(self) -> bool:
-        """See :class:`meterkit.redis.renewal.Holder`."""
-        return self._slot < self._store.now_ms() // HOLD_SLOT_MS
-
-    async def renew(self) -> None:
-        """See :class:`meterkit.redis.renewal.Holder`."""
-        lane, held = self._lane, self._renewed or self._call
-        if lane is None or held is None or self._settled:
-            return
-        renewed = await self._store.renew(lane, self._account, held, self._slot, lambda: self._settled)
-        if renewed is not None:
-            self._renewed, self._slot = renewed
 
     def record(self, quantities: dict[str, int]) -> None:
         """Add to what the request has used; what comes after its end is settled at once."""
@@ -328,7 +311,7 @@ class Exchange:
                     return
                 # The request ended meanwhile, in another thread, and may have missed this.
                 self._recorded = before
-        self._post_late(lane, {ALL: Part(recorded=quantities, rated=quantities)})
+        self._settle_late(lane, {ALL: Part(recorded=quantities, rated=quantities)})
 
     def report(self, change: Callable[[LlmCalls], T]) -> T:
         """Have something noted of calls of language models; what comes late is settled at once.
@@ -344,8 +327,8 @@ class Exchange:
                 self._nothing_to_settle = False
                 if lane is None or not self._settled:
                     return result
-            parts = llm.due(self._account.accounts)
-        self._post_late(lane, parts)
+            parts = llm.due(self._view.cache)
+        self._settle_late(lane, parts)
         return result
 
     def remark(self, message: str) -> None:
@@ -356,17 +339,17 @@ class Exchange:
         """Warn of calls whose figures are missing, once in a while."""
         lost(self._store, self._route.match, calls)
 
-    def _post_late(self, lane: Lane, parts: Mapping[Key, Part]) -> None:
-        post = partial(self._post, lane, parts, billed=self._outcome() in self._route.charge_on)
+    def _settle_late(self, lane: Lane, parts: Mapping[Key, Part]) -> None:
+        settle = partial(self._settle_each, lane, parts, billed=self._outcome() in self._route.charge_on)
         home = next((loop for loop, known in tuple(self._store.lanes.items()) if known is lane), None)
         try:
             here = get_running_loop()
         except RuntimeError:
             here = None  # A background task that runs in a thread.
         if home is None or here is home:
-            post()
+            settle()
         else:
-            home.call_soon_threadsafe(post)
+            home.call_soon_threadsafe(settle)
 
     def check_meters(self, quantities: dict[str, int]) -> None:
         """Refuse quantities that cannot be recorded.
@@ -375,18 +358,18 @@ class Exchange:
             UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
             QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
         """
-        meters = self._account.accounts.catalog.meters
+        meters = self._view.cache.catalog.meters
         for name, quantity in quantities.items():
             check_counter(name, meters)
             check_quantity(quantity)
 
     def current(self) -> Current:
         """Who is served, and why."""
-        if self.decision is None and self._call is not None:
-            self.decision = self._store.decision(self._call, self._reply)
+        if self.decision is None and self._decided is not None:
+            self.decision = self._store.verdict(self._decided, self._reply)
         return Current(
-            customer=self._account.customer,
-            plan=self._account.standing.plan.key,
+            customer=self._view.customer,
+            plan=self._view.effective.plan.key,
             decision=self.decision or Decision(allowed=True),
         )
 

@@ -74,7 +74,7 @@ class LlmCalls:
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 
-    def due(self, accounts: CompiledCatalog) -> dict[Key, Part]:
+    def due(self, compiled: CompiledCatalog) -> dict[Key, Part]:
         """What is to be counted by now and was not yet: by model and provider where meters ask for them.
 
         What is reported late is counted on top of what was. Nothing is taken back: where a later report
@@ -82,7 +82,7 @@ class LlmCalls:
         """
         calls: Sequence[CallUsage] = joined(self.reports.usages(), self._taps)
         calls = joined(calls, self._body, renamed=True) if calls else self._body
-        more = _amounts(Calls(calls) if len(calls) > 1 else calls, accounts)
+        more = _amounts(Calls(calls) if len(calls) > 1 else calls, compiled)
         if self._counted:
             more = _beyond(self._counted, more)
         for place, quantity in more.items():
@@ -90,9 +90,9 @@ class LlmCalls:
         return _parts(more)
 
 
-def amounts_of(calls: Iterable[CallUsage], accounts: CompiledCatalog) -> dict[Key, Part]:
+def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> dict[Key, Part]:
     """What calls come to: by model and provider where meters ask for them."""
-    return _parts(_amounts(calls, accounts))
+    return _parts(_amounts(calls, compiled))
 
 
 def dimensions_of(key: Key) -> dict[str, str]:
@@ -119,9 +119,9 @@ def _parts(amounts: Amounts) -> dict[Key, Part]:
     return parts
 
 
-def _amounts(calls: Iterable[CallUsage], accounts: CompiledCatalog) -> Amounts:
+def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts:
     """What calls amount to, on the meters that are declared as plain counters."""
-    plain, by_model, sources = accounts.counters, accounts.derives, accounts.catalog.billing.sources
+    plain, by_model, sources = compiled.counters, compiled.derives, compiled.catalog.billing.sources
     found: Amounts = {}
     for call in calls:
         key = (call.model, call.provider) if by_model else ALL

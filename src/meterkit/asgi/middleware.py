@@ -25,9 +25,10 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.links import running_loop
 from meterkit.store.customer_id import is_customer
+from meterkit.store.replies import ALLOWED, REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,16 +37,14 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.decisions.program import Program
     from meterkit.redis.lane import Lane
-    from meterkit.store.accounts import Account, Accounts, DecideCall
-    from meterkit.store.store import Store
+    from meterkit.store.store import Prepare, Store
+    from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
     from meterkit.tokens import InputEstimator
 
 __all__ = ["Kit", "MeterMiddleware"]
 
 _logger = logging.getLogger("meterkit.asgi")
 
-_ALLOWED: Final = 0
-_REFUSED: Final = 1
 _SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
@@ -116,7 +115,7 @@ class MeterMiddleware:
         self._mark = f"meterkit.{id(kit):x}"
         self._is_inner = False
         self._has_told_unmatched = False
-        self._adopt(kit.store.accounts)
+        self._adopt(kit.store.cache)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope; everything but HTTP and the lifespan passes as it is."""
@@ -128,13 +127,13 @@ class MeterMiddleware:
         if scope["type"] != "http":
             await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
-        if self._kit.store.accounts is not self._accounts:
-            self._adopt(self._kit.store.accounts)
+        if self._kit.store.cache is not self._cache:
+            self._adopt(self._kit.store.cache)
         route = self._router.match_http(scope)
         if route is None or route.exempt or (scope["method"] == "OPTIONS" and is_preflight(scope)):
             if route is None and not self._has_told_unmatched:
                 self._has_told_unmatched = True
-                self._troubles.unmatched(self._accounts.catalog.source, scope)
+                self._troubles.unmatched(self._cache.catalog.source, scope)
             await self.app(scope, receive, send)
             return
         body = None
@@ -171,8 +170,8 @@ class MeterMiddleware:
         if route.enforcement == "off":
             return await self._uncounted(route, scope, send)
         store = self._kit.store
-        account: Account | None = None
-        call: DecideCall | None = None
+        view: CustomerView | None = None
+        decided: PreparedDecision | None = None
         try:
             lane = store.lanes.get(get_running_loop())
         except RuntimeError:
@@ -180,75 +179,75 @@ class MeterMiddleware:
             raise
         try:
             found = self._identify(scope)
-            account = self._accounts.named.get(found) if type(found) is str else None
-            if account is None:
-                account = await self._account(found, scope)
+            view = self._cache.named.get(found) if type(found) is str else None
+            if view is None:
+                view = await self._customer(found, scope)
             if lane is None or not lane.is_served:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
-            make = None if body is None else await self._reserving(lane, account, route, body)
-            call = make("d") if make else account.view.calls.get(id(route)) or account.call(route)
-            pending = lane.call(call)
+            prepare = None if body is None else await self._reserving(lane, view, route, body)
+            known = None if prepare else view.decisions.get(id(route))
+            decided = known or (prepare or _preparing(route))(view, "d")
+            pending = lane.call(decided)
             try:
                 reply: Any = await pending
             except CancelledError:
-                give_up(call, pending)
+                give_up(decided, pending)
                 raise
-            if isinstance(reply, ReplyError) or reply[0] > _REFUSED:
-                call, reply = await store.conclude(lane, call, make or _again(account, route), reply)
+            if isinstance(reply, ReplyError) or reply[0] > REFUSED:
+                prepare = prepare or _preparing(route)
+                decided, reply = await store.conclude(lane, decided, prepare, reply)
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
-            call = error.call
+            decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
-            passed = self._undecided(error, lane, account, route, scope, send)
+            passed = self._undecided(error, lane, view, route, scope, send)
         else:
-            if reply[0] == _ALLOWED and call.foregone is None:
-                passed = Exchange(store, lane, account, route, call, reply, scope, send)
+            if reply[0] == ALLOWED and decided.waived is None:
+                passed = Exchange(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":
-                    program = call.program
+                    program = decided.program
                     passed.told = self._told.get(program) or self._tell(program, route)
                 return passed
-            passed = self._refused(call, reply, lane, route, scope, send)
+            passed = self._refused(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
             return passed
         if route.enforcement == "shadow":
-            return self._shadowed(passed, account, route, scope, send)
-        await self._refuser.refuse(passed, route, call, account, scope, receive, send)
+            return self._shadowed(passed, view, route, scope, send)
+        await self._refuser.refuse(passed, route, decided, view, scope, receive, send)
         return None
 
     async def _uncounted(self, route: Route, scope: Scope, send: Send) -> Exchange:
         """A request that passes because enforcement is off; whose it is is asked for the app's sake only."""
         await self._kit.begin()  # What was counted before is delivered.
         try:
-            account = await self._account(self._identify(scope), scope)
+            view = await self._customer(self._identify(scope), scope)
         except _UnservedError:
-            account = self._nobody()
+            view = self._nobody()
         except Exception as error:  # noqa: BLE001 - it is said, and the app is served
             self._troubles.unidentified(error, route)
-            account = self._nobody()
-        passed = Exchange(self._kit.store, None, account, route, None, [], scope, send)
-        passed.decision = account.passage()
+            view = self._nobody()
+        passed = Exchange(self._kit.store, None, view, route, None, [], scope, send)
+        passed.decision = view.undecided()
         return passed
 
-    def _nobody(self) -> Account:
+    def _nobody(self) -> CustomerView:
         """Whose requests are that pass although nobody is known."""
-        return self._accounts.get("unknown", anonymous=True)
+        return self._cache.get("unknown", anonymous=True)
 
-    async def _reserving(
-        self, lane: Lane, account: Account, route: Route, body: BufferedBody
-    ) -> Callable[[str], DecideCall]:
+    async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
         """The decision about a route that sets aside what the request's body asks for."""
-        refused = await known_refusal(self._kit.store, lane, account, route)
+        refused = await known_refusal(self._kit.store, lane, view, route)
         if refused is not None:
-            raise _UnservedError(refused.preset or _STORE_FAILED, refused)
-        return await reserving(account, route, body, estimate=self._kit.estimate_input)
+            raise _UnservedError(refused.refusal or _STORE_FAILED, refused)
+        return await reserving(self._cache, route, body, estimate=self._kit.estimate_input)
 
     def _shadowed(
-        self, decision: Decision, account: Account | None, route: Route, scope: Scope, send: Send
+        self, decision: Decision, view: CustomerView | None, route: Route, scope: Scope, send: Send
     ) -> Exchange:
         """A request that nobody can be held to, served all the same; what it records is nobody's."""
         self._log.shadowed(decision, route)
-        passed = Exchange(self._kit.store, None, account or self._nobody(), route, None, [], scope, send)
+        passed = Exchange(self._kit.store, None, view or self._nobody(), route, None, [], scope, send)
         passed.decision = replace(decision, allowed=True, shadow=True)
         return passed
 
@@ -258,56 +257,56 @@ class MeterMiddleware:
         told = self._told[program] = Told(program, route.headers)
         return told
 
-    async def _account(self, found: object, scope: Scope) -> Account:
-        """The account of a customer not met before, or of nobody in particular."""
+    async def _customer(self, found: object, scope: Scope) -> CustomerView:
+        """A customer not met before, or of nobody in particular."""
         if isawaitable(found):
             found = await found
-        accounts = self._accounts
+        cache = self._cache
         if is_customer(found):
-            return accounts.get(found)
+            return cache.get(found)
         if isinstance(found, str):
             raise _UnservedError(_INVALID)
         if found is not None:
             self._troubles.wrong_type(found)
             raise _UnservedError(_UNIDENTIFIED)
-        anonymous = self._by_ip(scope) if accounts.catalog.anonymous is not None else None
+        anonymous = self._by_ip(scope) if cache.catalog.anonymous is not None else None
         if anonymous is None:
             raise _UnservedError(_ANONYMOUS)
-        return accounts.get(anonymous, anonymous=True)
+        return cache.get(anonymous, anonymous=True)
 
     def _refused(
-        self, call: DecideCall, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
+        self, decided: PreparedDecision, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
     ) -> Exchange | Decision:
         """A request that is refused, or in shadow counted, held and served all the same."""
         store = self._kit.store
-        decision = store.decision(call, reply)
+        decision = store.verdict(decided, reply)
         if not decision.shadow:
             return decision
         self._log.shadowed(decision, route)
-        passed = Exchange(store, lane, call.account, route, call, reply, scope, send)
+        passed = Exchange(store, lane, decided.view, route, decided, reply, scope, send)
         passed.decision = decision
-        passed.told = ShadowFields(decision, call, route.headers)
+        passed.told = ShadowFields(decision, decided, route.headers)
         return passed
 
     def _undecided(
         self,
         error: Exception,
         lane: Lane | None,
-        account: Account | None,
+        view: CustomerView | None,
         route: Route,
         scope: Scope,
         send: Send,
     ) -> Exchange | Decision:
         """A request that could not be decided: said, and served or not as its route has it."""
-        if account is None:  # So far only `identify` can have failed.
+        if view is None:  # So far only `identify` can have failed.
             self._troubles.unidentified(error, route)
             return _UNIDENTIFIED
         self._troubles.undecided(error, route)
         shadow = route.enforcement == "shadow"
         allowed = shadow or route.on_store_failure == "allow"
         decision = Decision(
-            customer=account.customer,
-            plan=account.standing.plan.key,
+            customer=view.customer,
+            plan=view.effective.plan.key,
             allowed=allowed,
             reason=None if allowed else "store",
             degraded=True,
@@ -315,7 +314,7 @@ class MeterMiddleware:
         )
         if not allowed:
             return decision
-        passed = Exchange(self._kit.store, lane, account, route, None, [], scope, send)
+        passed = Exchange(self._kit.store, lane, view, route, None, [], scope, send)
         passed.decision = decision
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
         return passed
@@ -330,15 +329,15 @@ class MeterMiddleware:
                 " remove one of them"
             )
 
-    def _adopt(self, accounts: Accounts) -> None:
-        self._accounts = accounts
-        anonymous = accounts.catalog.anonymous
+    def _adopt(self, cache: CustomerCache) -> None:
+        self._cache = cache
+        anonymous = cache.catalog.anonymous
         self._by_ip = client_ip(trusted_proxies=anonymous.trusted_proxies if anonymous else ())
-        self._has_told_unmatched = not accounts.catalog.routes  # Of a file without routes the kit has told.
+        self._has_told_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
         self._router: Router = Router(
-            accounts.catalog.routes,
+            cache.catalog.routes,
             root_path=own_root_path(self.app),
-            without_mount=partial(self._troubles.without_mount, accounts.catalog.source),
+            without_mount=partial(self._troubles.without_mount, cache.catalog.source),
         )
         self._told: dict[Program, Told] = {}
 
@@ -379,12 +378,12 @@ class MeterMiddleware:
 
 
 class _UnservedError(Exception):
-    """The request has no customer that could be served; the call says whose state refuses it, if one does."""
+    """No customer could be served; ``decided`` refuses the request, if their state does."""
 
-    def __init__(self, decision: Decision, call: DecideCall | None = None) -> None:
+    def __init__(self, decision: Decision, decided: PreparedDecision | None = None) -> None:
         self.decision = decision
-        self.call = call
+        self.decided = decided
 
 
-def _again(account: Account, route: Route) -> Callable[[str], DecideCall]:
-    return lambda mode: account.call(route, mode=mode)
+def _preparing(route: Route) -> Prepare:
+    return lambda view, mode: view.prepare(route, mode)

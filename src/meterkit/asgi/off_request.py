@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.asgi.metered import amounts_of, dimensions_of
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_event_id
-from meterkit.store.used import Used
+from meterkit.store.used import NOTHING_USED, Used
 from meterkit.tokens import calls_of, usage_of
 from meterkit.tokens.plain import kind_of
 
@@ -33,7 +33,7 @@ TOKEN_METERS: Final = (
 
 def used_of(
     obj: object,
-    accounts: CompiledCatalog,
+    compiled: CompiledCatalog,
     *,
     beside: Mapping[str, int] | None = None,
     model: str | None = None,
@@ -43,7 +43,7 @@ def used_of(
 
     Args:
         obj: see :func:`meterkit.usage_of`.
-        accounts: know the meters.
+        compiled: knows the meters.
         beside: what is counted with it, of other meters than those of tokens.
         model: overrules what the object says; for meters that ask for it (``where:``).
         provider: likewise.
@@ -57,22 +57,22 @@ def used_of(
     calls = calls_of(obj)
     if not calls:
         return None
-    if accounts.counters.isdisjoint(TOKEN_METERS):
+    if compiled.counters.isdisjoint(TOKEN_METERS):
         names = ", ".join(TOKEN_METERS)
         raise MeterkitError(
-            f"{accounts.catalog.source}: found no meter that counts tokens; declare any of {names}"
+            f"{compiled.catalog.source}: found no meter that counts tokens; declare any of {names}"
         )
     calls = tuple(
         replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
     )
     found = [
-        Used(recorded=part.recorded, rated=part.rated, dimensions=dimensions_of(key))
-        for key, part in amounts_of(calls, accounts).items()
+        Used(part.recorded, part.rated, dimensions_of(key))
+        for key, part in amounts_of(calls, compiled).items()
     ]
     others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in TOKEN_METERS}
-    first = found[0] if found else Used(recorded={}, rated={}, dimensions={})
+    first = found[0] if found else NOTHING_USED
     return [
-        replace(first, recorded={**first.recorded, **others}, rated={**first.rated, **others}),
+        first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),
         *found[1:],
     ]
 
@@ -81,7 +81,7 @@ async def record_calls(store: Store, customer: str, obj: object, *, event_id: st
     """Count what the calls in an object have used; see :meth:`meterkit.MeterKit.record_usage`."""
     if event_id is not None:
         check_event_id(event_id)
-    used = used_of(obj, store.accounts)
+    used = used_of(obj, store.cache)
     if used is None:
         _logger.warning(
             "record_usage() found no token usage in an object of type %s; nothing is counted of it",
@@ -91,12 +91,12 @@ async def record_calls(store: Store, customer: str, obj: object, *, event_id: st
     for at, part in enumerate(used):
         # Each model's part is settled for itself, so that each is remembered for itself.
         name = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        await store.record(store.accounts.get(customer), part, event_id=name)
+        await store.record(store.cache.get(customer), part, event_id=name)
     return usage_of(obj)
 
 
 def captured(
-    accounts: CompiledCatalog,
+    compiled: CompiledCatalog,
     used: Any,
     model: str | None,
     provider: str | None,
@@ -107,7 +107,7 @@ def captured(
     """What a reservation is captured with.
 
     Args:
-        accounts: know the meters.
+        compiled: knows the meters.
         used: quantities by meter, or an object with usage.
         model: of what was used.
         provider: likewise.
@@ -119,7 +119,7 @@ def captured(
     """
     given: Mapping[str, int] | None = used if issubclass(kind_of(used), Mapping) else None
     if given is None or not all(type(quantity) is int for quantity in given.values()):
-        found = used_of(used, accounts, beside=reserved, model=model, provider=provider)
+        found = used_of(used, compiled, beside=reserved, model=model, provider=provider)
         if found is not None:
             return found
         if given is None:

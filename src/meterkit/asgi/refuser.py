@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.refusal_log import RefusalLog
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
-    from meterkit.store.accounts import Account, DecideCall
+    from meterkit.store.views import CustomerView, PreparedDecision
 
     OnDenied = Callable[[Scope, Decision], Response | Awaitable[Response | None] | None]
     """See :class:`meterkit.MeterMiddleware`."""
@@ -59,14 +59,14 @@ class Refuser:
         self,
         decision: Decision,
         route: Route,
-        call: DecideCall | None,
-        account: Account | None,
+        decided: PreparedDecision | None,
+        view: CustomerView | None,
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
         """Answer a request that is not served; the app never sees it."""
-        circumstances = self._circumstances(route, call, account, scope)
+        circumstances = self._circumstances(route, decided, view, scope)
         denial = problem(
             decision, circumstances, mode=route.headers, now_s=int(self._clock()), instance=uuid4()
         )
@@ -96,19 +96,19 @@ class Refuser:
                 _logger.exception("on_denied failed; the client gets meterkit's own answer")
 
     def _circumstances(
-        self, route: Route, call: DecideCall | None, account: Account | None, scope: Scope
+        self, route: Route, decided: PreparedDecision | None, view: CustomerView | None, scope: Scope
     ) -> Circumstances:
         about_customer: dict[str, Any] = {}
-        if account is not None:
-            catalog = account.accounts.catalog
+        if view is not None:
+            catalog = view.cache.catalog
             plans = catalog.plans.values()
             about_customer = {
-                "plan": account.standing.plan.key,
+                "plan": view.effective.plan.key,
                 "available_in": tuple(plan.key for plan in plans if route.feature in plan.features),
                 "portal_url": catalog.billing.portal_url,
             }
         return Circumstances(
-            policies=() if call is None else tuple(measure.policy for measure in call.program.measures),
+            policies=() if decided is None else tuple(measure.policy for measure in decided.program.measures),
             feature=route.feature,
             origin=next((value for name, value in scope["headers"] if name == b"origin"), None),
             cors=self._cors,

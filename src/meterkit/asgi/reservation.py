@@ -16,13 +16,14 @@ from meterkit.tokens.estimate import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Reserve, Route
     from meterkit.redis.lane import Lane
-    from meterkit.store.accounts import Account, DecideCall
-    from meterkit.store.store import Store
+    from meterkit.store.compiled import CompiledCatalog
+    from meterkit.store.store import Prepare, Store
+    from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens import InputEstimator
 
 __all__ = ["known_refusal", "reservation", "reserving"]
@@ -33,8 +34,10 @@ _OWN_BYTES_MAX: Final = 32 << 10
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 
 
-async def known_refusal(store: Store, lane: Lane, account: Account, route: Route) -> DecideCall | None:
-    """The call whose preset refuses a request by the customer's state alone, so that no body is read for it.
+async def known_refusal(
+    store: Store, lane: Lane, view: CustomerView, route: Route
+) -> PreparedDecision | None:
+    """The decision that refuses a request by the customer's state alone, so that no body is read for it.
 
     The store is asked only where the known state refuses: for all others one round trip decides, after their
     body was read. Whoever is met for the first time is one of them, unless the default plan refuses.
@@ -42,30 +45,30 @@ async def known_refusal(store: Store, lane: Lane, account: Account, route: Route
     Raises:
         StoreError: the store cannot decide.
     """
-    if route.enforcement == "shadow" or account.call(route).preset is None:
+    if route.enforcement == "shadow" or view.prepare(route).refusal is None:
         return None
 
-    def make(_: str) -> DecideCall:
-        return account.call(route, mode="v")
+    def confirm(newest: CustomerView, _: str) -> PreparedDecision:
+        return newest.prepare(route, "v")
 
-    call = make("v")
+    decided = confirm(view, "v")
     try:
-        call, _ = await store.conclude(lane, call, make, await lane.ask(call))
+        decided, _ = await store.conclude(lane, decided, confirm, await lane.ask(decided))
     except StoreError as error:
         raise StoreError(str(error), executed=False) from error  # It would have changed nothing.
-    return call if call.preset is not None else None
+    return decided if decided.refusal is not None else None
 
 
 async def reserving(
-    account: Account, route: Route, body: BufferedBody, *, estimate: InputEstimator
-) -> Callable[[str], DecideCall]:
+    compiled: CompiledCatalog, route: Route, body: BufferedBody, *, estimate: InputEstimator
+) -> Prepare:
     """Read a request's body; what makes the decision that sets aside what it asks for."""
     await body.read()
     content, size, ended = body.content()
     quantities, dimensions = reservation(
-        route, body=content, size=size, ended=ended, counters=account.accounts.counters, estimate=estimate
+        route, body=content, size=size, ended=ended, counters=compiled.counters, estimate=estimate
     )
-    return lambda mode: account.call_reserving(route, quantities, mode=mode, dimensions=dimensions)
+    return lambda view, mode: view.prepare_reserving(route, quantities, mode, dimensions=dimensions)
 
 
 def reservation(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Headers
     from meterkit.decisions.decision import Decision
     from meterkit.decisions.program import Measure, Program
-    from meterkit.store.accounts import DecideCall
+    from meterkit.store.views import PreparedDecision
 
 __all__ = ["ShadowFields", "Told"]
 
@@ -47,7 +47,7 @@ class Told:
     def add(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        call: DecideCall,
+        decided: PreparedDecision,
         reply: list[int],
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
@@ -55,7 +55,7 @@ class Told:
 
         Args:
             headers: what the app answers.
-            call: the decision.
+            decided: the decision.
             reply: what the store replied to it: ``{0, now, n, remaining, before}``.
             request_headers: what the client sent.
         """
@@ -66,11 +66,11 @@ class Told:
                 exposed = True
                 break
         if self._mode != "ietf" or not nth:
-            return merge(headers, self._fields(call, reply), expose=exposed)
+            return merge(headers, self._fields(decided, reply), expose=exposed)
         items = list(headers)
         for name, _ in items:
             if len(name) in _LENGTHS and name.lower() in _NAMES:
-                return merge(items, self._fields(call, reply), expose=exposed)
+                return merge(items, self._fields(decided, reply), expose=exposed)
         start, needed, limit, window = self._quick[nth - 1]
         if needed <= left < limit:
             # As reset_ms has it, but shorter: this is worked out for most answers.
@@ -81,26 +81,26 @@ class Told:
                 reset += -(-window // (limit - left))
             text = b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)
         else:
-            text = limit_field(self._measures[nth - 1].policy.name, left, self._reset_s(call, reply))
+            text = limit_field(self._measures[nth - 1].policy.name, left, self._reset_s(decided, reply))
         if exposed:
             items.append(_EXPOSED)
         items += (self._policy_pair, (b"ratelimit", text))
         return items
 
-    def _reset_s(self, call: DecideCall, reply: list[int]) -> int | None:
+    def _reset_s(self, decided: PreparedDecision, reply: list[int]) -> int | None:
         """Seconds, rounded up, until more is left under the limit that the reply names."""
         _, now_ms, nth, left, before = reply
-        reset = reset_ms(self._measures[nth - 1], left, before, now_ms, call.period_end_ms(now_ms))
+        reset = reset_ms(self._measures[nth - 1], left, before, now_ms, decided.period_end_ms(now_ms))
         return None if reset is None else (reset + 999) // 1000
 
-    def _fields(self, call: DecideCall, reply: list[int]) -> list[tuple[bytes, bytes]]:
+    def _fields(self, decided: PreparedDecision, reply: list[int]) -> list[tuple[bytes, bytes]]:
         _, now_ms, nth, left, _ = reply
         return fields(
             self._mode,
             policies=self._policies,
             limit=self._measures[nth - 1].policy if nth else None,
             remaining=max(0, left),
-            reset_s=self._reset_s(call, reply) if nth else None,
+            reset_s=self._reset_s(decided, reply) if nth else None,
             now_s=now_ms // 1000,
         )
 
@@ -121,26 +121,26 @@ class ShadowFields:
 
     Args:
         decision: what was decided.
-        call: how.
+        decided: how.
         mode: which family of fields the route sends.
     """
 
     __slots__ = ("_decision", "_mode", "_policies")
 
-    def __init__(self, decision: Decision, call: DecideCall, mode: Headers) -> None:
+    def __init__(self, decision: Decision, decided: PreparedDecision, mode: Headers) -> None:
         self._decision = decision
-        self._policies = [measure.policy for measure in call.program.measures]
+        self._policies = [measure.policy for measure in decided.program.measures]
         self._mode: Headers = mode
 
     def add(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        call: DecideCall,
+        decided: PreparedDecision,
         reply: list[Any],
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
         """See :meth:`Told.add`."""
-        del call
+        del decided
         decision = self._decision
         reset_after = decision.reset_after
         ours = fields(

@@ -14,7 +14,7 @@ from meterkit.cli.known import check_known, hint_of_new, note_unknown
 from meterkit.cli.options import Command, CustomerArgument, JsonOption, PlansOption, RedisOption, whole_number
 from meterkit.cli.output import date_and_time, iso, note_missing_plan, print_json, print_note, print_table
 from meterkit.cli.session import open_kit
-from meterkit.decisions.purse import MICRO
+from meterkit.decisions.prepaid import MICRO
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence

@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from meterkit.decisions.purse import target_of
+from meterkit.decisions.prepaid import target_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from meterkit.catalog import Entitlement
     from meterkit.decisions.periods import Bounds
-    from meterkit.decisions.purse import Purse
+    from meterkit.decisions.prepaid import Prepaid
 
 __all__ = ["Balance", "Holding", "holdings_of"]
 
@@ -66,17 +66,19 @@ class Holding:
         return self.effective_ms <= now_ms < self.expires_ms
 
 
-def holdings_of(fields: Mapping[str, str], purse: Purse | None, bounds: Bounds, now_ms: int) -> list[Holding]:
+def holdings_of(
+    fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int
+) -> list[Holding]:
     """All grants on file and those of the plan that are due, in the order in which they are used up."""
     found = [Holding.parse(name, text) for name, text in fields.items() if name.startswith(("a ", "p "))]
     known = {holding.name: holding for holding in found if holding.until_ms > now_ms}
     ended = [holding for holding in found if holding.until_ms <= now_ms]
-    if purse is not None:
+    if prepaid is not None:
         in_first = now_ms < bounds.end_ms
         start_ms, end_ms = (
             (bounds.start_ms, bounds.end_ms) if in_first else (bounds.end_ms, bounds.next_end_ms)
         )
-        for holding in _due(known.values(), purse, start_ms, end_ms, now_ms):
+        for holding in _due(known.values(), prepaid, start_ms, end_ms, now_ms):
             known[holding.name] = holding
     return sorted(
         [*ended, *known.values()],
@@ -85,7 +87,7 @@ def holdings_of(fields: Mapping[str, str], purse: Purse | None, bounds: Bounds, 
 
 
 def _due(
-    on_file: Iterable[Holding], purse: Purse, start_ms: int, end_ms: int, now_ms: int
+    on_file: Iterable[Holding], prepaid: Prepaid, start_ms: int, end_ms: int, now_ms: int
 ) -> Iterator[Holding]:
     """What a plan gives in a period that is not on file yet; see ``include/recur.lua``."""
     known = {holding.name: holding for holding in on_file}
@@ -94,9 +96,9 @@ def _due(
         if holding.name.startswith("p ") and holding.name.endswith(f" {start_ms}"):
             given[holding.target] += holding.quantity
     whole: Counter[str] = Counter()
-    for _, target, quantity, _, _ in purse.recurring:
+    for _, target, quantity, _, _ in prepaid.recurring:
         whole[target] += quantity
-    for prefix, target, quantity, priority, life_ms in purse.recurring:
+    for prefix, target, quantity, priority, life_ms in prepaid.recurring:
         name, expires_ms = f"{prefix} {start_ms}", start_ms + life_ms if life_ms else end_ms
         before = known.get(name)
         more = min(quantity - (before.quantity if before else 0), whole[target] - given[target])
@@ -125,8 +127,8 @@ def _due(
 class Balance:
     """What live grants have left, by target, and what held quantities claim of it."""
 
-    def __init__(self, holdings: Iterable[Holding], purse: Purse | None, now_ms: int) -> None:
-        self._purse = purse
+    def __init__(self, holdings: Iterable[Holding], prepaid: Prepaid | None, now_ms: int) -> None:
+        self._prepaid = prepaid
         self._left: dict[str, int] = {}
         for holding in holdings:
             if holding.is_live(now_ms):
@@ -152,13 +154,13 @@ class Balance:
             held: what is held of a meter.
         """
         units = self.of(target_of("meter", meter))
-        if self._purse is None or meter not in self._purse.paid_with:
+        if self._prepaid is None or meter not in self._prepaid.paid_with:
             return units
-        credit, cost = self._purse.paid_with[meter]
+        credit, cost = self._prepaid.paid_with[meter]
         claimed = 0
-        for other in self._purse.sharing([meter]):
+        for other in self._prepaid.sharing([meter]):
             included = entitlements[other].included
             if other != meter and included is not None:
                 covered = max(0, included - counted(other)) + self.of(target_of("meter", other))
-                claimed += max(0, held(other) - covered) * self._purse.paid_with[other][1]
+                claimed += max(0, held(other) - covered) * self._prepaid.paid_with[other][1]
         return units + max(0, self.of(credit) - claimed) // cost

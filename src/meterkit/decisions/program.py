@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Rate, Route
     from meterkit.decisions.decision import Policy
-    from meterkit.decisions.purse import Purse
+    from meterkit.decisions.prepaid import Prepaid
 
 __all__ = [
     "Demand",
     "Measure",
     "Program",
     "compile_program",
-    "compile_reserving",
     "demands_of",
     "rate_numbers",
     "reported_parts",
@@ -31,6 +30,7 @@ __all__ = [
 _KINDS: Final = {"sliding-window": 1, "fixed-window": 2, "token-bucket": 3}
 _CEILING: Final = 4
 _CONCURRENCY: Final = 5
+_COUNTS: Final = 4  # how many rates, ceilings, concurrency limits and recorded meters: the first numbers
 _EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
 _QUARTER_HOUR_MS: Final = 900_000
 _TOKEN_METERS: Final = (
@@ -87,11 +87,12 @@ class Program:
         numbers: the decision script's terms from the sixth on.
         fields: what the decision script reads of the counters.
         held: meter to the quantity that an allowed decision holds.
-        flights: meters whose concurrency an allowed decision holds one of.
+        concurrency: meters of whose concurrency an allowed decision holds one.
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be told to the store.
-        room: what the script reads of grants and credits, as JSON; empty: it need not look at them.
+        prepaid: what the script reads of grants and credits, as JSON; empty: it need not look at them.
+        asked: where the numbers say what is asked of a meter: place, meter, and the least that is said.
         rates: the tokens of the rates that count what is taken.
     """
 
@@ -100,12 +101,13 @@ class Program:
     numbers: tuple[int, ...]
     fields: tuple[str, ...]
     held: Mapping[str, int]
-    flights: tuple[str, ...]
+    concurrency: tuple[str, ...]
     settled: Mapping[str, int]
     holds: bool
     settles: bool
-    room: str
+    prepaid: str
     rates: frozenset[str]
+    asked: tuple[tuple[int, str, int], ...]
 
 
 def compile_program(
@@ -116,7 +118,7 @@ def compile_program(
     billed_always: bool = False,
     rates_only: bool = False,
     in_flight: bool = True,
-    purse: Purse | None = None,
+    prepaid: Prepaid | None = None,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -128,11 +130,11 @@ def compile_program(
             event is then recorded by the decision itself.
         rates_only: leave ceilings and concurrency aside (routes that are ``always`` served).
         in_flight: whether it is a request, which concurrency limits count.
-        purse: the grants and credits behind the ceilings, for those who may have some.
+        prepaid: the grants and credits behind the ceilings, for those who may have some.
     """
     rates: list[_Part] = []
     ceilings: list[_Part] = []
-    flights: list[_Part] = []
+    concurrency: list[_Part] = []
     records: list[_Part] = []
     settled: dict[str, int] = {}
     for name, demand in demands.items():
@@ -142,35 +144,36 @@ def compile_program(
         if not rates_only:
             ceilings += _ceiling_asked(entitlement, policies, demand)
         if in_flight and not rates_only:
-            flights += _flight_asked(entitlement, policies)
+            concurrency += _concurrency_asked(entitlement, policies)
         if demand.taken and billed_always and meter.stripe is None and entitlement.included is None:
             records.append(_Part((f"{meter_token(name)}i",), (demand.taken,)))
         elif demand.taken:
             settled[name] = demand.taken
-    parts = (*rates, *ceilings, *flights, *records)
+    parts = (*rates, *ceilings, *concurrency, *records)
     measures = tuple(part.measure for part in parts if part.measure is not None)
     fields = ("r", "t", "e", "x", *(field for part in parts for field in part.fields))
     capped = [measure.policy.meter for measure in measures if measure.kind == _CEILING]
     held = {name: demands[name].taken for name in capped if demands[name].taken}
-    room = ""
-    if purse is not None and not rates_only:
-        backed, fields, room = _backed(demands, entitlements, purse, capped, fields)
+    behind = ""
+    if prepaid is not None and not rates_only:
+        backed, fields, behind = _backed(demands, entitlements, prepaid, capped, fields)
         held.update(backed)
     return Program(
         measures=measures,
         keep_ms=_keep_ms(rate for name in demands for rate in entitlements[name].rates),
         numbers=(
-            *(len(kind) for kind in (rates, ceilings, flights, records)),
+            *(len(kind) for kind in (rates, ceilings, concurrency, records)),
             *(number for part in parts for number in part.numbers),
         ),
         fields=fields,
         held=held,
-        flights=tuple(measure.policy.meter for measure in measures if measure.kind == _CONCURRENCY),
+        concurrency=tuple(measure.policy.meter for measure in measures if measure.kind == _CONCURRENCY),
         settled=settled,
-        holds=bool(held or flights),
-        settles=bool(held or flights or settled),
-        room=room,
+        holds=bool(held or concurrency),
+        settles=bool(held or concurrency or settled),
+        prepaid=behind,
         rates=frozenset(part.fields[0][:-1] for part in rates),
+        asked=tuple(_asked((*rates, *ceilings))),
     )
 
 
@@ -187,6 +190,16 @@ class _Part:
     fields: tuple[str, ...]
     numbers: tuple[int, ...]
     measure: Measure | None = None
+
+
+def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
+    """Where the numbers of these parts, the first of a program, say what is asked, and of which meter."""
+    place = _COUNTS
+    for part in parts:
+        place += len(part.numbers)
+        if part.measure is not None:
+            meter = part.measure.policy.meter
+            yield from ((place - 2, meter, 1), (place - 1, meter, 0))
 
 
 def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[_Part]:
@@ -226,7 +239,7 @@ def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand:
     )
 
 
-def _flight_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[_Part]:
+def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[_Part]:
     """How many requests may be in flight at once, where that is limited; this one is one of them."""
     limit = entitlement.concurrency
     if limit is None:
@@ -240,7 +253,7 @@ def _flight_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Itera
 def _backed(
     demands: Mapping[str, Demand],
     entitlements: Mapping[str, Entitlement],
-    purse: Purse,
+    prepaid: Prepaid,
     capped: Sequence[str],
     fields: tuple[str, ...],
 ) -> tuple[dict[str, int], tuple[str, ...], str]:
@@ -249,7 +262,7 @@ def _backed(
     Args:
         demands: meter to what is asked of it.
         entitlements: one for every meter of the catalog.
-        purse: the grants and credits.
+        prepaid: the grants and credits.
         capped: the meters with a ceiling that are asked for.
         fields: what the decision script reads of the counters.
 
@@ -260,17 +273,17 @@ def _backed(
     unbounded = {
         name: demand.taken
         for name, demand in demands.items()
-        if name not in capped and name in purse.paid_with and entitlements[name].included is not None
+        if name not in capped and name in prepaid.paid_with and entitlements[name].included is not None
     }
     tokens = {
         name: meter_token(name)
-        for name in purse.sharing((*capped, *unbounded))
+        for name in prepaid.sharing((*capped, *unbounded))
         if entitlements[name].included is not None
     }
     besides = (token for name, token in tokens.items() if name not in capped)
     fields += tuple(f"{token}{part}" for token in besides for part in "ihH")
-    room = purse.room(capped, unbounded, fields, tokens, entitlements) if capped or tokens else ""
-    return {name: taken for name, taken in unbounded.items() if taken}, fields, room
+    behind = prepaid.behind(capped, unbounded, fields, tokens, entitlements) if capped or tokens else ""
+    return {name: taken for name, taken in unbounded.items() if taken}, fields, behind
 
 
 def _keep_ms(rates: Iterable[Rate]) -> int:
@@ -314,20 +327,6 @@ def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
             )
             raise PlansError([Problem("plans", 0, 0, f"meters.{meter}.rate", message)])
     return kind, window, rate.burst, refill
-
-
-def compile_reserving(
-    entitlements: Mapping[str, Entitlement],
-    catalog: Catalog,
-    route: Route,
-    reserved: Mapping[str, int],
-    purse: Purse | None,
-) -> Program:
-    """What a route asks that reserves such quantities, to the unit."""
-    demands = demands_of(route, catalog)
-    for name, quantity in reserved.items():
-        demands[name] = Demand.of(quantity + (demands[name].taken if name in demands else 0))
-    return compile_program(entitlements, catalog, demands, rates_only=route.always, purse=purse)
 
 
 def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:

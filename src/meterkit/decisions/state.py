@@ -22,13 +22,13 @@ __all__ = [
     "NO_STATE",
     "Access",
     "CustomerState",
-    "Standing",
+    "EffectivePlan",
     "Status",
     "bounds_of",
+    "effective_plan",
     "entitlements_of",
     "holding_only",
     "refusal_of",
-    "standing_at",
 ]
 
 Status = Literal[
@@ -89,7 +89,7 @@ class CustomerState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class EffectivePlan:
     """What follows from a state and a catalog at an instant.
 
     Attributes:
@@ -105,25 +105,27 @@ class Standing:
     valid_until_ms: int
 
 
-def entitlements_of(state: CustomerState, standing: Standing, catalog: Catalog) -> Mapping[str, Entitlement]:
+def entitlements_of(
+    state: CustomerState, effective: EffectivePlan, catalog: Catalog
+) -> Mapping[str, Entitlement]:
     """What a customer gets of each meter: the plan's, with the customer's own laid over unless restricted."""
-    if state.overrides and standing.access != "restricted":
-        return override(catalog, standing.plan, state.overrides)
-    return standing.plan.entitlements
+    if state.overrides and effective.access != "restricted":
+        return override(catalog, effective.plan, state.overrides)
+    return effective.plan.entitlements
 
 
 def holding_only(
-    entitlements: Mapping[str, Entitlement], meters: Iterable[str], flights: tuple[str, ...]
+    entitlements: Mapping[str, Entitlement], meters: Iterable[str], concurrency: tuple[str, ...]
 ) -> Mapping[str, Entitlement]:
-    """The same entitlements, but of these meters only what is held: no rates, concurrency for ``flights``."""
+    """The same entitlements, but of these meters only what is held: no rates, concurrency of some."""
     kept = dict(entitlements)
     for name in meters:
         given = entitlements[name]
-        kept[name] = replace(given, rates=(), concurrency=given.concurrency if name in flights else None)
+        kept[name] = replace(given, rates=(), concurrency=given.concurrency if name in concurrency else None)
     return kept
 
 
-def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing:
+def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> EffectivePlan:
     """The plan, access and period of a customer at an instant.
 
     ``past_due`` is *grace*, then *restricted* to the dunning plan, then *suspended*, each counted from when
@@ -151,21 +153,21 @@ def standing_at(state: CustomerState, catalog: Catalog, now_ms: int) -> Standing
     elif state.status in {"canceled", "incomplete_expired"}:
         plan = default
     bounds = bounds_of(state, plan, now_ms)
-    return Standing(plan=plan, access=access, bounds=bounds, valid_until_ms=valid_until_ms)
+    return EffectivePlan(plan=plan, access=access, bounds=bounds, valid_until_ms=valid_until_ms)
 
 
-def refusal_of(customer: str, standing: Standing, route: Route | None) -> Decision | None:
+def refusal_of(customer: str, effective: EffectivePlan, route: Route | None) -> Decision | None:
     """The refusal that follows from a customer's state alone; ``route`` is None off the request."""
     reason: Reason | None = None
     if route is not None and route.always:
         return None
-    if standing.access == "suspended":
+    if effective.access == "suspended":
         reason = "suspended"
-    elif route is not None and route.feature is not None and route.feature not in standing.plan.features:
+    elif route is not None and route.feature is not None and route.feature not in effective.plan.features:
         reason = "feature"
     if reason is None:
         return None
-    return Decision(customer=customer, plan=standing.plan.key, allowed=False, reason=reason)
+    return Decision(customer=customer, plan=effective.plan.key, allowed=False, reason=reason)
 
 
 def bounds_of(state: CustomerState, plan: Plan, at_ms: int) -> Bounds:

@@ -62,7 +62,7 @@ class Call(Protocol):
 
     packed: bytes
 
-    def orphaned(self, reply: Any) -> None:
+    def on_unclaimed_reply(self, reply: Any) -> None:
         """Take a reply that nobody waits for any more."""
 
 
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
                     elif not future.done():
                         future.set_result(reply)
                     elif taker is not None:
-                        taker.orphaned(reply)
+                        taker.on_unclaimed_reply(reply)
                 except Exception:  # noqa: BLE001 - logged with its traceback
                     # A connection serves all customers; the reply was one's.
                     _log.exception("a reply of the store could not be taken")
@@ -308,7 +308,7 @@ class Connection(asyncio.Protocol):
 def give_up(call: Call, reply: asyncio.Future[Any]) -> None:
     """Take word that whoever waited for a reply was cancelled: one that had come by then is nobody's."""
     if reply.done() and not reply.cancelled() and reply.exception() is None:
-        call.orphaned(reply.result())
+        call.on_unclaimed_reply(reply.result())
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:

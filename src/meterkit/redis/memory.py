@@ -127,7 +127,7 @@ class MemoryLink:
             elif not future.done():
                 future.set_result(reply)
             elif taker is not None:
-                taker.orphaned(reply)
+                taker.on_unclaimed_reply(reply)
 
     def _execute(self, request: bytes) -> Any:
         try:

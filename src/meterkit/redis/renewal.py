@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Holder", "Renewal", "portion"]
+__all__ = ["Renewable", "Renewal", "portion"]
 
 _SLOT_MS: Final = 300_000
 _TICK_MS: Final = 250
@@ -23,10 +23,10 @@ _END_MS: Final = 220_000
 _MOST: Final = 200
 
 
-class Holder(Protocol):
+class Renewable(Protocol):
     """A request that is being served, and holds something meanwhile."""
 
-    def outlives_hold(self) -> bool:
+    def is_due(self) -> bool:
         """Whether its holds are in a slot that is over."""
         ...
 
@@ -69,9 +69,9 @@ class Renewal:
         self._spawn = spawn
         self._now_ms = now_ms
         self._begin_ms = _BEGIN_MS + randbelow(_BEGIN_SPREAD_MS)
-        self._due: deque[Holder] = deque()
+        self._due: deque[Renewable] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self.live: set[Holder] = set()
+        self.live: set[Renewable] = set()
 
     def begin(self) -> None:
         """Look after the holds until :meth:`stop`."""
@@ -98,8 +98,8 @@ class Renewal:
             return
         if not self._due:
             # Those that could not be renewed are among them again.
-            self._due.extend(holder for holder in self.live if holder.outlives_hold())
+            self._due.extend(holder for holder in self.live if holder.is_due())
         for _ in range(portion(len(self._due), at_ms=at_ms, begin_ms=self._begin_ms)):
             holder = self._due.popleft()
-            if holder in self.live and holder.outlives_hold():
+            if holder in self.live and holder.is_due():
                 self._spawn(holder.renew())

@@ -55,16 +55,16 @@ class Settlement(Protocol):
         """The request up to the writer's key, and from there to its place, by the state in force."""
         ...
 
-    def stale(self, reply: list[Any]) -> None:
+    def on_stale(self, reply: list[Any]) -> None:
         """Take the state that the store has come to since."""
 
-    def refused(self, field: bytes) -> None:
+    def on_refused(self, field: bytes) -> None:
         """Take word that the store can never apply this."""
 
-    def damaged(self, field: bytes) -> None:
+    def on_damaged(self, field: bytes) -> None:
         """Take word that the store cannot apply this: what it keeps of the customer is damaged."""
 
-    def lowered(self, words: list[bytes]) -> None:
+    def on_notices(self, notices: list[bytes]) -> None:
         """Take word of the credits whose balance has become low by it, and of its being late."""
 
 
@@ -170,14 +170,14 @@ class _Writer:
         self.stream.pause_s = 0.0
         if code == _REFUSED:
             _tell(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
-            settlement.refused(answer[1])
+            settlement.on_refused(answer[1])
         elif code == _DAMAGED:
             why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
             _tell(settlement, StoreError(why, executed=False))
-            settlement.damaged(answer[1])
+            settlement.on_damaged(answer[1])
         _tell(settlement, None)
         if code == _OK and len(answer) > _OK_LENGTH:
-            settlement.lowered(answer[_OK_LENGTH:])
+            settlement.on_notices(answer[_OK_LENGTH:])
 
 
 def _tell(settlement: Settlement, error: Exception | None) -> None:
@@ -251,7 +251,7 @@ class Stream:
     def outdated(self, settlement: Settlement, reply: list[Any]) -> None:
         """Hand on the state that the store has come to since."""
         try:
-            settlement.stale(reply)
+            settlement.on_stale(reply)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             # It is kept and sent again until the state can be read; a connection serves all customers.
             self._line.complain(f"the state of a customer cannot be read: {error!r}")

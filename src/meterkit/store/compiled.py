@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.quantity import counters_of
 from meterkit.decisions.keys import check_tokens
+from meterkit.decisions.prepaid import prepaid_by_plan
 from meterkit.decisions.program import compile_program, demands_of
-from meterkit.decisions.purse import purses_of
-from meterkit.decisions.state import NO_STATE, CustomerState, standing_at
+from meterkit.decisions.state import NO_STATE, CustomerState, effective_plan
 from meterkit.store.alarms import Alarms
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement, Route
     from meterkit.decisions.keys import Keys
+    from meterkit.decisions.prepaid import Prepaid
     from meterkit.decisions.program import Program
-    from meterkit.decisions.purse import Purse
-    from meterkit.decisions.state import Standing
+    from meterkit.decisions.state import EffectivePlan
     from meterkit.redis.scripts import Script
 
 __all__ = ["CompiledCatalog"]
@@ -35,10 +35,11 @@ class CompiledCatalog:
         settle: the script that settles.
         seal_delay_ms: how long pending usage waits before it is sealed.
         now_ms: this process's clock.
-        on_orphan: takes an allowed decision that nobody waited for, and when it was made (ms).
+        on_unclaimed: takes an allowed decision whose waiter was cancelled, and when it was made (ms).
         on_low: takes a customer and a credit whose balance has become low.
 
     Attributes:
+        prepaid: what the customers of a plan may have prepaid, by the plan's key.
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
     """
@@ -52,7 +53,7 @@ class CompiledCatalog:
         settle: Script,
         seal_delay_ms: int,
         now_ms: Callable[[], int],
-        on_orphan: Callable[[Any, int], None],
+        on_unclaimed: Callable[[Any, int], None],
         on_low: Callable[[str, str], None] = lambda _customer, _credit: None,
     ) -> None:
         self.catalog = catalog
@@ -61,12 +62,12 @@ class CompiledCatalog:
         self.settle = settle
         self.seal_delay_ms = seal_delay_ms
         self.now_ms = now_ms
-        self.on_orphan = on_orphan
+        self.on_unclaimed = on_unclaimed
         self.on_low = on_low
-        self._standings: dict[str, tuple[Standing, dict[Any, Any]]] = {}
+        self._effective: dict[str, tuple[EffectivePlan, dict[Any, Any]]] = {}
         self._of_plans: set[Program] = set()
         self._programs: dict[tuple[int, int, bool], Program] = {}
-        self.purses = purses_of(catalog)
+        self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None for meter in catalog.meters.values())
@@ -74,9 +75,11 @@ class CompiledCatalog:
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
             for route in catalog.routes:
-                self.program(plan.entitlements, route, self.purses[plan.key] if plan.grants else None)
+                self.program(plan.entitlements, route, self.prepaid[plan.key] if plan.grants else None)
 
-    def standing(self, rev: str, state: CustomerState, now_ms: int) -> tuple[Standing, dict[Any, Any] | None]:
+    def effective(
+        self, rev: str, state: CustomerState, now_ms: int
+    ) -> tuple[EffectivePlan, dict[Any, Any] | None]:
         """What follows from a state at an instant; the same for all of a plan whom nobody set up.
 
         With it comes what the requests of these have in common, packed; None for a customer with a state.
@@ -84,19 +87,21 @@ class CompiledCatalog:
         plan = state.plan or self.catalog.default_plan
         is_bare = rev == NO_STATE and state == CustomerState(plan=state.plan)
         if not is_bare or plan not in self.catalog.plans:
-            return standing_at(state, self.catalog, now_ms), None
-        known = self._standings.get(plan)
+            return effective_plan(state, self.catalog, now_ms), None
+        known = self._effective.get(plan)
         if known is None or not known[0].bounds.start_ms <= now_ms < known[0].bounds.end_ms:
-            known = self._standings[plan] = (standing_at(state, self.catalog, now_ms), {})
+            known = self._effective[plan] = (effective_plan(state, self.catalog, now_ms), {})
         return known
 
     def is_of_a_plan(self, program: Program) -> bool:
         """Whether a program was worked out for all customers of a plan."""
         return program in self._of_plans
 
-    def program(self, entitlements: Mapping[str, Entitlement], route: Route, purse: Purse | None) -> Program:
+    def program(
+        self, entitlements: Mapping[str, Entitlement], route: Route, prepaid: Prepaid | None
+    ) -> Program:
         """What a route asks of a set of entitlements; a plan's own are worked out once."""
-        key = (id(entitlements), id(route), purse is not None)
+        key = (id(entitlements), id(route), prepaid is not None)
         program = self._programs.get(key)
         if program is None:
             program = compile_program(
@@ -105,7 +110,7 @@ class CompiledCatalog:
                 demands_of(route, self.catalog),
                 billed_always=route.charge_on == BILLED_ON_ATTEMPT,
                 rates_only=route.always,
-                purse=purse,
+                prepaid=prepaid,
             )
             if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
                 self._programs[key] = program

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog import override as lay_over
 from meterkit.decisions.program import rate_numbers
-from meterkit.decisions.state import CustomerState, Status, standing_at
+from meterkit.decisions.state import CustomerState, Status, effective_plan
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.relinking import (
@@ -325,13 +325,13 @@ class Customers:
             await admin.run(self._store.scripts["claim"], [claim], found, "")
 
     def _view(self, customer: str, state: CustomerState) -> Customer:
-        standing = standing_at(state, self._store.catalog, self._store.now_ms())
+        effective = effective_plan(state, self._store.catalog, self._store.now_ms())
         return Customer(
             customer=customer,
-            plan=standing.plan.key,
+            plan=effective.plan.key,
             missing_plan=None if state.plan in self._store.catalog.plans else state.plan,
             status=state.status,
-            access=standing.access,
+            access=effective.access,
             stripe_customer=state.stripe_customer,
             overrides=state.overrides,
         )

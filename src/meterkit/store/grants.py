@@ -12,8 +12,8 @@ from meterkit.catalog.quantity import counters_of
 from meterkit.catalog.report import suggestion
 from meterkit.decisions.balance import Holding, holdings_of
 from meterkit.decisions.periods import check_aware, from_ms, to_ms
-from meterkit.decisions.purse import MICRO, target_of
-from meterkit.decisions.state import NEVER_MS, standing_at
+from meterkit.decisions.prepaid import MICRO, target_of
+from meterkit.decisions.state import NEVER_MS, effective_plan
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.customer_id import CUSTOMER_BYTES_MAX, check_customer, is_customer
 from meterkit.store.states import States
@@ -225,9 +225,9 @@ class Grants:
         fields, ledger = await admin.ask(pipeline.execute())
         _, state = await self._states.read(customer)
         now_ms = store.now_ms()
-        standing = standing_at(state, store.catalog, now_ms)
-        purse = store.accounts.purses[standing.plan.key]
-        held = holdings_of(_texts(fields), purse, standing.bounds, now_ms)
+        effective = effective_plan(state, store.catalog, now_ms)
+        prepaid = store.cache.prepaid[effective.plan.key]
+        held = holdings_of(_texts(fields), prepaid, effective.bounds, now_ms)
         return now_ms, held, _texts(ledger)
 
     def _targets(self, quantities: object) -> Sequence[tuple[str, int]]:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
-    from meterkit.store.accounts import Account
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
 
 __all__ = ["Outbox"]
 
@@ -256,48 +256,47 @@ class Outbox:
         script, left = self._store.scripts["seal"], list(customers)
         await self._admin.load(script)
         for _ in range(_TRIES):
-            accounts = [self._store.accounts.get(customer) for customer in left]
+            views = [self._store.cache.get(customer) for customer in left]
             pipe = self._client.pipeline(transaction=False)
-            for account in accounts:
-                keys = self._seal_keys(shard, account)
-                pipe.evalsha(script.sha, len(keys), *keys, *self._seal_arguments(account, meters))
+            for view in views:
+                keys = self._seal_keys(shard, view)
+                pipe.evalsha(script.sha, len(keys), *keys, *self._seal_arguments(view, meters))
             replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
             left = [
-                account.customer
-                for account, reply in zip(accounts, replies, strict=True)
-                if not self._is_sealed(account, reply, sealing)
+                view.customer
+                for view, reply in zip(views, replies, strict=True)
+                if not self._is_sealed(view, reply, sealing)
             ]
             if not left:
                 return
         for customer in left:
             sealing.aside[customer] = f"it changed {_TRIES} times while its usage was sealed"
 
-    def _seal_keys(self, shard: int, account: Account) -> list[str]:
-        keys = account.keys
+    def _seal_keys(self, shard: int, view: CustomerView) -> list[str]:
+        keys = view.keys
         own = [keys.counters, keys.state, keys.totals, keys.dirty]
         return own + [self._keys.shard(shard, name) for name in ("intents", "outbox")]
 
-    def _seal_arguments(self, account: Account, meters: Mapping[str, Counted]) -> list[str | int | bytes]:
-        view = account.view
+    def _seal_arguments(self, view: CustomerView, meters: Mapping[str, Counted]) -> list[str | int | bytes]:
         state = view.state
         terms = view.terms(_QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS, view.keep_ms())
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
-        asked = [token_hex(16), account.customer, state.stripe_customer or ""]
+        asked = [token_hex(16), view.customer, state.stripe_customer or ""]
         asked.append(json.dumps(state.minutes_taken_ms))
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
-    def _is_sealed(self, account: Account, reply: Any, sealing: Sealing) -> bool:
+    def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
         """Take the reply to a seal; False where it must be asked again."""
         try:
-            return self._take(account, reply, sealing)
+            return self._take(view, reply, sealing)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a state that cannot be read holds up nobody else
-            sealing.aside[account.customer] = f"its state cannot be read: {error!r:.200}"
+            sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
             return True
 
-    def _take(self, account: Account, reply: Any, sealing: Sealing) -> bool:
-        customer = account.customer
+    def _take(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
+        customer = view.customer
         if isinstance(reply, ResponseError):
             # One customer whose keys are not what they must be does not hold up the others of its shard.
             if isinstance(reply, _OF_THE_SERVER) or str(reply).startswith(_CODES_OF_THE_SERVER):
@@ -307,7 +306,7 @@ class Outbox:
             raise StoreError(f"the store failed: {reply}") from reply
         elif reply[0] == _STALE:
             try:
-                account.take(reply)
+                view.cache.learn(view, reply)
             except StoreError as error:  # It cannot be read; that holds up nobody else.
                 sealing.aside[customer] = str(error)
                 return True

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
-from meterkit.store.used import Used
+from meterkit.store.holder import Holder
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import NOTHING_USED
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from meterkit.decisions.decision import Decision
-    from meterkit.redis.lane import Lane
-    from meterkit.store.accounts import Account, DecideCall
     from meterkit.store.store import Store
+    from meterkit.store.used import Used
+    from meterkit.store.views import CustomerView
 
 __all__ = ["Reservation"]
 
-_NOTHING: Final = Used(recorded={}, rated={}, dimensions={})
 
-
-class Reservation:
+class Reservation(Holder):
     """Quantities that are set aside while their ``async with`` block runs.
 
     What is captured counts; what is not captured when the block ends is given back. As long as the block runs
@@ -35,21 +34,18 @@ class Reservation:
     def __init__(
         self,
         store: Store,
-        account: Account,
+        view: CustomerView,
         quantities: Mapping[str, int],
         read: Callable[[object, str | None, str | None], Sequence[Used]],
     ) -> None:
         self._store = store
-        self._account = account
+        self._view = view
         self._quantities = dict(quantities)
         self._read = read
-        self._lane: Lane | None = None
-        self._call: DecideCall | None = None
         self._decision: Decision | None = None
-        self._decided_ms = 0
-        self._slot = 0
-        self._renewed: DecideCall | None = None
-        self._is_over = False
+        self._lane = self._decided = self._renewed = None
+        self._decided_ms = self._slot = 0
+        self._settled = False
 
     @property
     def decision(self) -> Decision:
@@ -67,14 +63,16 @@ class Reservation:
     async def __aenter__(self) -> Self:
         if self._decision is not None:
             raise MeterkitError("a reservation serves one block; take another one")
-        store, account = self._store, self._account
+        store = self._store
         if store.is_off:
-            self._decision = account.passage()
+            self._decision = self._view.undecided()
             return self
-        call, reply = await store.decide(lambda mode: account.view.call_holding(self._quantities, mode=mode))
-        self._decision = store.decision(call, reply)
+        decided, reply = await store.decide(
+            self._view, lambda view, mode: view.prepare_holding(self._quantities, mode)
+        )
+        self._decision = store.verdict(decided, reply)
         if self._decision.allowed:
-            self._call, self._decided_ms = call, reply[1]
+            self._decided, self._decided_ms = decided, reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
             self._lane = await store.lane()
             self._lane.live.add(self)
@@ -83,8 +81,8 @@ class Reservation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_over:
-            self._end((), None)
+        if not self._settled:
+            self._give_back()
 
     async def capture(
         self, used: Mapping[str, int] | object, *, model: str | None = None, provider: str | None = None
@@ -104,65 +102,49 @@ class Reservation:
             MeterkitError: the reservation is over, or the object says nothing of usage.
         """
         parts = self._read(used, model, provider)
-        if self._is_over or self._decision is None:
+        if self._settled or self._decision is None:
             raise MeterkitError("a reservation is captured or released once, within its block")
         if self._lane is not None and self._lane.loop is not get_running_loop():
             raise MeterkitError("a reservation is captured in the event loop that its block runs in")
-        if self._call is None:
-            self._is_over = True  # It was refused and holds nothing; usage is a fact all the same.
+        if self._decided is None:
+            self._settled = True  # It was refused and holds nothing; usage is a fact all the same.
             for part in parts:
-                await self._store.record(self._account, part, event_id=None)
+                await self._store.record(self._view, part, event_id=None)
             return
-        await self._store.acknowledged(lambda waiter: self._end(parts, waiter))
+        await self._store.acknowledged(self._end(parts), self._lane)
 
     async def release(self) -> None:
         """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
-        if not self._is_over:
-            self._end((), None)
-
-    def _end(self, parts: Sequence[Used], waiter: asyncio.Future[None] | None) -> None:
-        self._is_over = True
-        lane, call = self._lane, self._call
-        if lane is None or call is None:
-            return
-        lane.live.discard(self)
-        seen: dict[str, int] = {}
-        for part in parts:
-            for meter, quantity in part.rated.items():
-                seen[meter] = min(seen.get(meter, 0) + quantity, QUANTITY_MAX)
-        first = parts[0] if parts else _NOTHING
-        self._store.capture(
-            lane,
-            call,
-            self._decided_ms,
-            recorded=first.recorded,
-            seen=seen,
-            dimensions=first.dimensions,
-            measured=first.rated,
-            renewed=None if self._renewed is None else (self._renewed, self._slot),
-            waiter=waiter,
-        )
-        for part in parts[1:]:
-            self._store.post(
-                lane, self._account, part.recorded, rated={}, dimensions=part.dimensions, measured=part.rated
-            )
+        if not self._settled:
+            self._give_back()
 
     def let_go(self) -> None:
-        """See :class:`meterkit.redis.renewal.Holder`."""
-        if self._call is not None and not self._is_over:
-            self._end((), None)
+        """See :class:`meterkit.redis.renewal.Renewable`."""
+        if self._decided is not None and not self._settled:
+            self._give_back()
             # What is captured later is recorded all the same.
-            self._lane, self._call, self._is_over = None, None, False
+            self._lane, self._decided, self._settled = None, None, False
 
-    def outlives_hold(self) -> bool:
-        """See :class:`meterkit.redis.renewal.Holder`."""
-        return self._slot < self._store.now_ms() // HOLD_SLOT_MS
+    def _give_back(self) -> None:
+        lane = self._lane
+        for settlement in self._end(()):
+            if lane is not None:
+                self._store.settle(lane, settlement)
 
-    async def renew(self) -> None:
-        """See :class:`meterkit.redis.renewal.Holder`."""
-        lane, held = self._lane, self._renewed or self._call
-        if lane is None or held is None or self._is_over:
-            return
-        renewed = await self._store.renew(lane, self._account, held, self._slot, lambda: self._is_over)
-        if renewed is not None:
-            self._renewed, self._slot = renewed
+    def _end(self, parts: Sequence[Used]) -> Sequence[Settlement]:
+        """What gives back what is held, and records what was used: a settlement for each model of it."""
+        self._settled = True
+        lane, decided = self._lane, self._decided
+        if lane is None or decided is None:
+            return ()
+        lane.live.discard(self)
+        rated: dict[str, int] = {}
+        for part in parts:
+            for meter, quantity in part.rated.items():
+                rated[meter] = min(rated.get(meter, 0) + quantity, QUANTITY_MAX)
+        first, *others = parts or (NOTHING_USED,)
+        used = first._replace(rated=rated, measured=first.rated)
+        return (
+            Settlement(self._view, held=self._held(decided), used=used, correction=self._correction(decided)),
+            *(Settlement(self._view, used=part._replace(rated={}, measured=part.rated)) for part in others),
+        )

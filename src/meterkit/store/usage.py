@@ -10,8 +10,8 @@ from meterkit.decisions.balance import Balance, holdings_of
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import HOLD_SLOT_MS, from_ms
 from meterkit.decisions.policies import ceiling_of
-from meterkit.decisions.purse import MICRO, purse_of, purses_of, target_of
-from meterkit.decisions.state import CustomerState, entitlements_of, standing_at
+from meterkit.decisions.prepaid import MICRO, prepaid_by_plan, prepaid_of, target_of
+from meterkit.decisions.state import CustomerState, effective_plan, entitlements_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,27 +101,27 @@ def usage_of(
     """
     now_ms, rev, data, counters, totals, grants = reply
     state = CustomerState.parse(data)
-    standing = standing_at(state, catalog, now_ms)
-    purse = purse_of(rev.decode(), state, standing.plan, purses_of(catalog))
-    known = {} if purse is None else _pairs(grants)
-    balance = Balance(holdings_of(known, purse, standing.bounds, now_ms), purse, now_ms)
+    effective = effective_plan(state, catalog, now_ms)
+    prepaid = prepaid_of(rev.decode(), state, effective.plan, prepaid_by_plan(catalog))
+    known = {} if prepaid is None else _pairs(grants)
+    balance = Balance(holdings_of(known, prepaid, effective.bounds, now_ms), prepaid, now_ms)
     view = _View(
-        _pairs(counters), _pairs(totals), now_ms, standing.bounds.start_ms, standing.bounds.end_ms, balance
+        _pairs(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
     )
-    entitlements = entitlements_of(state, standing, catalog)
+    entitlements = entitlements_of(state, effective, catalog)
     linked = state.stripe_customer is not None
     return {
         "customer": customer,
-        "plan": standing.plan.key,
+        "plan": effective.plan.key,
         "status": state.status,
-        "access": standing.access,
+        "access": effective.access,
         "period": {
             "id": from_ms(view.start_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "start": from_ms(view.start_ms),
             "end": from_ms(view.end_ms),
             "provisional": False,
         },
-        "features": sorted(standing.plan.features),
+        "features": sorted(effective.plan.features),
         "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
         "meters": {
             **{name: _meter(name, entitlements, view, linked=linked) for name in catalog.meters},

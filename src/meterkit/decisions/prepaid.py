@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.decisions.state import CustomerState
 
-__all__ = ["MICRO", "Purse", "purse_of", "purses_of", "target_of"]
+__all__ = ["MICRO", "Prepaid", "prepaid_by_plan", "prepaid_of", "target_of"]
 
 MICRO: Final = 10**6
 """Micro-credits in a credit."""
@@ -27,13 +27,13 @@ def target_of(kind: Literal["meter", "credit"], name: str) -> str:
     return f"{kind[0]}:{name}"
 
 
-def purses_of(catalog: Catalog) -> dict[str, Purse]:
-    """The purses of all plans, by their keys."""
-    return {key: Purse.of(plan, catalog) for key, plan in catalog.plans.items()}
+def prepaid_by_plan(catalog: Catalog) -> dict[str, Prepaid]:
+    """What is prepaid in each plan, by its key."""
+    return {key: Prepaid.of(plan, catalog) for key, plan in catalog.plans.items()}
 
 
-def purse_of(rev: str, state: CustomerState, plan: Plan, purses: Mapping[str, Purse]) -> Purse | None:
-    """The purse of a customer, or None where there is nothing to look for.
+def prepaid_of(rev: str, state: CustomerState, plan: Plan, by_plan: Mapping[str, Prepaid]) -> Prepaid | None:
+    """The grants and credits of a customer, or None where there are none to look for.
 
     A customer with a state may have come from a plan with grants: what that gave stays.
 
@@ -41,14 +41,14 @@ def purse_of(rev: str, state: CustomerState, plan: Plan, purses: Mapping[str, Pu
         rev: of the state.
         state: of the customer.
         plan: in force.
-        purses: of each plan of the catalog.
+        by_plan: of each plan of the catalog.
     """
-    of_a_plan = any(purse.recurring for purse in purses.values()) if rev != NO_STATE else plan.grants
-    return purses[plan.key] if state.granted or of_a_plan else None
+    of_a_plan = any(prepaid.recurring for prepaid in by_plan.values()) if rev != NO_STATE else plan.grants
+    return by_plan[plan.key] if state.granted or of_a_plan else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Purse:
+class Prepaid:
     """The grants and credits of customers who may have some.
 
     Attributes:
@@ -66,8 +66,8 @@ class Purse:
     low: Mapping[str, int]
 
     @classmethod
-    def of(cls, plan: Plan, catalog: Catalog) -> Purse:
-        """The purse of the customers of a plan."""
+    def of(cls, plan: Plan, catalog: Catalog) -> Prepaid:
+        """What the customers of a plan may have."""
         given: dict[str, tuple[str, str, int, int, int]] = {}
         for grant in plan.grants:
             target = target_of(grant.kind, grant.name)
@@ -99,7 +99,7 @@ class Purse:
         shared = {self.paid_with[meter][0] for meter in meters if meter in self.paid_with}
         return tuple(meter for meter, (credit, _) in self.paid_with.items() if credit in shared)
 
-    def room(
+    def behind(
         self,
         ceilings: Sequence[str],
         unbounded: Mapping[str, int],
@@ -107,7 +107,7 @@ class Purse:
         tokens: Mapping[str, str],
         entitlements: Mapping[str, Entitlement],
     ) -> str:
-        """What the decision script reads of grants and credits, as JSON; see ``include/room.lua``.
+        """What the decision script reads of the grants and credits behind ceilings, as JSON; see its terms.
 
         Args:
             ceilings: the meters with a ceiling that are asked for.
@@ -133,21 +133,21 @@ class Purse:
         asked = [[target_of("meter", meter), place] for meter, place in places.items()]
         return _json({**self._plans, "asked": asked, "backed": backed})
 
-    def pays(self, meters: Iterable[tuple[str, bool]]) -> str:
-        """What the settlement script pays with, as JSON; see ``include/burn.lua``.
+    def paying(self, meters: Iterable[tuple[str, bool]]) -> str:
+        """What the settlement script pays overage with, as JSON; see its terms.
 
         Args:
             meters: each that is recorded, and whether it is paid for: derived ones are by their source.
         """
-        pays = [
+        paying = [
             [meter, target_of("meter", meter), *self.paid_with.get(meter, ("", 0))]
             if is_paid
             else [meter, "", "", 0]
             for meter, is_paid in meters
         ]
-        credits_ = {pay[2] for pay in pays}
+        credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
-        return _json({**self._plans, "pays": pays, "low": low})
+        return _json({**self._plans, "pays": paying, "low": low})
 
     @property
     def _plans(self) -> dict[str, object]:

@@ -1,0 +1,88 @@
+"""Who owns what an allowed decision holds: a request that is served, or a reservation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.errors import MeterkitError
+from meterkit.redis.connection import ReplyError
+from meterkit.store import replies
+from meterkit.store.settlement import Correction, Held, settlement_of
+
+if TYPE_CHECKING:
+    from meterkit.redis.lane import Lane
+    from meterkit.store.store import Store
+    from meterkit.store.views import PreparedDecision
+
+__all__ = ["Holder"]
+
+_RENEWAL_TRIES: Final = 2
+
+
+class Holder(ABC):
+    """Holds vanish from the store after two slots of five minutes; a live holder's are moved to the new slot.
+
+    Slots:
+        _store, _lane: where it is settled; no lane: nothing is held.
+        _decided: the decision that holds, and ``_decided_ms`` when it was made, by the store's clock.
+        _renewed: the one that holds in its place by now, or None.
+        _slot: that it holds in.
+        _settled: whether nothing is held any more.
+    """
+
+    __slots__ = ("_decided", "_decided_ms", "_lane", "_renewed", "_settled", "_slot", "_store")
+
+    _store: Store
+    _lane: Lane | None
+    _decided: PreparedDecision | None
+    _decided_ms: int
+    _renewed: PreparedDecision | None
+    _slot: int
+    _settled: bool
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """Give back what is held: the lane is about to stop."""
+
+    def is_due(self) -> bool:
+        """Whether what it holds is in a slot that is over."""
+        return self._slot < self._store.now_ms() // HOLD_SLOT_MS
+
+    async def renew(self) -> None:
+        """Hold the same in the slot of now, and give back what is held in an earlier one.
+
+        Where the store cannot be asked it is tried again, before the holds vanish.
+        """
+        lane, before = self._lane, self._renewed or self._decided
+        if lane is None or before is None or self._settled:
+            return
+        view = before.view.cache.newest(before.view)
+        for _ in range(_RENEWAL_TRIES):
+            decision = view.prepare_renewing(before.held, before.program.concurrency)
+            try:
+                reply: Any = await lane.ask(decision)
+                if isinstance(reply, ReplyError):
+                    reply = await lane.again(decision, reply)
+            except MeterkitError:
+                return
+            if reply[0] == replies.ALLOWED:
+                slot = reply[1] // HOLD_SLOT_MS
+                if self._settled:
+                    self._store.settle(lane, settlement_of(decision, slot, billed=False))
+                    return
+                self._store.settle(lane, settlement_of(before, self._slot, billed=False))
+                self._renewed, self._slot = decision, slot
+            if reply[0] != replies.STALE:
+                return
+            view = view.cache.learn(view, reply)
+
+    def _held(self, decided: PreparedDecision) -> Held:
+        """What is held by now of what a decision held."""
+        holding = self._renewed or decided
+        return Held(holding.held, holding.program.concurrency, self._slot)
+
+    def _correction(self, decided: PreparedDecision) -> Correction:
+        """What the rates counted at the decision."""
+        return Correction(decided.reserved, decided.program.rates, self._decided_ms)

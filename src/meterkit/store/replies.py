@@ -1,0 +1,18 @@
+"""The first element of a reply of the decision script; see the head of ``lua/decide.lua``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["ALLOWED", "CLOCK", "HELD", "REFUSED", "STALE"]
+
+ALLOWED: Final = 0
+REFUSED: Final = 1
+STALE: Final = 2
+"""The store has another state of the customer, which comes with it."""
+CLOCK: Final = 3
+"""The store's clock and the caller's are too far apart to decide."""
+_COUNTED: Final = 5
+"""Refused, but counted and held all the same."""
+HELD: Final = frozenset({ALLOWED, _COUNTED})
+"""What was asked is held."""

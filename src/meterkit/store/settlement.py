@@ -1,0 +1,342 @@
+"""What is settled with the store: what was held is given back, what was used is recorded."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.decisions.derived import derived_from
+from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.program import rate_numbers, reported_parts
+from meterkit.decisions.state import NO_STATE, bounds_of
+from meterkit.redis.resp import pack_each
+from meterkit.store.used import NOTHING_USED, Used
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator, Mapping
+
+    from meterkit.store.views import CustomerView, PreparedDecision
+
+__all__ = ["Correction", "Held", "Settlement", "settlement_of"]
+
+_logger = logging.getLogger("meterkit.store")
+
+_QUARTER_HOUR_MS: Final = 900_000
+_FORTY_DAYS_MS: Final = 3_456_000_000
+_NOTHING: Final[dict[str, int]] = {}
+_LATE: Final = "late "
+
+
+class Held(NamedTuple):
+    """What an allowed decision holds.
+
+    Attributes:
+        quantities: by meter.
+        concurrency: meters of whose concurrency it holds one.
+        slot: of five minutes, that it was added to.
+    """
+
+    quantities: Mapping[str, int] = _NOTHING
+    concurrency: tuple[str, ...] = ()
+    slot: int = 0
+
+
+class Correction(NamedTuple):
+    """What rates have counted already of quantities that were not known yet; it is corrected.
+
+    Attributes:
+        reserved: meter to the quantity that was counted.
+        rates: the tokens of the rates.
+        at_ms: when that was.
+    """
+
+    reserved: Mapping[str, int] = _NOTHING
+    rates: frozenset[str] = frozenset()
+    at_ms: int = 0
+
+
+_NOTHING_HELD: Final = Held()
+_NOTHING_TO_CORRECT: Final = Correction()
+
+
+class Settlement:
+    """One change of what the store has of a customer, applied exactly once; never altered once it is made.
+
+    It is packed by the state that is in force when it is sent, and again if it must be sent again.
+
+    Args:
+        view: the customer.
+        held: what is given back.
+        used: what is recorded and counted into rates.
+        correction: what rates have counted of it before.
+        event_key: the key that remembers an event id of the app; else None.
+        occurred_ms: when it happened, if the app says so; else None.
+        waiter: done once the store has acknowledged; None where nobody waits.
+
+    Attributes:
+        customer: whose it is.
+        slot: of what is given back.
+    """
+
+    __slots__ = (
+        *("_packed", "correction", "customer", "event_key", "held", "occurred_ms", "slot", "used", "view"),
+        "waiter",
+    )
+
+    def __init__(
+        self,
+        view: CustomerView,
+        *,
+        held: Held = _NOTHING_HELD,
+        used: Used = NOTHING_USED,
+        correction: Correction = _NOTHING_TO_CORRECT,
+        event_key: str | None = None,
+        occurred_ms: int | None = None,
+        waiter: asyncio.Future[None] | None = None,
+    ) -> None:
+        self.view = view
+        self.customer = view.customer
+        self.held = held
+        self.slot = held.slot
+        self.used = used
+        self.correction = correction
+        self.event_key = event_key
+        self.occurred_ms = occurred_ms
+        self.waiter = waiter
+        self._packed: tuple[CustomerView, tuple[bytes, bytes]] | None = None
+
+    def pack(self) -> tuple[bytes, bytes]:
+        """The request up to the producer's key, and from there to the slot and the number."""
+        view = self.view.cache.newest(self.view)
+        if self._packed is None or self._packed[0] is not view:
+            self._packed = view, self._pack(view)
+        return self._packed[1]
+
+    def on_stale(self, reply: list[Any]) -> None:
+        """Take the state that the store has come to since."""
+        self.view.cache.learn(self.view, reply)
+
+    def on_refused(self, field: bytes) -> None:
+        """Say that the store can never record this."""
+        _logger.error(
+            "customer %r: %r was not recorded: the total behind field %s would pass 9 * 10^15",
+            self.customer,
+            dict(self.used.recorded),
+            field.decode(),
+        )
+
+    def on_damaged(self, field: bytes) -> None:
+        """Say that the customer's period cannot be closed, and that this is not recorded for it."""
+        _logger.error(
+            "customer %r: %r was not recorded: the period is over, and field %s of what the store keeps of it"
+            " is not a whole number; nothing of this customer is counted until that is mended",
+            self.customer,
+            dict(self.used.recorded),
+            field.decode(),
+        )
+
+    def on_notices(self, notices: list[bytes]) -> None:
+        """Say whose balance of which credits is low by now, and that usage came late."""
+        cache = self.view.cache
+        for notice in map(bytes.decode, notices):
+            if notice.startswith(_LATE):
+                cache.alarms.late(self.customer, self.used.recorded, int(notice.removeprefix(_LATE)))
+            else:
+                cache.on_low(self.customer, notice.partition(":")[2])
+
+    def _pack(self, view: CustomerView) -> tuple[bytes, bytes]:
+        held, used, correction = self.held, self.used, self.correction
+        measured = used.rated if used.measured is None else used.measured
+        derived: dict[str, tuple[str, ...]] = {}
+        if used.dimensions:
+            derived = {meter: self._derived_from(meter) for meter, quantity in measured.items() if quantity}
+        key = (
+            *(tuple(held.quantities), held.concurrency, tuple(used.recorded), tuple(used.rated)),
+            *(
+                tuple(correction.reserved),
+                correction.rates,
+                any(used.recorded.values()),
+                tuple(derived.items()),
+            ),
+        )
+        shape: _Shape | None = view.settlements.get(key)
+        if shape is None:
+            shape = view.settlements[key] = self._shape_of(view, derived, key)
+        numbers = [*shape.spans, *shape.counts]
+        for entry in shape.entries:
+            numbers += (
+                *(used.recorded.get(entry.quantity_of, 0), held.quantities.get(entry.meter, 0)),
+                *entry.terms,
+            )
+        for rate in shape.rates:
+            quantity = measured[rate.source] if rate.source else used.rated.get(rate.meter, 0)
+            if rate.is_corrected:
+                numbers += (*rate.terms, quantity - correction.reserved[rate.meter], correction.at_ms)
+            else:
+                numbers += (*rate.terms, quantity, 0)
+        event = () if self.event_key is None else (self.event_key,)
+        paying = shape.paying
+        if self.occurred_ms is not None:
+            paying = self._dated(view, paying, self.occurred_ms)
+        own = pack_each((*event, view.rev, view.terms(*numbers, more=paying)))
+        # The producer's key, the slot, the number and the clock come when it is sent.
+        return shape.heads[len(event)], b"".join((shape.names, own, shape.customer, shape.fields))
+
+    def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
+        """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
+        own = bounds_of(view.state, view.effective.plan, occurred_ms).start_ms
+        dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
+        dated = f'{{"at":{occurred_ms},"own":{own},"dead":{dead}'
+        return f"{dated},{paying[1:]}" if paying else f"{dated}}}"
+
+    def _derived_from(self, meter: str) -> tuple[str, ...]:
+        meters = self.view.cache.catalog.meters
+        return tuple(found.name for found in derived_from(meters, meter, self.used.dimensions))
+
+    def _shape_of(
+        self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], key: tuple[Any, ...]
+    ) -> _Shape:
+        """All that does not change with the quantities; without a state it is as another's."""
+        like: _Shape | None = None
+        if view.shared is not None:
+            like = view.shared.get((view.anonymous, key))
+            if like is None:
+                like = view.shared[view.anonymous, key] = self._shape(view, derived)
+        shape = like or self._shape(view, derived)
+        keys, has_grants = view.keys, shape.has_grants
+        further = (keys.grants, keys.ledger) if has_grants else ()
+        pending = keys.unlinked if view.state.stripe_customer is None else keys.dirty
+        named = (keys.counters, keys.state, keys.totals, pending)
+        heads: list[bytes] = []
+        for events in range(2):
+            count = len(named) + 1 + len(further) + events
+            parts: tuple[str | int, ...] = ("EVALSHA", view.cache.settle.sha, count, *named)
+            # Behind the keys: rev, terms, customer, fields, slot, number, clock.
+            heads.append(b"*%d\r\n%b" % (3 + count + 3 + shape.width + 3, pack_each(parts)))
+        return shape._replace(
+            heads=tuple(heads), names=pack_each(further), customer=pack_each((view.customer,))
+        )
+
+    def _shape(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
+        linked = view.state.stripe_customer is not None
+        prepaid = view.prepaid if any(self.used.recorded.values()) else None
+        entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
+        fields = ["r", "t", "e", "x"]
+        for entry in entries:
+            token = meter_token(entry.meter)
+            pending = token if entry.reported_as is None else meter_token(entry.reported_as)
+            fields += [f"{token}i", f"{token}o", f"{pending}p", f"{token}h", f"{token}H"]
+            fields += [f"{token}g", f"{token}c"] if prepaid is not None else []
+        for meter in self.held.concurrency:
+            fields += [f"{meter_token(meter)}{part}" for part in "nN"]
+        for rate in rates:
+            fields += [f"{rate.token}{part}" for part in "abd"]
+        paying = ""
+        if prepaid is not None:
+            paying = prepaid.paying((entry.meter, entry.reported_as is not None) for entry in entries)
+        return _Shape(
+            heads=(),
+            names=b"",
+            customer=b"",
+            fields=pack_each(fields),
+            width=len(fields),
+            has_grants=prepaid is not None,
+            spans=(
+                _QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS,
+                view.cache.seal_delay_ms if linked else -1,
+            ),
+            counts=(len(entries), len(self.held.concurrency), len(rates)),
+            entries=tuple(entries),
+            rates=tuple(rates),
+            paying=paying,
+        )
+
+    def _entries(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Entry]:
+        """What is recorded: each meter as itself, and as the derived ones that its dimensions match."""
+        meters = view.cache.catalog.meters
+        for name in dict.fromkeys((*self.held.quantities, *self.used.recorded)):
+            found = derived.get(name, ())
+            reported_as = next((other for other in found if meters[other].stripe is not None), name)
+            for meter, reported in ((name, reported_as), *((other, None) for other in found)):
+                entitlement = view.entitlements[meter]
+                parts = (0, 0)
+                if reported is not None and not view.anonymous:
+                    parts = reported_parts(entitlement, meters[reported])
+                included = -1 if entitlement.included is None else entitlement.included
+                yield _Entry(meter, name, reported, (included, parts[0], parts[1]))
+
+    def _rates(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
+        """Rates count all that was used; those that counted a reservation before, what it differs by."""
+        counted: dict[str, str | None] = dict.fromkeys(self.used.rated)
+        counted.update({other: source for source, found in derived.items() for other in found})
+        for meter in (*counted, *(meter for meter in self.correction.reserved if meter not in counted)):
+            for rate in view.entitlements[meter].rates:
+                token = rate_token(meter, rate.window_ms, rate.algorithm)
+                kind, window, _, refill = rate_numbers(rate, meter)
+                is_corrected = meter in self.correction.reserved and token in self.correction.rates
+                if is_corrected or meter in counted:
+                    yield _Rated(token, meter, counted.get(meter), (kind, window, refill), is_corrected)
+
+
+class _Entry(NamedTuple):
+    """One meter of a settlement.
+
+    ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's;
+    ``reported_as`` the meter whose event Stripe gets, None for a derived one, which is never sent by itself.
+    """
+
+    meter: str
+    quantity_of: str
+    reported_as: str | None
+    terms: tuple[int, int, int]
+
+
+class _Rated(NamedTuple):
+    """One rate of a settlement; ``source`` is None but for the rates of derived meters."""
+
+    token: str
+    meter: str
+    source: str | None
+    terms: tuple[int, int, int]
+    is_corrected: bool
+
+
+class _Shape(NamedTuple):
+    """What settlements of the same meters have in common, packed as far as it can be.
+
+    Attributes:
+        heads: the request up to the writer's key, without and with the key of an event.
+        names: the keys behind that, but for the one of an event.
+        customer: who is settled for.
+        fields: the fields that are read, ``width`` of them.
+        has_grants: whether the keys of grants are among the names.
+        paying: what grants and credits pay, as JSON; empty: nothing.
+    """
+
+    heads: tuple[bytes, ...]
+    names: bytes
+    customer: bytes
+    fields: bytes
+    width: int
+    has_grants: bool
+    spans: tuple[int, int]
+    counts: tuple[int, int, int]
+    entries: tuple[_Entry, ...]
+    rates: tuple[_Rated, ...]
+    paying: str
+
+
+def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:
+    """Give back what an allowed decision held, and record what it came to: all of it, or nothing.
+
+    Made once for all requests of a slot of holds.
+    """
+    settlement: Settlement | None = decision.settlements.get(billed)
+    if settlement is None or settlement.slot != slot:
+        settlement = decision.settlements[billed] = Settlement(
+            decision.view,
+            held=Held(decision.held, decision.program.concurrency, slot),
+            used=Used(recorded=decision.recorded) if billed else NOTHING_USED,
+        )
+    return settlement

@@ -1,0 +1,399 @@
+"""The customers that a process knows: what follows from each one's state, and decisions prepared once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.decision import Decision
+from meterkit.decisions.derived import derived_from
+from meterkit.decisions.keys import shard_of
+from meterkit.decisions.prepaid import prepaid_of
+from meterkit.decisions.program import Demand, compile_program, demands_of
+from meterkit.decisions.state import (
+    NO_STATE,
+    CustomerState,
+    entitlements_of,
+    holding_only,
+    refusal_of,
+)
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.resp import pack_each
+from meterkit.store.compiled import CompiledCatalog
+from meterkit.store.replies import HELD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog import Route
+    from meterkit.decisions.keys import CustomerKeys
+    from meterkit.decisions.program import Program
+
+__all__ = ["CustomerCache", "CustomerView", "PreparedDecision"]
+
+_CUSTOMERS_MAX: Final = 10_000
+_PREPARED_MAX: Final = 256
+_NOTHING: Final[dict[str, int]] = {}
+_NO_DIMENSIONS: Final[dict[str, str]] = {}
+
+
+class PreparedDecision:
+    """A decision about one customer, packed but for the clock.
+
+    Attributes:
+        view: the customer, as of the state that it was prepared by.
+        program: what is asked; where quantities are reserved, compiled for one of each.
+        refusal: the refusal that follows from the state alone and only wants its rev confirmed, or None.
+        shadow: whether it is counted and held whatever the limits say, and nobody is held to them.
+        waived: in shadow, the refusal that would follow from the state alone, or None.
+        reserved: meter to what is set aside until the true quantity is known.
+        held: meter to what an allowed decision holds.
+        recorded: meter to what is recorded besides the true quantities, when the request ends as billed.
+        settlements: of requests so decided, by whether they are billed; each good for one slot of holds.
+    """
+
+    __slots__ = (
+        *("_reserving", "held", "packed", "program", "recorded", "refusal", "reserved", "settlements"),
+        *("shadow", "view", "waived"),
+    )
+
+    def __init__(
+        self,
+        view: CustomerView,
+        program: Program,
+        mode: str,
+        *,
+        route: Route | None = None,
+        reserved: Mapping[str, int] = _NOTHING,
+        reserving: PreparedReservation | None = None,
+    ) -> None:
+        self.view = view
+        self.program = program
+        self.shadow = (route or view.cache.catalog).enforcement == "shadow"
+        refusal = None if mode == "h" else refusal_of(view.customer, view.effective, route)
+        self.refusal = None if self.shadow else refusal
+        self.waived = refusal if self.shadow else None
+        self.settlements: dict[bool, Any] = {}
+        self.reserved = reserved
+        self._reserving = reserving
+        if self.shadow and mode in "df":
+            mode = "s"
+        if self.refusal is not None:
+            mode = "v"
+        if reserving is None:
+            self.held, self.recorded = program.held, program.settled
+            self.packed = view.pack_decide(program, mode)
+        else:
+            self.held, self.recorded = reserving.held(reserved), reserving.recorded
+            self.packed = reserving.pack(reserved, mode)
+
+    def exact(self) -> Program:
+        """What is asked, to the unit."""
+        return self.program if self._reserving is None else self._reserving.compile(self.reserved)
+
+    def on_unclaimed_reply(self, reply: Any) -> None:
+        """Have given back what was held for somebody who no longer waits."""
+        program = self.program
+        if not isinstance(reply, ReplyError) and reply[0] in HELD and (program.holds or self.reserved):
+            self.view.cache.on_unclaimed(self, reply[1])
+
+    def period_end_ms(self, now_ms: int) -> int:
+        """The end of the period that an instant lies in."""
+        bounds = self.view.effective.bounds
+        return bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
+
+
+class PreparedReservation:
+    """The decision about a route that reserves quantities, which are bound to it for each request.
+
+    Args:
+        view: the customer.
+        route: the route.
+        meters: whose quantities are reserved.
+
+    Attributes:
+        recorded: meter to what is recorded besides the true quantities.
+    """
+
+    __slots__ = ("_consumed", "_head", "_is_bindable", "_program", "_route", "_tails", "_view", "recorded")
+
+    def __init__(self, view: CustomerView, route: Route, meters: Iterable[str]) -> None:
+        demands = demands_of(route, view.cache.catalog)
+        self._view = view
+        self._route = route
+        self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
+        self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
+        consumed = self._consumed
+        besides = {meter: consumed.get(meter, taken) for meter, taken in program.settled.items()}
+        self.recorded = {meter: quantity for meter, quantity in besides.items() if quantity}
+        # What is held of a meter without a ceiling stands beside the numbers.
+        ceilings = {measure.policy.meter for measure in program.measures if measure.policy.kind == "period"}
+        self._is_bindable = all(meter in ceilings for meter in program.held if meter in consumed)
+        self._head = view.pack_head(program)
+        self._tails = {mode: pack_each((mode, *program.fields)) for mode in "ds"}
+
+    def bind(self, quantities: Mapping[str, int], mode: str) -> PreparedDecision:
+        """The decision that reserves so much of each meter."""
+        return PreparedDecision(
+            self._view, self._program, mode, route=self._route, reserved=quantities, reserving=self
+        )
+
+    def pack(self, quantities: Mapping[str, int], mode: str) -> bytes:
+        """The request of a decision, without the clock that ends it."""
+        program, tail = self._program, self._tails.get(mode)
+        if tail is None or not self._is_bindable:
+            return self._view.pack_decide(self.compile(quantities), mode)
+        numbers = list(program.numbers)
+        for place, meter, least in program.asked:
+            if meter in quantities:
+                numbers[place] = max(least, quantities[meter] + self._consumed[meter])
+        terms = self._view.terms(program.keep_ms, *numbers, more=program.prepaid)
+        return b"".join((self._head, pack_each((terms,)), tail))
+
+    def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
+        """What is held of each meter, where so much is reserved."""
+        return {
+            meter: quantities[meter] + self._consumed[meter] if meter in quantities else taken
+            for meter, taken in self._program.held.items()
+        }
+
+    def compile(self, quantities: Mapping[str, int]) -> Program:
+        """What is asked, to the unit, where so much is reserved."""
+        view, route = self._view, self._route
+        demands = demands_of(route, view.cache.catalog)
+        for name, quantity in quantities.items():
+            demands[name] = Demand.of(quantity + self._consumed[name])
+        return view.compile(demands, rates_only=route.always)
+
+
+class CustomerView:
+    """One customer, as of one state: what follows from it, and the decisions that are prepared by it.
+
+    A view never changes: where the store has come to another state, another view takes its place. So
+    threads that each have an event loop share it, and what is asked never comes of two states.
+
+    Attributes:
+        customer: the customer's id.
+        cache: where the newest view of each customer is; and what all views have in common.
+        rev: of the state.
+        effective: plan, access and period.
+        prepaid: the grants and credits to look for, or None.
+        decisions: about routes, by the route's identity.
+        settlements: how settlements of some meters look, packed as far as that can be.
+        shared: what is packed for all customers of the plan whom nobody set up; None for any other.
+    """
+
+    __slots__ = (
+        *("_prepared", "_reservations", "anonymous", "cache", "customer", "decisions", "effective"),
+        *("entitlements", "prepaid", "rev", "settlements", "shard", "shared", "state"),
+    )
+
+    def __init__(
+        self,
+        cache: CustomerCache,
+        customer: str,
+        now_ms: int,
+        *,
+        anonymous: bool,
+        rev: str = NO_STATE,
+        data: bytes = b"",
+    ) -> None:
+        state = CustomerState.parse(data)
+        by_ip = cache.catalog.anonymous if anonymous else None
+        if by_ip is not None:
+            state = CustomerState(plan=by_ip.plan)
+        if state.plan is not None and state.plan not in cache.catalog.plans:
+            cache.alarms.unknown_plan(customer, state.plan)
+        self.cache = cache
+        self.customer = customer
+        self.anonymous = anonymous
+        self.shard = shard_of(customer, cache.keys.shards)
+        self.rev = rev
+        self.state = state
+        self.effective, self.shared = cache.effective(rev, state, now_ms)
+        self.entitlements = entitlements_of(state, self.effective, cache.catalog)
+        self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid)
+        self.decisions: dict[int, PreparedDecision] = {}
+        self.settlements: dict[Any, Any] = {}
+        self._prepared: dict[Any, PreparedDecision] = {}
+        self._reservations: dict[tuple[int | str, ...], PreparedReservation] = {}
+
+    @property
+    def keys(self) -> CustomerKeys:
+        """Names of the customer's keys."""
+        return self.cache.keys.customer(self.customer, anonymous=self.anonymous)
+
+    def prepare(self, route: Route, mode: str = "d") -> PreparedDecision:
+        """The decision about a route; :attr:`decisions` keeps it by the route's identity."""
+        decision = self.decisions.get(id(route)) if mode == "d" else None
+        if decision is None:
+            program = self.cache.program(self.entitlements, route, self.prepaid)
+            decision = PreparedDecision(self, program, mode, route=route)
+            if mode == "d":
+                self.decisions[id(route)] = decision
+        return decision
+
+    def prepare_reserving(
+        self,
+        route: Route,
+        quantities: Mapping[str, int],
+        mode: str = "d",
+        *,
+        dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+    ) -> PreparedDecision:
+        """The decision about a route that sets quantities aside until the true ones are known.
+
+        Args:
+            route: the route.
+            quantities: meter to what is set aside besides what the route consumes of it.
+            mode: of the decision script.
+            dimensions: what is known of the usage already: meters derived from those and listed in the plan
+                limit it, too.
+        """
+        reserved: dict[str, int] = dict(quantities)
+        if self.cache.derives:
+            for name, quantity in quantities.items():
+                for derived in derived_from(self.cache.catalog.meters, name, dimensions):
+                    reserved[derived.name] = quantity
+        key: tuple[int | str, ...] = (id(route), *reserved)
+        prepared = self._reservations.get(key)
+        if prepared is None:
+            prepared = self._reservations[key] = PreparedReservation(self, route, reserved)
+        return prepared.bind(reserved, mode)
+
+    def prepare_holding(self, quantities: Mapping[str, int], mode: str = "d") -> PreparedDecision:
+        """The decision about quantities that are set aside off the request until the true ones are known."""
+        demands = {name: Demand.of(quantity) for name, quantity in quantities.items()}
+        return PreparedDecision(self, self.compile(demands, in_flight=False), mode, reserved=quantities)
+
+    def prepare_asking(
+        self, demands: Mapping[str, Demand], mode: str = "d", *, in_flight: bool = False
+    ) -> PreparedDecision:
+        """The decision about what the app itself asks for; no request in flight, unless it says so."""
+        key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode, in_flight)
+        known = self._prepared.get(key)
+        if known is None:
+            known = self._keep(key, PreparedDecision(self, self.compile(demands, in_flight=in_flight), mode))
+        return known
+
+    def prepare_renewing(self, held: Mapping[str, int], in_flight: tuple[str, ...]) -> PreparedDecision:
+        """A decision that holds again what another held, whatever is left of it."""
+        key = ("h", *held.items(), *in_flight)
+        known = self._prepared.get(key)
+        if known is None:
+            demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
+            kept = holding_only(self.entitlements, demands, in_flight)
+            program = compile_program(kept, self.cache.catalog, demands, prepaid=self.prepaid)
+            known = self._keep(key, PreparedDecision(self, program, "h"))
+        return known
+
+    def compile(
+        self, demands: Mapping[str, Demand], *, in_flight: bool = True, rates_only: bool = False
+    ) -> Program:
+        """What some demands ask of this customer's plan."""
+        return compile_program(
+            self.entitlements,
+            self.cache.catalog,
+            demands,
+            in_flight=in_flight,
+            rates_only=rates_only,
+            prepaid=self.prepaid,
+        )
+
+    def _keep(self, key: tuple[object, ...], decision: PreparedDecision) -> PreparedDecision:
+        if len(self._prepared) >= _PREPARED_MAX:
+            self._prepared.clear()
+        self._prepared[key] = decision
+        return decision
+
+    def pack_decide(self, program: Program, mode: str) -> bytes:
+        """The request of a decision, without the clock that ends it."""
+        shared = self.shared if self.cache.is_of_a_plan(program) else None
+        rest = None if shared is None else shared.get((program, mode))
+        if rest is None:
+            terms = self.terms(program.keep_ms, *program.numbers, more=program.prepaid)
+            rest = pack_each((terms, mode, *program.fields))
+            if shared is not None:
+                shared[program, mode] = rest
+        return self.pack_head(program) + rest
+
+    def pack_head(self, program: Program) -> bytes:
+        """The request of a decision up to the terms."""
+        keys = self.keys
+        names = (keys.counters, keys.state, keys.totals, *((keys.grants,) if program.prepaid else ()))
+        head = ("EVALSHA", self.cache.decide.sha, len(names), *names, self.rev)
+        # Behind these: terms, mode, fields, clock.
+        return b"*%d\r\n%b" % (len(head) + len(program.fields) + 3, pack_each(head))
+
+    def terms(self, *numbers: int, more: str = "") -> str:
+        """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked.
+
+        ``more`` is one more element, as JSON.
+        """
+        bounds = self.effective.bounds
+        until_ms = min(self.effective.valid_until_ms, bounds.next_end_ms)
+        every = (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, *numbers)
+        return f"[{','.join(map(str, every))}{more and f',{more}'}]"
+
+    def undecided(self) -> Decision:
+        """What stands in place of a decision where enforcement is off."""
+        return Decision(customer=self.customer, plan=self.effective.plan.key, allowed=True)
+
+    def keep_ms(self) -> int:
+        """How long the counters of this customer's rates must live."""
+        nothing = Demand(needed=0, taken=0)
+        rated = {name: nothing for name, given in self.entitlements.items() if given.rates}
+        return self.compile(rated, rates_only=True).keep_ms
+
+
+class CustomerCache(CompiledCatalog):
+    """The customers that a process knows, each by the newest view that it has of them."""
+
+    @cached_property
+    def named(self) -> dict[str, CustomerView]:
+        """Those whom the app names."""
+        return {}
+
+    @cached_property
+    def _anonymous(self) -> dict[str, CustomerView]:
+        return {}
+
+    def get(self, customer: str, *, anonymous: bool = False) -> CustomerView:
+        """The newest view of a customer whose id is valid; of one not met before, that of no state."""
+        known = self._anonymous if anonymous else self.named
+        return known.get(customer) or self._put(
+            CustomerView(self, customer, self.now_ms(), anonymous=anonymous)
+        )
+
+    def newest(self, view: CustomerView) -> CustomerView:
+        """The newest view of the customer whom a view is of."""
+        return self.get(view.customer, anonymous=view.anonymous)
+
+    def learn(self, view: CustomerView, reply: list[Any]) -> CustomerView:
+        """The view of a state that a script replied with, ``{code, now, rev, state}``; it is the newest now.
+
+        Args:
+            view: any of the same customer's.
+            reply: the script's.
+
+        Raises:
+            StoreError: the state cannot be read; what was known before stays.
+        """
+        customer, anonymous = view.customer, view.anonymous
+        _, now_ms, rev, data = reply[:4]
+        try:
+            learnt = CustomerView(self, customer, now_ms, anonymous=anonymous, rev=rev.decode(), data=data)
+        except (ValueError, TypeError, AttributeError, MeterkitError) as error:
+            why = f"the state of customer {customer!r} cannot be read: {error}"
+            raise StoreError(why, executed=False) from error
+        return self._put(learnt)
+
+    def _put(self, view: CustomerView) -> CustomerView:
+        known = self._anonymous if view.anonymous else self.named
+        if view.customer not in known and len(known) >= _CUSTOMERS_MAX:
+            # The oldest half: whoever is still there is known again after one more round trip.
+            for customer in list(known)[: _CUSTOMERS_MAX // 2]:
+                known.pop(customer, None)  # Another thread may be doing the same.
+        known[view.customer] = view
+        return view
