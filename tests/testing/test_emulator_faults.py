@@ -407,5 +407,5 @@ def test_only_what_is_there_is_offered() -> None:
     import meterkit.testing as offered
 
     assert set(offered.__all__) == set(dir(offered))
-    with pytest.raises(AttributeError, match="has no attribute 'Mock'; it has: Clock, Fault"):
+    with pytest.raises(AttributeError, match="has no attribute 'Mock'; it has: BillLine, Clock"):
         _ = offered.Mock

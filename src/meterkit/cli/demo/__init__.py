@@ -2,6 +2,42 @@
 
 from __future__ import annotations
 
-from meterkit.cli.demo.command import commands
+import asyncio
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from meterkit.cli.options import Command, UnusedPlansOption, UnusedRedisOption
 
 __all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@commands.command(cls=Command)
+def demo(
+    *,
+    lose_one: Annotated[
+        bool,
+        typer.Option("--break", help="Lose one event on purpose. The comparison must find that, and exit 1."),
+    ] = False,
+    plans: UnusedPlansOption = None,
+    redis: UnusedRedisOption = None,
+) -> None:
+    """Try everything out: a service, its customers and the bill.
+
+    Starts a small service, three customers and a stand-in for Stripe, and compares the bill with what was
+    served, unit by unit.
+    """
+    if plans is not None or redis is not None:
+        raise typer.BadParameter(
+            "the demonstration uses a plans file and a store of its own; leave --plans and --redis out"
+        )
+    # Other commands do without what it needs.
+    runner = import_module("meterkit.cli.demo.run")
+    try:
+        good = asyncio.run(runner.run(lose_one=lose_one))
+    except asyncio.CancelledError:
+        raise typer.Exit(143) from None
+    raise typer.Exit(int(not good))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
-from meterkit.cli.demo.tally import Refusal, Tally
+from meterkit.cli.demo.refusals import Refusal, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

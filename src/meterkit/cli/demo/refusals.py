@@ -1,4 +1,4 @@
-"""What the client saw, and what follows from it for the bill. Pure."""
+"""What a customer's client saw, and why each refusal was right. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from meterkit.catalog import Catalog, Plan
 
-    from meterkit.catalog import Catalog, Entitlement, Plan
-
-__all__ = ["Line", "Refusal", "Tally", "billable", "evidence", "lines"]
+__all__ = ["Refusal", "Tally", "evidence"]
 
 
 _UNITS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
@@ -46,60 +44,6 @@ class Tally:
     served: Counter[str] = field(default_factory=Counter[str])
     failed: int = 0
     refusals: Counter[Refusal] = field(default_factory=Counter[Refusal])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One meter of one customer, three times: served, due at Stripe by the plan, and found at Stripe."""
-
-    customer: str
-    plan: str
-    meter: str
-    served: int
-    counted: int
-    due: int
-    billed: int
-
-    @property
-    def agrees(self) -> bool:
-        """Whether all that was served was counted, and Stripe has what it is due, to the unit."""
-        return self.served == self.counted and self.due == self.billed
-
-
-def billable(quantity: int, entitlement: Entitlement, report: str) -> int:
-    """How much of a quantity Stripe is to be told.
-
-    ``report: usage`` sends included and overage, ``report: overage`` what is beyond included; overage is
-    sent only on a plan that bills it.
-    """
-    included = quantity if entitlement.included is None else min(quantity, entitlement.included)
-    overage = quantity - included
-    return (included if report == "usage" else 0) + (overage if entitlement.overage.mode == "bill" else 0)
-
-
-def lines(
-    customer: str,
-    plan: Plan,
-    catalog: Catalog,
-    *,
-    served: Mapping[str, int],
-    counted: Mapping[str, int],
-    billed: Mapping[str, int],
-) -> Sequence[Line]:
-    """Compare what the client saw with what the store and Stripe have."""
-    return [
-        Line(
-            customer=customer,
-            plan=plan.key,
-            meter=name,
-            served=served.get(name, 0),
-            counted=counted[name],
-            due=billable(served.get(name, 0), plan.entitlements[name], meter.stripe.report),
-            billed=billed[name],
-        )
-        for name, meter in catalog.meters.items()
-        if meter.stripe is not None
-    ]
 
 
 def evidence(refusal: Refusal, plan: Plan, tally: Tally, catalog: Catalog) -> str:

@@ -1,0 +1,121 @@
+"""Whether a bill is right: what was served, what was recorded of it and what Stripe has, unit by unit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meterkit.catalog import override
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Entitlement, Report
+    from meterkit.kit import MeterKit
+    from meterkit.testing.emulator import StripeEmulator
+
+__all__ = ["BillLine", "check_bill", "due_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillLine:
+    """One meter of one customer in the present period.
+
+    Attributes:
+        served: what the caller saw of it.
+        recorded: what the store has of it.
+        included: the part of ``served`` that the plan's price covers.
+        prepaid: the part of it that grants and credits have paid for.
+        due: what Stripe is to have of it, by the plan.
+        billed: what Stripe has.
+    """
+
+    customer: str
+    plan: str
+    meter: str
+    served: int
+    recorded: int
+    included: int
+    prepaid: int
+    due: int
+    billed: int
+
+    @property
+    def is_right(self) -> bool:
+        """Whether all that was served was recorded, and Stripe has what is due, to the unit."""
+        return self.served == self.recorded and self.due == self.billed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.customer}, {self.meter}: {self.served:,} served, {self.recorded:,} recorded,"
+            f" {self.due:,} to be billed, but Stripe has {self.billed:,}."
+        )
+
+
+async def check_bill(
+    kit: MeterKit, stripe: StripeEmulator, served: Mapping[str, Mapping[str, int]]
+) -> list[BillLine]:
+    """Compare what customers were served with what was recorded and, after a flush, what Stripe has.
+
+    There is a line for each customer and each meter with a Stripe event, but for derived meters
+    (``from:``) and those that they are derived from. A customer's plan and overrides must have been the
+    same for the whole period.
+
+    Args:
+        kit: whose plans file and store.
+        stripe: where the kit delivers to.
+        served: customer to meter to the quantity that was served in the present period.
+    """
+    meters = kit.catalog.meters.values()
+    derived = {name for meter in meters if meter.source for name in (meter.name, meter.source)}
+    lines: list[BillLine] = []
+    for customer_id, quantities in served.items():
+        customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
+        entitlements = override(kit.catalog, kit.catalog.plans[customer.plan], customer.overrides)
+        begin, end = usage["period"]["start"], usage["period"]["end"]
+        prepaid = Counter[str]()
+        for entry in await kit.grants.ledger(customer_id):
+            if entry.entry == "burn" and entry.meter is not None and entry.period_start == begin:
+                cost = kit.catalog.credits[entry.name].costs[entry.meter] if entry.kind == "credit" else 1
+                prepaid[entry.meter] -= entry.quantity // cost
+        billed = Counter[str]()
+        for event in stripe.events:
+            is_of_period = begin.timestamp() <= event.timestamp < end.timestamp()
+            if event.counted and is_of_period and event.customer == customer.stripe_customer:
+                billed[event.event_name] += int(event.value)
+        for meter in meters:
+            if meter.stripe is None or meter.name in derived:
+                continue
+            quantity, entitlement = quantities.get(meter.name, 0), entitlements[meter.name]
+            lines.append(
+                BillLine(
+                    customer=customer_id,
+                    plan=customer.plan,
+                    meter=meter.name,
+                    served=quantity,
+                    recorded=usage["meters"][meter.name]["recorded"],
+                    included=_included(quantity, entitlement),
+                    prepaid=prepaid[meter.name],
+                    due=due_of(quantity, entitlement, meter.stripe.report, prepaid=prepaid[meter.name]),
+                    billed=billed[meter.stripe.event_name],
+                )
+            )
+    return lines
+
+
+def due_of(quantity: int, entitlement: Entitlement, report: Report, *, prepaid: int = 0) -> int:
+    """How much of a quantity Stripe is to be told.
+
+    ``report: usage`` sends included and overage, ``report: overage`` what is beyond included; overage is
+    sent only on a plan that bills it.
+    """
+    if report == "none":
+        return 0
+    included = _included(quantity, entitlement)
+    overage = quantity - included - prepaid if entitlement.overage.mode == "bill" else 0
+    return overage + (included if report == "usage" else 0)
+
+
+def _included(quantity: int, entitlement: Entitlement) -> int:
+    return quantity if entitlement.included is None else min(quantity, entitlement.included)

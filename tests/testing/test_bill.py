@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit
+from meterkit.catalog import Report, loads
+from meterkit.testing import BillLine, Clock, StripeEmulator, check_bill
+from meterkit.testing.bill import due_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CATALOG = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests, report: usage}}
+  tokens: {unit: token, stripe: {event_name: tokens}}
+  images: {unit: image, stripe: {event_name: images}}
+  large_images: {unit: image, from: images, where: {model: "*-large*"}, stripe: {event_name: large_images}}
+  pages: {unit: page}
+credits:
+  ai: {costs: {tokens: 1 per 100}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 40, overage: deny}
+      tokens: {included: 5_000, overage: deny}
+      images: {included: 1, overage: deny}
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {included: unlimited}
+      tokens: {included: 8_000, overage: {bill: {cap: 5_000}}}
+      images: {included: 1, overage: deny}
+""")
+
+
+@pytest.mark.parametrize(
+    ("plan", "meter", "report", "quantity", "due"),
+    [
+        ("free", "requests", "usage", 40, 40),  # reported whole
+        ("free", "requests", "usage", 45, 40),  # overage is never sent where the plan does not bill it
+        ("free", "tokens", "overage", 6_000, 0),
+        ("pro", "tokens", "overage", 8_000, 0),  # included is in the base price
+        ("pro", "tokens", "overage", 8_001, 1),
+        ("pro", "tokens", "overage", 20_000, 12_000),  # what was recorded beyond the cap is a fact
+        ("pro", "requests", "usage", 1_000_000, 1_000_000),  # unlimited is included, and reported
+        ("pro", "tokens", "none", 20_000, 0),
+    ],
+)
+def test_what_is_due_at_stripe(plan: str, meter: str, report: Report, quantity: int, due: int) -> None:
+    assert due == due_of(quantity, CATALOG.plans[plan].entitlements[meter], report)
+
+
+def test_what_is_prepaid_is_not_due() -> None:
+    assert due_of(10_000, CATALOG.plans["pro"].entitlements["tokens"], "overage", prepaid=500) == 1_500
+
+
+@pytest.mark.parametrize(
+    ("changed", "right"),
+    [({}, True), ({"served": 901}, False), ({"recorded": 899}, False), ({"billed": 190}, False)],
+)
+def test_a_unit_more_or_less_is_not_right(changed: dict[str, int], right: bool) -> None:
+    line = BillLine(
+        customer="ada",
+        plan="pro",
+        meter="tokens",
+        served=900,
+        recorded=900,
+        included=400,
+        prepaid=309,
+        due=191,
+        billed=191,
+    )
+    assert right == replace(line, **changed).is_right  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def stripe(clock: Clock) -> StripeEmulator:
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_customer("cus_ada")
+    for name in ("requests", "tokens", "images", "large_images"):
+        emulator.add_meter(name)
+    return emulator
+
+
+@pytest.fixture
+async def kit(stripe: StripeEmulator, clock: Clock, store_url: str) -> AsyncIterator[MeterKit]:
+    with stripe.running() as url:
+        async with MeterKit(
+            CATALOG,
+            redis_url=store_url,
+            clock=clock,
+            stripe_api_key="sk_test_bill",
+            stripe_api_base=url,
+            flush=False,
+        ) as kit:
+            await kit.customers.set_plan("ada", "pro")
+            await kit.customers.link("ada", "cus_ada")
+            yield kit
+
+
+async def deliver(kit: MeterKit) -> None:
+    assert (await kit.flush(everything=True)).is_complete
+
+
+@pytest.mark.anyio
+async def test_a_bill_is_checked_from_what_was_served_to_what_stripe_has(
+    kit: MeterKit, stripe: StripeEmulator, clock: Clock
+) -> None:
+    await kit.customers.override("ada", {"tokens": {"included": 7_000}})
+    await kit.grants.add("ada", {"ai": 5}, grant_id="inv_1")
+    await kit.grants.add("ada", {"tokens": 100}, grant_id="gift", priority=1)
+    await kit.record("ada", "requests", 3)
+    await kit.record("ada", "tokens", 8_000)
+    await deliver(kit)
+
+    served = {"ada": {"requests": 3, "tokens": 8_000}}
+    requests, tokens = await check_bill(kit, stripe, served)
+    assert (requests.is_right, requests.billed) == (True, 3)
+    assert (tokens.included, tokens.prepaid, tokens.due, tokens.billed) == (7_000, 600, 400, 400)
+    assert tokens.is_right
+
+    stripe.fail_next("lose")
+    await kit.record("ada", "requests", 2)
+    clock.advance(timedelta(minutes=5))
+    await deliver(kit)
+    requests, _ = await check_bill(kit, stripe, {"ada": {"requests": 5, "tokens": 8_000}})
+    assert str(requests) == "ada, requests: 5 served, 5 recorded, 5 to be billed, but Stripe has 3."
+    assert not requests.is_right
+
+
+@pytest.mark.anyio
+async def test_a_new_period_begins_with_an_empty_bill(
+    kit: MeterKit, stripe: StripeEmulator, clock: Clock
+) -> None:
+    await kit.record("ada", "requests", 3)
+    await deliver(kit)
+    clock.set((await kit.usage("ada"))["period"]["end"] + timedelta(seconds=1))
+    assert [0, 0] == [line.billed for line in await check_bill(kit, stripe, {"ada": {}})]
+    assert all(line.is_right for line in await check_bill(kit, stripe, {"ada": {}}))
