@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meterkit.asgi import identify
-    from meterkit.asgi.context import current, record
+    from meterkit.asgi.context import current, record, record_usage, tap
     from meterkit.asgi.current import Current
     from meterkit.asgi.middleware import MeterMiddleware
-    from meterkit.asgi.reporting import record_usage, tap
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
@@ -101,8 +100,8 @@ _HOMES = {
     "Unsealed": "meterkit.delivery.report",
     "current": "meterkit.asgi.context",
     "record": "meterkit.asgi.context",
-    "record_usage": "meterkit.asgi.reporting",
-    "tap": "meterkit.asgi.reporting",
+    "record_usage": "meterkit.asgi.context",
+    "tap": "meterkit.asgi.context",
     "usage_of": "meterkit.tokens",
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
-from meterkit.asgi.reporting import tap
+from meterkit.asgi.context import tap
 from meterkit.tokens.plain import held_by, is_body
 from meterkit.tokens.shape import load, table
 

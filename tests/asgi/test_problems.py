@@ -8,8 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from meterkit.asgi.details import kind_of
-from meterkit.asgi.problems import TYPES, Circumstances, Denial, problem, send_denial
+from meterkit.asgi.problems import TYPES, Denial, ProblemContext, kind_of, problem, send_denial
 from meterkit.decisions.decision import Decision, Policy, Reason
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ TOLD = (
     b'"requests-1h";q=100;w=3600, "requests-period";q=1000, '
     b'"requests-concurrency";q=4;qu="concurrent-requests"'
 )
-PLAN = Circumstances(policies=(RATE, PERIOD, CONCURRENCY))
-NOWHERE = Circumstances()
+PLAN = ProblemContext(policies=(RATE, PERIOD, CONCURRENCY))
+NOWHERE = ProblemContext()
 
 
 def denied(reason: Reason, limit: str | None = None, **extra: Any) -> Decision:
@@ -57,12 +56,12 @@ def denied(reason: Reason, limit: str | None = None, **extra: Any) -> Decision:
     return Decision(allowed=False, reason=reason, limit=limit, **values)
 
 
-def told(decision: Decision, circumstances: Circumstances = NOWHERE, mode: Headers = "ietf") -> Denial:
+def told(decision: Decision, circumstances: ProblemContext = NOWHERE, mode: Headers = "ietf") -> Denial:
     return problem(decision, circumstances, mode=mode, now_s=NOW_S, instance=INSTANCE)
 
 
 # One row per line of the table of refusals: what is decided, and all that the client gets.
-GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tuple[bytes, bytes]]]] = {
+GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[tuple[bytes, bytes]]]] = {
     "a rate": (
         denied(
             "rate",
@@ -87,7 +86,7 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
     ),
     "a rate of tokens": (
         denied("rate", "output_tokens-5h", remaining=12, retry_after=timedelta(hours=3)),
-        Circumstances(policies=(TOKENS,)),
+        ProblemContext(policies=(TOKENS,)),
         429,
         {
             "type": f"{IANA}quota-exceeded",
@@ -162,7 +161,7 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
     ),
     "suspended": (
         denied("suspended"),
-        Circumstances(portal_url="https://example.com/billing"),
+        ProblemContext(portal_url="https://example.com/billing"),
         402,
         {
             "type": f"{URN}payment-required",
@@ -205,7 +204,7 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
     ),
     "a feature": (
         denied("feature"),
-        Circumstances(feature="full_ai", plan="free", available_in=("pro", "enterprise")),
+        ProblemContext(feature="full_ai", plan="free", available_in=("pro", "enterprise")),
         403,
         {
             "type": f"{URN}feature-not-in-plan",
@@ -222,7 +221,7 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
     ),
     "a feature of no plan": (
         denied("feature"),
-        Circumstances(feature="full_ai", plan="free"),
+        ProblemContext(feature="full_ai", plan="free"),
         403,
         {
             "type": f"{URN}feature-not-in-plan",
@@ -236,7 +235,7 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
     ),
     "seats": (
         denied("seats"),
-        Circumstances(limit=3, used=3),
+        ProblemContext(limit=3, used=3),
         403,
         {
             "type": f"{URN}seats-limit-exceeded",
@@ -249,7 +248,7 @@ GOLDEN: Mapping[str, tuple[Decision, Circumstances, int, dict[str, Any], list[tu
     ),
     "storage": (
         denied("storage"),
-        Circumstances(limit=5_000_000, used=4_999_000, requested=5000),
+        ProblemContext(limit=5_000_000, used=4_999_000, requested=5000),
         413,
         {
             "type": f"{URN}storage-limit-exceeded",
@@ -424,7 +423,7 @@ def test_a_wait_in_words_is_never_too_short(seconds: int, words: str) -> None:
 )
 def test_a_window_in_words_is_exact(window_s: int, unit: str | None, quota: int, words: str) -> None:
     policy = replace(RATE, window_s=window_s, quota_unit=unit, quota=quota)
-    detail = json.loads(told(denied("rate", RATE.name), Circumstances(policies=(policy,))).body)["detail"]
+    detail = json.loads(told(denied("rate", RATE.name), ProblemContext(policies=(policy,))).body)["detail"]
     assert detail.startswith(f'Policy "requests-1h" allows {words}. ')
 
 
@@ -465,7 +464,7 @@ def test_the_route_chooses_the_limit_fields(mode: Headers, expected: set[bytes])
 def test_a_script_of_another_origin_may_read_a_refusal(
     cors: tuple[str, ...], expected: dict[bytes, bytes]
 ) -> None:
-    circumstances = Circumstances(origin=b"https://app.example", cors=cors)
+    circumstances = ProblemContext(origin=b"https://app.example", cors=cors)
     headers = dict(told(denied("store"), circumstances).headers)
     assert expected == {
         name: headers[name] for name in (b"access-control-allow-origin", b"vary") if name in headers
@@ -474,12 +473,12 @@ def test_a_script_of_another_origin_may_read_a_refusal(
 
 
 def test_without_an_origin_there_is_nothing_of_cors() -> None:
-    headers = dict(told(denied("store"), Circumstances(cors=("*",))).headers)
+    headers = dict(told(denied("store"), ProblemContext(cors=("*",))).headers)
     assert not [name for name in headers if name.startswith(b"access-control")]
 
 
 def test_the_challenge_is_the_apps() -> None:
-    headers = dict(told(denied("anonymous"), Circumstances(challenge='ApiKey realm="x"')).headers)
+    headers = dict(told(denied("anonymous"), ProblemContext(challenge='ApiKey realm="x"')).headers)
     assert headers[b"www-authenticate"] == b'ApiKey realm="x"'
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from store.script_model import Customer
     from store.script_purse import Means
 
-Told = list[tuple[int, int, tuple[int, int, int]]]
+LimitFields = list[tuple[int, int, tuple[int, int, int]]]
 """Of each policy what is left, of how much, and the numbers that a refusal tells."""
 
 
@@ -80,9 +80,9 @@ class Ceilings:
 
 def weigh(
     customer: Customer, asked: Asked, now: int, ceilings: Ceilings, *, taken: bool = False
-) -> tuple[bool, Told]:
+) -> tuple[bool, LimitFields]:
     """Whether a demand is refused, and what each policy says, before or after the demands are taken."""
-    refused, told = False, Told()
+    refused, told = False, LimitFields()
     for given, demand in asked.all:
         for rate in given.rates:
             counted = customer.rate(given.meter, rate)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.current import Current
+from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.metered import ALL, LlmCalls, Part, add, dimensions_of, part_of
 from meterkit.asgi.reading import Reading
-from meterkit.asgi.remarks import lost, remark
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.headers import LimitFields, ShadowFields
     from meterkit.asgi.metered import Key
-    from meterkit.asgi.told import ShadowFields, Told
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
@@ -60,7 +60,7 @@ class Exchange(Holder):
     __slots__ = (
         *("_begun", "_complete", "_ending", "_failed", "_gone", "_llm", "_nothing_to_settle", "_reading"),
         *("_recorded", "_reply", "_route", "_scope", "_send", "_status", "_trailers", "_view", "decision"),
-        *("in_doubt", "server_receive", "told"),
+        *("in_doubt", "server_receive", "limit_fields"),
     )
 
     server_receive: Receive
@@ -84,7 +84,7 @@ class Exchange(Holder):
         self._reply = reply
         self._scope = scope
         self._send = send
-        self.told: Told | ShadowFields | None = None
+        self.limit_fields: LimitFields | ShadowFields | None = None
         self.decision: Decision | None = None
         self.in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.
         self._recorded: dict[str, int] | None = None
@@ -114,7 +114,7 @@ class Exchange(Holder):
         usage = self._route.usage
         # A stored answer is not used again each time that it is fetched.
         if usage != "none" and (usage != "auto" or self._scope["method"] == "POST"):
-            self._reading = Reading(usage, complain=self.remark, body=body, estimate=estimate)
+            self._reading = Reading(usage, complain=self.warn, body=body, estimate=estimate)
             self._llm = LlmCalls(self._reading)
             self._nothing_to_settle = False
 
@@ -148,11 +148,11 @@ class Exchange(Holder):
                 self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
-            told, decided = self.told, self._decided
-            if told is not None and decided is not None:
+            fields, decided = self.limit_fields, self._decided
+            if fields is not None and decided is not None:
                 headers = message.get("headers", ())
                 message = dict(message)
-                message["headers"] = told.add(headers, decided, self._reply, self._scope["headers"])
+                message["headers"] = fields.add(headers, decided, self._reply, self._scope["headers"])
         elif self._ends(kind, message):
             return self._pass_on(message, last=True)
         return self._send(message)
@@ -232,7 +232,7 @@ class Exchange(Holder):
         if self._llm is not None:
             calls = self._llm.end(complete=self._complete, gone=outcome == "client_gone")
             if self._complete:
-                self.lost(calls)
+                self.warn_of_lost(calls)
             with _recording:
                 parts = self._llm.due(self._view.cache)
         if recorded:
@@ -331,13 +331,13 @@ class Exchange(Holder):
         self._settle_late(lane, parts)
         return result
 
-    def remark(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Warn of something about the request's route, once in a while."""
-        remark(self._store, self._route.match, message)
+        warn(self._store, self._route.match, message)
 
-    def lost(self, calls: Iterable[CallUsage]) -> None:
+    def warn_of_lost(self, calls: Iterable[CallUsage]) -> None:
         """Warn of calls whose figures are missing, once in a while."""
-        lost(self._store, self._route.match, calls)
+        warn_of_lost(self._store, self._route.match, calls)
 
     def _settle_late(self, lane: Lane, parts: Mapping[Key, Part]) -> None:
         settle = partial(self._settle_each, lane, parts, billed=self._outcome() in self._route.charge_on)

@@ -7,16 +7,31 @@ Structured Fields (RFC 9651).
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.verdict import DAY_MS, SLIDING, reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from meterkit.catalog.models import Headers
-    from meterkit.decisions.decision import Policy
+    from meterkit.catalog import Headers
+    from meterkit.decisions.decision import Decision, Policy
+    from meterkit.decisions.program import Measure, Program
+    from meterkit.store.views import PreparedDecision
 
-__all__ = ["fields", "join", "limit_field", "merge", "policy_field", "quoted", "x_fields"]
+__all__ = [
+    "LimitFields",
+    "ShadowFields",
+    "fields",
+    "join",
+    "limit_field",
+    "merge",
+    "policy_field",
+    "quoted",
+    "x_fields",
+]
 
 INTEGER_MAX: Final = 10**15 - 1
 EXPOSE: Final = b"access-control-expose-headers"
@@ -149,3 +164,139 @@ def _integer(value: int) -> int:
     if 0 <= value <= INTEGER_MAX:
         return value
     return 0 if value < 0 else INTEGER_MAX
+
+
+# Of the app's own fields those that ours are to be merged with.
+_NAMES: Final = frozenset({b"ratelimit", b"ratelimit-policy", EXPOSE})
+_LENGTHS: Final = frozenset(map(len, _NAMES))
+_EXPOSED: Final = (EXPOSE, b"ratelimit-policy, ratelimit")
+_NEVER: Final = -1
+_ORIGIN: Final = b"origin"
+
+
+class LimitFields:
+    """Writes the limit fields of allowed answers.
+
+    Args:
+        program: what is asked of the customer's plan.
+        mode: which family of fields the route sends.
+    """
+
+    __slots__ = ("_measures", "_mode", "_policies", "_policy_pair", "_quick")
+
+    def __init__(self, program: Program, mode: Headers) -> None:
+        policies = [measure.policy for measure in program.measures]
+        self._measures = program.measures
+        self._mode: Headers = mode
+        self._policies = policy_field(policies)
+        self._policy_pair = (b"ratelimit-policy", self._policies)
+        self._quick = [_quick(measure) for measure in program.measures]
+
+    def add(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        decided: PreparedDecision,
+        reply: list[int],
+        request_headers: Iterable[tuple[bytes, bytes]],
+    ) -> list[tuple[bytes, bytes]]:
+        """The app's headers and the limit fields, as a new list.
+
+        Args:
+            headers: what the app answers.
+            decided: the decision.
+            reply: what the store replied to it: ``{0, now, n, remaining, before}``.
+            request_headers: what the client sent.
+        """
+        _, now_ms, nth, left, before = reply
+        exposed = False
+        for name, _ in request_headers:
+            if name == _ORIGIN:
+                exposed = True
+                break
+        if self._mode != "ietf" or not nth:
+            return merge(headers, self._fields(decided, reply), expose=exposed)
+        items = list(headers)
+        for name, _ in items:
+            if len(name) in _LENGTHS and name.lower() in _NAMES:
+                return merge(items, self._fields(decided, reply), expose=exposed)
+        start, needed, limit, window = self._quick[nth - 1]
+        if needed <= left < limit:
+            # As reset_ms has it, but shorter: this is worked out for most answers.
+            reset = window - now_ms % window
+            if before:
+                reset -= (before * reset - 1) // window * window // before
+            else:
+                reset += -(-window // (limit - left))
+            text = b"%b%d;t=%d" % (start, left, (reset + 999) // 1000)
+        else:
+            text = limit_field(self._measures[nth - 1].policy.name, left, self._reset_s(decided, reply))
+        if exposed:
+            items.append(_EXPOSED)
+        items += (self._policy_pair, (b"ratelimit", text))
+        return items
+
+    def _reset_s(self, decided: PreparedDecision, reply: list[int]) -> int | None:
+        """Seconds, rounded up, until more is left under the limit that the reply names."""
+        _, now_ms, nth, left, before = reply
+        reset = reset_ms(self._measures[nth - 1], left, before, now_ms, decided.period_end_ms(now_ms))
+        return None if reset is None else (reset + 999) // 1000
+
+    def _fields(self, decided: PreparedDecision, reply: list[int]) -> list[tuple[bytes, bytes]]:
+        _, now_ms, nth, left, _ = reply
+        return fields(
+            self._mode,
+            policies=self._policies,
+            limit=self._measures[nth - 1].policy if nth else None,
+            remaining=max(0, left),
+            reset_s=self._reset_s(decided, reply) if nth else None,
+            now_s=now_ms // 1000,
+        )
+
+
+def _quick(measure: Measure) -> tuple[bytes, int, int, int]:
+    """Of a sliding window: how its field begins, what is asked, its limit and window; of others, no limit."""
+    is_quick = measure.kind == SLIDING and measure.window <= DAY_MS
+    return (
+        quoted(measure.policy.name) + b";r=",
+        measure.needed,
+        measure.limit if is_quick else _NEVER,
+        measure.window,
+    )
+
+
+class ShadowFields:
+    """Writes the limit fields of an answer that a limit would have refused.
+
+    Args:
+        decision: what was decided.
+        decided: how.
+        mode: which family of fields the route sends.
+    """
+
+    __slots__ = ("_decision", "_mode", "_policies")
+
+    def __init__(self, decision: Decision, decided: PreparedDecision, mode: Headers) -> None:
+        self._decision = decision
+        self._policies = [measure.policy for measure in decided.program.measures]
+        self._mode: Headers = mode
+
+    def add(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        decided: PreparedDecision,
+        reply: list[Any],
+        request_headers: Iterable[tuple[bytes, bytes]],
+    ) -> list[tuple[bytes, bytes]]:
+        """See :meth:`LimitFields.add`."""
+        del decided
+        decision = self._decision
+        reset_after = decision.reset_after
+        ours = fields(
+            self._mode,
+            policies=policy_field(self._policies),
+            limit=next((policy for policy in self._policies if policy.name == decision.limit), None),
+            remaining=decision.remaining,
+            reset_s=None if reset_after is None else -(-reset_after // timedelta(seconds=1)),
+            now_s=reply[1] // 1000,
+        )
+        return merge(headers, ours, expose=any(name == _ORIGIN for name, _ in request_headers))

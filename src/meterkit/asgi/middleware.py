@@ -13,13 +13,12 @@ from meterkit.asgi.arguments import check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
+from meterkit.asgi.headers import LimitFields, ShadowFields
 from meterkit.asgi.identify import client_ip
-from meterkit.asgi.refusal_log import RefusalLog
+from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
-from meterkit.asgi.told import ShadowFields, Told
-from meterkit.asgi.trouble_log import TroubleLog
 from meterkit.decisions.decision import Decision
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, give_up
@@ -50,7 +49,7 @@ _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
-_TOLD_MAX: Final = 1_000
+_PROGRAMS_MAX: Final = 1_000
 
 
 class Kit(Protocol):
@@ -114,7 +113,7 @@ class MeterMiddleware:
         self._troubles = TroubleLog()
         self._mark = f"meterkit.{id(kit):x}"
         self._is_inner = False
-        self._has_told_unmatched = False
+        self._has_warned_unmatched = False
         self._adopt(kit.store.cache)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,8 +130,8 @@ class MeterMiddleware:
             self._adopt(self._kit.store.cache)
         route = self._router.match_http(scope)
         if route is None or route.exempt or (scope["method"] == "OPTIONS" and is_preflight(scope)):
-            if route is None and not self._has_told_unmatched:
-                self._has_told_unmatched = True
+            if route is None and not self._has_warned_unmatched:
+                self._has_warned_unmatched = True
                 self._troubles.unmatched(self._cache.catalog.source, scope)
             await self.app(scope, receive, send)
             return
@@ -207,7 +206,7 @@ class MeterMiddleware:
                 passed = Exchange(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":
                     program = decided.program
-                    passed.told = self._told.get(program) or self._tell(program, route)
+                    passed.limit_fields = self._limit_fields.get(program) or self._fields_of(program, route)
                 return passed
             passed = self._refused(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
@@ -251,11 +250,11 @@ class MeterMiddleware:
         passed.decision = replace(decision, allowed=True, shadow=True)
         return passed
 
-    def _tell(self, program: Program, route: Route) -> Told:
-        if len(self._told) >= _TOLD_MAX:
-            self._told.clear()
-        told = self._told[program] = Told(program, route.headers)
-        return told
+    def _fields_of(self, program: Program, route: Route) -> LimitFields:
+        if len(self._limit_fields) >= _PROGRAMS_MAX:
+            self._limit_fields.clear()
+        fields = self._limit_fields[program] = LimitFields(program, route.headers)
+        return fields
 
     async def _customer(self, found: object, scope: Scope) -> CustomerView:
         """A customer not met before, or of nobody in particular."""
@@ -285,7 +284,7 @@ class MeterMiddleware:
         self._log.shadowed(decision, route)
         passed = Exchange(store, lane, decided.view, route, decided, reply, scope, send)
         passed.decision = decision
-        passed.told = ShadowFields(decision, decided, route.headers)
+        passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
 
     def _undecided(
@@ -333,13 +332,13 @@ class MeterMiddleware:
         self._cache = cache
         anonymous = cache.catalog.anonymous
         self._by_ip = client_ip(trusted_proxies=anonymous.trusted_proxies if anonymous else ())
-        self._has_told_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
+        self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
         self._router: Router = Router(
             cache.catalog.routes,
             root_path=own_root_path(self.app),
             without_mount=partial(self._troubles.without_mount, cache.catalog.source),
         )
-        self._told: dict[Program, Told] = {}
+        self._limit_fields: dict[Program, LimitFields] = {}
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False

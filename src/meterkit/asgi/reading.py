@@ -7,7 +7,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.remarks import Contained, described
+from meterkit.asgi.logs import Contained, described
 from meterkit.tokens import (
     BILLED_BYTES_PER_TOKEN,
     PIECE_BYTES,

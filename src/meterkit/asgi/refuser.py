@@ -7,9 +7,8 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from meterkit.asgi.details import Circumstances
-from meterkit.asgi.problems import Denial, complete, problem, send_denial
-from meterkit.asgi.sampler import Sampler
+from meterkit.asgi.logs import Sampler
+from meterkit.asgi.problems import Denial, ProblemContext, complete, problem, send_denial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Message, Receive, Scope, Send
 
-    from meterkit.asgi.refusal_log import RefusalLog
+    from meterkit.asgi.logs import RefusalLog
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.store.views import CustomerView, PreparedDecision
@@ -66,10 +65,8 @@ class Refuser:
         send: Send,
     ) -> None:
         """Answer a request that is not served; the app never sees it."""
-        circumstances = self._circumstances(route, decided, view, scope)
-        denial = problem(
-            decision, circumstances, mode=route.headers, now_s=int(self._clock()), instance=uuid4()
-        )
+        context = self._context(route, decided, view, scope)
+        denial = problem(decision, context, mode=route.headers, now_s=int(self._clock()), instance=uuid4())
         answer = _Answer(denial, scope, send)
         try:
             if self._on_denied is not None:
@@ -95,9 +92,9 @@ class Refuser:
             if self._failures.admits():
                 _logger.exception("on_denied failed; the client gets meterkit's own answer")
 
-    def _circumstances(
+    def _context(
         self, route: Route, decided: PreparedDecision | None, view: CustomerView | None, scope: Scope
-    ) -> Circumstances:
+    ) -> ProblemContext:
         about_customer: dict[str, Any] = {}
         if view is not None:
             catalog = view.cache.catalog
@@ -107,7 +104,7 @@ class Refuser:
                 "available_in": tuple(plan.key for plan in plans if route.feature in plan.features),
                 "portal_url": catalog.billing.portal_url,
             }
-        return Circumstances(
+        return ProblemContext(
             policies=() if decided is None else tuple(measure.policy for measure in decided.program.measures),
             feature=route.feature,
             origin=next((value for name, value in scope["headers"] if name == b"origin"), None),

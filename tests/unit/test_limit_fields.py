@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from faults import catalog
 from meterkit import MeterKit
-from meterkit.asgi.headers import EXPOSE, limit_field, merge
-from meterkit.asgi.told import Told
+from meterkit.asgi.headers import EXPOSE, LimitFields, limit_field, merge
 from meterkit.decisions.verdict import reset_ms
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def test_the_reset_of_a_sliding_window_is_the_same(
     reset = reset_ms(measure, left, before, now_ms, call.period_end_ms(now_ms))
     assert reset is not None
     expected = limit_field(measure.policy.name, max(0, left), (reset + 999) // 1000)
-    told = Told(call.program, "ietf").add([], call, [0, now_ms, 1, left, before], [])
+    told = LimitFields(call.program, "ietf").add([], call, [0, now_ms, 1, left, before], [])
     assert dict(told)[b"ratelimit"] == expected
 
 
@@ -76,7 +75,7 @@ def test_the_reset_of_a_sliding_window_is_the_same(
 )
 def test_to_scripts_of_other_origins_the_fields_are_shown(headers: list[tuple[bytes, bytes]]) -> None:
     call = RATES[0]
-    told = Told(call.program, "ietf").add(headers, call, [0, NOW_MS, 1, 4, 0], ORIGIN)
+    told = LimitFields(call.program, "ietf").add(headers, call, [0, NOW_MS, 1, 4, 0], ORIGIN)
     ours = [pair for pair in told if pair[0] in {b"ratelimit", b"ratelimit-policy"}]
     assert len(ours) == 2
     assert told == merge(headers, ours, expose=True)

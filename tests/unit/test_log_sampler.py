@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from meterkit.asgi import sampler
-from meterkit.asgi.sampler import Sampler
+from meterkit.asgi import logs
+from meterkit.asgi.logs import Sampler
 
 if TYPE_CHECKING:
     import pytest
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def test_what_a_loop_that_ended_could_not_tell_the_next_line_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(sampler, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
     told: list[int] = []
     lines = Sampler(2, 3600.0, told.append)
 
@@ -32,7 +32,7 @@ def test_what_a_loop_that_ended_could_not_tell_the_next_line_tells(monkeypatch: 
 
 def test_a_span_with_few_lines_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(sampler, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
     told: list[int] = []
     lines = Sampler(1, 1.0, told.append)
     for _ in range(3):

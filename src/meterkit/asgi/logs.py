@@ -1,0 +1,274 @@
+"""What the edge writes to the log: some of it once, and of what may come by the thousand a few lines."""
+
+from __future__ import annotations
+
+import logging
+from asyncio import get_running_loop
+from functools import partial
+from time import monotonic
+from traceback import format_tb
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+from meterkit.errors import SettingsError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from starlette.types import Scope
+
+    from meterkit.catalog import Route
+    from meterkit.decisions.decision import Decision
+    from meterkit.store.store import Store
+    from meterkit.tokens import CallUsage, Note
+
+__all__ = ["Contained", "RefusalLog", "Sampler", "TroubleLog", "described", "warn", "warn_of_lost"]
+
+
+class Sampler:
+    """Lets the first lines of each span of time through, and tells how many it kept back.
+
+    Args:
+        most: how many lines a span may have.
+        every_s: how long a span is, in seconds.
+        tell: takes how many lines were kept back; called when the span is over, or by the next line.
+    """
+
+    def __init__(self, most: int, every_s: float, tell: Callable[[int], None]) -> None:
+        self._most = most
+        self._every_s = every_s
+        self._tell = tell
+        self._began = -every_s
+        self._written = 0
+        self._kept_back = 0
+
+    def admits(self) -> bool:
+        """Whether one more line may be written now; it is counted either way."""
+        now = monotonic()
+        if now - self._began >= self._every_s:
+            self._report()  # Also where the loop that was to do it has ended.
+            self._began, self._written = now, 0
+        if self._written < self._most:
+            self._written += 1
+            return True
+        if not self._kept_back:
+            get_running_loop().call_later(self._began + self._every_s - now, self._report)
+        self._kept_back += 1
+        return False
+
+    def _report(self) -> None:
+        if self._kept_back:
+            kept_back, self._kept_back = self._kept_back, 0
+            self._tell(kept_back)
+
+
+_logger = logging.getLogger("meterkit.asgi")
+
+_SPAN_S: Final = 10.0
+_SHOWN_MAX: Final = 100
+
+
+class TroubleLog:
+    """Writes to the logger ``meterkit.asgi`` what is wrong with the store, the app or the plans file."""
+
+    def __init__(self) -> None:
+        self._store = Sampler(1, _SPAN_S, partial(_count_more, "went undecided"))
+        self._identify = Sampler(1, _SPAN_S, partial(_count_more, "failed in identify"))
+        self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
+        self._wrong_types: set[type] = set()
+
+    def undecided(self, error: Exception, route: Route) -> None:
+        """The customer is known, but not whether the request may be served."""
+        if isinstance(error, StoreError | SettingsError):
+            if self._store.admits():
+                policy = route.on_store_failure
+                _logger.error("requests go undecided (on_store_failure: %s): %s", policy, error)
+        elif self._others.admits():
+            _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
+
+    def unidentified(self, error: Exception, route: Route) -> None:
+        """``identify`` raised."""
+        if self._identify.admits():
+            message = "identify raised: the customer of a request under the line %a could not be determined"
+            _logger.error(message, route.match, exc_info=error)
+
+    def wrong_type(self, found: object) -> None:
+        """``identify`` returned what is neither a text nor None; said once of each type."""
+        kind = type(found)
+        if kind not in self._wrong_types:
+            self._wrong_types.add(kind)
+            _logger.error(
+                "identify returned a value of type %s; allowed is a text, the customer's id, or None: return"
+                " str(...) of it; until then the customer of such requests cannot be determined",
+                kind.__name__,
+            )
+
+    def unmatched(self, source: str, scope: Scope) -> None:
+        """No line of the plans file is about a request; the caller sees to it that this is said once."""
+        _logger.warning(
+            "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
+            ' do are not logged; a last line with match: "*" is about all that is left',
+            f"{scope['method']} {scope['path']}"[:_SHOWN_MAX],
+            source,
+        )
+
+    def without_mount(self, source: str, line: Route, found: Route | None, mount: str) -> None:
+        """A line would have matched, had it the path of the mount; the caller sees to it as above."""
+        method = "" if line.method is None else f"{line.method} "
+        _logger.warning(
+            "%s: the line %a does not match, as this app is mounted at %a and lines are written with that"
+            " path: write %a; until then %s; others that lack it are not logged",
+            source,
+            line.match,
+            mount[:_SHOWN_MAX],
+            f"{method}{mount[:_SHOWN_MAX]}{line.path}",
+            "such requests match no line" if found is None else f"such requests match {found.match!a}",
+        )
+
+
+def _count_more(what: str, number: int) -> None:
+    _logger.error("%d more requests %s within %.0f s", number, what, _SPAN_S)
+
+
+_refusals = logging.getLogger("meterkit.refusals")
+
+_LINES_A_SECOND: Final = 10
+# What browsers and people ask for by themselves, without credentials.
+_USUALLY_OPEN: Final = frozenset({"/docs", "/redoc", "/openapi.json", "/favicon.ico", "/robots.txt"})
+
+
+class RefusalLog:
+    """Writes to the logger ``meterkit.refusals``, at most ten lines a second.
+
+    The record of each has the attributes ``customer``, ``plan``, ``reason``, ``limit``, ``route``,
+    ``status``, ``instance`` and ``shadow``; the line that tells how many were not written has ``suppressed``.
+    """
+
+    def __init__(self) -> None:
+        self._sampler = Sampler(_LINES_A_SECOND, 1.0, _suppressed)
+
+    def refused(self, decision: Decision, route: Route, scope: Scope, *, status: int, instance: str) -> None:
+        """A request was answered with a refusal."""
+        if self._sampler.admits():
+            fields = _fields(decision, route) | {"status": status, "instance": instance}
+            words = _line(fields) + _hint(decision, scope)
+            _refusals.warning("refused: %s", words, extra=fields | {"shadow": False})
+
+    def shadowed(self, decision: Decision, route: Route) -> None:
+        """A request was served that would have been refused."""
+        if self._sampler.admits():
+            fields = _fields(decision, route)
+            extra = fields | {"status": None, "instance": None, "shadow": True}
+            _refusals.warning("would be refused, but enforcement is shadow: %s", _line(fields), extra=extra)
+
+
+def _fields(decision: Decision, route: Route) -> dict[str, str | int | bool | None]:
+    return {
+        "customer": decision.customer,
+        "plan": decision.plan,
+        "reason": decision.reason,
+        "limit": decision.limit,
+        "route": route.match,
+    }
+
+
+def _line(fields: Mapping[str, object]) -> str:
+    # As ASCII literals: whatever stands in a customer's id, it neither ends the line nor looks like a field.
+    return " ".join(
+        f"{name}={ascii(value) if isinstance(value, str) else value}"
+        for name, value in fields.items()
+        if value is not None
+    )
+
+
+def _hint(decision: Decision, scope: Scope) -> str:
+    path = scope["path"]
+    if decision.reason != "anonymous" or path not in _USUALLY_OPEN:
+        return ""
+    return f'; if everybody may ask for it, put {{match: "GET {path}", exempt: true}} above this line'
+
+
+def _suppressed(number: int) -> None:
+    _refusals.warning(
+        "%d more requests were refused, or would be in shadow, within a second", number,
+        extra={"suppressed": number},
+    )  # fmt: skip
+
+
+_logger = logging.getLogger("meterkit.asgi")
+
+_SAME_EVERY_S: Final = 60.0
+_CAUSES: Final[Mapping[Note, str]] = {
+    "encoding": (
+        "its content coding is not decoded here: compress outside of MeterMiddleware, or install what "
+        "undoes it (brotli, zstandard)"
+    ),
+    "too_large": "it is larger than what is read of a response",
+    "corrupt": "it is damaged, or compressed in another way than it says",
+    "refused": "a figure in it is no integer from 0 to 10^15 - 1",
+    "unreadable": "it is no JSON where there should be some",
+    "too_many_calls": "it holds more calls than are told apart",
+    "not_asked": (
+        "it ended without usage figures: a stream of OpenAI's Chat Completions, or of a server that speaks "
+        'like it, has them only if it was asked for with stream_options={"include_usage": true}'
+    ),
+}
+_NO_USAGE: Final = "it ended without usage figures"
+# These mean that something was not counted although other figures of the call were.
+_IN_PART: Final[tuple[Note, ...]] = ("refused", "too_many_calls")
+_warned: Final[WeakKeyDictionary[Store, dict[tuple[str, str], float]]] = WeakKeyDictionary()
+
+
+class Contained:
+    """``with`` it runs what must not be heard of by the app, whatever it raises; may be entered again.
+
+    Args:
+        tell: takes which error it was; see :func:`described`.
+    """
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if kind is None or not isinstance(error, Exception):
+            return False
+        self._tell(described(error))
+        return True
+
+
+def described(error: Exception) -> str:
+    """Which error it is, and where: not its own words, which may hold what a customer wrote."""
+    return f"{type(error).__name__} at\n{''.join(format_tb(error.__traceback__))}"
+
+
+def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
+    """Say of which calls figures are missing or estimated, and why that may be."""
+    for call in calls:
+        if "ended_early" in call.notes:
+            continue  # Whoever broke it off knows why.
+        cause = next((_CAUSES[note] for note in _CAUSES if note in call.notes), _NO_USAGE)
+        if call.source == "missing":
+            warn(store, route, f"token usage of a response is missing, and counts nothing: {cause}")
+        elif call.source == "estimated":
+            warn(store, route, f"token usage of a response is estimated: {cause}")
+        else:
+            for note in _IN_PART:
+                if note in call.notes:
+                    warn(store, route, f"token usage of a response was read in part: {_CAUSES[note]}")
+
+
+def warn(store: Store, route: str, message: str) -> None:
+    """Warn of a route; of the same once a minute."""
+    said = _warned.setdefault(store, {})
+    now = monotonic()
+    if now - said.get((route, message), -_SAME_EVERY_S) >= _SAME_EVERY_S:
+        said[route, message] = now
+        _logger.warning("%s: %s", route, message)
