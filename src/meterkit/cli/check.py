@@ -9,8 +9,8 @@ import typer
 
 from meterkit.catalog import load
 from meterkit.cli.completion import plans_path
-from meterkit.cli.options import Command, JsonOption, PlansOption, UnusedRedisOption
 from meterkit.cli.output import print_json
+from meterkit.cli.session import Session, command
 from meterkit.errors import PlansError
 
 __all__ = ["commands"]
@@ -20,29 +20,25 @@ commands = typer.Typer()
 SHOWN_MAX: Final = 50
 
 
-@commands.command(cls=Command)
+@command(commands, unused=("redis",))
 def check(
+    session: Session,
     file: Annotated[
         str | None,
         typer.Argument(metavar="PLANS", help="The plans file, in place of --plans.", show_default=False),
     ] = None,
-    *,
-    plans: PlansOption = None,
-    redis: UnusedRedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Check a plans file and name all that is wrong with it.
 
     Nothing is connected to.
     """
-    del redis
-    if file is not None and plans is not None and file != plans:
-        raise typer.BadParameter(f"PLANS is {file!r} and --plans is {plans!r}; name one file")
-    path = plans_path(file or plans)
+    if file is not None and session.plans is not None and file != session.plans:
+        raise typer.BadParameter(f"PLANS is {file!r} and --plans is {session.plans!r}; name one file")
+    path = plans_path(file or session.plans)
     try:
         catalog = load(path)
     except PlansError as error:
-        if not json:
+        if not session.json:
             raise
         shown = [asdict(problem) for problem in error.problems[:SHOWN_MAX]]
         print_json({"ok": False, "problems": shown, "more": len(error.problems) - len(shown)})
@@ -52,7 +48,7 @@ def check(
         "plans": list(catalog.plans),
         "routes": [route.match for route in catalog.routes],
     }
-    if json:
+    if session.json:
         notes = [asdict(note) for note in catalog.notes]
         hashed = catalog.content_hash
         print_json({"ok": True, "plans_file": path, "content_hash": hashed, **found, "notes": notes})

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from meterkit.catalog.report import suggestion
 from meterkit.cli.completion import NO_STATUS, STATUSES, complete_status
-from meterkit.cli.known import check_known, hint_of_new, note_unknown
+from meterkit.cli.known import check_known, hint_of_new, note_missing_plan, note_unknown
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
-from meterkit.cli.options import (
-    Command,
-    CustomerArgument,
-    JsonOption,
-    MeterArgument,
-    PlanArgument,
-    PlansOption,
-    RedisOption,
-)
-from meterkit.cli.output import note_missing_plan, print_json, print_note, print_table
-from meterkit.cli.session import open_kit
+from meterkit.cli.options import CustomerArgument, MeterArgument, PlanArgument
+from meterkit.cli.output import print_note, print_table
+from meterkit.cli.session import Session, command
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:
@@ -36,49 +27,36 @@ if TYPE_CHECKING:
 __all__ = ["commands"]
 
 commands = typer.Typer(no_args_is_help=True)
-_Found = TypeVar("_Found")
 
 
-@commands.command(cls=Command)
-def show(
+@command(commands)
+async def show(
+    session: Session,
     customer: CustomerArgument,
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Show one customer.
 
     One that nobody set up is on the default plan.
     """
-
-    async def act(kit: MeterKit) -> Customer:
+    async with session.kit() as kit:
         await note_unknown(kit, customer)
-        return await _noted(kit, kit.customers.get(customer))
-
-    _show(_run(act, plans, redis), json=json)
+        _show(session, kit, await kit.customers.get(customer))
 
 
-@commands.command("list", cls=Command)
-def list_all(*, plans: PlansOption = None, redis: RedisOption = None, json: JsonOption = False) -> None:
+@command(commands, "list")
+async def list_all(session: Session) -> None:
     """List all customers that somebody set up."""
-
-    async def collect(kit: MeterKit) -> list[Customer]:
+    async with session.kit() as kit:
         every = [customer async for customer in kit.customers.list()]
         every.sort(key=lambda customer: customer.customer)
         for customer in every:
-            note_missing_plan(customer, plans=kit.catalog.source)
-        return every
-
-    found = _run(collect, plans, redis)
-    if json:
-        print_json([asdict(customer) for customer in found])
-    else:
-        _print(found)
+            note_missing_plan(kit, customer)
+    session.show([asdict(customer) for customer in every], lambda: _print(every))
 
 
-@commands.command(cls=Command)
-def link(
+@command(commands)
+async def link(
+    session: Session,
     customer: Annotated[
         str | None,
         typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.", show_default=False),
@@ -99,9 +77,6 @@ def link(
             " passed over. - reads stdin.",
         ),
     ] = None,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Link customers to Stripe customers.
 
@@ -109,52 +84,45 @@ def link(
     """
     if csv is not None and customer is None:
         links = read_links(csv)
-        linked, refused = _run(lambda kit: _link_all(kit.customers, links), plans, redis)
-        if json:
-            print_json({"linked": linked, "refused": refused})
-        else:
-            typer.echo(f"linked {linked}, refused {len(refused)}")
+        async with session.kit() as kit:
+            linked, refused = await _link_all(kit.customers, links)
+        session.show(
+            {"linked": linked, "refused": refused},
+            lambda: typer.echo(f"linked {linked}, refused {len(refused)}"),
+        )
         raise typer.Exit(int(bool(refused)))
     if csv is not None or customer is None or stripe_customer is None:
         raise typer.BadParameter("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
-    _change(customer, lambda customers: customers.link(customer, stripe_customer), plans, redis, json=json)
+    await _change(session, customer, lambda customers: customers.link(customer, stripe_customer))
 
 
-@commands.command(cls=Command)
-def unlink(
+@command(commands)
+async def unlink(
+    session: Session,
     customer: CustomerArgument,
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Undo a link.
 
     Usage that was never sent waits for the next link; what was sent stays where it went.
     """
-
-    async def act(kit: MeterKit) -> Customer:
+    async with session.kit() as kit:
         await check_known(kit, customer)
-        return await _noted(kit, kit.customers.unlink(customer))
-
-    _show(_run(act, plans, redis), json=json)
+        _show(session, kit, await kit.customers.unlink(customer))
 
 
-@commands.command(cls=Command)
-def set_plan(
+@command(commands)
+async def set_plan(
+    session: Session,
     customer: CustomerArgument,
     plan: PlanArgument,
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Put a customer on a plan, at once."""
-    _change(customer, lambda customers: customers.set_plan(customer, plan), plans, redis, json=json)
+    await _change(session, customer, lambda customers: customers.set_plan(customer, plan))
 
 
-@commands.command(cls=Command)
-def override(
+@command(commands)
+async def override(
+    session: Session,
     customer: CustomerArgument,
     meter: MeterArgument,
     entries: Annotated[
@@ -167,9 +135,6 @@ def override(
     ] = None,
     *,
     clear: Annotated[bool, typer.Option("--clear", help="Take the meter's override back.")] = False,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Give a customer other limits of one meter than the plan.
 
@@ -178,11 +143,12 @@ def override(
     if clear == bool(entries):
         raise typer.BadParameter("give KEY=VALUE, for example 'included=5_000', or --clear")
     overrides = {meter: parse_entitlement(entries or [])}
-    _change(customer, lambda customers: customers.override(customer, overrides), plans, redis, json=json)
+    await _change(session, customer, lambda customers: customers.override(customer, overrides))
 
 
-@commands.command(cls=Command)
-def set_status(
+@command(commands)
+async def set_status(
+    session: Session,
     customer: CustomerArgument,
     status: Annotated[
         str,
@@ -192,10 +158,6 @@ def set_status(
             autocompletion=complete_status,
         ),
     ],
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Set the status of a customer's subscription.
 
@@ -206,65 +168,34 @@ def set_status(
             f"status: found {status!r:.80}; allowed are {', '.join(STATUSES)}{suggestion(status, STATUSES)}"
         )
     wanted = None if status == NO_STATUS else cast("Status", status)
-    _change(customer, lambda customers: customers.set_status(customer, wanted), plans, redis, json=json)
+    await _change(session, customer, lambda customers: customers.set_status(customer, wanted))
 
 
-@commands.command(cls=Command)
-def delete(
+@command(commands)
+async def delete(
+    session: Session,
     customer: CustomerArgument,
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Forget a customer: state, link and counters.
 
     Refused while usage of the customer is not delivered.
     """
-
-    async def forget(kit: MeterKit) -> None:
+    async with session.kit() as kit:
         await check_known(kit, customer)
         await kit.customers.delete(customer)
-
-    _run(forget, plans, redis)
-    if json:
-        print_json({"deleted": customer})
-    else:
-        typer.echo(f"deleted {customer}")
+    session.show({"deleted": customer}, lambda: typer.echo(f"deleted {customer}"))
 
 
-def _run(action: Callable[[MeterKit], Awaitable[_Found]], plans: str | None, redis: str | None) -> _Found:
-    async def act() -> _Found:
-        async with open_kit(plans=plans, redis=redis) as kit:
-            return await action(kit)
-
-    return asyncio.run(act())
-
-
-def _change(
-    customer: str,
-    change: Callable[[Customers], Awaitable[Customer]],
-    plans: str | None,
-    redis: str | None,
-    *,
-    json: bool,
+async def _change(
+    session: Session, customer: str, change: Callable[[Customers], Awaitable[Customer]]
 ) -> None:
     """Change a customer, show it, and say so where it is a new one: the id may be misspelled."""
-
-    async def act(kit: MeterKit) -> Customer:
+    async with session.kit() as kit:
         hint = await hint_of_new(kit, customer)
-        found = await _noted(kit, change(kit.customers))
+        changed = await change(kit.customers)
         if hint:
             print_note(hint)
-        return found
-
-    _show(_run(act, plans, redis), json=json)
-
-
-async def _noted(kit: MeterKit, answer: Awaitable[Customer]) -> Customer:
-    customer = await answer
-    note_missing_plan(customer, plans=kit.catalog.source)
-    return customer
+        _show(session, kit, changed)
 
 
 async def _link_all(
@@ -283,11 +214,9 @@ async def _link_all(
     return linked, refused
 
 
-def _show(customer: Customer, *, json: bool) -> None:
-    if json:
-        print_json(asdict(customer))
-    else:
-        _print([customer])
+def _show(session: Session, kit: MeterKit, customer: Customer) -> None:
+    note_missing_plan(kit, customer)
+    session.show(asdict(customer), lambda: _print([customer]))
 
 
 def _print(found: Sequence[Customer]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import asdict
 from shlex import quote
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.cli.options import Command, JsonOption, PlansOption, RedisOption, seconds
-from meterkit.cli.output import print_json
-from meterkit.cli.session import make_kit, started
+from meterkit.cli.options import seconds
+from meterkit.cli.session import Session, command, started
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -22,8 +20,9 @@ __all__ = ["commands", "summary", "undelivered_lines"]
 commands = typer.Typer()
 
 
-@commands.command(cls=Command)
-def flush(
+@command(commands)
+async def flush(
+    session: Session,
     *,
     everything: Annotated[
         bool,
@@ -33,7 +32,7 @@ def flush(
             " be sent yet.",
         ),
     ] = False,
-    timeout: Annotated[
+    timeout_s: Annotated[
         float,
         typer.Option(
             "--timeout",
@@ -43,38 +42,32 @@ def flush(
             show_default=False,
         ),
     ] = 300.0,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Deliver to Stripe what is due, once.
 
     Exits 1 if Stripe does not have all that linked customers used.
     """
-    report = asyncio.run(_flush(everything=everything, timeout_s=timeout, plans=plans, redis=redis))
-    if json:
-        print_json(asdict(report))
-    else:
-        typer.echo(summary(report))
-        for customer in report.unlinked:
-            cure = f"meterkit customers link {quote(customer)} cus_…"
-            typer.echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
-        if report.why:
-            typer.echo(f"tried again later: {report.why}")
-        for unsealed in report.unsealed:
-            what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
-            typer.echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")
-        for line in undelivered_lines(report):
-            typer.echo(line)
-    raise typer.Exit(int(not report.is_complete))
-
-
-async def _flush(*, everything: bool, timeout_s: float, plans: str | None, redis: str | None) -> FlushReport:
-    kit = make_kit(plans=plans, redis=redis)
+    kit = session.make_kit()
     logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
     # A missing key is said before the store is waited for.
     async with kit.flusher() as flusher, started(kit):
-        return await flusher.flush(everything=everything, timeout_s=timeout_s)
+        report = await flusher.flush(everything=everything, timeout_s=timeout_s)
+    session.show(asdict(report), lambda: _tell(report))
+    raise typer.Exit(int(not report.is_complete))
+
+
+def _tell(report: FlushReport) -> None:
+    typer.echo(summary(report))
+    for customer in report.unlinked:
+        cure = f"meterkit customers link {quote(customer)} cus_…"
+        typer.echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
+    if report.why:
+        typer.echo(f"tried again later: {report.why}")
+    for unsealed in report.unsealed:
+        what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
+        typer.echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")
+    for line in undelivered_lines(report):
+        typer.echo(line)
 
 
 def undelivered_lines(report: FlushReport) -> list[str]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import asdict
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from meterkit.cli.known import check_known, hint_of_new, note_unknown
-from meterkit.cli.options import Command, CustomerArgument, JsonOption, PlansOption, RedisOption, whole_number
-from meterkit.cli.output import date_and_time, iso, note_missing_plan, print_json, print_note, print_table
-from meterkit.cli.session import open_kit
+from meterkit.cli.options import CustomerArgument, whole_number
+from meterkit.cli.output import date_and_time, iso, print_note, print_table
+from meterkit.cli.session import Session, command
 from meterkit.decisions.prepaid import MICRO
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterkit.kit import MeterKit
     from meterkit.store.grants import Grant, LedgerEntry
@@ -28,7 +27,6 @@ commands = typer.Typer(no_args_is_help=True)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
-_Found = TypeVar("_Found")
 _PriorityOption = Annotated[
     int,
     typer.Option(
@@ -40,8 +38,9 @@ _PriorityOption = Annotated[
 ]
 
 
-@commands.command(cls=Command)
-def add(
+@command(commands)
+async def add(
+    session: Session,
     customer: CustomerArgument,
     quantities: Annotated[
         list[str],
@@ -73,9 +72,6 @@ def add(
             help="When what is left of it vanishes, in the same way. Default: never.",
         ),
     ] = None,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Give a customer quantities of meters or credits.
 
@@ -86,16 +82,15 @@ def add(
             "give --id ID, your own name of this grant, such as the id of an invoice: the same id grants"
             " once, so that a command that is repeated does not grant twice"
         )
-    name, given = grant_id, _quantities(quantities)
+    given = _quantities(quantities)
     effective_at, expires_at = _instant("--effective", effective), _instant("--expires", expires)
-
-    async def act(kit: MeterKit) -> Sequence[Grant]:
+    async with session.kit(customer) as kit:
         hint = await hint_of_new(kit, customer)
-        before = {grant.name for grant in await _named(kit, customer, name)}
+        before = {grant.name for grant in await _named(kit, customer, grant_id)}
         await kit.grants.add(
             customer,
             given,
-            grant_id=name,
+            grant_id=grant_id,
             priority=priority,
             effective_at=effective_at,
             expires_at=expires_at,
@@ -103,75 +98,56 @@ def add(
         if hint:
             print_note(hint)
         for repeated in sorted(before & given.keys()):
-            print_note(f"{repeated}: {name} was granted before; nothing has changed")
-        return await _named(kit, customer, name)
-
-    _show(customer, _run(customer, act, plans, redis), json=json)
+            print_note(f"{repeated}: {grant_id} was granted before; nothing has changed")
+        _show(session, customer, await _named(kit, customer, grant_id))
 
 
-@commands.command("list", cls=Command)
-def list_all(
+@command(commands, "list")
+async def list_all(
+    session: Session,
     customer: CustomerArgument,
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """List a customer's grants, first what is used up first.
 
     Those of the plan are listed, too.
     """
-
-    async def act(kit: MeterKit) -> Sequence[Grant]:
+    async with session.kit(customer) as kit:
         await note_unknown(kit, customer)
-        return await kit.grants.list(customer)
-
-    _show(customer, _run(customer, act, plans, redis), json=json)
+        _show(session, customer, await kit.grants.list(customer))
 
 
-@commands.command(cls=Command)
-def void(
+@command(commands)
+async def void(
+    session: Session,
     customer: CustomerArgument,
     grant_id: Annotated[str, typer.Argument(metavar="ID", help="The id of the grant, as it was added.")],
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Take back what a grant has left.
 
     What it has paid for stays paid. Repeated, it changes nothing.
     """
-
-    async def act(kit: MeterKit) -> Sequence[Grant]:
+    async with session.kit(customer) as kit:
         await check_known(kit, customer)
         await kit.grants.void(customer, grant_id)
-        return await _named(kit, customer, grant_id)
-
-    _show(customer, _run(customer, act, plans, redis), json=json)
+        _show(session, customer, await _named(kit, customer, grant_id))
 
 
-@commands.command(cls=Command)
-def ledger(
+@command(commands)
+async def ledger(
+    session: Session,
     customer: CustomerArgument,
-    *,
-    plans: PlansOption = None,
-    redis: RedisOption = None,
-    json: JsonOption = False,
 ) -> None:
     """Show what became of each grant.
 
     With --json, credits are counted in millionths of a credit.
     """
-
-    async def act(kit: MeterKit) -> Sequence[LedgerEntry]:
+    async with session.kit(customer) as kit:
         await note_unknown(kit, customer)
-        return await kit.grants.ledger(customer)
+        found = await kit.grants.ledger(customer)
+    session.show([asdict(entry) for entry in found], lambda: _print_ledger(customer, found))
 
-    found = _run(customer, act, plans, redis)
-    if json:
-        print_json([asdict(entry) for entry in found])
-        return
+
+def _print_ledger(customer: str, found: Sequence[LedgerEntry]) -> None:
     print_table(
         ("grant", "of", "entry", "quantity", "meter", "period"),
         (
@@ -183,20 +159,6 @@ def ledger(
         ),
         empty=f"customer {customer} has no grants",
     )
-
-
-def _run(
-    customer: str,
-    action: Callable[[MeterKit], Awaitable[_Found]],
-    plans: str | None,
-    redis: str | None,
-) -> _Found:
-    async def act() -> _Found:
-        async with open_kit(plans=plans, redis=redis) as kit:
-            note_missing_plan(await kit.customers.get(customer), plans=kit.catalog.source)
-            return await action(kit)
-
-    return asyncio.run(act())
 
 
 async def _named(kit: MeterKit, customer: str, grant_id: str) -> Sequence[Grant]:
@@ -235,10 +197,11 @@ def _instant(option: str, text: str | None) -> datetime | None:
     raise typer.BadParameter(f"{option}: found {text!r:.80}; allowed is {_WHEN}, since 1970")
 
 
-def _show(customer: str, found: Sequence[Grant], *, json: bool) -> None:
-    if json:
-        print_json([asdict(grant) for grant in found])
-        return
+def _show(session: Session, customer: str, found: Sequence[Grant]) -> None:
+    session.show([asdict(grant) for grant in found], lambda: _print(customer, found))
+
+
+def _print(customer: str, found: Sequence[Grant]) -> None:
     rows = [_row(grant) for grant in found]
     # Whose they are is shown where some are the plan's.
     columns = (

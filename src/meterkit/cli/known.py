@@ -13,8 +13,9 @@ from meterkit.store.customers import customers_set_up
 
 if TYPE_CHECKING:
     from meterkit.kit import MeterKit
+    from meterkit.store.customers import Customer
 
-__all__ = ["check_known", "hint_of_new", "note_unknown"]
+__all__ = ["check_known", "hint_of_new", "note_missing_plan", "note_unknown"]
 
 _COMPARED_MAX: Final = 5_000
 """Among more customers than this the nearest one is not looked for: it would take seconds."""
@@ -24,6 +25,15 @@ async def note_unknown(kit: MeterKit, customer: str) -> None:
     """Say so where nothing is known of a customer that is shown."""
     if not await kit.customers.known(customer):
         print_note(f"{await _unknown(kit, customer)} This is what a new customer would have")
+
+
+def note_missing_plan(kit: MeterKit, customer: Customer) -> None:
+    """Say so where a customer's plan is gone from the plans file."""
+    if customer.missing_plan is not None:
+        print_note(
+            f"customer {customer.customer}: plan `{customer.missing_plan}` is not in {kit.catalog.source}:"
+            f" served on `{customer.plan}`"
+        )
 
 
 async def check_known(kit: MeterKit, customer: str) -> None:

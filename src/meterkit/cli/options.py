@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from inspect import Parameter
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand
@@ -12,19 +13,14 @@ from typer.core import TyperCommand
 from meterkit.cli.completion import complete_meter, complete_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
 
 __all__ = [
     "Command",
     "CustomerArgument",
-    "JsonOption",
     "MeterArgument",
     "PlanArgument",
-    "PlansOption",
-    "RedisOption",
-    "UnusedJsonOption",
-    "UnusedPlansOption",
-    "UnusedRedisOption",
+    "common_options",
     "seconds",
     "whole_number",
 ]
@@ -81,20 +77,25 @@ def seconds(value: str) -> float:
     return found
 
 
-_PLANS = "The plans file. Default: METERKIT_PLANS, else plans.yaml."
-_REDIS = (
-    "The store. Default: METERKIT_REDIS_URL, else REDIS_URL. Put a password into the variable: other users of"
-    " this machine can read a command line."
-)
-_JSON = "Print JSON, for programs."
+_COMMON: Final[dict[str, dict[str, Any]]] = {
+    "plans": {"metavar": "FILE", "help": "The plans file. Default: METERKIT_PLANS, else plans.yaml."},
+    "redis": {
+        "metavar": "URL",
+        "help": "The store. Default: METERKIT_REDIS_URL, else REDIS_URL. Put a password into the variable:"
+        " other users of this machine can read a command line.",
+    },
+    "json": {"help": "Print JSON, for programs."},
+}
 
-PlansOption = Annotated[str | None, typer.Option("--plans", metavar="FILE", help=_PLANS)]
-RedisOption = Annotated[str | None, typer.Option("--redis", metavar="URL", help=_REDIS)]
-JsonOption = Annotated[bool, typer.Option("--json", help=_JSON)]
-# Every command takes these, so that a script can give them to all; help does not name what changes nothing.
-UnusedPlansOption = Annotated[str | None, typer.Option("--plans", metavar="FILE", hidden=True)]
-UnusedRedisOption = Annotated[str | None, typer.Option("--redis", metavar="URL", hidden=True)]
-UnusedJsonOption = Annotated[bool, typer.Option("--json", hidden=True)]
+
+def common_options(unused: Collection[str]) -> Iterator[Parameter]:
+    """What every command takes, so that a script can give it to all; help leaves out what is ``unused``."""
+    for name, described in _COMMON.items():
+        kind, default = (bool, False) if name == "json" else (str | None, None)
+        option = typer.Option(f"--{name}", hidden=name in unused, **described)
+        annotation: Any = Annotated[kind, option]
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
 
 CustomerArgument = Annotated[
     str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.", show_default=False)

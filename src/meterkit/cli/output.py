@@ -15,12 +15,9 @@ from meterkit.cli.table import table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from meterkit.store.customers import Customer
-
 __all__ = [
     "date_and_time",
     "iso",
-    "note_missing_plan",
     "print_json",
     "print_note",
     "print_table",
@@ -63,15 +60,6 @@ def print_json(value: object) -> None:
 def print_note(text: str) -> None:
     """Tell a person something that is not the result."""
     typer.echo(text, err=True)
-
-
-def note_missing_plan(customer: Customer, *, plans: str) -> None:
-    """Say so where a customer's plan is gone from the plans file, which ``plans`` names."""
-    if customer.missing_plan is not None:
-        print_note(
-            f"customer {customer.customer}: plan `{customer.missing_plan}` is not in {plans}:"
-            f" served on `{customer.plan}`"
-        )
 
 
 def iso(moment: datetime) -> str:

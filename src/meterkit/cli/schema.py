@@ -5,18 +5,15 @@ from __future__ import annotations
 import typer
 
 from meterkit.catalog import json_schema
-from meterkit.cli.options import Command, UnusedJsonOption, UnusedPlansOption, UnusedRedisOption
 from meterkit.cli.output import print_json
+from meterkit.cli.session import Session, command
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
 
 
-@commands.command(cls=Command)
-def schema(
-    *, plans: UnusedPlansOption = None, redis: UnusedRedisOption = None, json: UnusedJsonOption = False
-) -> None:
+@command(commands, unused=("plans", "redis", "json"))
+def schema(_: Session) -> None:
     """Print the JSON Schema of plans files, for editors."""
-    del plans, redis, json
     print_json(json_schema())

@@ -1,34 +1,94 @@
-"""Runs a command against the store, and tells what went wrong in one message."""
+"""What commands share: their common options, a kit, and one message about what went wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import logging
 import os
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Final
 
 import meterkit
-from meterkit.cli.output import print_note
+from meterkit.cli.known import note_missing_plan
+from meterkit.cli.options import Command, common_options
+from meterkit.cli.output import print_json, print_note
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator
 
-__all__ = ["exit_code", "log_to_stderr", "make_kit", "open_kit", "started", "stop_signal", "tell"]
+    import typer
+
+__all__ = ["Session", "command", "started", "stop_signal", "tell"]
 
 REFUSED = 1
 WRONG_USAGE = 2
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def make_kit(*, plans: str | None, redis: str | None) -> meterkit.MeterKit:
-    """A kit that delivers nothing by itself, not started yet."""
-    log_to_stderr()
-    return meterkit.MeterKit(plans, redis_url=redis, flush=False)
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command was given beside its own arguments and options."""
+
+    plans: str | None
+    redis: str | None
+    json: bool
+
+    def make_kit(self) -> meterkit.MeterKit:
+        """A kit that delivers nothing by itself, not started yet."""
+        # Whoever runs the command sees what meterkit logs.
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        logging.getLogger("meterkit").setLevel(logging.INFO)
+        logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # What `check` is there for.
+        return meterkit.MeterKit(self.plans, redis_url=self.redis, flush=False)
+
+    @asynccontextmanager
+    async def kit(self, customer: str | None = None) -> AsyncGenerator[meterkit.MeterKit]:
+        """A started kit; it is noted where the plan of the ``customer`` that is asked for is missing."""
+        kit = self.make_kit()
+        async with started(kit):
+            if customer is not None:
+                note_missing_plan(kit, await kit.customers.get(customer))
+            yield kit
+
+    def show(self, value: object, as_text: Callable[[], None]) -> None:
+        """Print a value as JSON where that is asked for, else as text."""
+        print_json(value) if self.json else as_text()
+
+
+def command(
+    group: typer.Typer, name: str | None = None, *, unused: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a command of a function, sync or async, of a session and of what else is declared by Typer.
+
+    Args:
+        group: what it is a command of.
+        name: by default the function's.
+        unused: those of ``plans``, ``redis`` and ``json`` that change nothing here.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*, plans: str | None, redis: str | None, json: bool, **given: Any) -> None:
+            work = function(Session(plans, redis, json), **given)
+            if inspect.iscoroutine(work):
+                asyncio.run(work)
+
+        signature = inspect.signature(function, eval_str=True)
+        own = list(signature.parameters.values())[1:]
+        parameters = [*own, *common_options(unused)]
+        typed: Any = update_wrapper(run, function)
+        typed.__signature__ = signature.replace(parameters=parameters)
+        typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        group.command(name, cls=Command)(typed)
+        return function
+
+    return register
 
 
 @asynccontextmanager
@@ -52,14 +112,6 @@ async def started(kit: meterkit.MeterKit, *, waits: bool = False) -> AsyncGenera
         if kit.store.address.kind == "memory":
             print_note("memory:// lives in this process only: what an app has counted is not in it")
         yield
-
-
-@asynccontextmanager
-async def open_kit(*, plans: str | None, redis: str | None) -> AsyncGenerator[meterkit.MeterKit]:
-    """A started kit that delivers nothing by itself."""
-    kit = make_kit(plans=plans, redis=redis)
-    async with started(kit):
-        yield kit
 
 
 @contextmanager
@@ -99,13 +151,6 @@ async def stop_signal() -> AsyncGenerator[asyncio.Event]:
         release()
 
 
-def log_to_stderr() -> None:
-    """Have what meterkit logs seen by whoever runs the command."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("meterkit").setLevel(logging.INFO)
-    logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # What `check` is there for.
-
-
 def tell(command: Callable[[], None]) -> int:
     """Run a command; its exit code, after one readable message where meterkit refused."""
     try:
@@ -115,7 +160,7 @@ def tell(command: Callable[[], None]) -> int:
             raise  # Not a missing extra, which names its cure.
         prefix = "" if isinstance(error, PlansError) else "meterkit: "
         print_note(f"{prefix}{error}")
-        return exit_code(error)
+        return WRONG_USAGE if isinstance(error, SettingsError | ImportError) else REFUSED
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -128,8 +173,3 @@ def tell(command: Callable[[], None]) -> int:
 def _forget_output() -> None:
     """Drop what is left to be written, which Python would try again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def exit_code(error: Exception) -> int:
-    """2 where the command was called or set up wrongly, 1 where it was refused or the store is not well."""
-    return WRONG_USAGE if isinstance(error, SettingsError | ImportError) else REFUSED

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from meterkit.cli.flush import summary
-from meterkit.cli.options import Command, JsonOption, PlansOption, RedisOption
 from meterkit.cli.output import print_note
-from meterkit.cli.session import make_kit, started, stop_signal
+from meterkit.cli.session import Session, command, started, stop_signal
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -25,23 +24,19 @@ _PASS_EVERY_S: Final = 5.0
 commands = typer.Typer()
 
 
-@commands.command(cls=Command)
-def worker(*, plans: PlansOption = None, redis: RedisOption = None, json: JsonOption = False) -> None:
+@command(commands)
+async def worker(session: Session) -> None:
     """Deliver usage to Stripe until it is told to stop.
 
     SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most.
     """
-    asyncio.run(_work(plans=plans, redis=redis, json=json))
-
-
-async def _work(*, plans: str | None, redis: str | None, json: bool) -> None:
-    kit = make_kit(plans=plans, redis=redis)
+    kit = session.make_kit()
     # A missing key is said before the store is waited for.
     async with stop_signal() as stop, kit.flusher() as flusher, started(kit, waits=True):
         print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
         every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
         running = asyncio.create_task(
-            flusher.run(every_s=every_s, told=lambda report: _tell(report, json=json))
+            flusher.run(every_s=every_s, told=lambda report: _tell(report, json=session.json))
         )
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.

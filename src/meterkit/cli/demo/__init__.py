@@ -8,29 +8,28 @@ from typing import Annotated
 
 import typer
 
-from meterkit.cli.options import Command, UnusedPlansOption, UnusedRedisOption
+from meterkit.cli.session import Session, command
 
 __all__ = ["commands"]
 
 commands = typer.Typer()
 
 
-@commands.command(cls=Command)
+@command(commands, unused=("plans", "redis", "json"))
 def demo(
+    session: Session,
     *,
     lose_one: Annotated[
         bool,
         typer.Option("--break", help="Lose one event on purpose. The comparison must find that, and exit 1."),
     ] = False,
-    plans: UnusedPlansOption = None,
-    redis: UnusedRedisOption = None,
 ) -> None:
     """Try everything out: a service, its customers and the bill.
 
     Starts a small service, three customers and a stand-in for Stripe, and compares the bill with what was
     served, unit by unit.
     """
-    if plans is not None or redis is not None:
+    if session.plans is not None or session.redis is not None:
         raise typer.BadParameter(
             "the demonstration uses a plans file and a store of its own; leave --plans and --redis out"
         )
