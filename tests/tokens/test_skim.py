@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from meterkit import tokens
 from meterkit.tokens import CallUsage, ResponseReader
-from meterkit.tokens.framing.skim import UNKNOWN, Skim
-from meterkit.tokens.framing.skimrun import SkimRun
+from meterkit.tokens.framing.large import UNKNOWN, LargeJson
 from meterkit.tokens.framing.work import EVENT_BYTES_MAX, drain
 from meterkit.tokens.places import ROOT, Place, text_bytes
 from meterkit.tokens.shape import rows
@@ -69,13 +68,16 @@ def kept(value: Any, place: Place = ROOT) -> Any:
 
 
 def skimmed(body: bytes, cuts: list[int] | None = None) -> tuple[Any, int, bool]:
-    skim = Skim()
+    """What is kept of a body, the bytes of text in it, and whether it came to its end."""
+    found: list[tuple[Any, int]] = []
+    reader = LargeJson(partial(taking, found), nothing)
     places = [0, *sorted(cut % (len(body) + 1) for cut in cuts or ()), len(body)]
     for begin, end in pairwise(places):
-        at, data = 0, skim.resumed(body[begin:end])
-        while at < len(data) and not (skim.broken or skim.ended):
-            at = skim.read(data, at)
-    return skim.result(), skim.text_bytes, skim.ended
+        drain(reader.feed(body[begin:end]))
+    ended = bool(found)
+    measured = reader.text_bytes
+    reader.end()
+    return (*found[0], ended) if found else (None, measured, ended)
 
 
 def names_of(place: Place, seen: set[int]) -> set[str]:
@@ -209,7 +211,7 @@ def test_nothing_makes_it_raise(body: bytes, cut: int) -> None:
     found: list[Any] = []
     for chunks in ([body], [body[:cut], body[cut:]], [bytes([byte]) for byte in body]):
         taken: list[Any] = []
-        run = SkimRun(partial(taking, taken), nothing)
+        run = LargeJson(partial(taking, taken), nothing)
         for chunk in chunks:
             drain(run.feed(chunk))
         run.end()

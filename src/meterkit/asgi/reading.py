@@ -224,8 +224,13 @@ class Reading:
         if reader is None or not left:
             return 0
         before = reader.output_bytes_seen
-        for _ in range(_LAST_STEPS_MAX):
+        unread = left
+        for step in range(2 * _LAST_STEPS_MAX):
             if not self._read_on():
+                break
+            last, unread = unread, self._unread_bytes()
+            # What was begun is read to its end, so that it is known of how much its text is.
+            if step >= _LAST_STEPS_MAX and unread < last:
                 break
         unread = self._unread_bytes()
         said = reader.output_bytes_seen - before

@@ -19,6 +19,8 @@ _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
 _PLACES_MAX: Final = 2
 _END: Final = b"\n\n"
+_CRLF_END: Final = b"\r\n\r\n"
+_ENDS: Final = (_END, _CRLF_END)
 _HEAD: Final = re.compile(rb"(?:(?:event: [^\n]*\n)?data: )?")
 
 
@@ -48,7 +50,9 @@ class Repeats:
         if not (self._before and (events.startswith(self._start) or self._meet(events))):
             return None
         begin = len(self._start)
-        end = len(events) - len(self._after) - (len(_END) if events.endswith(_END) else 0)
+        end = len(events) - len(self._after)
+        if events.endswith(_ENDS):
+            end -= len(_END) if events.endswith(_END) else len(_CRLF_END)
         if end < begin or not events.startswith(self._after, end):
             return None
         # What is left is texts, unless something stands between two events that no other one has.

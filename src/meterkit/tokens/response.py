@@ -9,8 +9,7 @@ from meterkit.tokens.framing.blocks import Ndjson
 from meterkit.tokens.framing.decoding import Decoding, decoding_of
 from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
-from meterkit.tokens.framing.skim import UNKNOWN
-from meterkit.tokens.framing.skimrun import Encoded, SkimRun
+from meterkit.tokens.framing.large import UNKNOWN, Encoded, LargeJson
 from meterkit.tokens.framing.sse import Sse
 from meterkit.tokens.framing.work import drain, whole_of
 from meterkit.tokens.observer import Observer
@@ -87,7 +86,7 @@ class ResponseReader:
 
     __slots__ = (
         *("_calls", "_coded_bytes_per_token", "_declared", "_decoding", "_document", "_fed", "_framing"),
-        *("_head", "_is_coded", "_is_cut", "_observer", "_repeats", "_selects", "_skimming", "_sse"),
+        *("_head", "_is_coded", "_is_cut", "_observer", "_repeats", "_selects", "_large_json", "_sse"),
         *("_stream", "_unread_bytes", "_unreadable"),
     )
 
@@ -108,7 +107,7 @@ class ResponseReader:
         self._document: Document | None = None
         self._stream: EventStream | None = None
         self._sse: Sse | None = None
-        self._skimming: SkimRun | None = None
+        self._large_json: LargeJson | None = None
         self._head = b""
         self._framing = self._framing_of(kind)
         self._calls: tuple[CallUsage, ...] | None = None
@@ -143,7 +142,7 @@ class ResponseReader:
     @property
     def output_bytes_seen(self) -> int:
         """UTF-8 bytes of the model's text so far."""
-        return self._observer.text_bytes + (0 if self._skimming is None else self._skimming.text_bytes)
+        return self._observer.text_bytes + (0 if self._large_json is None else self._large_json.text_bytes)
 
     @property
     def estimated_output_tokens(self) -> int:
@@ -213,7 +212,7 @@ class ResponseReader:
             self._calls = self._result(complete=complete, asked=asked)
             # These hold this reader: let go of, it is gone without the help of the garbage collector.
             self._framing = self._decoding = self._document = self._stream = self._sse = None
-            self._skimming = None
+            self._large_json = None
         return self._calls
 
     def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
@@ -274,11 +273,11 @@ class ResponseReader:
         """Whether an event, or something among several events, is read."""
         return not self._selects or may_report(data)
 
-    def _large(self) -> SkimRun:
-        self._skimming = SkimRun(self._skimmed, self._spoil)
-        return self._skimming
+    def _large(self) -> LargeJson:
+        self._large_json = LargeJson(self._observe_large, self._spoil)
+        return self._large_json
 
-    def _skimmed(self, event: Table, measured: int) -> None:
+    def _observe_large(self, event: Table, measured: int) -> None:
         """What was kept of an event that is too large, or not well-formed."""
         if self._is_cut and not self._observer.knows(event) and UNKNOWN not in event:
             return  # Torn before it could say what it is.
@@ -328,10 +327,10 @@ class ResponseReader:
         if name == "chunk":
             return Encoded(self._large())
         place = ROOT.names.get(name, ROOT)
-        self._skimming = SkimRun(
-            lambda event, measured: self._skimmed({name: event}, measured), self._spoil, place
+        self._large_json = LargeJson(
+            lambda event, measured: self._observe_large({name: event}, measured), self._spoil, place
         )
-        return self._skimming
+        return self._large_json
 
     def _observe(self, data: bytes, name: str = "") -> Work | None:
         """Read the JSON of an event, and of which name it is, where that is not in it."""

@@ -1,0 +1,155 @@
+"""Reading JSON as it comes by its brackets and quotation marks, as fast as regular expressions go."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from meterkit.tokens.framing.work import Work
+
+__all__ = ["BALANCED", "OBJECT", "TEXT", "Scanner", "Steps", "span"]
+
+Take: TypeAlias = "Callable[[bytes], Work | None]"
+"""Takes a piece; what is left to do with it, None where nothing is."""
+Steps: TypeAlias = "Iterator[bool]"
+"""A generator that yields where it takes a rest: whether it needs more bytes to go on."""
+
+DEPTH_MAX: Final = 1_000
+"""What is nested deeper is no provider's answer; Python's own parser gives up there too."""
+
+# Atomic groups, as Python 3.11 before 3.11.5 matches repeated groups that are possessive, (?:...)*+, wrongly:
+# https://github.com/python/cpython/issues/106052
+_TEXT: Final = rb'"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"'
+TEXT: Final = re.compile(_TEXT, re.DOTALL)
+"""A whole JSON text."""
+
+# What follows in a text up to its end, but for the beginning of an escape, or of a pair of them.
+_IN_TEXT: Final = re.compile(
+    rb'(?>(?:[^"\\]++|\\[^u]|\\u(?:[0-9A-CEFa-cef][0-9A-Fa-f]{3}|[dD][0-7C-Fc-f][0-9A-Fa-f]{2})'
+    rb"|\\u[dD][89ABab][0-9A-Fa-f]{2}(?=[^\\]|\\[^u]|\\u.{4})(?:\\u[dD][C-Fc-f][0-9A-Fa-f]{2})?"
+    rb"|\\u[0-9A-Fa-f]{0,3}(?=[^0-9A-Fa-f]))*)",
+    re.DOTALL,
+)
+_LEVELS: Final = 7
+
+
+def _balanced(levels: int) -> bytes:
+    inside = rb'(?>(?:[^"{}\[\]]++|' + _TEXT + rb")*)"
+    for _ in range(levels):
+        inside = rb'(?>(?:[^"{}\[\]]++|' + _TEXT + rb"|[{\[]" + inside + rb"[}\]])*)"
+    return inside
+
+
+BALANCED: Final = re.compile(_balanced(_LEVELS), re.DOTALL)
+"""Whole values, and what is between them: up to a bracket or text that does not end, or is nested deeper."""
+OBJECT: Final = re.compile(rb"\{" + _balanced(_LEVELS) + rb"\}", re.DOTALL)
+"""A whole object that is not nested deeper."""
+_OPENING: Final = re.compile(rb"[{\[]*+")
+_CLOSING: Final = re.compile(rb"[}\]]*+")
+# What is read without a rest: at the slowest, some tenths of a millisecond.
+_STEPS_MAX: Final = 32
+_WINDOW_BYTES: Final = 4 << 10
+
+
+class Scanner:
+    """Reads JSON that comes in pieces; how it does, a subclass says in ``_run``.
+
+    Attributes:
+        stopped: whether nothing more is read, such as what is nested deeper than the bound.
+    """
+
+    __slots__ = ("_at", "_data", "_is_over", "_steps", "stopped")
+
+    def __init__(self) -> None:
+        # What came and is to be read from a place in it.
+        self._data = b""
+        self._at = 0
+        self._is_over = self.stopped = False
+        self._steps = self._run()
+
+    def feed(self, data: bytes) -> Work:
+        """Take the next bytes."""
+        self._data += data
+        for needs_more in self._steps:
+            if needs_more:
+                self._data, self._at = self._data[self._at :], 0
+                return
+            yield
+        self._data = b""
+
+    def close(self) -> Work:
+        """No more bytes come: read what is left."""
+        self._is_over = True
+        for _ in self._steps:
+            yield
+
+    def _run(self) -> Steps:
+        raise NotImplementedError
+
+    def _read_text(self, take: Take) -> Steps:
+        """Read a text to its end, whose first quotation mark was read.
+
+        Args:
+            take: takes what is in it, piece by piece; no escape is cut.
+        """
+        while True:
+            begin, stop = self._at, min(len(self._data), self._at + _WINDOW_BYTES)
+            end = self._data.find(b'"', begin, stop)
+            end = stop if end < 0 else end
+            if self._data.find(b"\\", begin, end) >= 0:
+                end = span(_IN_TEXT, self._data, begin, stop)
+            self._at = end
+            for _ in take(self._data[begin:end]) or ():
+                yield False
+            if self._data.startswith(b'"', end):
+                self._at += 1
+                return
+            if self._is_over:
+                return
+            yield end == begin or end == len(self._data)
+
+    def _pass_over(self, take: Take) -> Steps:
+        """Read an array or object to its end, whose first bracket was read.
+
+        Args:
+            take: takes what is in it, piece by piece.
+        """
+        depth = steps = 1
+        while depth and not self.stopped:
+            steps += 1
+            if not steps % _STEPS_MAX:
+                yield False
+            data, begin = self._data, self._at
+            stop = min(len(data), begin + _WINDOW_BYTES)
+            at = span(BALANCED, data, begin, stop)
+            is_text = at < stop and data.startswith(b'"', at)
+            if is_text:
+                at += 1
+            elif at < stop and data.startswith((b"{", b"["), at):
+                # The innermost of them are balanced, it may be.
+                opened = max(1, span(_OPENING, data, at, stop) - at - _LEVELS)
+                depth, at = depth + opened, at + opened
+                self.stopped = depth > DEPTH_MAX
+            else:
+                closed = min(depth, span(_CLOSING, data, at, stop) - at)
+                depth, at = depth - closed, at + closed
+            self._at = at
+            for _ in take(data[begin:at]) or ():
+                yield False
+            if is_text:
+                yield from self._read_text(take)
+                for _ in take(b'"') or ():
+                    yield False
+            elif depth and at == len(data):
+                if self._is_over:
+                    return
+                yield True
+
+
+def span(pattern: re.Pattern[bytes], data: bytes, at: int, stop: int | None = None) -> int:
+    """Where the match of a pattern ends that matches nothing, too."""
+    match = pattern.match(data, at, len(data) if stop is None else stop)
+    return at if match is None else match.end()
