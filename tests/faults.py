@@ -302,19 +302,19 @@ def killing(server: Server) -> Generator[None]:
 
 
 class Numbered(Protocol):
-    """A writer, as :func:`left_in_doubt` looks at it."""
+    """A producer, as :func:`left_in_doubt` looks at it."""
 
     key: str
-    number: int
+    sequence: int
     acknowledged: int
 
 
-def left_in_doubt(server: Server, writers: Iterable[Numbered]) -> tuple[int, int]:
-    """What writers whose connection was killed had sent: applied unheard of, and not applied."""
-    unheard = unapplied = 0
-    for writer in writers:
-        # One that was retired before it applied anything is kept as c-1.
-        applied = max(0, int((server.command("GET", writer.key) or "0").removeprefix("c")))
-        unheard += applied - writer.acknowledged
-        unapplied += writer.number - applied
-    return unheard, unapplied
+def left_in_doubt(server: Server, producers: Iterable[Numbered]) -> tuple[int, int]:
+    """What producers whose connection was killed had sent: applied without an answer, and not applied."""
+    unanswered = unapplied = 0
+    for producer in producers:
+        # One that was fenced before it applied anything is kept as c-1.
+        applied = max(0, int((server.command("GET", producer.key) or "0").removeprefix("c")))
+        unanswered += applied - producer.acknowledged
+        unapplied += producer.sequence - applied
+    return unanswered, unapplied

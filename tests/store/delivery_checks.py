@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from store.script_wires import Wire
 
-NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "retire", "count", "recall")
+NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall")
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
 _CLOCK: Final = "return tonumber(ARGV[#ARGV])"

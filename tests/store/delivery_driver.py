@@ -374,10 +374,10 @@ class Delivery(Checks):
         reply, found = self.ask("claim", (LINK,), read, owner, self.wall)
         self.check(f"claim {read!r} {owner!r}", self.shard.claim(LINK, read, owner), reply, found)
 
-    def retire(self, _: str) -> None:
+    def fence(self, _: str) -> None:
         writer = self.random.choice(WRITERS)
-        reply, found = self.ask("retire", (writer,), self.wall)
-        self.check(f"retire {writer}", self.shard.retire(writer), reply, found)
+        reply, found = self.ask("fence", (writer,), self.wall)
+        self.check(f"fence {writer}", self.shard.fence(writer), reply, found)
 
     def usage(self, name: str) -> None:
         customer = self.shard.customers[name]
@@ -442,6 +442,6 @@ _DEEDS: Final = (
     (Delivery.forget, 6),
     (Delivery.forget_moved, 5),
     (Delivery.claim, 6),
-    (Delivery.retire, 4),
+    (Delivery.fence, 4),
     (Delivery.usage, 4),
 )

@@ -259,7 +259,7 @@ class Shard:
             self.strings[link] = owner
         return 1
 
-    def retire(self, writer: str) -> int:
+    def fence(self, writer: str) -> int:
         last = int(self.strings.get(writer, "-1").removeprefix("c"))
         self.strings[writer] = f"c{last}"
         self.keep(writer, WRITER_MS)

@@ -62,11 +62,11 @@ class Checks:
             self.compare(key, members.get(name), None if score is None else int(float(score)))
         for writer in self.writers:
             known = self.model.writers[writer]
-            text = "c" * known.retired + str(known.last)
-            key = self.keys.writer(0, writer)
+            text = "c" * known.fenced + str(known.last)
+            key = self.keys.producer(0, writer)
             found = self.ask("GET", key)
             self.compare(
-                f"writer {writer}", text if known.last or known.retired else "", (found or b"").decode()
+                f"writer {writer}", text if known.last or known.fenced else "", (found or b"").decode()
             )
             if found:  # Eight days by the server's own clock, less the minutes that a test may take.
                 lives = 690_000_000 < self.ask("PTTL", key) <= 691_200_000

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import meter_token, rate_token
 from meterkit.decisions.program import Demand, compile_program
 from meterkit.decisions.state import NO_STATE, CustomerState, Status
+from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack, pack_each
-from meterkit.redis.writers import pack_place
 from meterkit.store.settlement import Correction, Settlement
 from meterkit.store.used import Used
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
@@ -198,11 +198,11 @@ class World(Requests):
             self.record(name)
             self.check(name)
 
-    def retire(self, _: str) -> None:
+    def fence(self, _: str) -> None:
         nth = self.random.randrange(3)
         writer = self.writers[nth]
-        reply = self.wire(pack("EVALSHA", self.scripts["retire"].sha, 1, self.keys.writer(0, writer)))
-        self.compare(f"retire {writer}", self.model.retire(writer), reply)
+        reply = self.wire(pack("EVALSHA", self.scripts["fence"].sha, 1, self.keys.producer(0, writer)))
+        self.compare(f"fence {writer}", self.model.fence(writer), reply)
         if self.random.random() < 0.7:
             self.writers[nth] = f"w{self.random.randrange(10**9)}"
 
@@ -238,9 +238,9 @@ class World(Requests):
             reply = self.wire(known.pack_decide(program, "d") + pack_each([self.wall]))
             reply = [str(reply).partition(" ")[0]] if isinstance(reply, Exception) else reply
         self.compare(f"decide {name} by {key} {field}", ["DAMAGED"], reply)
-        writer = self.keys.writer(0, "damaged")
+        writer = self.keys.producer(0, "damaged")
         head, tail = Settlement(known).pack()
-        reply = self.wire(head + pack_each([writer]) + tail + pack_place(0, 1) + pack_each([self.wall]))
+        reply = self.wire(head + pack_each([writer]) + tail + pack_sequence(0, 1) + pack_each([self.wall]))
         self.compare(f"settle {name} by {key} {field}", [7, field.encode()], reply)
         self.wire(pack("DEL", writer))
         found = [self.wire(pack("HGETALL", hash_)) for hash_ in (keys.counters, keys.totals)]
@@ -277,7 +277,7 @@ _DEEDS: Final[Mapping[str, float]] = {
     "settle": 28,
     "record": 10,
     "amend": 2.5,
-    "retire": 1,
+    "fence": 1,
     "seal": 1.5,
     "flood": 0.25,
     "correct": 1,

@@ -217,7 +217,7 @@ class Customer:
 @dataclass(slots=True)
 class Writer:
     last: int = 0
-    retired: bool = False
+    fenced: bool = False
 
 
 class Model:
@@ -291,7 +291,7 @@ class Model:
         if ending:
             return [{2: 4, 3: 5}[int(ending[0])], *ending[1:]]
         numbered = self.writers[writer]
-        if numbered.retired:
+        if numbered.fenced:
             return [3, numbered.last]
         if number != numbered.last + 1:
             return [1, now] if number <= numbered.last else [2, numbered.last]
@@ -417,11 +417,11 @@ class Model:
             self.unlinked.setdefault(name, ends + 35 * DAY_MS)
         customer.live_until(lives)
 
-    def retire(self, writer: str) -> int:
+    def fence(self, writer: str) -> int:
         known = self.writers[writer]
-        if not (known.last or known.retired):
+        if not (known.last or known.fenced):
             known.last = -1  # There is no record of it.
-        known.retired = True
+        known.fenced = True
         return known.last
 
     def amend(self, name: str, rev: str, data: str, *, linked: bool, seal_at_ms: int) -> None:

@@ -210,7 +210,7 @@ _DEEDS: Final[Mapping[str, float]] = {
     "settle": 26,
     "record": 14,
     "amend": 3,
-    "retire": 0.7,
+    "fence": 0.7,
     "seal": 0.5,
     "stranger": 1,
     "flood": 0.1,

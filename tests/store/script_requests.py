@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.derived import derived_from
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.program import Demand, compile_program
+from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack_each
-from meterkit.redis.writers import pack_place
 from meterkit.store.settlement import Correction, Held, Settlement
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache
@@ -217,7 +217,9 @@ class Requests(Checks):
         if self.random.random() < 0.08:
             number = max(1, number + self.random.choice((-2, -1, -1, 1, 2)))
         head, tail = settlement.pack()
-        packed = head + pack_each([self.keys.writer(0, writer)]) + tail + pack_place(settlement.slot, number)
+        packed = (
+            head + pack_each([self.keys.producer(0, writer)]) + tail + pack_sequence(settlement.slot, number)
+        )
         times, request = self._clocks("settle", packed)
         use = Use(
             held=held.quantities,

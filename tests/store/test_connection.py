@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
-LOADED = [scripts.load("retire")]
+LOADED = [scripts.load("fence")]
 
 
 class Command(Echo):

@@ -14,7 +14,7 @@ from store.script_wires import fake_wire, server_wire
 if TYPE_CHECKING:
     from servers import Server
 
-# Each answer that the scripts have; `retire` and `usage` answer with numbers.
+# Each answer that the scripts have; `fence` and `usage` answer with numbers.
 ANSWERS = {
     *("seal 0", "seal 2", "seal 3", "move 0", "move 2", "amend 0", "amend 1", "lease 0", "lease 1"),
     *(
@@ -28,8 +28,8 @@ ANSWERS = {
         "recall 0",
         "recall 1",
         "count 9",
-        "retire -1",
-        "retire 9",
+        "fence -1",
+        "fence 9",
         "usage 9",
     ),
 }

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
-RETIRE = scripts.load("retire")
+RETIRE = scripts.load("fence")
 ONE = {"requests": Demand(needed=1, taken=1)}
 
 
@@ -74,7 +74,7 @@ def lane_to(port: int, *, timeout_s: float = 0.25) -> Lane:
         connector,
         keys=Keys("mk", 2),
         scripts=[RETIRE],
-        retire=RETIRE,
+        fence=RETIRE,
         timeout_s=timeout_s,
         now_ms=lambda: int(time.time() * 1000),
     )

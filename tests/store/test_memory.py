@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-RETIRE = scripts.load("retire", dialect="fake")
+RETIRE = scripts.load("fence", dialect="fake")
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ async def test_i9_a_settlement_that_cannot_be_packed_does_not_hold_up_the_others
         lane, view = lane_of(kit), kit.store.cache.get("acme")
         for _ in range(3):
             kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
-            lane.streams[0].settle(Broken())  # type: ignore[arg-type] # it cannot be told what it came to, either
+            lane.queues[0].settle(Broken())  # type: ignore[arg-type] # it cannot be told what it came to, either
         await proxy.set("pass")
         await settled(kit)
         assert await used(kit, "acme", "tokens") == (15, 0)
@@ -196,7 +196,7 @@ async def test_i9_the_flusher_goes_on_although_the_store_was_away_when_it_began(
     async def run(flusher: Flusher, *, every_s: float) -> None:
         # What every pass begins with.
         admin = await flusher._store.admin()
-        await admin.load(flusher._store.scripts["retire"])
+        await admin.load(flusher._store.scripts["fence"])
         passes.append("served")
         await asyncio.sleep(every_s)
         raise ZeroDivisionError("a bug")

@@ -16,8 +16,8 @@ from meterkit.decisions.periods import to_ms
 from meterkit.decisions.program import Demand
 from meterkit.decisions.state import CustomerState
 from meterkit.redis import scripts
+from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack_each
-from meterkit.redis.writers import pack_place
 from meterkit.store.settlement import Held, Settlement
 from meterkit.store.usage import usage_of
 from meterkit.store.used import Used
@@ -256,7 +256,7 @@ def settle(
     known, used = world.processes[0].get(name), Used(recorded or {}, rated or {})
     head, tail = Settlement(known, held=Held(held or {}, (), slot), used=used).pack()
     world.numbers["w"] += 1
-    place = pack_place(slot, world.numbers["w"]) + pack_each([world.wall])
+    place = pack_sequence(slot, world.numbers["w"]) + pack_each([world.wall])
     return world.wire(head + pack_each(["mk:{0}:w:w"]) + tail + place)
 
 

@@ -1,7 +1,7 @@
 """Numbered settlements: whatever happens to connections and servers, the sum is exact."""
 
 # pyright: reportPrivateUsage=false
-# A few tests look at the writers, which nothing shows.
+# A few tests look at the producers, which nothing shows.
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from faults import (
 )
 from meterkit.decisions.keys import Keys
 from meterkit.errors import QuantityError, StoreError
-from meterkit.redis import writers
-from meterkit.redis.writers import Stream, pack_place
+from meterkit.redis import producer
+from meterkit.redis.producer import SettlementQueue, pack_sequence
 from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
 from meterkit.testing import Clock
@@ -154,14 +154,14 @@ async def test_i6_connections_killed_by_the_server_settle_each_once(valkey: Serv
     async with kit_at(valkey.url) as kit:
         books = Books(kit)
         for _ in range(10):
-            writers = [stream.writer for stream in lane_of(kit).streams]
+            producers = [queue.producer for queue in lane_of(kit).queues]
             with killing(valkey):
                 books.settle(200)
                 await asyncio.sleep(0)
             books.settle(40)
             await eventually(lambda: lane_of(kit).unsettled == 0)
-            doubts.append(left_in_doubt(valkey, writers))
-        assert sum(unheard for unheard, _ in doubts) > 0
+            doubts.append(left_in_doubt(valkey, producers))
+        assert sum(unanswered for unanswered, _ in doubts) > 0
         assert sum(unapplied for _, unapplied in doubts) > 0
         await books.balance()
 
@@ -212,8 +212,8 @@ class Line:
         self.stopping = False
         self.sent: list[tuple[bytes, Any]] = []
         self.last = 0
-        self.retired: list[str] = []
-        self.complaints: list[str] = []
+        self.fenced: list[str] = []
+        self.warnings: list[str] = []
         self.connected = True
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -224,8 +224,8 @@ class Line:
     def _post(self, packed: Sequence[bytes], receiver: Any) -> None:
         self.sent.append((packed[-1], receiver))
 
-    async def retire(self, key: str) -> int:
-        self.retired.append(key)
+    async def fence(self, key: str) -> int:
+        self.fenced.append(key)
         return self.last
 
     async def replies(self) -> None:
@@ -235,8 +235,8 @@ class Line:
         self.tasks.append(asyncio.create_task(work))
         return self.tasks[-1]
 
-    def complain(self, message: str) -> None:
-        self.complaints.append(message)
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
 
     def numbers(self) -> list[int]:
         return [int(packed.split(b"\r\n")[3]) for packed, _ in self.sent]
@@ -274,15 +274,15 @@ class Paper:
 
 
 class Desk:
-    """A stream with three settlements on the way."""
+    """A queue with three settlements on the way."""
 
     def __init__(self) -> None:
         self.line = Line()
-        self.stream = Stream(self.line, Keys("mk", 1), 0)
+        self.queue = SettlementQueue(self.line, Keys("mk", 1), 0)
         self.papers = [Paper() for _ in range(3)]
         for paper in self.papers:
-            self.stream.settle(paper)
-        self.writer = self.stream.writer
+            self.queue.settle(paper)
+        self.producer = self.queue.producer
 
     async def recover(self, last: int) -> None:
         self.line.last = last
@@ -293,15 +293,15 @@ class Desk:
 async def test_settlements_are_numbered_from_one_and_acknowledged_in_order() -> None:
     desk = Desk()
     assert desk.line.numbers() == [1, 2, 3]
-    desk.writer.received([0, 1])
+    desk.producer.received([0, 1])
     assert [paper.done for paper in desk.papers] == [True, False, False]
-    desk.writer.received([1, 1])  # A duplicate was applied before.
-    desk.writer.received([6, b"RPdSi"])
+    desk.producer.received([1, 1])  # A duplicate was applied before.
+    desk.producer.received([6, b"RPdSi"])
     assert desk.papers[2].told == [b"RPdSi"]
     assert desk.papers[2].waiter is not None
     with pytest.raises(QuantityError, match="would pass"):
         await desk.papers[2].waiter
-    assert desk.stream.unsettled == 0
+    assert desk.queue.unsettled == 0
     assert desk.line.tasks == []
 
 
@@ -309,41 +309,41 @@ async def test_settlements_are_numbered_from_one_and_acknowledged_in_order() -> 
     ("reply", "last"),
     [([2, 1], 1), ([3, 1], 1), ([4, 1, b"1:new", b""], 1), ([5, 1], 1), (OSError("NOSCRIPT"), 1)],
 )
-async def test_after_any_other_reply_the_rest_is_sent_again_by_a_new_writer(reply: Any, last: int) -> None:
+async def test_after_any_other_reply_the_rest_is_sent_again_by_a_new_producer(reply: Any, last: int) -> None:
     desk = Desk()
-    desk.writer.received([0, 1])
-    desk.writer.received(reply)
-    desk.writer.received([2, 1])
+    desk.producer.received([0, 1])
+    desk.producer.received(reply)
+    desk.producer.received([2, 1])
     late = Paper()
-    desk.stream.settle(late)  # In the meantime: it waits its turn.
+    desk.queue.settle(late)  # In the meantime: it waits its turn.
     assert len(desk.line.sent) == 3
     await desk.recover(last)
-    assert desk.line.retired == [desk.writer.key]
-    assert desk.stream.writer.key != desk.writer.key
+    assert desk.line.fenced == [desk.producer.key]
+    assert desk.queue.producer.key != desk.producer.key
     assert desk.line.numbers() == [1, 2, 3]
     for _ in range(3):
-        desk.stream.writer.received([0, 1])
+        desk.queue.producer.received([0, 1])
     assert all(paper.done for paper in (*desk.papers, late))
-    assert desk.stream.lost == 0
+    assert desk.queue.lost == 0
 
 
 @pytest.mark.parametrize("applied", [0, 1, 2, 3])
 async def test_after_a_lost_connection_only_what_was_not_applied_is_sent_again(applied: int) -> None:
     desk = Desk()
-    desk.stream.disconnected()
+    desk.queue.disconnected()
     await desk.recover(applied)
     assert [paper.done for paper in desk.papers] == [n < applied for n in range(3)]
     assert list(range(1, 4 - applied)) == desk.line.numbers()
-    assert desk.stream.unsettled == 3 - applied
+    assert desk.queue.unsettled == 3 - applied
 
 
-async def test_a_late_reply_of_a_writer_that_is_gone_changes_nothing() -> None:
+async def test_a_late_reply_of_a_producer_that_is_gone_changes_nothing() -> None:
     desk = Desk()
-    desk.stream.disconnected()
+    desk.queue.disconnected()
     await desk.recover(1)
     for reply in ([0, 1], [3, 1], OSError("late")):
-        desk.writer.received(reply)
-    assert desk.stream.unsettled == 2
+        desk.producer.received(reply)
+    assert desk.queue.unsettled == 2
     assert [paper.done for paper in desk.papers] == [True, False, False]
 
 
@@ -351,11 +351,11 @@ async def test_i11_acknowledged_settlements_that_the_store_has_lost_are_a_number
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     desk = Desk()
-    desk.writer.received([0, 1])
-    desk.writer.received([0, 1])
-    desk.writer.received([2, 0])
+    desk.producer.received([0, 1])
+    desk.producer.received([0, 1])
+    desk.producer.received([2, 0])
     await desk.recover(0)
-    assert desk.stream.lost == 2
+    assert desk.queue.lost == 2
     assert "2 settlements are lost" in caplog.text
     assert desk.line.numbers() == [1]
 
@@ -363,14 +363,14 @@ async def test_i11_acknowledged_settlements_that_the_store_has_lost_are_a_number
 async def test_i11_what_was_in_flight_when_the_store_lost_its_record_is_never_sent_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # F-13: it was sent again, and counted twice where only the writer's key had been evicted.
+    # F-13: it was sent again, and counted twice where only the producer's key had been evicted.
     desk = Desk()
-    desk.writer.received([0, 1])
-    desk.stream.disconnected()
+    desk.producer.received([0, 1])
+    desk.queue.disconnected()
     late = Paper()
-    desk.stream.settle(late)
+    desk.queue.settle(late)
     await desk.recover(-1)
-    assert desk.stream.lost == 3
+    assert desk.queue.lost == 3
     assert "3 settlements are lost" in caplog.text
     assert "noeviction" in caplog.text
     for paper in desk.papers[1:]:
@@ -380,49 +380,49 @@ async def test_i11_what_was_in_flight_when_the_store_lost_its_record_is_never_se
         assert caught.value.executed is None
     # What had not been sent by then is sent.
     assert desk.line.numbers() == [1]
-    desk.stream.writer.received([0, 1])
+    desk.queue.producer.received([0, 1])
     assert late.done
 
 
 async def test_i11_what_the_store_refused_after_it_lost_its_record_is_sent_again() -> None:
     # F-13: by its own word it has not applied them.
     desk = Desk()
-    desk.writer.received([0, 1])
-    desk.writer.received([2, 0])
-    desk.writer.received([2, 0])
+    desk.producer.received([0, 1])
+    desk.producer.received([2, 0])
+    desk.producer.received([2, 0])
     await desk.recover(-1)
-    assert desk.stream.lost == 1
+    assert desk.queue.lost == 1
     assert desk.line.numbers() == [1, 2]
 
 
-async def test_a_writer_of_which_there_is_no_record_and_nothing_was_heard_has_applied_nothing() -> None:
+async def test_a_producer_of_which_there_is_no_record_and_nothing_was_heard_has_applied_nothing() -> None:
     desk = Desk()
-    desk.stream.disconnected()
+    desk.queue.disconnected()
     await desk.recover(-1)
-    assert desk.stream.lost == 0
+    assert desk.queue.lost == 0
     assert desk.line.numbers() == [1, 2, 3]
 
 
 async def test_a_state_that_cannot_be_read_keeps_its_settlement_and_stops_no_other() -> None:
     desk = Desk()
-    desk.writer.received([4, 1, b"unreadable", b""])
-    desk.writer.received([2, 0])
-    desk.writer.received([2, 0])
+    desk.producer.received([4, 1, b"unreadable", b""])
+    desk.producer.received([2, 0])
+    desk.producer.received([2, 0])
     await desk.recover(0)
-    assert desk.stream.unsettled == 3
+    assert desk.queue.unsettled == 3
     assert desk.line.numbers() == [1, 2, 3]
 
 
-async def test_a_full_stream_says_so_and_counts_what_it_cannot_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "_WAITING_MAX", 2)
+async def test_a_full_queue_says_so_and_counts_what_it_cannot_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer, "_WAITING_MAX", 2)
     line = Line()
     line.connected = False
-    stream = Stream(line, Keys("mk", 1), 0)
+    queue = SettlementQueue(line, Keys("mk", 1), 0)
     papers = [Paper() for _ in range(4)]
     for paper in papers:
-        stream.settle(paper)
+        queue.settle(paper)
     assert [paper.done for paper in papers] == [False, False, True, True]
-    assert stream.lost == 2
+    assert queue.lost == 2
     assert papers[3].waiter is not None
     with pytest.raises(StoreError, match="2 settlements of shard 0 wait") as caught:
         await papers[3].waiter
@@ -448,41 +448,41 @@ async def test_what_comes_after_the_stop_is_counted_as_lost(valkey: Server) -> N
 async def test_a_recovery_that_was_cancelled_goes_on_when_it_is_resumed() -> None:
     for steps in range(3):
         desk = Desk()
-        desk.stream.disconnected()
+        desk.queue.disconnected()
         for _ in range(steps):
             await asyncio.sleep(0)
         desk.line.tasks[0].cancel()
         await asyncio.gather(*desk.line.tasks, return_exceptions=True)
-        desk.stream.resume()
+        desk.queue.resume()
         await desk.recover(0)
-        assert desk.stream.unsettled == 3
+        assert desk.queue.unsettled == 3
         for paper in desk.papers:
-            desk.stream.writer.received([0, 1])
+            desk.queue.producer.received([0, 1])
             assert paper.done
 
 
-async def test_a_writer_is_replaced_before_the_store_forgets_it() -> None:
+async def test_a_producer_is_replaced_before_the_store_forgets_it() -> None:
     desk = Desk()
-    desk.stream.renew()
-    assert desk.stream.writer is desk.writer  # Three are on the way: they are seen to first.
+    desk.queue.renew()
+    assert desk.queue.producer is desk.producer  # Three are on the way: they are seen to first.
     for _ in range(3):
-        desk.writer.received([0, 1])
-    desk.stream.renew()
-    assert desk.stream.writer is not desk.writer
-    unused = desk.stream.writer
-    desk.stream.renew()
-    assert desk.stream.writer is unused  # It has settled nothing: the store does not know it.
+        desk.producer.received([0, 1])
+    desk.queue.renew()
+    assert desk.queue.producer is not desk.producer
+    unused = desk.queue.producer
+    desk.queue.renew()
+    assert desk.queue.producer is unused  # It has settled nothing: the store does not know it.
 
 
-async def test_a_writer_that_the_store_has_forgotten_is_told_apart_by_its_age(valkey: Server) -> None:
+async def test_a_producer_that_the_store_has_forgotten_is_told_apart_by_its_age(valkey: Server) -> None:
     async with kit_at(valkey.url) as kit:
         books = Books(kit)
         books.settle(20)
         await settled(kit)
         lane = lane_of(kit)
         for _ in range(2):
-            for stream in lane.streams:
-                stream.renew()
+            for queue in lane.queues:
+                queue.renew()
         for key in valkey.command("KEYS", "*:w:*"):
             valkey.command("DEL", key)  # As after eight days.
         books.settle(20)
@@ -492,13 +492,13 @@ async def test_a_writer_that_the_store_has_forgotten_is_told_apart_by_its_age(va
 # Real parts.
 
 
-async def test_a_duplicate_a_gap_and_a_retired_writer_apply_nothing(valkey: Server) -> None:
+async def test_a_duplicate_a_gap_and_a_fenced_producer_apply_nothing(valkey: Server) -> None:
     async with kit_at(valkey.url) as kit:
         settle(kit, "acme", 5)
         await settled(kit)
         lane, view = lane_of(kit), kit.store.cache.get("acme")
         settlement = Settlement(view, used=Used(recorded={"tokens": 7}))
-        writer = lane.streams[view.shard].writer
+        producer = lane.queues[view.shard].producer
         head, tail = settlement.pack()
 
         async def send(number: int) -> Any:
@@ -508,7 +508,7 @@ async def test_a_duplicate_a_gap_and_a_retired_writer_apply_nothing(valkey: Serv
                 def received(self, reply: Any) -> None:
                     heard.set_result(reply)
 
-            packed = (head, writer.packed_key, tail, pack_place(0, number))
+            packed = (head, producer.packed_key, tail, pack_sequence(0, number))
             assert lane.post is not None
             lane.post(packed, Receiver())
             return await heard
@@ -516,12 +516,12 @@ async def test_a_duplicate_a_gap_and_a_retired_writer_apply_nothing(valkey: Serv
         assert (await send(1))[0] == 1
         assert (await send(3)) == [2, 1]
         assert (await used(kit, "acme", "tokens"))[0] == 5
-        assert await lane.retire(writer.key) == 1
+        assert await lane.fence(producer.key) == 1
         assert (await send(2)) == [3, 1]
         assert (await send(1)) == [3, 1]
-        assert await lane.retire(writer.key) == 1
+        assert await lane.fence(producer.key) == 1
         assert (await used(kit, "acme", "tokens"))[0] == 5
-        # The stream does not know yet that its writer was closed; it finds out, and nothing is lost.
+        # The queue does not know yet that its producer was closed; it finds out, and nothing is lost.
         settle(kit, "acme", 11)
         await settled(kit)
         assert (await used(kit, "acme", "tokens"))[0] == 16
@@ -549,7 +549,7 @@ async def test_a_total_that_passes_nine_times_ten_to_the_fifteenth_is_refused_an
         assert lane_of(kit).lost == 0
 
 
-async def test_i6_a_writer_that_is_evicted_bills_nothing_twice(valkey: Server, proxy: TcpProxy) -> None:
+async def test_i6_a_producer_that_is_evicted_bills_nothing_twice(valkey: Server, proxy: TcpProxy) -> None:
     # F-13: recorded 51, stored 101.
     async with kit_at(proxy.url, shards=1, store_timeout=0.5) as kit:
         settle(kit, "acme", 1)

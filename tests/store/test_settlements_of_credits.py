@@ -16,7 +16,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
-from meterkit.redis.writers import pack_place
+from meterkit.redis.producer import pack_sequence
 from meterkit.store.settlement import Held, Settlement
 from meterkit.store.used import Used
 from meterkit.testing import Clock
@@ -210,15 +210,15 @@ async def test_i3_captures_on_connections_that_the_server_kills_are_paid_once(va
     async with books_on(valkey.url, valkey.url) as books:
         for _ in range(5):
             await books.begin(100)
-            writers = [stream.writer for stream in books.lane.streams]
+            producers = [queue.producer for queue in books.lane.queues]
             with killing(valkey):
                 captures = books.capture(80)
-                while sum(len(writer.inflight) for writer in writers) < 80:  # noqa: ASYNC110
+                while sum(len(producer.inflight) for producer in producers) < 80:  # noqa: ASYNC110
                     await asyncio.sleep(0)  # Tasks of this loop only: nothing else tells.
                 await asyncio.sleep(0)  # What is asked leaves at the end of the tick.
             captures += books.capture(20)
             await asyncio.gather(*captures)
-            doubts.append(left_in_doubt(valkey, writers))
+            doubts.append(left_in_doubt(valkey, producers))
         assert sum(unheard for unheard, _ in doubts) > 0
         assert sum(unapplied for _, unapplied in doubts) > 0
         await books.balance()
@@ -239,19 +239,19 @@ async def test_i3_captures_whose_scripts_are_flushed_in_the_midst_are_paid_once(
         await books.balance()
 
 
-async def test_i3_captures_of_a_retired_writer_are_paid_once(valkey: Server) -> None:
+async def test_i3_captures_of_a_fenced_producer_are_paid_once(valkey: Server) -> None:
     async with books_on(valkey.url, valkey.url) as books:
         for _ in range(5):
             await books.begin(40)
             captures = books.capture(20)
             await asyncio.sleep(0)
-            writers = [stream.writer.key for stream in books.lane.streams]
+            producers = [queue.producer.key for queue in books.lane.queues]
             captures += books.capture(10)
-            for key in writers:
-                await books.lane.retire(key)
+            for key in producers:
+                await books.lane.fence(key)
             captures += books.capture(10)
             await asyncio.gather(*captures)
-            assert writers != [stream.writer.key for stream in books.lane.streams]
+            assert producers != [queue.producer.key for queue in books.lane.queues]
         await books.balance()
 
 
@@ -279,9 +279,9 @@ async def test_i3_a_capture_that_comes_twice_is_paid_once(valkey: Server) -> Non
         async with books.kit.reserve("rich", {"output_tokens": 9}):
             held = Held({"output_tokens": 9}, (), _slot(books))
             settlement = Settlement(view, held=held, used=Used(recorded=spent))
-            # A writer of its own: the stream's counts on.
+            # A producer of its own: the stream's counts on.
             head, tail = settlement.pack()
-            writer = books.kit.store.keys.writer(view.shard, "twice")
+            producer = books.kit.store.keys.producer(view.shard, "twice")
 
             async def send(number: int) -> Any:
                 heard: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -290,18 +290,18 @@ async def test_i3_a_capture_that_comes_twice_is_paid_once(valkey: Server) -> Non
                     def received(self, reply: Any) -> None:
                         heard.set_result(reply)
 
-                key = b"$%d\r\n%b\r\n" % (len(writer), writer.encode())
+                key = b"$%d\r\n%b\r\n" % (len(producer), producer.encode())
                 assert lane.post is not None
-                lane.post((head, key, tail, pack_place(settlement.slot, number)), Receiver())
+                lane.post((head, key, tail, pack_sequence(settlement.slot, number)), Receiver())
                 return await heard
 
             assert (await send(1))[0] == 0
             for meter, quantity in spent.items():
                 books.spent["rich"][meter] += quantity
             await books.balance()
-            # A duplicate, a gap, and one of a writer that is retired.
+            # A duplicate, a gap, and one of a producer that is fenced.
             assert [(await send(number))[0] for number in (1, 3)] == [1, 2]
-            await lane.retire(writer)
+            await lane.fence(producer)
             assert [(await send(number))[0] for number in (1, 2, 3)] == [3, 3, 3]
             await books.balance()
 

@@ -119,9 +119,9 @@ class Keys:
         """A key of one shard, for example its ``outbox``."""
         return f"{self.prefix}:{{{shard}}}:{name}"
 
-    def writer(self, shard: int, writer: str) -> str:
-        """String: the last settlement number applied of a writer."""
-        return self.shard(shard, f"w:{writer}")
+    def producer(self, shard: int, producer: str) -> str:
+        """String: the last settlement number applied of a producer."""
+        return self.shard(shard, f"w:{producer}")
 
     def event(self, shard: int, customer: str, event_id: str) -> str:
         """String: an event id of the app that was counted, for 35 days."""

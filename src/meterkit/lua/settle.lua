@@ -4,7 +4,7 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
 -- KEYS[4] zset  customers with pending usage: `dirty` if linked, else `unlinked`
--- KEYS[5] string  the writer: the last number applied, or c<number> once it is retired
+-- KEYS[5] string  the producer: the last number applied, or c<number> once it is fenced
 -- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger
 -- the last of KEYS string  optional: remembers an event id of the app, which counts once in 35 days
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
@@ -17,7 +17,7 @@
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; last, where it
 --       has to be said, an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded
--- Reply {0, now, the credits that are low now..., 'late PERIOD' where it was} ok   {1, now} duplicate   {2, last} gap   {3, last} retired
+-- Reply {0, now, the credits that are low now..., 'late PERIOD' where it was} ok   {1, now} duplicate   {2, last} gap   {3, last} fenced
 --       {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
 --       would pass 9 * 10^15    {7, field} numbered and not applied: the period is over and cannot be closed, as a
 --       field that must be a whole number is none; whoever comes behind need not wait for its repair

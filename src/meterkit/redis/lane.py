@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, give_up
+from meterkit.redis.producer import SettlementQueue
 from meterkit.redis.reconnect import Reconnector
 from meterkit.redis.renewal import Renewal
-from meterkit.redis.writers import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
     from meterkit.redis.connection import Call
+    from meterkit.redis.producer import Settlement
     from meterkit.redis.reconnect import Connector, Link
     from meterkit.redis.scripts import Script
-    from meterkit.redis.writers import Settlement
 
 __all__ = ["Lane"]
 
@@ -31,7 +31,7 @@ _PAUSE_FIRST_S = 0.05
 _PAUSE_MAX_S = 1.0
 _TRIES = 2
 _DRAIN_PAUSE_S = 0.005
-_COMPLAIN_EVERY_S = 10.0
+_WARN_EVERY_S = 10.0
 _RENEW_EVERY_S = 86_400.0
 _CUSTOMERS_NAMED_MAX = 10
 
@@ -43,7 +43,7 @@ class Lane:
         connector: opens a connection with all scripts loaded.
         keys: names of keys.
         scripts: what to load again where the server has lost its scripts.
-        retire: the script that closes a writer.
+        fence: the script that closes a producer.
         timeout_s: how long a request may wait for the store.
         now_ms: this process's clock.
 
@@ -55,7 +55,7 @@ class Lane:
             be used with these settings. Whoever is cancelled waiting tells so by
             :func:`~meterkit.redis.connection.give_up`, or uses :meth:`ask`.
         post: sends a request whose reply goes to a receiver; None while there is no connection.
-        streams: the settlements of each shard.
+        queues: the settlements of each shard.
         is_served: whether the kit was started for this event loop, not only its store.
     """
 
@@ -65,32 +65,32 @@ class Lane:
         *,
         keys: Keys,
         scripts: Sequence[Script],
-        retire: Script,
+        fence: Script,
         timeout_s: float,
         now_ms: Callable[[], int],
     ) -> None:
         self.loop = self._loop = asyncio.get_running_loop()
         self._scripts = tuple(scripts)
-        self._retire = retire
+        self._fence = fence
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._linked)
         self._link: Link | None = None
         self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
         self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._writer_renewal: asyncio.TimerHandle | None = None
+        self._producer_renewal: asyncio.TimerHandle | None = None
         self.renewal = Renewal(self.spawn, now_ms)
         self.live = self.renewal.live
         self.is_served = False
         self._loading = False
-        self._complained_at = -_COMPLAIN_EVERY_S
+        self._warned_at = -_WARN_EVERY_S
         self.stopping = False
-        self.streams = [Stream(self, keys, shard) for shard in range(keys.shards)]
+        self.queues = [SettlementQueue(self, keys, shard) for shard in range(keys.shards)]
 
     def begin(self) -> None:
         """Connect in the background."""
         self._reconnector.begin()
-        if self._writer_renewal is None:
-            self._renew_writers()
+        if self._producer_renewal is None:
+            self._renew_producers()
             self.renewal.begin()
 
     async def start(self, *, within_s: float) -> None:
@@ -113,26 +113,26 @@ class Lane:
                 await self._drain()
         self.stopping = True
         self.renewal.stop()
-        if self._writer_renewal is not None:
-            self._writer_renewal.cancel()
+        if self._producer_renewal is not None:
+            self._producer_renewal.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._reconnector.stop()
-        left = [settlement for stream in self.streams for settlement in stream.abandon()]
+        left = [settlement for queue in self.queues for settlement in queue.abandon()]
         if left:
             _tell_lost(left)
 
     @property
     def unsettled(self) -> int:
         """Settlements that the store has not acknowledged."""
-        return sum(stream.unsettled for stream in self.streams)
+        return sum(queue.unsettled for queue in self.queues)
 
     @property
     def lost(self) -> int:
         """Settlements that the store acknowledged and has lost since, or that found no room to wait."""
-        return sum(stream.lost for stream in self.streams)
+        return sum(queue.lost for queue in self.queues)
 
     @property
     def connected(self) -> bool:
@@ -173,18 +173,18 @@ class Lane:
             reply = answer
         raise StoreError(f"the store refuses: {reply}", executed=False)
 
-    # What a stream needs.
+    # What a queue needs.
 
-    async def retire(self, key: str) -> int:
-        """Retire a writer, waiting for a connection if there is none; the last number it applied."""
+    async def fence(self, key: str) -> int:
+        """Fence a producer, waiting for a connection if there is none; the last number it applied."""
         pause = _PAUSE_FIRST_S
         while True:
             link = await self._reconnector.linked()
             with suppress(StoreError):
-                reply = await self._ask_to_retire(link, key)
+                reply = await self._ask_to_fence(link, key)
                 if isinstance(reply, int):
                     return reply
-                self.complain(f"the store does not take settlements; they are kept and sent again: {reply}")
+                self.warn(f"the store does not take settlements; they are kept and sent again: {reply}")
             await asyncio.sleep(pause)
             pause = min(_PAUSE_MAX_S, 2 * pause)
 
@@ -204,15 +204,15 @@ class Lane:
         task.add_done_callback(self._done)
         return task
 
-    def complain(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""
         now = self._loop.time()
-        if now - self._complained_at >= _COMPLAIN_EVERY_S:
-            self._complained_at = now
+        if now - self._warned_at >= _WARN_EVERY_S:
+            self._warned_at = now
             _log.warning("%s", message)
 
-    async def _ask_to_retire(self, link: Link, key: str) -> Any:
-        request = ("EVALSHA", self._retire.sha, 1, key)
+    async def _ask_to_fence(self, link: Link, key: str) -> Any:
+        request = ("EVALSHA", self._fence.sha, 1, key)
         reply = await link.ask(*request)
         if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
             self._load()
@@ -225,8 +225,8 @@ class Lane:
         self.call = self._reconnector.call if link is None else link.call
         self.post = None if link is None else link.post
         if link is None:
-            for stream in self.streams:
-                stream.disconnected()
+            for queue in self.queues:
+                queue.disconnected()
 
     def _load(self) -> None:
         """Load the scripts before whatever is sent next; once for all that ask for it in one tick."""
@@ -242,8 +242,8 @@ class Lane:
 
     async def _drain(self) -> None:
         while True:
-            for stream in self.streams:
-                stream.resume()
+            for queue in self.queues:
+                queue.resume()
             if self._link is not None:
                 await self.replies()
             if not self.unsettled:
@@ -251,10 +251,10 @@ class Lane:
             self._reconnector.begin()
             await asyncio.sleep(_DRAIN_PAUSE_S)
 
-    def _renew_writers(self) -> None:
-        self._writer_renewal = self._loop.call_later(_RENEW_EVERY_S, self._renew_writers)
-        for stream in self.streams:
-            stream.renew()
+    def _renew_producers(self) -> None:
+        self._producer_renewal = self._loop.call_later(_RENEW_EVERY_S, self._renew_producers)
+        for queue in self.queues:
+            queue.renew()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -107,7 +107,7 @@ class Links:
                 self._connect,
                 keys=self._keys,
                 scripts=tuple(self._scripts.values()),
-                retire=self._scripts["retire"],
+                fence=self._scripts["fence"],
                 timeout_s=self._timeout_s,
                 now_ms=lambda: int(self._clock() * 1000),
             )

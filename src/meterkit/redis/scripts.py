@@ -11,7 +11,7 @@ from typing import Final, Literal
 __all__ = ["NAMES", "Script", "load"]
 
 NAMES: Final = (
-    *("decide", "settle", "retire", "amend", "usage"),
+    *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall"),
 )
 

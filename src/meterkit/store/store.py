@@ -210,7 +210,7 @@ class Store:
 
     def settle(self, lane: Lane, settlement: Settlement) -> None:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
-        lane.streams[settlement.view.shard].settle(settlement)
+        lane.queues[settlement.view.shard].settle(settlement)
 
     async def acknowledged(self, settlements: Sequence[Settlement], lane: Lane | None = None) -> None:
         """Settle, and wait for the store's word on the first; where that takes too long, go on without it.

@@ -1,9 +1,10 @@
 """Numbered settlements: usage reaches the store exactly once, whatever happens to connections.
 
-A *writer* numbers the settlements of one shard, from one event loop, for as long as nothing disturbs it. The
-script applies a number only if it is the one after the last; so nothing is applied twice, and nothing after a
-hole. Any reply but *ok*, and any lost connection, ends the writer: it is *retired*, which closes it for good
-and tells the last number that was applied; what lies above gets a new writer and is sent again, in order.
+As with Kafka's idempotent producers, each *producer* has an id and numbers what it sends: the settlements of
+one shard, from one event loop. The script applies a number only if it is the one after the last; so nothing
+is applied twice, and nothing after a gap. Any reply but *ok*, and any lost connection, ends the producer: it
+is *fenced*, which closes it for good and tells the last number that was applied; what comes after that is
+sent again by a new producer, in order.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
 
-__all__ = ["Line", "Settlement", "Stream", "pack_place"]
+__all__ = ["QueueLane", "Settlement", "SettlementQueue", "pack_sequence"]
 
 _log = logging.getLogger("meterkit.store")
 
@@ -52,7 +53,7 @@ class Settlement(Protocol):
         ...
 
     def pack(self) -> tuple[bytes, bytes]:
-        """The request up to the writer's key, and from there to its place, by the state in force."""
+        """The request up to the producer's key, and from there to its place, by the state in force."""
         ...
 
     def on_stale(self, reply: list[Any]) -> None:
@@ -68,13 +69,13 @@ class Settlement(Protocol):
         """Take word of the credits whose balance has become low by it, and of its being late."""
 
 
-def pack_place(slot: int, number: int) -> bytes:
+def pack_sequence(slot: int, sequence: int) -> bytes:
     """The slot of a settlement's holds and its number, as the request ends but for the clock."""
-    return b"$8\r\n%08d\r\n$12\r\n%012d\r\n" % (slot, number)
+    return b"$8\r\n%08d\r\n$12\r\n%012d\r\n" % (slot, sequence)
 
 
-class Line(Protocol):
-    """What a stream needs of the lane."""
+class QueueLane(Protocol):
+    """What a queue needs of the lane."""
 
     @property
     def stopping(self) -> bool:
@@ -86,8 +87,8 @@ class Line(Protocol):
         """Sends a request whose reply goes to a receiver; None while there is no connection."""
         ...
 
-    async def retire(self, key: str) -> int:
-        """Retire a writer, waiting for a connection if there is none.
+    async def fence(self, key: str) -> int:
+        """Fence a producer, waiting for a connection if there is none.
 
         Returns:
             The last number that it applied; -1 where the store has no record of it.
@@ -101,19 +102,19 @@ class Line(Protocol):
         """Run in the background until the lane stops; None where it has stopped."""
         ...
 
-    def complain(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""
 
 
-class _Writer:
-    """One writer in its one life.
+class Producer:
+    """One producer in its one life.
 
     Attributes:
         acknowledged: how many settlements the store has applied by its own word.
         inflight: sent, and not answered yet.
-        undone: answered, and by that word not applied; and whatever was sent behind them.
-        failed: the error with which the script ended at one of them, by its place in ``undone``.
-        unheard: sent over a connection that has ended: applied or not.
+        unapplied: answered, and by that word not applied; and whatever was sent behind them.
+        failed: the error with which the script ended at one of them, by its place in ``unapplied``.
+        unanswered: sent over a connection that has ended: applied or not.
     """
 
     __slots__ = (
@@ -121,66 +122,66 @@ class _Writer:
         "failed",
         "inflight",
         "key",
-        "number",
         "packed_key",
-        "stream",
-        "undone",
-        "unheard",
+        "queue",
+        "sequence",
+        "unanswered",
+        "unapplied",
     )
 
-    def __init__(self, stream: Stream, key: str) -> None:
-        self.stream = stream
+    def __init__(self, queue: SettlementQueue, key: str) -> None:
+        self.queue = queue
         self.key = key
         self.packed_key = pack_each([key])
-        self.number = 0
+        self.sequence = 0
         self.acknowledged = 0
         self.inflight: deque[Settlement] = deque()
-        self.undone: list[Settlement] = []
+        self.unapplied: list[Settlement] = []
         self.failed: dict[int, str] = {}
-        self.unheard: list[Settlement] = []
+        self.unanswered: list[Settlement] = []
 
     @property
     def unsettled(self) -> list[Settlement]:
         """What the store has not acknowledged, in the order in which it was sent."""
-        return [*self.undone, *self.unheard, *self.inflight]
+        return [*self.unapplied, *self.unanswered, *self.inflight]
 
     def received(self, reply: list[Any] | Exception | bytes | int | None) -> None:
         """Match a reply with the oldest settlement in flight."""
         if not self.inflight:
-            return  # A connection given up still answers; retiring has the last word.
+            return  # A connection given up still answers; fencing has the last word.
         settlement = self.inflight.popleft()
         answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
         code = answer[0]
-        if code == _OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.undone:
+        if code == _OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.unapplied:
             # As below, but shorter: nearly all end so.
             self.acknowledged += 1
-            self.stream.pause_s = 0.0
+            self.queue.pause_s = 0.0
             return
-        if self.undone or code not in {_OK, _DUPLICATE, _REFUSED, _DAMAGED}:
+        if self.unapplied or code not in {_OK, _DUPLICATE, _REFUSED, _DAMAGED}:
             if isinstance(reply, ReplyError) and reply.of_script:
-                self.failed[len(self.undone)] = str(reply)
+                self.failed[len(self.unapplied)] = str(reply)
             elif code == _DAMAGED:
-                self.failed[len(self.undone)] = f"field {answer[1].decode()} is not a whole number"
-            self.undone.append(settlement)
+                self.failed[len(self.unapplied)] = f"field {answer[1].decode()} is not a whole number"
+            self.unapplied.append(settlement)
             if code == _STALE:
-                self.stream.outdated(settlement, answer)
-            self.stream.disturbed(reply)
+                self.queue.take_state(settlement, answer)
+            self.queue.restart(reply)
             return
         self.acknowledged += 1
-        self.stream.pause_s = 0.0
+        self.queue.pause_s = 0.0
         if code == _REFUSED:
-            _tell(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
+            _resolve(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
             settlement.on_refused(answer[1])
         elif code == _DAMAGED:
             why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
-            _tell(settlement, StoreError(why, executed=False))
+            _resolve(settlement, StoreError(why, executed=False))
             settlement.on_damaged(answer[1])
-        _tell(settlement, None)
+        _resolve(settlement, None)
         if code == _OK and len(answer) > _OK_LENGTH:
             settlement.on_notices(answer[_OK_LENGTH:])
 
 
-def _tell(settlement: Settlement, error: Exception | None) -> None:
+def _resolve(settlement: Settlement, error: Exception | None) -> None:
     """Tell whoever waits how a settlement ended; the first word counts."""
     waiter = settlement.waiter
     if waiter is None or waiter.done():
@@ -191,7 +192,7 @@ def _tell(settlement: Settlement, error: Exception | None) -> None:
         waiter.set_exception(error)
 
 
-class Stream:
+class SettlementQueue:
     """The settlements of one shard from one event loop.
 
     Attributes:
@@ -201,18 +202,18 @@ class Stream:
 
     __slots__ = (
         "_keys",
-        "_line",
+        "_lane",
         "_recovering",
         "_recovery",
         "_shard",
         "lost",
         "pause_s",
+        "producer",
         "waiting",
-        "writer",
     )
 
-    def __init__(self, line: Line, keys: Keys, shard: int) -> None:
-        self._line = line
+    def __init__(self, lane: QueueLane, keys: Keys, shard: int) -> None:
+        self._lane = lane
         self._keys = keys
         self._shard = shard
         self._recovering = False
@@ -220,75 +221,75 @@ class Stream:
         self.lost = 0
         self.pause_s = 0.0
         self.waiting: deque[Settlement] = deque()
-        self.writer = self._new_writer()
+        self.producer = self._new_producer()
 
     @property
     def unsettled(self) -> int:
         """Settlements that the store has not acknowledged."""
-        writer = self.writer
-        return len(self.waiting) + len(writer.inflight) + len(writer.undone) + len(writer.unheard)
+        producer = self.producer
+        return len(self.waiting) + len(producer.inflight) + len(producer.unapplied) + len(producer.unanswered)
 
     def settle(self, settlement: Settlement) -> None:
         """Number a settlement and send it, or keep it until it can be sent."""
         if not self._recovering and self._send(settlement):
             return
-        if self._line.stopping:
+        if self._lane.stopping:
             self._lose(settlement, "it came after the kit was stopped")
         elif len(self.waiting) >= _WAITING_MAX:
             self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
         else:
             self.waiting.append(settlement)
-            self.disturbed(None)
+            self.restart(None)
 
-    def disturbed(self, why: Any) -> None:
-        """Begin anew with another writer."""
+    def restart(self, why: Any) -> None:
+        """Begin anew with another producer."""
         if not self._recovering:
             if isinstance(why, Exception):
-                self._line.complain(f"settlements are sent again: {why}")
-            self._recovery = self._line.spawn(self._recover())
+                self._lane.warn(f"settlements are sent again: {why}")
+            self._recovery = self._lane.spawn(self._recover())
             self._recovering = self._recovery is not None
 
-    def outdated(self, settlement: Settlement, reply: list[Any]) -> None:
+    def take_state(self, settlement: Settlement, reply: list[Any]) -> None:
         """Hand on the state that the store has come to since."""
         try:
             settlement.on_stale(reply)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             # It is kept and sent again until the state can be read; a connection serves all customers.
-            self._line.complain(f"the state of a customer cannot be read: {error!r}")
+            self._lane.warn(f"the state of a customer cannot be read: {error!r}")
 
     def disconnected(self) -> None:
         """Take word that what is in flight will not be answered."""
-        writer = self.writer
-        if writer.inflight:
-            writer.unheard += writer.inflight
-            writer.inflight.clear()
-            self.disturbed(None)
+        producer = self.producer
+        if producer.inflight:
+            producer.unanswered += producer.inflight
+            producer.inflight.clear()
+            self.restart(None)
 
     def resume(self) -> None:
         """Go on where the task that saw to it was cancelled, as it is when a loop ends."""
         if self._recovery is not None and self._recovery.done():
             self._recovering = False
-        if self.waiting or self.writer.undone or self.writer.unheard:
-            self.disturbed(None)
+        if self.waiting or self.producer.unapplied or self.producer.unanswered:
+            self.restart(None)
 
     def renew(self) -> None:
-        """Begin anew with a writer that the store will not forget for a while."""
+        """Begin anew with a producer that the store will not forget for a while."""
         if self.unsettled:
-            self.disturbed(None)
-        elif self.writer.number:
-            self.writer = self._new_writer()
+            self.restart(None)
+        elif self.producer.sequence:
+            self.producer = self._new_producer()
 
     def abandon(self) -> list[Settlement]:
         """Give up what is not acknowledged; what that is."""
-        left = [*self.writer.unsettled, *self.waiting]
+        left = [*self.producer.unsettled, *self.waiting]
         for settlement in left:
-            _tell(settlement, StoreError("the kit was stopped before the store answered"))
+            _resolve(settlement, StoreError("the kit was stopped before the store answered"))
         self.waiting.clear()
-        self.writer = self._new_writer()
+        self.producer = self._new_producer()
         return left
 
     def _send(self, settlement: Settlement) -> bool:
-        post = self._line.post
+        post = self._lane.post
         if post is None:
             return False
         try:
@@ -296,11 +297,11 @@ class Stream:
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others behind it
             self._lose(settlement, f"it cannot be packed: {error!r}")
             return True
-        writer = self.writer
-        # Before anything else is made: the garbage collector may end a stream, which settles, too.
-        number = writer.number = writer.number + 1
-        writer.inflight.append(settlement)
-        post((head, writer.packed_key, tail, pack_place(settlement.slot, number)), writer)
+        producer = self.producer
+        # Before anything else is made: the garbage collector may end a queue, which settles, too.
+        sequence = producer.sequence = producer.sequence + 1
+        producer.inflight.append(settlement)
+        post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
         return True
 
     async def _recover(self) -> None:
@@ -309,7 +310,7 @@ class Stream:
                 try:
                     await self._settle_what_is_left()
                 except Exception as error:  # noqa: BLE001 - whatever it is, what waits here must not wait for ever
-                    self._line.complain(f"settlements could not be sent, they are sent again: {error!r}")
+                    self._lane.warn(f"settlements could not be sent, they are sent again: {error!r}")
                     await asyncio.sleep(_PAUSE_MAX_S)
                 else:
                     return
@@ -319,12 +320,12 @@ class Stream:
     async def _settle_what_is_left(self) -> None:
         window = _WINDOW_FIRST
         while True:
-            writer = self.writer
-            if writer.undone or writer.unheard or writer.inflight:
+            producer = self.producer
+            if producer.unapplied or producer.unanswered or producer.inflight:
                 await asyncio.sleep(self.pause_s)
                 self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
                 # Replies come in order: once this one is here, all that was sent before is answered too.
-                self._conclude(writer, await self._line.retire(writer.key))
+                self._conclude(producer, await self._lane.fence(producer.key))
                 window = _WINDOW_FIRST
             for _ in range(min(window, len(self.waiting))):
                 if not self._send(self.waiting[0]):
@@ -333,40 +334,40 @@ class Stream:
             if not self.waiting:
                 return
             # A few at first: where one of them is stale, all behind it go again.
-            await self._line.replies()
+            await self._lane.replies()
             window *= 2
 
-    def _conclude(self, writer: _Writer, last: int) -> None:
-        acknowledged = writer.acknowledged
-        self.writer = self._new_writer()
+    def _conclude(self, producer: Producer, last: int) -> None:
+        acknowledged = producer.acknowledged
+        self.producer = self._new_producer()
         if last < 0 < acknowledged:
             # Whether the rest was applied nobody knows: in doubt it is not billed.
-            unknown = (*writer.unheard, *writer.inflight)
-            self.waiting.extendleft(reversed(writer.undone))
+            unknown = (*producer.unanswered, *producer.inflight)
+            self.waiting.extendleft(reversed(producer.unapplied))
             why = "the store has no record any more of what it had acknowledged: it was restarted without its"
             why += " data, or evicts keys (its maxmemory-policy is to be noeviction)"
             for settlement in unknown:
-                _tell(settlement, StoreError(f"it is not known whether this is recorded: {why}"))
+                _resolve(settlement, StoreError(f"it is not known whether this is recorded: {why}"))
             self._count_lost(acknowledged + len(unknown), why)
             return
-        undone = writer.unsettled
+        unapplied = producer.unsettled
         applied = max(0, last - acknowledged)
         if max(0, last) < acknowledged:
             # What follows on it was lost as well: scripts are applied, and lost, in their order.
             self._count_lost(acknowledged - last, "the store lost what it had acknowledged")
         again: list[Settlement] = []
-        for place, settlement in enumerate(undone):
-            if place in writer.failed:
+        for place, settlement in enumerate(unapplied):
+            if place in producer.failed:
                 # Its number may be used up, and another time it would end as it did, before all others.
-                self._lose(settlement, f"that of {settlement.customer!r} failed: {writer.failed[place]}")
+                self._lose(settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}")
             elif place < applied:
-                _tell(settlement, None)
+                _resolve(settlement, None)
             else:
                 again.append(settlement)
         self.waiting.extendleft(reversed(again))
 
     def _lose(self, settlement: Settlement, why: str) -> None:
-        _tell(settlement, StoreError(f"not recorded: {why}", executed=False))
+        _resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
         self._count_lost(1, why)
 
     def _count_lost(self, count: int, why: str) -> None:
@@ -375,5 +376,5 @@ class Stream:
             "%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self._shard, why
         )
 
-    def _new_writer(self) -> _Writer:
-        return _Writer(self, self._keys.writer(self._shard, token_hex(8)))
+    def _new_producer(self) -> Producer:
+        return Producer(self, self._keys.producer(self._shard, token_hex(8)))

@@ -1,0 +1,10 @@
+#!lua
+-- fence: closes a producer for good. Nothing it numbered is applied from now on.
+--
+-- KEYS[1] string  the producer: the last number applied, or c<number> once it is fenced
+-- Reply  the last number applied; -1 where there is no record of the producer: it has applied nothing, or the
+--        record was lost
+local last = redis.call('GET', KEYS[1]) or '-1'
+last = string.gsub(last, '^c', '')
+redis.call('SET', KEYS[1], 'c' .. last, 'PX', 691200000)
+return tonumber(last)
