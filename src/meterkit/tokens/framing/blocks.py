@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX, whole_of
+from meterkit.tokens.framing.work import EVENT_BYTES_MAX, Incremental, rests, whole_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
-    from meterkit.tokens.framing.work import Emit, Large, Work
+    from meterkit.tokens.framing.work import Emit, Large, Steps, Work
 
 __all__ = ["Blocks", "Ndjson"]
 
@@ -18,7 +18,7 @@ _REST_BYTES: Final = 4 << 10
 _BLOCK_BYTES_MIN: Final = 512
 
 
-class Blocks:
+class Blocks(Incremental):
     """Cuts at a delimiter, and passes on the blocks that are wanted; the last one also without a delimiter.
 
     Args:
@@ -28,7 +28,7 @@ class Blocks:
         take_all: is asked first whether it takes several blocks at once, delimiters and all.
     """
 
-    __slots__ = ("_emit", "_large", "_open_large", "_tail", "_take_all", "_wants")
+    __slots__ = ("_emit", "_is_large", "_open_large", "_take_all", "_wants")
 
     delimiter = b"\n"
 
@@ -39,104 +39,79 @@ class Blocks:
         large: Callable[[], Large],
         take_all: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
+        super().__init__()
         self._emit = emit
         self._wants = wants
         self._open_large = large
         self._take_all = take_all
-        self._large: Large | None = None
-        self._tail = bytearray()
+        self._is_large = False
 
     @property
     def is_between(self) -> bool:
         """Whether the last block has ended and the next has not begun."""
-        return not self._tail and self._large is None
+        return not self._data and not self._is_large
 
-    def feed(self, chunk: bytes) -> Work | None:
+    def feed(self, data: bytes) -> Work | None:
         """Take the next bytes of the stream; what is left to do with them."""
-        if self.is_between and len(chunk) <= EVENT_BYTES_MAX:
+        if self.is_between and len(data) <= EVENT_BYTES_MAX:
             # Most servers write one event at a time.
-            end = chunk.find(self.delimiter)
-            if end >= 0 and end + len(self.delimiter) == len(chunk):
-                return self._pass(chunk[:end])
-        return self._cut(chunk)
+            end = data.find(self.delimiter)
+            if end >= 0 and end + len(self.delimiter) == len(data):
+                return self._pass(data[:end])
+        return self._feed(data)
 
-    def _cut(self, chunk: bytes) -> Work:
-        delimiter = self.delimiter
-        if not self.is_between:
-            cut = yield from self._first_cut(chunk)
-            if cut < 0:
-                return
-            chunk = chunk[cut:]
-        end = chunk.rfind(delimiter)
-        if end >= 0:
-            whole = chunk[:end]
-            if delimiter in whole and self._take_all(whole):
-                pass
-            elif len(whole) > EVENT_BYTES_MAX or self._wants(whole):
-                left = _REST_BYTES
-                for block in filter(None, whole.split(delimiter)):
-                    work = self._pass(block)
-                    if work is not None:
-                        yield from work
-                    left -= len(block) + _BLOCK_BYTES_MIN
-                    if left < 0:
-                        yield
-                        left = _REST_BYTES
-            chunk = chunk[end + len(delimiter) :]
-        if chunk:
-            self._tail += chunk
-            yield from self._bound()
-
-    def close(self) -> Work:
-        """The stream is over: what is left is a block."""
-        tail = bytes(self._tail)
-        self._tail.clear()
-        yield from self._end(tail)
-
-    def _first_cut(self, chunk: bytes) -> Generator[None, None, int]:
-        """Complete the block that was begun: how much of the chunk it took, or -1 if it has not ended."""
-        tail, delimiter = self._tail, self.delimiter
-        before = len(tail)
-        tail += chunk
-        cut = tail.find(delimiter, max(0, before - len(delimiter) + 1))
-        if cut < 0:
-            yield from self._bound()
-            return -1
-        block = bytes(tail[:cut])
-        tail.clear()
-        yield from self._end(block)
-        return cut + len(delimiter) - before
-
-    def _read(self, block: bytes) -> Work | None:
-        """Pass on what is in a block."""
-        return self._emit(block)
-
-    def _end(self, block: bytes) -> Work:
-        """The end of a block, or the whole of it."""
-        large, self._large = self._large, None
-        if large is not None:
-            yield from large.feed(block)
-            large.end()
-            return
-        work = self._pass(block)
-        if work is not None:
-            yield from work
-
-    def _bound(self) -> Work:
+    def _run(self) -> Steps:
         keep = len(self.delimiter) - 1
-        if self._large is None and len(self._tail) > EVENT_BYTES_MAX + keep:
-            self._large = self._open_large()
-        if self._large is not None:
-            # What may begin a delimiter stays.
-            end = len(self._tail) - keep
-            passed = bytes(self._tail[:end])
-            del self._tail[:end]
-            yield from self._large.feed(passed)
+        while True:
+            begin, end = self._at, self._data.rfind(self.delimiter, self._at)
+            if end >= 0:
+                self._at = end + len(self.delimiter)
+                yield from self._pass_all(self._data[begin:end])
+            elif self._is_over:
+                self._at = len(self._data)
+                yield from rests(self._pass(self._data[begin:]))
+                return
+            elif len(self._data) - begin > EVENT_BYTES_MAX + keep:
+                yield from self._read_large(self._open_large(), keep)
+            else:
+                yield True
+
+    def _pass_all(self, blocks: bytes) -> Steps:
+        if self.delimiter in blocks and self._take_all(blocks):
+            return
+        if len(blocks) <= EVENT_BYTES_MAX and not self._wants(blocks):
+            return
+        left = _REST_BYTES
+        for block in blocks.split(self.delimiter):
+            yield from rests(self._pass(block))
+            left -= len(block) + _BLOCK_BYTES_MIN
+            if left < 0:
+                yield False
+                left = _REST_BYTES
 
     def _pass(self, block: bytes) -> Work | None:
         if len(block) > EVENT_BYTES_MAX:
             return whole_of(self._open_large(), block)
         return self._read(block) if block and self._wants(block) else None
+
+    def _read(self, block: bytes) -> Work | None:
+        """Pass on what is in a block."""
+        return self._emit(block)
+
+    def _read_large(self, large: Large, keep: int) -> Steps:
+        """Read a block as it comes; what may begin a delimiter stays."""
+        self._is_large = True
+        ended = False
+        while not ended:
+            begin, end = self._at, self._data.find(self.delimiter, self._at)
+            ended = end >= 0 or self._is_over
+            stop = end if end >= 0 else len(self._data) - (0 if ended else keep)
+            self._at = stop + (len(self.delimiter) if end >= 0 else 0)
+            yield from rests(large.feed(self._data[begin:stop]))
+            if not ended:
+                yield True
+        self._is_large = False
+        large.end()
 
 
 class Ndjson(Blocks):

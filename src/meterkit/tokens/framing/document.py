@@ -6,14 +6,13 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.framing.scan import OBJECT, Scanner, span
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX
+from meterkit.tokens.framing.work import EVENT_BYTES_MAX, rests
 from meterkit.tokens.places import may_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.scan import Steps
-    from meterkit.tokens.framing.work import Emit, Large, Work
+    from meterkit.tokens.framing.work import Emit, Large, Steps, Work
 
 __all__ = ["Document", "JsonArray"]
 
@@ -72,15 +71,14 @@ class JsonArray(Scanner):
         if found is not None:
             self._at = found.end()
             item = found[0]
-            for _ in (self._emit(item) if self._wants(item) else None) or ():
-                yield False
+            if self._wants(item):
+                yield from rests(self._emit(item))
         elif len(data) - at < EVENT_BYTES_MAX and not self._is_over:
             yield True
         else:
             # Larger, nested deeper, or torn: what there is of it is passed on.
             large = self._open_large()
-            for _ in large.feed(b"{"):
-                yield False
+            yield from rests(large.feed(b"{"))
             self._at += 1
             yield from self._pass_over(large.feed)
             large.end()

@@ -9,12 +9,12 @@ import struct
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX
+from meterkit.tokens.framing.work import EVENT_BYTES_MAX, Incremental, rests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Mapping
 
-    from meterkit.tokens.framing.work import Large, Work
+    from meterkit.tokens.framing.work import Large, Steps, Work
 
 __all__ = ["EventStream"]
 
@@ -28,39 +28,7 @@ _WIDTHS: Final = {0: 0, 1: 0, 2: 1, 3: 2, 4: 4, 5: 8, 8: 8, 9: 16}
 _BYTES: Final = 6
 
 
-class _LargeFrame:
-    """A frame whose payload is too large to be kept."""
-
-    __slots__ = ("_crc", "_left", "_reader", "_tail")
-
-    def __init__(self, head: bytes, payload_bytes: int, reader: Large) -> None:
-        self._crc = crc32(head)
-        self._left = payload_bytes
-        self._reader = reader
-        self._tail = b""
-
-    def feed(self, data: bytes) -> Generator[None, None, bytes]:
-        """Take the next bytes; those that follow the frame are returned."""
-        payload = data[: self._left]
-        self._left -= len(payload)
-        self._crc = crc32(payload, self._crc)
-        yield from self._reader.feed(payload)
-        data = data[len(payload) :]
-        missing = _CRC.size - len(self._tail)
-        self._tail += data[:missing]
-        return data[missing:]
-
-    @property
-    def ended(self) -> bool:
-        return len(self._tail) == _CRC.size
-
-    def end(self) -> bool:
-        """Whether its checksum is right, or has not come."""
-        self._reader.end()
-        return not self.ended or self._tail == _CRC.pack(self._crc)
-
-
-class EventStream:
+class EventStream(Incremental):
     """Passes on the text headers and the payload of each frame.
 
     Args:
@@ -72,92 +40,56 @@ class EventStream:
             large that it was read before; after a wrong prelude nothing can be read any more.
     """
 
-    __slots__ = ("_buffer", "_emit", "_large", "_lost", "_open_large", "corrupt")
+    __slots__ = ("_emit", "_open_large", "corrupt")
 
     def __init__(
         self,
         emit: Callable[[Mapping[str, str], bytes], Work | None],
         large: Callable[[Mapping[str, str]], Large],
     ) -> None:
+        super().__init__()
         self._emit = emit
         self._open_large = large
-        self._large: _LargeFrame | None = None
-        self._buffer = bytearray()
-        self._lost = False
         self.corrupt = False
 
-    def feed(self, chunk: bytes) -> Work:
-        """Take the next bytes of the stream."""
-        if self._lost:
-            return
-        if self._large is not None:
-            chunk = yield from self._large.feed(chunk)
-            if not self._large.ended:
+    def _run(self) -> Steps:
+        while (yield from self._has(_PRELUDE.size)):
+            total, headers, crc = _PRELUDE.unpack_from(self._data, self._at)
+            right = crc32(self._data[self._at : self._at + 8]) == crc
+            if not right or not _FRAME_BYTES_MIN + headers <= total or headers > EVENT_BYTES_MAX:
+                self.corrupt = True
                 return
-            self._end_large(self._large)
-        self._buffer += chunk
-        while (yield from self._take()):
-            yield
+            payload = _PRELUDE.size + headers
+            size = total if total <= EVENT_BYTES_MAX else payload
+            if not (yield from self._has(size)):
+                return
+            frame = self._data[self._at : self._at + size]
+            self._at += size
+            names = _headers(frame[_PRELUDE.size : payload])
+            if size < total:
+                if names is None:
+                    self.corrupt = True
+                    return
+                left = total - payload - _CRC.size
+                yield from self._read_payload(self._open_large(names), left, crc32(frame))
+            elif names is None or _CRC.pack(crc32(frame[: -_CRC.size])) != frame[-_CRC.size :]:
+                self.corrupt = True
+            else:
+                yield from rests(self._emit(names, frame[payload : -_CRC.size]))
+            yield False
 
-    def close(self) -> Work:
-        """The stream is over; of a frame that has not ended only a large one says something."""
-        if self._large is not None:
-            self._end_large(self._large)
-        yield from ()
-
-    def _end_large(self, large: _LargeFrame) -> None:
-        self._large = None
-        self.corrupt |= not large.end()
-
-    def _take(self) -> Generator[None, None, bool]:
-        """Take one frame off the buffer; False where there is no whole one."""
-        buffer = self._buffer
-        if len(buffer) < _PRELUDE.size:
-            return False
-        total, headers, crc = _PRELUDE.unpack_from(buffer)
-        payload = _PRELUDE.size + headers
-        if crc32(buffer[:8]) != crc or total < _FRAME_BYTES_MIN or headers > total - _FRAME_BYTES_MIN:
-            self._lose()
-            return False
-        if total > EVENT_BYTES_MAX:
-            if headers > EVENT_BYTES_MAX:
-                self._lose()
-            elif len(buffer) >= payload:
-                return (yield from self._take_large(total, payload))
-            return False
-        if len(buffer) < total:
-            return False
-        frame = bytes(buffer[:total])
-        del buffer[:total]
-        (crc,) = _CRC.unpack_from(frame, total - _CRC.size)
-        names = _headers(frame[_PRELUDE.size : payload])
-        if crc32(frame[: -_CRC.size]) != crc or names is None:
-            self.corrupt = True
-        else:
-            yield from self._emit(names, frame[payload : -_CRC.size]) or ()
-        return True
-
-    def _take_large(self, total: int, payload: int) -> Generator[None, None, bool]:
-        """Begin to read a frame whose headers are in the buffer."""
-        buffer = self._buffer
-        head = bytes(buffer[:payload])
-        names = _headers(head[_PRELUDE.size :])
-        if names is None:
-            self._lose()
-            return False
-        rest = bytes(buffer[payload:])
-        buffer.clear()
-        large = _LargeFrame(head, total - payload - _CRC.size, self._open_large(names))
-        buffer += yield from large.feed(rest)
-        if large.ended:
-            self._end_large(large)
-            return True
-        self._large = large
-        return False
-
-    def _lose(self) -> None:
-        self.corrupt = self._lost = True
-        self._buffer.clear()
+    def _read_payload(self, reader: Large, left: int, crc: int) -> Steps:
+        """Read a payload as it comes, and its checksum."""
+        while left and (yield from self._has(1)):
+            payload = self._data[self._at : self._at + left]
+            self._at += len(payload)
+            left -= len(payload)
+            crc = crc32(payload, crc)
+            yield from rests(reader.feed(payload))
+        reader.end()
+        if (yield from self._has(_CRC.size)):
+            self.corrupt |= not self._data.startswith(_CRC.pack(crc), self._at)
+            self._at += _CRC.size
 
 
 def _headers(data: bytes) -> dict[str, str] | None:

@@ -15,8 +15,7 @@ from meterkit.tokens.shape import rows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.scan import Steps
-    from meterkit.tokens.framing.work import Work
+    from meterkit.tokens.framing.work import Steps, Work
     from meterkit.tokens.places import Place
     from meterkit.tokens.shape import Table
 
@@ -361,7 +360,7 @@ class Encoded:
             decoded = a2b_base64(data[:whole])
         except ValueError:
             decoded = b"\0"  # It spoils what is in it.
-        yield from self._data.feed(decoded)
+        yield from self._data.feed(decoded) or ()
 
     def end(self) -> None:
         """The outer object has come to its end."""

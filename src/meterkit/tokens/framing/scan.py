@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.framing.work import Incremental, rests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from meterkit.tokens.framing.work import Emit, Steps
 
-    from meterkit.tokens.framing.work import Work
-
-__all__ = ["BALANCED", "OBJECT", "TEXT", "Scanner", "Steps", "span"]
-
-Take: TypeAlias = "Callable[[bytes], Work | None]"
-"""Takes a piece; what is left to do with it, None where nothing is."""
-Steps: TypeAlias = "Iterator[bool]"
-"""A generator that yields where it takes a rest: whether it needs more bytes to go on."""
+__all__ = ["BALANCED", "OBJECT", "TEXT", "Scanner", "span"]
 
 DEPTH_MAX: Final = 1_000
 """What is nested deeper is no provider's answer; Python's own parser gives up there too."""
@@ -54,42 +49,20 @@ _STEPS_MAX: Final = 32
 _WINDOW_BYTES: Final = 4 << 10
 
 
-class Scanner:
-    """Reads JSON that comes in pieces; how it does, a subclass says in ``_run``.
+class Scanner(Incremental):
+    """Reads JSON that comes in pieces.
 
     Attributes:
         stopped: whether nothing more is read, such as what is nested deeper than the bound.
     """
 
-    __slots__ = ("_at", "_data", "_is_over", "_steps", "stopped")
+    __slots__ = ("stopped",)
 
     def __init__(self) -> None:
-        # What came and is to be read from a place in it.
-        self._data = b""
-        self._at = 0
-        self._is_over = self.stopped = False
-        self._steps = self._run()
+        super().__init__()
+        self.stopped = False
 
-    def feed(self, data: bytes) -> Work:
-        """Take the next bytes."""
-        self._data += data
-        for needs_more in self._steps:
-            if needs_more:
-                self._data, self._at = self._data[self._at :], 0
-                return
-            yield
-        self._data = b""
-
-    def close(self) -> Work:
-        """No more bytes come: read what is left."""
-        self._is_over = True
-        for _ in self._steps:
-            yield
-
-    def _run(self) -> Steps:
-        raise NotImplementedError
-
-    def _read_text(self, take: Take) -> Steps:
+    def _read_text(self, take: Emit) -> Steps:
         """Read a text to its end, whose first quotation mark was read.
 
         Args:
@@ -102,8 +75,7 @@ class Scanner:
             if self._data.find(b"\\", begin, end) >= 0:
                 end = span(_IN_TEXT, self._data, begin, stop)
             self._at = end
-            for _ in take(self._data[begin:end]) or ():
-                yield False
+            yield from rests(take(self._data[begin:end]))
             if self._data.startswith(b'"', end):
                 self._at += 1
                 return
@@ -111,7 +83,7 @@ class Scanner:
                 return
             yield end == begin or end == len(self._data)
 
-    def _pass_over(self, take: Take) -> Steps:
+    def _pass_over(self, take: Emit) -> Steps:
         """Read an array or object to its end, whose first bracket was read.
 
         Args:
@@ -137,12 +109,10 @@ class Scanner:
                 closed = min(depth, span(_CLOSING, data, at, stop) - at)
                 depth, at = depth - closed, at + closed
             self._at = at
-            for _ in take(data[begin:at]) or ():
-                yield False
+            yield from rests(take(data[begin:at]))
             if is_text:
                 yield from self._read_text(take)
-                for _ in take(b'"') or ():
-                    yield False
+                yield from rests(take(b'"'))
             elif depth and at == len(data):
                 if self._is_over:
                     return

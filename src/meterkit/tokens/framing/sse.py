@@ -11,17 +11,18 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.framing.blocks import Blocks
+from meterkit.tokens.framing.work import Incremental, drain, rests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.work import Emit, Large, Work
+    from meterkit.tokens.framing.work import Emit, Large, Steps, Work
 
 __all__ = ["Sse"]
 
-_DATA: Final = b"data"
 _DONE: Final = b"[DONE]"
 _HEAD_BYTES: Final = len(BOM_UTF8) + len(b"data: ")
+_DATA_NAME: Final = re.compile(rb"(?:" + BOM_UTF8 + rb")?data: ?")
 _DATA_LINE: Final = re.compile(rb"^data(?:: ?(.*))?$", re.MULTILINE)
 _LINES_MAX: Final = 32
 
@@ -46,17 +47,17 @@ class Sse(Blocks):
     @property
     def is_between(self) -> bool:
         """Whether the last event has ended and the next has not begun."""
-        return not self._tail and self._large is None and not self._after_cr
+        return not (self._data or self._is_large or self._after_cr)
 
-    def feed(self, chunk: bytes) -> Work | None:
+    def feed(self, data: bytes) -> Work | None:
         """Take the next bytes of the stream; what is left to do with them."""
         if self._after_cr:
             self._after_cr = False
-            chunk = chunk.removeprefix(b"\n")
-        if b"\r" in chunk:
-            self._after_cr = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return super().feed(chunk)
+            data = data.removeprefix(b"\n")
+        if b"\r" in data:
+            self._after_cr = data.endswith(b"\r")
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return super().feed(data)
 
     def _read(self, block: bytes) -> Work | None:
         """Pass on the data of an event, or of several that some servers do not part with a blank line."""
@@ -69,57 +70,48 @@ class Sse(Blocks):
         return _read_lines(self._emit, lines) if lines else None
 
 
-class LargeEvent:
-    """Passes on the data of an event that is too large to be kept.
+class LargeEvent(Incremental):
+    """Passes on the data of an event that is too large to be kept; its lines end with LF.
 
     Args:
         data: reads the data.
     """
 
-    __slots__ = ("_data", "_is_data", "_line")
+    __slots__ = ("_reader",)
 
     def __init__(self, data: Large) -> None:
-        self._data = data
-        self._line = b""
-        self._is_data: bool | None = None
+        super().__init__()
+        self._reader = data
 
-    def feed(self, data: bytes) -> Work:
-        """Take the next bytes of the event; lines end with LF."""
-        block, at = data, 0
-        for read in count(1):
-            if at >= len(block):
-                return
-            if read % _LINES_MAX == 0:
-                yield
-            if self._is_data is None:
-                # The first line of a stream may have a byte order mark before it.
-                before = len(self._line)
-                self._line += block[at : at + _HEAD_BYTES - before]
-                line = self._line.removeprefix(BOM_UTF8)
-                if len(self._line) < _HEAD_BYTES and b"\n" not in line:
+    def _run(self) -> Steps:
+        for number in count(1):
+            if number % _LINES_MAX == 0:
+                yield False
+            while self._data.find(b"\n", self._at) < 0 and len(self._data) - self._at < _HEAD_BYTES:
+                if self._is_over:
                     return
-                name, _, value = line.partition(b"\n")[0].partition(b":")
-                self._is_data = name == _DATA and b":" in line
-                at += len(self._line) - before
-                head, self._line = self._line, b""
-                if b"\n" in head:
-                    # Short: what was taken too much is looked at again.
-                    at -= len(head) - head.index(b"\n")
-                if self._is_data:
-                    yield from self._data.feed(value.removeprefix(b" "))
-            end = block.find(b"\n", at)
-            stop = len(block) if end < 0 else end
-            if self._is_data:
-                yield from self._data.feed(block[at:stop])
-            at = stop
-            if end >= 0:
-                self._is_data = None
-                yield from self._data.feed(b"\n")
-                at += 1
+                yield True
+            # The first line of a stream may have a byte order mark before it.
+            found = _DATA_NAME.match(self._data, self._at)
+            if found is not None:
+                self._at = found.end()
+            ended = False
+            while not ended:
+                begin, end = self._at, self._data.find(b"\n", self._at)
+                ended = end >= 0
+                self._at = end + 1 if ended else len(self._data)
+                if found is not None:
+                    yield from rests(self._reader.feed(self._data[begin : end if ended else None]))
+                if not ended:
+                    if self._is_over:
+                        return
+                    yield True
+            yield from rests(self._reader.feed(b"\n"))
 
     def end(self) -> None:
         """The event, or the response, has come to its end."""
-        self._data.end()
+        drain(self.close())
+        self._reader.end()
 
 
 def _read_lines(emit: Emit, lines: list[bytes]) -> Work:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
-__all__ = ["EVENT_BYTES_MAX", "Emit", "Large", "Work", "drain", "whole_of"]
+__all__ = ["EVENT_BYTES_MAX", "Emit", "Incremental", "Large", "Steps", "Work", "drain", "rests", "whole_of"]
 
 EVENT_BYTES_MAX: Final = 16 << 10
 """How much of an event is kept; a larger one is read as it comes, without being kept."""
@@ -15,24 +15,77 @@ EVENT_BYTES_MAX: Final = 16 << 10
 Work: TypeAlias = "Iterator[None]"
 """What is left to do: a generator that takes a rest after each piece, of some tenths of a millisecond."""
 
+Steps: TypeAlias = "Iterator[bool]"
+"""A generator that yields where it takes a rest: whether it needs more bytes to go on."""
+
 Emit: TypeAlias = "Callable[[bytes], Work | None]"
-"""Takes an event; what is left to do of it, None where nothing is."""
+"""Takes an event, or a piece of one; what is left to do with it, None where nothing is."""
 
 
 class Large(Protocol):
     """Reads what is too large to be kept."""
 
-    def feed(self, data: bytes) -> Work:
-        """Take the next bytes of it."""
+    def feed(self, data: bytes) -> Work | None:
+        """Take the next bytes of it; what is left to do with them."""
         ...
 
     def end(self) -> None:
         """It has come to its end, or to that of the response."""
 
 
+class Incremental:
+    """Reads bytes that come in pieces; how it does, a subclass says in ``_run``."""
+
+    __slots__ = ("_at", "_data", "_is_over", "_steps")
+
+    def __init__(self) -> None:
+        # What came and is to be read from a place in it.
+        self._data = b""
+        self._at = 0
+        self._is_over = False
+        self._steps = self._run()
+
+    def feed(self, data: bytes) -> Work | None:
+        """Take the next bytes; what is left to do with them."""
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> Work:
+        self._data += data
+        for needs_more in self._steps:
+            if needs_more:
+                self._data, self._at = self._data[self._at :], 0
+                return
+            yield
+        self._data = b""
+
+    def close(self) -> Work:
+        """No more bytes come: read what is left."""
+        self._is_over = True
+        for _ in self._steps:
+            yield
+
+    def _run(self) -> Steps:
+        """Read from ``_at`` on. What it keeps across a rest is kept in memory: better no data."""
+        raise NotImplementedError
+
+    def _has(self, size: int) -> Generator[bool, None, bool]:
+        """Whether so many bytes come."""
+        while len(self._data) - self._at < size:
+            if self._is_over:
+                return False
+            yield True
+        return True
+
+
+def rests(work: Work | None) -> Steps:
+    """Do it, with its rests."""
+    for _ in work or ():
+        yield False
+
+
 def whole_of(large: Large, data: bytes) -> Work:
     """Have all of something read as what is too large to be kept."""
-    yield from large.feed(data)
+    yield from large.feed(data) or ()
     large.end()
 
 
