@@ -11,7 +11,8 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.verdict import DAY_MS, SLIDING, reset_ms
+from meterkit.decisions.kinds import SLIDING_WINDOW
+from meterkit.decisions.verdict import EXACT_WINDOW_MS_MAX, reset_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -255,7 +256,7 @@ class LimitFields:
 
 def _quick(measure: Measure) -> tuple[bytes, int, int, int]:
     """Of a sliding window: how its field begins, what is asked, its limit and window; of others, no limit."""
-    is_quick = measure.kind == SLIDING and measure.window <= DAY_MS
+    is_quick = measure.kind == SLIDING_WINDOW and measure.window <= EXACT_WINDOW_MS_MAX
     return (
         quoted(measure.policy.name) + b";r=",
         measure.needed,

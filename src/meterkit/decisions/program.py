@@ -7,6 +7,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.policies import ceiling_of, policies_of
 from meterkit.errors import PlansError, Problem
 
@@ -27,9 +28,7 @@ __all__ = [
     "reported_parts",
 ]
 
-_KINDS: Final = {"sliding-window": 1, "fixed-window": 2, "token-bucket": 3}
-_CEILING: Final = 4
-_CONCURRENCY: Final = 5
+_KINDS: Final = {"sliding-window": SLIDING_WINDOW, "fixed-window": FIXED_WINDOW, "token-bucket": TOKEN_BUCKET}
 _COUNTS: Final = 4  # how many rates, ceilings, concurrency limits and recorded meters: the first numbers
 _EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
 _QUARTER_HOUR_MS: Final = 900_000
@@ -62,7 +61,7 @@ class Measure:
     """One policy as the decision script weighs it.
 
     Attributes:
-        kind: 1 sliding window, 2 fixed window, 3 token bucket, 4 ceiling, 5 concurrency.
+        kind: see :mod:`meterkit.decisions.kinds`.
         window: ms; for a bucket the denominator of its refill per ms.
         limit: units per window, burst, included + beyond, or requests in flight.
         refill: for a bucket the numerator of its refill per ms, else 0.
@@ -152,7 +151,7 @@ def compile_program(
     parts = (*rates, *ceilings, *concurrency, *records)
     measures = tuple(part.measure for part in parts if part.measure is not None)
     fields = ("r", "t", "e", "x", *(field for part in parts for field in part.fields))
-    capped = [measure.policy.meter for measure in measures if measure.kind == _CEILING]
+    capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
     held = {name: demands[name].taken for name in capped if demands[name].taken}
     behind = ""
     if prepaid is not None and not rates_only:
@@ -167,7 +166,7 @@ def compile_program(
         ),
         fields=fields,
         held=held,
-        concurrency=tuple(measure.policy.meter for measure in measures if measure.kind == _CONCURRENCY),
+        concurrency=tuple(measure.policy.meter for measure in measures if measure.kind == CONCURRENCY),
         settled=settled,
         holds=bool(held or concurrency),
         settles=bool(held or concurrency or settled),
@@ -229,7 +228,7 @@ def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand:
         (included, beyond, demand.needed, demand.taken),
         Measure(
             policy=policy,
-            kind=_CEILING,
+            kind=CEILING,
             window=0,
             limit=ceiling,
             refill=0,
@@ -246,7 +245,7 @@ def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> 
         return
     policy = next(policy for policy in policies if policy.kind == "concurrency")
     token = meter_token(policy.meter)
-    measure = Measure(policy=policy, kind=_CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
+    measure = Measure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
     yield _Part((f"{token}n", f"{token}N"), (limit,), measure)
 
 
@@ -313,7 +312,7 @@ def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
         PlansError: a bucket so large and so slow that its refill cannot be counted exactly.
     """
     kind = _KINDS[rate.algorithm]
-    if kind != _KINDS["token-bucket"]:
+    if kind != TOKEN_BUCKET:
         return kind, rate.window_ms, rate.limit, 0
     shared = gcd(rate.limit, rate.window_ms)
     refill, window = rate.limit // shared, rate.window_ms // shared

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision, Reason
+from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
@@ -13,15 +14,10 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.program import Measure, Program
 
-__all__ = ["DAY_MS", "SLIDING", "allowed", "refused", "reset_ms"]
+__all__ = ["EXACT_WINDOW_MS_MAX", "allowed", "refused", "reset_ms"]
 
-SLIDING: Final = 1
-_FIXED: Final = 2
-_BUCKET: Final = 3
-_CEILING: Final = 4
-_CONCURRENCY: Final = 5
 _PRECEDENCE: Final[tuple[Reason, ...]] = ("concurrency", "rate", "cap", "included", "credits")
-DAY_MS: Final = 90_000_000
+EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see rates.lua.
 _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
@@ -52,17 +48,17 @@ def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_
         period_end_ms: the end of the billing period: a ceiling's own.
     """
     kind, limit, window = measure.kind, measure.limit, measure.window
-    if kind == _CEILING:
+    if kind == CEILING:
         return period_end_ms - now_ms
-    if kind == _CONCURRENCY:
+    if kind == CONCURRENCY:
         return None
     if remaining >= limit:
         return 0
     wanted = remaining + 1 if remaining >= measure.needed else measure.needed
-    if kind == SLIDING:
+    if kind == SLIDING_WINDOW:
         counted = limit - remaining - _weighted(before, window - now_ms % window, window)
         return _sliding_wait(measure, counted, before, wanted, now_ms)
-    if kind == _FIXED:
+    if kind == FIXED_WINDOW:
         return window - now_ms % window
     return _bucket_wait(measure, limit - remaining - (before > 0), before, wanted)
 
@@ -85,7 +81,7 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
     for n, measure in enumerate(program.measures):
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
         left, wait = _weigh(measure, x, y, z, now_ms, ends_ms)
-        is_backed = measure.kind == _CEILING and bool(next(backed, 0))
+        is_backed = measure.kind == CEILING and bool(next(backed, 0))
         if measure.needed > left:
             violated.append((measure, left, wait))
             reasons.append("credits" if is_backed else _reason(measure))
@@ -103,9 +99,9 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
 
 
 def _reason(measure: Measure) -> Reason:
-    if measure.kind == _CONCURRENCY:
+    if measure.kind == CONCURRENCY:
         return "concurrency"
-    if measure.kind == _CEILING:
+    if measure.kind == CEILING:
         return "cap" if measure.capped else "included"
     return "rate"
 
@@ -115,14 +111,14 @@ def _weigh(
 ) -> tuple[int, int | None]:
     """What is left under a policy, and how long until ``needed`` is (ms); None: it never will be."""
     limit, needed = measure.limit, measure.needed
-    if measure.kind == _CEILING:
+    if measure.kind == CEILING:
         return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)
-    if measure.kind == _CONCURRENCY:
+    if measure.kind == CONCURRENCY:
         return limit - x, 1000
-    if measure.kind == _BUCKET:
+    if measure.kind == TOKEN_BUCKET:
         left = limit - x - (y > 0)
         return left, None if needed > limit else _bucket_wait(measure, x, y, needed)
-    slides = measure.kind != _FIXED
+    slides = measure.kind != FIXED_WINDOW
     rest_ms = measure.window - now_ms % measure.window
     left = limit - x - (_weighted(y, rest_ms, measure.window) if slides else 0)
     if needed > limit:
@@ -159,7 +155,7 @@ def _ceiling_wait(
 
 def _weighted(previous: int, left_ms: int, window_ms: int) -> int:
     """The part of the previous window's count that still counts, rounded up."""
-    if window_ms > DAY_MS:
+    if window_ms > EXACT_WINDOW_MS_MAX:
         left_ms, window_ms = -(-left_ms // 1000), window_ms // 1000
     return -(-previous * left_ms // window_ms)
 
@@ -168,6 +164,6 @@ def _most_left(previous: int, room: int, window_ms: int) -> int:
     """The longest rest of a window at which no more than ``room`` of the previous count still counts (ms)."""
     if previous <= room:
         return window_ms
-    if window_ms > DAY_MS:
+    if window_ms > EXACT_WINDOW_MS_MAX:
         return room * (window_ms // 1000) // previous * 1000
     return room * window_ms // previous
