@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from functools import partial
 from http import HTTPStatus
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -12,7 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.current import Current
 from meterkit.asgi.logs import warn, warn_of_lost
-from meterkit.asgi.metered import ALL, LlmCalls, Part, add, dimensions_of, part_of
+from meterkit.asgi.metered import LlmCalls, add
 from meterkit.asgi.reading import Reading
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.decisions.decision import Decision
@@ -22,13 +21,12 @@ from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.used import Used
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.headers import LimitFields, ShadowFields
-    from meterkit.asgi.metered import Key
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
@@ -213,7 +211,7 @@ class Exchange(Holder):
         if decided is None:
             recorded = self._undecided(recorded or _NOTHING)
         if self._llm is not None or (decided is not None and decided.reserved):
-            self._settle_parts(lane, self._parts(outcome, recorded or _NOTHING), billed=billed)
+            self._settle_parts(lane, self._used_by_calls(outcome), recorded or _NOTHING, billed=billed)
             return
         if decided is not None and decided.program.settles:
             lane.live.discard(self)
@@ -226,55 +224,45 @@ class Exchange(Holder):
         if recorded:
             self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
 
-    def _parts(self, outcome: Outcome, recorded: dict[str, int]) -> dict[Key, Part]:
-        """What language models have used, and what the app has recorded beside."""
-        parts: dict[Key, Part] = {}
-        if self._llm is not None:
-            calls = self._llm.end(complete=self._complete, gone=outcome == "client_gone")
-            if self._complete:
-                self.warn_of_lost(calls)
-            with _recording:
-                parts = self._llm.due(self._view.cache)
-        if recorded:
-            beside = part_of(parts)
-            add(beside.recorded, recorded)
-            add(beside.rated, recorded)
-        return parts
+    def _used_by_calls(self, outcome: Outcome) -> Sequence[Used]:
+        """What calls of language models have used, those of one model together."""
+        if self._llm is None:
+            return ()
+        calls = self._llm.end(complete=self._complete, gone=outcome == "client_gone")
+        if self._complete:
+            self.warn_of_lost(calls)
+        with _recording:
+            return self._llm.due(self._view.cache)
 
-    def _settle_parts(self, lane: Lane, parts: dict[Key, Part], *, billed: bool) -> None:
-        """Settle what was held and what was used: in one call, but for further models that meters look at."""
-        decided = self._decided
-        if decided is None or not decided.program.settles:
-            self._settle_each(lane, parts, billed=billed)
-            return
-        lane.live.discard(self)
-        rated: dict[str, int] = {}
-        for part in parts.values():
-            add(rated, part.rated)
-        recorded = dict(decided.recorded)
-        add(recorded, part_of(parts).recorded)
-        del parts[ALL]
-        key, first = next(iter(parts.items()), (ALL, Part()))
-        if recorded.keys().isdisjoint(first.recorded):
-            parts.pop(key, None)
-            add(recorded, first.recorded)
-        else:
-            key, first = ALL, Part()
-        used = Used(recorded if billed else _NOTHING, rated, dimensions_of(key), first.rated)
-        self._store.settle(
-            lane,
-            Settlement(
-                decided.view, held=self._held(decided), used=used, correction=self._correction(decided)
-            ),
-        )
-        self._settle_each(lane, parts, billed=billed, is_rated=True)
-
-    def _settle_each(
-        self, lane: Lane, parts: Mapping[Key, Part], *, billed: bool, is_rated: bool = False
+    def _settle_parts(
+        self, lane: Lane, parts: Sequence[Used], recorded: Mapping[str, int], *, billed: bool
     ) -> None:
-        for key, part in parts.items():
-            recorded, rated = part.recorded if billed else _NOTHING, _NOTHING if is_rated else part.rated
-            self._settle_used(lane, Used(recorded, rated, dimensions_of(key), part.rated))
+        """Settle what was held and what was used: in one call, but for further models that meters look at.
+
+        Args:
+            lane: the event loop's.
+            parts: what calls of language models have used, by model where that matters.
+            recorded: what the app has recorded beside, by meter.
+            billed: whether the request's outcome is billed; if not, rates count it all the same.
+        """
+        decided = self._decided
+        holds = decided is not None and decided.program.settles
+        beside = Used(recorded, recorded)
+        if decided is not None and holds:
+            lane.live.discard(self)
+            beside = Used(add(decided.recorded, recorded), recorded)
+        if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
+            first, *parts = parts
+            total = add(beside.recorded, first.recorded), add(beside.rated, first.rated)
+            beside = Used(*total, first.dimensions, first.rated)
+        parts = [beside, *parts] if holds or beside.rated else parts
+        if not billed:
+            parts = [part._replace(recorded=_NOTHING) for part in parts]
+        settlements = [Settlement(self._view, used=part) for part in parts]
+        if decided is not None and holds:
+            settlements = self._settlements(decided, parts)
+        for settlement in settlements:
+            self._store.settle(lane, settlement)
 
     def _settle_used(self, lane: Lane, used: Used) -> None:
         self._store.settle(lane, Settlement(self._view, used=used))
@@ -311,7 +299,7 @@ class Exchange(Holder):
                     return
                 # The request ended meanwhile, in another thread, and may have missed this.
                 self._recorded = before
-        self._settle_late(lane, {ALL: Part(recorded=quantities, rated=quantities)})
+        self._settle_late(lane, [Used(quantities, quantities)])
 
     def report(self, change: Callable[[LlmCalls], T]) -> T:
         """Have something noted of calls of language models; what comes late is settled at once.
@@ -339,17 +327,19 @@ class Exchange(Holder):
         """Warn of calls whose figures are missing, once in a while."""
         warn_of_lost(self._store, self._route.match, calls)
 
-    def _settle_late(self, lane: Lane, parts: Mapping[Key, Part]) -> None:
-        settle = partial(self._settle_each, lane, parts, billed=self._outcome() in self._route.charge_on)
+    def _settle_late(self, lane: Lane, parts: Iterable[Used]) -> None:
+        billed = self._outcome() in self._route.charge_on
         home = next((loop for loop, known in tuple(self._store.lanes.items()) if known is lane), None)
         try:
             here = get_running_loop()
         except RuntimeError:
             here = None  # A background task that runs in a thread.
-        if home is None or here is home:
-            settle()
-        else:
-            home.call_soon_threadsafe(settle)
+        for part in parts:
+            used = part if billed else part._replace(recorded=_NOTHING)
+            if home is None or here is home:
+                self._settle_used(lane, used)
+            else:
+                home.call_soon_threadsafe(self._settle_used, lane, used)
 
     def check_meters(self, quantities: dict[str, int]) -> None:
         """Refuse quantities that cannot be recorded.

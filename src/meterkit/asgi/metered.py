@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.store.used import Used
 from meterkit.tokens import Calls, Reports, joined
 
 if TYPE_CHECKING:
@@ -15,27 +15,14 @@ if TYPE_CHECKING:
     from meterkit.store.compiled import CompiledCatalog
     from meterkit.tokens import CallUsage
 
-__all__ = ["ALL", "Key", "LlmCalls", "Part", "add", "amounts_of", "dimensions_of", "part_of"]
+__all__ = ["LlmCalls", "add", "dimensions_of", "used_by_model"]
 
-Key: TypeAlias = tuple[str | None, str | None]
+_Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
-Amounts: TypeAlias = dict[tuple[Key, bool, str], int]
+_Amounts: TypeAlias = dict[tuple[_Key, bool, str], int]
 """Quantities by key, whether they are billed (else rated), and meter."""
 
-ALL: Final[Key] = (None, None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What is counted together.
-
-    Attributes:
-        recorded: meter to the quantity that is recorded, if the request's outcome is billed.
-        rated: meter to the quantity that rates count.
-    """
-
-    recorded: dict[str, int] = field(default_factory=dict[str, int])
-    rated: dict[str, int] = field(default_factory=dict[str, int])
+_ALL: Final[_Key] = (None, None)
 
 
 class LlmCalls:
@@ -52,7 +39,7 @@ class LlmCalls:
         self.reports = Reports()
         self._taps: list[CallUsage] = []
         self._body: tuple[CallUsage, ...] = ()
-        self._counted: Amounts = {}
+        self._counted: _Amounts = {}
 
     def input_tokens(self) -> int:
         """Estimated tokens of the request; 0 where the route does not keep it."""
@@ -74,7 +61,7 @@ class LlmCalls:
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 
-    def due(self, compiled: CompiledCatalog) -> dict[Key, Part]:
+    def due(self, compiled: CompiledCatalog) -> list[Used]:
         """What is to be counted by now and was not yet: by model and provider where meters ask for them.
 
         What is reported late is counted on top of what was. Nothing is taken back: where a later report
@@ -87,44 +74,41 @@ class LlmCalls:
             more = _beyond(self._counted, more)
         for place, quantity in more.items():
             self._counted[place] = self._counted.get(place, 0) + quantity
-        return _parts(more)
+        return _used(more)
 
 
-def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> dict[Key, Part]:
+def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
     """What calls come to: by model and provider where meters ask for them."""
-    return _parts(_amounts(calls, compiled))
+    return _used(_amounts(calls, compiled))
 
 
-def dimensions_of(key: Key) -> dict[str, str]:
+def dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
     """What meters that are derived from others look at."""
-    return {name: value for name, value in zip(("model", "provider"), key, strict=True) if value}
+    return {name: value for name, value in (("model", model), ("provider", provider)) if value}
 
 
-def part_of(parts: dict[Key, Part]) -> Part:
-    """The part whose model does not matter, made if there is none."""
-    return parts.setdefault(ALL, Part())
-
-
-def add(total: dict[str, int], more: Mapping[str, int]) -> None:
-    """Add quantities by meter; at most 10^15 - 1 each."""
+def add(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """The sums of quantities by meter; at most 10^15 - 1 each."""
+    total = dict(quantities)
     for meter, quantity in more.items():
         total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
+    return total
 
 
-def _parts(amounts: Amounts) -> dict[Key, Part]:
-    parts: dict[Key, Part] = {}
+def _used(amounts: _Amounts) -> list[Used]:
+    found: dict[_Key, tuple[dict[str, int], dict[str, int]]] = {}
     for (key, billed, meter), quantity in amounts.items():
-        part = parts.setdefault(key, Part())
-        (part.recorded if billed else part.rated)[meter] = quantity
-    return parts
+        recorded, rated = found.setdefault(key, ({}, {}))
+        (recorded if billed else rated)[meter] = quantity
+    return [Used(*quantities, dimensions_of(*key)) for key, quantities in found.items()]
 
 
-def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts:
+def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
     """What calls amount to, on the meters that are declared as plain counters."""
     plain, by_model, sources = compiled.counters, compiled.derives, compiled.catalog.billing.sources
-    found: Amounts = {}
+    found: _Amounts = {}
     for call in calls:
-        key = (call.model, call.provider) if by_model else ALL
+        key = (call.model, call.provider) if by_model else _ALL
         for meter, quantity in call.quantities().items():
             if quantity and meter in plain:
                 for billed in (True, False) if call.source in sources else (False,):
@@ -133,13 +117,13 @@ def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts:
     return found
 
 
-def _beyond(counted: Amounts, found: Amounts) -> Amounts:
+def _beyond(counted: _Amounts, found: _Amounts) -> _Amounts:
     """What was found beyond what was counted: of each key, and never more than of all keys together."""
     left: dict[tuple[bool, str], int] = {}
     for amounts, sign in ((found, 1), (counted, -1)):
         for (_, billed, meter), quantity in amounts.items():
             left[billed, meter] = left.get((billed, meter), 0) + sign * quantity
-    more: Amounts = {}
+    more: _Amounts = {}
     for (key, billed, meter), quantity in found.items():
         place = (key, billed, meter)
         added = min(quantity - counted.get(place, 0), left[billed, meter])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.asgi.metered import amounts_of, dimensions_of
+from meterkit.asgi.metered import dimensions_of, used_by_model
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_event_id
 from meterkit.store.used import NOTHING_USED, Used
@@ -65,10 +65,7 @@ def used_of(
     calls = tuple(
         replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
     )
-    found = [
-        Used(part.recorded, part.rated, dimensions_of(key))
-        for key, part in amounts_of(calls, compiled).items()
-    ]
+    found = used_by_model(calls, compiled)
     others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in TOKEN_METERS}
     first = found[0] if found else NOTHING_USED
     return [
@@ -129,4 +126,4 @@ def captured(
             )
     quantities = given or {}
     check(quantities)
-    return [Used.of(quantities, **dimensions_of((model, provider)))]
+    return [Used.of(quantities, **dimensions_of(model, provider))]

@@ -5,15 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.settlement import Correction, Held, settlement_of
+from meterkit.store.settlement import Correction, Held, Settlement, settlement_of
+from meterkit.store.used import NOTHING_USED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
+    from meterkit.store.used import Used
     from meterkit.store.views import PreparedDecision
 
 __all__ = ["Holder"]
@@ -83,6 +88,24 @@ class Holder(ABC):
         holding = self._renewed or decided
         return Held(holding.held, holding.program.concurrency, self._slot)
 
-    def _correction(self, decided: PreparedDecision) -> Correction:
-        """What the rates counted at the decision."""
-        return Correction(decided.reserved, decided.program.rates, self._decided_ms)
+    def _settlements(self, decided: PreparedDecision, parts: Sequence[Used]) -> list[Settlement]:
+        """What gives back what a decision held, and records what was used of it in all.
+
+        Rates count the sum of the parts at once, in place of what they counted at the decision.
+        """
+        rated: dict[str, int] = {}
+        for part in parts:
+            for meter, quantity in part.rated.items():
+                rated[meter] = min(rated.get(meter, 0) + quantity, QUANTITY_MAX)
+        first, *others = parts or (NOTHING_USED,)
+        measured = first.rated if first.measured is None else first.measured
+        correction = Correction(decided.reserved, decided.program.rates, self._decided_ms)
+        return [
+            Settlement(
+                decided.view,
+                held=self._held(decided),
+                used=first._replace(rated=rated, measured=measured),
+                correction=correction,
+            ),
+            *(Settlement(decided.view, used=part._replace(rated={}, measured=part.rated)) for part in others),
+        ]

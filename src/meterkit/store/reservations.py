@@ -5,18 +5,16 @@ from __future__ import annotations
 from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Self
 
-from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.store.holder import Holder
-from meterkit.store.settlement import Settlement
-from meterkit.store.used import NOTHING_USED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from meterkit.decisions.decision import Decision
+    from meterkit.store.settlement import Settlement
     from meterkit.store.store import Store
     from meterkit.store.used import Used
     from meterkit.store.views import CustomerView
@@ -138,13 +136,4 @@ class Reservation(Holder):
         if lane is None or decided is None:
             return ()
         lane.live.discard(self)
-        rated: dict[str, int] = {}
-        for part in parts:
-            for meter, quantity in part.rated.items():
-                rated[meter] = min(rated.get(meter, 0) + quantity, QUANTITY_MAX)
-        first, *others = parts or (NOTHING_USED,)
-        used = first._replace(rated=rated, measured=first.rated)
-        return (
-            Settlement(self._view, held=self._held(decided), used=used, correction=self._correction(decided)),
-            *(Settlement(self._view, used=part._replace(rated={}, measured=part.rated)) for part in others),
-        )
+        return self._settlements(decided, parts)
