@@ -53,19 +53,8 @@ class Reading:
     """
 
     __slots__ = (
-        "_at",
-        "_backlog",
-        "_body",
-        "_broken",
-        "_buffered",
-        "_complain",
-        "_estimate",
-        "_input_tokens",
-        "_piece_bytes",
-        "_reader",
-        "_size",
-        "_usage",
-        "_work",
+        *("_at", "_backlog", "_body", "_broken", "_buffered", "_complain", "_estimate", "_input_tokens"),
+        *("_piece_bytes", "_reader", "_size", "_usage", "_work"),
     )
 
     def __init__(

@@ -19,7 +19,7 @@ from meterkit.tokens.shape import rows
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MARKS_MAX", "READ_BYTES_MAX", "Asked", "read_request"]
+__all__ = ["MARKS_MAX", "READ_BYTES_MAX", "Asked", "measure", "read_request"]
 
 READ_BYTES_MAX: Final = 1 << 20
 """A larger body is not read: parsing it would hold up other requests."""
@@ -45,15 +45,9 @@ _UNREADABLE: Final = True
 
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
 _ANSWERS: Final = (
-    "n",
-    "best_of",
-    "candidate_count",
-    "num_generations",
-    "num_return_sequences",
-    "generationConfig.candidateCount",
-    "parameters.candidateCount",
-    "parameters.best_of",
-    "parameters.num_return_sequences",
+    *("n", "best_of", "candidate_count", "num_generations", "num_return_sequences"),
+    *("generationConfig.candidateCount", "parameters.candidateCount"),
+    *("parameters.best_of", "parameters.num_return_sequences"),
 )
 _MEDIA: Final = frozenset(
     {
@@ -61,8 +55,8 @@ _MEDIA: Final = frozenset(
         *("image", "images", "audio", "video"),
     }
 )
-_MEDIA_SOURCES: Final = frozenset({"base64", "url", "file"})
-_MEDIA_DATA: Final = frozenset({"data", "url", "file_id"})
+_MEDIA_SOURCES: Final = ("base64", "url", "file")
+_MEDIA_DATA: Final = ("data", "url", "file_id")
 _NO_TEXT: Final = frozenset(
     {
         *("type", "role", "id", "tool_call_id", "tool_use_id", "call_id", "cache_control", "cachePoint"),
@@ -113,25 +107,9 @@ class Asked:
 
     def input_size(self) -> tuple[int, int, int] | None:
         """Bytes of text, tokens given as numbers, and media parts; None where there are too many values."""
-        size = numbers = media = 0
         values: list[Any] = [self._root]
-        for _ in range(_VALUES_MAX):
-            if not values:
-                return size, numbers, media
-            value = values.pop()
-            if isinstance(value, str):
-                size += utf8_bytes(value)
-            elif isinstance(value, list):
-                items = rows(cast("object", value))
-                others = [item for item in items if type(item) is not float]
-                numbers += len(items) - len(others)
-                values += others
-            elif isinstance(value, tuple):
-                members = cast("_Pairs", value)
-                if len(members) > _MEMBERS_MAX:
-                    return None
-                media += _parts(members, values)
-        return None
+        found = measure(values, values_max=_VALUES_MAX)
+        return None if values else found
 
     def _quantities(self, names: tuple[str, ...]) -> Iterator[int]:
         for name in names:
@@ -217,11 +195,43 @@ def _texts_in(value: object) -> int:
     return sum(type(item) is not float for item in rows(value))
 
 
+def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
+    """Bytes of text, tokens given as numbers, and media parts in values of any depth.
+
+    Args:
+        values: parsed JSON, its objects as dicts, or as pairs with all numbers floats. Left in it is what is
+            beyond the bound.
+        values_max: how many values are looked at.
+    """
+    size = numbers = media = 0
+    for _ in range(values_max):
+        if not values:
+            break
+        value = values.pop()
+        if isinstance(value, str):
+            size += utf8_bytes(value)
+        elif isinstance(value, list):
+            items = rows(cast("object", value))
+            others = [item for item in items if type(item) is not int and not _is_whole(item)]
+            numbers += len(items) - len(others)
+            values += others
+        elif isinstance(value, dict):
+            media += _parts(tuple(cast("dict[str, Any]", value).items()), values)
+        elif isinstance(value, tuple) and len(cast("_Pairs", value)) > _MEMBERS_MAX:
+            values.append(value)
+            break
+        elif isinstance(value, tuple):
+            media += _parts(cast("_Pairs", value), values)
+    return size, numbers, media
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is float and value.is_integer()
+
+
 def _parts(members: _Pairs, values: list[Any]) -> int:
     """How many media parts an object is; what else is in it is added to the values."""
-    is_source = any(
-        name == "type" and isinstance(value, str) and value in _MEDIA_SOURCES for name, value in members
-    )
+    is_source = any(name == "type" and value in _MEDIA_SOURCES for name, value in members)
     media = 0
     for name, value in members:
         if name in _MEDIA or (is_source and name in _MEDIA_DATA):

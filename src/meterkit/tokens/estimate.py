@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.places import utf8_bytes
-from meterkit.tokens.shape import load, rows, table, text
+from meterkit.tokens.asked import measure
+from meterkit.tokens.shape import load, table
 
 if TYPE_CHECKING:
     from meterkit.tokens.shape import Table
@@ -56,38 +56,8 @@ _BLOCK_BYTES: Final = 1_024
 _BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_-"
 
 _INPUT_KEYS: Final = (
-    "messages",
-    "system",
-    "prompt",
-    "suffix",
-    "input",
-    "instructions",
-    "contents",
-    "systemInstruction",
-    "system_instruction",
-    "tools",
-    "functions",
-    "toolConfig",
-    "documents",
-)
-_MEDIA_KEYS: Final = frozenset(
-    {
-        "image_url",
-        "input_audio",
-        "inlineData",
-        "inline_data",
-        "fileData",
-        "file_data",
-        "file_id",
-        "image",
-        "images",
-        "audio",
-        "video",
-    }
-)
-_MEDIA_SOURCES: Final = frozenset({"base64", "url", "file"})
-_NO_TEXT_KEYS: Final = frozenset(
-    {"type", "role", "id", "tool_call_id", "tool_use_id", "call_id", "cache_control", "cachePoint"}
+    *("messages", "system", "prompt", "suffix", "input", "instructions", "contents"),
+    *("systemInstruction", "system_instruction", "tools", "functions", "toolConfig", "documents"),
 )
 
 
@@ -122,7 +92,7 @@ def estimate_input(body: bytes | Table, model: str | None = None) -> int:
     if isinstance(body, bytes) and len(body) > BODY_BYTES_MAX:
         return _media(len(body))
     request = request_of(body)
-    size, tokens = _measure([request[key] for key in _INPUT_KEYS if key in request])
+    size, tokens = _measured([request[key] for key in _INPUT_KEYS if key in request])
     return min(tokens_of_bytes(size) + tokens, QUANTITY_MAX)
 
 
@@ -166,7 +136,7 @@ def estimate_request(head: bytes, *, size: int, estimate: InputEstimator = estim
         found = estimate(request or head, model if isinstance(model, str) else None)
         if found or not head:
             return found
-        text_bytes, tokens = _measure([request])
+        text_bytes, tokens = _measured([request])
         return tokens_of_bytes(text_bytes) + tokens or unread_input(head, size)
     return unread_input(head, size)
 
@@ -196,7 +166,7 @@ def billed_input(head: bytes, *, size: int) -> int:
     if size == len(head) <= _PARSED_BYTES_MAX:
         request = request_of(head)
         known = [request[key] for key in _INPUT_KEYS if key in request]
-        found, media = _measure(known or [request])
+        found, media = _measured(known or [request])
         if found or media:
             return found // BILLED_BYTES_PER_TOKEN + media // MEDIA_PART_TOKENS * BILLED_MEDIA_TOKENS
     if b"\0" in head or not _is_text(head[:_BLOCK_BYTES]):
@@ -272,36 +242,7 @@ def request_of(body: bytes | Table) -> Table:
     return {} if request is None else request
 
 
-def _measure(values: list[Any]) -> tuple[int, int]:
+def _measured(values: list[Any]) -> tuple[int, int]:
     """Bytes of text, and tokens of what is no text, in values of any depth."""
-    size = tokens = 0
-    left = _NODES_MAX
-    while values and left:
-        left -= 1
-        value = values.pop()
-        members, items = table(value), rows(value)
-        if isinstance(value, str):
-            size += utf8_bytes(value)
-        elif members is not None:
-            media, texts = _parts(members)
-            tokens += media * MEDIA_PART_TOKENS
-            values += texts
-        elif items and type(items[0]) is int:
-            tokens += len(items)
-        else:
-            values += items
-    return size, tokens
-
-
-def _parts(value: Table) -> tuple[int, list[Any]]:
-    """How many media parts a member is, and what else is in it."""
-    if text(value.get("type")) in _MEDIA_SOURCES and value.keys() & {"data", "url", "file_id"}:
-        return 1, []
-    media = 0
-    texts: list[Any] = []
-    for key, inner in value.items():
-        if key in _MEDIA_KEYS:
-            media += max(1, len(rows(inner)))
-        elif key not in _NO_TEXT_KEYS:
-            texts.append(inner)
-    return media, texts
+    size, numbers, media = measure(values, values_max=_NODES_MAX)
+    return size, numbers + media * MEDIA_PART_TOKENS

@@ -53,19 +53,8 @@ class Observer:
     """
 
     __slots__ = (
-        "_api",
-        "_apis",
-        "_asks",
-        "_broken",
-        "_declared",
-        "_ledger",
-        "_looked",
-        "_only_counted",
-        "_response_id",
-        "_response_model",
-        "_strange",
-        "_unreported_bytes",
-        "text_bytes",
+        *("_api", "_apis", "_asks", "_broken", "_declared", "_ledger", "_looked", "_only_counted"),
+        *("_response_id", "_response_model", "_strange", "_unreported_bytes", "text_bytes"),
     )
 
     def __init__(self, apis: Sequence[Api], *, declared: bool) -> None:

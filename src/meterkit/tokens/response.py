@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -34,16 +35,7 @@ PIECE_BYTES: Final = 16 << 10
 # A smaller or less nested event is parsed within a millisecond.
 _DENSE_BYTES_MIN: Final = 1 << 10
 _BRACKETS_MAX: Final = 256
-_NDJSON: Final = frozenset(
-    {
-        b"application/x-ndjson",
-        b"application/ndjson",
-        b"application/jsonl",
-        b"application/jsonlines",
-        b"application/x-jsonlines",
-        b"application/stream+json",
-    }
-)
+_NDJSON: Final = re.compile(rb"application/(?:(?:x-)?ndjson|jsonl|(?:x-)?jsonlines|stream\+json)")
 _EVENT_STREAM: Final = b"application/vnd.amazon.eventstream"
 _PLAIN: Final = (b"", b"text/plain", b"application/octet-stream")
 _SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
@@ -135,7 +127,7 @@ class ResponseReader:
                 kind = value.partition(b";")[0].strip().lower()
             elif lowered == b"content-encoding":
                 coding = value.strip().lower()
-        if not _is_readable(kind) and kind not in _PLAIN:
+        if not _is_readable(kind):
             return None
         return cls(usage, kind, coding)
 
@@ -252,7 +244,7 @@ class ResponseReader:
         """How the body is cut; None where its first byte has to tell."""
         if kind == b"text/event-stream":
             return self._open_sse()
-        if kind in _NDJSON:
+        if _NDJSON.fullmatch(kind):
             return Ndjson(self._event, self._wants, self._large)
         if kind == _EVENT_STREAM:
             self._stream = EventStream(self._frame, self._large_frame)
@@ -380,8 +372,5 @@ def _is_dense(data: bytes) -> bool:
 
 
 def _is_readable(kind: bytes) -> bool:
-    return (
-        kind in (b"text/event-stream", b"application/json", _EVENT_STREAM)
-        or kind in _NDJSON
-        or kind.endswith(b"+json")
-    )
+    known = (b"text/event-stream", b"application/json", _EVENT_STREAM, *_PLAIN)
+    return kind in known or kind.endswith(b"+json") or _NDJSON.fullmatch(kind) is not None
