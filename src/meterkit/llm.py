@@ -102,33 +102,27 @@ class RestoredStream(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        while True:
-            try:
-                chunk = await anext(self._tap)
-            except StopAsyncIteration:
-                rest = self._flush()
-                if rest is None:
-                    raise
-                return rest
+        async for chunk in self._tap:
             kept = self._keep(chunk)
             if kept is not None:
                 return kept
+        rest = self._flush()
+        if rest is None:
+            raise StopAsyncIteration
+        return rest
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> T:
-        while True:
-            try:
-                chunk = next(self._tap)
-            except StopIteration:
-                rest = self._flush()
-                if rest is None:
-                    raise
-                return rest
+        for chunk in self._tap:
             kept = self._keep(chunk)
             if kept is not None:
                 return kept
+        rest = self._flush()
+        if rest is None:
+            raise StopIteration
+        return rest
 
     async def aclose(self) -> None:
         """Count what is known by now, and close the stream where it can be closed."""

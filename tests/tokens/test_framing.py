@@ -8,7 +8,7 @@ from zlib import crc32
 import pytest
 
 from meterkit.tokens.framing.blocks import Ndjson
-from meterkit.tokens.framing.document import JsonArray
+from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
 from meterkit.tokens.framing.sse import Sse
 from meterkit.tokens.framing.work import EVENT_BYTES_MAX, Work, drain
@@ -125,7 +125,7 @@ def test_lines_are_found_whatever_the_cuts() -> None:
 
 def items(*chunks: bytes) -> list[bytes]:
     found: list[bytes] = []
-    parser = JsonArray(found.append, any_of_them, lambda: Pieces(found))
+    parser = Document(found.append, any_of_them, lambda: Pieces(found), unseen=False)
     for chunk in chunks:
         drain(parser.feed(chunk))
     return found

@@ -149,13 +149,9 @@ class ResponseReader:
 
     def read(self, chunk: bytes) -> Work | None:
         """As :meth:`feed`; what takes time is left to do, before anything else is read."""
-        sse = self._sse
-        if sse is not None and sse.is_between:
-            # Most servers write one event at a time, each like the one before it.
-            measured = self._repeats.measure(chunk)
-            if measured is not None:
-                self._observer.add_text(measured)
-                return None
+        # Most servers write one event at a time, each like the one before it.
+        if self._sse is not None and self._sse.is_between and self._take_repeats(chunk):
+            return None
         if self._is_coded:
             self._fed = self._fed or bool(chunk)
             self._unread_bytes += len(chunk)
@@ -252,7 +248,7 @@ class ResponseReader:
         return None if kind in _PLAIN else self._open_json()
 
     def _open_sse(self) -> Sse:
-        sse = Sse(self._event, self._wants, self._large, self._take_all)
+        sse = Sse(self._event, self._wants, self._large, self._take_repeats)
         # What is compressed is no event to be compared.
         self._sse = sse if self._decoding is None else None
         return sse
@@ -288,7 +284,7 @@ class ResponseReader:
             return None
         return self._observe(data)
 
-    def _take_all(self, events: bytes) -> bool:
+    def _take_repeats(self, events: bytes) -> bool:
         """Several events at once, if they say nothing but their text."""
         measured = self._repeats.measure(events)
         if measured is None:
@@ -326,11 +322,9 @@ class ResponseReader:
 
     def _observe(self, data: bytes, name: str = "") -> Work | None:
         """Read the JSON of an event, and of which name it is, where that is not in it."""
-        observer = self._observer
-        measured = None if name else self._repeats.measure(data)
-        if measured is not None:
-            observer.add_text(measured)
+        if not name and self._take_repeats(data):
             return None
+        observer = self._observer
         try:
             said = table(_parsed(data))
         except ValueError:
@@ -351,8 +345,8 @@ class ResponseReader:
         observer = self._observer
         if observer.foreign:
             self._selects = True
-            if self._document is not None and self._document.array is not None:
-                self._document.array.stopped = True
+            if self._document is not None:
+                self._document.stopped = True
 
 
 def _parsed(data: bytes) -> object:
