@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.exchange import JsonObject
 
-__all__ = ["Account", "Limits"]
+__all__ = ["Account"]
 
 EXCHANGES_MAX: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How the emulated account behaves; see ``StripeEmulator``."""
+@dataclass(kw_only=True)
+class Account:
+    """What the emulator remembers, and how it behaves; for that see ``StripeEmulator``.
+
+    Hold ``lock`` to look at it from another thread.
+    """
 
     clock: Callable[[], float]
     api_keys: Collection[str] | None
@@ -40,12 +43,7 @@ class Limits:
     identifier_memory_s: float
     refuse_unknown_customers: bool
 
-
-class Account:
-    """What the emulator remembers. Hold ``lock`` to look at it from another thread."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __post_init__(self) -> None:
         self.lock = threading.RLock()
         self.reset()
 
@@ -57,8 +55,8 @@ class Account:
             self.events = MeterEvents(
                 customers=self.customers,
                 meters=self.meters,
-                identifier_memory_s=self.limits.identifier_memory_s,
-                refuse_unknown_customers=self.limits.refuse_unknown_customers,
+                identifier_memory_s=self.identifier_memory_s,
+                refuse_unknown_customers=self.refuse_unknown_customers,
             )
             self.keys = IdempotencyKeys()
             self.faults = Faults()
@@ -72,12 +70,12 @@ class Account:
             call,
             meter=self.meters.find(call.object_id),
             events=self.events.accepted,
-            lag_s=self.limits.summary_lag_s,
+            lag_s=self.summary_lag_s,
         )
 
     def limit_rate(self, *, now: float) -> None:
         """Count one call. Raises ApiError, 429, if the second has had its share."""
-        allowed = self.limits.rate_limit_per_s
+        allowed = self.rate_limit_per_s
         if allowed is None:
             return
         with self.lock:

@@ -13,9 +13,8 @@ import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from meterkit.testing.emulator.call import Call
+from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.exchange import ApiError, Exchange, Reply, new_id
-from meterkit.testing.emulator.params import Params
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -137,7 +136,7 @@ class Api:
     ) -> tuple[Reply | None, Fault | None]:
         with self._account.lock:
             fault = self._account.faults.take(call)
-        await anyio.sleep(self._account.limits.latency_s)
+        await anyio.sleep(self._account.latency_s)
         if fault is None or fault.action == "lose":
             return self._effect(replace(call, lose=fault is not None), operation=operation), None
         reply = self._effect(call, operation=operation) if fault.when == "after" else None
@@ -147,7 +146,7 @@ class Api:
             await anyio.sleep(fault.delay_s)
             return reply or self._effect(call, operation=operation), None
         if fault.action == "hang":
-            await _until_gone(request)
+            await _until_gone(request.receive)
         return reply, fault
 
     def _effect(self, call: Call, *, operation: Operation) -> Reply:
@@ -165,7 +164,7 @@ class Api:
             for name in ("idempotency-key", "stripe-version")
             if name in request.headers
         }
-        date = {"date": formatdate(self._account.limits.clock(), usegmt=True)}
+        date = {"date": formatdate(self._account.clock(), usegmt=True)}
         return JSONResponse(
             reply.body,
             status_code=reply.status,
@@ -173,13 +172,13 @@ class Api:
         )
 
     async def _call(self, request: Request) -> Call:
-        livemode = _authenticate(request, accepted=self._account.limits.api_keys)
+        livemode = _authenticate(request, accepted=self._account.api_keys)
         sent = await request.body() if request.method == "POST" else request.url.query.encode()
         return Call(
             method=request.method,
             path=request.url.path,
             params=Params(sent.decode("utf-8", "replace")),
-            now=self._account.limits.clock(),
+            now=self._account.clock(),
             livemode=livemode,
             idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
             object_id=str(request.path_params.get("id", "")),
@@ -198,12 +197,11 @@ class _Cut(Response):
         del send
         if not self._abort(scope, self._reset):
             raise ConnectionResetError("the emulator was told to close this connection without an answer")
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await _until_gone(receive)
 
 
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

@@ -1,14 +1,150 @@
-"""What goes into the emulator: a request."""
+"""What goes into the emulator: a request, with its parameters in Stripe's form encoding."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import parse_qsl
+
+from meterkit.testing.emulator.exchange import ApiError, missing_parameter, unknown_parameter
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.params import Params
+    from collections.abc import Collection, Sequence
 
-__all__ = ["Call"]
+    from meterkit.testing.emulator.exchange import JsonObject
+
+__all__ = ["PAGING", "Call", "Params"]
+
+PAGING: Final = ("limit", "starting_after", "ending_before")
+Form: TypeAlias = "dict[str, str | Form]"
+KEY: Final = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
+PART: Final = re.compile(r"\[([^\[\]]*)\]")
+INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+PAGE_MAX: Final = 100
+PAGE_DEFAULT: Final = 10
+
+
+class Params:
+    """The parameters of one request: ``payload[value]=3&expand[0]=data``.
+
+    Args:
+        encoded: a query string or a form body.
+
+    Raises:
+        ApiError: from here and from every method, where a parameter is not what it must be.
+    """
+
+    def __init__(self, encoded: str) -> None:
+        self._form: Form = {}
+        for key, value in parse_qsl(encoded, keep_blank_values=True):
+            _insert(self._form, key=key, value=value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Params) and self._form == other._form
+
+    def __hash__(self) -> int:
+        return hash(repr(self._form))
+
+    def only(self, *allowed: str, expandable: Collection[str] = ()) -> None:
+        """Refuse parameters that are not named, and to expand what cannot be; else that has no effect."""
+        for name in self._form.keys() - {*allowed, "expand"}:
+            raise unknown_parameter(name)
+        for wanted in self.texts("expand").values():
+            if wanted.removeprefix("data.") not in expandable:
+                raise ApiError(f"This property cannot be expanded ({wanted}).", param="expand")
+
+    def given(self, name: str, *, length_max: int = 5000) -> str | None:
+        """Return a text that must not be empty where it is given."""
+        value = self.text(name, length_max=length_max)
+        if value == "":
+            raise ApiError(
+                f"You passed an empty string for '{name}'. We assume empty values are an attempt to unset a "
+                f"parameter; however '{name}' cannot be unset.",
+                code="parameter_invalid_empty",
+                param=name,
+            )
+        return value
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._form
+
+    def text(self, name: str, *, length_max: int = 5000) -> str | None:
+        """Return a text, or None where it is absent. ``a[b]`` names a parameter inside another."""
+        value = self._find(name)
+        if isinstance(value, dict):
+            raise ApiError(f"Invalid string: {name} is a hash", param=name)
+        if value is not None and len(value) > length_max:
+            raise ApiError(f"Invalid string: {value}; must be at most {length_max} characters", param=name)
+        return value
+
+    def required(self, name: str, *, length_max: int = 5000) -> str:
+        """Return a text that must be given and not be empty."""
+        value = self.text(name, length_max=length_max)
+        if not value:
+            raise missing_parameter(name)
+        return value
+
+    def integer(self, name: str) -> int | None:
+        """Return an integer, or None where it is absent."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not INTEGER.fullmatch(value):
+            raise ApiError(f"Invalid integer: {value}", code="parameter_invalid_integer", param=name)
+        return int(value)
+
+    def choice(self, name: str, allowed: Collection[str]) -> str | None:
+        """Return one of ``allowed``, or None where it is absent."""
+        value = self.text(name)
+        if value is not None and value not in allowed:
+            raise ApiError(f"Invalid {name}: must be one of {', '.join(allowed)}", param=name)
+        return value
+
+    def is_hash(self, name: str) -> bool:
+        """Tell whether a parameter has parts in brackets."""
+        return isinstance(self._form.get(name), dict)
+
+    def texts(self, name: str) -> dict[str, str]:
+        """Return a hash of texts, empty where it is absent."""
+        value = self._form.get(name, {})
+        if not isinstance(value, dict):
+            raise ApiError("Invalid object", param=name)
+        inner: dict[str, str] = {}
+        for key, text in value.items():
+            if isinstance(text, dict):
+                raise ApiError(f"Invalid string: {name}[{key}] is a hash", param=f"{name}[{key}]")
+            inner[key] = text
+        return inner
+
+    def page(self, items: Sequence[JsonObject], *, url: str) -> JsonObject:
+        """Return the page of a list that is asked for: ``limit`` (10 where it is absent) and a cursor."""
+        limit = self.integer("limit")
+        limit = PAGE_DEFAULT if limit is None else limit
+        if not 1 <= limit <= PAGE_MAX:
+            raise ApiError(f"Invalid limit: {limit}; must be between 1 and {PAGE_MAX}", param="limit")
+        if "starting_after" in self:
+            items = items[self._cursor(items, "starting_after") + 1 :]
+            shown = items[:limit]
+        elif "ending_before" in self:
+            items = items[: self._cursor(items, "ending_before")]
+            shown = items[-limit:]
+        else:
+            shown = items[:limit]
+        return {"object": "list", "data": list(shown), "has_more": len(items) > len(shown), "url": url}
+
+    def _cursor(self, items: Sequence[JsonObject], name: str) -> int:
+        cursor = self.text(name)
+        for place, item in enumerate(items):
+            if item["id"] == cursor:
+                return place
+        raise ApiError(f"No such object: '{cursor}'", code="resource_missing", param=name)
+
+    def _find(self, name: str) -> str | Form | None:
+        found: str | Form | None = self._form
+        for part in name.replace("]", "").split("["):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,3 +165,17 @@ class Call:
     idempotency_key: str | None
     object_id: str = ""
     lose: bool = False
+
+
+def _insert(form: Form, *, key: str, value: str) -> None:
+    match = KEY.fullmatch(key)
+    if match is None:
+        raise ApiError(f"Invalid parameter name: {key}", param=key)
+    inner: list[str] = PART.findall(match[2])
+    *path, last = [match[1], *inner]
+    for part in path:
+        below = form.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise ApiError(f"Invalid parameter: {key} is both a string and a hash", param=key)
+        form = below
+    form[last or str(len(form))] = value

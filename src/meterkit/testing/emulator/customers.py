@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, JsonObject, new_id
-from meterkit.testing.emulator.lists import page
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.exchange import JsonObject, new_id, no_such, unknown_parameter
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.params import Params
+    from meterkit.testing.emulator.call import Call, Params
 
 __all__ = ["Customer", "Customers"]
 
@@ -107,28 +105,22 @@ class Customers:
 
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/customers``, newest first."""
-        paging = ("limit", "starting_after", "ending_before")
-        call.params.only("email", "created", *paging, expandable=EXPANDABLE)
+        call.params.only("email", "created", *PAGING, expandable=EXPANDABLE)
         created = _created(call.params)
         email = call.params.text("email")
         found = [
-            customer
+            customer.to_json()
             for customer in reversed(self._by_id.values())
             if not customer.deleted
             and email in {None, customer.texts["email"]}
             and all(BOUNDS[bound](customer.created, at) for bound, at in created)
         ]
-        return page(found, params=call.params, url="/v1/customers")
+        return call.params.page(found, url="/v1/customers")
 
     def _find(self, customer_id: str, *, alive: bool = False) -> Customer:
         customer = self._by_id.get(customer_id)
         if customer is None or (alive and customer.deleted):
-            raise ApiError(
-                f"No such customer: '{customer_id}'",
-                status=HTTPStatus.NOT_FOUND,
-                code="resource_missing",
-                param="id",
-            )
+            raise no_such("customer", customer_id)
         return customer
 
 
@@ -140,8 +132,7 @@ def _created(params: Params) -> list[tuple[str, int]]:
         at = params.integer("created") or 0
         return [("gte", at), ("lte", at)]
     for bound in params.texts("created").keys() - BOUNDS.keys():
-        name = f"created[{bound}]"
-        raise ApiError(f"Received unknown parameter: {name}", code="parameter_unknown", param=name)
+        raise unknown_parameter(f"created[{bound}]")
     return [(bound, params.integer(f"created[{bound}]") or 0) for bound in params.texts("created")]
 
 
@@ -152,8 +143,7 @@ def _apply(customer: Customer, *, params: Params) -> None:
     if "address" in params:
         given = params.texts("address")
         for name in given.keys() - set(ADDRESS):
-            param = f"address[{name}]"
-            raise ApiError(f"Received unknown parameter: {param}", code="parameter_unknown", param=param)
+            raise unknown_parameter(f"address[{name}]")
         known = customer.address or dict.fromkeys(ADDRESS)
         customer.address = {name: given.get(name, known[name]) or None for name in ADDRESS}
     for key, value in params.texts("metadata").items():

@@ -7,11 +7,11 @@ import time
 from decimal import Decimal
 from http import HTTPStatus
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
 
-from meterkit.testing.emulator.account import Account, Limits
+from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
 from meterkit.testing.emulator.control import Control
 from meterkit.testing.emulator.customers import Customer
@@ -22,7 +22,6 @@ from meterkit.testing.emulator.meters import Meter
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
-    from types import ModuleType
 
     from starlette.types import ASGIApp, Scope
 
@@ -74,15 +73,13 @@ class StripeEmulator:
     ) -> None:
         self._clock = clock
         self._account = Account(
-            Limits(
-                clock=clock,
-                api_keys=api_keys,
-                latency_s=latency_s,
-                rate_limit_per_s=rate_limit_per_s,
-                summary_lag_s=summary_lag_s,
-                identifier_memory_s=identifier_memory_s,
-                refuse_unknown_customers=refuse_unknown_customers,
-            )
+            clock=clock,
+            api_keys=api_keys,
+            latency_s=latency_s,
+            rate_limit_per_s=rate_limit_per_s,
+            summary_lag_s=summary_lag_s,
+            identifier_memory_s=identifier_memory_s,
+            refuse_unknown_customers=refuse_unknown_customers,
         )
         api = Api(self._account, abort=_abort)
         self._app = Starlette(
@@ -236,7 +233,7 @@ class StripeEmulator:
         self._account.reset()
 
 
-def _server() -> ModuleType:
+def _server() -> Any:
     # Needs uvicorn, which an emulator that is only mounted somewhere does without.
     return import_module(SERVER)
 

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ApiError", "Exchange", "JsonObject", "Reply", "new_id"]
+__all__ = [
+    "ApiError",
+    "Exchange",
+    "JsonObject",
+    "Reply",
+    "missing_parameter",
+    "new_id",
+    "no_such",
+    "unknown_parameter",
+]
 
 JsonObject = dict[str, object]
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -56,11 +65,12 @@ class Exchange:
 class ApiError(Exception):
     """A refusal, in Stripe's words.
 
-    Attributes:
-        status: of the answer.
-        body: the error envelope.
+    Args:
         stored: whether a repetition of the idempotency key gets this answer again. Stripe stores what an
             endpoint answered once it had begun to execute, and not what was refused before.
+
+    Attributes:
+        reply: it as an answer.
     """
 
     def __init__(
@@ -77,18 +87,24 @@ class ApiError(Exception):
         super().__init__(message)
         error: JsonObject = {"message": message, "type": kind}
         if code is not None:
-            error |= {
-                "code": code,
-                "doc_url": f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}",
-            }
+            error["code"] = code
+            error["doc_url"] = f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}"
         if param is not None:
             error["param"] = param
-        self.status = status
-        self.body: JsonObject = {"error": error}
-        self.headers = dict(headers or {})
-        self.stored = stored
+        self.reply = Reply(status=status, body={"error": error}, headers=headers or {}, stored=stored)
 
-    @property
-    def reply(self) -> Reply:
-        """This refusal as an answer."""
-        return Reply(status=self.status, body=self.body, headers=self.headers, stored=self.stored)
+
+def unknown_parameter(name: str) -> ApiError:
+    """The refusal of a parameter that there is not."""
+    return ApiError(f"Received unknown parameter: {name}", code="parameter_unknown", param=name)
+
+
+def missing_parameter(name: str) -> ApiError:
+    """The refusal of a request without a parameter that it must have."""
+    return ApiError(f"Missing required param: {name}.", code="parameter_missing", param=name)
+
+
+def no_such(what: str, object_id: str) -> ApiError:
+    """The refusal of a path with the id of an object that there is not: 404."""
+    message = f"No such {what}: '{object_id}'"
+    return ApiError(message, status=HTTPStatus.NOT_FOUND, code="resource_missing", param="id")

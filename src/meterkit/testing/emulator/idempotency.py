@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Final
 from meterkit.testing.emulator.exchange import ApiError
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.call import Call, Params
     from meterkit.testing.emulator.exchange import Reply
-    from meterkit.testing.emulator.params import Params
 
 __all__ = ["IdempotencyKeys", "Stored"]
 

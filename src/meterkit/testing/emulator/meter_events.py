@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, JsonObject
+from meterkit.testing.emulator.exchange import ApiError, JsonObject, missing_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,30 +62,16 @@ class MeterEvent:
         }
 
 
+@dataclass(kw_only=True)
 class MeterEvents:
-    """All accepted events, in the order of their arrival.
+    """All accepted events of an account, in the order of their arrival; see ``StripeEmulator``."""
 
-    Args:
-        customers: must exist for an event to be accepted.
-        meters: must be active for an event to be accepted.
-        identifier_memory_s: how long an identifier is refused a second time.
-        refuse_unknown_customers: else their events are answered with 200 and not counted.
-    """
-
-    def __init__(
-        self,
-        *,
-        customers: Customers,
-        meters: Meters,
-        identifier_memory_s: float,
-        refuse_unknown_customers: bool,
-    ) -> None:
-        self.accepted: list[MeterEvent] = []
-        self._customers = customers
-        self._meters = meters
-        self._identifier_memory_s = identifier_memory_s
-        self._refuse_unknown_customers = refuse_unknown_customers
-        self._received_at: dict[str, float] = {}
+    customers: Customers
+    meters: Meters
+    identifier_memory_s: float
+    refuse_unknown_customers: bool
+    accepted: list[MeterEvent] = field(default_factory=list["MeterEvent"])
+    _received_at: dict[str, float] = field(default_factory=dict[str, float])
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meter_events``."""
@@ -94,10 +80,10 @@ class MeterEvents:
         event_name = params.required("event_name", length_max=100)
         payload = params.texts("payload")
         if not payload:
-            raise ApiError("Missing required param: payload.", code="parameter_missing", param="payload")
+            raise missing_parameter("payload")
         identifier = params.given("identifier", length_max=100) or str(uuid.uuid4())
         timestamp = params.integer("timestamp")
-        meter = self._meters.active(event_name)
+        meter = self.meters.active(event_name)
         if meter is None:
             message = f"Invalid event_name: {event_name}. No active meter found with this event name."
             raise ApiError(message, param="event_name", stored=True)
@@ -118,8 +104,8 @@ class MeterEvents:
         now = event.received_at
         self._forget(now=now)
         _check_timestamp(event.timestamp, now=now)
-        known = self._customers.exists(event.customer)
-        if not known and self._refuse_unknown_customers:
+        known = self.customers.exists(event.customer)
+        if not known and self.refuse_unknown_customers:
             raise ApiError(
                 f"No such customer: '{event.customer}'",
                 code="resource_missing",
@@ -138,7 +124,7 @@ class MeterEvents:
         """Identifiers are unique "within a rolling period of at least 24 hours": here, of exactly that."""
         while self._received_at:
             oldest = next(iter(self._received_at))
-            if now - self._received_at[oldest] < self._identifier_memory_s:
+            if now - self._received_at[oldest] < self.identifier_memory_s:
                 return
             del self._received_at[oldest]
 
@@ -146,8 +132,7 @@ class MeterEvents:
 def _payload(payload: Mapping[str, str], *, key: str) -> str:
     value = payload.get(key)
     if not value:
-        name = f"payload[{key}]"
-        raise ApiError(f"Missing required param: {name}.", code="parameter_missing", param=name)
+        raise missing_parameter(f"payload[{key}]")
     return value
 
 
@@ -171,17 +156,11 @@ def _value(payload: Mapping[str, str], *, meter: Meter) -> Decimal:
 
 def _check_timestamp(timestamp: int, *, now: float) -> None:
     earliest, latest = int(now) - PAST_S_MAX, int(now) + FUTURE_S_MAX
-    if timestamp < earliest:
-        raise ApiError(
-            "The event timestamp cannot be more than 35 days in past. "
-            f"Expected a timestamp greater than or equal to {earliest}.",
-            param="timestamp",
-            stored=True,
-        )
-    if timestamp > latest:
-        raise ApiError(
-            "The event timestamp cannot be more than 5 minutes in the future. "
-            f"Expected a timestamp less than or equal to {latest}.",
-            param="timestamp",
-            stored=True,
-        )
+    if earliest <= timestamp <= latest:
+        return
+    wrong = (
+        f"more than 35 days in past. Expected a timestamp greater than or equal to {earliest}."
+        if timestamp < earliest
+        else f"more than 5 minutes in the future. Expected a timestamp less than or equal to {latest}."
+    )
+    raise ApiError(f"The event timestamp cannot be {wrong}", param="timestamp", stored=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, JsonObject, new_id
-from meterkit.testing.emulator.lists import page
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.exchange import ApiError, JsonObject, new_id, no_such
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
@@ -80,12 +79,7 @@ class Meters:
         """Return a meter. Raises ApiError, 404, if there is none."""
         meter = self._by_id.get(meter_id)
         if meter is None:
-            raise ApiError(
-                f"No such meter: '{meter_id}'",
-                status=HTTPStatus.NOT_FOUND,
-                code="resource_missing",
-                param="id",
-            )
+            raise no_such("meter", meter_id)
         return meter
 
     def add(self, meter: Meter) -> None:
@@ -159,14 +153,14 @@ class Meters:
 
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/billing/meters``, newest first."""
-        call.params.only("status", "limit", "starting_after", "ending_before")
+        call.params.only("status", *PAGING)
         status = call.params.choice("status", ("active", "inactive"))
         found = [
-            meter
+            meter.to_json()
             for meter in reversed(self._by_id.values())
             if status is None or meter.active == (status == "active")
         ]
-        return page(found, params=call.params, url="/v1/billing/meters")
+        return call.params.page(found, url="/v1/billing/meters")
 
     def _refuse_taken(self, event_name: str) -> None:
         if self.active(event_name) is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.exchange import ApiError, JsonObject
-from meterkit.testing.emulator.lists import page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,34 +16,10 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.meters import Meter
 
-__all__ = ["Summary", "list_summaries"]
+__all__ = ["list_summaries"]
 
 SPANS_S: Final = {"hour": 3_600, "day": 86_400}
 MINUTE_S: Final = 60
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """The aggregate of one customer's events with ``start_time`` ≤ timestamp < ``end_time``."""
-
-    id: str
-    meter: str
-    start_time: int
-    end_time: int
-    value: Decimal
-    livemode: bool
-
-    def to_json(self) -> JsonObject:
-        """Return the summary as Stripe shows it; the value is a float there."""
-        return {
-            "id": self.id,
-            "object": "billing.meter_event_summary",
-            "aggregated_value": float(self.value),
-            "end_time": self.end_time,
-            "livemode": self.livemode,
-            "meter": self.meter,
-            "start_time": self.start_time,
-        }
 
 
 def list_summaries(call: Call, *, meter: Meter, events: Iterable[MeterEvent], lag_s: float) -> JsonObject:
@@ -54,8 +29,7 @@ def list_summaries(call: Call, *, meter: Meter, events: Iterable[MeterEvent], la
     ``lag_s`` ago are not in it yet.
     """
     params = call.params
-    paging = ("limit", "starting_after", "ending_before")
-    params.only("customer", "start_time", "end_time", "value_grouping_window", *paging)
+    params.only("customer", "start_time", "end_time", "value_grouping_window", *PAGING)
     customer = params.required("customer")
     grouping = params.choice("value_grouping_window", tuple(SPANS_S))
     start, end = _bound(call, "start_time", grouping=grouping), _bound(call, "end_time", grouping=grouping)
@@ -75,7 +49,7 @@ def list_summaries(call: Call, *, meter: Meter, events: Iterable[MeterEvent], la
         _summary(visible, meter=meter, customer=customer, start=at, end=at + span)
         for at in reversed(range(start, end, span))
     ]
-    return page(summaries, params=params, url=f"/v1/billing/meters/{meter.id}/event_summaries")
+    return params.page(summaries, url=f"/v1/billing/meters/{meter.id}/event_summaries")
 
 
 def _bound(call: Call, name: str, *, grouping: str | None) -> int:
@@ -89,17 +63,21 @@ def _bound(call: Call, name: str, *, grouping: str | None) -> int:
     return moment
 
 
-def _summary(events: Sequence[MeterEvent], *, meter: Meter, customer: str, start: int, end: int) -> Summary:
+def _summary(
+    events: Sequence[MeterEvent], *, meter: Meter, customer: str, start: int, end: int
+) -> JsonObject:
+    """The aggregate of one customer's events with ``start`` ≤ timestamp < ``end``; a float at Stripe."""
     inside = [event for event in events if start <= event.timestamp < end]
     name = f"{meter.id}:{customer}:{start}:{end}"
-    return Summary(
-        id=f"mtrusg_{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}",
-        meter=meter.id,
-        start_time=start,
-        end_time=end,
-        value=_aggregate(inside, meter=meter),
-        livemode=meter.livemode,
-    )
+    return {
+        "id": f"mtrusg_{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}",
+        "object": "billing.meter_event_summary",
+        "aggregated_value": float(_aggregate(inside, meter=meter)),
+        "end_time": end,
+        "livemode": meter.livemode,
+        "meter": meter.id,
+        "start_time": start,
+    }
 
 
 def _aggregate(events: Sequence[MeterEvent], *, meter: Meter) -> Decimal:
