@@ -85,8 +85,8 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "dunning.restrict_to": ("decisions/state.py", "catalog.dunning.restrict_to"),
     "dunning.suspend_after": ("decisions/state.py", "catalog.dunning.suspend_after_ms"),
     "enforcement": ("catalog/notes.py", "catalog.enforcement"),
-    "on_store_failure": (LOADER, "on_store_failure=on_store_failure"),
-    "headers": (LOADER, "headers=headers"),
+    "on_store_failure": (LOADER, "ON_STORE_FAILURE, HEADERS"),
+    "headers": (LOADER, "ON_STORE_FAILURE, HEADERS"),
 }
 
 # Key to the attribute that code would read if the key had an effect.

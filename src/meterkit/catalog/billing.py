@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -30,16 +30,7 @@ if TYPE_CHECKING:
 ENFORCEMENTS: Final[Choice[Enforcement]] = Choice(("on", "shadow"))
 STORE_FAILURES: Final[Choice[StoreFailure]] = Choice(("allow", "deny"))
 HEADERS: Final[Choice[Headers]] = Choice(("ietf", "x-ratelimit", "both", "none"))
-
-Source = Literal["reported", "partial", "estimated", "missing"]
-When = Literal["now", "period_end"]
-OverLimit = Literal["block_growth", "allow"]
-LateUsage = Literal["next_period", "dead_letter"]
-_SOURCES: Final[Choice[Source]] = Choice(("reported", "partial", "estimated", "missing"))
-_WHEN: Final[Choice[When]] = Choice(("now", "period_end"))
-_OVER_LIMIT: Final[Choice[OverLimit]] = Choice(("block_growth", "allow"))
-_LATE_USAGE: Final[Choice[LateUsage]] = Choice(("next_period", "dead_letter"))
-_SOURCES_DEFAULT: Final[frozenset[Source]] = frozenset({"reported", "partial", "estimated"})
+_WHEN: Final = Choice(("now", "period_end"))
 _CHARGES: Final = {"success": BILLED_ON_SUCCESS, "attempt": BILLED_ON_ATTEMPT}
 
 HEADER_NAME: Final = text(
@@ -65,32 +56,29 @@ def _proxy(text: str) -> str:
 _PROXY: Final = scalar(_proxy, _PROXIES, pattern=r"^(unix|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")
 
 
-def _charged(word: str, _: Problems) -> frozenset[Outcome]:
-    return _CHARGES[word]
+def _outcomes(charged: str | tuple[Outcome, ...], _: Problems) -> frozenset[Outcome]:
+    return _CHARGES[charged] if isinstance(charged, str) else frozenset(charged)
 
 
-def _outcomes(listed: tuple[Outcome, ...], _: Problems) -> frozenset[Outcome]:
-    return frozenset(listed)
-
-
-_OUTCOMES_SHAPE: Final[Shape[tuple[Outcome, ...]]] = ListOf(Choice(OUTCOMES), "outcomes", 1)
-CHARGE_ON_SHAPE: Final[Shape[frozenset[Outcome]]] = Forms(
-    f"success, attempt, or a list of {', '.join(OUTCOMES)}",
-    scalar=Built(Choice(tuple(_CHARGES), others=f", or a list of {', '.join(OUTCOMES)}"), _charged),
-    items=Built(_OUTCOMES_SHAPE, _outcomes),
+_OUTCOMES: Final = ", ".join(OUTCOMES)
+_CHARGE_ON: Final[Shape[str | tuple[Outcome, ...]]] = Forms(
+    f"success, attempt, or a list of {_OUTCOMES}",
+    scalar=Choice(tuple(_CHARGES), others=f", or a list of {_OUTCOMES}"),
+    items=ListOf(Choice(OUTCOMES), "outcomes", 1),
 )
+CHARGE_ON_SHAPE: Final = Built(_CHARGE_ON, _outcomes)
 
-UPGRADE: Final[Key[When]] = Key("upgrade", _WHEN, "now (default) or period_end.")
-DOWNGRADE: Final[Key[When]] = Key("downgrade", _WHEN, "period_end (default) or now.")
-OVER_LIMIT: Final[Key[OverLimit]] = Key("over_limit", _OVER_LIMIT, "block_growth (default) or allow.")
+UPGRADE: Final = Key("upgrade", _WHEN, "now (default) or period_end.")
+DOWNGRADE: Final = Key("downgrade", _WHEN, "period_end (default) or now.")
+OVER_LIMIT: Final = Key("over_limit", Choice(("block_growth", "allow")), "block_growth (default) or allow.")
 CHANGES_TABLE: Final = Table("changes", (UPGRADE, DOWNGRADE, OVER_LIMIT))
 
 CHARGE_ON: Final = Key(
     "charge_on", CHARGE_ON_SHAPE, "Outcomes that are billed: success (default), attempt or a list."
 )
-SOURCES: Final[Key[tuple[Source, ...]]] = Key(
+SOURCES: Final = Key(
     "sources",
-    ListOf(_SOURCES, "sources", 1),
+    ListOf(Choice(("reported", "partial", "estimated", "missing")), "sources", 1),
     "Which token figures are billed.",
 )
 IDEMPOTENCY_HEADER: Final = Key(
@@ -108,8 +96,10 @@ CHANGES: Final = Key(
     "When plan changes bind.",
     without_effect="a change of plan binds at once, whichever it is",
 )
-LATE_USAGE: Final[Key[LateUsage]] = Key(
-    "late_usage", _LATE_USAGE, "Usage for a closed period: next_period (default) or dead_letter."
+LATE_USAGE: Final = Key(
+    "late_usage",
+    Choice(("next_period", "dead_letter")),
+    "Usage for a closed period: next_period (default) or dead_letter.",
 )
 BILLING_TABLE: Final = Table(
     "billing", (CHARGE_ON, SOURCES, IDEMPOTENCY_HEADER, PORTAL_URL, CHANGES, LATE_USAGE)
@@ -141,20 +131,15 @@ ANONYMOUS_SHAPE: Final[Shape[str | Values]] = Forms(
 
 def build_billing(values: Values | None) -> Billing:
     """The ``billing:`` block with its defaults."""
-    changes = values.get(CHANGES) if values else None
-    sources = values.get(SOURCES) if values else None
-    return Billing(
-        charge_on=values.get(CHARGE_ON, BILLED_ON_SUCCESS) if values else BILLED_ON_SUCCESS,
-        sources=frozenset(sources) if sources else _SOURCES_DEFAULT,
-        idempotency_header=values.get(IDEMPOTENCY_HEADER) if values else None,
-        portal_url=values.get(PORTAL_URL) if values else None,
-        changes=Changes(
-            upgrade=changes.get(UPGRADE, "now") if changes else "now",
-            downgrade=changes.get(DOWNGRADE, "period_end") if changes else "period_end",
-            over_limit=changes.get(OVER_LIMIT, "block_growth") if changes else "block_growth",
-        ),
-        late_usage=values.get(LATE_USAGE, "next_period") if values else "next_period",
-    )
+    if values is None:
+        return Billing()
+    given = values.given(CHARGE_ON, SOURCES, IDEMPOTENCY_HEADER, PORTAL_URL, LATE_USAGE)
+    if sources := values.get(SOURCES):
+        given["sources"] = frozenset(sources)
+    changes = values.get(CHANGES)
+    if changes is not None:
+        given["changes"] = Changes(**changes.given(UPGRADE, DOWNGRADE, OVER_LIMIT))
+    return Billing(**given)
 
 
 def build_dunning(

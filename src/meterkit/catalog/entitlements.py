@@ -94,15 +94,18 @@ def build_entitlement(
         _refuse_on_gauge(values, meter, problems)
     if not counts_bytes(meter):
         _refuse_sizes(values, meter, problems)
+    start = base or default_entitlement(meter)
+    if values.has(INCLUDED):
+        included = _limit_of(values.get(INCLUDED))
+    else:
+        included = 0 if base is None and values.get(OVERAGE) is not None else start.included
     return Entitlement(
         meter=meter.name,
-        rates=base.rates if base and not values.has(RATE) else values.get(RATE, ()),
-        concurrency=base.concurrency
-        if base and not values.has(CONCURRENCY)
-        else _limit_of(values.get(CONCURRENCY)),
-        included=_build_included(values, meter, base),
+        rates=values.get(RATE, ()) if values.has(RATE) else start.rates,
+        concurrency=_limit_of(values.get(CONCURRENCY)) if values.has(CONCURRENCY) else start.concurrency,
+        included=included,
         overage=_build_overage(values, meter, base, problems),
-        warn_at=base.warn_at if base and not values.has(WARN_AT) else _build_warn_at(values, problems),
+        warn_at=_build_warn_at(values, problems) if values.has(WARN_AT) else start.warn_at,
     )
 
 
@@ -143,15 +146,6 @@ def _refuse_sizes(values: Values, meter: Meter, problems: Problems) -> None:
                 f"found the size {written!r}, but {meter.name} counts {meter.unit}; allowed: a whole number"
             )
             problems.refuse(table.place(key), message)
-
-
-def _build_included(values: Values, meter: Meter, base: Entitlement | None) -> int | None:
-    if values.has(INCLUDED):
-        return _limit_of(values.get(INCLUDED))
-    if base is not None:
-        return base.included
-    is_billed = values.get(OVERAGE) is not None or default_entitlement(meter).included is not None
-    return 0 if is_billed else None
 
 
 def _build_overage(values: Values, meter: Meter, base: Entitlement | None, problems: Problems) -> Overage:
@@ -201,7 +195,7 @@ def _build_bill(bill: Values | None, problems: Problems) -> Overage:
         if bill.has(given) and not bill.has(needed):
             message = f"`{given.name}` needs `{needed.name}`: so much money per so many units"
             problems.refuse(bill.place(given), message)
-    return Overage(mode="bill", cap=bill.get(CAP), per=bill.get(PER), amount_cents=bill.get(AMOUNT_CENTS))
+    return Overage(mode="bill", **bill.given(CAP, PER, AMOUNT_CENTS))
 
 
 def _build_warn_at(values: Values, problems: Problems) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from meterkit.catalog.digest import digest
 from meterkit.catalog.document import SIZE_MAX, parse
 from meterkit.catalog.fit import check_fit
 from meterkit.catalog.inheritance import with_inheritance
-from meterkit.catalog.models import Anonymous, Catalog, Enforcement, Headers, StoreFailure
+from meterkit.catalog.models import Anonymous, Catalog, Route
 from meterkit.catalog.report import Place, Problems, RefusedError, nearest, unknown
 from meterkit.catalog.scalars import NAME, scalar
 from meterkit.catalog.shapes import Choice, Key, Table, Values
@@ -49,13 +49,11 @@ ROUTES: Final = Key("routes", routes.ROUTES_SHAPE, "How requests are decided; th
 PLANS: Final = Key("plans", plans.PLANS_SHAPE, "Named sets of entitlements.", required=True)
 BILLING: Final = Key("billing", billing.BILLING_TABLE, "What is billed, and when changes bind.")
 DUNNING: Final = Key("dunning", billing.DUNNING_TABLE, "What failed payments lead to.")
-ENFORCEMENT: Final[Key[Enforcement]] = Key(
+ENFORCEMENT: Final = Key(
     "enforcement", billing.ENFORCEMENTS, "on (default) or shadow: decide, but never deny."
 )
-ON_STORE_FAILURE: Final[Key[StoreFailure]] = Key(
-    "on_store_failure", billing.STORE_FAILURES, "allow (default) or deny."
-)
-HEADERS: Final[Key[Headers]] = Key("headers", billing.HEADERS, "ietf (default), x-ratelimit, both or none.")
+ON_STORE_FAILURE: Final = Key("on_store_failure", billing.STORE_FAILURES, "allow (default) or deny.")
+HEADERS: Final = Key("headers", billing.HEADERS, "ietf (default), x-ratelimit, both or none.")
 ROOT: Final = Table(
     "a plans file",
     (
@@ -121,18 +119,17 @@ def _build(values: Values, problems: Problems) -> Catalog:
     declared = plans.Declared(meters=known, features=features, credits=credits_)
     built_plans = plans.build_plans(values.get(PLANS, {}), declared, problems)
     money = billing.build_billing(values.get(BILLING))
-    enforcement: Enforcement = values.get(ENFORCEMENT, "on")
-    on_store_failure: StoreFailure = values.get(ON_STORE_FAILURE, "allow")
-    headers: Headers = values.get(HEADERS, "ietf")
     written_routes = values.get(ROUTES, ())
-    defaults = routes.RouteDefaults(
+    common = values.given(ENFORCEMENT, ON_STORE_FAILURE, HEADERS)
+    default = Route(
+        match="*",
+        method=None,
+        path=None,
         charge_on=money.charge_on,
-        enforcement=enforcement,
-        on_store_failure=on_store_failure,
-        headers=headers,
         idempotency_header=money.idempotency_header,
+        **common,
     )
-    built_routes = routes.build_routes(written_routes, declared, defaults, problems)
+    built_routes = routes.build_routes(written_routes, declared, default, problems)
     check_fit(
         zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
     )
@@ -154,9 +151,7 @@ def _build(values: Values, problems: Problems) -> Catalog:
         plans={key: plan for key, plan in built_plans.items() if plan is not None},
         billing=money,
         dunning=dunning,
-        enforcement=enforcement,
-        on_store_failure=on_store_failure,
-        headers=headers,
+        **common,
     )
     return digest(replace(catalog, notes=problems.notes))
 

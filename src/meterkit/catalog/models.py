@@ -7,7 +7,7 @@ applied: a reader of these values never asks "and if it is missing?".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ class Price:
 
     amount_cents: int
     interval: Literal["month", "year"]
-    included_per: Literal["month", "interval"]
-    stripe_price: str | None
+    included_per: Literal["month", "interval"] = "month"
+    stripe_price: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +156,7 @@ class SeatPrice:
     """What a seat costs per interval of the plan's price."""
 
     amount_cents: int
-    stripe_price: str | None
+    stripe_price: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,42 +252,44 @@ class Route:
     match: str
     method: str | None
     path: str | None
-    exempt: bool
-    always: bool
-    feature: str | None
-    consume: Mapping[str, int]
-    per_message: Mapping[str, int]
-    grow: Mapping[str, int]
-    storage: str | None
+    exempt: bool = False
+    always: bool = False
+    feature: str | None = None
+    consume: Mapping[str, int] = field(default_factory=dict[str, int])
+    per_message: Mapping[str, int] = field(default_factory=dict[str, int])
+    grow: Mapping[str, int] = field(default_factory=dict[str, int])
+    storage: str | None = None
     storage_meter: str | None = None
-    usage: str
-    reserve: tuple[Reserve, ...]
-    charge_on: frozenset[Outcome]
-    enforcement: Enforcement
-    on_store_failure: StoreFailure
-    headers: Headers
-    idempotency_header: str | None
+    usage: str = "none"
+    reserve: tuple[Reserve, ...] = ()
+    charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
+    enforcement: Enforcement = "on"
+    on_store_failure: StoreFailure = "allow"
+    headers: Headers = "ietf"
+    idempotency_header: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """When plan changes bind, and what happens to what is above the new limit."""
 
-    upgrade: Literal["now", "period_end"]
-    downgrade: Literal["now", "period_end"]
-    over_limit: Literal["block_growth", "allow"]
+    upgrade: Literal["now", "period_end"] = "now"
+    downgrade: Literal["now", "period_end"] = "period_end"
+    over_limit: Literal["block_growth", "allow"] = "block_growth"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Billing:
-    """The ``billing:`` block, defaults applied."""
+    """The ``billing:`` block."""
 
-    charge_on: frozenset[Outcome]
-    sources: frozenset[Literal["reported", "partial", "estimated", "missing"]]
-    idempotency_header: str | None
-    portal_url: str | None
-    changes: Changes
-    late_usage: Literal["next_period", "dead_letter"]
+    charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
+    sources: frozenset[Literal["reported", "partial", "estimated", "missing"]] = frozenset(
+        {"reported", "partial", "estimated"}
+    )
+    idempotency_header: str | None = None
+    portal_url: str | None = None
+    changes: Changes = Changes()
+    late_usage: Literal["next_period", "dead_letter"] = "next_period"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,7 +338,7 @@ class Catalog:
     plans: Mapping[str, Plan]
     billing: Billing
     dunning: Dunning
-    enforcement: Enforcement
-    on_store_failure: StoreFailure
-    headers: Headers
+    enforcement: Enforcement = "on"
+    on_store_failure: StoreFailure = "allow"
+    headers: Headers = "ietf"
     notes: tuple[Note, ...] = ()

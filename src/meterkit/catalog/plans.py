@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.document import Items, Text
 from meterkit.catalog.entitlements import ENTITLEMENT_TABLE, build_entitlement, default_entitlement
@@ -22,13 +22,9 @@ if TYPE_CHECKING:
     from meterkit.catalog.report import Problems
     from meterkit.catalog.shapes import Values
 
-Interval = Literal["month", "year"]
-IncludedPer = Literal["month", "interval"]
 PRIORITY_DEFAULT: Final = 50
 DEFAULT_PLAN_WORD: Final = "default_plan"
 
-_INTERVALS: Final[Choice[Interval]] = Choice(("month", "year"))
-_INCLUDED_PER: Final[Choice[IncludedPer]] = Choice(("month", "interval"))
 _PRICE_ID: Final = text(
     255, pattern=r"\S+", allowed="the id of a price at Stripe, such as price_1Q2w3E4r5T6y7U8i"
 )
@@ -41,11 +37,11 @@ AMOUNT_CENTS: Final = Key(
     without_effect="meterkit creates no subscription and charges no price; that is done at Stripe",
     informs=True,
 )
-INTERVAL: Final[Key[Interval]] = Key(
-    "interval", _INTERVALS, "How often it is paid: month or year.", required=True
+INTERVAL: Final = Key(
+    "interval", Choice(("month", "year")), "How often it is paid: month or year.", required=True
 )
-INCLUDED_PER: Final[Key[IncludedPer]] = Key(
-    "included_per", _INCLUDED_PER, "Span of included quantities: month (default) or interval."
+INCLUDED_PER: Final = Key(
+    "included_per", Choice(("month", "interval")), "Span of included quantities: month (default) or interval."
 )
 STRIPE_PRICE: Final = Key(
     "stripe_price",
@@ -53,6 +49,7 @@ STRIPE_PRICE: Final = Key(
     "The id of the price at Stripe.",
     without_effect="meterkit neither creates subscriptions nor reads them",
 )
+_NO_PRICE: Final[dict[str, Any]] = {"amount_cents": 0, "interval": "month"}  # Where it was refused.
 PRICE_TABLE: Final = Table("a price", (AMOUNT_CENTS, INTERVAL, INCLUDED_PER, STRIPE_PRICE), inheritable=True)
 SEAT_PRICE_TABLE: Final = Table("a seat price", (AMOUNT_CENTS, STRIPE_PRICE), inheritable=True)
 
@@ -141,18 +138,12 @@ def build_plans(
 
 
 def _build_plan(key: str, values: Values, declared: Declared, problems: Problems) -> Plan:
-    price = values.get(PRICE)
-    seat_price = values.get(SEAT_PRICE)
+    price, seat_price = values.get(PRICE), values.get(SEAT_PRICE)
     return Plan(
         key=key,
         name=values.get(PLAN_NAME, key),
         rank=values.get(RANK, 0),
-        price=Price(
-            amount_cents=price.get(AMOUNT_CENTS, 0) if price else 0,
-            interval=price.get(INTERVAL, "month") if price else "month",
-            included_per=price.get(INCLUDED_PER, "month") if price else "month",
-            stripe_price=price.get(STRIPE_PRICE) if price else None,
-        ),
+        price=Price(**_NO_PRICE | (price.given(*PRICE_TABLE.keys) if price else {})),
         seat_price=None
         if seat_price is None
         else SeatPrice(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
 from meterkit.catalog.match import MATCH_SHAPE, WEBSOCKET, parse_match
 from meterkit.catalog.meters import check_meter, counts_bytes
-from meterkit.catalog.models import Enforcement, Headers, Reserve, Route, StoreFailure
+from meterkit.catalog.models import Reserve, Route
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, Values
@@ -17,7 +17,6 @@ from meterkit.catalog.surprises import note_unreachable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog.models import Meter, Outcome
     from meterkit.catalog.plans import Declared
     from meterkit.catalog.report import Place, Problems
 
@@ -73,9 +72,9 @@ RESERVE: Final = Key(
     "reserve", MapOf(NAME, RESERVE_TABLE, "meters and reserves", 1), "What is set aside beforehand."
 )
 CHARGE_ON: Final = Key("charge_on", CHARGE_ON_SHAPE, "Outcomes that are billed: success, attempt or a list.")
-ENFORCEMENT: Final[Key[Enforcement]] = Key("enforcement", ENFORCEMENTS, "on or shadow.")
-ON_STORE_FAILURE: Final[Key[StoreFailure]] = Key("on_store_failure", STORE_FAILURES, "allow or deny.")
-ROUTE_HEADERS: Final[Key[Headers]] = Key("headers", HEADERS, "ietf, x-ratelimit, both or none.")
+ENFORCEMENT: Final = Key("enforcement", ENFORCEMENTS, "on or shadow.")
+ON_STORE_FAILURE: Final = Key("on_store_failure", STORE_FAILURES, "allow or deny.")
+ROUTE_HEADERS: Final = Key("headers", HEADERS, "ietf, x-ratelimit, both or none.")
 IDEMPOTENCY_HEADER: Final = Key(
     "idempotency_header",
     Nullable(HEADER_NAME),
@@ -92,25 +91,14 @@ ROUTE_TABLE: Final = Table(
 ROUTES_SHAPE: Final = ListOf(ROUTE_TABLE, "routes")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteDefaults:
-    """What a route says where it says nothing."""
-
-    charge_on: frozenset[Outcome]
-    enforcement: Enforcement
-    on_store_failure: StoreFailure
-    headers: Headers
-    idempotency_header: str | None
-
-
 def build_routes(
-    read: tuple[Values, ...], declared: Declared, defaults: RouteDefaults, problems: Problems
+    read: tuple[Values, ...], declared: Declared, default: Route, problems: Problems
 ) -> tuple[Route, ...]:
-    """The routes in the file's order."""
+    """The routes in the file's order; ``default`` is one that says nothing of itself."""
     _refuse_unreachable(read, problems)
     matches = [(match, values.place(MATCH)) for values in read if (match := values.get(MATCH)) is not None]
     note_unreachable(matches, problems)
-    return tuple(_build_route(values, declared, defaults, problems) for values in read)
+    return tuple(_build_route(values, declared, default, problems) for values in read)
 
 
 def _refuse_unreachable(read: tuple[Values, ...], problems: Problems) -> None:
@@ -129,7 +117,7 @@ def _refuse_unreachable(read: tuple[Values, ...], problems: Problems) -> None:
         first.setdefault(key, values.place(MATCH))
 
 
-def _build_route(values: Values, declared: Declared, defaults: RouteDefaults, problems: Problems) -> Route:
+def _build_route(values: Values, declared: Declared, default: Route, problems: Problems) -> Route:
     method, path = parse_match(values.get(MATCH, "*"))
     _refuse_contradictions(values, method, path, problems)
     if method == WEBSOCKET:
@@ -138,27 +126,22 @@ def _build_route(values: Values, declared: Declared, defaults: RouteDefaults, pr
     feature = values.get(FEATURE)
     if feature is not None and feature not in declared.features:
         problems.refuse(values.place(FEATURE), unknown("feature", feature, declared.features))
-    return Route(
-        match=values.get(MATCH, "*"),
+    if values.get(USAGE, "none") != "none" and not any(name in declared.meters for name in USAGE_METERS):
+        message = f"token figures go to the meters {', '.join(USAGE_METERS)}; declare at least one of them"
+        problems.refuse(values.place(USAGE), message)
+    return replace(
+        default,
+        **values.given(
+            *(MATCH, EXEMPT, ALWAYS, FEATURE, STORAGE, USAGE),
+            *(CHARGE_ON, ENFORCEMENT, ON_STORE_FAILURE, ROUTE_HEADERS, IDEMPOTENCY_HEADER),
+        ),
         method=method,
         path=path,
-        exempt=values.get(EXEMPT, False),
-        always=values.get(ALWAYS, False),
-        feature=feature,
-        consume=_build_counted(values, CONSUME, declared, problems),
-        per_message=_build_counted(values, PER_MESSAGE, declared, problems),
-        grow=_build_grow(values, declared, problems),
-        storage=values.get(STORAGE),
+        consume=_build_quantities(values, CONSUME, declared, problems),
+        per_message=_build_quantities(values, PER_MESSAGE, declared, problems),
+        grow=_build_quantities(values, GROW, declared, problems),
         storage_meter=_build_storage_meter(values, declared, problems),
-        usage=_build_usage(values, declared, problems),
         reserve=_build_reserves(values, declared, problems),
-        charge_on=values.get(CHARGE_ON, defaults.charge_on),
-        enforcement=values.get(ENFORCEMENT, defaults.enforcement),
-        on_store_failure=values.get(ON_STORE_FAILURE, defaults.on_store_failure),
-        headers=values.get(ROUTE_HEADERS, defaults.headers),
-        idempotency_header=values.get(IDEMPOTENCY_HEADER)
-        if values.has(IDEMPOTENCY_HEADER)
-        else defaults.idempotency_header,
     )
 
 
@@ -182,21 +165,21 @@ def _refuse_contradictions(values: Values, method: str | None, path: str | None,
         problems.refuse(values.place(PER_MESSAGE), message)
 
 
-def _build_counted(
+def _build_quantities(
     values: Values, key: Key[dict[str, int | None]], declared: Declared, problems: Problems
 ) -> dict[str, int]:
-    built: dict[str, int] = {}
     for name, place in values.places(key).items():
-        _check_counter(name, place, key.name, declared, problems)
-        written = values.get(key, {}).get(name)
-        if written is not None:
-            built[name] = written
-    return built
+        if key is GROW:
+            meter = check_meter(name, declared.meters, place, problems)
+            if meter is not None and meter.kind != "gauge":
+                message = f"{name} is a counter and only gauges grow; use `consume: {{{name}: …}}`"
+                problems.refuse(place, message)
+        else:
+            _check_counter(name, place, key.name, declared, problems)
+    return {name: written for name, written in values.get(key, {}).items() if written is not None}
 
 
-def _check_counter(
-    name: str, place: Place, verb: str, declared: Declared, problems: Problems
-) -> Meter | None:
+def _check_counter(name: str, place: Place, verb: str, declared: Declared, problems: Problems) -> None:
     meter = check_meter(name, declared.meters, place, problems)
     if meter is not None and meter.kind == "gauge":
         cure = "`storage: content-length`" if counts_bytes(meter) else f"`grow: {{{name}: …}}`"
@@ -207,19 +190,6 @@ def _check_counter(
         problems.refuse(
             place, f"{name} is a part of {meter.source} and follows it; name {meter.source} in `{verb}`"
         )
-    return meter
-
-
-def _build_grow(values: Values, declared: Declared, problems: Problems) -> dict[str, int]:
-    built: dict[str, int] = {}
-    for name, place in values.places(GROW).items():
-        meter = check_meter(name, declared.meters, place, problems)
-        if meter is not None and meter.kind != "gauge":
-            problems.refuse(place, f"{name} is a counter and only gauges grow; use `consume: {{{name}: …}}`")
-        written = values.get(GROW, {}).get(name)
-        if written is not None:
-            built[name] = written
-    return built
 
 
 def _build_storage_meter(values: Values, declared: Declared, problems: Problems) -> str | None:
@@ -242,22 +212,11 @@ def _build_storage_meter(values: Values, declared: Declared, problems: Problems)
     return None
 
 
-def _build_usage(values: Values, declared: Declared, problems: Problems) -> str:
-    usage = values.get(USAGE, "none")
-    if usage != "none" and not any(name in declared.meters for name in USAGE_METERS):
-        message = f"token figures go to the meters {', '.join(USAGE_METERS)}; declare at least one of them"
-        problems.refuse(values.place(USAGE), message)
-    return usage
-
-
 def _build_reserves(values: Values, declared: Declared, problems: Problems) -> tuple[Reserve, ...]:
-    built: list[Reserve] = []
     for name, place in values.places(RESERVE).items():
         _check_counter(name, place, RESERVE.name, declared, problems)
-        written = values.get(RESERVE, {}).get(name)
-        if written is not None:
-            built.append(_build_reserve(name, written, problems))
-    return tuple(built)
+    read = values.get(RESERVE, {}).items()
+    return tuple(_build_reserve(name, written, problems) for name, written in read if written is not None)
 
 
 def _build_reserve(name: str, values: Values, problems: Problems) -> Reserve:

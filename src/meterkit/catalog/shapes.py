@@ -8,7 +8,7 @@ the same shapes, so the two cannot differ.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
 
 from meterkit.catalog.document import Fields, Items, Node, Text, kind_of
 from meterkit.catalog.report import RefusedError, listed, quoted, suggestion
@@ -209,6 +209,12 @@ class Values:
         """What the key says, or the default where it is absent, null or refused."""
         value = cast("T | None", self.read.get(key.name))
         return default if value is None else value
+
+    def given(self, *keys: Key[Any]) -> dict[str, Any]:
+        """What the file says under these keys and was not refused, by their names: fields of a model."""
+        return {
+            key.name: self.read.get(key.name) for key in keys if self.has(key) and not self.is_refused(key)
+        }
 
     def has(self, key: Key[T]) -> bool:
         """Whether the file says anything under the key."""
