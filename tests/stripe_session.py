@@ -16,7 +16,7 @@ from meterkit.delivery.stripe_v1 import API_VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.delivery.transport import Intent
+    from meterkit.store.intents import Sealed
 
 __all__ = ["HttpxClient", "StripeSession"]
 
@@ -118,7 +118,7 @@ class StripeSession:
         """Close all connections. Closing twice is harmless."""
         await self._http_client.close_async()
 
-    async def create_meter_event(self, intent: Intent) -> Result:
+    async def create_meter_event(self, intent: Sealed) -> Result:
         """Send one meter event, once, and tell what happened. Raises nothing but cancellation."""
         try:
             event = await self.client.v1.billing.meter_events.create_async(
@@ -128,7 +128,7 @@ class StripeSession:
                     "payload": {"stripe_customer_id": intent.stripe_customer, "value": f"{intent.value:d}"},
                     "timestamp": intent.timestamp,
                 },
-                {"idempotency_key": intent.idempotency_key},
+                {"idempotency_key": intent.key},
             )
         except stripe.StripeError as error:
             return _refusal(error)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from delivering import Desk
     from meterkit.delivery.outcomes import Outcome
-    from meterkit.delivery.transport import Intent
+    from meterkit.store.intents import Sealed
     from servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ class Sleeping:
         self._transport = at.transport
         self.sleep: Callable[[], None] | None = None
 
-    async def send(self, intent: Intent) -> Outcome:
+    async def send(self, intent: Sealed) -> Outcome:
         sleep, self.sleep = self.sleep, None
         if sleep is not None:
             sleep()

@@ -20,7 +20,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from answering import Answering, answer, answering
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.delivery.transport import Intent, Transport
+from meterkit.store.intents import Sealed
 from meterkit.testing import Clock, StripeEmulator
 from stripe_session import StripeSession
 
@@ -30,18 +30,24 @@ if TYPE_CHECKING:
 
     from answering import Asked
     from meterkit.delivery.outcomes import Kind
+    from meterkit.delivery.transport import Transport
 
 pytestmark = pytest.mark.anyio
 
 KEY = "sk_test_51SECRETsecret"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-INTENT = Intent(
+INTENT = Sealed(
     identifier="4f1c",
-    event_name="api_requests",
+    customer="ada",
     stripe_customer="cus_1",
+    period="2026-11-01T00:00:00Z",
+    meter_token="requ",
+    event_name="api_requests",
     value=3,
     timestamp=int(NOW.timestamp()),
-    idempotency_key="4f1c",
+    key="4f1c",
+    sealed_ms=0,
+    due_ms=0,
 )
 ACCEPTED = {"object": "billing.meter_event", "identifier": "4f1c", "livemode": False}
 CLOSED_PORT = "http://127.0.0.1:1"
@@ -71,7 +77,7 @@ def created(asked: Asked) -> bytes:
 
 
 async def test_wire_form_is_that_of_the_official_sdk() -> None:
-    intent = replace(INTENT, value=10**15 - 1, idempotency_key="4f1c-2")
+    intent = replace(INTENT, value=10**15 - 1, key="4f1c-2")
     async with answering(created) as stand_in, opened(stand_in.url) as transport:
         assert (await transport.send(intent)).kind == "delivered"
         session = StripeSession(KEY, api_base=stand_in.url, timeout_s=5)
@@ -288,7 +294,7 @@ async def test_server_time_is_stripes_clock() -> None:
     async with emulated() as (emulator, transport):
         assert (await transport.send(INTENT)).server_time_s == int(NOW.timestamp())
         emulator.fail_next("error", status=429)
-        refused = await transport.send(replace(INTENT, idempotency_key="k2"))
+        refused = await transport.send(replace(INTENT, key="k2"))
         assert refused.server_time_s == int(NOW.timestamp())
 
 
@@ -296,7 +302,7 @@ async def test_delivered_once() -> None:
     async with emulated() as (emulator, transport):
         first = await transport.send(INTENT)
         assert (await transport.send(INTENT)).kind == "delivered", "the stored answer of the same key"
-        assert (await transport.send(replace(INTENT, idempotency_key="k2"))).kind == "duplicate"
+        assert (await transport.send(replace(INTENT, key="k2"))).kind == "duplicate"
     assert first.kind == "delivered"
     assert first.request_id is not None
     assert emulator.accepted("cus_1", "api_requests") == 3
@@ -309,7 +315,7 @@ async def test_what_is_unknown_is_settled_by_trying_again(action: str, when: str
         emulator.fail_next(action, when=when)  # type: ignore[arg-type]  # parametrised
         lost = await transport.send(INTENT)
         assert lost.kind == "unknown"
-        again = await transport.send(replace(INTENT, idempotency_key="k2") if lost.new_key else INTENT)
+        again = await transport.send(replace(INTENT, key="k2") if lost.new_key else INTENT)
         assert again.delivered
         assert emulator.accepted("cus_1", "api_requests") == 3
 
@@ -353,9 +359,7 @@ async def test_concurrent_first_sends_share_one_session() -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(20):
                 customer = emulator.add_customer()
-                intent = replace(
-                    INTENT, identifier=f"i{number}", idempotency_key=f"i{number}", stripe_customer=customer
-                )
+                intent = replace(INTENT, identifier=f"i{number}", key=f"i{number}", stripe_customer=customer)
                 tasks.start_soon(transport.send, intent)
         assert len(emulator.events) == 20
 

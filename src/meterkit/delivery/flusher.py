@@ -68,7 +68,7 @@ class Flusher:
             store, transport, calls_per_s=calls_per_s, calls_at_once=calls_at_once, timeout_s=timeout_s
         )
         self._alone = asyncio.Lock()
-        self._aside: set[str] = set()
+        self._aside: set[tuple[str, str]] = set()
 
     def stop(self) -> None:
         """Send nothing more. What is under way is waited for: at most the time that one call may take."""
@@ -164,39 +164,36 @@ class Flusher:
             try:
                 sealing = await outbox.seal(shard, due_ms=seal_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
-                await self._tell(flush, sealing)
+                self._tell(flush, sealing)
                 await self._send_due(flush, lease, max(sealing.now_ms, self._store.now_ms()))
             finally:
                 with suppress(StoreError):  # It runs out by itself.
                     await outbox.lease(shard, ttl_ms=0)
 
-    async def _tell(self, flush: _Pass, sealing: Sealing) -> None:
-        """Say which usage could not be sealed: of each customer once, until it could."""
-        self._aside.difference_update(sealing.fine)
-        for customer, why in sealing.aside.items():
-            flush.unsealed.append(Unsealed(customer=customer, meter="", quantity=None, why=why))
-            if customer not in self._aside:
-                self._aside.add(customer)
-                _logger.error(
-                    "usage of customer %r cannot be sealed, and is set aside: %s",
-                    customer,
-                    why,
-                    extra=REPORTED,
-                )
-        for nameless in sealing.nameless:
-            unsealed = Unsealed(
+    def _tell(self, flush: _Pass, sealing: Sealing) -> None:
+        """Say which usage could not be sealed: of each customer and meter once, until it could."""
+        self._aside.difference_update((customer, "") for customer in sealing.fine)
+        unsealed = [
+            Unsealed(customer=customer, meter="", quantity=None, why=why)
+            for customer, why in sealing.aside.items()
+        ]
+        unsealed += [
+            Unsealed(
                 customer=nameless.customer,
                 meter=nameless.meter_token,
                 quantity=nameless.quantity,
                 why="its meter is not in the plans file, and the store knows no event name of it",
             )
-            flush.unsealed.append(unsealed)
-            said = f"{nameless.customer}\0{nameless.meter_token}"
-            if said not in self._aside:
-                self._aside.add(said)
+            for nameless in sealing.nameless
+        ]
+        flush.unsealed += unsealed
+        for one in unsealed:
+            if (one.customer, one.meter) not in self._aside:
+                self._aside.add((one.customer, one.meter))
+                what = "usage" if one.quantity is None else f"{one.quantity} units of {one.meter}"
                 _logger.error(
-                    "%d units of customer %r cannot be sealed: %s (%s)",
-                    *(nameless.quantity, nameless.customer, unsealed.why, nameless.meter_token),
+                    "%s of customer %r cannot be sealed; all else is delivered: %s",
+                    *(what, one.customer, one.why),
                     extra=REPORTED,
                 )
 
@@ -294,12 +291,8 @@ class _Settling:
         moves, self._moves = self._moves, []
         report = self._flush.report
         for move in await self._flush.outbox.settle(self._lease.shard, moves):
-            if move.state == "delivered":
-                report.delivered += 1
-            elif move.state == "parked":
-                report.parked += 1
-            elif move.state == "dead":
-                report.dead += 1
+            if move.state in {"delivered", "parked", "dead"}:
+                setattr(report, move.state, getattr(report, move.state) + 1)
             elif move.why:
                 report.retried += 1
                 report.why = move.why

@@ -29,28 +29,20 @@ Kind = Literal[
 Step = Literal["acknowledge", "retry", "park", "dead"]
 Scope = Literal["intent", "meter", "account"]
 
-STEPS: Final[Mapping[Kind, Step]] = {
-    "delivered": "acknowledge",
-    "duplicate": "acknowledge",
-    "unknown": "retry",
-    "unreadable": "retry",
-    "not_done": "retry",
-    "bug": "retry",
-    "systemic": "retry",
-    "no_meter": "retry",
-    "timestamp": "park",
-    "mapping": "park",
-    "permanent": "dead",
+# What to do, what else would be answered so, and whether a person must be told.
+MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
+    "delivered": ("acknowledge", "intent", False),
+    "duplicate": ("acknowledge", "intent", False),
+    "unknown": ("retry", "intent", False),
+    "unreadable": ("retry", "account", True),
+    "not_done": ("retry", "intent", False),
+    "bug": ("retry", "intent", True),
+    "systemic": ("retry", "account", True),
+    "no_meter": ("retry", "meter", True),
+    "timestamp": ("park", "intent", True),
+    "mapping": ("park", "meter", True),
+    "permanent": ("dead", "intent", True),
 }
-SCOPES: Final[Mapping[Kind, Scope]] = {
-    "systemic": "account",
-    "unreadable": "account",
-    "no_meter": "meter",
-    "mapping": "meter",
-}
-ALERTING: Final[frozenset[Kind]] = frozenset(
-    {"unreadable", "bug", "systemic", "no_meter", "timestamp", "mapping", "permanent"}
-)
 
 # What Stripe names its errors (https://docs.stripe.com/api/errors). What does not come in its envelope with
 # one of these types was answered by something between here and Stripe, and says nothing of the event.
@@ -146,17 +138,17 @@ class Outcome:
     @property
     def step(self) -> Step:
         """What to do: ``retry`` later, ``park`` for a person, ``dead``: to the dead letters."""
-        return STEPS[self.kind]
+        return MEANS[self.kind][0]
 
     @property
     def scope(self) -> Scope:
         """What else would be answered so: nothing but this intent, all of its meter, or whatever is sent."""
-        return SCOPES.get(self.kind, "intent")
+        return MEANS[self.kind][1]
 
     @property
     def alert(self) -> bool:
         """Whether a person must be told."""
-        return self.kind in ALERTING
+        return MEANS[self.kind][2]
 
 
 def classify(result: Result) -> Outcome:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.gate import Gate
 from meterkit.delivery.report import REPORTED
-from meterkit.delivery.transport import Intent
 from meterkit.store.intents import Move
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ class Sender:
                     extra=REPORTED,
                 )
                 return Move(intent=sealed, state="parked", why=why)
-            outcome = await self._transport.send(self._intent(attempt))
+            outcome = await self._transport.send(sealed)
         apart_s = self._note(sealed.event_name, outcome)
         self._alert(attempt, outcome, apart_s=apart_s)
         return self._next(attempt, outcome, is_clock_right=apart_s <= _CLOCKS_APART_S)
@@ -224,17 +223,6 @@ class Sender:
 
     def _give_back(self, attempt: Attempt) -> Move:
         return Move(intent=attempt.intent, state="queued", untried=attempt.first_ms == attempt.now_ms)
-
-    def _intent(self, attempt: Attempt) -> Intent:
-        sealed = attempt.intent
-        return Intent(
-            identifier=sealed.identifier,
-            event_name=sealed.event_name,
-            stripe_customer=sealed.stripe_customer,
-            value=sealed.value,
-            timestamp=sealed.timestamp,
-            idempotency_key=sealed.key,
-        )
 
     async def _pace(self) -> None:
         now = monotonic()

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.delivery.http import HttpClient
-    from meterkit.delivery.transport import Answer, Intent
+    from meterkit.delivery.transport import Answer
+    from meterkit.store.intents import Sealed
 
 __all__ = ["API_VERSION", "CUSTOMER_KEY", "VALUE_KEY", "StripeV1Transport"]
 
@@ -64,7 +65,7 @@ class StripeV1Transport:
     def __repr__(self) -> str:
         return f"StripeV1Transport(api_base={_origin(self._base)!r}, timeout_s={self.timeout_s})"
 
-    async def send(self, intent: Intent) -> Outcome:
+    async def send(self, intent: Sealed) -> Outcome:
         """Try once to deliver ``intent``. Raises nothing but cancellation."""
         if self._closed:
             return classify(Result(failure="not_sent", message="the transport is closed"))
@@ -73,7 +74,7 @@ class StripeV1Transport:
             # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
             module = import_module("meterkit.delivery.http")
             http = self._http = cast("HttpClient", module.HttpClient(self._base, timeout_s=self.timeout_s))
-        headers = self._headers | {"Idempotency-Key": intent.idempotency_key}
+        headers = self._headers | {"Idempotency-Key": intent.key}
         answer = await http.post(PATH, headers, urlencode(_form(intent)).encode())
         if isinstance(answer, Unanswered):
             return classify(Result(failure=answer.failure, message=answer.why))
@@ -93,7 +94,7 @@ def _origin(address: str) -> str:
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
 
-def _form(intent: Intent) -> dict[str, str]:
+def _form(intent: Sealed) -> dict[str, str]:
     return {
         "event_name": intent.event_name,
         "identifier": intent.identifier,

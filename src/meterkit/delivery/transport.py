@@ -9,29 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.delivery.outcomes import Outcome
+    from meterkit.store.intents import Sealed
 
-__all__ = ["Answer", "Intent", "Transport", "Unanswered"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """Sealed usage on its way to Stripe. What it says never changes; only ``idempotency_key`` may.
-
-    Attributes:
-        identifier: 1 to 100 characters, never used for another value; Stripe counts it once.
-        event_name: the ``event_name`` of the Stripe meter.
-        stripe_customer: ``cus_…``.
-        value: quantity in the meter's unit, from 0 to 10^15 - 1.
-        timestamp: Unix seconds; decides the invoice.
-        idempotency_key: names the attempt; equals ``identifier`` on the first one.
-    """
-
-    identifier: str
-    event_name: str
-    stripe_customer: str
-    value: int
-    timestamp: int
-    idempotency_key: str
+__all__ = ["Answer", "Transport", "Unanswered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +37,7 @@ class Unanswered:
 class Transport(Protocol):
     """Delivers intents, one at a time; safe to call concurrently within one event loop."""
 
-    async def send(self, intent: Intent) -> Outcome:
+    async def send(self, intent: Sealed) -> Outcome:
         """Try once to deliver ``intent``. Raises nothing but cancellation."""
         ...
 
