@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEVER_MS",
+    "NOBODY",
     "NO_STATE",
     "Access",
     "CustomerState",
@@ -75,17 +76,22 @@ class CustomerState:
 
     def dump(self) -> str:
         """The state as JSON, defaults left out."""
-        blank = CustomerState()
-        kept = {name: value for name, value in asdict(self).items() if value != getattr(blank, name)}
+        kept = {name: value for name, value in asdict(self).items() if value != getattr(NOBODY, name)}
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def parse(cls, data: str | bytes) -> CustomerState:
-        """The inverse of :meth:`dump`; empty text is the state of a customer never seen before."""
-        known: dict[str, Any] = json.loads(data) if data else {}
+        """The inverse of :meth:`dump`; empty text is the state of a customer whom nobody set up."""
+        if not data:
+            return NOBODY
+        known: dict[str, Any] = json.loads(data)
         # A field of a newer release says nothing to this one.
         found = cls(**{name: value for name, value in known.items() if name in cls.__slots__})
         return replace(found, minutes_taken_ms=tuple(found.minutes_taken_ms))
+
+
+NOBODY: Final = CustomerState()
+"""The state of a customer whom nobody set up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

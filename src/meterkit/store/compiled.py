@@ -9,7 +9,7 @@ from meterkit.catalog.quantity import counters_of
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.prepaid import prepaid_by_plan
 from meterkit.decisions.program import compile_program, demands_of
-from meterkit.decisions.state import NO_STATE, CustomerState, effective_plan
+from meterkit.decisions.state import NO_STATE, NOBODY, CustomerState, effective_plan
 from meterkit.store.alarms import Alarms
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class CompiledCatalog:
         With it comes what the requests of these have in common, packed; None for a customer with a state.
         """
         plan = state.plan or self.catalog.default_plan
-        is_bare = rev == NO_STATE and state == CustomerState(plan=state.plan)
+        is_bare = rev == NO_STATE and (state is NOBODY or state == CustomerState(plan=state.plan))
         if not is_bare or plan not in self.catalog.plans:
             return effective_plan(state, self.catalog, now_ms), None
         known = self._effective.get(plan)

@@ -19,6 +19,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from meterkit.decisions.program import Demand
 from meterkit.decisions.state import NO_STATE
 from meterkit.errors import StoreError
 from meterkit.redis.durability import Keeping
@@ -279,7 +280,7 @@ class Outbox:
 
     def _seal_arguments(self, view: CustomerView, meters: Mapping[str, Counted]) -> list[str | int | bytes]:
         state = view.state
-        terms = view.terms(_QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS, view.keep_ms())
+        terms = view.terms(_QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS, _keep_ms(view))
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [token_hex(16), view.customer, state.stripe_customer or ""]
         asked.append(json.dumps(state.minutes_taken_ms))
@@ -336,3 +337,10 @@ class Outbox:
     def _client(self) -> Any:
         # Redis-py's types speak of texts, bytes and both protocols at once.
         return self._admin.client
+
+
+def _keep_ms(view: CustomerView) -> int:
+    """How long the counters of a customer's rates must live."""
+    nothing = Demand(needed=0, taken=0)
+    rated = {name: nothing for name, given in view.entitlements.items() if given.rates}
+    return view.compile(rated, rates_only=True).keep_ms

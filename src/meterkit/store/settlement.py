@@ -181,7 +181,8 @@ class Settlement:
             paying = self._dated(view, paying, self.occurred_ms)
         own = pack_each((*event, view.rev, view.terms(*numbers, more=paying)))
         # The producer's key, the slot, the number and the clock come when it is sent.
-        return shape.heads[len(event)], b"".join((shape.names, own, shape.customer, shape.fields))
+        head = self._head(view, shape, events=1) if event else shape.head
+        return head, b"".join((shape.names, own, shape.customer, shape.fields))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
@@ -204,19 +205,22 @@ class Settlement:
             if like is None:
                 like = view.shared[view.anonymous, key] = self._shape(view, derived)
         shape = like or self._shape(view, derived)
-        keys, has_grants = view.keys, shape.has_grants
-        further = (keys.grants, keys.ledger) if has_grants else ()
+        keys = view.keys
+        return shape._replace(
+            head=self._head(view, shape, events=0),
+            names=pack_each((keys.grants, keys.ledger) if shape.has_grants else ()),
+            customer=pack_each((view.customer,)),
+        )
+
+    def _head(self, view: CustomerView, shape: _Shape, *, events: int) -> bytes:
+        """The request up to the producer's key."""
+        keys = view.keys
         pending = keys.unlinked if view.state.stripe_customer is None else keys.dirty
         named = (keys.counters, keys.state, keys.totals, pending)
-        heads: list[bytes] = []
-        for events in range(2):
-            count = len(named) + 1 + len(further) + events
-            parts: tuple[str | int, ...] = ("EVALSHA", view.cache.settle.sha, count, *named)
-            # Behind the keys: rev, terms, customer, fields, slot, number, clock.
-            heads.append(b"*%d\r\n%b" % (3 + count + 3 + shape.width + 3, pack_each(parts)))
-        return shape._replace(
-            heads=tuple(heads), names=pack_each(further), customer=pack_each((view.customer,))
-        )
+        count = len(named) + 1 + 2 * shape.has_grants + events
+        parts: tuple[str | int, ...] = ("EVALSHA", view.cache.settle.sha, count, *named)
+        # Behind the keys: rev, terms, customer, fields, slot, number, clock.
+        return b"*%d\r\n%b" % (3 + count + 3 + shape.width + 3, pack_each(parts))
 
     def _shape(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
         linked = view.state.stripe_customer is not None
@@ -236,7 +240,7 @@ class Settlement:
         if prepaid is not None:
             paying = prepaid.paying((entry.meter, entry.reported_as is not None) for entry in entries)
         return _Shape(
-            heads=(),
+            head=b"",
             names=b"",
             customer=b"",
             fields=pack_each(fields),
@@ -306,15 +310,15 @@ class _Shape(NamedTuple):
     """What settlements of the same meters have in common, packed as far as it can be.
 
     Attributes:
-        heads: the request up to the writer's key, without and with the key of an event.
-        names: the keys behind that, but for the one of an event.
+        head: the request up to the producer's key, where there is no event.
+        names: the keys behind that, but for the one of an event id.
         customer: who is settled for.
         fields: the fields that are read, ``width`` of them.
         has_grants: whether the keys of grants are among the names.
         paying: what grants and credits pay, as JSON; empty: nothing.
     """
 
-    heads: tuple[bytes, ...]
+    head: bytes
     names: bytes
     customer: bytes
     fields: bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.derived import derived_from
@@ -24,13 +24,15 @@ from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.replies import HELD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from meterkit.catalog import Route
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.program import Program
 
 __all__ = ["CustomerCache", "CustomerView", "PreparedDecision"]
+
+T = TypeVar("T")
 
 _CUSTOMERS_MAX: Final = 10_000
 _PREPARED_MAX: Final = 256
@@ -185,7 +187,7 @@ class CustomerView:
     """
 
     __slots__ = (
-        *("_prepared", "_reservations", "anonymous", "cache", "customer", "decisions", "effective"),
+        *("_prepared", "anonymous", "cache", "customer", "decisions", "effective"),
         *("entitlements", "prepaid", "rev", "settlements", "shard", "shared", "state"),
     )
 
@@ -216,8 +218,7 @@ class CustomerView:
         self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid)
         self.decisions: dict[int, PreparedDecision] = {}
         self.settlements: dict[Any, Any] = {}
-        self._prepared: dict[Any, PreparedDecision] = {}
-        self._reservations: dict[tuple[int | str, ...], PreparedReservation] = {}
+        self._prepared: dict[tuple[object, ...], Any] = {}
 
     @property
     def keys(self) -> CustomerKeys:
@@ -256,10 +257,8 @@ class CustomerView:
             for name, quantity in quantities.items():
                 for derived in derived_from(self.cache.catalog.meters, name, dimensions):
                     reserved[derived.name] = quantity
-        key: tuple[int | str, ...] = (id(route), *reserved)
-        prepared = self._reservations.get(key)
-        if prepared is None:
-            prepared = self._reservations[key] = PreparedReservation(self, route, reserved)
+        key = ("reserve", id(route), *reserved)
+        prepared = self._once(key, lambda: PreparedReservation(self, route, reserved))
         return prepared.bind(reserved, mode)
 
     def prepare_holding(self, quantities: Mapping[str, int], mode: str = "d") -> PreparedDecision:
@@ -272,21 +271,20 @@ class CustomerView:
     ) -> PreparedDecision:
         """The decision about what the app itself asks for; no request in flight, unless it says so."""
         key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode, in_flight)
-        known = self._prepared.get(key)
-        if known is None:
-            known = self._keep(key, PreparedDecision(self, self.compile(demands, in_flight=in_flight), mode))
-        return known
+        return self._once(
+            key, lambda: PreparedDecision(self, self.compile(demands, in_flight=in_flight), mode)
+        )
 
     def prepare_renewing(self, held: Mapping[str, int], in_flight: tuple[str, ...]) -> PreparedDecision:
         """A decision that holds again what another held, whatever is left of it."""
-        key = ("h", *held.items(), *in_flight)
-        known = self._prepared.get(key)
-        if known is None:
+
+        def renewing() -> PreparedDecision:
             demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
             kept = holding_only(self.entitlements, demands, in_flight)
             program = compile_program(kept, self.cache.catalog, demands, prepaid=self.prepaid)
-            known = self._keep(key, PreparedDecision(self, program, "h"))
-        return known
+            return PreparedDecision(self, program, "h")
+
+        return self._once(("renew", *held.items(), *in_flight), renewing)
 
     def compile(
         self, demands: Mapping[str, Demand], *, in_flight: bool = True, rates_only: bool = False
@@ -301,11 +299,14 @@ class CustomerView:
             prepaid=self.prepaid,
         )
 
-    def _keep(self, key: tuple[object, ...], decision: PreparedDecision) -> PreparedDecision:
-        if len(self._prepared) >= _PREPARED_MAX:
-            self._prepared.clear()
-        self._prepared[key] = decision
-        return decision
+    def _once(self, key: tuple[object, ...], prepare: Callable[[], T]) -> T:
+        """What was prepared for a key before; where there is too much of it, all is prepared anew."""
+        found: T | None = self._prepared.get(key)
+        if found is None:
+            if len(self._prepared) >= _PREPARED_MAX:
+                self._prepared.clear()
+            found = self._prepared[key] = prepare()
+        return found
 
     def pack_decide(self, program: Program, mode: str) -> bytes:
         """The request of a decision, without the clock that ends it."""
@@ -339,12 +340,6 @@ class CustomerView:
     def undecided(self) -> Decision:
         """What stands in place of a decision where enforcement is off."""
         return Decision(customer=self.customer, plan=self.effective.plan.key, allowed=True)
-
-    def keep_ms(self) -> int:
-        """How long the counters of this customer's rates must live."""
-        nothing = Demand(needed=0, taken=0)
-        rated = {name: nothing for name, given in self.entitlements.items() if given.rates}
-        return self.compile(rated, rates_only=True).keep_ms
 
 
 class CustomerCache(CompiledCatalog):
