@@ -11,8 +11,8 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from meterkit.asgi.context import tap
-from meterkit.tokens.plain import held_by, is_body
-from meterkit.tokens.shape import load, table
+from meterkit.tokens.json_values import load, table
+from meterkit.tokens.plain_values import held_by, is_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable, Mapping

@@ -21,7 +21,7 @@ from metering import http_scope
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, DECODED_BYTES_MAX, BufferedBody
 from meterkit.asgi.reservation import reservation
 from meterkit.catalog import loads
-from meterkit.tokens.shape import rows
+from meterkit.tokens.json_values import rows
 from tokens.recordings import compact
 
 if TYPE_CHECKING:

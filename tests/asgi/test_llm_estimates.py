@@ -485,7 +485,7 @@ async def test_a_message_of_any_size_is_read_in_small_pieces(
     coding: str | None, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F-30: others can run after each, also where a few bytes hold many."""
-    monkeypatch.setattr("meterkit.asgi.reading._REST_EVERY_S", 0.0)
+    monkeypatch.setattr("meterkit.asgi.reading._PAUSE_EVERY_S", 0.0)
     body = chat_with_logprobs()
     sent = body if coding is None else brotli(body)
     ticks: list[int] = []

@@ -423,15 +423,15 @@ async def test_where_meters_are_derived_each_model_is_counted_for_itself(store_u
 def test_a_call_whose_model_is_told_late_counts_nothing_twice() -> None:
     compiled, calls = MeterKit(loads(DERIVED), redis_url="memory://").store.cache, LlmCalls()
 
-    def due(**more: Any) -> list[tuple[str | None, int]]:
+    def uncounted(**more: Any) -> list[tuple[str | None, int]]:
         calls.reports.take(report_of({**WHOLE, **more}))
-        found = calls.due(compiled)
+        found = calls.uncounted(compiled)
         return [(used.dimensions.get("model"), used.rated["output_tokens"]) for used in found]
 
-    assert [(None, 4)] == due(model=None)
-    assert [] == due(model=None)
+    assert [(None, 4)] == uncounted(model=None)
+    assert [] == uncounted(model=None)
     calls.reports.take(report_of({**WHOLE, "model": "a"}))
-    assert 6 == sum(used for _, used in due(id="c2", model="b", usage=chat_usage(1, 6)))
+    assert 6 == sum(used for _, used in uncounted(id="c2", model="b", usage=chat_usage(1, 6)))
 
 
 def nobody(scope: Scope) -> None:

@@ -32,7 +32,7 @@ def document(choices: int) -> bytes:
 
 async def test_whoever_cancels_waits_until_what_was_sent_is_read() -> None:
     reading = opened(JSON_TYPE)
-    assert reading.see(document(50_000))
+    assert reading.read(document(50_000))
     task = asyncio.create_task(reading.catch_up())
     await asyncio.sleep(0)
     while not task.done():
@@ -43,18 +43,18 @@ async def test_whoever_cancels_waits_until_what_was_sent_is_read() -> None:
 
 
 async def test_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.asgi.reading._RESTS_MAX", 3)
+    monkeypatch.setattr("meterkit.asgi.reading._PAUSES_MAX", 3)
     reading = opened(JSON_TYPE)
-    reading.see(document(50_000))
+    reading.read(document(50_000))
     task = asyncio.create_task(reading.catch_up())
     await asyncio.sleep(0)
-    rests = 0
+    pauses = 0
     while not task.done():
         task.cancel()
-        rests += 1
+        pauses += 1
         await asyncio.sleep(0)
     assert task.cancelled()
-    assert rests <= 5
+    assert pauses <= 5
     (call,) = reading.close(complete=False, gone=True)
     assert "estimated" == call.source
 
@@ -72,7 +72,7 @@ async def test_where_nobody_can_wait_the_rest_is_taken_to_be_like_its_beginning(
     kind: str, body: bytes, words: int
 ) -> None:
     reading = opened(kind)
-    assert reading.see(body)
+    assert reading.read(body)
     found = 0
 
     def called(_: Any, event: str, __: Any) -> None:
@@ -92,8 +92,8 @@ async def test_where_nobody_can_wait_the_rest_is_taken_to_be_like_its_beginning(
 
 async def test_messages_that_are_sent_while_others_are_read_stay_in_their_order() -> None:
     reading = opened(SSE_TYPE)
-    assert reading.see(sse(chat({"content": "x" * 100_000})))
-    assert reading.see(sse(chat(None, usage=chat_usage(3, 4))))
+    assert reading.read(sse(chat({"content": "x" * 100_000})))
+    assert reading.read(sse(chat(None, usage=chat_usage(3, 4))))
     await reading.catch_up()
     (call,) = reading.close(complete=True, gone=False)
     assert ("reported", 3, 4) == figures(call)[:3]

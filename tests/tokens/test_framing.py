@@ -10,9 +10,9 @@ import pytest
 from meterkit.tokens.framing.blocks import Ndjson
 from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Work, drain
 from meterkit.tokens.framing.sse import Sse
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX, Work, drain
-from meterkit.tokens.places import may_report
+from meterkit.tokens.layout import may_report
 from tokens.recordings import frame
 
 if TYPE_CHECKING:

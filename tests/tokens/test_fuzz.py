@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens import CallUsage, ResponseReader, calls_of, estimate_input
-from meterkit.tokens.asked import read_request
-from meterkit.tokens.figures import figure
+from meterkit.tokens.call_usage import figure
+from meterkit.tokens.request import read_request
 from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, NDJSON_TYPE, RECORDINGS, SSE_TYPE
 
 quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=200)

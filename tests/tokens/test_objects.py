@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from meterkit.tokens import Calls, CallUsage, ResponseReader, StreamTap, calls_of, usage_of
-from meterkit.tokens.plain import ITEMS_MAX, table_of
+from meterkit.tokens.plain_values import ITEMS_MAX, table_of
 from tokens.recordings import (
     ANTHROPIC_LAST,
     DETAILED,

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.tokens import ResponseReader
+from meterkit.tokens.json_values import load
 from meterkit.tokens.repeats import Repeats
-from meterkit.tokens.shape import load
 
 SSE = [(b"content-type", b"text/event-stream")]
 texts = st.text(max_size=12) | st.sampled_from(

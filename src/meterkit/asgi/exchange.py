@@ -124,7 +124,7 @@ class Exchange(Holder):
             if not (self._ending or self._complete):
                 self._gone = True
         elif self._reading is not None:
-            self._reading.hear(message)
+            self._reading.keep_request(message)
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -175,14 +175,14 @@ class Exchange(Holder):
         except BaseException as error:
             self._gone = self._gone or isinstance(error, OSError)
             # Also what nobody took was generated; a coroutine that is closed cannot wait any more.
-            if reading is not None and reading.see(body) and not isinstance(error, GeneratorExit):
+            if reading is not None and reading.read(body) and not isinstance(error, GeneratorExit):
                 await reading.catch_up()
             raise
         if last:
             self._complete = True
         elif not self._gone:
             self._begun = True
-        if reading is not None and (reading.see(body) or last):
+        if reading is not None and (reading.read(body) or last):
             await reading.catch_up(complete=last)
         if last:
             self.settle(None)
@@ -232,7 +232,7 @@ class Exchange(Holder):
         if self._complete:
             self.warn_of_lost(calls)
         with _recording:
-            return self._llm.due(self._view.cache)
+            return self._llm.uncounted(self._view.cache)
 
     def _settle_parts(
         self, lane: Lane, parts: Sequence[Used], recorded: Mapping[str, int], *, billed: bool
@@ -315,7 +315,7 @@ class Exchange(Holder):
                 self._nothing_to_settle = False
                 if lane is None or not self._settled:
                     return result
-            parts = llm.due(self._view.cache)
+            parts = llm.uncounted(self._view.cache)
         self._settle_late(lane, parts)
         return result
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.store.used import Used
-from meterkit.tokens import Calls, Reports, joined
+from meterkit.tokens import Calls, Reports, join_reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -61,14 +61,14 @@ class LlmCalls:
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 
-    def due(self, compiled: CompiledCatalog) -> list[Used]:
+    def uncounted(self, compiled: CompiledCatalog) -> list[Used]:
         """What is to be counted by now and was not yet: by model and provider where meters ask for them.
 
         What is reported late is counted on top of what was. Nothing is taken back: where a later report
         amounts to less, it counts nothing.
         """
-        calls: Sequence[CallUsage] = joined(self.reports.usages(), self._taps)
-        calls = joined(calls, self._body, renamed=True) if calls else self._body
+        calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
+        calls = join_reports(calls, self._body, renamed=True) if calls else self._body
         more = _amounts(Calls(calls) if len(calls) > 1 else calls, compiled)
         if self._counted:
             more = _beyond(self._counted, more)

@@ -12,7 +12,7 @@ from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_event_id
 from meterkit.store.used import NOTHING_USED, Used
 from meterkit.tokens import calls_of, usage_of
-from meterkit.tokens.plain import kind_of
+from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -34,9 +34,9 @@ BODY_BYTES_MAX: Final = 1 << 20
 """How much of a request's body is kept."""
 
 # When others are let run while a message is read: a piece of work more may have been begun by then.
-_REST_EVERY_S: Final = 0.000_5
+_PAUSE_EVERY_S: Final = 0.000_5
 # How long whoever cancels a request waits until its response is read: half a second or more of reading.
-_RESTS_MAX: Final = 1_000
+_PAUSES_MAX: Final = 1_000
 # How much is read where nobody can wait: some milliseconds.
 _LAST_STEPS_MAX: Final = 32
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
@@ -78,7 +78,7 @@ class Reading:
         self._size = 0
         self._input_tokens = 0
 
-    def hear(self, message: Message) -> None:
+    def keep_request(self, message: Message) -> None:
         """Keep what the app is about to receive of the request's body, up to a bound."""
         body = message.get("body")
         if body and self._body is not None and self._buffered is None:
@@ -93,7 +93,7 @@ class Reading:
                 self._usage, status=message["status"], headers=message.get("headers", ())
             )
 
-    def see(self, body: bytes) -> bool:
+    def read(self, body: bytes) -> bool:
         """Read a piece of the response's body.
 
         Returns:
@@ -122,16 +122,16 @@ class Reading:
             complete: whether the response was sent to its end.
         """
         cancelled: CancelledError | None = None
-        rests = 0
-        rested = monotonic()
-        while rests < _RESTS_MAX and self._read_on(complete=complete):
-            if monotonic() - rested > _REST_EVERY_S:
+        pauses = 0
+        paused = monotonic()
+        while pauses < _PAUSES_MAX and self._read_on(complete=complete):
+            if monotonic() - paused > _PAUSE_EVERY_S:
                 try:
                     await sleep(0)
                 except CancelledError as error:
                     cancelled = error
-                rests += cancelled is not None
-                rested = monotonic()
+                pauses += cancelled is not None
+                paused = monotonic()
         if cancelled is not None:
             raise cancelled
 
@@ -208,7 +208,7 @@ class Reading:
         return calls
 
     def _end(self) -> int:
-        """Read some more of what is left, without a rest; tokens of text of the rest, if it is like that."""
+        """Read some more of what is left, without a pause; tokens of text of the rest, if it is like that."""
         reader, left = self._reader, self._unread_bytes()
         if reader is None or not left:
             return 0

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import StoreError
-from meterkit.tokens.asked import Asked, read_request
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,
@@ -14,6 +13,7 @@ from meterkit.tokens.estimate import (
     tokens_of_bytes,
     unread_input,
 )
+from meterkit.tokens.request import LlmRequest, read_request
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -103,7 +103,7 @@ def reservation(
     is_whole = ended and size <= len(body)
     asked = None
     if is_whole:
-        asked = read_request(body) if body else Asked()
+        asked = read_request(body) if body else LlmRequest()
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
     wants_input = "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
@@ -116,7 +116,7 @@ def reservation(
     return held, {"model": asked.model} if asked is not None and asked.model else {}
 
 
-def _held(reserve: Reserve, asked: Asked | None) -> int:
+def _held(reserve: Reserve, asked: LlmRequest | None) -> int:
     if asked is None:
         return (
             reserve.ceiling if reserve.field is not None or reserve.meter in _PER_ANSWER else reserve.default
@@ -126,7 +126,7 @@ def _held(reserve: Reserve, asked: Asked | None) -> int:
     return min(quantity * (asked.answers() if reserve.meter in _PER_ANSWER else 1), reserve.ceiling)
 
 
-def _entered(asked: Asked | None, body: bytes, size: int, estimate: InputEstimator) -> int:
+def _entered(asked: LlmRequest | None, body: bytes, size: int, estimate: InputEstimator) -> int:
     """Tokens of the input."""
     is_own = estimate is not estimate_input
     if is_own and body and (asked is not None or size == len(body) <= _OWN_BYTES_MAX):

@@ -5,6 +5,7 @@ Knows nothing of requests, customers or the store.
 
 from __future__ import annotations
 
+from meterkit.tokens.call_usage import CallUsage, Note, Source, estimated, filled, quantities
 from meterkit.tokens.calls import Calls
 from meterkit.tokens.estimate import (
     BILLED_BYTES_PER_TOKEN,
@@ -16,9 +17,8 @@ from meterkit.tokens.estimate import (
     estimate_request,
     guarded,
 )
-from meterkit.tokens.figures import CallUsage, Note, Source, estimated, filled, quantities
-from meterkit.tokens.framing.work import Work
-from meterkit.tokens.joined import joined
+from meterkit.tokens.framing.incremental import Work
+from meterkit.tokens.merging import join_reports
 from meterkit.tokens.objects import Report, Reports, calls_of, report_of, usage_of
 from meterkit.tokens.response import PIECE_BYTES, ResponseReader
 from meterkit.tokens.tap import StreamTap
@@ -45,7 +45,7 @@ __all__ = [
     "estimated",
     "filled",
     "guarded",
-    "joined",
+    "join_reports",
     "quantities",
     "report_of",
     "usage_of",

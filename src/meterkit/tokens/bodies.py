@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.tokens.json_values import load
 from meterkit.tokens.response import ResponseReader
-from meterkit.tokens.shape import load
 
 if TYPE_CHECKING:
-    from meterkit.tokens.figures import CallUsage
+    from meterkit.tokens.call_usage import CallUsage
 
 __all__ = ["BodyReader", "read_body"]
 

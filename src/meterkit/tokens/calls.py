@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.figures import COUNTED, CallUsage
-from meterkit.tokens.joined import merged
+from meterkit.tokens.call_usage import COUNTED, CallUsage
+from meterkit.tokens.merging import merge_reports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from meterkit.tokens.figures import Note, Source
-    from meterkit.tokens.shape import Counts
+    from meterkit.tokens.call_usage import Note, Source
+    from meterkit.tokens.json_values import Counts
 
 __all__ = ["CALLS_MAX", "Calls", "EventUsage", "Ledger"]
 
@@ -192,7 +192,7 @@ class Calls:
             self._anonymous.append(call)
             return True
         known = self._by_id.get(call.response_id)
-        self._by_id[call.response_id] = call if known is None else merged(known, call)
+        self._by_id[call.response_id] = call if known is None else merge_reports(known, call)
         return known is None
 
     def update(self, calls: Iterable[CallUsage]) -> None:

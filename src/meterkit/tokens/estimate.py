@@ -13,11 +13,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.asked import measure
-from meterkit.tokens.shape import load, table
+from meterkit.tokens.json_values import load, table
+from meterkit.tokens.request import measure
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Table
+    from meterkit.tokens.json_values import Table
 
 __all__ = [
     "BILLED_BYTES_PER_TOKEN",

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from meterkit.tokens.bodies import read_body
+from meterkit.tokens.call_usage import CallUsage, sum_of
 from meterkit.tokens.calls import Calls, Ledger
-from meterkit.tokens.figures import CallUsage, sum_of
-from meterkit.tokens.joined import joined
-from meterkit.tokens.plain import body_of, kind_of, table_of
+from meterkit.tokens.json_values import dig, load, rows, table
+from meterkit.tokens.merging import join_reports
+from meterkit.tokens.plain_values import body_of, kind_of, table_of
 from meterkit.tokens.providers import AUTO
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.bedrock import BEDROCK
@@ -18,12 +19,11 @@ from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.frameworks import LANGCHAIN, PYDANTIC_AI, parts_of, run_of
 from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
-from meterkit.tokens.shape import dig, load, rows, table
 
 if TYPE_CHECKING:
     from meterkit.tokens.calls import EventUsage
+    from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
-    from meterkit.tokens.shape import Table
 
 __all__ = ["OBJECT_APIS", "Report", "Reports", "calls_of", "events_of", "report_of", "usage_of"]
 
@@ -144,7 +144,7 @@ class Reports:
         calls = (*self._calls, *self._ledger.usages(complete=False))
         # An app may hand in a response, and the usage object of it as well.
         named = [call for call in calls if call.response_id]
-        return tuple(joined(named, [call for call in calls if not call.response_id]))
+        return tuple(join_reports(named, [call for call in calls if not call.response_id]))
 
     def _take(self, event: Table) -> bool:
         said, bare = _usage_in(event), False

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.calls import Ledger
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
-from meterkit.tokens.figures import CallUsage
-from meterkit.tokens.places import ROOT, text_bytes
-from meterkit.tokens.shape import dig, rows, table, text
+from meterkit.tokens.json_values import dig, rows, table, text
+from meterkit.tokens.layout import ROOT, text_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.tokens.figures import Note
+    from meterkit.tokens.call_usage import Note
+    from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
-    from meterkit.tokens.shape import Table
 
 __all__ = ["Observer"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Final
 
 __all__ = ["Repeats"]
@@ -19,8 +20,7 @@ _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
 _PLACES_MAX: Final = 2
 _END: Final = b"\n\n"
-_CRLF_END: Final = b"\r\n\r\n"
-_ENDS: Final = (_END, _CRLF_END)
+_ENDS: Final = (_END, b"\r\n\r\n")
 _HEAD: Final = re.compile(rb"(?:(?:event: [^\n]*\n)?data: )?")
 
 
@@ -31,14 +31,19 @@ class Repeats:
     be parsed. What is not plain, such as an escape in the text, is never taken for a repeat.
     """
 
-    __slots__ = ("_after", "_before", "_between", "_middle", "_misses", "_start", "_text_first")
+    __slots__ = (
+        *("_after", "_before", "_begin", "_between", "_least", "_middle", "_misses", "_start"),
+        *("_tail", "_text_first"),
+    )
 
     def __init__(self) -> None:
         # The bytes before the text and after it; and between it and the padding beside it, if any.
         self._before = self._after = self._middle = b""
         self._text_first = True
-        # What the last event began with, and what stands between the texts of two such events.
-        self._start = self._between = b""
+        # What the last event began and ended with, how long that is, and what stands between two such events.
+        self._start = self._tail = self._between = b""
+        self._begin = 0
+        self._least = sys.maxsize
         self._misses = 0
 
     def measure(self, events: bytes) -> int | None:
@@ -47,23 +52,22 @@ class Repeats:
         Args:
             events: the data of one event, or one or more whole server-sent events.
         """
-        if not (self._before and (events.startswith(self._start) or self._meet(events))):
+        size = len(events)
+        is_alike = size >= self._least and events.startswith(self._start) and events.endswith(self._tail)
+        if not is_alike and not self._meet(events):
             return None
-        begin = len(self._start)
-        end = len(events) - len(self._after)
-        if events.endswith(_ENDS):
-            end -= len(_END) if events.endswith(_END) else len(_CRLF_END)
-        if end < begin or not events.startswith(self._after, end):
-            return None
-        # What is left is texts, unless something stands between two events that no other one has.
-        texts = events[begin:end].replace(self._between, b"")
-        measured = len(texts)
+        texts = events[self._begin : size - self._least + self._begin]
         if self._middle:
             first, middle, second = texts.partition(self._middle)
             if not middle:
                 return None
             measured = len(first if self._text_first else second)
             texts = first + b" " + second
+        else:
+            if b'"' in texts:
+                # What is left is texts, unless something stands between two events that no other one has.
+                texts = texts.replace(self._between, b"")
+            measured = len(texts)
         if b'"' in texts or b"\\" in texts:
             return None
         try:
@@ -75,14 +79,18 @@ class Repeats:
         return measured
 
     def _meet(self, events: bytes) -> bool:
-        """Whether the known event begins here, if behind what server-sent events have before their data."""
-        self._expect(events[: max(0, events.find(self._before))])
-        is_head = _HEAD.fullmatch(events, 0, len(self._start) - len(self._before)) is not None
-        return is_head and events.startswith(self._start)
-
-    def _expect(self, head: bytes) -> None:
-        self._start = head + self._before
-        self._between = self._after + _END + self._start
+        """Whether the known event begins and ends here, in what server-sent events have around their data."""
+        at = events.find(self._before) if self._before else -1
+        if at < 0 or _HEAD.fullmatch(events, 0, at) is None:
+            return False
+        end = next((end for end in _ENDS if events.endswith(end)), b"")
+        start, tail = events[:at] + self._before, self._after + end
+        if len(events) < len(start) + len(tail) or not events.endswith(tail):
+            return False
+        self._start, self._tail, self._begin = start, tail, len(start)
+        self._least = len(start) + len(tail)
+        self._between = self._after + _END + start
+        return True
 
     def learn(self, event: bytes, measured: int) -> None:
         """Know an event that was parsed, if its text is all in one place.
@@ -102,4 +110,4 @@ class Repeats:
         self._text_first = first is texts[0]
         self._before, self._after = event[: first.start(2)], event[last.end(2) :]
         self._middle = event[first.end(2) : last.start(2)] if first is not last else b""
-        self._expect(b"")
+        self._least = sys.maxsize

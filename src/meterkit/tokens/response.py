@@ -10,27 +10,27 @@ from meterkit.tokens.framing.blocks import Ndjson
 from meterkit.tokens.framing.decoding import Decoding, decoding_of
 from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
-from meterkit.tokens.framing.large import UNKNOWN, Encoded, LargeJson
+from meterkit.tokens.framing.incremental import drain, whole_of
+from meterkit.tokens.framing.large_json import UNKNOWN, Encoded, LargeJson
 from meterkit.tokens.framing.sse import Sse
-from meterkit.tokens.framing.work import drain, whole_of
+from meterkit.tokens.json_values import dig, load, table
+from meterkit.tokens.layout import ROOT, may_report
 from meterkit.tokens.observer import Observer
-from meterkit.tokens.places import ROOT, may_report
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.repeats import Repeats
-from meterkit.tokens.shape import dig, load, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from meterkit.tokens.figures import CallUsage, Note
-    from meterkit.tokens.framing.work import Large, Work
-    from meterkit.tokens.shape import Table
+    from meterkit.tokens.call_usage import CallUsage, Note
+    from meterkit.tokens.framing.incremental import Large, Work
+    from meterkit.tokens.json_values import Table
 
 __all__ = ["PIECE_BYTES", "ResponseReader"]
 
 PIECE_BYTES: Final = 16 << 10
-"""How much is looked at without a rest, unless it is slow to read."""
+"""How much is looked at without a pause, unless it is slow to read."""
 
 # A smaller or less nested event is parsed within a millisecond.
 _DENSE_BYTES_MIN: Final = 1 << 10
@@ -54,14 +54,14 @@ _OK: Final = range(200, 300)
 
 
 class _Framing(Protocol):
-    def feed(self, chunk: bytes) -> Work | None: ...
+    def feed(self, data: bytes) -> Work | None: ...
     def close(self) -> Work: ...
 
 
 class _Foreign:
     """Takes what is certainly no language model's answer."""
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, data: bytes) -> None:
         """Nothing is made of it."""
 
     def close(self) -> Work:
@@ -171,7 +171,7 @@ class ResponseReader:
             yield
 
     def finish(self, *, complete: bool) -> Work:
-        """What is to be done at the body's end, before :meth:`close`, which else does it without a rest.
+        """What is to be done at the body's end, before :meth:`close`, which else does it without a pause.
 
         Args:
             complete: False where the response ended early.

@@ -6,15 +6,15 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from meterkit.tokens.bodies import BodyReader
-from meterkit.tokens.figures import filled
+from meterkit.tokens.call_usage import filled
 from meterkit.tokens.objects import OBJECT_APIS, events_of
 from meterkit.tokens.observer import Observer
-from meterkit.tokens.plain import is_body
+from meterkit.tokens.plain_values import is_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 
-    from meterkit.tokens.figures import CallUsage
+    from meterkit.tokens.call_usage import CallUsage
 
 __all__ = ["StreamTap"]
 

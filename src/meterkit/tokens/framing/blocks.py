@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX, Incremental, rests, whole_of
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, paused, whole_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.work import Emit, Large, Steps, Work
+    from meterkit.tokens.framing.incremental import Emit, Large, Steps, Work
 
 __all__ = ["Blocks", "Ndjson"]
 
-# How much is read without a rest; a small block takes as long as one of some size.
-_REST_BYTES: Final = 4 << 10
+# How much is read without a pause; a small block takes as long as one of some size.
+_PAUSE_BYTES: Final = 4 << 10
 _BLOCK_BYTES_MIN: Final = 512
 
 
@@ -69,7 +69,7 @@ class Blocks(Incremental):
                 yield from self._pass_all(self._data[begin:end])
             elif self._is_over:
                 self._at = len(self._data)
-                yield from rests(self._pass(self._data[begin:]))
+                yield from paused(self._pass(self._data[begin:]))
                 return
             elif len(self._data) - begin > EVENT_BYTES_MAX + keep:
                 yield from self._read_large(self._open_large(), keep)
@@ -81,13 +81,13 @@ class Blocks(Incremental):
             return
         if len(blocks) <= EVENT_BYTES_MAX and not self._wants(blocks):
             return
-        left = _REST_BYTES
+        left = _PAUSE_BYTES
         for block in blocks.split(self.delimiter):
-            yield from rests(self._pass(block))
+            yield from paused(self._pass(block))
             left -= len(block) + _BLOCK_BYTES_MIN
             if left < 0:
                 yield False
-                left = _REST_BYTES
+                left = _PAUSE_BYTES
 
     def _pass(self, block: bytes) -> Work | None:
         if len(block) > EVENT_BYTES_MAX:
@@ -107,7 +107,7 @@ class Blocks(Incremental):
             ended = end >= 0 or self._is_over
             stop = end if end >= 0 else len(self._data) - (0 if ended else keep)
             self._at = stop + (len(self.delimiter) if end >= 0 else 0)
-            yield from rests(large.feed(self._data[begin:stop]))
+            yield from paused(large.feed(self._data[begin:stop]))
             if not ended:
                 yield True
         self._is_large = False

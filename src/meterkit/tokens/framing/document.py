@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.scan import OBJECT, Scanner, span
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX, rests
-from meterkit.tokens.places import may_answer
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, paused
+from meterkit.tokens.framing.json_scan import OBJECT, Scanner, span
+from meterkit.tokens.layout import may_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.work import Emit, Large, Steps
+    from meterkit.tokens.framing.incremental import Emit, Large, Steps
 
 __all__ = ["Document"]
 
 _BLANK: Final = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")
 _BETWEEN: Final = re.compile(rb'[^"{}\[\]]*+')
 _ITEMS_MAX: Final = 4
-"""How many items are read without a rest."""
+"""How many items are read without a pause."""
 
 
 class Document(Scanner):
@@ -58,11 +58,11 @@ class Document(Scanner):
             large = self._open_large()
             while (yield from self._has(1)):
                 begin, self._at = self._at, len(self._data)
-                yield from rests(large.feed(self._data[begin:]))
+                yield from paused(large.feed(self._data[begin:]))
             large.end()
         elif self._at < len(self._data) and (self.unseen or may_answer(self._data)):
             begin, self._at = self._at, len(self._data)
-            yield from rests(self._emit(self._data[begin:]))
+            yield from paused(self._emit(self._data[begin:]))
 
     def _read_items(self) -> Steps:
         steps = 0
@@ -94,13 +94,13 @@ class Document(Scanner):
             self._at = found.end()
             item = found[0]
             if self._wants(item):
-                yield from rests(self._emit(item))
+                yield from paused(self._emit(item))
         elif len(data) - at < EVENT_BYTES_MAX and not self._is_over:
             yield True
         else:
             # Larger, nested deeper, or torn: what there is of it is passed on.
             large = self._open_large()
-            yield from rests(large.feed(b"{"))
+            yield from paused(large.feed(b"{"))
             self._at += 1
             yield from self._pass_over(large.feed)
             large.end()

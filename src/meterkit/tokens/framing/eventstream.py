@@ -9,12 +9,12 @@ import struct
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX, Incremental, rests
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, paused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.tokens.framing.work import Large, Steps, Work
+    from meterkit.tokens.framing.incremental import Large, Steps, Work
 
 __all__ = ["EventStream"]
 
@@ -75,7 +75,7 @@ class EventStream(Incremental):
             elif names is None or _CRC.pack(crc32(frame[: -_CRC.size])) != frame[-_CRC.size :]:
                 self.corrupt = True
             else:
-                yield from rests(self._emit(names, frame[payload : -_CRC.size]))
+                yield from paused(self._emit(names, frame[payload : -_CRC.size]))
             yield False
 
     def _read_payload(self, reader: Large, left: int, crc: int) -> Steps:
@@ -85,7 +85,7 @@ class EventStream(Incremental):
             self._at += len(payload)
             left -= len(payload)
             crc = crc32(payload, crc)
-            yield from rests(reader.feed(payload))
+            yield from paused(reader.feed(payload))
         reader.end()
         if (yield from self._has(_CRC.size)):
             self.corrupt |= not self._data.startswith(_CRC.pack(crc), self._at)

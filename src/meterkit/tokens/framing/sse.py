@@ -11,12 +11,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.framing.blocks import Blocks
-from meterkit.tokens.framing.work import Incremental, drain, rests
+from meterkit.tokens.framing.incremental import Incremental, drain, paused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.work import Emit, Large, Steps, Work
+    from meterkit.tokens.framing.incremental import Emit, Large, Steps, Work
 
 __all__ = ["Sse"]
 
@@ -101,12 +101,12 @@ class LargeEvent(Incremental):
                 ended = end >= 0
                 self._at = end + 1 if ended else len(self._data)
                 if found is not None:
-                    yield from rests(self._reader.feed(self._data[begin : end if ended else None]))
+                    yield from paused(self._reader.feed(self._data[begin : end if ended else None]))
                 if not ended:
                     if self._is_over:
                         return
                     yield True
-            yield from rests(self._reader.feed(b"\n"))
+            yield from paused(self._reader.feed(b"\n"))
 
     def end(self) -> None:
         """The event, or the response, has come to its end."""

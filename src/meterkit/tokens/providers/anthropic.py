@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.api import Api, cache_included
-from meterkit.tokens.shape import dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Counts, Paths, Table
+    from meterkit.tokens.json_values import Counts, Paths, Table
 
 __all__ = ["ANTHROPIC"]
 

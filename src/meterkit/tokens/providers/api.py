@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meterkit.tokens.calls import EventUsage
-    from meterkit.tokens.shape import Counts, Table
+    from meterkit.tokens.json_values import Counts, Table
 
 __all__ = ["Api", "cache_included"]
 

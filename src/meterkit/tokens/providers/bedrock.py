@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.json_values import dig, paths, read_counts, table
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.api import Api, cache_included
 from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.openai import OPENAI
-from meterkit.tokens.shape import dig, paths, read_counts, table
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Counts, Paths, Table
+    from meterkit.tokens.json_values import Counts, Paths, Table
 
 __all__ = ["BEDROCK"]
 

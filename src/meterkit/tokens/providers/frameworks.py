@@ -12,14 +12,14 @@ from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.calls import EventUsage
-from meterkit.tokens.plain import held_by, kind_of, table_of
+from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.plain_values import held_by, kind_of, table_of
 from meterkit.tokens.providers.api import Api
-from meterkit.tokens.shape import dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.tokens.shape import Table
+    from meterkit.tokens.json_values import Table
 
 __all__ = ["LANGCHAIN", "PYDANTIC_AI", "parts_of", "run_of"]
 

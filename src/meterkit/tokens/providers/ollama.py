@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.json_values import paths, read_counts, text
 from meterkit.tokens.providers.api import Api
-from meterkit.tokens.shape import paths, read_counts, text
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Table
+    from meterkit.tokens.json_values import Table
 
 __all__ = ["OLLAMA"]
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.api import Api
-from meterkit.tokens.shape import dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Counts, Table
+    from meterkit.tokens.json_values import Counts, Table
 
 __all__ = ["MISTRAL", "OPENAI"]
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from meterkit import tokens
 from meterkit.tokens import CallUsage, ResponseReader
-from meterkit.tokens.framing.large import UNKNOWN, LargeJson
-from meterkit.tokens.framing.work import EVENT_BYTES_MAX, drain
-from meterkit.tokens.places import ROOT, Place, text_bytes
-from meterkit.tokens.shape import rows
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, drain
+from meterkit.tokens.framing.large_json import UNKNOWN, LargeJson
+from meterkit.tokens.json_values import rows
+from meterkit.tokens.layout import ROOT, Place, text_bytes
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-__all__ = ["EVENT_BYTES_MAX", "Emit", "Incremental", "Large", "Steps", "Work", "drain", "rests", "whole_of"]
+__all__ = ["EVENT_BYTES_MAX", "Emit", "Incremental", "Large", "Steps", "Work", "drain", "paused", "whole_of"]
 
 EVENT_BYTES_MAX: Final = 16 << 10
 """How much of an event is kept; a larger one is read as it comes, without being kept."""
 
 Work: TypeAlias = "Iterator[None]"
-"""What is left to do: a generator that takes a rest after each piece, of some tenths of a millisecond."""
+"""What is left to do: a generator that pauses after each piece, of some tenths of a millisecond."""
 
 Steps: TypeAlias = "Iterator[bool]"
-"""A generator that yields where it takes a rest: whether it needs more bytes to go on."""
+"""A generator that yields where it pauses: whether it needs more bytes to go on."""
 
 Emit: TypeAlias = "Callable[[bytes], Work | None]"
 """Takes an event, or a piece of one; what is left to do with it, None where nothing is."""
@@ -65,7 +65,7 @@ class Incremental:
             yield
 
     def _run(self) -> Steps:
-        """Read from ``_at`` on. What it keeps across a rest is kept in memory: better no data."""
+        """Read from ``_at`` on. What it keeps across a pause is kept in memory: better no data."""
         raise NotImplementedError
 
     def _has(self, size: int) -> Generator[bool, None, bool]:
@@ -77,8 +77,8 @@ class Incremental:
         return True
 
 
-def rests(work: Work | None) -> Steps:
-    """Do it, with its rests."""
+def paused(work: Work | None) -> Steps:
+    """Do it, with its pauses."""
     for _ in work or ():
         yield False
 
@@ -90,6 +90,6 @@ def whole_of(large: Large, data: bytes) -> Work:
 
 
 def drain(work: Work | None) -> None:
-    """Do it all, without a rest."""
+    """Do it all, without a pause."""
     for _ in work or ():
         pass

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from meterkit import CallUsage, usage_of
-from meterkit.tokens.plain import MEMBERS_MAX, body_of, table_of
+from meterkit.tokens.plain_values import MEMBERS_MAX, body_of, table_of
 from tokens.recordings import DETAILED, DETAILED_FIGURES, DONE, chat, chat_usage, compact, figures, sse
 
 WHOLE: dict[str, Any] = {"id": "c1", "object": "chat.completion", "choices": [], "usage": DETAILED}

@@ -90,13 +90,15 @@ def text_bytes(value: object, place: Place) -> int:
         return 0
     if place.handed:
         return handed_bytes(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    if isinstance(value, list):
-        return sum(text_bytes(item, place) for item in cast("list[object]", value))
     found = 0
+    if isinstance(value, list):
+        for item in cast("list[object]", value):
+            found += text_bytes(item, place)
+        return found
     names = place.names
     for name, inner in cast("dict[str, Any]", value).items():
-        known = names.get(name)
-        if known is not None and inner is not None and not known.silent:
+        # Most members are not looked at, or hold nothing.
+        if inner and name in names and not (known := names[name]).silent:
             found += text_bytes(inner, known)
     return found
 

@@ -107,7 +107,7 @@ class Steps:
         for at in range(0, len(body), piece_bytes):
             piece = body[at : at + piece_bytes]
             is_last = at + piece_bytes >= len(body)
-            if self._step(partial(reading.see, piece)) or is_last:
+            if self._step(partial(reading.read, piece)) or is_last:
                 step = partial(next_of, reading.catch_up(complete=is_last))
                 while self._step(step):
                     pass
@@ -150,7 +150,7 @@ def calls_of_functions() -> tuple[Callable[[], float], Callable[[], None]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock by which it is always time for a rest."""
+    """A clock by which it is always time for a pause."""
     ticks: Iterator[int] = count()
     monkeypatch.setattr("meterkit.asgi.reading.monotonic", lambda: float(next(ticks)))
 

@@ -7,17 +7,17 @@ import re
 from binascii import a2b_base64
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from meterkit.tokens.framing.scan import BALANCED, TEXT, Scanner, span
-from meterkit.tokens.framing.work import drain
-from meterkit.tokens.places import ROOT, handed_bytes, utf8_bytes
-from meterkit.tokens.shape import rows
+from meterkit.tokens.framing.incremental import drain
+from meterkit.tokens.framing.json_scan import BALANCED, TEXT, Scanner, span
+from meterkit.tokens.json_values import rows
+from meterkit.tokens.layout import ROOT, handed_bytes, utf8_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.work import Steps, Work
-    from meterkit.tokens.places import Place
-    from meterkit.tokens.shape import Table
+    from meterkit.tokens.framing.incremental import Steps, Work
+    from meterkit.tokens.json_values import Table
+    from meterkit.tokens.layout import Place
 
 __all__ = ["UNKNOWN", "Encoded", "LargeJson"]
 
@@ -32,7 +32,7 @@ _BETWEEN: Final = re.compile(rb"[\s,:]*+")
 _SCALAR: Final = re.compile(rb'[^\s,:"{}\[\]]++')
 _CODES: Final = re.compile(rb"(?>(?:\\u[0-9A-Fa-f]{4})+)")
 _CODE_BYTES: Final = 6
-# What is read without a rest: at the slowest, some tenths of a millisecond.
+# What is read without a pause: at the slowest, some tenths of a millisecond.
 _TOKENS_MAX: Final = 32
 _RUN_BYTES: Final = 1 << 10
 _MEASURED_DEPTH_MAX: Final = _DEPTH_MAX // 2

@@ -6,7 +6,7 @@ import json
 from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from meterkit.tokens.figures import figure
+from meterkit.tokens.call_usage import figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -13,13 +13,13 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.places import utf8_bytes
-from meterkit.tokens.shape import rows
+from meterkit.tokens.json_values import rows
+from meterkit.tokens.layout import utf8_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MARKS_MAX", "READ_BYTES_MAX", "Asked", "measure", "read_request"]
+__all__ = ["MARKS_MAX", "READ_BYTES_MAX", "LlmRequest", "measure", "read_request"]
 
 READ_BYTES_MAX: Final = 1 << 20
 """A larger body is not read: parsing it would hold up other requests."""
@@ -65,7 +65,7 @@ _NO_TEXT: Final = frozenset(
 )
 
 
-class Asked:
+class LlmRequest:
     """What a request says whose body was read to its end.
 
     Args:
@@ -132,7 +132,7 @@ class Asked:
         return found if len(found) <= _ALIKE_MAX else [_UNREADABLE]
 
 
-def read_request(body: bytes) -> Asked | None:
+def read_request(body: bytes) -> LlmRequest | None:
     """What a whole body asks for; None where it is no JSON object, or larger or denser than is read.
 
     Takes the time of other requests: some milliseconds at most, whatever the body.
@@ -148,7 +148,7 @@ def read_request(body: bytes) -> Asked | None:
     if not isinstance(root, tuple):
         return None
     members = cast("_Pairs", root)
-    return Asked(members) if len(members) <= _MEMBERS_MAX else None
+    return LlmRequest(members) if len(members) <= _MEMBERS_MAX else None
 
 
 def _quantity(value: object) -> int | None:

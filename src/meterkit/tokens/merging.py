@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.figures import COUNTED, CallUsage, sum_of
+from meterkit.tokens.call_usage import COUNTED, CallUsage, sum_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.tokens.figures import Source
+    from meterkit.tokens.call_usage import Source
 
-__all__ = ["RANKS", "joined", "merged"]
+__all__ = ["RANKS", "join_reports", "merge_reports"]
 
 RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
 _ROUGH: Final = ("partial", "estimated")
@@ -21,7 +21,7 @@ _SEVERAL: Final = 2
 _ESTIMATE_MAX: Final = 3
 
 
-def joined(
+def join_reports(
     known: Sequence[CallUsage], more: Sequence[CallUsage], *, renamed: bool = False
 ) -> list[CallUsage]:
     """The calls that two sides report, each once. In doubt, two reports are of one call.
@@ -47,7 +47,7 @@ def joined(
         if at is None:
             alone.append(call)
         else:
-            pairs.append(merged(left.pop(at), call))
+            pairs.append(merge_reports(left.pop(at), call))
     if not pairs:
         alone = _without_sum(alone, left, renamed=renamed)
         left = _without_sum(left, alone, renamed=False)
@@ -56,7 +56,7 @@ def joined(
     return left + pairs + alone
 
 
-def merged(first: CallUsage, second: CallUsage) -> CallUsage:
+def merge_reports(first: CallUsage, second: CallUsage) -> CallUsage:
     """One call of two reports of it: the better one, with what only the other one knows.
 
     The better one has the better source, the larger total, the known model; else it is the first one.

@@ -14,10 +14,10 @@ from itertools import chain, islice
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
-from meterkit.tokens.shape import table
+from meterkit.tokens.json_values import table
 
 if TYPE_CHECKING:
-    from meterkit.tokens.shape import Table
+    from meterkit.tokens.json_values import Table
 
 __all__ = ["ITEMS_MAX", "MEMBERS_MAX", "body_of", "held_by", "is_body", "kind_of", "table_of"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.work import Incremental, rests
+from meterkit.tokens.framing.incremental import Incremental, paused
 
 if TYPE_CHECKING:
-    from meterkit.tokens.framing.work import Emit, Steps
+    from meterkit.tokens.framing.incremental import Emit, Steps
 
 __all__ = ["BALANCED", "OBJECT", "TEXT", "Scanner", "span"]
 
@@ -44,7 +44,7 @@ OBJECT: Final = re.compile(rb"\{" + _balanced(_LEVELS) + rb"\}", re.DOTALL)
 """A whole object that is not nested deeper."""
 _OPENING: Final = re.compile(rb"[{\[]*+")
 _CLOSING: Final = re.compile(rb"[}\]]*+")
-# What is read without a rest: at the slowest, some tenths of a millisecond.
+# What is read without a pause: at the slowest, some tenths of a millisecond.
 _STEPS_MAX: Final = 32
 _WINDOW_BYTES: Final = 4 << 10
 
@@ -75,7 +75,7 @@ class Scanner(Incremental):
             if self._data.find(b"\\", begin, end) >= 0:
                 end = span(_IN_TEXT, self._data, begin, stop)
             self._at = end
-            yield from rests(take(self._data[begin:end]))
+            yield from paused(take(self._data[begin:end]))
             if self._data.startswith(b'"', end):
                 self._at += 1
                 return
@@ -109,10 +109,10 @@ class Scanner(Incremental):
                 closed = min(depth, span(_CLOSING, data, at, stop) - at)
                 depth, at = depth - closed, at + closed
             self._at = at
-            yield from rests(take(data[begin:at]))
+            yield from paused(take(data[begin:at]))
             if is_text:
                 yield from self._read_text(take)
-                yield from rests(take(b'"'))
+                yield from paused(take(b'"'))
             elif depth and at == len(data):
                 if self._is_over:
                     return
