@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import NOW, desk
-from meterkit.delivery.elapsed import Elapsed
+from meterkit.delivery.sending import Elapsed
 from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock
 

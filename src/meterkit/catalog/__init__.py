@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meterkit.catalog.enforcement import enforced
-from meterkit.catalog.load import load, loads
+from meterkit.catalog.load import json_schema, load, loads
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,
@@ -36,7 +36,6 @@ from meterkit.catalog.models import (
     StripeEvent,
 )
 from meterkit.catalog.overrides import override
-from meterkit.catalog.schema import json_schema
 
 __all__ = [
     "BILLED_ON_ATTEMPT",

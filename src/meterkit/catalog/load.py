@@ -1,4 +1,4 @@
-"""Loads a plans file: reads it, checks it and puts the catalog together."""
+"""The whole plans file: its keys, its JSON Schema, and how it is read, checked and made a catalog."""
 
 from __future__ import annotations
 
@@ -61,6 +61,21 @@ ROOT: Final = Table(
         BILLING, DUNNING, ENFORCEMENT, ON_STORE_FAILURE, HEADERS,
     ),
 )  # fmt: skip
+
+
+def json_schema() -> dict[str, object]:
+    """A JSON Schema (draft 2020-12) of plans files.
+
+    It knows every key, word and spelling; what names must exist and which quantities fit each
+    other only :func:`meterkit.catalog.load` knows.
+    """
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:meterkit:schema:plans:1",
+        "title": "meterkit plans file",
+        "description": "What a service counts, how its routes are decided, and what its plans give.",
+        **ROOT.schema(),
+    }
 
 
 def load(path: str | os.PathLike[str]) -> Catalog:

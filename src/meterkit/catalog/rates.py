@@ -6,16 +6,14 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.document import Fields, Items, Node, Text, kind_of
+from meterkit.catalog.document import Items, Node, Text
 from meterkit.catalog.models import Algorithm, Rate
 from meterkit.catalog.report import RefusedError, nearest, quoted
 from meterkit.catalog.scalars import DAY_MS, SECOND_MS, UNLIMITED, parse_integer, parse_quantity, quantity
-from meterkit.catalog.shapes import Choice, Json, Key, Scalar, Table
+from meterkit.catalog.shapes import Built, Choice, Forms, Json, Key, Scalar, Shape, Table, Values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from meterkit.catalog.report import Place, Problems
+    from meterkit.catalog.report import Problems
 
 WINDOW_MAX_MS: Final = 366 * DAY_MS
 
@@ -109,61 +107,47 @@ BURST: Final = Key(
 RATE_TABLE: Final = Table("a rate", (LIMIT, ALGORITHM, BURST))
 
 
-class Rates:
-    """The shape of ``rate``: a tuple of rates, at most one per window; empty for ``unlimited``."""
-
-    def read(self, node: Node, problems: Problems) -> tuple[Rate, ...] | None:
-        """The rates in the file's order."""
-        if isinstance(node, Text) and node.text == UNLIMITED:
-            return ()
-        every = [pair for item in _items(node) for pair in self._one(item, problems)]
-        if isinstance(node, Items) and not node.items:
-            problems.refuse(node.place, f"found an empty list; allowed: {_ALLOWED}")
-        _refuse_same_windows(every, problems)
-        return tuple(rate for _, rate in every)
-
-    def _one(self, node: Node, problems: Problems) -> list[tuple[Place, Rate]]:
-        match node:
-            case Text():
-                return [(node.place, rate) for rate in SOME_RATES.read(node, problems) or ()]
-            case Fields():
-                rate = _read_table(node, problems)
-                return [] if rate is None else [(node.place, rate)]
-            case Items():
-                problems.refuse(node.place, f"found {kind_of(node)}; allowed: {_ALLOWED}")
-                return []
-
-    def schema(self) -> Json:
-        """A rate, a map or a list of both."""
-        one = [SOME_RATES.schema(), RATE_TABLE.schema()]
-        several = {"type": "array", "minItems": 1, "items": {"anyOf": one}}
-        return {"anyOf": [{"const": UNLIMITED}, *one, several]}
-
-
-def _items(node: Node) -> Iterable[Node]:
-    return node.items if isinstance(node, Items) else (node,)
-
-
-def _read_table(node: Fields, problems: Problems) -> Rate | None:
-    values = RATE_TABLE.read(node, problems)
-    rate = values.get(LIMIT) if values else None
-    if values is None or rate is None:
-        return None
-    algorithm = values.get(ALGORITHM, rate.algorithm)
+def _with_algorithm(values: Values, problems: Problems) -> tuple[Rate, ...]:
+    rate = values.get(LIMIT)
+    if rate is None:
+        return ()
+    algorithm: Algorithm = values.get(ALGORITHM, rate.algorithm)
     burst = values.get(BURST)
     if burst is not None and algorithm != "token-bucket" and not values.is_refused(ALGORITHM):
         problems.refuse(
             values.place(BURST), f"{algorithm} has no burst; add `algorithm: token-bucket` or remove it"
         )
         burst = None
-    return replace(rate, algorithm=algorithm, burst=burst or rate.limit)
+    return (replace(rate, algorithm=algorithm, burst=burst or rate.limit),)
 
 
-def _refuse_same_windows(every: list[tuple[Place, Rate]], problems: Problems) -> None:
-    by_window: dict[int, Rate] = {}
-    for place, rate in every:
-        first = by_window.setdefault(rate.window_ms, rate)
-        if first is not rate:
-            both = f"{first.limit}/{first.window} and {rate.limit}/{rate.window}"
-            message = f"two rates with the same window, {both}; keep one"
-            problems.refuse(place, message)
+_ONE_OR_MORE: Final[Shape[tuple[Rate, ...]]] = Forms(
+    _ALLOWED, scalar=SOME_RATES, fields=Built(RATE_TABLE, _with_algorithm)
+)
+
+
+class Rates:
+    """The shape of ``rate``: a tuple of rates, at most one per window; empty for ``unlimited``."""
+
+    def read(self, node: Node, problems: Problems) -> tuple[Rate, ...]:
+        """The rates in the file's order."""
+        if isinstance(node, Text) and node.text == UNLIMITED:
+            return ()
+        if isinstance(node, Items) and not node.items:
+            problems.refuse(node.place, f"found an empty list; allowed: {_ALLOWED}")
+        by_window: dict[int, Rate] = {}
+        every: list[Rate] = []
+        for item in node.items if isinstance(node, Items) else (node,):
+            for rate in _ONE_OR_MORE.read(item, problems) or ():
+                every.append(rate)
+                first = by_window.setdefault(rate.window_ms, rate)
+                if first is not rate:
+                    both = f"{first.limit}/{first.window} and {rate.limit}/{rate.window}"
+                    problems.refuse(item.place, f"two rates with the same window, {both}; keep one")
+        return tuple(every)
+
+    def schema(self) -> Json:
+        """A rate, a map or a list of both."""
+        one = _ONE_OR_MORE.schema()
+        several = {"type": "array", "minItems": 1, "items": one}
+        return {"anyOf": [{"const": UNLIMITED}, one, several]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
@@ -191,14 +192,16 @@ _INTEGER_JSON: Final = r"^[0-9]+(_[0-9]+)*$"
 _SIZE_JSON: Final = r"^[0-9]+(_[0-9]+)*([.][0-9]+)? ?([kKMGTP]i?)?B$"
 
 
+def _number(least: int, most: int, pattern: str) -> dict[str, object]:
+    """A number in JSON Schema, or a text of this pattern that stands for one."""
+    number = {"type": "integer", "minimum": least, "maximum": most}
+    return {"anyOf": [number, {"type": "string", "pattern": pattern}]}
+
+
 def integer(*, least: int = 0, most: int = QUANTITY_MAX, allowed: str = _INTEGER_ALLOWED) -> Scalar[int]:
     """The shape of a whole number within bounds."""
-    number = {"type": "integer", "minimum": least, "maximum": most}
-    return Scalar(
-        lambda text: parse_integer(text, least=least, most=most, allowed=allowed),
-        f"{allowed}, from {least} to {most:_}",
-        {"anyOf": [number, {"type": "string", "pattern": _INTEGER_JSON}]},
-    )
+    parse = partial(parse_integer, least=least, most=most, allowed=allowed)
+    return Scalar(parse, f"{allowed}, from {least} to {most:_}", _number(least, most, _INTEGER_JSON))
 
 
 def cents() -> Scalar[int]:
@@ -208,12 +211,8 @@ def cents() -> Scalar[int]:
 
 def quantity(*, least: int = 0) -> Scalar[int]:
     """The shape of a quantity of a meter."""
-    number = {"type": "integer", "minimum": least, "maximum": QUANTITY_MAX}
-    return Scalar(
-        lambda text: parse_quantity(text, least=least),
-        _QUANTITY_ALLOWED,
-        {"anyOf": [number, {"type": "string", "pattern": f"{_INTEGER_JSON}|{_SIZE_JSON}"}]},
-    )
+    json = _number(least, QUANTITY_MAX, f"{_INTEGER_JSON}|{_SIZE_JSON}")
+    return Scalar(partial(parse_quantity, least=least), _QUANTITY_ALLOWED, json)
 
 
 def or_unlimited(inner: Scalar[int]) -> Scalar[int | Unlimited]:
@@ -234,12 +233,9 @@ def or_unlimited(inner: Scalar[int]) -> Scalar[int | Unlimited]:
 
 def percent(*, least: int, most: int) -> Scalar[int]:
     """The shape of a percentage within bounds."""
-    number = {"type": "integer", "minimum": least, "maximum": most}
-    return Scalar(
-        lambda text: parse_percent(text, least=least, most=most),
-        f"a whole percentage such as 80%, from {least} to {most}",
-        {"anyOf": [number, {"type": "string", "pattern": "^[0-9]+ *%?$"}]},
-    )
+    allowed = f"a whole percentage such as 80%, from {least} to {most}"
+    json = _number(least, most, "^[0-9]+ *%?$")
+    return Scalar(partial(parse_percent, least=least, most=most), allowed, json)
 
 
 def duration(*, least: int = 0) -> Scalar[int]:

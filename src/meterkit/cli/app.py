@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import meterkit
-from meterkit.cli import check, customers, demo, flush, grants, schema, stripe, usage, worker
+from meterkit.cli import customers, demo, flush, grants, plans, stripe, usage, worker
 from meterkit.cli.session import tell
 
 __all__ = ["app", "main"]
@@ -21,8 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(demo.commands)
-app.add_typer(check.commands)
-app.add_typer(schema.commands)
+app.add_typer(plans.commands)
 app.add_typer(worker.commands)
 app.add_typer(flush.commands)
 app.add_typer(usage.commands)

@@ -11,7 +11,7 @@ import typer
 
 from meterkit.cli.known import check_known, hint_of_new, note_unknown
 from meterkit.cli.options import CustomerArgument, whole_number
-from meterkit.cli.output import date_and_time, iso, print_note, print_table
+from meterkit.cli.output import date_and_time, iso, print_note, print_records, print_table
 from meterkit.cli.session import Session, command
 from meterkit.decisions.prepaid import MICRO
 
@@ -203,15 +203,10 @@ def _show(session: Session, customer: str, found: Sequence[Grant]) -> None:
 
 def _print(customer: str, found: Sequence[Grant]) -> None:
     rows = [_row(grant) for grant in found]
-    # Whose they are is shown where some are the plan's.
-    columns = (
-        [name for name in rows[0] if name != "by" or any(grant.source != "app" for grant in found)]
-        if rows
-        else []
-    )
-    print_table(
-        columns, ([row[name] for name in columns] for row in rows), empty=f"customer {customer} has no grants"
-    )
+    if all(grant.source == "app" for grant in found):
+        for row in rows:
+            del row["by"]  # Whose they are is shown where some are the plan's.
+    print_records(rows, empty=f"customer {customer} has no grants")
 
 
 def _row(grant: Grant) -> dict[str, object]:

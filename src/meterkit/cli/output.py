@@ -13,13 +13,14 @@ from rich.console import Console
 from meterkit.cli.table import table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 __all__ = [
     "date_and_time",
     "iso",
     "print_json",
     "print_note",
+    "print_records",
     "print_table",
     "stdout_console",
 ]
@@ -50,6 +51,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         return
     for part in table(columns, filled, width=console.width):
         console.print(part)
+
+
+def print_records(
+    records: Sequence[Mapping[str, object]], *, rare: Collection[str] = (), empty: str = ""
+) -> None:
+    """Print records of the same keys as a table; columns that are ``rare`` only where they say something."""
+    columns = [
+        name
+        for name in (records[0] if records else ())
+        if name not in rare or any(record[name] for record in records)
+    ]
+    print_table(columns, [[record[name] for name in columns] for record in records], empty=empty)
 
 
 def print_json(value: object) -> None:

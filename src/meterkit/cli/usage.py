@@ -8,7 +8,7 @@ import typer
 
 from meterkit.cli.known import note_unknown
 from meterkit.cli.options import CustomerArgument
-from meterkit.cli.output import iso, print_table
+from meterkit.cli.output import iso, print_records
 from meterkit.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def _tell(found: CustomerUsage, currency: str) -> None:
         balance = (f"{credit} {quantity:,}" for credit, quantity in found["balance"].items())
         typer.echo(f"credits {', '.join(balance)}")
     rows = [_row(name, meter, currency) for name, meter in found["meters"].items()]
-    columns = [column for column in rows[0] if column not in _RARE or any(row[column] for row in rows)]
-    print_table(columns, ([row[column] for column in columns] for row in rows))
+    print_records(rows, rare=_RARE)
 
 
 def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:

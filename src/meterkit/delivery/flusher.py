@@ -10,9 +10,8 @@ from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
-from meterkit.delivery.sending import LEASE_MS, Lease, Sender
+from meterkit.delivery.sending import LEASE_MS, Elapsed, Lease, Sender
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
 

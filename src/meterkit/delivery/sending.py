@@ -9,7 +9,6 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from meterkit.delivery.elapsed import Elapsed
 from meterkit.delivery.gate import Gate
 from meterkit.delivery.report import REPORTED
 from meterkit.store.intents import Move
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.outbox import Outbox
     from meterkit.store.store import Store
 
-__all__ = ["LEASE_MS", "Lease", "Sender"]
+__all__ = ["LEASE_MS", "Elapsed", "Lease", "Sender"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -36,6 +35,28 @@ _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
 _RETRY_MAX_MS: Final = 600_000
 _CLOCKS_APART_S: Final = 60
+
+
+class Elapsed:
+    """The time since it was made, in seconds: by the wall clock or the monotonic one, whichever says more.
+
+    Too short a span would bill twice.
+
+    The monotonic clock stands still while a machine is suspended; the wall clock may be set back.
+
+    Args:
+        clock: the wall clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._wall_s = clock()
+        self._monotonic_s = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long ago that was, at least."""
+        return max(self._clock() - self._wall_s, monotonic() - self._monotonic_s)
 
 
 class Lease:

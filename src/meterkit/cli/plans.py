@@ -1,4 +1,4 @@
-"""``meterkit check``: whether a plans file is right."""
+"""``meterkit check`` and ``meterkit schema``: whether a plans file is right, and what it may hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from meterkit.catalog import load
+from meterkit.catalog import json_schema, load
 from meterkit.cli.completion import plans_path
 from meterkit.cli.output import print_json
 from meterkit.cli.session import Session, command
@@ -61,3 +61,9 @@ def check(
         typer.echo(f"note: {note}")
     if len(catalog.notes) > SHOWN_MAX:
         typer.echo(f"and {len(catalog.notes) - SHOWN_MAX} more notes; --json shows all")
+
+
+@command(commands, unused=("plans", "redis", "json"))
+def schema(_: Session) -> None:
+    """Print the JSON Schema of plans files, for editors."""
+    print_json(json_schema())
