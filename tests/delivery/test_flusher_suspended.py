@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import NOW, desk
-from meterkit.delivery.sending import Elapsed
 from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.sending import Elapsed
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
