@@ -12,8 +12,7 @@ from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
 from meterkit.catalog.coverage import covers
 from meterkit.catalog.match import parse_match
-from meterkit.catalog.notes import summary
-from meterkit.catalog.surprises import COMPARED_MAX
+from meterkit.catalog.notes import COMPARED_MAX, summary
 
 if TYPE_CHECKING:
     from starlette.types import Scope

@@ -31,7 +31,7 @@ BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)
 NoteKind = Literal["without_effect", "informs", "billed_from_first_unit", "never_reached"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something in a plans file that is allowed, and may surprise.
 

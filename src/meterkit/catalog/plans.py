@@ -10,10 +10,10 @@ from meterkit.catalog.entitlements import ENTITLEMENT_TABLE, build_entitlement, 
 from meterkit.catalog.inheritance import EXTENDS
 from meterkit.catalog.meters import ALL, Meters, check_meter
 from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
+from meterkit.catalog.notes import note_entitlement
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import NAME, cents, duration, integer, quantity, text
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table
-from meterkit.catalog.surprises import note_entitlement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

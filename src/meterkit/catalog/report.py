@@ -74,14 +74,7 @@ class Problems:
 
     def note(self, place: Place, kind: NoteKind, message: str) -> None:
         """Note that what stands at ``place`` is allowed and may surprise."""
-        note = Note(
-            file=self.source,
-            line=place.line,
-            column=place.column,
-            path=place.path,
-            kind=kind,
-            message=message,
-        )
+        note = Note(self.source, place.line, place.column, place.path, kind, message)
         self._notes[note] = None
 
     def extend(self, other: Problems) -> None:

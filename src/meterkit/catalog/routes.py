@@ -9,10 +9,10 @@ from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME,
 from meterkit.catalog.match import MATCH_SHAPE, WEBSOCKET, parse_match
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import Reserve, Route
+from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, Values
-from meterkit.catalog.surprises import note_unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

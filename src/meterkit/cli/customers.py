@@ -9,12 +9,12 @@ import typer
 
 from meterkit.catalog.report import suggestion
 from meterkit.cli.completion import NO_STATUS, STATUSES, complete_status
-from meterkit.cli.known import check_known, hint_of_new, note_missing_plan, note_unknown
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import CustomerArgument, MeterArgument, PlanArgument
 from meterkit.cli.output import print_note, print_table
 from meterkit.cli.session import Session, command
+from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final
 
 import meterkit
-from meterkit.cli.known import note_missing_plan
 from meterkit.cli.options import Command, common_options
 from meterkit.cli.output import print_json, print_note
+from meterkit.cli.unknown_customers import note_missing_plan
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError
 
 if TYPE_CHECKING:

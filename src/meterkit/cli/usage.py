@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from meterkit.cli.known import note_unknown
 from meterkit.cli.options import CustomerArgument
 from meterkit.cli.output import iso, print_records
 from meterkit.cli.session import Session, command
+from meterkit.cli.unknown_customers import note_unknown
 
 if TYPE_CHECKING:
     from meterkit.store.usage import CustomerUsage, MeterUsage

@@ -118,8 +118,8 @@ class Flusher:
             work = await outbox.work(due_ms=seal_ms)
             flush.unsealed.clear()
             flush.tried.clear()
-            gate = asyncio.Semaphore(_SHARDS_AT_ONCE)
-            await _all(self._shard(flush, item.shard, seal_ms, gate) for item in work)
+            at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)
+            await _all(self._shard(flush, item.shard, seal_ms, at_once) for item in work)
             # What waits for a retry was tried at once; from now on it waits as it should.
             flush.retries = False
             if not work or self._sender.stopping.is_set():
@@ -151,9 +151,9 @@ class Flusher:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._sender.stopping.wait(), span_s)
 
-    async def _shard(self, flush: _Pass, shard: int, seal_ms: int | None, gate: asyncio.Semaphore) -> None:
+    async def _shard(self, flush: _Pass, shard: int, seal_ms: int | None, at_once: asyncio.Semaphore) -> None:
         outbox = flush.outbox
-        async with gate:
+        async with at_once:
             if self._sender.stopping.is_set():
                 return
             asked = Elapsed(self._store.clock)
@@ -200,7 +200,7 @@ class Flusher:
         """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
         due_ms, sender = None if flush.retries else now_ms, self._sender
         while not sender.stopping.is_set():
-            admitted = sender.gate.admits(self._store.now_ms())
+            admitted = sender.breaker.admits(self._store.now_ms())
             if admitted == "none":
                 return
             if admitted == "all":
@@ -208,7 +208,7 @@ class Flusher:
                     return
                 continue
             async with self._alone:
-                alone = sender.gate.admits(self._store.now_ms()) == "one"
+                alone = sender.breaker.admits(self._store.now_ms()) == "one"
                 if alone and not await self._send_page(flush, lease, due_ms, most=1, alone=True):
                     return
 

@@ -9,14 +9,14 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from meterkit.delivery.gate import Gate
+from meterkit.delivery.breaker import Breaker
 from meterkit.delivery.report import REPORTED
 from meterkit.store.intents import Move
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from meterkit.delivery.gate import Admitted
+    from meterkit.delivery.breaker import Admitted
     from meterkit.delivery.outcomes import Outcome
     from meterkit.delivery.transport import Transport
     from meterkit.store.intents import Attempt
@@ -104,7 +104,7 @@ class Sender:
         timeout_s: how long the transport may take for one call.
 
     Attributes:
-        gate: whether anything is sent.
+        breaker: whether anything is sent.
         stopping: set where nothing more is to be sent.
     """
 
@@ -112,7 +112,7 @@ class Sender:
         self, store: Store, transport: Transport, *, calls_per_s: float, calls_at_once: int, timeout_s: float
     ) -> None:
         # The first call of a process is alone: it shows whether the key and the clocks are right.
-        self.gate = Gate(is_open=False)
+        self.breaker = Breaker(is_tried=False)
         self.stopping = asyncio.Event()
         self._store = store
         self._transport = transport
@@ -120,13 +120,13 @@ class Sender:
         self._next_call = 0.0
         self._calls = asyncio.Semaphore(calls_at_once)
         self._timeout_s = timeout_s
-        self._meters: dict[str, Gate] = {}
+        self._meters: dict[str, Breaker] = {}
         self._probes: dict[str, asyncio.Lock] = {}
 
     def closed_meters(self) -> Collection[str]:
         """The event names that nothing is sent of for now."""
         now_ms = self._store.now_ms()
-        return {event for event, gate in self._meters.items() if gate.admits(now_ms) == "none"}
+        return {event for event, breaker in self._meters.items() if breaker.admits(now_ms) == "none"}
 
     async def send(self, lease: Lease, attempt: Attempt, asked: Elapsed, *, alone: bool) -> Move | None:
         """Send one intent, unless that might count it twice. Its next state, or None: the lease is lost.
@@ -135,7 +135,7 @@ class Sender:
             lease: of its shard.
             attempt: the intent, leased.
             asked: since when it is leased.
-            alone: whether it is the one that a gate lets through to see.
+            alone: whether it is the one that a breaker lets through to see.
         """
         event_name = attempt.intent.event_name
         if self._meter_admits(event_name) == "one":
@@ -173,7 +173,9 @@ class Sender:
         if self.stopping.is_set():
             return False
         wanted = {"all", "one"} if alone else {"all"}
-        return self.gate.admits(self._store.now_ms()) in wanted and self._meter_admits(event_name) != "none"
+        return (
+            self.breaker.admits(self._store.now_ms()) in wanted and self._meter_admits(event_name) != "none"
+        )
 
     def _meter_admits(self, event_name: str) -> Admitted:
         meter = self._meters.get(event_name)
@@ -186,13 +188,13 @@ class Sender:
         if outcome.server_time_s is not None:
             apart_s = abs(outcome.server_time_s - self._store.clock())
         if outcome.scope == "account" or apart_s > _CLOCKS_APART_S:
-            self.gate.close(now_ms, **systemic)
+            self.breaker.trip(now_ms, **systemic)
         elif outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered):
-            self.gate.failed(now_ms, first_ms=_RETRY_FIRST_MS, most_ms=_SYSTEMIC_FIRST_MS)
+            self.breaker.failed(now_ms, first_ms=_RETRY_FIRST_MS, most_ms=_SYSTEMIC_FIRST_MS)
         else:
-            self.gate.passed()
+            self.breaker.succeeded()
             if outcome.kind == "no_meter":
-                self._meters.setdefault(event_name, Gate(is_open=True)).close(now_ms, **systemic)
+                self._meters.setdefault(event_name, Breaker(is_tried=True)).trip(now_ms, **systemic)
             elif outcome.scope == "intent":
                 self._meters.pop(event_name, None)
         return apart_s
@@ -201,15 +203,15 @@ class Sender:
         """Tell a person: once of what concerns all or a meter, else of each intent."""
         sealed, now_ms = attempt.intent, self._store.now_ms()
         if apart_s > _CLOCKS_APART_S:
-            if self.gate.is_alert_due(now_ms):
+            if self.breaker.is_alert_due(now_ms):
                 _logger.error(
                     "this host's clock and Stripe's differ by %d s: delivery waits until they agree", apart_s
                 )
         elif outcome.scope == "account":
-            if self.gate.is_alert_due(now_ms):
+            if self.breaker.is_alert_due(now_ms):
                 _logger.error("Stripe is not sent anything for now: %s", outcome.detail)
         elif outcome.scope == "meter":
-            meter = self._meters.setdefault(sealed.event_name, Gate(is_open=True))
+            meter = self._meters.setdefault(sealed.event_name, Breaker(is_tried=True))
             if meter.is_alert_due(now_ms):
                 kept = "is parked" if outcome.step == "park" else "waits"
                 _logger.error("usage of the event name %s %s: %s", sealed.event_name, kept, outcome.detail)

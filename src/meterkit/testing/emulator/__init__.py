@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from meterkit.testing.emulator.emulator import StripeEmulator
-from meterkit.testing.emulator.exchange import Exchange
 from meterkit.testing.emulator.faults import Fault
 from meterkit.testing.emulator.meter_events import MeterEvent
+from meterkit.testing.emulator.replies import Exchange
 
 __all__ = ["Exchange", "Fault", "MeterEvent", "StripeEmulator"]

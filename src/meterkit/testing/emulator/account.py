@@ -10,18 +10,18 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.customers import Customers
-from meterkit.testing.emulator.exchange import ApiError, Exchange
 from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Faults
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.meter_events import MeterEvents
 from meterkit.testing.emulator.meters import Meters
+from meterkit.testing.emulator.replies import ApiError, Exchange
 from meterkit.testing.emulator.summaries import list_summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator
 
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.exchange import JsonObject
+    from meterkit.testing.emulator.replies import JsonObject
 
 __all__ = ["Account"]
 

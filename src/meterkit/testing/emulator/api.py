@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meterkit.testing.emulator.call import Call, Params
-from meterkit.testing.emulator.exchange import ApiError, Exchange, Reply, new_id
+from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.exchange import JsonObject
     from meterkit.testing.emulator.faults import Fault
+    from meterkit.testing.emulator.replies import JsonObject
 
     Abort = Callable[[Scope, bool], bool]
     Operation = Callable[[Account, Call], JsonObject]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import parse_qsl
 
-from meterkit.testing.emulator.exchange import ApiError, missing_parameter, unknown_parameter
+from meterkit.testing.emulator.replies import ApiError, missing_parameter, unknown_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from meterkit.testing.emulator.exchange import JsonObject
+    from meterkit.testing.emulator.replies import JsonObject
 
 __all__ = ["PAGING", "Call", "Params"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.exchange import JsonObject, new_id, no_such, unknown_parameter
+from meterkit.testing.emulator.replies import JsonObject, new_id, no_such, unknown_parameter
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call, Params

@@ -15,9 +15,9 @@ from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
 from meterkit.testing.emulator.control import Control
 from meterkit.testing.emulator.customers import Customer
-from meterkit.testing.emulator.exchange import new_id
 from meterkit.testing.emulator.faults import METER_EVENTS, Fault
 from meterkit.testing.emulator.meters import Meter
+from meterkit.testing.emulator.replies import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Scope
 
-    from meterkit.testing.emulator.exchange import Exchange
     from meterkit.testing.emulator.faults import Action, When
     from meterkit.testing.emulator.meter_events import MeterEvent
+    from meterkit.testing.emulator.replies import Exchange
 
 __all__ = ["StripeEmulator"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
-from meterkit.testing.emulator.exchange import ApiError, Reply
+from meterkit.testing.emulator.replies import ApiError, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

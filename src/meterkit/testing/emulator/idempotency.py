@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError
+from meterkit.testing.emulator.replies import ApiError
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call, Params
-    from meterkit.testing.emulator.exchange import Reply
+    from meterkit.testing.emulator.replies import Reply
 
 __all__ = ["IdempotencyKeys", "Stored"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.exchange import ApiError, JsonObject, missing_parameter
+from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.exchange import ApiError, JsonObject
+from meterkit.testing.emulator.replies import ApiError, JsonObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
