@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inprocess import PROBE_DB, Skipped, Worker, database
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 STATEMENTS = (
     "import meterkit",
     "from meterkit import MeterKit, MeterMiddleware, identify, record",
+    "from meterkit import MeterKit; MeterKit('plans/decide.yaml', redis_url='redis://localhost')",
     "import limits.aio.strategies, limits.aio.storage",
     "import slowapi",
     "import starlette.applications",
 )
+HERE = Path(__file__).parent
 UNWANTED = ("stripe", "typer", "fakeredis", "fastapi", "httpx")
 PROGRAM = """
 import json, sys, time
@@ -44,7 +47,7 @@ def import_times(cores: Cores, size: Size) -> dict[str, dict]:
             with cores.on(cores.client):
                 program = PROGRAM.format(statement=statement, unwanted=UNWANTED)
                 done = subprocess.run(
-                    [sys.executable, "-c", program], capture_output=True, text=True, check=False
+                    [sys.executable, "-c", program], cwd=HERE, capture_output=True, text=True, check=False
                 )
             if done.returncode:
                 failed[statement] = {"error": done.stderr.strip().splitlines()[-1]}

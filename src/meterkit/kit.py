@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
@@ -16,13 +17,10 @@ from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import end, flush_forever
-from meterkit.delivery.flusher import Flusher, FlushReport
-from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.notify import CreditsLow, Handlers
+from meterkit.notify import Handlers
 from meterkit.redis.links import running_loop
 from meterkit.redis.url import choose_store
-from meterkit.settings import Settings
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
 from meterkit.store.event_names import names_of, remember_meters
@@ -41,8 +39,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from meterkit.decisions.decision import Decision
+    from meterkit.delivery.flusher import Flusher
+    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.transport import Transport
     from meterkit.redis.lane import Lane
-    from meterkit.settings import SettingsKeywords
+    from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.usage import CustomerUsage
     from meterkit.tokens import CallUsage, InputEstimator
 
@@ -81,7 +82,8 @@ class MeterKit:
         estimate_input: InputEstimator = estimate_input,
         **settings: Unpack[SettingsKeywords],
     ) -> None:
-        self.settings = Settings.load(**settings)
+        # Pydantic comes with the first kit, as redis-py does: each takes a while to import.
+        self.settings: Settings = import_module("meterkit.settings").Settings.load(**settings)
         self.estimate_input = guarded(estimate_input)
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
         catalog = enforced(catalog, self.settings.enforcement)
@@ -110,9 +112,7 @@ class MeterKit:
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self._handlers = Handlers()
-        self.store.on_low = lambda customer, credit: self._handlers.tell(
-            "credits.low", CreditsLow(customer=customer, credit=credit)
-        )
+        self.store.on_low = self._handlers.credits_low
         self._flushers: WeakKeyDictionary[AbstractEventLoop, Task[None]] = WeakKeyDictionary()
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
@@ -371,22 +371,23 @@ class MeterKit:
         # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
         sandbox = not settings.live and settings.stripe_api_base is None
         try:
-            yield Flusher(self.store, transport, calls_per_s=20.0 if sandbox else 800.0)
+            module: Any = import_module("meterkit.delivery.flusher")
+            yield module.Flusher(self.store, transport, calls_per_s=20.0 if sandbox else 800.0)
         finally:
             await transport.close()
 
-    def _transport(self) -> StripeV1Transport:
+    def _transport(self) -> Transport:
         settings = self.settings
         if settings.stripe_api_key is None:
-            raise SettingsError(
-                "stripe_api_key", "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
-            )
+            message = "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
+            raise SettingsError("stripe_api_key", message)
         if settings.stripe_transport != "v1":
             message = "stripe_transport: v2-stream is not in this release; use v1"
             raise SettingsError("stripe_transport", message)
-        return StripeV1Transport(
-            settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base
-        )
+        key = settings.stripe_api_key.get_secret_value()
+        module: Any = import_module("meterkit.delivery.stripe_v1")  # Only those who deliver pay for it.
+        transport: Transport = module.StripeV1Transport(key, api_base=settings.stripe_api_base)
+        return transport
 
     def _check_quantities(self, quantities: Mapping[str, int]) -> None:
         for meter, quantity in quantities.items():

@@ -327,7 +327,7 @@ async def test_a_sandbox_has_a_rate_of_its_own(
             given.append(options)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr("meterkit.kit.Flusher", Noted)
+    monkeypatch.setattr("meterkit.delivery.flusher.Flusher", Noted)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
         monkeypatch.setattr(kit, "settings", kit.settings.model_copy(update={"stripe_api_base": base}))
         live = kit.settings.model_copy(update={"stripe_api_key": SecretStr(key)})

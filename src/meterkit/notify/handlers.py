@@ -8,6 +8,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError
+from meterkit.notify.events import CreditsLow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,6 +36,10 @@ class Handlers:
         if event not in EVENTS:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(EVENTS)}")
         self._handlers.setdefault(event, []).append(handler)
+
+    def credits_low(self, customer: str, credit: str) -> None:
+        """Tell that the balance of a customer's credit has become low."""
+        self.tell("credits.low", CreditsLow(customer=customer, credit=credit))
 
     def tell(self, event: str, what: object) -> None:
         """Tell the handlers of an event; returns before the async ones are done."""

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.redis.admin import Admin
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.handshake import connect
 from meterkit.redis.inspection import inspect
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from meterkit.decisions.keys import Keys
+    from meterkit.redis.admin import Admin
     from meterkit.redis.connection import OnEnd
     from meterkit.redis.reconnect import Link
     from meterkit.redis.scripts import Script
@@ -67,6 +67,8 @@ class Links:
         self._clock = clock
         self._server = EmbeddedServer(address.path) if address.kind == "embedded" else None
         self.lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
+        # With the first kit, not with meterkit: redis-py takes as long to import as all the rest.
+        self._new_admin: type[Admin] = import_module("meterkit.redis.admin").Admin
         self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
         self._watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
@@ -132,7 +134,9 @@ class Links:
         if admin is None:
             await self._keep(loop)
             address = await self._reachable()
-            admin = self._admins[loop] = Admin(address, timeout_s=self._timeout_s, clock=self._clock)
+            admin = self._admins[loop] = self._new_admin(
+                address, timeout_s=self._timeout_s, clock=self._clock
+            )
         return admin
 
     async def _connect(self, on_end: OnEnd) -> Link:
