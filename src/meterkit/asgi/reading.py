@@ -8,17 +8,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.logs import Contained, described
-from meterkit.tokens import (
-    BILLED_BYTES_PER_TOKEN,
-    PIECE_BYTES,
-    CallUsage,
-    ResponseReader,
-    asks_model,
-    billed_input,
-    estimate_input,
-    estimate_request,
-    filled,
-)
+from meterkit.tokens import CallUsage, ResponseReader, estimate_input, estimate_request, filled
+from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input
+from meterkit.tokens.response import PIECE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +18,8 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.tokens import InputEstimator, Work
+    from meterkit.tokens import InputEstimator
+    from meterkit.tokens.framing.incremental import Work
 
 __all__ = ["BODY_BYTES_MAX", "Reading"]
 

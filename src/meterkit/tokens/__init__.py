@@ -8,25 +8,19 @@ from __future__ import annotations
 from meterkit.tokens.call_usage import CallUsage, Note, Source, estimated, filled, quantities
 from meterkit.tokens.calls import Calls
 from meterkit.tokens.estimate import (
-    BILLED_BYTES_PER_TOKEN,
     MEDIA_PART_TOKENS,
     InputEstimator,
-    asks_model,
-    billed_input,
     estimate_input,
     estimate_request,
     guarded,
 )
-from meterkit.tokens.framing.incremental import Work
 from meterkit.tokens.merging import join_reports
 from meterkit.tokens.objects import Report, Reports, calls_of, report_of, usage_of
-from meterkit.tokens.response import PIECE_BYTES, ResponseReader
+from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
 
 __all__ = [
-    "BILLED_BYTES_PER_TOKEN",
     "MEDIA_PART_TOKENS",
-    "PIECE_BYTES",
     "CallUsage",
     "Calls",
     "InputEstimator",
@@ -36,9 +30,6 @@ __all__ = [
     "ResponseReader",
     "Source",
     "StreamTap",
-    "Work",
-    "asks_model",
-    "billed_input",
     "calls_of",
     "estimate_input",
     "estimate_request",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.calls import Ledger
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
-from meterkit.tokens.json_values import dig, rows, table, text
+from meterkit.tokens.json_values import dig, paths, rows, table, text
 from meterkit.tokens.layout import ROOT, text_bytes
 
 if TYPE_CHECKING:
@@ -31,13 +31,9 @@ _COUNTS: Final = (
 )
 # Encoded sound stands where other events have text.
 _SOUND: Final = "audio.delta"
-_IDS: Final = (("id",), ("message", "id"), ("response", "id"), ("responseId",), ("response_id",))
-_MODELS: Final = (
-    ("model",),
-    ("message", "model"),
-    ("response", "model"),
-    ("modelVersion",),
-    ("model_version",),
+_NAMES: Final = paths(
+    id="id message.id response.id responseId response_id",
+    model="model message.model response.model modelVersion model_version",
 )
 
 
@@ -196,11 +192,11 @@ class Observer:
         if self._api is None:
             self._api = next((api for api in self._apis if api.recognises(event)), None)
         if self._api is not None:
-            self._response_id = self._response_id or _first(event, _IDS)
-            self._response_model = self._response_model or _first(event, _MODELS)
+            self._response_id = self._response_id or _first(event, _NAMES["id"])
+            self._response_model = self._response_model or _first(event, _NAMES["model"])
         self._only_counted = any(name in event and event.keys() <= names for name, names in _COUNTS)
 
 
-def _first(event: Table, paths: Sequence[Sequence[str]]) -> str | None:
-    found = (text(dig(table(event), path)) for path in paths)
+def _first(event: Table, alternatives: Sequence[Sequence[str]]) -> str | None:
+    found = (text(dig(event, path)) for path in alternatives)
     return next((value for value in found if value is not None), None)

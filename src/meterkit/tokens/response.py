@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.framing.blocks import Ndjson
 from meterkit.tokens.framing.decoding import Decoding, decoding_of
 from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
-from meterkit.tokens.framing.incremental import drain, whole_of
+from meterkit.tokens.framing.incremental import Incremental, drain, whole_of
 from meterkit.tokens.framing.large_json import UNKNOWN, Encoded, LargeJson
 from meterkit.tokens.framing.sse import Sse
 from meterkit.tokens.json_values import dig, load, table
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from meterkit.tokens.call_usage import CallUsage, Note
-    from meterkit.tokens.framing.incremental import Large, Work
+    from meterkit.tokens.framing.incremental import Large, Steps, Work
     from meterkit.tokens.json_values import Table
 
 __all__ = ["PIECE_BYTES", "ResponseReader"]
@@ -53,19 +53,10 @@ _BODILESS: Final = (204, 205)
 _OK: Final = range(200, 300)
 
 
-class _Framing(Protocol):
-    def feed(self, data: bytes) -> Work | None: ...
-    def close(self) -> Work: ...
-
-
-class _Foreign:
+class _Foreign(Incremental):
     """Takes what is certainly no language model's answer."""
 
-    def feed(self, data: bytes) -> None:
-        """Nothing is made of it."""
-
-    def close(self) -> Work:
-        """Nothing is made of it."""
+    def _run(self) -> Steps:
         return iter(())
 
 
@@ -236,7 +227,7 @@ class ResponseReader:
                 return None
         return self._framing.feed(data)
 
-    def _framing_of(self, kind: bytes) -> _Framing | None:
+    def _framing_of(self, kind: bytes) -> Incremental | None:
         """How the body is cut; None where its first byte has to tell."""
         if kind == b"text/event-stream":
             return self._open_sse()
