@@ -5,7 +5,7 @@ Knows nothing of requests, customers or the store.
 
 from __future__ import annotations
 
-from meterkit.tokens.call_usage import CallUsage, Note, Source, estimated, filled, quantities
+from meterkit.tokens.call_usage import CallUsage, Note, Source, estimated, filled
 from meterkit.tokens.calls import Calls
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
@@ -37,7 +37,6 @@ __all__ = [
     "filled",
     "guarded",
     "join_reports",
-    "quantities",
     "report_of",
     "usage_of",
 ]

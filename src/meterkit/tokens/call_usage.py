@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "COUNTED",
@@ -18,7 +18,6 @@ __all__ = [
     "estimated",
     "figure",
     "filled",
-    "quantities",
     "sum_of",
 ]
 
@@ -105,16 +104,6 @@ def estimated(call: CallUsage, *, input_tokens: int, output_tokens: int) -> Call
         output_tokens=output_tokens if call.output_tokens is None else call.output_tokens,
         source="estimated",
     )
-
-
-def quantities(calls: Iterable[CallUsage], *, sources: Collection[Source]) -> dict[str, int]:
-    """The known figures of those calls whose source is listed, added up by meter; at most 10^15 - 1 each."""
-    total: dict[str, int] = {}
-    for call in calls:
-        if call.source in sources:
-            for name, value in call.quantities().items():
-                total[name] = min(total.get(name, 0) + value, QUANTITY_MAX)
-    return total
 
 
 def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
