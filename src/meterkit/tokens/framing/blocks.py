@@ -82,7 +82,7 @@ class Blocks(Incremental):
         if len(blocks) <= EVENT_BYTES_MAX and not self._wants(blocks):
             return
         left = _PAUSE_BYTES
-        for block in blocks.split(self.delimiter):
+        for block in filter(None, blocks.split(self.delimiter)):
             yield from paused(self._pass(block))
             left -= len(block) + _BLOCK_BYTES_MIN
             if left < 0:
