@@ -14,15 +14,16 @@ import pytest
 from commands import TIMEOUT_S, Shell, first_line
 from meterkit import MeterKit
 from meterkit.catalog import load
-from meterkit.cli.demo.refusals import Refusal, Tally, evidence
+from meterkit.cli.demo.refusals import evidence
 from meterkit.cli.demo.run import PLANS
+from meterkit.cli.demo.traffic import CUSTOMERS, Refusal, Tally
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CATALOG = load(PLANS)
-FREE, PRO = CATALOG.plans["free"], CATALOG.plans["pro"]
+PRO = CATALOG.plans["pro"]
 
 
 @pytest.fixture
@@ -125,14 +126,15 @@ async def test_no_limit_gives_anything_back_however_slow_the_demonstration_is(st
 
 
 def test_evidence_names_the_limit_and_what_was_served() -> None:
-    tally = Tally(served=Counter(requests=40, tokens=5_001), failed=2)
+    ada, bell, _ = (
+        Tally(customer=customer, served=Counter(requests=40, tokens=5_001), failed=2)
+        for customer in CUSTOMERS
+    )
     both = Refusal(status=429, policies=("requests-period", "tokens-period"))
     assert (
         "the free plan allows 40 requests per month, and 40 were served; the free plan allows 5,000 tokens"
         " per month, and 5,001 were served; usage that is recorded after the work was done is never refused"
-    ) == evidence(both, FREE, tally, CATALOG)
+    ) == evidence(both, ada, CATALOG)
     rate = Refusal(status=429, policies=("requests-1d",))
-    assert (
-        evidence(rate, PRO, tally, CATALOG) == "the pro plan allows 120 requests per day, and 42 were let in"
-    )
-    assert "`anonymous: deny`" in evidence(Refusal(status=401), FREE, tally, CATALOG)
+    assert evidence(rate, bell, CATALOG) == "the pro plan allows 120 requests per day, and 42 were let in"
+    assert "`anonymous: deny`" in evidence(Refusal(status=401), ada, CATALOG)

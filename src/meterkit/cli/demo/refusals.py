@@ -1,53 +1,22 @@
-"""What a customer's client saw, and why each refusal was right. Pure."""
+"""Why each refusal was right. Pure."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
+    from meterkit.cli.demo.traffic import Refusal, Tally
 
-__all__ = ["Refusal", "Tally", "evidence"]
+__all__ = ["evidence"]
 
 
 _UNITS: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a request was refused, as the answer told.
-
-    Attributes:
-        status: of the answer.
-        policies: the names of the limits that were used up.
-        feature: the feature that the plan does not have, or an empty text.
-    """
-
-    status: int
-    policies: tuple[str, ...] = ()
-    feature: str = ""
-
-
-@dataclass(slots=True, kw_only=True)
-class Tally:
-    """What one customer's client saw.
-
-    Attributes:
-        served: meter to the quantity in answers that succeeded.
-        failed: answers of the service that did not succeed: they cost nothing.
-        refusals: how often the customer was refused, and why.
-    """
-
-    sent: int = 0
-    served: Counter[str] = field(default_factory=Counter[str])
-    failed: int = 0
-    refusals: Counter[Refusal] = field(default_factory=Counter[Refusal])
-
-
-def evidence(refusal: Refusal, plan: Plan, tally: Tally, catalog: Catalog) -> str:
+def evidence(refusal: Refusal, tally: Tally, catalog: Catalog) -> str:
     """Why a refusal is right, by the plans file and by what this customer had been served."""
+    plan = catalog.plans[tally.customer.plan]
     if refusal.feature:
         having = " and ".join(
             key for key, other in catalog.plans.items() if refusal.feature in other.features

@@ -31,12 +31,12 @@ from meterkit.testing import StripeEmulator, check_bill
 from meterkit.testing.emulator.server import running
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Sequence
 
     from rich.console import Console
 
     from meterkit.catalog import Catalog
-    from meterkit.cli.demo.refusals import Tally
+    from meterkit.cli.demo.traffic import Tally
     from meterkit.testing import BillLine
 
 __all__ = ["PLANS", "run"]
@@ -107,10 +107,10 @@ async def _demonstrate(parts: AsyncExitStack, console: Console, *, lose_one: boo
     for meter in catalog.meters.values():
         if meter.stripe is not None:
             stripe.add_meter(meter.stripe.event_name)
-    for shopper in CUSTOMERS:
-        await kit.customers.set_plan(shopper.customer, shopper.plan)
-        await kit.customers.link(shopper.customer, stripe.add_customer(name=shopper.customer))
-    period = (await kit.usage(CUSTOMERS[0].customer))["period"]
+    for customer in CUSTOMERS:
+        await kit.customers.set_plan(customer.id, customer.plan)
+        await kit.customers.link(customer.id, stripe.add_customer(name=customer.id))
+    period = (await kit.usage(CUSTOMERS[0].id))["period"]
 
     service_url = parts.enter_context(running(build(kit), host="127.0.0.1", port=0))
     client = await parts.enter_async_context(
@@ -134,35 +134,32 @@ async def _demonstrate(parts: AsyncExitStack, console: Console, *, lose_one: boo
     console.print(
         f"meter events: {report.sealed}; sent again: {report.retried}; not delivered: {report.left}"
     )
-    lines = await check_bill(kit, stripe, {name: tally.served for name, tally in tallies.items()})
-    if (await kit.usage(CUSTOMERS[0].customer))["period"] != period:
+    lines = await check_bill(kit, stripe, {tally.customer.id: tally.served for tally in tallies})
+    if (await kit.usage(CUSTOMERS[0].id))["period"] != period:
         raise MeterkitError("the billing month ended while the demonstration was running; run it again")
     return lines
 
 
-async def _serve(console: Console, client: httpx.AsyncClient) -> Mapping[str, Tally]:
+async def _serve(console: Console, client: httpx.AsyncClient) -> Sequence[Tally]:
     """Send the service all requests of all customers."""
     _headline(console, "Three customers, each on a plan of its own, send requests")
     columns = (BarColumn(), TextColumn("requests answered: {task.completed} of {task.total}"))
-    total = sum(len(shopper.asks()) for shopper in CUSTOMERS)
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total)
-        tallies = await asyncio.gather(
-            *(drive(client, shopper, lambda: bar.advance(task)) for shopper in CUSTOMERS)
+        task = bar.add_task("", total=sum(len(customer.requests()) for customer in CUSTOMERS))
+        return await asyncio.gather(
+            *(drive(client, customer, lambda: bar.advance(task)) for customer in CUSTOMERS)
         )
-    return {shopper.customer: tally for shopper, tally in zip(CUSTOMERS, tallies, strict=True)}
 
 
-def _show_traffic(console: Console, tallies: Mapping[str, Tally], catalog: Catalog) -> None:
+def _show_traffic(console: Console, tallies: Sequence[Tally], catalog: Catalog) -> None:
     print_table(
         ("customer", "plan", "sent", "served", "failed, not billed", "refused", "tokens served"),
         [
             (
-                *(shopper.customer, shopper.plan, tally.sent, tally.served["requests"], tally.failed),
+                *(tally.customer.id, tally.customer.plan, tally.sent, tally.served["requests"], tally.failed),
                 *(tally.refusals.total(), tally.served["tokens"]),
             )
-            for shopper in CUSTOMERS
-            for tally in (tallies[shopper.customer],)
+            for tally in tallies
         ],
     )
     _headline(console, "Each refusal, and why it is right")
@@ -170,11 +167,11 @@ def _show_traffic(console: Console, tallies: Mapping[str, Tally], catalog: Catal
         ("customer", "refused", "answer", "why"),
         [
             (
-                *(shopper.customer, times, " ".join((str(refusal.status), *refusal.policies))),
-                evidence(refusal, catalog.plans[shopper.plan], tallies[shopper.customer], catalog),
+                *(tally.customer.id, times, " ".join((str(refusal.status), *refusal.policies))),
+                evidence(refusal, tally, catalog),
             )
-            for shopper in CUSTOMERS
-            for refusal, times in tallies[shopper.customer].refusals.items()
+            for tally in tallies
+            for refusal, times in tally.refusals.items()
         ],
     )
 
