@@ -119,8 +119,7 @@ async def run(*, lose_one: bool) -> list[str]:
         )
         await parts.enter_async_context(kit)
         service = await parts.enter_async_context(served(store))
-        for meter in METERS:
-            stripe.add_meter(f"chat_{meter}")
+        stripe.add_meters(kit.catalog)
         await kit.customers.set_plan("ada", "pro")
         await kit.customers.link("ada", stripe.add_customer(name="Ada"))
         await kit.grants.add("ada", {"ai": 21}, grant_id="inv_1")

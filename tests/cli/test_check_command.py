@@ -25,7 +25,7 @@ plans:
 
 def test_a_right_file_is_done_and_counted(shell: Shell) -> None:
     done = shell.run("check")
-    assert (0, "plans.yaml: right (2 meters, 2 plans, 1 route)", "") == (
+    assert (0, "plans.yaml: valid (2 meters, 2 plans, 1 route)", "") == (
         done.code,
         done.out.splitlines()[0],
         done.err,
@@ -137,7 +137,7 @@ def test_what_may_surprise_is_noted_with_its_line_and_the_file_is_right(
     done = shell.run("check")
     assert (0, "") == (done.code, done.err)
     first, *notes = done.out.splitlines()
-    assert first == "plans.yaml: right (2 meters, 2 plans, 1 route)"
+    assert first == "plans.yaml: valid (2 meters, 2 plans, 1 route)"
     assert [" ".join(line.split()[:3]) for line in notes] == [
         "note: plans.yaml:16:3 plans.pro:",
         "note: plans.yaml:17:13 plans.pro.price.amount_cents:",

@@ -71,7 +71,7 @@ async def test_what_flush_reports_is_not_logged_besides(
         stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}
         done = stored.run("flush", "--all", "--timeout", "0")
     assert (1, False) == (done.code, "tried again" in done.err)
-    assert "tried again later: no answer: ServerDisconnectedError" in done.out.splitlines()
+    assert "will be tried again: no answer: ServerDisconnectedError" in done.out.splitlines()
 
 
 @pytest.mark.anyio

@@ -91,8 +91,7 @@ def clock() -> Clock:
 def stripe(clock: Clock) -> StripeEmulator:
     emulator = StripeEmulator(clock=clock)
     emulator.add_customer("cus_ada")
-    for name in ("requests", "tokens", "images", "large_images"):
-        emulator.add_meter(name)
+    emulator.add_meters(CATALOG)
     return emulator
 
 

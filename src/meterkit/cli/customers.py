@@ -73,8 +73,8 @@ async def link(
         typer.Option(
             "--csv",
             metavar="FILE",
-            help="Link every line `customer,stripe_customer` of a file; a first line of just these words is"
-            " passed over. - reads stdin.",
+            help="Link every line `customer,stripe_customer` of a file; a first line with just these words is"
+            " skipped. - reads stdin.",
         ),
     ] = None,
 ) -> None:

@@ -62,7 +62,7 @@ def _tell(report: FlushReport) -> None:
         cure = f"meterkit customers link {quote(customer)} cus_…"
         typer.echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
     if report.why:
-        typer.echo(f"tried again later: {report.why}")
+        typer.echo(f"will be tried again: {report.why}")
     for unsealed in report.unsealed:
         what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
         typer.echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")

@@ -62,14 +62,14 @@ async def add(
     priority: _PriorityOption = 50,
     effective: Annotated[
         str | None,
-        typer.Option("--effective", metavar="WHEN", help=f"Since when it counts: {_WHEN}. Default: now."),
+        typer.Option("--effective", metavar="WHEN", help=f"From when on it counts: {_WHEN}. Default: now."),
     ] = None,
     expires: Annotated[
         str | None,
         typer.Option(
             "--expires",
             metavar="WHEN",
-            help="When what is left of it vanishes, in the same way. Default: never.",
+            help="When what is left of it expires, written likewise. Default: never.",
         ),
     ] = None,
 ) -> None:
@@ -107,9 +107,9 @@ async def list_all(
     session: Session,
     customer: CustomerArgument,
 ) -> None:
-    """List a customer's grants, first what is used up first.
+    """List a customer's grants, in the order in which they are used up.
 
-    Those of the plan are listed, too.
+    The plan's grants are among them.
     """
     async with session.kit(customer) as kit:
         await note_unknown(kit, customer)

@@ -30,7 +30,7 @@ def check(
 ) -> None:
     """Check a plans file and name all that is wrong with it.
 
-    Nothing is connected to.
+    It connects to nothing.
     """
     if file is not None and session.plans is not None and file != session.plans:
         raise typer.BadParameter(f"PLANS is {file!r} and --plans is {session.plans!r}; name one file")
@@ -56,7 +56,7 @@ def check(
     counts = ", ".join(
         f"{len(names)} {what.removesuffix('s') if len(names) == 1 else what}" for what, names in found.items()
     )
-    typer.echo(f"{path}: right ({counts})")
+    typer.echo(f"{path}: valid ({counts})")
     for note in catalog.notes[:SHOWN_MAX]:
         typer.echo(f"note: {note}")
     if len(catalog.notes) > SHOWN_MAX:

@@ -60,9 +60,7 @@ async def emulator(
     for stripe_customer in customer or ():
         stand_in.add_customer(stripe_customer)
     if session.plans is not None:
-        for meter in load(session.plans).meters.values():
-            if meter.stripe is not None:
-                stand_in.add_meter(meter.stripe.event_name)
+        stand_in.add_meters(load(session.plans))
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(stand_in.serve(port=port))

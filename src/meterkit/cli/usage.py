@@ -26,7 +26,7 @@ _RARE: Final = frozenset({"held", "granted", "price", "late", "parked", "dead"})
 async def usage(session: Session, customer: CustomerArgument) -> None:
     """Show what a customer has used and what is left.
 
-    And what Stripe has of it.
+    And how much of it Stripe has.
     """
     async with session.kit(customer) as kit:
         await note_unknown(kit, customer)

@@ -40,10 +40,7 @@ def stripe_emulator(
 ) -> StripeEmulator:
     """A Stripe account with the meters of the plans file and without customers."""
     emulator = StripeEmulator(clock=meterkit_clock)
-    catalog = meterkit_plans if isinstance(meterkit_plans, Catalog) else load(meterkit_plans)
-    for meter in catalog.meters.values():
-        if meter.stripe is not None:
-            emulator.add_meter(meter.stripe.event_name)
+    emulator.add_meters(meterkit_plans if isinstance(meterkit_plans, Catalog) else load(meterkit_plans))
     return emulator
 
 

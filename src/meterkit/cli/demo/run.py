@@ -104,9 +104,7 @@ async def _demonstrate(parts: AsyncExitStack, console: Console, *, lose_one: boo
     parts.enter_context(ended_with_us(folder))
     console.print("store: an embedded Valkey server in a temporary directory")
     console.print(f"Stripe: an emulator at {stripe_url}")
-    for meter in catalog.meters.values():
-        if meter.stripe is not None:
-            stripe.add_meter(meter.stripe.event_name)
+    stripe.add_meters(catalog)
     for customer in CUSTOMERS:
         await kit.customers.set_plan(customer.id, customer.plan)
         await kit.customers.link(customer.id, stripe.add_customer(name=customer.id))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Scope
 
+    from meterkit.catalog import Catalog
     from meterkit.testing.emulator.faults import Action, When
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.replies import Exchange
@@ -154,6 +155,16 @@ class StripeEmulator:
                 raise ValueError(f"there is already an active meter with the event name {event_name}")
             self._account.meters.add(meter)
         return meter.id
+
+    def add_meters(self, catalog: Catalog) -> None:
+        """Add a meter for each Stripe event of a plans file.
+
+        Raises:
+            ValueError: if an active meter has one of their event names.
+        """
+        for meter in catalog.meters.values():
+            if meter.stripe is not None:
+                self.add_meter(meter.stripe.event_name)
 
     @property
     def events(self) -> tuple[MeterEvent, ...]:
