@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, assert_never
+from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.headers import fields, join, merge, policy_field
 
@@ -21,19 +21,12 @@ if TYPE_CHECKING:
 __all__ = [
     "TYPES",
     "Denial",
-    "Kind",
     "Member",
     "ProblemContext",
     "Refusal",
     "complete",
-    "kind_of",
     "problem",
     "send_denial",
-    "tell",
-]
-
-Kind = Literal[
-    "quota", "payment", "feature", "seats", "storage", "unknown", "invalid", "in_flight", "capacity"
 ]
 
 CHALLENGE: Final = 'Bearer realm="api"'
@@ -70,24 +63,6 @@ class ProblemContext:
     challenge: str = CHALLENGE
 
 
-def kind_of(reason: Reason) -> Kind:
-    """Which problem a reason is told as."""
-    match reason:
-        case "rate" | "concurrency" | "included" | "cap":
-            return "quota"
-        case "suspended" | "payment_required" | "credits":
-            return "payment"
-        case "feature" | "seats" | "storage" | "in_flight":
-            return reason
-        case "anonymous":
-            return "unknown"
-        case "invalid_customer":
-            return "invalid"
-        case "identify" | "store":
-            return "capacity"
-    assert_never(reason)
-
-
 Member = str | int | list[str]
 
 
@@ -107,15 +82,11 @@ class Refusal:
         return next((policy for policy in policies if policy.name == self.decision.limit), None)
 
 
-def tell(kind: Kind, refusal: Refusal) -> tuple[str, dict[str, Member]]:
-    """The ``detail`` of a problem, and the members that only its type has."""
-    return _TELLERS[kind](refusal)
+_Words = tuple[str, dict[str, Member]]
+"""The ``detail`` of a problem, and the members that only its type has."""
 
 
-_Telling = tuple[str, dict[str, Member]]
-
-
-def _tell_quota(refusal: Refusal) -> _Telling:
+def _quota(refusal: Refusal) -> _Words:
     policy = refusal.policy
     members: dict[str, Member] = {"violated-policies": list(refusal.decision.violated)}
     if policy is None:
@@ -128,7 +99,7 @@ def _tell_quota(refusal: Refusal) -> _Telling:
     return f'Policy "{policy.name}" allows {allows}. {_retry(refusal.wait_s)}', members
 
 
-def _tell_payment(refusal: Refusal) -> _Telling:
+def _payment(refusal: Refusal) -> _Words:
     members: dict[str, Member] = {"reason": refusal.reason}
     if refusal.reason == "credits":
         why, cure = "What is left of the prepaid credits or grants does not cover this request.", "Buy more"
@@ -142,7 +113,7 @@ def _tell_payment(refusal: Refusal) -> _Telling:
     return f"{why} {cure} at {portal} to go on.", members | {"portal_url": portal}
 
 
-def _tell_feature(refusal: Refusal) -> _Telling:
+def _feature(refusal: Refusal) -> _Words:
     feature, plan = refusal.context.feature or "", refusal.context.plan or ""
     elsewhere = list(refusal.context.available_in)
     cure = f"It is available in {', '.join(map(repr, elsewhere))}." if elsewhere else "No plan includes it."
@@ -150,7 +121,7 @@ def _tell_feature(refusal: Refusal) -> _Telling:
     return f"The plan {plan!r} does not include the feature {feature!r}. {cure}", members
 
 
-def _tell_seats(refusal: Refusal) -> _Telling:
+def _seats(refusal: Refusal) -> _Words:
     limit, used = refusal.context.limit or 0, refusal.context.used or 0
     detail = (
         f"This plan allows {_count(limit, 'seat')}; in use: {used}. Free a seat or choose a plan with more."
@@ -158,7 +129,7 @@ def _tell_seats(refusal: Refusal) -> _Telling:
     return detail, {"limit": limit, "used": used}
 
 
-def _tell_storage(refusal: Refusal) -> _Telling:
+def _storage(refusal: Refusal) -> _Words:
     limit, used = refusal.context.limit or 0, refusal.context.used or 0
     requested = refusal.context.requested or 0
     detail = (
@@ -168,37 +139,24 @@ def _tell_storage(refusal: Refusal) -> _Telling:
     return detail, {"limit": limit, "used": used, "requested": requested}
 
 
-def _tell_unknown(_: Refusal) -> _Telling:
+def _unknown(_: Refusal) -> _Words:
     return "This request does not say which customer it belongs to. Send valid credentials.", {}
 
 
-def _tell_invalid(_: Refusal) -> _Telling:
+def _invalid(_: Refusal) -> _Words:
     allowed = "a text of 1 to 256 bytes of UTF-8 without control characters"
     return f"The customer id of this request is not valid. Allowed is {allowed}.", {}
 
 
-def _tell_in_flight(refusal: Refusal) -> _Telling:
+def _in_flight(refusal: Refusal) -> _Words:
     return f"The first request with this idempotency key has not ended yet. {_retry(refusal.wait_s)}", {}
 
 
-def _tell_capacity(refusal: Refusal) -> _Telling:
+def _capacity(refusal: Refusal) -> _Words:
     why = "Limits cannot be checked at the moment"
     if refusal.reason == "identify":
         why = "The customer of this request could not be determined"
     return f"{why}; the request was not served. {_retry(refusal.wait_s)}", {}
-
-
-_TELLERS: Final[Mapping[Kind, Callable[[Refusal], _Telling]]] = {
-    "quota": _tell_quota,
-    "payment": _tell_payment,
-    "feature": _tell_feature,
-    "seats": _tell_seats,
-    "storage": _tell_storage,
-    "unknown": _tell_unknown,
-    "invalid": _tell_invalid,
-    "in_flight": _tell_in_flight,
-    "capacity": _tell_capacity,
-}
 
 
 def _retry(wait_s: int | None) -> str:
@@ -231,27 +189,37 @@ POLICY_VIOLATION: Final = 1008
 """The websocket close code for a message or client that breaks a rule (RFC 6455 section 7.4.1)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ProblemType:
-    """What all problems of one kind have in common."""
+    """What all problems of one type have in common; ``words`` writes the rest."""
 
     status: int
     uri: str
     title: str
+    words: Callable[[Refusal], _Words]
 
 
-TYPES: Final[Mapping[Kind, ProblemType]] = {
-    "quota": ProblemType(status=429, uri=f"{IANA}quota-exceeded", title="Quota Exceeded"),
-    "payment": ProblemType(status=402, uri=f"{URN}payment-required", title="Payment Required"),
-    "feature": ProblemType(status=403, uri=f"{URN}feature-not-in-plan", title="Feature Not In Plan"),
-    "seats": ProblemType(status=403, uri=f"{URN}seats-limit-exceeded", title="Seats Limit Exceeded"),
-    "storage": ProblemType(status=413, uri=f"{URN}storage-limit-exceeded", title="Storage Limit Exceeded"),
-    "unknown": ProblemType(status=401, uri=f"{URN}customer-unknown", title="Customer Unknown"),
-    "invalid": ProblemType(status=400, uri=f"{URN}customer-invalid", title="Customer Invalid"),
-    "in_flight": ProblemType(status=409, uri=f"{URN}request-in-flight", title="Request In Flight"),
-    "capacity": ProblemType(
-        status=503, uri=f"{IANA}temporary-reduced-capacity", title="Temporary Reduced Capacity"
-    ),
+_QUOTA: Final = ProblemType(429, f"{IANA}quota-exceeded", "Quota Exceeded", _quota)
+_PAYMENT: Final = ProblemType(402, f"{URN}payment-required", "Payment Required", _payment)
+_CAPACITY: Final = ProblemType(
+    503, f"{IANA}temporary-reduced-capacity", "Temporary Reduced Capacity", _capacity
+)
+TYPES: Final[Mapping[Reason, ProblemType]] = {
+    "rate": _QUOTA,
+    "concurrency": _QUOTA,
+    "included": _QUOTA,
+    "cap": _QUOTA,
+    "suspended": _PAYMENT,
+    "payment_required": _PAYMENT,
+    "credits": _PAYMENT,
+    "feature": ProblemType(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
+    "seats": ProblemType(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
+    "storage": ProblemType(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),
+    "anonymous": ProblemType(401, f"{URN}customer-unknown", "Customer Unknown", _unknown),
+    "invalid_customer": ProblemType(400, f"{URN}customer-invalid", "Customer Invalid", _invalid),
+    "in_flight": ProblemType(409, f"{URN}request-in-flight", "Request In Flight", _in_flight),
+    "identify": _CAPACITY,
+    "store": _CAPACITY,
 }
 
 
@@ -279,11 +247,10 @@ def problem(
         instance: the name of this occurrence.
     """
     reason: Reason = decision.reason or "store"
-    kind = kind_of(reason)
-    about = TYPES[kind]
+    about = TYPES[reason]
     wait_s = _wait_s(reason, decision.retry_after)
     refusal = Refusal(decision=decision, reason=reason, context=context, wait_s=wait_s)
-    detail, members = tell(kind, refusal)
+    detail, members = about.words(refusal)
     document: dict[str, Member] = {
         "type": about.uri,
         "title": about.title,
@@ -303,7 +270,7 @@ def problem(
         ours.append((b"retry-after", b"%d" % wait_s))
     if wait_s is None or wait_s >= PATIENCE_S:
         ours.append((b"x-should-retry", b"false"))
-    if kind == "unknown":
+    if reason == "anonymous":
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))
     headers = merge(headers, ours, expose=context.origin is not None)
     headers += _cors(context)
@@ -351,7 +318,7 @@ def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:
     """Whole seconds to wait, at least 1; None where waiting does not help."""
     if reason in {"concurrency", "identify", "in_flight", "store"}:
         return 1 if retry_after is None else _seconds(retry_after)
-    if retry_after is None or kind_of(reason) != "quota":
+    if retry_after is None or TYPES[reason] is not _QUOTA:
         return None
     return _seconds(retry_after)
 
