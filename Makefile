@@ -2,6 +2,8 @@
 #   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event)
 #   make test            all tests
 #   make field           all servers, loops and lifespans, and the suites of other projects in full; prints the matrix
+#   make coverage        the tests again, and which lines and branches of meterkit they do not run
+#   make mutants         every mutant of the scripts: each must fail a test
 #   make soak            every mutant of the scripts, and property tests at length: some twenty minutes
 #   make test-oldest     the tests of what depends on other packages, with the oldest versions that pyproject.toml allows
 #   make test-sdks       token counts off the objects of providers' SDKs and of frameworks around them, installed for it
@@ -27,7 +29,7 @@ comma := ,
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test field soak test-oldest test-sdks lint docs bench clean
+.PHONY: help demo test field coverage mutants soak test-oldest test-sdks lint docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,6 +44,15 @@ test: $(VENV)/.dev
 
 field: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --whole tests/field $(ARGS)
+
+coverage: $(VENV)/.dev
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest -n 2 $(ARGS) || { $(BIN)/coverage combine --quiet; false; }
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --show-missing --skip-covered
+
+mutants: $(VENV)/.dev
+	METERKIT_ALL_MUTANTS=1 $(BIN)/pytest -n 2 --timeout 7200 $(wildcard tests/store/test_*mutations.py) $(ARGS)
 
 soak: $(VENV)/.dev
 	METERKIT_ALL_MUTANTS=1 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
