@@ -51,9 +51,12 @@ def _iterations(usage: Table) -> tuple[dict[str, int], bool]:
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     kind = event.get("type")
-    holder = event if kind in ("message", "message_delta") or not strict else None
     if kind in ("message_start", "message_stop"):
         holder = table(event.get("message"))
+    elif kind in ("message", "message_delta") or not strict:
+        holder = event
+    else:
+        return None
     usage = None if holder is None else table(holder.get("usage"))
     if holder is None or usage is None or "output_tokens" not in usage:
         return None

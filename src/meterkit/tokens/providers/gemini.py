@@ -45,7 +45,7 @@ def _settle(counts: Counts) -> Counts:
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
-    usage = table(event.get("usageMetadata")) or table(event.get("usage_metadata"))
+    usage = table(event.get("usageMetadata") or event.get("usage_metadata"))
     if usage is None or (strict and not _has_shape(event)):
         return None
     counts, refused = read_counts(usage, _PATHS)
