@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.catalog.entitlements import ceiling
-from meterkit.catalog.routes import places_of
+from meterkit.catalog.routes import RESERVE, quantities_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from meterkit.catalog.models import Credit, Entitlement, Plan, Route
     from meterkit.catalog.report import Problems
@@ -25,30 +25,16 @@ def check_fit(
     """Note every quantity of a route that never fits a plan that limits its meter."""
     payable = {meter for credit in credits_.values() for meter in credit.costs}
     for route, values in routes:
-        places = places_of(values)
-        for verb, meter, quantity in _quantities(route):
+        for place, key, meter, quantity in quantities_of(route, values):
             for plan in plans.values():
-                if plan is not None and meter in plan.entitlements:
-                    is_payable = meter in payable or any(grant.name == meter for grant in plan.grants)
-                    limit = _too_small(plan.entitlements[meter], quantity, is_payable=is_payable)
-                    if limit is not None:
-                        what = f"a default of {quantity}" if verb == "reserve" else f"{quantity}"
-                        message = (
-                            f"{what} never fits the plan {plan.key}, whose {limit}; lower it or raise that"
-                        )
-                        problems.refuse(places[verb, meter], message)
-
-
-def _quantities(route: Route) -> Iterator[tuple[str, str, int]]:
-    for verb, quantities in (
-        ("consume", route.consume),
-        ("per_message", route.per_message),
-        ("grow", route.grow),
-    ):
-        for meter, quantity in quantities.items():
-            yield verb, meter, quantity
-    for reserve in route.reserve:
-        yield "reserve", reserve.meter, reserve.default
+                if plan is None or meter not in plan.entitlements:
+                    continue
+                is_payable = meter in payable or any(grant.name == meter for grant in plan.grants)
+                limit = _too_small(plan.entitlements[meter], quantity, is_payable=is_payable)
+                if limit is not None:
+                    what = f"a default of {quantity}" if key == RESERVE.name else f"{quantity}"
+                    message = f"{what} never fits the plan {plan.key}, whose {limit}; lower it or raise that"
+                    problems.refuse(place, message)
 
 
 def _too_small(entitlement: Entitlement, quantity: int, *, is_payable: bool) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
 from meterkit.catalog.match import MATCH_SHAPE, WEBSOCKET, parse_match
@@ -15,7 +15,7 @@ from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, Values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from meterkit.catalog.plans import Declared
     from meterkit.catalog.report import Place, Problems
@@ -235,7 +235,15 @@ def _build_reserve(name: str, values: Values, problems: Problems) -> Reserve:
     return Reserve(meter=name, field=values.get(FIELD), default=default, ceiling=ceiling)
 
 
-def places_of(values: Values) -> Mapping[tuple[str, str], Place]:
-    """Where each quantity of a route stands, by key and meter."""
-    keys: tuple[Key[object], ...] = (CONSUME, PER_MESSAGE, GROW, RESERVE)
-    return {(key.name, name): place for key in keys for name, place in values.places(key).items()}
+def quantities_of(route: Route, values: Values) -> Iterator[tuple[Place, str, str, int]]:
+    """Each quantity of a route that is asked for at admission: its place, key and meter."""
+    keys: tuple[tuple[Key[Any], Mapping[str, int]], ...] = (
+        (CONSUME, route.consume),
+        (PER_MESSAGE, route.per_message),
+        (GROW, route.grow),
+        (RESERVE, {reserve.meter: reserve.default for reserve in route.reserve}),
+    )
+    for key, quantities in keys:
+        places = values.places(key)
+        for meter, asked in quantities.items():
+            yield places[meter], key.name, meter, asked

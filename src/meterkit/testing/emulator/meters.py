@@ -133,22 +133,21 @@ class Meters:
 
     def deactivate(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meters/{id}/deactivate``."""
-        call.params.only()
-        meter = self.find(call.object_id)
-        if not meter.active:
-            raise ApiError("This meter is already inactive.")
-        meter.deactivated_at = meter.updated = int(call.now)
-        return meter.to_json()
+        return self._set_active(call, active=False)
 
     def reactivate(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meters/{id}/reactivate``."""
+        return self._set_active(call, active=True)
+
+    def _set_active(self, call: Call, *, active: bool) -> JsonObject:
         call.params.only()
         meter = self.find(call.object_id)
-        if meter.active:
-            raise ApiError("This meter is already active.")
-        self._refuse_taken(meter.event_name)
-        meter.deactivated_at = None
+        if meter.active == active:
+            raise ApiError(f"This meter is already {'active' if active else 'inactive'}.")
+        if active:
+            self._refuse_taken(meter.event_name)
         meter.updated = int(call.now)
+        meter.deactivated_at = None if active else meter.updated
         return meter.to_json()
 
     def list(self, call: Call) -> JsonObject:
