@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from counters import flat_of
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
+from meterkit.decisions.keys import FORMAT
 from meterkit.redis.resp import pack_each
 
 if TYPE_CHECKING:
@@ -101,11 +103,13 @@ async def used(kit: MeterKit, customer: str, meter: str = "requests") -> tuple[i
 
 
 def counters(server: Server, customer: str) -> dict[str, str]:
-    """A customer's counters as the store has them."""
-    found: dict[str, str] = {}
-    for key in server.command("KEYS", f"*:c:{customer}"):
-        found = server.command("HGETALL", key)
-    return found
+    """The numbers of a customer's counters as the store has them."""
+    client: Any = server.client()
+    found: dict[bytes, bytes] = {}
+    with client:
+        for key in client.keys(f"*:c:{customer}"):
+            found = client.hgetall(key)
+    return flat_of({name.decode(): packed for name, packed in found.items()})
 
 
 def in_flight(server: Server, customer: str) -> int:
@@ -261,7 +265,7 @@ def like_redis(*, evalsha: Callable[[list[bytes]], bytes]) -> Callable[[list[byt
             case b"EVALSHA" | b"EVAL":
                 return evalsha(words)
             case b"HMGET":
-                return b"*2\r\n$1\r\n1\r\n$1\r\n4\r\n"
+                return b"*2\r\n$1\r\n%d\r\n$1\r\n4\r\n" % FORMAT
             case b"HSETNX":
                 return b":0\r\n"
             case b"SCRIPT":

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(meterkit.__file__).parent
 MODULES: Final = sorted(ROOT.rglob("*.py"))
-# What is longer, and waits to be taken apart; it may only become shorter.
-LONG_SCRIPTS: Final = {"decide.lua": 170, "settle.lua": 165}
 
 
 def functions() -> Iterator[tuple[str, int]]:
@@ -54,7 +52,7 @@ def test_scripts_are_short() -> None:
     includes = {path.name: code_of(path) for path in scripts.glob("include/*.lua")}
     assert commands
     assert includes
-    assert {name: count for name, count in commands.items() if count > LONG_SCRIPTS.get(name, 120)} == {}
+    assert {name: count for name, count in commands.items() if count > 120} == {}
     assert {name: count for name, count in includes.items() if count > 60} == {}
 
 

@@ -12,6 +12,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 import meterkit
+from counters import put_head
 from faults import (
     PLANS,
     Client,
@@ -498,17 +499,17 @@ async def test_i9_a_state_that_cannot_be_read_takes_nobody_else_down(
     await Client(metered(kit)).get("acme")
     await settled(kit)
     shard = next(key for key in valkey.command("KEYS", "*:c:acme")).partition(":c:")[0]
-    valkey.command("HSET", f"{shard}:s:acme", "rev", "1:broken", "data", data)
-    valkey.command("HSET", f"{shard}:c:acme", "r", "1:broken")
+    valkey.command("HSET", f"{shard}:s:acme", "rev", "2:broken", "data", data)
+    put_head(valkey, f"{shard}:c:acme", r="2:broken")
     app = metered(kit)
     assert await Client(app).get("acme", "/deny") in {200, 503}
     assert await Client(app).get("acme", "/") == 200
     for n in range(20):
         assert await Client(app).get(f"other-{n}", "/deny") == 200
     # A good state heals it, and what was served meanwhile is there.
-    valkey.command("HSET", f"{shard}:s:acme", "rev", "1:good", "data", "{}")
-    valkey.command("HSET", f"{shard}:c:acme", "r", "1:good")
+    valkey.command("HSET", f"{shard}:s:acme", "rev", "2:good", "data", "{}")
+    put_head(valkey, f"{shard}:c:acme", r="2:good")
     assert await Client(app).get("acme", "/deny") == 200
     await settled(kit)
     assert (await used(kit, "acme"))[0] >= 3
-    assert counters(valkey, "acme")["r"] == "1:good"
+    assert counters(valkey, "acme")["r"] == "2:good"

@@ -22,7 +22,8 @@ from llm_apps import (
     tokens,
 )
 from metering import http_scope, no_more
-from meterkit.decisions.keys import rate_token
+from meterkit.decisions.keys import rate_field
+from meterkit.decisions.packed import unpack_field
 from meterkit.tokens import ResponseReader
 from tokens.recordings import (
     DETAILED,
@@ -46,15 +47,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
-HOURLY = rate_token("output_tokens", 3_600_000, "sliding-window")
+HOURLY = rate_field("output_tokens", 3_600_000, "sliding-window")
 WHOLE = compact({"id": "c1", "object": "chat.completion", "model": "m", "choices": [], "usage": DETAILED})
 
 
 async def rated(at: Served) -> int:
     """How many output tokens the hourly rate has seen."""
     client: Any = (await at.kit.store.admin()).client
-    counted = await client.hget(at.kit.store.keys.customer("acme").counters, f"{HOURLY}b")
-    return int(counted or 0)
+    packed = await client.hget(at.kit.store.keys.customer("acme").counters, HOURLY)
+    _, counted, _ = (0, 0, 0) if packed is None else unpack_field(packed)
+    return int(counted)
 
 
 async def ask(at: Served, path: str = "/auto") -> bytes:

@@ -15,7 +15,8 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 
 from metering import HEADERS, answering, hello, http_scope, no_more, served
 from meterkit import MeterkitError, QuantityError, UnknownMeterError, current, record
-from meterkit.decisions.keys import rate_token
+from meterkit.decisions.keys import rate_field
+from meterkit.decisions.packed import unpack_field
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-HOURLY = rate_token("requests", 3_600_000, "sliding-window")
+HOURLY = rate_field("requests", 3_600_000, "sliding-window")
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 
 
@@ -37,8 +38,9 @@ def chunk(body: bytes, *, more: bool = True) -> Message:
 async def rate_used(at: Served) -> int:
     """How many requests the hourly rate has seen."""
     client: Any = (await at.kit.store.admin()).client
-    counted = await client.hget(at.kit.store.keys.customer("acme").counters, f"{HOURLY}b")
-    return int(counted or 0)
+    packed = await client.hget(at.kit.store.keys.customer("acme").counters, HOURLY)
+    _, counted, _ = (0, 0, 0) if packed is None else unpack_field(packed)
+    return int(counted)
 
 
 @pytest.mark.parametrize(

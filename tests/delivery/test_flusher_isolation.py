@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from answering import answer, answering
+from counters import put_head
 from delivering import CATALOG, NOW, PLANS, RunningClock, aclosing_transport, desk, kit_for, until
 from meterkit import CustomerError
 from meterkit.catalog import loads
@@ -43,10 +44,10 @@ async def test_a_customer_whose_keys_are_broken_is_set_aside_and_named_once(
             await at.kit.record(customer, "requests", 6)
         keys = at.kit.store.keys.customer("mira")
         if broken == "pending is no number":
-            valkey.command("HSET", keys.counters, meter_token("requests") + "p", "1e5")
+            valkey.command("HSET", keys.counters, meter_token("requests") + "m", "1e5")
         elif broken == "state":
-            valkey.command("HSET", keys.state, "data", "{", "rev", "1:beef")
-            valkey.command("HSET", keys.counters, "r", "1:beef")
+            valkey.command("HSET", keys.state, "data", "{", "rev", "2:beef")
+            put_head(valkey, keys.counters, r="2:beef")
         else:
             key = keys.counters if broken.startswith("counters") else keys.totals
             valkey.command("SET", key, "text", "EX", 100)

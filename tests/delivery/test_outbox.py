@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from counters import put_head
 from delivering import CATALOG, NOW
+from faults import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.redis.admin import Admin
 from meterkit.store.intents import Move
@@ -235,8 +237,8 @@ async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Ser
         await kit.customers.link("acme", "cus_acme")
         await kit.record("acme", "requests", 1)
         counters = kit.store.keys.customer("acme").counters
-        seen = int(valkey.command("HGET", counters, "t"))
-        valkey.command("HSET", counters, "t", seen - 120_000)
+        seen = int(shown(valkey, "acme")["t"])
+        put_head(valkey, counters, t=seen - 120_000)
         elsewhere = Admin(kit.store.address, timeout_s=10.0, clock=lambda: seen / 1000 + 3600)
         outbox = Outbox(kit.store, elsewhere)
         with pytest.raises(StoreError, match="differ by more than 60 s"):

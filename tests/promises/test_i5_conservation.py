@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import RedisError
 
+from counters import flat_of
 from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for
 from meterkit import StoreError
 from meterkit.catalog import loads
@@ -43,6 +44,7 @@ async def sample(at: Desk, customer: str) -> Sample:
     counters, totals = (
         dict(zip([x.decode() for x in flat[::2]], flat[1::2], strict=True)) for flat in reply[3:5]
     )
+    counters = flat_of(counters)
     tokens = {meter_token(meter): meter for meter in REPORTED}
     found: Sample = {}
     for name, value in totals.items():
@@ -51,7 +53,7 @@ async def sample(at: Desk, customer: str) -> Sample:
             found.setdefault((period, tokens[field[:4]]), {})[field[4]] = int(value)
     for name, value in counters.items():
         if name[:4] in tokens and name[4:] in {"i", "o", "p"}:
-            place = found.setdefault((counters["b"].decode(), tokens[name[:4]]), {})
+            place = found.setdefault((counters["b"], tokens[name[:4]]), {})
             place[name[4:]] = place.get(name[4:], 0) + int(value)
     return found
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final
 
+from counters import flat_of, packed_of
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.redis.resp import pack
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall")
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
-_CLOCK: Final = "return tonumber(ARGV[#ARGV])"
+_CLOCK: Final = "return tonumber(caller_ms)"
 _SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead")
 # A script that went on for ever would take the server with it.
 _GO: Final = """
@@ -74,7 +75,7 @@ class Checks:
         self.rows: dict[str, list[Any]] = {}
 
     def ask(
-        self, name: str, keys: tuple[str, ...], *argv: str | int, skew: int = 0
+        self, name: str, keys: tuple[str, ...], *argv: str | int | bytes, skew: int = 0
     ) -> tuple[Any, dict[str, Any]]:
         """The reply of a script, and everything that is stored after it."""
         named = [self._key(key) for key in keys]
@@ -83,12 +84,14 @@ class Checks:
             raise MismatchError(f"{name} {argv}: {answer}")
         reply, rows = answer
         self.rows = {self._short(row[0].decode()): row[1:] for row in rows}
-        found = {key: _READ[kind.decode()](content) for key, (kind, _, _, content) in self.rows.items()}
+        found = {
+            key: _counters(content) if key.startswith("c:") else _READ[kind.decode()](content)
+            for key, (kind, _, _, content) in self.rows.items()
+        }
         if "intents" in found:
             found["intents"] = {known: json.loads(text) for known, text in found["intents"].items()}
         if "delivered:1" in found:
             found["delivered:1"] = {known: json.loads(text) for known, text in found["delivered:1"].items()}
-        found |= {key: live(fields) for key, fields in found.items() if key.startswith("c:")}
         return reply, found
 
     def check(self, what: str, expected: int | Sequence[Any], reply: Any, found: dict[str, Any]) -> None:
@@ -152,11 +155,9 @@ class Checks:
             elif short in _SORTED:
                 self.wire(pack("ZADD", key, *(part for name, at in content.items() for part in (at, name))))
             else:
-                # The slot of holds that is on is never without a number where the last one has one.
-                slots = {name[:4] + name[4:].lower(): "0" for name in content if name[4:] in {"H", "N"}}
                 texts = {n: t if isinstance(t, str) else json.dumps(t) for n, t in content.items()}
-                fields = (slots | texts).items()
-                self.wire(pack("HSET", key, *(part for field in fields for part in field)))
+                fields = packed_of(texts) if short.startswith("c:") else texts
+                self.wire(pack("HSET", key, *(part for field in fields.items() for part in field)))
             customer = self.shard.customers[short[2:]] if short.startswith("c:") else None
             if customer is not None and customer.lives < NEVER_MS:
                 self.wire(pack("PEXPIREAT", key, customer.lives))
@@ -179,12 +180,19 @@ class Checks:
 
 
 def pairs(flat: list[bytes]) -> dict[str, str]:
-    return {name.decode(): text.decode() for name, text in zip(flat[::2], flat[1::2], strict=True)}
+    return {name: text.decode() for name, text in fields_of(flat).items()}
 
 
-def live(fields: Mapping[str, str]) -> dict[str, str]:
-    """The fields of counters that say something."""
-    return {name: text for name, text in fields.items() if text != "0"}
+def _counters(flat: list[bytes]) -> dict[str, str]:
+    fields = fields_of(flat)
+    try:
+        return flat_of(fields)
+    except ValueError:  # It was damaged on purpose.
+        return {name: repr(packed) for name, packed in fields.items()}
+
+
+def fields_of(flat: list[bytes]) -> dict[str, bytes]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def texts_of(fields: Mapping[str, int | str]) -> dict[str, str]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.keys import meter_token
+from counters import flat_of, packed_of
+from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
-from meterkit.redis.resp import pack
-from store.delivery_checks import SKEWS, Checks, live, pairs, texts_of
+from meterkit.redis.resp import pack, pack_numbers
+from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
 from store.delivery_model import LETTERS, METERS, Intent, Move, Seal
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
@@ -214,7 +215,14 @@ class Delivery(Checks):
         nonce = f"{self.random.getrandbits(128):032x}"
         until_ms = min(view.valid_until_ms, view.next_end_ms)
         terms = [until_ms, *view.period, view.next_end_ms, asked.outlive_ms, asked.live_ms]
-        argv = [view.rev, json.dumps(terms), nonce, name, asked.stripe, json.dumps(taken)]
+        argv: list[str | bytes] = [
+            view.rev,
+            pack_numbers(terms),
+            nonce,
+            name,
+            asked.stripe,
+            json.dumps(taken),
+        ]
         argv += [part for event in events.items() for part in event]
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox")
         reply, found = self.ask("seal", keys, *argv, times.claimed, skew=skew)
@@ -230,8 +238,8 @@ class Delivery(Checks):
             self.shard.customers[name],
             self._view(name, max(self.wall, self.shard.customers[name].seen)),
         )
-        fields = {f"c:{name}": ["b", "e", "t"] if customer.period is not None else []}
-        fields[f"c:{name}"] += self._fields(name, "pzigco")
+        counters = packed_of(self._stored().get(f"c:{name}", {}))
+        fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
         fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdx"]
         if not any(fields.values()):
             return
@@ -239,16 +247,12 @@ class Delivery(Checks):
         field = self.random.choice(fields[key])
         self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "-1", ""))))
         terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
-        argv = [view.rev, json.dumps(terms), "f" * 32, name, f"cus_{name}", "[]"]
+        argv: list[str | bytes] = [view.rev, pack_numbers(terms), "f" * 32, name, f"cus_{name}", "[]"]
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox")
         reply, found = self.ask("seal", keys, *argv, self.wall)
         self.store(key)
         found[key] = texts_of(customer.fields() if key[0] == "c" else customer.closed)
         self.check(f"seal broken {field}", [4, self.wall, field.encode()], reply, found)
-
-    def _fields(self, name: str, kinds: str) -> list[str]:
-        stored = self._stored().get(f"c:{name}", {})
-        return [field for field in stored if len(field) == 5 and field[-1] in kinds]
 
     def move(self, _: str) -> None:
         latest = list(self.shard.intents)[-4:]
@@ -341,7 +345,7 @@ class Delivery(Checks):
     def amend(self, name: str) -> None:
         """Somebody changes a customer; now and then somebody else was faster."""
         read = self._rev(name)
-        rev, linked = f"1:{self.random.randrange(10**6)}", self.random.random() < 0.6
+        rev, linked = f"{FORMAT}:{self.random.randrange(10**6)}", self.random.random() < 0.6
         data, seal_at_ms = f'{{"plan":"{self.random.randrange(99)}"}}', self.wall + self.random.randrange(9)
         keys = (f"c:{name}", f"s:{name}", "customers", "dirty", "unlinked")
         argv = (read, rev, data, name, int(linked), seal_at_ms)
@@ -384,7 +388,7 @@ class Delivery(Checks):
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", f"g:{name}")
         reply, found = self.ask("usage", keys, self.wall)
         *head, counters, totals, grants = reply
-        shown = [*head, live(pairs(counters)), pairs(totals), pairs(grants)]
+        shown = [*head, flat_of(fields_of(counters)), pairs(totals), pairs(grants)]
         told = [texts_of(customer.fields()), texts_of(customer.closed), self.shard.grants.get(name, {})]
         expected = [self.wall, customer.rev.encode(), customer.data.encode(), *told]
         self.check(f"usage {name}", expected, shown, found)
@@ -392,11 +396,11 @@ class Delivery(Checks):
     # What deeds are made of.
 
     def _rev(self, name: str) -> str:
-        return self.random.choice((*[self.shard.customers[name].rev] * 4, NO_REV, "1:other"))
+        return self.random.choice((*[self.shard.customers[name].rev] * 4, NO_REV, f"{FORMAT}:other"))
 
     def _view(self, name: str, now: int) -> View:
         bounds = bounds_at(now, anchor_ms=ANCHORS[name])
-        rev = self.random.choice((*[self.shard.customers[name].rev] * 19, "1:other"))
+        rev = self.random.choice((*[self.shard.customers[name].rev] * 19, f"{FORMAT}:other"))
         until = self.random.choice((*[NEVER_MS] * 19, now))
         return View(
             rev=rev,

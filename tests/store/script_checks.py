@@ -6,6 +6,7 @@ from collections import Counter, deque
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from counters import flat_of
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.prepaid import Prepaid as PlanPurse
 from meterkit.decisions.state import CustomerState, effective_plan
@@ -50,9 +51,9 @@ class Checks:
         """Compare all that is stored of a customer, and what is shown of it."""
         keys = self.keys.customer(name, anonymous=name == ANONYMOUS)
         customer = self.model.customers[name]
-        stored = self._texts(keys.counters)
+        stored = flat_of(self.fields(keys.counters))
         expected = {field: str(value) for field, value in customer.fields().items()}
-        self.compare(f"counters of {name}", expected, {f: v for f, v in stored.items() if v != "0"})
+        self.compare(f"counters of {name}", expected, stored)
         expires = -2 if not expected else -1 if customer.lives == NEVER_MS else customer.lives
         self.compare(f"expiry of {name}", expires, self.ask("PEXPIRETIME", keys.counters))
         self._check_totals(customer, keys)
@@ -133,8 +134,11 @@ class Checks:
         self.compare(f"when the balance of {name} turns", min(turning, default=NEVER_MS), int(turns))
 
     def _texts(self, key: str) -> dict[str, str]:
+        return {field: value.decode() for field, value in self.fields(key).items()}
+
+    def fields(self, key: str) -> dict[str, bytes]:
         flat = self.ask("HGETALL", key)
-        return {field.decode(): value.decode() for field, value in zip(flat[::2], flat[1::2], strict=True)}
+        return {field.decode(): value for field, value in zip(flat[::2], flat[1::2], strict=True)}
 
     def _check_usage(self, name: str) -> None:
         customer, keys = self.model.customers[name], self.keys.customer(name, anonymous=name == ANONYMOUS)
@@ -189,7 +193,7 @@ class Checks:
             before = "\n  ".join(self.log)
             raise MismatchError(f"after\n  {before}\nexpected {expected!r}\n   found {found!r}")
 
-    def ask(self, *words: str | int) -> Any:
+    def ask(self, *words: str | int | bytes) -> Any:
         """The reply to a command that cannot fail unless something is stored that should not be."""
         reply = self.wire(pack(*words))
         if isinstance(reply, Exception):

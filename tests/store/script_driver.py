@@ -5,10 +5,14 @@ Requests are packed by the code that packs them in production; only the clock is
 
 from __future__ import annotations
 
+import re
+import struct
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.keys import meter_token, rate_token
+from counters import flat_of, pack_field, packed_of
+from meterkit.decisions.keys import FORMAT, meter_token, rate_field
+from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.program import Demand, compile_program
 from meterkit.decisions.state import NO_STATE, CustomerState, Status
 from meterkit.redis.producer import pack_sequence
@@ -22,6 +26,23 @@ from store.script_requests import Requests, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+def _damaged(reply: Any) -> Any:
+    """The word and the field of an error that says what is damaged; any other reply as it is."""
+    found = re.search(r"DAMAGED.* field (\S+)", str(reply)) if isinstance(reply, Exception) else None
+    return reply if found is None else ["DAMAGED", found[1]]
+
+
+def _wrongs(packed: bytes) -> tuple[bytes, ...]:
+    """What cannot be the field: texts, nothing, one number less or more, and one that is not whole."""
+    first, *others = unpack_field(packed)
+    assert isinstance(first, int)
+    half = b"\xcb" + struct.pack(">d", first + 0.5)
+    return (
+        *(b"1x", b"", b"7", pack_field(first), pack_field(first, *others, 0)),
+        pack_field()[:1] + half + b"".join(pack_field(value)[1:] for value in others),
+    )
 
 
 def life(seed: int) -> Random:
@@ -138,7 +159,7 @@ class World(Requests):
                     used=Used(rated={meter: max(quantity, 0)}),
                     correction=Correction(
                         {meter: max(-quantity, 0)},
-                        frozenset({rate_token(meter, rate.window_ms, rate.algorithm)}),
+                        frozenset({rate_field(meter, rate.window_ms, rate.algorithm)}),
                         self.wall - back_ms,
                     ),
                 )
@@ -176,7 +197,7 @@ class World(Requests):
     def put(self, name: str, state: CustomerState, *, gone: bool = False) -> None:
         """Replace a customer's state, or take it away."""
         customer, keys = self.model.customers[name], self.keys.customer(name)
-        rev, data = f"1:{self.random.randrange(10**12):012x}", state.dump()
+        rev, data = f"{FORMAT}:{self.random.randrange(10**12):012x}", state.dump()
         if gone:
             rev, data = NO_STATE, ""
         is_linked = state.stripe_customer is not None
@@ -212,17 +233,20 @@ class World(Requests):
         if customer.period is None:
             return
         self.wall = max(self.wall, customer.seen, customer.period[1])
-        counted = [field for field in customer.fields() if len(field) == 5 and field[-1] in "igcopmz"]
-        for field in ("b", *counted):
-            self._damage(name, keys.counters, field)
+        stored = self.fields(keys.counters)
+        for field, packed in stored.items():
+            if field[-1] in "hm":
+                for wrong in _wrongs(packed):
+                    self._damage(name, keys.counters, field, wrong)
         begun = customer.period[0]
-        for field in (f"{begun}|e", *(f"{begun}|{field}" for field in counted if field[-1] != "z")):
-            self._damage(name, keys.totals, field)
+        counted = [field for field in flat_of(stored) if len(field) == 5 and field[-1] in "igcopm"]
+        for field in (f"{begun}|e", *(f"{begun}|{field}" for field in counted)):
+            self._damage(name, keys.totals, field, b"1x")
 
-    def _damage(self, name: str, key: str, field: str) -> None:
+    def _damage(self, name: str, key: str, field: str, wrong: bytes) -> None:
         keys = self.keys.customer(name)
         whole = self.wire(pack("HGET", key, field))
-        self.wire(pack("HSET", key, field, "1x"))
+        self.wire(pack("HSET", key, field, wrong))
         kept = [self.wire(pack("HGETALL", hash_)) for hash_ in (keys.counters, keys.totals)]
         known = self.processes[0].get(name)
         reply: Any = [2]
@@ -236,12 +260,14 @@ class World(Requests):
                 prepaid=known.prepaid,
             )
             reply = self.wire(known.pack_decide(program, "d") + pack_each([self.wall]))
-            reply = [str(reply).partition(" ")[0]] if isinstance(reply, Exception) else reply
-        self.compare(f"decide {name} by {key} {field}", ["DAMAGED"], reply)
+            reply = _damaged(reply)
+        self.compare(f"decide {name} by {key} {field} {wrong!r}", ["DAMAGED", field], reply)
         writer = self.keys.producer(0, "damaged")
         head, tail = Settlement(known).pack()
         reply = self.wire(head + pack_each([writer]) + tail + pack_sequence(0, 1) + pack_each([self.wall]))
-        self.compare(f"settle {name} by {key} {field}", [7, field.encode()], reply)
+        # What every settlement reads is not read any further; what only the end of a period reads is told.
+        expected = [7, field.encode()] if _damaged(reply) is reply else ["DAMAGED", field]
+        self.compare(f"settle {name} by {key} {field} {wrong!r}", expected, _damaged(reply))
         self.wire(pack("DEL", writer))
         found = [self.wire(pack("HGETALL", hash_)) for hash_ in (keys.counters, keys.totals)]
         self.compare(f"kept of {name} by {key} {field}", kept, found)
@@ -264,7 +290,10 @@ class World(Requests):
         self.model.sealed(name, meter, minute)
         lives = self.model.customers[name].lives
         token = meter_token(meter)
-        self.wire(pack("HSET", counters, f"{token}p", 0, f"{token}z", minute, "x", lives))
+        flat = flat_of(self.fields(counters)) | {f"{token}p": "0", f"{token}z": str(minute), "x": str(lives)}
+        packed = packed_of(flat)
+        for field in ("h", f"{token}m"):
+            self.wire(pack("HSET", counters, field, packed[field]))
         if lives < NEVER_MS:
             self.wire(pack("PEXPIREAT", counters, lives))
             self.wire(pack("ZREM", self.keys.customer(name).dirty, name))

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.derived import derived_from
-from meterkit.decisions.keys import meter_token, rate_token
-from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
+from meterkit.decisions.keys import meter_field, meter_token, rate_field, rate_token
+from meterkit.decisions.state import NO_STATE
+from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket, Slots, Windows
 from store.script_purse import Means, Part, Purse, credit_of, lowered
 from store.script_weighing import Asked, Ceilings, span_ms, take, weigh
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Demand
 
 NEVER_MS: Final = 9 * 10**15
-NO_REV: Final = "1:0"
+NO_REV: Final = NO_STATE
 
 Answer = list[int | bytes]
 
@@ -119,7 +120,7 @@ class Customer:
         if self.period is None:
             return
         start, finish = view.period_at(now)
-        if self.period[1] == finish and now // SLOT_MS == self.seen // SLOT_MS:
+        if self.period[1] == finish and now < finish:
             return
         self.seen = now
         began, ends = self.period
@@ -307,7 +308,7 @@ class Model:
                 meter, use, view, customer, after, is_dead=late is not None and view.late_is_dead
             )
         ]
-        refused = [f"{meter_token(part.meter)}i".encode() for part in parts if part.is_too_much]
+        refused = [meter_field(part.meter).encode() for part in parts if part.is_too_much]
         if use.event is not None:
             if use.event in self.events:
                 return [0, now]
@@ -378,7 +379,7 @@ class Model:
             for rate in view.entitlements[meter].rates:
                 key = (meter, rate.window_ms, rate.algorithm)
                 quantity, at = counted.get(meter, 0), now
-                if meter in use.reserved and rate_token(*key) in use.decided:
+                if meter in use.reserved and rate_field(*key) in use.decided:
                     quantity, at = quantity - use.reserved[meter], use.counted_ms
                 elif meter not in counted:
                     continue

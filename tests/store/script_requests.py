@@ -333,7 +333,7 @@ def view_of(known: CustomerView) -> View:
     )
 
 
-_CLOCK: Final = "return tonumber(ARGV[#ARGV])"
+_CLOCK: Final = "return tonumber(caller_ms)"
 _DIMENSIONS: Final[tuple[Mapping[str, str], ...]] = (
     *({}, {}, {"size": "large"}, {"size": "small", "code": "yes"}, {"size": "l", "code": "yes"}),
 )

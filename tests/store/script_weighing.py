@@ -95,9 +95,9 @@ def weigh(
         told.append((free - demand.taken * taken, ceiling_of(given) or 0, (left, *live)))
     for given, _ in asked.held:
         if given.concurrency is not None:
-            flying = sum(customer.concurrency[given.meter].live(now))
-            refused |= flying >= given.concurrency
-            told.append((given.concurrency - flying, given.concurrency, (flying, 0, 0)))
+            live = customer.concurrency[given.meter].live(now)
+            refused |= sum(live) >= given.concurrency
+            told.append((given.concurrency - sum(live), given.concurrency, (given.concurrency, *live)))
     return refused, told
 
 

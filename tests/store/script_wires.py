@@ -77,4 +77,4 @@ def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
 def clock_answers(wire: Wire, wall: str) -> dict[tuple[int, int], Any]:
     """What the scripts take the times of :data:`CLOCK` for; `wall` is the text that reads the server's."""
     server = "local redis = {call = function() return {ARGV[1], ARGV[2]} end}"
-    return {time: wire(pack("EVAL", f"{server}\n{wall}\nreturn wall_ms()", 0, *time)) for time in CLOCK}
+    return {time: wire(pack("EVAL", f"{server}\n{wall}\nreturn server_ms()", 0, *time)) for time in CLOCK}

@@ -11,6 +11,8 @@ import pytest
 
 from meterkit import CustomerError, MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
+from meterkit.decisions.keys import meter_field
+from meterkit.decisions.packed import MeterCounts
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -65,15 +67,10 @@ async def kit_on(url: str, **settings: Any) -> AsyncGenerator[tuple[MeterKit, Cl
 
 async def classes(kit: MeterKit, meter: str, customer: str = "acme") -> tuple[int, int, int, int]:
     """What included, grants, credits paid of a meter, and what is overage."""
-    from meterkit.decisions.keys import meter_token
-
-    admin = await kit.store.admin()
-    token = meter_token(meter)
-    fields = [f"{token}{kind}" for kind in "igco"]
-    client: Any = admin.client
-    found = await client.hmget(kit.store.keys.customer(customer).counters, fields)
-    included, granted, credited, overage = (int(value or 0) for value in found)
-    return included, granted, credited, overage
+    client: Any = (await kit.store.admin()).client
+    counters = kit.store.keys.customer(customer).counters
+    found = MeterCounts.read(await client.hget(counters, meter_field(meter)))
+    return found.included, found.granted, found.credited, found.overage
 
 
 async def test_units_are_paid_by_included_then_grants_then_credits_then_overage(any_store_url: str) -> None:

@@ -32,7 +32,7 @@ from faults import (
     stopped,
     used,
 )
-from meterkit.decisions.keys import Keys
+from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.decisions.program import Demand
 from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import scripts
@@ -385,6 +385,15 @@ async def test_a_store_of_other_settings_is_refused_at_the_start_and_by_every_re
     statuses = await asyncio.gather(*(Client(app).get("acme", "/deny") for _ in range(5)))
     assert statuses == [503] * 5
     await kit.stop()
+
+
+async def test_i12_a_store_of_an_older_format_is_refused_with_what_to_do(valkey: Server) -> None:
+    valkey.command("HSET", "mk:meta", "format", FORMAT - 1, "shards", 4)
+    said = rf"by an older release of meterkit \(format {FORMAT - 1}; .* deliver what is pending with that"
+    with pytest.raises(SettingsError, match=said):
+        await kit_at(valkey.url).start()
+    assert valkey.command("KEYS", "*") == ["mk:meta"]
+    assert valkey.command("HGET", "mk:meta", "format") == str(FORMAT - 1)
 
 
 async def test_a_store_that_turns_into_another_is_refused_until_it_is_the_old_one_again(

@@ -29,6 +29,7 @@ from faults import (
     stopped,
     used,
 )
+from meterkit.decisions.keys import FORMAT
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
 from meterkit.redis import reconnect
@@ -103,7 +104,7 @@ async def test_i9_whatever_a_server_answers_it_is_tried_again(reply: bytes, refu
         if wrong and command == refused:
             return reply
         if command == b"HMGET":
-            return b"*2\r\n$1\r\n1\r\n$1\r\n4\r\n"
+            return b"*2\r\n$1\r\n%d\r\n$1\r\n4\r\n" % FORMAT
         return b"*0\r\n" if command == b"EVAL" else b"+OK\r\n"
 
     async with FakeRedis(answer) as fake, kit_at(fake.url, start_timeout=0.2) as kit:
@@ -433,7 +434,7 @@ async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch
     def answer(words: list[bytes]) -> bytes:
         match words[0].upper():
             case b"HMGET":
-                return b"*2\r\n$1\r\n1\r\n$1\r\n4\r\n"
+                return b"*2\r\n$1\r\n%d\r\n$1\r\n4\r\n" % FORMAT
             case b"EVAL" if words[-2] == b"endless":
                 answered.set()
                 return b"$900000\r\n" + b"x" * 200_000  # and 700,000 more that never come

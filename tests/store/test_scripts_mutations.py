@@ -16,7 +16,7 @@ import pytest
 from meterkit.redis.resp import pack
 from store.script_checks import MismatchError
 from store.script_driver import World, life
-from store.script_mutants import equivalents, mutants, sample_of, source, wrongs
+from store.script_mutants import CONSTANTS, equivalents, mutants, sample_of, source, wrongs
 from store.script_paid import PaidWorld
 from store.script_plans import CUSTOMERS
 from store.script_wires import CLOCK, clock_answers, load_texts, server_wire
@@ -33,19 +33,18 @@ if TYPE_CHECKING:
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
 PURSE: Final = (
-    *("grants", "recur", "add_up", "balance", "room"),
-    *("spend", "burn", "put_away", "write_grants"),
+    *("grant_of", "grants", "recur", "before", "add_up", "balance", "balance_text", "backing_of"),
+    *("hold_backed", "spend", "burn", "put_away", "write_grants"),
+)
+COUNTING: Final = (
+    *("confirm_view", "head_of", "window_of", "meter_of", "besides_of", "live_holds", "give_back"),
+    *("advance", "correct", "take_number", "expire_at", "overdue", "count_late"),
+    *("close_period", "read_counters", "open_meter", "are_whole", "pack_meter", "forget_periods"),
 )
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *PLAIN, *PAID[1:])),
-    **dict.fromkeys(
-        (
-            f"include/{name}.lua"
-            for name in ("rates", "correct", "period", "turned", "roll", "trim", "late", "standing")
-        ),
-        PLAIN + PAID,
-    ),
+    **dict.fromkeys((*(f"include/{name}.lua" for name in COUNTING), CONSTANTS), PLAIN + PAID),
     **dict.fromkeys(("grant.lua", "void.lua"), PAID),
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
 }
@@ -112,7 +111,7 @@ def test_every_mutant_is_caught(valkey: Server) -> None:
 
 
 def test_every_mutant_of_the_clock_is_caught(valkey: Server) -> None:
-    right = source("include/wall.lua")
+    right = source("include/server_ms.lua")
     with server_wire(valkey) as wire:
         answers = {
             wrong: clock_answers(wire, right.replace(line, wrong))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import struct
 import subprocess
 import sys
 import textwrap
@@ -239,7 +240,7 @@ class Line:
         self.warnings.append(message)
 
     def numbers(self) -> list[int]:
-        return [int(packed.split(b"\r\n")[3]) for packed, _ in self.sent]
+        return [int(struct.unpack("<2d", packed[5:-2])[1]) for packed, _ in self.sent]
 
 
 class Paper:

@@ -14,7 +14,8 @@ from delivering import NOW
 from faults import eventually, killing, left_in_doubt, settled, stats, stopped
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_token
+from meterkit.decisions.keys import meter_field
+from meterkit.decisions.packed import MeterCounts
 from meterkit.errors import StoreError
 from meterkit.redis.producer import pack_sequence
 from meterkit.store.settlement import Held, Settlement
@@ -148,9 +149,9 @@ class Books:
     async def _classes(self, customer: str, meter: str) -> tuple[int, ...]:
         """What included, grants and credits paid, and what nobody did."""
         client: Any = (await self.auditor.store.admin()).client
-        fields = [f"{meter_token(meter)}{kind}" for kind in "igco"]
-        found = await client.hmget(self.auditor.store.keys.customer(customer).counters, fields)
-        return tuple(int(value or 0) for value in found)
+        counters = self.auditor.store.keys.customer(customer).counters
+        found = MeterCounts.read(await client.hget(counters, meter_field(meter)))
+        return found.included, found.granted, found.credited, found.overage
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from faults import kit_at, settled, used
-from meterkit.decisions.keys import meter_token
+from meterkit.decisions.keys import meter_field
 from meterkit.errors import StoreError
 from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
@@ -29,7 +29,7 @@ async def kit(valkey: Server) -> AsyncIterator[MeterKit]:
 
 def spoil(server: Server, kit: MeterKit, customer: str) -> None:
     """Leave behind what no release of meterkit writes."""
-    server.command("HSET", kit.store.keys.customer(customer).counters, f"{meter_token('tokens')}i", "many")
+    server.command("HSET", kit.store.keys.customer(customer).counters, meter_field("tokens"), "many")
 
 
 async def test_i5_what_the_store_cannot_apply_is_told_to_whoever_waits(

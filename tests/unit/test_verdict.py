@@ -46,7 +46,7 @@ HOUR_MS = 3_600_000
 
 # The policies of a request, and their numbers in a refusal: nothing used.
 SECOND, MINUTE, BUCKET, PERIOD, CONCURRENCY = range(5)
-UNUSED = ((0, 0, 0), (0, 0, 0), (0, 0, 0), (100, 0, 0), (0, 0, 0))
+UNUSED = ((0, 0, 0), (0, 0, 0), (0, 0, 0), (100, 0, 0), (2, 0, 0))
 
 
 def program(quantity: int = 1, meter: str = "requests") -> Program:
@@ -81,7 +81,7 @@ def refusal(
         ("even if it is overdrawn", PERIOD, (-7, 0, 0), 1, "requests-period", 0, 5_000_000),
         ("holds vanish with their slots, the old first", PERIOD, (3, 1, 2), 1, "requests-period", 0, 299_750),
         ("then the younger", PERIOD, (3, 1, 2), 3, "requests-period", 0, 599_750),
-        ("concurrency waits a second", CONCURRENCY, (2, 0, 0), 1, "requests-concurrency", 0, 1000),
+        ("concurrency waits a second", CONCURRENCY, (2, 1, 1), 1, "requests-concurrency", 0, 1000),
     ],
 )  # fmt: skip
 def test_a_refusal_by_one_policy(
@@ -139,7 +139,7 @@ def test_the_longest_wait_is_told_of_all_that_refuse() -> None:
 @pytest.mark.parametrize(
     ("used", "reason"),
     [
-        ({SECOND: (10, 0, 0), PERIOD: (0, 0, 0), CONCURRENCY: (2, 0, 0)}, "concurrency"),
+        ({SECOND: (10, 0, 0), PERIOD: (0, 0, 0), CONCURRENCY: (2, 2, 0)}, "concurrency"),
         ({MINUTE: (60, 0, 0), PERIOD: (0, 0, 0)}, "rate"),
         ({BUCKET: (12, 0, 0)}, "rate"),
         ({PERIOD: (0, 0, 0)}, "included"),

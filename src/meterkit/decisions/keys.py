@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT",
+    "HEAD_FIELD",
     "WITHOUT_TTL",
     "CustomerKeys",
     "Keys",
     "check_tokens",
+    "concurrency_field",
+    "meter_field",
     "meter_token",
+    "rate_field",
     "rate_token",
     "shard_of",
 ]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of everything that is stored; the first part of each ``rev``."""
+
+HEAD_FIELD: Final = "h"
+"""The field of the counters that has the customer's own numbers and the rev."""
 
 WITHOUT_TTL: Final = (
     r"^[\w.-]+:meta$",  # format and number of shards
@@ -58,6 +65,21 @@ def meter_token(meter: str) -> str:
 def rate_token(meter: str, window_ms: int, algorithm: str) -> str:
     """Four characters that stand for a rate in field names; a changed limit or burst keeps its counts."""
     return _token(f"rate {meter} {window_ms} {algorithm}")
+
+
+def meter_field(meter: str) -> str:
+    """The field of the counters that has what was recorded, is held and is pending of a meter."""
+    return f"{meter_token(meter)}m"
+
+
+def concurrency_field(meter: str) -> str:
+    """The field of the counters that has a meter's requests in flight."""
+    return f"{meter_token(meter)}n"
+
+
+def rate_field(meter: str, window_ms: int, algorithm: str) -> str:
+    """The field of the counters that has what a rate has counted."""
+    return f"{rate_token(meter, window_ms, algorithm)}r"
 
 
 def _token(name: str) -> str:

@@ -103,8 +103,7 @@ class Prepaid:
         self,
         ceilings: Sequence[str],
         unbounded: Mapping[str, int],
-        fields: Sequence[str],
-        tokens: Mapping[str, str],
+        places: Mapping[str, int],
         entitlements: Mapping[str, Entitlement],
     ) -> str:
         """What the decision script reads of the grants and credits behind ceilings, as JSON; see its terms.
@@ -112,25 +111,19 @@ class Prepaid:
         Args:
             ceilings: the meters with a ceiling that are asked for.
             unbounded: meters without one that are asked for: to the quantity.
-            fields: what the script reads of the counters.
-            tokens: a meter's, for the meters that share a credit.
+            places: the meters that share a credit, each to the place of its field among those that
+                the script reads: from 2, behind the head.
             entitlements: of every meter.
         """
         backed: list[list[Any]] = []
-        places = dict.fromkeys(ceilings, 0)
-        for meter, token in tokens.items():
+        asked_at = dict.fromkeys(ceilings, 0)
+        for meter, place in places.items():
             credit, cost = self.paid_with[meter]
-            held_at = fields.index(f"{token}h") + 1
-            counted_at = fields.index(f"{token}i") + 1
-            backed.append(
-                [
-                    *(credit, cost, entitlements[meter].included, target_of("meter", meter)),
-                    *(counted_at, held_at, unbounded.get(meter, 0)),
-                ]
-            )
-            if meter in places:
-                places[meter] = len(backed)
-        asked = [[target_of("meter", meter), place] for meter, place in places.items()]
+            included, target = entitlements[meter].included, target_of("meter", meter)
+            backed.append([credit, cost, included, target, place, unbounded.get(meter, 0)])
+            if meter in asked_at:
+                asked_at[meter] = len(backed)
+        asked = [[target_of("meter", meter), at] for meter, at in asked_at.items()]
         return _json({**self._plans, "asked": asked, "backed": backed})
 
     def paying(self, meters: Iterable[tuple[str, bool]]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.policies import ceiling_of, policies_of
 from meterkit.errors import PlansError, Problem
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _KINDS: Final = {"sliding-window": SLIDING_WINDOW, "fixed-window": FIXED_WINDOW, "token-bucket": TOKEN_BUCKET}
-_COUNTS: Final = 4  # how many rates, ceilings, concurrency limits and recorded meters: the first numbers
+_COUNTS: Final = 3  # how many rates, ceilings with concurrency limits, recorded meters: the first numbers
 _EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
 _QUARTER_HOUR_MS: Final = 900_000
 _TOKEN_METERS: Final = (
@@ -92,7 +92,7 @@ class Program:
         settles: whether the end of the request must be told to the store.
         prepaid: what the script reads of grants and credits, as JSON; empty: it need not look at them.
         asked: where the numbers say what is asked of a meter: place, meter, and the least that is said.
-        rates: the tokens of the rates that count what is taken.
+        rates: the fields of the rates that count what is taken.
     """
 
     measures: tuple[Measure, ...]
@@ -107,6 +107,10 @@ class Program:
     prepaid: str
     rates: frozenset[str]
     asked: tuple[tuple[int, str, int], ...]
+
+    def behind_terms(self, mode: str) -> tuple[str, ...]:
+        """What follows a decision's terms: the mode, what grants and credits stand behind, the fields."""
+        return (mode, *((self.prepaid,) if self.prepaid else ()), *self.fields)
 
 
 def compile_program(
@@ -145,12 +149,12 @@ def compile_program(
         if in_flight and not rates_only:
             concurrency += _concurrency_asked(entitlement, policies)
         if demand.taken and billed_always and meter.stripe is None and entitlement.included is None:
-            records.append(_Part((f"{meter_token(name)}i",), (demand.taken,)))
+            records.append(_Part(meter_field(name), (demand.taken,)))
         elif demand.taken:
             settled[name] = demand.taken
     parts = (*rates, *ceilings, *concurrency, *records)
     measures = tuple(part.measure for part in parts if part.measure is not None)
-    fields = ("r", "t", "e", "x", *(field for part in parts for field in part.fields))
+    fields = tuple(part.field for part in parts)
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
     held = {name: demands[name].taken for name in capped if demands[name].taken}
     behind = ""
@@ -161,7 +165,7 @@ def compile_program(
         measures=measures,
         keep_ms=_keep_ms(rate for name in demands for rate in entitlements[name].rates),
         numbers=(
-            *(len(kind) for kind in (rates, ceilings, concurrency, records)),
+            *(len(rates), len(ceilings) + len(concurrency), len(records)),
             *(number for part in parts for number in part.numbers),
         ),
         fields=fields,
@@ -171,7 +175,7 @@ def compile_program(
         holds=bool(held or concurrency),
         settles=bool(held or concurrency or settled),
         prepaid=behind,
-        rates=frozenset(part.fields[0][:-1] for part in rates),
+        rates=frozenset(part.field for part in rates),
         asked=tuple(_asked((*rates, *ceilings))),
     )
 
@@ -181,12 +185,12 @@ class _Part:
     """One policy that the decision script weighs, or one quantity that it records.
 
     Attributes:
-        fields: what it reads of the counters for it.
+        field: what it reads of the counters for it.
         numbers: its terms of it.
         measure: how it weighs it; None: it only records.
     """
 
-    fields: tuple[str, ...]
+    field: str
     numbers: tuple[int, ...]
     measure: Measure | None = None
 
@@ -205,9 +209,8 @@ def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: D
     """A meter's rates, in the file's order, in which their policies come first."""
     for rate, policy in zip(entitlement.rates, policies, strict=False):
         kind, window, limit, refill = rate_numbers(rate, policy.meter)
-        token = rate_token(policy.meter, rate.window_ms, rate.algorithm)
         yield _Part(
-            (f"{token}a", f"{token}b", f"{token}d"),
+            rate_field(policy.meter, rate.window_ms, rate.algorithm),
             (kind, window, limit, refill, demand.needed, demand.taken),
             Measure(
                 policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed
@@ -222,9 +225,8 @@ def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand:
         return
     beyond = ceiling - included if entitlement.overage.mode == "bill" else -1
     policy = next(policy for policy in policies if policy.kind == "period")
-    token = meter_token(policy.meter)
     yield _Part(
-        (f"{token}i", f"{token}o", f"{token}h", f"{token}H"),
+        meter_field(policy.meter),
         (included, beyond, demand.needed, demand.taken),
         Measure(
             policy=policy,
@@ -244,9 +246,9 @@ def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> 
     if limit is None:
         return
     policy = next(policy for policy in policies if policy.kind == "concurrency")
-    token = meter_token(policy.meter)
     measure = Measure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
-    yield _Part((f"{token}n", f"{token}N"), (limit,), measure)
+    # A ceiling of what is held at once: nothing is ever recorded of it.
+    yield _Part(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
 
 
 def _backed(
@@ -274,14 +276,12 @@ def _backed(
         for name, demand in demands.items()
         if name not in capped and name in prepaid.paid_with and entitlements[name].included is not None
     }
-    tokens = {
-        name: meter_token(name)
-        for name in prepaid.sharing((*capped, *unbounded))
-        if entitlements[name].included is not None
-    }
-    besides = (token for name, token in tokens.items() if name not in capped)
-    fields += tuple(f"{token}{part}" for token in besides for part in "ihH")
-    behind = prepaid.behind(capped, unbounded, fields, tokens, entitlements) if capped or tokens else ""
+    sharing = [
+        name for name in prepaid.sharing((*capped, *unbounded)) if entitlements[name].included is not None
+    ]
+    fields += tuple(meter_field(name) for name in sharing if name not in capped)
+    places = {name: fields.index(meter_field(name)) + 2 for name in sharing}
+    behind = prepaid.behind(capped, unbounded, places, entitlements) if capped or sharing else ""
     return {name: taken for name, taken in unbounded.items() if taken}, fields, behind
 
 

@@ -114,7 +114,7 @@ def _weigh(
     if measure.kind == CEILING:
         return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)
     if measure.kind == CONCURRENCY:
-        return limit - x, 1000
+        return x - y - z, 1000
     if measure.kind == TOKEN_BUCKET:
         left = limit - x - (y > 0)
         return left, None if needed > limit else _bucket_wait(measure, x, y, needed)

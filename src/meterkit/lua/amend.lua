@@ -7,28 +7,32 @@
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer            5 linked (0/1)  6 now: when to seal what was waiting for the link (ms)
 -- Reply {0} done    {1, rev, state} somebody else was faster
+--       an error: the counters are not what they must be, and nothing is done
+--include head_of
+local counters_key, state_key, customers_key, dirty_key, unlinked_key = unpack(KEYS)
+local read_rev, rev, state, customer, linked, seal_at_ms = unpack(ARGV)
 local call = redis.call
-local found = call('HMGET', KEYS[2], 'rev', 'data')
-if (found[1] or '1:0') ~= ARGV[1] then
-  return {1, found[1] or '1:0', found[2] or ''}
+local found = call('HMGET', state_key, 'rev', 'data')
+if (found[1] or NO_STATE) ~= read_rev then
+  return {1, found[1] or NO_STATE, found[2] or ''}
 end
 -- Before the first write: it fails where the counters are no hash.
-local ends = call('HGET', KEYS[1], 'e')
-call('HSET', KEYS[2], 'rev', ARGV[2], 'data', ARGV[3])
-call('SADD', KEYS[3], ARGV[4])
-if ends then
-  call('HSET', KEYS[1], 'r', ARGV[2])
-end
-if ARGV[5] == '1' and call('ZREM', KEYS[5], ARGV[4]) == 1 then
-  call('ZADD', KEYS[4], ARGV[6], ARGV[4])
-  if ends then
-    call('HSET', KEYS[1], 'x', 9000000000000000)
-    call('PERSIST', KEYS[1])
+local head = call('HGET', counters_key, 'h')
+local seen_ms, begins_ms, ends_ms, expires_ms = head_of(head)
+call('HSET', state_key, 'rev', rev, 'data', state)
+call('SADD', customers_key, customer)
+if linked == '1' and call('ZREM', unlinked_key, customer) == 1 then
+  call('ZADD', dirty_key, seal_at_ms, customer)
+  if head then
+    expires_ms = NEVER_MS
+    call('PERSIST', counters_key)
   end
-elseif ARGV[5] == '0' and call('ZREM', KEYS[4], ARGV[4]) == 1 and ends then
-  local lives = math.max(ends, ARGV[6]) + 3024000000
-  call('ZADD', KEYS[5], lives, ARGV[4])
-  call('HSET', KEYS[1], 'x', lives)
-  call('PEXPIREAT', KEYS[1], lives)
+elseif linked == '0' and call('ZREM', dirty_key, customer) == 1 and head then
+  expires_ms = math.max(ends_ms, seal_at_ms) + THIRTY_FIVE_DAYS_MS
+  call('ZADD', unlinked_key, expires_ms, customer)
+  call('PEXPIREAT', counters_key, expires_ms)
+end
+if head then
+  call('HSET', counters_key, 'h', cmsgpack.pack(FORM, seen_ms, begins_ms, ends_ms, expires_ms, rev))
 end
 return {0}

@@ -6,5 +6,5 @@
 --        record was lost
 local last = redis.call('GET', KEYS[1]) or '-1'
 last = string.gsub(last, '^c', '')
-redis.call('SET', KEYS[1], 'c' .. last, 'PX', 691200000)
+redis.call('SET', KEYS[1], 'c' .. last, 'PX', EIGHT_DAYS_MS)
 return tonumber(last)

@@ -8,7 +8,7 @@
 -- Reply {0} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
 --       {3} usage is parked or dead
 local call = redis.call
-if (call('HGET', KEYS[2], 'rev') or '1:0') ~= ARGV[1] then
+if (call('HGET', KEYS[2], 'rev') or NO_STATE) ~= ARGV[1] then
   return {1}
 elseif call('ZSCORE', KEYS[5], ARGV[2]) then
   return {2}

@@ -8,10 +8,10 @@
 --       last: the caller's clock (ms)
 -- Reply {0, now}   {1, what the id was used for: targets and quantities}   {2, target}: the balance would pass
 --       9 * 10^15   {3, how many there are}: it would be too many; but for the first, nothing was added
---include wall
+--include server_ms
 --include grants
 --include put_away
-local call, now = redis.call, wall_ms()
+local call, now = redis.call, server_ms(ARGV[#ARGV])
 local line, asked = 'id ' .. ARGV[1], table.concat(ARGV, ' ', 6, #ARGV - 1)
 local known = call('HGET', KEYS[2], line)
 if known then
@@ -25,7 +25,7 @@ for _, grant in ipairs(file.list) do
   end
 end
 for i = 6, #ARGV - 1, 2 do
-  if (left[ARGV[i]] or 0) + ARGV[i + 1] > 9000000000000000 then
+  if (left[ARGV[i]] or 0) + ARGV[i + 1] > MOST then
     return {2, ARGV[i]}
   end
 end

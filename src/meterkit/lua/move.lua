@@ -14,12 +14,12 @@
 -- was delivered is kept for 36 days, in short.
 -- Reply {0, now, of each intent {0, first attempt (ms), attempts}, {1} no such intent or in another state, or
 --       {2} it cannot be counted}    {2} the lease is lost
---include wall
+--include server_ms
 local call, text = redis.call, string.format
 if call('GET', KEYS[3]) ~= ARGV[1] then
   return {2}
 end
-local now, reply = wall_ms(), {0}
+local now, reply = server_ms(ARGV[#ARGV]), {0}
 local letters = {queued = 'q', leased = 'l', delivered = 'd', parked = 'k', dead = 'x'}
 
 local function is_whole(value)
@@ -48,7 +48,7 @@ local function enter(id, intent, delay, key, why, untried)
       local short = {intent.customer, intent.stripe, intent.event, intent.time, intent.value}
       call('HDEL', KEYS[1], id)
       call('HSET', KEYS[4], id, cjson.encode(short))
-      call('PEXPIRE', KEYS[4], 3110400000)
+      call('PEXPIRE', KEYS[4], THIRTY_SIX_DAYS_MS)
       kept = false
     else
       call('ZADD', intent.state == 'parked' and KEYS[5] or KEYS[6], now, id)
@@ -71,12 +71,12 @@ for i, move in ipairs(cjson.decode(ARGV[3])) do
     local from, to = field .. letters[intent.state], field .. letters[state]
     local counted = redis.pcall('HMGET', totals, from, to)
     if counted.err or not is_whole(counted[1]) or not is_whole(counted[2]) then
-      call('ZADD', KEYS[2], 'XX', now + 600000, id)
+      call('ZADD', KEYS[2], 'XX', now + 10 * MINUTE_MS, id)
       answer = {2}
     else
       call('HINCRBY', totals, from, '-' .. intent.value)
       call('HINCRBY', totals, to, intent.value)
-      call('PEXPIRE', totals, 34560000000)
+      call('PEXPIRE', totals, FOUR_HUNDRED_DAYS_MS)
       if intent.state == 'parked' or intent.state == 'dead' then
         call('ZREM', intent.state == 'parked' and KEYS[5] or KEYS[6], id)
       end

@@ -7,37 +7,51 @@
 -- ARGV  1 the rev at which the customer was unlinked    2 the customer    3... intents
 --       last: the caller's clock (ms)
 -- Reply {0, how many were taken back}    {1} the customer has changed since
---include wall
+--       the error DAMAGED: the counters are not what they must be, and nothing is done
+--include server_ms
+--include read_counters
+--include pack_meter
+local intents_key, outbox_key, totals_key, counters_key, state_key, unlinked_key = unpack(KEYS)
+local rev, customer, caller_ms = ARGV[1], ARGV[2], ARGV[#ARGV]
 local call = redis.call
-if call('HGET', KEYS[5], 'rev') ~= ARGV[1] then
+if call('HGET', state_key, 'rev') ~= rev then
   return {1}
 end
-local now, taken = wall_ms(), 0
-local begins, ends = unpack(call('HMGET', KEYS[4], 'b', 'e'))
+local head, meters, damaged = read_counters(counters_key)
+if damaged then
+  return redis.error_reply('DAMAGED the counters cannot be read: no whole numbers in field ' .. damaged)
+end
+local now, taken = server_ms(caller_ms), 0
+local period = head and string.format('%.0f', head.begins_ms)
 for i = 3, #ARGV - 1 do
-  local found = call('HGET', KEYS[1], ARGV[i])
+  local id = ARGV[i]
+  local found = call('HGET', intents_key, id)
   local intent = found and cjson.decode(found)
-  if intent and intent.state == 'queued' and intent.first == '0' and intent.customer == ARGV[2] then
+  if intent and intent.state == 'queued' and intent.first == '0' and intent.customer == customer then
     local field = intent.period .. '|' .. intent.meter
-    call('HINCRBY', KEYS[3], field .. 'q', '-' .. intent.value)
-    if intent.period == begins then
-      call('HINCRBY', KEYS[4], intent.meter .. 'p', intent.value)
+    call('HINCRBY', totals_key, field .. 'q', '-' .. intent.value)
+    if intent.period == period then
+      local meter = meters[intent.meter] or open_meter(EMPTY_METER)
+      meters[intent.meter] = meter
+      meter.pending = meter.pending + intent.value
+      call('HSET', counters_key, intent.meter .. 'm', pack_meter(meter))
     else
-      call('HINCRBY', KEYS[3], field .. 'p', intent.value)
+      call('HINCRBY', totals_key, field .. 'p', intent.value)
       -- Where the counters were gone before they could close the period, its end is behind this minute.
-      call('HSETNX', KEYS[3], intent.period .. '|e', string.format('%.0f', (intent.time + 60) * 1000))
+      call('HSETNX', totals_key, intent.period .. '|e', string.format('%.0f', (intent.time + 60) * 1000))
     end
-    call('HDEL', KEYS[1], ARGV[i])
-    call('ZREM', KEYS[2], ARGV[i])
+    call('HDEL', intents_key, id)
+    call('ZREM', outbox_key, id)
     taken = taken + 1
   end
 end
 if taken > 0 then
-  local lives = math.max(ends or 0, now) + 3024000000
-  call('ZADD', KEYS[6], lives, ARGV[2])
-  if ends then
-    call('HSET', KEYS[4], 'x', lives)
-    call('PEXPIREAT', KEYS[4], lives)
+  local lives_ms = math.max(head and head.ends_ms or 0, now) + THIRTY_FIVE_DAYS_MS
+  call('ZADD', unlinked_key, lives_ms, customer)
+  if head then
+    call('HSET', counters_key, 'h',
+      cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, lives_ms, head.rev))
+    call('PEXPIREAT', counters_key, lives_ms)
   end
 end
 return {0, taken}

@@ -8,7 +8,7 @@
 --       customer have (ms)
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
--- terms a JSON array of whole numbers: until when the rev is valid, start and end of the period, end of the
+-- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, and live at least (all ms)
 -- An intent's timestamp is a whole minute inside its period that no other intent of the meter has, at most three
 -- ahead; the last one of a period is kept for what is sealed after it. Where none is free yet, the usage stays
@@ -16,124 +16,122 @@
 -- nothing is done.
 -- Reply {0, now, intents made, meters still pending, of each without an event name its token and what is
 --       pending...}    {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
-local terms = cjson.decode(ARGV[2])
---include wall
---include period
---include trim
---include whole_numbers
---include roll
---include turned
---include standing
-local call, num, floor = redis.call, tonumber, math.floor
-local known = call('HMGET', KEYS[1], 'r', 't', 'e')
-local counters, totals, events, taken, nameless = {}, {}, {}, {}, {}
+--include confirm_view
+--include close_period
+local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key = unpack(KEYS)
+local rev, terms, nonce, customer, stripe_customer, minutes = unpack(ARGV, 1, 6)
+local first_event, caller_ms = 7, ARGV[#ARGV] -- The event's token: its place in ARGV.
+local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
+local call, floor = redis.call, math.floor
+local totals, events, taken, nameless = {}, {}, {}, {}
 
-local broken = whole_numbers(KEYS[1], counters, {'^[bet]$', '^....[pzigcom]$'})
-  or whole_numbers(KEYS[3], totals, {'|e$', '|....[pigcomqlkdx]$'})
-if broken then
-  return {4, wall_ms(), broken}
+local head, meters, damaged = read_counters(counters_key)
+damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdx]$'})
+if damaged then
+  return {4, server_ms(caller_ms), damaged}
 end
 -- Where the counters are gone, usage of periods that are over may have been taken back all the same.
-local seen, ends = num(known[2]) or 0, num(known[3])
-local now, verdict = standing(known[1], seen, ends, false)
+local known = head or {seen_ms = 0, ends_ms = 0, rev = ''}
+local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
+  next_end_ms, caller_ms, known.rev, known.seen_ms, known.ends_ms, false)
 if verdict then
   return verdict
 end
-if ARGV[5] == '' then
-  call('ZREM', KEYS[4], ARGV[4])
+if stripe_customer == '' then
+  call('ZREM', dirty_key, customer)
   return {0, now, 0, 0}
 end
-if ends and turned(now, seen, ends) then
-  ends = roll(now, seen, ends)
-  counters, totals = {}, {}
-  whole_numbers(KEYS[1], counters, {})
-  whole_numbers(KEYS[3], totals, {})
+if head and head.ends_ms ~= finishes_ms then
+  close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
+  head, meters = read_counters(counters_key)
+  totals = {}
+  whole_numbers(totals_key, totals, {})
 end
-for i = 7, #ARGV - 1, 2 do
+for i = first_event, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
 end
-for _, minute in ipairs(cjson.decode(ARGV[6])) do
+for _, minute in ipairs(cjson.decode(minutes)) do
   taken[minute] = true
 end
 local made, left, due = 0, 0, nil
 
 -- Stripe takes 15 digits in a value; what is beyond stays behind. Returns that.
 local function intend(period, token, quantity, minute)
-  local value = math.min(quantity, 999999999999999)
+  local value = math.min(quantity, VALUE_MOST)
   made = made + 1
-  local id = ARGV[3] .. '-' .. made
-  call('HSET', KEYS[5], id, cjson.encode({
-    v = '1', state = 'queued', customer = ARGV[4], stripe = ARGV[5], period = period, meter = token,
+  local id = nonce .. '-' .. made
+  call('HSET', intents_key, id, cjson.encode({
+    v = '1', state = 'queued', customer = customer, stripe = stripe_customer, period = period, meter = token,
     event = events[token], value = string.format('%.0f', value), time = string.format('%.0f', minute / 1000),
     first = '0', attempts = '0', key = id, at = string.format('%.0f', now),
   }))
-  call('ZADD', KEYS[6], now, id)
-  call('HINCRBY', KEYS[3], period .. '|' .. token .. 'q', string.format('%.0f', value))
+  call('ZADD', outbox_key, now, id)
+  call('HINCRBY', totals_key, period .. '|' .. token .. 'q', string.format('%.0f', value))
   return quantity - value
 end
 
-local function wait(until_ms)
-  left, due = left + 1, math.min(due or until_ms, until_ms)
+local function wait(at_ms)
+  left, due = left + 1, math.min(due or at_ms, at_ms)
 end
 
 local function wait_for_name(token, quantity)
-  wait(now + 60000)
+  wait(now + MINUTE_MS)
   nameless[#nameless + 1] = token
   nameless[#nameless + 1] = string.format('%.0f', quantity)
 end
 
 for name, value in pairs(totals) do
   local period, token = string.match(name, '^(%d+)|(....)p$')
-  local quantity = period and num(value) or 0
+  local quantity = period and tonumber(value) or 0
   if quantity > 0 and not events[token] then
     wait_for_name(token, quantity)
   elseif quantity > 0 then
-    local minute = (floor(totals[period .. '|e'] / 60000) - 1) * 60000
+    local minute = (floor(totals[period .. '|e'] / MINUTE_MS) - 1) * MINUTE_MS
     while taken[minute] do
-      minute = minute - 60000
+      minute = minute - MINUTE_MS
     end
-    if minute > now + 180000 then -- Behind a minute that was ahead already when the period was cut short.
-      wait(minute - 180000)
+    if minute > now + 3 * MINUTE_MS then -- Behind a minute that was ahead already when the period was cut short.
+      wait(minute - 3 * MINUTE_MS)
     else
       while quantity > 0 do
         quantity = intend(period, token, quantity, minute)
       end
-      call('HDEL', KEYS[3], name)
+      call('HDEL', totals_key, name)
     end
   end
 end
-for name, value in pairs(counters) do
-  local token = string.match(name, '^(....)p$')
-  local quantity = token and num(value) or 0
-  if quantity > 0 and not events[token] then
-    wait_for_name(token, quantity)
-  elseif quantity > 0 then
-    local first = math.ceil(counters['b'] / 60000) * 60000
-    local last = (floor(ends / 60000) - 2) * 60000
-    local minute = math.max(first, floor(now / 60000) * 60000, (counters[token .. 'z'] or 0) + 60000)
+for token, meter in pairs(meters) do
+  if meter.pending > 0 and not events[token] then
+    wait_for_name(token, meter.pending)
+  elseif meter.pending > 0 then
+    local first = math.ceil(head.begins_ms / MINUTE_MS) * MINUTE_MS
+    local last = (floor(head.ends_ms / MINUTE_MS) - 2) * MINUTE_MS
+    local minute = math.max(first, floor(now / MINUTE_MS) * MINUTE_MS, meter.stamped_ms + MINUTE_MS)
     while taken[minute] do
-      minute = minute + 60000
+      minute = minute + MINUTE_MS
     end
-    if minute <= last and minute <= now + 180000 then
-      quantity = intend(counters['b'], token, quantity, minute)
-      call('HSET', KEYS[1], token .. 'p', quantity, token .. 'z', minute)
+    if minute <= last and minute <= now + 3 * MINUTE_MS then
+      meter.pending = intend(string.format('%.0f', head.begins_ms), token, meter.pending, minute)
+      meter.stamped_ms = minute
+      call('HSET', counters_key, token .. 'm', pack_meter(meter))
     end
-    if quantity > 0 then
-      wait(minute > last and ends or math.max(now + 1000, minute - 180000))
+    if meter.pending > 0 then
+      wait(minute > last and head.ends_ms or math.max(now + 1000, minute - 3 * MINUTE_MS))
     end
   end
 end
 if made > 0 then
-  call('PEXPIRE', KEYS[3], 34560000000)
+  call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 end
 if left > 0 then
-  call('ZADD', KEYS[4], due, ARGV[4])
+  call('ZADD', dirty_key, due, customer)
 else
-  call('ZREM', KEYS[4], ARGV[4])
-  if ends then
-    local lives = math.max(ends + terms[5], now + terms[6])
-    call('HSET', KEYS[1], 'x', lives)
-    call('PEXPIREAT', KEYS[1], lives)
+  call('ZREM', dirty_key, customer)
+  if head then
+    local lives_ms = math.max(head.ends_ms + outlive_ms, now + least_life_ms)
+    call('HSET', counters_key, 'h',
+      cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, lives_ms, head.rev))
+    call('PEXPIREAT', counters_key, lives_ms)
   end
 end
 return {0, now, made, left, unpack(nameless)}

@@ -5,7 +5,7 @@
 -- KEYS[4] hash  grants
 -- ARGV  last: the caller's clock (ms)
 -- Reply {now, rev, state, counters, totals, grants}; the last three as flat lists of fields and values
---include wall
+--include server_ms
 local state = redis.call('HMGET', KEYS[2], 'rev', 'data')
 local counters, totals = redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[3])
-return {wall_ms(), state[1] or '1:0', state[2] or '', counters, totals, redis.call('HGETALL', KEYS[4])}
+return {server_ms(ARGV[#ARGV]), state[1] or NO_STATE, state[2] or '', counters, totals, redis.call('HGETALL', KEYS[4])}

@@ -22,7 +22,7 @@ async def agree(link: Link, keys: Keys, address: Address) -> None:
     """Have a new store remember format and shards; see that one in use has ours.
 
     Raises:
-        SettingsError: the store has another number of shards, or was written by a newer release.
+        SettingsError: the store has another number of shards, or another format.
         StoreError: the store refuses to serve.
     """
     # Written to each time, so that a server which takes no writes is told apart before it is used.
@@ -46,6 +46,13 @@ async def agree(link: Link, keys: Keys, address: Address) -> None:
             "redis_url",
             f"the store at {address} was written by a newer release of meterkit (format {written}; "
             f"this release reads up to {FORMAT}); upgrade this process",
+        )
+    if written < FORMAT:
+        raise SettingsError(
+            "redis_url",
+            f"the store at {address} was written by an older release of meterkit (format {written}; this "
+            f"release reads format {FORMAT} only); deliver what is pending with that release (`meterkit "
+            "flush`), then give this one an empty database or another key prefix",
         )
     if shards != keys.shards:
         raise SettingsError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import QuantityError, StoreError
 from meterkit.redis.connection import ReplyError
-from meterkit.redis.resp import pack_each
+from meterkit.redis.resp import pack_each, pack_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -71,7 +71,7 @@ class Settlement(Protocol):
 
 def pack_sequence(slot: int, sequence: int) -> bytes:
     """The slot of a settlement's holds and its number, as the request ends but for the clock."""
-    return b"$8\r\n%08d\r\n$12\r\n%012d\r\n" % (slot, sequence)
+    return b"$16\r\n%b\r\n" % pack_numbers((slot, sequence))
 
 
 class QueueLane(Protocol):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["pack", "pack_each", "unpack"]
+__all__ = ["pack", "pack_each", "pack_numbers", "unpack"]
 
 
 def pack_each(parts: Iterable[str | int | bytes]) -> bytes:
@@ -22,6 +23,11 @@ def pack_each(parts: Iterable[str | int | bytes]) -> bytes:
 def pack(*parts: str | int | bytes) -> bytes:
     """A whole request."""
     return b"*%d\r\n%b" % (len(parts), pack_each(parts))
+
+
+def pack_numbers(numbers: Sequence[int]) -> bytes:
+    """Whole numbers below 2^53 as doubles, as the scripts take them."""
+    return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
 def unpack(request: bytes) -> list[bytes]:

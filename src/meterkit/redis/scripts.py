@@ -18,7 +18,11 @@ NAMES: Final = (
 Clock = Literal["server", "caller"]
 Dialect = Literal["server", "fake"]
 
-_INCLUDE = re.compile(r"^--include (\w+)$", re.MULTILINE)
+_INCLUDES: Final = re.compile(r"(?:^--include \w+\n)+", re.MULTILINE)
+_INCLUDE: Final = re.compile(r"^--include (\w+)\n", re.MULTILINE)
+_CONSTANT: Final = re.compile(r"^local ([A-Z_]+) = (\S+)", re.MULTILINE)
+_NAME: Final = re.compile(r"\b[A-Z][A-Z_]+\b")
+_CALLERS_CLOCK: Final = "local function server_ms(caller_ms)\n  return tonumber(caller_ms)\nend\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +41,44 @@ def load(name: str, *, clock: Clock = "server", dialect: Dialect = "server") -> 
         name: the file's name without ``.lua``.
         clock: whose clock decides; ``caller`` is for tests with a clock that is set, and changes the SHA, so
             that a server never mixes the two.
-        dialect: ``fake`` leaves out the first line, ``#!lua …``, which fakeredis does not know.
+        dialect: ``fake`` leaves out the first line, ``#!lua …``, and brings the libraries along: fakeredis
+            knows neither.
     """
-    text = _read(f"{name}.lua")
-
-    def inline(match: re.Match[str]) -> str:
-        include = match[1]
-        if include == "wall" and clock == "caller":
-            include = "wall_argument"
-        return _read(f"include/{include}.lua")
-
-    text = _INCLUDE.sub(inline, text)
+    known = _Known(clock)
+    text = _INCLUDES.sub(known.inline, _read(f"{name}.lua"))
+    constants = dict(_CONSTANT.findall(_read("shared/constants.lua")))
+    text = _NAME.sub(lambda match: constants.get(match[0], match[0]), text)
     if dialect == "fake":
-        text = text.partition("\n")[2]
+        text = _read("shared/fake_libraries.lua") + text.partition("\n")[2]
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+class _Known:
+    """What a script has of the includes, at each place where it asks for some.
+
+    What the first of them bring is known to the end; what others bring is known where they stand, in a block.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._first: set[str] | None = None
+
+    def inline(self, asked: re.Match[str]) -> str:
+        """The text of some includes, and of those that they ask for, each once."""
+        known = set[str]() if self._first is None else set(self._first)
+
+        def inline(match: re.Match[str]) -> str:
+            include = match[1]
+            if include in known:
+                return ""
+            known.add(include)
+            if include == "server_ms" and self._clock == "caller":
+                return _CALLERS_CLOCK
+            return _INCLUDE.sub(inline, _read(f"include/{include}.lua"))
+
+        text = _INCLUDE.sub(inline, asked[0])
+        self._first = known if self._first is None else self._first
+        return text
 
 
 def _read(path: str) -> str:

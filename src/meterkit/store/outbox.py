@@ -20,7 +20,6 @@ from redis.exceptions import (
 )
 
 from meterkit.decisions.program import Demand
-from meterkit.decisions.state import NO_STATE
 from meterkit.errors import StoreError
 from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
@@ -41,8 +40,6 @@ _logger = logging.getLogger("meterkit.store")
 _STALE: Final = 2
 _BROKEN: Final = 4
 _CANNOT_BE_COUNTED: Final = 2
-_FORTY_DAYS_MS: Final = 3_456_000_000
-_QUARTER_HOUR_MS: Final = 900_000
 _TRIES: Final = 5
 _SURELY_ON_DISK_MS: Final = 2_000
 _PAGE: Final = 500
@@ -280,7 +277,7 @@ class Outbox:
 
     def _seal_arguments(self, view: CustomerView, meters: Mapping[str, Counted]) -> list[str | int | bytes]:
         state = view.state
-        terms = view.terms(_QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS, _keep_ms(view))
+        terms = view.terms(_keep_ms(view))
         names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [token_hex(16), view.customer, state.stripe_customer or ""]
         asked.append(json.dumps(state.minutes_taken_ms))

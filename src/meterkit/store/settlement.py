@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.derived import derived_from
-from meterkit.decisions.keys import meter_token, rate_token
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.program import rate_numbers, reported_parts
-from meterkit.decisions.state import NO_STATE, bounds_of
+from meterkit.decisions.state import bounds_of
 from meterkit.redis.resp import pack_each
 from meterkit.store.used import NOTHING_USED, Used
 
@@ -22,10 +22,13 @@ __all__ = ["Correction", "Held", "Settlement", "settlement_of"]
 
 _logger = logging.getLogger("meterkit.store")
 
-_QUARTER_HOUR_MS: Final = 900_000
-_FORTY_DAYS_MS: Final = 3_456_000_000
 _NOTHING: Final[dict[str, int]] = {}
 _LATE: Final = "late "
+# Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
+# such a one: what the meter before it reports.
+_OWN_EVENT, _SENT_ON, _TAKES_OVER = 0, 1, 2
+# The numbers of a request in flight: as of a meter of which one is held, and nothing recorded.
+_ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
 
 
 class Held(NamedTuple):
@@ -47,7 +50,7 @@ class Correction(NamedTuple):
 
     Attributes:
         reserved: meter to the quantity that was counted.
-        rates: the tokens of the rates.
+        rates: the fields of the rates.
         at_ms: when that was.
     """
 
@@ -127,10 +130,10 @@ class Settlement:
         )
 
     def on_damaged(self, field: bytes) -> None:
-        """Say that the customer's period cannot be closed, and that this is not recorded for it."""
+        """Say that what the store keeps of the customer cannot be read, and that this is not recorded."""
         _logger.error(
-            "customer %r: %r was not recorded: the period is over, and field %s of what the store keeps of it"
-            " is not a whole number; nothing of this customer is counted until that is mended",
+            "customer %r: %r was not recorded: field %s of what the store keeps of it has no whole numbers;"
+            " nothing of this customer is counted there until that is mended",
             self.customer,
             dict(self.used.recorded),
             field.decode(),
@@ -163,12 +166,13 @@ class Settlement:
         shape: _Shape | None = view.settlements.get(key)
         if shape is None:
             shape = view.settlements[key] = self._shape_of(view, derived, key)
-        numbers = [*shape.spans, *shape.counts]
+        numbers = [*shape.counts]
         for entry in shape.entries:
-            numbers += (
-                *(used.recorded.get(entry.quantity_of, 0), held.quantities.get(entry.meter, 0)),
-                *entry.terms,
-            )
+            quantity = used.recorded.get(entry.quantity_of, 0)
+            if entry.quantity_of != entry.meter:
+                quantity += used.recorded.get(entry.meter, 0)
+            numbers += (quantity, held.quantities.get(entry.meter, 0), *entry.terms)
+        numbers += _ONE_IN_FLIGHT * len(held.concurrency)
         for rate in shape.rates:
             quantity = measured[rate.source] if rate.source else used.rated.get(rate.meter, 0)
             if rate.is_corrected:
@@ -179,10 +183,10 @@ class Settlement:
         paying = shape.paying
         if self.occurred_ms is not None:
             paying = self._dated(view, paying, self.occurred_ms)
-        own = pack_each((*event, view.rev, view.terms(*numbers, more=paying)))
+        own = pack_each((*event, view.rev, view.terms(*numbers), self.customer, paying))
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = self._head(view, shape, events=1) if event else shape.head
-        return head, b"".join((shape.names, own, shape.customer, shape.fields))
+        return head, b"".join((shape.names, own, shape.fields))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
@@ -209,7 +213,6 @@ class Settlement:
         return shape._replace(
             head=self._head(view, shape, events=0),
             names=pack_each((keys.grants, keys.ledger) if shape.has_grants else ()),
-            customer=pack_each((view.customer,)),
         )
 
     def _head(self, view: CustomerView, shape: _Shape, *, events: int) -> bytes:
@@ -219,38 +222,30 @@ class Settlement:
         named = (keys.counters, keys.state, keys.totals, pending)
         count = len(named) + 1 + 2 * shape.has_grants + events
         parts: tuple[str | int, ...] = ("EVALSHA", view.cache.settle.sha, count, *named)
-        # Behind the keys: rev, terms, customer, fields, slot, number, clock.
-        return b"*%d\r\n%b" % (3 + count + 3 + shape.width + 3, pack_each(parts))
+        # Behind the keys: rev, terms, customer, what is said besides, fields, slot and number, clock.
+        return b"*%d\r\n%b" % (3 + count + 4 + shape.width + 2, pack_each(parts))
 
     def _shape(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
         linked = view.state.stripe_customer is not None
         prepaid = view.prepaid if any(self.used.recorded.values()) else None
         entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
-        fields = ["r", "t", "e", "x"]
-        for entry in entries:
-            token = meter_token(entry.meter)
-            pending = token if entry.reported_as is None else meter_token(entry.reported_as)
-            fields += [f"{token}i", f"{token}o", f"{pending}p", f"{token}h", f"{token}H"]
-            fields += [f"{token}g", f"{token}c"] if prepaid is not None else []
-        for meter in self.held.concurrency:
-            fields += [f"{meter_token(meter)}{part}" for part in "nN"]
-        for rate in rates:
-            fields += [f"{rate.token}{part}" for part in "abd"]
+        fields = [meter_field(entry.meter) for entry in entries]
+        fields += [concurrency_field(meter) for meter in self.held.concurrency]
+        fields += [rate.field for rate in rates]
         paying = ""
         if prepaid is not None:
-            paying = prepaid.paying((entry.meter, entry.reported_as is not None) for entry in entries)
+            paying = prepaid.paying((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
         return _Shape(
             head=b"",
             names=b"",
-            customer=b"",
             fields=pack_each(fields),
             width=len(fields),
             has_grants=prepaid is not None,
-            spans=(
-                _QUARTER_HOUR_MS if view.rev == NO_STATE else _FORTY_DAYS_MS,
+            counts=(
                 view.cache.seal_delay_ms if linked else -1,
+                len(entries) + len(self.held.concurrency),
+                len(rates),
             ),
-            counts=(len(entries), len(self.held.concurrency), len(rates)),
             entries=tuple(entries),
             rates=tuple(rates),
             paying=paying,
@@ -259,16 +254,23 @@ class Settlement:
     def _entries(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Entry]:
         """What is recorded: each meter as itself, and as the derived ones that its dimensions match."""
         meters = view.cache.catalog.meters
+        # What is held of a derived meter is given back where it is recorded: each field is written once.
+        behind = {other for found in derived.values() for other in found}
         for name in dict.fromkeys((*self.held.quantities, *self.used.recorded)):
+            if name in behind:
+                continue
             found = derived.get(name, ())
             reported_as = next((other for other in found if meters[other].stripe is not None), name)
-            for meter, reported in ((name, reported_as), *((other, None) for other in found)):
+            for meter in (name, *found):
                 entitlement = view.entitlements[meter]
                 parts = (0, 0)
-                if reported is not None and not view.anonymous:
-                    parts = reported_parts(entitlement, meters[reported])
+                if meter == name and not view.anonymous:
+                    parts = reported_parts(entitlement, meters[reported_as])
+                event = _OWN_EVENT
+                if reported_as != name and meter in {name, reported_as}:
+                    event = _SENT_ON if meter == name else _TAKES_OVER
                 included = -1 if entitlement.included is None else entitlement.included
-                yield _Entry(meter, name, reported, (included, parts[0], parts[1]))
+                yield _Entry(meter, name, (included, *parts, event))
 
     def _rates(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
         """Rates count all that was used; those that counted a reservation before, what it differs by."""
@@ -276,30 +278,30 @@ class Settlement:
         counted.update({other: source for source, found in derived.items() for other in found})
         for meter in (*counted, *(meter for meter in self.correction.reserved if meter not in counted)):
             for rate in view.entitlements[meter].rates:
-                token = rate_token(meter, rate.window_ms, rate.algorithm)
+                field = rate_field(meter, rate.window_ms, rate.algorithm)
                 kind, window, _, refill = rate_numbers(rate, meter)
-                is_corrected = meter in self.correction.reserved and token in self.correction.rates
+                is_corrected = meter in self.correction.reserved and field in self.correction.rates
                 if is_corrected or meter in counted:
-                    yield _Rated(token, meter, counted.get(meter), (kind, window, refill), is_corrected)
+                    yield _Rated(field, meter, counted.get(meter), (kind, window, refill), is_corrected)
 
 
 class _Entry(NamedTuple):
     """One meter of a settlement.
 
-    ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's;
-    ``reported_as`` the meter whose event Stripe gets, None for a derived one, which is never sent by itself.
+    ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's.
+    ``terms`` are what is included (-1: no end), whether included units and overage are reported, and under
+    whose event.
     """
 
     meter: str
     quantity_of: str
-    reported_as: str | None
-    terms: tuple[int, int, int]
+    terms: tuple[int, int, int, int]
 
 
 class _Rated(NamedTuple):
     """One rate of a settlement; ``source`` is None but for the rates of derived meters."""
 
-    token: str
+    field: str
     meter: str
     source: str | None
     terms: tuple[int, int, int]
@@ -312,7 +314,6 @@ class _Shape(NamedTuple):
     Attributes:
         head: the request up to the producer's key, where there is no event.
         names: the keys behind that, but for the one of an event id.
-        customer: who is settled for.
         fields: the fields that are read, ``width`` of them.
         has_grants: whether the keys of grants are among the names.
         paying: what grants and credits pay, as JSON; empty: nothing.
@@ -320,11 +321,9 @@ class _Shape(NamedTuple):
 
     head: bytes
     names: bytes
-    customer: bytes
     fields: bytes
     width: int
     has_grants: bool
-    spans: tuple[int, int]
     counts: tuple[int, int, int]
     entries: tuple[_Entry, ...]
     rates: tuple[_Rated, ...]

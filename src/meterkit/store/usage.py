@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from meterkit.decisions.balance import Balance, holdings_of
-from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import HOLD_SLOT_MS, from_ms
+from meterkit.decisions.keys import HEAD_FIELD, meter_token
+from meterkit.decisions.packed import Head, MeterCounts
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.prepaid import MICRO, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.state import CustomerState, effective_plan, entitlements_of
@@ -24,7 +25,8 @@ __all__ = ["CustomerUsage", "Deliveries", "MeterUsage", "PeriodUsage", "gone_tok
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
-_TO_DELIVER: Final = re.compile(r"(^|\|)....[pqlkx]$")
+_TO_DELIVER: Final = re.compile(r"\|....[pqlkx]$")
+_OF_METER: Final = re.compile(r"^....m$")
 _NONE: Final = MappingProxyType(dict[str, str]())
 
 Unlimited = Literal["unlimited"]
@@ -86,8 +88,11 @@ class CustomerUsage(TypedDict):
 
 def gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
     """What stands for meters that have usage to deliver and are not in this plans file."""
-    fields = {**_pairs(reply[3]), **_pairs(reply[4])}
-    tokens = {name[-5:-1] for name, value in fields.items() if _TO_DELIVER.search(name) and value != "0"}
+    totals, counters = _pairs(reply[4]), _fields(reply[3])
+    tokens = {name[-5:-1] for name, value in totals.items() if _TO_DELIVER.search(name) and value != "0"}
+    for name, packed in counters.items():
+        if _OF_METER.search(name) and MeterCounts.read(packed).pending:
+            tokens.add(name[:-1])
     return tokens - {meter_token(name) for name in catalog.meters}
 
 
@@ -106,7 +111,7 @@ def usage_of(
     known = {} if prepaid is None else _pairs(grants)
     balance = Balance(holdings_of(known, prepaid, effective.bounds, now_ms), prepaid, now_ms)
     view = _View(
-        _pairs(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
+        _fields(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
     )
     entitlements = entitlements_of(state, effective, catalog)
     linked = state.stripe_customer is not None
@@ -135,7 +140,7 @@ class _View:
 
     def __init__(
         self,
-        counters: dict[str, str],
+        counters: dict[str, bytes],
         totals: dict[str, str],
         now_ms: int,
         start_ms: int,
@@ -145,20 +150,24 @@ class _View:
         self.balance = balance
         self._counters = counters
         self._totals = totals
-        began, ends = int(counters.get("b", 0)), int(counters.get("e", 0))
+        head = Head.read(counters.get(HEAD_FIELD))
+        began, ends = head.begins_ms, head.ends_ms
         self._over = now_ms >= ends or start_ms >= began + _PERIOD_LEAST_MS
         self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
         self.end_ms = end_ms
-        self._slots = now_ms // HOLD_SLOT_MS - int(counters.get("t", 0)) // HOLD_SLOT_MS
+        # Clocks go back; a customer's time does not.
+        self._now_ms = max(now_ms, head.seen_ms)
 
-    def counted(self, token: str, kind: str) -> int:
-        """A counter of this period."""
-        return 0 if self._over else int(self._counters.get(token + kind, 0))
+    def counted(self, token: str) -> MeterCounts:
+        """What is counted of a meter in this period."""
+        return MeterCounts() if self._over else self._stored(token)
 
     def held(self, token: str) -> int:
         """What live holds hold."""
-        current, previous = (int(self._counters.get(token + kind, 0)) for kind in "hH")
-        return (current + previous, current, 0)[min(max(self._slots, 0), 2)]
+        return self._stored(token).held_at(self._now_ms)
+
+    def _stored(self, token: str) -> MeterCounts:
+        return MeterCounts.read(self._counters.get(f"{token}m"))
 
     def delivery(self, token: str, kind: str) -> int:
         """What became of this period's usage after it was sealed."""
@@ -167,25 +176,23 @@ class _View:
 
 def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, linked: bool) -> MeterUsage:
     entitlement, token = entitlements[name], meter_token(name)
-    included, granted, credited, overage = (view.counted(token, kind) for kind in "igco")
-    recorded, held = included + granted + credited + overage, view.held(token)
-    pending = view.counted(token, "p")
+    counts, held = view.counted(token), view.held(token)
     more = view.balance.more(
         name,
         entitlements,
-        counted=lambda other: view.counted(meter_token(other), "i"),
+        counted=lambda other: view.counted(meter_token(other)).included,
         held=lambda other: view.held(meter_token(other)),
     )
     return {
-        "used": recorded + held,
+        "used": counts.recorded + held,
         "included": "unlimited" if entitlement.included is None else entitlement.included,
-        "granted": granted + view.balance.of(target_of("meter", name)),
+        "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "held": held,
-        "remaining": _remaining(entitlement, included, overage, held, more),
-        "overage": overage,
-        "overage_cents": _price_cents(overage, entitlement),
-        "recorded": recorded,
-        **_deliveries(token, pending, view, linked=linked),
+        "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
+        "overage": counts.overage,
+        "overage_cents": _price_cents(counts.overage, entitlement),
+        "recorded": counts.recorded,
+        **_deliveries(token, counts.pending, view, linked=linked),
     }
 
 
@@ -204,22 +211,17 @@ def _deliveries(token: str, pending: int, view: _View, *, linked: bool) -> Deliv
 
 def _gone_meter(token: str, view: _View, *, linked: bool) -> MeterUsage:
     """A meter that nobody can use any more, and that has usage to deliver."""
-    included, granted, credited, overage = (view.counted(token, kind) for kind in "igco")
-    recorded, held, pending = (
-        included + granted + credited + overage,
-        view.held(token),
-        view.counted(token, "p"),
-    )
+    counts, held = view.counted(token), view.held(token)
     return {
-        "used": recorded + held,
+        "used": counts.recorded + held,
         "included": 0,
-        "granted": granted,
+        "granted": counts.granted,
         "held": held,
         "remaining": 0,
-        "overage": overage,
+        "overage": counts.overage,
         "overage_cents": None,
-        "recorded": recorded,
-        **_deliveries(token, pending, view, linked=linked),
+        "recorded": counts.recorded,
+        **_deliveries(token, counts.pending, view, linked=linked),
     }
 
 
@@ -243,5 +245,8 @@ def _price_cents(overage: int, entitlement: Entitlement) -> int | None:
 
 
 def _pairs(flat: list[bytes]) -> dict[str, str]:
-    items = [item.decode() for item in flat]
-    return dict(zip(items[::2], items[1::2], strict=True))
+    return {name: value.decode() for name, value in _fields(flat).items()}
+
+
+def _fields(flat: list[bytes]) -> dict[str, bytes]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}

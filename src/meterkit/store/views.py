@@ -19,7 +19,7 @@ from meterkit.decisions.state import (
 )
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError
-from meterkit.redis.resp import pack_each
+from meterkit.redis.resp import pack_each, pack_numbers
 from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.replies import HELD
 
@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 _CUSTOMERS_MAX: Final = 10_000
 _PREPARED_MAX: Final = 256
+_QUARTER_HOUR_MS: Final = 900_000
+_FORTY_DAYS_MS: Final = 3_456_000_000
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
 
@@ -133,7 +135,7 @@ class PreparedReservation:
         ceilings = {measure.policy.meter for measure in program.measures if measure.policy.kind == "period"}
         self._is_bindable = all(meter in ceilings for meter in program.held if meter in consumed)
         self._head = view.pack_head(program)
-        self._tails = {mode: pack_each((mode, *program.fields)) for mode in "ds"}
+        self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
 
     def bind(self, quantities: Mapping[str, int], mode: str) -> PreparedDecision:
         """The decision that reserves so much of each meter."""
@@ -150,7 +152,7 @@ class PreparedReservation:
         for place, meter, least in program.asked:
             if meter in quantities:
                 numbers[place] = max(least, quantities[meter] + self._consumed[meter])
-        terms = self._view.terms(program.keep_ms, *numbers, more=program.prepaid)
+        terms = self._view.terms(program.keep_ms, *numbers)
         return b"".join((self._head, pack_each((terms,)), tail))
 
     def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
@@ -313,8 +315,8 @@ class CustomerView:
         shared = self.shared if self.cache.is_of_a_plan(program) else None
         rest = None if shared is None else shared.get((program, mode))
         if rest is None:
-            terms = self.terms(program.keep_ms, *program.numbers, more=program.prepaid)
-            rest = pack_each((terms, mode, *program.fields))
+            terms = self.terms(program.keep_ms, *program.numbers)
+            rest = pack_each((terms, *program.behind_terms(mode)))
             if shared is not None:
                 shared[program, mode] = rest
         return self.pack_head(program) + rest
@@ -324,18 +326,20 @@ class CustomerView:
         keys = self.keys
         names = (keys.counters, keys.state, keys.totals, *((keys.grants,) if program.prepaid else ()))
         head = ("EVALSHA", self.cache.decide.sha, len(names), *names, self.rev)
-        # Behind these: terms, mode, fields, clock.
-        return b"*%d\r\n%b" % (len(head) + len(program.fields) + 3, pack_each(head))
+        # Behind these: terms, what follows them, clock.
+        return b"*%d\r\n%b" % (len(head) + 2 + len(program.behind_terms("d")), pack_each(head))
 
-    def terms(self, *numbers: int, more: str = "") -> str:
+    def terms(self, *numbers: int) -> bytes:
         """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked.
 
-        ``more`` is one more element, as JSON.
+        Before that stands how long counters must outlive the period of which they have recorded something.
         """
         bounds = self.effective.bounds
         until_ms = min(self.effective.valid_until_ms, bounds.next_end_ms)
-        every = (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, *numbers)
-        return f"[{','.join(map(str, every))}{more and f',{more}'}]"
+        outlive_ms = _QUARTER_HOUR_MS if self.rev == NO_STATE else _FORTY_DAYS_MS
+        return pack_numbers(
+            (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, outlive_ms, *numbers)
+        )
 
     def undecided(self) -> Decision:
         """What stands in place of a decision where enforcement is off."""

@@ -1,19 +1,9 @@
--- before: whether a grant pays before another: by priority, expiry, creation, name.
-local function before(a, b)
-  if a.priority ~= b.priority then
-    return a.priority < b.priority
-  elseif a.expires ~= b.expires then
-    return a.expires < b.expires
-  elseif a.created ~= b.created then
-    return a.created < b.created
-  end
-  return a.name < b.name
-end
 -- add_up: what grants come to at `now`, by target: {left: of those that pay, had: 1 where one was there in the period
 -- that began at `start`, else 0, last: quantity of the youngest, head: name of the one that pays first, or ''}.
 -- Returns that, and the next instant (ms) at which it changes by itself.
+--include before
 local function add_up(file, start, now)
-  local sums, turns = {}, 9000000000000000
+  local sums, turns = {}, NEVER_MS
   local function add(target, had, quantity, created)
     local sum = sums[target]
     if not sum then

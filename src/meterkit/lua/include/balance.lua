@@ -4,6 +4,9 @@
 --   The field is a line of: since when and until when it holds (ms), start, mark, 1 where something is due to be
 --   written down, else 0; then a line a target: its name, left, had, last, head (see add_up).
 -- Returns {sums, since (text), turns, due, file: all the grants, where they had to be read}.
+--include grants
+--include recur
+--include add_up
 local function balance(key, purse, start, finish, now, anew)
   local text = not anew and redis.call('HGET', key, 'balance')
   if text then
@@ -20,13 +23,4 @@ local function balance(key, purse, start, finish, now, anew)
   recur(file, purse.recurring, start, finish, now)
   local sums, turns = add_up(file, start, now)
   return {sums = sums, since = string.format('%.0f', now), turns = turns, due = file.due, file = file}
-end
--- balance_text: the field, of what `balance` returns.
-local function balance_text(held, purse, start)
-  local due = held.due and 1 or 0
-  local lines = {string.format('%s %.0f %.0f %s %d', held.since, held.turns, start, purse.mark, due)}
-  for target, sum in pairs(held.sums) do
-    lines[#lines + 1] = string.format('\n%s %.0f %d %.0f %s', target, sum.left, sum.had, sum.last, sum.head)
-  end
-  return table.concat(lines)
 end

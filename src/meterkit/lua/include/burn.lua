@@ -1,16 +1,19 @@
 -- burn: pays recorded units with grants, then with credits.
+--   key, ledger_key: hashes; start, finish: of the period of `now` (ms); has_state: see write_grants
 --   purse: {mark, recurring, pays, low}; pays: a meter each, {its name, its target, its credit's target or '', cost
 --   (micro-credits a unit)}; low: a credit's target to the share (%) of its youngest grant below which it is low
 -- Nothing is written until `keep` is called.
 -- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(): writes what was paid,
 -- and returns the credits whose balance has become low.
-local function burn(now, purse)
-  local start, finish = period(now)
-  local held = balance(KEYS[6], purse, start, finish, now, false)
+--include balance
+--include spend
+--include write_grants
+local function burn(key, ledger_key, purse, now, start, finish, has_state)
+  local held = balance(key, purse, start, finish, now, false)
   if held.due and not held.file then
-    held = balance(KEYS[6], purse, start, finish, now, true)
+    held = balance(key, purse, start, finish, now, true)
   end
-  local use, spent = spend(held, start, now)
+  local use, spent = spend(key, held, start, now)
   local function left_of(target)
     return held.sums[target] and held.sums[target].left or 0
   end
@@ -30,7 +33,7 @@ local function burn(now, purse)
   end
   local function keep()
     local paying, burned = spent()
-    write_grants(held, paying, burned, purse, start, now)
+    write_grants(key, ledger_key, held, paying, burned, purse, start, now, has_state)
     local low = {}
     for target, share in pairs(purse.low) do
       local sum = held.sums[target]

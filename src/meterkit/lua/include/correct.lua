@@ -1,20 +1,25 @@
--- correct: a rate that was brought forward to `now`, with a quantity that it has not seen, or saw too much of (below 0).
---   kind, window, refill, slot, counted, previous: as `advance` takes and gives them
---   at: when what was seen too much or too little was counted (ms); 0: now
+-- correct: brings a rate forward to `now`, with a quantity that it has not seen, or saw too much of (below 0).
+--   packed, field: the rate's, and its name; kind, window, refill: see advance
+--   counted_ms: when what was seen too much or too little was counted; 0: now
 -- A window that does not count any more takes nothing; a bucket gives back no more than has not leaked since.
--- Returns counted, previous.
-local function correct(kind, window, refill, now, at, slot, counted, previous, quantity)
-  if kind == 3 then
+-- Returns the field, and how long it may matter (ms).
+--include window_of
+--include advance
+local function correct(packed, field, kind, window, refill, quantity, counted_ms, now)
+  local slot, counted, previous = window_of(packed, field)
+  slot, counted, previous = advance(kind, window, refill, now, slot, counted, previous)
+  local matters_ms = 2 * window
+  local its_slot = counted_ms > 0 and math.floor(counted_ms / window) or slot
+  if kind == BUCKET then
     if quantity < 0 then
-      quantity = math.min(0, quantity + math.ceil((now - at) * refill / window))
+      quantity = math.min(0, quantity + math.ceil((now - counted_ms) * refill / window))
     end
-    return math.max(0, math.min(counted + quantity, 9000000000000000)), previous
+    counted = math.max(0, math.min(counted + quantity, MOST))
+    matters_ms = math.min(math.ceil((counted + 1) * window / refill), FOUR_HUNDRED_DAYS_MS)
+  elseif its_slot == slot then
+    counted = math.max(0, math.min(counted + quantity, MOST))
+  elseif its_slot == slot - 1 then
+    previous = math.max(0, math.min(previous + quantity, MOST))
   end
-  local was = at > 0 and math.floor(at / window) or slot
-  if was == slot then
-    counted = math.max(0, math.min(counted + quantity, 9000000000000000))
-  elseif was == slot - 1 then
-    previous = math.max(0, math.min(previous + quantity, 9000000000000000))
-  end
-  return counted, previous
+  return cmsgpack.pack(FORM, slot, counted, previous), matters_ms
 end

@@ -1,12 +1,3 @@
--- grant_of: a grant, from its name and its text "target quantity used priority effective expires created until".
-local function grant_of(name, text)
-  local target, quantity, used, priority, effective, expires, created, until_ms = string.match(text,
-    '^(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-  return {
-    name = name, target = target, quantity = quantity + 0, used = used + 0, priority = priority + 0,
-    effective = effective + 0, expires = expires + 0, created = created + 0, until_ms = until_ms + 0, raised = 0,
-  }
-end
 -- grants: the grants that a customer has on file. Nothing is written.
 --   key: hash of
 --     a grant's name to its text: units of a meter (m:NAME) or micro-credits of a credit (c:NAME), times in ms,
@@ -17,6 +8,7 @@ end
 --     "balance": see balance
 -- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by target,
 -- due: whether anything is to be written down}; in no order.
+--include grant_of
 local function grants(key, now)
   local list, ended, past = {}, {}, {}
   local fields = redis.call('HGETALL', key)

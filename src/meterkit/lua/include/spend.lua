@@ -1,11 +1,13 @@
 -- spend: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
---   held: as `balance` returns it
+--   key: hash, the grants; held: as `balance` returns it
 -- Of the grants only the one that pays first is read, unless it is used up. Returns use(target, quantity, meter), for
 -- no more than is left; spent(): the grants that paid, by name, and lines of the ledger to what was paid.
-local function spend(held, start, now)
+--include grants
+--include before
+local function spend(key, held, start, now)
   local paying, burned, queues, is_over = {}, {}, {}, false
   local function read()
-    held.file, queues = grants(KEYS[6], now), {}
+    held.file, queues = grants(key, now), {}
     for i, grant in ipairs(held.file.list) do
       held.file.list[i] = paying[grant.name] or grant
     end
@@ -21,7 +23,7 @@ local function spend(held, start, now)
       table.sort(found, before)
     elseif not queues[target] then
       local head = held.sums[target].head
-      found[1] = grant_of(head, redis.call('HGET', KEYS[6], head))
+      found[1] = grant_of(head, redis.call('HGET', key, head))
     end
     queues[target] = found
     return found

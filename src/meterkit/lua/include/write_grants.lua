@@ -1,8 +1,11 @@
 -- write_grants: writes down what became of a customer's grants: what was paid, what the plan gives, what has ended.
---   held: as `balance` returns it, less what was paid; paying: the grants that paid; burned: lines of the ledger to what
+--   list, ledger: hashes; has_state: whether somebody set the customer up; held: as `balance` returns it, less what was paid; paying: the grants that paid; burned: lines of the ledger to what
 --   was paid
-local function write_grants(held, paying, burned, purse, start, now)
-  local call, list, ledger, file = redis.call, KEYS[6], KEYS[7], held.file
+--include put_away
+--include add_up
+--include balance_text
+local function write_grants(list, ledger, held, paying, burned, purse, start, now, has_state)
+  local call, file = redis.call, held.file
   local set, stay, last, grew = {list}, {}, 0, false
   local function put(grant)
     set[#set + 1] = grant.name
@@ -45,10 +48,10 @@ local function write_grants(held, paying, burned, purse, start, now)
     call('HSET', unpack(set))
   end
   for _, key in ipairs(grew and {list, ledger} or {}) do
-    if ARGV[1] == '1:0' then
-      call('PEXPIREAT', key, last + 3456000000)
-    else
+    if has_state then
       call('PERSIST', key)
+    else
+      call('PEXPIREAT', key, last + FORTY_DAYS_MS)
     end
   end
 end

@@ -4,7 +4,7 @@
 --   window: ms (1, 2), or the denominator of the refill per ms (3); refill: its numerator (3)
 -- Returns a, b, c and the units used, all whole numbers below 2^53.
 local function advance(kind, window, refill, now, a, b, c)
-  if kind == 3 then
+  if kind == BUCKET then
     local passed = now - a
     local whole = math.floor(refill / window)
     local rest = refill - whole * window
@@ -28,13 +28,13 @@ local function advance(kind, window, refill, now, a, b, c)
   if a ~= slot then
     b, c = 0, a == slot - 1 and b or 0
   end
-  if kind == 2 or c == 0 then
+  if kind == FIXED or c == 0 then
     return slot, b, c, b
   end
   -- The part of the previous window that still counts, rounded up. Windows beyond a day move in
   -- whole seconds, so that every product stays below 2^53.
   local left = (slot + 1) * window - now
-  if window > 90000000 then
+  if window > LONG_WINDOW_MS then
     left, window = math.ceil(left / 1000), window / 1000
   end
   local whole = math.floor(c / window)

@@ -1,0 +1,120 @@
+"""The packed fields of counters, as the scripts write them: numbers and texts one after the other. Pure.
+
+They are MessagePack, of which whole numbers and short texts are all that is used. A field begins with the
+format of what is stored, below zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, Self
+
+from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.periods import HOLD_SLOT_MS
+
+__all__ = ["Head", "MeterCounts", "unpack_field"]
+
+_NUMBER_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+_SMALL_END: Final = 0x80
+_SHORT_TEXT, _SHORT_TEXT_END = 0xA0, 0xC0
+_TEXT: Final = 0xD9
+_BELOW_ZERO: Final = 0xE0
+_HEAD: Final = (int, int, int, int, bytes)
+_METER: Final = (*(int,) * 6, bytes)
+_BESIDES: Final = (int,) * 4
+
+
+def unpack_field(packed: bytes) -> list[int | bytes]:
+    """What a field holds, without the format.
+
+    Raises:
+        ValueError: it holds something else, or has another format.
+    """
+    values = _unpack(packed)
+    if values[:1] != [-FORMAT]:
+        raise ValueError(f"not a packed field of format {FORMAT}: {packed!r:.80}")
+    return values[1:]
+
+
+def _unpack(packed: bytes) -> list[int | bytes]:
+    values: list[int | bytes] = []
+    at = 0
+    while at < len(packed):
+        kind, at = packed[at], at + 1
+        if kind < _SMALL_END or kind >= _BELOW_ZERO:
+            values.append(kind if kind < _SMALL_END else kind - 0x100)
+            continue
+        size = _NUMBER_BYTES.get(kind, kind - _SHORT_TEXT if _SHORT_TEXT <= kind < _SHORT_TEXT_END else -1)
+        if kind == _TEXT and at < len(packed):
+            size, at = packed[at], at + 1
+        part = packed[at : at + size]
+        if size < 0 or len(part) < size:
+            raise ValueError(f"not packed: {packed!r:.80}")
+        values.append(int.from_bytes(part, "big") if kind in _NUMBER_BYTES else part)
+        at += size
+    return values
+
+
+class Head(NamedTuple):
+    """What counters say of their customer, in the field ``h``."""
+
+    seen_ms: int = 0
+    begins_ms: int = 0
+    ends_ms: int = 0
+    expires_ms: int = 0
+    rev: str = ""
+
+    @classmethod
+    def read(cls, packed: bytes | None) -> Self:
+        """Read the field; None: there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if packed is None:
+            return cls()
+        *times, rev = _checked(unpack_field(packed), _HEAD)
+        return cls._make((*times, rev.decode()))
+
+
+class MeterCounts(NamedTuple):
+    """What counters say of a meter in their period."""
+
+    included: int = 0
+    overage: int = 0
+    pending: int = 0
+    slot: int = 0
+    held: int = 0
+    held_before: int = 0
+    granted: int = 0
+    credited: int = 0
+    late: int = 0
+    stamped_ms: int = 0
+
+    @classmethod
+    def read(cls, packed: bytes | None) -> Self:
+        """Read the field; None: there is none.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if packed is None:
+            return cls()
+        *numbers, besides = _checked(unpack_field(packed), _METER)
+        # What is seldom asked for is one text for the scripts, empty where all of it is 0.
+        return cls(*numbers, *(_checked(_unpack(besides), _BESIDES) if besides else ()))
+
+    @property
+    def recorded(self) -> int:
+        """All that was recorded, whoever pays for it."""
+        return self.included + self.overage + self.granted + self.credited
+
+    def held_at(self, now_ms: int) -> int:
+        """What live holds hold at an instant: those of the slot that is on, and of the one before."""
+        passed = now_ms // HOLD_SLOT_MS - self.slot
+        return self.held + self.held_before if passed <= 0 else self.held if passed == 1 else 0
+
+
+def _checked(values: list[int | bytes], kinds: tuple[type, ...]) -> list[Any]:
+    if tuple(map(type, values)) != kinds:
+        raise ValueError(f"other values than there must be: {values!r:.80}")
+    return values

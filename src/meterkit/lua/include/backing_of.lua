@@ -1,0 +1,57 @@
+-- backing_of: what grants and credits add to a customer's ceilings.
+--   key: hash, the grants; fields: the counters' that were read; starts, finishes: of the period of `now` (ms)
+--   backing: {mark, recurring, asked, backed}; asked: a ceiling each, {the meter's target, its place in backed or 0};
+--   backed: each meter that shares a credit with an asked one, {the credit's target, cost (micro-credits a unit),
+--   included, the meter's target, the place of its field, quantity asked of it if it has no ceiling}
+-- What is held of a meter beyond what included and its grants cover claims the credit: two requests cannot be
+-- admitted on the same one.
+-- Returns more(k): units that ceiling k has beyond its own; claim(k, quantity): takes note of units held there; had(k):
+-- 1 where grants or credits stood behind the ceiling in this period, else 0.
+--include balance
+--include balance_text
+--include meter_of
+--include live_holds
+local function backing_of(key, fields, backing, now, starts, finishes)
+  local kept, none, taken = balance(key, backing, starts, finishes, now, false), {left = 0, had = 0}, {}
+  if kept.file and kept.file.found then
+    redis.call('HSET', key, 'balance', balance_text(kept, backing, starts))
+  end
+  local function sum_of(target)
+    return kept.sums[target] or none
+  end
+  local function claim_of(meter, further)
+    local _, cost, included, target, place = unpack(meter)
+    local counted, _, _, slot, held, held_before = meter_of(fields[place], place)
+    held, held_before = live_holds(math.floor(now / HOLD_SLOT_MS), slot, held, held_before)
+    local covered = math.max(0, included - counted) + sum_of(target).left
+    return math.max(0, held + held_before + further - covered) * cost
+  end
+  for i, meter in ipairs(backing.backed) do
+    taken[i] = meter[6]
+  end
+  local function more(k)
+    local target, place = unpack(backing.asked[k])
+    local meter, units = backing.backed[place], sum_of(target).left
+    if meter then
+      local credit, cost = unpack(meter)
+      local free = sum_of(credit).left
+      for i, other in ipairs(backing.backed) do
+        if i ~= place and other[1] == credit then
+          free = free - claim_of(other, taken[i])
+        end
+      end
+      units = units + math.floor(math.max(0, free) / cost)
+    end
+    return units
+  end
+  local function claim(k, quantity)
+    local _, place = unpack(backing.asked[k])
+    taken[place] = (taken[place] or 0) + quantity
+  end
+  local function had(k)
+    local target, place = unpack(backing.asked[k])
+    local meter = backing.backed[place]
+    return math.max(sum_of(target).had, meter and sum_of(meter[1]).had or 0)
+  end
+  return more, claim, had
+end

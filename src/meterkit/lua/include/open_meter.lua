@@ -1,0 +1,20 @@
+-- open_meter: the numbers of a meter by their names, for scripts that need not be fast; nil where one of them is not
+-- whole.
+--include meter_of
+--include besides_of
+--include are_whole
+local function open_meter(packed)
+  local is_read, included, overage, pending, slot, held, held_before, besides = pcall(meter_of, packed, '')
+  if not is_read or type(besides) ~= 'string' then
+    return nil
+  end
+  local is_known, granted, credited, late, stamped_ms, more = pcall(besides_of, besides)
+  if not is_known or more
+    or not are_whole(included, overage, granted, credited, pending, late, slot, held, held_before, stamped_ms) then
+    return nil
+  end
+  return {
+    included = included, overage = overage, granted = granted, credited = credited, pending = pending, late = late,
+    slot = slot, held = held, held_before = held_before, stamped_ms = stamped_ms,
+  }
+end

@@ -1,0 +1,23 @@
+-- What the scripts call by name. Each name is replaced by its value when a script is read: that costs nothing there.
+local FORM = -2 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
+local NO_STATE = '2:0' -- The rev of a customer without a state.
+local EMPTY_HEAD = '\254\000\000\000\000\160' -- Packed: FORM, four zeros, no rev.
+local EMPTY_METER = '\254\000\000\000\000\000\000\160' -- Packed: FORM, six zeros, nothing besides.
+local EMPTY_BESIDES = '\000\000\000\000'
+local EMPTY_WINDOW = '\254\000\000\000'
+local MOST = 9000000000000000 -- The most that is counted: below 2^53.
+local NEVER_MS = 9000000000000000
+local VALUE_MOST = 999999999999999 -- The most that Stripe takes in a value.
+local FIXED = 2 -- The kinds of rates that are told apart, as their terms number them.
+local BUCKET = 3
+local SENT_ON = 1 -- What is reported of a meter goes under the event of one behind it,
+local TAKES_OVER = 2 -- which gets it.
+local MINUTE_MS = 60000
+local HOLD_SLOT_MS = 300000
+local QUARTER_HOUR_MS = 900000
+local EIGHT_DAYS_MS = 691200000
+local LONG_WINDOW_MS = 90000000 -- Windows beyond a day, and an hour for the clock, move in whole seconds.
+local THIRTY_FIVE_DAYS_MS = 3024000000
+local THIRTY_SIX_DAYS_MS = 3110400000
+local FORTY_DAYS_MS = 3456000000
+local FOUR_HUNDRED_DAYS_MS = 34560000000
