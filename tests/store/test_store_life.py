@@ -514,3 +514,16 @@ async def test_nothing_is_logged_about_a_healthy_life(
 
 def _lanes(kit: MeterKit) -> int:
     return len(kit.store.lanes)
+
+
+@pytest.mark.anyio
+@pytest.mark.each_loop
+async def test_who_asks_sees_what_this_loop_has_settled_before(valkey: Server) -> None:
+    # From Python 3.12 on redis-py writes at once, and was heard before the settlements of the same tick.
+    async with kit_at(valkey.url) as kit:
+        lane = kit.store.lanes[asyncio.get_running_loop()]
+        for asked in range(1, 6):
+            for _ in range(100):
+                view = kit.store.cache.get("acme")
+                kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 2})))
+            assert await used(kit, "acme", "tokens") == (200 * asked, 0)

@@ -124,7 +124,7 @@ class Links:
             await guard.aclose()
 
     async def admin(self) -> Admin:
-        """The running event loop's client for administration.
+        """The running event loop's client for administration; it sees what this loop has settled before.
 
         Raises:
             MeterkitError: the running event loop is not asyncio's.
@@ -137,6 +137,9 @@ class Links:
             admin = self._admins[loop] = self._new_admin(
                 address, timeout_s=self._timeout_s, clock=self._clock
             )
+        lane = self.lanes.get(loop)
+        if lane is not None and lane.connected and lane.unsettled:
+            await lane.replies()
         return admin
 
     async def _connect(self, on_end: OnEnd) -> Link:
