@@ -7,6 +7,7 @@ lowest of several batches. The difference to the empty script is what the thing 
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 import tempfile
 import time
@@ -29,6 +30,25 @@ SCRIPTS: dict[str, tuple[str, list[object]]] = {
     "20 numbers as one JSON array": (
         "local n = cjson.decode(ARGV[1]) return 1",
         ["[" + ",".join(map(str, NUMBERS)) + "]"],
+    ),
+    "20 numbers as doubles": (
+        "local n = struct.unpack('<dddddddddddddddddddd', ARGV[1]) return 1",
+        [struct.pack("<20d", *NUMBERS)],
+    ),
+    "three numbers, struct.pack": ("local x = struct.pack('<ddd', 498655, 12, 5)", []),
+    "three numbers, cmsgpack.pack": ("local x = cmsgpack.pack(498655, 12, 5)", []),
+    "three numbers, string.format": ("local x = string.format('%.0f %.0f %.0f', 498655, 12, 5)", []),
+    "three numbers, struct.unpack": (
+        "local a, b, c = struct.unpack('<ddd', ARGV[1])",
+        [struct.pack("<3d", 498655, 12, 5)],
+    ),
+    "three numbers, cmsgpack.unpack": (
+        "local a, b, c = cmsgpack.unpack(ARGV[1])",
+        [b"\xce\x00\x07\x9b\xdf\x0c\x05"],
+    ),
+    "three numbers, string.match": (
+        "local a, b, c = string.match(ARGV[1], '^(%d+) (%d+) (%d+)$') a, b, c = a + 0, b + 0, c + 0",
+        ["498655 12 5"],
     ),
     "reply of four numbers": ("return {0, 1795161368817, 1, 5}", []),
     "four local functions": (

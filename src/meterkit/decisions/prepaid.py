@@ -140,7 +140,7 @@ class Prepaid:
         ]
         credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
-        return _json({**self._plans, "pays": paying, "low": low})
+        return _json({**self._plans, "paying": paying, "low": low})
 
     @property
     def _plans(self) -> dict[str, object]:

@@ -4,11 +4,12 @@
 -- KEYS[1] string  the claim: the customer, a line feed, and what makes this claim another than all before
 -- ARGV  1 the claim that was read, empty for none   2 the next one, empty for none
 -- Reply 1 done    0 somebody else was faster
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then
+local claim_key, read, next_claim = KEYS[1], ARGV[1], ARGV[2]
+if (redis.call('GET', claim_key) or '') ~= read then
   return 0
-elseif ARGV[2] == '' then
-  redis.call('DEL', KEYS[1])
+elseif next_claim == '' then
+  redis.call('DEL', claim_key)
 else
-  redis.call('SET', KEYS[1], ARGV[2])
+  redis.call('SET', claim_key, next_claim)
 end
 return 1

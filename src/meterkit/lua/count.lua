@@ -4,9 +4,9 @@
 -- KEYS[...] zset
 -- ARGV  1 the limit, or +inf    last: the caller's clock (ms)
 -- Reply {which key, how many, ...}
-local reply = {}
+local limit, reply = ARGV[1], {}
 for i, key in ipairs(KEYS) do
-  local members = redis.call('ZCOUNT', key, '-inf', ARGV[1])
+  local members = redis.call('ZCOUNT', key, '-inf', limit)
   if members > 0 then
     reply[#reply + 1] = i
     reply[#reply + 1] = members

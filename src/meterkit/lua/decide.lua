@@ -12,8 +12,8 @@
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, and live at least (all ms); how many rates,
---       ceilings and concurrency limits, meters recorded here; then kind, window, limit, refill, needed, taken a rate; included, beyond (-1: deny),
---       needed, held a ceiling or a concurrency limit; quantity a recorded meter
+--       ceilings and concurrency limits, meters recorded here; then kind, window, limit, refill, needed, taken a
+--       rate; included, beyond (-1: deny), needed, held a ceiling or a concurrency limit; quantity a recorded meter
 -- Reply {0, now, n, remaining, before}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none;
 --                                before: its previous (windows) or rest (bucket), as below
 --       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
@@ -56,18 +56,18 @@ if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- Others do 
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local backs, backing, more, claim, had, hold = 0, nil, nil, nil, nil, nil
+local backs, backing, more, claim, was_there, hold = 0, nil, nil, nil, nil, nil
 if grants_key then -- As above.
 --include backing_of
 --include hold_backed
   backing, hold = cjson.decode(ARGV[4]), hold_backed
   backs = #backing.asked -- As many of the ceilings, the first.
-  more, claim, had = backing_of(grants_key, fields, backing, now, starts_ms, finishes_ms)
+  more, claim, was_there = backing_of(grants_key, fields, backing, now, starts_ms, finishes_ms)
 end
 
 local takes, is_refused, current_slot = mode ~= 'c', false, math.floor(now / HOLD_SLOT_MS)
 local policy, nearest, nearest_left, nearest_share, nearest_before = 0, 0, 0, math.huge, 0
--- With room from the start for what follows: a table that grows is copied each time.
+-- With place from the start for what follows: a table that grows is copied each time.
 local told, t = {1, now, ends_ms, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 local write, w = {counters_key, 'h', nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 local function tell(left, whole, x, y, z)
@@ -121,7 +121,7 @@ local reply = {0, now, nearest, nearest_left, nearest_before}
 if is_refused and mode ~= 'h' then
   told[1], reply = mode == 's' and 5 or 1, told
   for nth = 1, backs do
-    told[t + nth] = had(nth)
+    told[t + nth] = was_there(nth)
   end
 end
 if not takes or reply[1] == 1 then
@@ -141,10 +141,10 @@ end
 if ends_ms == 0 then
   begins_ms, ends_ms = starts_ms, finishes_ms
 end
-local lives_ms = math.max(now + keep_ms, records > 0 and ends_ms + outlive_ms or 0)
-local is_longer = expires_ms < lives_ms
+local new_expiry_ms = math.max(now + keep_ms, records > 0 and ends_ms + outlive_ms or 0)
+local is_longer = expires_ms < new_expiry_ms
 if is_longer then
-  expires_ms = lives_ms + math.floor(keep_ms / 8) -- So that the next call need not set it again.
+  expires_ms = new_expiry_ms + math.floor(keep_ms / 8) -- So that the next call need not set it again.
 end
 write[3] = pack(FORM, now, begins_ms, ends_ms, expires_ms, (mode == 'd' or mode == 's') and rev or known_rev)
 call('HSET', unpack(write, 1, w))

@@ -4,7 +4,8 @@
 -- KEYS[1] string  the producer: the last number applied, or c<number> once it is fenced
 -- Reply  the last number applied; -1 where there is no record of the producer: it has applied nothing, or the
 --        record was lost
-local last = redis.call('GET', KEYS[1]) or '-1'
+local producer_key = KEYS[1]
+local last = redis.call('GET', producer_key) or '-1'
 last = string.gsub(last, '^c', '')
-redis.call('SET', KEYS[1], 'c' .. last, 'PX', EIGHT_DAYS_MS)
+redis.call('SET', producer_key, 'c' .. last, 'PX', EIGHT_DAYS_MS)
 return tonumber(last)

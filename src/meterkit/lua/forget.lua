@@ -7,13 +7,16 @@
 -- ARGV  1 the rev that was read   2 the customer
 -- Reply {0} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
 --       {3} usage is parked or dead
+local counters_key, state_key, totals_key, customers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local dirty_key, unlinked_key, grants_key, ledger_key = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local rev, customer = ARGV[1], ARGV[2]
 local call = redis.call
-if (call('HGET', KEYS[2], 'rev') or NO_STATE) ~= ARGV[1] then
+if (call('HGET', state_key, 'rev') or NO_STATE) ~= rev then
   return {1}
-elseif call('ZSCORE', KEYS[5], ARGV[2]) then
+elseif call('ZSCORE', dirty_key, customer) then
   return {2}
 end
-local totals = call('HGETALL', KEYS[3])
+local totals = call('HGETALL', totals_key)
 local undelivered = false
 for i = 1, #totals, 2 do
   if totals[i + 1] ~= '0' then
@@ -26,7 +29,7 @@ end
 if undelivered then
   return {3}
 end
-call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[7], KEYS[8])
-call('SREM', KEYS[4], ARGV[2])
-call('ZREM', KEYS[6], ARGV[2])
+call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key)
+call('SREM', customers_key, customer)
+call('ZREM', unlinked_key, customer)
 return {0}

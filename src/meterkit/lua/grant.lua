@@ -11,40 +11,44 @@
 --include server_ms
 --include grants
 --include put_away
+local grants_key, ledger_key = KEYS[1], KEYS[2]
+local id, most, priority, effective_ms, expires_ms = unpack(ARGV, 1, 5)
+local first_target = 6 -- Among the arguments: each target, and its quantity.
 local call, now = redis.call, server_ms(ARGV[#ARGV])
-local line, asked = 'id ' .. ARGV[1], table.concat(ARGV, ' ', 6, #ARGV - 1)
-local known = call('HGET', KEYS[2], line)
+local line, asked = 'id ' .. id, table.concat(ARGV, ' ', first_target, #ARGV - 1)
+local known = call('HGET', ledger_key, line)
 if known then
   return known == asked and {0, now} or {1, known}
 end
-local file, left, live = grants(KEYS[1], now), {}, 0
+local file, left, live = grants(grants_key, now), {}, 0
 for _, grant in ipairs(file.list) do
   left[grant.target] = (left[grant.target] or 0) + (grant.quantity - grant.used)
   if string.sub(grant.name, 1, 1) == 'a' then
     live = live + 1
   end
 end
-for i = 6, #ARGV - 1, 2 do
+for i = first_target, #ARGV - 1, 2 do
   if (left[ARGV[i]] or 0) + ARGV[i + 1] > MOST then
     return {2, ARGV[i]}
   end
 end
-if live + (#ARGV - 6) / 2 > ARGV[2] + 0 then
+if live + (#ARGV - first_target) / 2 > most + 0 then
   return {3, live}
 end
 for _, grant in ipairs(file.ended) do
-  put_away(KEYS[1], KEYS[2], file.past, grant, grant.until_ms - 1)
+  put_away(grants_key, ledger_key, file.past, grant, grant.until_ms - 1)
 end
 local created = string.format('%.0f', now)
-local effective = ARGV[4] == '0' and created or ARGV[4]
-for i = 6, #ARGV - 1, 2 do
-  local name, quantity = 'a ' .. ARGV[i] .. ' ' .. ARGV[1], ARGV[i + 1]
-  local terms = table.concat({ARGV[3], effective, ARGV[5], created}, ' ')
-  call('HSET', KEYS[1], name, table.concat({ARGV[i], quantity, 0, terms, ARGV[5]}, ' '))
-  call('HSET', KEYS[2], 'grant ' .. name, quantity .. ' ' .. terms)
+local effective = effective_ms == '0' and created or effective_ms
+for i = first_target, #ARGV - 1, 2 do
+  local target, quantity = ARGV[i], ARGV[i + 1]
+  local name = 'a ' .. target .. ' ' .. id
+  local terms = table.concat({priority, effective, expires_ms, created}, ' ')
+  call('HSET', grants_key, name, table.concat({target, quantity, 0, terms, expires_ms}, ' '))
+  call('HSET', ledger_key, 'grant ' .. name, quantity .. ' ' .. terms)
 end
-call('HSET', KEYS[2], line, asked)
-call('HDEL', KEYS[1], 'balance')
-call('PERSIST', KEYS[1])
-call('PERSIST', KEYS[2])
+call('HSET', ledger_key, line, asked)
+call('HDEL', grants_key, 'balance')
+call('PERSIST', grants_key)
+call('PERSIST', ledger_key)
 return {0, now}

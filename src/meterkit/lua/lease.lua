@@ -4,12 +4,13 @@
 -- KEYS[1] string  the lease: the token of its holder
 -- ARGV  1 token    2 how long (ms); 0: give it back
 -- Reply 1 held (or given back)    0 somebody else holds it
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then
+local lease_key, token, ttl_ms = KEYS[1], ARGV[1], ARGV[2]
+local holder = redis.call('GET', lease_key)
+if holder and holder ~= token then
   return 0
-elseif ARGV[2] == '0' then
-  redis.call('DEL', KEYS[1])
+elseif ttl_ms == '0' then
+  redis.call('DEL', lease_key)
 else
-  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  redis.call('SET', lease_key, token, 'PX', ttl_ms)
 end
 return 1

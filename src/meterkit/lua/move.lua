@@ -15,11 +15,14 @@
 -- Reply {0, now, of each intent {0, first attempt (ms), attempts}, {1} no such intent or in another state, or
 --       {2} it cannot be counted}    {2} the lease is lost
 --include server_ms
+local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key = unpack(KEYS, 1, 6)
+local first_totals = 7 -- Among the keys.
+local token, states, moves, caller_ms = ARGV[1], ARGV[2], cjson.decode(ARGV[3]), ARGV[#ARGV]
 local call, text = redis.call, string.format
-if call('GET', KEYS[3]) ~= ARGV[1] then
+if call('GET', lease_key) ~= token then
   return {2}
 end
-local now, reply = server_ms(ARGV[#ARGV]), {0}
+local now, reply = server_ms(caller_ms), {0}
 local letters = {queued = 'q', leased = 'l', delivered = 'd', parked = 'k', dead = 'x'}
 
 local function is_whole(value)
@@ -35,7 +38,7 @@ local function enter(id, intent, delay, key, why, untried)
       intent.first = text('%.0f', now)
     end
   elseif intent.state == 'queued' then
-    call('ZADD', KEYS[2], now + delay, id)
+    call('ZADD', outbox_key, now + delay, id)
     if key ~= '' then
       intent.key = key
     end
@@ -43,45 +46,46 @@ local function enter(id, intent, delay, key, why, untried)
       intent.first = '0'
     end
   else
-    call('ZREM', KEYS[2], id)
+    call('ZREM', outbox_key, id)
     if intent.state == 'delivered' then
       local short = {intent.customer, intent.stripe, intent.event, intent.time, intent.value}
-      call('HDEL', KEYS[1], id)
-      call('HSET', KEYS[4], id, cjson.encode(short))
-      call('PEXPIRE', KEYS[4], THIRTY_SIX_DAYS_MS)
+      call('HDEL', intents_key, id)
+      call('HSET', delivered_key, id, cjson.encode(short))
+      call('PEXPIRE', delivered_key, THIRTY_SIX_DAYS_MS)
       kept = false
     else
-      call('ZADD', intent.state == 'parked' and KEYS[5] or KEYS[6], now, id)
+      call('ZADD', intent.state == 'parked' and parked_key or dead_key, now, id)
     end
   end
   if kept then
     intent.why = why ~= '' and why or nil
-    call('HSET', KEYS[1], id, cjson.encode(intent))
+    call('HSET', intents_key, id, cjson.encode(intent))
   end
   return tonumber(intent.first), tonumber(intent.attempts)
 end
 
-for i, move in ipairs(cjson.decode(ARGV[3])) do
-  local id, state, totals = move[1], move[2], KEYS[6 + i]
-  local found = call('HGET', KEYS[1], id)
+for i, move in ipairs(moves) do
+  local id, state, delay, key, why, untried = unpack(move)
+  local totals_key = KEYS[first_totals - 1 + i]
+  local found = call('HGET', intents_key, id)
   local intent = found and cjson.decode(found)
   local answer = {1}
-  if intent and string.find(ARGV[2], intent.state .. ' ', 1, true) then
+  if intent and string.find(states, intent.state .. ' ', 1, true) then
     local field = intent.period .. '|' .. intent.meter
     local from, to = field .. letters[intent.state], field .. letters[state]
-    local counted = redis.pcall('HMGET', totals, from, to)
+    local counted = redis.pcall('HMGET', totals_key, from, to)
     if counted.err or not is_whole(counted[1]) or not is_whole(counted[2]) then
-      call('ZADD', KEYS[2], 'XX', now + 10 * MINUTE_MS, id)
+      call('ZADD', outbox_key, 'XX', now + 10 * MINUTE_MS, id)
       answer = {2}
     else
-      call('HINCRBY', totals, from, '-' .. intent.value)
-      call('HINCRBY', totals, to, intent.value)
-      call('PEXPIRE', totals, FOUR_HUNDRED_DAYS_MS)
+      call('HINCRBY', totals_key, from, '-' .. intent.value)
+      call('HINCRBY', totals_key, to, intent.value)
+      call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
       if intent.state == 'parked' or intent.state == 'dead' then
-        call('ZREM', intent.state == 'parked' and KEYS[5] or KEYS[6], id)
+        call('ZREM', intent.state == 'parked' and parked_key or dead_key, id)
       end
       intent.state = state
-      answer = {0, enter(id, intent, move[3], move[4], move[5], move[6])}
+      answer = {0, enter(id, intent, delay, key, why, untried)}
     end
   end
   reply[i + 2] = answer

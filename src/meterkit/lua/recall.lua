@@ -46,12 +46,12 @@ for i = 3, #ARGV - 1 do
   end
 end
 if taken > 0 then
-  local lives_ms = math.max(head and head.ends_ms or 0, now) + THIRTY_FIVE_DAYS_MS
-  call('ZADD', unlinked_key, lives_ms, customer)
+  local expires_ms = math.max(head and head.ends_ms or 0, now) + THIRTY_FIVE_DAYS_MS
+  call('ZADD', unlinked_key, expires_ms, customer)
   if head then
     call('HSET', counters_key, 'h',
-      cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, lives_ms, head.rev))
-    call('PEXPIREAT', counters_key, lives_ms)
+      cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, expires_ms, head.rev))
+    call('PEXPIREAT', counters_key, expires_ms)
   end
 end
 return {0, taken}

@@ -128,10 +128,10 @@ if left > 0 then
 else
   call('ZREM', dirty_key, customer)
   if head then
-    local lives_ms = math.max(head.ends_ms + outlive_ms, now + least_life_ms)
+    local expires_ms = math.max(head.ends_ms + outlive_ms, now + least_life_ms)
     call('HSET', counters_key, 'h',
-      cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, lives_ms, head.rev))
-    call('PEXPIREAT', counters_key, lives_ms)
+      cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, expires_ms, head.rev))
+    call('PEXPIREAT', counters_key, expires_ms)
   end
 end
 return {0, now, made, left, unpack(nameless)}

@@ -15,14 +15,13 @@
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
 --       customer is not linked; all ms); how many meters and concurrency limits, rates; then recorded, held,
---       included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is (0: the meter's, 1:
---       that of a meter behind it, 2: it is sent what one before it reports) a meter; kind, window, refill,
+--       included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is (0: the meter's,
+--       1: that of a meter behind it, 2: it is sent what one before it reports) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate
 -- Reply {0, now, the credits that are low now..., 'late PERIOD' where it was} ok   {1, now} duplicate   {2, last} gap
---       {3, last} fenced
---       {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
---       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a period
---       that is over; whoever comes behind need not wait for its repair
+--       {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
+--       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a
+--       period that is over; whoever comes behind need not wait for its repair
 --include confirm_view
 --include head_of
 --include meter_of
@@ -65,17 +64,17 @@ if further ~= '' then -- As above.
 --include overdue
 --include burn
 --include besides_of
-  local said = cjson.decode(further)
-  is_dead, besides_in = said.dead == 1, besides_of
-  late = said.at and overdue(totals_key, said.at, said.own, begins_ms)
-  if said.pays then
-    pay, keep_grants = burn(grants_key, ledger_key, said, now, starts_ms, finishes_ms, rev ~= NO_STATE)
+  local details = cjson.decode(further)
+  is_dead, besides_in = details.dead == 1, besides_of
+  late = details.at and overdue(totals_key, details.at, details.own, begins_ms)
+  if details.paying then
+    pay, keep_grants = burn(grants_key, ledger_key, details, now, starts_ms, finishes_ms, rev ~= NO_STATE)
   end
 end
 
 local current_slot = math.floor(now / HOLD_SLOT_MS)
 local has_recorded, begins_to_wait, refused, lasts_ms, sent_on, late_units = false, false, nil, QUARTER_HOUR_MS, 0, {}
--- With room from the start for what follows: a table that grows is copied each time.
+-- With place from the start for what follows: a table that grows is copied each time.
 local write, w = {counters_key, 'h', nil, nil, nil, nil, nil}, 3
 for place = 2, meters + 1 do
   local quantity, asked, allowance, reports_included, reports_overage, event
@@ -139,15 +138,15 @@ if late then
 end
 
 local is_linked = seal_delay_ms >= 0
-local lives_ms = math.max(now + lasts_ms, has_recorded and ends_ms + outlive_ms or 0)
+local new_expiry_ms = math.max(now + lasts_ms, has_recorded and ends_ms + outlive_ms or 0)
 if begins_to_wait then
   local due_ms = is_linked and math.min(now + seal_delay_ms, ends_ms) or ends_ms + THIRTY_FIVE_DAYS_MS
   call('ZADD', waiting_key, 'NX', due_ms, customer)
-  lives_ms = is_linked and NEVER_MS or math.max(lives_ms, due_ms)
+  new_expiry_ms = is_linked and NEVER_MS or math.max(new_expiry_ms, due_ms)
 end
-write[3] = pack(FORM, now, begins_ms, ends_ms, math.max(expires_ms, lives_ms), rev)
+write[3] = pack(FORM, now, begins_ms, ends_ms, math.max(expires_ms, new_expiry_ms), rev)
 call('HSET', unpack(write, 1, w))
-if lives_ms > expires_ms then
-  expire_at(counters_key, lives_ms)
+if new_expiry_ms > expires_ms then
+  expire_at(counters_key, new_expiry_ms)
 end
 return refused and {6, refused} or {0, now, unpack(words)}

@@ -6,6 +6,8 @@
 -- ARGV  last: the caller's clock (ms)
 -- Reply {now, rev, state, counters, totals, grants}; the last three as flat lists of fields and values
 --include server_ms
-local state = redis.call('HMGET', KEYS[2], 'rev', 'data')
-local counters, totals = redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[3])
-return {server_ms(ARGV[#ARGV]), state[1] or NO_STATE, state[2] or '', counters, totals, redis.call('HGETALL', KEYS[4])}
+local counters_key, state_key, totals_key, grants_key, caller_ms = KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[#ARGV]
+local state = redis.call('HMGET', state_key, 'rev', 'data')
+local counters, totals = redis.call('HGETALL', counters_key), redis.call('HGETALL', totals_key)
+local grants = redis.call('HGETALL', grants_key)
+return {server_ms(caller_ms), state[1] or NO_STATE, state[2] or '', counters, totals, grants}

@@ -5,17 +5,19 @@
 -- ARGV  the names of the grants    last: the caller's clock (ms)
 -- Reply  how many were there
 --include server_ms
+local grants_key, ledger_key, caller_ms = KEYS[1], KEYS[2], ARGV[#ARGV]
 local call, found = redis.call, 0
 for i = 1, #ARGV - 1 do
-  local value = call('HGET', KEYS[1], ARGV[i])
+  local name = ARGV[i]
+  local value = call('HGET', grants_key, name)
   if value then
     local quantity, used = string.match(value, '^%S+ (%d+) (%d+) ')
-    call('HDEL', KEYS[1], ARGV[i])
-    call('HSET', KEYS[2], 'void ' .. ARGV[i], string.format('%.0f %.0f', quantity - used, server_ms(ARGV[#ARGV])))
+    call('HDEL', grants_key, name)
+    call('HSET', ledger_key, 'void ' .. name, string.format('%.0f %.0f', quantity - used, server_ms(caller_ms)))
     found = found + 1
   end
 end
 if found > 0 then
-  call('HDEL', KEYS[1], 'balance')
+  call('HDEL', grants_key, 'balance')
 end
 return found

@@ -1,17 +1,17 @@
--- add_up: what grants come to at `now`, by target: {left: of those that pay, had: 1 where one was there in the period
--- that began at `start`, else 0, last: quantity of the youngest, head: name of the one that pays first, or ''}.
+-- add_up: what grants come to at `now`, by target: {left: of those that pay, was_there: 1 where one was there in the
+-- period that began at `start`, else 0, last: quantity of the youngest, head: name of the one that pays first, or ''}.
 -- Returns that, and the next instant (ms) at which it changes by itself.
 --include before
 local function add_up(file, start, now)
   local sums, turns = {}, NEVER_MS
-  local function add(target, had, quantity, created)
+  local function add(target, was_there, quantity, created)
     local sum = sums[target]
     if not sum then
-      sum = {left = 0, had = 0, last = 0, born = 0, head = '', first = nil}
+      sum = {left = 0, was_there = 0, last = 0, born = 0, head = '', first = nil}
       sums[target] = sum
     end
-    if had then
-      sum.had = 1
+    if was_there then
+      sum.was_there = 1
     end
     if created > sum.born or created == sum.born and quantity > sum.last then
       sum.last, sum.born = quantity, created

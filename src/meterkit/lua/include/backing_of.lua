@@ -5,14 +5,14 @@
 --   included, the meter's target, the place of its field, quantity asked of it if it has no ceiling}
 -- What is held of a meter beyond what included and its grants cover claims the credit: two requests cannot be
 -- admitted on the same one.
--- Returns more(k): units that ceiling k has beyond its own; claim(k, quantity): takes note of units held there; had(k):
--- 1 where grants or credits stood behind the ceiling in this period, else 0.
+-- Returns more(k): units that ceiling k has beyond its own; claim(k, quantity): takes note of units held there;
+-- was_there(k): 1 where grants or credits stood behind the ceiling in this period, else 0.
 --include balance
 --include balance_text
 --include meter_of
 --include live_holds
 local function backing_of(key, fields, backing, now, starts, finishes)
-  local kept, none, taken = balance(key, backing, starts, finishes, now, false), {left = 0, had = 0}, {}
+  local kept, none, taken = balance(key, backing, starts, finishes, now, false), {left = 0, was_there = 0}, {}
   if kept.file and kept.file.found then
     redis.call('HSET', key, 'balance', balance_text(kept, backing, starts))
   end
@@ -48,10 +48,10 @@ local function backing_of(key, fields, backing, now, starts, finishes)
     local _, place = unpack(backing.asked[k])
     taken[place] = (taken[place] or 0) + quantity
   end
-  local function had(k)
+  local function was_there(k)
     local target, place = unpack(backing.asked[k])
     local meter = backing.backed[place]
-    return math.max(sum_of(target).had, meter and sum_of(meter[1]).had or 0)
+    return math.max(sum_of(target).was_there, meter and sum_of(meter[1]).was_there or 0)
   end
-  return more, claim, had
+  return more, claim, was_there
 end

@@ -1,26 +1,26 @@
 -- balance: what a customer's grants come to, and the plan's that are due: kept in the field "balance" of their hash
 -- until it changes, so that the grants need not be read.
---   purse: {mark: names the plan's grants, recurring, ...}; start, finish: of the period
+--   prepaid: {mark: names the plan's grants, recurring, ...}; start, finish: of the period
 --   The field is a line of: since when and until when it holds (ms), start, mark, 1 where something is due to be
---   written down, else 0; then a line a target: its name, left, had, last, head (see add_up).
+--   written down, else 0; then a line a target: its name, left, was_there, last, head (see add_up).
 -- Returns {sums, since (text), turns, due, file: all the grants, where they had to be read}.
 --include grants
 --include recur
 --include add_up
-local function balance(key, purse, start, finish, now, anew)
+local function balance(key, prepaid, start, finish, now, anew)
   local text = not anew and redis.call('HGET', key, 'balance')
   if text then
     local since, turns, began, mark, due = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d)')
-    if mark == purse.mark and began + 0 == start and since + 0 <= now and now < turns + 0 then
+    if mark == prepaid.mark and began + 0 == start and since + 0 <= now and now < turns + 0 then
       local sums = {}
-      for target, left, had, last, head in string.gmatch(text, '\n(%S+) (%d+) (%d) (%d+) ([^\n]*)') do
-        sums[target] = {left = left + 0, had = had + 0, last = last + 0, head = head}
+      for target, left, was_there, last, head in string.gmatch(text, '\n(%S+) (%d+) (%d) (%d+) ([^\n]*)') do
+        sums[target] = {left = left + 0, was_there = was_there + 0, last = last + 0, head = head}
       end
       return {sums = sums, since = since, turns = turns, due = due == '1'}
     end
   end
   local file = grants(key, now)
-  recur(file, purse.recurring, start, finish, now)
+  recur(file, prepaid.recurring, start, finish, now)
   local sums, turns = add_up(file, start, now)
   return {sums = sums, since = string.format('%.0f', now), turns = turns, due = file.due, file = file}
 end

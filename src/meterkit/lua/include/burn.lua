@@ -1,28 +1,28 @@
 -- burn: pays recorded units with grants, then with credits.
 --   key, ledger_key: hashes; start, finish: of the period of `now` (ms); has_state: see write_grants
---   purse: {mark, recurring, pays, low}; pays: a meter each, {its name, its target, its credit's target or '', cost
---   (micro-credits a unit)}; low: a credit's target to the share (%) of its youngest grant below which it is low
+--   prepaid: {mark, recurring, paying, low}; paying: a meter each, {its name, its target, its credit's target or '',
+--   cost (micro-credits a unit)}; low: a credit's target to the share (%) of its youngest grant below which it is low
 -- Nothing is written until `keep` is called.
 -- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(): writes what was paid,
 -- and returns the credits whose balance has become low.
 --include balance
 --include spend
 --include write_grants
-local function burn(key, ledger_key, purse, now, start, finish, has_state)
-  local held = balance(key, purse, start, finish, now, false)
-  if held.due and not held.file then
-    held = balance(key, purse, start, finish, now, true)
+local function burn(key, ledger_key, prepaid, now, start, finish, has_state)
+  local balances = balance(key, prepaid, start, finish, now, false)
+  if balances.due and not balances.file then
+    balances = balance(key, prepaid, start, finish, now, true)
   end
-  local use, spent = spend(key, held, start, now)
+  local use, spent = spend(key, balances, start, now)
   local function left_of(target)
-    return held.sums[target] and held.sums[target].left or 0
+    return balances.sums[target] and balances.sums[target].left or 0
   end
-  local had = {}
-  for target in pairs(purse.low) do
-    had[target] = left_of(target)
+  local left_before = {}
+  for target in pairs(prepaid.low) do
+    left_before[target] = left_of(target)
   end
   local function pay(i, rest)
-    local meter, target, credit, cost = unpack(purse.pays[i])
+    local meter, target, credit, cost = unpack(prepaid.paying[i])
     local granted, credited = math.min(rest, left_of(target)), 0
     use(target, granted, meter)
     if cost > 0 then
@@ -33,12 +33,12 @@ local function burn(key, ledger_key, purse, now, start, finish, has_state)
   end
   local function keep()
     local paying, burned = spent()
-    write_grants(key, ledger_key, held, paying, burned, purse, start, now, has_state)
+    write_grants(key, ledger_key, balances, paying, burned, prepaid, start, now, has_state)
     local low = {}
-    for target, share in pairs(purse.low) do
-      local sum = held.sums[target]
+    for target, share in pairs(prepaid.low) do
+      local sum = balances.sums[target]
       local threshold = sum and sum.last / 100 * share or 0
-      if had[target] >= threshold and left_of(target) < threshold then
+      if left_before[target] >= threshold and left_of(target) < threshold then
         low[#low + 1] = target
       end
     end

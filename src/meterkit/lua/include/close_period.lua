@@ -1,9 +1,9 @@
 -- close_period: brings a customer's counters to the period of `now`, which is not the one that they were in.
 --   counters_key, totals_key: hashes; starts_ms, finishes_ms: of the period of `now`, as the caller knows it
 -- A period is over at its end, or where the caller's begins two minutes after it did, or later: the subscription is
--- another one. What was counted in it is added to the totals as PERIOD|FIELD, with PERIOD|e its end, behind all minutes
--- that deliveries were stamped with; the next one begins no earlier. A period that merely ends at another time keeps its
--- counts. `now` becomes the last time seen: whatever the script comes to, nothing is closed twice.
+-- another one. What was counted in it is added to the totals as PERIOD|FIELD, with PERIOD|e its end, behind all
+-- minutes that deliveries were stamped with; the next one begins no earlier. A period that merely ends at another
+-- time keeps its counts. `now` becomes the last time seen: whatever the script comes to, nothing is closed twice.
 -- Returns nil, or the name of a field that is damaged: then nothing is done.
 --include read_counters
 --include pack_meter

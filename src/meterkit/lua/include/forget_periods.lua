@@ -1,6 +1,7 @@
--- forget_periods: forgets closed periods that ended 400 days ago, but for those of which something is still to be delivered, or
--- never will be.
---   totals_key: hash, see close_period; a period of which only late usage is known has no end there: it counts as over at once
+-- forget_periods: forgets closed periods that ended 400 days ago, but for those of which something is still to be
+-- delivered, or never will be.
+--   totals_key: hash, see close_period; a period of which only late usage is known has no end there: it counts as
+--   over at once
 local function forget_periods(totals_key, now)
   local list, ends, open, gone = redis.call('HGETALL', totals_key), {}, {}, {}
   for i = 1, #list, 2 do

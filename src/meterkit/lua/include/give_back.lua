@@ -1,5 +1,5 @@
--- give_back: takes a quantity from the holds of the slot of five minutes that it was added to; a slot that is gone, or not
--- of this store's time, gives nothing back.
+-- give_back: takes a quantity from the holds of the slot of five minutes that it was added to; a slot that is gone,
+-- or not of this store's time, gives nothing back.
 --   added: that slot; current, slot, held, held_before: see live_holds
 -- Returns what is held in the current slot then, and in the one before.
 --include live_holds

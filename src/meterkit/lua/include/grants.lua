@@ -3,11 +3,11 @@
 --     a grant's name to its text: units of a meter (m:NAME) or micro-credits of a credit (c:NAME), times in ms,
 --     9000000000000000 for never; until: when it leaves the hash. What a plan gave stays for the whole period, too,
 --     or it would be given again
---     "past TARGET" to "at quantity created": until when (ms) grants paid that have left, the quantity of the youngest
---     of those, and when that was created
+--     "past TARGET" to "at quantity created": until when (ms) grants paid that have left, the quantity of the
+--     youngest of those, and when that was created
 --     "balance": see balance
--- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by target,
--- due: whether anything is to be written down}; in no order.
+-- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by
+-- target, due: whether anything is to be written down}; in no order.
 --include grant_of
 local function grants(key, now)
   local list, ended, past = {}, {}, {}

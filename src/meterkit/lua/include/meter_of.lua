@@ -1,6 +1,7 @@
 -- meter_of: the numbers of a meter in this period.
--- Returns what was recorded as included, as overage, and what is pending; the slot of its holds, what is held since then,
--- and since the slot before; and what is seldom asked for, packed (see besides_of). An error where the field is damaged.
+-- Returns what was recorded as included, as overage, and what is pending; the slot of its holds, what is held since
+-- then, and since the slot before; and what is seldom asked for, packed (see besides_of). An error where the field is
+-- damaged.
 local function meter_of(packed, field)
   local form, included, overage, pending, slot, held, held_before, besides, more =
     cmsgpack.unpack(packed or EMPTY_METER)

@@ -1,7 +1,7 @@
--- overdue: of which closed period (its first instant, as text) usage is that occurred at an instant; nil where it is of
--- the counters' period.
---   totals_key: hash; begins_ms: when the counters' period began; own_start_ms: the first instant of the period that it
---   lay in, by the caller, where the totals know none
+-- overdue: of which closed period (its first instant, as text) usage is that occurred at an instant; nil where it is
+-- of the counters' period.
+--   totals_key: hash; begins_ms: when the counters' period began; own_start_ms: the first instant of the period that
+--   it lay in, by the caller, where the totals know none
 local function overdue(totals_key, occurred_ms, own_start_ms, begins_ms)
   if occurred_ms >= begins_ms then
     return nil

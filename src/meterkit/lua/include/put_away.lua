@@ -1,5 +1,7 @@
--- put_away: takes a grant that pays no more off the list; the ledger and "past TARGET" keep what is to be known of it.
---   list, ledger: hashes; past: what `grants` found of those that left, brought up to date; at: until when it paid (ms)
+-- put_away: takes a grant that pays no more off the list; the ledger and "past TARGET" keep what is to be known of
+-- it.
+--   list, ledger: hashes; past: what `grants` found of those that left, brought up to date; at: until when it paid
+--   (ms)
 local function put_away(list, ledger, past, grant, at)
   local call, target = redis.call, grant.target
   call('HDEL', list, grant.name)

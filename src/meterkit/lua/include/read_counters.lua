@@ -1,6 +1,7 @@
 -- read_counters: all that counters say of the customer and of meters, where every number of it is whole.
--- Returns the head {seen_ms, begins_ms, ends_ms, expires_ms, rev}, nil where there is none; and by its token each meter's
--- numbers, as open_meter gives them; or nil, nil, and the name of the damaged field, or of the key that is no hash.
+-- Returns the head {seen_ms, begins_ms, ends_ms, expires_ms, rev}, nil where there is none; and by its token each
+-- meter's numbers, as open_meter gives them; or nil, nil, and the name of the damaged field, or of the key that is no
+-- hash.
 --include head_of
 --include open_meter
 local function read_counters(key)

@@ -1,8 +1,8 @@
 -- recur: adds what the plan gives in this period and is not on file yet. Nothing is written.
 --   file: as `grants` returns it; recurring: {name but for the period, target, quantity, priority, life (ms; 0: the
 --   period's rest)} each, in the order in which they are used up; start, finish: of the period
--- Of a target no more is given in a period than the most generous plan gave: what was given is what this plan gives in
--- all, or it is the more. `raised` says how much of a grant is not on file.
+-- Of a target no more is given in a period than the most generous plan gave: what was given is what this plan gives
+-- in all, or it is the more. `raised` says how much of a grant is not on file.
 local function recur(file, recurring, start, finish, now)
   local known, given, whole, suffix = {}, {}, {}, string.format(' %.0f', start)
   for _, grant in ipairs(file.list) do

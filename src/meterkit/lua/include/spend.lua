@@ -1,28 +1,28 @@
 -- spend: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
---   key: hash, the grants; held: as `balance` returns it
+--   key: hash, the grants; balances: as `balance` returns it
 -- Of the grants only the one that pays first is read, unless it is used up. Returns use(target, quantity, meter), for
 -- no more than is left; spent(): the grants that paid, by name, and lines of the ledger to what was paid.
 --include grants
 --include before
-local function spend(key, held, start, now)
+local function spend(key, balances, start, now)
   local paying, burned, queues, is_over = {}, {}, {}, false
   local function read()
-    held.file, queues = grants(key, now), {}
-    for i, grant in ipairs(held.file.list) do
-      held.file.list[i] = paying[grant.name] or grant
+    balances.file, queues = grants(key, now), {}
+    for i, grant in ipairs(balances.file.list) do
+      balances.file.list[i] = paying[grant.name] or grant
     end
   end
   local function queue(target)
     local found = queues[target] or {}
-    if not queues[target] and held.file then
-      for _, grant in ipairs(held.file.list) do
+    if not queues[target] and balances.file then
+      for _, grant in ipairs(balances.file.list) do
         if grant.target == target and grant.effective <= now and now < grant.expires then
           found[#found + 1] = grant
         end
       end
       table.sort(found, before)
     elseif not queues[target] then
-      local head = held.sums[target].head
+      local head = balances.sums[target].head
       found[1] = grant_of(head, redis.call('HGET', key, head))
     end
     queues[target] = found
@@ -42,7 +42,7 @@ local function spend(key, held, start, now)
   end
   local function use(target, quantity, meter)
     if quantity > 0 then
-      held.sums[target].left = held.sums[target].left - quantity
+      balances.sums[target].left = balances.sums[target].left - quantity
       local rest = take(target, quantity, meter)
       if rest > 0 then
         read()
@@ -51,7 +51,7 @@ local function spend(key, held, start, now)
     end
   end
   local function spent()
-    if is_over and not held.file then
+    if is_over and not balances.file then
       read()
     end
     return paying, burned

@@ -1,5 +1,5 @@
--- whole_numbers: reads a hash into a table; returns the name of a field that must be a whole number and is none, or the
--- key where it is no hash.
+-- whole_numbers: reads a hash into a table; returns the name of a field that must be a whole number and is none, or
+-- the key where it is no hash.
 --   `patterns`: of the names of such fields
 local function whole_numbers(key, into, patterns)
   local list = redis.pcall('HGETALL', key)

@@ -1,11 +1,11 @@
 -- write_grants: writes down what became of a customer's grants: what was paid, what the plan gives, what has ended.
---   list, ledger: hashes; has_state: whether somebody set the customer up; held: as `balance` returns it, less what was paid; paying: the grants that paid; burned: lines of the ledger to what
---   was paid
+--   list, ledger: hashes; has_state: whether somebody set the customer up; balances: as `balance` returns it, less
+--   what was paid; paying: the grants that paid; burned: lines of the ledger to what was paid
 --include put_away
 --include add_up
 --include balance_text
-local function write_grants(list, ledger, held, paying, burned, purse, start, now, has_state)
-  local call, file = redis.call, held.file
+local function write_grants(list, ledger, balances, paying, burned, prepaid, start, now, has_state)
+  local call, file = redis.call, balances.file
   local set, stay, last, grew = {list}, {}, 0, false
   local function put(grant)
     set[#set + 1] = grant.name
@@ -18,10 +18,12 @@ local function write_grants(list, ledger, held, paying, burned, purse, start, no
   for _, grant in ipairs(file and file.list or {}) do
     if grant.raised > 0 then
       grew = true
-      local terms = string.format('%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
+      local terms = string.format(
+        '%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
       local line, known = string.format('%.0f ', grant.quantity) .. terms, grant.quantity - grant.raised
       if call('HSETNX', ledger, 'grant ' .. grant.name, line) == 0 then
-        call('HINCRBY', ledger, string.format('raise %.0f ', known) .. grant.name, string.format('%.0f', grant.raised))
+        local raise = string.format('raise %.0f ', known) .. grant.name
+        call('HINCRBY', ledger, raise, string.format('%.0f', grant.raised))
       end
     end
     if grant.used == grant.quantity and string.sub(grant.name, 1, 1) == 'a' then
@@ -40,11 +42,11 @@ local function write_grants(list, ledger, held, paying, burned, purse, start, no
     call('HINCRBY', ledger, line, string.format('%.0f', quantity))
   end
   if file then
-    file.list, file.ended, held.due, held.since = stay, {}, false, string.format('%.0f', now)
-    held.sums, held.turns = add_up(file, start, now)
+    file.list, file.ended, balances.due, balances.since = stay, {}, false, string.format('%.0f', now)
+    balances.sums, balances.turns = add_up(file, start, now)
   end
   if #set > 1 or file and file.found then
-    set[#set + 1], set[#set + 2] = 'balance', balance_text(held, purse, start)
+    set[#set + 1], set[#set + 2] = 'balance', balance_text(balances, prepaid, start)
     call('HSET', unpack(set))
   end
   for _, key in ipairs(grew and {list, ledger} or {}) do
