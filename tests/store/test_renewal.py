@@ -159,7 +159,7 @@ class Stream:
         if self.tries > 1:
             self.slot = self.now()
 
-    def let_go(self) -> None:
+    def release_hold(self) -> None:
         raise AssertionError
 
 

@@ -280,7 +280,7 @@ class Exchange(Holder):
         meters = dict.fromkeys((*recorded, *consumed))
         return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
 
-    def let_go(self) -> None:
+    def release_hold(self) -> None:
         """See :class:`meterkit.redis.renewal.Renewable`: what the request has come to by now is settled."""
         self.settle(None)
 

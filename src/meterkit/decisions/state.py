@@ -1,4 +1,4 @@
-"""A customer's state: what somebody set up for them, and what follows from it at an instant. Pure."""
+"""A customer's stored state, and the plan, access and period that follow from it at an instant. Pure."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class CustomerState:
 
     @classmethod
     def parse(cls, data: str | bytes) -> CustomerState:
-        """The inverse of :meth:`dump`; empty text is the state of a customer whom nobody set up."""
+        """The inverse of :meth:`dump`; empty text is the state of a customer without one."""
         if not data:
             return NOBODY
         known: dict[str, Any] = json.loads(data)
@@ -91,7 +91,7 @@ class CustomerState:
 
 
 NOBODY: Final = CustomerState()
-"""The state of a customer whom nobody set up."""
+"""The state of a customer who has none stored: the default plan, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

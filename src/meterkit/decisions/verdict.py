@@ -144,7 +144,7 @@ def _sliding_wait(measure: Measure, counted: int, previous: int, needed: int, no
 def _ceiling_wait(
     measure: Measure, left: int, held: int, held_before: int, now_ms: int, period_end_ms: int
 ) -> int | None:
-    """Until holds that nobody gives back have vanished, or the period has ended, whichever is enough (ms)."""
+    """Until holds have expired by themselves, or the period has ended, whichever is enough (ms)."""
     turn_ms = now_ms - now_ms % HOLD_SLOT_MS + HOLD_SLOT_MS
     for at_ms in sorted((turn_ms, turn_ms + HOLD_SLOT_MS, period_end_ms)):
         alive = held + held_before if at_ms < turn_ms else held if at_ms < turn_ms + HOLD_SLOT_MS else 0

@@ -107,7 +107,7 @@ class Lane:
 
     async def stop(self, *, drain_s: float) -> None:
         """Give back what is held, wait until all settlements are acknowledged, then close."""
-        self.renewal.let_go()
+        self.renewal.release_all()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._drain()

@@ -33,7 +33,7 @@ class Renewable(Protocol):
     async def renew(self) -> None:
         """Move its holds to the slot of now."""
 
-    def let_go(self) -> None:
+    def release_hold(self) -> None:
         """Give its holds back: the lane is about to stop."""
 
 
@@ -86,10 +86,10 @@ class Renewal:
         if self._timer is not None:
             self._timer.cancel()
 
-    def let_go(self) -> None:
+    def release_all(self) -> None:
         """Have all requests give back what they hold."""
         for holder in tuple(self.live):
-            holder.let_go()
+            holder.release_hold()
 
     def tick(self) -> None:
         """Renew this tick's portion."""

@@ -80,7 +80,7 @@ class CompiledCatalog:
     def effective(
         self, rev: str, state: CustomerState, now_ms: int
     ) -> tuple[EffectivePlan, dict[Any, Any] | None]:
-        """What follows from a state at an instant; the same for all of a plan whom nobody set up.
+        """What follows from a state at an instant; shared by all customers of a plan who have no state.
 
         With it comes what the requests of these have in common, packed; None for a customer with a state.
         """

@@ -191,15 +191,15 @@ class Customers:
             return replace(state, stripe_customer=None) if linked else state
 
         for _ in range(_TRIES):
-            held = await self._take(admin, claim, customer, stripe_customer)
+            held = await self._claim(admin, claim, customer, stripe_customer)
             if held is None:
                 continue
             try:
                 found = await self._change(customer, change)
             except CustomerError:
-                await self._give_up(admin, claim, customer, stripe_customer)
+                await self._withdraw(admin, claim, customer, stripe_customer)
                 raise
-            # Whoever has read the claim before the state was changed cannot take it over any more.
+            # Another process that read the claim before the state changed cannot take it over any more.
             if await admin.run(self._store.scripts["claim"], [claim], held, _claim_of(customer)):
                 return found
             if (
@@ -229,7 +229,7 @@ class Customers:
 
         found = await self._change(customer, change)
         await self._recall(admin, customer)
-        await self._give_up(admin, keys.link(linked), customer, linked)
+        await self._withdraw(admin, keys.link(linked), customer, linked)
         return found
 
     async def _recall(self, admin: Admin, customer: str) -> None:
@@ -288,15 +288,15 @@ class Customers:
             if reply == _DONE:
                 linked = state.stripe_customer
                 if linked is not None:
-                    await self._give_up(admin, self._store.keys.link(linked), customer, linked)
+                    await self._withdraw(admin, self._store.keys.link(linked), customer, linked)
                 return
         raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
 
     async def _read(self, admin: Admin, claim: str) -> str:
         return ((await admin.ask(admin.client.get(claim))) or b"").decode()
 
-    async def _take(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> str | None:
-        """Claim a Stripe customer that is nobody's, one's own, or of somebody who never made good of it.
+    async def _claim(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> str | None:
+        """Claim a Stripe customer that is unclaimed, or claimed by this customer or one never linked.
 
         Returns:
             The claim; None where somebody else was faster.
@@ -317,8 +317,8 @@ class Customers:
         mine = _claim_of(customer)
         return mine if await admin.run(self._store.scripts["claim"], [claim], found, mine) else None
 
-    async def _give_up(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> None:
-        """Withdraw a claim that came to nothing."""
+    async def _withdraw(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> None:
+        """Withdraw a claim that no link was made from."""
         found = await self._read(admin, claim)
         _, state = await self._states.read(customer)
         if _owner_of(found) == customer and state.stripe_customer != stripe_customer:

@@ -48,7 +48,7 @@ class Holder(ABC):
     _settled: bool
 
     @abstractmethod
-    def let_go(self) -> None:
+    def release_hold(self) -> None:
         """Give back what is held: the lane is about to stop."""
 
     def is_due(self) -> bool:

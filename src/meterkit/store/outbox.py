@@ -286,14 +286,14 @@ class Outbox:
     def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
         """Take the reply to a seal; False where it must be asked again."""
         try:
-            return self._take(view, reply, sealing)
+            return self._applied(view, reply, sealing)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a state that cannot be read holds up nobody else
             sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
             return True
 
-    def _take(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
+    def _applied(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
         customer = view.customer
         if isinstance(reply, ResponseError):
             # One customer whose keys are not what they must be does not hold up the others of its shard.

@@ -116,7 +116,7 @@ class Reservation(Holder):
         if not self._settled:
             self._give_back()
 
-    def let_go(self) -> None:
+    def release_hold(self) -> None:
         """See :class:`meterkit.redis.renewal.Renewable`."""
         if self._decided is not None and not self._settled:
             self._give_back()

@@ -1,4 +1,4 @@
-"""The states of customers: read, and replaced if nobody else was faster."""
+"""The states of customers: read, and replaced by compare-and-set."""
 
 from __future__ import annotations
 

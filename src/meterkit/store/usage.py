@@ -210,7 +210,7 @@ def _deliveries(token: str, pending: int, view: _View, *, linked: bool) -> Deliv
 
 
 def _gone_meter(token: str, view: _View, *, linked: bool) -> MeterUsage:
-    """A meter that nobody can use any more, and that has usage to deliver."""
+    """A meter that the plans file has no longer, and that has usage to deliver."""
     counts, held = view.counted(token), view.held(token)
     return {
         "used": counts.recorded + held,

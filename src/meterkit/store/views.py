@@ -97,7 +97,7 @@ class PreparedDecision:
         return self.program if self._reserving is None else self._reserving.compile(self.reserved)
 
     def on_unclaimed_reply(self, reply: Any) -> None:
-        """Have given back what was held for somebody who no longer waits."""
+        """Give back what was held for a request whose waiting was cancelled."""
         program = self.program
         if not isinstance(reply, ReplyError) and reply[0] in HELD and (program.holds or self.reserved):
             self.view.cache.on_unclaimed(self, reply[1])
@@ -185,7 +185,7 @@ class CustomerView:
         prepaid: the grants and credits to look for, or None.
         decisions: about routes, by the route's identity.
         settlements: how settlements of some meters look, packed as far as that can be.
-        shared: what is packed for all customers of the plan whom nobody set up; None for any other.
+        shared: what is packed for all customers of the plan who have no state; None: this one has.
     """
 
     __slots__ = (
