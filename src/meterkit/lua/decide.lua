@@ -110,7 +110,7 @@ for place = rates + 2, rates + ceilings + 1 do
     left = left - asked
     write[w + 1], write[w + 2], w = name,
       pack(FORM, counted, overage, pending, current_slot, held + asked, held_before, besides), w + 2
-    if nth <= backs then
+    if backs >= nth then
       claim(nth, asked)
     end
   end
