@@ -59,7 +59,7 @@ def is_caught(mutant: Mutant, wire: Wire, right: Mapping[int, Mapping[str, int]]
     texts = mutant.texts(load_texts)
     try:
         return any(run(wire, texts, seed) != right[seed] for seed in SEEDS)
-    except MismatchError:
+    except (MismatchError, TypeError, ValueError):  # Also what cannot be read at all.
         return True
     finally:
         wire(pack("SCRIPT", "FLUSH"))

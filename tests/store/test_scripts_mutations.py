@@ -89,7 +89,7 @@ def is_caught(mutant: Mutant, wire: Wire, rightly: Rightly) -> bool:
             try:
                 if live(wire, scripts, *lived) != right:
                     return True
-            except MismatchError:
+            except (MismatchError, TypeError, ValueError):  # Also what cannot be read at all.
                 return True
         return False
     finally:

@@ -1,4 +1,4 @@
--- are_whole: whether there are any values, and all of them are whole numbers that can be counted with.
+-- are_whole: whether all values are whole numbers that can be counted with.
 local function are_whole(...)
   for i = 1, select('#', ...) do
     local number = select(i, ...)
@@ -6,5 +6,5 @@ local function are_whole(...)
       return false
     end
   end
-  return select('#', ...) > 0
+  return true
 end
