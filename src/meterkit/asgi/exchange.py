@@ -216,7 +216,9 @@ class Exchange(Holder):
         if decided is not None and decided.program.settles:
             lane.live.discard(self)
             if self._renewed is None:
-                settlement = settlement_of(decided, self._slot, billed=billed)
+                settlement = decided.settlements.get(billed)
+                if settlement is None or settlement.slot != self._slot:
+                    settlement = settlement_of(decided, self._slot, billed=billed)
             else:
                 used = Used(recorded=decided.recorded if billed else _NOTHING)
                 settlement = Settlement(decided.view, held=self._held(decided), used=used)
