@@ -15,7 +15,7 @@ SRC: Final = Path(meterkit.__file__).parent
 # `LOADER`: the key says how the file itself is to be read.
 LOADER: Final = "catalog/load.py"
 READ: Final[dict[str, tuple[str, str]]] = {
-    "schema": (LOADER, "SCHEMA: Final"),
+    "schema": (LOADER, 'name="schema"'),
     "currency": ("cli/usage.py", "kit.catalog.currency"),
     "default_plan": ("decisions/state.py", "catalog.plans[catalog.default_plan]"),
     "anonymous": ("asgi/middleware.py", "catalog.anonymous"),
@@ -85,8 +85,8 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "dunning.restrict_to": ("decisions/state.py", "catalog.dunning.restrict_to"),
     "dunning.suspend_after": ("decisions/state.py", "catalog.dunning.suspend_after_ms"),
     "enforcement": ("catalog/notes.py", "catalog.enforcement"),
-    "on_store_failure": (LOADER, "ON_STORE_FAILURE, HEADERS"),
-    "headers": (LOADER, "ON_STORE_FAILURE, HEADERS"),
+    "on_store_failure": (LOADER, '"on_store_failure", "headers"'),
+    "headers": (LOADER, '"on_store_failure", "headers"'),
 }
 
 # Key to the attribute that code would read if the key had an effect.

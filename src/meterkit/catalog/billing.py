@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -20,7 +20,7 @@ from meterkit.catalog.models import (
 from meterkit.catalog.proxies import UNIX, proxy_network
 from meterkit.catalog.report import RefusedError, unknown
 from meterkit.catalog.scalars import DAY_MS, NAME, duration, scalar, text
-from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table, Values
+from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -68,105 +68,111 @@ _CHARGE_ON: Final[Shape[str | tuple[Outcome, ...]]] = Forms(
 )
 CHARGE_ON_SHAPE: Final = Built(_CHARGE_ON, _outcomes)
 
-UPGRADE: Final = Key("upgrade", _WHEN, "now (default) or period_end.")
-DOWNGRADE: Final = Key("downgrade", _WHEN, "period_end (default) or now.")
-OVER_LIMIT: Final = Key("over_limit", Choice(("block_growth", "allow")), "block_growth (default) or allow.")
-CHANGES_TABLE: Final = Table("changes", (UPGRADE, DOWNGRADE, OVER_LIMIT))
 
-CHARGE_ON: Final = Key(
-    "charge_on", CHARGE_ON_SHAPE, "Outcomes that are billed: success (default), attempt or a list."
-)
-SOURCES: Final = Key(
-    "sources",
-    ListOf(Choice(("reported", "partial", "estimated", "missing")), "sources", 1),
-    "Which token figures are billed.",
-)
-IDEMPOTENCY_HEADER: Final = Key(
-    "idempotency_header",
-    Nullable(HEADER_NAME),
-    "Header that marks a repeat; default: null.",
-    without_effect="a repeated request is counted and billed again",
-)
-PORTAL_URL: Final = Key(
-    "portal_url", Nullable(_URL), "Where customers pay; named in 402 answers; default: null."
-)
-CHANGES: Final = Key(
-    "changes",
-    CHANGES_TABLE,
-    "When plan changes bind.",
-    without_effect="a change of plan binds at once, whichever it is",
-)
-LATE_USAGE: Final = Key(
-    "late_usage",
-    Choice(("next_period", "dead_letter")),
-    "Usage for a closed period: next_period (default) or dead_letter.",
-)
-BILLING_TABLE: Final = Table(
-    "billing", (CHARGE_ON, SOURCES, IDEMPOTENCY_HEADER, PORTAL_URL, CHANGES, LATE_USAGE)
-)
+class ChangesTable(Table, what="changes"):
+    """``changes:`` in ``billing:``."""
 
-GRACE: Final = Key(
-    "grace", duration(), "Full access for so long after the first failed payment; default: 7d."
-)
-RESTRICT_TO: Final = Key("restrict_to", NAME, "The plan in force after grace; default: default_plan.")
-SUSPEND_AFTER: Final = Key(
-    "suspend_after", duration(), "No access so long after the first failed payment; default: 14d."
-)
-DUNNING_TABLE: Final = Table("dunning", (GRACE, RESTRICT_TO, SUSPEND_AFTER))
-
-ANONYMOUS_PLAN: Final = Key("plan", NAME, "The plan of requests without a customer.", required=True)
-ANONYMOUS_BY: Final = Key("by", Choice(("ip",)), "What counts as one customer.", required=True)
-ANONYMOUS_PROXIES: Final = Key(
-    "trusted_proxies",
-    ListOf(_PROXY, "addresses and networks"),
-    "Addresses, networks and `unix` that X-Forwarded-For is believed from; default: none.",
-)
-ANONYMOUS_TABLE: Final = Table("anonymous", (ANONYMOUS_PLAN, ANONYMOUS_BY, ANONYMOUS_PROXIES))
-ANONYMOUS_SHAPE: Final[Shape[str | Values]] = Forms(
-    "deny, or a map such as {plan: free, by: ip}",
-    scalar=Choice(("deny",), others=", or a map such as {plan: free, by: ip}"),
-    fields=ANONYMOUS_TABLE,
-)
+    upgrade = Key(_WHEN, "now (default) or period_end.")
+    downgrade = Key(_WHEN, "period_end (default) or now.")
+    over_limit = Key(Choice(("block_growth", "allow")), "block_growth (default) or allow.")
 
 
-def build_billing(values: Values | None) -> Billing:
-    """The ``billing:`` block with its defaults."""
-    if values is None:
-        return Billing()
-    given = values.given(CHARGE_ON, SOURCES, IDEMPOTENCY_HEADER, PORTAL_URL, LATE_USAGE)
-    if sources := values.get(SOURCES):
-        given["sources"] = frozenset(sources)
-    changes = values.get(CHANGES)
-    if changes is not None:
-        given["changes"] = Changes(**changes.given(UPGRADE, DOWNGRADE, OVER_LIMIT))
-    return Billing(**given)
+def _changes(table: ChangesTable, _: Problems) -> Changes:
+    return Changes(**table.given())
 
 
-def build_dunning(
-    values: Values | None, *, default_plan: str, plans: Collection[str], problems: Problems
-) -> Dunning:
-    """The ``dunning:`` block with its defaults; the word ``default_plan`` is resolved."""
-    if values is None:
-        return Dunning(grace_ms=7 * DAY_MS, restrict_to=default_plan, suspend_after_ms=14 * DAY_MS)
-    grace_ms = values.get(GRACE, 7 * DAY_MS)
-    suspend_after_ms = values.get(SUSPEND_AFTER, 14 * DAY_MS)
-    restrict_to = values.get(RESTRICT_TO, "default_plan")
-    if restrict_to != "default_plan" and restrict_to not in plans:
-        problems.refuse(values.place(RESTRICT_TO), unknown("plan", restrict_to, plans) + " (or default_plan)")
-    if suspend_after_ms < grace_ms and not values.is_refused(SUSPEND_AFTER):
-        place = values.place(SUSPEND_AFTER if values.has(SUSPEND_AFTER) else GRACE)
-        message = "both count from the first failure; allowed: a suspend_after that is at least grace"
-        problems.refuse(place, message)
-    return Dunning(
-        grace_ms=grace_ms,
-        restrict_to=default_plan if restrict_to == "default_plan" else restrict_to,
-        suspend_after_ms=suspend_after_ms,
+def _set(words: tuple[str, ...], _: Problems) -> frozenset[str]:
+    return frozenset(words)
+
+
+class BillingTable(Table, what="billing"):
+    """The keys of ``billing:``."""
+
+    charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success (default), attempt or a list.")
+    sources = Key(
+        Built(ListOf(Choice(("reported", "partial", "estimated", "missing")), "sources", 1), _set),
+        "Which token figures are billed.",
+    )
+    idempotency_header = Key(
+        Nullable(HEADER_NAME),
+        "Header that marks a repeat; default: null.",
+        without_effect="a repeated request is counted and billed again",
+    )
+    portal_url = Key(Nullable(_URL), "Where customers pay; named in 402 answers; default: null.")
+    changes = Key(
+        Built(ChangesTable, _changes),
+        "When plan changes bind.",
+        without_effect="a change of plan binds at once, whichever it is",
+    )
+    late_usage = Key(
+        Choice(("next_period", "dead_letter")),
+        "Usage for a closed period: next_period (default) or dead_letter.",
     )
 
 
-def build_anonymous(values: Values, *, plans: Collection[str], problems: Problems) -> Anonymous:
+class DunningTable(Table, what="dunning"):
+    """The keys of ``dunning:``."""
+
+    grace_ms = Key(
+        duration(), "Full access for so long after the first failed payment; default: 7d.", name="grace"
+    )
+    restrict_to = Key(NAME, "The plan in force after grace; default: default_plan.")
+    suspend_after_ms = Key(
+        duration(), "No access so long after the first failed payment; default: 14d.", name="suspend_after"
+    )
+
+
+class AnonymousTable(Table, what="anonymous"):
     """The map form of ``anonymous:``."""
-    plan = values.get(ANONYMOUS_PLAN, "")
+
+    plan = Key(NAME, "The plan of requests without a customer.", required=True)
+    by = Key(Choice(("ip",)), "What counts as one customer.", required=True)
+    trusted_proxies = Key(
+        ListOf(_PROXY, "addresses and networks"),
+        "Addresses, networks and `unix` that X-Forwarded-For is believed from; default: none.",
+    )
+
+
+ANONYMOUS_SHAPE: Final[Shape[str | AnonymousTable]] = Forms(
+    "deny, or a map such as {plan: free, by: ip}",
+    scalar=Choice(("deny",), others=", or a map such as {plan: free, by: ip}"),
+    fields=AnonymousTable,
+)
+
+
+def build_billing(values: BillingTable | None) -> Billing:
+    """The ``billing:`` block with its defaults."""
+    return Billing(**values.given()) if values else Billing()
+
+
+def build_dunning(
+    values: DunningTable | None, *, default_plan: str, plans: Collection[str], problems: Problems
+) -> Dunning:
+    """The ``dunning:`` block with its defaults; the word ``default_plan`` is resolved."""
+    given: dict[str, Any] = {"grace_ms": 7 * DAY_MS, "suspend_after_ms": 14 * DAY_MS}
+    if values is None:
+        return Dunning(**given, restrict_to=default_plan)
+    given |= values.given()
+    restrict_to = values.restrict_to or "default_plan"
+    if restrict_to != "default_plan" and restrict_to not in plans:
+        problems.refuse(
+            values.place("restrict_to"), unknown("plan", restrict_to, plans) + " (or default_plan)"
+        )
+    if given["suspend_after_ms"] < given["grace_ms"] and not values.is_refused("suspend_after_ms"):
+        place = values.place("suspend_after_ms" if values.has("suspend_after_ms") else "grace_ms")
+        message = "both count from the first failure; allowed: a suspend_after that is at least grace"
+        problems.refuse(place, message)
+    given["restrict_to"] = default_plan if restrict_to == "default_plan" else restrict_to
+    return Dunning(**given)
+
+
+def build_anonymous(
+    written: str | AnonymousTable | None, *, plans: Collection[str], problems: Problems
+) -> Anonymous | None:
+    """Who a request without a customer is; None: nobody, it is denied."""
+    if not isinstance(written, AnonymousTable):
+        return None
+    plan = written.plan or ""
     if plan and plan not in plans:
-        problems.refuse(values.place(ANONYMOUS_PLAN), unknown("plan", plan, plans))
-    return Anonymous(plan=plan, by="ip", trusted_proxies=values.get(ANONYMOUS_PROXIES, ()))
+        problems.refuse(written.place("plan"), unknown("plan", plan, plans))
+    return Anonymous(plan=plan, by="ip", trusted_proxies=written.trusted_proxies or ())

@@ -18,56 +18,61 @@ from meterkit.catalog.scalars import (
     percent,
     quantity,
 )
-from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Shape, Table, Values
+from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Shape, Table
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Meter
     from meterkit.catalog.report import Problems
 
-CAP: Final = Key(
-    "cap", quantity(), "The quantity beyond included that is still admitted; default: no ceiling."
-)
-PER: Final = Key("per", quantity(least=1), "The quantity that amount_cents buys.")
-AMOUNT_CENTS: Final = Key("amount_cents", cents(), "The price of `per` units in minor units.")
-BILL_TABLE: Final = Table("a price of overage", (CAP, PER, AMOUNT_CENTS), inheritable=True)
-BILL: Final = Key("bill", BILL_TABLE, "Overage is admitted and billed.")
+
+class BillTable(Table, what="a price of overage", inheritable=True):
+    """``bill:`` of an overage."""
+
+    cap = Key(quantity(), "The quantity beyond included that is still admitted; default: no ceiling.")
+    per = Key(quantity(least=1), "The quantity that amount_cents buys.")
+    amount_cents = Key(cents(), "The price of `per` units in minor units.")
+
+
+_PERCENT: Final = percent(least=1, most=1000)
 _TOLERANCE: Final = "gauges hold nothing, so that there is nothing to tolerate"
-PERCENT: Final = Key(
-    "percent",
-    percent(least=1, most=1000),
-    "How far above included a gauge may be.",
-    without_effect=_TOLERANCE,
-)
-GRACE: Final = Key("grace", duration(least=1), "For how long.", without_effect=_TOLERANCE)
-OVERAGE_TABLE: Final = Table("overage", (BILL, PERCENT, GRACE), inheritable=True)
+
+
+class OverageTable(Table, what="overage", inheritable=True):
+    """The map form of ``overage:``."""
+
+    bill = Key(BillTable, "Overage is admitted and billed.")
+    percent = Key(_PERCENT, "How far above included a gauge may be.", without_effect=_TOLERANCE)
+    grace_ms = Key(duration(least=1), "For how long.", name="grace", without_effect=_TOLERANCE)
+
 
 _OVERAGE_MAPS: Final = ", a map {bill: {cap, per, amount_cents}} or a map {percent, grace}"
 OVERAGE_ALLOWED: Final = f"deny, bill{_OVERAGE_MAPS}"
 
-RATE: Final = Key("rate", Rates(), "Quantity per window: one rate, several, or unlimited (default).")
-CONCURRENCY: Final[Key[int | Unlimited]] = Key(
-    "concurrency", or_unlimited(integer(least=1)), "Requests in flight; default: unlimited."
+_OVERAGE_SHAPE: Final[Shape[str | OverageTable]] = Forms(
+    OVERAGE_ALLOWED, scalar=Choice(("deny", "bill"), others=_OVERAGE_MAPS), fields=OverageTable
 )
-INCLUDED: Final[Key[int | Unlimited]] = Key(
-    "included", or_unlimited(quantity()), "Quantity per billing period that the price covers."
-)
-_OVERAGE_SHAPE: Final[Shape[str | Values]] = Forms(
-    OVERAGE_ALLOWED, scalar=Choice(("deny", "bill"), others=_OVERAGE_MAPS), fields=OVERAGE_TABLE
-)
-OVERAGE: Final = Key(
-    "overage",
-    _OVERAGE_SHAPE,
-    "What happens beyond included: deny (default where something is included), bill, or a tolerance.",
-)
-WARN_AT: Final = Key(
-    "warn_at",
-    ListOf(percent(least=1, most=1000), "percentages"),
-    "Percentages of included to warn at.",
-    without_effect="nobody is warned",
-)
-ENTITLEMENT_TABLE: Final = Table(
-    "an entitlement", (RATE, CONCURRENCY, INCLUDED, OVERAGE, WARN_AT), inheritable=True
-)
+
+
+class EntitlementTable(Table, what="an entitlement", inheritable=True):
+    """One of ``meters:`` of a plan."""
+
+    rates = Key(Rates(), "Quantity per window: one rate, several, or unlimited (default).", name="rate")
+    concurrency: Key[int | Unlimited] = Key(
+        or_unlimited(integer(least=1)), "Requests in flight; default: unlimited."
+    )
+    included: Key[int | Unlimited] = Key(
+        or_unlimited(quantity()), "Quantity per billing period that the price covers."
+    )
+    overage = Key(
+        _OVERAGE_SHAPE,
+        "What happens beyond included: deny (default where something is included), bill, or a tolerance.",
+    )
+    warn_at = Key(
+        ListOf(_PERCENT, "percentages"),
+        "Percentages of included to warn at.",
+        without_effect="nobody is warned",
+    )
+
 
 DENY: Final = Overage(mode="deny")
 BILLED: Final = Overage(mode="bill")
@@ -87,7 +92,7 @@ def default_entitlement(meter: Meter) -> Entitlement:
 
 
 def build_entitlement(
-    values: Values, meter: Meter, problems: Problems, *, base: Entitlement | None = None
+    values: EntitlementTable, meter: Meter, problems: Problems, *, base: Entitlement | None = None
 ) -> Entitlement:
     """What a plan gives that lists the meter; what is not said is as ``base`` has it, if there is one."""
     if meter.kind == "gauge":
@@ -95,17 +100,17 @@ def build_entitlement(
     if not counts_bytes(meter):
         _refuse_sizes(values, meter, problems)
     start = base or default_entitlement(meter)
-    if values.has(INCLUDED):
-        included = _limit_of(values.get(INCLUDED))
+    if values.has("included"):
+        included = _limit_of(values.included)
     else:
-        included = 0 if base is None and values.get(OVERAGE) is not None else start.included
+        included = 0 if base is None and values.overage is not None else start.included
     return Entitlement(
         meter=meter.name,
-        rates=values.get(RATE, ()) if values.has(RATE) else start.rates,
-        concurrency=_limit_of(values.get(CONCURRENCY)) if values.has(CONCURRENCY) else start.concurrency,
+        rates=(values.rates or ()) if values.has("rates") else start.rates,
+        concurrency=_limit_of(values.concurrency) if values.has("concurrency") else start.concurrency,
         included=included,
         overage=_build_overage(values, meter, base, problems),
-        warn_at=_build_warn_at(values, problems) if values.has(WARN_AT) else start.warn_at,
+        warn_at=_build_warn_at(values, problems) if values.has("warn_at") else start.warn_at,
     )
 
 
@@ -127,34 +132,36 @@ def ceiling(entitlement: Entitlement) -> int | None:
             return included * (100 + (overage.percent or 0)) // 100
 
 
-def _refuse_on_gauge(values: Values, meter: Meter, problems: Problems) -> None:
-    if values.get(RATE):
+def _refuse_on_gauge(values: EntitlementTable, meter: Meter, problems: Problems) -> None:
+    if values.rates:
         message = f"{meter.name} is a gauge: it has a level, not a rate; remove `rate`"
-        problems.refuse(values.place(RATE), message)
-    if isinstance(values.get(CONCURRENCY), int):
+        problems.refuse(values.place("rates"), message)
+    if isinstance(values.concurrency, int):
         message = f"{meter.name} is a gauge: concurrency counts requests; put it on a counter"
-        problems.refuse(values.place(CONCURRENCY), message)
+        problems.refuse(values.place("concurrency"), message)
 
 
-def _refuse_sizes(values: Values, meter: Meter, problems: Problems) -> None:
-    overage = values.get(OVERAGE)
-    bill = overage.get(BILL) if isinstance(overage, Values) else None
-    for table, key in ((values, INCLUDED), (bill, CAP), (bill, PER)):
+def _refuse_sizes(values: EntitlementTable, meter: Meter, problems: Problems) -> None:
+    overage = values.overage
+    bill = overage.bill if isinstance(overage, OverageTable) else None
+    for table, key in ((values, "included"), (bill, "cap"), (bill, "per")):
         written = table.text(key) if table else None
-        if table and written and is_size(written) and table.get(key) is not None:
+        if table and written and is_size(written) and not table.is_refused(key):
             message = (
                 f"found the size {written!r}, but {meter.name} counts {meter.unit}; allowed: a whole number"
             )
             problems.refuse(table.place(key), message)
 
 
-def _build_overage(values: Values, meter: Meter, base: Entitlement | None, problems: Problems) -> Overage:
-    written = values.get(OVERAGE)
+def _build_overage(
+    values: EntitlementTable, meter: Meter, base: Entitlement | None, problems: Problems
+) -> Overage:
+    written = values.overage
     if written is None:
         if base is not None:
             return base.overage
-        return DENY if values.has(INCLUDED) or values.has(OVERAGE) else default_entitlement(meter).overage
-    if isinstance(written, Values):
+        return DENY if values.has("included", "overage") else default_entitlement(meter).overage
+    if isinstance(written, OverageTable):
         overage = _build_overage_table(written, meter, problems)
     else:
         overage = BILLED if written == "bill" else DENY
@@ -163,43 +170,43 @@ def _build_overage(values: Values, meter: Meter, base: Entitlement | None, probl
             "deny it" if meter.kind == "gauge" else "add `stripe: {event_name: …}` to the meter, or deny it"
         )
         message = f"{meter.name} has no Stripe event, so its overage cannot be billed; {cure}"
-        problems.refuse(values.place(OVERAGE), message)
-    elif overage.mode != "bill" and not values.has(INCLUDED) and (base is None or base.included is None):
+        problems.refuse(values.place("overage"), message)
+    elif overage.mode != "bill" and not values.has("included") and (base is None or base.included is None):
         message = (
             "overage is what is beyond included, and `included` is missing; add it, `included: 0` for none"
         )
-        problems.refuse(values.place(OVERAGE), message)
+        problems.refuse(values.place("overage"), message)
     return overage
 
 
-def _build_overage_table(written: Values, meter: Meter, problems: Problems) -> Overage:
+def _build_overage_table(written: OverageTable, meter: Meter, problems: Problems) -> Overage:
     place = written.node.place
-    has_tolerance = written.has(PERCENT) or written.has(GRACE)
-    if written.has(BILL) and not has_tolerance:
-        return _build_bill(written.get(BILL), problems)
-    if written.has(BILL):
+    has_tolerance = written.has("percent", "grace_ms")
+    if written.has("bill") and not has_tolerance:
+        return _build_bill(written.bill, problems)
+    if written.has("bill"):
         problems.refuse(place, f"found both `bill` and a tolerance; allowed: {OVERAGE_ALLOWED}")
         return DENY
-    if not (written.has(PERCENT) and written.has(GRACE)):
+    if not (written.has("percent") and written.has("grace_ms")):
         problems.refuse(place, f"a tolerance needs `percent` and `grace`; allowed: {OVERAGE_ALLOWED}")
     elif meter.kind != "gauge":
         message = f"{meter.name} is a counter, and percent and grace are for gauges; use deny or bill"
         problems.refuse(place, message)
-    return Overage(mode="percent", percent=written.get(PERCENT), grace_ms=written.get(GRACE))
+    return Overage(mode="percent", percent=written.percent, grace_ms=written.grace_ms)
 
 
-def _build_bill(bill: Values | None, problems: Problems) -> Overage:
+def _build_bill(bill: BillTable | None, problems: Problems) -> Overage:
     if bill is None:
         return DENY
-    for given, needed in ((PER, AMOUNT_CENTS), (AMOUNT_CENTS, PER)):
+    for given, needed in (("per", "amount_cents"), ("amount_cents", "per")):
         if bill.has(given) and not bill.has(needed):
-            message = f"`{given.name}` needs `{needed.name}`: so much money per so many units"
+            message = f"`{given}` needs `{needed}`: so much money per so many units"
             problems.refuse(bill.place(given), message)
-    return Overage(mode="bill", **bill.given(CAP, PER, AMOUNT_CENTS))
+    return Overage(mode="bill", **bill.given())
 
 
-def _build_warn_at(values: Values, problems: Problems) -> tuple[int, ...]:
-    warn_at = values.get(WARN_AT, ())
+def _build_warn_at(values: EntitlementTable, problems: Problems) -> tuple[int, ...]:
+    warn_at = values.warn_at or ()
     if len(set(warn_at)) < len(warn_at):
-        problems.refuse(values.place(WARN_AT), "a percentage is listed twice; keep one")
+        problems.refuse(values.place("warn_at"), "a percentage is listed twice; keep one")
     return tuple(sorted(set(warn_at)))

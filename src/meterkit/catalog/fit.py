@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.catalog.entitlements import ceiling
-from meterkit.catalog.routes import RESERVE, quantities_of
+from meterkit.catalog.routes import quantities_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog.models import Credit, Entitlement, Plan, Route
     from meterkit.catalog.report import Problems
-    from meterkit.catalog.shapes import Values
+    from meterkit.catalog.routes import RouteTable
 
 
 def check_fit(
-    routes: Iterable[tuple[Route, Values]],
+    routes: Iterable[tuple[Route, RouteTable]],
     plans: Mapping[str, Plan | None],
     *,
     credits_: Mapping[str, Credit],
@@ -32,7 +32,7 @@ def check_fit(
                 is_payable = meter in payable or any(grant.name == meter for grant in plan.grants)
                 limit = _too_small(plan.entitlements[meter], quantity, is_payable=is_payable)
                 if limit is not None:
-                    what = f"a default of {quantity}" if key == RESERVE.name else f"{quantity}"
+                    what = f"a default of {quantity}" if key == "reserve" else f"{quantity}"
                     message = f"{what} never fits the plan {plan.key}, whose {limit}; lower it or raise that"
                     problems.refuse(place, message)
 

@@ -9,15 +9,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from meterkit.catalog import billing, meters, plans, routes
+from meterkit.catalog.billing import (
+    ANONYMOUS_SHAPE,
+    ENFORCEMENTS,
+    HEADERS,
+    STORE_FAILURES,
+    BillingTable,
+    DunningTable,
+    build_anonymous,
+    build_billing,
+    build_dunning,
+)
 from meterkit.catalog.digest import digest
 from meterkit.catalog.document import SIZE_MAX, parse
 from meterkit.catalog.fit import check_fit
 from meterkit.catalog.inheritance import with_inheritance
-from meterkit.catalog.models import Anonymous, Catalog, Route
+from meterkit.catalog.meters import CreditTable, MeterTable, build_credits, build_meters, check_features
+from meterkit.catalog.models import Catalog, Route
+from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.report import Place, Problems, RefusedError, nearest, unknown
+from meterkit.catalog.routes import RouteTable, build_routes
 from meterkit.catalog.scalars import NAME, scalar
-from meterkit.catalog.shapes import Choice, Key, Table, Values
+from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept
 
 _CURRENCY: Final = re.compile(r"[a-z]{3}")
 _CURRENCY_ALLOWED: Final = "the three small letters of a currency, such as usd"
@@ -31,36 +44,27 @@ def _parse_currency(text: str) -> str:
     return text
 
 
-SCHEMA: Final = Key("schema", Choice(("1",)), "Version of the file's format: 1.", required=True)
-CURRENCY: Final = Key(
-    "currency",
-    scalar(_parse_currency, _CURRENCY_ALLOWED, pattern="^[a-z]{3}$"),
-    "Currency of all prices.",
-    required=True,
-)
-DEFAULT_PLAN: Final = Key("default_plan", NAME, "The plan of customers never seen before.", required=True)
-ANONYMOUS: Final = Key(
-    "anonymous", billing.ANONYMOUS_SHAPE, "Requests without a customer: deny (default) or a plan."
-)
-METERS: Final = Key("meters", meters.METERS_SHAPE, "What is counted.", required=True)
-FEATURES: Final = Key("features", meters.FEATURES_SHAPE, "What a plan has or does not have.")
-CREDITS: Final = Key("credits", meters.CREDITS_SHAPE, "Prepaid units that meters may be paid with.")
-ROUTES: Final = Key("routes", routes.ROUTES_SHAPE, "How requests are decided; the first match wins.")
-PLANS: Final = Key("plans", plans.PLANS_SHAPE, "Named sets of entitlements.", required=True)
-BILLING: Final = Key("billing", billing.BILLING_TABLE, "What is billed, and when changes bind.")
-DUNNING: Final = Key("dunning", billing.DUNNING_TABLE, "What failed payments lead to.")
-ENFORCEMENT: Final = Key(
-    "enforcement", billing.ENFORCEMENTS, "on (default) or shadow: decide, but never deny."
-)
-ON_STORE_FAILURE: Final = Key("on_store_failure", billing.STORE_FAILURES, "allow (default) or deny.")
-HEADERS: Final = Key("headers", billing.HEADERS, "ietf (default), x-ratelimit, both or none.")
-ROOT: Final = Table(
-    "a plans file",
-    (
-        SCHEMA, CURRENCY, DEFAULT_PLAN, ANONYMOUS, METERS, FEATURES, CREDITS, ROUTES, PLANS,
-        BILLING, DUNNING, ENFORCEMENT, ON_STORE_FAILURE, HEADERS,
-    ),
-)  # fmt: skip
+class PlansFile(Table, what="a plans file"):
+    """The keys of the top level."""
+
+    version = Key(Choice(("1",)), "Version of the file's format: 1.", name="schema", required=True)
+    currency = Key(
+        scalar(_parse_currency, _CURRENCY_ALLOWED, pattern="^[a-z]{3}$"),
+        "Currency of all prices.",
+        required=True,
+    )
+    default_plan = Key(NAME, "The plan of customers never seen before.", required=True)
+    anonymous = Key(ANONYMOUS_SHAPE, "Requests without a customer: deny (default) or a plan.")
+    meters = Key(MapOf(NAME, MeterTable, "meters"), "What is counted.", required=True)
+    features = Key(ListOf(NAME, "features"), "What a plan has or does not have.")
+    credits = Key(MapOf(NAME, CreditTable, "credits"), "Prepaid units that meters may be paid with.")
+    routes = Key(ListOf(RouteTable, "routes"), "How requests are decided; the first match wins.")
+    plans = Key(MapOf(NAME, PlanTable, "plans", 1), "Named sets of entitlements.", required=True)
+    billing = Key(BillingTable, "What is billed, and when changes bind.")
+    dunning = Key(DunningTable, "What failed payments lead to.")
+    enforcement = Key(ENFORCEMENTS, "on (default) or shadow: decide, but never deny.")
+    on_store_failure = Key(STORE_FAILURES, "allow (default) or deny.")
+    headers = Key(HEADERS, "ietf (default), x-ratelimit, both or none.")
 
 
 def json_schema() -> dict[str, object]:
@@ -74,7 +78,7 @@ def json_schema() -> dict[str, object]:
         "$id": "urn:meterkit:schema:plans:1",
         "title": "meterkit plans file",
         "description": "What a service counts, how its routes are decided, and what its plans give.",
-        **ROOT.schema(),
+        **PlansFile.schema(),
     }
 
 
@@ -119,23 +123,24 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
     """
     problems = Problems(source)
     root = with_inheritance(parse(text, problems=problems), problems)
-    values = ROOT.read(root, problems)
+    values = PlansFile.read(root, problems)
     catalog = _build(values, problems) if values else None
     if problems or catalog is None:
         raise problems.error()
     return catalog
 
 
-def _build(values: Values, problems: Problems) -> Catalog:
-    meters.check_features(values.node.values.get(FEATURES.name), problems)
-    known = meters.build_meters(values.get(METERS, {}), problems)
-    features = values.get(FEATURES, ())
-    credits_ = meters.build_credits(values.get(CREDITS, {}), values.places(CREDITS), known, problems)
-    declared = plans.Declared(meters=known, features=features, credits=credits_)
-    built_plans = plans.build_plans(values.get(PLANS, {}), declared, problems)
-    money = billing.build_billing(values.get(BILLING))
-    written_routes = values.get(ROUTES, ())
-    common = values.given(ENFORCEMENT, ON_STORE_FAILURE, HEADERS)
+def _build(values: PlansFile, problems: Problems) -> Catalog:
+    check_features(values.node.values.get("features"), problems)
+    known = build_meters(values.meters or {}, problems)
+    features = values.features or ()
+    credits_ = build_credits(values.credits or {}, values.places("credits"), known, problems)
+    declared = Declared(meters=known, features=features, credits=credits_)
+    written_plans = values.plans or {}
+    built_plans = build_plans(written_plans, declared, problems)
+    money = build_billing(values.billing)
+    written_routes = values.routes or ()
+    common = values.given("enforcement", "on_store_failure", "headers")
     default = Route(
         match="*",
         method=None,
@@ -144,43 +149,28 @@ def _build(values: Values, problems: Problems) -> Catalog:
         idempotency_header=money.idempotency_header,
         **common,
     )
-    built_routes = routes.build_routes(written_routes, declared, default, problems)
+    built_routes = build_routes(written_routes, declared, default, problems)
     check_fit(
         zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
     )
-    default_plan = _check_default_plan(values, problems)
-    anonymous = _build_anonymous(values, problems)
-    dunning = billing.build_dunning(
-        values.get(DUNNING), default_plan=default_plan, plans=values.get(PLANS, {}), problems=problems
-    )
+    default_plan = values.default_plan or ""
+    if default_plan and values.plans is not None and default_plan not in written_plans:
+        problems.refuse(values.place("default_plan"), unknown("plan", default_plan, written_plans))
+    anonymous = build_anonymous(values.anonymous, plans=written_plans, problems=problems)
+    dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans, problems=problems)
     catalog = Catalog(
         source=problems.source,
         content_hash="",
-        currency=values.get(CURRENCY, ""),
+        currency=values.currency or "",
         default_plan=default_plan,
         anonymous=anonymous,
-        meters={name: meter for name, meter in known.items() if meter is not None},
+        meters=kept(known),
         features=frozenset(features),
         credits=credits_,
         routes=built_routes,
-        plans={key: plan for key, plan in built_plans.items() if plan is not None},
+        plans=kept(built_plans),
         billing=money,
         dunning=dunning,
         **common,
     )
     return digest(replace(catalog, notes=problems.notes))
-
-
-def _check_default_plan(values: Values, problems: Problems) -> str:
-    default_plan = values.get(DEFAULT_PLAN, "")
-    known = values.get(PLANS)
-    if default_plan and known is not None and default_plan not in known:
-        problems.refuse(values.place(DEFAULT_PLAN), unknown("plan", default_plan, known))
-    return default_plan
-
-
-def _build_anonymous(values: Values, problems: Problems) -> Anonymous | None:
-    written = values.get(ANONYMOUS)
-    if not isinstance(written, Values):
-        return None
-    return billing.build_anonymous(written, plans=values.get(PLANS, {}), problems=problems)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.document import Items, Text
 from meterkit.catalog.models import Credit, Meter, Report, StripeEvent
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import COST, NAME, percent, text
-from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, Values
+from meterkit.catalog.shapes import Choice, Key, MapOf, Table, kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,41 +21,42 @@ ALL: Final = "all"
 Kind = Literal["counter", "gauge"]
 _KINDS: Final[Choice[Kind]] = Choice(("counter", "gauge"))
 _REPORTS: Final[Choice[Report]] = Choice(("overage", "usage", "none"))
+_REPORTED: Final[dict[str, Any]] = {"report": "overage"}  # Where it is not said.
 _BYTES: Final = frozenset({"byte", "bytes"})
 
-EVENT_NAME: Final = Key(
-    "event_name", text(EVENT_NAME_MAX), "The event name of the meter at Stripe.", required=True
-)
-REPORT: Final[Key[Report]] = Key(
-    "report", _REPORTS, "Which part Stripe is sent: overage (default), usage or none."
-)
-STRIPE_TABLE: Final = Table("a Stripe event", (EVENT_NAME, REPORT))
 
-UNIT: Final = Key("unit", NAME, "What one is: request, token, byte, seat, …", required=True)
-KIND: Final[Key[Kind]] = Key("kind", _KINDS, "counter (default) adds up over a period; gauge holds a level.")
-STRIPE: Final = Key("stripe", STRIPE_TABLE, "The Stripe meter event that carries the billable usage.")
-FROM: Final = Key("from", NAME, "The counter of which this meter is a part.")
-WHERE: Final = Key(
-    "where", MapOf(NAME, text(256), "dimensions and patterns", 1), "Which part: dimension to pattern with *."
-)
-METER_TABLE: Final = Table("a meter", (UNIT, KIND, STRIPE, FROM, WHERE))
-METERS_SHAPE: Final = MapOf(NAME, METER_TABLE, "meters")
+class StripeTable(Table, what="a Stripe event"):
+    """``stripe:`` of a meter."""
 
-COSTS: Final = Key(
-    "costs", MapOf(NAME, COST, "meters and costs", 1), "Meter to credits per units.", required=True
-)
-LOW_BALANCE: Final = Key(
-    "low_balance", percent(least=1, most=100), "Share of the last grant at which the balance is low."
-)
-CREDIT_TABLE: Final = Table("a credit", (COSTS, LOW_BALANCE))
-CREDITS_SHAPE: Final = MapOf(NAME, CREDIT_TABLE, "credits")
+    event_name = Key(text(EVENT_NAME_MAX), "The event name of the meter at Stripe.", required=True)
+    report = Key(_REPORTS, "Which part Stripe is sent: overage (default), usage or none.")
 
-FEATURES_SHAPE: Final = ListOf(NAME, "features")
+
+class MeterTable(Table, what="a meter"):
+    """One of ``meters:``."""
+
+    unit = Key(NAME, "What one is: request, token, byte, seat, …", required=True)
+    kind: Key[Kind] = Key(_KINDS, "counter (default) adds up over a period; gauge holds a level.")
+    stripe = Key(StripeTable, "The Stripe meter event that carries the billable usage.")
+    source = Key(NAME, "The counter of which this meter is a part.", name="from")
+    where = Key(
+        MapOf(NAME, text(256), "dimensions and patterns", 1), "Which part: dimension to pattern with *."
+    )
+
+
+class CreditTable(Table, what="a credit"):
+    """One of ``credits:``."""
+
+    costs = Key(MapOf(NAME, COST, "meters and costs", 1), "Meter to credits per units.", required=True)
+    low_balance_percent = Key(
+        percent(least=1, most=100), "Share of the last grant at which the balance is low.", name="low_balance"
+    )
+
 
 Meters = dict[str, "Meter | None"]
 
 
-def build_meters(read: Mapping[str, Values | None], problems: Problems) -> Meters:
+def build_meters(read: Mapping[str, MeterTable | None], problems: Problems) -> Meters:
     """The meters by name; None where a definition was refused, so that only its name is known."""
     meters: Meters = {
         name: None if values is None else _build_meter(name, values, problems)
@@ -63,7 +64,7 @@ def build_meters(read: Mapping[str, Values | None], problems: Problems) -> Meter
     }
     _refuse_event_names_used_twice(read, problems)
     for name, values in read.items():
-        if values is not None and values.get(FROM) is not None:
+        if values is not None and values.source is not None:
             _check_source(name, values, read, problems)
     return meters
 
@@ -73,57 +74,53 @@ def counts_bytes(meter: Meter) -> bool:
     return meter.unit in _BYTES
 
 
-def _build_meter(name: str, values: Values, problems: Problems) -> Meter | None:
-    unit = values.get(UNIT)
-    kind: Kind = values.get(KIND, "counter")
-    source = values.get(FROM)
-    where = values.get(WHERE, {})
-    stripe = values.get(STRIPE)
-    if kind == "gauge" and values.has(STRIPE):
+def _build_meter(name: str, values: MeterTable, problems: Problems) -> Meter | None:
+    unit = values.unit
+    kind: Kind = values.kind or "counter"
+    source = values.source
+    stripe = values.stripe
+    if kind == "gauge" and values.has("stripe"):
         message = (
             "a gauge is not sent to Stripe; seats are billed with a plan's `seat_price`: remove `stripe`"
         )
-        problems.refuse(values.place(STRIPE), message)
+        problems.refuse(values.place("stripe"), message)
     if kind == "gauge":
         message = "a gauge has no effect yet: nothing sets its level, and no limit of it is asked"
-        problems.note(values.place(KIND), "without_effect", message)
-    if source is None and values.has(WHERE) and not values.has(FROM):
-        problems.refuse(values.place(WHERE), "`where` needs `from`: the meter of which this one is a part")
-    if source is not None and not values.has(WHERE):
-        problems.refuse(values.place(FROM), "`from` needs `where`: which part of that meter this one is")
-    event_name = stripe.get(EVENT_NAME) if stripe else None
+        problems.note(values.place("kind"), "without_effect", message)
+    if source is None and values.has("where") and not values.has("source"):
+        problems.refuse(values.place("where"), "`where` needs `from`: the meter of which this one is a part")
+    if source is not None and not values.has("where"):
+        problems.refuse(values.place("source"), "`from` needs `where`: which part of that meter this one is")
+    event_name = stripe.event_name if stripe else None
     if (
         unit is None
-        or values.is_refused(KIND)
-        or values.is_refused(STRIPE)
+        or values.is_refused("kind")
+        or values.is_refused("stripe")
         or (stripe and event_name is None)
     ):
         return None
-    event = (
-        StripeEvent(event_name=event_name, report=stripe.get(REPORT, "overage"))
-        if stripe and event_name
-        else None
-    )
-    patterns = {dimension: pattern for dimension, pattern in where.items() if pattern is not None}
-    return Meter(name=name, unit=unit, kind=kind, stripe=event, source=source, where=patterns)
+    event = StripeEvent(**_REPORTED | stripe.given()) if stripe else None
+    return Meter(name=name, unit=unit, kind=kind, stripe=event, source=source, where=kept(values.where))
 
 
-def _refuse_event_names_used_twice(read: Mapping[str, Values | None], problems: Problems) -> None:
+def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None], problems: Problems) -> None:
     first: dict[str, str] = {}
     for name, values in read.items():
-        stripe = values.get(STRIPE) if values else None
-        event_name = stripe.get(EVENT_NAME) if stripe else None
+        stripe = values.stripe if values else None
+        event_name = stripe.event_name if stripe else None
         if stripe is None or event_name is None:
             continue
         owner = first.setdefault(event_name, name)
         if owner != name:
             message = f"{event_name!r} already carries the meter {owner}; allowed: an event name per meter"
-            problems.refuse(stripe.place(EVENT_NAME), message)
+            problems.refuse(stripe.place("event_name"), message)
 
 
-def _check_source(name: str, values: Values, read: Mapping[str, Values | None], problems: Problems) -> None:
-    place = values.place(FROM)
-    source = values.get(FROM) or ""
+def _check_source(
+    name: str, values: MeterTable, read: Mapping[str, MeterTable | None], problems: Problems
+) -> None:
+    place = values.place("source")
+    source = values.source or ""
     if source not in read:
         problems.refuse(place, unknown("meter", source, read))
         return
@@ -138,17 +135,17 @@ def _check_source(name: str, values: Values, read: Mapping[str, Values | None], 
             problems.refuse(place, message)
         return
     whole = read[line[1]]
-    if "gauge" in {values.get(KIND), whole and whole.get(KIND)}:
+    if "gauge" in {values.kind, whole and whole.kind}:
         message = "only a counter has parts, and they are counters; remove `from` or `kind: gauge`"
         problems.refuse(place, message)
-    units = {meter.get(UNIT) for meter in (values, whole) if meter is not None} - {None}
+    units = {meter.unit for meter in (values, whole) if meter is not None} - {None}
     if len(units) > 1:
-        message = f"a part has the unit of its whole; {line[1]} counts {whole and whole.get(UNIT)}"
-        problems.refuse(values.place(UNIT), message)
+        message = f"a part has the unit of its whole; {line[1]} counts {whole and whole.unit}"
+        problems.refuse(values.place("unit"), message)
 
 
-def _source_of(values: Values | None) -> str | None:
-    return values.get(FROM) if values else None
+def _source_of(values: MeterTable | None) -> str | None:
+    return values.source if values else None
 
 
 def check_features(node: Node | None, problems: Problems) -> None:
@@ -165,7 +162,7 @@ def check_features(node: Node | None, problems: Problems) -> None:
 
 
 def build_credits(
-    read: Mapping[str, Values | None], places: Mapping[str, Place], meters: Meters, problems: Problems
+    read: Mapping[str, CreditTable | None], places: Mapping[str, Place], meters: Meters, problems: Problems
 ) -> dict[str, Credit]:
     """The credits by name."""
     built: dict[str, Credit] = {}
@@ -177,7 +174,7 @@ def build_credits(
         if values is None:
             built[name] = Credit(name=name, costs={}, low_balance_percent=None)
             continue
-        for meter_name, place in values.places(COSTS).items():
+        for meter_name, place in values.places("costs").items():
             meter = check_meter(meter_name, meters, place, problems)
             if meter is not None:
                 _check_payable(meter, place, problems)
@@ -186,8 +183,9 @@ def build_credits(
                 problems.refuse(
                     place, f"{meter_name} is paid with the credit {other} already; a meter has one"
                 )
-        costs = {meter: cost for meter, cost in values.get(COSTS, {}).items() if cost is not None}
-        built[name] = Credit(name=name, costs=costs, low_balance_percent=values.get(LOW_BALANCE))
+        built[name] = Credit(
+            name=name, costs=kept(values.costs), low_balance_percent=values.low_balance_percent
+        )
     return built
 
 

@@ -6,16 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.coverage import covers
-from meterkit.catalog.entitlements import INCLUDED, OVERAGE
 from meterkit.catalog.match import parse_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog.coverage import Match
+    from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.models import Catalog, Enforcement, Entitlement, Meter, Note, NoteKind
     from meterkit.catalog.report import Place, Problems
-    from meterkit.catalog.shapes import Values
 
 __all__ = ["log_notes", "note_entitlement", "note_unreachable", "summary"]
 
@@ -37,7 +36,7 @@ _ENFORCEMENTS: Final = {
 
 
 def note_entitlement(
-    entitlement: Entitlement, meter: Meter, written: Values | None, plan: Place, problems: Problems
+    entitlement: Entitlement, meter: Meter, written: EntitlementTable | None, plan: Place, problems: Problems
 ) -> None:
     """Say so where a plan bills a meter from the first unit, or limits a gauge that nothing fills.
 
@@ -54,7 +53,7 @@ def note_entitlement(
             problems.note(written.node.place, "without_effect", message)
         return
     stripe = meter.stripe
-    says = written is not None and (written.has(INCLUDED) or written.has(OVERAGE))
+    says = written is not None and written.has("included", "overage")
     if says or stripe is None or stripe.report == "none" or entitlement.overage.mode != "bill":
         return
     subject = f"{meter.name} is left out" if written is None else f"{meter.name} has no `included`"

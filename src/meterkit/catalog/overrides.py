@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
-from meterkit.catalog.entitlements import ENTITLEMENT_TABLE, build_entitlement
+from meterkit.catalog.entitlements import EntitlementTable, build_entitlement
 from meterkit.catalog.report import Place, Problems, unknown
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _build(
     if meter is None:
         problems.refuse(place, unknown("meter", name, catalog.meters))
         return None
-    values = ENTITLEMENT_TABLE.read(_node(given, place, 1), problems)
+    values = EntitlementTable.read(_node(given, place, 1), problems)
     if values is None:
         return None
     return build_entitlement(values, meter, problems, base=plan.entitlements[name])

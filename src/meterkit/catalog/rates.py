@@ -10,7 +10,7 @@ from meterkit.catalog.document import Items, Node, Text
 from meterkit.catalog.models import Algorithm, Rate
 from meterkit.catalog.report import RefusedError, nearest, quoted
 from meterkit.catalog.scalars import DAY_MS, SECOND_MS, UNLIMITED, parse_integer, parse_quantity, quantity
-from meterkit.catalog.shapes import Built, Choice, Forms, Json, Key, Scalar, Shape, Table, Values
+from meterkit.catalog.shapes import Built, Choice, Forms, Json, Key, Scalar, Shape, Table
 
 if TYPE_CHECKING:
     from meterkit.catalog.report import Problems
@@ -97,32 +97,32 @@ ONE_RATE: Final = Scalar(
 )
 SOME_RATES: Final = Scalar(parse_rates, _ALLOWED, {"type": "string", "pattern": _SOME_JSON})
 
-LIMIT: Final = Key("limit", ONE_RATE, "The rate, such as 20/second.", required=True)
-ALGORITHM: Final[Key[Algorithm]] = Key(
-    "algorithm", ALGORITHMS, "How the window moves; default: sliding-window."
-)
-BURST: Final = Key(
-    "burst", quantity(least=1), "Units that may be used at once; token-bucket only; default: the limit."
-)
-RATE_TABLE: Final = Table("a rate", (LIMIT, ALGORITHM, BURST))
+
+class RateTable(Table, what="a rate"):
+    """The map form of a rate."""
+
+    limit = Key(ONE_RATE, "The rate, such as 20/second.", required=True)
+    algorithm: Key[Algorithm] = Key(ALGORITHMS, "How the window moves; default: sliding-window.")
+    burst = Key(quantity(least=1), "Units that may be used at once; token-bucket only; default: the limit.")
 
 
-def _with_algorithm(values: Values, problems: Problems) -> tuple[Rate, ...]:
-    rate = values.get(LIMIT)
+def _with_algorithm(values: RateTable, problems: Problems) -> tuple[Rate, ...]:
+    rate = values.limit
     if rate is None:
         return ()
-    algorithm: Algorithm = values.get(ALGORITHM, rate.algorithm)
-    burst = values.get(BURST)
-    if burst is not None and algorithm != "token-bucket" and not values.is_refused(ALGORITHM):
+    algorithm: Algorithm = values.algorithm or rate.algorithm
+    burst = values.burst
+    if burst is not None and algorithm != "token-bucket" and not values.is_refused("algorithm"):
         problems.refuse(
-            values.place(BURST), f"{algorithm} has no burst; add `algorithm: token-bucket` or remove it"
+            values.place("burst"),
+            f"{algorithm} has no burst; add `algorithm: token-bucket` or remove it",
         )
         burst = None
     return (replace(rate, algorithm=algorithm, burst=burst or rate.limit),)
 
 
 _ONE_OR_MORE: Final[Shape[tuple[Rate, ...]]] = Forms(
-    _ALLOWED, scalar=SOME_RATES, fields=Built(RATE_TABLE, _with_algorithm)
+    _ALLOWED, scalar=SOME_RATES, fields=Built(RateTable, _with_algorithm)
 )
 
 

@@ -12,10 +12,10 @@ from meterkit.catalog.models import Reserve, Route
 from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import FLAG, NAME, quantity, text
-from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, Values
+from meterkit.catalog.shapes import Choice, Key, MapOf, Nullable, Table, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from meterkit.catalog.plans import Declared
     from meterkit.catalog.report import Place, Problems
@@ -30,81 +30,76 @@ USAGE_METERS: Final = (
 )
 _USAGE: Final = ("none", "auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 
-FIELD: Final = Key(
-    "from",
-    text(128, pattern=r"[A-Za-z0-9_.-]+", allowed="the name of a field of the JSON body, such as max_tokens"),
-    "The field of the JSON request body that names the quantity.",
-)
-DEFAULT: Final = Key(
-    "default", quantity(least=1), "The quantity where the body does not name one.", required=True
-)
-CEILING: Final = Key("ceiling", quantity(least=1), "The most that is set aside; required with `from`.")
-RESERVE_TABLE: Final = Table("a reserve", (FIELD, DEFAULT, CEILING))
+
+class ReserveTable(Table, what="a reserve"):
+    """One of ``reserve:`` of a route."""
+
+    field = Key(
+        text(
+            128,
+            pattern=r"[A-Za-z0-9_.-]+",
+            allowed="the name of a field of the JSON body, such as max_tokens",
+        ),
+        "The field of the JSON request body that names the quantity.",
+        name="from",
+    )
+    default = Key(quantity(least=1), "The quantity where the body does not name one.", required=True)
+    ceiling = Key(quantity(least=1), "The most that is set aside; required with `from`.")
+
 
 _QUANTITIES: Final = MapOf(NAME, quantity(), "meters and quantities", 1)
-MATCH: Final = Key("match", MATCH_SHAPE, "Method and path template; * for all else.", required=True)
-EXEMPT: Final = Key("exempt", FLAG, "Not identified, not decided, no headers.")
-ALWAYS: Final = Key("always", FLAG, "Decided by its rates only.")
-FEATURE: Final = Key("feature", NAME, "The feature that the customer's plan must have.")
-CONSUME: Final = Key("consume", _QUANTITIES, "Meter to quantity per request.")
-PER_MESSAGE: Final = Key(
-    "per_message",
-    _QUANTITIES,
-    "Meter to quantity per message received on a websocket.",
-    without_effect="websockets pass undecided and uncounted",
-)
-GROW: Final = Key(
-    "grow",
-    _QUANTITIES,
-    "Gauge to quantity: asks whether it may grow by it.",
-    without_effect="gauges hold nothing, and no request is refused for what it adds to one",
-)
-STORAGE: Final = Key(
-    "storage",
-    Choice(("content-length",)),
-    "Where the size of what is stored stands.",
-    without_effect="gauges hold nothing, and no upload is refused for its size",
-)
-USAGE: Final = Key(
-    "usage", Choice(_USAGE), "Whose token figures are read off the response: none (default), auto, …"
-)
-RESERVE: Final = Key(
-    "reserve", MapOf(NAME, RESERVE_TABLE, "meters and reserves", 1), "What is set aside beforehand."
-)
-CHARGE_ON: Final = Key("charge_on", CHARGE_ON_SHAPE, "Outcomes that are billed: success, attempt or a list.")
-ENFORCEMENT: Final = Key("enforcement", ENFORCEMENTS, "on or shadow.")
-ON_STORE_FAILURE: Final = Key("on_store_failure", STORE_FAILURES, "allow or deny.")
-ROUTE_HEADERS: Final = Key("headers", HEADERS, "ietf, x-ratelimit, both or none.")
-IDEMPOTENCY_HEADER: Final = Key(
-    "idempotency_header",
-    Nullable(HEADER_NAME),
-    "Header that marks a repeat, or null.",
-    without_effect="a repeated request is counted and billed again",
-)
-ROUTE_TABLE: Final = Table(
-    "a route",
-    (
-        MATCH, EXEMPT, ALWAYS, FEATURE, CONSUME, PER_MESSAGE, GROW, STORAGE, USAGE, RESERVE,
-        CHARGE_ON, ENFORCEMENT, ON_STORE_FAILURE, ROUTE_HEADERS, IDEMPOTENCY_HEADER,
-    ),
-)  # fmt: skip
-ROUTES_SHAPE: Final = ListOf(ROUTE_TABLE, "routes")
+
+
+class RouteTable(Table, what="a route"):
+    """One of ``routes:``."""
+
+    match = Key(MATCH_SHAPE, "Method and path template; * for all else.", required=True)
+    exempt = Key(FLAG, "Not identified, not decided, no headers.")
+    always = Key(FLAG, "Decided by its rates only.")
+    feature = Key(NAME, "The feature that the customer's plan must have.")
+    consume = Key(_QUANTITIES, "Meter to quantity per request.")
+    per_message = Key(
+        _QUANTITIES,
+        "Meter to quantity per message received on a websocket.",
+        without_effect="websockets pass undecided and uncounted",
+    )
+    grow = Key(
+        _QUANTITIES,
+        "Gauge to quantity: asks whether it may grow by it.",
+        without_effect="gauges hold nothing, and no request is refused for what it adds to one",
+    )
+    storage = Key(
+        Choice(("content-length",)),
+        "Where the size of what is stored stands.",
+        without_effect="gauges hold nothing, and no upload is refused for its size",
+    )
+    usage = Key(Choice(_USAGE), "Whose token figures are read off the response: none (default), auto, …")
+    reserve = Key(MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is set aside beforehand.")
+    charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success, attempt or a list.")
+    enforcement = Key(ENFORCEMENTS, "on or shadow.")
+    on_store_failure = Key(STORE_FAILURES, "allow or deny.")
+    headers = Key(HEADERS, "ietf, x-ratelimit, both or none.")
+    idempotency_header = Key(
+        Nullable(HEADER_NAME),
+        "Header that marks a repeat, or null.",
+        without_effect="a repeated request is counted and billed again",
+    )
 
 
 def build_routes(
-    read: tuple[Values, ...], declared: Declared, default: Route, problems: Problems
+    read: tuple[RouteTable, ...], declared: Declared, default: Route, problems: Problems
 ) -> tuple[Route, ...]:
     """The routes in the file's order; ``default`` is one that says nothing of itself."""
     _refuse_unreachable(read, problems)
-    matches = [(match, values.place(MATCH)) for values in read if (match := values.get(MATCH)) is not None]
+    matches = [(match, values.place("match")) for values in read if (match := values.match) is not None]
     note_unreachable(matches, problems)
     return tuple(_build_route(values, declared, default, problems) for values in read)
 
 
-def _refuse_unreachable(read: tuple[Values, ...], problems: Problems) -> None:
+def _refuse_unreachable(read: tuple[RouteTable, ...], problems: Problems) -> None:
     first: dict[tuple[str | None, str | None], Place] = {}
     for values in read:
-        match = values.get(MATCH)
+        match = values.match
         if match is None:
             continue
         key = parse_match(match)
@@ -113,70 +108,62 @@ def _refuse_unreachable(read: tuple[Values, ...], problems: Problems) -> None:
             message = (
                 f"never reached: the route in line {earlier.line} matches first; move it up or remove it"
             )
-            problems.refuse(values.place(MATCH), message)
-        first.setdefault(key, values.place(MATCH))
+            problems.refuse(values.place("match"), message)
+        first.setdefault(key, values.place("match"))
 
 
-def _build_route(values: Values, declared: Declared, default: Route, problems: Problems) -> Route:
-    method, path = parse_match(values.get(MATCH, "*"))
+def _build_route(values: RouteTable, declared: Declared, default: Route, problems: Problems) -> Route:
+    method, path = parse_match(values.match or "*")
     _refuse_contradictions(values, method, path, problems)
     if method == WEBSOCKET:
         message = "a `WS` route has no effect yet: websockets pass undecided and uncounted"
-        problems.note(values.place(MATCH), "without_effect", message)
-    feature = values.get(FEATURE)
+        problems.note(values.place("match"), "without_effect", message)
+    feature = values.feature
     if feature is not None and feature not in declared.features:
-        problems.refuse(values.place(FEATURE), unknown("feature", feature, declared.features))
-    if values.get(USAGE, "none") != "none" and not any(name in declared.meters for name in USAGE_METERS):
+        problems.refuse(values.place("feature"), unknown("feature", feature, declared.features))
+    if values.usage not in {None, "none"} and not any(name in declared.meters for name in USAGE_METERS):
         message = f"token figures go to the meters {', '.join(USAGE_METERS)}; declare at least one of them"
-        problems.refuse(values.place(USAGE), message)
-    return replace(
-        default,
-        **values.given(
-            *(MATCH, EXEMPT, ALWAYS, FEATURE, STORAGE, USAGE),
-            *(CHARGE_ON, ENFORCEMENT, ON_STORE_FAILURE, ROUTE_HEADERS, IDEMPOTENCY_HEADER),
-        ),
-        method=method,
-        path=path,
-        consume=_build_quantities(values, CONSUME, declared, problems),
-        per_message=_build_quantities(values, PER_MESSAGE, declared, problems),
-        grow=_build_quantities(values, GROW, declared, problems),
-        storage_meter=_build_storage_meter(values, declared, problems),
-        reserve=_build_reserves(values, declared, problems),
-    )
+        problems.refuse(values.place("usage"), message)
+    built: dict[str, Any] = {
+        key: _build_quantities(values, key, declared, problems) for key in ("consume", "per_message", "grow")
+    }
+    built["storage_meter"] = _build_storage_meter(values, declared, problems)
+    built["reserve"] = _build_reserves(values, declared, problems)
+    return replace(default, **values.given() | built, method=method, path=path)
 
 
-def _refuse_contradictions(values: Values, method: str | None, path: str | None, problems: Problems) -> None:
-    if values.get(EXEMPT):
-        without_effect = [name for name in values.node.places if name not in {MATCH.name, EXEMPT.name}]
+def _refuse_contradictions(
+    values: RouteTable, method: str | None, path: str | None, problems: Problems
+) -> None:
+    if values.exempt:
+        without_effect = [name for name in values.node.places if name not in {"match", "exempt"}]
         why = "an exempt route is not decided"
-    elif values.get(ALWAYS):
-        without_effect = [FEATURE.name, GROW.name, STORAGE.name]
+    elif values.always:
+        without_effect = ["feature", "grow", "storage"]
         why = "an `always` route is decided by its rates only"
     elif method == WEBSOCKET:
-        without_effect = [RESERVE.name, STORAGE.name, USAGE.name]
+        without_effect = ["reserve", "storage", "usage"]
         why = "a websocket has no request body and no response"
     else:
         without_effect, why = [], ""
     for name in without_effect:
         if name in values.node.places:
             problems.refuse(values.node.places[name], f"{why}, so `{name}` has no effect; remove it")
-    if values.has(PER_MESSAGE) and method != WEBSOCKET and path is not None:
+    if values.has("per_message") and method != WEBSOCKET and path is not None:
         message = f'only websockets have messages; did you mean "{WEBSOCKET} {path}"?'
-        problems.refuse(values.place(PER_MESSAGE), message)
+        problems.refuse(values.place("per_message"), message)
 
 
-def _build_quantities(
-    values: Values, key: Key[dict[str, int | None]], declared: Declared, problems: Problems
-) -> dict[str, int]:
+def _build_quantities(values: RouteTable, key: str, declared: Declared, problems: Problems) -> dict[str, int]:
     for name, place in values.places(key).items():
-        if key is GROW:
+        if key == "grow":
             meter = check_meter(name, declared.meters, place, problems)
             if meter is not None and meter.kind != "gauge":
                 message = f"{name} is a counter and only gauges grow; use `consume: {{{name}: …}}`"
                 problems.refuse(place, message)
         else:
-            _check_counter(name, place, key.name, declared, problems)
-    return {name: written for name, written in values.get(key, {}).items() if written is not None}
+            _check_counter(name, place, key, declared, problems)
+    return kept(getattr(values, key))
 
 
 def _check_counter(name: str, place: Place, verb: str, declared: Declared, problems: Problems) -> None:
@@ -192,8 +179,8 @@ def _check_counter(name: str, place: Place, verb: str, declared: Declared, probl
         )
 
 
-def _build_storage_meter(values: Values, declared: Declared, problems: Problems) -> str | None:
-    if values.get(STORAGE) is None:
+def _build_storage_meter(values: RouteTable, declared: Declared, problems: Problems) -> str | None:
+    if values.storage is None:
         return None
     gauges = [
         name
@@ -208,42 +195,41 @@ def _build_storage_meter(values: Values, declared: Declared, problems: Problems)
         found = f"{', '.join(gauges)} are several" if gauges else "there is none"
         cure = "declare the meter `storage: {unit: byte, kind: gauge}`"
         message = f"a storage route fills a gauge of bytes, and {found}; {cure}"
-        problems.refuse(values.place(STORAGE), message)
+        problems.refuse(values.place("storage"), message)
     return None
 
 
-def _build_reserves(values: Values, declared: Declared, problems: Problems) -> tuple[Reserve, ...]:
-    for name, place in values.places(RESERVE).items():
-        _check_counter(name, place, RESERVE.name, declared, problems)
-    read = values.get(RESERVE, {}).items()
-    return tuple(_build_reserve(name, written, problems) for name, written in read if written is not None)
+def _build_reserves(values: RouteTable, declared: Declared, problems: Problems) -> tuple[Reserve, ...]:
+    for name, place in values.places("reserve").items():
+        _check_counter(name, place, "reserve", declared, problems)
+    reserves = kept(values.reserve).items()
+    return tuple(_build_reserve(name, written, problems) for name, written in reserves)
 
 
-def _build_reserve(name: str, values: Values, problems: Problems) -> Reserve:
-    default = values.get(DEFAULT, 1)
-    ceiling = values.get(CEILING, default)
-    if values.has(FIELD) and not values.has(CEILING):
+def _build_reserve(name: str, values: ReserveTable, problems: Problems) -> Reserve:
+    default = values.default or 1
+    ceiling = values.ceiling or default
+    if values.has("field") and not values.has("ceiling"):
         message = (
             "`from` lets the client name the quantity; add `ceiling`, the most that one request sets aside"
         )
-        problems.refuse(values.place(FIELD), message)
-    if default > ceiling and not values.is_refused(DEFAULT):
+        problems.refuse(values.place("field"), message)
+    if default > ceiling and not values.is_refused("default"):
         problems.refuse(
-            values.place(DEFAULT),
+            values.place("default"),
             f"the default {default} is above the ceiling {ceiling}; lower one or raise the other",
         )
-    return Reserve(meter=name, field=values.get(FIELD), default=default, ceiling=ceiling)
+    return Reserve(meter=name, field=values.field, default=default, ceiling=ceiling)
 
 
-def quantities_of(route: Route, values: Values) -> Iterator[tuple[Place, str, str, int]]:
+def quantities_of(route: Route, values: RouteTable) -> Iterator[tuple[Place, str, str, int]]:
     """Each quantity of a route that is asked for at admission: its place, key and meter."""
-    keys: tuple[tuple[Key[Any], Mapping[str, int]], ...] = (
-        (CONSUME, route.consume),
-        (PER_MESSAGE, route.per_message),
-        (GROW, route.grow),
-        (RESERVE, {reserve.meter: reserve.default for reserve in route.reserve}),
-    )
-    for key, quantities in keys:
+    per_key = {
+        "consume": route.consume,
+        "per_message": route.per_message,
+        "grow": route.grow,
+        "reserve": {reserve.meter: reserve.default for reserve in route.reserve},
+    }
+    for key, quantities in per_key.items():
         places = values.places(key)
-        for meter, asked in quantities.items():
-            yield places[meter], key.name, meter, asked
+        yield from ((places[meter], key, meter, asked) for meter, asked in quantities.items())

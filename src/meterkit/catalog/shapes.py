@@ -7,14 +7,15 @@ the same shapes, so the two cannot differ.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, overload
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar, cast, overload
 
 from meterkit.catalog.document import Fields, Items, Node, Text, kind_of
 from meterkit.catalog.report import RefusedError, listed, quoted, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Self
 
     from meterkit.catalog.models import NoteKind
     from meterkit.catalog.report import Place, Problems
@@ -161,23 +162,39 @@ class MapOf(Generic[T_co]):
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Key(Generic[T_co]):
-    """One key of a table.
+def kept(read: Mapping[str, T | None] | None) -> dict[str, T]:
+    """What was not refused of a map that was read."""
+    return {name: value for name, value in (read or {}).items() if value is not None}
+
+
+@dataclass(slots=True, eq=False)
+class Key(Generic[T]):
+    """One key of a table: an attribute of the table that was read, None where it says nothing to go on with.
 
     Attributes:
         doc: one line for editors.
+        name: as the file writes it; by default as the attribute is called.
         required: whether the table is refused without it.
         without_effect: what the key will bring about one day; empty where the code reads it.
         informs: whether it will never do more than inform people.
     """
 
-    name: str
-    shape: Shape[T_co]
+    shape: Shape[T]
     doc: str
+    name: str = ""
     required: bool = False
     without_effect: str = ""
     informs: bool = False
+
+    def __set_name__(self, owner: object, attribute: str) -> None:
+        self.name = self.name or attribute
+
+    @overload
+    def __get__(self, table: None, owner: object) -> Key[T]: ...
+    @overload
+    def __get__(self, table: Table, owner: object) -> T | None: ...
+    def __get__(self, table: Table | None, owner: object) -> Key[T] | T | None:
+        return self if table is None else cast("T | None", table.values.get(self.name))
 
     @property
     def described(self) -> str:
@@ -194,103 +211,98 @@ class Key(Generic[T_co]):
             problems.note(place, kind, f"`{self.name}` has no effect{when}: {self.without_effect}")
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
-    """What a table read: typed by its keys."""
-
-    node: Fields
-    read: Mapping[str, object]
-
-    @overload
-    def get(self, key: Key[T]) -> T | None: ...
-    @overload
-    def get(self, key: Key[T], default: T) -> T: ...
-    def get(self, key: Key[T], default: T | None = None) -> T | None:
-        """What the key says, or the default where it is absent, null or refused."""
-        value = cast("T | None", self.read.get(key.name))
-        return default if value is None else value
-
-    def given(self, *keys: Key[Any]) -> dict[str, Any]:
-        """What the file says under these keys and was not refused, by their names: fields of a model."""
-        return {
-            key.name: self.read.get(key.name) for key in keys if self.has(key) and not self.is_refused(key)
-        }
-
-    def has(self, key: Key[T]) -> bool:
-        """Whether the file says anything under the key."""
-        return key.name in self.node.values
-
-    def is_refused(self, key: Key[T]) -> bool:
-        """Whether the file says something under the key, and it was refused."""
-        node = self.node.values.get(key.name)
-        is_null = isinstance(node, Text) and node.is_null
-        return node is not None and not is_null and self.read.get(key.name) is None
-
-    def place(self, key: Key[T]) -> Place:
-        """Where the key stands; the table's own place where it is absent."""
-        return self.node.places.get(key.name, self.node.place)
-
-    def text(self, key: Key[T]) -> str | None:
-        """The scalar under the key as written; None where there is none."""
-        node = self.node.values.get(key.name)
-        return node.text if isinstance(node, Text) else None
-
-    def places(self, key: Key[T]) -> Mapping[str, Place]:
-        """Where the entries of the map under the key stand."""
-        node = self.node.values.get(key.name)
-        return node.places if isinstance(node, Fields) else {}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """A map with known keys.
+    """A map with known keys: a subclass declares them, and an instance is one that was read.
 
-    Attributes:
-        inheritable: whether a required key may come from an extended plan, so that editors must not insist.
+    Args:
+        node: what was read.
+        values: what it says, by the names of the keys.
     """
 
-    what: str
-    keys: tuple[Key[object], ...]
-    inheritable: bool = False
-    _by_name: dict[str, Key[object]] = field(init=False, default_factory=dict[str, "Key[object]"])
+    _what: ClassVar[str]
+    _inheritable: ClassVar[bool]
+    _keys: ClassVar[dict[str, Key[Any]]]
 
-    def __post_init__(self) -> None:
-        self._by_name.update({key.name: key for key in self.keys})
+    def __init_subclass__(cls, *, what: str, inheritable: bool = False) -> None:
+        """Note the keys; one that is required in an ``inheritable`` table may come from an extended plan."""
+        cls._what, cls._inheritable = what, inheritable
+        cls._keys = {name: key for name, key in vars(cls).items() if isinstance(key, Key)}
 
-    def read(self, node: Node, problems: Problems) -> Values | None:
-        """The values under the known keys; unknown and missing ones are noted."""
+    def __init__(self, node: Fields, values: Mapping[str, object]) -> None:
+        self.node = node
+        self.values = values
+
+    @classmethod
+    def read(cls, node: Node, problems: Problems) -> Self | None:
+        """The table; unknown and missing keys are noted."""
+        keys = {key.name: key for key in cls._keys.values()}
         if not isinstance(node, Fields):
-            message = f"found {kind_of(node)}; allowed: a map for {self.what}, with {listed(self._by_name)}"
+            message = f"found {kind_of(node)}; allowed: a map for {cls._what}, with {listed(keys)}"
             problems.refuse(node.place, message)
             return None
         for name, place in node.places.items():
-            if name not in self._by_name:
-                problems.refuse(place, self._unknown(name))
-        for key in self.keys:
+            if name not in keys:
+                problems.refuse(place, cls._unknown(name, keys))
+        for key in keys.values():
             if key.required and key.name not in node.values:
                 missing = replace(node.place, path=node.place.child(key.name).path)
-                problems.refuse(missing, f"{self.what} needs this key: {key.doc}")
-        read = {
-            key.name: key.shape.read(node.values[key.name], problems)
-            for key in self.keys
-            if key.name in node.values
+                problems.refuse(missing, f"{cls._what} needs this key: {key.doc}")
+        values = {
+            name: key.shape.read(node.values[name], problems)
+            for name, key in keys.items()
+            if name in node.values
         }
-        for key in self.keys:
-            key.note(node.places.get(key.name, node.place), read.get(key.name), problems)
-        return Values(node, read)
+        for name, value in values.items():
+            keys[name].note(node.places.get(name, node.place), value, problems)
+        return cls(node, values)
 
-    def _unknown(self, name: str) -> str:
+    @classmethod
+    def _unknown(cls, name: str, known: Iterable[str]) -> str:
         if name == "<<":
             return "merge keys are not read; use `extends`, or write the keys out"
-        allowed = f"allowed in {self.what}: {listed(self._by_name)}"
-        return f"unknown key {quoted(name)}; {allowed}{suggestion(name, self._by_name)}"
+        allowed = f"allowed in {cls._what}: {listed(known)}"
+        return f"unknown key {quoted(name)}; {allowed}{suggestion(name, known)}"
 
-    def schema(self) -> Json:
+    @classmethod
+    def schema(cls) -> Json:
         """An object with these keys only."""
-        properties = {key.name: {"description": key.described, **key.shape.schema()} for key in self.keys}
-        required = [] if self.inheritable else [key.name for key in self.keys if key.required]
+        keys = cls._keys.values()
+        properties = {key.name: {"description": key.described, **key.shape.schema()} for key in keys}
+        required = [key.name for key in keys if key.required and not cls._inheritable]
         needs: Json = {"required": required} if required else {}
         return {"type": "object", "properties": properties, "additionalProperties": False, **needs}
+
+    def given(self, *attributes: str) -> dict[str, Any]:
+        """What the file says and was not refused, of these attributes or all: fields of a model."""
+        names = [name for name in attributes or self._keys if self.has(name) and not self.is_refused(name)]
+        return {name: getattr(self, name) for name in names}
+
+    def has(self, *attributes: str) -> bool:
+        """Whether the file says anything under one of these keys."""
+        return any(self._keys[attribute].name in self.node.values for attribute in attributes)
+
+    def is_refused(self, attribute: str) -> bool:
+        """Whether the file says something under the key, and it was refused."""
+        node = self._node(attribute)
+        is_null = isinstance(node, Text) and node.is_null
+        return node is not None and not is_null and getattr(self, attribute) is None
+
+    def place(self, attribute: str) -> Place:
+        """Where the key stands; the table's own place where it is absent."""
+        return self.node.places.get(self._keys[attribute].name, self.node.place)
+
+    def text(self, attribute: str) -> str | None:
+        """The scalar under the key as written; None where there is none."""
+        node = self._node(attribute)
+        return node.text if isinstance(node, Text) else None
+
+    def places(self, attribute: str) -> Mapping[str, Place]:
+        """Where the entries of the map under the key stand."""
+        node = self._node(attribute)
+        return node.places if isinstance(node, Fields) else {}
+
+    def _node(self, attribute: str) -> Node | None:
+        return self.node.values.get(self._keys[attribute].name)
 
 
 @dataclass(frozen=True, slots=True)
