@@ -203,7 +203,7 @@ class Echo:
         self.name = name
         self.orphans: list[Any] = []
         # The clock is added as the last argument.
-        self.packed = b"*5\r\n" + pack_each(["EVAL", "return {0, ARGV[1]}", 0, name])
+        self.packed: tuple[bytes, ...] = (b"*5\r\n", pack_each(["EVAL", "return {0, ARGV[1]}", 0, name]))
 
     def on_unclaimed_reply(self, reply: Any) -> None:
         self.orphans.append(reply)

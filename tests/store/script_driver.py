@@ -259,7 +259,7 @@ class World(Requests):
                 rates_only=False,
                 prepaid=known.prepaid,
             )
-            reply = self.wire(known.pack_decide(program, "d") + pack_each([self.wall]))
+            reply = self.wire(b"".join(known.pack_decide(program, "d")) + pack_each([self.wall]))
             reply = _damaged(reply)
         self.compare(f"decide {name} by {key} {field} {wrong!r}", ["DAMAGED", field], reply)
         writer = self.keys.producer(0, "damaged")

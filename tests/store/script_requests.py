@@ -97,10 +97,10 @@ class Requests(Checks):
             program = compile_program(
                 known.entitlements, self.catalog, demands, **flags, prepaid=known.prepaid
             )
-            packed = known.pack_decide(program, mode)
+            packed = b"".join(known.pack_decide(program, mode))
         else:
             decision = known.prepare_asking(demands, mode, in_flight=True)
-            program, packed = decision.program, decision.packed
+            program, packed = decision.program, b"".join(decision.packed)
             mode = mode if decision.refusal is None else "v"
         reply = self._decide(known, packed, demands, mode, view_of(known), flags)
         if reply[0] in {0, 5} and mode in "dfs" and program.settles:
@@ -130,7 +130,9 @@ class Requests(Checks):
             )
             for name, given in known.entitlements.items()
         }
-        reply = self._decide(known, decision.packed, demands, "h", replace(view, entitlements=kept), {})
+        reply = self._decide(
+            known, b"".join(decision.packed), demands, "h", replace(view, entitlements=kept), {}
+        )
         if reply[0] == 0:
             self.open.append(replace(held, program=decision.program, slot=reply[1] // SLOT_MS))
             self.end(held, recorded={}, seen=None)

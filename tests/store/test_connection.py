@@ -38,7 +38,7 @@ class Command(Echo):
 
     def __init__(self, *words: str | int) -> None:
         super().__init__(str(words[-1]))
-        self.packed = b"*%d\r\n%b" % (len(words) + 1, pack_each(words))
+        self.packed = (b"*%d\r\n%b" % (len(words) + 1, pack_each(words)),)
 
 
 def nobody(connection: Connection, why: str, unsent: Unsent) -> None:
@@ -126,7 +126,7 @@ async def test_i1_requests_of_one_tick_share_one_write(
 
     async def ask(n: int) -> Any:
         if n % 5 == 0:
-            connection.post((Echo(f"post-{n}").packed,), ear)
+            connection.post(Echo(f"post-{n}").packed, ear)
         return await connection.call(Echo(f"call-{n}"))
 
     replies = await asyncio.gather(*(ask(n) for n in range(50)))

@@ -46,7 +46,7 @@ async def test_requests_of_one_tick_are_answered_in_order(link: memory.MemoryLin
     futures: list[asyncio.Future[Any]] = []
     for call in calls:
         futures.append(link.call(call))
-        link.post((call.packed,), ear)
+        link.post(call.packed, ear)
     assert [call.name.encode() for call in calls] == [(await future)[1] for future in futures]
     assert [call.name.encode() for call in calls] == [reply[1] for reply in ear.heard]
 

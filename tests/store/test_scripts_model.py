@@ -275,4 +275,4 @@ def ask(world: World, name: str, quantities: dict[str, int], *, mode: str = "d")
     known = world.processes[0].get(name)
     demands = {meter: Demand(needed=quantity, taken=quantity) for meter, quantity in quantities.items()}
     call = known.prepare_asking(demands, mode, in_flight=True)
-    return world.wire(call.packed + b"$13\r\n%d\r\n" % world.wall)
+    return world.wire(b"".join(call.packed) + b"$13\r\n%d\r\n" % world.wall)

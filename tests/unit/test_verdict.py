@@ -227,7 +227,7 @@ class Patient(World):
         self.compare(f"at {what}", 0, self.again(known, program, now_ms + wait_ms))
 
     def again(self, known: CustomerView, program: Program, at_ms: int) -> Any:
-        parts = unpack(known.pack_decide(program, "f") + pack_each([at_ms]))
+        parts = unpack(b"".join(known.pack_decide(program, "f")) + pack_each([at_ms]))
         counters, totals = COPIES
         parts[3], parts[5] = counters.encode(), totals.encode()
         return self.wire(pack(*parts))[0]

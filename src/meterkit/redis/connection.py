@@ -60,7 +60,10 @@ class ReplyError(Exception):
 class Call(Protocol):
     """A request that somebody waits for."""
 
-    packed: bytes
+    @property
+    def packed(self) -> Sequence[bytes]:
+        """The request but for the clock that ends it, in pieces."""
+        ...
 
     def on_unclaimed_reply(self, reply: Any) -> None:
         """Take a reply that nobody waits for any more."""
@@ -128,7 +131,7 @@ class Connection(asyncio.Protocol):
         out = self._out
         if not out:
             self._begin()
-        out.append(call.packed)
+        out += call.packed
         out.append(self._clock)
         self._pending.append((future, call))
         return future

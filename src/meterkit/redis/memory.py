@@ -82,7 +82,7 @@ class MemoryLink:
         """Execute a request followed by the clock; the future's result is the reply."""
         if future is None:
             future = self._loop.create_future()
-        self._put(call.packed + self._clock(), future, call)
+        self._put(b"".join(call.packed) + self._clock(), future, call)
         return future
 
     def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:

@@ -143,8 +143,8 @@ class PreparedReservation:
             self._view, self._program, mode, route=self._route, reserved=quantities, reserving=self
         )
 
-    def pack(self, quantities: Mapping[str, int], mode: str) -> bytes:
-        """The request of a decision, without the clock that ends it."""
+    def pack(self, quantities: Mapping[str, int], mode: str) -> tuple[bytes, bytes]:
+        """See :meth:`CustomerView.pack_decide`."""
         program, tail = self._program, self._tails.get(mode)
         if tail is None or not self._is_bindable:
             return self._view.pack_decide(self.compile(quantities), mode)
@@ -153,7 +153,7 @@ class PreparedReservation:
             if meter in quantities:
                 numbers[place] = max(least, quantities[meter] + self._consumed[meter])
         terms = self._view.terms(program.keep_ms, *numbers)
-        return b"".join((self._head, pack_each((terms,)), tail))
+        return self._head, pack_each((terms,)) + tail
 
     def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
         """What is held of each meter, where so much is reserved."""
@@ -310,8 +310,8 @@ class CustomerView:
             found = self._prepared[key] = prepare()
         return found
 
-    def pack_decide(self, program: Program, mode: str) -> bytes:
-        """The request of a decision, without the clock that ends it."""
+    def pack_decide(self, program: Program, mode: str) -> tuple[bytes, bytes]:
+        """The request of a decision, without the clock that ends it: up to the terms, and from there."""
         shared = self.shared if self.cache.is_of_a_plan(program) else None
         rest = None if shared is None else shared.get((program, mode))
         if rest is None:
@@ -319,7 +319,7 @@ class CustomerView:
             rest = pack_each((terms, *program.behind_terms(mode)))
             if shared is not None:
                 shared[program, mode] = rest
-        return self.pack_head(program) + rest
+        return self.pack_head(program), rest
 
     def pack_head(self, program: Program) -> bytes:
         """The request of a decision up to the terms."""
