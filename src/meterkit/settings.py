@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDict
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from meterkit.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from pydantic.fields import FieldInfo
 
 __all__ = ["Settings", "SettingsKeywords"]
 
@@ -193,18 +191,12 @@ class Settings(BaseSettings):
             bad = list(dict.fromkeys(str(problem["loc"][0]) for problem in error.errors()))
             raise SettingsError(bad[0], "\n".join(_refusal(name, given) for name in bad)) from None
 
+    @model_validator(mode="before")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Where values come from, the strongest first; asked by pydantic."""
-        del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, _UsualVariables(settings_cls)
+    def _usual_variables(cls, found: dict[str, Any]) -> dict[str, Any]:
+        """Add what stands under the names by which other software finds the same values; the weakest."""
+        usual = {name: os.environ.get(variable) for name, variable in _USUAL.items()}
+        return {name: value for name, value in usual.items() if value} | found
 
     @property
     def flushes(self) -> bool:
@@ -217,19 +209,6 @@ class Settings(BaseSettings):
         return self.stripe_api_key is not None and not self.stripe_api_key.get_secret_value().startswith(
             _TEST_KEYS
         )
-
-
-class _UsualVariables(PydanticBaseSettingsSource):
-    """The names under which other software finds the same values."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        del field
-        return os.environ.get(_USUAL[field_name]), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        fields = self.settings_cls.model_fields
-        found = {name: self.get_field_value(fields[name], name)[0] for name in _USUAL}
-        return {name: value for name, value in found.items() if value}
 
 
 def _unknown(name: str, known: list[str]) -> str:
