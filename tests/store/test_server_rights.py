@@ -253,7 +253,7 @@ async def test_on_a_server_that_cannot_tell_the_store_is_used_as_it_is(
         return type(script)(script.name, script.text.replace("acl_check_cmd", "unheard_of"), script.sha)
 
     real = scripts.load
-    monkeypatch.setattr("meterkit.redis.inspection.scripts.load", without)
+    monkeypatch.setattr("meterkit.redis.handshake.script_files.load", without)
     async with MeterKit(CATALOG, redis_url=store_url, flush=False):
         pass
     assert "does not say what its user may do" in caplog.text

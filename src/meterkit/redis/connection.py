@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 import hiredis
 
@@ -42,6 +42,10 @@ _NO_MASTER: Final = frozenset({"READONLY", "MASTERDOWN"})
 Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
 """Calls that a connection has certainly not sent."""
 
+OnEnd: TypeAlias = "Callable[[Any, str, Unsent], None]"
+"""Takes word that a connection takes no more requests, why, and which calls it has not sent; the futures of
+those are to be seen to."""
+
 
 class ReplyError(Exception):
     """An error reply of the server; the first word is its code."""
@@ -74,13 +78,6 @@ class Receiver(Protocol):
 
     def received(self, reply: Any) -> None:
         """Take the next reply, in the order in which the requests were posted."""
-
-
-class OnEnd(Protocol):
-    """Takes word that a connection takes no more requests, why, and which calls it has not sent."""
-
-    def __call__(self, link: Any, why: str, unsent: Unsent, /) -> None:
-        """Take it; the futures of the unsent calls are to be seen to."""
 
 
 class Connection(asyncio.Protocol):

@@ -1,31 +1,37 @@
-"""How a connection begins: opened, let in, on its database, all scripts loaded."""
+"""How a connection begins: let in, all scripts loaded; then whether the server is fit, and the store ours."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.errors import StoreError
+from meterkit.decisions.keys import FORMAT
+from meterkit.errors import SettingsError, StoreError
+from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError
+from meterkit.redis.server import commands_to_try, eviction_warning, rights_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from meterkit.decisions.keys import Keys
     from meterkit.redis.connection import OnEnd
+    from meterkit.redis.reconnect import Link
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
 
-__all__ = ["connect", "refused"]
+__all__ = ["agree", "connect", "inspect"]
 
+_logger: Final = logging.getLogger("meterkit.store")
 _CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
-
-
-def refused(address: Address, reply: ReplyError) -> StoreError:
-    """The error for a server that can be reached and does not serve, in its own words."""
-    hint = "; user and password are those of METERKIT_REDIS_URL" if reply.code in _CREDENTIALS else ""
-    return StoreError(f"the store at {address} refuses to serve: {reply}{hint}", executed=False)
+_NO_RIGHT: Final = "NOPERM"
+_NOT_KNOWN: Final = (
+    "its user may not ask for INFO, so whether it evicts keys is not known; it must not (maxmemory-policy"
+    " noeviction)"
+)
 
 
 async def connect(
@@ -90,7 +96,7 @@ async def _prepare(connection: Connection, address: Address, scripts: Sequence[S
     named = connection.ask("CLIENT", "SETNAME", "meterkit")
     await asyncio.wait([named])
     reply: Any = named.exception() or named.result()
-    if not (isinstance(reply, ReplyError) and reply.code == "NOPERM"):
+    if not (isinstance(reply, ReplyError) and reply.code == _NO_RIGHT):
         await _answered(address, named)
     await _answered(address, *(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
 
@@ -103,4 +109,105 @@ async def _answered(address: Address, *asked: asyncio.Future[Any]) -> None:
         raise StoreError(f"the store at {address} cannot be reached: {error}", executed=False) from None
     for reply in replies:
         if isinstance(reply, ReplyError):
-            raise refused(address, reply)
+            raise _refused(address, reply)
+
+
+async def inspect(link: Link, keys: Keys, address: Address) -> bool:
+    """See, before a store is used, that its user may do all that is needed; warn of what endangers it.
+
+    One round trip; nothing is written. A server that cannot say what its user may do is believed.
+
+    Returns:
+        Whether that is done; False: the server does not serve now, and the next connection is to be asked.
+
+    Raises:
+        SettingsError: the user lacks a right; the message says which, and how to give it. Without it a script
+            would stop half way.
+        StoreError: the server does not answer.
+    """
+    words: list[str | int] = []
+    for command in commands_to_try(keys.shard(0, "dirty")):
+        words += (len(command), *command)
+    asked = link.ask("EVAL", script_files.load("rights").text, 0, *words), link.ask("INFO", "memory")
+    rights, memory = await asyncio.gather(*asked)
+    if not _may_do_all(rights, keys, address):
+        return False
+    warning = _warning(memory)
+    if warning is not None:
+        _logger.warning("the store at %s: %s", address, warning)
+    return True
+
+
+def _may_do_all(reply: Any, keys: Keys, address: Address) -> bool:
+    user = address.username or "default"
+    if isinstance(reply, ReplyError):
+        if reply.code == _NO_RIGHT:
+            raise _unfit(address, f"{reply}. Add the right: ACL SETUSER {user} +eval")
+        _logger.info("the store at %s does not say what its user may do: %s", address, reply)
+        return reply.code == "ERR"
+    refusal = rights_refusal(reply, user=user, prefix=keys.prefix)
+    if refusal is not None:
+        raise _unfit(address, refusal)
+    return True
+
+
+def _warning(reply: Any) -> str | None:
+    """What a server would do to the data some day."""
+    if isinstance(reply, ReplyError):
+        return _NOT_KNOWN
+    lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
+    return eviction_warning({name: value for name, _, value in lines})
+
+
+def _unfit(address: Address, why: str) -> SettingsError:
+    return SettingsError("redis_url", f"redis_url: the store at {address}: {why}")
+
+
+async def agree(link: Link, keys: Keys, address: Address) -> None:
+    """Have a new store remember format and shards; see that one in use has ours.
+
+    Raises:
+        SettingsError: the store has another number of shards, or another format.
+        StoreError: the store refuses to serve.
+    """
+    # Written to each time, so that a server which takes no writes is told apart before it is used.
+    replies = await asyncio.gather(
+        link.ask("HSETNX", keys.meta, "format", FORMAT),
+        link.ask("HSETNX", keys.meta, "shards", keys.shards),
+        link.ask("HMGET", keys.meta, "format", "shards"),
+    )
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise _refused(address, reply)
+    try:
+        written, shards = (int(value) for value in replies[-1])
+    except (TypeError, ValueError):
+        raise StoreError(
+            f"the store at {address} holds at {keys.meta} what meterkit did not write: {replies[-1]}",
+            executed=False,
+        ) from None
+    if written > FORMAT:
+        raise SettingsError(
+            "redis_url",
+            f"the store at {address} was written by a newer release of meterkit (format {written}; "
+            f"this release reads up to {FORMAT}); upgrade this process",
+        )
+    if written < FORMAT:
+        raise SettingsError(
+            "redis_url",
+            f"the store at {address} was written by an older release of meterkit (format {written}; this "
+            f"release reads format {FORMAT} only); deliver what is pending with that release (`meterkit "
+            "flush`), then give this one an empty database or another key prefix",
+        )
+    if shards != keys.shards:
+        raise SettingsError(
+            "shards",
+            f"the store at {address} has {shards} shards and METERKIT_SHARDS is {keys.shards}; "
+            f"the number is fixed once a store is in use: set it to {shards}",
+        )
+
+
+def _refused(address: Address, reply: ReplyError) -> StoreError:
+    """The error for a server that can be reached and does not serve, in its own words."""
+    hint = "; user and password are those of METERKIT_REDIS_URL" if reply.code in _CREDENTIALS else ""
+    return StoreError(f"the store at {address} refuses to serve: {reply}{hint}", executed=False)

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.redis.embedded import EmbeddedServer
-from meterkit.redis.handshake import connect
-from meterkit.redis.inspection import inspect
+from meterkit.redis.handshake import agree, connect, inspect
 from meterkit.redis.lane import Lane
-from meterkit.redis.meta import agree
 from meterkit.redis.url import Address
 
 if TYPE_CHECKING:

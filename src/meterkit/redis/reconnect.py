@@ -6,15 +6,16 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis.connection import fail
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
-    from meterkit.redis.connection import Call, OnEnd, Unsent
+    from meterkit.redis.connection import Call, Connection, OnEnd, Unsent
+    from meterkit.redis.memory import MemoryLink
 
 __all__ = ["Connector", "Link", "Reconnector"]
 
@@ -26,40 +27,9 @@ _SAY_EVERY_S: Final = 10.0
 _ENDED_MAX: Final = 8
 
 
-class Link(Protocol):
-    """A connection, or what stands in for one in the same process."""
-
-    open: bool
-
-    @property
-    def gone(self) -> bool:
-        """Whether no late reply can come any more."""
-        ...
-
-    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
-        """Send a request followed by the clock; the future's result is the reply."""
-        ...
-
-    def post(self, packed: Sequence[bytes], receiver: Any) -> None:
-        """Send a request followed by the clock; the receiver takes the reply."""
-
-    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
-        """Send a plain command; the future's result is the reply."""
-        ...
-
-    def drop(self) -> None:
-        """Close without waiting for it."""
-
-    async def close(self) -> None:
-        """Close at once, and wait until it is."""
-
-
-class Connector(Protocol):
-    """Opens a link; raises :class:`StoreError` where it cannot."""
-
-    def __call__(self, on_end: OnEnd) -> Awaitable[Link]:
-        """Open a link; ``on_end`` is called once it takes no more requests."""
-        ...
+Link: TypeAlias = "Connection | MemoryLink"
+Connector: TypeAlias = "Callable[[OnEnd], Awaitable[Link]]"
+"""Opens a link, which calls ``on_end`` once it takes no more requests; raises StoreError where it cannot."""
 
 
 class Reconnector:
