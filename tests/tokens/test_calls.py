@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meterkit.tokens import Calls, CallUsage, ResponseReader, Source, estimated
+from meterkit.tokens import CallUsage, ResponseReader, Source, each_once, estimated
 from meterkit.tokens.calls import CALLS_MAX
 from tokens.recordings import (
     DONE,
@@ -153,18 +153,12 @@ def call(source: Source = "reported", identity: str | None = "r1", output: int |
 
 
 def test_a_call_seen_from_two_sides_counts_once() -> None:
-    calls = Calls([call(), call(identity="r2")])
-    assert not calls.add(call())
-    assert [call(), call(identity="r2")] == list(calls)
-    assert 2 == len(calls)
+    assert [call(), call(identity="r2")] == each_once([call(), call(identity="r2"), call()])
 
 
 @pytest.mark.parametrize("identity", [None, ""])
 def test_calls_without_an_id_all_count(identity: str | None) -> None:
-    calls = Calls()
-    assert calls.add(call(identity=identity))
-    assert calls.add(call(identity=identity))
-    assert 2 == len(calls)
+    assert 2 == len(each_once([call(identity=identity), call(identity=identity)]))
 
 
 @pytest.mark.parametrize(
@@ -179,12 +173,12 @@ def test_calls_without_an_id_all_count(identity: str | None) -> None:
     ],
 )
 def test_of_two_sides_the_better_source_stays(first: Source, second: Source, kept: Source) -> None:
-    calls = Calls([call(first), call(second)])
+    calls = each_once([call(first), call(second)])
     assert [kept] == [found.source for found in calls]
 
 
 def test_among_equals_the_larger_report_stays() -> None:
-    assert [6] == [found.output_tokens for found in Calls([call(output=5), call(output=6)])]
+    assert [6] == [found.output_tokens for found in each_once([call(output=5), call(output=6)])]
 
 
 def test_what_is_unknown_is_not_zero() -> None:

@@ -7,7 +7,7 @@ from zlib import crc32
 
 import pytest
 
-from meterkit.tokens.framing.blocks import Ndjson
+from meterkit.tokens.framing.blocks import Ndjson, Takers
 from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Work, drain
@@ -40,7 +40,7 @@ def any_of_them(_: bytes) -> bool:
 
 def sse_events(*chunks: bytes, wanted: Callable[[bytes], bool] = any_of_them) -> list[bytes]:
     found: list[bytes] = []
-    parser = Sse(found.append, wanted, lambda: Pieces(found))
+    parser = Sse(Takers(found.append, wanted, lambda: Pieces(found)))
     for chunk in chunks:
         drain(parser.feed(chunk))
     drain(parser.close())
@@ -116,7 +116,7 @@ def test_lines_are_found_whatever_the_cuts() -> None:
     stream = b'{"a":1}\n\n {"b":2}\r\n\n{"c":3}'
     for cut in range(len(stream) + 1):
         found: list[bytes] = []
-        parser = Ndjson(found.append, any_of_them, partial(Pieces, found))
+        parser = Ndjson(Takers(found.append, any_of_them, partial(Pieces, found)))
         drain(parser.feed(stream[:cut]))
         drain(parser.feed(stream[cut:]))
         drain(parser.close())
@@ -125,7 +125,7 @@ def test_lines_are_found_whatever_the_cuts() -> None:
 
 def items(*chunks: bytes) -> list[bytes]:
     found: list[bytes] = []
-    parser = Document(found.append, any_of_them, lambda: Pieces(found), unseen=False)
+    parser = Document(Takers(found.append, any_of_them, lambda: Pieces(found)), unseen=False)
     for chunk in chunks:
         drain(parser.feed(chunk))
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from meterkit.tokens import Calls, CallUsage, ResponseReader, StreamTap, calls_of, usage_of
+from meterkit.tokens import CallUsage, ResponseReader, StreamTap, calls_of, each_once, usage_of
 from meterkit.tokens.plain_values import ITEMS_MAX, table_of
 from tokens.recordings import (
     ANTHROPIC_LAST,
@@ -360,9 +360,7 @@ def test_the_objects_of_a_stream_come_to_the_same_as_its_bytes() -> None:
     reader.feed(b"".join(events))
     assert [reader.close(complete=True)] == reports.found
     assert [ANTHROPIC_LAST] == [figures(call) for call in reports.found[0]]
-    both = Calls(reports.found[0])
-    both.update(reader.close(complete=True))
-    assert 1 == len(both)
+    assert 1 == len(each_once([*reports.found[0], *reader.close(complete=True)]))
 
 
 def test_boto3_streams_are_read() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.store.used import Used
-from meterkit.tokens import Calls, Reports, join_reports
+from meterkit.tokens import Reports, each_once, join_reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -69,7 +69,7 @@ class LlmCalls:
         """
         calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
         calls = join_reports(calls, self._body, renamed=True) if calls else self._body
-        more = _amounts(Calls(calls) if len(calls) > 1 else calls, compiled)
+        more = _amounts(each_once(calls) if len(calls) > 1 else calls, compiled)
         if self._counted:
             more = _beyond(self._counted, more)
         for place, quantity in more.items():

@@ -6,7 +6,6 @@ Knows nothing of requests, customers or the store.
 from __future__ import annotations
 
 from meterkit.tokens.call_usage import CallUsage, Note, Source, estimated, filled
-from meterkit.tokens.calls import Calls
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     InputEstimator,
@@ -14,7 +13,7 @@ from meterkit.tokens.estimate import (
     estimate_request,
     guarded,
 )
-from meterkit.tokens.merging import join_reports
+from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.objects import Report, Reports, calls_of, report_of, usage_of
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
@@ -22,7 +21,6 @@ from meterkit.tokens.tap import StreamTap
 __all__ = [
     "MEDIA_PART_TOKENS",
     "CallUsage",
-    "Calls",
     "InputEstimator",
     "Note",
     "Report",
@@ -31,6 +29,7 @@ __all__ = [
     "Source",
     "StreamTap",
     "calls_of",
+    "each_once",
     "estimate_input",
     "estimate_request",
     "estimated",

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "COUNTED",
+    "RANKS",
     "CallUsage",
     "Note",
     "Source",
@@ -83,7 +84,8 @@ class CallUsage:
         return {name: value for name, value in named.items() if value is not None}
 
 
-_WORST_FIRST: Final[tuple[Source, ...]] = ("missing", "estimated", "partial", "reported")
+RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
+"""How good a source is."""
 _PARTS: Final = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 _METERS: Final = ("input_tokens", "output_tokens", *_PARTS, "total_tokens")
 COUNTED: Final = ("input_tokens", "output_tokens", *_PARTS, "billed_input_tokens", "billed_output_tokens")
@@ -122,8 +124,7 @@ def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     for name in ("model", "provider", "response_id"):
         names: set[str | None] = {getattr(call, name) for call in calls}
         shared[name] = names.pop() if len(names) == 1 else None
-    sources = {call.source for call in calls}
-    worst = next(source for source in _WORST_FIRST if source in sources)
+    worst = min((call.source for call in calls), key=RANKS.__getitem__)
     notes = tuple(sorted({note for call in calls for note in call.notes}))
     return replace(calls[0], **figures, **shared, source=worst, notes=notes)
 

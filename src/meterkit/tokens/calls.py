@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import COUNTED, CallUsage
-from meterkit.tokens.merging import merge_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from meterkit.tokens.call_usage import Note, Source
     from meterkit.tokens.json_values import Counts
 
-__all__ = ["CALLS_MAX", "Calls", "EventUsage", "Ledger"]
+__all__ = ["CALLS_MAX", "EventUsage", "Ledger"]
 
 CALLS_MAX: Final = 1_000
 
@@ -165,44 +164,3 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._calls)
-
-
-class Calls:
-    """Calls reported from several sides, each counted once.
-
-    A call that a tap and the response's body both report has the same response id in both: the better
-    report stays, the first among equals, with what only the other one knows. Calls without an id are all
-    kept.
-    """
-
-    __slots__ = ("_anonymous", "_by_id")
-
-    def __init__(self, calls: Iterable[CallUsage] = ()) -> None:
-        self._by_id: dict[str, CallUsage] = {}
-        self._anonymous: list[CallUsage] = []
-        self.update(calls)
-
-    def add(self, call: CallUsage) -> bool:
-        """Add a call.
-
-        Returns:
-            Whether its response id was new, or it has none.
-        """
-        if not call.response_id:
-            self._anonymous.append(call)
-            return True
-        known = self._by_id.get(call.response_id)
-        self._by_id[call.response_id] = call if known is None else merge_reports(known, call)
-        return known is None
-
-    def update(self, calls: Iterable[CallUsage]) -> None:
-        """Add several calls."""
-        for call in calls:
-            self.add(call)
-
-    def __iter__(self) -> Iterator[CallUsage]:
-        yield from self._by_id.values()
-        yield from self._anonymous
-
-    def __len__(self) -> int:
-        return len(self._by_id) + len(self._anonymous)

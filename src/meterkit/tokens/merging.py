@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_usage import COUNTED, CallUsage, sum_of
+from meterkit.tokens.call_usage import COUNTED, RANKS, CallUsage, sum_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from meterkit.tokens.call_usage import Source
+__all__ = ["each_once", "join_reports"]
 
-__all__ = ["RANKS", "join_reports", "merge_reports"]
-
-RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
 _ROUGH: Final = ("partial", "estimated")
 _SEVERAL: Final = 2
 # An estimate of a text may be so many times its tokens: docs/design/decisions/0031.
@@ -47,7 +44,7 @@ def join_reports(
         if at is None:
             alone.append(call)
         else:
-            pairs.append(merge_reports(left.pop(at), call))
+            pairs.append(_merged(left.pop(at), call))
     if not pairs:
         alone = _without_sum(alone, left, renamed=renamed)
         left = _without_sum(left, alone, renamed=False)
@@ -56,7 +53,24 @@ def join_reports(
     return left + pairs + alone
 
 
-def merge_reports(first: CallUsage, second: CallUsage) -> CallUsage:
+def each_once(calls: Iterable[CallUsage]) -> list[CallUsage]:
+    """The calls that several sides report under providers' ids, each once; those without an id are all kept.
+
+    Of a call that a tap and the response's body both report, the better report stays, the first among equals,
+    with what only the other one knows.
+    """
+    named: dict[str, CallUsage] = {}
+    nameless: list[CallUsage] = []
+    for call in calls:
+        if call.response_id:
+            known = named.get(call.response_id)
+            named[call.response_id] = call if known is None else _merged(known, call)
+        else:
+            nameless.append(call)
+    return [*named.values(), *nameless]
+
+
+def _merged(first: CallUsage, second: CallUsage) -> CallUsage:
     """One call of two reports of it: the better one, with what only the other one knows.
 
     The better one has the better source, the larger total, the known model; else it is the first one.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from meterkit.tokens.bodies import read_body
 from meterkit.tokens.call_usage import CallUsage, sum_of
-from meterkit.tokens.calls import Calls, Ledger
+from meterkit.tokens.calls import Ledger
 from meterkit.tokens.json_values import dig, load, rows, table
-from meterkit.tokens.merging import join_reports
+from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.plain_values import body_of, kind_of, table_of
 from meterkit.tokens.providers import AUTO
 from meterkit.tokens.providers.anthropic import ANTHROPIC
@@ -125,7 +125,7 @@ class Reports:
 
     def __init__(self) -> None:
         self._ledger = Ledger()
-        self._calls = Calls()
+        self._calls: list[CallUsage] = []
 
     def take(self, report: Report) -> bool:
         """Take what an object says; see :func:`report_of`.
@@ -133,13 +133,13 @@ class Reports:
         Returns:
             False where usage was to be expected of it and there is none.
         """
-        self._calls.update(report.calls)
+        self._calls = each_once((*self._calls, *report.calls))
         taken = [self._take(event) for event in report.events]
         return any(taken) or any(call.source != "missing" for call in report.calls)
 
     def usages(self) -> tuple[CallUsage, ...]:
         """What the calls used: figures of a stream that were not the last are partial."""
-        if not (len(self._calls) or len(self._ledger)):
+        if not (self._calls or len(self._ledger)):
             return ()  # As with most requests, whose usage is read off the response.
         calls = (*self._calls, *self._ledger.usages(complete=False))
         # An app may hand in a response, and the usage object of it as well.

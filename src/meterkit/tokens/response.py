@@ -6,7 +6,7 @@ import re
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.blocks import Ndjson
+from meterkit.tokens.framing.blocks import Ndjson, Takers
 from meterkit.tokens.framing.decoding import Decoding, decoding_of
 from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
@@ -232,21 +232,24 @@ class ResponseReader:
         if kind == b"text/event-stream":
             return self._open_sse()
         if _NDJSON.fullmatch(kind):
-            return Ndjson(self._event, self._wants, self._large)
+            return Ndjson(self._takers())
         if kind == _EVENT_STREAM:
             self._stream = EventStream(self._frame, self._large_frame)
             return self._stream
         return None if kind in _PLAIN else self._open_json()
 
     def _open_sse(self) -> Sse:
-        sse = Sse(self._event, self._wants, self._large, self._take_repeats)
+        sse = Sse(self._takers())
         # What is compressed is no event to be compared.
         self._sse = sse if self._decoding is None else None
         return sse
 
     def _open_json(self) -> Document:
-        self._document = Document(self._event, self._wants, self._large, unseen=self._declared)
+        self._document = Document(self._takers(), unseen=self._declared)
         return self._document
+
+    def _takers(self) -> Takers:
+        return Takers(self._event, self._wants, self._large, self._take_repeats)
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event, or something among several events, is read."""

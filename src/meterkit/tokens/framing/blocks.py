@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, paused, whole_of
 
@@ -11,39 +11,43 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.framing.incremental import Emit, Large, Steps, Work
 
-__all__ = ["Blocks", "Ndjson"]
+__all__ = ["Blocks", "Ndjson", "Takers"]
 
 # How much is read without a pause; a small block takes as long as one of some size.
 _PAUSE_BYTES: Final = 4 << 10
 _BLOCK_BYTES_MIN: Final = 512
 
 
+class Takers(NamedTuple):
+    """What becomes of the events in a body.
+
+    Attributes:
+        emit: takes an event.
+        wants: whether an event, or something among several events, is read.
+        large: makes a reader of an event that is larger than what is kept.
+        take_all: is asked first whether it takes several events at once, delimiters and all.
+    """
+
+    emit: Emit
+    wants: Callable[[bytes], bool]
+    large: Callable[[], Large]
+    take_all: Callable[[bytes], bool] = lambda _: False
+
+
 class Blocks(Incremental):
     """Cuts at a delimiter, and passes on the blocks that are wanted; the last one also without a delimiter.
 
     Args:
-        emit: takes a block.
-        wants: whether a block, or something among several blocks, is read.
-        large: makes a reader of a block that is larger than what is kept.
-        take_all: is asked first whether it takes several blocks at once, delimiters and all.
+        takers: see there; an event is a block.
     """
 
     __slots__ = ("_emit", "_is_large", "_open_large", "_take_all", "_wants")
 
     delimiter = b"\n"
 
-    def __init__(
-        self,
-        emit: Emit,
-        wants: Callable[[bytes], bool],
-        large: Callable[[], Large],
-        take_all: Callable[[bytes], bool] = lambda _: False,
-    ) -> None:
+    def __init__(self, takers: Takers) -> None:
         super().__init__()
-        self._emit = emit
-        self._wants = wants
-        self._open_large = large
-        self._take_all = take_all
+        self._emit, self._wants, self._open_large, self._take_all = takers
         self._is_large = False
 
     @property

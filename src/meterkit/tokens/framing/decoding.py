@@ -9,7 +9,7 @@ import zlib
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,55 +36,49 @@ _ZSTD_WINDOW_MAX: Final = 8 << 20
 _ZSTD_STEP_BYTES: Final = 32
 
 
-class _Decoder(Protocol):
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """What the next bytes of coded data hold, in pieces; raises whatever it likes if they are none."""
-        ...
-
-
+_Decoder: TypeAlias = "Callable[[bytes], Iterator[bytes]]"
+"""What the next bytes of coded data hold, in pieces; raises whatever it likes if they are none."""
 _Maker: TypeAlias = "Callable[[], _Decoder]"
 
 
-class _Inflate:
+def _inflate() -> _Decoder:
     """gzip, zlib and raw deflate."""
+    stream = zlib.decompressobj(_ZLIB_OR_GZIP)
+    head = b""
+    over = False
 
-    def __init__(self) -> None:
-        self._head = b""
-        self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
-        self._over = False
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        if len(self._head) < _HEADER_BYTES:
-            data = self._head + data
-            self._head = data[:_HEADER_BYTES]
+    def feed(data: bytes) -> Iterator[bytes]:
+        nonlocal stream, head, over
+        if len(head) < _HEADER_BYTES:
+            data = head + data
+            head = data[:_HEADER_BYTES]
             if len(data) < _HEADER_BYTES:
                 return
             if not _has_header(data):
-                self._stream = zlib.decompressobj(_RAW)
-        while data and not self._over:
-            stream = self._stream
-            piece = stream.decompress(data, _PIECE_BYTES)
+                stream = zlib.decompressobj(_RAW)
+        while data and not over:
+            member = stream
+            piece = member.decompress(data, _PIECE_BYTES)
             yield piece
-            data = stream.unconsumed_tail
-            if stream.eof:
+            data = member.unconsumed_tail
+            if member.eof:
                 # Several members may follow one another; anything else after the end is padding.
-                data = stream.unused_data
-                self._over = bool(data) and not data.startswith(_GZIP)
-                self._stream = zlib.decompressobj(_ZLIB_OR_GZIP)
-            while not data and len(piece) == _PIECE_BYTES and not stream.eof:
+                data = member.unused_data
+                over = bool(data) and not data.startswith(_GZIP)
+                stream = zlib.decompressobj(_ZLIB_OR_GZIP)
+            while not data and len(piece) == _PIECE_BYTES and not member.eof:
                 # The decompressor holds something back although it has no input left.
-                piece = stream.decompress(b"", _PIECE_BYTES)
+                piece = member.decompress(b"", _PIECE_BYTES)
                 yield piece
 
+    return feed
 
-class _Brotli:
+
+def _brotli(make: Callable[[], Any]) -> _Decoder:
     """br, by ``brotli`` or ``brotlicffi``, of 1.2 or later: before, their output had no bound."""
+    stream = make()
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._stream = make()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        stream = self._stream
+    def feed(data: bytes) -> Iterator[bytes]:
         while not stream.is_finished():
             piece: bytes = stream.process(data, output_buffer_limit=_PIECE_BYTES)
             yield piece
@@ -93,42 +87,42 @@ class _Brotli:
                 return
             data = b""
 
+    return feed
 
-class _Zstd:
+
+def _zstd(make: Callable[[], Any]) -> _Decoder:
     """zstd, by Python's own module (3.14) or its backport."""
+    stream = make()
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._stream = make()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        while data or not self._stream.needs_input:
-            stream = self._stream
+    def feed(data: bytes) -> Iterator[bytes]:
+        nonlocal stream
+        while data or not stream.needs_input:
             yield stream.decompress(data, _PIECE_BYTES)
             data = b""
             if stream.eof:
                 data = stream.unused_data
-                self._stream = self._make()
+                stream = make()
                 if not data:
                     return
 
+    return feed
 
-class _Zstandard:
+
+def _zstandard(make: Callable[[], Any]) -> _Decoder:
     """zstd, by ``zstandard``."""
+    stream = make()
 
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._stream = make()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(data: bytes) -> Iterator[bytes]:
+        nonlocal stream
         for at in range(0, len(data), _ZSTD_STEP_BYTES):
             part = data[at : at + _ZSTD_STEP_BYTES]
             while part:
-                stream = self._stream
                 yield stream.decompress(part)
                 part = stream.unused_data if stream.eof else b""
                 if stream.eof:
-                    self._stream = self._make()
+                    stream = make()
+
+    return feed
 
 
 class Decoding:
@@ -164,7 +158,7 @@ class Decoding:
             self.corrupt = True
 
     def _undo(self, at: int, data: bytes) -> Iterator[bytes]:
-        for piece in self._decoders[at].feed(data):
+        for piece in self._decoders[at](data):
             self._left -= len(piece)
             self.too_large = self._left < 0
             if at == 0 or self.too_large:
@@ -203,7 +197,7 @@ def _find_brotli() -> _Maker | None:
         with suppress(Exception):
             make: Callable[[], Any] = import_module(name).Decompressor
             make().process(b"", output_buffer_limit=1)
-            return partial(_Brotli, make)
+            return partial(_brotli, make)
     return None
 
 
@@ -214,18 +208,18 @@ def _find_zstd() -> _Maker | None:
             options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_MAX.bit_length() - 1}
             make = partial(zstd.ZstdDecompressor, options=options)
             make()
-            return partial(_Zstd, make)
+            return partial(_zstd, make)
     with suppress(Exception):
         zstandard: Any = import_module("zstandard")
         open_one = partial(zstandard.ZstdDecompressor, max_window_size=_ZSTD_WINDOW_MAX)
         open_one().decompressobj()
         # One each: what comes of one shares its state.
-        return lambda: _Zstandard(open_one().decompressobj)
+        return lambda: _zstandard(open_one().decompressobj)
     return None
 
 
 _FINDERS: Final[dict[bytes, Callable[[], _Maker | None]]] = {b"br": _find_brotli, b"zstd": _find_zstd}
-_makers: dict[bytes, _Maker | None] = {b"gzip": _Inflate, b"x-gzip": _Inflate, b"deflate": _Inflate}
+_makers: dict[bytes, _Maker | None] = {b"gzip": _inflate, b"x-gzip": _inflate, b"deflate": _inflate}
 
 
 def _has_header(data: bytes) -> bool:

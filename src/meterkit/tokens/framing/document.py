@@ -10,9 +10,8 @@ from meterkit.tokens.framing.json_scan import OBJECT, Scanner, span
 from meterkit.tokens.layout import may_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from meterkit.tokens.framing.incremental import Emit, Large, Steps
+    from meterkit.tokens.framing.blocks import Takers
+    from meterkit.tokens.framing.incremental import Steps
 
 __all__ = ["Document"]
 
@@ -26,9 +25,7 @@ class Document(Scanner):
     """A JSON body: passes on an object at its end, or each item of an array that is an object.
 
     Args:
-        emit: takes the object, or an item.
-        wants: whether an item is read.
-        large: makes a reader of what is larger than what is kept.
+        takers: see there; an event is the object, or an item.
         unseen: see below.
 
     Attributes:
@@ -37,13 +34,9 @@ class Document(Scanner):
 
     __slots__ = ("_emit", "_open_large", "_wants", "unseen")
 
-    def __init__(
-        self, emit: Emit, wants: Callable[[bytes], bool], large: Callable[[], Large], *, unseen: bool
-    ) -> None:
+    def __init__(self, takers: Takers, *, unseen: bool) -> None:
         super().__init__()
-        self._emit = emit
-        self._wants = wants
-        self._open_large = large
+        self._emit, self._wants, self._open_large, _ = takers
         self.unseen = unseen
 
     def _run(self) -> Steps:

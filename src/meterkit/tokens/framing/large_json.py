@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from binascii import a2b_base64
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.tokens.framing.incremental import drain
@@ -43,19 +44,15 @@ UNKNOWN: Final = ""
 """The name of a member that stands for those that are not looked at."""
 
 
+@dataclass(slots=True, eq=False)
 class _Container:
     """An object or array that has not ended."""
 
-    __slots__ = ("is_kept", "key", "name", "place", "value")
-
-    def __init__(
-        self, value: dict[str, Any] | list[Any], place: Place, key: str | None, *, is_kept: bool
-    ) -> None:
-        self.value = value
-        self.place = place
-        self.key = key
-        self.is_kept = is_kept
-        self.name: str | None = None  # Of the member whose value comes next, once it is read.
+    value: dict[str, Any] | list[Any]
+    place: Place
+    key: str | None
+    is_kept: bool
+    name: str | None = None  # Of the member whose value comes next, once it is read.
 
     def next_place(self) -> Place | None:
         """The place of the value that comes next; None where it is not looked at, or is a name."""

@@ -14,8 +14,7 @@ from meterkit.tokens.framing.blocks import Blocks
 from meterkit.tokens.framing.incremental import Incremental, drain, paused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from meterkit.tokens.framing.blocks import Takers
     from meterkit.tokens.framing.incremental import Emit, Large, Steps, Work
 
 __all__ = ["Sse"]
@@ -34,14 +33,8 @@ class Sse(Blocks):
 
     delimiter = b"\n\n"
 
-    def __init__(
-        self,
-        emit: Emit,
-        wants: Callable[[bytes], bool],
-        large: Callable[[], Large],
-        take_all: Callable[[bytes], bool] = lambda _: False,
-    ) -> None:
-        super().__init__(emit, wants, lambda: LargeEvent(large()), take_all)
+    def __init__(self, takers: Takers) -> None:
+        super().__init__(takers._replace(large=lambda: LargeEvent(takers.large())))
         self._after_cr = False
 
     @property
