@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError, ResponseError
@@ -20,19 +21,19 @@ _WAIT_MS: Final = 5_000
 _ANSWER_MS: Final = 1_000
 
 
+@dataclass(frozen=True, slots=True)
 class Keeping:
     """How the store is made to keep a write.
 
-    Args:
+    Attributes:
         admin: whose connections are asked.
         address: where the store is.
         needed: whether nothing may be delivered from a store that keeps nothing.
     """
 
-    def __init__(self, admin: Admin, address: Address, *, needed: bool) -> None:
-        self._admin = admin
-        self._address = address
-        self._needed = needed
+    admin: Admin
+    address: Address
+    needed: bool
 
     async def way(self) -> Durability:
         """How to make sure that what is written now is kept.
@@ -40,14 +41,14 @@ class Keeping:
         Raises:
             StoreError: nothing is kept, and delivery needs it; or the store did not answer.
         """
-        if self._address.kind == "memory":
+        if self.address.kind == "memory":
             return "none"
-        client: Any = self._admin.client
+        client: Any = self.admin.client
         pipe = client.pipeline(transaction=False)
         pipe.execute_command("WAITAOF", 1, 0, 1)
         pipe.execute_command("INFO", "persistence")
         pipe.execute_command("INFO", "replication")
-        answers: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
+        answers: list[Any] = await self.admin.ask(pipe.execute(raise_on_error=False))
         disk, persistence, replication = answers
         waits_for_disk = not isinstance(disk, Exception)
         has_file = waits_for_disk or _has_file(disk, persistence)
@@ -74,46 +75,46 @@ class Keeping:
             StoreError: they were not kept in time; or the server does not say.
         """
         if isinstance(reply, Exception):
-            raise StoreError(f"the store at {self._address} failed: {reply}") from reply
+            raise StoreError(f"the store at {self.address} failed: {reply}") from reply
         if (reply[0] if isinstance(reply, list) else reply) >= 1:
             return
         if isinstance(reply, list):
             await self._check_sync()
         raise StoreError(
-            f"the store at {self._address} did not make a lease durable within {_WAIT_MS / 1000:g} s;"
+            f"the store at {self.address} did not make a lease durable within {_WAIT_MS / 1000:g} s;"
             " nothing is sent before it does"
         )
 
     async def _replicas_that_answer(self) -> int | None:
         """How many replicas have all that was written, for a user that may not ask how many there are."""
-        client: Any = self._admin.client
+        client: Any = self.admin.client
         try:
             return int(await client.execute_command("WAIT", 1, _ANSWER_MS))
         except ResponseError:
             return None
         except (RedisError, OSError) as error:
-            raise StoreError(f"the store at {self._address} failed: {error}") from error
+            raise StoreError(f"the store at {self.address} failed: {error}") from error
 
     def _complain(self) -> None:
         where = (
-            f"the store at {self._address} keeps nothing: it has neither an append-only file nor a replica,"
+            f"the store at {self.address} keeps nothing: it has neither an append-only file nor a replica,"
         )
-        if self._needed:
+        if self.needed:
             raise StoreError(
                 f"{where} and what a restart makes it forget would be billed twice; nothing is delivered from"
                 " there. Set appendonly yes, or, where it is kept in another way or a double bill does not"
                 " matter, METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
                 executed=False,
             )
-        self._admin.say_once(
+        self.admin.say_once(
             f"{where} and if it restarts, what was delivered is forgotten and may be delivered again; set"
             " appendonly yes before it bills real customers"
         )
 
     async def _check_age(self, *, has_file: bool | None) -> None:
         if has_file is None:
-            self._admin.say_once(
-                f"the store at {self._address} does not let its user ask whether it keeps what it is told"
+            self.admin.say_once(
+                f"the store at {self.address} does not let its user ask whether it keeps what it is told"
                 " (WAITAOF, INFO): what is delivered waits two seconds instead; give the user +waitaof +wait"
                 " +info"
             )
@@ -122,15 +123,15 @@ class Keeping:
     async def _check_sync(self) -> None:
         """Name the cause where the server is told never to see to its disk."""
         try:
-            client: Any = self._admin.client
+            client: Any = self.admin.client
             found: dict[str, str] = await client.config_get("appendfsync")
         except ResponseError:
             return  # No right to ask; or a hosted server, which has no such command.
         except (RedisError, OSError) as error:
-            raise StoreError(f"the store at {self._address} failed: {error}") from error
+            raise StoreError(f"the store at {self.address} failed: {error}") from error
         if found.get("appendfsync") == "no":
             raise StoreError(
-                f"the store at {self._address} has appendfsync no: it never knows what is on its disk, so"
+                f"the store at {self.address} has appendfsync no: it never knows what is on its disk, so"
                 " nothing is sent; set appendfsync everysec",
                 executed=False,
             )

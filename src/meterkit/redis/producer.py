@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -75,12 +76,13 @@ def pack_sequence(slot: int, sequence: int) -> bytes:
 
 
 class QueueLane(Protocol):
-    """What a queue needs of the lane."""
+    """What a queue needs of the lane.
 
-    @property
-    def stopping(self) -> bool:
-        """Whether nothing that begins now will be ended."""
-        ...
+    Attributes:
+        stopping: whether nothing that begins now will be ended.
+    """
+
+    stopping: bool
 
     @property
     def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
@@ -106,6 +108,7 @@ class QueueLane(Protocol):
         """Say what goes wrong, but not again and again."""
 
 
+@dataclass(slots=True, eq=False)
 class Producer:
     """One producer in its one life.
 
@@ -117,28 +120,18 @@ class Producer:
         unanswered: sent over a connection that has ended: applied or not.
     """
 
-    __slots__ = (
-        "acknowledged",
-        "failed",
-        "inflight",
-        "key",
-        "packed_key",
-        "queue",
-        "sequence",
-        "unanswered",
-        "unapplied",
-    )
+    queue: SettlementQueue
+    key: str
+    packed_key: bytes = field(init=False)
+    sequence: int = 0
+    acknowledged: int = 0
+    inflight: deque[Settlement] = field(default_factory=deque["Settlement"])
+    unapplied: list[Settlement] = field(default_factory=list["Settlement"])
+    failed: dict[int, str] = field(default_factory=dict[int, str])
+    unanswered: list[Settlement] = field(default_factory=list["Settlement"])
 
-    def __init__(self, queue: SettlementQueue, key: str) -> None:
-        self.queue = queue
-        self.key = key
-        self.packed_key = pack_each([key])
-        self.sequence = 0
-        self.acknowledged = 0
-        self.inflight: deque[Settlement] = deque()
-        self.unapplied: list[Settlement] = []
-        self.failed: dict[int, str] = {}
-        self.unanswered: list[Settlement] = []
+    def __post_init__(self) -> None:
+        self.packed_key = pack_each([self.key])
 
     @property
     def unsettled(self) -> list[Settlement]:
@@ -201,15 +194,8 @@ class SettlementQueue:
     """
 
     __slots__ = (
-        "_keys",
-        "_lane",
-        "_recovering",
-        "_recovery",
-        "_shard",
-        "lost",
-        "pause_s",
-        "producer",
-        "waiting",
+        *("_keys", "_lane", "_recovering", "_recovery", "_shard"),
+        *("lost", "pause_s", "producer", "waiting"),
     )
 
     def __init__(self, lane: QueueLane, keys: Keys, shard: int) -> None:

@@ -44,8 +44,7 @@ def load(name: str, *, clock: Clock = "server", dialect: Dialect = "server") -> 
         dialect: ``fake`` leaves out the first line, ``#!lua …``, and brings the libraries along: fakeredis
             knows neither.
     """
-    known = _Known(clock)
-    text = _INCLUDES.sub(known.inline, _read(f"{name}.lua"))
+    text = _with_includes(_read(f"{name}.lua"), clock)
     constants = dict(_CONSTANT.findall(_read("shared/constants.lua")))
     text = _NAME.sub(lambda match: constants.get(match[0], match[0]), text)
     if dialect == "fake":
@@ -53,32 +52,31 @@ def load(name: str, *, clock: Clock = "server", dialect: Dialect = "server") -> 
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-class _Known:
-    """What a script has of the includes, at each place where it asks for some.
+def _with_includes(text: str, clock: Clock) -> str:
+    """A script with all includes inlined, each once.
 
     What the first of them bring is known to the end; what others bring is known where they stand, in a block.
     """
+    to_the_end: set[str] | None = None
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._first: set[str] | None = None
-
-    def inline(self, asked: re.Match[str]) -> str:
-        """The text of some includes, and of those that they ask for, each once."""
-        known = set[str]() if self._first is None else set(self._first)
+    def inline_all(asked: re.Match[str]) -> str:
+        nonlocal to_the_end
+        known = set(to_the_end or ())
 
         def inline(match: re.Match[str]) -> str:
             include = match[1]
             if include in known:
                 return ""
             known.add(include)
-            if include == "server_ms" and self._clock == "caller":
+            if include == "server_ms" and clock == "caller":
                 return _CALLERS_CLOCK
             return _INCLUDE.sub(inline, _read(f"include/{include}.lua"))
 
-        text = _INCLUDE.sub(inline, asked[0])
-        self._first = known if self._first is None else self._first
-        return text
+        inlined = _INCLUDE.sub(inline, asked[0])
+        to_the_end = known if to_the_end is None else to_the_end
+        return inlined
+
+    return _INCLUDES.sub(inline_all, text)
 
 
 def _read(path: str) -> str:
