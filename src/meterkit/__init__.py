@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from meterkit.asgi import identify
     from meterkit.asgi.context import current, record, record_usage, tap
-    from meterkit.asgi.current import Current
+    from meterkit.asgi.exchange import Current
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
@@ -79,7 +79,7 @@ _HOMES = {
     "CallUsage": "meterkit.tokens",
     "Catalog": "meterkit.catalog",
     "CreditsLow": "meterkit.notify",
-    "Current": "meterkit.asgi.current",
+    "Current": "meterkit.asgi.exchange",
     "Customer": "meterkit.store.customers",
     "CustomerUsage": "meterkit.store.usage",
     "Customers": "meterkit.store.customers",

@@ -14,8 +14,7 @@ from meterkit.tokens import StreamTap, report_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
 
-    from meterkit.asgi.current import Current
-    from meterkit.asgi.exchange import Exchange
+    from meterkit.asgi.exchange import Current, Exchange
     from meterkit.tokens import CallUsage
 
 __all__ = ["current", "exchange", "exchange_of", "record", "record_usage", "tap"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
+from dataclasses import dataclass
 from http import HTTPStatus
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from meterkit.asgi.current import Current
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.metered import LlmCalls, add
 from meterkit.asgi.reading import Reading
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens import CallUsage, InputEstimator
 
-__all__ = ["Exchange"]
+__all__ = ["Current", "Exchange"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,21 @@ _SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 _recording: Final = RLock()
 """Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
 a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Current:
+    """Who is served, and why: what the code that serves a request may ask.
+
+    Attributes:
+        customer: the customer's id.
+        plan: the key of the plan in force.
+        decision: what was decided about this request.
+    """
+
+    customer: str
+    plan: str
+    decision: Decision
 
 
 class Exchange(Holder):
