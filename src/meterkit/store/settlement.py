@@ -272,7 +272,7 @@ class Settlement:
                 if reported_as != name and meter in {name, reported_as}:
                     event = _SENT_ON if meter == name else _TAKES_OVER
                 included = -1 if entitlement.included is None else entitlement.included
-                yield _Entry(meter, name, (included, *parts, event))
+                yield _Entry(meter, name, (included, parts[0], parts[1], event))
 
     def _rates(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
         """Rates count all that was used; those that counted a reservation before, what it differs by."""

@@ -130,7 +130,7 @@ def usage_of(
         "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
         "meters": {
             **{name: _meter(name, entitlements, view, linked=linked) for name in catalog.meters},
-            **{name: _gone_meter(token, view, linked=linked) for token, name in gone.items()},
+            **{name: _counts_of(token, view, linked=linked) for token, name in gone.items()},
         },
     }
 
@@ -184,33 +184,16 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         held=lambda other: view.held(meter_token(other)),
     )
     return {
-        "used": counts.recorded + held,
+        **_counts_of(token, view, linked=linked),
         "included": "unlimited" if entitlement.included is None else entitlement.included,
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
-        "held": held,
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
-        "overage": counts.overage,
         "overage_cents": _price_cents(counts.overage, entitlement),
-        "recorded": counts.recorded,
-        **_deliveries(token, counts.pending, view, linked=linked),
     }
 
 
-def _deliveries(token: str, pending: int, view: _View, *, linked: bool) -> Deliveries:
-    return {
-        "pending": pending if linked else 0,
-        "unlinked": 0 if linked else pending,
-        "queued": view.delivery(token, "q"),
-        "leased": view.delivery(token, "l"),
-        "parked": view.delivery(token, "k"),
-        "delivered": view.delivery(token, "d"),
-        "late": view.delivery(token, "u"),
-        "dead": view.delivery(token, "x"),
-    }
-
-
-def _gone_meter(token: str, view: _View, *, linked: bool) -> MeterUsage:
-    """A meter that the plans file has no longer, and that has usage to deliver."""
+def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
+    """What is counted of a meter; that is all of it where the plans file has the meter no longer."""
     counts, held = view.counted(token), view.held(token)
     return {
         "used": counts.recorded + held,
@@ -221,7 +204,14 @@ def _gone_meter(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "overage": counts.overage,
         "overage_cents": None,
         "recorded": counts.recorded,
-        **_deliveries(token, counts.pending, view, linked=linked),
+        "pending": counts.pending if linked else 0,
+        "unlinked": 0 if linked else counts.pending,
+        "queued": view.delivery(token, "q"),
+        "leased": view.delivery(token, "l"),
+        "parked": view.delivery(token, "k"),
+        "delivered": view.delivery(token, "d"),
+        "late": view.delivery(token, "u"),
+        "dead": view.delivery(token, "x"),
     }
 
 
