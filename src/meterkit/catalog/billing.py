@@ -145,9 +145,7 @@ def build_billing(values: BillingTable | None) -> Billing:
     return Billing(**values.given()) if values else Billing()
 
 
-def build_dunning(
-    values: DunningTable | None, *, default_plan: str, plans: Collection[str], problems: Problems
-) -> Dunning:
+def build_dunning(values: DunningTable | None, *, default_plan: str, plans: Collection[str]) -> Dunning:
     """The ``dunning:`` block with its defaults; the word ``default_plan`` is resolved."""
     given: dict[str, Any] = {"grace_ms": 7 * DAY_MS, "suspend_after_ms": 14 * DAY_MS}
     if values is None:
@@ -155,24 +153,20 @@ def build_dunning(
     given |= values.given()
     restrict_to = values.restrict_to or "default_plan"
     if restrict_to != "default_plan" and restrict_to not in plans:
-        problems.refuse(
-            values.place("restrict_to"), unknown("plan", restrict_to, plans) + " (or default_plan)"
-        )
+        values.refuse("restrict_to", unknown("plan", restrict_to, plans) + " (or default_plan)")
     if given["suspend_after_ms"] < given["grace_ms"] and not values.is_refused("suspend_after_ms"):
         place = values.place("suspend_after_ms" if values.has("suspend_after_ms") else "grace_ms")
         message = "both count from the first failure; allowed: a suspend_after that is at least grace"
-        problems.refuse(place, message)
+        values.problems.refuse(place, message)
     given["restrict_to"] = default_plan if restrict_to == "default_plan" else restrict_to
     return Dunning(**given)
 
 
-def build_anonymous(
-    written: str | AnonymousTable | None, *, plans: Collection[str], problems: Problems
-) -> Anonymous | None:
+def build_anonymous(written: str | AnonymousTable | None, *, plans: Collection[str]) -> Anonymous | None:
     """Who a request without a customer is; None: nobody, it is denied."""
     if not isinstance(written, AnonymousTable):
         return None
     plan = written.plan or ""
     if plan and plan not in plans:
-        problems.refuse(written.place("plan"), unknown("plan", plan, plans))
+        written.refuse("plan", unknown("plan", plan, plans))
     return Anonymous(plan=plan, by="ip", trusted_proxies=written.trusted_proxies or ())

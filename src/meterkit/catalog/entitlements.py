@@ -22,7 +22,6 @@ from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Shape, Table
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Meter
-    from meterkit.catalog.report import Problems
 
 
 class BillTable(Table, what="a price of overage", inheritable=True):
@@ -92,13 +91,13 @@ def default_entitlement(meter: Meter) -> Entitlement:
 
 
 def build_entitlement(
-    values: EntitlementTable, meter: Meter, problems: Problems, *, base: Entitlement | None = None
+    values: EntitlementTable, meter: Meter, *, base: Entitlement | None = None
 ) -> Entitlement:
     """What a plan gives that lists the meter; what is not said is as ``base`` has it, if there is one."""
     if meter.kind == "gauge":
-        _refuse_on_gauge(values, meter, problems)
+        _refuse_on_gauge(values, meter)
     if not counts_bytes(meter):
-        _refuse_sizes(values, meter, problems)
+        _refuse_sizes(values, meter)
     start = base or default_entitlement(meter)
     if values.has("included"):
         included = _limit_of(values.included)
@@ -109,8 +108,8 @@ def build_entitlement(
         rates=(values.rates or ()) if values.has("rates") else start.rates,
         concurrency=_limit_of(values.concurrency) if values.has("concurrency") else start.concurrency,
         included=included,
-        overage=_build_overage(values, meter, base, problems),
-        warn_at=_build_warn_at(values, problems) if values.has("warn_at") else start.warn_at,
+        overage=_build_overage(values, meter, base),
+        warn_at=_build_warn_at(values) if values.has("warn_at") else start.warn_at,
     )
 
 
@@ -132,16 +131,15 @@ def ceiling(entitlement: Entitlement) -> int | None:
             return included * (100 + (overage.percent or 0)) // 100
 
 
-def _refuse_on_gauge(values: EntitlementTable, meter: Meter, problems: Problems) -> None:
+def _refuse_on_gauge(values: EntitlementTable, meter: Meter) -> None:
     if values.rates:
-        message = f"{meter.name} is a gauge: it has a level, not a rate; remove `rate`"
-        problems.refuse(values.place("rates"), message)
+        values.refuse("rates", f"{meter.name} is a gauge: it has a level, not a rate; remove `rate`")
     if isinstance(values.concurrency, int):
         message = f"{meter.name} is a gauge: concurrency counts requests; put it on a counter"
-        problems.refuse(values.place("concurrency"), message)
+        values.refuse("concurrency", message)
 
 
-def _refuse_sizes(values: EntitlementTable, meter: Meter, problems: Problems) -> None:
+def _refuse_sizes(values: EntitlementTable, meter: Meter) -> None:
     overage = values.overage
     bill = overage.bill if isinstance(overage, OverageTable) else None
     for table, key in ((values, "included"), (bill, "cap"), (bill, "per")):
@@ -150,63 +148,59 @@ def _refuse_sizes(values: EntitlementTable, meter: Meter, problems: Problems) ->
             message = (
                 f"found the size {written!r}, but {meter.name} counts {meter.unit}; allowed: a whole number"
             )
-            problems.refuse(table.place(key), message)
+            table.refuse(key, message)
 
 
-def _build_overage(
-    values: EntitlementTable, meter: Meter, base: Entitlement | None, problems: Problems
-) -> Overage:
+def _build_overage(values: EntitlementTable, meter: Meter, base: Entitlement | None) -> Overage:
     written = values.overage
     if written is None:
         if base is not None:
             return base.overage
         return DENY if values.has("included", "overage") else default_entitlement(meter).overage
     if isinstance(written, OverageTable):
-        overage = _build_overage_table(written, meter, problems)
+        overage = _build_overage_table(written, meter)
     else:
         overage = BILLED if written == "bill" else DENY
     if overage.mode == "bill" and meter.stripe is None:
         cure = (
             "deny it" if meter.kind == "gauge" else "add `stripe: {event_name: …}` to the meter, or deny it"
         )
-        message = f"{meter.name} has no Stripe event, so its overage cannot be billed; {cure}"
-        problems.refuse(values.place("overage"), message)
+        values.refuse("overage", f"{meter.name} has no Stripe event, so its overage cannot be billed; {cure}")
     elif overage.mode != "bill" and not values.has("included") and (base is None or base.included is None):
         message = (
             "overage is what is beyond included, and `included` is missing; add it, `included: 0` for none"
         )
-        problems.refuse(values.place("overage"), message)
+        values.refuse("overage", message)
     return overage
 
 
-def _build_overage_table(written: OverageTable, meter: Meter, problems: Problems) -> Overage:
+def _build_overage_table(written: OverageTable, meter: Meter) -> Overage:
     place = written.node.place
     has_tolerance = written.has("percent", "grace_ms")
     if written.has("bill") and not has_tolerance:
-        return _build_bill(written.bill, problems)
+        return _build_bill(written.bill)
     if written.has("bill"):
-        problems.refuse(place, f"found both `bill` and a tolerance; allowed: {OVERAGE_ALLOWED}")
+        written.problems.refuse(place, f"found both `bill` and a tolerance; allowed: {OVERAGE_ALLOWED}")
         return DENY
     if not (written.has("percent") and written.has("grace_ms")):
-        problems.refuse(place, f"a tolerance needs `percent` and `grace`; allowed: {OVERAGE_ALLOWED}")
+        written.problems.refuse(place, f"a tolerance needs `percent` and `grace`; allowed: {OVERAGE_ALLOWED}")
     elif meter.kind != "gauge":
         message = f"{meter.name} is a counter, and percent and grace are for gauges; use deny or bill"
-        problems.refuse(place, message)
+        written.problems.refuse(place, message)
     return Overage(mode="percent", percent=written.percent, grace_ms=written.grace_ms)
 
 
-def _build_bill(bill: BillTable | None, problems: Problems) -> Overage:
+def _build_bill(bill: BillTable | None) -> Overage:
     if bill is None:
         return DENY
     for given, needed in (("per", "amount_cents"), ("amount_cents", "per")):
         if bill.has(given) and not bill.has(needed):
-            message = f"`{given}` needs `{needed}`: so much money per so many units"
-            problems.refuse(bill.place(given), message)
+            bill.refuse(given, f"`{given}` needs `{needed}`: so much money per so many units")
     return Overage(mode="bill", **bill.given())
 
 
-def _build_warn_at(values: EntitlementTable, problems: Problems) -> tuple[int, ...]:
+def _build_warn_at(values: EntitlementTable) -> tuple[int, ...]:
     warn_at = values.warn_at or ()
     if len(set(warn_at)) < len(warn_at):
-        problems.refuse(values.place("warn_at"), "a percentage is listed twice; keep one")
+        values.refuse("warn_at", "a percentage is listed twice; keep one")
     return tuple(sorted(set(warn_at)))

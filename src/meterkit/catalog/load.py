@@ -132,7 +132,7 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
 
 def _build(values: PlansFile, problems: Problems) -> Catalog:
     check_features(values.node.values.get("features"), problems)
-    known = build_meters(values.meters or {}, problems)
+    known = build_meters(values.meters or {})
     features = values.features or ()
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, problems)
     declared = Declared(meters=known, features=features, credits=credits_)
@@ -155,9 +155,9 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     )
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
-        problems.refuse(values.place("default_plan"), unknown("plan", default_plan, written_plans))
-    anonymous = build_anonymous(values.anonymous, plans=written_plans, problems=problems)
-    dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans, problems=problems)
+        values.refuse("default_plan", unknown("plan", default_plan, written_plans))
+    anonymous = build_anonymous(values.anonymous, plans=written_plans)
+    dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans)
     catalog = Catalog(
         source=problems.source,
         content_hash="",

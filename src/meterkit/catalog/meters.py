@@ -56,16 +56,15 @@ class CreditTable(Table, what="a credit"):
 Meters = dict[str, "Meter | None"]
 
 
-def build_meters(read: Mapping[str, MeterTable | None], problems: Problems) -> Meters:
+def build_meters(read: Mapping[str, MeterTable | None]) -> Meters:
     """The meters by name; None where a definition was refused, so that only its name is known."""
     meters: Meters = {
-        name: None if values is None else _build_meter(name, values, problems)
-        for name, values in read.items()
+        name: None if values is None else _build_meter(name, values) for name, values in read.items()
     }
-    _refuse_event_names_used_twice(read, problems)
-    for name, values in read.items():
-        if values is not None and values.source is not None:
-            _check_source(name, values, read, problems)
+    _refuse_event_names_used_twice(read)
+    for name, values in kept(read).items():
+        if values.source is not None:
+            _check_source(name, values, read)
     return meters
 
 
@@ -74,7 +73,7 @@ def counts_bytes(meter: Meter) -> bool:
     return meter.unit in _BYTES
 
 
-def _build_meter(name: str, values: MeterTable, problems: Problems) -> Meter | None:
+def _build_meter(name: str, values: MeterTable) -> Meter | None:
     unit = values.unit
     kind: Kind = values.kind or "counter"
     source = values.source
@@ -83,69 +82,58 @@ def _build_meter(name: str, values: MeterTable, problems: Problems) -> Meter | N
         message = (
             "a gauge is not sent to Stripe; seats are billed with a plan's `seat_price`: remove `stripe`"
         )
-        problems.refuse(values.place("stripe"), message)
+        values.refuse("stripe", message)
     if kind == "gauge":
         message = "a gauge has no effect yet: nothing sets its level, and no limit of it is asked"
-        problems.note(values.place("kind"), "without_effect", message)
+        values.problems.note(values.place("kind"), "without_effect", message)
     if source is None and values.has("where") and not values.has("source"):
-        problems.refuse(values.place("where"), "`where` needs `from`: the meter of which this one is a part")
+        values.refuse("where", "`where` needs `from`: the meter of which this one is a part")
     if source is not None and not values.has("where"):
-        problems.refuse(values.place("source"), "`from` needs `where`: which part of that meter this one is")
-    event_name = stripe.event_name if stripe else None
-    if (
-        unit is None
-        or values.is_refused("kind")
-        or values.is_refused("stripe")
-        or (stripe and event_name is None)
-    ):
+        values.refuse("source", "`from` needs `where`: which part of that meter this one is")
+    is_event_missing = stripe is not None and stripe.event_name is None
+    if unit is None or is_event_missing or values.is_refused("kind") or values.is_refused("stripe"):
         return None
     event = StripeEvent(**_REPORTED | stripe.given()) if stripe else None
     return Meter(name=name, unit=unit, kind=kind, stripe=event, source=source, where=kept(values.where))
 
 
-def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None], problems: Problems) -> None:
+def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None]) -> None:
     first: dict[str, str] = {}
-    for name, values in read.items():
-        stripe = values.stripe if values else None
+    for name, values in kept(read).items():
+        stripe = values.stripe
         event_name = stripe.event_name if stripe else None
         if stripe is None or event_name is None:
             continue
         owner = first.setdefault(event_name, name)
         if owner != name:
             message = f"{event_name!r} already carries the meter {owner}; allowed: an event name per meter"
-            problems.refuse(stripe.place("event_name"), message)
+            stripe.refuse("event_name", message)
 
 
-def _check_source(
-    name: str, values: MeterTable, read: Mapping[str, MeterTable | None], problems: Problems
-) -> None:
-    place = values.place("source")
+def _check_source(name: str, values: MeterTable, read: Mapping[str, MeterTable | None]) -> None:
     source = values.source or ""
     if source not in read:
-        problems.refuse(place, unknown("meter", source, read))
+        values.refuse("source", unknown("meter", source, read))
         return
     line = [name]
     while source and source not in line:
         line.append(source)
-        source = _source_of(read.get(source)) or ""
+        following = read.get(source)
+        source = (following and following.source) or ""
     if source:
         circle = line[line.index(source) :]
         if name == next(meter for meter in read if meter in circle):
             message = f"meters are parts of each other in a circle: {' → '.join([*circle, source])}"
-            problems.refuse(place, message)
+            values.refuse("source", message)
         return
     whole = read[line[1]]
     if "gauge" in {values.kind, whole and whole.kind}:
-        message = "only a counter has parts, and they are counters; remove `from` or `kind: gauge`"
-        problems.refuse(place, message)
+        values.refuse(
+            "source", "only a counter has parts, and they are counters; remove `from` or `kind: gauge`"
+        )
     units = {meter.unit for meter in (values, whole) if meter is not None} - {None}
     if len(units) > 1:
-        message = f"a part has the unit of its whole; {line[1]} counts {whole and whole.unit}"
-        problems.refuse(values.place("unit"), message)
-
-
-def _source_of(values: MeterTable | None) -> str | None:
-    return values.source if values else None
+        values.refuse("unit", f"a part has the unit of its whole; {line[1]} counts {whole and whole.unit}")
 
 
 def check_features(node: Node | None, problems: Problems) -> None:

@@ -55,7 +55,7 @@ def _build(
     values = EntitlementTable.read(_node(given, place, 1), problems)
     if values is None:
         return None
-    return build_entitlement(values, meter, problems, base=plan.entitlements[name])
+    return build_entitlement(values, meter, base=plan.entitlements[name])
 
 
 def _node(value: object, place: Place, depth: int) -> Node:

@@ -12,7 +12,7 @@ from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPri
 from meterkit.catalog.notes import note_entitlement
 from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import NAME, cents, duration, integer, quantity, text
-from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table
+from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Credit, Entitlement
     from meterkit.catalog.report import Problems
 
-PRIORITY_DEFAULT: Final = 50
 DEFAULT_PLAN_WORD: Final = "default_plan"
 
 _PRICE_ID: Final = text(
@@ -60,7 +59,8 @@ class SeatPriceTable(Table, what="a seat price", inheritable=True):
 
 
 EVERY_WORDS: Final = ("period",)
-_GRANTED: Final = quantity(least=1)
+_QUANTITY: Final = quantity(least=1)
+_GRANT: Final[dict[str, Any]] = {"quantity": 1, "priority": 50, "expires_ms": None}  # Where it is not said.
 
 
 class GrantTable(Table, what="a grant"):
@@ -68,7 +68,7 @@ class GrantTable(Table, what="a grant"):
 
     credit = Key(NAME, "The credit that is granted.")
     meter = Key(NAME, "The meter of which a quantity is granted.")
-    quantity = Key(_GRANTED, "How much.", required=True)
+    quantity = Key(_QUANTITY, "How much.", required=True)
     every = Key(Choice(EVERY_WORDS), "When: with every billing period.", required=True)
     priority = Key(integer(most=1000), "Lower is burned first; default: 50.")
     expires_ms = Key(duration(least=1), "Life of the grant; default: its period.", name="expires")
@@ -128,16 +128,15 @@ def build_plans(
 ) -> dict[str, Plan | None]:
     """The plans by key; None where a plan was refused altogether."""
     plans = {
-        key: None if values is None else _build_plan(key, values, declared, problems)
-        for key, values in read.items()
+        key: None if values is None else _build_plan(key, values, declared) for key, values in read.items()
     }
     if (values := read.get(DEFAULT_PLAN_WORD)) is not None:
         problems.refuse(values.node.place, "'default_plan' stands for the default plan; choose another key")
-    _refuse_prices_used_twice(read, problems)
+    _refuse_prices_used_twice(read)
     return plans
 
 
-def _build_plan(key: str, values: PlanTable, declared: Declared, problems: Problems) -> Plan:
+def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
     price, seat_price = values.price, values.seat_price
     return Plan(
         key=key,
@@ -146,13 +145,13 @@ def _build_plan(key: str, values: PlanTable, declared: Declared, problems: Probl
         price=Price(**_NO_PRICE | (price.given() if price else {})),
         seat_price=SeatPrice(**_NO_SEAT_PRICE | seat_price.given()) if seat_price else None,
         trial_ms=values.trial_ms,
-        features=_build_features(values, declared, problems),
-        entitlements=_build_entitlements(values, declared, problems),
-        grants=_build_grants(values, declared, problems),
+        features=_build_features(values, declared),
+        entitlements=_build_entitlements(values, declared),
+        grants=_build_grants(values, declared),
     )
 
 
-def _build_features(values: PlanTable, declared: Declared, problems: Problems) -> frozenset[str]:
+def _build_features(values: PlanTable, declared: Declared) -> frozenset[str]:
     names = values.features or ()
     if isinstance(names, str):
         return frozenset(declared.features)
@@ -160,78 +159,68 @@ def _build_features(values: PlanTable, declared: Declared, problems: Problems) -
     for item in node.items if isinstance(node, Items) else ():
         if isinstance(item, Text) and item.text not in declared.features:
             hint = "; write `features: all` for every one" if item.text == ALL else ""
-            problems.refuse(item.place, unknown("feature", item.text, declared.features) + hint)
+            values.problems.refuse(item.place, unknown("feature", item.text, declared.features) + hint)
     return frozenset(names)
 
 
-def _build_entitlements(values: PlanTable, declared: Declared, problems: Problems) -> dict[str, Entitlement]:
+def _build_entitlements(values: PlanTable, declared: Declared) -> dict[str, Entitlement]:
     listed = values.meters or {}
     for name, place in values.places("meters").items():
-        check_meter(name, declared.meters, place, problems)
+        check_meter(name, declared.meters, place, values.problems)
     built: dict[str, Entitlement] = {}
-    for name, meter in declared.meters.items():
+    for name, meter in kept(declared.meters).items():
         written = listed.get(name)
-        if meter is not None and written is not None:
-            built[name] = build_entitlement(written, meter, problems)
-        elif meter is not None:
-            built[name] = default_entitlement(meter)
-        if name in built and meter is not None:
-            note_entitlement(built[name], meter, written, values.node.place, problems)
+        built[name] = default_entitlement(meter) if written is None else build_entitlement(written, meter)
+        note_entitlement(built[name], meter, written, values.node.place, values.problems)
     return built
 
 
-def _build_grants(values: PlanTable, declared: Declared, problems: Problems) -> tuple[PlanGrant, ...]:
+def _build_grants(values: PlanTable, declared: Declared) -> tuple[PlanGrant, ...]:
     built: list[PlanGrant] = []
     for written in values.grants or ():
-        grant = _build_grant(written, declared, problems)
+        grant = _build_grant(written, declared)
         if grant is None:
             continue
         if grant.id is not None and (grant.name, grant.id) in {(other.name, other.id) for other in built}:
             message = f"{grant.id!r} is the id of another grant of {grant.name} in this plan; choose another"
-            problems.refuse(written.place("id"), message)
+            written.refuse("id", message)
         built.append(grant)
     return tuple(built)
 
 
-def _build_grant(values: GrantTable, declared: Declared, problems: Problems) -> PlanGrant | None:
+def _build_grant(values: GrantTable, declared: Declared) -> PlanGrant | None:
     credit, meter_name = values.credit, values.meter
     if values.has("credit") == values.has("meter"):
-        problems.refuse(values.node.place, "a grant names either `credit` or `meter`, one of the two")
+        values.problems.refuse(values.node.place, "a grant names either `credit` or `meter`, one of the two")
         return None
     if credit is not None and credit not in declared.credits:
         hint = f"; for a quantity of a meter write `meter: {credit}`" if credit in declared.meters else ""
-        problems.refuse(values.place("credit"), unknown("credit", credit, declared.credits) + hint)
+        values.refuse("credit", unknown("credit", credit, declared.credits) + hint)
     if meter_name is not None:
-        meter = check_meter(meter_name, declared.meters, values.place("meter"), problems)
+        meter = check_meter(meter_name, declared.meters, values.place("meter"), values.problems)
         if meter is not None and meter.kind == "gauge":
             message = f"{meter_name} is a gauge: it has a level, which no grant raises; raise its `included`"
-            problems.refuse(values.place("meter"), message)
+            values.refuse("meter", message)
         elif meter is not None and meter.source is not None:
-            message = f"{meter_name} is a part of {meter.source}; grant {meter.source}"
-            problems.refuse(values.place("meter"), message)
-    quantity = values.quantity or 1
-    if credit is not None and quantity > CREDITS_MAX:
-        message = f"found {quantity}; allowed: at most {CREDITS_MAX} credits"
-        problems.refuse(values.place("quantity"), message)
+            values.refuse("meter", f"{meter_name} is a part of {meter.source}; grant {meter.source}")
+    if credit is not None and (values.quantity or 0) > CREDITS_MAX:
+        values.refuse("quantity", f"found {values.quantity}; allowed: at most {CREDITS_MAX} credits")
     return PlanGrant(
         kind="credit" if credit is not None else "meter",
         name=credit or meter_name or "",
-        quantity=quantity,
-        priority=PRIORITY_DEFAULT if values.priority is None else values.priority,
-        expires_ms=values.expires_ms,
-        id=values.id,
+        **_GRANT | values.given("quantity", "priority", "expires_ms", "id"),
     )
 
 
-def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None], problems: Problems) -> None:
+def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None]) -> None:
     """An inherited price is the same line of the file, so that two lines with one price are a slip."""
     first: dict[str, tuple[int, int]] = {}
-    for values in read.values():
-        price = values.price if values else None
+    for values in kept(read).values():
+        price = values.price
         price_id = price.stripe_price if price else None
         if price is None or price_id is None:
             continue
         place = price.place("stripe_price")
         if first.setdefault(price_id, (place.line, place.column)) != (place.line, place.column):
             message = f"{price_id!r} is already used in line {first[price_id][0]}; a price names one plan"
-            problems.refuse(place, message)
+            price.refuse("stripe_price", message)

@@ -90,13 +90,13 @@ def build_routes(
     read: tuple[RouteTable, ...], declared: Declared, default: Route, problems: Problems
 ) -> tuple[Route, ...]:
     """The routes in the file's order; ``default`` is one that says nothing of itself."""
-    _refuse_unreachable(read, problems)
+    _refuse_unreachable(read)
     matches = [(match, values.place("match")) for values in read if (match := values.match) is not None]
     note_unreachable(matches, problems)
-    return tuple(_build_route(values, declared, default, problems) for values in read)
+    return tuple(_build_route(values, declared, default) for values in read)
 
 
-def _refuse_unreachable(read: tuple[RouteTable, ...], problems: Problems) -> None:
+def _refuse_unreachable(read: tuple[RouteTable, ...]) -> None:
     first: dict[tuple[str | None, str | None], Place] = {}
     for values in read:
         match = values.match
@@ -108,33 +108,31 @@ def _refuse_unreachable(read: tuple[RouteTable, ...], problems: Problems) -> Non
             message = (
                 f"never reached: the route in line {earlier.line} matches first; move it up or remove it"
             )
-            problems.refuse(values.place("match"), message)
+            values.refuse("match", message)
         first.setdefault(key, values.place("match"))
 
 
-def _build_route(values: RouteTable, declared: Declared, default: Route, problems: Problems) -> Route:
+def _build_route(values: RouteTable, declared: Declared, default: Route) -> Route:
     method, path = parse_match(values.match or "*")
-    _refuse_contradictions(values, method, path, problems)
+    _refuse_contradictions(values, method, path)
     if method == WEBSOCKET:
         message = "a `WS` route has no effect yet: websockets pass undecided and uncounted"
-        problems.note(values.place("match"), "without_effect", message)
+        values.problems.note(values.place("match"), "without_effect", message)
     feature = values.feature
     if feature is not None and feature not in declared.features:
-        problems.refuse(values.place("feature"), unknown("feature", feature, declared.features))
+        values.refuse("feature", unknown("feature", feature, declared.features))
     if values.usage not in {None, "none"} and not any(name in declared.meters for name in USAGE_METERS):
         message = f"token figures go to the meters {', '.join(USAGE_METERS)}; declare at least one of them"
-        problems.refuse(values.place("usage"), message)
+        values.refuse("usage", message)
     built: dict[str, Any] = {
-        key: _build_quantities(values, key, declared, problems) for key in ("consume", "per_message", "grow")
+        key: _build_quantities(values, key, declared) for key in ("consume", "per_message", "grow")
     }
-    built["storage_meter"] = _build_storage_meter(values, declared, problems)
-    built["reserve"] = _build_reserves(values, declared, problems)
+    built["storage_meter"] = _build_storage_meter(values, declared)
+    built["reserve"] = _build_reserves(values, declared)
     return replace(default, **values.given() | built, method=method, path=path)
 
 
-def _refuse_contradictions(
-    values: RouteTable, method: str | None, path: str | None, problems: Problems
-) -> None:
+def _refuse_contradictions(values: RouteTable, method: str | None, path: str | None) -> None:
     if values.exempt:
         without_effect = [name for name in values.node.places if name not in {"match", "exempt"}]
         why = "an exempt route is not decided"
@@ -148,21 +146,20 @@ def _refuse_contradictions(
         without_effect, why = [], ""
     for name in without_effect:
         if name in values.node.places:
-            problems.refuse(values.node.places[name], f"{why}, so `{name}` has no effect; remove it")
+            values.problems.refuse(values.node.places[name], f"{why}, so `{name}` has no effect; remove it")
     if values.has("per_message") and method != WEBSOCKET and path is not None:
-        message = f'only websockets have messages; did you mean "{WEBSOCKET} {path}"?'
-        problems.refuse(values.place("per_message"), message)
+        values.refuse("per_message", f'only websockets have messages; did you mean "{WEBSOCKET} {path}"?')
 
 
-def _build_quantities(values: RouteTable, key: str, declared: Declared, problems: Problems) -> dict[str, int]:
+def _build_quantities(values: RouteTable, key: str, declared: Declared) -> dict[str, int]:
     for name, place in values.places(key).items():
         if key == "grow":
-            meter = check_meter(name, declared.meters, place, problems)
+            meter = check_meter(name, declared.meters, place, values.problems)
             if meter is not None and meter.kind != "gauge":
                 message = f"{name} is a counter and only gauges grow; use `consume: {{{name}: …}}`"
-                problems.refuse(place, message)
+                values.problems.refuse(place, message)
         else:
-            _check_counter(name, place, key, declared, problems)
+            _check_counter(name, place, key, declared, values.problems)
     return kept(getattr(values, key))
 
 
@@ -179,7 +176,7 @@ def _check_counter(name: str, place: Place, verb: str, declared: Declared, probl
         )
 
 
-def _build_storage_meter(values: RouteTable, declared: Declared, problems: Problems) -> str | None:
+def _build_storage_meter(values: RouteTable, declared: Declared) -> str | None:
     if values.storage is None:
         return None
     gauges = [
@@ -194,29 +191,28 @@ def _build_storage_meter(values: RouteTable, declared: Declared, problems: Probl
     if None not in declared.meters.values():
         found = f"{', '.join(gauges)} are several" if gauges else "there is none"
         cure = "declare the meter `storage: {unit: byte, kind: gauge}`"
-        message = f"a storage route fills a gauge of bytes, and {found}; {cure}"
-        problems.refuse(values.place("storage"), message)
+        values.refuse("storage", f"a storage route fills a gauge of bytes, and {found}; {cure}")
     return None
 
 
-def _build_reserves(values: RouteTable, declared: Declared, problems: Problems) -> tuple[Reserve, ...]:
+def _build_reserves(values: RouteTable, declared: Declared) -> tuple[Reserve, ...]:
     for name, place in values.places("reserve").items():
-        _check_counter(name, place, "reserve", declared, problems)
+        _check_counter(name, place, "reserve", declared, values.problems)
     reserves = kept(values.reserve).items()
-    return tuple(_build_reserve(name, written, problems) for name, written in reserves)
+    return tuple(_build_reserve(name, written) for name, written in reserves)
 
 
-def _build_reserve(name: str, values: ReserveTable, problems: Problems) -> Reserve:
+def _build_reserve(name: str, values: ReserveTable) -> Reserve:
     default = values.default or 1
     ceiling = values.ceiling or default
     if values.has("field") and not values.has("ceiling"):
         message = (
             "`from` lets the client name the quantity; add `ceiling`, the most that one request sets aside"
         )
-        problems.refuse(values.place("field"), message)
+        values.refuse("field", message)
     if default > ceiling and not values.is_refused("default"):
-        problems.refuse(
-            values.place("default"),
+        values.refuse(
+            "default",
             f"the default {default} is above the ceiling {ceiling}; lower one or raise the other",
         )
     return Reserve(meter=name, field=values.field, default=default, ceiling=ceiling)

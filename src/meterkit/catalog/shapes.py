@@ -217,6 +217,7 @@ class Table:
     Args:
         node: what was read.
         values: what it says, by the names of the keys.
+        problems: what is found wrong with the file.
     """
 
     _what: ClassVar[str]
@@ -228,9 +229,10 @@ class Table:
         cls._what, cls._inheritable = what, inheritable
         cls._keys = {name: key for name, key in vars(cls).items() if isinstance(key, Key)}
 
-    def __init__(self, node: Fields, values: Mapping[str, object]) -> None:
+    def __init__(self, node: Fields, values: Mapping[str, object], problems: Problems) -> None:
         self.node = node
         self.values = values
+        self.problems = problems
 
     @classmethod
     def read(cls, node: Node, problems: Problems) -> Self | None:
@@ -254,7 +256,7 @@ class Table:
         }
         for name, value in values.items():
             keys[name].note(node.places.get(name, node.place), value, problems)
-        return cls(node, values)
+        return cls(node, values, problems)
 
     @classmethod
     def _unknown(cls, name: str, known: Iterable[str]) -> str:
@@ -290,6 +292,10 @@ class Table:
     def place(self, attribute: str) -> Place:
         """Where the key stands; the table's own place where it is absent."""
         return self.node.places.get(self._keys[attribute].name, self.node.place)
+
+    def refuse(self, attribute: str, message: str) -> None:
+        """Note that what stands under the key is wrong."""
+        self.problems.refuse(self.place(attribute), message)
 
     def text(self, attribute: str) -> str | None:
         """The scalar under the key as written; None where there is none."""
