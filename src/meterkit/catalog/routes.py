@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
 from meterkit.catalog.match import MATCH_SHAPE, WEBSOCKET, parse_match
@@ -15,8 +15,9 @@ from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, MapOf, Nullable, Table, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from meterkit.catalog.models import Meter
     from meterkit.catalog.plans import Declared
     from meterkit.catalog.report import Place, Problems
 
@@ -47,6 +48,7 @@ class ReserveTable(Table, what="a reserve"):
     ceiling = Key(quantity(least=1), "The most that is set aside; required with `from`.")
 
 
+_VERBS: Final = ("consume", "per_message", "grow", "reserve")
 _QUANTITIES: Final = MapOf(NAME, quantity(), "meters and quantities", 1)
 
 
@@ -90,26 +92,23 @@ def build_routes(
     read: tuple[RouteTable, ...], declared: Declared, default: Route, problems: Problems
 ) -> tuple[Route, ...]:
     """The routes in the file's order; ``default`` is one that says nothing of itself."""
-    _refuse_unreachable(read)
     matches = [(match, values.place("match")) for values in read if (match := values.match) is not None]
+    _refuse_unreachable(matches, problems)
     note_unreachable(matches, problems)
     return tuple(_build_route(values, declared, default) for values in read)
 
 
-def _refuse_unreachable(read: tuple[RouteTable, ...]) -> None:
+def _refuse_unreachable(matches: Iterable[tuple[str, Place]], problems: Problems) -> None:
     first: dict[tuple[str | None, str | None], Place] = {}
-    for values in read:
-        match = values.match
-        if match is None:
-            continue
+    for match, place in matches:
         key = parse_match(match)
         earlier = first.get((None, None)) or first.get(key)
         if earlier is not None:
             message = (
                 f"never reached: the route in line {earlier.line} matches first; move it up or remove it"
             )
-            values.refuse("match", message)
-        first.setdefault(key, values.place("match"))
+            problems.refuse(place, message)
+        first.setdefault(key, place)
 
 
 def _build_route(values: RouteTable, declared: Declared, default: Route) -> Route:
@@ -124,12 +123,19 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     if values.usage not in {None, "none"} and not any(name in declared.meters for name in USAGE_METERS):
         message = f"token figures go to the meters {', '.join(USAGE_METERS)}; declare at least one of them"
         values.refuse("usage", message)
-    built: dict[str, Any] = {
-        key: _build_quantities(values, key, declared) for key in ("consume", "per_message", "grow")
-    }
-    built["storage_meter"] = _build_storage_meter(values, declared)
-    built["reserve"] = _build_reserves(values, declared)
-    return replace(default, **values.given() | built, method=method, path=path)
+    _check_meters(values, declared)
+    return replace(
+        default,
+        **values.given("match", "exempt", "always", "feature", "storage", "usage", "charge_on"),
+        **values.given("enforcement", "on_store_failure", "headers", "idempotency_header"),
+        method=method,
+        path=path,
+        consume=kept(values.consume),
+        per_message=kept(values.per_message),
+        grow=kept(values.grow),
+        storage_meter=_build_storage_meter(values, declared),
+        reserve=tuple(_build_reserve(name, written) for name, written in kept(values.reserve).items()),
+    )
 
 
 def _refuse_contradictions(values: RouteTable, method: str | None, path: str | None) -> None:
@@ -151,29 +157,27 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
         values.refuse("per_message", f'only websockets have messages; did you mean "{WEBSOCKET} {path}"?')
 
 
-def _build_quantities(values: RouteTable, key: str, declared: Declared) -> dict[str, int]:
-    for name, place in values.places(key).items():
-        if key == "grow":
-            meter = check_meter(name, declared.meters, place, values.problems)
-            if meter is not None and meter.kind != "gauge":
-                message = f"{name} is a counter and only gauges grow; use `consume: {{{name}: …}}`"
-                values.problems.refuse(place, message)
-        else:
-            _check_counter(name, place, key, declared, values.problems)
-    return kept(getattr(values, key))
+def _check_meters(values: RouteTable, declared: Declared) -> None:
+    """See that what is counted is a counter of its own, and that what grows is a gauge."""
+    places = [(verb, *entry) for verb in _VERBS for entry in values.places(verb).items()]
+    for verb, name, place in places:
+        meter = check_meter(name, declared.meters, place, values.problems)
+        message = _misuse(verb, meter) if meter else None
+        if message is not None:
+            values.problems.refuse(place, message)
 
 
-def _check_counter(name: str, place: Place, verb: str, declared: Declared, problems: Problems) -> None:
-    meter = check_meter(name, declared.meters, place, problems)
-    if meter is not None and meter.kind == "gauge":
+def _misuse(verb: str, meter: Meter) -> str | None:
+    name = meter.name
+    if verb == "grow":
+        is_right = meter.kind == "gauge"
+        return None if is_right else f"{name} is a counter and only gauges grow; use `consume: {{{name}: …}}`"
+    if meter.kind == "gauge":
         cure = "`storage: content-length`" if counts_bytes(meter) else f"`grow: {{{name}: …}}`"
-        problems.refuse(
-            place, f"{name} is a gauge: it has a level and cannot be counted up by `{verb}`; use {cure}"
-        )
-    elif meter is not None and meter.source is not None:
-        problems.refuse(
-            place, f"{name} is a part of {meter.source} and follows it; name {meter.source} in `{verb}`"
-        )
+        return f"{name} is a gauge: it has a level and cannot be counted up by `{verb}`; use {cure}"
+    if meter.source is not None:
+        return f"{name} is a part of {meter.source} and follows it; name {meter.source} in `{verb}`"
+    return None
 
 
 def _build_storage_meter(values: RouteTable, declared: Declared) -> str | None:
@@ -193,13 +197,6 @@ def _build_storage_meter(values: RouteTable, declared: Declared) -> str | None:
         cure = "declare the meter `storage: {unit: byte, kind: gauge}`"
         values.refuse("storage", f"a storage route fills a gauge of bytes, and {found}; {cure}")
     return None
-
-
-def _build_reserves(values: RouteTable, declared: Declared) -> tuple[Reserve, ...]:
-    for name, place in values.places("reserve").items():
-        _check_counter(name, place, "reserve", declared, values.problems)
-    reserves = kept(values.reserve).items()
-    return tuple(_build_reserve(name, written) for name, written in reserves)
 
 
 def _build_reserve(name: str, values: ReserveTable) -> Reserve:

@@ -30,10 +30,7 @@ commands = typer.Typer(no_args_is_help=True)
 
 
 @command(commands)
-async def show(
-    session: Session,
-    customer: CustomerArgument,
-) -> None:
+async def show(session: Session, customer: CustomerArgument) -> None:
     """Show one customer.
 
     One that nobody set up is on the default plan.
@@ -97,10 +94,7 @@ async def link(
 
 
 @command(commands)
-async def unlink(
-    session: Session,
-    customer: CustomerArgument,
-) -> None:
+async def unlink(session: Session, customer: CustomerArgument) -> None:
     """Undo a link.
 
     Usage that was never sent waits for the next link; what was sent stays where it went.
@@ -111,11 +105,7 @@ async def unlink(
 
 
 @command(commands)
-async def set_plan(
-    session: Session,
-    customer: CustomerArgument,
-    plan: PlanArgument,
-) -> None:
+async def set_plan(session: Session, customer: CustomerArgument, plan: PlanArgument) -> None:
     """Put a customer on a plan, at once."""
     await _change(session, customer, lambda customers: customers.set_plan(customer, plan))
 
@@ -172,10 +162,7 @@ async def set_status(
 
 
 @command(commands)
-async def delete(
-    session: Session,
-    customer: CustomerArgument,
-) -> None:
+async def delete(session: Session, customer: CustomerArgument) -> None:
     """Forget a customer: state, link and counters.
 
     Refused while usage of the customer is not delivered.

@@ -103,10 +103,7 @@ async def add(
 
 
 @command(commands, "list")
-async def list_all(
-    session: Session,
-    customer: CustomerArgument,
-) -> None:
+async def list_all(session: Session, customer: CustomerArgument) -> None:
     """List a customer's grants, in the order in which they are used up.
 
     The plan's grants are among them.
@@ -133,10 +130,7 @@ async def void(
 
 
 @command(commands)
-async def ledger(
-    session: Session,
-    customer: CustomerArgument,
-) -> None:
+async def ledger(session: Session, customer: CustomerArgument) -> None:
     """Show what became of each grant.
 
     With --json, credits are counted in millionths of a credit.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.breaker import Admitted
     from meterkit.delivery.outcomes import Outcome
     from meterkit.delivery.transport import Transport
-    from meterkit.store.intents import Attempt
+    from meterkit.store.intents import Attempt, Sealed
     from meterkit.store.outbox import Outbox
     from meterkit.store.store import Store
 
@@ -156,13 +156,7 @@ class Sender:
             if attempt.now_ms - attempt.first_ms + asked.seconds * 1000 > _AMBIGUOUS_MS:
                 # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
                 why = "first tried more than 23 hours ago; whether Stripe has it is not known"
-                _logger.error(
-                    "intent %s of customer %r is parked: %s",
-                    sealed.identifier,
-                    sealed.customer,
-                    why,
-                    extra=REPORTED,
-                )
+                _report(sealed, f" is parked: {why}")
                 return Move(intent=sealed, state="parked", why=why)
             outcome = await self._transport.send(sealed)
         apart_s = self._note(sealed.event_name, outcome)
@@ -216,22 +210,15 @@ class Sender:
                 kept = "is parked" if outcome.step == "park" else "waits"
                 _logger.error("usage of the event name %s %s: %s", sealed.event_name, kept, outcome.detail)
         elif outcome.alert:
-            _logger.error(
-                "intent %s of customer %r: %s",
-                sealed.identifier,
-                sealed.customer,
-                outcome.detail,
-                extra=REPORTED,
-            )
+            _report(sealed, f": {outcome.detail}")
 
     def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
         sealed = attempt.intent
         if outcome.delivered:
             return Move(intent=sealed, state="delivered")
-        if outcome.step == "dead":
-            return Move(intent=sealed, state="dead", why=outcome.detail)
-        if outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right):
-            return Move(intent=sealed, state="parked", why=outcome.detail)
+        is_parked = outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right)
+        if is_parked or outcome.step == "dead":
+            return Move(intent=sealed, state="parked" if is_parked else "dead", why=outcome.detail)
         wait_ms = _SYSTEMIC_FIRST_MS if outcome.alert else _RETRY_FIRST_MS
         wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
         return Move(
@@ -253,3 +240,8 @@ class Sender:
         self._next_call = at + self._pause_s
         if at > now:
             await asyncio.sleep(at - now)
+
+
+def _report(sealed: Sealed, what: str) -> None:
+    """Tell a person what became of an intent."""
+    _logger.error("intent %s of customer %r%s", sealed.identifier, sealed.customer, what, extra=REPORTED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -18,8 +17,9 @@ from meterkit.testing.emulator.replies import ApiError, Exchange
 from meterkit.testing.emulator.summaries import list_summaries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator
+    from collections.abc import Generator
 
+    from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.replies import JsonObject
 
@@ -28,22 +28,11 @@ __all__ = ["Account"]
 EXCHANGES_MAX: Final = 100_000
 
 
-@dataclass(kw_only=True)
 class Account:
-    """What the emulator remembers, and how it behaves; for that see ``StripeEmulator``.
+    """What the emulator remembers. Hold ``lock`` to look at it from another thread."""
 
-    Hold ``lock`` to look at it from another thread.
-    """
-
-    clock: Callable[[], float]
-    api_keys: Collection[str] | None
-    latency_s: float
-    rate_limit_per_s: int | None
-    summary_lag_s: float
-    identifier_memory_s: float
-    refuse_unknown_customers: bool
-
-    def __post_init__(self) -> None:
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
         self.lock = threading.RLock()
         self.reset()
 
@@ -52,12 +41,7 @@ class Account:
         with self.lock:
             self.customers = Customers()
             self.meters = Meters()
-            self.events = MeterEvents(
-                customers=self.customers,
-                meters=self.meters,
-                identifier_memory_s=self.identifier_memory_s,
-                refuse_unknown_customers=self.refuse_unknown_customers,
-            )
+            self.events = MeterEvents(self.customers, self.meters, self.behaviour)
             self.keys = IdempotencyKeys()
             self.faults = Faults()
             self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
@@ -66,16 +50,12 @@ class Account:
 
     def summaries(self, call: Call) -> JsonObject:
         """``GET /v1/billing/meters/{id}/event_summaries``."""
-        return list_summaries(
-            call,
-            meter=self.meters.find(call.object_id),
-            events=self.events.accepted,
-            lag_s=self.summary_lag_s,
-        )
+        meter, lag_s = self.meters.find(call.object_id), self.behaviour.summary_lag_s
+        return list_summaries(call, meter=meter, events=self.events.accepted, lag_s=lag_s)
 
     def limit_rate(self, *, now: float) -> None:
         """Count one call. Raises ApiError, 429, if the second has had its share."""
-        allowed = self.rate_limit_per_s
+        allowed = self.behaviour.rate_limit_per_s
         if allowed is None:
             return
         with self.lock:
@@ -109,9 +89,5 @@ class Account:
 
 
 def _too_many(message: str, *, reason: str) -> ApiError:
-    return ApiError(
-        message,
-        status=HTTPStatus.TOO_MANY_REQUESTS,
-        code="rate_limit",
-        headers={REASON_HEADER: reason},
-    )
+    headers = {REASON_HEADER: reason}
+    return ApiError(message, status=HTTPStatus.TOO_MANY_REQUESTS, code="rate_limit", headers=headers)

@@ -136,7 +136,7 @@ class Api:
     ) -> tuple[Reply | None, Fault | None]:
         with self._account.lock:
             fault = self._account.faults.take(call)
-        await anyio.sleep(self._account.latency_s)
+        await anyio.sleep(self._account.behaviour.latency_s)
         if fault is None or fault.action == "lose":
             return self._effect(replace(call, lose=fault is not None), operation=operation), None
         reply = self._effect(call, operation=operation) if fault.when == "after" else None
@@ -164,7 +164,7 @@ class Api:
             for name in ("idempotency-key", "stripe-version")
             if name in request.headers
         }
-        date = {"date": formatdate(self._account.clock(), usegmt=True)}
+        date = {"date": formatdate(self._account.behaviour.clock(), usegmt=True)}
         return JSONResponse(
             reply.body,
             status_code=reply.status,
@@ -172,13 +172,13 @@ class Api:
         )
 
     async def _call(self, request: Request) -> Call:
-        livemode = _authenticate(request, accepted=self._account.api_keys)
+        livemode = _authenticate(request, accepted=self._account.behaviour.api_keys)
         sent = await request.body() if request.method == "POST" else request.url.query.encode()
         return Call(
             method=request.method,
             path=request.url.path,
             params=Params(sent.decode("utf-8", "replace")),
-            now=self._account.clock(),
+            now=self._account.behaviour.clock(),
             livemode=livemode,
             idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
             object_id=str(request.path_params.get("id", "")),

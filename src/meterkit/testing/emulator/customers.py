@@ -45,17 +45,13 @@ class Customer:
             "address": self.address,
             "balance": 0,
             "created": self.created,
-            "currency": None,
-            "default_source": None,
             "delinquent": False,
-            "discount": None,
             "invoice_prefix": self.id[-8:].upper(),
             "livemode": self.livemode,
             "metadata": dict(self.metadata),
             "preferred_locales": [],
-            "shipping": None,
             "tax_exempt": "none",
-            "test_clock": None,
+            **dict.fromkeys(("currency", "default_source", "discount", "shipping", "test_clock")),
             **self.texts,
         }
 

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 import sys
-import time
+from dataclasses import dataclass
 from decimal import Decimal
 from http import HTTPStatus
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec
 
 from starlette.applications import Starlette
 
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
+from meterkit.testing.emulator.behaviour import Behaviour
 from meterkit.testing.emulator.control import Control
 from meterkit.testing.emulator.customers import Customer
-from meterkit.testing.emulator.faults import METER_EVENTS, Fault
+from meterkit.testing.emulator.faults import Fault
 from meterkit.testing.emulator.meters import Meter
 from meterkit.testing.emulator.replies import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from starlette.types import ASGIApp, Scope
 
     from meterkit.catalog import Catalog
-    from meterkit.testing.emulator.faults import Action, When
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.replies import Exchange
 
 __all__ = ["StripeEmulator"]
 
-DAY_S: Final = 86_400
 LOOPBACK: Final = "127.0.0.1"
+_P = ParamSpec("_P")
 SERVER: Final = "meterkit.testing.emulator.server"
 
 
-class StripeEmulator:
+def _with_parameters_of(
+    made: Callable[_P, object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[StripeEmulator, _P], None]]:
+    """Have a method of the emulator take what something is made of."""
+    del made
+    return lambda method: method
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class StripeEmulator(Behaviour):
     """A Stripe account in memory: customers, billing meters, meter events v1 and their summaries.
 
     It is reached over HTTP, by the official SDK or anything else::
@@ -61,27 +70,8 @@ class StripeEmulator:
             observed.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float] = time.time,
-        api_keys: Collection[str] | None = None,
-        latency_s: float = 0.0,
-        rate_limit_per_s: int | None = None,
-        summary_lag_s: float = 0.0,
-        identifier_memory_s: float = DAY_S,
-        refuse_unknown_customers: bool = True,
-    ) -> None:
-        self._clock = clock
-        self._account = Account(
-            clock=clock,
-            api_keys=api_keys,
-            latency_s=latency_s,
-            rate_limit_per_s=rate_limit_per_s,
-            summary_lag_s=summary_lag_s,
-            identifier_memory_s=identifier_memory_s,
-            refuse_unknown_customers=refuse_unknown_customers,
-        )
+    def __post_init__(self) -> None:
+        self._account = Account(self)
         api = Api(self._account, abort=_abort)
         self._app = Starlette(
             routes=[*api.routes, *Control(self._account).routes],
@@ -128,7 +118,7 @@ class StripeEmulator:
         Raises:
             ValueError: if the id is taken.
         """
-        customer = Customer(id=customer_id or new_id("cus"), created=int(self._clock()))
+        customer = Customer(id=customer_id or new_id("cus"), created=int(self.clock()))
         customer.texts["name"] = name
         with self._account.lock:
             self._account.customers.add(customer)
@@ -140,7 +130,7 @@ class StripeEmulator:
         Raises:
             ValueError: if an active meter has this event name.
         """
-        now = int(self._clock())
+        now = int(self.clock())
         meter = Meter(
             id=new_id("mtr_test", length=31),
             event_name=event_name,
@@ -195,21 +185,8 @@ class StripeEmulator:
             Decimal(0),
         )
 
-    def fail_next(
-        self,
-        action: Action,
-        *,
-        when: When = "before",
-        times: int | None = 1,
-        skip: int = 0,
-        customer: str | None = None,
-        event_name: str | None = None,
-        path: str = METER_EVENTS,
-        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
-        code: str | None = None,
-        message: str | None = None,
-        delay_s: float = 0.0,
-    ) -> None:
+    @_with_parameters_of(Fault)
+    def fail_next(self, *action: Any, **fields: Any) -> None:
         """Have the next matching requests go wrong; see :class:`Fault` for the words.
 
         ``fail_next("drop", when="after")``: the next event is counted and the answer is lost.
@@ -218,19 +195,7 @@ class StripeEmulator:
         Raises:
             ValueError: if there is no such fault.
         """
-        fault = Fault(
-            action=action,
-            when=when,
-            times=times,
-            skip=skip,
-            customer=customer,
-            event_name=event_name,
-            path=path,
-            status=status,
-            code=code,
-            message=message,
-            delay_s=delay_s,
-        )
+        fault = Fault(*action, **fields)
         with self._account.lock:
             self._account.faults.add(fault)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
@@ -32,7 +32,7 @@ REFUSALS: Final[Mapping[int, tuple[str, str | None, str]]] = {
 REASON_HEADER: Final = "stripe-rate-limited-reason"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that goes wrong.
 
@@ -54,6 +54,7 @@ class Fault:
     """
 
     action: Action
+    _: KW_ONLY
     when: When = "before"
     times: int | None = 1
     skip: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,7 @@ from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_para
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.customers import Customers
     from meterkit.testing.emulator.meters import Meter, Meters
@@ -62,16 +63,15 @@ class MeterEvent:
         }
 
 
-@dataclass(kw_only=True)
 class MeterEvents:
     """All accepted events of an account, in the order of their arrival; see ``StripeEmulator``."""
 
-    customers: Customers
-    meters: Meters
-    identifier_memory_s: float
-    refuse_unknown_customers: bool
-    accepted: list[MeterEvent] = field(default_factory=list["MeterEvent"])
-    _received_at: dict[str, float] = field(default_factory=dict[str, float])
+    def __init__(self, customers: Customers, meters: Meters, behaviour: Behaviour) -> None:
+        self.customers = customers
+        self.meters = meters
+        self.behaviour = behaviour
+        self.accepted: list[MeterEvent] = []
+        self._received_at: dict[str, float] = {}
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meter_events``."""
@@ -105,7 +105,7 @@ class MeterEvents:
         self._forget(now=now)
         _check_timestamp(event.timestamp, now=now)
         known = self.customers.exists(event.customer)
-        if not known and self.refuse_unknown_customers:
+        if not known and self.behaviour.refuse_unknown_customers:
             raise ApiError(
                 f"No such customer: '{event.customer}'",
                 code="resource_missing",
@@ -124,7 +124,7 @@ class MeterEvents:
         """Identifiers are unique "within a rolling period of at least 24 hours": here, of exactly that."""
         while self._received_at:
             oldest = next(iter(self._received_at))
-            if now - self._received_at[oldest] < self.identifier_memory_s:
+            if now - self._received_at[oldest] < self.behaviour.identifier_memory_s:
                 return
             del self._received_at[oldest]
 

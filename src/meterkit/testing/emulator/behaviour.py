@@ -1,0 +1,25 @@
+"""How the emulator behaves: what its maker may choose."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+__all__ = ["Behaviour"]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Behaviour:
+    """How the emulator behaves; see ``StripeEmulator``."""
+
+    clock: Callable[[], float] = time.time
+    api_keys: Collection[str] | None = None
+    latency_s: float = 0.0
+    rate_limit_per_s: int | None = None
+    summary_lag_s: float = 0.0
+    identifier_memory_s: float = 86_400
+    refuse_unknown_customers: bool = True
