@@ -185,8 +185,6 @@ URN: Final = "urn:meterkit:problem:"
 PATIENCE_S: Final = 60
 _OF_THE_BODY: Final = frozenset({b"content-type", b"content-length"})
 _LISTS: Final = frozenset({b"access-control-expose-headers", b"vary"})
-POLICY_VIOLATION: Final = 1008
-"""The websocket close code for a message or client that breaks a rule (RFC 6455 section 7.4.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +228,6 @@ class Denial:
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
-    title: str
     instance: str
 
 
@@ -274,9 +271,7 @@ def problem(
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))
     headers = merge(headers, ours, expose=context.origin is not None)
     headers += _cors(context)
-    return Denial(
-        status=about.status, headers=tuple(headers), body=body, title=about.title, instance=instance.urn
-    )
+    return Denial(status=about.status, headers=tuple(headers), body=body, instance=instance.urn)
 
 
 def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tuple[bytes, bytes]]:
@@ -298,20 +293,10 @@ def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tup
 
 
 async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
-    """Answer a request, or refuse a websocket that is not accepted yet.
-
-    A websocket gets the same answer where the server can send one, else it is closed with 1008, which
-    servers turn into a bare 403.
-    """
-    prefix = "http.response"
-    if scope["type"] == "websocket":
-        if "websocket.http.response" not in (scope.get("extensions") or {}):
-            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": denial.title})
-            return
-        prefix = "websocket.http.response"
+    """Answer a request."""
     body = b"" if scope.get("method") == "HEAD" else denial.body
-    await send({"type": f"{prefix}.start", "status": denial.status, "headers": list(denial.headers)})
-    await send({"type": f"{prefix}.body", "body": body})
+    await send({"type": "http.response.start", "status": denial.status, "headers": list(denial.headers)})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:

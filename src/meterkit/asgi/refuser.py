@@ -128,7 +128,7 @@ class _Answer:
         """Stand in for the server's ``send``."""
         kind = message["type"]
         self.began = True
-        if kind.endswith("http.response.start"):
+        if kind == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": complete(message.get("headers", ()), self._denial)}
         elif self._is_head and kind == "http.response.body":

@@ -1,4 +1,4 @@
-"""Which line of the plans file a request or a websocket falls under."""
+"""Which line of the plans file a request falls under."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Router:
         self, routes: Sequence[Route], *, root_path: str = "", without_mount: _WithoutMount | None = None
     ) -> None:
         lines = [(route, _methods(route), _pattern(route)) for route in routes]
-        self._http = [line for line in lines if line[0].method != "WS"]
-        self._websocket = [line for line in lines if _takes_websockets(line[0])]
+        # Websockets pass undecided; their lines are read all the same.
+        self._lines = [line for line in lines if line[0].method != "WS"]
         self._root_path = root_path
         self._without_mount = without_mount
         self._found: dict[_Key, Route | None] = {}
@@ -57,34 +57,18 @@ class Router:
     def match_http(self, scope: Scope) -> Route | None:
         """The route of an HTTP request, or None where no line matches."""
         method: str = scope["method"]
-        key = (
-            self._key(method, scope) if self._root_path or scope.get("root_path") else (method, scope["path"])
-        )
+        key: _Key = (method, scope["path"])  # And all else that an answer depends on.
+        if self._root_path or scope.get("root_path"):
+            key = (*key, scope.get("root_path"), scope.get("app_root_path"))
         try:
             return self._found[key]
         except KeyError:
             # Frameworks other than Starlette run the handler of GET for "get" too.
             method = method.upper()
-            route = _first(self._http, method, self._paths(scope))
+            route = _first(self._lines, method, client_paths(scope, root_path=self._root_path))
             if self._without_mount is not None:
                 self._tell_without_mount(method, scope, route)
             return self._remember(key, route)
-
-    def match_websocket(self, scope: Scope) -> Route | None:
-        """The route of a websocket, or None where no line matches."""
-        # It has no method, whatever methods a client may invent.
-        key = self._key(None, scope)
-        try:
-            return self._found[key]
-        except KeyError:
-            return self._remember(key, _first(self._websocket, "WS", self._paths(scope)))
-
-    def _key(self, method: str | None, scope: Scope) -> _Key:
-        """All that an answer depends on."""
-        return method, scope["path"], scope.get("root_path"), scope.get("app_root_path")
-
-    def _paths(self, scope: Scope) -> list[str]:
-        return client_paths(scope, root_path=self._root_path)
 
     def _tell_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
         server, mount = _mounted_at(scope, self._root_path)
@@ -92,7 +76,7 @@ class Router:
             return
         if found is not None and found.path is not None and found.path.startswith(mount):
             return  # It is written as it should be.
-        line = _first(self._http, method, [_cut(_cut(scope["path"], server), mount)])
+        line = _first(self._lines, method, [_cut(_cut(scope["path"], server), mount)])
         if line is not None and line is not found and line.path is not None:
             tell, self._without_mount = self._without_mount, None
             tell(line, found, mount)
@@ -114,7 +98,7 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
     path or not, and servers put it before ``path`` or do not. A router runs one handler for all.
 
     Args:
-        scope: a request's or a websocket's.
+        scope: a request's.
         root_path: what the wrapped app takes for its root path, whatever the server says.
     """
     path: str = scope["path"]
@@ -182,10 +166,6 @@ def _first(lines: Sequence[_Line], method: str, paths: Sequence[str]) -> Route |
         if pattern is None or any(map(pattern.match, paths)):
             return route
     return None
-
-
-def _takes_websockets(route: Route) -> bool:
-    return route.method == "WS" or (route.method is None and route.path is None)
 
 
 def _methods(route: Route) -> frozenset[str] | None:
