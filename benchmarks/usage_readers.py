@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from peers.streaming import event as openai_chunk
 
-from meterkit.tokens import ResponseReader, StreamTap
+from meterkit.tokens.response import ResponseReader
+from meterkit.tokens.tap import StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import Callable

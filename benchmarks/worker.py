@@ -19,7 +19,7 @@ from driver import Client, Target, running
 from peers.streaming import CHUNKS, HEADERS, PATH, Chat, answer
 from variants import BY_NAME
 
-from meterkit.tokens import ResponseReader
+from meterkit.tokens.response import ResponseReader
 
 
 def spread(requests: int, customers: int, seed: int, like: Target) -> list[Target]:

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from meterkit.store.intents import Undelivered
     from meterkit.store.reservations import Reservation
     from meterkit.store.usage import CustomerUsage, MeterUsage, PeriodUsage
-    from meterkit.tokens import CallUsage, StreamTap, usage_of
+    from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.objects import usage_of
+    from meterkit.tokens.tap import StreamTap
 
     __version__: str
 
@@ -76,7 +78,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CallUsage": "meterkit.tokens",
+    "CallUsage": "meterkit.tokens.call_usage",
     "Catalog": "meterkit.catalog",
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.exchange",
@@ -95,14 +97,14 @@ _HOMES = {
     "PeriodUsage": "meterkit.store.usage",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
-    "StreamTap": "meterkit.tokens",
+    "StreamTap": "meterkit.tokens.tap",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
     "current": "meterkit.asgi.context",
     "record": "meterkit.asgi.context",
     "record_usage": "meterkit.asgi.context",
     "tap": "meterkit.asgi.context",
-    "usage_of": "meterkit.tokens",
+    "usage_of": "meterkit.tokens.objects",
 }
 
 

@@ -29,7 +29,7 @@ from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.usage import gone_tokens, usage_of
 from meterkit.store.used import Used
-from meterkit.tokens import estimate_input, guarded
+from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
     import os
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.usage import CustomerUsage
-    from meterkit.tokens import CallUsage, InputEstimator
+    from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.estimate import InputEstimator
 
 __all__ = ["MeterKit"]
 

@@ -19,7 +19,7 @@ from metering import PLANS, hello, http_scope, no_more, served
 from meterkit import record
 from meterkit.asgi import exchange, reading
 from meterkit.catalog.quantity import check_quantity
-from meterkit.tokens import ResponseReader
+from meterkit.tokens.response import ResponseReader
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send

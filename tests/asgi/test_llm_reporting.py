@@ -23,7 +23,7 @@ from meterkit import MeterKit, MeterkitError
 from meterkit.asgi.context import exchange
 from meterkit.asgi.metered import LlmCalls
 from meterkit.catalog import loads
-from meterkit.tokens import report_of
+from meterkit.tokens.objects import report_of
 from tokens.recordings import (
     anthropic_events,
     chat,

@@ -24,7 +24,7 @@ from llm_apps import (
 from metering import http_scope, no_more
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.packed import unpack_field
-from meterkit.tokens import ResponseReader
+from meterkit.tokens.response import ResponseReader
 from tokens.recordings import (
     DETAILED,
     DETAILED_FIGURES,

@@ -12,7 +12,7 @@ from zlib import crc32
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.tokens import CallUsage
+    from meterkit.tokens.call_usage import CallUsage
 
 # (source, input, output, cached, cache write, reasoning)
 Figures = tuple[str, int | None, int | None, int | None, int | None, int | None]

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from meterkit.tokens import CallUsage, ResponseReader, Source, each_once, estimated
+from meterkit.tokens.call_usage import CallUsage, Source, estimated
 from meterkit.tokens.calls import CALLS_MAX
+from meterkit.tokens.merging import each_once
+from meterkit.tokens.response import ResponseReader
 from tokens.recordings import (
     DONE,
     EVENTSTREAM_TYPE,
@@ -195,6 +197,6 @@ def test_estimates_fill_only_what_is_unknown() -> None:
 
 
 def test_the_edge_does_not_load_the_readers() -> None:
-    program = "import sys, meterkit.asgi; print('meterkit.tokens' in sys.modules)"
+    program = "import sys, meterkit.asgi; print('meterkit.tokens.response' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "False" == ran.stdout.strip()

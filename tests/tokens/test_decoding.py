@@ -7,13 +7,17 @@ import sys
 import tracemalloc
 from importlib import import_module
 from itertools import product
+from typing import TYPE_CHECKING
 
 import pytest
 
-from meterkit.tokens import CallUsage, ResponseReader
 from meterkit.tokens.framing.decoding import DECODED_BYTES_MAX, Decoding, decoding_of
+from meterkit.tokens.response import ResponseReader
 from tokens.packing import BR, HIDDEN, PACKERS, ZSTD, hide, look_again, pack
 from tokens.recordings import JSON_TYPE, RECORDINGS, SSE_TYPE, chat, chat_usage, compact, figures, sse
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
 NAMES = ("openai-chat-stream", "anthropic-stream", "gemini-array", "ollama-chat")

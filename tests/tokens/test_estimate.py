@@ -5,15 +5,9 @@ from typing import Any
 
 import pytest
 
-from meterkit.tokens import (
-    MEDIA_PART_TOKENS,
-    CallUsage,
-    ResponseReader,
-    estimate_input,
-    estimate_request,
-    filled,
-)
-from meterkit.tokens.estimate import BODY_BYTES_MAX
+from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.estimate import BODY_BYTES_MAX, MEDIA_PART_TOKENS, estimate_input, estimate_request
+from meterkit.tokens.response import ResponseReader
 from tokens.recordings import (
     DONE,
     EVENTSTREAM_TYPE,

@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens import CallUsage, ResponseReader, calls_of, estimate_input
-from meterkit.tokens.call_usage import figure
+from meterkit.tokens.call_usage import CallUsage, figure
+from meterkit.tokens.estimate import estimate_input
+from meterkit.tokens.objects import calls_of
 from meterkit.tokens.request import read_request
+from meterkit.tokens.response import ResponseReader
 from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, NDJSON_TYPE, RECORDINGS, SSE_TYPE
 
 quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=200)

@@ -9,18 +9,18 @@ from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pkgutil import walk_packages
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meterkit import tokens
-from meterkit.tokens import CallUsage, ResponseReader
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, drain
 from meterkit.tokens.framing.large_json import UNKNOWN, LargeJson
 from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import ROOT, Place, text_bytes
+from meterkit.tokens.response import ResponseReader
 from tokens.recordings import (
     EVENTSTREAM_TYPE,
     JSON_TYPE,
@@ -32,6 +32,9 @@ from tokens.recordings import (
     frame,
     invoked,
 )
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
 
 STREAM_BYTES_MAX = 64 << 10
 # It is not looked at, and is made to mislead.

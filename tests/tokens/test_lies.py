@@ -3,14 +3,17 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens import CallUsage, ResponseReader
 from meterkit.tokens.framing.decoding import DECODED_BYTES_MAX
+from meterkit.tokens.response import ResponseReader
 from tokens.recordings import JSON_TYPE, LIE, NDJSON_TYPE, SSE_TYPE, chat, chat_usage, figures, sse
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
 
 KEPT_BYTES_MAX = 64 << 10
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from meterkit.tokens import CallUsage, ResponseReader, StreamTap, calls_of, each_once, usage_of
+from meterkit.tokens.merging import each_once
+from meterkit.tokens.objects import calls_of, usage_of
 from meterkit.tokens.plain_values import ITEMS_MAX, table_of
+from meterkit.tokens.response import ResponseReader
+from meterkit.tokens.tap import StreamTap
 from tokens.recordings import (
     ANTHROPIC_LAST,
     DETAILED,
@@ -27,6 +30,8 @@ from tokens.recordings import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from meterkit.tokens.call_usage import CallUsage
 
 pytestmark = pytest.mark.anyio
 

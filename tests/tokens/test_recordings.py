@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from typing import TYPE_CHECKING
 
 import pytest
 
-from meterkit.tokens import CallUsage, ResponseReader
+from meterkit.tokens.response import ResponseReader
 from tokens.recordings import MISSING, RECORDINGS, SSE_TYPE, Recording, figures
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
 
 BY_NAME = {recording.name: recording for recording in RECORDINGS}
 STREAMS = [recording for recording in RECORDINGS if recording.aborted]

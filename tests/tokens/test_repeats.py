@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.tokens import ResponseReader
 from meterkit.tokens.json_values import load
 from meterkit.tokens.repeats import Repeats
+from meterkit.tokens.response import ResponseReader
 
 SSE = [(b"content-type", b"text/event-stream")]
 texts = st.text(max_size=12) | st.sampled_from(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llm_apps import listening
-from meterkit.tokens import CallUsage, StreamTap, calls_of
+from meterkit.tokens.objects import calls_of
+from meterkit.tokens.tap import StreamTap
 from tokens.recordings import (
     ANTHROPIC_LAST,
     DETAILED,
@@ -18,6 +19,9 @@ from tokens.recordings import (
     compact,
     sse,
 )
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
 
 CHUNK = {"id": "s1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
 MESSAGE: dict[str, Any] = {

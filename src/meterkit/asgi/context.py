@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from meterkit.asgi.logs import Contained
 from meterkit.asgi.metered import LlmCalls
 from meterkit.errors import MeterkitError
-from meterkit.tokens import StreamTap, report_of
+from meterkit.tokens.objects import report_of
+from meterkit.tokens.tap import StreamTap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
 
     from meterkit.asgi.exchange import Current, Exchange
-    from meterkit.tokens import CallUsage
+    from meterkit.tokens.call_usage import CallUsage
 
 __all__ = ["current", "exchange", "exchange_of", "record", "record_usage", "tap"]
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens import CallUsage, InputEstimator
+    from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.estimate import InputEstimator
 
 __all__ = ["Current", "Exchange"]
 

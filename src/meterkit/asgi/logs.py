@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.store.store import Store
-    from meterkit.tokens import CallUsage, Note
+    from meterkit.tokens.call_usage import CallUsage, Note
 
 __all__ = ["Contained", "RefusalLog", "Sampler", "TroubleLog", "described", "warn", "warn_of_lost"]
 

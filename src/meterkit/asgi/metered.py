@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.store.used import Used
-from meterkit.tokens import Reports, each_once, join_reports
+from meterkit.tokens.merging import each_once, join_reports
+from meterkit.tokens.objects import Reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.asgi.reading import Reading
     from meterkit.store.compiled import CompiledCatalog
-    from meterkit.tokens import CallUsage
+    from meterkit.tokens.call_usage import CallUsage
 
 __all__ = ["LlmCalls", "add", "dimensions_of", "used_by_model"]
 
@@ -46,7 +47,7 @@ class LlmCalls:
         return 0 if self.reading is None else self.reading.input_tokens()
 
     def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
-        """Take what a tap has seen; see :class:`meterkit.tokens.StreamTap`."""
+        """Take what a tap has seen; see :class:`meterkit.tokens.tap.StreamTap`."""
         self._taps += calls
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:

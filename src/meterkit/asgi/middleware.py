@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
-    from meterkit.tokens import InputEstimator
+    from meterkit.tokens.estimate import InputEstimator
 
 __all__ = ["Kit", "MeterMiddleware"]
 

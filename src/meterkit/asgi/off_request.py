@@ -11,7 +11,7 @@ from meterkit.asgi.metered import dimensions_of, used_by_model
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_event_id
 from meterkit.store.used import NOTHING_USED, Used
-from meterkit.tokens import calls_of, usage_of
+from meterkit.tokens.objects import calls_of, usage_of
 from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.compiled import CompiledCatalog
     from meterkit.store.store import Store
-    from meterkit.tokens import CallUsage
+    from meterkit.tokens.call_usage import CallUsage
 
 __all__ = ["TOKEN_METERS", "captured", "record_calls", "used_of"]
 

@@ -8,9 +8,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.logs import Contained, described
-from meterkit.tokens import CallUsage, ResponseReader, estimate_input, estimate_request, filled
-from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN, asks_model, billed_input
-from meterkit.tokens.response import PIECE_BYTES
+from meterkit.tokens.call_usage import CallUsage, filled
+from meterkit.tokens.estimate import (
+    BILLED_BYTES_PER_TOKEN,
+    asks_model,
+    billed_input,
+    estimate_input,
+    estimate_request,
+)
+from meterkit.tokens.response import PIECE_BYTES, ResponseReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.tokens import InputEstimator
+    from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.framing.incremental import Work
 
 __all__ = ["BODY_BYTES_MAX", "Reading"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.store.compiled import CompiledCatalog
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens import InputEstimator
+    from meterkit.tokens.estimate import InputEstimator
 
 __all__ = ["known_refusal", "reservation", "reserving"]
 
