@@ -124,7 +124,8 @@ def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     for name in ("model", "provider", "response_id"):
         names: set[str | None] = {getattr(call, name) for call in calls}
         shared[name] = names.pop() if len(names) == 1 else None
-    worst = min((call.source for call in calls), key=lambda source: RANKS[source])
+    sources: list[Source] = [call.source for call in calls]
+    worst = min(sources, key=RANKS.__getitem__)
     notes = tuple(sorted({note for call in calls for note in call.notes}))
     return replace(calls[0], **figures, **shared, source=worst, notes=notes)
 
