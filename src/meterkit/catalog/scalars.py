@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.report import RefusedError, nearest
-from meterkit.catalog.shapes import Scalar
+from meterkit.catalog.shapes import Scalar, T
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,11 +247,7 @@ def duration(*, least: int = 0) -> Scalar[int]:
             raise RefusedError("allowed: a duration above zero")
         return span
 
-    return Scalar(
-        parse,
-        _DURATION_ALLOWED,
-        {"type": "string", "pattern": "^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"},
-    )
+    return scalar(parse, _DURATION_ALLOWED, pattern="^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$")
 
 
 def text(most: int, *, pattern: str | None = None, allowed: str | None = None) -> Scalar[str]:
@@ -268,15 +264,13 @@ def text(most: int, *, pattern: str | None = None, allowed: str | None = None) -
     return Scalar(parse, allowed or f"a text of 1 to {most} characters", limits)
 
 
-def scalar(parse: Callable[[str], str], allowed: str, *, pattern: str) -> Scalar[str]:
+def scalar(parse: Callable[[str], T], allowed: str, *, pattern: str) -> Scalar[T]:
     """The shape of a text with a grammar of its own, which ``pattern`` outlines for editors."""
     return Scalar(parse, allowed, {"type": "string", "pattern": pattern})
 
 
 FLAG: Final = Scalar(parse_flag, "true or false", {"type": "boolean"})
-NAME: Final = Scalar(
-    parse_name, _NAME_ALLOWED, {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_.-]{0,63}$"}
-)
+NAME: Final = scalar(parse_name, _NAME_ALLOWED, pattern=f"^{_NAME.pattern}$")
 COST: Final = Scalar(
     parse_cost,
     "credits per units, such as `4 per 1000`",

@@ -27,6 +27,7 @@ API_VERSION: Final = "2026-10-28.endive"
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
 PATH: Final = "/v1/billing/meter_events"
+TOLD: Final = ("type", "code", "message", "param")
 SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 
 
@@ -118,15 +119,10 @@ def read_answer(answer: Answer, *, identifier: str) -> Result:
             return Result(**common)
         return Result(failure="unreadable", message="the answer is not that of this meter event", **common)
     envelope = body.get("error")
-    error = cast("dict[str, object]", envelope) if isinstance(envelope, dict) else {}
-    told = {name: value for name, value in error.items() if isinstance(value, str)}
-    return Result(
-        type=told.get("type"),
-        code=told.get("code"),
-        message=told.get("message") or _beginning(answer.body),
-        param=told.get("param"),
-        **common,
-    )
+    error = cast("dict[str, Any]", envelope) if isinstance(envelope, dict) else {}
+    told = {name: error[name] for name in TOLD if isinstance(error.get(name), str)}
+    told["message"] = told.get("message") or _beginning(answer.body)
+    return Result(**told, **common)
 
 
 def _object(body: bytes) -> dict[str, object]:

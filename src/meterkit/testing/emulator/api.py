@@ -6,6 +6,7 @@ import base64
 import binascii
 from dataclasses import replace
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -68,7 +69,8 @@ class Api:
         self._account = account
         self._abort = abort
         self.routes = [
-            Route(path, self._endpoint(operation), methods=[method]) for method, path, operation in OPERATIONS
+            Route(path, partial(self._answer, operation=operation), methods=[method])
+            for method, path, operation in OPERATIONS
         ]
 
     async def unknown(self, request: Request, error: Exception) -> Response:
@@ -78,12 +80,6 @@ class Api:
             f"Unrecognized request URL ({request.method}: {request.url.path}).", status=HTTPStatus.NOT_FOUND
         )
         return self._response(refusal.reply, request=request, headers={"request-id": new_id("req")})
-
-    def _endpoint(self, operation: Operation) -> Callable[[Request], object]:
-        async def endpoint(request: Request) -> Response:
-            return await self._answer(request, operation=operation)
-
-        return endpoint
 
     async def _answer(self, request: Request, *, operation: Operation) -> Response:
         request_id = new_id("req")
@@ -121,13 +117,12 @@ class Api:
         self, call: Call, *, request: Request, operation: Operation
     ) -> tuple[Reply | None, Fault | None]:
         """Return the answer, None where nothing took effect, and the fault that keeps it from being sent."""
-        account = self._account
-        keys, reply, cut = account.keys, None, None
+        keys, reply = self._account.keys, None
         try:
-            with account.exclusive(call):
+            with self._account.exclusive(call):
                 reply, cut = await self._perform(call, request=request, operation=operation)
         finally:
-            with account.lock:
+            with self._account.lock:
                 keys.finish(call, reply=reply)
         return reply, cut
 
