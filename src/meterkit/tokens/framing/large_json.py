@@ -6,10 +6,11 @@ import json
 import re
 from binascii import a2b_base64
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.tokens.framing.incremental import drain
-from meterkit.tokens.framing.json_scan import TEXT, Scanner, span
+from meterkit.tokens.framing.json_scan import BALANCED, TEXT, Scanner, span
+from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import ROOT, handed_bytes, utf8_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _CODES: Final = re.compile(rb"(?>(?:\\u[0-9A-Fa-f]{4})+)")
 _CODE_BYTES: Final = 6
 # What is read without a pause: at the slowest, some tenths of a millisecond.
 _TOKENS_MAX: Final = 32
+_RUN_BYTES: Final = 1 << 10
+_MEASURED_DEPTH_MAX: Final = _DEPTH_MAX // 2
 _DECODER: Final = json.JSONDecoder(strict=False)
 _BYTES: Final = re.compile(rb'"bytes"\s*:\s*"')
 _BYTES_NAME_MAX: Final = 64
@@ -142,6 +145,8 @@ class LargeJson(Scanner):
                 if self._is_over:
                     return
                 yield True
+            elif not self._items_left and isinstance(outer.value, list) and self._measure_items(outer.place):
+                yield False
             elif mark == b'"':
                 yield from self._take_text(outer)
             elif mark in b"{[":
@@ -241,6 +246,22 @@ class LargeJson(Scanner):
     def _measure_handed(self, piece: bytes) -> None:
         self.text_bytes += handed_bytes(piece)
 
+    def _measure_items(self, place: Place) -> bool:
+        """Measure the text of items that are not kept; False where they are to be read by their tokens."""
+        data, at = self._data, self._at
+        end = span(BALANCED, data, at, min(len(data), at + _RUN_BYTES))
+        # A number at the end may go on.
+        end = 1 + max(data.rfind(mark, at, end) for mark in (b"}", b"]", b'"'))
+        if end <= at or len(self._stack) > _MEASURED_DEPTH_MAX:
+            return False
+        if not place.silent:
+            try:
+                self.text_bytes += _said(_ITEMS.decode(f"[{data[at:end].decode()}]"), place)
+            except ValueError:
+                return False
+        self._at = end
+        return True
+
 
 def _ignore(_: bytes) -> None:
     """What is read over."""
@@ -265,6 +286,41 @@ def _escaping_bytes(piece: bytes) -> int:
         codes = sum(map(len, runs))
         found += codes - codes // _CODE_BYTES - (utf8_bytes(said) - len(runs) + 1)
     return found
+
+
+def _short(number: str) -> None:
+    """Refuse a number that is too long to be one; which it is says nothing of a text.
+
+    Raises:
+        ValueError: it is.
+    """
+    if len(number) > _TOKEN_BYTES_MAX:
+        raise ValueError("too many digits")
+
+
+# Of members that are named twice both are measured.
+_ITEMS: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=_short, parse_float=_short, strict=False)
+
+
+def _said(value: object, place: Place) -> int:
+    """UTF-8 bytes of what the model wrote in a value that was parsed with its members as pairs.
+
+    Raises:
+        ValueError: JSON is handed to a tool in it, which is measured as it is written.
+    """
+    if isinstance(value, str):
+        return utf8_bytes(value) if place.text else 0
+    if isinstance(value, list):
+        inner = [(place, item) for item in rows(cast("object", value)) if item]
+    elif isinstance(value, tuple):
+        names = place.names
+        pairs = cast("tuple[tuple[str, object], ...]", value)
+        inner = [(names[name], held) for name, held in pairs if held and name in names]
+    else:
+        return 0
+    if place.handed:
+        raise ValueError("not measured here")
+    return sum([_said(held, known) for known, held in inner if not known.silent])
 
 
 class Encoded:
