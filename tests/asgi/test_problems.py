@@ -233,6 +233,36 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
         },
         [(b"x-should-retry", b"false")],
     ),
+    "seats": (
+        denied("seats"),
+        ProblemContext(limit=3, used=3),
+        403,
+        {
+            "type": f"{URN}seats-limit-exceeded",
+            "title": "Seats Limit Exceeded",
+            "detail": "This plan allows 3 seats; in use: 3. Free a seat or choose a plan with more.",
+            "limit": 3,
+            "used": 3,
+        },
+        [(b"x-should-retry", b"false")],
+    ),
+    "storage": (
+        denied("storage"),
+        ProblemContext(limit=5_000_000, used=4_999_000, requested=5000),
+        413,
+        {
+            "type": f"{URN}storage-limit-exceeded",
+            "title": "Storage Limit Exceeded",
+            "detail": (
+                "This plan allows 5000000 bytes; in use: 4999000, requested: 5000. "
+                "Delete something or choose a plan with more."
+            ),
+            "limit": 5_000_000,
+            "used": 4_999_000,
+            "requested": 5000,
+        },
+        [(b"x-should-retry", b"false")],
+    ),
     "no customer": (
         denied("anonymous"),
         NOWHERE,
@@ -257,6 +287,17 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
             ),
         },
         [(b"x-should-retry", b"false")],
+    ),
+    "a request in flight": (
+        denied("in_flight"),
+        NOWHERE,
+        409,
+        {
+            "type": f"{URN}request-in-flight",
+            "title": "Request In Flight",
+            "detail": "The first request with this idempotency key has not ended yet. Retry in 1 second.",
+        },
+        [(b"retry-after", b"1")],
     ),
     "an identify that failed": (
         denied("identify"),
@@ -317,8 +358,8 @@ def test_every_refusal_is_told_exactly(row: str) -> None:
 
 
 def test_every_reason_is_told() -> None:
-    assert set(TYPES) == set(get_args(Reason)) - {"seats", "storage", "in_flight"}
-    assert {decision.reason for decision, *_ in GOLDEN.values()} == {None, *TYPES}
+    assert set(TYPES) == set(get_args(Reason))
+    assert {decision.reason for decision, *_ in GOLDEN.values()} == {None, *get_args(Reason)}
 
 
 def test_a_problem_begins_as_rfc_9457_lists_its_members() -> None:

@@ -41,6 +41,9 @@ class ProblemContext:
         feature: the feature that the route asks for.
         plan: the key of the customer's plan.
         available_in: the keys of the plans that have the feature.
+        limit: the gauge's limit, in its unit.
+        used: the gauge's level, in its unit.
+        requested: by how much the request would raise the level.
         portal_url: where the customer can pay.
         origin: the request's ``Origin``.
         cors: the origins whose scripts may read a refusal; ``*`` for all.
@@ -51,6 +54,9 @@ class ProblemContext:
     feature: str | None = None
     plan: str | None = None
     available_in: tuple[str, ...] = ()
+    limit: int | None = None
+    used: int | None = None
+    requested: int | None = None
     portal_url: str | None = None
     origin: bytes | None = None
     cors: Collection[str] = ()
@@ -115,6 +121,24 @@ def _feature(refusal: Refusal) -> _Words:
     return f"The plan {plan!r} does not include the feature {feature!r}. {cure}", members
 
 
+def _seats(refusal: Refusal) -> _Words:
+    limit, used = refusal.context.limit or 0, refusal.context.used or 0
+    detail = (
+        f"This plan allows {_count(limit, 'seat')}; in use: {used}. Free a seat or choose a plan with more."
+    )
+    return detail, {"limit": limit, "used": used}
+
+
+def _storage(refusal: Refusal) -> _Words:
+    limit, used = refusal.context.limit or 0, refusal.context.used or 0
+    requested = refusal.context.requested or 0
+    detail = (
+        f"This plan allows {_count(limit, 'byte')}; in use: {used}, requested: {requested}. "
+        "Delete something or choose a plan with more."
+    )
+    return detail, {"limit": limit, "used": used, "requested": requested}
+
+
 def _unknown(_: Refusal) -> _Words:
     return "This request does not say which customer it belongs to. Send valid credentials.", {}
 
@@ -122,6 +146,10 @@ def _unknown(_: Refusal) -> _Words:
 def _invalid(_: Refusal) -> _Words:
     allowed = "a text of 1 to 256 bytes of UTF-8 without control characters"
     return f"The customer id of this request is not valid. Allowed is {allowed}.", {}
+
+
+def _in_flight(refusal: Refusal) -> _Words:
+    return f"The first request with this idempotency key has not ended yet. {_retry(refusal.wait_s)}", {}
 
 
 def _capacity(refusal: Refusal) -> _Words:
@@ -174,7 +202,6 @@ _PAYMENT: Final = ProblemType(402, f"{URN}payment-required", "Payment Required",
 _CAPACITY: Final = ProblemType(
     503, f"{IANA}temporary-reduced-capacity", "Temporary Reduced Capacity", _capacity
 )
-# "seats", "storage" and "in_flight" are no reasons yet: neither gauges nor repeated requests are looked at.
 TYPES: Final[Mapping[Reason, ProblemType]] = {
     "rate": _QUOTA,
     "concurrency": _QUOTA,
@@ -184,8 +211,11 @@ TYPES: Final[Mapping[Reason, ProblemType]] = {
     "payment_required": _PAYMENT,
     "credits": _PAYMENT,
     "feature": ProblemType(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
+    "seats": ProblemType(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
+    "storage": ProblemType(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),
     "anonymous": ProblemType(401, f"{URN}customer-unknown", "Customer Unknown", _unknown),
     "invalid_customer": ProblemType(400, f"{URN}customer-invalid", "Customer Invalid", _invalid),
+    "in_flight": ProblemType(409, f"{URN}request-in-flight", "Request In Flight", _in_flight),
     "identify": _CAPACITY,
     "store": _CAPACITY,
 }
@@ -271,7 +301,7 @@ async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
 
 def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:
     """Whole seconds to wait, at least 1; None where waiting does not help."""
-    if reason in {"concurrency", "identify", "store"}:
+    if reason in {"concurrency", "identify", "in_flight", "store"}:
         return 1 if retry_after is None else _seconds(retry_after)
     if retry_after is None or TYPES[reason] is not _QUOTA:
         return None
