@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meterkit import tokens
+from meterkit.tokens.framing import large_json
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, drain
 from meterkit.tokens.framing.large_json import UNKNOWN, LargeJson
 from meterkit.tokens.json_values import rows
@@ -339,6 +340,21 @@ def test_items_beyond_the_bound_are_measured_though_not_kept() -> None:
     assert 4_000 == measured
     assert 32 == len(said["choices"])
     assert {"prompt_tokens": 5} == said["usage"]
+
+
+def test_numbers_that_are_not_kept_are_passed_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    scan = large_json.span
+
+    def counted(*asked: Any) -> int:
+        looked.append(1)
+        return scan(*asked)
+
+    monkeypatch.setattr(large_json, "span", counted)
+    body = compact({"content": list(range(100_000, 120_000)), "usage": {"prompt_tokens": 3}})
+    found, _, is_whole = skimmed(body)
+    assert (found["usage"], is_whole) == ({"prompt_tokens": 3}, True)
+    assert len(looked) < len(body) // 100
 
 
 def test_no_expression_has_a_possessive_group() -> None:

@@ -250,8 +250,9 @@ class LargeJson(Scanner):
         """Measure the text of items that are not kept; False where they are to be read by their tokens."""
         data, at = self._data, self._at
         end = span(BALANCED, data, at, min(len(data), at + _RUN_BYTES))
-        # A number at the end may go on.
-        end = 1 + max(data.rfind(mark, at, end) for mark in (b"}", b"]", b'"'))
+        # A number at the end may go on; one before a comma has ended.
+        ended = 1 + max(data.rfind(mark, at, end) for mark in (b"}", b"]", b'"'))
+        end = max(ended, data.rfind(b",", at, end))
         if end <= at or len(self._stack) > _MEASURED_DEPTH_MAX:
             return False
         if not place.silent:
