@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from meterkit.catalog.document import Fields, Items, Text, parse
-from meterkit.catalog.report import Place, Problems
+from meterkit.catalog.errors import Place, Problems
 from meterkit.errors import PlansError
 
 

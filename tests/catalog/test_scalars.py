@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from limits import parse as parse_limit
 
 from meterkit.catalog import QUANTITY_MAX, Rate
+from meterkit.catalog.errors import RefusedError
 from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate, parse_rates
-from meterkit.catalog.report import RefusedError
 from meterkit.catalog.scalars import (
     DURATION_MAX_MS,
     parse_cost,

@@ -9,7 +9,7 @@ import pytest
 
 from meterkit.catalog import json_schema
 from meterkit.catalog.document import Fields, Items, Node, parse
-from meterkit.catalog.report import Problems
+from meterkit.catalog.errors import Problems
 
 jsonschema = pytest.importorskip("jsonschema")
 

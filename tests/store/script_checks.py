@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from counters import flat_of
+from meterkit.decisions.customer_state import CustomerState, effective_plan
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.prepaid import Prepaid as PlanPurse
-from meterkit.decisions.state import CustomerState, effective_plan
 from meterkit.redis.resp import pack
 from meterkit.redis.scripts import Script
 from meterkit.store.usage import usage_of

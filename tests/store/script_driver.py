@@ -11,10 +11,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from counters import flat_of, pack_field, packed_of
+from meterkit.decisions.customer_state import NO_STATE, CustomerState, Status
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.program import Demand, compile_program
-from meterkit.decisions.state import NO_STATE, CustomerState, Status
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack, pack_each
 from meterkit.store.settlement import Correction, Settlement

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.state import CustomerState
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.redis.resp import pack
 from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Credit, Entitlement, Plan
-    from meterkit.decisions.state import CustomerState
+    from meterkit.decisions.customer_state import CustomerState
 
 FOREVER_MS: Final = 9 * 10**15
 NO_REV: Final = "1:0"

@@ -12,8 +12,8 @@ import pytest
 from counters import flat_of, packed_of
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
-from meterkit.decisions.state import CustomerState
 from meterkit.redis import scripts
 from meterkit.store.views import CustomerCache
 

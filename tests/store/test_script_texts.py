@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
+from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.keys import FORMAT
-from meterkit.decisions.state import NO_STATE
 from meterkit.redis import scripts
 from meterkit.redis.scripts import NAMES
 

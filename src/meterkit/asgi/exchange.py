@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from asyncio import get_running_loop
 from dataclasses import dataclass
-from http import HTTPStatus
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -12,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.metered import LlmCalls, add
+from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.reading import Reading
 from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.decisions.decision import Decision
@@ -39,9 +39,6 @@ __all__ = ["Current", "Exchange"]
 T = TypeVar("T")
 
 _NOTHING: Final[dict[str, int]] = {}
-# Numbers: to look a member of an enumeration up takes as long as the rest of a comparison.
-_BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
-_SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 _recording: Final = RLock()
 """Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
 a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
@@ -299,7 +296,7 @@ class Exchange(Holder):
         return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
 
     def release_hold(self) -> None:
-        """See :class:`meterkit.redis.renewal.Renewable`: what the request has come to by now is settled."""
+        """See :class:`meterkit.redis.hold_renewal.Renewable`: settles what the request is by now."""
         self.settle(None)
 
     def record(self, quantities: dict[str, int]) -> None:
@@ -382,8 +379,9 @@ class Exchange(Holder):
         )
 
     def _outcome(self) -> Outcome:
-        is_complete = self._complete and not self._gone
-        if self._status < _BAD_REQUEST and (is_complete or (self._begun and not self._failed)):
-            return "success" if is_complete else "client_gone"
-        is_error = (is_complete or self._begun) and _BAD_REQUEST <= self._status < _SERVER_ERROR
-        return "client_error" if is_error else "server_error"
+        return outcome_of(
+            self._status,
+            is_complete=self._complete and not self._gone,
+            has_begun=self._begun,
+            has_failed=self._failed,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,
@@ -18,14 +19,13 @@ from meterkit.catalog.models import (
     StoreFailure,
 )
 from meterkit.catalog.proxies import UNIX, proxy_network
-from meterkit.catalog.report import RefusedError, unknown
 from meterkit.catalog.scalars import DAY_MS, NAME, duration, scalar, text
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from meterkit.catalog.report import Problems
+    from meterkit.catalog.errors import Problems
 
 ENFORCEMENTS: Final[Choice[Enforcement]] = Choice(("on", "shadow"))
 STORE_FAILURES: Final[Choice[StoreFailure]] = Choice(("allow", "deny"))

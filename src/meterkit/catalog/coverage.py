@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.match import PARAMETER, WEBSOCKET
+from meterkit.catalog.match_syntax import PARAMETER, WEBSOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,7 @@ _TAKES: Final = {
 
 
 Match = tuple[str | None, str | None]
-"""A method and a path template, as :func:`meterkit.catalog.match.parse_match` gives them."""
+"""A method and a path template, as :func:`meterkit.catalog.match_syntax.parse_match` gives them."""
 
 
 def covers(earlier: Match, later: Match) -> bool:

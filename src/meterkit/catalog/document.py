@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeAlias
 
 import yaml
 
-from meterkit.catalog.report import Place, Problems, quoted
+from meterkit.catalog.errors import Place, Problems, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,8 +10,8 @@ from meterkit.catalog.routes import quantities_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from meterkit.catalog.errors import Problems
     from meterkit.catalog.models import Credit, Entitlement, Plan, Route
-    from meterkit.catalog.report import Problems
     from meterkit.catalog.routes import RouteTable
 
 

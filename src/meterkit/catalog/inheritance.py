@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.document import Fields, Node, Text
-from meterkit.catalog.report import unknown
+from meterkit.catalog.errors import unknown
 
 if TYPE_CHECKING:
-    from meterkit.catalog.report import Problems
+    from meterkit.catalog.errors import Problems
 
 EXTENDS: Final = "extends"
 # A plan's name and what it extends are its own; all else is inherited.

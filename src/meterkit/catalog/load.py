@@ -22,12 +22,12 @@ from meterkit.catalog.billing import (
 )
 from meterkit.catalog.digest import digest
 from meterkit.catalog.document import SIZE_MAX, parse
+from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unknown
 from meterkit.catalog.fit import check_fit
 from meterkit.catalog.inheritance import with_inheritance
 from meterkit.catalog.meters import CreditTable, MeterTable, build_credits, build_meters, check_features
 from meterkit.catalog.models import Catalog, Route
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
-from meterkit.catalog.report import Place, Problems, RefusedError, nearest, unknown
 from meterkit.catalog.routes import RouteTable, build_routes
 from meterkit.catalog.scalars import NAME, scalar
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept

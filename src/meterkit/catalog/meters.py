@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.document import Items, Text
+from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Credit, Meter, Report, StripeEvent
-from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import COST, NAME, percent, text
 from meterkit.catalog.shapes import Choice, Key, MapOf, Table, kept
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog.document import Node
-    from meterkit.catalog.report import Place, Problems
+    from meterkit.catalog.errors import Place, Problems
 
 EVENT_NAME_MAX: Final = 100
 ALL: Final = "all"

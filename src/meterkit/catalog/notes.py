@@ -6,15 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.coverage import covers
-from meterkit.catalog.match import parse_match
+from meterkit.catalog.match_syntax import parse_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog.coverage import Match
     from meterkit.catalog.entitlements import EntitlementTable
+    from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.models import Catalog, Enforcement, Entitlement, Meter, Note, NoteKind
-    from meterkit.catalog.report import Place, Problems
 
 __all__ = ["log_notes", "note_entitlement", "note_unreachable", "summary"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement
-from meterkit.catalog.report import Place, Problems, unknown
+from meterkit.catalog.errors import Place, Problems, unknown
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Catalog, Entitlement, Plan

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.document import Items, Text
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
+from meterkit.catalog.errors import unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter
 from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
 from meterkit.catalog.notes import note_entitlement
-from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import NAME, cents, duration, integer, quantity, text
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog.errors import Problems
     from meterkit.catalog.models import Credit, Entitlement
-    from meterkit.catalog.report import Problems
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.document import Items, Node, Text
+from meterkit.catalog.errors import RefusedError, nearest, quoted
 from meterkit.catalog.models import Algorithm, Rate
-from meterkit.catalog.report import RefusedError, nearest, quoted
 from meterkit.catalog.scalars import DAY_MS, SECOND_MS, UNLIMITED, parse_integer, parse_quantity, quantity
 from meterkit.catalog.shapes import Built, Choice, Forms, Json, Key, Scalar, Shape, Table
 
 if TYPE_CHECKING:
-    from meterkit.catalog.report import Problems
+    from meterkit.catalog.errors import Problems
 
 WINDOW_MAX_MS: Final = 366 * DAY_MS
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
-from meterkit.catalog.match import MATCH_SHAPE, WEBSOCKET, parse_match
+from meterkit.catalog.errors import unknown
+from meterkit.catalog.match_syntax import MATCH_SHAPE, WEBSOCKET, parse_match
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import Reserve, Route
 from meterkit.catalog.notes import note_unreachable
-from meterkit.catalog.report import unknown
 from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, MapOf, Nullable, Table, kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.models import Meter
     from meterkit.catalog.plans import Declared
-    from meterkit.catalog.report import Place, Problems
 
 USAGE_METERS: Final = (
     "input_tokens",

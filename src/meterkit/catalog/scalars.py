@@ -6,8 +6,8 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.catalog.errors import RefusedError, nearest
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.report import RefusedError, nearest
 from meterkit.catalog.shapes import Scalar, T
 
 if TYPE_CHECKING:

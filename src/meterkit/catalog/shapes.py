@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar, cast, overload
 
 from meterkit.catalog.document import Fields, Items, Node, Text, kind_of
-from meterkit.catalog.report import RefusedError, listed, quoted, suggestion
+from meterkit.catalog.errors import RefusedError, listed, quoted, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
 
+    from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.models import NoteKind
-    from meterkit.catalog.report import Place, Problems
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

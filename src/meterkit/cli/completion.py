@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final, get_args
 
 from meterkit.catalog import load
-from meterkit.decisions.state import Status
+from meterkit.decisions.customer_state import Status
 from meterkit.errors import PlansError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from meterkit.catalog.report import suggestion
+from meterkit.catalog.errors import suggestion
 from meterkit.cli.completion import NO_STATUS, STATUSES, complete_status
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
@@ -20,7 +20,7 @@ from meterkit.errors import CustomerError, MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from meterkit.decisions.state import Status
+    from meterkit.decisions.customer_state import Status
     from meterkit.kit import MeterKit
     from meterkit.store.customers import Customer, Customers
 

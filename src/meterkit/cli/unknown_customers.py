@@ -6,7 +6,7 @@ from contextlib import aclosing
 from shlex import quote
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.report import suggestion
+from meterkit.catalog.errors import suggestion
 from meterkit.cli.output import print_note
 from meterkit.errors import MeterkitError
 from meterkit.store.customers import customers_set_up

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.decisions.state import NO_STATE
+from meterkit.decisions.customer_state import NO_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
-    from meterkit.decisions.state import CustomerState
+    from meterkit.decisions.customer_state import CustomerState
 
 __all__ = ["MICRO", "Prepaid", "prepaid_by_plan", "prepaid_of", "target_of"]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, give_up
+from meterkit.redis.hold_renewal import Renewal
 from meterkit.redis.producer import SettlementQueue
 from meterkit.redis.reconnect import Reconnector
-from meterkit.redis.renewal import Renewal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.quantity import counters_of
+from meterkit.decisions.customer_state import NO_STATE, NOBODY, CustomerState, effective_plan
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.prepaid import prepaid_by_plan
 from meterkit.decisions.program import compile_program, demands_of
-from meterkit.decisions.state import NO_STATE, NOBODY, CustomerState, effective_plan
 from meterkit.store.alarms import Alarms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Route
+    from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.prepaid import Prepaid
     from meterkit.decisions.program import Program
-    from meterkit.decisions.state import EffectivePlan
     from meterkit.redis.scripts import Script
 
 __all__ = ["CompiledCatalog"]

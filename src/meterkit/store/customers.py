@@ -12,8 +12,8 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.catalog import override as lay_over
+from meterkit.decisions.customer_state import CustomerState, Status, effective_plan
 from meterkit.decisions.program import rate_numbers
-from meterkit.decisions.state import CustomerState, Status, effective_plan
 from meterkit.errors import CustomerError, MeterkitError, StoreError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.relinking import (
@@ -22,13 +22,13 @@ from meterkit.store.relinking import (
     remember_former,
     used_minutes_ms,
 )
-from meterkit.store.states import States
+from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+    from meterkit.decisions.customer_state import Access
     from meterkit.decisions.keys import Keys
-    from meterkit.decisions.state import Access
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 

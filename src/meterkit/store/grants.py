@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, cast
 
+from meterkit.catalog.errors import suggestion
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.catalog.quantity import counters_of
-from meterkit.catalog.report import suggestion
 from meterkit.decisions.balance import Holding, holdings_of
+from meterkit.decisions.customer_state import NEVER_MS, effective_plan
 from meterkit.decisions.periods import check_aware, from_ms, to_ms
 from meterkit.decisions.prepaid import MICRO, target_of
-from meterkit.decisions.state import NEVER_MS, effective_plan
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.customer_id import CUSTOMER_BYTES_MAX, check_customer, is_customer
-from meterkit.store.states import States
+from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -117,7 +117,7 @@ class Reservation(Holder):
             self._give_back()
 
     def release_hold(self) -> None:
-        """See :class:`meterkit.redis.renewal.Renewable`."""
+        """See :class:`meterkit.redis.hold_renewal.Renewable`."""
         if self._decided is not None and not self._settled:
             self._give_back()
             # What is captured later is recorded all the same.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.derived import derived_from
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.program import rate_numbers, reported_parts
-from meterkit.decisions.state import bounds_of
 from meterkit.redis.resp import pack_each
 from meterkit.store.used import NOTHING_USED, Used
 

@@ -7,19 +7,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from meterkit.decisions.balance import Balance, holdings_of
+from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.prepaid import MICRO, prepaid_by_plan, prepaid_of, target_of
-from meterkit.decisions.state import CustomerState, effective_plan, entitlements_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement
-    from meterkit.decisions.state import Access, Status
+    from meterkit.decisions.customer_state import Access, Status
 
 __all__ = ["CustomerUsage", "Deliveries", "MeterUsage", "PeriodUsage", "gone_tokens", "usage_of"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meterkit.catalog.digest import digest
-from meterkit.catalog.report import unknown
+from meterkit.catalog.errors import unknown
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

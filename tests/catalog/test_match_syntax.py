@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from starlette.convertors import CONVERTOR_TYPES
 from starlette.routing import compile_path
 
-from meterkit.catalog.match import CONVERTORS, METHODS, parse_match
-from meterkit.catalog.report import RefusedError
+from meterkit.catalog.errors import RefusedError
+from meterkit.catalog.match_syntax import CONVERTORS, METHODS, parse_match
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.catalog import loads
+from meterkit.decisions.customer_state import NEVER_MS, CustomerState, EffectivePlan, Status, effective_plan
 from meterkit.decisions.periods import bounds_at
-from meterkit.decisions.state import NEVER_MS, CustomerState, EffectivePlan, Status, effective_plan
 
 DAY_MS = 86_400_000
 FAILED_MS = 1_800_000_000_000

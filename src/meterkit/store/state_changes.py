@@ -5,8 +5,8 @@ from __future__ import annotations
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.keys import FORMAT
-from meterkit.decisions.state import NO_STATE, CustomerState
 from meterkit.errors import StoreError
 from meterkit.store.customer_id import check_customer
 

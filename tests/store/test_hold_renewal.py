@@ -14,8 +14,8 @@ import pytest
 
 from faults import Client, answer_ok, counters, eventually, kit_at, metered, renew_holds, settled, used
 from meterkit.catalog import loads
-from meterkit.redis import renewal
-from meterkit.redis.renewal import Renewal, portion
+from meterkit.redis import hold_renewal
+from meterkit.redis.hold_renewal import Renewal, portion
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ async def test_i3_holds_are_renewed_although_the_scripts_were_lost(valkey: Serve
 
 
 async def test_the_lane_renews_by_itself(valkey: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renewal, "_IDLE_MS", 10)
+    monkeypatch.setattr(hold_renewal, "_IDLE_MS", 10)
     clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
     async with kit_at(valkey.url, plans=PLANS, clock=clock) as kit:
         long = LongRequest(kit)

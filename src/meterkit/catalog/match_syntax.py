@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from meterkit.catalog.report import RefusedError, nearest, quoted
+from meterkit.catalog.errors import RefusedError, nearest, quoted
 from meterkit.catalog.scalars import scalar
 
 WEBSOCKET: Final = "WS"
