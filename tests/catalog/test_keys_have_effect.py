@@ -27,7 +27,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "meters.*.kind": ("catalog/meters.py", '"a gauge has no effect yet'),
     "meters.*.stripe": ("store/event_names.py", ".stripe"),
     "meters.*.stripe.event_name": ("store/event_names.py", "event_name"),
-    "meters.*.stripe.report": ("store/", ".report"),
+    "meters.*.stripe.report": ("decisions/program.py", "stripe.report"),
     "meters.*.from": ("store/", ".source"),
     "meters.*.where": ("decisions/", ".where"),
     "features": ("catalog/plans.py", "declared.features"),
