@@ -10,13 +10,13 @@ from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.objects import Reports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterkit.asgi.reading import Reading
     from meterkit.store.compiled import CompiledCatalog
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["LlmCalls", "add", "dimensions_of", "used_by_model"]
+__all__ = ["LlmCalls", "dimensions_of", "used_by_model"]
 
 _Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
@@ -86,14 +86,6 @@ def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list
 def dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
     """What meters that are derived from others look at."""
     return {name: value for name, value in (("model", model), ("provider", provider)) if value}
-
-
-def add(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    """The sums of quantities by meter; at most 10^15 - 1 each."""
-    total = dict(quantities)
-    for meter, quantity in more.items():
-        total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
-    return total
 
 
 def _used(amounts: _Amounts) -> list[Used]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
 from meterkit.store.settlement import Correction, Held, Settlement, settlement_of
-from meterkit.store.used import NOTHING_USED
+from meterkit.store.used import NOTHING_USED, add
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +85,7 @@ class Holder(ABC):
     def _held(self, decided: PreparedDecision) -> Held:
         """What is held by now of what a decision held."""
         holding = self._renewed or decided
-        return Held(holding.held, holding.program.concurrency, self._slot)
+        return Held.of(holding, self._slot)
 
     def _settlements(self, decided: PreparedDecision, parts: Sequence[Used]) -> list[Settlement]:
         """What gives back what a decision held, and records what was used of it in all.
@@ -95,8 +94,7 @@ class Holder(ABC):
         """
         rated: dict[str, int] = {}
         for part in parts:
-            for meter, quantity in part.rated.items():
-                rated[meter] = min(rated.get(meter, 0) + quantity, QUANTITY_MAX)
+            rated = add(rated, part.rated)
         first, *others = parts or (NOTHING_USED,)
         measured = first.rated if first.measured is None else first.measured
         correction = Correction(decided.reserved, decided.program.rates, self._decided_ms)

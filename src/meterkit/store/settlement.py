@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.derived import derived_from
@@ -43,6 +43,11 @@ class Held(NamedTuple):
     quantities: Mapping[str, int] = _NOTHING
     concurrency: tuple[str, ...] = ()
     slot: int = 0
+
+    @classmethod
+    def of(cls, decision: PreparedDecision, slot: int) -> Self:
+        """What a decision holds, if it allowed."""
+        return cls(decision.held, decision.program.concurrency, slot)
 
 
 class Correction(NamedTuple):
@@ -341,7 +346,7 @@ def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Set
     if settlement is None or settlement.slot != slot:
         settlement = decision.settlements[billed] = Settlement(
             decision.view,
-            held=Held(decision.held, decision.program.concurrency, slot),
+            held=Held.of(decision, slot),
             used=Used(recorded=decision.recorded) if billed else NOTHING_USED,
         )
     return settlement

@@ -194,7 +194,7 @@ class Store:
         decision, reply = await self.decide(view, _asking(demands))
         found = self.verdict(decision, reply)
         if found.allowed and decision.program.settles:
-            held = Held(decision.held, decision.program.concurrency, reply[1] // HOLD_SLOT_MS)
+            held = Held.of(decision, reply[1] // HOLD_SLOT_MS)
             used = Used(recorded=decision.recorded)
             await self.acknowledged([Settlement(decision.view, held=held, used=used)])
         return found
@@ -233,10 +233,11 @@ class Store:
         lane = self.lanes.get(asyncio.get_running_loop())
         if lane is not None:
             slot = decided_ms // HOLD_SLOT_MS
-            settlement = settlement_of(decision, slot, billed=False)
             if decision.reserved:
                 correction = Correction(decision.reserved, decision.program.rates, decided_ms)
-                settlement = Settlement(decision.view, held=settlement.held, correction=correction)
+                settlement = Settlement(decision.view, held=Held.of(decision, slot), correction=correction)
+            else:
+                settlement = settlement_of(decision, slot, billed=False)
             self.settle(lane, settlement)
 
     def _tell_low(self, customer: str, credit: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from meterkit.catalog.models import QUANTITY_MAX
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NOTHING_USED", "Used"]
+__all__ = ["NOTHING_USED", "Used", "add"]
 
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
@@ -35,3 +37,11 @@ class Used(NamedTuple):
 
 
 NOTHING_USED: Final = Used()
+
+
+def add(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """The sums of quantities by meter; at most 10^15 - 1 each."""
+    total = dict(quantities)
+    for meter, quantity in more.items():
+        total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
+    return total
