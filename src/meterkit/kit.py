@@ -10,7 +10,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
-from meterkit.asgi.off_request import captured, record_calls
+from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_counter, check_quantity

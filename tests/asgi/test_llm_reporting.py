@@ -21,7 +21,7 @@ from faults import eventually
 from llm_apps import PLANS, PROMPT, metered, stream_of, tokens
 from meterkit import MeterKit, MeterkitError
 from meterkit.asgi.context import exchange
-from meterkit.asgi.metered import LlmCalls
+from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.catalog import loads
 from meterkit.tokens.objects import report_of
 from tokens.recordings import (

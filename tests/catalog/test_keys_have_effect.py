@@ -77,7 +77,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.grants[].id": ("decisions/prepaid.py", "grant.key"),
     "billing": (LOADER, "build_billing"),
     "billing.charge_on": (LOADER, "charge_on=money.charge_on"),
-    "billing.sources": ("asgi/metered.py", "catalog.billing.sources"),
+    "billing.sources": ("asgi/llm_calls.py", "catalog.billing.sources"),
     "billing.portal_url": ("asgi/refuser.py", "catalog.billing.portal_url"),
     "billing.late_usage": ("store/settlement.py", "catalog.billing.late_usage"),
     "dunning": ("decisions/customer_state.py", "catalog.dunning"),

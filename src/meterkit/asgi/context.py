@@ -6,8 +6,8 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import Contained
-from meterkit.asgi.metered import LlmCalls
 from meterkit.errors import MeterkitError
 from meterkit.tokens.objects import report_of
 from meterkit.tokens.tap import StreamTap

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 
+from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
-from meterkit.asgi.metered import LlmCalls
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.reading import Reading
 from meterkit.catalog.quantity import check_counter, check_quantity

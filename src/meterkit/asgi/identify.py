@@ -7,17 +7,21 @@ says what becomes of it. What a factory returns is checked by the middleware wit
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import lru_cache
+from inspect import isawaitable, iscoroutinefunction
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
+from anyio import CapacityLimiter, to_thread
 from starlette.types import Scope
 
-from meterkit.asgi.key_owners import KeyLookup, KeyOwners
 from meterkit.catalog.proxies import UNIX, proxy_network
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_customer, is_customer
@@ -38,8 +42,14 @@ __all__ = [
 ]
 
 Identify = Callable[[Scope], str | Awaitable[str | None] | None]
+KeyLookup = Callable[[str], str | Awaitable[str | None] | None]
+T = TypeVar("T")
 
 _TTL: Final = timedelta(seconds=60)
+_KEYS_KEPT_MAX: Final = 10_000
+_THREADS_MAX: Final = 16
+_UNOWNED_S_MAX: Final = 5.0
+"""A key that was just made should not be refused for long where it was tried too early."""
 HOST_CHARS_MAX: Final = 64
 HOPS_MAX: Final = 32
 
@@ -104,7 +114,7 @@ def api_key(
     if not _is_span(ttl):
         raise MeterkitError(f"ttl: found {ttl!r:.80}; allowed is a timedelta from 0, as timedelta(minutes=1)")
     wanted = _field_name(header)
-    owners = KeyOwners(lookup, ttl.total_seconds())
+    owners = _KeyOwners(lookup, ttl.total_seconds())
     bearer = wanted == b"authorization"
 
     def identify(scope: Scope) -> str | Awaitable[str | None] | None:
@@ -205,6 +215,94 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
         return hop and hop[0]
 
     return identify
+
+
+class _KeyOwners:
+    """Asks a lookup whose a key is, and remembers what it said; keys are known by their hashes only.
+
+    Requests that ask for the same key at the same time wait for one lookup; what it raises, each of them
+    raises, and it is asked again for the next one. What is remembered is bounded: of 10,000 owners the oldest
+    half is forgotten, and keys that nobody owns are kept apart, so that no number of them displaces an owner.
+
+    Args:
+        lookup: from a key's hash to its customer, or None; one that is not async runs in a thread.
+        ttl_s: how long an owner is remembered, in seconds; that nobody owns a key, 5 seconds at most.
+    """
+
+    def __init__(self, lookup: KeyLookup, ttl_s: float) -> None:
+        self._lookup = lookup
+        self._runs_on_the_loop = iscoroutinefunction(lookup) or iscoroutinefunction(
+            getattr(lookup, "__call__", None)  # noqa: B004 - an object whose call is async
+        )
+        self._ttl_s = ttl_s
+        self._owned: dict[str, tuple[str, float]] = {}
+        self._unowned: dict[str, float] = {}
+        self._asked: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[str | None]] = {}
+        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
+
+    def of(self, key_hash: str) -> str | Awaitable[str | None] | None:
+        """The owner of a key; at once where it is remembered."""
+        owned = self._owned.get(key_hash)
+        if owned is not None and monotonic() < owned[1]:
+            return owned[0]
+        if monotonic() < self._unowned.get(key_hash, 0.0):
+            return None
+        return self._ask(key_hash)
+
+    async def _ask(self, key_hash: str) -> str | None:
+        loop = asyncio.get_running_loop()
+        while (asked := self._asked.get((loop, key_hash))) is not None:
+            await asyncio.wait([asked])
+            if not asked.cancelled():
+                return asked.result()
+            # Whoever had asked was cancelled meanwhile; somebody else has to.
+        asked = self._asked[loop, key_hash] = loop.create_future()
+        try:
+            owner = await self._look_up(key_hash)
+        except Exception as error:
+            asked.set_exception(error)
+            asked.exception()  # It is raised here, whether or not anybody else waits for it.
+            raise
+        except BaseException:
+            asked.cancel()
+            raise
+        else:
+            self._remember(key_hash, owner)
+            asked.set_result(owner)
+            return owner
+        finally:
+            del self._asked[loop, key_hash]
+
+    async def _look_up(self, key_hash: str) -> str | None:
+        if self._runs_on_the_loop:
+            found = self._lookup(key_hash)
+        else:
+            found = await to_thread.run_sync(self._lookup, key_hash, limiter=self._limiter())
+        return await found if isawaitable(found) else found
+
+    def _limiter(self) -> CapacityLimiter:
+        """Threads of its own: keys that strangers make up must not take those of the app's endpoints."""
+        loop = asyncio.get_running_loop()
+        limiter = self._limiters.get(loop)
+        if limiter is None:
+            limiter = self._limiters[loop] = CapacityLimiter(_THREADS_MAX)
+        return limiter
+
+    def _remember(self, key_hash: str, owner: object) -> None:
+        now = monotonic()
+        self._owned.pop(key_hash, None)  # What is put in anew is the youngest.
+        self._unowned.pop(key_hash, None)
+        if isinstance(owner, str):
+            _put_bounded(self._owned, key_hash, (owner, now + self._ttl_s))
+        elif owner is None:
+            _put_bounded(self._unowned, key_hash, now + min(self._ttl_s, _UNOWNED_S_MAX))
+
+
+def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:
+    if len(kept) >= _KEYS_KEPT_MAX:
+        for oldest in list(kept)[: _KEYS_KEPT_MAX // 2]:
+            kept.pop(oldest, None)  # Another thread may be doing the same.
+    kept[key_hash] = value
 
 
 def _is_text(value: object) -> bool:

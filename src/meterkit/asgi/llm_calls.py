@@ -1,23 +1,36 @@
-"""What one request has seen of calls of language models, and what they amount to."""
+"""What calls of language models amount to on the meters of the plans file, in a request and off it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeAlias
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.store.used import Used
+from meterkit.errors import MeterkitError
+from meterkit.store.customer_id import check_event_id
+from meterkit.store.used import NOTHING_USED, Used
 from meterkit.tokens.merging import each_once, join_reports
-from meterkit.tokens.objects import Reports
+from meterkit.tokens.objects import Reports, calls_of, usage_of
+from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meterkit.asgi.reading import Reading
     from meterkit.store.compiled import CompiledCatalog
+    from meterkit.store.store import Store
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["LlmCalls", "dimensions_of", "used_by_model"]
+__all__ = ["LlmCalls", "captured", "record_calls"]
 
+_logger = logging.getLogger("meterkit.asgi")
+
+_TOKEN_METERS: Final = (
+    *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
+    "total_tokens",
+)
 _Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
 _Amounts: TypeAlias = dict[tuple[_Key, bool, str], int]
@@ -78,12 +91,110 @@ class LlmCalls:
         return _used(more)
 
 
-def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
+async def record_calls(store: Store, customer: str, obj: object, *, event_id: str | None) -> CallUsage | None:
+    """Count what the calls in an object have used; see :meth:`meterkit.MeterKit.record_usage`."""
+    if event_id is not None:
+        check_event_id(event_id)
+    used = _used_of(obj, store.cache)
+    if used is None:
+        _logger.warning(
+            "record_usage() found no token usage in an object of type %s; nothing is counted of it",
+            kind_of(obj).__name__,
+        )
+        return None
+    for at, part in enumerate(used):
+        # Each model's part is settled for itself, so that each is remembered for itself.
+        name = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
+        await store.record(store.cache.get(customer), part, event_id=name)
+    return usage_of(obj)
+
+
+def captured(
+    compiled: CompiledCatalog,
+    used: Any,
+    model: str | None,
+    provider: str | None,
+    *,
+    reserved: Mapping[str, int],
+    check: Callable[[Mapping[str, int]], None],
+) -> Sequence[Used]:
+    """What a reservation is captured with.
+
+    Args:
+        compiled: knows the meters.
+        used: quantities by meter, or an object with usage.
+        model: of what was used.
+        provider: likewise.
+        reserved: meter to the quantity that was set aside.
+        check: refuses quantities that cannot be recorded.
+
+    Raises:
+        MeterkitError: an object says nothing of usage; and what ``check`` raises.
+    """
+    given: Mapping[str, int] | None = used if issubclass(kind_of(used), Mapping) else None
+    if given is None or not all(type(quantity) is int for quantity in given.values()):
+        found = _used_of(used, compiled, beside=reserved, model=model, provider=provider)
+        if found is not None:
+            return found
+        if given is None:
+            raise MeterkitError(
+                f"capture() found no token usage in an object of type {kind_of(used).__name__}; nothing is "
+                "captured: give the quantities by meter, or the response that the SDK returned"
+            )
+    quantities = given or {}
+    check(quantities)
+    return [Used.of(quantities, **_dimensions_of(model, provider))]
+
+
+def _used_of(
+    obj: object,
+    compiled: CompiledCatalog,
+    *,
+    beside: Mapping[str, int] | None = None,
+    model: str | None = None,
+    provider: str | None = None,
+) -> Sequence[Used] | None:
+    """What the calls in an object have used, those of one model together.
+
+    Args:
+        obj: see :func:`meterkit.usage_of`.
+        compiled: knows the meters.
+        beside: what is counted with it, of other meters than those of tokens.
+        model: overrules what the object says; for meters that ask for it (``where:``).
+        provider: likewise.
+
+    Returns:
+        None where the object says nothing of usage.
+
+    Raises:
+        MeterkitError: no meter of tokens is declared that could count it.
+    """
+    calls = calls_of(obj)
+    if not calls:
+        return None
+    if compiled.counters.isdisjoint(_TOKEN_METERS):
+        names = ", ".join(_TOKEN_METERS)
+        raise MeterkitError(
+            f"{compiled.catalog.source}: found no meter that counts tokens; declare any of {names}"
+        )
+    calls = tuple(
+        replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
+    )
+    found = _used_by_model(calls, compiled)
+    others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in _TOKEN_METERS}
+    first = found[0] if found else NOTHING_USED
+    return [
+        first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),
+        *found[1:],
+    ]
+
+
+def _used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
     """What calls come to: by model and provider where meters ask for them."""
     return _used(_amounts(calls, compiled))
 
 
-def dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
+def _dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
     """What meters that are derived from others look at."""
     return {name: value for name, value in (("model", model), ("provider", provider)) if value}
 
@@ -93,7 +204,7 @@ def _used(amounts: _Amounts) -> list[Used]:
     for (key, billed, meter), quantity in amounts.items():
         recorded, rated = found.setdefault(key, ({}, {}))
         (recorded if billed else rated)[meter] = quantity
-    return [Used(*quantities, dimensions_of(*key)) for key, quantities in found.items()]
+    return [Used(*quantities, _dimensions_of(*key)) for key, quantities in found.items()]
 
 
 def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
