@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from meterkit.delivery.transport import Transport
-    from meterkit.store.intents import Attempt, Move, Sealing
+    from meterkit.store.intents import Attempt, Move
+    from meterkit.store.sealing import Sealing
     from meterkit.store.store import Store
 
 __all__ = ["FlushReport", "Flusher"]

@@ -1,8 +1,8 @@
-"""What the outbox is made of: intents, their moves from state to state, and what could not be sealed."""
+"""What the outbox is made of: intents, and their moves from state to state."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Attempt",
     "Move",
-    "Nameless",
     "Sealed",
-    "Sealing",
     "State",
     "Undelivered",
     "Work",
@@ -84,15 +82,6 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nameless:
-    """Usage of a meter that neither the plans file nor the store has an event name for."""
-
-    customer: str
-    meter_token: str
-    quantity: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Undelivered:
     """An intent that is parked or dead, and why."""
 
@@ -101,25 +90,6 @@ class Undelivered:
     quantity: int
     state: Literal["parked", "dead"]
     why: str
-
-
-@dataclass(slots=True, kw_only=True)
-class Sealing:
-    """What came of a page of customers.
-
-    Attributes:
-        made: intents.
-        now_ms: the store's clock at the last of them; 0 where none was asked.
-        nameless: usage that cannot be sealed.
-        aside: customers whose usage cannot be read, and why.
-        fine: customers whose usage could.
-    """
-
-    made: int = 0
-    now_ms: int = 0
-    nameless: list[Nameless] = field(default_factory=list[Nameless])
-    aside: dict[str, str] = field(default_factory=dict[str, str])
-    fine: list[str] = field(default_factory=list[str])
 
 
 def read_intent(identifier: str, due_ms: int, fields: Mapping[str, str]) -> Sealed:

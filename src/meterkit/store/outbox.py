@@ -8,22 +8,11 @@ from itertools import zip_longest
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
-
-from meterkit.decisions.program import Demand
 from meterkit.errors import StoreError
 from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
-from meterkit.store.intents import Attempt, Move, Nameless, Sealed, Sealing, Undelivered, Work, read_intent
+from meterkit.store.intents import Attempt, Move, Sealed, Undelivered, Work, read_intent
+from meterkit.store.sealing import Sealer, Sealing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -31,28 +20,16 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
-    from meterkit.store.views import CustomerView
 
 __all__ = ["Outbox"]
 
 _logger = logging.getLogger("meterkit.store")
 
-_STALE: Final = 2
-_BROKEN: Final = 4
 _CANNOT_BE_COUNTED: Final = 2
-_TRIES: Final = 5
 _SURELY_ON_DISK_MS: Final = 2_000
 _PAGE: Final = 500
 _DEPTH: Final = 20_000
 _PER_CUSTOMER_AND_METER: Final = 8
-_ASIDE_MS: Final = 600_000
-# What a server says of itself, and not of the key that it was asked for. Redis-py has classes of some such
-# errors, whose messages lack the code.
-_OF_THE_SERVER: Final = (
-    *(NoScriptError, ReadOnlyError, OutOfMemoryError, NoPermissionError),
-    *(ClusterDownError, AskError, TryAgainError),
-)
-_CODES_OF_THE_SERVER: Final = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 
 class Outbox:
@@ -130,24 +107,10 @@ class Outbox:
         return bool(await self._admin.run(self._store.scripts["lease"], [key], self.token, ttl_ms))
 
     async def seal(self, shard: int, *, due_ms: int | None, most: int) -> Sealing:
-        """Seal pending usage of ``most`` customers that are due, or of all.
-
-        A customer whose usage cannot be read is set aside for ten minutes; the others go on.
-        """
-        dirty = self._keys.shard(shard, "dirty")
-        # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
-        limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
-        members: list[bytes] = await self._admin.ask(
-            self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
+        """Seal pending usage; see :meth:`meterkit.store.sealing.Sealer.seal`."""
+        return await Sealer(self._store, self._admin, shard, await self.meters()).seal(
+            due_ms=due_ms, most=most
         )
-        sealing, meters = Sealing(), await self.meters()
-        for start in range(0, len(members), most if most > 0 else 50):
-            page = [member.decode() for member in members[start : start + (most if most > 0 else 50)]]
-            await self._seal_page(shard, page, meters, sealing)
-        for customer in sealing.aside:
-            later = self._store.now_ms() + _ASIDE_MS
-            await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
-        return sealing
 
     async def due(
         self,
@@ -248,81 +211,6 @@ class Outbox:
                     self._keys.customer(move.intent.customer).totals,
                 )
 
-    async def _seal_page(
-        self, shard: int, customers: Sequence[str], meters: Mapping[str, Counted], sealing: Sealing
-    ) -> None:
-        script, left = self._store.scripts["seal"], list(customers)
-        await self._admin.load(script)
-        for _ in range(_TRIES):
-            views = [self._store.cache.get(customer) for customer in left]
-            pipe = self._client.pipeline(transaction=False)
-            for view in views:
-                keys = self._seal_keys(shard, view)
-                pipe.evalsha(script.sha, len(keys), *keys, *self._seal_arguments(view, meters))
-            replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
-            left = [
-                view.customer
-                for view, reply in zip(views, replies, strict=True)
-                if not self._is_sealed(view, reply, sealing)
-            ]
-            if not left:
-                return
-        for customer in left:
-            sealing.aside[customer] = f"it changed {_TRIES} times while its usage was sealed"
-
-    def _seal_keys(self, shard: int, view: CustomerView) -> list[str]:
-        keys = view.keys
-        own = [keys.counters, keys.state, keys.totals, keys.dirty]
-        return own + [self._keys.shard(shard, name) for name in ("intents", "outbox")]
-
-    def _seal_arguments(self, view: CustomerView, meters: Mapping[str, Counted]) -> list[str | int | bytes]:
-        state = view.state
-        terms = view.terms(_keep_ms(view))
-        names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
-        asked = [token_hex(16), view.customer, state.stripe_customer or ""]
-        asked.append(json.dumps(state.minutes_taken_ms))
-        return [view.rev, terms, *asked, *names, self._admin.now_ms()]
-
-    def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
-        """Take the reply to a seal; False where it must be asked again."""
-        try:
-            return self._applied(view, reply, sealing)
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a state that cannot be read holds up nobody else
-            sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
-            return True
-
-    def _applied(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
-        customer = view.customer
-        if isinstance(reply, ResponseError):
-            # One customer whose keys are not what they must be does not hold up the others of its shard.
-            if isinstance(reply, _OF_THE_SERVER) or str(reply).startswith(_CODES_OF_THE_SERVER):
-                raise StoreError(f"the store failed: {reply}") from reply
-            sealing.aside[customer] = str(reply)
-        elif isinstance(reply, Exception):
-            raise StoreError(f"the store failed: {reply}") from reply
-        elif reply[0] == _STALE:
-            try:
-                view.cache.learn(view, reply)
-            except StoreError as error:  # It cannot be read; that holds up nobody else.
-                sealing.aside[customer] = str(error)
-                return True
-            return False
-        elif reply[0] == _BROKEN:
-            sealing.aside[customer] = f"the field {reply[2].decode()} is not a whole number"
-        elif reply[0] != 0:
-            raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
-        else:
-            sealing.fine.append(customer)
-            sealing.made += reply[2]
-            sealing.now_ms = max(sealing.now_ms, reply[1])
-            sealing.nameless += [
-                Nameless(customer=customer, meter_token=token.decode(), quantity=int(quantity))
-                for token, quantity in zip(reply[4::2], reply[5::2], strict=True)
-            ]
-        return True
-
     async def _count(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
         """The sorted sets of all shards that have members up to a score, and how many."""
         places = [(shard, name) for shard in range(self._keys.shards) for name in names]
@@ -334,10 +222,3 @@ class Outbox:
     def _client(self) -> Any:
         # Redis-py's types speak of texts, bytes and both protocols at once.
         return self._admin.client
-
-
-def _keep_ms(view: CustomerView) -> int:
-    """How long the counters of a customer's rates must live."""
-    nothing = Demand(needed=0, taken=0)
-    rated = {name: nothing for name, given in view.entitlements.items() if given.rates}
-    return view.compile(rated, rates_only=True).keep_ms

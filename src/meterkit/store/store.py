@@ -18,7 +18,8 @@ from meterkit.redis.connection import ReplyError
 from meterkit.redis.links import Links
 from meterkit.redis.moved_clock import not_past
 from meterkit.store import replies
-from meterkit.store.settlement import Correction, Held, Settlement, settlement_of
+from meterkit.store.late_reply import give_back
+from meterkit.store.settlement import Held, Settlement
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache
 
@@ -99,7 +100,7 @@ class Store:
             settle=self.scripts["settle"],
             seal_delay_ms=self._seal_delay_ms,
             now_ms=self.now_ms,
-            on_unclaimed=self._release,
+            on_unclaimed=self._take_late_reply,
             on_low=self._tell_low,
         )
 
@@ -228,17 +229,11 @@ class Store:
         except TimeoutError:
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
 
-    def _release(self, decision: PreparedDecision, decided_ms: int) -> None:
+    def _take_late_reply(self, decision: PreparedDecision, decided_ms: int) -> None:
         """Give back what was held for a request that no longer waits for its decision."""
         lane = self.lanes.get(asyncio.get_running_loop())
         if lane is not None:
-            slot = decided_ms // HOLD_SLOT_MS
-            if decision.reserved:
-                correction = Correction(decision.reserved, decision.program.rates, decided_ms)
-                settlement = Settlement(decision.view, held=Held.of(decision, slot), correction=correction)
-            else:
-                settlement = settlement_of(decision, slot, billed=False)
-            self.settle(lane, settlement)
+            self.settle(lane, give_back(decision, decided_ms))
 
     def _tell_low(self, customer: str, credit: str) -> None:
         self.on_low(customer, credit)  # As it is by then.

@@ -1,0 +1,190 @@
+"""Pending usage is sealed: taken off the customers' counters, and put into the outbox as intents, at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from meterkit.decisions.program import Demand
+from meterkit.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.redis.admin import Admin
+    from meterkit.store.event_names import Counted
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = ["Sealer", "Sealing"]
+
+_STALE: Final = 2
+_BROKEN: Final = 4
+_TRIES: Final = 5
+_ASIDE_MS: Final = 600_000
+# What a server says of itself, and not of the key that it was asked for. Redis-py has classes of some such
+# errors, whose messages lack the code.
+_OF_THE_SERVER: Final = (
+    *(NoScriptError, ReadOnlyError, OutOfMemoryError, NoPermissionError),
+    *(ClusterDownError, AskError, TryAgainError),
+)
+_CODES_OF_THE_SERVER: Final = ("MISCONF ", "NOREPLICAS ", "BUSY ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nameless:
+    """Usage of a meter that neither the plans file nor the store has an event name for."""
+
+    customer: str
+    meter_token: str
+    quantity: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Sealing:
+    """What came of a page of customers.
+
+    Attributes:
+        made: intents.
+        now_ms: the store's clock at the last of them; 0 where none was asked.
+        nameless: usage that cannot be sealed.
+        aside: customers whose usage cannot be read, and why.
+        fine: customers whose usage could.
+    """
+
+    made: int = 0
+    now_ms: int = 0
+    nameless: list[Nameless] = field(default_factory=list[Nameless])
+    aside: dict[str, str] = field(default_factory=dict[str, str])
+    fine: list[str] = field(default_factory=list[str])
+
+
+class Sealer:
+    """Seals what is pending in one shard.
+
+    Args:
+        store: where usage is counted.
+        admin: how it is asked.
+        shard: whose customers.
+        meters: by token, the meters that are or were delivered.
+    """
+
+    def __init__(self, store: Store, admin: Admin, shard: int, meters: Mapping[str, Counted]) -> None:
+        self._store = store
+        self._admin = admin
+        self._shard = shard
+        self._meters = meters
+        self._keys = store.keys
+
+    async def seal(self, *, due_ms: int | None, most: int) -> Sealing:
+        """Seal pending usage of ``most`` customers that are due, or of all.
+
+        A customer whose usage cannot be read is set aside for ten minutes; the others go on.
+        """
+        dirty = self._keys.shard(self._shard, "dirty")
+        # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
+        limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
+        members: list[bytes] = await self._admin.ask(
+            self._admin.client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
+        )
+        sealing = Sealing()
+        for start in range(0, len(members), most if most > 0 else 50):
+            page = [member.decode() for member in members[start : start + (most if most > 0 else 50)]]
+            await self._page(page, sealing)
+        for customer in sealing.aside:
+            later = self._store.now_ms() + _ASIDE_MS
+            await self._admin.ask(self._admin.client.zadd(dirty, {customer: later}, xx=True))
+        return sealing
+
+    async def _page(self, customers: Sequence[str], sealing: Sealing) -> None:
+        script, left = self._store.scripts["seal"], list(customers)
+        await self._admin.load(script)
+        for _ in range(_TRIES):
+            views = [self._store.cache.get(customer) for customer in left]
+            pipe = self._admin.client.pipeline(transaction=False)
+            for view in views:
+                keys = self._keys_of(view)
+                pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view))
+            replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
+            left = [
+                view.customer
+                for view, reply in zip(views, replies, strict=True)
+                if not self._is_sealed(view, reply, sealing)
+            ]
+            if not left:
+                return
+        for customer in left:
+            sealing.aside[customer] = f"it changed {_TRIES} times while its usage was sealed"
+
+    def _keys_of(self, view: CustomerView) -> list[str]:
+        keys = view.keys
+        own = [keys.counters, keys.state, keys.totals, keys.dirty]
+        return own + [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
+
+    def _arguments(self, view: CustomerView) -> list[str | int | bytes]:
+        state = view.state
+        terms = view.terms(_keep_ms(view))
+        names = [part for token, counted in self._meters.items() for part in (token, counted.event_name)]
+        asked = [token_hex(16), view.customer, state.stripe_customer or ""]
+        asked.append(json.dumps(state.minutes_taken_ms))
+        return [view.rev, terms, *asked, *names, self._admin.now_ms()]
+
+    def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
+        """Take the reply to a seal; False where it must be asked again."""
+        try:
+            return self._applied(view, reply, sealing)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a state that cannot be read holds up nobody else
+            sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
+            return True
+
+    def _applied(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
+        customer = view.customer
+        if isinstance(reply, ResponseError):
+            # One customer whose keys are not what they must be does not hold up the others of its shard.
+            if isinstance(reply, _OF_THE_SERVER) or str(reply).startswith(_CODES_OF_THE_SERVER):
+                raise StoreError(f"the store failed: {reply}") from reply
+            sealing.aside[customer] = str(reply)
+        elif isinstance(reply, Exception):
+            raise StoreError(f"the store failed: {reply}") from reply
+        elif reply[0] == _STALE:
+            try:
+                view.cache.learn(view, reply)
+            except StoreError as error:  # It cannot be read; that holds up nobody else.
+                sealing.aside[customer] = str(error)
+                return True
+            return False
+        elif reply[0] == _BROKEN:
+            sealing.aside[customer] = f"the field {reply[2].decode()} is not a whole number"
+        elif reply[0] != 0:
+            raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
+        else:
+            sealing.fine.append(customer)
+            sealing.made += reply[2]
+            sealing.now_ms = max(sealing.now_ms, reply[1])
+            sealing.nameless += [
+                Nameless(customer=customer, meter_token=token.decode(), quantity=int(quantity))
+                for token, quantity in zip(reply[4::2], reply[5::2], strict=True)
+            ]
+        return True
+
+
+def _keep_ms(view: CustomerView) -> int:
+    """How long the counters of a customer's rates must live."""
+    nothing = Demand(needed=0, taken=0)
+    rated = {name: nothing for name, given in view.entitlements.items() if given.rates}
+    return view.compile(rated, rates_only=True).keep_ms
