@@ -7,12 +7,14 @@ aliases expand to are bounded, tags are refused, and no input raises anything bu
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import yaml
 
 from meterkit.catalog.errors import Place, Problems, quoted
+from meterkit.errors import PlansError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,18 +68,6 @@ class Fields:
 Node: TypeAlias = "Text | Items | Fields"
 
 
-class _Parser(Protocol):
-    """The part of PyYAML's loaders that is used."""
-
-    def get_event(self) -> object:
-        """The next event, or None."""
-        ...
-
-
-class _StopError(Exception):
-    """What was found leaves nothing to go on with; the problem is already noted."""
-
-
 def parse(data: str | bytes, *, problems: Problems) -> Fields:
     """Read one document whose root is a map.
 
@@ -86,14 +76,11 @@ def parse(data: str | bytes, *, problems: Problems) -> Fields:
     Raises:
         PlansError: the data is no such document; with everything noted until there.
     """
-    try:
-        root = _parse_text(_decode(data, problems), problems)
-    except _StopError:
-        raise problems.error() from None
+    root = _parse_text(_decode(data, problems), problems)
     if not isinstance(root, Fields):
-        message = f"found {kind_of(root)}; a plans file is a map that starts with `schema: 1`"
-        problems.refuse(root.place, message)
-        raise problems.error()
+        problems.stop(
+            root.place, f"found {kind_of(root)}; a plans file is a map that starts with `schema: 1`"
+        )
     return root
 
 
@@ -112,24 +99,16 @@ def kind_of(node: Node) -> str:
 
 def _decode(data: str | bytes, problems: Problems) -> str:
     if len(data) > SIZE_MAX:
-        problems.refuse(Place(1, 1, ""), f"the file has {len(data):,} bytes; allowed: at most {SIZE_MAX:,}")
-        raise _StopError
-    if isinstance(data, bytes):
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            place = _place_at(data[: error.start].decode("utf-8"))
-            problems.refuse(place, f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8")
-            raise _StopError from None
-    else:
-        text = data
+        problems.stop(Place(1, 1, ""), f"the file has {len(data):,} bytes; allowed: at most {SIZE_MAX:,}")
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = _place_at(error.object[: error.start].decode("utf-8"))
+        problems.stop(place, f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8")
     text = text.removeprefix("\ufeff")
     if found := _FORBIDDEN.search(text):
-        code = f"U+{ord(found.group()):04X}"
-        problems.refuse(
-            _place_at(text[: found.start()]), f"found the character {code}, which YAML forbids; remove it"
-        )
-        raise _StopError
+        code, place = f"U+{ord(found.group()):04X}", _place_at(text[: found.start()])
+        problems.stop(place, f"found the character {code}, which YAML forbids; remove it")
     return text
 
 
@@ -141,39 +120,29 @@ def _place_at(before: str) -> Place:
 def _parse_text(text: str, problems: Problems) -> Node:
     # libyaml is twenty times faster but words its errors differently and is not everywhere:
     # what it refuses is read again by the Python parser, whose verdict and words count.
-    fast: type[yaml.CSafeLoader] | None = getattr(yaml, "CSafeLoader", None)
+    fast: Any = getattr(yaml, "CSafeLoader", None)
     if fast is not None:
         trial = Problems(problems.source)
-        try:
-            root = _Builder(_events(fast(text)), trial).document()
-        except (_StopError, *_YAML_ERRORS):
-            pass
-        else:
+        with suppress(PlansError, *_YAML_ERRORS):
+            root = _Builder(fast(text), trial).document()
             problems.extend(trial)
             return root
-    parser = yaml.SafeLoader(text)
+    parser: Any = yaml.SafeLoader(text)
     try:
-        return _Builder(_events(parser), problems).document()
+        return _Builder(parser, problems).document()
     except yaml.MarkedYAMLError as error:
         _refuse_syntax(error, text, problems)
     except _YAML_ERRORS:
         place = Place(parser.line + 1, parser.column + 1, "")
-        problems.refuse(
-            place, f"not readable as YAML: an escape or a number that means nothing; {_QUOTE_HINT}"
-        )
-    raise _StopError
+        problems.stop(place, f"not readable as YAML: an escape or a number that means nothing; {_QUOTE_HINT}")
 
 
-def _events(parser: _Parser) -> Iterator[yaml.Event]:
-    while isinstance(event := parser.get_event(), yaml.Event):
-        yield event
-
-
-def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -> None:
-    problem = error.problem or "unreadable"
-    mark = error.problem_mark or error.context_mark
-    if error.context == "while scanning an alias" and error.context_mark is not None:
-        mark = error.context_mark
+def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -> NoReturn:
+    problem, context = error.problem or "unreadable", error.context_mark
+    mark = error.problem_mark or context
+    begun = context.line + 1 if context else 1
+    if error.context == "while scanning an alias" and context is not None:
+        mark = context
         starred = _STARRED.match(text, mark.index)
         message = _alias_message(starred.group() if starred else "*")
     elif "'\\t'" in problem:
@@ -181,19 +150,17 @@ def _refuse_syntax(error: yaml.MarkedYAMLError, text: str, problems: Problems) -
     elif problem.startswith("mapping values are not allowed"):
         message = "found a second `: ` in one line; quote the text that holds it, or begin a new line"
     elif "found unexpected end of stream" in problem:
-        mark = error.context_mark or mark
+        mark = context or mark
         message = "the quote that opens here is never closed"
     elif "<block end>" in problem:
-        begun = error.context_mark.line + 1 if error.context_mark else 1
         message = f"this does not fit what begins in line {begun}; mend the indentation, or quote the text"
     elif problem.startswith("expected ',' or"):
-        opened = error.context_mark.line + 1 if error.context_mark else 1
-        message = f"the {{ or [ opened in line {opened} is not closed before this; close it; {_QUOTE_HINT}"
+        message = f"the {{ or [ opened in line {begun} is not closed before this; close it; {_QUOTE_HINT}"
     else:
-        opened_at = f" (in what begins in line {error.context_mark.line + 1})" if error.context_mark else ""
+        opened_at = f" (in what begins in line {begun})" if context else ""
         message = f"not readable as YAML: {problem}{opened_at}; {_QUOTE_HINT}"
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    problems.refuse(Place(line, column, ""), message)
+    problems.stop(Place(line, column, ""), message)
 
 
 def _alias_message(starred: str) -> str:
@@ -205,8 +172,8 @@ def _alias_message(starred: str) -> str:
 class _Builder:
     """Builds the tree of one document from YAML's events."""
 
-    def __init__(self, events: Iterator[yaml.Event], problems: Problems) -> None:
-        self._events = events
+    def __init__(self, parser: Any, problems: Problems) -> None:
+        self._events: Iterator[yaml.Event] = iter(parser.get_event, None)
         self._problems = problems
         self._anchors: dict[str, Node] = {}
         self._aliased = 0
@@ -215,25 +182,22 @@ class _Builder:
         """The root of the only document."""
         next(self._events)
         if isinstance(next(self._events), yaml.StreamEndEvent):
-            self._stop(Place(1, 1, ""), "the file is empty; a plans file starts with `schema: 1`")
+            self._problems.stop(Place(1, 1, ""), "the file is empty; a plans file starts with `schema: 1`")
         root = self._node(next(self._events), Place(1, 1, ""), 1)
         next(self._events)
         after = next(self._events)
         if not isinstance(after, yaml.StreamEndEvent):
-            self._stop(_place(after, ""), "found a second document; a plans file is one: remove the `---`")
+            at = Place(*_position(after), "")
+            self._problems.stop(at, "found a second document; a plans file is one: remove the `---`")
         return root
-
-    def _stop(self, place: Place, message: str) -> NoReturn:
-        self._problems.refuse(place, message)
-        raise _StopError
 
     def _node(self, event: yaml.Event, place: Place, depth: int) -> Node:
         if depth > DEPTH_MAX:
-            self._stop(place, f"nested deeper than {DEPTH_MAX} levels")
+            self._problems.stop(place, f"nested deeper than {DEPTH_MAX} levels")
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, place, depth)
         if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
-            self._stop(place, f"not readable as YAML: {type(event).__name__}")
+            self._problems.stop(place, f"not readable as YAML: {type(event).__name__}")
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             self._problems.refuse(
@@ -257,18 +221,19 @@ class _Builder:
         size, height = _measure(node)
         self._aliased += size
         if self._aliased > ALIASED_MAX:
-            self._stop(
+            self._problems.stop(
                 place, f"the aliases of this file stand for more than {ALIASED_MAX:,} values; write fewer"
             )
         if depth + height - 1 > DEPTH_MAX:
-            self._stop(place, f"nested deeper than {DEPTH_MAX} levels through the alias *{event.anchor}")
+            self._problems.stop(
+                place, f"nested deeper than {DEPTH_MAX} levels through the alias *{event.anchor}"
+            )
         return node
 
     def _items(self, place: Place, depth: int) -> Items:
         items: list[Node] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-            line, column = _position(event)
-            items.append(self._node(event, place.item(len(items), line=line, column=column), depth + 1))
+            items.append(self._node(event, place.item(len(items), *_position(event)), depth + 1))
         return Items(place, tuple(items))
 
     def _fields(self, place: Place, depth: int) -> Fields:
@@ -277,10 +242,10 @@ class _Builder:
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 found = "an alias" if isinstance(event, yaml.AliasEvent) else "a list or a map"
-                self._stop(_place(event, place.path), f"found {found} as a key; a key is a text")
+                at = Place(*_position(event), place.path)
+                self._problems.stop(at, f"found {found} as a key; a key is a text")
             key: str = event.value
-            line, column = _position(event)
-            at = place.child(key, line=line, column=column)
+            at = place.child(key, *_position(event))
             value = self._node(next(self._events), at, depth + 1)
             if key in values:
                 first = places[key].line
@@ -295,10 +260,6 @@ class _Builder:
 def _position(event: yaml.Event) -> tuple[int, int]:
     mark = event.start_mark
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
-
-
-def _place(event: yaml.Event, path: str) -> Place:
-    return Place(*_position(event), path)
 
 
 def _measure(node: Node) -> tuple[int, int]:

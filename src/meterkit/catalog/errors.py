@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from meterkit.catalog.models import Note, NoteKind
 from meterkit.errors import PlansError, Problem
@@ -27,12 +27,12 @@ class Place:
     column: int
     path: str
 
-    def child(self, key: str, *, line: int = 0, column: int = 0) -> Place:
+    def child(self, key: str, line: int = 0, column: int = 0) -> Place:
         """The place of the entry ``key`` of the map that stands here."""
         step = key if _PLAIN_KEY.fullmatch(key) else quoted(key)
         return Place(line, column, f"{self.path}.{step}" if self.path else step)
 
-    def item(self, index: int, *, line: int = 0, column: int = 0) -> Place:
+    def item(self, index: int, line: int = 0, column: int = 0) -> Place:
         """The place of an item of the list that stands here."""
         return Place(line, column, f"{self.path}[{index}]")
 
@@ -71,6 +71,15 @@ class Problems:
         if settles:
             self._settled.add(place)
         self._found[Problem(self.source, place.line, place.column, place.path, message)] = None
+
+    def stop(self, place: Place, message: str) -> NoReturn:
+        """Refuse what leaves nothing to go on with.
+
+        Raises:
+            PlansError: always; with everything noted until here.
+        """
+        self.refuse(place, message)
+        raise self.error() from None
 
     def note(self, place: Place, kind: NoteKind, message: str) -> None:
         """Note that what stands at ``place`` is allowed and may surprise."""
