@@ -25,8 +25,6 @@ from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable,
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from meterkit.catalog.errors import Problems
-
 ENFORCEMENTS: Final[Choice[Enforcement]] = Choice(("on", "shadow"))
 STORE_FAILURES: Final[Choice[StoreFailure]] = Choice(("allow", "deny"))
 HEADERS: Final[Choice[Headers]] = Choice(("ietf", "x-ratelimit", "both", "none"))
@@ -56,7 +54,7 @@ def _proxy(text: str) -> str:
 _PROXY: Final = scalar(_proxy, _PROXIES, pattern=r"^(unix|[0-9A-Fa-f:.]+(/[0-9]{1,3})?)$")
 
 
-def _outcomes(charged: str | tuple[Outcome, ...], _: Problems) -> frozenset[Outcome]:
+def _outcomes(charged: str | tuple[Outcome, ...]) -> frozenset[Outcome]:
     return _CHARGES[charged] if isinstance(charged, str) else frozenset(charged)
 
 
@@ -77,20 +75,12 @@ class ChangesTable(Table, what="changes"):
     over_limit = Key(Choice(("block_growth", "allow")), "block_growth (default) or allow.")
 
 
-def _changes(table: ChangesTable, _: Problems) -> Changes:
-    return Changes(**table.given())
-
-
-def _set(words: tuple[str, ...], _: Problems) -> frozenset[str]:
-    return frozenset(words)
-
-
 class BillingTable(Table, what="billing"):
     """The keys of ``billing:``."""
 
     charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success (default), attempt or a list.")
     sources = Key(
-        Built(ListOf(Choice(("reported", "partial", "estimated", "missing")), "sources", 1), _set),
+        Built(ListOf(Choice(("reported", "partial", "estimated", "missing")), "sources", 1), frozenset),
         "Which token figures are billed.",
     )
     idempotency_header = Key(
@@ -100,7 +90,7 @@ class BillingTable(Table, what="billing"):
     )
     portal_url = Key(Nullable(_URL), "Where customers pay; named in 402 answers; default: null.")
     changes = Key(
-        Built(ChangesTable, _changes),
+        Built(ChangesTable, lambda table: Changes(**table.given())),
         "When plan changes bind.",
         without_effect="a change of plan binds at once, whichever it is",
     )

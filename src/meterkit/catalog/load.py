@@ -131,7 +131,7 @@ def loads(text: str | bytes, *, source: str = "plans.yaml") -> Catalog:
 
 
 def _build(values: PlansFile, problems: Problems) -> Catalog:
-    check_features(values.node.values.get("features"), problems)
+    check_features(values.texts("features"), problems)
     known = build_meters(values.meters or {})
     features = values.features or ()
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, problems)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.document import Items, Text
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Credit, Meter, Report, StripeEvent
 from meterkit.catalog.scalars import COST, NAME, percent, text
 from meterkit.catalog.shapes import Choice, Key, MapOf, Table, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog.document import Node
+    from meterkit.catalog.document import Text
     from meterkit.catalog.errors import Place, Problems
 
 EVENT_NAME_MAX: Final = 100
@@ -100,14 +99,11 @@ def _build_meter(name: str, values: MeterTable) -> Meter | None:
 def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None]) -> None:
     first: dict[str, str] = {}
     for name, values in kept(read).items():
-        stripe = values.stripe
-        event_name = stripe.event_name if stripe else None
-        if stripe is None or event_name is None:
-            continue
-        owner = first.setdefault(event_name, name)
-        if owner != name:
+        event = values.stripe
+        event_name = event and event.event_name
+        if event and event_name and (owner := first.setdefault(event_name, name)) != name:
             message = f"{event_name!r} already carries the meter {owner}; allowed: an event name per meter"
-            stripe.refuse("event_name", message)
+            event.refuse("event_name", message)
 
 
 def _check_source(name: str, values: MeterTable, read: Mapping[str, MeterTable | None]) -> None:
@@ -136,12 +132,10 @@ def _check_source(name: str, values: MeterTable, read: Mapping[str, MeterTable |
         values.refuse("unit", f"a part has the unit of its whole; {line[1]} counts {whole and whole.unit}")
 
 
-def check_features(node: Node | None, problems: Problems) -> None:
+def check_features(items: Iterable[Text], problems: Problems) -> None:
     """Refuse the word ``all`` and features listed twice."""
     seen: set[str] = set()
-    for item in node.items if isinstance(node, Items) else ():
-        if not isinstance(item, Text):
-            continue
+    for item in items:
         if item.text == ALL:
             problems.refuse(item.place, "'all' means every feature in a plan; choose another name")
         elif item.text in seen:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.document import Items, Text
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter
@@ -155,9 +154,8 @@ def _build_features(values: PlanTable, declared: Declared) -> frozenset[str]:
     names = values.features or ()
     if isinstance(names, str):
         return frozenset(declared.features)
-    node = values.node.values.get("features")
-    for item in node.items if isinstance(node, Items) else ():
-        if isinstance(item, Text) and item.text not in declared.features:
+    for item in values.texts("features"):
+        if item.text not in declared.features:
             hint = "; write `features: all` for every one" if item.text == ALL else ""
             values.problems.refuse(item.place, unknown("feature", item.text, declared.features) + hint)
     return frozenset(names)
@@ -217,8 +215,8 @@ def _refuse_prices_used_twice(read: Mapping[str, PlanTable | None]) -> None:
     first: dict[str, tuple[int, int]] = {}
     for values in kept(read).values():
         price = values.price
-        price_id = price.stripe_price if price else None
-        if price is None or price_id is None:
+        price_id = price and price.stripe_price
+        if not price or not price_id:
             continue
         place = price.place("stripe_price")
         if first.setdefault(price_id, (place.line, place.column)) != (place.line, place.column):

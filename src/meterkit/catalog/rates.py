@@ -106,17 +106,14 @@ class RateTable(Table, what="a rate"):
     burst = Key(quantity(least=1), "Units that may be used at once; token-bucket only; default: the limit.")
 
 
-def _with_algorithm(values: RateTable, _: Problems) -> tuple[Rate, ...]:
+def _with_algorithm(values: RateTable) -> tuple[Rate, ...]:
     rate = values.limit
     if rate is None:
         return ()
     algorithm: Algorithm = values.algorithm or rate.algorithm
     burst = values.burst
     if burst is not None and algorithm != "token-bucket" and not values.is_refused("algorithm"):
-        values.refuse(
-            "burst",
-            f"{algorithm} has no burst; add `algorithm: token-bucket` or remove it",
-        )
+        values.refuse("burst", f"{algorithm} has no burst; add `algorithm: token-bucket` or remove it")
         burst = None
     return (replace(rate, algorithm=algorithm, burst=burst or rate.limit),)
 

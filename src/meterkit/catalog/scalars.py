@@ -102,8 +102,8 @@ def is_size(text: str) -> bool:
     return text.endswith(("b", "B"))
 
 
-def parse_duration(text: str) -> int:
-    """``7d``, ``1h30m``: milliseconds.
+def parse_duration(text: str, *, least: int = 0) -> int:
+    """``7d``, ``1h30m``: milliseconds, at least ``least``.
 
     Raises:
         RefusedError: it is none.
@@ -117,6 +117,8 @@ def parse_duration(text: str) -> int:
     )
     if total > DURATION_MAX_MS:
         raise RefusedError("allowed: at most 3660d")
+    if total < least:
+        raise RefusedError("allowed: a duration above zero")
     return total
 
 
@@ -240,14 +242,8 @@ def percent(*, least: int, most: int) -> Scalar[int]:
 
 def duration(*, least: int = 0) -> Scalar[int]:
     """The shape of a duration of at least ``least`` milliseconds."""
-
-    def parse(text: str) -> int:
-        span = parse_duration(text)
-        if span < least:
-            raise RefusedError("allowed: a duration above zero")
-        return span
-
-    return scalar(parse, _DURATION_ALLOWED, pattern="^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$")
+    pattern = "^([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$"
+    return scalar(partial(parse_duration, least=least), _DURATION_ALLOWED, pattern=pattern)
 
 
 def text(most: int, *, pattern: str | None = None, allowed: str | None = None) -> Scalar[str]:

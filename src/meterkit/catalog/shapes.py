@@ -307,6 +307,11 @@ class Table:
         node = self._node(attribute)
         return node.places if isinstance(node, Fields) else {}
 
+    def texts(self, attribute: str) -> list[Text]:
+        """The scalars of the list under the key, as written."""
+        node = self._node(attribute)
+        return [item for item in node.items if isinstance(item, Text)] if isinstance(node, Items) else []
+
     def _node(self, attribute: str) -> Node | None:
         return self.node.values.get(self._keys[attribute].name)
 
@@ -316,12 +321,12 @@ class Built(Generic[T, R_co]):
     """A shape whose value is made from another's."""
 
     inner: Shape[T]
-    build: Callable[[T, Problems], R_co | None]
+    build: Callable[[T], R_co | None]
 
     def read(self, node: Node, problems: Problems) -> R_co | None:
         """The made value."""
         value = self.inner.read(node, problems)
-        return None if value is None else self.build(value, problems)
+        return None if value is None else self.build(value)
 
     def schema(self) -> Json:
         """The inner shape's."""
