@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
-from meterkit.delivery.sending import LEASE_MS, Elapsed, Lease, Sender
+from meterkit.delivery.sending import LEASE_MS, Lease, Sender, stopwatch
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
 
@@ -81,13 +81,11 @@ class Flusher:
             Exception: what ``told`` raises; nothing else ends it.
         """
         await _logged(self._check())
-        stopping = self._sender.stopping
-        while not stopping.is_set():
+        while not self._sender.stopping.is_set():
             report = await _logged(self._flush())
             if report is not None and told is not None:
                 told(report)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), _jitter(0.8, 1.2) * every_s)
+            await self._idle(_jitter(0.8, 1.2) * every_s)
 
     async def _check(self) -> None:
         refusal = await Outbox(self._store, await self._store.admin()).refusal()
@@ -157,7 +155,7 @@ class Flusher:
         async with at_once:
             if self._sender.stopping.is_set():
                 return
-            asked = Elapsed(self._store.clock)
+            asked = stopwatch(self._store.clock)
             if not await outbox.lease(shard, ttl_ms=LEASE_MS):
                 return
             lease = Lease(outbox, shard, clock=self._store.clock, asked=asked)
@@ -221,7 +219,7 @@ class Flusher:
         due = await outbox.due(lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed)
         if not due:
             return False
-        asked = Elapsed(self._store.clock)
+        asked = stopwatch(self._store.clock)
         attempts = await outbox.attempt(lease.shard, due)
         flush.is_young = flush.is_young or len(attempts) < len(due)
         flush.tried.update(attempt.intent.identifier for attempt in attempts)
@@ -229,16 +227,22 @@ class Flusher:
         for attempt in attempts:
             intent = attempt.intent
             lines.setdefault((intent.customer, intent.event_name), []).append(attempt)
-        settling = _Settling(flush, lease)
+        moves: list[Move] = []
 
         async def send(line: list[Attempt]) -> None:
             for attempt in line:
-                await settling.add(await self._sender.send(lease, attempt, asked, alone=alone))
+                move = await self._sender.send(lease, attempt, asked, alone=alone)
+                if move is None:  # Its lease was lost before that.
+                    flush.report.retried += 1
+                    continue
+                moves.append(move)
+                if len(moves) >= _SETTLED_AT_ONCE:
+                    await flush.settle(lease.shard, moves)
 
         try:
             await _all(send(line) for line in lines.values())
         finally:
-            await settling.end()
+            await flush.settle(lease.shard, moves)
         return bool(attempts)
 
 
@@ -268,29 +272,11 @@ class _Pass:
         """Changes where anything was done that need not be repeated."""
         return (self.report.sealed, self.report.delivered, self.report.dead, self.report.parked)
 
-
-class _Settling:
-    """Puts what was sent into its next state, some dozens at once."""
-
-    def __init__(self, flush: _Pass, lease: Lease) -> None:
-        self._flush = flush
-        self._lease = lease
-        self._moves: list[Move] = []
-
-    async def add(self, move: Move | None) -> None:
-        """One that was sent; None: its lease was lost before that."""
-        if move is None:
-            self._flush.report.retried += 1
-            return
-        self._moves.append(move)
-        if len(self._moves) >= _SETTLED_AT_ONCE:
-            await self.end()
-
-    async def end(self) -> None:
-        """Settle those that are not yet."""
-        moves, self._moves = self._moves, []
-        report = self._flush.report
-        for move in await self._flush.outbox.settle(self._lease.shard, moves):
+    async def settle(self, shard: int, moves: list[Move]) -> None:
+        """Put what was sent into its next state, and leave none of it in the list."""
+        sent, report = moves.copy(), self.report
+        moves.clear()
+        for move in await self.outbox.settle(shard, sent):
             if move.state in {"delivered", "parked", "dead"}:
                 setattr(report, move.state, getattr(report, move.state) + 1)
             elif move.why:

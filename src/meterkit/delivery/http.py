@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aiohttp
 
-from meterkit.delivery.transport import Answer, Unanswered
+from meterkit.delivery.outcomes import Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import SimpleNamespace
 
-__all__ = ["HttpClient"]
+    from meterkit.delivery.outcomes import Failure
+
+__all__ = ["Answer", "HttpClient"]
 
 _IDLE_S_MAX: Final = 20.0  # Sooner than a server or a firewall between would close it.
 _ANSWER_BYTES_MAX: Final = 1_000_000
 
 
-@dataclass(slots=True)
-class _Request:
-    """Whether a request has a connection: until then nothing of it has left."""
+class Answer(NamedTuple):
+    """A whole HTTP answer; names of headers in lower case."""
 
-    has_connection: bool = False
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class HttpClient:
@@ -58,9 +60,10 @@ class HttpClient:
             trust_env=is_secure,
         )
 
-    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | Unanswered:
-        """Send one request. Raises nothing but cancellation."""
-        request = _Request()
+    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | Result:
+        """Send one request; its answer, or why there is no whole one. Raises nothing but cancellation."""
+        # Until it has a connection nothing of it has left.
+        request = SimpleNamespace(has_connection=False)
         try:
             async with self._session.post(
                 f"{self._base}{path}",
@@ -73,14 +76,13 @@ class HttpClient:
                 async for piece in response.content.iter_any():
                     content += piece
                     if len(content) > _ANSWER_BYTES_MAX:
-                        return Unanswered(failure="no_reply", why="the answer is too long")
+                        return Result(failure="no_reply", message="the answer is too long")
                 found = {name.lower(): value for name, value in response.headers.items()}
                 return Answer(response.status, found, content)
         except (aiohttp.ClientError, OSError, RuntimeError, ValueError) as error:
             # aiohttp's own errors, those of sockets and of time, a session that is closed.
-            return Unanswered(
-                failure="no_reply" if request.has_connection else "not_sent", why=type(error).__name__
-            )
+            failure: Failure = "no_reply" if request.has_connection else "not_sent"
+            return Result(failure=failure, message=type(error).__name__)
 
     async def close(self) -> None:
         """Close all connections; what is sent afterwards is not sent."""

@@ -7,7 +7,7 @@ import logging
 from random import SystemRandom
 from secrets import token_hex
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.delivery.breaker import Breaker
 from meterkit.delivery.report import REPORTED
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.outbox import Outbox
     from meterkit.store.store import Store
 
-__all__ = ["LEASE_MS", "Elapsed", "Lease", "Sender"]
+__all__ = ["LEASE_MS", "Elapsed", "Lease", "Sender", "stopwatch"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -37,8 +37,12 @@ _RETRY_MAX_MS: Final = 600_000
 _CLOCKS_APART_S: Final = 60
 
 
-class Elapsed:
-    """The time since it was made, in seconds: by the wall clock or the monotonic one, whichever says more.
+Elapsed: TypeAlias = "Callable[[], float]"
+"""Tells how long ago something was, at least, in seconds."""
+
+
+def stopwatch(clock: Callable[[], float]) -> Elapsed:
+    """What tells the seconds since now: by the wall clock or the monotonic one, whichever says more.
 
     Too short a span would bill twice.
 
@@ -47,16 +51,8 @@ class Elapsed:
     Args:
         clock: the wall clock, in seconds.
     """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._wall_s = clock()
-        self._monotonic_s = monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """How long ago that was, at least."""
-        return max(self._clock() - self._wall_s, monotonic() - self._monotonic_s)
+    wall_s, monotonic_s = clock(), monotonic()
+    return lambda: max(clock() - wall_s, monotonic() - monotonic_s)
 
 
 class Lease:
@@ -77,7 +73,7 @@ class Lease:
         self._renewing = asyncio.Lock()
 
     def _is_held(self, span_s: float) -> bool:
-        return self._asked.seconds + span_s + 1 < LEASE_MS / 1000
+        return self._asked() + span_s + 1 < LEASE_MS / 1000
 
     async def outlives(self, span_s: float) -> bool:
         """Whether the lease is held for that long, renewed if need be."""
@@ -86,7 +82,7 @@ class Lease:
         async with self._renewing:
             if self._is_held(span_s):
                 return True
-            asked = Elapsed(self._clock)
+            asked = stopwatch(self._clock)
             if not await self.outbox.lease(self.shard, ttl_ms=LEASE_MS):
                 return False
             self._asked = asked
@@ -153,15 +149,13 @@ class Sender:
                 return self._give_back(attempt)
             if not await lease.outlives(self._timeout_s):
                 return None
-            if attempt.now_ms - attempt.first_ms + asked.seconds * 1000 > _AMBIGUOUS_MS:
+            if attempt.now_ms - attempt.first_ms + asked() * 1000 > _AMBIGUOUS_MS:
                 # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
                 why = "first tried more than 23 hours ago; whether Stripe has it is not known"
                 _report(sealed, f" is parked: {why}")
                 return Move(intent=sealed, state="parked", why=why)
             outcome = await self._transport.send(sealed)
-        apart_s = self._note(sealed.event_name, outcome)
-        self._alert(attempt, outcome, apart_s=apart_s)
-        return self._next(attempt, outcome, is_clock_right=apart_s <= _CLOCKS_APART_S)
+        return self._next(attempt, outcome, is_clock_right=self._note(sealed, outcome))
 
     def _may_send(self, event_name: str, *, alone: bool) -> bool:
         if self.stopping.is_set():
@@ -175,42 +169,40 @@ class Sender:
         meter = self._meters.get(event_name)
         return "all" if meter is None else meter.admits(self._store.now_ms())
 
-    def _note(self, event_name: str, outcome: Outcome) -> float:
-        """What one answer says of all others. Returns by how many seconds Stripe's clock and ours differ."""
+    def _note(self, sealed: Sealed, outcome: Outcome) -> bool:
+        """What one answer says of all others. Returns whether Stripe's clock agrees with ours.
+
+        A person is told once of what concerns all or a meter, else of each intent.
+        """
         now_ms, apart_s = self._store.now_ms(), 0.0
         systemic = {"first_ms": _SYSTEMIC_FIRST_MS, "most_ms": _RETRY_MAX_MS}
         if outcome.server_time_s is not None:
             apart_s = abs(outcome.server_time_s - self._store.clock())
-        if outcome.scope == "account" or apart_s > _CLOCKS_APART_S:
+        is_clock_right = apart_s <= _CLOCKS_APART_S
+        if outcome.scope == "account" or not is_clock_right:
             self.breaker.trip(now_ms, **systemic)
+            if self.breaker.is_alert_due(now_ms):
+                if is_clock_right:
+                    _logger.error("Stripe is not sent anything for now: %s", outcome.detail)
+                else:
+                    apart = "this host's clock and Stripe's differ by %d s: delivery waits until they agree"
+                    _logger.error(apart, apart_s)
         elif outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered):
             self.breaker.failed(now_ms, first_ms=_RETRY_FIRST_MS, most_ms=_SYSTEMIC_FIRST_MS)
-        else:
-            self.breaker.succeeded()
-            if outcome.kind == "no_meter":
-                self._meters.setdefault(event_name, Breaker(is_tried=True)).trip(now_ms, **systemic)
-            elif outcome.scope == "intent":
-                self._meters.pop(event_name, None)
-        return apart_s
-
-    def _alert(self, attempt: Attempt, outcome: Outcome, *, apart_s: float) -> None:
-        """Tell a person: once of what concerns all or a meter, else of each intent."""
-        sealed, now_ms = attempt.intent, self._store.now_ms()
-        if apart_s > _CLOCKS_APART_S:
-            if self.breaker.is_alert_due(now_ms):
-                _logger.error(
-                    "this host's clock and Stripe's differ by %d s: delivery waits until they agree", apart_s
-                )
-        elif outcome.scope == "account":
-            if self.breaker.is_alert_due(now_ms):
-                _logger.error("Stripe is not sent anything for now: %s", outcome.detail)
         elif outcome.scope == "meter":
+            self.breaker.succeeded()
             meter = self._meters.setdefault(sealed.event_name, Breaker(is_tried=True))
+            if outcome.kind == "no_meter":
+                meter.trip(now_ms, **systemic)
             if meter.is_alert_due(now_ms):
                 kept = "is parked" if outcome.step == "park" else "waits"
                 _logger.error("usage of the event name %s %s: %s", sealed.event_name, kept, outcome.detail)
-        elif outcome.alert:
-            _report(sealed, f": {outcome.detail}")
+        else:
+            self.breaker.succeeded()
+            self._meters.pop(sealed.event_name, None)
+            if outcome.alert:
+                _report(sealed, f": {outcome.detail}")
+        return is_clock_right
 
     def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
         sealed = attempt.intent

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlencode, urlsplit
 
 from meterkit.delivery.outcomes import Outcome, Result, classify
-from meterkit.delivery.transport import Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.delivery.http import HttpClient
-    from meterkit.delivery.transport import Answer
+    from meterkit.delivery.http import Answer, HttpClient
     from meterkit.store.intents import Sealed
 
 __all__ = ["API_VERSION", "CUSTOMER_KEY", "VALUE_KEY", "StripeV1Transport"]
@@ -77,9 +75,9 @@ class StripeV1Transport:
             http = self._http = cast("HttpClient", module.HttpClient(self._base, timeout_s=self.timeout_s))
         headers = self._headers | {"Idempotency-Key": intent.key}
         answer = await http.post(PATH, headers, urlencode(_form(intent)).encode())
-        if isinstance(answer, Unanswered):
-            return classify(Result(failure=answer.failure, message=answer.why))
-        return classify(read_answer(answer, identifier=intent.identifier))
+        if not isinstance(answer, Result):
+            answer = read_answer(answer, identifier=intent.identifier)
+        return classify(answer)
 
     async def close(self) -> None:
         """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""

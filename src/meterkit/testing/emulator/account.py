@@ -14,14 +14,12 @@ from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.meter_events import MeterEvents
 from meterkit.testing.emulator.meters import Meters
 from meterkit.testing.emulator.replies import ApiError, Exchange
-from meterkit.testing.emulator.summaries import list_summaries
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.replies import JsonObject
 
 __all__ = ["Account"]
 
@@ -48,22 +46,15 @@ class Account:
             self._busy: set[tuple[str, str]] = set()
             self._calls_in_second: Counter[int] = Counter()
 
-    def summaries(self, call: Call) -> JsonObject:
-        """``GET /v1/billing/meters/{id}/event_summaries``."""
-        meter, lag_s = self.meters.find(call.object_id), self.behaviour.summary_lag_s
-        return list_summaries(call, meter=meter, events=self.events.accepted, lag_s=lag_s)
-
     def limit_rate(self, *, now: float) -> None:
         """Count one call. Raises ApiError, 429, if the second has had its share."""
         allowed = self.behaviour.rate_limit_per_s
         if allowed is None:
             return
         with self.lock:
-            second = int(now)
-            if second not in self._calls_in_second:
-                self._calls_in_second.clear()
-            self._calls_in_second[second] += 1
-            if self._calls_in_second[second] > allowed:
+            calls = self._calls_in_second[int(now)] + 1
+            self._calls_in_second = Counter({int(now): calls})
+            if calls > allowed:
                 raise _too_many("Request rate limit exceeded.", reason="global-rate")
 
     @contextmanager

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
+from meterkit.testing.emulator.summaries import list_summaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -44,7 +45,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/billing/meters/{id}", lambda account, call: account.meters.update(call)),
     ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.deactivate(call)),
     ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.reactivate(call)),
-    ("GET", "/v1/billing/meters/{id}/event_summaries", lambda account, call: account.summaries(call)),
+    ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
     ("POST", "/v1/billing/meter_events", lambda account, call: account.events.create(call)),
 )
 KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")

@@ -25,6 +25,7 @@ PAGE_MAX: Final = 100
 PAGE_DEFAULT: Final = 10
 
 
+@dataclass(init=False, repr=False)
 class Params:
     """The parameters of one request: ``payload[value]=3&expand[0]=data``.
 
@@ -35,16 +36,12 @@ class Params:
         ApiError: from here and from every method, where a parameter is not what it must be.
     """
 
+    _form: Form
+
     def __init__(self, encoded: str) -> None:
-        self._form: Form = {}
+        self._form = {}
         for key, value in parse_qsl(encoded, keep_blank_values=True):
             _insert(self._form, key=key, value=value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Params) and self._form == other._form
-
-    def __hash__(self) -> int:
-        return hash(repr(self._form))
 
     def only(self, *allowed: str, expandable: Collection[str] = ()) -> None:
         """Refuse parameters that are not named, and to expand what cannot be; else that has no effect."""
@@ -123,21 +120,17 @@ class Params:
         limit = PAGE_DEFAULT if limit is None else limit
         if not 1 <= limit <= PAGE_MAX:
             raise ApiError(f"Invalid limit: {limit}; must be between 1 and {PAGE_MAX}", param="limit")
+        shown = slice(limit)
         if "starting_after" in self:
             items = items[self._cursor(items, "starting_after") + 1 :]
-            shown = items[:limit]
         elif "ending_before" in self:
-            items = items[: self._cursor(items, "ending_before")]
-            shown = items[-limit:]
-        else:
-            shown = items[:limit]
-        return {"object": "list", "data": list(shown), "has_more": len(items) > len(shown), "url": url}
+            items, shown = items[: self._cursor(items, "ending_before")], slice(-limit, None)
+        return {"object": "list", "data": list(items[shown]), "has_more": len(items) > limit, "url": url}
 
     def _cursor(self, items: Sequence[JsonObject], name: str) -> int:
-        cursor = self.text(name)
-        for place, item in enumerate(items):
-            if item["id"] == cursor:
-                return place
+        cursor, ids = self.text(name), [item["id"] for item in items]
+        if cursor in ids:
+            return ids.index(cursor)
         raise ApiError(f"No such object: '{cursor}'", code="resource_missing", param=name)
 
     def _find(self, name: str) -> str | Form | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.testing.emulator.replies import ApiError
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.replies import Reply
 
 __all__ = ["IdempotencyKeys", "Stored"]
@@ -22,9 +22,7 @@ LENGTH_MAX: Final = 255
 class Stored:
     """A key that was used. ``reply`` is None while its request is in flight."""
 
-    path: str
-    params: Params
-    begun_at: float
+    call: Call
     request_id: str
     reply: Reply | None = None
 
@@ -49,9 +47,7 @@ class IdempotencyKeys:
         self._forget(now=call.now)
         earlier = self._by_key.get(key)
         if earlier is None:
-            self._by_key[key] = Stored(
-                path=call.path, params=call.params, begun_at=call.now, request_id=request_id
-            )
+            self._by_key[key] = Stored(call=call, request_id=request_id)
             return None
         _refuse_misuse(earlier, call=call, key=key)
         return earlier
@@ -67,21 +63,21 @@ class IdempotencyKeys:
 
     def _forget(self, *, now: float) -> None:
         while self._by_key:
-            oldest = next(iter(self._by_key))
-            if self._by_key[oldest].reply is None or now - self._by_key[oldest].begun_at < MEMORY_S:
+            key, oldest = next(iter(self._by_key.items()))
+            if oldest.reply is None or now - oldest.call.now < MEMORY_S:
                 return
-            del self._by_key[oldest]
+            del self._by_key[key]
 
 
 def _refuse_misuse(earlier: Stored, *, call: Call, key: str) -> None:
-    if earlier.path != call.path:
+    if earlier.call.path != call.path:
         raise ApiError(
             "Keys for idempotent requests can only be used for the same endpoint they were first used for "
-            f"('{call.path}' vs '{earlier.path}'). Try using a key other than '{key}' if you meant to "
+            f"('{call.path}' vs '{earlier.call.path}'). Try using a key other than '{key}' if you meant to "
             "execute a different request.",
             kind="idempotency_error",
         )
-    if earlier.params != call.params:
+    if earlier.call.params != call.params:
         raise ApiError(
             "Keys for idempotent requests can only be used with the same parameters they were first used "
             f"with. Try using a key other than '{key}' if you meant to execute a different request.",

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
 from typing import TYPE_CHECKING, Final, cast
+
+from anyio.from_thread import start_blocking_portal
 
 try:
     import uvicorn
@@ -85,17 +86,12 @@ async def serve(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[str]:
 @contextlib.contextmanager
 def running(app: ASGIApp, *, host: str, port: int) -> Generator[str]:
     """Serve ``app`` in a thread of its own; port 0 takes a free one. Yields its URL."""
-    with _listening(host, port=port) as (listener, url):
-        server = _Server(_config(app))
-        thread = threading.Thread(
-            target=lambda: asyncio.run(server.serve(sockets=[listener])), name="stripe-emulator", daemon=True
-        )
-        thread.start()
-        try:
-            yield url
-        finally:
-            server.should_exit = True
-            thread.join()
+    served = serve(app, host=host, port=port)
+    with (
+        start_blocking_portal(name="stripe-emulator") as thread,
+        thread.wrap_async_context_manager(served) as url,
+    ):
+        yield url
 
 
 def serve_forever(app: ASGIApp, *, host: str, port: int) -> None:

@@ -10,8 +10,9 @@ from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.replies import ApiError, JsonObject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.meters import Meter
@@ -22,13 +23,13 @@ SPANS_S: Final = {"hour": 3_600, "day": 86_400}
 MINUTE_S: Final = 60
 
 
-def list_summaries(call: Call, *, meter: Meter, events: Iterable[MeterEvent], lag_s: float) -> JsonObject:
+def list_summaries(account: Account, call: Call) -> JsonObject:
     """``GET /v1/billing/meters/{id}/event_summaries``, latest window first.
 
     Without ``value_grouping_window`` there is exactly one summary. Events that arrived less than
-    ``lag_s`` ago are not in it yet.
+    ``summary_lag_s`` ago are not in it yet.
     """
-    params = call.params
+    meter, params = account.meters.find(call.object_id), call.params
     params.only("customer", "start_time", "end_time", "value_grouping_window", *PAGING)
     customer = params.required("customer")
     grouping = params.choice("value_grouping_window", tuple(SPANS_S))
@@ -37,12 +38,12 @@ def list_summaries(call: Call, *, meter: Meter, events: Iterable[MeterEvent], la
         raise ApiError(f"end_time must be after start_time ({start}). Received {end}.", param="end_time")
     visible = [
         event
-        for event in events
+        for event in account.events.accepted
         if event.counted
         and event.meter == meter.id
         and event.customer == customer
         and start <= event.timestamp < end
-        and event.received_at + lag_s <= call.now
+        and event.received_at + account.behaviour.summary_lag_s <= call.now
     ]
     span = SPANS_S[grouping] if grouping else end - start
     summaries = [
