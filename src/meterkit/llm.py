@@ -8,6 +8,7 @@ and takes the chunk out again for clients that do not expect it.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from meterkit.asgi.context import tap
@@ -39,6 +40,7 @@ class UsageRequest(NamedTuple):
     restore: Restore
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
     """Counts the usage of a provider's stream, and gives the stream back as the client asked for it.
 
@@ -46,10 +48,7 @@ class Restore:
         hides: whether the client did not ask for the chunk that reports usage.
     """
 
-    __slots__ = ("hides",)
-
-    def __init__(self, *, hides: bool) -> None:
-        self.hides = hides
+    hides: bool
 
     def __call__(self, stream: AsyncIterable[T] | Iterable[T]) -> RestoredStream[T]:
         """Go around a stream; what it used counts as with :func:`meterkit.tap`.
@@ -78,13 +77,12 @@ def ask_for_usage(body: Mapping[str, Any], *, supported: bool = True) -> UsageRe
     """
     asked = dict(body)
     options = asked.get("stream_options")
-    if not supported or asked.get("stream") is not True or not isinstance(options, dict | None):
-        return UsageRequest(asked, Restore(hides=False))
     given = cast("dict[str, Any]", options or {})
-    if given.get("include_usage") is True:
-        return UsageRequest(asked, Restore(hides=False))
-    asked["stream_options"] = {**given, "include_usage": True}
-    return UsageRequest(asked, Restore(hides=True))
+    is_stream = asked.get("stream") is True and isinstance(options, dict | None)
+    hides = supported and is_stream and given.get("include_usage") is not True
+    if hides:
+        asked["stream_options"] = {**given, "include_usage": True}
+    return UsageRequest(asked, Restore(hides=hides))
 
 
 class RestoredStream(Generic[T]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,6 @@ def hide(patch: pytest.MonkeyPatch, *names: str) -> None:
 
 def look_again(patch: pytest.MonkeyPatch) -> None:
     """Have the packages looked for once more, and again when the test is over."""
-    makers: Any = import_module("meterkit.tokens.framing.decoding")._makers
+    finders: Any = import_module("meterkit.tokens.framing.decoding")._FINDERS
     for coding in (b"br", b"zstd"):
-        patch.setitem(makers, coding, None)
-        patch.delitem(makers, coding)
+        patch.setitem(finders, coding, cache(finders[coding].__wrapped__))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meterkit.tokens.call_usage import CallUsage, Source, estimated
+from meterkit.tokens.call_usage import CallUsage, Source, filled
 from meterkit.tokens.calls import CALLS_MAX
 from meterkit.tokens.merging import each_once
 from meterkit.tokens.response import ResponseReader
@@ -192,8 +192,8 @@ def test_what_is_unknown_is_not_zero() -> None:
 
 
 def test_estimates_fill_only_what_is_unknown() -> None:
-    guessed = estimated(call("missing", output=None), input_tokens=70, output_tokens=30)
-    assert ("estimated", 1, 30) == figures(guessed)[:3]
+    calls = filled([call("missing", output=None)], input_tokens=lambda: 70, output_tokens=30)
+    assert [("estimated", 1, 30)] == [figures(guessed)[:3] for guessed in calls]
 
 
 def test_the_edge_does_not_load_the_readers() -> None:

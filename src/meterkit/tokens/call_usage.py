@@ -16,7 +16,6 @@ __all__ = [
     "CallUsage",
     "Note",
     "Source",
-    "estimated",
     "figure",
     "filled",
     "sum_of",
@@ -98,16 +97,6 @@ def figure(value: object) -> int | None:
     return value if type(value) is int and 0 <= value <= QUANTITY_MAX else None
 
 
-def estimated(call: CallUsage, *, input_tokens: int, output_tokens: int) -> CallUsage:
-    """The call with estimates in the place of the figures that it lacks."""
-    return replace(
-        call,
-        input_tokens=input_tokens if call.input_tokens is None else call.input_tokens,
-        output_tokens=output_tokens if call.output_tokens is None else call.output_tokens,
-        source="estimated",
-    )
-
-
 def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     """Several calls as one: what only some of them know is not known of it, and so with names that differ.
 
@@ -145,22 +134,13 @@ def filled(
     if not calls:
         return ()
     *before, last = calls
-    if last.source == "missing":
-        more = max(at_least, output_tokens)
-        if not more:
-            return tuple(calls)
-        last = estimated(last, input_tokens=input_tokens(), output_tokens=more)
-    elif not output_tokens:
+    more = max(at_least, output_tokens) if last.source == "missing" else output_tokens
+    if not more:
         return tuple(calls)
-    elif last.source == "partial":
-        told = 0 if last.output_tokens is None else last.output_tokens
-        more = min(told + output_tokens, QUANTITY_MAX)
-        last = replace(estimated(last, input_tokens=input_tokens(), output_tokens=0), output_tokens=more)
-    else:
+    if last.source not in ("missing", "partial"):
         # The next call had begun; what went into it is not known.
-        more = min(output_tokens, QUANTITY_MAX)
         before.append(last)
-        last = CallUsage(
-            model=last.model, provider=last.provider, input_tokens=0, output_tokens=more, source="estimated"
-        )
-    return (*before, last)
+        last = CallUsage(model=last.model, provider=last.provider, input_tokens=0, source="estimated")
+    entered = input_tokens() if last.input_tokens is None else last.input_tokens
+    left = min((last.output_tokens or 0) + more, QUANTITY_MAX)
+    return (*before, replace(last, input_tokens=entered, output_tokens=left, source="estimated"))

@@ -19,11 +19,6 @@ __all__ = ["CALLS_MAX", "EventUsage", "Ledger"]
 CALLS_MAX: Final = 1_000
 
 
-def _settled(counts: Counts) -> Counts:
-    """What needs no settling."""
-    return counts
-
-
 @dataclass(slots=True, kw_only=True)
 class EventUsage:
     """What one event of a response says about usage.
@@ -41,7 +36,7 @@ class EventUsage:
 
     counts: Counts
     provider: str | None
-    settle: Callable[[Counts], Counts] = _settled
+    settle: Callable[[Counts], Counts] = dict  # As they are.
     refused: bool = False
     call_id: str | None = None
     model: str | None = None

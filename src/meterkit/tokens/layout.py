@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final, cast
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Final, cast
 
 __all__ = ["ROOT", "Place", "may_answer", "may_report", "text_bytes", "utf8_bytes"]
 
@@ -21,6 +19,7 @@ _USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
 _CODE_EXTRA_BYTES: Final = 3  # `u65e5`, as it is without its backslash, for two bytes of UTF-8
 
 
+@dataclass(slots=True, eq=False)
 class Place:
     """A value somewhere in an answer. The items of an array stand in the place of the array.
 
@@ -33,22 +32,17 @@ class Place:
         entered: whether anything in it is looked at, if the value is an object or an array.
     """
 
-    __slots__ = ("entered", "handed", "names", "silent", "text", "whole")
+    names: dict[str, Place] = field(default_factory=dict["str", "Place"])
+    _: KW_ONLY
+    text: bool = False
+    handed: bool = False
+    whole: bool = False
+    silent: bool = field(init=False)
+    entered: bool = field(init=False)
 
-    def __init__(
-        self,
-        names: Mapping[str, Place] | None = None,
-        *,
-        text: bool = False,
-        handed: bool = False,
-        whole: bool = False,
-    ) -> None:
-        self.names: dict[str, Place] = dict(names or {})
-        self.text = text
-        self.handed = handed
-        self.whole = whole
-        self.entered = bool(self.names) or whole or (text and not handed)
-        self.silent: bool = not text and all(inner.silent for inner in self.names.values())
+    def __post_init__(self) -> None:
+        self.silent = not self.text and all(inner.silent for inner in self.names.values())
+        self.entered = bool(self.names) or self.whole or (self.text and not self.handed)
 
     def member(self, name: str) -> Place | None:
         """The place of a member; None where it is not looked at."""
@@ -103,21 +97,13 @@ def text_bytes(value: object, place: Place) -> int:
     return found
 
 
-def _leaves(names: str) -> dict[str, Place]:
-    return dict.fromkeys(names.split(), _LEAF)
+_LEAF: Final = Place()
 
 
-def _texts(names: str, place: Place) -> dict[str, Place]:
+def _members(names: str, place: Place = _LEAF) -> dict[str, Place]:
     return dict.fromkeys(names.split(), place)
 
 
-def _same(place: Place, names: Iterable[str]) -> None:
-    """Members of a place that look like itself."""
-    for name in names:
-        place.names[name] = place
-
-
-_LEAF: Final = Place()
 _FIGURES: Final = Place(whole=True)
 _TEXT: Final = Place(text=True)
 # What is handed to a tool is a text of JSON with some APIs, and JSON with others.
@@ -125,20 +111,20 @@ _HANDED: Final = Place(text=True, handed=True)
 _CALLED: Final = Place({"arguments": _HANDED, "args": _HANDED, "input": _HANDED})
 _BLOCK: Final = Place(
     {
-        **_texts("text refusal transcript code partial_json", _TEXT),
-        **_texts("arguments input", _HANDED),
-        **_texts("functionCall function_call toolUse", _CALLED),
+        **_members("text refusal transcript code partial_json", _TEXT),
+        **_members("arguments input", _HANDED),
+        **_members("functionCall function_call toolUse", _CALLED),
         "executableCode": Place({"code": _TEXT}),
         "reasoningContent": Place({"text": _TEXT, "reasoningText": Place({"text": _TEXT})}),
         "stop_reason": _LEAF,
     },
     text=True,
 )
-_same(_BLOCK, ("parts", "thinking"))
+_BLOCK.names.update(_members("parts thinking", _BLOCK))
 _MESSAGE: Final = Place(
     {
-        **_leaves("id model role stop_reason"),
-        **_texts("reasoning_content reasoning refusal thinking tool_plan", _BLOCK),
+        **_members("id model role stop_reason"),
+        **_members("reasoning_content reasoning refusal thinking tool_plan", _BLOCK),
         "content": _BLOCK,
         "usage": _FIGURES,
         "audio": Place({"transcript": _TEXT}),
@@ -152,7 +138,7 @@ _CHOICE: Final = Place(
 _OUTPUT: Final = Place({**_BLOCK.names, "content": _BLOCK, "summary": _BLOCK, "message": _MESSAGE})
 _RESPONSE: Final = Place(
     {
-        **_leaves("id model object error"),
+        **_members("id model object error"),
         "usage": _FIGURES,
         "output": _OUTPUT,
         "choices": _CHOICE,
@@ -165,20 +151,20 @@ _DELTA: Final = Place({**_BLOCK.names, "message": _MESSAGE, "usage": _FIGURES}, 
 ROOT: Final = Place(
     {
         **_RESPONSE.names,
-        **_leaves("type created created_at done text error data stopReason finish_reason stop_reason"),
-        **_leaves("prompt_eval_count eval_count prompt_eval_cached_count embeddings"),
-        **_leaves("modelVersion model_version responseId response_id promptFeedback prompt_feedback"),
-        **_leaves("messageStart messageStop contentBlockStart contentBlockStop"),
-        **_leaves("input_tokens context_management"),
-        **_leaves("totalTokens cachedContentTokenCount promptTokensDetails cacheTokensDetails"),
-        **_texts("usageMetadata usage_metadata amazon-bedrock-invocationMetrics", _FIGURES),
-        **_texts("thinking tool_plan completion generation outputText", _TEXT),
+        **_members("type created created_at done text error data stopReason finish_reason stop_reason"),
+        **_members("prompt_eval_count eval_count prompt_eval_cached_count embeddings"),
+        **_members("modelVersion model_version responseId response_id promptFeedback prompt_feedback"),
+        **_members("messageStart messageStop contentBlockStart contentBlockStop"),
+        **_members("input_tokens context_management"),
+        **_members("totalTokens cachedContentTokenCount promptTokensDetails cacheTokensDetails"),
+        **_members("usageMetadata usage_metadata amazon-bedrock-invocationMetrics", _FIGURES),
+        **_members("thinking tool_plan completion generation outputText", _TEXT),
         "data": Place({"embedding": _LEAF}),
         "delta": _DELTA,
         "message": _MESSAGE,
         "content": _BLOCK,
         "response": _RESPONSE,
-        "candidates": Place({"content": _BLOCK, **_leaves("finishReason finish_reason")}),
+        "candidates": Place({"content": _BLOCK, **_members("finishReason finish_reason")}),
         "contentBlockDelta": Place({"delta": _BLOCK}),
         "metadata": Place({"usage": _FIGURES}),
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 from meterkit.tokens.bodies import read_body
 from meterkit.tokens.call_usage import CallUsage, sum_of
@@ -21,6 +21,8 @@ from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.tokens.calls import EventUsage
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
@@ -45,17 +47,8 @@ _BARE: Final[tuple[tuple[frozenset[str], Api, str], ...]] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What an object says of usage.
-
-    Attributes:
-        events: responses, chunks or usage objects.
-        calls: what was read off the body of an HTTP response.
-    """
-
-    events: tuple[Table, ...] = ()
-    calls: tuple[CallUsage, ...] = ()
+Report: TypeAlias = "Sequence[Table | CallUsage]"
+"""What an object says of usage: responses, chunks or usage objects; calls that were read off a body."""
 
 
 def usage_of(obj: object) -> CallUsage | None:
@@ -84,11 +77,9 @@ def calls_of(obj: object) -> tuple[CallUsage, ...]:
 def report_of(obj: object) -> Report:
     """Look at an object once; see :func:`usage_of`. Never raises."""
     if _is_call(obj):
-        return Report(calls=(obj,))
+        return (obj,)
     body = body_of(obj)
-    if body is not None:
-        return Report(calls=read_body(body))
-    return Report(events=events_of(obj))
+    return events_of(obj) if body is None else read_body(body)
 
 
 def _is_call(obj: object) -> TypeGuard[CallUsage]:
@@ -133,9 +124,10 @@ class Reports:
         Returns:
             False where usage was to be expected of it and there is none.
         """
-        self._calls = each_once((*self._calls, *report.calls))
-        taken = [self._take(event) for event in report.events]
-        return any(taken) or any(call.source != "missing" for call in report.calls)
+        calls = [said for said in report if isinstance(said, CallUsage)]
+        self._calls = each_once((*self._calls, *calls))
+        taken = [self._take(said) for said in report if not isinstance(said, CallUsage)]
+        return any(taken) or any(call.source != "missing" for call in calls)
 
     def usages(self) -> tuple[CallUsage, ...]:
         """What the calls used: figures of a stream that were not the last are partial."""

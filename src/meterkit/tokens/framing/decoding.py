@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -177,20 +177,16 @@ def decoding_of(codings: bytes) -> Decoding | None:
     """
     decoders: list[_Decoder] = []
     for name in codings.split(b","):
-        make = _maker(name.strip())
+        find = _FINDERS.get(name.strip())
+        make = None if find is None else find()
         if make is None or len(decoders) == _CODINGS_MAX:
             return None
         decoders.append(make())
     return Decoding(decoders)
 
 
-def _maker(coding: bytes) -> _Maker | None:
-    """What makes the decoder of a coding; packages are looked for once, as one that is absent takes long."""
-    if coding in _FINDERS and coding not in _makers:
-        _makers[coding] = _FINDERS[coding]()
-    return _makers.get(coding)
-
-
+# Packages are looked for once, as one that is absent takes long.
+@cache
 def _find_brotli() -> _Maker | None:
     for name in ("brotli", "brotlicffi"):
         # Whatever is wrong with a package, it cannot be used.
@@ -201,6 +197,7 @@ def _find_brotli() -> _Maker | None:
     return None
 
 
+@cache
 def _find_zstd() -> _Maker | None:
     for name in ("compression.zstd", "backports.zstd"):
         with suppress(Exception):
@@ -218,8 +215,12 @@ def _find_zstd() -> _Maker | None:
     return None
 
 
-_FINDERS: Final[dict[bytes, Callable[[], _Maker | None]]] = {b"br": _find_brotli, b"zstd": _find_zstd}
-_makers: dict[bytes, _Maker | None] = {b"gzip": _inflate, b"x-gzip": _inflate, b"deflate": _inflate}
+_FINDERS: Final[dict[bytes, Callable[[], _Maker | None]]] = {
+    **dict.fromkeys((b"gzip", b"x-gzip", b"deflate"), lambda: _inflate),
+    b"br": _find_brotli,
+    b"zstd": _find_zstd,
+}
+"""What finds what makes the decoder of a coding; None where no package for it is installed."""
 
 
 def _has_header(data: bytes) -> bool:
