@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from meterkit.kit import MeterKit
     from meterkit.notify import CreditsLow
     from meterkit.settings import Settings
+    from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
     from meterkit.store.customers import Customer, Customers
     from meterkit.store.grants import Grant, Grants, LedgerEntry
     from meterkit.store.intents import Undelivered
     from meterkit.store.reservations import Reservation
-    from meterkit.store.usage import CustomerUsage, MeterUsage, PeriodUsage
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.objects import usage_of
     from meterkit.tokens.tap import StreamTap
@@ -83,7 +83,7 @@ _HOMES = {
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.exchange",
     "Customer": "meterkit.store.customers",
-    "CustomerUsage": "meterkit.store.usage",
+    "CustomerUsage": "meterkit.store.customer_usage",
     "Customers": "meterkit.store.customers",
     "Decision": "meterkit.decisions.decision",
     "FlushReport": "meterkit.delivery.report",
@@ -93,8 +93,8 @@ _HOMES = {
     "LedgerEntry": "meterkit.store.grants",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
-    "MeterUsage": "meterkit.store.usage",
-    "PeriodUsage": "meterkit.store.usage",
+    "MeterUsage": "meterkit.store.customer_usage",
+    "PeriodUsage": "meterkit.store.customer_usage",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
     "StreamTap": "meterkit.tokens.tap",

@@ -22,12 +22,12 @@ from meterkit.notify import Handlers
 from meterkit.redis.links import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.customer_id import check_customer, check_event_id
+from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.customers import Customers
 from meterkit.store.event_names import names_of, remember_meters
 from meterkit.store.grants import Grants
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
-from meterkit.store.usage import gone_tokens, usage_of
 from meterkit.store.used import Used
 from meterkit.tokens.estimate import estimate_input, guarded
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.transport import Transport
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings, SettingsKeywords
-    from meterkit.store.usage import CustomerUsage
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 

@@ -12,7 +12,7 @@ from meterkit.decisions.keys import Keys
 from meterkit.decisions.prepaid import Prepaid as PlanPurse
 from meterkit.redis.resp import pack
 from meterkit.redis.scripts import Script
-from meterkit.store.usage import usage_of
+from meterkit.store.customer_usage import usage_of
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Model
 from store.script_plans import ANONYMOUS, PLAIN, START_MS

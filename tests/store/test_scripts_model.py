@@ -19,8 +19,8 @@ from meterkit.decisions.program import Demand
 from meterkit.redis import scripts
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack_each
+from meterkit.store.customer_usage import usage_of
 from meterkit.store.settlement import Held, Settlement
-from meterkit.store.usage import usage_of
 from meterkit.store.used import Used
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from random import Random
 
-    from meterkit.store.usage import CustomerUsage
+    from meterkit.store.customer_usage import CustomerUsage
     from servers import Server
     from store.script_wires import Wire
 

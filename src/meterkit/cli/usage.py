@@ -12,7 +12,7 @@ from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
 
 if TYPE_CHECKING:
-    from meterkit.store.usage import CustomerUsage, MeterUsage
+    from meterkit.store.customer_usage import CustomerUsage, MeterUsage
 
 __all__ = ["commands"]
 
