@@ -101,11 +101,9 @@ class RestoredStream(Generic[T]):
 
     async def __anext__(self) -> T:
         async for chunk in self._tap:
-            kept = self._keep(chunk)
-            if kept is not None:
+            if (kept := self._keep(chunk)) is not None:
                 return kept
-        rest = self._flush()
-        if rest is None:
+        if (rest := self._flush()) is None:
             raise StopAsyncIteration
         return rest
 
@@ -114,11 +112,9 @@ class RestoredStream(Generic[T]):
 
     def __next__(self) -> T:
         for chunk in self._tap:
-            kept = self._keep(chunk)
-            if kept is not None:
+            if (kept := self._keep(chunk)) is not None:
                 return kept
-        rest = self._flush()
-        if rest is None:
+        if (rest := self._flush()) is None:
             raise StopIteration
         return rest
 

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
-from meterkit.delivery.sending import LEASE_MS, Lease, Sender, stopwatch
+from meterkit.delivery.sending import Lease, Sender, stopwatch
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
 
@@ -109,13 +109,13 @@ class Flusher:
         self, *, everything: bool = False, timeout_s: float = 0.0, is_alone: bool = False
     ) -> FlushReport:
         outbox = Outbox(self._store, await self._store.admin())
-        flush = _Pass(outbox=outbox, everything=everything, retries=everything)
+        flush = _Pass(outbox=outbox, retries=everything)
         deadline, idle_s = monotonic() + timeout_s, _IDLE_FIRST_S
         while True:
             before = flush.progress
             seal_ms = None if everything else self._store.now_ms()
             work = await outbox.work(due_ms=seal_ms)
-            flush.unsealed.clear()
+            flush.report.unsealed.clear()
             flush.tried.clear()
             at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)
             await _all(self._shard(flush, item.shard, seal_ms, at_once) for item in work)
@@ -139,7 +139,6 @@ class Flusher:
                 break
             await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
             idle_s = min(2 * idle_s, _IDLE_MAX_S)
-        flush.report.unsealed = list(flush.unsealed)
         if flush.report.why and not is_alone:  # Else the caller has the report.
             retried = flush.report.retried
             what = "1 intent is" if retried == 1 else f"{retried} intents are"
@@ -155,10 +154,9 @@ class Flusher:
         async with at_once:
             if self._sender.stopping.is_set():
                 return
-            asked = stopwatch(self._store.clock)
-            if not await outbox.lease(shard, ttl_ms=LEASE_MS):
+            lease = Lease(outbox, shard, clock=self._store.clock)
+            if not await lease.outlives(0):
                 return
-            lease = Lease(outbox, shard, clock=self._store.clock, asked=asked)
             try:
                 sealing = await outbox.seal(shard, due_ms=seal_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
@@ -184,7 +182,7 @@ class Flusher:
             )
             for nameless in sealing.nameless
         ]
-        flush.unsealed += unsealed
+        flush.report.unsealed += unsealed
         for one in unsealed:
             if (one.customer, one.meter) not in self._aside:
                 self._aside.add((one.customer, one.meter))
@@ -251,7 +249,6 @@ class _Pass:
     """One flush.
 
     Attributes:
-        everything: whether it seals and waits for all.
         retries: whether what waits for a retry is sent now.
         tried: the intents that it has sent in this round.
         is_young: whether an intent was not on disk for long enough.
@@ -259,13 +256,11 @@ class _Pass:
     """
 
     outbox: Outbox
-    everything: bool
     retries: bool
     tried: set[str] = field(default_factory=set[str])
     is_young: bool = False
     waited: bool = False
     report: FlushReport = field(default_factory=FlushReport)
-    unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
 
     @property
     def progress(self) -> tuple[int, int, int, int]:

@@ -169,39 +169,19 @@ def classify(result: Result) -> Outcome:
 
 
 def _kind(result: Result) -> Kind:
-    status = result.status
-    if result.failure == "not_sent":
-        return "not_done"
-    if result.failure == "unreadable":
-        return "unreadable"
-    if result.failure is not None or status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return "unknown"
-    if status < HTTPStatus.MULTIPLE_CHOICES:
-        return "delivered"
-    if status in SYSTEMIC_STATUSES:
-        return "systemic"
-    if status in BUSY_STATUSES:
-        return "not_done"
-    return _refusal(result)
-
-
-def _is_refused(result: Result, kind: Kind) -> bool:
-    if result.failure == "not_sent":
-        return True
-    # Whoever else answers may have passed the request on. And a key in use tells of another request than this
-    # one, sent again on the way, which may be accepted.
-    is_in_use = result.status == HTTPStatus.CONFLICT or result.type == IDEMPOTENCY_TYPE
-    is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}
-    return result.type in ERROR_TYPES and not is_in_use and not is_open
-
-
-def _refusal(result: Result) -> Kind:
+    status = HTTPStatus.INTERNAL_SERVER_ERROR if result.status is None else result.status
     text, param = (result.message or "").lower(), result.param or ""
     is_stripes = result.type in ERROR_TYPES
     # Stripe refuses an event with 400. Any other status answers something else than this event: a wrong
     # address, the state of the account.
-    of_event = result.status == HTTPStatus.BAD_REQUEST or NO_CUSTOMER_TEXT in text
+    of_event = status == HTTPStatus.BAD_REQUEST or NO_CUSTOMER_TEXT in text
     first_match: list[tuple[bool, Kind]] = [
+        (result.failure == "not_sent", "not_done"),
+        (result.failure == "unreadable", "unreadable"),
+        (result.failure is not None or status >= HTTPStatus.INTERNAL_SERVER_ERROR, "unknown"),
+        (status < HTTPStatus.MULTIPLE_CHOICES, "delivered"),
+        (status in SYSTEMIC_STATUSES, "systemic"),
+        (status in BUSY_STATUSES, "not_done"),
         (result.code in DUPLICATE_CODES or (is_stripes and DUPLICATE_TEXT in text), "duplicate"),
         (result.code in NO_METER_CODES, "no_meter"),
         (not is_stripes, "systemic"),
@@ -213,11 +193,19 @@ def _refusal(result: Result) -> Kind:
         (param == TIMESTAMP_PARAM or TIMESTAMP_TEXT in text, "timestamp"),
         (NO_CUSTOMER_TEXT in text or VALUE_TEXT in text, "permanent"),
         (PAYLOAD in text or PAYLOAD in param or result.code in MAPPING_CODES, "mapping"),
+        (True, "permanent"),
     ]
-    for holds, kind in first_match:
-        if holds:
-            return kind
-    return "permanent"
+    return next(kind for holds, kind in first_match if holds)
+
+
+def _is_refused(result: Result, kind: Kind) -> bool:
+    if result.failure == "not_sent":
+        return True
+    # Whoever else answers may have passed the request on. And a key in use tells of another request than this
+    # one, sent again on the way, which may be accepted.
+    is_in_use = result.status == HTTPStatus.CONFLICT or result.type == IDEMPOTENCY_TYPE
+    is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}
+    return result.type in ERROR_TYPES and not is_in_use and not is_open
 
 
 def _detail(result: Result) -> str:

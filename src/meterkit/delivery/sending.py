@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from math import inf
 from random import SystemRandom
 from secrets import token_hex
 from time import monotonic
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from meterkit.store.outbox import Outbox
     from meterkit.store.store import Store
 
-__all__ = ["LEASE_MS", "Elapsed", "Lease", "Sender", "stopwatch"]
+__all__ = ["Elapsed", "Lease", "Sender", "stopwatch"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
 _jitter = SystemRandom().uniform
 
-LEASE_MS: Final = 60_000
+_LEASE_MS: Final = 60_000
 _AMBIGUOUS_MS: Final = 23 * 3_600_000
 _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
@@ -62,28 +63,27 @@ class Lease:
         outbox: whose lease it is.
         shard: what it is of.
         clock: the wall clock, in seconds.
-        asked: since when it was asked for.
     """
 
-    def __init__(self, outbox: Outbox, shard: int, *, clock: Callable[[], float], asked: Elapsed) -> None:
+    def __init__(self, outbox: Outbox, shard: int, *, clock: Callable[[], float]) -> None:
         self.outbox = outbox
         self.shard = shard
         self._clock = clock
-        self._asked = asked
+        self._asked: Elapsed = lambda: inf
         self._renewing = asyncio.Lock()
 
     def _is_held(self, span_s: float) -> bool:
-        return self._asked() + span_s + 1 < LEASE_MS / 1000
+        return self._asked() + span_s + 1 < _LEASE_MS / 1000
 
     async def outlives(self, span_s: float) -> bool:
-        """Whether the lease is held for that long, renewed if need be."""
+        """Whether the lease is held for that long, taken or renewed if need be."""
         if self._is_held(span_s):
             return True
         async with self._renewing:
             if self._is_held(span_s):
                 return True
             asked = stopwatch(self._clock)
-            if not await self.outbox.lease(self.shard, ttl_ms=LEASE_MS):
+            if not await self.outbox.lease(self.shard, ttl_ms=_LEASE_MS):
                 return False
             self._asked = asked
             return True

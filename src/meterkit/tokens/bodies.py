@@ -48,9 +48,8 @@ class BodyReader:
             line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece
             kind = _kind_of(data + b"\n" if line else data)
             self._lines = line and kind != _JSON
-            self._reader = ResponseReader.open("auto", status=200, headers=[(b"content-type", kind)])
-        if self._reader is not None:
-            self._reader.feed(data + b"\n" if self._lines else data)
+            self._reader = ResponseReader("auto", kind, coding=b"")
+        self._reader.feed(data + b"\n" if self._lines else data)
 
     def close(self, *, complete: bool) -> tuple[CallUsage, ...]:
         """What the calls used; none where it was no language model's.

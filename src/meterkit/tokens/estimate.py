@@ -10,13 +10,15 @@ import logging
 import re
 from codecs import getincrementaldecoder
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.json_values import load, table
 from meterkit.tokens.request import measure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meterkit.tokens.json_values import Table
 
 __all__ = [
@@ -61,12 +63,8 @@ _INPUT_KEYS: Final = (
 )
 
 
-class InputEstimator(Protocol):
-    """Counts the input tokens of a request that is about to be made; must not raise."""
-
-    def __call__(self, body: bytes | Table, model: str | None) -> int:
-        """Tokens of the request body for the model."""
-        ...
+InputEstimator: TypeAlias = "Callable[[bytes | Table, str | None], int]"
+"""Counts the input tokens of a request that is about to be made, for its body and model; must not raise."""
 
 
 def tokens_of_bytes(count: int) -> int:
@@ -233,13 +231,10 @@ def request_of(body: bytes | Table) -> Table:
     """What a request says; nothing where it is not JSON, or of more than 8 MiB."""
     if not isinstance(body, bytes):
         return body
-    if len(body) > BODY_BYTES_MAX:
-        return {}
-    try:
-        request = table(load(body))
-    except ValueError:
-        return {}
-    return {} if request is None else request
+    if len(body) <= BODY_BYTES_MAX:
+        with suppress(ValueError):
+            return table(load(body)) or {}
+    return {}
 
 
 def _measured(values: list[Any]) -> tuple[int, int]:

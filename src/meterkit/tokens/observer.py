@@ -45,12 +45,14 @@ class Observer:
         declared: whether it is certain that it speaks one of them.
 
     Attributes:
+        is_broken: whether the provider's stream broke off with an error.
+        is_strange: whether something came that is no event of a language model.
         text_bytes: UTF-8 bytes of the text deltas so far.
     """
 
     __slots__ = (
-        *("_api", "_apis", "_asks", "_broken", "_declared", "_ledger", "_looked", "_only_counted"),
-        *("_response_id", "_response_model", "_strange", "_unreported_bytes", "text_bytes"),
+        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted"),
+        *("_response_id", "_response_model", "_unreported_bytes", "is_broken", "is_strange", "text_bytes"),
     )
 
     def __init__(self, apis: Sequence[Api], *, declared: bool) -> None:
@@ -59,7 +61,7 @@ class Observer:
         self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
         self._ledger = Ledger()
         self._looked = 0
-        self._broken = self._only_counted = self._strange = self._asks = False
+        self.is_broken = self.is_strange = self._only_counted = self._asks = False
         self._response_id: str | None = None
         self._response_model: str | None = None
         self._unreported_bytes = 0
@@ -83,7 +85,7 @@ class Observer:
     @property
     def untold(self) -> bool:
         """Whether nothing has come yet that could say whose response this is."""
-        return not (self._declared or self._looked or self._strange)
+        return not (self._declared or self._looked or self.is_strange)
 
     @property
     def estimated_output_tokens(self) -> int:
@@ -125,7 +127,7 @@ class Observer:
                     self._unreported_bytes = 0
                 return True
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
-            self._broken = True
+            self.is_broken = True
             return True
         return False
 
@@ -140,17 +142,9 @@ class Observer:
             measured = max(0, measured - self._unreported_bytes)
         self.add_text(measured)
 
-    def look_away(self) -> None:
-        """Something came that is no event of a language model."""
-        self._strange = True
-
     def end(self) -> None:
         """The provider's stream said that it is over."""
         self._ledger.end()
-
-    def fail(self) -> None:
-        """The provider's stream broke off with an error."""
-        self._broken = True
 
     def close(self, *, complete: bool, notes: Sequence[Note]) -> tuple[CallUsage, ...]:
         """What the calls of the response used.
@@ -159,7 +153,7 @@ class Observer:
             complete: whether the response was sent to its end.
             notes: what was odd about reading it.
         """
-        whole = complete and not self._broken
+        whole = complete and not self.is_broken
         noted: set[Note] = set(notes)
         if self._ledger.overflowed:
             noted.add("too_many_calls")

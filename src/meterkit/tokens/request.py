@@ -102,7 +102,8 @@ class LlmRequest:
         """For how many answers it asks: choices of each prompt, times the prompts."""
         if self._named.keys().isdisjoint(_SEVERAL):
             return 1
-        prompts = [_texts_in(value) for value in self._at("prompt")]
+        # Texts and arrays of tokens are a prompt each, and so is one array of tokens.
+        prompts = [sum(type(item) is not float for item in rows(value)) for value in self._at("prompt")]
         return min(max(1, *self._quantities(_ANSWERS), 1) * max(1, *prompts, 1), QUANTITY_MAX)
 
     def input_size(self) -> tuple[int, int, int] | None:
@@ -190,11 +191,6 @@ def _members(outer: object, folded: str) -> list[Any]:
     return _by_name(members).get(folded, []) if len(members) <= _MEMBERS_MAX else [_UNREADABLE]
 
 
-def _texts_in(value: object) -> int:
-    """How many prompts a value is: texts and arrays of tokens are one each, and so is one array of tokens."""
-    return sum(type(item) is not float for item in rows(value))
-
-
 def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
     """Bytes of text, tokens given as numbers, and media parts in values of any depth.
 
@@ -212,7 +208,7 @@ def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
             size += utf8_bytes(value)
         elif isinstance(value, list):
             items = rows(cast("object", value))
-            others = [item for item in items if type(item) is not int and not _is_whole(item)]
+            others = [item for item in items if type(item) not in (int, float) or item % 1]
             numbers += len(items) - len(others)
             values += others
         elif isinstance(value, dict):
@@ -223,10 +219,6 @@ def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
         elif isinstance(value, tuple):
             media += _parts(cast("_Pairs", value), values)
     return size, numbers, media
-
-
-def _is_whole(value: object) -> bool:
-    return type(value) is float and value.is_integer()
 
 
 def _parts(members: _Pairs, values: list[Any]) -> int:

@@ -68,9 +68,9 @@ class ResponseReader:
     """
 
     __slots__ = (
-        *("_calls", "_coded_bytes_per_token", "_declared", "_decoding", "_document", "_fed", "_framing"),
-        *("_head", "_is_coded", "_is_cut", "_observer", "_repeats", "_selects", "_large_json", "_sse"),
-        *("_stream", "_unread_bytes", "_unreadable"),
+        *("_calls", "_coded_bytes_per_token", "_declared", "_decoding", "_fed", "_framing", "_head"),
+        *("_is_coded", "_is_cut", "_large_json", "_observer", "_repeats", "_selects", "_sse"),
+        *("_unread_bytes", "_unreadable"),
     )
 
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
@@ -87,8 +87,6 @@ class ResponseReader:
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
         )
         self._fed = self._is_cut = self._unreadable = self._selects = False
-        self._document: Document | None = None
-        self._stream: EventStream | None = None
         self._sse: Sse | None = None
         self._large_json: LargeJson | None = None
         self._head = b""
@@ -169,15 +167,14 @@ class ResponseReader:
         """
         # What was cut off cannot be read, and that is nothing to remark on.
         self._is_cut = not complete
-        if self._document is not None:
-            self._document.unseen |= self._is_cut
+        if isinstance(self._framing, Document):
+            self._framing.unseen |= self._is_cut
         if self._head and self._declared:
             self._framing = self._open_sse()
             head, self._head = self._head, b""
             yield from self._framing.feed(head) or ()
-        framing, self._framing = self._framing, None
-        if framing is not None:
-            yield from framing.close()
+        if self._framing is not None:
+            yield from self._framing.close()
 
     def close(self, *, complete: bool, asked: Callable[[], bool] = lambda: True) -> tuple[CallUsage, ...]:
         """What the calls in the response used; none where it is no language model's. Never raises.
@@ -190,8 +187,7 @@ class ResponseReader:
             drain(self.finish(complete=complete))
             self._calls = self._result(complete=complete, asked=asked)
             # These hold this reader: let go of, it is gone without the help of the garbage collector.
-            self._framing = self._decoding = self._document = self._stream = self._sse = None
-            self._large_json = None
+            self._framing = self._decoding = self._sse = self._large_json = None
         return self._calls
 
     def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
@@ -206,7 +202,7 @@ class ResponseReader:
         return calls
 
     def _notes(self) -> list[Note]:
-        parts = [part for part in (self._decoding, self._stream) if part is not None]
+        parts = [part for part in (self._decoding, self._framing) if part is not None]
         found: dict[Note, bool] = {
             "corrupt": any(part.corrupt for part in parts),
             "too_large": self._decoding is not None and self._decoding.too_large,
@@ -234,8 +230,7 @@ class ResponseReader:
         if _NDJSON.fullmatch(kind):
             return Ndjson(self._takers())
         if kind == _EVENT_STREAM:
-            self._stream = EventStream(self._frame, self._large_frame)
-            return self._stream
+            return EventStream(self._frame, self._large_frame)
         return None if kind in _PLAIN else self._open_json()
 
     def _open_sse(self) -> Sse:
@@ -245,8 +240,7 @@ class ResponseReader:
         return sse
 
     def _open_json(self) -> Document:
-        self._document = Document(self._takers(), unseen=self._declared)
-        return self._document
+        return Document(self._takers(), unseen=self._declared)
 
     def _takers(self) -> Takers:
         return Takers(self._event, self._wants, self._large, self._take_repeats)
@@ -268,7 +262,7 @@ class ResponseReader:
 
     def _spoil(self) -> None:
         if not self._is_cut:
-            self._observer.look_away()
+            self._observer.is_strange = True
             self._unreadable = True
 
     def _event(self, data: bytes) -> Work | None:
@@ -289,7 +283,7 @@ class ResponseReader:
     def _frame(self, headers: Mapping[str, str], payload: bytes) -> Work | None:
         """One frame of an Amazon event stream."""
         if headers.get(":message-type") in ("exception", "error"):
-            self._observer.fail()
+            self._observer.is_broken = True
             return None
         name = headers.get(":event-type", "")
         if name == "chunk":
@@ -325,7 +319,7 @@ class ResponseReader:
             # Torn, or several values where there should be one: what there is of it is read all the same.
             return whole_of(self._large_frame({":event-type": name}) if name else self._large(), data)
         if said is None:
-            observer.look_away()
+            observer.is_strange = True
             return None
         before = observer.text_bytes
         reported = observer.observe({name: said} if name else said, reports=may_report(data))
@@ -339,8 +333,8 @@ class ResponseReader:
         observer = self._observer
         if observer.foreign:
             self._selects = True
-            if self._document is not None:
-                self._document.stopped = True
+            if isinstance(self._framing, Document):
+                self._framing.stopped = True
 
 
 def _parsed(data: bytes) -> object:

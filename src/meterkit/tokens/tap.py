@@ -107,8 +107,8 @@ class StreamTap(Generic[T]):
             calls = self._observer.close(complete=complete, notes=()) + self._body.close(complete=complete)
             output_tokens = self.estimated_output_tokens
             # Whose provider fails is not billed what nobody has reported.
-            guesses = given_up or (complete and output_tokens > 0 and _lacks(calls))
-            if calls and guesses and self._input_tokens is not None:
+            lacks = complete and output_tokens > 0 and bool(calls) and calls[-1].source == "missing"
+            if (given_up or lacks) and self._input_tokens is not None:
                 calls = filled(
                     calls,
                     input_tokens=self._input_tokens,
@@ -132,8 +132,3 @@ class StreamTap(Generic[T]):
         # Absent where the constructor raised.
         if getattr(self, "_report", None) is not None:
             self.finish()
-
-
-def _lacks(calls: tuple[CallUsage, ...]) -> bool:
-    """Whether nothing is known of the last call."""
-    return bool(calls) and calls[-1].source == "missing"

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.customers import Customers
-from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Faults
+from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.meter_events import MeterEvents
 from meterkit.testing.emulator.meters import Meters
@@ -41,7 +41,7 @@ class Account:
             self.meters = Meters()
             self.events = MeterEvents(self.customers, self.meters, self.behaviour)
             self.keys = IdempotencyKeys()
-            self.faults = Faults()
+            self.faults: list[Pending] = []
             self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
             self._busy: set[tuple[str, str]] = set()
             self._calls_in_second: Counter[int] = Counter()

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meterkit.testing.emulator.call import Call, Params
+from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
 from meterkit.testing.emulator.summaries import list_summaries
 
@@ -131,7 +132,7 @@ class Api:
         self, call: Call, *, request: Request, operation: Operation
     ) -> tuple[Reply | None, Fault | None]:
         with self._account.lock:
-            fault = self._account.faults.take(call)
+            fault = take_fault(self._account.faults, call)
         await anyio.sleep(self._account.behaviour.latency_s)
         if fault is None or fault.action == "lose":
             return self._effect(replace(call, lose=fault is not None), operation=operation), None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from meterkit.testing.emulator.faults import fault_from_json
+from meterkit.testing.emulator.faults import Pending, fault_from_json
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -66,10 +66,10 @@ class Control:
             faults.clear()
         elif request.method == "POST":
             try:
-                faults.add(fault_from_json(json.loads(await request.body())))
+                faults.append(Pending(fault_from_json(json.loads(await request.body()))))
             except (TypeError, ValueError) as error:
                 return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)
-        return JSONResponse({"faults": [asdict(fault) for fault in faults.pending]})
+        return JSONResponse({"faults": [asdict(pending.fault) for pending in faults]})
 
     async def _requests(self, request: Request) -> Response:
         del request

@@ -16,7 +16,7 @@ from meterkit.testing.emulator.api import Api
 from meterkit.testing.emulator.behaviour import Behaviour
 from meterkit.testing.emulator.control import Control
 from meterkit.testing.emulator.customers import Customer
-from meterkit.testing.emulator.faults import Fault
+from meterkit.testing.emulator.faults import Fault, Pending
 from meterkit.testing.emulator.meters import Meter
 from meterkit.testing.emulator.replies import new_id
 
@@ -172,7 +172,7 @@ class StripeEmulator(Behaviour):
     def faults(self) -> tuple[Fault, ...]:
         """The faults that can still happen."""
         with self._account.lock:
-            return self._account.faults.pending
+            return tuple(pending.fault for pending in self._account.faults)
 
     def accepted(self, customer: str, event_name: str) -> Decimal:
         """Return the sum of what counts for a customer: what invoices and summaries will show."""
@@ -197,7 +197,7 @@ class StripeEmulator(Behaviour):
         """
         fault = Fault(*action, **fields)
         with self._account.lock:
-            self._account.faults.add(fault)
+            self._account.faults.append(Pending(fault))
 
     def clear_faults(self) -> None:
         """Forget the faults to come."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.call import Call
 
-__all__ = ["Action", "Fault", "Faults", "When", "fault_from_json"]
+__all__ = ["Action", "Fault", "Pending", "When", "fault_from_json", "take_fault"]
 
 Action = Literal["error", "drop", "reset", "hang", "delay", "lose"]
 When = Literal["before", "after"]
@@ -110,38 +110,19 @@ class Pending:
     seen: int = 0
 
 
-class Faults:
-    """The faults to come, in the order in which they were added."""
-
-    def __init__(self) -> None:
-        self._queue: list[Pending] = []
-
-    def add(self, fault: Fault) -> None:
-        """Put a fault at the end."""
-        self._queue.append(Pending(fault))
-
-    def clear(self) -> None:
-        """Forget all faults to come."""
-        self._queue.clear()
-
-    @property
-    def pending(self) -> tuple[Fault, ...]:
-        """The faults that can still happen."""
-        return tuple(entry.fault for entry in self._queue)
-
-    def take(self, call: Call) -> Fault | None:
-        """Return what goes wrong with this request, and count it as done."""
-        for entry in self._queue:
-            fault = entry.fault
-            if not fault.matches(call):
-                continue
-            entry.seen += 1
-            if entry.seen <= fault.skip:
-                continue
-            if fault.times is not None and entry.seen >= fault.skip + fault.times:
-                self._queue.remove(entry)
-            return fault
-        return None
+def take_fault(queue: list[Pending], call: Call) -> Fault | None:
+    """Return what goes wrong with this request, and count it as done."""
+    for entry in queue:
+        fault = entry.fault
+        if not fault.matches(call):
+            continue
+        entry.seen += 1
+        if entry.seen <= fault.skip:
+            continue
+        if fault.times is not None and entry.seen >= fault.skip + fault.times:
+            queue.remove(entry)
+        return fault
+    return None
 
 
 def fault_from_json(body: object) -> Fault:

@@ -40,7 +40,7 @@ class EventStream(Incremental):
             large that it was read before; after a wrong prelude nothing can be read any more.
     """
 
-    __slots__ = ("_emit", "_open_large", "corrupt")
+    __slots__ = ("_emit", "_open_large")
 
     def __init__(
         self,
@@ -50,7 +50,6 @@ class EventStream(Incremental):
         super().__init__()
         self._emit = emit
         self._open_large = large
-        self.corrupt = False
 
     def _run(self) -> Steps:
         while (yield from self._has(_PRELUDE.size)):

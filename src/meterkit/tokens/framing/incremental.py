@@ -34,15 +34,19 @@ class Large(Protocol):
 
 
 class Incremental:
-    """Reads bytes that come in pieces; how it does, a subclass says in ``_run``."""
+    """Reads bytes that come in pieces; how it does, a subclass says in ``_run``.
 
-    __slots__ = ("_at", "_data", "_is_over", "_steps")
+    Attributes:
+        corrupt: whether a checksum failed.
+    """
+
+    __slots__ = ("_at", "_data", "_is_over", "_steps", "corrupt")
 
     def __init__(self) -> None:
         # What came and is to be read from a place in it.
         self._data = b""
         self._at = 0
-        self._is_over = False
+        self._is_over = self.corrupt = False
         self._steps = self._run()
 
     def feed(self, data: bytes) -> Work | None:
