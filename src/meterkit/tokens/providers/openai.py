@@ -55,9 +55,13 @@ def _settle(counts: Counts) -> Counts:
 
 def _usage_of(holder: Table) -> Table | None:
     """The usage object, where it is or where some servers put it."""
-    places = (holder, holder.get("x_groq"), *rows(holder.get("choices"))[:1])
-    found = (table(dig(place, ("usage",))) for place in places)
-    return next((usage for usage in found if usage is not None), None)
+    found = table(holder.get("usage"))
+    if found is None:
+        found = table(dig(holder, ("x_groq", "usage")))
+    if found is None:
+        choices = rows(holder.get("choices"))
+        found = table(dig(choices[0], ("usage",))) if choices else None
+    return found
 
 
 def _holder(event: Table) -> Table | None:
