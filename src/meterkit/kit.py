@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
-    from meterkit.delivery.transport import Transport
+    from meterkit.delivery.sending import Transport
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from answering import Asked
     from meterkit.delivery.outcomes import Kind
-    from meterkit.delivery.transport import Transport
+    from meterkit.delivery.sending import Transport
 
 pytestmark = pytest.mark.anyio
 

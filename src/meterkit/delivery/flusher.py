@@ -18,7 +18,7 @@ from meterkit.store.outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
-    from meterkit.delivery.transport import Transport
+    from meterkit.delivery.sending import Transport
     from meterkit.store.intents import Attempt, Move
     from meterkit.store.sealing import Sealing
     from meterkit.store.store import Store

@@ -8,7 +8,7 @@ from math import inf
 from random import SystemRandom
 from secrets import token_hex
 from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from meterkit.delivery.breaker import Breaker
 from meterkit.delivery.report import REPORTED
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.breaker import Admitted
     from meterkit.delivery.outcomes import Outcome
-    from meterkit.delivery.transport import Transport
     from meterkit.store.intents import Attempt, Sealed
     from meterkit.store.outbox import Outbox
     from meterkit.store.store import Store
 
-__all__ = ["Elapsed", "Lease", "Sender", "stopwatch"]
+__all__ = ["Elapsed", "Lease", "Sender", "Transport", "stopwatch"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -54,6 +53,18 @@ def stopwatch(clock: Callable[[], float]) -> Elapsed:
     """
     wall_s, monotonic_s = clock(), monotonic()
     return lambda: max(clock() - wall_s, monotonic() - monotonic_s)
+
+
+class Transport(Protocol):
+    """Delivers intents, one at a time; safe to call concurrently within one event loop."""
+
+    async def send(self, intent: Sealed) -> Outcome:
+        """Try once to deliver ``intent``. Raises nothing but cancellation."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections. Closing twice is harmless; what is sent afterwards is not done."""
+        ...
 
 
 class Lease:

@@ -109,10 +109,7 @@ class _Copy:
             if source is None:
                 return None
         self._known[id(value)] = (value, copied)
-        if urgent:
-            self._ahead.appendleft((source, copied, True))
-        else:
-            self._ahead.append((source, copied, False))
+        (self._ahead.appendleft if urgent else self._ahead.append)((source, copied, urgent))
         return copied
 
     def _fill(self, source: Any, copied: Any, urgent: bool) -> None:
@@ -184,8 +181,7 @@ def _dumped(obj: Any) -> Any:
         or not callable(getattr(kind, "to_dict", None))
     ):
         return obj
-    try:
+    with suppress(Exception):  # Foreign code; what cannot be dumped may have members all the same.
         dumped: Any = obj.to_dict()
-    except Exception:  # noqa: BLE001 - Foreign code; what cannot be dumped may have members all the same.
-        return obj
-    return dumped if issubclass(kind_of(dumped), Mapping) else obj
+        return dumped if issubclass(kind_of(dumped), Mapping) else obj
+    return obj

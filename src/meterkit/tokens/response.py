@@ -249,8 +249,13 @@ class ResponseReader:
         """Whether an event, or something among several events, is read."""
         return not self._selects or may_report(data)
 
-    def _large(self) -> LargeJson:
-        self._large_json = LargeJson(self._observe_large, self._spoil)
+    def _large(self, name: str | None = None) -> LargeJson:
+        """A reader of an event that is too large to be kept, and its name, where that stands beside it."""
+
+        def observe(event: Table, measured: int) -> None:
+            self._observe_large(event if name is None else {name: event}, measured)
+
+        self._large_json = LargeJson(observe, self._spoil, ROOT.names.get(name or "", ROOT))
         return self._large_json
 
     def _observe_large(self, event: Table, measured: int) -> None:
@@ -300,13 +305,7 @@ class ResponseReader:
     def _large_frame(self, headers: Mapping[str, str]) -> Large:
         """A reader of a frame that is too large to be kept."""
         name = headers.get(":event-type", "")
-        if name == "chunk":
-            return Encoded(self._large())
-        place = ROOT.names.get(name, ROOT)
-        self._large_json = LargeJson(
-            lambda event, measured: self._observe_large({name: event}, measured), self._spoil, place
-        )
-        return self._large_json
+        return Encoded(self._large()) if name == "chunk" else self._large(name)
 
     def _observe(self, data: bytes, name: str = "") -> Work | None:
         """Read the JSON of an event, and of which name it is, where that is not in it."""
@@ -317,7 +316,7 @@ class ResponseReader:
             said = table(_parsed(data))
         except ValueError:
             # Torn, or several values where there should be one: what there is of it is read all the same.
-            return whole_of(self._large_frame({":event-type": name}) if name else self._large(), data)
+            return whole_of(self._large(name or None), data)
         if said is None:
             observer.is_strange = True
             return None

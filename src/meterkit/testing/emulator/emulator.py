@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from http import HTTPStatus
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, cast
 
 from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
 from meterkit.testing.emulator.behaviour import Behaviour
-from meterkit.testing.emulator.control import Control
 from meterkit.testing.emulator.customers import Customer
-from meterkit.testing.emulator.faults import Fault, Pending
+from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.meters import Meter
 from meterkit.testing.emulator.replies import new_id
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Scope
 
     from meterkit.catalog import Catalog
@@ -55,6 +58,11 @@ class StripeEmulator(Behaviour):
         with emulator.running() as url:
             stripe = StripeClient("sk_test_1", base_addresses={"api": url, "meter_events": url})
 
+    Tests and demonstrations in other processes look at it and script it without a key:
+    ``GET /_emulator/events``: the accepted events, ``?customer=`` and ``?event_name=`` narrow it;
+    ``GET``, ``POST``, ``DELETE /_emulator/faults``: the faults to come, one more, none;
+    ``GET /_emulator/requests``: what was asked and answered; ``POST /_emulator/reset``: forget everything.
+
     It refuses what Stripe refuses, in Stripe's words: an identifier a second time, timestamps out of
     bounds, more than one call at a time for a customer and meter. What Stripe leaves open is decided the
     harder way for the client.
@@ -73,8 +81,14 @@ class StripeEmulator(Behaviour):
     def __post_init__(self) -> None:
         self._account = Account(self)
         api = Api(self._account, abort=_abort)
+        control = [
+            Route("/_emulator/events", self._tell_events, methods=["GET"]),
+            Route("/_emulator/faults", self._script_faults, methods=["GET", "POST", "DELETE"]),
+            Route("/_emulator/requests", self._tell_requests, methods=["GET"]),
+            Route("/_emulator/reset", self._reset, methods=["POST"]),
+        ]
         self._app = Starlette(
-            routes=[*api.routes, *Control(self._account).routes],
+            routes=[*api.routes, *control],
             exception_handlers={
                 HTTPStatus.NOT_FOUND: api.unknown,
                 HTTPStatus.METHOD_NOT_ALLOWED: api.unknown,
@@ -92,8 +106,7 @@ class StripeEmulator(Behaviour):
         Raises:
             ImportError: if uvicorn is not installed.
         """
-        served: AbstractAsyncContextManager[str] = _server().serve(self._app, host=host, port=port)
-        return served
+        return cast("AbstractAsyncContextManager[str]", _server().serve(self._app, host=host, port=port))
 
     def running(self, *, host: str = LOOPBACK, port: int = 0) -> AbstractContextManager[str]:
         """Serve in a thread: ``with emulator.running() as url:``. Port 0 takes a free one.
@@ -101,8 +114,7 @@ class StripeEmulator(Behaviour):
         Raises:
             ImportError: if uvicorn is not installed.
         """
-        served: AbstractContextManager[str] = _server().running(self._app, host=host, port=port)
-        return served
+        return cast("AbstractContextManager[str]", _server().running(self._app, host=host, port=port))
 
     def serve_forever(self, *, port: int, host: str = LOOPBACK) -> None:
         """Serve until the process is told to stop.
@@ -195,7 +207,9 @@ class StripeEmulator(Behaviour):
         Raises:
             ValueError: if there is no such fault.
         """
-        fault = Fault(*action, **fields)
+        self._add_fault(Fault(*action, **fields))
+
+    def _add_fault(self, fault: Fault) -> None:
         with self._account.lock:
             self._account.faults.append(Pending(fault))
 
@@ -207,6 +221,44 @@ class StripeEmulator(Behaviour):
     def reset(self) -> None:
         """Forget everything: customers, meters, events, keys, faults."""
         self._account.reset()
+
+    async def _tell_events(self, request: Request) -> Response:
+        wanted = request.query_params
+        events = [
+            event
+            for event in self.events
+            if wanted.get("customer", event.customer) == event.customer
+            and wanted.get("event_name", event.event_name) == event.event_name
+        ]
+        data = [
+            {
+                **event.to_json(),
+                "customer": event.customer,
+                "meter": event.meter,
+                "value": str(event.value),
+                "counted": event.counted,
+            }
+            for event in events
+        ]
+        total = sum(event.value for event in events if event.counted)
+        return JSONResponse({"events": data, "total": str(total)})
+
+    async def _script_faults(self, request: Request) -> Response:
+        if request.method == "DELETE":
+            self.clear_faults()
+        elif request.method == "POST":
+            try:
+                self._add_fault(fault_from_json(json.loads(await request.body())))
+            except (TypeError, ValueError) as error:
+                return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)
+        return JSONResponse({"faults": [asdict(fault) for fault in self.faults]})
+
+    async def _tell_requests(self, _: Request) -> Response:
+        return JSONResponse({"requests": [asdict(exchange) for exchange in self.requests]})
+
+    async def _reset(self, _: Request) -> Response:
+        self.reset()
+        return JSONResponse({})
 
 
 def _server() -> Any:

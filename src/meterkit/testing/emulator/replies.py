@@ -85,12 +85,9 @@ class ApiError(Exception):
         stored: bool = False,
     ) -> None:
         super().__init__(message)
-        error: JsonObject = {"message": message, "type": kind}
-        if code is not None:
-            error["code"] = code
-            error["doc_url"] = f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}"
-        if param is not None:
-            error["param"] = param
+        page = None if code is None else f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}"
+        said = {"message": message, "type": kind, "code": code, "doc_url": page, "param": param}
+        error = {name: value for name, value in said.items() if value is not None}
         self.reply = Reply(status=status, body={"error": error}, headers=headers or {}, stored=stored)
 
 

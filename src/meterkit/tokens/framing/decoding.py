@@ -152,8 +152,6 @@ class Decoding:
                 if self.too_large:
                     return
                 yield piece
-        except GeneratorExit:
-            raise
         except Exception:  # noqa: BLE001 - Each package has errors of its own, and this is about damaged data.
             self.corrupt = True
 

@@ -5,6 +5,7 @@ https://docs.anthropic.com/en/api/messages-streaming
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
@@ -38,14 +39,12 @@ def _settle(counts: Counts) -> Counts:
 
 
 def _iterations(usage: Table) -> tuple[dict[str, int], bool]:
-    sums: dict[str, int] = {}
+    sums = Counter[str]()
     refused = False
     for entry in filter(None, map(table, rows(usage.get("iterations")))):
         counts, odd = read_counts(entry, _ITERATED)
         refused |= odd
-        for name, count in counts.items():
-            key = _OF_ITERATIONS + name
-            sums[key] = sums.get(key, 0) + count
+        sums.update({_OF_ITERATIONS + name: count for name, count in counts.items()})
     return sums, refused
 
 

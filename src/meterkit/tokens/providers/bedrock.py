@@ -36,10 +36,9 @@ _STREAMED: Final = ("messageStart", *_BLOCK_EVENTS, "messageStop", "metadata")
 
 
 def _settle(counts: Counts) -> Counts:
-    if "input_tokens" in counts or "output_tokens" in counts:
-        return cache_included({name: n for name, n in counts.items() if not name.startswith(_METRICS)})
-    metrics = {name: n for name, n in counts.items() if name.startswith(_METRICS)}
-    return cache_included({name.removeprefix(_METRICS): n for name, n in metrics.items()})
+    of_metrics = counts.keys().isdisjoint({"input_tokens", "output_tokens"})
+    told = {name: n for name, n in counts.items() if name.startswith(_METRICS) == of_metrics}
+    return cache_included({name.removeprefix(_METRICS): n for name, n in told.items()})
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:

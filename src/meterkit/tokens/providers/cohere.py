@@ -32,8 +32,7 @@ _TYPES: Final = (
 
 def _settle(counts: Counts) -> Counts:
     # Where only the billed units are named, they are the best that is known.
-    billed = {name: counts.get(f"billed_{name}") for name in ("input_tokens", "output_tokens")}
-    return {**{name: count for name, count in billed.items() if count is not None}, **counts}
+    return {**{name.removeprefix("billed_"): count for name, count in counts.items()}, **counts}
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
