@@ -10,14 +10,14 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from metering import HEADERS, PLANS, hello, served
+from metering import HEADERS, PLANS, hello, http_scope, served
 from meterkit import MeterKit, MeterMiddleware, SettingsError, current, identify, record, record_usage, tap
 from meterkit.catalog import enforced, loads
 from servers import free_port
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.types import Scope
+    from starlette.types import Message, Receive, Scope, Send
 
     from servers import Server
 
@@ -100,6 +100,29 @@ async def test_off_passes_everything_and_needs_no_store(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records] == [
         "enforcement is off (the setting enforcement): requests pass, and nothing is decided or counted"
     ]
+
+
+async def test_off_reads_no_body_ahead() -> None:
+    plans = PLANS.replace('"/quiet", consume: {requests: 1}', '"/quiet", reserve: {tokens: {default: 5}}')
+    asked: list[bool] = []
+
+    async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+        assert not asked
+        assert (await receive())["body"] == b"hello"
+        await hello(scope, receive, send)
+
+    async def once() -> Message:
+        asked.append(True)
+        return {"type": "http.request", "body": b"hello"}
+
+    async with served(reading, plans=plans, settings={"enforcement": "off"}) as at:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await at.app(http_scope("/quiet", method="POST"), once, send)
+        assert (sent[0]["status"], asked) == (200, [True])
 
 
 async def test_off_counts_nothing(valkey: Server, store_url: str) -> None:

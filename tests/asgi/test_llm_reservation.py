@@ -146,6 +146,19 @@ def test_another_estimator_may_measure() -> None:
     assert 77 == found["input_tokens"]
 
 
+def test_an_estimator_that_finds_nothing_leaves_it_to_the_default() -> None:
+    sold, asked = catalog(), compact({"messages": MESSAGES})
+
+    def estimate(body: bytes | Mapping[str, Any], model: str | None) -> int:
+        assert (body, model) != (b"", "")
+        return 0
+
+    found, _ = reservation(
+        sold.routes[0], body=asked, size=len(asked), counters=counters_of(sold), estimate=estimate
+    )
+    assert found == held(sold, asked)
+
+
 # The body.
 
 

@@ -11,7 +11,9 @@ import pytest
 
 import meterkit
 from delivering import until
+from faults import stopped
 from llm_apps import listening, metered, openai_stream, read_all
+from metering import hello, http_scope
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi.body import BUFFERED_BYTES_MAX
 from meterkit.catalog import loads
@@ -412,3 +414,41 @@ async def test_an_answer_that_the_app_passes_on_as_its_own_counts_once(store_url
         await at.client.post("/chat", content=body())
         await settled(at)
         assert await row(at) == (70, 0)
+
+
+async def test_a_body_that_cannot_be_received_leaves_the_request_undecided(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answered: list[Any] = []
+
+    async def broken() -> Any:
+        raise LookupError("what stands outside has failed")
+
+    async def send(message: Any) -> None:
+        answered.append(message)
+
+    async with metered(hello, store_url, plans=PLANS) as at:
+        await at.app(http_scope("/chat", method="POST"), broken, send)
+    assert answered[0]["status"] == 200
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "a request under the line '/chat' could not be decided"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], LookupError)
+
+
+async def test_where_a_refusal_cannot_be_confirmed_the_request_counts_in_full(
+    store_url: str, valkey: Server
+) -> None:
+    plans = PLANS.replace('"/chat"\n', '"/chat"\n    feature: extra\n    on_store_failure: allow\n').replace(
+        "routes:\n", "features: [extra]\nroutes:\n"
+    )
+    async with metered(hello, store_url, plans=plans, settings={"store_timeout": 0.1}) as at:
+        assert (await at.client.post("/chat", content=body())).status_code == 403
+        with stopped(valkey):
+            assert (await at.client.post("/chat", content=body())).status_code == 200
+        await settled(at)
+        await at.kit.check("acme", "requests")
+        assert await row(at, "requests") == (1, 0)
+        # Nothing was asked of the store but whether it is refused: rates have not seen it before.
+        assert (await at.kit.check("acme", "requests", 9_999)).allowed
+        assert not (await at.kit.check("acme", "requests", 10_000)).allowed

@@ -346,3 +346,14 @@ async def test_an_answer_of_any_status_carries_the_fields() -> None:
         async with served(answering(status)) as at:
             response = await at.client.get("/v1/x")
             assert (response.status_code, "ratelimit" in response.headers) == (status, True)
+
+
+async def test_what_is_remembered_of_limit_fields_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.asgi.middleware._PROGRAMS_MAX", 2)
+    async with served(hello) as at:
+        paths = ("/attempt", "/errors", "/both", "/strict", "/v1/x")
+        left = [(await at.client.get(path)).headers["ratelimit"] for path in paths]
+        assert len(at.app._limit_fields) <= 2  # type: ignore[attr-defined] # nothing else shows it
+    assert [field.partition(";t=")[0] for field in left] == [
+        f'"requests-period";r={n}' for n in (4, 3, 3, 2, 1)
+    ]

@@ -24,6 +24,7 @@ from metering import HEADERS, hello, http_scope, no_more
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
+from servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -112,6 +113,16 @@ async def test_the_first_request_starts_the_flusher_too(
             await until(lambda: emulator.accepted("cus_acme", "api_requests") == 3)
     assert started(caplog) == 1
     assert "delivers to Stripe" in caplog.text
+
+
+async def test_where_enforcement_is_off_no_store_is_asked_without_a_lifespan_either(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kit = MeterKit(loads(PLANS), redis_url=f"redis://127.0.0.1:{free_port()}", enforcement="off")
+    await wrapped(kit)(http_scope(), no_more, ignore)
+    assert kit.store.lanes == {}
+    assert started(caplog) == 1
+    await kit.stop()
 
 
 async def test_many_first_requests_at_once_start_it_once(

@@ -10,6 +10,7 @@ import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from metering import PLANS, hello, served
+from meterkit.asgi import logs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -163,3 +164,18 @@ async def test_what_fails_in_the_midst_of_its_answer_is_raised() -> None:
     async with served(hello, on_denied=on_denied) as at:
         with pytest.raises(LookupError, match="the rest is gone"):
             await at.client.get("/full")
+
+
+async def test_how_often_it_failed_again_is_told_with_the_next_failure(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
+    async with served(hello, on_denied=raises) as at:
+        for _ in range(3):
+            await at.client.get("/full")
+        now[0] += 10
+        await at.client.get("/full")
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors[1] == "on_denied failed 2 more times within 10 s"
+    assert len(errors) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import sys
 from typing import Any
 
@@ -17,9 +18,9 @@ CALLS_MAX = 100_000
 SAID = "some words "
 
 
-def opened(kind: str) -> Reading:
+def opened(kind: str, *more: tuple[bytes, bytes]) -> Reading:
     reading = Reading("openai", complain=pytest.fail)
-    headers = [(b"content-type", kind.encode())]
+    headers = [(b"content-type", kind.encode()), *more]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading
 
@@ -97,3 +98,19 @@ async def test_messages_that_are_sent_while_others_are_read_stay_in_their_order(
     await reading.catch_up()
     (call,) = reading.close(complete=True, gone=False)
     assert ("reported", 3, 4) == figures(call)[:3]
+
+
+async def test_where_nobody_can_wait_what_is_soon_read_is_read_to_its_end() -> None:
+    reading = opened(JSON_TYPE)
+    assert reading.read(document(270))
+    (call,) = reading.close(complete=False, gone=True)
+    assert ("partial", 3, 4) == figures(call)[:3]
+
+
+async def test_where_nobody_can_wait_no_piece_is_read_on_and_on() -> None:
+    coded = gzip.compress(document(400_000))
+    reading = opened(JSON_TYPE, (b"content-encoding", b"gzip"))
+    assert reading.read(coded)
+    (call,) = reading.close(complete=False, gone=True)
+    assert "estimated" == call.source
+    assert 0 < (call.output_tokens or 0) < 400_000 * len(SAID) // 4

@@ -12,6 +12,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from metering import PLANS, hello, served
+from meterkit.asgi import logs
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -147,3 +148,36 @@ async def test_what_no_route_is_about_is_said_once(caplog: pytest.LogCaptureFixt
     assert message.startswith(
         r"'GET /else\u2028where' matches no line under `routes` of plans.yaml: it passes"
     )
+
+
+async def test_in_shadow_no_more_than_ten_a_second_are_written(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
+    async with served(hello, plans=PLANS + "enforcement: shadow\n") as at:
+        for _ in range(13):
+            assert (await at.client.get("/full")).status_code == 200
+        assert len(lines(caplog)) == 10
+        now[0] += 1
+        await at.client.get("/full")
+    assert [line.get("suppressed") for line in lines(caplog)[10:]] == [3, None]
+
+
+async def test_how_often_an_error_came_again_is_told_with_the_next_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: now[0])
+
+    def who(_: Scope) -> str:
+        raise LookupError("the directory is away")
+
+    async with served(hello, who=who) as at:
+        for _ in range(4):
+            await at.client.get("/v1/x")
+        now[0] += 10
+        await at.client.get("/v1/x")
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert errors[1] == "3 more requests failed in identify within 10 s"
+    assert len(errors) == 3

@@ -329,10 +329,11 @@ class Exchange(Holder):
         with _recording:
             llm = self._llm = self._llm or LlmCalls()
             result = change(llm)
-            if lane is None or not (self._settled or self._complete):
+            if not self._complete:
                 self._nothing_to_settle = False
-                if lane is None or not self._settled:
-                    return result
+            # Looked at after that: in another thread the request may end meanwhile, and miss this.
+            if lane is None or not (self._settled or self._complete):
+                return result
             parts = llm.uncounted(self._view.cache)
         self._settle_late(lane, parts)
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from asyncio import CancelledError, get_running_loop
+from asyncio import CancelledError
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
@@ -171,11 +171,7 @@ class MeterMiddleware:
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
-        try:
-            lane = store.lanes.get(get_running_loop())
-        except RuntimeError:
-            running_loop()  # Says what does run here.
-            raise
+        lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)
             view = self._cache.named.get(found) if type(found) is str else None

@@ -138,7 +138,7 @@ def compile_program(
     rates: list[_Part] = []
     ceilings: list[_Part] = []
     concurrency: list[_Part] = []
-    records: list[_Part] = []
+    recorded: dict[str, int] = {}
     settled: dict[str, int] = {}
     for name, demand in demands.items():
         entitlement, meter = entitlements[name], catalog.meters[name]
@@ -149,12 +149,12 @@ def compile_program(
         if in_flight and not rates_only:
             concurrency += _concurrency_asked(entitlement, policies)
         if demand.taken and billed_always and meter.stripe is None and entitlement.included is None:
-            records.append(_Part(meter_field(name), (demand.taken,)))
+            recorded[name] = demand.taken
         elif demand.taken:
             settled[name] = demand.taken
-    parts = (*rates, *ceilings, *concurrency, *records)
-    measures = tuple(part.measure for part in parts if part.measure is not None)
-    fields = tuple(part.field for part in parts)
+    parts = (*rates, *ceilings, *concurrency)
+    measures = tuple(part.measure for part in parts)
+    fields = (*(part.field for part in parts), *map(meter_field, recorded))
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
     held = {name: demands[name].taken for name in capped if demands[name].taken}
     behind = ""
@@ -165,8 +165,9 @@ def compile_program(
         measures=measures,
         keep_ms=_keep_ms(rate for name in demands for rate in entitlements[name].rates),
         numbers=(
-            *(len(rates), len(ceilings) + len(concurrency), len(records)),
+            *(len(rates), len(ceilings) + len(concurrency), len(recorded)),
             *(number for part in parts for number in part.numbers),
+            *recorded.values(),
         ),
         fields=fields,
         held=held,
@@ -182,17 +183,17 @@ def compile_program(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One policy that the decision script weighs, or one quantity that it records.
+    """One policy that the decision script weighs.
 
     Attributes:
         field: what it reads of the counters for it.
         numbers: its terms of it.
-        measure: how it weighs it; None: it only records.
+        measure: how it weighs it.
     """
 
     field: str
     numbers: tuple[int, ...]
-    measure: Measure | None = None
+    measure: Measure
 
 
 def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
@@ -200,9 +201,8 @@ def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
     place = _COUNTS
     for part in parts:
         place += len(part.numbers)
-        if part.measure is not None:
-            meter = part.measure.policy.meter
-            yield from ((place - 2, meter, 1), (place - 1, meter, 0))
+        meter = part.measure.policy.meter
+        yield from ((place - 2, meter, 1), (place - 1, meter, 0))
 
 
 def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[_Part]:

@@ -118,15 +118,14 @@ class Reservation(Holder):
 
     def release_hold(self) -> None:
         """See :class:`meterkit.redis.hold_renewal.Renewable`."""
-        if self._decided is not None and not self._settled:
-            self._give_back()
-            # What is captured later is recorded all the same.
-            self._lane, self._decided, self._settled = None, None, False
+        self._give_back()
+        # What is captured later is recorded all the same.
+        self._lane, self._decided, self._settled = None, None, False
 
     def _give_back(self) -> None:
-        lane = self._lane
-        for settlement in self._end(()):
-            if lane is not None:
+        lane, settlements = self._lane, self._end(())
+        if lane is not None:
+            for settlement in settlements:
                 self._store.settle(lane, settlement)
 
     def _end(self, parts: Sequence[Used]) -> Sequence[Settlement]:

@@ -159,8 +159,6 @@ class Sealer:
             if isinstance(reply, _OF_THE_SERVER) or str(reply).startswith(_CODES_OF_THE_SERVER):
                 raise StoreError(f"the store failed: {reply}") from reply
             sealing.aside[customer] = str(reply)
-        elif isinstance(reply, Exception):
-            raise StoreError(f"the store failed: {reply}") from reply
         elif reply[0] == _STALE:
             try:
                 view.cache.learn(view, reply)
