@@ -69,7 +69,7 @@ def runs(directory: Path) -> bool:
     lock = FileLock(directory / "server.lock")
     if not lock.acquire():
         return True
-    lock.release()
+    lock.close()
     return False
 
 
@@ -463,7 +463,7 @@ def test_a_server_that_still_loads_counts_as_started(
         thread.start()
         server = EmbeddedServer(directory)
         assert leads_into(server.start(), directory)
-        alive.release()
+        alive.close()
         server.stop()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
@@ -561,7 +561,7 @@ def test_whoever_starts_or_stops_too_long_is_not_waited_for(
     turn.acquire()
     with pytest.raises(StoreError, match="another process has been starting or stopping it"):
         EmbeddedServer(directory).start()
-    turn.release()
+    turn.close()
 
 
 def test_a_log_that_has_grown_is_put_aside(server: EmbeddedServer, directory: Path) -> None:

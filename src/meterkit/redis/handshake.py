@@ -13,6 +13,7 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError
 from meterkit.redis.server import commands_to_try, eviction_warning, rights_refusal
+from meterkit.redis.url import unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,12 +143,12 @@ def _may_do_all(reply: Any, keys: Keys, address: Address) -> bool:
     user = address.username or "default"
     if isinstance(reply, ReplyError):
         if reply.code == _NO_RIGHT:
-            raise _unfit(address, f"{reply}. Add the right: ACL SETUSER {user} +eval")
+            raise unusable(f"the store at {address}: {reply}. Add the right: ACL SETUSER {user} +eval")
         _logger.info("the store at %s does not say what its user may do: %s", address, reply)
         return reply.code == "ERR"
     refusal = rights_refusal(reply, user=user, prefix=keys.prefix)
     if refusal is not None:
-        raise _unfit(address, refusal)
+        raise unusable(f"the store at {address}: {refusal}")
     return True
 
 
@@ -157,10 +158,6 @@ def _warning(reply: Any) -> str | None:
         return _NOT_KNOWN
     lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines())
     return eviction_warning({name: value for name, _, value in lines})
-
-
-def _unfit(address: Address, why: str) -> SettingsError:
-    return SettingsError("redis_url", f"redis_url: the store at {address}: {why}")
 
 
 async def agree(link: Link, keys: Keys, address: Address) -> None:

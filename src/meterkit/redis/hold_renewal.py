@@ -94,9 +94,7 @@ class Renewal:
     def tick(self) -> None:
         """Renew this tick's portion."""
         at_ms = self._now_ms() % _SLOT_MS
-        if at_ms < self._begin_ms:
-            return
-        if not self._due:
+        if at_ms >= self._begin_ms and not self._due:
             # Those that could not be renewed are among them again.
             self._due.extend(holder for holder in self.live if holder.is_due())
         for _ in range(portion(len(self._due), at_ms=at_ms, begin_ms=self._begin_ms)):

