@@ -42,7 +42,9 @@ def _resolve(
     step: str | None = key
     while step is not None and step not in merged:
         if step in line:
-            _refuse_cycle(line[line.index(step) :], parents, problems)
+            around = " → ".join([*line[line.index(step) :], step])
+            message = f"plans extend each other in a circle: {around}; one of them must not"
+            problems.refuse(parents[step].place, message)
             break
         line.append(step)
         parent = parents.get(step)
@@ -54,27 +56,14 @@ def _resolve(
         own = plans.values[name]
         parent = parents.get(name)
         base = merged.get(parent.text) if parent else None
-        merged[name] = own if base is None else _overlay(_inheritable(base), own)
+        merged[name] = own if base is None else _overlay(base, own, without=_OWN)
 
 
-def _refuse_cycle(cycle: list[str], parents: dict[str, Text], problems: Problems) -> None:
-    around = " → ".join([*cycle, cycle[0]])
-    problems.refuse(
-        parents[cycle[0]].place, f"plans extend each other in a circle: {around}; one of them must not"
-    )
-
-
-def _inheritable(node: Node) -> Node:
-    if not isinstance(node, Fields):
-        return node
-    return replace(node, values={key: value for key, value in node.values.items() if key not in _OWN})
-
-
-def _overlay(base: Node, own: Node) -> Node:
+def _overlay(base: Node, own: Node, *, without: frozenset[str] = frozenset()) -> Node:
     if not isinstance(base, Fields) or not isinstance(own, Fields):
         return own
-    values = dict(base.values)
+    values = {key: value for key, value in base.values.items() if key not in without}
+    inherited = {key: base.places[key] for key in values}
     for key, value in own.values.items():
         values[key] = _overlay(values[key], value) if key in values else value
-    inherited = {key: place for key, place in base.places.items() if key in base.values}
     return Fields(own.place, values, {**inherited, **own.places})

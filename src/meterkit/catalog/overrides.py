@@ -34,28 +34,17 @@ def override(
     merged = dict(plan.entitlements)
     problems = Problems(_SOURCE)
     for name, given in overrides.items():
-        found = Problems(_SOURCE)
-        built = _build(catalog, plan, name, given, found)
-        if built is not None and not found:
-            merged[name] = built
+        place, found = Place(0, 0, "").child(name), Problems(_SOURCE)
+        if name not in catalog.meters:
+            found.refuse(place, unknown("meter", name, catalog.meters))
+        elif (values := EntitlementTable.read(_node(given, place, 1), found)) is not None:
+            built = build_entitlement(values, catalog.meters[name], base=plan.entitlements[name])
+            if not found:
+                merged[name] = built
         problems.extend(found)
     if strict and problems:
         raise problems.error()
     return merged
-
-
-def _build(
-    catalog: Catalog, plan: Plan, name: str, given: Mapping[str, object], problems: Problems
-) -> Entitlement | None:
-    place = Place(0, 0, "").child(name)
-    meter = catalog.meters.get(name)
-    if meter is None:
-        problems.refuse(place, unknown("meter", name, catalog.meters))
-        return None
-    values = EntitlementTable.read(_node(given, place, 1), problems)
-    if values is None:
-        return None
-    return build_entitlement(values, meter, base=plan.entitlements[name])
 
 
 def _node(value: object, place: Place, depth: int) -> Node:

@@ -165,17 +165,6 @@ def parse_name(text: str) -> str:
     return text
 
 
-def parse_text(text: str, *, most: int) -> str:
-    """Any printable text of 1 to ``most`` characters without spaces at its ends.
-
-    Raises:
-        RefusedError: it is none.
-    """
-    if not 1 <= len(text) <= most or not text.isprintable() or text != text.strip():
-        raise RefusedError(f"allowed: 1 to {most} printable characters, no spaces at the ends")
-    return text
-
-
 def parse_flag(text: str) -> bool:
     """``true`` or ``false``.
 
@@ -247,12 +236,17 @@ def duration(*, least: int = 0) -> Scalar[int]:
 
 
 def text(most: int, *, pattern: str | None = None, allowed: str | None = None) -> Scalar[str]:
-    """The shape of a printable text, of a certain spelling where ``pattern`` is given."""
+    """The shape of a printable text of 1 to ``most`` characters without spaces at its ends.
+
+    Where ``pattern`` is given, it is of that spelling.
+    """
 
     def parse(value: str) -> str:
         if pattern is not None and not re.fullmatch(pattern, value):
             raise RefusedError(f"allowed: {allowed}")
-        return parse_text(value, most=most)
+        if not 1 <= len(value) <= most or not value.isprintable() or value != value.strip():
+            raise RefusedError(f"allowed: 1 to {most} printable characters, no spaces at the ends")
+        return value
 
     limits: dict[str, object] = {"type": "string", "minLength": 1, "maxLength": most}
     if pattern is not None:

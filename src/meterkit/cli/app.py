@@ -20,16 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(demo.commands)
-app.add_typer(plans.commands)
-app.add_typer(worker.commands)
-app.add_typer(flush.commands)
-app.add_typer(usage.commands)
-app.add_typer(customers.commands, name="customers", help="Show and change customers.")
-app.add_typer(
-    grants.commands, name="grants", help="Give customers quantities besides what their plan includes."
-)
-app.add_typer(stripe.commands, name="stripe", help="Run a stand-in for Stripe.")
+for part in (demo, plans, worker, flush, usage, customers, grants, stripe):
+    app.add_typer(part.commands)
 
 
 def _tell_version(value: bool) -> None:

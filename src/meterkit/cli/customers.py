@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 
 import typer
 
 from meterkit.catalog.errors import suggestion
-from meterkit.cli.completion import NO_STATUS, STATUSES, complete_status
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import CustomerArgument, MeterArgument, PlanArgument
 from meterkit.cli.output import print_note, print_table
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
+from meterkit.decisions.customer_state import Status
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from meterkit.decisions.customer_state import Status
     from meterkit.kit import MeterKit
     from meterkit.store.customers import Customer, Customers
 
 __all__ = ["commands"]
 
-commands = typer.Typer(no_args_is_help=True)
+commands = typer.Typer(name="customers", help="Show and change customers.", no_args_is_help=True)
+
+NO_STATUS: Final = "none"
+STATUSES: Final[tuple[str, ...]] = (*get_args(Status), NO_STATUS)
+
+
+def _complete_status(incomplete: str) -> list[str]:
+    return [word for word in STATUSES if word.startswith(incomplete)]
 
 
 @command(commands)
@@ -56,13 +62,11 @@ async def link(
     session: Session,
     customer: Annotated[
         str | None,
-        typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.", show_default=False),
+        typer.Argument(metavar="CUSTOMER", help="Your own id of the customer."),
     ] = None,
     stripe_customer: Annotated[
         str | None,
-        typer.Argument(
-            metavar="STRIPE_CUSTOMER", help="Its id at Stripe, such as cus_123.", show_default=False
-        ),
+        typer.Argument(metavar="STRIPE_CUSTOMER", help="Its id at Stripe, such as cus_123."),
     ] = None,
     *,
     csv: Annotated[
@@ -145,7 +149,7 @@ async def set_status(
         typer.Argument(
             metavar="STATUS",
             help="What Stripe says of the subscription, or none.",
-            autocompletion=complete_status,
+            autocompletion=_complete_status,
         ),
     ],
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from datetime import UTC, date, datetime, time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["commands"]
 
-commands = typer.Typer(no_args_is_help=True)
+commands = typer.Typer(
+    name="grants",
+    help="Give customers quantities besides what their plan includes.",
+    no_args_is_help=True,
+)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
@@ -180,10 +184,9 @@ def _instant(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
+        moment = datetime.fromisoformat(text)
         if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-            moment = datetime.combine(date.fromisoformat(text), time(tzinfo=UTC))
-        else:
-            moment = datetime.fromisoformat(text)
+            moment = moment.replace(tzinfo=UTC)
         if moment.tzinfo is not None and moment.astimezone(UTC) >= _EPOCH:
             return moment
     except (ValueError, OverflowError):

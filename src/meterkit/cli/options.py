@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from inspect import Parameter
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from meterkit.cli.completion import complete_meter, complete_plan
+from meterkit.catalog import load
+from meterkit.errors import PlansError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -21,6 +23,7 @@ __all__ = [
     "MeterArgument",
     "PlanArgument",
     "common_options",
+    "plans_path",
     "seconds",
     "whole_number",
 ]
@@ -97,12 +100,28 @@ def common_options(unused: Collection[str]) -> Iterator[Parameter]:
         yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-CustomerArgument = Annotated[
-    str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.", show_default=False)
-]
+def plans_path(named: str | None) -> str:
+    """The plans file that a command reads: the one it names, else that of the environment."""
+    return named or os.environ.get("METERKIT_PLANS") or "plans.yaml"
+
+
+def _completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
+    """What a shell is offered where a command wants a name of the plans file."""
+
+    def complete(incomplete: str) -> list[str]:
+        try:
+            return [name for name in getattr(load(plans_path(None)), part) if name.startswith(incomplete)]
+        except PlansError:
+            return []  # Somebody is pressing Tab: what is wrong with the file is said by the command.
+
+    return complete
+
+
+CustomerArgument = Annotated[str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.")]
 PlanArgument = Annotated[
-    str, typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=complete_plan)
+    str, typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=_completion("plans"))
 ]
 MeterArgument = Annotated[
-    str, typer.Argument(metavar="METER", help="A meter of the plans file.", autocompletion=complete_meter)
+    str,
+    typer.Argument(metavar="METER", help="A meter of the plans file.", autocompletion=_completion("meters")),
 ]

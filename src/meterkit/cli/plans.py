@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from meterkit.catalog import json_schema, load
-from meterkit.cli.completion import plans_path
+from meterkit.cli.options import plans_path
 from meterkit.cli.output import print_json
 from meterkit.cli.session import Session, command
 from meterkit.errors import PlansError
@@ -25,7 +25,7 @@ def check(
     session: Session,
     file: Annotated[
         str | None,
-        typer.Argument(metavar="PLANS", help="The plans file, in place of --plans.", show_default=False),
+        typer.Argument(metavar="PLANS", help="The plans file, in place of --plans."),
     ] = None,
 ) -> None:
     """Check a plans file and name all that is wrong with it.

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any, Final
@@ -133,22 +133,16 @@ def _raised_and_not_logged(level: int) -> Generator[None]:
 async def stop_signal() -> AsyncGenerator[asyncio.Event]:
     """An event that the first SIGTERM or SIGINT sets; the second one acts as usual."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
+    with ExitStack() as handlers:
 
-    def ask_to_stop() -> None:
-        stop.set()
-        release()
+        def ask_to_stop() -> None:
+            stop.set()
+            handlers.close()
 
-    def release() -> None:
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-    for number in signals:
-        loop.add_signal_handler(number, ask_to_stop)
-    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ask_to_stop)
+            handlers.callback(loop.remove_signal_handler, number)
         yield stop
-    finally:
-        release()
 
 
 def tell(command: Callable[[], None]) -> int:

@@ -22,7 +22,7 @@ __all__ = ["commands"]
 
 KEY: Final = "sk_test_emulator"
 
-commands = typer.Typer(no_args_is_help=True)
+commands = typer.Typer(name="stripe", no_args_is_help=True)
 
 
 @commands.callback()

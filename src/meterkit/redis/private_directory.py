@@ -39,10 +39,9 @@ def make_directory(directory: Path) -> None:
         raise unusable(f"this user may not write in the directory {directory}")
     check_directory(directory)
     with suppress(FileExistsError):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        descriptor = os.open(directory / ".gitignore", flags, 0o600)
-        with open(descriptor, "wb") as ignored:  # noqa: PTH123 - opened by its descriptor
-            ignored.write(b"# A database of meterkit.\n*\n")
+        ignored = directory / ".gitignore"
+        ignored.touch(mode=0o600, exist_ok=False)
+        ignored.write_bytes(b"# A database of meterkit.\n*\n")
 
 
 def check_directory(directory: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import tempfile
 import time
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -31,7 +31,7 @@ from meterkit.testing import StripeEmulator, check_bill
 from meterkit.testing.emulator.server import running
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
     from rich.console import Console
 
@@ -64,9 +64,9 @@ async def run(*, lose_one: bool) -> bool:
         del os.environ[name]  # The user's settings are for the user's own service.
     logging.getLogger("meterkit").setLevel(logging.ERROR)  # Each refusal is in a table.
     console = stdout_console()
-    with _cancelled_by_sigterm():
-        async with AsyncExitStack() as parts:
-            lines = await _demonstrate(parts, console, lose_one=lose_one)
+    async with AsyncExitStack() as parts:
+        _clean_up_at_sigterm(parts)
+        lines = await _demonstrate(parts, console, lose_one=lose_one)
     _headline(console, "Comparing, unit by unit: what was served, what was counted, and what Stripe has")
     console.print(
         "Stripe is told of every request (report: usage), but only of the tokens beyond those that a plan"
@@ -194,13 +194,9 @@ def _headline(console: Console, text: str) -> None:
     console.print(f"\n{text}", style="bold")
 
 
-@contextmanager
-def _cancelled_by_sigterm() -> Generator[None]:
+def _clean_up_at_sigterm(parts: AsyncExitStack) -> None:
     """Have SIGTERM clean up as Ctrl-C does."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+    parts.callback(loop.remove_signal_handler, signal.SIGTERM)
