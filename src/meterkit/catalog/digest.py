@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Catalog
@@ -16,12 +16,12 @@ _SPELLING: Final = frozenset({"source", "content_hash", "match", "notes"})
 
 def digest(catalog: Catalog) -> Catalog:
     """The catalog with its ``content_hash``."""
-    # What JSON does not know are sets of words.
-    meaning = json.dumps(
-        asdict(catalog, dict_factory=_meaningful), sort_keys=True, separators=(",", ":"), default=sorted
-    )
+    meaning = json.dumps(catalog, default=_plain, sort_keys=True, separators=(",", ":"))
     return replace(catalog, content_hash=hashlib.blake2b(meaning.encode(), digest_size=8).hexdigest())
 
 
-def _meaningful(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in fields if name not in _SPELLING}
+def _plain(value: Any) -> object:
+    """What JSON does not know by itself: sets of words, and the values of :mod:`meterkit.catalog.models`."""
+    if isinstance(value, frozenset):
+        return sorted(cast("frozenset[str]", value))
+    return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in _SPELLING}
