@@ -75,7 +75,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.grants[].priority": ("decisions/prepaid.py", "grant.priority"),
     "plans.*.grants[].expires": ("decisions/prepaid.py", "grant.expires_ms"),
     "plans.*.grants[].id": ("decisions/prepaid.py", "grant.key"),
-    "billing": (LOADER, "build_billing"),
+    "billing": (LOADER, "values.billing"),
     "billing.charge_on": (LOADER, "charge_on=money.charge_on"),
     "billing.sources": ("asgi/llm_calls.py", "catalog.billing.sources"),
     "billing.portal_url": ("asgi/refuser.py", "catalog.billing.portal_url"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from meterkit.catalog.enforcement import enforced
 from meterkit.catalog.load import json_schema, load, loads
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -34,6 +33,7 @@ from meterkit.catalog.models import (
     SeatPrice,
     StoreFailure,
     StripeEvent,
+    enforced,
 )
 from meterkit.catalog.overrides import override
 

@@ -10,7 +10,6 @@ from meterkit.catalog.models import (
     BILLED_ON_SUCCESS,
     OUTCOMES,
     Anonymous,
-    Billing,
     Changes,
     Dunning,
     Enforcement,
@@ -128,11 +127,6 @@ ANONYMOUS_SHAPE: Final[Shape[str | AnonymousTable]] = Forms(
     scalar=Choice(("deny",), others=", or a map such as {plan: free, by: ip}"),
     fields=AnonymousTable,
 )
-
-
-def build_billing(values: BillingTable | None) -> Billing:
-    """The ``billing:`` block with its defaults."""
-    return Billing(**values.given()) if values else Billing()
 
 
 def build_dunning(values: DunningTable | None, *, default_plan: str, plans: Collection[str]) -> Dunning:

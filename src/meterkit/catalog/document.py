@@ -86,15 +86,10 @@ def parse(data: str | bytes, *, problems: Problems) -> Fields:
 
 def kind_of(node: Node) -> str:
     """What a node is, in the words of messages."""
-    match node:
-        case Text() if node.is_null:
-            return "null" if node.text else "nothing"
-        case Text():
-            return quoted(node.text)
-        case Items():
-            return "a list"
-        case Fields():
-            return "a map"
+    if isinstance(node, Text):
+        null = "null" if node.text else "nothing"
+        return null if node.is_null else quoted(node.text)
+    return "a list" if isinstance(node, Items) else "a map"
 
 
 def _decode(data: str | bytes, problems: Problems) -> str:
@@ -191,13 +186,11 @@ class _Builder:
             self._problems.stop(at, "found a second document; a plans file is one: remove the `---`")
         return root
 
-    def _node(self, event: yaml.Event, place: Place, depth: int) -> Node:
+    def _node(self, event: Any, place: Place, depth: int) -> Node:
         if depth > DEPTH_MAX:
             self._problems.stop(place, f"nested deeper than {DEPTH_MAX} levels")
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, place, depth)
-        if not isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
-            self._problems.stop(place, f"not readable as YAML: {type(event).__name__}")
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             self._problems.refuse(
@@ -264,11 +257,8 @@ def _position(event: yaml.Event) -> tuple[int, int]:
 
 def _measure(node: Node) -> tuple[int, int]:
     """How many values a node holds, itself included, and how many levels."""
-    match node:
-        case Text():
-            return 1, 1
-        case Items():
-            children = [_measure(item) for item in node.items]
-        case Fields():
-            children = [_measure(value) for value in node.values.values()]
+    if isinstance(node, Text):
+        return 1, 1
+    inside = node.items if isinstance(node, Items) else node.values.values()
+    children = [_measure(child) for child in inside]
     return 1 + sum(size for size, _ in children), 1 + max((height for _, height in children), default=0)

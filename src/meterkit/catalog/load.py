@@ -17,7 +17,6 @@ from meterkit.catalog.billing import (
     BillingTable,
     DunningTable,
     build_anonymous,
-    build_billing,
     build_dunning,
 )
 from meterkit.catalog.digest import digest
@@ -26,7 +25,7 @@ from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unkn
 from meterkit.catalog.fit import check_fit
 from meterkit.catalog.inheritance import with_inheritance
 from meterkit.catalog.meters import CreditTable, MeterTable, build_credits, build_meters, check_features
-from meterkit.catalog.models import Catalog, Route
+from meterkit.catalog.models import Billing, Catalog, Route
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.routes import RouteTable, build_routes
 from meterkit.catalog.scalars import NAME, scalar
@@ -138,7 +137,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     declared = Declared(meters=known, features=features, credits=credits_)
     written_plans = values.plans or {}
     built_plans = build_plans(written_plans, declared, problems)
-    money = build_billing(values.billing)
+    money = Billing(**values.billing.given()) if values.billing else Billing()
     written_routes = values.routes or ()
     common = values.given("enforcement", "on_store_failure", "headers")
     default = Route(

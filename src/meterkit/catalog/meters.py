@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Credit, Meter, Report, StripeEvent
@@ -20,7 +20,6 @@ ALL: Final = "all"
 Kind = Literal["counter", "gauge"]
 _KINDS: Final[Choice[Kind]] = Choice(("counter", "gauge"))
 _REPORTS: Final[Choice[Report]] = Choice(("overage", "usage", "none"))
-_REPORTED: Final[dict[str, Any]] = {"report": "overage"}  # Where it is not said.
 _BYTES: Final = frozenset({"byte", "bytes"})
 
 
@@ -92,7 +91,7 @@ def _build_meter(name: str, values: MeterTable) -> Meter | None:
     is_event_missing = stripe is not None and stripe.event_name is None
     if unit is None or is_event_missing or values.is_refused("kind") or values.is_refused("stripe"):
         return None
-    event = StripeEvent(**_REPORTED | stripe.given()) if stripe else None
+    event = StripeEvent(**stripe.given()) if stripe else None
     return Meter(name=name, unit=unit, kind=kind, stripe=event, source=source, where=kept(values.where))
 
 
@@ -158,8 +157,11 @@ def build_credits(
             continue
         for meter_name, place in values.places("costs").items():
             meter = check_meter(meter_name, meters, place, problems)
-            if meter is not None:
-                _check_payable(meter, place, problems)
+            if meter is not None and meter.kind == "gauge":
+                problems.refuse(place, f"{meter.name} is a gauge; credits pay for counters only")
+            elif meter is not None and meter.source is not None:
+                message = f"{meter.name} is a part of {meter.source}; give the cost of {meter.source}"
+                problems.refuse(place, message)
             other = paid.setdefault(meter_name, name)
             if other != name:
                 problems.refuse(
@@ -169,13 +171,6 @@ def build_credits(
             name=name, costs=kept(values.costs), low_balance_percent=values.low_balance_percent
         )
     return built
-
-
-def _check_payable(meter: Meter, place: Place, problems: Problems) -> None:
-    if meter.kind == "gauge":
-        problems.refuse(place, f"{meter.name} is a gauge; credits pay for counters only")
-    elif meter.source is not None:
-        problems.refuse(place, f"{meter.name} is a part of {meter.source}; give the cost of {meter.source}")
 
 
 def check_meter(name: str, meters: Meters, place: Place, problems: Problems) -> Meter | None:

@@ -7,8 +7,8 @@ applied: a reader of these values never asks "and if it is missing?".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ class StripeEvent:
     """The Stripe meter event that carries a meter's usage, and which part of it is reported."""
 
     event_name: str
-    report: Report
+    report: Report = "overage"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +172,8 @@ class PlanGrant:
     kind: Literal["meter", "credit"]
     name: str
     quantity: int
-    priority: int
-    expires_ms: int | None
+    priority: int = 50
+    expires_ms: int | None = None
     id: str | None = None
 
     @property
@@ -342,3 +342,13 @@ class Catalog:
     on_store_failure: StoreFailure = "allow"
     headers: Headers = "ietf"
     notes: tuple[Note, ...] = ()
+
+
+def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
+    """The catalog with this enforcement in place of the file's own and its routes'; None leaves them."""
+    if enforcement is None:
+        return catalog
+    # Where nothing is counted, there is nothing to read, to set aside or to tell either.
+    off: dict[str, Any] = {"usage": "none", "reserve": (), "headers": "none"} if enforcement == "off" else {}
+    routes = tuple(replace(route, enforcement=enforcement, **off) for route in catalog.routes)
+    return replace(catalog, routes=routes, enforcement=enforcement)

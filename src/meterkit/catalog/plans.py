@@ -59,7 +59,7 @@ class SeatPriceTable(Table, what="a seat price", inheritable=True):
 
 EVERY_WORDS: Final = ("period",)
 _QUANTITY: Final = quantity(least=1)
-_GRANT: Final[dict[str, Any]] = {"quantity": 1, "priority": 50, "expires_ms": None}  # Where it is not said.
+_NO_QUANTITY: Final[dict[str, Any]] = {"quantity": 1}  # Where it was refused.
 
 
 class GrantTable(Table, what="a grant"):
@@ -206,7 +206,7 @@ def _build_grant(values: GrantTable, declared: Declared) -> PlanGrant | None:
     return PlanGrant(
         kind="credit" if credit is not None else "meter",
         name=credit or meter_name or "",
-        **_GRANT | values.given("quantity", "priority", "expires_ms", "id"),
+        **_NO_QUANTITY | values.given("quantity", "priority", "expires_ms", "id"),
     )
 
 

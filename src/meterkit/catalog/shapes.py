@@ -344,14 +344,8 @@ class Forms(Generic[T_co]):
 
     def read(self, node: Node, problems: Problems) -> T_co | None:
         """What the form that was chosen says."""
-        match node:
-            case Text():
-                shape = None if node.is_null else self.scalar
-            case Items():
-                shape = self.items
-            case Fields():
-                shape = self.fields
-        if shape is None:
+        shape = {Text: self.scalar, Items: self.items, Fields: self.fields}[type(node)]
+        if shape is None or (isinstance(node, Text) and node.is_null):
             problems.refuse(node.place, f"found {kind_of(node)}; allowed: {self.allowed}")
             return None
         return shape.read(node, problems)

@@ -50,8 +50,7 @@ async def show(session: Session, customer: CustomerArgument) -> None:
 async def list_all(session: Session) -> None:
     """List all customers that somebody set up."""
     async with session.kit() as kit:
-        every = [customer async for customer in kit.customers.list()]
-        every.sort(key=lambda customer: customer.customer)
+        every = sorted([one async for one in kit.customers.list()], key=lambda one: one.customer)
         for customer in every:
             note_missing_plan(kit, customer)
     session.show([asdict(customer) for customer in every], lambda: _print(every))

@@ -55,7 +55,13 @@ class Keeping:
         if way == "none":
             self._complain()
         elif way == "age":
-            await self._check_age(has_file=has_file)
+            if has_file is None:
+                self.admin.say_once(
+                    f"the store at {self.address} does not let its user ask whether it keeps what it is told"
+                    " (WAITAOF, INFO): what is delivered waits two seconds instead; give the user +waitaof"
+                    " +wait +info"
+                )
+            await self._check_sync()
         return way
 
     def command(self, way: Durability) -> tuple[str | int, ...] | None:
@@ -105,15 +111,6 @@ class Keeping:
             f"{where} and if it restarts, what was delivered is forgotten and may be delivered again; set"
             " appendonly yes before it bills real customers"
         )
-
-    async def _check_age(self, *, has_file: bool | None) -> None:
-        if has_file is None:
-            self.admin.say_once(
-                f"the store at {self.address} does not let its user ask whether it keeps what it is told"
-                " (WAITAOF, INFO): what is delivered waits two seconds instead; give the user +waitaof +wait"
-                " +info"
-            )
-        await self._check_sync()
 
     async def _check_sync(self) -> None:
         """Name the cause where the server is told never to see to its disk."""

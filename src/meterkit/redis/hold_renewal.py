@@ -75,8 +75,7 @@ class Renewal:
 
     def begin(self) -> None:
         """Look after the holds until :meth:`stop`."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.stop()
         self.tick()
         pause_ms = _TICK_MS if self._due else _IDLE_MS
         self._timer = self._loop.call_later(pause_ms / 1000, self.begin)

@@ -57,16 +57,10 @@ class Address:
 
     def __str__(self) -> str:
         """The address as a URL without credentials, for logs."""
-        match self.kind:
-            case "tcp":
-                host = f"[{self.host}]" if ":" in self.host else self.host
-                return f"redis://{host}:{self.port}/{self.db}"
-            case "unix":
-                return f"unix://{self.path}?db={self.db}"
-            case "embedded":
-                return f"embedded://{self.path}"
-            case "memory":
-                return "memory://"
+        if self.kind == "tcp":
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return f"redis://{host}:{self.port}/{self.db}"
+        return f"{self.kind}://{self.path}" + (f"?db={self.db}" if self.kind == "unix" else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
