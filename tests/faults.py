@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.redis.lane import Lane
+    from meterkit.redis.scripts import Script
     from servers import Server
 
 PLANS: Final = """
@@ -94,6 +95,35 @@ async def renew_holds(lane: Lane) -> None:
     for holder in tuple(lane.live):
         while holder.is_due() and holder in lane.live:
             await holder.renew()
+
+
+async def before_script(kit: MeterKit, name: str, do: Callable[[], Awaitable[object]]) -> None:
+    """Have something done between what a kit's administration has read and the script that goes by it."""
+    admin, late = await kit.store.admin(), kit.store.scripts[name]
+    run = admin.run
+
+    async def run_late(script: Script, keys: list[str], *arguments: str | int) -> Any:
+        if script is late:
+            await do()
+        return await run(script, keys, *arguments)
+
+    admin.run = run_late  # type: ignore[method-assign] # the moment is hit by no other means
+
+
+async def before_asking(kit: MeterKit, do: Callable[[], Awaitable[object]]) -> Callable[[], None]:
+    """Have something done before each decision that a kit asks for; what ends that."""
+    lane = await kit.store.lane()
+    ask = lane.ask
+
+    async def ask_late(call: Any) -> Any:
+        await do()
+        return await ask(call)
+
+    def end() -> None:
+        lane.ask = ask  # type: ignore[method-assign] # as it was
+
+    lane.ask = ask_late  # type: ignore[method-assign] # the moment is hit by no other means
+    return end
 
 
 async def used(kit: MeterKit, customer: str, meter: str = "requests") -> tuple[int, int]:

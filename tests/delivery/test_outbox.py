@@ -13,6 +13,7 @@ from counters import put_head
 from delivering import CATALOG, NOW
 from faults import counters as shown
 from meterkit import MeterKit, StoreError
+from meterkit.decisions.keys import FORMAT
 from meterkit.redis.admin import Admin
 from meterkit.store.intents import Move
 from meterkit.store.outbox import Outbox
@@ -244,3 +245,89 @@ async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Ser
         with pytest.raises(StoreError, match="differ by more than 60 s"):
             await outbox.seal(0, due_ms=None, most=50)
         await elsewhere.close()
+
+
+async def test_an_unlink_takes_back_nothing_of_others(store_url: str) -> None:
+    async with bench(store_url) as at:
+        await at.kit.record("zeta", "requests", 2)
+        await at.ours.seal(0, due_ms=None, most=50)
+        await at.kit.customers.unlink("acme")
+        assert await at.states("zeta") == {"queued": 2}
+
+
+@pytest.mark.parametrize("state", ["leased", "delivered"])
+async def test_who_is_linked_to_a_former_customers_stripe_customer_has_minutes_of_its_own(
+    store_url: str, state: Any
+) -> None:
+    async with bench(store_url) as at:
+        await at.sealed()
+        await at.ours.lease(0, ttl_ms=60_000)
+        intents = await at.ours.due(0, due_ms=None, most=10)
+        await at.ours.attempt(0, intents)
+        if state == "delivered":
+            await at.ours.settle(0, [Move(intent=sealed, state=state) for sealed in intents])
+        await at.kit.customers.unlink("acme")
+        await at.kit.customers.link("next", "cus_acme")
+        await at.kit.record("next", "requests", 3)
+        assert (await at.ours.seal(0, due_ms=None, most=50)).made == 1
+        (sealed,) = (one for one in await at.ours.due(0, due_ms=None, most=10) if one.customer == "next")
+        (before,) = (one for one in intents if one.customer == "acme")
+        assert (sealed.stripe_customer, before.stripe_customer) == ("cus_acme", "cus_acme")
+        assert sealed.timestamp != before.timestamp
+
+
+async def test_of_what_is_kept_no_more_nothing_is_told(store_url: str, valkey: Server) -> None:
+    async with bench(store_url) as at:
+        await at.sealed()
+        await at.ours.lease(0, ttl_ms=60_000)
+        intents = await at.ours.due(0, due_ms=None, most=10)
+        await at.ours.attempt(0, intents)
+        await at.ours.settle(0, [Move(intent=sealed, state="parked") for sealed in intents])
+        valkey.command("HDEL", "mk:{0}:intents", intents[0].identifier)
+        assert [one.customer for one in await at.ours.undelivered()] == [intents[1].customer]
+
+
+async def test_a_lease_that_cannot_be_read_lets_nothing_be_sent(store_url: str, valkey: Server) -> None:
+    async with bench(store_url) as at:
+        await at.sealed()
+        intents = await at.ours.due(0, due_ms=None, most=10)
+        valkey.command("RPUSH", "mk:{0}:lease", "x")
+        with pytest.raises(StoreError, match=r"the store failed: .*WRONGTYPE"):
+            await at.ours.attempt(0, intents)
+        valkey.command("DEL", "mk:{0}:lease")
+        assert await at.states() == {"queued": 2}
+
+
+async def test_a_customer_that_changes_again_and_again_while_it_is_sealed_waits(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(store_url) as at:
+        await at.kit.record("acme", "requests", 2)
+        limits = iter(range(2_000, 3_000))
+        admin = (await at.kit.store.admin()).for_delivery()
+        ask = admin.ask
+
+        async def ask_late(answer: Any) -> Any:
+            await at.kit.customers.override("acme", {"rows": {"included": next(limits)}})
+            return await ask(answer)
+
+        monkeypatch.setattr(admin, "ask", ask_late)
+        sealing = await at.ours.seal(0, due_ms=None, most=50)
+        monkeypatch.undo()
+        assert (sealing.made, sealing.aside) == (0, {"acme": "it changed 5 times while its usage was sealed"})
+        assert await at.states() == {"pending": 2}
+        at.clock.advance(timedelta(minutes=10))
+        assert (await at.ours.seal(0, due_ms=at.clock.now_ms, most=50)).made == 1
+
+
+@pytest.mark.leaves_keys("a state that nobody can read")
+async def test_a_state_of_any_depth_holds_up_nobody_else(store_url: str, valkey: Server) -> None:
+    async with bench(store_url) as at:
+        for customer in CUSTOMERS:
+            await at.kit.record(customer, "requests", 2)
+        keys = at.kit.store.keys.customer("acme")
+        valkey.command("HSET", keys.state, "rev", f"{FORMAT}:deep", "data", "[" * 100_000)
+        put_head(valkey, keys.counters, r=f"{FORMAT}:deep")
+        sealing = await at.ours.seal(0, due_ms=None, most=50)
+        assert (sealing.made, list(sealing.aside)) == (1, ["acme"])
+        assert sealing.aside["acme"].startswith("its state cannot be read: RecursionError")

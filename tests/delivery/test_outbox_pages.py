@@ -59,3 +59,14 @@ async def test_a_customer_with_more_than_a_page_is_read_past_to_the_next_one(
         rest = await outbox.due(0, due_ms=None, most=64, tried=tried)
         assert [intent.customer for intent in rest] == ["acme"] * 4
         assert rest[0].timestamp > max(intent.timestamp for intent in due if intent.customer == "acme")
+
+
+async def test_an_outbox_is_looked_through_to_a_depth_at_a_time(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.store.outbox._PAGE", 2)
+    monkeypatch.setattr("meterkit.store.outbox._DEPTH", 6)
+    async with desk(store_url, shards=1) as at:
+        outbox = await sealed(at)
+        assert [intent.customer for intent in await outbox.due(0, due_ms=None, most=64)] == ["acme"] * 6
+        assert (await at.flush(everything=True)).delivered == 13

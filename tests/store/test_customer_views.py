@@ -1,5 +1,8 @@
 """What a process knows of a customer is of one state, whoever else learns of another meanwhile."""
 
+# pyright: reportPrivateUsage=false
+# How much is kept of what was prepared shows nowhere else.
+
 from __future__ import annotations
 
 import asyncio
@@ -14,7 +17,9 @@ from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
+from meterkit.decisions.program import Demand
 from meterkit.redis import scripts
+from meterkit.store.alarms import Alarms
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -190,3 +195,26 @@ def test_what_is_shared_ends_with_its_period() -> None:
     assert after.start_ms == before.end_ms
     now[0] = before.end_ms - 1
     assert customers.get("gamma").effective.bounds == before
+
+
+def test_what_is_prepared_for_a_customer_is_bounded() -> None:
+    kit = MeterKit(CATALOG, redis_url="memory://", flush=False)
+    view = kit.store.cache.get("acme")
+    first = view.prepare_asking({"requests": Demand.of(1)})
+    assert view.prepare_asking({"requests": Demand.of(1)}) is first
+    for quantity in range(2, 300):
+        view.prepare_asking({"requests": Demand.of(quantity)})
+        assert len(view._prepared) <= 256
+    again = view.prepare_asking({"requests": Demand.of(1)})
+    assert (again is not first, again.packed) == (True, first.packed)
+
+
+def test_alarms_are_said_once_and_after_ten_thousand_others_again(caplog: pytest.LogCaptureFixture) -> None:
+    alarms = Alarms(CATALOG)
+    for n in range(10_001):
+        alarms.unknown_plan("acme", f"p{n}")
+        alarms.unknown_plan("zeta", f"p{n}")
+    assert len(caplog.records) == 10_001
+    alarms.unknown_plan("acme", "p0")
+    assert caplog.messages[-1].startswith("plan 'p0', which customer 'acme' is on, is not in plans.yaml")
+    assert len(caplog.records) == 10_002

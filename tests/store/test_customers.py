@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from delivering import CATALOG
-from faults import Client, kit_at, metered, settled
+from faults import Client, before_asking, before_script, kit_at, metered, settled
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.errors import CustomerError, MeterkitError, PlansError, SettingsError
+from meterkit.errors import CustomerError, MeterkitError, PlansError, SettingsError, StoreError
 
 if TYPE_CHECKING:
-    from meterkit.redis.scripts import Script
     from servers import Server
 
 
@@ -55,19 +54,103 @@ async def test_a_claim_that_is_made_good_of_meanwhile_is_not_taken_over(valkey: 
     # Two customers were linked to one: the first between the other's look at its state and its claim.
     async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
         valkey.command("SET", first.store.keys.link("cus_1"), "a")  # As after a process that was killed.
-        admin = await second.store.admin()
-        run = admin.run
-
-        async def run_late(script: Script, keys: list[str], *arguments: str | int) -> Any:
-            if script is second.store.scripts["claim"] and arguments[0] == "a":
-                await first.customers.link("a", "cus_1")
-            return await run(script, keys, *arguments)
-
-        admin.run = run_late  # type: ignore[method-assign] # the moment is hit by no other means
+        await before_script(second, "claim", lambda: first.customers.link("a", "cus_1"))
         with pytest.raises(CustomerError, match="linked to customer 'a' already"):
             await second.customers.link("b", "cus_1")
         assert (await first.customers.get("b")).stripe_customer is None
         assert (await first.customers.get("a")).stripe_customer == "cus_1"
+
+
+@pytest.mark.anyio
+async def test_a_link_whose_claim_is_taken_over_meanwhile_is_undone(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
+        await before_script(second, "amend", lambda: first.customers.link("a", "cus_1"))
+        with pytest.raises(CustomerError, match="linked to customer 'a' already"):
+            await second.customers.link("b", "cus_1")
+        assert (await first.customers.get("b")).stripe_customer is None
+        assert (await first.customers.get("a")).stripe_customer == "cus_1"
+
+
+@pytest.mark.anyio
+@pytest.mark.leaves_keys("claims of customers that nobody set up")
+async def test_a_claim_that_changes_hands_again_and_again_is_given_up(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        owners = (f"x{n}" for n in range(100))
+
+        async def take() -> None:
+            valkey.command("SET", kit.store.keys.link("cus_1"), next(owners))
+
+        await before_script(kit, "claim", take)
+        with pytest.raises(StoreError, match="cus_1 changed hands 32 times; try again"):
+            await kit.customers.link("a", "cus_1")
+        assert (await kit.customers.get("a")).stripe_customer is None
+
+
+@pytest.mark.anyio
+async def test_an_unlink_leaves_a_link_that_was_made_meanwhile(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
+        await first.customers.link("a", "cus_1")
+
+        async def relink() -> None:
+            await first.customers.unlink("a")
+            await first.customers.link("a", "cus_2")
+
+        await before_script(second, "amend", relink)
+        assert (await second.customers.unlink("a")).stripe_customer == "cus_2"
+        assert (await first.customers.get("a")).stripe_customer == "cus_2"
+        assert (await first.customers.link("b", "cus_1")).stripe_customer == "cus_1"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("script", "what"), [("amend", "while it was being changed"), ("forget", "was deleted")]
+)
+async def test_a_customer_that_changes_again_and_again_is_given_up(
+    valkey: Server, script: str, what: str
+) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
+        numbers = iter(range(1, 100))
+
+        async def change() -> None:
+            await first.customers.override("a", {"rows": {"included": next(numbers)}})
+
+        await before_script(second, script, change)
+        with pytest.raises(StoreError, match=f"customer 'a' changed 32 times .*{what}; try again"):
+            await (
+                second.customers.delete("a") if script == "forget" else second.customers.set_plan("a", "pro")
+            )
+        assert (await first.customers.get("a")).overrides == {"rows": {"included": 32}}
+
+
+@pytest.mark.anyio
+async def test_a_customer_that_changes_once_while_it_is_deleted_is_deleted(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as first, kit_at(valkey.url, plans=CATALOG) as second:
+        changes = [lambda: first.customers.set_plan("a", "pro")]
+
+        async def change() -> None:
+            if changes:
+                await changes.pop()()
+
+        await before_script(second, "forget", change)
+        await second.customers.delete("a")
+        assert (changes, await first.customers.known("a")) == ([], False)
+
+
+@pytest.mark.anyio
+async def test_a_state_that_changes_while_another_is_learnt_refuses_at_once(valkey: Server) -> None:
+    async with kit_at(valkey.url, plans=CATALOG) as kit:
+        customers = kit.customers
+        changes = [lambda: customers.set_status("a", "unpaid"), lambda: customers.set_plan("a", "pro")]
+
+        async def change() -> None:
+            if changes:
+                await changes.pop()()
+
+        end = await before_asking(kit, change)
+        decision = await kit.consume("a", "rows")
+        end()
+        assert (decision.allowed, decision.reason, changes) == (False, "suspended", [])
+        assert (await kit.usage("a"))["meters"]["rows"]["recorded"] == 0
 
 
 @pytest.mark.anyio

@@ -332,6 +332,38 @@ async def test_a_handler_that_hangs_does_not_keep_the_kit_from_stopping(
     assert "cancelled when the kit stopped: 1" in caplog.text
 
 
+async def test_handlers_may_end_late_or_fail_and_harm_nobody(
+    any_store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    async with kit_on(any_store_url) as (kit, _):
+        go = asyncio.Event()
+
+        @kit.on("credits.low")
+        def fails(_: Any) -> None:
+            raise LookupError("at once")
+
+        @kit.on("credits.low")
+        async def fails_later(_: Any) -> None:
+            raise LookupError("later")
+
+        @kit.on("credits.low")
+        async def takes_long(event: Any) -> None:
+            await go.wait()
+            told.append(event.customer)
+
+        await kit.grants.add("acme", {"ai": 1}, grant_id="g1")
+        await kit.record("acme", "output_tokens", 100 + 249)
+        assert told == []
+        go.set()
+    assert told == ["acme"]
+    failures = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage() for record in failures] == ["a handler of credits.low failed"] * 2
+    assert [str(record.exc_info[1]) for record in failures if record.exc_info] == ["at once", "later"]
+    with pytest.raises(MeterkitError, match=r"event: found 'credits\.high'; allowed are credits\.low"):
+        kit.on("credits.high")(fails)
+
+
 async def test_deleting_a_customer_deletes_its_grants(store_url: str, valkey: Server) -> None:
     async with kit_on(store_url) as (kit, _):
         await kit.grants.add("acme", {"ai": 10}, grant_id="g1")

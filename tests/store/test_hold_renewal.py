@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import Client, answer_ok, counters, eventually, kit_at, metered, renew_holds, settled, used
+from faults import (
+    Client,
+    answer_ok,
+    before_asking,
+    counters,
+    evalsha_calls,
+    eventually,
+    in_flight,
+    kit_at,
+    metered,
+    renew_holds,
+    settled,
+    stopped,
+    used,
+)
 from meterkit.catalog import loads
 from meterkit.redis import hold_renewal
 from meterkit.redis.hold_renewal import Renewal, portion
@@ -24,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from meterkit import MeterKit
+    from meterkit.redis.hold_renewal import Renewable
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
@@ -228,3 +243,75 @@ async def test_the_lane_renews_by_itself(valkey: Server, monkeypatch: pytest.Mon
         await settled(kit)
         assert await used(kit, "acme") == (0, 2)
         assert await long.end() == 200
+
+
+def holder_of(kit: MeterKit) -> Renewable:
+    (holder,) = kit.store.lanes[asyncio.get_running_loop()].live
+    return holder
+
+
+async def test_i3_a_request_that_ends_while_it_is_renewed_holds_nothing(valkey: Server) -> None:
+    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
+    async with kit_at(valkey.url, plans=PLANS, clock=clock, store_timeout=10.0) as kit:
+        long = LongRequest(kit)
+        await eventually(lambda: bool(counters(valkey, "acme")))
+        clock.advance(timedelta(minutes=6))
+        holder = holder_of(kit)
+        with stopped(valkey):
+            renewing = asyncio.create_task(holder.renew())
+            await asyncio.sleep(0)
+            assert await long.end() == 200
+        await renewing
+        await settled(kit)
+        assert await used(kit, "acme") == (2, 0)
+        assert in_flight(valkey, "acme") == 0
+        asked = evalsha_calls(valkey)
+        await holder.renew()  # It is over.
+        assert evalsha_calls(valkey) == asked
+
+
+async def test_i3_a_hold_that_cannot_be_renewed_now_is_renewed_later(valkey: Server) -> None:
+    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
+    async with kit_at(valkey.url, plans=PLANS, clock=clock, store_timeout=0.1) as kit:
+        long = LongRequest(kit)
+        await eventually(lambda: bool(counters(valkey, "acme")))
+        clock.advance(timedelta(minutes=6))
+        holder = holder_of(kit)
+        with stopped(valkey):
+            await holder.renew()
+        assert holder.is_due()
+        await settled(kit)
+
+        limits = iter(range(7, 20))
+        end = await before_asking(
+            kit, lambda: kit.customers.override("acme", {"requests": {"included": next(limits)}})
+        )
+        await holder.renew()  # The customer changed again and again meanwhile.
+        end()
+        assert holder.is_due()
+        await holder.renew()
+        assert not holder.is_due()
+        await settled(kit)
+        assert await used(kit, "acme") == (0, 2)
+        assert await long.end() == 200
+
+
+async def test_what_ends_in_the_midst_of_a_slots_renewals_is_not_renewed() -> None:
+    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
+    renewed: list[object] = []
+
+    def spawn(work: Coroutine[Any, Any, None]) -> None:
+        renewed.append(work)
+        work.close()
+
+    at_work = Renewal(spawn, lambda: int(clock() * 1000))
+    streams = [Stream(clock) for _ in range(1_000)]
+    at_work.live.update(streams)
+    clock.advance(timedelta(minutes=6, seconds=20))
+    at_work.tick()
+    first = len(renewed)
+    assert 0 < first < 1_000
+    at_work.live.clear()
+    clock.advance(timedelta(minutes=2))
+    at_work.tick()
+    assert len(renewed) == first

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import renew_holds
+from faults import renew_holds, stopped
 from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.store.settlement import Settlement
@@ -18,6 +18,8 @@ from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -238,3 +240,48 @@ async def test_a_bucket_gives_back_only_what_has_not_leaked_since(any_store_url:
             await reservation.capture({"output_tokens": 0})
         assert (await kit.check("acme", "output_tokens", 600)).allowed
         assert not (await kit.check("acme", "output_tokens", 601)).allowed
+
+
+async def test_i3_a_check_that_is_cancelled_gives_nothing_of_others_back(
+    store_url: str, valkey: Server
+) -> None:
+    async with kit_on(store_url) as (kit, _), kit.reserve("acme", {"output_tokens": 800, "seconds": 50}):
+        for meter, quantity in (("output_tokens", 100), ("seconds", 10)):
+            with stopped(valkey):
+                check = asyncio.create_task(kit.check("acme", meter, quantity))
+                await asyncio.sleep(0)
+                check.cancel()
+                await asyncio.gather(check, return_exceptions=True)
+            await kit.record("acme", meter, 0)  # Waits for what was settled before.
+        assert (await row(kit))[:2] == (0, 800)
+        assert (await row(kit, "seconds"))[:2] == (0, 50)
+
+
+async def test_a_decision_that_is_heard_when_the_kit_has_stopped_is_nobodys(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        view = kit.store.cache.get("acme")
+        decided, reply = await kit.store.decide(
+            view, lambda view, mode: view.prepare_holding({"seconds": 5}, mode)
+        )
+    decided.on_unclaimed_reply(reply)
+    assert kit.store.lanes == {}
+
+
+async def test_a_reservation_is_decided_when_its_block_begins(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        with pytest.raises(MeterkitError, match="is decided when its block begins"):
+            _ = kit.reserve("acme", {"seconds": 1}).decision
+        with pytest.raises(MeterkitError, match="found none; name one meter at least"):
+            kit.reserve("acme", {})
+
+
+async def test_a_reservation_is_not_captured_in_another_loop(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _), kit.reserve("acme", {"seconds": 5}) as reservation:
+
+        def elsewhere() -> None:
+            with pytest.raises(MeterkitError, match="in the event loop that its block runs in"):
+                asyncio.run(reservation.capture({"seconds": 1}))
+
+        await asyncio.to_thread(elsewhere)
+        await reservation.capture({"seconds": 2})
+        assert (await row(kit, "seconds"))[:2] == (2, 0)

@@ -251,8 +251,6 @@ def _target(name: object, quantity: object, catalog: Catalog) -> tuple[str, int]
 
 def _kind_of(name: object, catalog: Catalog) -> Kind:
     meters = counters_of(catalog.meters)
-    if name in meters and name in catalog.credits:
-        raise UnknownMeterError(str(name), f"{name!r} is a meter and a credit; rename one of them")
     if name in catalog.credits:
         return "credit"
     if name not in meters:

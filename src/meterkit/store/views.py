@@ -58,8 +58,8 @@ class PreparedDecision:
     """
 
     __slots__ = (
-        *("_reserving", "held", "packed", "program", "recorded", "refusal", "reserved", "settlements"),
-        *("shadow", "view", "waived"),
+        *("_holds", "_reserving", "held", "packed", "program", "recorded", "refusal", "reserved"),
+        *("settlements", "shadow", "view", "waived"),
     )
 
     def __init__(
@@ -81,6 +81,7 @@ class PreparedDecision:
         self.settlements: dict[bool, Any] = {}
         self.reserved = reserved
         self._reserving = reserving
+        self._holds = mode != "c" and (program.holds or bool(reserved))
         if self.shadow and mode in "df":
             mode = "s"
         if self.refusal is not None:
@@ -98,8 +99,7 @@ class PreparedDecision:
 
     def on_unclaimed_reply(self, reply: Any) -> None:
         """Give back what was held for a request whose waiting was cancelled."""
-        program = self.program
-        if not isinstance(reply, ReplyError) and reply[0] in HELD and (program.holds or self.reserved):
+        if self._holds and not isinstance(reply, ReplyError) and reply[0] in HELD:
             self.view.cache.on_unclaimed(self, reply[1])
 
     def period_end_ms(self, now_ms: int) -> int:
