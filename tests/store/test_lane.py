@@ -564,3 +564,41 @@ async def test_i2_a_request_over_the_concurrency_limit_leaves_every_counter_as_i
 
 def _without_clock(fields: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in fields.items() if name not in {"t", "x"}}
+
+
+# The end, and what goes wrong in the background.
+
+
+async def test_a_lane_that_never_began_may_be_stopped_and_runs_nothing_afterwards(valkey: Server) -> None:
+    lane, ran = lane_to(valkey.port), list[bool]()
+
+    async def work() -> None:
+        ran.append(True)
+
+    await lane.stop(drain_s=1.0)
+    assert lane.spawn(work()) is None
+    assert ran == []
+
+
+async def test_upkeep_that_fails_is_told(valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
+    lane = lane_to(valkey.port)
+
+    async def fail() -> None:
+        raise LookupError("a bug")
+
+    task = lane.spawn(fail())
+    assert task is not None
+    await asyncio.wait([task])
+    await lane.stop(drain_s=1.0)
+    (record,) = caplog.records
+    assert record.getMessage() == "the store's upkeep failed"
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "a bug"
+
+
+async def test_i12_a_store_of_a_newer_format_is_refused_with_what_to_do(valkey: Server) -> None:
+    async with kit_at(valkey.url):
+        pass
+    valkey.command("HSET", "mk:meta", "format", FORMAT + 1)
+    with pytest.raises(SettingsError, match=f"by a newer release of meterkit .format {FORMAT + 1};"):
+        await kit_at(valkey.url).start()

@@ -128,3 +128,8 @@ async def test_a_cancelled_request_holds_nothing(customer: str) -> None:
             return (await used(kit, customer))[1] == 0
 
         await eventually(nothing_held)
+
+
+async def test_a_command_whose_reply_nobody_waits_for_is_executed(link: memory.MemoryLink) -> None:
+    link.ask("SET", "a", "1", "EX", 60).cancel()
+    assert await link.ask("GET", "a") == b"1"

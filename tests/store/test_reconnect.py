@@ -29,12 +29,15 @@ from faults import (
     stopped,
     used,
 )
-from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
-from meterkit.redis import reconnect
+from meterkit.redis import reconnect, scripts
 from meterkit.redis.connection import Connection
+from meterkit.redis.handshake import connect
+from meterkit.redis.lane import Lane
 from meterkit.redis.links import Links
+from meterkit.redis.url import Address
 from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
 from proxy import TcpProxy
@@ -45,12 +48,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
-    from meterkit.redis.lane import Lane
-    from meterkit.redis.reconnect import Link
+    from meterkit.redis.connection import OnEnd
+    from meterkit.redis.reconnect import Connector, Link
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
+FENCE = scripts.load("fence")
 CEILING = catalog("""
 schema: 1
 currency: usd
@@ -580,3 +584,127 @@ async def test_i9_a_network_slower_than_a_quarter_of_the_timeout_is_slow_not_awa
         assert lane_of(kit).connected
         await proxy.set("pass")
         await settled(kit)
+
+
+# What comes in the midst of connecting.
+
+
+def lane_by(connector: Connector) -> Lane:
+    """A lane that connects in a way of its own."""
+    return Lane(
+        connector,
+        keys=Keys("mk", 1),
+        scripts=[FENCE],
+        fence=FENCE,
+        timeout_s=5.0,
+        now_ms=lambda: int(time.time() * 1000),
+    )
+
+
+def connector_to(server: Server) -> Connector:
+    address = Address(kind="tcp", host="127.0.0.1", port=server.port)
+    return lambda on_end: connect(address, [FENCE], timeout_s=5.0, on_end=on_end)
+
+
+async def test_i9_a_call_that_was_bound_before_the_connection_came_goes_over_it(valkey: Server) -> None:
+    lane = lane_by(connector_to(valkey))
+    call = lane.call
+    await lane.start(within_s=5.0)
+    assert (await call(Echo("late")))[1] == b"late"
+    await lane.stop(drain_s=1.0)
+
+
+async def test_i9_a_connection_that_ends_before_it_is_used_is_made_again(valkey: Server) -> None:
+    right, unsent = connector_to(valkey), list[asyncio.Future[Any]]()
+
+    async def ends_at_once(on_end: OnEnd) -> Link:
+        link = await right(on_end)
+        if not unsent:
+            unsent.append(link.call(Echo("unsent")))
+            assert isinstance(link, Connection)
+            link.end("a test")
+        return link
+
+    lane = lane_by(ends_at_once)
+    await lane.start(within_s=5.0)
+    assert (await lane.ask(Echo("next")))[1] == b"next"
+    with pytest.raises(StoreError, match="a test") as failed:
+        await unsent[0]
+    assert failed.value.executed is False
+    await lane.stop(drain_s=1.0)
+
+
+async def test_stopping_ends_attempts_that_take_the_cancellation_for_a_failure() -> None:
+    begun, tries = asyncio.Event(), 0
+
+    async def deaf(_: OnEnd) -> Link:
+        nonlocal tries
+        tries += 1
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise StoreError("no answer") from None
+        raise AssertionError
+
+    lane = lane_by(deaf)
+    lane.begin()
+    await begun.wait()
+    await lane.stop(drain_s=0.0)
+    assert tries == 1
+
+
+async def test_i9_a_call_that_cannot_be_sent_leaves_the_connection_to_the_next_ones(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        @property
+        def packed(self) -> tuple[bytes, ...]:
+            raise KeyError("requests")
+
+        def on_unclaimed_reply(self, reply: Any) -> None:
+            raise AssertionError(reply)
+
+    lane = lane_by(connector_to(valkey))
+    unsent = lane.call(Broken())
+    await lane.start(within_s=5.0)
+    await eventually(lambda: "connecting to the store failed" in caplog.text)
+    assert (await lane.ask(Echo("next")))[1] == b"next"
+    unsent.cancel()
+    await lane.stop(drain_s=1.0)
+
+
+async def test_why_a_store_cannot_be_used_is_said_once(
+    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_at(proxy.url, shards=4):
+        pass
+    other, before = kit_at(proxy.url, shards=8), proxy.accepted
+    await other.store.lane()
+    await eventually(lambda: proxy.accepted > before + 3)
+    await other.stop()
+    assert caplog.text.count("has 4 shards and METERKIT_SHARDS is 8") == 1
+
+
+async def test_i9_an_error_of_no_known_kind_does_not_end_the_sending_of_settlements(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.redis.producer._PAUSE_MAX_S", 0.01)
+    async with kit_at(proxy.url, shards=1) as kit:
+        lane, view = lane_of(kit), kit.store.cache.get("acme")
+        fence, errors = lane.fence, [ZeroDivisionError("a bug"), KeyError("x")]
+
+        async def wrong(key: str) -> int:
+            if errors:
+                raise errors.pop()
+            return await fence(key)
+
+        monkeypatch.setattr(lane, "fence", wrong)
+        await proxy.set("drop_reply")
+        kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 5})))
+        await asyncio.sleep(0)
+        await proxy.set("reset")
+        await proxy.set("pass")
+        await settled(kit)
+        assert (await used(kit, "acme", "tokens"), errors) == ((5, 0), [])
+    assert "settlements could not be sent, they are sent again: KeyError('x')" in caplog.text

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import signal
 from datetime import timedelta
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from delivering import CATALOG, NOW, desk, kit_for, until
+from faults import FakeRedis
 from meterkit import MeterKit, StoreError
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.redis.admin import Admin
+from meterkit.redis.durability import Keeping
 from meterkit.redis.server import durability_of, eviction_warning
+from meterkit.redis.url import parse_redis_url
 from meterkit.testing import Clock, StripeEmulator
 from servers import free_port, redis_binary, spawn_server
 from servers_acl import url_of_user
@@ -199,3 +204,65 @@ def test_a_limit_that_is_set_is_not_called_missing() -> None:
     words = eviction_warning({"maxmemory_policy": "allkeys-lfu", "maxmemory": "100"})
     assert words is not None
     assert "no limit" not in words
+
+
+REFUSED = b"-NOPERM this user has no permissions\r\n"
+LOADING = b"-LOADING the dataset is being loaded\r\n"
+OLD = {
+    "WAITAOF": b"-ERR unknown command 'WAITAOF'\r\n",
+    "INFO persistence": b"$15\r\naof_enabled:1\r\n\r\n",
+    "INFO replication": b"$20\r\nconnected_slaves:0\r\n\r\n",
+    "CONFIG": b"*2\r\n$11\r\nappendfsync\r\n$8\r\neverysec\r\n",
+}
+
+
+async def way_of(said: dict[str, bytes]) -> str:
+    """How a write is kept by a server that answers so, and +OK to all else."""
+
+    def answer(words: list[bytes]) -> bytes:
+        command = words[0].decode().upper()
+        return said.get(command) or said.get(f"{command} {words[-1].decode()}") or b"+OK\r\n"
+
+    async with FakeRedis(answer) as fake:
+        address = parse_redis_url(fake.url)
+        admin = Admin(address, timeout_s=5.0, clock=time)
+        try:
+            return await Keeping(admin, address, needed=True).way()
+        finally:
+            await admin.close()
+
+
+async def test_a_server_that_knows_no_waiting_for_its_disk_is_trusted_by_age(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await way_of(OLD) == "age"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        OLD | {"CONFIG": LOADING},
+        {"WAITAOF": REFUSED, "INFO persistence": REFUSED, "INFO replication": REFUSED, "WAIT": LOADING},
+    ],
+    ids=["asked for its settings", "asked for its replicas"],
+)
+async def test_a_server_that_fails_when_it_is_asked_keeps_nothing(said: dict[str, bytes]) -> None:
+    with pytest.raises(StoreError, match=r"the store at redis://.* failed: "):
+        await way_of(said)
+
+
+async def test_a_file_that_is_switched_off_meanwhile_keeps_nothing() -> None:
+    with spawn_server("--appendonly", "yes") as server:
+        address = parse_redis_url(server.url)
+        admin = Admin(address, timeout_s=5.0, clock=time)
+        keeping = Keeping(admin, address, needed=True)
+        assert await keeping.way() == "WAITAOF"
+        server.command("CONFIG", "SET", "appendonly", "no")
+        client: Any = admin.client
+        pipe = client.pipeline(transaction=False)
+        pipe.execute_command(*(keeping.command("WAITAOF") or ()))
+        (reply,) = await pipe.execute(raise_on_error=False)
+        with pytest.raises(StoreError, match=r"failed: .*appendonly is disabled"):
+            await keeping.check(reply)
+        await admin.close()

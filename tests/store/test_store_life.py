@@ -16,6 +16,7 @@ import pytest
 from faults import (
     Client,
     answer_ok,
+    catalog,
     eventually,
     in_flight,
     kit_at,
@@ -25,8 +26,11 @@ from faults import (
     stopped,
     used,
 )
+from meterkit.decisions.program import Demand
 from meterkit.errors import StoreError
+from meterkit.redis.url import parse_redis_url
 from meterkit.store.settlement import Settlement
+from meterkit.store.store import Store
 from meterkit.store.used import Used
 from proxy import TcpProxy
 
@@ -527,3 +531,12 @@ async def test_who_asks_sees_what_this_loop_has_settled_before(valkey: Server) -
                 view = kit.store.cache.get("acme")
                 kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 2})))
             assert await used(kit, "acme", "tokens") == (200 * asked, 0)
+
+
+@pytest.mark.anyio
+async def test_a_store_needs_no_kit(valkey: Server) -> None:
+    store = Store(parse_redis_url(valkey.url), catalog(), shards=4)
+    await store.start()
+    assert (await store.check(store.cache.get("acme"), {"requests": Demand.of(1)})).allowed
+    await store.stop()
+    assert store.lanes == {}
