@@ -266,6 +266,19 @@ def test_a_quantity_above_the_ceiling_fits_where_credits_or_grants_pay() -> None
     )
 
 
+DERIVED = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  a: {{unit: token}}
+  b: {{unit: token}}
+  large: {{unit: token, from: {}, where: {{model: "*-large"}}}}
+plans:
+  free: {{price: {{amount_cents: 0, interval: month}}}}
+"""
+
+
 def test_spelling_does_not_change_the_content_hash_but_meaning_does() -> None:
     meters = "meters: {requests: {unit: request}}\nroutes: [{match: 'GET   /a', consume: {requests: 1}}]\n"
     plan = "plans: {free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: RATE}}}}\n"
@@ -278,6 +291,12 @@ def test_spelling_does_not_change_the_content_hash_but_meaning_does() -> None:
     assert one.content_hash != changed.content_hash
     assert len(one.content_hash) == 16
     assert int(one.content_hash, 16) >= 0
+
+
+def test_which_meter_another_is_derived_from_changes_the_content_hash() -> None:
+    derived = DERIVED.format("a")
+    assert loads(derived).content_hash == loads(derived).content_hash
+    assert loads(derived).content_hash != loads(DERIVED.format("b")).content_hash
 
 
 def test_the_content_hash_is_the_same_in_every_process(everything: Catalog) -> None:

@@ -219,10 +219,11 @@ async def test_i3_holds_are_renewed_although_the_scripts_were_lost(valkey: Serve
     clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
     async with kit_at(valkey.url, plans=PLANS, clock=clock) as kit:
         long = LongRequest(kit)
-        await eventually(lambda: bool(counters(valkey, "acme")))
+        lane = await kit.store.lane()
+        await eventually(lambda: bool(lane.live))
         valkey.command("SCRIPT", "FLUSH")
         clock.advance(timedelta(minutes=6))
-        (holder,) = kit.store.lanes[asyncio.get_running_loop()].live
+        (holder,) = lane.live
         assert holder.is_due()
         await holder.renew()
         assert not holder.is_due()

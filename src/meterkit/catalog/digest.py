@@ -7,11 +7,16 @@ import json
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from meterkit.catalog.models import Catalog, Route
+
 if TYPE_CHECKING:
-    from meterkit.catalog.models import Catalog
+    from collections.abc import Mapping
 
 # Where the file lies, how a route's match is spaced and what there is to note change nothing.
-_SPELLING: Final = frozenset({"source", "content_hash", "match", "notes"})
+_SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
+    Catalog: ("source", "content_hash", "notes"),
+    Route: ("match",),
+}
 
 
 def digest(catalog: Catalog) -> Catalog:
@@ -24,4 +29,5 @@ def _plain(value: Any) -> object:
     """What JSON does not know by itself: sets of words, and the values of :mod:`meterkit.catalog.models`."""
     if isinstance(value, frozenset):
         return sorted(cast("frozenset[str]", value))
-    return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in _SPELLING}
+    spelling = _SPELLING.get(type(value), ())
+    return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}

@@ -155,14 +155,15 @@ class Flusher:
             if self._sender.stopping.is_set():
                 return
             lease = Lease(outbox, shard, clock=self._store.clock)
-            if not await lease.outlives(0):
-                return
             try:
+                if not await lease.outlives(0):
+                    return
                 sealing = await outbox.seal(shard, due_ms=seal_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
                 self._tell(flush, sealing)
                 await self._send_due(flush, lease, max(sealing.now_ms, self._store.now_ms()))
             finally:
+                # Also where taking it was cancelled: it may have been had. Another's lease stays as it is.
                 with suppress(StoreError):  # It runs out by itself.
                     await outbox.lease(shard, ttl_ms=0)
 
