@@ -126,10 +126,10 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
         ),
         (
             {
-                "meterkit.redis.links": "from meterkit.redis import lane",
-                "meterkit.redis.lane": "from meterkit.redis.links import Links",
+                "meterkit.redis.event_loops": "from meterkit.redis import lane",
+                "meterkit.redis.lane": "from meterkit.redis.event_loops import EventLoops",
             },
-            ["a circle through meterkit.redis.lane", "a circle through meterkit.redis.links"],
+            ["a circle through meterkit.redis.event_loops", "a circle through meterkit.redis.lane"],
         ),
         ({"meterkit.helpers": ""}, ["meterkit.helpers: helpers has no place in the line"]),
         ({"meterkit.cli": "from meterkit import MeterKit\nfrom meterkit.testing import Clock"}, []),

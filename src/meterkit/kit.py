@@ -19,7 +19,7 @@ from meterkit.decisions.program import Demand
 from meterkit.delivery.background import end, flush_forever
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.notify import Handlers
-from meterkit.redis.links import running_loop
+from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customer_usage import gone_tokens, usage_of
@@ -109,7 +109,7 @@ class MeterKit:
             deliver_without_persistence=self.settings.deliver_without_persistence or not self.settings.live,
             clock=clock,
         )
-        self.store.links.before_stop = self._stop_flushing
+        self.store.loops.before_stop = self._stop_flushing
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self._handlers = Handlers()

@@ -144,9 +144,9 @@ class Late:
     async def mended(self) -> None:
         """Let through what was kept, and wait until it was heard and all is told to the store."""
         lane = self.kit.store.lanes[asyncio.get_running_loop()]
-        links: list[Any] = [*lane._reconnector._ended, lane._link]
+        connections: list[Any] = [*lane._reconnector._ended, lane._connection]
         await self.proxy.let_through()
-        await eventually(lambda: not any(link._pending for link in links if link is not None))
+        await eventually(lambda: not any(link._pending for link in connections if link is not None))
         await settled(self.kit)
 
     async def comes_to(self, *, recorded: int, left: int, meter: str = "output_tokens") -> None:

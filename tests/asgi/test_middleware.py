@@ -313,7 +313,7 @@ async def test_identify_that_raises_is_a_503_and_does_not_say_why(
 async def test_where_the_store_is_away_requests_pass_or_are_refused_as_the_route_says(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.links._DRAIN_S", 0.01)
+    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.01)
     decisions: list[Decision] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

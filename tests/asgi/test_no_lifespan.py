@@ -206,7 +206,7 @@ async def test_i9_the_first_request_waits_for_the_store_no_longer_than_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F-4: a start may try for seconds; a request may not."""
-    monkeypatch.setattr("meterkit.redis.links._DRAIN_S", 0.01)
+    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.01)
     kit = kit_for("redis://127.0.0.1:1/0", "http://127.0.0.1:1", clock=time.time, store_timeout=0.05)
     begun = time.monotonic()
     await wrapped(kit)(http_scope(), no_more, ignore)

@@ -141,7 +141,7 @@ async def test_i10_delivery_leaves_no_key_anywhere(
 async def test_i10_errors_of_settings_and_of_the_store_name_no_secret(
     logged: Everything, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.links._DRAIN_S", 0.01)
+    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.01)
     refused: tuple[dict[str, Any], ...] = (
         {"stripe_api_key": f"{STRIPE_KEY} {API_KEY}"},
         {"stripe_webhook_secret": f"{WEBHOOK} x"},

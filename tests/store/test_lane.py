@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import Link
+    from meterkit.redis.reconnect import AnyConnection
     from proxy import Mode
     from servers import Server
 
@@ -67,7 +67,7 @@ async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
 def lane_to(port: int, *, timeout_s: float = 0.25) -> Lane:
     address = Address(kind="tcp", host="127.0.0.1", port=port)
 
-    async def connector(on_end: OnEnd) -> Link:
+    async def connector(on_end: OnEnd) -> AnyConnection:
         return await connect(address, [RETIRE], timeout_s=timeout_s, on_end=on_end)
 
     return Lane(
@@ -458,7 +458,7 @@ async def test_connections_that_ended_are_all_closed_by_stop(proxy: TcpProxy) ->
         "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
         "NOAUTH Authentication required.",
         "BUSY Redis is busy running a script.",
-        "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        "MASTERDOWN AnyConnection with MASTER is down and replica-serve-stale-data is set to 'no'.",
         "CLUSTERDOWN The cluster is down",
         "TRYAGAIN Multiple keys request during rehashing of slot",
         "ERR user_script:1: a bug",

@@ -15,6 +15,8 @@ from meterkit.redis.connection import ReplyError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from meterkit.redis.memory import MemoryConnection
+
 pytestmark = pytest.mark.anyio
 
 RETIRE = scripts.load("fence", dialect="fake")
@@ -27,10 +29,10 @@ def customer() -> str:
 
 
 @pytest.fixture
-async def link() -> AsyncIterator[memory.MemoryLink]:
-    link = await memory.connect([RETIRE])
-    yield link
-    await link.close()
+async def connection() -> AsyncIterator[MemoryConnection]:
+    connection = await memory.connect([RETIRE])
+    yield connection
+    await connection.close()
 
 
 class Ear:
@@ -41,27 +43,31 @@ class Ear:
         self.heard.append(reply)
 
 
-async def test_requests_of_one_tick_are_answered_in_order(link: memory.MemoryLink) -> None:
+async def test_requests_of_one_tick_are_answered_in_order(connection: MemoryConnection) -> None:
     ear, calls = Ear(), [Echo(f"call-{n}") for n in range(10)]
     futures: list[asyncio.Future[Any]] = []
     for call in calls:
-        futures.append(link.call(call))
-        link.post(call.packed, ear)
+        futures.append(connection.call(call))
+        connection.post(call.packed, ear)
     assert [call.name.encode() for call in calls] == [(await future)[1] for future in futures]
     assert [call.name.encode() for call in calls] == [reply[1] for reply in ear.heard]
 
 
-async def test_a_reply_that_nobody_waits_for_goes_back_to_its_call(link: memory.MemoryLink) -> None:
+async def test_a_reply_that_nobody_waits_for_goes_back_to_its_call(
+    connection: memory.MemoryConnection,
+) -> None:
     call = Echo("cancelled")
-    link.call(call).cancel()
-    await link.ask("PING")
+    connection.call(call).cancel()
+    await connection.ask("PING")
     assert call.orphans == [[0, b"cancelled"]]
 
 
-async def test_an_error_is_the_reply_of_one_request_with_its_code(link: memory.MemoryLink) -> None:
-    wrong = link.ask("EVALSHA", "0" * 40, 0)
-    odd = link.ask("LPUSH")
-    right = link.call(Echo("right"))
+async def test_an_error_is_the_reply_of_one_request_with_its_code(
+    connection: memory.MemoryConnection,
+) -> None:
+    wrong = connection.ask("EVALSHA", "0" * 40, 0)
+    odd = connection.ask("LPUSH")
+    right = connection.call(Echo("right"))
     reply = await wrong
     assert isinstance(reply, ReplyError)
     assert reply.code == "NOSCRIPT"
@@ -70,12 +76,12 @@ async def test_an_error_is_the_reply_of_one_request_with_its_code(link: memory.M
 
 
 async def test_what_was_asked_before_the_end_is_still_answered() -> None:
-    link = await memory.connect([RETIRE])
-    future = link.ask("PING")
-    await link.close()
-    await link.close()
+    connection = await memory.connect([RETIRE])
+    future = connection.ask("PING")
+    await connection.close()
+    await connection.close()
     assert await future
-    assert (link.open, link.gone) == (False, True)
+    assert (connection.open, connection.gone) == (False, True)
 
 
 async def test_requests_are_decided_and_settled(customer: str) -> None:

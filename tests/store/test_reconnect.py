@@ -34,9 +34,9 @@ from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
 from meterkit.redis import reconnect, scripts
 from meterkit.redis.connection import Connection
+from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.handshake import connect
 from meterkit.redis.lane import Lane
-from meterkit.redis.links import Links
 from meterkit.redis.url import Address
 from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import Connector, Link
+    from meterkit.redis.reconnect import AnyConnection, Connector
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
@@ -129,15 +129,15 @@ async def test_i9_an_error_of_no_known_kind_does_not_end_the_attempts(
     valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # F-9
-    right = Links._connect
+    right = EventLoops._connect
     errors = [ZeroDivisionError("a bug"), KeyError("x"), MemoryError(), ZeroDivisionError("a bug")]
 
-    async def wrong(self: Links, on_end: Any) -> Any:
+    async def wrong(self: EventLoops, on_end: Any) -> Any:
         if errors:
             raise errors.pop()
         return await right(self, on_end)
 
-    monkeypatch.setattr(Links, "_connect", wrong)
+    monkeypatch.setattr(EventLoops, "_connect", wrong)
     async with kit_at(valkey.url) as kit:
         assert lane_of(kit).connected
         assert await Client(metered(kit)).get("acme", "/deny") == 200
@@ -310,8 +310,8 @@ async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_t
         await eventually(lambda: not lane.connected)
         call = Echo("late")
 
-        def hang(link: Link | None) -> None:
-            lane._linked(link)
+        def hang(connection: AnyConnection | None) -> None:
+            lane._on_connection(connection)
             valkey.signal(signal.SIGSTOP)
 
         began = time.monotonic()
@@ -326,7 +326,7 @@ async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_t
             valkey.signal(signal.SIGCONT)
         assert time.monotonic() - began < 2.8
         assert caught.value.executed is None
-        lane._reconnector._on_change = lane._linked
+        lane._reconnector._on_change = lane._on_connection
         await eventually(lambda: call.orphans == [[0, b"late"]])
 
 
@@ -334,9 +334,9 @@ async def test_what_was_not_sent_when_the_connection_ended_goes_over_the_next_on
     # F-10
     async with kit_at(valkey.url, store_timeout=5.0) as kit:
         lane = lane_of(kit)
-        link: Any = lane._link
+        connection: Any = lane._connection
         future = lane.call(Echo("unsent"))
-        link.end("a test")
+        connection.end("a test")
         assert (await future)[1] == b"unsent"
 
 
@@ -411,7 +411,7 @@ async def test_i7_a_server_that_hung_for_seven_seconds_holds_nothing_afterwards(
 
         await eventually(nothing_held)
         # The connection that hung is closed once its last reply has come.
-        await eventually(lambda: all(link.gone for link in lane_of(kit)._reconnector._ended))
+        await eventually(lambda: all(connection.gone for connection in lane_of(kit)._reconnector._ended))
 
 
 async def test_connections_that_wait_for_late_replies_are_few(
@@ -427,7 +427,7 @@ async def test_connections_that_wait_for_late_replies_are_few(
                 await lane.ask(Echo("unheard"))
             await proxy.set("pass")
             await eventually(lambda: lane.connected)
-        await eventually(lambda: sum(not link.gone for link in lane._reconnector._ended) == 2)
+        await eventually(lambda: sum(not connection.gone for connection in lane._reconnector._ended) == 2)
 
 
 async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,14 +449,14 @@ async def test_late_replies_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch
 
     async with FakeRedis(answer) as fake, kit_at(fake.url, store_timeout=0.5) as kit:
         lane = lane_of(kit)
-        link: Any = lane._link
+        connection: Any = lane._connection
         asked = lane.call(Echo("endless"))
         await asyncio.sleep(0)
-        link.end("a test")
+        connection.end("a test")
         with pytest.raises(StoreError):
             await asked
         await answered.wait()
-        await eventually(lambda: link.gone)
+        await eventually(lambda: connection.gone)
 
 
 # F-12: passwords.
@@ -617,13 +617,13 @@ async def test_i9_a_call_that_was_bound_before_the_connection_came_goes_over_it(
 async def test_i9_a_connection_that_ends_before_it_is_used_is_made_again(valkey: Server) -> None:
     right, unsent = connector_to(valkey), list[asyncio.Future[Any]]()
 
-    async def ends_at_once(on_end: OnEnd) -> Link:
-        link = await right(on_end)
+    async def ends_at_once(on_end: OnEnd) -> AnyConnection:
+        connection = await right(on_end)
         if not unsent:
-            unsent.append(link.call(Echo("unsent")))
-            assert isinstance(link, Connection)
-            link.end("a test")
-        return link
+            unsent.append(connection.call(Echo("unsent")))
+            assert isinstance(connection, Connection)
+            connection.end("a test")
+        return connection
 
     lane = lane_by(ends_at_once)
     await lane.start(within_s=5.0)
@@ -637,7 +637,7 @@ async def test_i9_a_connection_that_ends_before_it_is_used_is_made_again(valkey:
 async def test_stopping_ends_attempts_that_take_the_cancellation_for_a_failure() -> None:
     begun, tries = asyncio.Event(), 0
 
-    async def deaf(_: OnEnd) -> Link:
+    async def deaf(_: OnEnd) -> AnyConnection:
         nonlocal tries
         tries += 1
         begun.set()

@@ -137,7 +137,7 @@ async def test_stopping_settles_what_is_left(valkey: Server) -> None:
 async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
     valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.links._DRAIN_S", 0.1)
+    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.1)
     async with TcpProxy(valkey.port) as proxy:
         kit = kit_at(proxy.url)
         await kit.start()
@@ -190,7 +190,7 @@ async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey
 async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.links._DRAIN_S", 0.2)
+    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.2)
     sockets, loop = open_sockets(), asyncio.get_running_loop()
     kit = kit_at(valkey.url, store_timeout=0.1)
     await kit.start()

@@ -22,7 +22,7 @@ from meterkit.asgi.routing import Router, is_preflight, own_root_path
 from meterkit.decisions.decision import Decision
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, give_up
-from meterkit.redis.links import running_loop
+from meterkit.redis.event_loops import running_loop
 from meterkit.store.customer_id import is_customer
 from meterkit.store.replies import ALLOWED, REFUSED
 

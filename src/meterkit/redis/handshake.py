@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import Link
+    from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
 
@@ -113,7 +113,7 @@ async def _answered(address: Address, *asked: asyncio.Future[Any]) -> None:
             raise _refused(address, reply)
 
 
-async def inspect(link: Link, keys: Keys, address: Address) -> bool:
+async def inspect(connection: AnyConnection, keys: Keys, address: Address) -> bool:
     """See, before a store is used, that its user may do all that is needed; warn of what endangers it.
 
     One round trip; nothing is written. A server that cannot say what its user may do is believed.
@@ -129,8 +129,11 @@ async def inspect(link: Link, keys: Keys, address: Address) -> bool:
     words: list[str | int] = []
     for command in commands_to_try(keys.shard(0, "dirty")):
         words += (len(command), *command)
-    asked = link.ask("EVAL", script_files.load("rights").text, 0, *words), link.ask("INFO", "memory")
-    rights, memory = await asyncio.gather(*asked)
+    asked = (
+        connection.ask("EVAL", script_files.load("rights").text, 0, *words),
+        connection.ask("INFO", "memory"),
+    )
+    rights, memory = await asyncio.gather(tried, connection.ask("INFO", "memory"))
     if not _may_do_all(rights, keys, address):
         return False
     warning = _warning(memory)
@@ -160,7 +163,7 @@ def _warning(reply: Any) -> str | None:
     return eviction_warning({name: value for name, _, value in lines})
 
 
-async def agree(link: Link, keys: Keys, address: Address) -> None:
+async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None:
     """Have a new store remember format and shards; see that one in use has ours.
 
     Raises:
@@ -169,9 +172,9 @@ async def agree(link: Link, keys: Keys, address: Address) -> None:
     """
     # Written to each time, so that a server which takes no writes is told apart before it is used.
     replies = await asyncio.gather(
-        link.ask("HSETNX", keys.meta, "format", FORMAT),
-        link.ask("HSETNX", keys.meta, "shards", keys.shards),
-        link.ask("HMGET", keys.meta, "format", "shards"),
+        connection.ask("HSETNX", keys.meta, "format", FORMAT),
+        connection.ask("HSETNX", keys.meta, "shards", keys.shards),
+        connection.ask("HMGET", keys.meta, "format", "shards"),
     )
     for reply in replies:
         if isinstance(reply, ReplyError):

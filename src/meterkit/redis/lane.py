@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.errors import MeterkitError
     from meterkit.redis.connection import Call
     from meterkit.redis.producer import Settlement
-    from meterkit.redis.reconnect import Connector, Link
+    from meterkit.redis.reconnect import AnyConnection, Connector
     from meterkit.redis.scripts import Script
 
 __all__ = ["Lane"]
@@ -72,8 +72,8 @@ class Lane:
         self.loop = self._loop = asyncio.get_running_loop()
         self._scripts = tuple(scripts)
         self._fence = fence
-        self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._linked)
-        self._link: Link | None = None
+        self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._on_connection)
+        self._connection: AnyConnection | None = None
         self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
         self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +137,7 @@ class Lane:
     @property
     def connected(self) -> bool:
         """Whether a request can be sent now."""
-        return self._link is not None
+        return self._connection is not None
 
     @property
     def trouble(self) -> MeterkitError | None:
@@ -179,9 +179,9 @@ class Lane:
         """Fence a producer, waiting for a connection if there is none; the last number it applied."""
         pause = _PAUSE_FIRST_S
         while True:
-            link = await self._reconnector.linked()
+            connection = await self._reconnector.connected()
             with suppress(StoreError):
-                reply = await self._ask_to_fence(link, key)
+                reply = await self._ask_to_fence(connection, key)
                 if isinstance(reply, int):
                     return reply
                 self.warn(f"the store does not take settlements; they are kept and sent again: {reply}")
@@ -190,9 +190,9 @@ class Lane:
 
     async def replies(self) -> None:
         """Wait for a connection if there is none, and until all that was sent on it is answered."""
-        link = await self._reconnector.linked()
+        connection = await self._reconnector.connected()
         with suppress(StoreError):
-            await link.ask("PING")
+            await connection.ask("PING")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         """Run in the background until the lane stops; None where it has stopped."""
@@ -211,31 +211,31 @@ class Lane:
             self._warned_at = now
             _log.warning("%s", message)
 
-    async def _ask_to_fence(self, link: Link, key: str) -> Any:
+    async def _ask_to_fence(self, connection: AnyConnection, key: str) -> Any:
         request = ("EVALSHA", self._fence.sha, 1, key)
-        reply = await link.ask(*request)
+        reply = await connection.ask(*request)
         if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
             self._load()
-            reply = await link.ask(*request)
+            reply = await connection.ask(*request)
         return reply
 
-    def _linked(self, link: Link | None) -> None:
-        self._link = link
-        # Bound once for all requests: to go by the link each time costs them a call of its own.
-        self.call = self._reconnector.call if link is None else link.call
-        self.post = None if link is None else link.post
-        if link is None:
+    def _on_connection(self, connection: AnyConnection | None) -> None:
+        self._connection = connection
+        # Bound once for all requests: to go by the connection each time costs them a call of its own.
+        self.call = self._reconnector.call if connection is None else connection.call
+        self.post = None if connection is None else connection.post
+        if connection is None:
             for queue in self.queues:
                 queue.disconnected()
 
     def _load(self) -> None:
         """Load the scripts before whatever is sent next; once for all that ask for it in one tick."""
-        if self._loading or self._link is None:
+        if self._loading or self._connection is None:
             return
         self._loading = True
         self._loop.call_soon(self._loaded)
         for script in self._scripts:
-            self._link.ask("SCRIPT", "LOAD", script.text)
+            self._connection.ask("SCRIPT", "LOAD", script.text)
 
     def _loaded(self) -> None:
         self._loading = False
@@ -244,7 +244,7 @@ class Lane:
         while True:
             for queue in self.queues:
                 queue.resume()
-            if self._link is not None:
+            if self._connection is not None:
                 await self.replies()
             if not self.unsettled:
                 return

@@ -25,7 +25,7 @@ except ImportError as error:  # pragma: no cover - the tests have it installed
     message = "memory:// needs fakeredis: pip install 'meterkit[memory]'"
     raise SettingsError("redis_url", message) from error
 
-__all__ = ["MemoryLink", "admin_client", "connect", "empty"]
+__all__ = ["MemoryConnection", "admin_client", "connect", "empty"]
 
 
 class _Past:
@@ -67,7 +67,7 @@ _past = _Past()
 _server = _serve(_past)
 
 
-class MemoryLink:
+class MemoryConnection:
     """Stands in for a connection: requests are executed at the end of the tick, in order."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -138,13 +138,13 @@ class MemoryLink:
             return ReplyError(f"{code}{error}")
 
 
-async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = time) -> MemoryLink:
-    """A link to this process's store, all scripts loaded."""
-    link = MemoryLink(clock)
-    for reply in await asyncio.gather(*(link.ask("SCRIPT", "LOAD", script.text) for script in scripts)):
+async def connect(scripts: Sequence[Script], *, clock: Callable[[], float] = time) -> MemoryConnection:
+    """A connection to this process's store, all scripts loaded."""
+    connection = MemoryConnection(clock)
+    for reply in await asyncio.gather(*(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts)):
         if isinstance(reply, ReplyError):
             raise StoreError(f"memory:// does not take a script: {reply}", executed=False)
-    return link
+    return connection
 
 
 def admin_client(clock: Callable[[], float] = time) -> Any:

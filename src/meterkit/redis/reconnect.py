@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from meterkit.redis.connection import Call, Connection, OnEnd, Unsent
-    from meterkit.redis.memory import MemoryLink
+    from meterkit.redis.memory import MemoryConnection
 
-__all__ = ["Connector", "Link", "Reconnector"]
+__all__ = ["AnyConnection", "Connector", "Reconnector"]
 
 _log = logging.getLogger("meterkit.store")
 
@@ -27,39 +27,39 @@ _SAY_EVERY_S: Final = 10.0
 _ENDED_MAX: Final = 8
 
 
-Link: TypeAlias = "Connection | MemoryLink"
-Connector: TypeAlias = "Callable[[OnEnd], Awaitable[Link]]"
-"""Opens a link, which calls ``on_end`` once it takes no more requests; raises StoreError where it cannot."""
+AnyConnection: TypeAlias = "Connection | MemoryConnection"
+Connector: TypeAlias = "Callable[[OnEnd], Awaitable[AnyConnection]]"
+"""Opens a connection; it calls ``on_end`` once it takes no more. Raises StoreError where it cannot."""
 
 
 class Reconnector:
-    """Keeps one link to the store: the first attempt at once, the next ones after a pause that grows.
+    """Keeps one connection to the store: the first attempt at once, the next ones after a pause that grows.
 
     Args:
-        connector: opens a link.
-        timeout_s: how long a call may wait, for a link and for its reply together.
-        on_change: told of each new link, and by None of each end.
+        connector: opens a connection.
+        timeout_s: how long a call may wait, for a connection and for its reply together.
+        on_change: told of each new connection, and by None of each end.
 
     Attributes:
-        link: None while there is none.
+        connection: None while there is none.
     """
 
     def __init__(
-        self, connector: Connector, *, timeout_s: float, on_change: Callable[[Link | None], None]
+        self, connector: Connector, *, timeout_s: float, on_change: Callable[[AnyConnection | None], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = connector
         self._timeout_s = timeout_s
         self._on_change = on_change
-        self.link: Link | None = None
-        self._linked = asyncio.Event()
-        self._linked_or_refused = asyncio.Event()
+        self.connection: AnyConnection | None = None
+        self._connected = asyncio.Event()
+        self._connected_or_refused = asyncio.Event()
         self._away_since = self._loop.time()
         self._why = "the first attempt to connect has not ended yet"
         self._refusal: SettingsError | None = None
         self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
         self._patience: asyncio.TimerHandle | None = None
-        self._ended: deque[Link] = deque()
+        self._ended: deque[AnyConnection] = deque()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
         self._said_at = -_SAY_EVERY_S
@@ -67,7 +67,7 @@ class Reconnector:
 
     def begin(self) -> None:
         """Connect in the background, unless that is under way already."""
-        if self.link is None and self._task is None and not self._stopped:
+        if self.connection is None and self._task is None and not self._stopped:
             self._task = self._loop.create_task(self._connect())
             self._task.add_done_callback(self._connecting_ended)
 
@@ -83,8 +83,8 @@ class Reconnector:
         self.begin()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._away_since + within_s):
-                await self._linked_or_refused.wait()
-        if self.link is not None or self._stopped:
+                await self._connected_or_refused.wait()
+        if self.connection is not None or self._stopped:
             return
         if self._refusal is not None:
             raise self._refusal
@@ -94,19 +94,19 @@ class Reconnector:
 
     @property
     def trouble(self) -> MeterkitError | None:
-        """Why there is no link; None where there is one."""
-        if self.link is not None:
+        """Why there is no connection; None where there is one."""
+        if self.connection is not None:
             return None
         return self._refusal or StoreError(self._why, executed=False)
 
-    async def linked(self) -> Link:
-        """Wait for a link, however long that takes."""
-        while self.link is None:
-            await self._linked.wait()
-        return self.link
+    async def connected(self) -> AnyConnection:
+        """Wait for a connection, however long that takes."""
+        while self.connection is None:
+            await self._connected.wait()
+        return self.connection
 
     def call(self, call: Call) -> asyncio.Future[Any]:
-        """Send a request as soon as there is a link.
+        """Send a request as soon as there is a connection.
 
         Waits only while the store is away for less than the timeout: then every call is answered at once.
 
@@ -114,8 +114,8 @@ class Reconnector:
             StoreError: the store is away; nothing was sent.
             SettingsError: the store cannot be used with these settings.
         """
-        if self.link is not None:
-            return self.link.call(call)
+        if self.connection is not None:
+            return self.connection.call(call)
         if self._refusal is not None:
             raise self._refusal
         if self._stopped or self._loop.time() >= self._away_since + self._timeout_s:
@@ -125,29 +125,29 @@ class Reconnector:
         return future
 
     async def stop(self) -> None:
-        """Close all links; what waits for one fails."""
+        """Close all connections; what waits for one fails."""
         self._stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._lose_patience()
-        for link in (*self._ended, *([self.link] if self.link else [])):
-            await link.close()
-        self.link = None
+        for connection in (*self._ended, *([self.connection] if self.connection else [])):
+            await connection.close()
+        self.connection = None
         self._on_change(None)
 
     async def _connect(self) -> None:
         pause = _PAUSE_FIRST_S
         while not self._stopped:  # The cancellation may have been taken for a failure to connect.
             try:
-                link = await self._connector(self._on_end)
+                connection = await self._connector(self._on_end)
             except Exception as error:  # noqa: BLE001 - whatever it is, the store is tried again
                 self._failed(error)
             else:
-                if link.open and not self._stopped:
-                    self._use(link)
+                if connection.open and not self._stopped:
+                    self._use(connection)
                     return
-                self._keep_for_late_replies(link)
+                self._keep_for_late_replies(connection)
             await asyncio.sleep(pause)
             pause = min(_PAUSE_MAX_S, 2 * pause)
 
@@ -163,36 +163,36 @@ class Reconnector:
             if str(error) != self._why:
                 _log.critical("%s", error)
             self._refusal = error
-            self._linked_or_refused.set()
+            self._connected_or_refused.set()
             self._lose_patience()
         elif not isinstance(error, StoreError) and repr(error) != self._why:
             _log.error("connecting to the store failed; trying again until it can", exc_info=error)
         self._why = str(error) if isinstance(error, MeterkitError) else repr(error)
 
-    def _use(self, link: Link) -> None:
+    def _use(self, connection: AnyConnection) -> None:
         if self._said:
             _log.warning("the store is connected again")
-        self.link, self._refusal, self._said = link, None, False
-        self._on_change(link)
-        self._linked.set()
-        self._linked_or_refused.set()
+        self.connection, self._refusal, self._said = connection, None, False
+        self._on_change(connection)
+        self._connected.set()
+        self._connected_or_refused.set()
         for until, future, call in self._end_waiting():
             if not future.done():
-                link.call(call, future)
+                connection.call(call, future)
                 self._loop.call_at(until, self._too_late, future)
 
-    def _on_end(self, link: Link, why: str, unsent: Unsent) -> None:
-        """Take word that a link takes no more requests; what it had not sent yet goes over the next one."""
-        if self.link is not link:
+    def _on_end(self, connection: AnyConnection, why: str, unsent: Unsent) -> None:
+        """Take word that a connection has ended; what it had not sent yet goes over the next one."""
+        if self.connection is not connection:
             for future, _ in unsent:
                 fail(future, StoreError(why, executed=False))
             return
-        self.link = None
+        self.connection = None
         self._why = why
         self._away_since = self._loop.time()
-        self._linked.clear()
-        self._linked_or_refused.clear()
-        self._keep_for_late_replies(link)
+        self._connected.clear()
+        self._connected_or_refused.clear()
+        self._keep_for_late_replies(connection)
         self._on_change(None)
         for future, call in unsent:
             self._wait(future, call)
@@ -203,8 +203,8 @@ class Reconnector:
             _log.warning("the store's connection ended: %s; connecting again", why)
         self.begin()
 
-    def _keep_for_late_replies(self, link: Link) -> None:
-        self._ended = deque(ended for ended in (*self._ended, link) if not ended.gone)
+    def _keep_for_late_replies(self, connection: AnyConnection) -> None:
+        self._ended = deque(ended for ended in (*self._ended, connection) if not ended.gone)
         while len(self._ended) > _ENDED_MAX:
             self._ended.popleft().drop()
 

@@ -15,7 +15,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
-from meterkit.redis.links import Links
+from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.moved_clock import not_past
 from meterkit.store import replies
 from meterkit.store.late_reply import give_back
@@ -78,7 +78,7 @@ class Store:
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
         self.scripts = {name: self._script(name) for name in scripts.NAMES}
-        self.links = links = Links(
+        self.loops = loops = EventLoops(
             address,
             self.keys,
             self.scripts,
@@ -86,8 +86,8 @@ class Store:
             start_timeout_s=start_timeout_s,
             clock=clock,
         )
-        self.lanes = links.lanes
-        self.start, self.lane, self.stop, self.admin = links.start, links.lane, links.stop, links.admin
+        self.lanes = loops.lanes
+        self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_low: Callable[[str, str], None] = lambda _customer, _credit: None
         self.use(catalog)
 

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import Link
+    from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
 
-__all__ = ["Links", "running_loop"]
+__all__ = ["EventLoops", "running_loop"]
 
 _DRAIN_S: Final = 5.0
 _CLOSE: Final = "close"
 
 
-class Links:
+class EventLoops:
     """The connections of all event loops; each loop's end with it.
 
     Args:
@@ -73,7 +73,7 @@ class Links:
         self._forked: list[object] = []
         self._inspected = False
         self.before_stop: Callable[[], Awaitable[None]] = _nothing
-        _links.add(self)
+        _everywhere.add(self)
 
     async def start(self) -> Lane:
         """Connect for the running event loop; once, however often it is called.
@@ -140,24 +140,24 @@ class Links:
             await lane.replies()
         return admin
 
-    async def _connect(self, on_end: OnEnd) -> Link:
+    async def _connect(self, on_end: OnEnd) -> AnyConnection:
         loaded = tuple(self._scripts.values())
-        link: Link
+        connection: AnyConnection
         if self._address.kind == "memory":
             # fakeredis is imported only by those who use it.
-            link = await import_module("meterkit.redis.memory").connect(loaded, clock=self._clock)
+            connection = await import_module("meterkit.redis.memory").connect(loaded, clock=self._clock)
         else:
-            link = await connect(
+            connection = await connect(
                 await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock
             )
         try:
             if self._address.kind != "memory" and not self._inspected:
-                self._inspected = await inspect(link, self._keys, self._address)
-            await agree(link, self._keys, self._address)
+                self._inspected = await inspect(connection, self._keys, self._address)
+            await agree(connection, self._keys, self._address)
         except BaseException:
-            await link.close()
+            await connection.close()
             raise
-        return link
+        return connection
 
     async def _reachable(self) -> Address:
         if self._server is None:
@@ -227,9 +227,9 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
-def _have_stopped_before_it_closes(loop: asyncio.AbstractEventLoop, links: Links) -> None:
+def _have_stopped_before_it_closes(loop: asyncio.AbstractEventLoop, loops: EventLoops) -> None:
     """See to loops that are closed as asyncio.run() never does: with asynchronous generators still open."""
-    close, found = loop.close, weakref.ref(links)
+    close, found = loop.close, weakref.ref(loops)
 
     def stop_and_close() -> None:
         if (mine := found()) is not None:
@@ -243,12 +243,12 @@ def _have_stopped_before_it_closes(loop: asyncio.AbstractEventLoop, links: Links
         setattr(loop, _CLOSE, stop_and_close)
 
 
-_links: weakref.WeakSet[Links] = weakref.WeakSet()
+_everywhere: weakref.WeakSet[EventLoops] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for links in _links:
-        links.after_fork()
+    for loops in _everywhere:
+        loops.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)
