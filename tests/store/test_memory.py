@@ -136,6 +136,6 @@ async def test_a_cancelled_request_holds_nothing(customer: str) -> None:
         await eventually(nothing_held)
 
 
-async def test_a_command_whose_reply_nobody_waits_for_is_executed(link: memory.MemoryLink) -> None:
-    link.ask("SET", "a", "1", "EX", 60).cancel()
-    assert await link.ask("GET", "a") == b"1"
+async def test_a_command_whose_reply_nobody_waits_for_is_executed(connection: MemoryConnection) -> None:
+    connection.ask("SET", "a", "1", "EX", 60).cancel()
+    assert await connection.ask("GET", "a") == b"1"

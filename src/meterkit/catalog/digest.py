@@ -29,5 +29,6 @@ def _plain(value: Any) -> object:
     """What JSON does not know by itself: sets of words, and the values of :mod:`meterkit.catalog.models`."""
     if isinstance(value, frozenset):
         return sorted(cast("frozenset[str]", value))
-    spelling = _SPELLING.get(type(value), ())
+    kind: type = type(value)
+    spelling = _SPELLING.get(kind, ())
     return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}

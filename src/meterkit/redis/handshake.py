@@ -133,7 +133,7 @@ async def inspect(connection: AnyConnection, keys: Keys, address: Address) -> bo
         connection.ask("EVAL", script_files.load("rights").text, 0, *words),
         connection.ask("INFO", "memory"),
     )
-    rights, memory = await asyncio.gather(tried, connection.ask("INFO", "memory"))
+    rights, memory = await asyncio.gather(*asked)
     if not _may_do_all(rights, keys, address):
         return False
     warning = _warning(memory)

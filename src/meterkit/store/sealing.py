@@ -88,6 +88,8 @@ class Sealer:
         self._shard = shard
         self._meters = meters
         self._keys = store.keys
+        # Redis-py's types speak of texts, bytes and both protocols at once.
+        self._client: Any = admin.client
 
     async def seal(self, *, due_ms: int | None, most: int) -> Sealing:
         """Seal pending usage of ``most`` customers that are due, or of all.
@@ -98,7 +100,7 @@ class Sealer:
         # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
         limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
         members: list[bytes] = await self._admin.ask(
-            self._admin.client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
+            self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
         )
         sealing = Sealing()
         for start in range(0, len(members), most if most > 0 else 50):
@@ -106,7 +108,7 @@ class Sealer:
             await self._page(page, sealing)
         for customer in sealing.aside:
             later = self._store.now_ms() + _ASIDE_MS
-            await self._admin.ask(self._admin.client.zadd(dirty, {customer: later}, xx=True))
+            await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
         return sealing
 
     async def _page(self, customers: Sequence[str], sealing: Sealing) -> None:
@@ -114,7 +116,7 @@ class Sealer:
         await self._admin.load(script)
         for _ in range(_TRIES):
             views = [self._store.cache.get(customer) for customer in left]
-            pipe = self._admin.client.pipeline(transaction=False)
+            pipe = self._client.pipeline(transaction=False)
             for view in views:
                 keys = self._keys_of(view)
                 pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view))
