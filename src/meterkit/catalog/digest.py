@@ -29,6 +29,5 @@ def _plain(value: Any) -> object:
     """What JSON does not know by itself: sets of words, and the values of :mod:`meterkit.catalog.models`."""
     if isinstance(value, frozenset):
         return sorted(cast("frozenset[str]", value))
-    kind: type = type(value)
-    spelling = _SPELLING.get(kind, ())
+    spelling = next((names for kind, names in _SPELLING.items() if isinstance(value, kind)), ())
     return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}
