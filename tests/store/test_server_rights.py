@@ -134,6 +134,12 @@ async def test_each_right_is_tried_before_the_store_is_used(valkey: Server, comm
     assert valkey.command("DBSIZE") == 0
 
 
+async def test_the_right_to_name_a_connection_is_told_with_the_others(valkey: Server) -> None:
+    url = url_of_user(valkey, [name for name in NEEDED if name != "CLIENT|SETNAME"])
+    with pytest.raises(SettingsError, match=r"no right to CLIENT SETNAME; .* \+client\|setname"):
+        await MeterKit(CATALOG, redis_url=url, flush=False).start()
+
+
 async def test_keys_that_the_user_may_not_touch_are_named(valkey: Server) -> None:
     url = url_of_user(valkey, prefix="other")
     with pytest.raises(SettingsError, match=r"no right to keys that begin with mk:.*~mk:\*"):

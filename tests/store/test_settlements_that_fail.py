@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
 from faults import kit_at, settled, used
-from meterkit.decisions.keys import meter_field
+from meterkit.decisions.keys import meter_field, meter_token
 from meterkit.errors import StoreError
 from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from meterkit import MeterKit
     from servers import Server
+
+JUNE = datetime(2031, 6, 1, tzinfo=UTC)
+JULY = datetime(2031, 7, 1, tzinfo=UTC)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
 
@@ -54,3 +59,27 @@ async def test_i5_what_follows_on_it_is_recorded_once(kit: MeterKit, valkey: Ser
     await settled(kit)
     assert await used(kit, "globex", "tokens") == (51, 0)
     assert lane.lost == 3
+
+
+async def test_i5_one_that_cannot_be_applied_behind_one_that_failed_is_told_too(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(JULY - timedelta(minutes=5))
+    async with kit_at(valkey.url, shards=1, clock=clock) as kit:
+        lane = await kit.store.start()
+        await kit.record("zeta", "tokens", 1)
+        clock.set(JULY + timedelta(minutes=1))
+        await kit.record("acme", "tokens", 1)
+        spoil(valkey, kit, "acme")
+        june = f"{int(JUNE.timestamp() * 1000)}|{meter_token('tokens')}i"
+        totals = kit.store.keys.customer("zeta").totals
+        valkey.command("HSET", totals, june, "many")
+        for customer in ("acme", "zeta", "globex"):
+            settlement = Settlement(kit.store.cache.get(customer), used=Used(recorded={"tokens": 10}))
+            kit.store.settle(lane, settlement)
+        await settled(kit)
+        assert await used(kit, "globex", "tokens") == (10, 0)
+        assert lane.lost == 2
+        valkey.command("HDEL", totals, june)
+    assert "that of 'acme' failed: " in caplog.text
+    assert f"that of 'zeta' failed: field {june} is not a whole number" in caplog.text
