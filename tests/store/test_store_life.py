@@ -467,7 +467,9 @@ def test_a_kit_that_was_loaded_before_the_fork_serves_in_every_child(valkey: Ser
     assert look(valkey.url, meter="requests") == (125, 0)
 
 
-def test_a_child_leaves_the_parents_connection_alone(valkey: Server) -> None:
+@pytest.mark.parametrize("store", ["a server", "a server of its own"])
+def test_a_child_leaves_the_parents_connection_alone(valkey: Server, store: str, tmp_path: Path) -> None:
+    url = valkey.url if store == "a server" else f"embedded://{tmp_path}/store"
     program = """
         async def main():
             async with kit:
@@ -488,8 +490,8 @@ def test_a_child_leaves_the_parents_connection_alone(valkey: Server) -> None:
                 print(lane.connected, lane.unsettled)
         asyncio.run(main())
     """
-    assert run_program(program, valkey.url) == ("0\nTrue 0\n", "", 0)
-    assert look(valkey.url) == (1011, 0)
+    assert run_program(program, url) == ("0\nTrue 0\n", "", 0)
+    assert look(url) == (1011, 0)
 
 
 @pytest.mark.anyio
