@@ -442,7 +442,8 @@ async def test_where_a_refusal_cannot_be_confirmed_the_request_counts_in_full(
     plans = PLANS.replace('"/chat"\n', '"/chat"\n    feature: extra\n    on_store_failure: allow\n').replace(
         "routes:\n", "features: [extra]\nroutes:\n"
     )
-    async with metered(hello, store_url, plans=plans, settings={"store_timeout": 0.1}) as at:
+    app = streaming(*openai_stream("Hello"))
+    async with metered(app, store_url, plans=plans, settings={"store_timeout": 0.1}) as at:
         assert (await at.client.post("/chat", content=body())).status_code == 403
         with stopped(valkey):
             for _ in range(3):  # One that is not answered, one that waits for a connection, and one at once.
@@ -450,6 +451,7 @@ async def test_where_a_refusal_cannot_be_confirmed_the_request_counts_in_full(
         await settled(at)
         await at.kit.check("acme", "requests")
         assert await row(at, "requests") == (3, 0)
+        assert await row(at, "input_tokens") == (3 * 3, 0)  # As the app has read the body.
         # Nothing was asked of the store but whether they are refused: rates have not seen them before.
         assert (await at.kit.check("acme", "requests", 9_997)).allowed
         assert not (await at.kit.check("acme", "requests", 9_998)).allowed

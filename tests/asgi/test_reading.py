@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from meterkit.asgi.reading import Reading
 from tokens.recordings import JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, figures, sse
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
 
 pytestmark = pytest.mark.anyio
 
@@ -23,6 +26,23 @@ def opened(kind: str, *more: tuple[bytes, bytes]) -> Reading:
     headers = [(b"content-type", kind.encode()), *more]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading
+
+
+def closed(reading: Reading) -> CallUsage:
+    """The only call, without much work."""
+    found = 0
+
+    def called(_: Any, event: str, __: Any) -> None:
+        nonlocal found
+        found += event in {"call", "c_call"}
+
+    sys.setprofile(called)
+    try:
+        (call,) = reading.close(complete=False, gone=True)
+    finally:
+        sys.setprofile(None)
+    assert found <= CALLS_MAX
+    return call
 
 
 def document(choices: int) -> bytes:
@@ -74,18 +94,7 @@ async def test_where_nobody_can_wait_the_rest_is_taken_to_be_like_its_beginning(
 ) -> None:
     reading = opened(kind)
     assert reading.read(body)
-    found = 0
-
-    def called(_: Any, event: str, __: Any) -> None:
-        nonlocal found
-        found += event in {"call", "c_call"}
-
-    sys.setprofile(called)
-    try:
-        (call,) = reading.close(complete=False, gone=True)
-    finally:
-        sys.setprofile(None)
-    assert found <= CALLS_MAX
+    call = closed(reading)
     assert "estimated" == call.source
     expected = words * len(SAID) // 4
     assert 0.9 * expected <= (call.output_tokens or 0) <= 1.05 * expected
@@ -111,6 +120,6 @@ async def test_where_nobody_can_wait_no_piece_is_read_on_and_on() -> None:
     coded = gzip.compress(document(400_000))
     reading = opened(JSON_TYPE, (b"content-encoding", b"gzip"))
     assert reading.read(coded)
-    (call,) = reading.close(complete=False, gone=True)
+    call = closed(reading)
     assert "estimated" == call.source
     assert 0 < (call.output_tokens or 0) < 400_000 * len(SAID) // 4
