@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
 from meterkit.redis.embedded import EmbeddedServer
 
@@ -15,21 +17,29 @@ if TYPE_CHECKING:
 
 __all__ = ["ended_with_us"]
 
+_DONE: Final = b"done"
+_POLL_S: Final = 0.005
+
 
 @contextmanager
 def ended_with_us(directory: Path) -> Generator[None]:
     """Have the embedded server in a directory end with this process, however that ends."""
     # A session of its own, so that Ctrl-C reaches this process alone, which stops things in order.
-    command = [sys.executable, "-m", __name__, str(directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+    command = [sys.executable, "-m", __name__, str(directory), str(os.getpid())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         yield
+        with suppress(BrokenPipeError):
+            process.communicate(_DONE)
 
 
 def main() -> None:
-    """Be a user of the server until standard input ends, which the other process holds open."""
-    server = EmbeddedServer(sys.argv[1])
+    """Be a user of the server until the other process says so, or has died."""
+    directory, parent = sys.argv[1:]
+    server = EmbeddedServer(directory)
     server.start()
-    sys.stdin.read()
+    if sys.stdin.buffer.read() != _DONE:
+        while os.getppid() == int(parent):  # Of its files it lets go one by one.
+            time.sleep(_POLL_S)
     server.stop()
 
 
