@@ -204,10 +204,9 @@ async def test_no_key_is_kept_anywhere() -> None:
     resolve = identify.api_key(table.look_up)
     await who(resolve, "sk-live-secret")
     await who(resolve, "sk-live-wrong")
-    held = repr([cell.cell_contents for cell in resolve.__closure__ or ()])
-    owners = next(
-        cell.cell_contents for cell in resolve.__closure__ or () if hasattr(cell.cell_contents, "of")
-    )
+    cells: list[object] = [cell.cell_contents for cell in resolve.__closure__ or ()]
+    held = repr(cells)
+    owners = next(cell for cell in cells if hasattr(cell, "of"))
     assert "sk-live" not in held + repr(vars(owners))
     assert identify.hash_key("sk-live-secret") in repr(vars(owners))
 

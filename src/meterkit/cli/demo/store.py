@@ -27,9 +27,11 @@ def ended_with_us(directory: Path) -> Generator[None]:
     # A session of its own, so that Ctrl-C reaches this process alone, which stops things in order.
     command = [sys.executable, "-m", __name__, str(directory), str(os.getpid())]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
-        yield
-        with suppress(BrokenPipeError):
-            process.communicate(_DONE)
+        try:
+            yield
+        finally:
+            with suppress(BrokenPipeError):
+                process.communicate(_DONE)
 
 
 def main() -> None:
