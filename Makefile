@@ -17,7 +17,7 @@ OLDEST := .venv-oldest
 # All but what runs Starlette's own suite or servers by the dozen; these versions say nothing more there.
 OLDEST_TESTS := tests/unit tests/catalog tests/asgi tests/tokens tests/testing tests/cli tests/promises \
   tests/test_public_surface.py tests/delivery/test_stripe_v1.py tests/delivery/test_outbox.py tests/delivery/test_flusher.py \
-  $(patsubst %,tests/store/test_%.py,connection customers embedded lane memory policies hold_renewal settlements store_life)
+  $(patsubst %,tests/store/test_%.py,connection customers embedded lane memory policies hold_renewal settlements store_life tls)
 # What these tests themselves use is younger: scope["route"] inside a mount, a private module of stripe.
 OLDEST_LACKS := --ignore=tests/asgi/test_starlette_suite.py --ignore=tests/asgi/test_routing_hostile.py \
   --deselect=tests/asgi/test_routing.py::test_inside_a_mount_the_line_is_still_the_clients \

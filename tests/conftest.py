@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from certificates import Authority
 from meterkit.redis import memory
 from servers import redis_binary, spawn_server
 
@@ -101,6 +102,12 @@ def redis_server() -> Iterator[Server]:
     with spawn_server(binary=binary) as server:
         _running.append(server)
         yield server
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who certifies what serves TLS."""
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture

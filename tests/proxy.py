@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
 Mode = Literal["pass", "refuse", "blackhole", "drop_reply", "reset", "delay", "cut"]
@@ -30,13 +31,18 @@ class TcpProxy:
     - ``delay``: each chunk of replies waits ``delay_s``.
     - ``cut``: requests go through; of the next reply ``cut_after`` bytes come back, then it closes.
 
+    Args:
+        target_port: where it forwards to, always without TLS.
+        tls: the server's side of TLS for its clients; None: they come without.
+
     Attributes:
         accepted: connections so far.
         requests: bytes forwarded to the server so far.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
+        self._tls = tls
         self.accepted = 0
         self.requests = 0
         self._target_port = target_port
@@ -75,7 +81,7 @@ class TcpProxy:
             await self._listen()
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _refuse(self) -> None:

@@ -58,8 +58,8 @@ _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 class MeterKit:
     """Meters and limits the customers of a service, and delivers what they used to Stripe.
 
-    The constructor reads the plans file and the settings and does no other I/O. A kit may serve several event
-    loops, one after the other or at once, and survives fork.
+    The constructor reads the plans file, the settings and the files that ``redis_url`` names for TLS, and
+    does no other I/O. A kit may serve several event loops, one after the other or at once, and survives fork.
 
     Args:
         plans: the path of the plans file, or a loaded catalog; default: the setting ``plans``, else

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import time
@@ -19,12 +20,14 @@ from meterkit.redis import scripts
 from meterkit.redis.connection import Connection, ReplyError, give_up
 from meterkit.redis.handshake import connect
 from meterkit.redis.resp import pack_each
+from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address
 from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from certificates import Authority
     from meterkit.redis.connection import Unsent
     from servers import Server
 
@@ -59,8 +62,8 @@ class Ear:
 class Opener:
     """Opens connections to a port, and sees to it that they are closed."""
 
-    def __init__(self, port: int) -> None:
-        self.address = Address(kind="tcp", host="127.0.0.1", port=port)
+    def __init__(self, port: int, tls: Tls | None = None) -> None:
+        self.address = Address(kind="tcp", host="127.0.0.1", port=port, tls=tls)
         self.ended: list[Connection] = []
         self.unsent: Unsent = []
         self.opened: list[Connection] = []
@@ -80,24 +83,37 @@ class Opener:
         self.unsent += unsent
 
 
+@pytest.fixture(params=["tcp", "tls"])
+def tls(request: pytest.FixtureRequest) -> Tls | None:
+    """What holds over TCP is to hold over TLS."""
+    if request.param == "tcp":
+        return None
+    authority: Authority = request.getfixturevalue("authority")
+    return Tls(ca_certs=authority.file)
+
+
 @pytest.fixture
-async def proxy(valkey: Server) -> AsyncIterator[TcpProxy]:
-    async with TcpProxy(valkey.port) as proxy:
+async def proxy(valkey: Server, authority: Authority, tls: Tls | None) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port, tls=authority.serving() if tls else None) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def to_proxy(proxy: TcpProxy) -> AsyncIterator[Opener]:
-    opener = Opener(proxy.port)
+async def to_proxy(proxy: TcpProxy, tls: Tls | None) -> AsyncIterator[Opener]:
+    opener = Opener(proxy.port, tls)
     yield opener
     await opener.close()
 
 
 @pytest.fixture
-async def to_server(valkey: Server) -> AsyncIterator[Opener]:
-    opener = Opener(valkey.port)
-    yield opener
-    await opener.close()
+async def to_server(valkey: Server, authority: Authority, tls: Tls | None) -> AsyncIterator[Opener]:
+    async with contextlib.AsyncExitStack() as stack:
+        port = valkey.port
+        if tls is not None:
+            port = (await stack.enter_async_context(TcpProxy(port, tls=authority.serving()))).port
+        opener = Opener(port, tls)
+        yield opener
+        await opener.close()
 
 
 def writes_of(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -355,6 +371,8 @@ async def test_closing_twice_and_ending_twice_is_closing_once(to_server: Opener)
     await connection.close()
     assert [connection] == to_server.ended
     assert connection.gone
+    if to_server.address.tls is not None:  # The proxy's sockets end after ours.
+        await eventually(lambda: open_sockets() == before)
     assert open_sockets() == before
 
 

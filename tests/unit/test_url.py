@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.errors import SettingsError
+from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address, choose_store, parse_redis_url
 
 if TYPE_CHECKING:
@@ -38,6 +39,24 @@ def only(*packages: str) -> Callable[[str], bool]:
             "redis://me%40x:p%2Fw%23%40@host",
             Address(kind="tcp", host="host", port=6379, username="me@x", password="p/w#@"),
         ),
+        ("rediss://host", Address(kind="tcp", host="host", port=6379, tls=Tls())),
+        ("REDISS://host:7000/3", Address(kind="tcp", host="host", port=7000, db=3, tls=Tls())),
+        (
+            "rediss://me:pw@host?db=4&ssl_ca_certs=/etc/ssl/ca%20s.pem&ssl_cert_reqs=required",
+            Address(
+                kind="tcp",
+                host="host",
+                port=6379,
+                db=4,
+                username="me",
+                password="pw",
+                tls=Tls(ca_certs="/etc/ssl/ca s.pem"),
+            ),
+        ),
+        (
+            "rediss://host?ssl_certfile=c.pem&ssl_keyfile=k.pem",
+            Address(kind="tcp", host="host", port=6379, tls=Tls(certfile="c.pem", keyfile="k.pem")),
+        ),
         ("unix:///run/redis.sock", Address(kind="unix", path="/run/redis.sock")),
         ("unix:///run/a%20b?db=2", Address(kind="unix", path="/run/a b", db=2)),
         (
@@ -67,6 +86,14 @@ def test_reads(redis_url: str, expected: Address) -> None:
         ("redis://host/1?db=1", "it names the database twice"),
         ("redis://host?db=1&db=2", "the only parameter that it may carry, once, is db"),
         ("redis://host?ssl=1", "the only parameter that it may carry, once, is db"),
+        ("redis://host?ssl_ca_certs=/ca.pem", "the only parameter that it may carry, once, is db"),
+        ("rediss://", "it names no host"),
+        ("rediss://host/1?db=1", "it names the database twice"),
+        ("rediss://host?ssl_check_hostname=false", "the only parameters that it may carry, each once, are"),
+        ("rediss://host?ssl_ca_certs=a&ssl_ca_certs=b", "the only parameters that it may carry, each once"),
+        ("rediss://host?ssl_cert_reqs=none", "the server's certificate is always verified"),
+        ("rediss://host?ssl_ca_certs=", "a parameter for a file names none"),
+        ("rediss://host?ssl_keyfile=/key.pem", "ssl_keyfile goes with ssl_certfile"),
         ("redis://[::1", "host or port cannot be read"),
         ("redis://host#x", "it holds a '#'"),
         ("unix://run/redis.sock", "with three slashes"),
@@ -84,7 +111,7 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
     assert message.endswith("embedded:///directory and memory://")
 
 
-@pytest.mark.parametrize("scheme", ["rediss", "unixs", "redis+sentinel", "redis+cluster", "REDISS"])
+@pytest.mark.parametrize("scheme", ["unixs", "redis+sentinel", "redis+cluster", "UNIXS"])
 def test_what_is_known_but_not_served_is_named(scheme: str) -> None:
     assert "is not in this release" in refusal(f"{scheme}://host")
 
@@ -104,6 +131,7 @@ def test_invariant_a_refusal_shows_nothing_of_a_password(noise: str) -> None:
     [
         ("redis://me:pw@host/2", "redis://host:6379/2"),
         ("redis://[::1]:7000", "redis://[::1]:7000/0"),
+        ("rediss://me:pw@host?ssl_ca_certs=/ca.pem", "rediss://host:6379/0"),
         ("unix://:pw@/run/s", "unix:///run/s?db=0"),
         ("embedded:///dir", "embedded:///dir"),
         ("memory://", "memory://"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis, UnixDomainSocketConnection
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -15,7 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
@@ -27,6 +28,8 @@ _logger = logging.getLogger("meterkit.store")
 _CONNECTIONS_MAX: Final = 16
 # For a free connection; a call that has one fails by its own timeout where the store hangs.
 _WAIT_S: Final = 30.0
+# For the other side to say that it has ended, too; nothing hangs on that.
+_TLS_END_S: Final = 0.5
 
 
 class Admin:
@@ -95,11 +98,16 @@ class Admin:
         try:
             reply = await answer
         except (RedisError, OSError) as error:
-            raise StoreError(f"the store at {self._address} failed: {error}") from error
+            raise StoreError(f"the store at {self._address} failed: {self._words(error)}") from error
         if self._address.kind == "memory":
             # From Python 3.12 on fakeredis answers without giving way: others must get their turn.
             await asyncio.sleep(0)
         return reply
+
+    def _words(self, error: Exception) -> str:
+        cause = error.__context__
+        tls = self._address.tls
+        return str(error) if tls is None or not isinstance(cause, ssl.SSLError) else tls.refusal(cause)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -107,6 +115,20 @@ class Admin:
         if delivery is not None:
             await delivery.close()
         await self.client.aclose(close_connection_pool=True)
+
+
+class _TlsConnection(SSLConnection):
+    """redis-py's, with a context that is made already: its own reads files with each connection."""
+
+    def __init__(self, *, context: ssl.SSLContext, **settings: Any) -> None:
+        inherited: Any = super()  # Half of its types are not known.
+        inherited.__init__(**settings)
+        self.ssl_context.context = context
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        inherited: Any = super()
+        arguments = inherited._connection_arguments()  # noqa: SLF001 - no setting of redis-py's is for this
+        return {**arguments, "ssl_shutdown_timeout": _TLS_END_S}
 
 
 def _client(address: Address, timeout_s: float, clock: Callable[[], float]) -> Redis:
@@ -125,6 +147,8 @@ def _client(address: Address, timeout_s: float, clock: Callable[[], float]) -> R
         "max_connections": _CONNECTIONS_MAX,
         "timeout": _WAIT_S,
     }
+    if address.tls is not None:
+        common |= {"connection_class": _TlsConnection, "context": address.tls.context}
     if address.kind == "tcp":
         return Redis(connection_pool=BlockingConnectionPool(host=address.host, port=address.port, **common))
     pool = BlockingConnectionPool(connection_class=UnixDomainSocketConnection, path=address.path, **common)

@@ -38,6 +38,8 @@ _LATE_REPLIES_BYTES: Final = 8_388_608
 _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
 # This server takes no writes: it was a master before, and another one is by now.
 _NO_MASTER: Final = frozenset({"READONLY", "MASTERDOWN"})
+# How a server that expects TLS answers what is not.
+_TLS_ALERT: Final = b"\x15\x03"
 
 Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
 """Calls that a connection has certainly not sent."""
@@ -231,8 +233,11 @@ class Connection(asyncio.Protocol):
                     _log.exception("a reply of the store could not be taken")
                 reply = gets()
         except (StoreError, IndexError):
-            _log.exception("the store sent what is not RESP; the connection is closed")
-            self._end_now("the store sent what is not RESP")
+            if data.startswith(_TLS_ALERT):
+                self._end_now("it answers in TLS")
+            else:
+                _log.exception("the store sent what is not RESP; the connection is closed")
+                self._end_now("the store sent what is not RESP")
         if self._errors:
             self._look_at_errors()
         if not self.open:

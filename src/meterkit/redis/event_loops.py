@@ -45,6 +45,9 @@ class EventLoops:
     Attributes:
         lanes: of each event loop.
         before_stop: awaited in a loop before what belongs to it is closed.
+
+    Raises:
+        SettingsError: a file that the address names for TLS cannot be used.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class EventLoops:
         self._start_timeout_s = start_timeout_s
         self._clock = clock
         self._server = EmbeddedServer(address.path) if address.kind == "embedded" else None
+        if address.tls is not None:
+            _ = address.tls.context  # Its files are read now, not while an event loop waits.
         self.lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
         # With the first kit, not with meterkit: redis-py takes as long to import as all the rest.
         self._new_admin: type[Admin] = import_module("meterkit.redis.admin").Admin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import OnEnd
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
+    from meterkit.redis.tls import Tls
     from meterkit.redis.url import Address
 
 __all__ = ["agree", "connect", "inspect"]
@@ -63,7 +65,15 @@ async def connect(
     connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            if address.kind == "tcp":
+            if address.tls is not None:
+                _, connection = await loop.create_connection(
+                    protocol,
+                    address.host,
+                    address.port,
+                    ssl=address.tls.context,
+                    server_hostname=address.host,
+                )
+            elif address.kind == "tcp":
                 _, connection = await loop.create_connection(protocol, address.host, address.port)
             else:
                 _, connection = await loop.create_unix_connection(protocol, address.path)
@@ -73,16 +83,24 @@ async def connect(
             await connection.close()
         if not isinstance(error, OSError | TimeoutError):
             raise
-        why = _words(error) or f"no answer within {timeout_s:g} s"
+        why = _words(error, address.tls) or _silence(error, address.tls, timeout_s)
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     return connection
 
 
-def _words(error: OSError) -> str:
+def _words(error: OSError, tls: Tls | None) -> str:
     """What the system says of an error; asyncio adds the address, which is named anyway."""
-    # Errors of names and of TLS have numbers of their own.
+    if tls is not None and isinstance(error, ssl.SSLError):
+        return tls.refusal(error)
+    # Errors of names have numbers of their own.
     is_of_system = type(error).__module__ == "builtins"
     return os.strerror(error.errno) if is_of_system and error.errno else error.strerror or str(error)
+
+
+def _silence(error: OSError, tls: Tls | None, timeout_s: float) -> str:
+    was_closed = isinstance(error, ConnectionError)
+    found = "it closed the connection" if was_closed else f"no answer within {timeout_s:g} s"
+    return found if tls is None else f"{found}; where it does not speak TLS, the URL begins with redis://"
 
 
 async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script]) -> None:
@@ -107,10 +125,20 @@ async def _answered(address: Address, *asked: asyncio.Future[Any]) -> None:
     try:
         replies = await asyncio.gather(*asked)
     except StoreError as error:
-        raise StoreError(f"the store at {address} cannot be reached: {error}", executed=False) from None
+        why = f"{error}{_wanted(address)}"
+        raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     for reply in replies:
         if isinstance(reply, ReplyError):
             raise _refused(address, reply)
+
+
+def _wanted(address: Address) -> str:
+    """What a server may want that answers nothing."""
+    if address.kind == "tcp" and address.tls is None:
+        return "; where it expects TLS, the URL begins with rediss://"
+    if address.tls is not None and address.tls.certfile is None:
+        return "; where it asks for a certificate, the URL names one by ssl_certfile and ssl_keyfile"
+    return ""
 
 
 async def inspect(connection: AnyConnection, keys: Keys, address: Address) -> bool:

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from meterkit.errors import SettingsError
+from meterkit.redis.tls import Tls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["EMBEDDED_DIRECTORY", "Address", "Choice", "choose_store", "parse_redis_url", "unusable"]
 
 EMBEDDED_DIRECTORY: Final = ".meterkit"
 
 _ALLOWED: Final = (
-    "allowed are redis://[[user]:password@]host[:port][/db], unix:///path/to/socket[?db=0],"
-    " embedded:///directory and memory://"
+    "allowed are redis://[[user]:password@]host[:port][/db], the same over TLS as"
+    " rediss://…[?ssl_ca_certs=file], unix:///path/to/socket[?db=0], embedded:///directory and memory://"
 )
 _LATER: Final = {
-    "rediss": "TLS (rediss://) is not in this release; put a TLS proxy such as stunnel before the server",
     "unixs": "TLS (unixs://) is not in this release",
     "redis+sentinel": "Sentinel (redis+sentinel://) is not in this release; name one server with redis://",
     "redis+cluster": "Redis Cluster (redis+cluster://) is not in this release; name one server with redis://",
@@ -32,6 +32,7 @@ _CURE: Final = (
     " beside the app) or pip install 'meterkit[memory]' (for a try in one process)"
 )
 _PORT_DEFAULT: Final = 6379
+_FILES_OF_TLS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Address:
         db: the number of the database.
         username: None where the server's default user is meant.
         password: None where the server asks for none.
+        tls: None where the connection is not encrypted.
     """
 
     kind: Literal["tcp", "unix", "embedded", "memory"]
@@ -54,12 +56,13 @@ class Address:
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    tls: Tls | None = None
 
     def __str__(self) -> str:
         """The address as a URL without credentials, for logs."""
         if self.kind == "tcp":
             host = f"[{self.host}]" if ":" in self.host else self.host
-            return f"redis://{host}:{self.port}/{self.db}"
+            return f"redis{'s' if self.tls else ''}://{host}:{self.port}/{self.db}"
         return f"{self.kind}://{self.path}" + (f"?db={self.db}" if self.kind == "unix" else "")
 
 
@@ -140,7 +143,7 @@ def parse_redis_url(redis_url: str) -> Address:
     if url.fragment:
         raise _refused(scheme, "it holds a '#' (is the password percent-encoded?)")
     match scheme:
-        case "redis":
+        case "redis" | "rediss":
             return _tcp(url, port)
         case "unix":
             return _unix(url)
@@ -159,16 +162,37 @@ def _tcp(url: SplitResult, port: int | None) -> Address:
         raise _refused(url.scheme, "it names no host")
     if port == 0:
         raise _refused(url.scheme, "port 0 is nobody's")
-    port = _PORT_DEFAULT if port is None else port
+    parameters = _parameters(url)
     return Address(
-        kind="tcp", host=unquote(url.hostname), port=port, **_session(url, url.path.removeprefix("/"))
+        kind="tcp",
+        host=unquote(url.hostname),
+        port=_PORT_DEFAULT if port is None else port,
+        tls=_tls(url, parameters),
+        **_session(url, url.path.removeprefix("/"), parameters),
     )
+
+
+def _tls(url: SplitResult, parameters: Mapping[str, str]) -> Tls | None:
+    if url.scheme != "rediss":
+        return None
+    if parameters.get("ssl_cert_reqs", "required") != "required":
+        raise _refused(
+            url.scheme,
+            "the server's certificate is always verified (ssl_cert_reqs=required); ssl_ca_certs names the"
+            " file of who vouches for it",
+        )
+    files = {name.removeprefix("ssl_"): parameters[name] for name in _FILES_OF_TLS if name in parameters}
+    if not all(files.values()):
+        raise _refused(url.scheme, "a parameter for a file names none")
+    if "keyfile" in files and "certfile" not in files:
+        raise _refused(url.scheme, "ssl_keyfile goes with ssl_certfile")
+    return Tls(**files)
 
 
 def _unix(url: SplitResult) -> Address:
     if url.hostname:
         raise _refused(url.scheme, "a socket's path is absolute: unix:///path/to/socket, with three slashes")
-    return Address(kind="unix", path=_path(url, "socket"), **_session(url, ""))
+    return Address(kind="unix", path=_path(url, "socket"), **_session(url, "", _parameters(url)))
 
 
 def _embedded(url: SplitResult) -> Address:
@@ -186,20 +210,33 @@ def _path(url: SplitResult, of: str) -> str:
     return path
 
 
-def _session(url: SplitResult, path: str) -> dict[str, Any]:
+def _parameters(url: SplitResult) -> dict[str, str]:
+    """What follows the '?', each name once."""
+    found = parse_qsl(url.query, keep_blank_values=True)
+    allowed, said = {"db"}, "the only parameter that it may carry, once, is db"
+    if url.scheme == "rediss":
+        allowed |= {*_FILES_OF_TLS, "ssl_cert_reqs"}
+        said = (
+            "the only parameters that it may carry, each once, are db, ssl_ca_certs, ssl_certfile,"
+            " ssl_keyfile and ssl_cert_reqs=required"
+        )
+    parameters = dict(found)
+    if not allowed.issuperset(parameters) or len(found) > len(parameters):
+        raise _refused(url.scheme, said)
+    return parameters
+
+
+def _session(url: SplitResult, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
     """What a connection begins with: who one is, and the database."""
     user, password = (unquote(text) if text else None for text in (url.username, url.password))
-    return {"db": _db(url, path), "username": user, "password": password}
+    return {"db": _db(url, path, parameters), "username": user, "password": password}
 
 
-def _db(url: SplitResult, path: str) -> int:
+def _db(url: SplitResult, path: str, parameters: Mapping[str, str]) -> int:
     """The database, which may stand in the path (redis://) or in the query."""
-    parameters = parse_qsl(url.query, keep_blank_values=True)
-    if any(name != "db" for name, _ in parameters) or len(parameters) > 1:
-        raise _refused(url.scheme, "the only parameter that it may carry, once, is db")
-    if path and parameters:
+    if path and "db" in parameters:
         raise _refused(url.scheme, "it names the database twice")
-    text = parameters[0][1] if parameters else path or "0"
+    text = parameters.get("db", path or "0")
     if not (text.isascii() and text.isdecimal()):
         raise _refused(url.scheme, "the database is not a number (is the password percent-encoded?)")
     return int(text)

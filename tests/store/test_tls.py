@@ -1,0 +1,385 @@
+"""The store over TLS: what passes, what is made again when it is cut, and which servers are refused."""
+
+# pyright: reportPrivateUsage=false
+# A few tests look at what the loop has left to do.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shutil
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from certificates import Authority
+from delivering import desk
+from faults import (
+    PLANS,
+    Client,
+    Echo,
+    catalog,
+    eventually,
+    kit_at,
+    metered,
+    open_sockets,
+    settled,
+    used,
+)
+from meterkit import SettingsError
+from meterkit.errors import StoreError
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable
+
+    from meterkit import MeterKit
+    from meterkit.redis.lane import Lane
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+
+SECRET = "S3CRET"
+
+
+@pytest.fixture
+async def proxy(valkey: Server, authority: Authority) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(valkey.port, tls=authority.serving()) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def url(proxy: TcpProxy, authority: Authority) -> str:
+    return secured(proxy.port, authority)
+
+
+def secured(port: int, authority: Authority, **parameters: str) -> str:
+    more = "".join(f"&{name}={value}" for name, value in parameters.items())
+    return f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={authority.file}{more}"
+
+
+def lane_of(kit: MeterKit) -> Lane:
+    return kit.store.lanes[asyncio.get_running_loop()]
+
+
+async def cut(kit: MeterKit, proxy: TcpProxy) -> None:
+    """Reset all connections, and wait until there is one again."""
+    connection = lane_of(kit)._connection
+    await proxy.set("reset")
+    await proxy.set("pass")
+    await eventually(lambda: lane_of(kit)._connection not in {None, connection})
+
+
+async def trouble(kit: MeterKit) -> str:
+    """Why the first attempts to connect have failed."""
+    await eventually(lambda: "has not ended yet" not in str(lane_of(kit).trouble))
+    return str(lane_of(kit).trouble)
+
+
+# What passes.
+
+
+async def test_usage_is_decided_settled_sealed_and_delivered(url: str, proxy: TcpProxy) -> None:
+    async with desk(url) as at:
+        await at.link("acme")
+        app = metered(at.kit)
+        assert {await Client(app).get("acme") for _ in range(5)} == {200}
+        await at.kit.record("acme", "requests", 7)
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["used"] == 12
+        report = await at.flush(everything=True)
+        assert at.accepted("acme") == 12
+        assert report.delivered
+        # One for requests, one for administration, and one for delivery at least.
+        assert proxy.accepted >= 3
+
+
+async def test_a_ceiling_holds_over_connections_that_are_cut(url: str, proxy: TcpProxy) -> None:
+    narrow = catalog(PLANS.replace("default_plan: free", "default_plan: narrow"))
+    async with kit_at(url, plans=narrow, store_timeout=5.0) as kit:
+        app = metered(kit)
+        for round_ in range(4):
+            assert await Client(app).get("acme", "/deny") == (200 if round_ < 3 else 429)
+            await settled(kit)
+            await cut(kit, proxy)
+        assert await used(kit, "acme") == (3, 0)
+
+
+@pytest.mark.parametrize("mode", ["reset", "refuse", "drop_reply"])
+async def test_i1_usage_whose_settlement_was_lost_on_the_way_counts_once(
+    url: str, proxy: TcpProxy, mode: Any
+) -> None:
+    async with kit_at(url, store_timeout=0.5, shards=1) as kit:
+        app = metered(kit)
+        for _ in range(3):
+            assert await Client(app).get("acme") == 200
+            await proxy.set(mode)
+            await asyncio.sleep(0.02)
+            await proxy.set("reset")
+            await proxy.set("pass")
+            await eventually(lambda: lane_of(kit).connected)
+        await settled(kit)
+        assert await used(kit, "acme") == (3, 0)
+
+
+async def test_a_server_that_hangs_is_waited_for_one_timeout_and_its_late_reply_taken(
+    url: str, proxy: TcpProxy
+) -> None:
+    async with kit_at(url, store_timeout=0.5) as kit:
+        call = Echo("late")
+        await proxy.set("blackhole")
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="did not answer within") as caught:
+            await lane_of(kit).ask(call)
+        assert time.monotonic() - began < 2.0
+        assert caught.value.executed is None
+        await proxy.set("pass")
+        await eventually(lambda: call.orphans == [[0, b"late"]])
+
+
+async def test_more_than_the_buffers_hold_is_sent_when_the_server_reads_again(
+    url: str, proxy: TcpProxy
+) -> None:
+    async with kit_at(url, store_timeout=20.0) as kit:
+        lane = lane_of(kit)
+        await proxy.set("blackhole")
+        names = [f"{n:05}" * 2_000 for n in range(2_000)]
+        replies: list[asyncio.Future[Any]] = []
+        for at in range(0, len(names), 100):
+            replies += [lane.call(Echo(name)) for name in names[at : at + 100]]
+            await asyncio.sleep(0)
+        connection: Any = lane._connection
+        assert connection._transport.get_write_buffer_size() > 1_000_000
+        await proxy.set("pass")
+        assert [reply[1].decode() for reply in await asyncio.gather(*replies)] == names
+
+
+# Which servers are refused, and that they are tried on.
+
+
+def expired(authority: Authority, _: Path) -> ssl.SSLContext:
+    now = datetime.now(UTC)
+    return authority.serving(not_before=now - timedelta(days=9), not_after=now - timedelta(days=1))
+
+
+def of_another_host(authority: Authority, _: Path) -> ssl.SSLContext:
+    return authority.serving("redis.test")
+
+
+def of_another_authority(_: Authority, folder: Path) -> ssl.SSLContext:
+    return Authority(folder).serving()
+
+
+OF_ANOTHER_HOST = (
+    "its certificate is refused: IP address mismatch, certificate is not valid for '127.0.0.1'; the URL is to"
+    " name a host that the certificate names"
+)
+OF_ANOTHER_AUTHORITY = (
+    "its certificate is refused: unable to get local issuer certificate; ssl_ca_certs names the file of the"
+    " authorities that vouch for it ({file} is read)"
+)
+
+
+@pytest.mark.parametrize(
+    ("serving", "words"),
+    [
+        (expired, "its certificate is refused: certificate has expired; the server needs a new one"),
+        (of_another_host, OF_ANOTHER_HOST),
+        (of_another_authority, OF_ANOTHER_AUTHORITY),
+    ],
+    ids=["expired", "of another host", "of another authority"],
+)
+async def test_a_server_with_a_wrong_certificate_is_refused_until_it_has_the_right_one(
+    valkey: Server,
+    authority: Authority,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    serving: Callable[[Authority, Path], ssl.SSLContext],
+    words: str,
+) -> None:
+    tls = serving(authority, tmp_path)
+    async with TcpProxy(valkey.port, tls=tls) as proxy:
+        url = secured(proxy.port, authority).replace("//", f"//user:{SECRET}@")
+        words = words.format(file=authority.file)
+        said = f"the store at rediss://127.0.0.1:{proxy.port}/0 cannot be reached: {words}"
+        valkey.command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "+@all")
+        async with kit_at(url, start_timeout=0.3, store_timeout=5.0) as kit:
+            loud = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+            assert loud == [f"{said}; trying again until it can"]
+            assert await trouble(kit) == said
+            with pytest.raises(StoreError) as caught:
+                await kit.usage("acme")
+            assert str(caught.value) == f"the store at rediss://127.0.0.1:{proxy.port}/0 failed: {words}"
+            assert valkey.command("ACL", "LOG") == []
+            authority.certify(tls)
+            await eventually(lambda: lane_of(kit).connected)
+            assert await Client(metered(kit)).get("acme", "/deny") == 200
+        valkey.command("ACL", "DELUSER", "user")
+    assert SECRET not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_certificate_of_no_authority_that_the_system_knows_is_refused(proxy: TcpProxy) -> None:
+    async with kit_at(f"rediss://127.0.0.1:{proxy.port}", start_timeout=0.1, store_timeout=5.0) as kit:
+        assert re.search(r"unable to get local issuer .* \(the system's are asked\)", await trouble(kit))
+
+
+async def test_a_server_without_tls_is_refused(valkey: Server, authority: Authority) -> None:
+    async with kit_at(secured(valkey.port, authority), start_timeout=0) as kit:
+        assert await trouble(kit) == (
+            f"the store at rediss://127.0.0.1:{valkey.port}/0 cannot be reached: no answer within 0.25 s;"
+            " where it does not speak TLS, the URL begins with redis://"
+        )
+        with pytest.raises(StoreError, match="failed: Timeout connecting to server"):
+            await kit.usage("acme")
+
+
+@pytest.mark.parametrize("answer", [b"-ERR what is this\r\n", b""], ids=["words", "nothing"])
+async def test_a_server_that_answers_tls_with_something_else_is_refused(
+    authority: Authority, answer: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with kit_at(secured(port, authority), start_timeout=0, store_timeout=5.0) as kit:
+            words = await trouble(kit)
+            assert words.endswith("the URL begins with redis://")
+            assert ("it closed the connection" in words) is (not answer)
+
+
+async def test_a_server_with_tls_is_refused_where_the_url_names_none(
+    proxy: TcpProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_at(proxy.url, start_timeout=0) as kit:
+        words = await trouble(kit)
+        assert words.startswith(f"the store at redis://127.0.0.1:{proxy.port}/0 cannot be reached: ")
+        assert words.endswith("; where it expects TLS, the URL begins with rediss://")
+    assert "Traceback" not in caplog.text
+
+
+async def test_the_alert_of_a_server_with_tls_is_understood(caplog: pytest.LogCaptureFixture) -> None:
+    async def alert(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(11)
+        writer.write(b"\x15\x03\x01\x00\x02\x02\x46")  # As OpenSSL does: fatal, of no known version.
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(alert, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with kit_at(f"redis://127.0.0.1:{port}", start_timeout=0, store_timeout=5.0) as kit:
+            assert await trouble(kit) == (
+                f"the store at redis://127.0.0.1:{port}/0 cannot be reached: it answers in TLS; where it"
+                " expects TLS, the URL begins with rediss://"
+            )
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_server_that_wants_a_certificate_gets_the_one_that_is_named(
+    valkey: Server, authority: Authority
+) -> None:
+    tls = authority.serving()
+    authority.vouch(tls)
+    certfile, keyfile = authority.client()
+    async with TcpProxy(valkey.port, tls=tls) as proxy:
+        async with kit_at(secured(proxy.port, authority), start_timeout=0, store_timeout=5.0) as kit:
+            words = "the URL names one by ssl_certfile and ssl_keyfile"
+            assert (await trouble(kit)).endswith(words)
+        url = secured(proxy.port, authority, ssl_certfile=certfile, ssl_keyfile=keyfile)
+        async with kit_at(url) as kit:
+            await kit.record("acme", "requests", 3)
+            assert await used(kit, "acme") == (3, 0)
+
+
+# Files, and what is left behind.
+
+
+async def test_files_are_read_once(proxy: TcpProxy, authority: Authority, tmp_path: Path) -> None:
+    copy = tmp_path / "ca.pem"
+    shutil.copy(authority.file, copy)
+    async with kit_at(f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={copy}", store_timeout=5.0) as kit:
+        copy.unlink()
+        await cut(kit, proxy)
+        await asyncio.gather(*(kit.usage("acme") for _ in range(8)))
+
+
+async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: TcpProxy, authority: Authority) -> None:
+    # Not even the end of TLS is answered.
+    async with TcpProxy(proxy.port) as wire:
+        before = open_sockets()
+        kit = kit_at(secured(wire.port, authority))
+        await kit.start()
+        await asyncio.gather(*(kit.usage("acme") for _ in range(8)))
+        await wire.set("blackhole")
+        began = time.monotonic()
+        await kit.stop()
+        assert time.monotonic() - began < 5.0
+        await wire.set("reset")
+        await eventually(lambda: open_sockets() == before)
+
+
+async def test_attempts_that_nobody_answers_leave_no_socket_behind(authority: Authority) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        before = open_sockets()
+        kit = kit_at(secured(silent.getsockname()[1], authority), start_timeout=0.4, store_timeout=0.05)
+        await kit.start()
+        assert "no answer within 0.05 s" in str(lane_of(kit).trouble)
+        await kit.stop()
+        await eventually(lambda: open_sockets() == before)
+
+
+def encrypt(key: Path, encrypted: Path) -> None:
+    private = load_pem_private_key(key.read_bytes(), None)
+    how = BestAvailableEncryption(b"passphrase")
+    encrypted.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"ssl_ca_certs": "{folder}/none.pem"}, "none.pem cannot be used: No such file or directory"),
+        (
+            {"ssl_ca_certs": "{folder}/text.pem"},
+            "text.pem cannot be used: it is not what it should be (NO_CER",
+        ),
+        ({"ssl_certfile": "{folder}/none.pem"}, "none.pem cannot be used: No such file or directory"),
+        ({"ssl_certfile": "{cert}"}, "client.pem cannot be used: it is not what it should be ("),
+        (
+            {"ssl_certfile": "{cert}", "ssl_keyfile": "{folder}/other.key"},
+            "with ssl_keyfile={folder}/other.key cannot be used: it is not what it should be (KEY_VALUES",
+        ),
+        (
+            {"ssl_certfile": "{cert}", "ssl_keyfile": "{folder}/encrypted.key"},
+            "cannot be used: the key is encrypted, and no passphrase can be given",
+        ),
+    ],
+)
+async def test_a_file_that_cannot_be_used_is_named_when_the_kit_is_made(
+    authority: Authority, tmp_path: Path, parameters: dict[str, str], words: str
+) -> None:
+    (tmp_path / "text.pem").write_text("certainly")
+    other = tmp_path / "other"
+    other.mkdir()
+    cert, key = authority.client()
+    shutil.copy(Authority(other).client()[1], tmp_path / "other.key")
+    encrypt(Path(key), tmp_path / "encrypted.key")
+    given = "&".join(f"{name}={path.format(folder=tmp_path, cert=cert)}" for name, path in parameters.items())
+    with pytest.raises(SettingsError) as caught:
+        kit_at(f"rediss://user:{SECRET}@host?{given}")
+    assert caught.value.name == "redis_url"
+    assert words.format(folder=tmp_path) in str(caught.value)
+    assert SECRET not in str(caught.value)
