@@ -508,3 +508,19 @@ async def test_head_gets_the_same_fields_without_a_body() -> None:
         {"type": "http.response.start", "status": 503, "headers": list(denial.headers)},
         {"type": "http.response.body", "body": b""},
     ]
+
+
+@pytest.mark.anyio
+async def test_a_websocket_gets_the_same_answer_where_the_server_can() -> None:
+    denial = told(denied("store"))
+    assert await sent(denial, type="websocket", extensions={"websocket.http.response": {}}) == [
+        {"type": "websocket.http.response.start", "status": 503, "headers": list(denial.headers)},
+        {"type": "websocket.http.response.body", "body": denial.body},
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("scope", [{}, {"extensions": None}, {"extensions": {"http.response.push": {}}}])
+async def test_a_websocket_is_closed_where_the_server_cannot(scope: dict[str, Any]) -> None:
+    messages = await sent(told(denied("store")), type="websocket", **scope)
+    assert messages == [{"type": "websocket.close", "code": 1008, "reason": "Temporary Reduced Capacity"}]

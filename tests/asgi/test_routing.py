@@ -59,6 +59,10 @@ def http(method: str, path: str, root_path: str = "", **headers: str) -> dict[st
     return {"type": "http", "method": method, "path": path, "root_path": root_path, "headers": named}
 
 
+def websocket(path: str, root_path: str = "") -> dict[str, Any]:
+    return {"type": "websocket", "path": path, "root_path": root_path, "headers": []}
+
+
 def name_of(route: Route | None) -> str | None:
     return None if route is None else route.match
 
@@ -127,25 +131,37 @@ def test_the_first_line_that_matches_decides(method: str, path: str, expected: s
     assert expected == name_of(lines.match_http(http(method, path)))
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"), [("/v1/live", "WS /v1/live"), ("/v1/live/", None), ("/billing/x", None)]
+)
+def test_a_websocket_is_matched_by_its_own_lines(path: str, expected: str | None) -> None:
+    assert expected == name_of(router(*MATCHES).match_websocket(websocket(path)))
+
+
 def test_the_star_takes_everything_that_is_left() -> None:
     lines = router("GET /a", "*", "WS /late")
     assert name_of(lines.match_http(http("GET", "/a"))) == "GET /a"
     assert name_of(lines.match_http(http("BREW", "/any\nthing"))) == "*"
     assert name_of(lines.match_http(http("GET", ""))) == "*"
+    assert name_of(lines.match_websocket(websocket("/a"))) == "*"
+    assert name_of(lines.match_websocket(websocket("/late"))) == "*"
 
 
 def test_a_star_with_a_method_is_for_that_method() -> None:
     lines = router("POST *", "WS *")
     assert name_of(lines.match_http(http("POST", "/a"))) == "POST *"
     assert lines.match_http(http("GET", "/a")) is None
+    assert name_of(lines.match_websocket(websocket("/a"))) == "WS *"
 
 
-def test_lines_about_websockets_match_no_request() -> None:
+def test_an_http_request_and_a_websocket_of_one_path_are_not_confused() -> None:
     lines = router("GET /x", "WS /x", "/y")
     for _ in range(2):
         assert name_of(lines.match_http(http("GET", "/x"))) == "GET /x"
+        assert name_of(lines.match_websocket(websocket("/x"))) == "WS /x"
         assert lines.match_http(http("WS", "/x")) is None
         assert name_of(lines.match_http(http("GET", "/y"))) == "/y"
+        assert lines.match_websocket(websocket("/y")) is None
 
 
 @pytest.mark.parametrize(
@@ -165,9 +181,11 @@ def test_lines_about_websockets_match_no_request() -> None:
 )
 def test_the_path_is_the_one_that_the_client_wrote(path: str, root_path: str, expected: str) -> None:
     assert expected == client_paths(http("GET", path, root_path))[-1]
-    lines = router("GET /api/items", "GET /items")
+    lines = router("GET /api/items", "GET /items", "WS /api/items", "WS /items")
     route = lines.match_http(http("GET", path, root_path))
     assert name_of(route) == (f"GET {expected}" if expected.endswith("/items") else None)
+    route = lines.match_websocket(websocket(path, root_path))
+    assert name_of(route) == (f"WS {expected}" if expected.endswith("/items") else None)
 
 
 def test_a_scope_without_root_path_will_do() -> None:
@@ -211,13 +229,16 @@ def test_what_is_remembered_never_changes_an_answer(asked: list[tuple[str, str, 
         scope = http(method, path, root_path)
         assert lines.match_http(scope) is lines.match_http(scope)
         assert name_of(lines.match_http(scope)) == name_of(router(*MATCHES).match_http(scope))
+        scope = websocket(path, root_path)
+        assert name_of(lines.match_websocket(scope)) == name_of(router(*MATCHES).match_websocket(scope))
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "CACHE_ENTRIES_MAX", 10)
-    lines = router("GET /a/{x}")
+    lines = router("GET /a/{x}", "WS /a/{x}")
     for number in range(35):
         assert name_of(lines.match_http(http("GET", f"/a/{number}"))) == "GET /a/{x}"
+        assert name_of(lines.match_websocket(websocket(f"/a/{number}"))) == "WS /a/{x}"
         assert 1 <= len(lines._found) <= 10  # pyright: ignore[reportPrivateUsage] - the memory is the point
 
 

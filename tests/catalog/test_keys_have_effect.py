@@ -39,6 +39,11 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].exempt": ("asgi/middleware.py", "route.exempt"),
     "routes[].always": ("decisions/customer_state.py", "route.always"),
     "routes[].feature": ("decisions/customer_state.py", "route.feature not in"),
+    "routes[].rate": ("decisions/program.py", "route.rates"),
+    "routes[].rate.limit": ("decisions/program.py", "rate.limit"),
+    "routes[].rate.burst": ("decisions/program.py", "rate.burst"),
+    "routes[].rate.algorithm": ("decisions/program.py", "rate.algorithm"),
+    "routes[].per_message": ("asgi/websocket.py", "route.per_message"),
     "routes[].consume": ("decisions/", "route.consume"),
     "routes[].usage": ("asgi/exchange.py", "self._route.usage"),
     "routes[].reserve": ("asgi/reservation.py", "route.reserve"),
@@ -91,7 +96,6 @@ READ: Final[dict[str, tuple[str, str]]] = {
 
 # Key to the attribute that code would read if the key had an effect.
 WITHOUT_EFFECT: Final = {
-    "routes[].per_message": "per_message",
     "routes[].grow": "grow",
     "routes[].storage": "storage_meter",
     "routes[].idempotency_header": "idempotency_header",

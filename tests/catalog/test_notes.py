@@ -76,7 +76,6 @@ def test_each_key_without_effect_and_each_meter_billed_from_the_first_unit_is_na
         (8, "meters.space.kind", "without_effect"),
         (11, "routes[1].storage", "without_effect"),
         (11, "routes[1].idempotency_header", "without_effect"),
-        (12, "routes[2].match", "without_effect"),
         (18, "plans.free.meters.requests.warn_at", "without_effect"),
         (19, "plans.free.meters.space", "without_effect"),
         (20, "plans.bare", "billed_from_first_unit"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from field.shared import CHAT_INPUT, CHAT_OUTPUT, LATE_WORDS
 from meterkit import record
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from starlette.requests import Request
+    from starlette.websockets import WebSocket
 
 _DRIPS: Final = 2_000
 
@@ -84,7 +85,14 @@ async def drip(request: Request) -> StreamingResponse:
     return StreamingResponse(drops(), media_type="application/octet-stream")
 
 
-def routes(prefix: str) -> list[Route]:
+async def live(websocket: WebSocket) -> None:
+    """Send back what comes."""
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
+
+
+def routes(prefix: str) -> list[BaseRoute]:
     """All of it, below a prefix."""
     return [
         Route(f"{prefix}/healthz", healthz),
@@ -93,4 +101,5 @@ def routes(prefix: str) -> list[Route]:
         Route(f"{prefix}/v1/broken", broken),
         Route(f"{prefix}/v1/late", late),
         Route(f"{prefix}/v1/drip", drip),
+        WebSocketRoute(f"{prefix}/v1/live", live),
     ]

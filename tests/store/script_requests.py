@@ -95,7 +95,12 @@ class Requests(Checks):
     ) -> None:
         if any(flags.values()):
             program = compile_program(
-                known.entitlements, self.catalog, demands, **flags, prepaid=known.prepaid
+                known.entitlements,
+                self.catalog,
+                demands,
+                billed_always=flags["billed_always"],
+                rates_only=flags["rates_only"],
+                prepaid=known.prepaid,
             )
             packed = b"".join(known.pack_decide(program, mode))
         else:

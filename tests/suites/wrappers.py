@@ -65,7 +65,7 @@ def metered_with_fields(app: ASGIApp) -> ASGIApp:
 
     async def wrapper(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_without_fields(message: Message) -> None:
-            if message["type"] == "http.response.start" and "headers" in message:
+            if message["type"].endswith((".start", ".accept")) and "headers" in message:
                 message = {**message, "headers": list(without_fields(message["headers"]))}
             await send(message)
 

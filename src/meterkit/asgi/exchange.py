@@ -159,14 +159,21 @@ class Exchange(Holder):
                 self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
-            fields, decided = self.limit_fields, self._decided
-            if fields is not None and decided is not None:
-                headers = message.get("headers", ())
-                message = dict(message)
-                message["headers"] = fields.add(headers, decided, self._reply, self._scope["headers"])
+            if self.limit_fields is not None:
+                message = self._with_fields(message)
         elif self._ends(kind, message):
             return self._pass_on(message, last=True)
         return self._send(message)
+
+    def _with_fields(self, message: Message) -> Message:
+        """A message that begins a response, with the limit fields of the decision among its headers."""
+        fields, decided = self.limit_fields, self._decided
+        if fields is None or decided is None:
+            return message
+        message = dict(message)
+        headers = message.get("headers", ())
+        message["headers"] = fields.add(headers, decided, self._reply, self._scope["headers"])
+        return message
 
     def _ends(self, kind: str, message: Message) -> bool:
         """Whether a message of one of the rarer kinds is the last of the response."""

@@ -109,7 +109,7 @@ class TroubleLog:
         _logger.warning(
             "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
             ' do are not logged; a last line with match: "*" is about all that is left',
-            f"{scope['method']} {scope['path']}"[:_SHOWN_MAX],
+            f"{scope.get('method', 'WS')} {scope['path']}"[:_SHOWN_MAX],
             source,
         )
 
@@ -148,8 +148,10 @@ class RefusalLog:
     def __init__(self) -> None:
         self._sampler = Sampler(_LINES_A_SECOND, 1.0, _suppressed)
 
-    def refused(self, decision: Decision, route: Route, scope: Scope, *, status: int, instance: str) -> None:
-        """A request was answered with a refusal."""
+    def refused(
+        self, decision: Decision, route: Route, scope: Scope, *, status: int, instance: str | None
+    ) -> None:
+        """A request was answered with a refusal, or a websocket closed."""
         if self._sampler.admits():
             fields = _fields(decision, route) | {"status": status, "instance": instance}
             words = _line(fields) + _hint(decision, scope)

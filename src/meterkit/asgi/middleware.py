@@ -15,12 +15,14 @@ from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.headers import LimitFields, ShadowFields
 from meterkit.asgi.identify import client_ip
+from meterkit.asgi.lifespan import lifespan
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
+from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.customer_id import is_customer
@@ -29,7 +31,7 @@ from meterkit.store.replies import ALLOWED, REFUSED
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
@@ -44,7 +46,7 @@ __all__ = ["Kit", "MeterMiddleware"]
 
 _logger = logging.getLogger("meterkit.asgi")
 
-_SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
+_DECIDED: Final = frozenset({"http", "websocket"})
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
@@ -117,26 +119,23 @@ class MeterMiddleware:
         self._adopt(kit.store.cache)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one scope; everything but HTTP and the lifespan passes as it is."""
+        """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""
         mark = self._mark
-        if mark in scope:
-            self._say_inner()
-            await self.app(scope, receive, send)
+        if mark in scope or scope["type"] not in _DECIDED:
+            await self._pass(scope, receive, send)
             return
-        if scope["type"] != "http":
-            await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
-            return
+        is_http = scope["type"] == "http"
         if self._kit.store.cache is not self._cache:
             self._adopt(self._kit.store.cache)
-        route = self._router.match_http(scope)
-        if route is None or route.exempt or (scope["method"] == "OPTIONS" and is_preflight(scope)):
-            if route is None and not self._has_warned_unmatched:
-                self._has_warned_unmatched = True
-                self._troubles.unmatched(self._cache.catalog.source, scope)
+        router = self._router
+        route = router.match_http(scope) if is_http else router.match_websocket(scope)
+        if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
+            if route is None:
+                self._say_unmatched(scope)
             await self.app(scope, receive, send)
             return
         body = None
-        if route.reserve:
+        if route.reserve and is_http:
             body = BufferedBody(scope, receive)
         passed = await self._admit(route, scope, receive, send, body)
         if passed is None:
@@ -144,7 +143,9 @@ class MeterMiddleware:
         if body is not None and body.untouched:
             body = None
         passed.server_receive = receive
-        if body is not None or route.usage != "none":
+        if not is_http and isinstance(passed, WebSocketExchange):
+            passed.begin(self._log, self._troubles)
+        elif body is not None or route.usage != "none":
             passed.read_usage(body, self._kit.estimate_input)
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
@@ -161,6 +162,15 @@ class MeterMiddleware:
             except (KeyError, ValueError):
                 pass  # The collector closes a request in whatever context it runs, and apps may empty scopes.
         passed.settle(None)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what is not decided here."""
+        if self._mark in scope:
+            self._say_inner()
+        elif scope["type"] == "lifespan":
+            await lifespan(self.app, self._kit, self._mark, scope, receive, send)
+            return
+        await self.app(scope, receive, send)
 
     async def _admit(
         self, route: Route, scope: Scope, receive: Receive, send: Send, body: BufferedBody | None
@@ -199,7 +209,8 @@ class MeterMiddleware:
             passed = self._undecided(error, lane, view, route, scope, send)
         else:
             if reply[0] == ALLOWED and decided.waived is None:
-                passed = Exchange(store, lane, decided.view, route, decided, reply, scope, send)
+                kind = Exchange if scope["type"] == "http" else WebSocketExchange
+                passed = kind(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":
                     program = decided.program
                     passed.limit_fields = self._limit_fields.get(program) or self._fields_of(program, route)
@@ -222,7 +233,7 @@ class MeterMiddleware:
         except Exception as error:  # noqa: BLE001 - it is said, and the app is served
             self._troubles.unidentified(error, route)
             view = self._nobody()
-        passed = Exchange(self._kit.store, None, view, route, None, [], scope, send)
+        passed = _kind_of(scope)(self._kit.store, None, view, route, None, [], scope, send)
         passed.decision = view.undecided()
         return passed
 
@@ -242,7 +253,7 @@ class MeterMiddleware:
     ) -> Exchange:
         """A request that nobody can be held to, served all the same; what it records is nobody's."""
         self._log.shadowed(decision, route)
-        passed = Exchange(self._kit.store, None, view or self._nobody(), route, None, [], scope, send)
+        passed = _kind_of(scope)(self._kit.store, None, view or self._nobody(), route, None, [], scope, send)
         passed.decision = replace(decision, allowed=True, shadow=True)
         return passed
 
@@ -278,7 +289,7 @@ class MeterMiddleware:
         if not decision.shadow:
             return decision
         self._log.shadowed(decision, route)
-        passed = Exchange(store, lane, decided.view, route, decided, reply, scope, send)
+        passed = _kind_of(scope)(store, lane, decided.view, route, decided, reply, scope, send)
         passed.decision = decision
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
@@ -309,10 +320,15 @@ class MeterMiddleware:
         )
         if not allowed:
             return decision
-        passed = Exchange(self._kit.store, lane, view, route, None, [], scope, send)
+        passed = _kind_of(scope)(self._kit.store, lane, view, route, None, [], scope, send)
         passed.decision = decision
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
         return passed
+
+    def _say_unmatched(self, scope: Scope) -> None:
+        if not self._has_warned_unmatched:
+            self._has_warned_unmatched = True
+            self._troubles.unmatched(self._cache.catalog.source, scope)
 
     def _say_inner(self) -> None:
         """Warn, once, that this kit has the request already: what this middleware was given is not asked."""
@@ -336,41 +352,6 @@ class MeterMiddleware:
         )
         self._limit_fields: dict[Program, LimitFields] = {}
 
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def starting() -> Message:
-            nonlocal started
-            message = await receive()
-            if message["type"] == "lifespan.startup" and not started:
-                try:
-                    await self._kit.start()
-                except MeterkitError as error:  # To servers, one that merely raises has no lifespan.
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
-                    raise
-                started = True
-            return message
-
-        async def stopping(message: Message) -> None:
-            nonlocal started
-            if started and message["type"] in _SHUT_DOWN:
-                # Servers end their loop once they have this message, whatever is still to be settled.
-                started = False
-                await self._kit.stop()
-            await send(message)
-
-        scope[self._mark] = True
-        try:
-            await self.app(scope, starting, stopping)
-        except GeneratorExit:
-            # Closed by the collector, with its loop gone or going: nothing can be awaited any more.
-            started = False
-            raise
-        finally:
-            scope.pop(self._mark, None)
-            if started:
-                await self._kit.stop()
-
 
 class _UnservedError(Exception):
     """No customer could be served; ``decided`` refuses the request, if their state does."""
@@ -378,6 +359,10 @@ class _UnservedError(Exception):
     def __init__(self, decision: Decision, decided: PreparedDecision | None = None) -> None:
         self.decision = decision
         self.decided = decided
+
+
+def _kind_of(scope: Scope) -> type[Exchange]:
+    return Exchange if scope["type"] == "http" else WebSocketExchange
 
 
 def _preparing(route: Route) -> Prepare:

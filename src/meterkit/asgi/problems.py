@@ -27,6 +27,7 @@ __all__ = [
     "complete",
     "problem",
     "send_denial",
+    "takes_answer",
 ]
 
 CHALLENGE: Final = 'Bearer realm="api"'
@@ -183,6 +184,8 @@ def _count(quantity: int, unit: str) -> str:
 IANA: Final = "https://iana.org/assignments/http-problem-types#"
 URN: Final = "urn:meterkit:problem:"
 PATIENCE_S: Final = 60
+POLICY_VIOLATION: Final = 1008
+"""The websocket close code for a message or client that breaks a rule (RFC 6455 section 7.4.1)."""
 _OF_THE_BODY: Final = frozenset({b"content-type", b"content-length"})
 _LISTS: Final = frozenset({b"access-control-expose-headers", b"vary"})
 
@@ -228,6 +231,7 @@ class Denial:
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    title: str
     instance: str
 
 
@@ -271,7 +275,9 @@ def problem(
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))
     headers = merge(headers, ours, expose=context.origin is not None)
     headers += _cors(context)
-    return Denial(status=about.status, headers=tuple(headers), body=body, instance=instance.urn)
+    return Denial(
+        status=about.status, headers=tuple(headers), body=body, title=about.title, instance=instance.urn
+    )
 
 
 def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tuple[bytes, bytes]]:
@@ -292,11 +298,24 @@ def complete(headers: Iterable[tuple[bytes, bytes]], denial: Denial) -> list[tup
     return items
 
 
+def takes_answer(scope: Scope) -> bool:
+    """Whether a refusal can be answered: servers may do without for websockets."""
+    return scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {})
+
+
 async def send_denial(denial: Denial, scope: Scope, send: Send) -> None:
-    """Answer a request."""
+    """Answer a request, or refuse a websocket that is not accepted yet.
+
+    A websocket gets the same answer where the server can send one, else it is closed with 1008, which
+    servers turn into a bare 403.
+    """
+    if not takes_answer(scope):
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": denial.title})
+        return
+    prefix = "http.response" if scope["type"] == "http" else "websocket.http.response"
     body = b"" if scope.get("method") == "HEAD" else denial.body
-    await send({"type": "http.response.start", "status": denial.status, "headers": list(denial.headers)})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": f"{prefix}.start", "status": denial.status, "headers": list(denial.headers)})
+    await send({"type": f"{prefix}.body", "body": body})
 
 
 def _wait_s(reason: Reason, retry_after: timedelta | None) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from meterkit.asgi.logs import Sampler
-from meterkit.asgi.problems import Denial, ProblemContext, complete, problem, send_denial
+from meterkit.asgi.problems import Denial, ProblemContext, complete, problem, send_denial, takes_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -64,12 +64,12 @@ class Refuser:
         receive: Receive,
         send: Send,
     ) -> None:
-        """Answer a request that is not served; the app never sees it."""
+        """Answer a request or a websocket that is not served; the app never sees it."""
         context = self._context(route, decided, view, scope)
         denial = problem(decision, context, mode=route.headers, now_s=int(self._clock()), instance=uuid4())
         answer = _Answer(denial, scope, send)
         try:
-            if self._on_denied is not None:
+            if self._on_denied is not None and takes_answer(scope):
                 await self._answer_of_the_app(self._on_denied, decision, answer, receive)
             if not answer.began:
                 await send_denial(denial, scope, send)
@@ -128,7 +128,7 @@ class _Answer:
         """Stand in for the server's ``send``."""
         kind = message["type"]
         self.began = True
-        if kind == "http.response.start":
+        if kind.endswith("http.response.start"):
             self.status = message["status"]
             message = {**message, "headers": complete(message.get("headers", ()), self._denial)}
         elif self._is_head and kind == "http.response.body":

@@ -1,4 +1,4 @@
-"""Which line of the plans file a request falls under."""
+"""Which line of the plans file a request or a websocket falls under."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ class Router:
         self, routes: Sequence[Route], *, root_path: str = "", without_mount: _WithoutMount | None = None
     ) -> None:
         lines = [(route, _methods(route), _pattern(route)) for route in routes]
-        # Websockets pass undecided; their lines are read all the same.
         self._lines = [line for line in lines if line[0].method != "WS"]
+        # A line with a path is about requests, unless it says WS.
+        self._websocket_lines = [line for line in lines if line[0].method == "WS" or line[0].path is None]
         self._root_path = root_path
         self._without_mount = without_mount
         self._found: dict[_Key, Route | None] = {}
@@ -57,9 +58,9 @@ class Router:
     def match_http(self, scope: Scope) -> Route | None:
         """The route of an HTTP request, or None where no line matches."""
         method: str = scope["method"]
-        key: _Key = (method, scope["path"])  # And all else that an answer depends on.
-        if self._root_path or scope.get("root_path"):
-            key = (*key, scope.get("root_path"), scope.get("app_root_path"))
+        key = (
+            self._key(method, scope) if self._root_path or scope.get("root_path") else (method, scope["path"])
+        )
         try:
             return self._found[key]
         except KeyError:
@@ -69,6 +70,20 @@ class Router:
             if self._without_mount is not None:
                 self._tell_without_mount(method, scope, route)
             return self._remember(key, route)
+
+    def match_websocket(self, scope: Scope) -> Route | None:
+        """The route of a websocket, or None where no line matches."""
+        # It has no method, whatever methods a client may invent.
+        key = self._key(None, scope)
+        try:
+            return self._found[key]
+        except KeyError:
+            paths = client_paths(scope, root_path=self._root_path)
+            return self._remember(key, _first(self._websocket_lines, "WS", paths))
+
+    def _key(self, method: str | None, scope: Scope) -> _Key:
+        """All that an answer depends on."""
+        return method, scope["path"], scope.get("root_path"), scope.get("app_root_path")
 
     def _tell_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
         server, mount = _mounted_at(scope, self._root_path)
@@ -98,7 +113,7 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
     path or not, and servers put it before ``path`` or do not. A router runs one handler for all.
 
     Args:
-        scope: a request's.
+        scope: a request's or a websocket's.
         root_path: what the wrapped app takes for its root path, whatever the server says.
     """
     path: str = scope["path"]

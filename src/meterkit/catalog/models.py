@@ -21,6 +21,8 @@ Outcome = Literal["success", "client_gone", "client_error", "server_error"]
 Report = Literal["overage", "usage", "none"]
 StoreFailure = Literal["allow", "deny"]
 
+ROUTE: Final = "route"
+"""In the name of a policy of a route's own rate it stands where a meter's has its name."""
 QUANTITY_MAX: Final = 10**15 - 1
 CREDITS_MAX: Final = 9 * 10**9
 OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
@@ -244,6 +246,7 @@ class Route:
         path: a Starlette path template, or None for everything (``*``), websockets too.
         exempt: not identified, not decided, no headers.
         always: decided by its rates only.
+        rates: what each customer may ask of it whatever the plan, in requests.
         storage: where the size of what is stored stands (``content-length``), or None.
         storage_meter: the gauge that a ``storage`` route fills, or None.
         charge_on: the outcomes that are billed.
@@ -254,6 +257,7 @@ class Route:
     path: str | None
     exempt: bool = False
     always: bool = False
+    rates: tuple[Rate, ...] = ()
     feature: str | None = None
     consume: Mapping[str, int] = field(default_factory=dict[str, int])
     per_message: Mapping[str, int] = field(default_factory=dict[str, int])

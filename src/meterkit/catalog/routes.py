@@ -9,8 +9,9 @@ from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME,
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.match_syntax import MATCH_SHAPE, WEBSOCKET, parse_match
 from meterkit.catalog.meters import check_meter, counts_bytes
-from meterkit.catalog.models import Reserve, Route
+from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
+from meterkit.catalog.rates import Rates
 from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, MapOf, Nullable, Table, kept
 
@@ -58,12 +59,16 @@ class RouteTable(Table, what="a route"):
     match = Key(MATCH_SHAPE, "Method and path template; * for all else.", required=True)
     exempt = Key(FLAG, "Not identified, not decided, no headers.")
     always = Key(FLAG, "Decided by its rates only.")
+    rates = Key(
+        Rates(),
+        "What each customer may ask of it whatever the plan, in requests: one rate or several.",
+        name="rate",
+    )
     feature = Key(NAME, "The feature that the customer's plan must have.")
     consume = Key(_QUANTITIES, "Meter to quantity per request.")
     per_message = Key(
         _QUANTITIES,
         "Meter to quantity per message received on a websocket.",
-        without_effect="websockets pass undecided and uncounted",
     )
     grow = Key(
         _QUANTITIES,
@@ -114,19 +119,19 @@ def _refuse_unreachable(matches: Iterable[tuple[str, Place]], problems: Problems
 def _build_route(values: RouteTable, declared: Declared, default: Route) -> Route:
     method, path = parse_match(values.match or "*")
     _refuse_contradictions(values, method, path)
-    if method == WEBSOCKET:
-        message = "a `WS` route has no effect yet: websockets pass undecided and uncounted"
-        values.problems.note(values.place("match"), "without_effect", message)
     feature = values.feature
     if feature is not None and feature not in declared.features:
         values.refuse("feature", unknown("feature", feature, declared.features))
     if values.usage not in {None, "none"} and not any(name in declared.meters for name in USAGE_METERS):
         message = f"token figures go to the meters {', '.join(USAGE_METERS)}; declare at least one of them"
         values.refuse("usage", message)
+    if values.rates and ROUTE in declared.meters:
+        message = f"policies of a line's rates and of the meter {ROUTE} would have one name; rename the meter"
+        values.refuse("rates", message)
     _check_meters(values, declared)
     return replace(
         default,
-        **values.given("match", "exempt", "always", "feature", "storage", "usage", "charge_on"),
+        **values.given("match", "exempt", "always", "rates", "feature", "storage", "usage", "charge_on"),
         **values.given("enforcement", "on_store_failure", "headers", "idempotency_header"),
         method=method,
         path=path,

@@ -34,7 +34,9 @@ class Policy:
     """One limit that a client is told of.
 
     Attributes:
-        name: ``METER-WINDOW`` for a rate, ``METER-period`` for a ceiling, ``METER-concurrency``.
+        name: ``METER-WINDOW`` for a rate, ``route-WINDOW`` for a route's own, ``METER-period`` for a ceiling,
+            ``METER-concurrency``.
+        meter: what it limits; empty for a route's own rate, which limits requests.
         quota: units per window; for a period included + cap; for concurrency requests in flight.
         window_s: the window of a rate in whole seconds; None for a period and for concurrency.
         quota_unit: the unit as the ``qu`` parameter names it; None where the unit is the request.

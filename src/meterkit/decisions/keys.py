@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
-    from meterkit.catalog import Catalog
+    from collections.abc import Iterator
+
+    from meterkit.catalog import Catalog, Route
 
 __all__ = [
     "FORMAT",
@@ -29,6 +31,7 @@ __all__ = [
     "meter_token",
     "rate_field",
     "rate_token",
+    "route_name",
     "shard_of",
 ]
 
@@ -82,6 +85,11 @@ def rate_field(meter: str, window_ms: int, algorithm: str) -> str:
     return f"{rate_token(meter, window_ms, algorithm)}r"
 
 
+def route_name(route: Route) -> str:
+    """What stands for a line of the plans file where a rate's meter does; no meter's name has a blank."""
+    return f"route {route.method or '*'} {route.path or '*'}"
+
+
 def _token(name: str) -> str:
     return urlsafe_b64encode(blake2b(name.encode(), digest_size=3).digest()).decode()
 
@@ -93,17 +101,24 @@ def check_tokens(catalog: Catalog) -> None:
         PlansError: two meters, or rates of theirs, would be counted as one.
     """
     tokens: dict[str, str] = {}
+    for path, token, what in _counted(catalog):
+        if tokens.setdefault(token, what) != what:
+            message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
+            raise PlansError([Problem(catalog.source, 0, 0, path, message)])
+
+
+def _counted(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
+    """All that has a field of the counters: where it stands in the plans file, its token, what it is."""
     for name in catalog.meters:
-        found = {meter_token(name): f"the meter {name}"}
-        for plan in catalog.plans.values():
-            for rate in plan.entitlements[name].rates:
-                found[rate_token(name, rate.window_ms, rate.algorithm)] = (
-                    f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
-                )
-        for token, what in found.items():
-            if tokens.setdefault(token, what) != what:
-                message = f"{what} and {tokens[token]} would be counted as one; rename one of the meters"
-                raise PlansError([Problem(catalog.source, 0, 0, f"meters.{name}", message)])
+        yield f"meters.{name}", meter_token(name), f"the meter {name}"
+        rated = [rate for plan in catalog.plans.values() for rate in plan.entitlements[name].rates]
+        for rate in rated:
+            what = f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
+            yield f"meters.{name}", rate_token(name, rate.window_ms, rate.algorithm), what
+    for nth, route in enumerate(catalog.routes):
+        for rate in route.rates:
+            what = f"the {rate.algorithm} rate of {route.match!r} per {rate.window_ms} ms"
+            yield f"routes[{nth}].rate", rate_token(route_name(route), rate.window_ms, rate.algorithm), what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

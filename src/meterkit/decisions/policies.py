@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.models import QUANTITY_MAX, ROUTE
 from meterkit.decisions.decision import Policy
 
 if TYPE_CHECKING:
-    from meterkit.catalog.models import Entitlement, Meter, Rate
+    from meterkit.catalog.models import Entitlement, Meter, Rate, Route
 
-__all__ = ["ceiling_of", "policies_of"]
+__all__ = ["ceiling_of", "policies_of", "route_policies"]
 
 CONCURRENT_REQUESTS: Final = "concurrent-requests"
 
@@ -21,7 +21,7 @@ def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
     A gauge has no period: its level does not start anew.
     """
     unit = None if meter.unit == "request" else meter.unit
-    policies = [_rate_policy(rate, meter.name, unit) for rate in entitlement.rates]
+    policies = [_rate_policy(rate, meter.name, meter.name, unit) for rate in entitlement.rates]
     ceiling = None if meter.kind == "gauge" else ceiling_of(entitlement)
     if ceiling is not None:
         policies.append(
@@ -48,6 +48,11 @@ def policies_of(entitlement: Entitlement, meter: Meter) -> tuple[Policy, ...]:
     return tuple(policies)
 
 
+def route_policies(route: Route) -> tuple[Policy, ...]:
+    """The policies of what each customer may ask of a route, whatever the plan: in requests."""
+    return tuple(_rate_policy(rate, ROUTE, "", None) for rate in route.rates)
+
+
 def ceiling_of(entitlement: Entitlement) -> int | None:
     """The most that a period admits without grants and credits, in units; None: no ceiling."""
     if entitlement.included is None:
@@ -59,9 +64,9 @@ def ceiling_of(entitlement: Entitlement) -> int | None:
     return min(entitlement.included + entitlement.overage.cap, QUANTITY_MAX)
 
 
-def _rate_policy(rate: Rate, meter: str, unit: str | None) -> Policy:
+def _rate_policy(rate: Rate, name: str, meter: str, unit: str | None) -> Policy:
     return Policy(
-        name=f"{meter}-{rate.window}",
+        name=f"{name}-{rate.window}",
         meter=meter,
         kind="rate",
         quota=rate.limit,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Final, Self
 
-from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
 from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
-from meterkit.decisions.policies import ceiling_of, policies_of
+from meterkit.decisions.policies import ceiling_of, policies_of, route_policies
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "Program",
     "compile_program",
     "demands_of",
+    "keep_ms_of",
     "rate_numbers",
     "reported_parts",
 ]
@@ -122,6 +123,7 @@ def compile_program(
     rates_only: bool = False,
     in_flight: bool = True,
     prepaid: Prepaid | None = None,
+    route: Route | None = None,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -134,8 +136,10 @@ def compile_program(
         rates_only: leave ceilings and concurrency aside (routes that are ``always`` served).
         in_flight: whether it is a request, which concurrency limits count.
         prepaid: the grants and credits behind the ceilings, for those who may have some.
+        route: whose own rates hold too; None: off the request.
     """
-    rates: list[_Part] = []
+    rates = [] if route is None else list(_route_rates_asked(route))
+    rated = [rate for name in demands for rate in entitlements[name].rates]
     ceilings: list[_Part] = []
     concurrency: list[_Part] = []
     recorded: dict[str, int] = {}
@@ -163,7 +167,7 @@ def compile_program(
         held.update(backed)
     return Program(
         measures=measures,
-        keep_ms=_keep_ms(rate for name in demands for rate in entitlements[name].rates),
+        keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
         numbers=(
             *(len(rates), len(ceilings) + len(concurrency), len(recorded)),
             *(number for part in parts for number in part.numbers),
@@ -205,17 +209,26 @@ def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
         yield from ((place - 2, meter, 1), (place - 1, meter, 0))
 
 
+def _route_rates_asked(route: Route) -> Iterator[_Part]:
+    """A route's own rates, of which each request takes one."""
+    for rate, policy in zip(route.rates, route_policies(route), strict=True):
+        field = rate_field(route_name(route), rate.window_ms, rate.algorithm)
+        yield _rate_asked(field, rate, policy, Demand.of(1))
+
+
 def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[_Part]:
     """A meter's rates, in the file's order, in which their policies come first."""
     for rate, policy in zip(entitlement.rates, policies, strict=False):
-        kind, window, limit, refill = rate_numbers(rate, policy.meter)
-        yield _Part(
-            rate_field(policy.meter, rate.window_ms, rate.algorithm),
-            (kind, window, limit, refill, demand.needed, demand.taken),
-            Measure(
-                policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed
-            ),
-        )
+        yield _rate_asked(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
+
+
+def _rate_asked(field: str, rate: Rate, policy: Policy, demand: Demand) -> _Part:
+    kind, window, limit, refill = rate_numbers(rate, policy.meter)
+    return _Part(
+        field,
+        (kind, window, limit, refill, demand.needed, demand.taken),
+        Measure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed),
+    )
 
 
 def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand: Demand) -> Iterator[_Part]:
@@ -285,8 +298,8 @@ def _backed(
     return {name: taken for name, taken in unbounded.items() if taken}, fields, behind
 
 
-def _keep_ms(rates: Iterable[Rate]) -> int:
-    """How long counters live: a quarter of an hour longer than what was counted may matter.
+def keep_ms_of(rates: Iterable[Rate]) -> int:
+    """How long counters of rates live: a quarter of an hour longer than what was counted may matter.
 
     That is two windows, or until a full bucket has run empty.
     """

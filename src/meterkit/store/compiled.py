@@ -111,6 +111,7 @@ class CompiledCatalog:
                 billed_always=route.charge_on == BILLED_ON_ATTEMPT,
                 rates_only=route.always,
                 prepaid=prepaid,
+                route=route,
             )
             if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
                 self._programs[key] = program

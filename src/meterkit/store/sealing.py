@@ -18,7 +18,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from meterkit.decisions.program import Demand
+from meterkit.decisions.program import keep_ms_of
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Sealer:
 
 
 def _keep_ms(view: CustomerView) -> int:
-    """How long the counters of a customer's rates must live."""
-    nothing = Demand(needed=0, taken=0)
-    rated = {name: nothing for name, given in view.entitlements.items() if given.rates}
-    return view.compile(rated, rates_only=True).keep_ms
+    """How long the counters of all rates that a customer has must live."""
+    found = [given.rates for given in view.entitlements.values()]
+    found += [route.rates for route in view.cache.catalog.routes]
+    return keep_ms_of(rate for rates in found for rate in rates)

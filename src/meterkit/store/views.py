@@ -168,7 +168,7 @@ class PreparedReservation:
         demands = demands_of(route, view.cache.catalog)
         for name, quantity in quantities.items():
             demands[name] = Demand.of(quantity + self._consumed[name])
-        return view.compile(demands, rates_only=route.always)
+        return view.compile(demands, route=route)
 
 
 class CustomerView:
@@ -260,7 +260,7 @@ class CustomerView:
                 for derived in derived_from(self.cache.catalog.meters, name, dimensions):
                     reserved[derived.name] = quantity
         key = ("reserve", id(route), *reserved)
-        prepared = self._once(key, lambda: PreparedReservation(self, route, reserved))
+        prepared = self.once(key, lambda: PreparedReservation(self, route, reserved))
         return prepared.bind(reserved, mode)
 
     def prepare_holding(self, quantities: Mapping[str, int], mode: str = "d") -> PreparedDecision:
@@ -273,7 +273,7 @@ class CustomerView:
     ) -> PreparedDecision:
         """The decision about what the app itself asks for; no request in flight, unless it says so."""
         key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode, in_flight)
-        return self._once(
+        return self.once(
             key, lambda: PreparedDecision(self, self.compile(demands, in_flight=in_flight), mode)
         )
 
@@ -286,22 +286,23 @@ class CustomerView:
             program = compile_program(kept, self.cache.catalog, demands, prepaid=self.prepaid)
             return PreparedDecision(self, program, "h")
 
-        return self._once(("renew", *held.items(), *in_flight), renewing)
+        return self.once(("renew", *held.items(), *in_flight), renewing)
 
     def compile(
-        self, demands: Mapping[str, Demand], *, in_flight: bool = True, rates_only: bool = False
+        self, demands: Mapping[str, Demand], *, in_flight: bool = True, route: Route | None = None
     ) -> Program:
-        """What some demands ask of this customer's plan."""
+        """What some demands ask of this customer's plan, and of a route's own rates."""
         return compile_program(
             self.entitlements,
             self.cache.catalog,
             demands,
             in_flight=in_flight,
-            rates_only=rates_only,
+            rates_only=route is not None and route.always,
             prepaid=self.prepaid,
+            route=route,
         )
 
-    def _once(self, key: tuple[object, ...], prepare: Callable[[], T]) -> T:
+    def once(self, key: tuple[object, ...], prepare: Callable[[], T]) -> T:
         """What was prepared for a key before; where there is too much of it, all is prepared anew."""
         found: T | None = self._prepared.get(key)
         if found is None:

@@ -1,0 +1,193 @@
+"""A websocket on its way through the app: decided when it opens and per message, looked at every minute."""
+
+from __future__ import annotations
+
+from asyncio import TimerHandle, get_running_loop
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.asgi.exchange import Exchange
+from meterkit.asgi.outcome import outcome_of
+from meterkit.asgi.problems import POLICY_VIOLATION
+from meterkit.decisions.customer_state import holding_only
+from meterkit.decisions.decision import Decision
+from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.program import Demand, compile_program
+from meterkit.store.replies import ALLOWED
+from meterkit.store.settlement import settlement_of
+from meterkit.store.views import PreparedDecision
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import Message
+
+    from meterkit.asgi.logs import RefusalLog, TroubleLog
+    from meterkit.catalog import Outcome, Route
+    from meterkit.store.views import CustomerView
+
+__all__ = ["WebSocketExchange"]
+
+_LOOK_EVERY_S: Final = 60.0
+_SWITCHING_PROTOCOLS: Final = 101
+_FORBIDDEN: Final = 403
+_REASON_BYTES_MAX: Final = 123  # A close frame has 125, two of which are the code: RFC 6455 section 5.5.
+
+
+class WebSocketExchange(Exchange):
+    """A websocket that was admitted. Its opening is billed as a request is, by how it ends.
+
+    It is successful once the app has accepted it, whoever closes it then; an app that rejects it answers with
+    a client's error. What the app records once it is open is settled at once, as an open websocket may last
+    for days.
+    """
+
+    __slots__ = ("_is_closed", "_log", "_timer", "_troubles")
+
+    def begin(self, log: RefusalLog, troubles: TroubleLog) -> None:
+        """Look from now on, every minute, whether the customer may still be served.
+
+        Args:
+            log: takes what is refused, or would be in shadow.
+            troubles: takes why a message could not be decided.
+        """
+        self._log = log
+        self._troubles = troubles
+        self._is_closed = False
+        self._timer: TimerHandle | None = None
+        self._look_later()
+
+    async def receive(self) -> Message:
+        """The server's next message; one that is counted and not allowed ends the websocket."""
+        if self._is_closed:
+            return _disconnected()
+        message = await self.server_receive()
+        if message["type"] == "websocket.disconnect":
+            self._gone = True
+        elif message["type"] == "websocket.receive" and self._route.per_message and self._lane is not None:
+            decision = await self._decide_message()
+            if decision is not None:
+                await self._close(decision)
+                return _disconnected()
+        return message
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on; after the websocket was closed here, as if the client had left."""
+        if self._is_closed:
+            raise ConnectionAbortedError("meterkit has closed this websocket")
+        kind = message["type"]
+        if kind == "websocket.accept":
+            self._status = _SWITCHING_PROTOCOLS
+            self._complete = True
+            message = self._with_fields(message)
+        elif kind == "websocket.http.response.start":
+            self._status = message["status"]
+            message = self._with_fields(message)
+        elif kind == "websocket.close" and not self._status:
+            self._status = _FORBIDDEN
+        return self._send(message)
+
+    def settle(self, error: BaseException | None) -> None:
+        """Tell the store that the websocket has ended, and what its opening came to; once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().settle(error)
+
+    def _outcome(self) -> Outcome:
+        return outcome_of(
+            self._status,
+            is_complete=self._status > 0 and not self._failed,
+            has_begun=False,
+            has_failed=self._failed,
+        )
+
+    async def _decide_message(self) -> Decision | None:
+        """Decide and count one message; the refusal, if it is not to reach the app."""
+        route, store = self._route, self._store
+        try:
+            decided, reply = await store.decide(self._view, partial(_message, route))
+        except Exception as error:  # noqa: BLE001 - the app is served whatever it is, if the route says so
+            self._troubles.undecided(error, route)
+            is_served = route.enforcement == "shadow" or route.on_store_failure == "allow"
+            return None if is_served else Decision(allowed=False, reason="store", degraded=True)
+        if reply[0] != ALLOWED or decided.waived is not None:
+            decision = store.verdict(decided, reply)
+            if not decision.shadow:
+                return decision
+            self._log.shadowed(decision, route)
+        if decided.program.settles and self._lane is not None:
+            slot = reply[1] // HOLD_SLOT_MS
+            store.settle(self._lane, settlement_of(decided, slot, billed="success" in route.charge_on))
+        return None
+
+    def _look_later(self) -> None:
+        if self._lane is not None:
+            self._timer = get_running_loop().call_later(_LOOK_EVERY_S, self._look_soon, self._lane.spawn)
+
+    def _look_soon(self, spawn: Callable[[Any], object]) -> None:
+        spawn(self._look())
+
+    async def _look(self) -> None:
+        """End the websocket where its customer may not be served any more. Counts nothing."""
+        with suppress(Exception):  # What cannot be decided goes on: it was allowed to begin.
+            looked = await self._store.decide(self._view, partial(_looking, self._route), mode="c")
+            decision = self._store.verdict(*looked)
+            if not (decision.allowed or self._settled):
+                await self._close(decision)
+        if not (self._settled or self._is_closed):
+            self._look_later()
+
+    async def _close(self, decision: Decision) -> None:
+        if self._is_closed:
+            return  # By a look, while the message was decided.
+        self._is_closed = True
+        self._log.refused(decision, self._route, self._scope, status=POLICY_VIOLATION, instance=None)
+        reason = decision.limit or decision.reason or ""
+        with suppress(OSError):  # The client has left meanwhile.
+            await self._send(
+                {
+                    "type": "websocket.close",
+                    "code": POLICY_VIOLATION,
+                    "reason": reason.encode()[:_REASON_BYTES_MAX].decode(errors="ignore"),
+                }
+            )
+
+
+def _message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
+    """The decision that counts a message; it is no request in flight."""
+
+    def prepare() -> PreparedDecision:
+        demands = {name: Demand.of(quantity) for name, quantity in route.per_message.items()}
+        program = compile_program(
+            view.entitlements,
+            view.cache.catalog,
+            demands,
+            in_flight=False,
+            rates_only=route.always,
+            prepaid=view.prepaid,
+        )
+        return PreparedDecision(view, program, mode, route=route)
+
+    return view.once(("message", id(route), mode), prepare)
+
+
+def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
+    """The decision whether one more of each of a route's meters could be counted, whatever its rates."""
+
+    def prepare() -> PreparedDecision:
+        demands = {name: Demand(needed=1, taken=0) for name in (*route.consume, *route.per_message)}
+        program = compile_program(
+            holding_only(view.entitlements, demands, ()),
+            view.cache.catalog,
+            demands,
+            rates_only=route.always,
+            prepaid=view.prepaid,
+        )
+        return PreparedDecision(view, program, "c", route=route)
+
+    return view.once(("look", id(route)), prepare)
+
+
+def _disconnected() -> Message:
+    return {"type": "websocket.disconnect", "code": POLICY_VIOLATION, "reason": ""}

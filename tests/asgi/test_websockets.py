@@ -1,0 +1,421 @@
+"""Websockets: decided when they open and per message, looked at every minute, closed with 1008."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+import meterkit
+from faults import eventually
+from metering import served
+from meterkit.asgi import websocket
+from servers import spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  messages: {unit: message}
+features: [live]
+routes:
+  - {match: "WS /live", consume: {requests: 1}, per_message: {messages: 1}}
+  - {match: "WS /listen", consume: {requests: 1}}
+  - {match: "WS /attempt", consume: {requests: 1}, charge_on: attempt}
+  - {match: "WS /feature", feature: live, consume: {requests: 1}}
+  - {match: "WS /shadow", per_message: {messages: 1}, enforcement: shadow}
+  - {match: "WS /strict", per_message: {messages: 1}, on_store_failure: deny}
+  - {match: "WS /always", always: true, consume: {requests: 1}, per_message: {messages: 1}}
+  - {match: "WS /exempt", exempt: true}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 20/hour, concurrency: 2, included: 10, overage: deny}
+      messages: {rate: 8/hour, included: 5, overage: deny}
+"""
+CONNECT = {"type": "websocket.connect"}
+ANSWERS: Final[dict[str, dict[str, str]]] = {"websocket.http.response": {}}
+
+
+class Socket:
+    """The server's side of one websocket: what the client does, and what the app has sent.
+
+    Attributes:
+        sent: the app's messages, as the server gets them.
+        task: the app.
+    """
+
+    def __init__(self, app: ASGIApp, path: str, *, customer: str | None, extensions: Any) -> None:
+        headers = [] if customer is None else [(b"x-customer-id", customer.encode())]
+        self.scope: Scope = {
+            "type": "websocket",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "path": path,
+            "headers": headers,
+            "extensions": extensions,
+        }
+        self.sent: list[Message] = []
+        self._incoming: asyncio.Queue[Message] = asyncio.Queue()
+        self._incoming.put_nowait(CONNECT)
+        self.task = asyncio.create_task(self._run(app))
+
+    async def _run(self, app: ASGIApp) -> None:
+        await app(self.scope, self._incoming.get, self._send)
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+        if message["type"] == "websocket.close":
+            # As servers do: the app hears of it, whoever closes.
+            self._incoming.put_nowait({"type": "websocket.disconnect", "code": message["code"]})
+
+    def say(self, text: str) -> None:
+        """Have the client send a message."""
+        self._incoming.put_nowait({"type": "websocket.receive", "text": text})
+
+    async def leave(self) -> None:
+        """Have the client close, and wait until the app has ended."""
+        self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await self.task
+
+    def heard(self) -> list[str]:
+        """What the client was sent."""
+        return [message["text"] for message in self.sent if message["type"] == "websocket.send"]
+
+    @property
+    def is_open(self) -> bool:
+        return self.kinds()[:1] == ["websocket.accept"] and "websocket.close" not in self.kinds()
+
+    def kinds(self) -> list[str]:
+        return [message["type"] for message in self.sent]
+
+
+@asynccontextmanager
+async def opened(
+    at: Served, path: str = "/live", *, customer: str | None = "acme", extensions: Any = None
+) -> AsyncGenerator[Socket]:
+    """A websocket that was opened, or refused."""
+    socket = Socket(at.app, path, customer=customer, extensions=extensions)
+    await eventually(lambda: bool(socket.sent) or socket.task.done())
+    try:
+        yield socket
+    finally:
+        if not socket.task.done():
+            await socket.leave()
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Send back what comes, until the client leaves."""
+    assert scope["type"] == "websocket"
+    assert await receive() == CONNECT
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+
+async def test_an_open_websocket_is_counted_once_it_ends() -> None:
+    async with served(echo, plans=PLANS) as at:
+        async with opened(at, "/listen") as socket:
+            for text in "abc":
+                socket.say(text)
+            await eventually(lambda: socket.heard() == ["a", "b", "c"])
+            assert await at.counted() == (0, 1)
+        assert await at.counted() == (1, 0)
+        assert dict(socket.sent[0]["headers"])[b"ratelimit-policy"].startswith(b'"requests-1h"')
+
+
+async def test_each_message_is_counted_before_the_app_has_it() -> None:
+    async with served(echo, plans=PLANS) as at, opened(at) as socket:
+        for number in range(3):
+            socket.say(str(number))
+        await eventually(lambda: len(socket.heard()) == 3)
+        assert await at.counted(meter="messages") == (3, 0)
+
+
+async def test_i3_a_client_that_floods_gets_no_more_than_its_plan_allows() -> None:
+    async with served(echo, plans=PLANS) as at:
+        async with opened(at) as first, opened(at) as second:
+            for socket in (first, second):
+                for number in range(100):
+                    socket.say(str(number))
+            await asyncio.wait([first.task, second.task], timeout=30)
+        assert len(first.heard()) + len(second.heard()) == 5
+        for socket in (first, second):
+            assert {"type": "websocket.close", "code": 1008, "reason": "messages-period"} in socket.sent
+        assert await at.counted(meter="messages") == (5, 0)
+        assert await at.counted() == (2, 0)
+
+
+async def test_the_app_hears_of_a_close_as_of_a_client_that_left() -> None:
+    heard: list[Message] = []
+    raised: list[Exception] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await receive()
+        await send({"type": "websocket.accept"})
+        while not heard or heard[-1]["type"] == "websocket.receive":
+            heard.append(await receive())
+        heard.append(await receive())
+        try:
+            await send({"type": "websocket.send", "text": "too late"})
+        except OSError as error:
+            raised.append(error)
+
+    async with served(app, plans=PLANS) as at, opened(at) as socket:
+        for number in range(6):
+            socket.say(str(number))
+        await socket.task
+    assert [message["type"] for message in heard] == ["websocket.receive"] * 5 + ["websocket.disconnect"] * 2
+    assert heard[-1]["code"] == 1008
+    assert len(raised) == 1
+    assert socket.kinds() == ["websocket.accept", "websocket.close"]
+
+
+async def test_where_the_server_can_it_is_refused_like_a_request() -> None:
+    async with served(echo, plans=PLANS) as at:
+        async with opened(at, "/feature", extensions=ANSWERS) as socket:
+            pass
+        start, body = socket.sent
+        assert (start["type"], start["status"]) == ("websocket.http.response.start", 403)
+        assert (b"content-type", b"application/problem+json") in start["headers"]
+        assert body["type"] == "websocket.http.response.body"
+        assert b'"feature":"live"' in body["body"]
+        assert await at.counted() == (0, 0)
+
+
+@pytest.mark.parametrize("extensions", [None, {}, {"http.response.push": {}}])
+async def test_where_the_server_cannot_it_is_closed(extensions: Any) -> None:
+    async with (
+        served(echo, plans=PLANS) as at,
+        opened(at, "/feature", extensions=extensions) as socket,
+    ):
+        pass
+    assert socket.sent == [{"type": "websocket.close", "code": 1008, "reason": "Feature Not In Plan"}]
+
+
+async def test_an_own_answer_to_refusals_is_asked_where_it_can_be_sent() -> None:
+    asked: list[Scope] = []
+
+    def on_denied(scope: Scope, _: meterkit.Decision) -> None:
+        asked.append(scope)
+
+    async with (
+        served(echo, plans=PLANS, on_denied=on_denied) as at,
+        opened(at, "/feature"),
+        opened(at, "/feature", extensions=ANSWERS),
+    ):
+        pass
+    assert len(asked) == 1
+
+
+async def test_a_websocket_of_nobody_is_refused() -> None:
+    async with served(echo, plans=PLANS) as at, opened(at, customer=None, extensions=ANSWERS) as socket:
+        pass
+    assert socket.sent[0]["status"] == 401
+
+
+async def test_concurrency_counts_open_websockets() -> None:
+    async with served(echo, plans=PLANS) as at:
+        async with opened(at) as first, opened(at, "/listen") as second:
+            async with opened(at, extensions=ANSWERS) as third:
+                assert third.sent[0]["status"] == 429
+            assert first.is_open
+            assert second.is_open
+            await second.leave()
+            async with opened(at) as again:
+                assert again.is_open
+        assert await at.counted() == (3, 0)
+
+
+async def test_a_line_without_a_method_that_has_a_path_is_about_requests() -> None:
+    async with served(echo, plans=PLANS.replace('"*"', '"/other"')) as at, opened(at, "/other") as socket:
+        assert socket.is_open
+    async with served(echo, plans=PLANS) as at:
+        async with opened(at, "/other"):
+            pass
+        assert await at.counted() == (1, 0)
+
+
+async def test_an_exempt_websocket_passes_as_it_is() -> None:
+    async with served(echo, plans=PLANS) as at:
+        async with opened(at, "/exempt", customer=None) as socket:
+            assert socket.sent == [{"type": "websocket.accept"}]
+        assert await at.counted() == (0, 0)
+
+
+async def rejecting(_: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.close", "code": 1000})
+
+
+async def answering(_: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.http.response.start", "status": 200, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b""})
+
+
+async def raising(_: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    raise RuntimeError("broken")
+
+
+async def leaving(_: Scope, receive: Receive, send: Send) -> None:
+    del send
+    await receive()
+
+
+@pytest.mark.parametrize(
+    ("app", "recorded"), [(rejecting, 0), (answering, 1), (raising, 0), (leaving, 0)], ids=lambda at: at
+)
+async def test_what_did_not_succeed_is_not_billed(app: ASGIApp, recorded: int) -> None:
+    async with served(app, plans=PLANS) as at:
+        for path in ("/listen", "/attempt"):
+            async with opened(at, path) as socket:
+                await asyncio.wait([socket.task])
+                assert isinstance(socket.task.exception(), RuntimeError) == (app is raising)
+        assert await at.counted() == (recorded + 1, 0)
+
+
+async def test_what_the_app_records_is_recorded_while_it_is_open() -> None:
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            meterkit.record(messages=int(message["text"]))
+            assert meterkit.current().customer == "acme"
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    async with served(app, plans=PLANS) as at:
+        async with opened(at, "/listen") as socket:
+            socket.say("2")
+            socket.say("40")
+            socket.say("0")
+            await eventually(lambda: socket.heard() == ["2", "40", "0"])
+            assert await at.counted(meter="messages") == (42, 0)
+        assert await at.counted(meter="messages") == (42, 0)
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every few milliseconds in place of every minute."""
+    monkeypatch.setattr(websocket, "_LOOK_EVERY_S", 0.005)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_i4_a_customer_who_is_suspended_is_disconnected() -> None:
+    async with served(echo, plans=PLANS) as at, opened(at) as socket, opened(at, "/always") as always:
+        assert socket.is_open
+        await at.kit.customers.set_status("acme", "unpaid")
+        await eventually(lambda: not socket.is_open)
+        assert socket.sent[-1] == {"type": "websocket.close", "code": 1008, "reason": "suspended"}
+        assert always.is_open
+        await socket.task
+
+
+@pytest.mark.usefixtures("soon")
+async def test_whoever_has_used_up_what_is_included_is_disconnected() -> None:
+    async with served(echo, plans=PLANS) as at, opened(at, "/listen") as socket:
+        await at.kit.record("acme", "requests", 10)
+        await eventually(lambda: not socket.is_open)
+        assert socket.sent[-1]["reason"] == "requests-period"
+
+
+async def looked(at: Served, monkeypatch: pytest.MonkeyPatch, times: int = 3) -> None:
+    """Wait until open websockets were looked at some times."""
+    seen, decide = list[str](), at.kit.store.decide
+
+    async def watched(*given: Any, **more: Any) -> Any:
+        found = await decide(*given, **more)
+        seen.append(more.get("mode", "d"))
+        return found
+
+    monkeypatch.setattr(at.kit.store, "decide", watched)
+    await eventually(lambda: seen.count("c") >= times)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_looking_counts_nothing_and_does_not_mind_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = PLANS.replace("rate: 8/hour, included: 5", "rate: 2/hour, included: 5")
+    async with served(echo, plans=plans) as at, opened(at, "/live") as socket:
+        await at.kit.record("acme", "messages", 2)
+        await looked(at, monkeypatch)
+        assert socket.is_open
+        assert await at.counted(meter="messages") == (2, 0)
+        assert await at.counted() == (0, 1)
+
+
+async def test_in_shadow_nothing_is_closed_and_all_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(echo, plans=PLANS) as at, opened(at, "/shadow") as socket:
+        for number in range(7):
+            socket.say(str(number))
+        await eventually(lambda: len(socket.heard()) == 7)
+        assert socket.is_open
+        assert await at.counted(meter="messages") == (7, 0)
+    said = [
+        line for line in caplog.messages if line.startswith("would be refused, but enforcement is shadow")
+    ]
+    assert len(said) == 2
+    assert "customer='acme'" in said[0]
+    assert "limit='messages-period'" in said[0]
+
+
+async def test_what_is_closed_is_logged_with_its_customer_and_limit(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(echo, plans=PLANS) as at, opened(at) as socket:
+        for number in range(6):
+            socket.say(str(number))
+        await socket.task
+    (line,) = [line for line in caplog.messages if line.startswith("refused: ")]
+    assert "customer='acme'" in line
+    assert "limit='messages-period' route='WS /live' status=1008" in line
+
+
+async def test_off_nothing_is_decided() -> None:
+    async with served(echo, plans=PLANS, settings={"enforcement": "off"}) as at, opened(at) as socket:
+        for number in range(9):
+            socket.say(str(number))
+        await eventually(lambda: len(socket.heard()) == 9)
+        assert await at.counted(meter="messages") == (0, 0)
+
+
+async def test_i9_without_the_store_messages_pass_where_the_line_allows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = {"store_timeout": 0.2}
+    with spawn_server() as server:
+        async with (
+            served(echo, plans=PLANS, redis_url=server.url, settings=settings) as at,
+            opened(at) as allowed,
+            opened(at, "/strict") as strict,
+        ):
+            server.stop()
+            for socket in (allowed, strict):
+                socket.say("anybody?")
+            await eventually(lambda: allowed.heard() == ["anybody?"] and not strict.is_open)
+            assert allowed.is_open
+            assert strict.heard() == []
+            assert strict.sent[-1] == {"type": "websocket.close", "code": 1008, "reason": "store"}
+    assert "requests go undecided" in caplog.text
+
+
+async def test_i7_what_a_websocket_holds_is_given_back_when_the_kit_stops() -> None:
+    async with served(echo, plans=PLANS, redis_url="memory://") as at, opened(at, "/listen"):
+        assert await at.counted() == (0, 1)
+        await at.kit.stop()
+        await at.kit.start()
+        assert await at.counted() == (1, 0)
