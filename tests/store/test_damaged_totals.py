@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from delivering import delivered, desk
 from meterkit import StoreError
 from meterkit.decisions.keys import meter_token
+from meterkit.store.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -55,3 +56,26 @@ async def test_i6_a_period_that_cannot_be_closed_is_not_added_up_again_with_each
         assert delivered(closed, JUNE, "tokens", "o") == 30
         await at.flush(everything=True)
         assert (at.accepted("acme"), at.accepted("acme", "ai_tokens")) == (7, 30)
+
+
+async def test_counters_that_cannot_be_read_are_told_when_sealed_usage_is_taken_back(
+    store_url: str, valkey: Server
+) -> None:
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        outbox = Outbox(at.kit.store, await at.kit.store.admin())
+        assert (await outbox.seal(0, due_ms=None, most=50)).made == 1
+        counters = at.kit.store.keys.customer("acme").counters
+        field = f"{meter_token('requests')}m"
+        admin = await at.kit.store.admin()
+        client: Any = admin.client
+        kept = await client.hget(counters, field)
+        valkey.command("HSET", counters, field, "many")
+        for _ in range(2):
+            with pytest.raises(StoreError, match=f"DAMAGED the counters cannot be read.* field {field}"):
+                await at.kit.customers.unlink("acme")
+        await client.hset(counters, field, kept)
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["queued"] == 6
+        await at.kit.customers.unlink("acme")
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["unlinked"] == 6

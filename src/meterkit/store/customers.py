@@ -210,16 +210,17 @@ class Customers:
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
 
     async def unlink(self, customer: str) -> Customer:
-        """Undo a link. Repeated: a no-op.
+        """Undo a link. Repeated: a no-op, but for what a try that failed has left undone.
 
         Usage that Stripe certainly knows nothing of waits for the next link, as if there had never been one.
         What was sent already, or is being sent, stays with the Stripe customer that it was addressed to.
         """
         _, state = await self._states.read(check_customer(customer))
         linked = state.stripe_customer
-        if linked is None:
-            return self._view(customer, state)
         admin, keys = await self._store.admin(), self._store.keys
+        if linked is None:
+            await self._recall(admin, customer)
+            return self._view(customer, state)
         await remember_former(admin, keys, linked, customer)
 
         def change(state: CustomerState) -> CustomerState:
