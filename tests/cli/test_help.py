@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from commands import Shell
 
 COMMANDS: Final = {
-    "": ("demo", "check", "schema", "worker", "flush", "usage", "customers", "grants", "stripe"),
+    "": ("demo", "check", "schema", "routes", "worker", "flush", "usage", "customers", "grants", "stripe"),
     "customers": ("show", "list", "link", "unlink", "set-plan", "override", "set-status", "delete"),
     "grants": ("add", "list", "void", "ledger"),
     "stripe": ("emulator",),
@@ -68,6 +68,7 @@ def test_each_command_is_told_in_a_whole_sentence(shell: Shell, group: str) -> N
         (("demo",), ("--plans", "--redis")),
         (("schema",), ("--plans", "--redis", "--json")),
         (("check",), ("--redis",)),
+        (("routes",), ("--redis",)),
         (("stripe", "emulator"), ("--redis",)),
     ],
 )

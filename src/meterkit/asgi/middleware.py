@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
-    from meterkit.catalog import Route
+    from meterkit.catalog import Catalog, Route
     from meterkit.decisions.program import Program
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
@@ -117,6 +117,11 @@ class MeterMiddleware:
         self._is_inner = False
         self._has_warned_unmatched = False
         self._adopt(kit.store.cache)
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is sold: the plans file by which requests are decided."""
+        return self._kit.store.catalog
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""

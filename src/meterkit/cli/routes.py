@@ -1,0 +1,117 @@
+"""``meterkit routes``: which line of the plans file takes each route of an app."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from meterkit.asgi.app_routes import ANY_METHOD, Decider, routes_of
+from meterkit.asgi.route_lines import described, take
+from meterkit.asgi.routing import own_root_path
+from meterkit.catalog import load
+from meterkit.cli.imported_app import import_app
+from meterkit.cli.options import plans_path
+from meterkit.cli.output import print_note, print_records
+from meterkit.cli.session import Session, command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.asgi.route_lines import Idle, Taken
+    from meterkit.catalog import Route
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@command(commands, unused=("redis",))
+def routes(
+    session: Session,
+    app: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app, as uvicorn takes it: main:app.")],
+    *,
+    factory: Annotated[
+        bool, typer.Option("--factory", help="APP is a function without arguments that makes the app.")
+    ] = False,
+) -> None:
+    """Show which line of the plans file takes each route of an app.
+
+    The plans file is that of the app's MeterMiddleware; where it has none, that of --plans. Exits 1 if a
+    route is unmetered, or a line takes no route.
+    """
+    # What the app's kit says of its store is not what is asked for.
+    logging.getLogger("meterkit").setLevel(logging.ERROR)
+    imported = import_app(app, is_factory=factory)
+    found = routes_of(imported)
+    otherwise = None
+    if not any(route.decider for route in found):
+        path = plans_path(session.plans)
+        otherwise = Decider(load(path), own_root_path(imported))
+        print_note(f"{app} has no MeterMiddleware: this is what {path} would do with its routes")
+    elif session.plans is not None:
+        print_note("--plans is not read: the app's MeterMiddleware has a plans file")
+    taken, idle = take(found, otherwise)
+    shown = {"routes": [_record(one) for one in taken], "idle_lines": [_idle_record(one) for one in idle]}
+    session.show(shown, lambda: _tell(taken, idle))
+    raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
+
+
+def _record(taken: Taken) -> dict[str, object]:
+    return {
+        "methods": list(taken.methods),
+        "host": taken.route.host,
+        "path": taken.route.path,
+        "line": None if taken.line is None else taken.line.match,
+        "metered": _metered(taken),
+        "parts": [{"line": line.match, "metered": described(line)} for line in taken.parts],
+    }
+
+
+def _idle_record(idle: Idle) -> dict[str, object]:
+    return {"plans_file": idle.catalog.source, "line": idle.line.match, "why": _why(idle)}
+
+
+def _metered(taken: Taken) -> str:
+    if taken.line is not None:
+        return described(taken.line)
+    return "unmetered" if taken.is_decided else "unmetered: no MeterMiddleware before it"
+
+
+def _tell(taken: Sequence[Taken], idle: Sequence[Idle]) -> None:
+    rows = [row for one in taken for row in _rows(one)]
+    print_records(rows, empty="the app has no routes")
+    for one in idle:
+        typer.echo(f"{one.catalog.source}: the line {one.line.match!r} takes no route: {_why(one)}")
+    unmetered = sum(one.line is None for one in taken)
+    if unmetered:
+        typer.echo(f'unmetered: {unmetered}; a line such as {{match: "*", …}} at the end takes what is left')
+
+
+def _rows(taken: Taken) -> list[dict[str, object]]:
+    methods, path = _methods(taken), f"{taken.route.host or ''}{taken.route.path}"
+    parts: list[tuple[Route | None, str]] = [(line, described(line)) for line in taken.parts]
+    rows = [*parts, (taken.line, _metered(taken))]
+    return [
+        {
+            "method": methods if not nth else "",
+            "path": path if not nth else "",
+            "line": "" if line is None else line.match,
+            "metered": metered,
+        }
+        for nth, (line, metered) in enumerate(rows)
+    ]
+
+
+def _methods(taken: Taken) -> str:
+    methods = taken.methods
+    if set(methods) == set(ANY_METHOD):
+        return "any"
+    return ",".join(method for method in methods if method != "HEAD" or "GET" not in methods)
+
+
+def _why(idle: Idle) -> str:
+    if idle.is_behind:
+        return "lines before it take all of its requests"
+    return "the app has no route for it"

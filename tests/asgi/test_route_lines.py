@@ -1,0 +1,304 @@
+"""Which line of the plans file takes each route of an app, compared with what the middleware itself does."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import APIRouter, FastAPI, WebSocket
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.asgi.app_routes import Decider, routes_of
+from meterkit.asgi.route_lines import described, take
+from meterkit.asgi.routing import own_root_path
+from meterkit.catalog import loads
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+    from meterkit.catalog import Catalog
+
+HEAD = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  output_tokens: {unit: token}
+  disk: {unit: byte, kind: gauge}
+  seats: {unit: seat, kind: gauge}
+features: [full_ai]
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+routes:
+"""
+
+
+def plans(*lines: str) -> Catalog:
+    return loads(HEAD + "".join(f"  - {{{line}}}\n" for line in lines), source="plans.yaml")
+
+
+def counted(match: str) -> str:
+    return f'match: "{match}", consume: {{requests: 1}}'
+
+
+async def answer(_: Request) -> PlainTextResponse:
+    return PlainTextResponse("")
+
+
+async def talk(_: WebSocket) -> None:
+    """A websocket that nobody opens."""
+
+
+async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that tells nothing of itself."""
+
+
+def route(path: str, *methods: str) -> Route:
+    return Route(path, answer, methods=methods or None)
+
+
+def lines_of(app: Any, catalog: Catalog) -> tuple[dict[str, list[str | None]], list[str]]:
+    """By methods and path, the lines that take parts of it and the one that takes the rest; idle lines."""
+    found, idle = take(routes_of(app), Decider(catalog, own_root_path(app)))
+    shown: dict[str, list[str | None]] = {}
+    for one in found:
+        name = f"{','.join(one.methods)} {one.route.host or ''}{one.route.path}"
+        shown[name] = [*(line.match for line in one.parts), one.line.match if one.line else None]
+    return shown, [one.line.match for one in idle]
+
+
+def of(routes: Sequence[BaseRoute], *matches: str) -> tuple[dict[str, list[str | None]], list[str]]:
+    return lines_of(Starlette(routes=routes), plans(*map(counted, matches)))
+
+
+def test_each_route_has_the_first_line_that_matches() -> None:
+    shown, idle = of([route("/a"), route("/b", "POST"), route("/c")], "GET /a", "/b", "*")
+    assert shown == {"GET,HEAD /a": ["GET /a"], "POST /b": ["/b"], "GET,HEAD /c": ["*"]}
+    assert idle == []
+
+
+def test_a_route_that_no_line_takes_is_unmetered_and_a_line_without_a_route_is_idle() -> None:
+    shown, idle = of([route("/a"), route("/b")], "GET /a", "POST /a", "GET /c")
+    assert shown == {"GET,HEAD /a": ["GET /a"], "GET,HEAD /b": [None]}
+    assert idle == ["POST /a", "GET /c"]
+
+
+def test_methods_of_a_route_may_fall_under_different_lines() -> None:
+    shown, idle = of([route("/a", "GET", "POST", "PUT")], "POST /a", "GET /a")
+    assert shown == {"GET,HEAD /a": ["GET /a"], "POST /a": ["POST /a"], "PUT /a": [None]}
+    assert idle == []
+
+
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
+        ("/items/{id}", "GET /items/special"),
+        ("/items/{id}", "GET /items/{number:int}"),
+        ("/{a}/b", "GET /a/{b}"),
+        ("/v1/{p:path}", "GET /v1/admin/{id}"),
+        ("/v1/{p:path}", "GET /v1/admin/{p:path}"),
+        ("/v1/{a}/x/{p:path}", "GET /v1/a/{p:path}"),
+        ("/v1/a/{b}/{c}", "GET /v1/{p:path}/x"),
+        ("/files/{p:path}", "GET /files/"),
+        ("/{a}/{b}", "GET /x/{b:uuid}"),
+    ],
+)
+def test_a_line_that_takes_a_part_of_a_route_is_told_of(path: str, match: str) -> None:
+    # A route and a line may meet at paths that are written in neither of the two.
+    shown, idle = of([route(path)], match)
+    assert shown == {f"GET,HEAD {path}": [match, None]}
+    assert idle == []
+
+
+def test_what_an_earlier_route_takes_is_no_part_of_a_later_one() -> None:
+    shown, idle = of([route("/items/special"), route("/items/{id}")], "GET /items/special", "*")
+    assert shown == {"GET,HEAD /items/special": ["GET /items/special"], "GET,HEAD /items/{id}": ["*"]}
+    assert idle == []
+
+
+def test_a_line_behind_others_that_take_all_of_its_requests_is_idle_and_says_so() -> None:
+    catalog = plans(counted("/v1/{p:path}"), counted("GET /v1/a"), counted("GET /gone"))
+    _, idle = take(routes_of(Starlette(routes=[route("/v1/a")])), Decider(catalog, ""))
+    assert {one.line.match: one.is_behind for one in idle} == {"GET /v1/a": True, "GET /gone": False}
+
+
+def test_mounts_hosts_and_websockets_are_listed_as_clients_see_them() -> None:
+    inner = Starlette(routes=[route("/{id}"), WebSocketRoute("/live", talk)])
+    shown, idle = of(
+        [
+            Mount("/a/{id}", routes=[Mount("/b", app=inner)]),
+            Mount("/static", StaticFiles(directory=Path(__file__).parent)),
+            Mount("/other", bare),
+            Host("api.{domain}", Router([route("/hosted")])),
+            WebSocketRoute("/live", talk),
+        ],
+        *("GET /a/{id}/b/{id2}", "WS /a/{id}/b/live", "GET /static/{path:path}", "POST /other/{path:path}"),
+        "GET /hosted",
+    )
+    assert shown == {
+        "GET,HEAD /a/{id}/b/{id}": ["GET /a/{id}/b/{id2}"],
+        "WS /a/{id}/b/live": ["WS /a/{id}/b/live"],
+        "GET,HEAD /static/{path:path}": ["GET /static/{path:path}"],
+        "GET,PUT,PATCH,DELETE /other/{path:path}": [None],
+        "POST /other/{path:path}": ["POST /other/{path:path}"],
+        "GET,HEAD api.{domain}/hosted": ["GET /hosted"],
+        "WS /live": [None],
+    }
+    assert idle == []
+
+
+def test_websockets_fall_under_the_star_and_under_no_line_with_a_path_that_does_not_say_so() -> None:
+    shown, idle = of([WebSocketRoute("/live", talk)], "/live", "*")
+    assert (shown, idle) == ({"WS /live": ["*"]}, ["/live"])
+
+
+class Things(HTTPEndpoint):
+    async def get(self, _: Request) -> PlainTextResponse:
+        return PlainTextResponse("")
+
+    async def delete(self, _: Request) -> PlainTextResponse:
+        return PlainTextResponse("")
+
+
+def test_a_class_takes_the_methods_that_it_has_and_any_other_app_takes_all() -> None:
+    app = Starlette(routes=[Route("/things", Things)])
+    app.router.routes.append(Route("/bare", Router()))  # An ASGI app in place of a function.
+    shown, _ = lines_of(app, plans(counted("*")))
+    assert list(shown) == ["GET,DELETE /things", "GET,POST,PUT,PATCH,DELETE /bare"]
+
+
+class DateConvertor(Convertor[date]):
+    regex = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+
+    def convert(self, value: str) -> date:
+        return date.fromisoformat(value)
+
+    def to_string(self, value: date) -> str:
+        return value.isoformat()
+
+
+def test_a_convertor_of_the_apps_own_has_an_example_too() -> None:
+    register_url_convertor("meterkit_date", DateConvertor())
+    shown, idle = of([route("/days/{day:meterkit_date}")], "GET /days/{day}")
+    assert (list(shown.values()), idle) == ([["GET /days/{day}"]], [])
+
+
+def fastapi_app(**settings: Any) -> FastAPI:
+    app = FastAPI(openapi_url=None, **settings)
+    outer, inner = APIRouter(prefix="/v1"), APIRouter(prefix="/deep")
+    inner.add_api_route("/x", answer, methods=["GET"])
+    inner.add_api_websocket_route("/live", talk)
+    outer.include_router(inner)
+    app.include_router(outer)
+    app.add_api_route("/items/{id}", answer, methods=["PUT"])
+    return app
+
+
+def test_routers_that_fastapi_includes_are_listed_with_their_prefixes() -> None:
+    shown, idle = lines_of(fastapi_app(), plans(counted("GET /v1/{p:path}"), counted("WS /v1/deep/live")))
+    assert shown == {
+        "GET /v1/deep/x": ["GET /v1/{p:path}"],
+        "WS /v1/deep/live": ["WS /v1/deep/live"],
+        "PUT /items/{id}": [None],
+    }
+    assert idle == []
+
+
+def test_a_line_may_be_written_with_the_root_path_that_an_app_gives_itself() -> None:
+    catalog = plans(counted("PUT /api/items/one"), counted("PUT /items/{id}"), counted("GET /api/v1/deep/x"))
+    app = fastapi_app()
+    app.root_path = "/api"
+    shown, idle = lines_of(app, catalog)
+    assert shown["PUT /items/{id}"] == ["PUT /api/items/one", "PUT /items/{id}"]
+    assert shown["GET /v1/deep/x"] == ["GET /api/v1/deep/x"]
+    assert idle == []
+
+
+def metering(catalog: Catalog) -> dict[str, Any]:
+    return {"kit": MeterKit(catalog, redis_url="memory://"), "identify": identify.header("x-customer-id")}
+
+
+@pytest.mark.parametrize("how", ["added", "wrapped", "within", "router", "mount"])
+def test_the_plans_file_is_that_of_the_middleware_wherever_it_stands(how: str) -> None:
+    catalog = plans(counted("GET /a"))
+    given = metering(catalog)
+    middleware = [Middleware(MeterMiddleware, **given)]
+    routes: list[BaseRoute] = [route("/a")]
+    app: Any = Starlette(routes=routes)
+    if how == "added":
+        app.add_middleware(MeterMiddleware, **given)
+    elif how == "wrapped":
+        app = MeterMiddleware(app, **given)
+    elif how == "within":
+        app = GZipMiddleware(GZipMiddleware(MeterMiddleware(app, **given)))
+    elif how == "router":
+        app = Router(routes, middleware=middleware)
+    else:
+        app = Starlette(routes=[Mount("", routes=routes, middleware=middleware)])
+    (taken,), idle = take(routes_of(app), None)
+    assert taken.line is catalog.routes[0]
+    assert idle == []
+
+
+def test_what_a_middleware_does_not_stand_before_is_unmetered() -> None:
+    catalog = plans(counted("GET /api/a"), counted("GET /b"))
+    sub = MeterMiddleware(Starlette(routes=[route("/a")]), **metering(catalog))
+    app = Starlette(routes=[Mount("/api", sub), route("/b")])
+    (inside, outside), idle = take(routes_of(app), None)
+    assert (inside.line, inside.is_decided) == (catalog.routes[0], True)
+    assert (outside.line, outside.is_decided) == (None, False)
+    assert [one.line.match for one in idle] == ["GET /b"]
+
+
+def test_two_middlewares_of_one_kit_share_its_lines() -> None:
+    given = metering(plans(counted("GET /a/x"), counted("GET /b/x")))
+    apps = [MeterMiddleware(Starlette(routes=[route("/x")]), **given) for _ in range(2)]
+    found, idle = take(routes_of(Starlette(routes=[Mount("/a", apps[0]), Mount("/b", apps[1])])), None)
+    assert [one.line and one.line.match for one in found] == ["GET /a/x", "GET /b/x"]
+    assert idle == []
+
+
+def test_an_app_that_does_not_tell_its_routes_is_refused() -> None:
+    with pytest.raises(MeterkitError, match="does not tell its routes: found a value of type function"):
+        routes_of(GZipMiddleware(bare))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('match: "GET /a", exempt: true', "exempt"),
+        ('match: "/a", always: true', "always"),
+        (
+            (
+                'match: "POST /a", feature: full_ai, consume: {requests: 5_000}, usage: auto,'
+                " reserve: {output_tokens: {default: 1}}"
+            ),
+            "feature full_ai; consume 5,000 requests; usage auto; reserve output_tokens",
+        ),
+        ('match: "GET /a", rate: [1_000/hour, 5 per 10 seconds]', "rate 1,000 per 1h; rate 5 per 10s"),
+        ('match: "PUT /a", storage: content-length', "storage disk"),
+        ('match: "POST /a", grow: {seats: 1}, enforcement: shadow', "grow 1 seats; shadow"),
+        (
+            'match: "WS /a", consume: {requests: 1}, per_message: {requests: 2}',
+            "consume 1 requests; per message 2 requests",
+        ),
+        ('match: "*"', "decided, counts nothing"),
+    ],
+)
+def test_what_a_line_does_is_told_in_short(line: str, says: str) -> None:
+    assert described(plans(line).routes[0]) == says

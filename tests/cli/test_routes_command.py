@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from commands import Shell
+
+APP = """\
+from fastapi import FastAPI
+
+from meterkit import MeterKit, MeterMiddleware, identify
+
+print("an app that prints")
+app = FastAPI(openapi_url=None)
+
+
+@app.get("/healthz")
+def healthz(): ...
+
+
+@app.post("/v1/chat/completions/{conversation_of_the_customer}")
+def chat(): ...
+
+
+@app.get("/v1/files/{name}")
+def files(): ...
+
+
+def make():
+    kit = MeterKit("app.yaml", redis_url="redis://127.0.0.1:1")
+    return MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
+
+
+async def bare(scope, receive, send): ...
+"""
+PLANS = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}, output_tokens: {unit: token}}
+features: [full_ai]
+routes:
+  - {match: "GET /healthz", exempt: true}
+  - match: "POST /v1/chat/completions/{conversation}"
+    feature: full_ai
+    consume: {requests: 1}
+    usage: auto
+  - {match: "GET /v1/files/public", exempt: true}
+  - {match: "DELETE /v1/files/{name}", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+FITTING = PLANS.replace('"DELETE /v1/', '"GET /v1/')
+
+
+@pytest.fixture
+def api(directory: Path, shell: Shell) -> Shell:
+    """A shell in the directory of an app; its plans file does not fit its routes, that of its kit does."""
+    (directory / "shop").mkdir()
+    (directory / "shop" / "api.py").write_text(APP)
+    (directory / "plans.yaml").write_text(PLANS)
+    (directory / "app.yaml").write_text(FITTING)
+    shell.environment["COLUMNS"] = "80"
+    return shell
+
+
+def test_routes_without_a_line_and_lines_without_a_route_are_left_undone(api: Shell) -> None:
+    done = api.run("routes", "shop.api:app", "--json")
+    assert done.code == 1
+    healthz, chat, files = done.json["routes"]
+    assert healthz == {
+        "methods": ["GET"],
+        "host": None,
+        "path": "/healthz",
+        "line": "GET /healthz",
+        "metered": "exempt",
+        "parts": [],
+    }
+    assert chat["metered"] == "feature full_ai; consume 1 requests; usage auto"
+    assert (files["line"], files["metered"]) == (None, "unmetered")
+    assert files["parts"] == [{"line": "GET /v1/files/public", "metered": "exempt"}]
+    why = "the app has no route for it"
+    idle = [{"plans_file": "plans.yaml", "line": "DELETE /v1/files/{name}", "why": why}]
+    assert done.json["idle_lines"] == idle
+    assert "shop.api:app has no MeterMiddleware: this is what plans.yaml would do" in done.err
+    assert "an app that prints" in done.err
+
+
+def test_the_table_fits_a_terminal_and_names_what_does_not_fit(api: Shell) -> None:
+    done = api.run("routes", "shop.api:app")
+    assert done.code == 1
+    table, _, rest = done.out.partition("plans.yaml: ")
+    assert max(map(len, table.splitlines())) <= 80
+    assert "GET     /v1/files/{name}" in table
+    assert rest.startswith("the line 'DELETE /v1/files/{name}' takes no route: the app has no route for it\n")
+    assert "unmetered: 1; " in rest
+
+
+def test_the_plans_file_of_the_apps_kit_is_the_one_that_counts(api: Shell) -> None:
+    done = api.run("routes", "shop.api:make", "--factory", "--json", "--plans", "plans.yaml")
+    assert (0, []) == (done.code, done.json["idle_lines"])
+    assert done.json["routes"][2]["line"] == "GET /v1/files/{name}"
+    assert "--plans is not read: the app's MeterMiddleware has a plans file" in done.err
+
+
+def test_a_plans_file_can_be_named_for_an_app_without_a_middleware(api: Shell) -> None:
+    assert api.run("routes", "shop.api:app", "--plans", "app.yaml").code == 0
+    api.environment["METERKIT_PLANS"] = "app.yaml"
+    assert api.run("routes", "shop.api:app").code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("shop.api", 2, "found 'shop.api'; allowed is MODULE:APP"),
+        ("shop.apo:app", 2, "there is no module 'shop.apo'; looked for in"),
+        ("shop.api:ap", 2, "shop.api has no 'ap'; did you mean 'app'?"),
+        ("shop.api:bare", 1, "the app does not tell its routes: found a value of type function"),
+        ("broken:app", 1, "broken cannot be imported: ZeroDivisionError: none left ("),
+        ("lacking:app", 1, "lacking cannot be imported: No module named 'not_installed' ("),
+        ("planless:app", 1, "none.yaml: the plans file cannot be read"),
+        ("unset:app", 2, "redis_url: found the scheme 'http'"),
+    ],
+)
+def test_an_app_that_cannot_be_had_is_told_of_in_a_line(
+    api: Shell, directory: Path, name: str, code: int, words: str
+) -> None:
+    (directory / "broken.py").write_text("def fail():\n    raise ZeroDivisionError('none left')\nfail()\n")
+    (directory / "lacking.py").write_text("import not_installed\n")
+    (directory / "planless.py").write_text("from meterkit import MeterKit\nMeterKit('none.yaml')\n")
+    (directory / "unset.py").write_text("from meterkit import MeterKit\nMeterKit(redis_url='http://a')\n")
+    done = api.run("routes", name)
+    assert (code, "") == (done.code, done.out)
+    assert words in " ".join(done.err.replace("│", " ").split())
+    assert "Traceback" not in done.err
+
+
+def test_what_makes_an_app_must_be_a_function_that_makes_one(api: Shell, directory: Path) -> None:
+    (directory / "odd.py").write_text("app = 1\ndef make():\n    raise OSError('no disk')\n")
+    done = api.run("routes", "odd:app", "--factory")
+    assert done.code == 2
+    assert "--factory: odd:app is no function" in done.err
+    done = api.run("routes", "odd:make", "--factory")
+    assert done.code == 1
+    assert "odd:make cannot make the app: OSError: no disk (" in done.err
