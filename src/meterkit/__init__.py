@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meterkit.asgi import identify
-    from meterkit.asgi.context import current, record, record_usage, tap
-    from meterkit.asgi.exchange import Current
+    from meterkit.asgi.admitted import Current
+    from meterkit.asgi.context import allows, current, record, record_usage, tap
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         QuantityError,
         SettingsError,
         StoreError,
+        UnknownFeatureError,
         UnknownMeterError,
     )
     from meterkit.kit import MeterKit
@@ -67,8 +68,10 @@ __all__ = [
     "StoreError",
     "StreamTap",
     "Undelivered",
+    "UnknownFeatureError",
     "UnknownMeterError",
     "Unsealed",
+    "allows",
     "current",
     "identify",
     "record",
@@ -81,7 +84,7 @@ _HOMES = {
     "CallUsage": "meterkit.tokens.call_usage",
     "Catalog": "meterkit.catalog",
     "CreditsLow": "meterkit.notify",
-    "Current": "meterkit.asgi.exchange",
+    "Current": "meterkit.asgi.admitted",
     "Customer": "meterkit.store.customers",
     "CustomerUsage": "meterkit.store.customer_usage",
     "Customers": "meterkit.store.customers",
@@ -100,6 +103,7 @@ _HOMES = {
     "StreamTap": "meterkit.tokens.tap",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
+    "allows": "meterkit.asgi.context",
     "current": "meterkit.asgi.context",
     "record": "meterkit.asgi.context",
     "record_usage": "meterkit.asgi.context",

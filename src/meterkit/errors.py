@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 __all__ = [
     "CustomerError",
@@ -17,6 +17,7 @@ __all__ = [
     "QuantityError",
     "SettingsError",
     "StoreError",
+    "UnknownFeatureError",
     "UnknownMeterError",
 ]
 
@@ -102,10 +103,34 @@ class UnknownMeterError(MeterkitError, ValueError):
         cls, meter: str, countable: Iterable[str], *, kind: str = "meter", allowed: str = "the counters"
     ) -> UnknownMeterError:
         """The error for a name that is not among the meters that can be counted."""
-        names = sorted(countable)
-        near = get_close_matches(meter, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return cls(meter, f"{kind}: found {meter!r:.80}; allowed are {allowed} {', '.join(names)}{hint}")
+        return cls(meter, _unknown(kind, meter, countable, allowed=allowed))
+
+
+class UnknownFeatureError(MeterkitError, ValueError):
+    """A feature is not in the plans file.
+
+    Attributes:
+        feature: the name that was given.
+    """
+
+    def __init__(self, feature: str, message: str) -> None:
+        self.feature = feature
+        super().__init__(message)
+
+    @classmethod
+    def of(cls, feature: str, features: Collection[str]) -> UnknownFeatureError:
+        """The error for a name that is not among the features of the plans file."""
+        if not features:
+            return cls(feature, f"feature: found {feature!r:.80}; the plans file has no features")
+        return cls(feature, _unknown("feature", feature, features, allowed="the features"))
+
+
+def _unknown(kind: str, found: str, known: Iterable[str], *, allowed: str) -> str:
+    """What was found, what is allowed, and the nearest right spelling where there is one."""
+    names = sorted(known)
+    near = get_close_matches(found, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{kind}: found {found!r:.80}; allowed are {allowed} {', '.join(names)}{hint}"
 
 
 class StoreError(MeterkitError):

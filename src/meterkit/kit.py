@@ -17,7 +17,8 @@ from meterkit.catalog.quantity import check_counter, check_quantity
 from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import end, flush_forever
-from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.delivery.transports import transport_of
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify import Handlers
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
-    from meterkit.delivery.sending import Transport
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
@@ -89,7 +89,9 @@ class MeterKit:
         catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
         catalog = enforced(catalog, self.settings.enforcement)
         if self._delivers:
-            self._transport()  # What it cannot work with is refused now, not by a task in the background.
+            transport_of(
+                self.settings
+            )  # What it cannot work with is refused now, not by a task in the background.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         if self.settings.redis_url is None:
             _logger.warning(
@@ -242,6 +244,17 @@ class MeterKit:
         demands = self._demands(meter, quantity)
         return await self.store.check(self.store.cache.get(check_customer(customer)), demands)
 
+    async def allows(self, customer: str, feature: str) -> bool:
+        """Whether the customer's plan has a feature; not while access is suspended.
+
+        Where enforcement is ``shadow`` or ``off`` nobody is held to their plan: True.
+
+        Raises:
+            CustomerError, UnknownFeatureError: an argument cannot be used.
+            StoreError: the store cannot say.
+        """
+        return await self.store.allows(self.store.cache.get(check_customer(customer)), feature)
+
     async def consume(self, customer: str, meter: str, quantity: int = 1) -> Decision:
         """Count this much now, in rates, used and recorded at once, or be refused and count nothing.
 
@@ -368,7 +381,7 @@ class MeterKit:
             SettingsError: no Stripe key is set.
         """
         settings = self.settings
-        transport = self._transport()
+        transport = transport_of(settings)
         # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
         sandbox = not settings.live and settings.stripe_api_base is None
         try:
@@ -376,19 +389,6 @@ class MeterKit:
             yield module.Flusher(self.store, transport, calls_per_s=20.0 if sandbox else 800.0)
         finally:
             await transport.close()
-
-    def _transport(self) -> Transport:
-        settings = self.settings
-        if settings.stripe_api_key is None:
-            message = "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
-            raise SettingsError("stripe_api_key", message)
-        if settings.stripe_transport != "v1":
-            message = "stripe_transport: v2-stream is not in this release; use v1"
-            raise SettingsError("stripe_transport", message)
-        key = settings.stripe_api_key.get_secret_value()
-        module: Any = import_module("meterkit.delivery.stripe_v1")  # Only those who deliver pay for it.
-        transport: Transport = module.StripeV1Transport(key, api_base=settings.stripe_api_base)
-        return transport
 
     def _check_quantities(self, quantities: Mapping[str, int]) -> None:
         for meter, quantity in quantities.items():

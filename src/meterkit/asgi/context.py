@@ -15,10 +15,13 @@ from meterkit.tokens.tap import StreamTap
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Iterable
 
-    from meterkit.asgi.exchange import Current, Exchange
+    from starlette.types import Scope
+
+    from meterkit.asgi.admitted import Current
+    from meterkit.asgi.exchange import Exchange
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["current", "exchange", "exchange_of", "record", "record_usage", "tap"]
+__all__ = ["allows", "current", "exchange", "exchange_of", "record", "record_usage", "tap"]
 
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
 
@@ -30,6 +33,20 @@ def current() -> Current:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
     return exchange_of("current()").current()
+
+
+def allows(feature: str) -> bool:
+    """Whether the plan that the current request was decided by has a feature. Asks nobody.
+
+    Not while access is suspended. Where enforcement is ``shadow`` or ``off``, and where the store was away,
+    nobody is held to their plan: True.
+
+    Raises:
+        MeterkitError: outside of a request that MeterMiddleware has decided.
+        UnknownFeatureError: the feature is not in the plans file.
+    """
+    refusal = exchange_of("allows()").refusal_without(feature)
+    return refusal is None or refusal.allowed
 
 
 def record(meter: str | None = None, quantity: int | None = None, /, **quantities: int) -> None:
@@ -52,17 +69,19 @@ def record(meter: str | None = None, quantity: int | None = None, /, **quantitie
     found.record(quantities)
 
 
-def exchange_of(what: str) -> Exchange:
+def exchange_of(what: str, scope: Scope | None = None) -> Exchange:
     """The current request's.
 
     Args:
         what: the call that asks for it, for the error.
+        scope: of the request, where only its own will do: the context also is that of requests which the
+            app makes of its own, and which may reach another app in this process.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
     found = exchange.get(None)
-    if found is None:
+    if found is None or (scope is not None and not any(value is found for value in scope.values())):
         raise MeterkitError(
             f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
             "file matches this request, the route is exempt, or there is no request at all (there, use the "

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
-from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from starlette.requests import ClientDisconnect
 
+from meterkit.asgi.admitted import Admitted
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.reading import Reading
 from meterkit.catalog.quantity import check_counter, check_quantity
-from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.holder import Holder
 from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.used import Used, add
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from starlette.types import Message, Receive, Scope, Send
+    from starlette.types import Message, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.asgi.headers import LimitFields, ShadowFields
     from meterkit.catalog import Outcome, Route
+    from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 
-__all__ = ["Current", "Exchange"]
+__all__ = ["Exchange"]
 
 T = TypeVar("T")
 
@@ -44,37 +43,20 @@ _recording: Final = RLock()
 a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Current:
-    """Who is served, and why: what the code that serves a request may ask.
-
-    Attributes:
-        customer: the customer's id.
-        plan: the key of the plan in force.
-        decision: what was decided about this request.
-    """
-
-    customer: str
-    plan: str
-    decision: Decision
-
-
-class Exchange(Holder):
+class Exchange(Admitted):
     """A request that was admitted: :meth:`receive` and :meth:`send` stand between the app and the server.
 
     What it comes to is settled right after the last byte of its response, or when the app ends without one.
 
     Attributes:
-        server_receive: the server's receive, to be set before the app is called.
+        limit_fields: writes the fields of the answer, or None.
+        in_doubt: whether the store may have decided, and counted, without our hearing of it.
     """
 
     __slots__ = (
         *("_begun", "_complete", "_ending", "_failed", "_gone", "_llm", "_nothing_to_settle", "_reading"),
-        *("_recorded", "_reply", "_route", "_scope", "_send", "_status", "_trailers", "_view", "decision"),
-        *("in_doubt", "server_receive", "limit_fields"),
+        *("_recorded", "_status", "_trailers", "in_doubt", "limit_fields"),
     )
-
-    server_receive: Receive
 
     def __init__(
         self,
@@ -91,13 +73,14 @@ class Exchange(Holder):
         self._lane = lane
         self._view = view
         self._route = route
+        self._charge_on = route.charge_on
         self._decided = decided
         self._reply = reply
         self._scope = scope
         self._send = send
         self.limit_fields: LimitFields | ShadowFields | None = None
         self.decision: Decision | None = None
-        self.in_doubt = False  # Whether the store may have decided, and counted, without our hearing of it.
+        self.in_doubt = False
         self._recorded: dict[str, int] | None = None
         self._llm: LlmCalls | None = None
         self._reading: Reading | None = None
@@ -227,7 +210,7 @@ class Exchange(Holder):
         if lane is None:
             return
         outcome = self._outcome()
-        billed = outcome in self._route.charge_on
+        billed = outcome in self._charge_on
         if decided is None:
             recorded = self._undecided(recorded or _NOTHING)
         if self._llm is not None or (decided is not None and decided.reserved):
@@ -299,7 +282,7 @@ class Exchange(Holder):
             # What the decision itself counts may be counted. The rest is only recorded, not rated again:
             # in doubt for the customer.
             settled = self._view.prepare(self._route).program.settled
-            if self._lane is not None and self._outcome() in self._route.charge_on and settled:
+            if self._lane is not None and self._outcome() in self._charge_on and settled:
                 self._settle_used(self._lane, Used(recorded=settled))
             return recorded
         meters = dict.fromkeys((*recorded, *consumed))
@@ -354,7 +337,7 @@ class Exchange(Holder):
         warn_of_lost(self._store, self._route.match, calls)
 
     def _settle_late(self, lane: Lane, parts: Iterable[Used]) -> None:
-        billed = self._outcome() in self._route.charge_on
+        billed = self._outcome() in self._charge_on
         home = next((loop for loop, known in tuple(self._store.lanes.items()) if known is lane), None)
         try:
             here = get_running_loop()
@@ -378,16 +361,6 @@ class Exchange(Holder):
         for name, quantity in quantities.items():
             check_counter(name, meters)
             check_quantity(quantity)
-
-    def current(self) -> Current:
-        """Who is served, and why."""
-        if self.decision is None and self._decided is not None:
-            self.decision = self._store.verdict(self._decided, self._reply)
-        return Current(
-            customer=self._view.customer,
-            plan=self._view.effective.plan.key,
-            decision=self.decision or Decision(allowed=True),
-        )
 
     def _outcome(self) -> Outcome:
         return outcome_of(

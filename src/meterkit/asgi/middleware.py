@@ -147,14 +147,14 @@ class MeterMiddleware:
             return
         if body is not None and body.untouched:
             body = None
-        passed.server_receive = receive
+        passed.server_receive, passed.refuser = receive, self._refuser
         if not is_http and isinstance(passed, WebSocketExchange):
             passed.begin(self._log, self._troubles)
         elif body is not None or route.usage != "none":
             passed.read_usage(body, self._kit.estimate_input)
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
-        scope[mark] = True
+        scope[mark] = passed
         try:
             await self.app(scope, passed.receive, passed.send)
         except BaseException as error:

@@ -28,6 +28,7 @@ __all__ = [
     "problem",
     "send_denial",
     "takes_answer",
+    "type_of",
 ]
 
 CHALLENGE: Final = 'Bearer realm="api"'
@@ -222,6 +223,11 @@ TYPES: Final[Mapping[Reason, ProblemType]] = {
     "identify": _CAPACITY,
     "store": _CAPACITY,
 }
+
+
+def type_of(refusal: Decision) -> ProblemType:
+    """The type of the problem that tells of a refusal; one without a reason is of the store."""
+    return TYPES[refusal.reason or "store"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

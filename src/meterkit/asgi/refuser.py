@@ -34,6 +34,9 @@ _FAILURES_EVERY_S: Final = 10.0
 class Refuser:
     """Writes refusals.
 
+    Attributes:
+        log: where each is written.
+
     Args:
         on_denied: the app's own answer, or None for ours; see :class:`meterkit.MeterMiddleware`.
         cors: the origins whose scripts may read a refusal.
@@ -51,7 +54,7 @@ class Refuser:
         self._on_denied = on_denied
         self._cors = frozenset(cors)
         self._clock = clock
-        self._log = log
+        self.log = log
         self._failures = Sampler(1, _FAILURES_EVERY_S, _more_failures)
 
     async def refuse(
@@ -75,7 +78,7 @@ class Refuser:
                 await send_denial(denial, scope, send)
         finally:
             status = answer.status or denial.status
-            self._log.refused(decision, route, scope, status=status, instance=denial.instance)
+            self.log.refused(decision, route, scope, status=status, instance=denial.instance)
 
     async def _answer_of_the_app(
         self, on_denied: OnDenied, decision: Decision, answer: _Answer, receive: Receive

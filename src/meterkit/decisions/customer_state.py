@@ -30,6 +30,7 @@ __all__ = [
     "entitlements_of",
     "holding_only",
     "refusal_of",
+    "refusal_without",
 ]
 
 Status = Literal[
@@ -164,12 +165,17 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
 
 def refusal_of(customer: str, effective: EffectivePlan, route: Route | None) -> Decision | None:
     """The refusal that follows from a customer's state alone; ``route`` is None off the request."""
-    reason: Reason | None = None
     if route is not None and route.always:
         return None
+    return refusal_without(customer, effective, None if route is None else route.feature)
+
+
+def refusal_without(customer: str, effective: EffectivePlan, feature: str | None) -> Decision | None:
+    """The refusal of a customer who is suspended, or whose plan does not have the feature."""
+    reason: Reason | None = None
     if effective.access == "suspended":
         reason = "suspended"
-    elif route is not None and route.feature is not None and route.feature not in effective.plan.features:
+    elif feature is not None and feature not in effective.plan.features:
         reason = "feature"
     if reason is None:
         return None

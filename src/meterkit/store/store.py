@@ -9,7 +9,9 @@ from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any, Literal
 
+from meterkit.catalog.features import check_feature
 from meterkit.decisions import verdict
+from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
@@ -187,6 +189,14 @@ class Store:
         if self.is_off:
             return view.undecided()
         return self.verdict(*await self.decide(view, _asking(demands), mode="c"))
+
+    async def allows(self, view: CustomerView, feature: str) -> bool:
+        """Whether the customer has a feature by the newest state; all do where limits are not enforced."""
+        check_feature(feature, self.catalog.features)
+        if self.catalog.enforcement != "on":
+            return True
+        decision, _ = await self.decide(view, _asking({}), mode="c")
+        return refusal_without(view.customer, decision.view.effective, feature) is None
 
     async def consume(self, view: CustomerView, demands: Mapping[str, Demand]) -> Decision:
         """Count now, or be refused; returns once it is recorded."""

@@ -1,0 +1,122 @@
+"""A request that was admitted: for whom, and what the code that serves it may ask about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.asgi.late_refusal import LateRefusal
+from meterkit.asgi.problems import type_of
+from meterkit.catalog.features import check_feature
+from meterkit.decisions.customer_state import refusal_without
+from meterkit.decisions.decision import Decision
+from meterkit.store.holder import Holder
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from meterkit.asgi.refuser import Refuser
+    from meterkit.catalog import Outcome, Route
+    from meterkit.store.views import CustomerView
+
+__all__ = ["Admitted", "Current"]
+
+_NEVER: Final = frozenset["Outcome"]()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Current:
+    """Who is served, and why: what the code that serves a request may ask.
+
+    Attributes:
+        customer: the customer's id.
+        plan: the key of the plan in force.
+        decision: what was decided about this request.
+    """
+
+    customer: str
+    plan: str
+    decision: Decision
+
+
+class Admitted(Holder):
+    """What a request is answered by, and asked about.
+
+    Attributes:
+        decision: what was decided; None until it is looked at.
+        server_receive: the server's receive, to be set before the app is called.
+        refuser: answers what the app itself refuses; to be set likewise.
+
+    Slots:
+        _view: the customer, as of the state that decided.
+        _route: the line of the plans file.
+        _charge_on: the outcomes that are billed.
+        _reply: the store's, where it has decided.
+        _scope, _send: the server's.
+    """
+
+    __slots__ = (
+        *("_charge_on", "_reply", "_route", "_scope", "_send", "_view"),
+        *("decision", "refuser", "server_receive"),
+    )
+
+    _view: CustomerView
+    _route: Route
+    _charge_on: frozenset[Outcome]
+    _reply: list[int]
+    _scope: Scope
+    _send: Send
+    decision: Decision | None
+    server_receive: Receive
+    refuser: Refuser
+
+    def current(self) -> Current:
+        """Who is served, and why."""
+        if self.decision is None and self._decided is not None:
+            self.decision = self._store.verdict(self._decided, self._reply)
+        return Current(
+            customer=self._view.customer,
+            plan=self._view.effective.plan.key,
+            decision=self.decision or Decision(allowed=True),
+        )
+
+    def refusal_without(self, feature: str) -> Decision | None:
+        """The refusal of a customer who lacks a feature by the state that decided the request.
+
+        In shadow it is one that allows. What was not decided is not refused.
+
+        Raises:
+            UnknownFeatureError: the feature is not in the plans file.
+        """
+        view, decided = self._view, self._decided
+        check_feature(feature, view.cache.catalog.features)
+        if decided is None:
+            return None
+        refusal = refusal_without(view.customer, view.effective, feature)
+        return replace(refusal, allowed=True, shadow=True) if refusal and decided.shadow else refusal
+
+    def require(self, feature: str) -> Decision | None:
+        """The refusal of a customer who lacks a feature, which the app is to answer with an error.
+
+        That gives way to the refusal, see :class:`~meterkit.asgi.late_refusal.LateRefusal`. The request stays
+        counted in its rates, by which it was admitted, and is not billed.
+
+        Raises:
+            UnknownFeatureError: the feature is not in the plans file.
+        """
+        refusal = self.refusal_without(feature)
+        if refusal is None:
+            return None
+        if refusal.shadow:
+            self.refuser.log.shadowed(refusal, self._route)
+            return None
+        if not isinstance(self._send, LateRefusal):  # The first one stands.
+            route = replace(self._route, feature=feature)
+            decided, view, scope, receive = self._decided, self._view, self._scope, self.server_receive
+
+            async def refuse(send: Send) -> None:
+                self._charge_on = _NEVER
+                await self.refuser.refuse(refusal, route, decided, view, scope, receive, send)
+
+            self._send = LateRefusal(self._send, type_of(refusal).status, refuse)
+        return refusal

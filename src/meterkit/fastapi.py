@@ -1,0 +1,130 @@
+"""For FastAPI: dependencies, and what refused clients are answered in the OpenAPI document.
+
+Needs the extra ``fastapi``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+from meterkit.asgi import admitted
+from meterkit.asgi.context import current, exchange_of
+from meterkit.asgi.problems import TYPES, type_of
+
+try:
+    from fastapi import Depends, HTTPException
+    from fastapi.requests import HTTPConnection
+except ImportError as error:
+    raise ImportError("meterkit.fastapi needs FastAPI: pip install 'meterkit[fastapi]'") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from meterkit.asgi.problems import ProblemType
+    from meterkit.decisions.decision import Reason
+
+__all__ = ["Current", "requires", "responses"]
+
+Requirement = Callable[[HTTPConnection], Awaitable[None]]
+
+
+def requires(feature: str, /) -> Requirement:
+    """A dependency that refuses customers whose plan lacks a feature: ``Depends(requires("export"))``.
+
+    They are answered as by a ``feature:`` of the plans file: with the same problem document and fields, or
+    by ``on_denied``. The request stays counted in its rates and is not billed. In shadow nobody is refused.
+    It is the same dependency for the same feature, so that tests may override it.
+
+    The dependency raises:
+        MeterkitError: the request was not decided by MeterMiddleware.
+        UnknownFeatureError: the feature is not in the plans file.
+        HTTPException: the customer is refused; what handlers answer with its status gives way to the refusal.
+    """
+    return _requirement(feature)
+
+
+@cache
+def _requirement(feature: str) -> Requirement:
+    async def requirement(connection: HTTPConnection) -> None:
+        refusal = exchange_of("requires()", connection.scope).require(feature)
+        if refusal is not None:
+            about = type_of(refusal)
+            raise HTTPException(about.status, about.title)
+
+    return requirement
+
+
+async def _current() -> admitted.Current:
+    return current()
+
+
+Current: TypeAlias = Annotated[admitted.Current, Depends(_current)]
+"""An argument of an endpoint that gets what :func:`meterkit.current` gives: ``caller: Current``."""
+
+
+_TEXT: Final = {"type": "string"}
+_URI: Final = {"type": "string", "format": "uri"}
+_TEXTS: Final = {"type": "array", "items": _TEXT}
+_QUANTITY: Final = {"type": "integer", "minimum": 0}
+_MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
+    TYPES["rate"].uri: {"violated-policies": _TEXTS},
+    TYPES["suspended"].uri: {"reason": _TEXT, "portal_url": _URI},
+    TYPES["feature"].uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
+    TYPES["seats"].uri: {"limit": _QUANTITY, "used": _QUANTITY},
+    TYPES["storage"].uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
+}
+_OPTIONAL: Final = frozenset({"portal_url"})
+_SECONDS: Final = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+_FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
+    401: {"WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT}},
+    409: {"Retry-After": _SECONDS},
+    429: {
+        "Retry-After": _SECONDS,
+        "RateLimit-Policy": {"description": "Every limit on the request.", "schema": _TEXT},
+        "RateLimit": {"description": "What is left of one of them, and until when.", "schema": _TEXT},
+    },
+    503: {"Retry-After": _SECONDS},
+}
+
+
+def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each status that refused clients get, and its answers as OpenAPI describes them."""
+    by_status: dict[int, dict[str, list[Reason]]] = {}
+    for reason, about in TYPES.items():
+        by_status.setdefault(about.status, {}).setdefault(about.uri, []).append(reason)
+    for status in sorted(by_status):
+        documents = [_document(TYPES[reasons[0]], reasons) for reasons in by_status[status].values()]
+        answer: dict[str, Any] = {
+            "description": " or ".join(document["title"] for document in documents),
+            "content": {
+                "application/problem+json": {
+                    "schema": documents[0] if len(documents) == 1 else {"oneOf": documents}
+                }
+            },
+        }
+        if status in _FIELDS:
+            answer["headers"] = dict(_FIELDS[status])
+        yield status, answer
+
+
+def _document(about: ProblemType, reasons: list[Reason]) -> dict[str, Any]:
+    """The schema of the problem documents of one type (RFC 9457)."""
+    members = dict(_MEMBERS.get(about.uri, {}))
+    if "reason" in members:
+        members["reason"] = {"enum": reasons}
+    properties: dict[str, Any] = {
+        "type": {"const": about.uri},
+        "title": {"const": about.title},
+        "status": {"const": about.status},
+        "detail": _TEXT,
+        "instance": _URI,
+    }
+    properties |= members
+    required = [name for name in properties if name not in _OPTIONAL]
+    return {"title": about.title, "type": "object", "properties": properties, "required": required}
+
+
+responses: Final[dict[int | str, dict[str, Any]]] = dict(_answers())
+"""What refused clients are answered, by status: ``FastAPI(responses=responses)``, or a router's."""
