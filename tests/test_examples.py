@@ -71,16 +71,26 @@ def test_the_fastapi_example_meters_limits_and_changes_plans(store_url: str) -> 
         assert int(answers[5].headers["retry-after"]) >= 1
 
         assert client.put("/glossaries/g", json={}, headers=ada).status_code == 403
+        bob = {"x-customer-id": "bob"}
+        refused = client.get("/glossaries", headers=bob)
+        assert (refused.status_code, refused.json()["available_in"]) == (403, ["pro"])
+        assert client.get("/me", headers=bob).json()["may"] == {"glossaries": False}
+        described = client.get("/openapi.json", headers=bob).json()["paths"]["/glossaries"]["get"][
+            "responses"
+        ]
+        assert "application/problem+json" in described["403"]["content"]
         assert client.post("/translate", json={"text": "x"}).status_code == 401
 
         assert shell.run("customers", "set-plan", "ada", "pro").code == 0
         assert client.put("/glossaries/g", json={"hello": "ciao"}, headers=ada).status_code == 204
         translated = client.post("/translate", json={"text": "hello", "glossary": "g"}, headers=ada)
         assert translated.json() == {"text": "ciao", "words": 1}
+        assert client.get("/glossaries", headers=ada).json() == ["g"]
         me = client.get("/me", headers=ada).json()
+    assert me["may"] == {"glossaries": True}
     assert ("ada", "pro", 11) == (me["customer"], me["plan"], me["meters"]["words"]["used"])
     usage = shell.run("usage", "ada", "--json").json["meters"]
-    assert (11, 8) == (usage["words"]["recorded"], usage["requests"]["recorded"])
+    assert (11, 9) == (usage["words"]["recorded"], usage["requests"]["recorded"])
 
 
 def bill(*arguments: str) -> Done:

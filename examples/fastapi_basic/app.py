@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Response
 from pydantic import BaseModel
 
-from meterkit import MeterKit, MeterMiddleware, current, identify, record
+from meterkit import MeterKit, MeterMiddleware, allows, identify, record
+from meterkit.fastapi import Current, requires, responses
 
 kit = MeterKit(Path(__file__).with_name("plans.yaml"))
-app = FastAPI(title="Translations")
+app = FastAPI(title="Translations", responses=responses)
 # A gateway in front of this service has authenticated the caller and sets the header.
 app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
 
@@ -43,13 +44,18 @@ def put_glossary(name: str, terms: dict[str, str]) -> None:
     glossaries[name] = terms
 
 
+@app.get("/glossaries", dependencies=[Depends(requires("glossaries"))])
+async def list_glossaries() -> list[str]:
+    return sorted(glossaries)
+
+
 @app.get("/me")
-async def me() -> dict[str, object]:
-    """What the caller has used, as the caller may see it."""
-    caller = current()
+async def me(caller: Current) -> dict[str, object]:
+    """What the caller has used and may use, as the caller may see it."""
     usage = await kit.usage(caller.customer)
     used = {
         name: {"used": meter["used"], "remaining": meter["remaining"]}
         for name, meter in usage["meters"].items()
     }
-    return {"customer": caller.customer, "plan": caller.plan, "meters": used}
+    may = {"glossaries": allows("glossaries")}
+    return {"customer": caller.customer, "plan": caller.plan, "may": may, "meters": used}
