@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 import socket
+import ssl
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,10 +40,10 @@ from faults import (
 )
 from meterkit import SettingsError
 from meterkit.errors import StoreError
+from meterkit.redis.tls import Tls
 from proxy import TcpProxy
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Callable
 
     from meterkit import MeterKit
@@ -173,6 +174,11 @@ def expired(authority: Authority, _: Path) -> ssl.SSLContext:
     return authority.serving(not_before=now - timedelta(days=9), not_after=now - timedelta(days=1))
 
 
+def of_tomorrow(authority: Authority, _: Path) -> ssl.SSLContext:
+    now = datetime.now(UTC)
+    return authority.serving(not_before=now + timedelta(days=1), not_after=now + timedelta(days=9))
+
+
 def of_another_host(authority: Authority, _: Path) -> ssl.SSLContext:
     return authority.serving("redis.test")
 
@@ -195,10 +201,11 @@ OF_ANOTHER_AUTHORITY = (
     ("serving", "words"),
     [
         (expired, "its certificate is refused: certificate has expired; the server needs a new one"),
+        (of_tomorrow, "its certificate is refused: certificate is not yet valid"),
         (of_another_host, OF_ANOTHER_HOST),
         (of_another_authority, OF_ANOTHER_AUTHORITY),
     ],
-    ids=["expired", "of another host", "of another authority"],
+    ids=["expired", "of tomorrow", "of another host", "of another authority"],
 )
 async def test_a_server_with_a_wrong_certificate_is_refused_until_it_has_the_right_one(
     valkey: Server,
@@ -303,6 +310,24 @@ async def test_a_server_that_wants_a_certificate_gets_the_one_that_is_named(
         async with kit_at(url) as kit:
             await kit.record("acme", "requests", 3)
             assert await used(kit, "acme") == (3, 0)
+
+
+async def test_a_certificate_that_the_server_does_not_take_is_not_asked_for_again(
+    valkey: Server, authority: Authority, tmp_path: Path
+) -> None:
+    tls = authority.serving()
+    authority.vouch(tls)
+    certfile, keyfile = Authority(tmp_path).client()
+    async with TcpProxy(valkey.port, tls=tls) as proxy:
+        url = secured(proxy.port, authority, ssl_certfile=certfile, ssl_keyfile=keyfile)
+        async with kit_at(url, start_timeout=0, store_timeout=5.0) as kit:
+            words = await trouble(kit)
+            assert "cannot be reached: the store closed the connection: " in words
+            assert "ssl_certfile" not in words
+
+
+def test_what_else_tls_fails_by_is_said_as_openssl_says_it() -> None:
+    assert Tls().refusal(ssl.SSLError(1, "odd")) == "TLS fails: odd"
 
 
 # Files, and what is left behind.

@@ -63,9 +63,15 @@ class Tls:
             if error.verify_code in _OTHER_HOST:
                 return f"{found}; the URL is to name a host that the certificate names"
             return found
-        if error.reason == "WRONG_VERSION_NUMBER":
+        reason = _reason(error)
+        if reason == "WRONG_VERSION_NUMBER":
             return "it does not speak TLS; for a server without TLS the URL begins with redis://"
-        return f"TLS fails: {error.reason or error}"
+        return f"TLS fails: {reason}"
+
+
+def _reason(error: ssl.SSLError) -> str:
+    # OpenSSL's have one; what others raise by this name has not even the attribute.
+    return getattr(error, "reason", None) or str(error)
 
 
 class _EncryptedKeyError(Exception):
@@ -79,7 +85,7 @@ def _no_passphrase() -> NoReturn:
 
 def _unusable(named: str, error: Exception) -> SettingsError:
     if isinstance(error, ssl.SSLError):
-        why = f"it is not what it should be ({error.reason or error})"
+        why = f"it is not what it should be ({_reason(error)})"
     elif isinstance(error, OSError) and error.errno:
         why = os.strerror(error.errno)
     else:
