@@ -244,7 +244,9 @@ async def test_the_dependency_without_its_feature_lets_nobody_pass(query: str) -
         assert (await at.client.get(f"/v1/x{query}")).status_code == (500 if query else 422)
 
 
-async def test_all_that_is_required_must_be_there_and_the_first_that_is_not_is_named() -> None:
+async def test_all_that_is_required_must_be_there_and_the_first_that_is_not_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     plans = PLANS.replace("[basic, full]", "[basic, full, more, most]", 1)
     router = APIRouter(dependencies=[Depends(requires("basic"))])
     swallowed: list[int] = []
@@ -270,6 +272,7 @@ async def test_all_that_is_required_must_be_there_and_the_first_that_is_not_is_n
         named = [(await at.client.get(f"/v1/{path}")).json()["feature"] for path in "xyz"]
     assert named == ["more", "more", "more"]
     assert swallowed == [403, 403]
+    assert len([record for record in caplog.records if record.name == "meterkit.refusals"]) == len(named)
 
 
 async def test_handlers_of_the_app_see_the_error_and_their_answer_gives_way() -> None:
