@@ -21,7 +21,7 @@ LINE = (
     ("redis",),
     ("store",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
-    ("fastapi", "llm"),
+    ("fastapi", "llm", "background"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager, suppress
+from asyncio import to_thread
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from time import time
@@ -11,21 +12,22 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from weakref import WeakKeyDictionary
 
 from meterkit.asgi.llm_calls import captured, record_calls
+from meterkit.background import BackgroundTasks
 from meterkit.catalog import Catalog, enforced, load
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_counter, check_quantity
+from meterkit.catalog.watch import watch
 from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
-from meterkit.delivery.background import end, flush_forever
+from meterkit.delivery.background import flush_forever, flusher_for
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify import Handlers
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
 from meterkit.store.customer_id import check_customer, check_event_id
-from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.customers import Customers
-from meterkit.store.event_names import names_of, remember_meters
+from meterkit.store.event_names import remember_meters
 from meterkit.store.grants import Grants
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
@@ -34,8 +36,9 @@ from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
     import os
-    from asyncio import AbstractEventLoop, Task
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from types import TracebackType
 
@@ -52,6 +55,7 @@ __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
 _HANDLERS_S = 5.0
+_LOOK_EVERY_S = 2.0
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
@@ -86,12 +90,11 @@ class MeterKit:
         # Pydantic comes with the first kit, as redis-py does: each takes a while to import.
         self.settings: Settings = import_module("meterkit.settings").Settings.load(**settings)
         self.estimate_input = guarded(estimate_input)
-        catalog = plans if isinstance(plans, Catalog) else load(plans or self.settings.plans or "plans.yaml")
+        self._plans = None if isinstance(plans, Catalog) else plans or self.settings.plans or "plans.yaml"
+        catalog = plans if isinstance(plans, Catalog) else load(self._plans or "")
         catalog = enforced(catalog, self.settings.enforcement)
         if self._delivers:
-            transport_of(
-                self.settings
-            )  # What it cannot work with is refused now, not by a task in the background.
+            transport_of(self.settings)  # What it cannot work with is refused now, not later by a task.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         if self.settings.redis_url is None:
             _logger.warning(
@@ -99,24 +102,13 @@ class MeterKit:
             )
         if not catalog.routes:
             _logger.warning("%s has no routes: no request is decided", catalog.source)
-        self.store = Store(
-            choice.address,
-            catalog,
-            prefix=self.settings.key_prefix,
-            shards=self.settings.shards,
-            timeout_s=self.settings.store_timeout,
-            start_timeout_s=self.settings.start_timeout,
-            seal_delay_ms=int(self.settings.flush_interval * 1000),
-            # Test keys bill nobody: trying meterkit on any server is to be easy.
-            deliver_without_persistence=self.settings.deliver_without_persistence or not self.settings.live,
-            clock=clock,
-        )
-        self.store.loops.before_stop = self._stop_flushing
+        self.store = Store.of(choice.address, catalog, self.settings, clock)
+        self.store.loops.before_stop = self._end_background
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self._handlers = Handlers()
         self.store.on_low = self._handlers.credits_low
-        self._flushers: WeakKeyDictionary[AbstractEventLoop, Task[None]] = WeakKeyDictionary()
+        self._background = BackgroundTasks()
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
 
@@ -175,11 +167,12 @@ class MeterKit:
         if not self.store.is_off:  # Whoever switches it off may do so because of the store.
             lane = await self.store.lane()
             lane.is_served = True
-        flusher = self._flushers.get(loop)
-        if self._delivers and (flusher is None or flusher.done()):
-            self._flushers[loop] = loop.create_task(
-                flush_forever(self.flusher, every_s=min(5.0, self.settings.flush_interval))
-            )
+        if self._delivers:
+            every_s = min(5.0, self.settings.flush_interval)
+            self._background.keep(loop, "flush", partial(flush_forever, self.flusher, every_s=every_s))
+        if self._plans is not None:
+            look = partial(watch, self._plans, self.reload, every_s=_LOOK_EVERY_S)
+            self._background.keep(loop, "watch", look)
         return lane
 
     async def _remember_meters(self) -> None:
@@ -197,17 +190,15 @@ class MeterKit:
         if left > 0:
             self._starts[loop] = left
             return
-        await self._stop_flushing()
+        await self._end_background()
         await self._handlers.finish(timeout_s=_HANDLERS_S)
         await self.store.stop()
         await self._handlers.finish(timeout_s=_HANDLERS_S)
 
-    async def _stop_flushing(self) -> None:
+    async def _end_background(self) -> None:
         loop = running_loop()
         self._starts.pop(loop, None)
-        flusher = self._flushers.pop(loop, None)
-        if flusher is not None:
-            await end(flusher)
+        await self._background.end(loop)
 
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("credits.low")``.
@@ -351,12 +342,7 @@ class MeterKit:
             CustomerError: the id is not allowed.
             StoreError: the store does not answer.
         """
-        keys = self.store.keys.customer(check_customer(customer))
-        admin = await self.store.admin()
-        names = [keys.counters, keys.state, keys.totals, keys.grants]
-        reply = await admin.run(self.store.scripts["usage"], names)
-        gone = await names_of(gone_tokens(self.catalog, reply), admin, self.store.keys, self.catalog)
-        return usage_of(customer, self.catalog, reply, gone)
+        return await self.store.usage(check_customer(customer))
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Deliver to Stripe what is due, once.
@@ -373,22 +359,36 @@ class MeterKit:
         async with self.flusher() as flusher:
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
-    @asynccontextmanager
-    async def flusher(self) -> AsyncGenerator[Flusher]:
+    def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher for a worker of your own: it keeps its connections to Stripe from flush to flush.
 
         Raises:
             SettingsError: no Stripe key is set.
         """
-        settings = self.settings
-        transport = transport_of(settings)
-        # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
-        sandbox = not settings.live and settings.stripe_api_base is None
-        try:
-            module: Any = import_module("meterkit.delivery.flusher")
-            yield module.Flusher(self.store, transport, calls_per_s=20.0 if sandbox else 800.0)
-        finally:
-            await transport.close()
+        return flusher_for(self.store, self.settings)
+
+    async def reload(self) -> bool:
+        """Read the plans file again, and decide by it from now on; done by itself after it has changed.
+
+        What was decided before is settled as it was decided. A file that is refused changes nothing.
+
+        Returns:
+            Whether it means something else than before.
+
+        Raises:
+            PlansError: the file is refused; with all that is wrong in it.
+            MeterkitError: there is no file: the kit was made of a catalog.
+        """
+        if self._plans is None:
+            raise MeterkitError("reload: this kit was made of a catalog, not of a plans file")
+        catalog = enforced(await to_thread(load, self._plans), self.settings.enforcement)
+        if catalog.content_hash == self.catalog.content_hash:
+            return False
+        self.store.use(catalog)
+        _logger.info("%s has changed and is in force", catalog.source)
+        log_notes(catalog, self.settings.enforcement)
+        await self._remember_meters()
+        return True
 
     def _check_quantities(self, quantities: Mapping[str, int]) -> None:
         for meter, quantity in quantities.items():

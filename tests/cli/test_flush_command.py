@@ -117,6 +117,26 @@ async def test_workers_deliver_once_between_them_and_stop_when_they_are_told(
     assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
+def test_a_worker_reads_its_plans_file_again_after_sighup(delivering: Shell, directory: Path) -> None:
+    plans = directory / "plans.yaml"
+    written = plans.read_text()
+    changed = written.replace("features: [reports]", "features: [reports, another]")
+    with delivering.running("worker") as worker:
+        said = worker.stderr
+        assert said is not None
+        assert any(line.startswith("delivering from ") for line in said)
+        for text, expected in (
+            (changed, "the plans file is in force"),
+            (written + "nothing: of this\n", "the plans file is refused; the one before holds: "),
+            (f"{changed}# As before.\n", "the plans file means the same"),
+        ):
+            plans.write_text(text)
+            worker.send_signal(signal.SIGHUP)
+            assert any(line.startswith(expected) for line in said)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(TIMEOUT_S) == 0
+
+
 async def test_a_worker_that_is_told_to_stop_finishes_its_pass(
     delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator
 ) -> None:

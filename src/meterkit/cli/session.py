@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import typer
 
-__all__ = ["Session", "command", "started", "stop_signal", "tell"]
+__all__ = ["Session", "command", "reload_signal", "started", "stop_signal", "tell"]
 
 REFUSED = 1
 WRONG_USAGE = 2
@@ -143,6 +143,32 @@ async def stop_signal() -> AsyncGenerator[asyncio.Event]:
             loop.add_signal_handler(number, ask_to_stop)
             handlers.callback(loop.remove_signal_handler, number)
         yield stop
+
+
+@asynccontextmanager
+async def reload_signal(kit: meterkit.MeterKit) -> AsyncGenerator[None]:
+    """SIGHUP has the plans file read again; what comes of it is noted."""
+    loop, tasks = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    async def reload() -> None:
+        try:
+            print_note(
+                "the plans file is in force" if await kit.reload() else "the plans file means the same"
+            )
+        except MeterkitError as error:
+            print_note(f"the plans file is refused; the one before holds: {error}")
+
+    def begin() -> None:
+        task = loop.create_task(reload())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, begin)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        await asyncio.gather(*tasks)
 
 
 def tell(command: Callable[[], None]) -> int:

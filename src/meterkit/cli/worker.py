@@ -11,7 +11,7 @@ import typer
 
 from meterkit.cli.flush import summary
 from meterkit.cli.output import print_note
-from meterkit.cli.session import Session, command, started, stop_signal
+from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -28,11 +28,17 @@ commands = typer.Typer()
 async def worker(session: Session) -> None:
     """Deliver usage to Stripe until it is told to stop.
 
-    SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most.
+    SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
+    reads the plans file again, as it does by itself when that has changed.
     """
     kit = session.make_kit()
     # A missing key is said before the store is waited for.
-    async with stop_signal() as stop, kit.flusher() as flusher, started(kit, waits=True):
+    async with (
+        stop_signal() as stop,
+        kit.flusher() as flusher,
+        started(kit, waits=True),
+        reload_signal(kit),
+    ):
         print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
         every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
         running = asyncio.create_task(

@@ -1,21 +1,47 @@
-"""The flusher as a task in the background: begun anew where it ends by an error, and ended for good once."""
+"""A flusher by the settings, and as a task in the background: begun anew where it ends by an error."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from contextlib import asynccontextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.delivery.transports import transport_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.delivery.flusher import Flusher
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
 
-__all__ = ["end", "flush_forever"]
+__all__ = ["flush_forever", "flusher_for"]
 
 _logger = logging.getLogger("meterkit.delivery")
-_CANCEL_AGAIN_S: Final = 0.2
+# https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
+_LIVE_CALLS_PER_S: Final = 800.0
+_SANDBOX_CALLS_PER_S: Final = 20.0
+
+
+@asynccontextmanager
+async def flusher_for(store: Store, settings: Settings) -> AsyncGenerator[Flusher]:
+    """A flusher that keeps its connections to Stripe until the block ends.
+
+    Raises:
+        SettingsError: no Stripe key is set.
+    """
+    transport = transport_of(settings)
+    sandbox = not settings.live and settings.stripe_api_base is None
+    try:
+        module: Any = import_module("meterkit.delivery.flusher")
+        yield module.Flusher(
+            store, transport, calls_per_s=_SANDBOX_CALLS_PER_S if sandbox else _LIVE_CALLS_PER_S
+        )
+    finally:
+        await transport.close()
 
 
 async def flush_forever(
@@ -29,10 +55,3 @@ async def flush_forever(
         except Exception:
             _logger.exception("the flusher ended by an error; it begins anew")
             await asyncio.sleep(every_s)
-
-
-async def end(task: asyncio.Task[None]) -> None:
-    """Cancel a task until it has ended: a client that connects may take a cancellation for a failure to."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from time import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from meterkit.catalog.features import check_feature
 from meterkit.decisions import verdict
@@ -20,6 +20,8 @@ from meterkit.redis.connection import ReplyError
 from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.moved_clock import not_past
 from meterkit.store import replies
+from meterkit.store.customer_usage import gone_tokens, usage_of
+from meterkit.store.event_names import names_of
 from meterkit.store.late_reply import give_back
 from meterkit.store.settlement import Held, Settlement
 from meterkit.store.used import Used
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
+    from meterkit.settings import Settings
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.views import CustomerView, PreparedDecision
 
 __all__ = ["Prepare", "Store"]
@@ -92,6 +96,22 @@ class Store:
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_low: Callable[[str, str], None] = lambda _customer, _credit: None
         self.use(catalog)
+
+    @classmethod
+    def of(cls, address: Address, catalog: Catalog, settings: Settings, clock: Callable[[], float]) -> Self:
+        """The store that settings ask for."""
+        return cls(
+            address,
+            catalog,
+            prefix=settings.key_prefix,
+            shards=settings.shards,
+            timeout_s=settings.store_timeout,
+            start_timeout_s=settings.start_timeout,
+            seal_delay_ms=int(settings.flush_interval * 1000),
+            # Test keys bill nobody: trying meterkit on any server is to be easy.
+            deliver_without_persistence=settings.deliver_without_persistence or not settings.live,
+            clock=clock,
+        )
 
     def use(self, catalog: Catalog) -> None:
         """Decide by this catalog from now on."""
@@ -218,6 +238,18 @@ class Store:
             return
         key = None if event_id is None else self.keys.event(view.shard, view.customer, event_id)
         await self.acknowledged([Settlement(view, used=used, event_key=key, occurred_ms=occurred_ms)])
+
+    async def usage(self, customer: str) -> CustomerUsage:
+        """What a customer whose id is valid has used in this period.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        keys, admin = self.keys.customer(customer), await self.admin()
+        names = [keys.counters, keys.state, keys.totals, keys.grants]
+        reply = await admin.run(self.scripts["usage"], names)
+        gone = await names_of(gone_tokens(self.catalog, reply), admin, self.keys, self.catalog)
+        return usage_of(customer, self.catalog, reply, gone)
 
     def settle(self, lane: Lane, settlement: Settlement) -> None:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
