@@ -204,6 +204,13 @@ class Settings(BaseSettings):
         return self.stripe_api_key is not None if self.flush is None else self.flush
 
     @property
+    def meter_events_per_s(self) -> float:
+        """How many meter events a second are sent to Stripe at most."""
+        # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
+        is_sandbox = not self.live and self.stripe_api_base is None
+        return 20.0 if is_sandbox else 800.0
+
+    @property
     def live(self) -> bool:
         """Whether the Stripe key may move real money: any but those of test mode and sandboxes."""
         return self.stripe_api_key is not None and not self.stripe_api_key.get_secret_value().startswith(

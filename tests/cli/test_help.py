@@ -11,7 +11,19 @@ if TYPE_CHECKING:
     from commands import Shell
 
 COMMANDS: Final = {
-    "": ("demo", "check", "schema", "routes", "worker", "flush", "usage", "customers", "grants", "stripe"),
+    "": (
+        "demo",
+        "check",
+        "schema",
+        "routes",
+        "doctor",
+        "worker",
+        "flush",
+        "usage",
+        "customers",
+        "grants",
+        "stripe",
+    ),
     "customers": ("show", "list", "link", "unlink", "set-plan", "override", "set-status", "delete"),
     "grants": ("add", "list", "void", "ledger"),
     "stripe": ("emulator",),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from meterkit.delivery.transports import transport_of
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["flush_forever", "flusher_for"]
 
 _logger = logging.getLogger("meterkit.delivery")
-# https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
-_LIVE_CALLS_PER_S: Final = 800.0
-_SANDBOX_CALLS_PER_S: Final = 20.0
 
 
 @asynccontextmanager
@@ -34,12 +31,9 @@ async def flusher_for(store: Store, settings: Settings) -> AsyncGenerator[Flushe
         SettingsError: no Stripe key is set.
     """
     transport = transport_of(settings)
-    sandbox = not settings.live and settings.stripe_api_base is None
     try:
         module: Any = import_module("meterkit.delivery.flusher")
-        yield module.Flusher(
-            store, transport, calls_per_s=_SANDBOX_CALLS_PER_S if sandbox else _LIVE_CALLS_PER_S
-        )
+        yield module.Flusher(store, transport, calls_per_s=settings.meter_events_per_s)
     finally:
         await transport.close()
 

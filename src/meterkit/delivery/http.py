@@ -62,10 +62,20 @@ class HttpClient:
 
     async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | Result:
         """Send one request; its answer, or why there is no whole one. Raises nothing but cancellation."""
+        return await self._request("POST", path, headers, body)
+
+    async def get(self, path: str, headers: Mapping[str, str]) -> Answer | Result:
+        """Ask for something; the answer, or why there is no whole one. Raises nothing but cancellation."""
+        return await self._request("GET", path, headers, None)
+
+    async def _request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer | Result:
         # Until it has a connection nothing of it has left.
         request = SimpleNamespace(has_connection=False)
         try:
-            async with self._session.post(
+            async with self._session.request(
+                method,
                 f"{self._base}{path}",
                 data=body,
                 headers=headers,

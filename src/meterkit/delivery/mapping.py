@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["meter_differences"]
 
 _ACTIVE: Final = "active"
+_FORMULA: Final = "sum"
 
 
 def meter_differences(catalog: Catalog, at_stripe: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -33,6 +34,14 @@ def meter_differences(catalog: Catalog, at_stripe: Iterable[Mapping[str, Any]]) 
         if there is None:
             found.append(f"meter {meter.name}: Stripe has no active meter with the event name {event_name}")
             continue
+        formula, window = there["default_aggregation"]["formula"], there.get("event_time_window")
+        if formula != _FORMULA or window is not None:
+            counts = formula if window is None else f"{formula} per {window}"
+            found.append(
+                f"meter {meter.name}: the meter {there['id']} at Stripe aggregates by {counts}, and what"
+                f" is sent is to be added up: make a meter with formula {_FORMULA} and no event_time_window,"
+                " and deactivate this one"
+            )
         for setting, sent in (("customer_mapping", CUSTOMER_KEY), ("value_settings", VALUE_KEY)):
             wanted = there[setting]["event_payload_key"]
             if wanted != sent:

@@ -25,6 +25,9 @@ API_VERSION: Final = "2026-10-28.endive"
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
 PATH: Final = "/v1/billing/meter_events"
+METERS_PATH: Final = "/v1/billing/meters"
+PAGE: Final = 100
+PAGES_MAX: Final = 100
 TOLD: Final = ("type", "code", "message", "param")
 SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 
@@ -68,16 +71,36 @@ class StripeV1Transport:
         """Try once to deliver ``intent``. Raises nothing but cancellation."""
         if self._closed:
             return classify(Result(failure="not_sent", message="the transport is closed"))
-        http = self._http
-        if http is None:
-            # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
-            module = import_module("meterkit.delivery.http")
-            http = self._http = cast("HttpClient", module.HttpClient(self._base, timeout_s=self.timeout_s))
         headers = self._headers | {"Idempotency-Key": intent.key}
-        answer = await http.post(PATH, headers, urlencode(_form(intent)).encode())
+        answer = await self._client().post(PATH, headers, urlencode(_form(intent)).encode())
         if not isinstance(answer, Result):
             answer = read_answer(answer, identifier=intent.identifier)
         return classify(answer)
+
+    async def meters(self) -> list[dict[str, Any]] | Result:
+        """All billing meters of the account, or why they are not known. Raises nothing but cancellation."""
+        found: list[dict[str, Any]] = []
+        query: dict[str, str | int] = {"limit": PAGE}
+        for _ in range(PAGES_MAX):
+            answer = await self._client().get(f"{METERS_PATH}?{urlencode(query)}", self._headers)
+            if isinstance(answer, Result):
+                return answer
+            body = _object(answer.body)
+            if answer.status != HTTPStatus.OK or not isinstance(body.get("data"), list):
+                return read_answer(answer, identifier="")
+            page = cast("list[dict[str, Any]]", body["data"])
+            found += page
+            if not (page and body.get("has_more")):
+                break
+            query["starting_after"] = str(page[-1]["id"])
+        return found
+
+    def _client(self) -> HttpClient:
+        if self._http is None:
+            # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
+            module = import_module("meterkit.delivery.http")
+            self._http = cast("HttpClient", module.HttpClient(self._base, timeout_s=self.timeout_s))
+        return self._http
 
     async def close(self) -> None:
         """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""

@@ -1,0 +1,46 @@
+"""``meterkit doctor``: what is wrong with the store, with what is kept there, and with Stripe's meters."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import typer
+
+from meterkit.cli.doctor.examination import examine
+from meterkit.cli.session import Session, command
+
+if TYPE_CHECKING:
+    from meterkit.cli.doctor.examination import Examination
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+
+@command(commands)
+async def doctor(session: Session) -> None:
+    """Look at the store and at Stripe's meters for what is wrong.
+
+    Each finding with its cure. Exits 1 if there is any.
+    """
+    kit = session.make_kit()
+    # What is logged of the store is what is looked at here.
+    logging.getLogger("meterkit.store").setLevel(logging.CRITICAL)
+    try:
+        found = await examine(kit)
+    finally:
+        await kit.store.stop()
+    session.show(asdict(found), lambda: _tell(found))
+    raise typer.Exit(int(bool(found.findings)))
+
+
+def _tell(found: Examination) -> None:
+    for finding in found.findings:
+        typer.echo(f"{finding.check}: {finding.problem}\n  cure: {finding.cure}")
+    for why, checks in groupby(found.not_looked_at, found.not_looked_at.__getitem__):
+        typer.echo(f"not looked at: {', '.join(checks)}: {why}")
+    if not found.findings:
+        typer.echo(f"nothing found in {len(found.looked_at)} checks")

@@ -1,0 +1,358 @@
+"""Reads what the findings are decided from: of the store's server, of what is kept there, and of Stripe."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+
+from meterkit.cli.doctor import findings
+from meterkit.cli.doctor.findings import Finding
+from meterkit.decisions.keys import WITHOUT_TTL
+from meterkit.delivery.mapping import meter_differences
+from meterkit.delivery.outcomes import Result
+from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis import scripts
+from meterkit.redis.durability import Keeping
+from meterkit.redis.server import commands_to_try
+from meterkit.store.outbox import Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from meterkit import MeterKit
+    from meterkit.redis.admin import Admin
+    from meterkit.redis.server import Durability
+
+__all__ = ["Examination", "examine"]
+
+_SCAN_COUNT: Final = 1_000
+_SCANS_MAX: Final = 200
+_CLAIMS_MAX: Final = 1_000
+_INTENTS_PER_SHARD: Final = 100
+_Where = TypeVar("_Where")
+_Looked = tuple[str, list[Finding]]
+"""What a check saw, in short, and what is wrong with it."""
+
+_UNSEEN_INFO: Final = "the server's user may not ask for INFO"
+
+
+@dataclass(slots=True, kw_only=True)
+class Examination:
+    """What came of it.
+
+    Attributes:
+        findings: what is wrong.
+        looked_at: each check, and in short what it saw.
+        not_looked_at: each check that could not be made, and why.
+    """
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    looked_at: dict[str, str] = field(default_factory=dict[str, str])
+    not_looked_at: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class _UnseenError(Exception):
+    """It cannot be looked at; the message says why."""
+
+
+async def examine(kit: MeterKit) -> Examination:
+    """Look at everything. Reads only, apart from what any start of meterkit tells a store."""
+    found = Examination()
+    if kit.store.address.kind == "memory":
+        for check in _OF_STORE:
+            found.not_looked_at[check] = "memory:// lives in one process: an app's is not seen from here"
+    else:
+        await _examine_store(kit, found)
+    await _try("stripe", _stripe, kit, found)
+    return found
+
+
+async def _examine_store(kit: MeterKit, found: Examination) -> None:
+    try:
+        admin = await kit.store.admin()
+        await admin.ask(_any(admin).ping())
+    except StoreError as error:
+        if not isinstance(error.__cause__, NoPermissionError):
+            cure = "see that it runs; --redis or METERKIT_REDIS_URL names another"
+            found.findings.append(Finding(check="server", problem=str(error), cure=cure))
+            for check in list(_OF_STORE)[1:]:
+                found.not_looked_at[check] = "the store cannot be asked"
+            return
+        admin = await kit.store.admin()
+    seen = _Seen(kit=kit, admin=admin, outbox=Outbox(kit.store, admin))
+    for check, look in _OF_STORE.items():
+        if check in _OF_CONTENT and any(one.check == "shards" for one in found.findings):
+            found.not_looked_at[check] = "first the store and these settings must agree on the shards"
+        else:
+            await _try(check, look, seen, found)
+
+
+async def _try(
+    check: str, look: Callable[[_Where], Awaitable[_Looked]], where: _Where, found: Examination
+) -> None:
+    try:
+        found.looked_at[check], more = await look(where)
+    except (_UnseenError, MeterkitError) as error:
+        found.not_looked_at[check] = str(error)
+    else:
+        found.findings += more
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """Where to look, and what is read once for several checks."""
+
+    kit: MeterKit
+    admin: Admin
+    outbox: Outbox
+    claims: list[str] | None = None
+    _info: Mapping[str, str] | None = None
+
+    @property
+    def client(self) -> Any:
+        return _any(self.admin)
+
+    async def info(self) -> Mapping[str, str]:
+        """What the server says of itself."""
+        if self._info is None:
+            try:
+                told: dict[str, object] = await self.admin.ask(self.client.info("everything"))
+            except StoreError as error:
+                if isinstance(error.__cause__, ResponseError):
+                    raise _UnseenError(_UNSEEN_INFO) from error
+                raise
+            self._info = {name: _text(value) for name, value in told.items()}
+        return self._info
+
+
+def _any(admin: Admin) -> Any:
+    # Redis-py's types speak of texts, bytes and both protocols at once.
+    return admin.client
+
+
+def _text(value: object) -> str:
+    """A value of INFO as the server wrote it: redis-py takes lists of fields apart."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        return ",".join(f"{name}={field}" for name, field in fields.items())
+    return str(value)
+
+
+async def _server(seen: _Seen) -> _Looked:
+    info = await seen.info()
+    name, version, _ = findings.server_version(info)
+    return f"{name} {version} at {seen.kit.store.address}", findings.version(info)
+
+
+async def _rights(seen: _Seen) -> _Looked:
+    store, user = seen.kit.store, seen.kit.store.address.username or "default"
+    words: list[str | int] = []
+    for command in commands_to_try(store.keys.shard(0, "dirty")):
+        words += (len(command), *command)
+    try:
+        refused: list[int] = await seen.admin.ask(seen.client.eval(scripts.load("rights").text, 0, *words))
+    except StoreError as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            cure = f"add it: ACL SETUSER {user} +eval"
+            return "", [Finding(check="rights", problem=str(error), cure=cure)]
+        if isinstance(error.__cause__, ResponseError):
+            raise _UnseenError(f"the server does not say what its user may do: {error.__cause__}") from error
+        raise
+    return f"user {user}", findings.rights(refused, user=user, prefix=store.keys.prefix)
+
+
+async def _persistence(seen: _Seen) -> _Looked:
+    info: Mapping[str, str] = {}
+    with suppress(_UnseenError):
+        info = await seen.info()
+    appendfsync = await _appendfsync(seen)
+    if appendfsync == "no" and info.get("aof_enabled") == "1":
+        way: Durability = "age"  # Asked for its way, it would only say that nothing can be sent.
+    else:
+        way = await Keeping(seen.admin, seen.kit.store.address, needed=False).way()
+        if way == "age" and not info:
+            raise _UnseenError(_UNSEEN_INFO)
+    accepted = seen.kit.settings.deliver_without_persistence
+    return f"by {way}", findings.persistence(way, info, appendfsync=appendfsync, is_accepted=accepted)
+
+
+async def _appendfsync(seen: _Seen) -> str | None:
+    """When the server sees to its disk; None where it does not say."""
+    try:
+        told: dict[str, str] = await seen.admin.ask(seen.client.config_get("appendfsync"))
+    except StoreError as error:
+        if isinstance(error.__cause__, ResponseError):
+            return None
+        raise
+    return told.get("appendfsync")
+
+
+async def _eviction(seen: _Seen) -> _Looked:
+    info = await seen.info()
+    return info.get("maxmemory_policy", ""), findings.eviction(info)
+
+
+async def _replication(seen: _Seen) -> _Looked:
+    info = await seen.info()
+    return f"{info.get('connected_slaves', 0)} replicas", findings.replication(info)
+
+
+async def _clock(seen: _Seen) -> _Looked:
+    now_ms = seen.kit.store.now_ms
+    before_ms = now_ms()
+    seconds, microseconds = await seen.admin.ask(seen.client.time())
+    ahead_ms = seconds * 1000 + microseconds // 1000 - (before_ms + now_ms()) // 2
+    return f"the server's is {ahead_ms} ms ahead", findings.clock(ahead_ms)
+
+
+async def _shards(seen: _Seen) -> _Looked:
+    keys = seen.kit.store.keys
+    kept: dict[bytes, bytes] = await seen.admin.ask(seen.client.hgetall(keys.meta))
+    meta = {name.decode(): value.decode(errors="replace") for name, value in kept.items()}
+    return meta.get("shards", "new"), findings.shards(meta, configured=keys.shards, key=keys.meta)
+
+
+async def _script_cache(seen: _Seen) -> _Looked:
+    script, key = seen.kit.store.scripts["count"], seen.kit.store.keys.shard(0, "dirty")
+    cure = "connect to the server itself, without a proxy between that keeps scripts from it"
+    try:
+        await seen.admin.load(script)
+        await seen.admin.ask(seen.client.evalsha(script.sha, 1, key, "+inf", seen.admin.now_ms()))
+    except StoreError as error:
+        if not isinstance(error.__cause__, ResponseError) or isinstance(error.__cause__, NoPermissionError):
+            raise
+        lost = isinstance(error.__cause__, NoScriptError)
+        why = "it forgets a script at once" if lost else str(error.__cause__)
+        problem = f"the server's script cache cannot be used, and every decision needs it: {why}"
+        return "", [Finding(check="scripts", problem=problem, cure=cure)]
+    return "kept", []
+
+
+async def _keys(seen: _Seen) -> _Looked:
+    prefix, allowed = seen.kit.store.keys.prefix, [re.compile(pattern) for pattern in WITHOUT_TTL]
+    claim = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:l:")
+    cursor, count, stray, claims = 0, 0, list[str](), list[str]()
+    for _ in range(_SCANS_MAX):
+        cursor, page = await seen.admin.ask(seen.client.scan(cursor, match=f"{prefix}:*", count=_SCAN_COUNT))
+        count += len(page)
+        names = [name.decode(errors="replace") for name in page]
+        claims += filter(claim.match, names)
+        pipe = seen.client.pipeline(transaction=False)
+        for name in page:
+            pipe.pttl(name)
+        lives: list[int] = await seen.admin.ask(pipe.execute()) if page else []
+        stray += [
+            name
+            for name, life_ms in zip(names, lives, strict=True)
+            if life_ms == -1 and not any(pattern.match(name) for pattern in allowed)
+        ]
+        if not cursor:
+            break
+    seen.claims = claims
+    extent = "all" if not cursor else "the first"
+    return f"{extent} {count:,} keys", findings.stray_keys(sorted(set(stray)))
+
+
+async def _pending(seen: _Seen) -> _Looked:
+    store = seen.kit.store
+    now_ms = store.now_ms()
+    due = [work for work in await seen.outbox.work(due_ms=now_ms - findings.OVERDUE_MS) if work.dirty]
+    pipe = seen.client.pipeline(transaction=False)
+    for work in due:
+        pipe.zrange(store.keys.shard(work.shard, "dirty"), 0, 0, withscores=True)
+    firsts: list[list[tuple[bytes, float]]] = await seen.admin.ask(pipe.execute()) if due else []
+    oldest_ms = max((now_ms - int(first[0][1]) for first in firsts if first), default=0)
+    customers = sum(work.dirty for work in due)
+    return f"{customers:,} overdue", findings.overdue(customers, oldest_ms)
+
+
+async def _intents(seen: _Seen) -> _Looked:
+    keys, now_ms = seen.kit.store.keys, seen.kit.store.now_ms()
+    waiting = [work for work in await seen.outbox.work(due_ms=None) if work.outbox]
+    oldest_ms, customer = now_ms, ""
+    for work in waiting:
+        outbox, intents = keys.shard(work.shard, "outbox"), keys.shard(work.shard, "intents")
+        names = await seen.admin.ask(seen.client.zrange(outbox, 0, _INTENTS_PER_SHARD - 1))
+        for data in await seen.admin.ask(seen.client.hmget(intents, names)) if names else ():
+            kept: dict[str, str] = json.loads(data) if data else {}
+            if int(kept.get("at", now_ms)) < oldest_ms:
+                oldest_ms, customer = int(kept["at"]), kept["customer"]
+    count = sum(work.outbox for work in waiting)
+    return f"{count:,} wait", findings.old_intent(customer, now_ms - oldest_ms)
+
+
+async def _unlinked(seen: _Seen) -> _Looked:
+    customers = await seen.outbox.unlinked()
+    return f"{len(customers):,} customers", findings.unlinked(customers)
+
+
+async def _undelivered(seen: _Seen) -> _Looked:
+    found = await seen.outbox.undelivered()
+    return f"{len(found):,} intents", findings.undelivered(found)
+
+
+async def _throughput(seen: _Seen) -> _Looked:
+    settings, now_ms = seen.kit.settings, seen.kit.store.now_ms()
+    interval_s = settings.flush_interval
+    soon = await seen.outbox.work(due_ms=now_ms + int(interval_s * 1000))
+    customers, intents = sum(work.dirty for work in soon), sum(work.outbox for work in soon)
+    limit = settings.meter_events_per_s
+    return f"{customers / interval_s:,.1f} of {limit:,.0f} a second", findings.throughput(
+        customers=customers, intents=intents, interval_s=interval_s, limit_per_s=limit
+    )
+
+
+async def _links(seen: _Seen) -> _Looked:
+    if seen.claims is None:
+        raise _UnseenError("the keys could not be looked at")
+    half: list[tuple[str, str]] = []
+    for key in seen.claims[:_CLAIMS_MAX]:
+        claim: bytes | None = await seen.admin.ask(seen.client.get(key))
+        customer = (claim or b"").decode(errors="replace").partition("\n")[0]
+        stripe_customer = key.partition(":l:")[2]
+        if customer and (await seen.kit.customers.get(customer)).stripe_customer != stripe_customer:
+            half.append((customer, stripe_customer))
+    return f"{min(len(seen.claims), _CLAIMS_MAX):,} links", findings.half_linked(half)
+
+
+async def _stripe(kit: MeterKit) -> _Looked:
+    key = kit.settings.stripe_api_key
+    if key is None:
+        raise _UnseenError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
+    transport = StripeV1Transport(key.get_secret_value(), api_base=kit.settings.stripe_api_base)
+    try:
+        meters = await transport.meters()
+    finally:
+        await transport.close()
+    if not isinstance(meters, Result):
+        return f"{len(meters):,} meters", findings.meters_at_stripe(meter_differences(kit.catalog, meters))
+    refused = findings.refused_by_stripe(meters)
+    if isinstance(refused, str):
+        raise _UnseenError(refused)
+    return "", [refused]
+
+
+_OF_STORE: Final[Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]] = {
+    "server": _server,
+    "rights": _rights,
+    "persistence": _persistence,
+    "eviction": _eviction,
+    "replication": _replication,
+    "clock": _clock,
+    "shards": _shards,
+    "scripts": _script_cache,
+    "keys": _keys,
+    "pending": _pending,
+    "intents": _intents,
+    "unlinked": _unlinked,
+    "undelivered": _undelivered,
+    "throughput": _throughput,
+    "links": _links,
+}
+_OF_CONTENT: Final[Sequence[str]] = ("pending", "intents", "unlinked", "undelivered", "throughput", "links")

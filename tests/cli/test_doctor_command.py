@@ -1,0 +1,305 @@
+"""What the doctor finds in stores and accounts that lack something, each made to lack it by real means."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit import MeterKit
+from meterkit.cli.doctor.examination import examine
+from meterkit.testing import StripeEmulator
+from servers import Server, spawn_server
+from servers_acl import DOCUMENTED, NEEDED, url_of_user
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+    from pathlib import Path
+
+    from commands import Shell
+    from meterkit.cli.doctor.examination import Examination
+    from meterkit.cli.doctor.findings import Finding
+
+pytestmark = pytest.mark.anyio
+
+CHECKS = (
+    *("server", "rights", "persistence", "eviction", "replication", "clock", "shards", "scripts", "keys"),
+    *("pending", "intents", "unlinked", "undelivered", "throughput", "links"),
+)
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Server]:
+    """A server that lacks nothing."""
+    with spawn_server("--appendonly", "yes") as server:
+        yield server
+
+
+@pytest.fixture
+def sound(kept: Server) -> Server:
+    kept.command("FLUSHALL")
+    return kept
+
+
+@pytest.fixture
+def emulator() -> StripeEmulator:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_1")
+    return emulator
+
+
+@pytest.fixture
+def stripe_url(emulator: StripeEmulator) -> Iterator[str]:
+    with emulator.running() as url:
+        yield url
+
+
+@asynccontextmanager
+async def kit_of(directory: Path, url: str, **settings: Any) -> AsyncGenerator[MeterKit]:
+    """A kit that is not started: what it would refuse to start with is looked at."""
+    kit = MeterKit(directory / "plans.yaml", redis_url=url, flush=False, **settings)
+    try:
+        yield kit
+    finally:
+        await kit.store.stop()
+
+
+async def examined(directory: Path, url: str, **settings: Any) -> Examination:
+    async with kit_of(directory, url, **settings) as kit:
+        return await examine(kit)
+
+
+async def the_finding(directory: Path, url: str, **settings: Any) -> Finding:
+    """The only one."""
+    (finding,) = (await examined(directory, url, **settings)).findings
+    return finding
+
+
+async def of_check(check: str, directory: Path, url: str, **settings: Any) -> Finding:
+    """The only one of a check, where others are to be expected."""
+    found = (await examined(directory, url, **settings)).findings
+    (finding,) = [finding for finding in found if finding.check == check]
+    return finding
+
+
+def test_where_nothing_is_wrong_nothing_is_found(shell: Shell, sound: Server, stripe_url: str) -> None:
+    shell.environment |= {
+        "METERKIT_REDIS_URL": sound.url,
+        "METERKIT_STRIPE_API_KEY": "sk_test_1",
+        "METERKIT_STRIPE_API_BASE": stripe_url,
+    }
+    done = shell.run("doctor")
+    assert (0, "nothing found in 16 checks\n", "") == (done.code, done.out, done.err)
+    told = shell.run("doctor", "--json").json
+    assert ([], {}) == (told["findings"], told["not_looked_at"])
+    assert tuple(told["looked_at"]) == (*CHECKS, "stripe")
+
+
+def test_findings_are_told_with_their_cures_and_what_was_not_looked_at(shell: Shell) -> None:
+    with spawn_server("--maxmemory-policy", "allkeys-lru") as server:
+        done = shell.run("doctor", "--redis", server.url)
+    assert (1, "") == (done.code, done.err)
+    persistence, first_cure, eviction, second_cure, unseen = done.out.splitlines()
+    assert persistence.startswith("persistence: the server has neither an append-only file nor a replica")
+    assert first_cure.startswith("  cure: set appendonly yes, or,")
+    assert eviction.startswith("eviction: the server's maxmemory-policy is allkeys-lru")
+    assert second_cure == "  cure: set maxmemory-policy noeviction"
+    assert unseen == "not looked at: stripe: no Stripe key is set (METERKIT_STRIPE_API_KEY)"
+
+
+def test_a_store_that_is_away_is_a_finding_and_no_more_is_asked_of_it(shell: Shell) -> None:
+    done = shell.run("doctor", "--redis", "redis://127.0.0.1:1", "--json")
+    assert (1, ["server"]) == (done.code, [finding["check"] for finding in done.json["findings"]])
+    assert tuple(done.json["not_looked_at"]) == (*CHECKS[1:], "stripe")
+
+
+def test_a_store_of_another_process_alone_is_not_looked_at(shell: Shell) -> None:
+    done = shell.run("doctor", "--redis", "memory://")
+    assert done.code == 0
+    assert "not looked at: server, rights, persistence" in done.out
+    assert "memory:// lives in one process" in done.out
+
+
+@pytest.mark.parametrize("policy", ["no", "everysec"])
+async def test_a_file_that_is_never_known_to_be_on_disk(directory: Path, policy: str) -> None:
+    with spawn_server("--appendonly", "yes", "--appendfsync", policy) as server:
+        found = (await examined(directory, server.url)).findings
+    assert [finding.check for finding in found] == (["persistence"] if policy == "no" else [])
+    assert [finding.cure for finding in found] == (["set appendfsync everysec"] if policy == "no" else [])
+
+
+async def test_a_store_that_forgets_may_be_accepted(directory: Path, store_url: str) -> None:
+    assert (await the_finding(directory, store_url)).check == "persistence"
+    assert (await examined(directory, store_url, deliver_without_persistence=True)).findings == []
+
+
+async def test_a_right_that_lacks(directory: Path, sound: Server) -> None:
+    url = url_of_user(sound, [command for command in DOCUMENTED if command != "ZADD"])
+    finding = await the_finding(directory, url)
+    assert finding.check == "rights"
+    assert finding.cure == "add it: ACL SETUSER app ~mk:* +zadd"
+    assert "no right to ZADD" in finding.problem
+    finding = await of_check("rights", directory, url_of_user(sound, ["PING"]))
+    assert finding.cure == "add it: ACL SETUSER app +eval"
+
+
+async def test_what_a_user_may_not_ask_is_not_looked_at(directory: Path, sound: Server) -> None:
+    found = await examined(directory, url_of_user(sound, NEEDED))
+    assert found.findings == []
+    unseen = {"server", "persistence", "eviction", "replication", "keys", "links", "stripe"}
+    assert set(found.not_looked_at) == unseen
+    assert found.not_looked_at["eviction"] == "the server's user may not ask for INFO"
+    assert "scan" in found.not_looked_at["keys"].lower()
+    found = await examined(directory, url_of_user(sound, DOCUMENTED))
+    assert (found.findings, set(found.not_looked_at)) == ([], {"keys", "links", "stripe"})
+
+
+async def test_a_replica(directory: Path, sound: Server) -> None:
+    with spawn_server("--replicaof", f"127.0.0.1 {sound.port}") as replica:
+        finding = await of_check("replication", directory, replica.url)
+    assert finding.cure == f"name its master, 127.0.0.1:{sound.port}"
+
+
+async def test_clocks_that_differ(directory: Path, sound: Server) -> None:
+    finding = await the_finding(directory, sound.url, clock=lambda: time() + 100)
+    assert finding.check == "clock"
+    assert finding.problem.endswith(" behind this host's; nothing is decided")
+    finding = await the_finding(directory, sound.url, clock=lambda: time() - 20)
+    assert finding.problem.endswith(" ahead of this host's; beyond 60 s nothing is decided")
+
+
+async def test_another_number_of_shards(directory: Path, sound: Server) -> None:
+    async with kit_of(directory, sound.url, shards=8) as kit:
+        await kit.start()
+        await kit.stop()
+    found = await examined(directory, sound.url)
+    (finding,) = found.findings
+    assert (finding.check, finding.cure) == ("shards", "set METERKIT_SHARDS=8")
+    assert set(found.not_looked_at) == {*CHECKS[-6:], "stripe"}
+    assert (await examined(directory, sound.url, shards=8)).findings == []
+
+
+async def test_a_server_without_a_script_cache(directory: Path) -> None:
+    with spawn_server("--appendonly", "yes", "--rename-command", "SCRIPT", "") as server:
+        found = await examined(directory, server.url)
+    assert "scripts" in {finding.check for finding in found.findings}
+    (finding,) = [finding for finding in found.findings if finding.check == "scripts"]
+    assert "script cache cannot be used" in finding.problem
+
+
+async def test_keys_that_never_go_away(directory: Path, sound: Server) -> None:
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.set_plan("acme", "pro")
+        await kit.consume("acme", "requests")
+    assert (await examined(directory, sound.url)).findings == []
+    sound.command("SET", "other:odd", "1")
+    for place in range(7):
+        sound.command("SET", f"mk:{{{place}}}:odd", "1")
+    finding = await the_finding(directory, sound.url)
+    assert finding.problem.startswith("7 keys have no TTL and should have one: mk:{0}:odd, mk:{1}:odd,")
+    assert finding.problem.endswith("mk:{4}:odd and 2 more")
+
+
+async def record(directory: Path, url: str, *customers: str, linked: bool = True, quantity: int = 25) -> None:
+    async with kit_of(directory, url, flush_interval=0.05) as kit, kit:
+        for customer in customers:
+            if linked:
+                await kit.customers.link(customer, f"cus_{customer}")
+            await kit.record(customer, "tokens", quantity)
+
+
+async def test_usage_that_nobody_seals(directory: Path, sound: Server) -> None:
+    await record(directory, sound.url, "1", "2")
+    assert (await examined(directory, sound.url)).findings == []
+    finding = await of_check("pending", directory, sound.url, clock=lambda: time() + 4.1 * 3600)
+    assert finding.problem == "usage of 2 customers has been due for up to 4 h and is not on its way"
+    assert "meterkit worker" in finding.cure
+
+
+async def test_usage_that_stripe_does_not_take(
+    directory: Path, sound: Server, emulator: StripeEmulator, stripe_url: str
+) -> None:
+    settings = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url, "flush_interval": 0.05}
+    await record(directory, sound.url, "1")
+    emulator.fail_next("error", status=500, times=None)
+    async with kit_of(directory, sound.url, **settings) as kit, kit:
+        assert (await kit.flush(everything=True, timeout_s=0.1)).left == 1
+    emulator.clear_faults()
+    assert (await examined(directory, sound.url, **settings)).findings == []
+    finding = await of_check("intents", directory, sound.url, **settings, clock=lambda: time() + 4.1 * 3600)
+    assert finding.problem.startswith("an intent of customer 1 is 4 h old")
+    await record(directory, sound.url, "unknown", quantity=1_000)
+    async with kit_of(directory, sound.url, **settings) as kit, kit:
+        assert (await kit.flush(everything=True, timeout_s=5)).dead == 1
+    finding = await of_check("dead", directory, sound.url, **settings)
+    assert finding.problem.startswith("1,000 of tokens in 1 intent, of unknown: ")
+
+
+async def test_usage_of_nobody_at_stripe(directory: Path, sound: Server) -> None:
+    await record(directory, sound.url, "acme", linked=False)
+    finding = await the_finding(directory, sound.url)
+    assert finding.problem.startswith("1 customer has usage to bill and no Stripe customer: acme;")
+    assert finding.cure == "meterkit customers link CUSTOMER STRIPE_CUSTOMER"
+
+
+async def test_more_events_than_are_sent(directory: Path, sound: Server, stripe_url: str) -> None:
+    await record(directory, sound.url, *map(str, range(41)))
+    settings = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url}
+    assert (await examined(directory, sound.url, **settings)).findings == []
+    finding = await the_finding(directory, sound.url, **settings, flush_interval=0.05)
+    assert finding.check == "throughput"
+    assert "makes 820 meter events a second at least; 800 are sent" in finding.problem
+
+
+async def test_a_link_that_was_not_made_to_its_end(directory: Path, sound: Server) -> None:
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.link("acme", "cus_1")
+        assert (await examine(kit)).findings == []
+        # So it is after a process that linked was killed between its claim and the customer's state.
+        sound.command("SET", kit.store.keys.link("cus_9"), "globex\n0123456789abcdef")
+    finding = await the_finding(directory, sound.url)
+    assert finding.problem.startswith("cus_9 is claimed for customer globex, who is not linked to it")
+    async with kit_of(directory, sound.url) as kit, kit:
+        await kit.customers.link("globex", "cus_9")
+    assert (await examined(directory, sound.url)).findings == []
+
+
+async def test_a_meter_that_stripe_does_not_have(directory: Path, sound: Server) -> None:
+    empty = StripeEmulator()
+    with empty.running() as url:
+        finding = await the_finding(directory, sound.url, stripe_api_key="sk_test_1", stripe_api_base=url)
+        assert finding.problem == "meter tokens: Stripe has no active meter with the event name ai_tokens"
+        # The first page of what Stripe lists holds a hundred.
+        empty.add_meter("ai_tokens")
+        for place in range(120):
+            empty.add_meter(f"other_{place}")
+        found = await examined(directory, sound.url, stripe_api_key="sk_test_1", stripe_api_base=url)
+    assert (found.findings, found.looked_at["stripe"]) == ([], "121 meters")
+
+
+async def test_a_meter_that_does_not_add_up(directory: Path, sound: Server) -> None:
+    other = StripeEmulator()
+    other.add_meter("ai_tokens", formula="last", time_window="day")
+    with other.running() as url:
+        finding = await the_finding(directory, sound.url, stripe_api_key="sk_test_1", stripe_api_base=url)
+    assert "at Stripe aggregates by last per day, and what is sent is to be added up" in finding.problem
+    assert finding.cure.startswith("make a meter with formula sum")
+
+
+async def test_a_key_that_stripe_refuses(
+    directory: Path, sound: Server, emulator: StripeEmulator, stripe_url: str
+) -> None:
+    settings = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url}
+    emulator.fail_next("error", status=401, path="*")
+    finding = await the_finding(directory, sound.url, **settings)
+    assert finding.cure.startswith("set METERKIT_STRIPE_API_KEY")
+    emulator.fail_next("error", status=403, path="*")
+    found = await examined(directory, sound.url, **settings)
+    assert (found.findings, list(found.not_looked_at)) == ([], ["stripe"])
+    assert "the Stripe key may not list meters" in found.not_looked_at["stripe"]
+    settings["stripe_api_base"] = "http://127.0.0.1:1"
+    finding = await the_finding(directory, sound.url, **settings)
+    assert finding.problem.startswith("Stripe cannot be asked for its meters: ")

@@ -1,0 +1,80 @@
+"""What is a finding and what is not, where a real server would have to be old, full or far away."""
+
+from __future__ import annotations
+
+import pytest
+
+from meterkit.cli.doctor import findings
+from meterkit.decisions.keys import FORMAT
+
+
+@pytest.mark.parametrize(
+    ("server", "found"),
+    [
+        ({"redis_version": "6.2.14"}, "Redis 6.2.14"),
+        ({"redis_version": "7.0.0"}, None),
+        ({"redis_version": "7.2.4", "valkey_version": "7.2.9"}, "Valkey 7.2.9"),
+        ({"redis_version": "7.2.4", "valkey_version": "8.0.0"}, None),
+        ({}, None),
+    ],
+)
+def test_old_servers_are_named(server: dict[str, str], found: str | None) -> None:
+    problems = [finding.problem for finding in findings.version(server)]
+    assert problems == ([f"the server is {found}, which has not all that meterkit needs"] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("replica", "follows"),
+    [
+        ("ip=10.0.0.2,port=6379,state=online,offset=1,lag=1", True),
+        ("ip=10.0.0.2,port=6379,state=online,offset=1,lag=11", False),
+        ("ip=10.0.0.2,port=6379,state=wait_bgsave,offset=0,lag=0", False),
+    ],
+)
+def test_a_replica_that_does_not_follow_is_named(replica: str, follows: bool) -> None:
+    found = findings.replication({"role": "master", "connected_slaves": "1", "slave0": replica})
+    assert [finding.check for finding in found] == ([] if follows else ["replication"])
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "found"), [(5_000, 0), (-5_000, 0), (5_001, 1), (-5_001, 1), (61_000, 1)]
+)
+def test_clocks_may_differ_a_little(ahead_ms: int, found: int) -> None:
+    assert len(findings.clock(ahead_ms)) == found
+
+
+@pytest.mark.parametrize(
+    ("meta", "cure"),
+    [
+        ({}, None),
+        ({"format": str(FORMAT), "shards": "128"}, None),
+        ({"format": str(FORMAT + 1), "shards": "128"}, "upgrade this one"),
+        ({"format": str(FORMAT - 1), "shards": "128"}, "deliver what is pending with that release first"),
+        ({"format": str(FORMAT), "shards": "8"}, "set METERKIT_SHARDS=8"),
+        ({"color": "red"}, "set METERKIT_KEY_PREFIX to one that nothing else uses"),
+        ({"format": "x", "shards": "8"}, "set METERKIT_KEY_PREFIX to one that nothing else uses"),
+    ],
+)
+def test_a_store_is_of_this_release_and_these_settings(meta: dict[str, str], cure: str | None) -> None:
+    found = findings.shards(meta, configured=128, key="mk:meta")
+    assert [finding.cure for finding in found] == ([cure] if cure else [])
+
+
+def test_a_file_that_cannot_be_written_is_named_whatever_is_accepted() -> None:
+    info = {"aof_enabled": "1", "aof_last_write_status": "err"}
+    (found,) = findings.persistence("WAITAOF", info, appendfsync="always", is_accepted=True)
+    assert found.problem.startswith("the server could not write its append-only file")
+
+
+def test_a_queue_that_takes_longer_than_ten_minutes_is_named() -> None:
+    def found(intents: int) -> list[str]:
+        told = findings.throughput(customers=0, intents=intents, interval_s=300, limit_per_s=20)
+        return [finding.problem for finding in told]
+
+    assert found(12_000) == []
+    assert found(24_000) == ["24,000 intents wait, which takes 20 min"]
+
+
+def test_what_is_too_much_for_an_interval_is_told_with_one_that_is_long_enough() -> None:
+    (found,) = findings.throughput(customers=100_001, intents=0, interval_s=60, limit_per_s=800)
+    assert found.cure == "set METERKIT_FLUSH_INTERVAL to 126 at least"
