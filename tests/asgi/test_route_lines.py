@@ -203,29 +203,38 @@ def fastapi_app(**settings: Any) -> FastAPI:
     outer, inner = APIRouter(prefix="/v1"), APIRouter(prefix="/deep")
     inner.add_api_route("/x", answer, methods=["GET"])
     inner.add_api_websocket_route("/live", talk)
+    inner.mount("/mounted", Starlette(routes=[route("/y")]))
+    inner.host("api.example", Router([route("/z")]))
     outer.include_router(inner)
-    app.include_router(outer)
+    app.include_router(outer, prefix="/shop")
     app.add_api_route("/items/{id}", answer, methods=["PUT"])
     return app
 
 
 def test_routers_that_fastapi_includes_are_listed_with_their_prefixes() -> None:
-    shown, idle = lines_of(fastapi_app(), plans(counted("GET /v1/{p:path}"), counted("WS /v1/deep/live")))
+    shown, idle = lines_of(
+        fastapi_app(), plans(counted("GET /shop/v1/{p:path}"), counted("WS /shop/v1/deep/live"))
+    )
     assert shown == {
-        "GET /v1/deep/x": ["GET /v1/{p:path}"],
-        "WS /v1/deep/live": ["WS /v1/deep/live"],
+        "GET /shop/v1/deep/x": ["GET /shop/v1/{p:path}"],
+        "WS /shop/v1/deep/live": ["WS /shop/v1/deep/live"],
+        # A router's own prefix is given to what is added to it, that of an inclusion to all.
+        "GET,HEAD /shop/v1/mounted/y": ["GET /shop/v1/{p:path}"],
+        "GET,HEAD api.example/shop/v1/z": ["GET /shop/v1/{p:path}"],
         "PUT /items/{id}": [None],
     }
     assert idle == []
 
 
 def test_a_line_may_be_written_with_the_root_path_that_an_app_gives_itself() -> None:
-    catalog = plans(counted("PUT /api/items/one"), counted("PUT /items/{id}"), counted("GET /api/v1/deep/x"))
+    catalog = plans(
+        counted("PUT /api/items/one"), counted("PUT /items/{id}"), counted("GET /api/shop/v1/deep/x")
+    )
     app = fastapi_app()
     app.root_path = "/api"
     shown, idle = lines_of(app, catalog)
     assert shown["PUT /items/{id}"] == ["PUT /api/items/one", "PUT /items/{id}"]
-    assert shown["GET /v1/deep/x"] == ["GET /api/v1/deep/x"]
+    assert shown["GET /shop/v1/deep/x"] == ["GET /api/shop/v1/deep/x"]
     assert idle == []
 
 

@@ -144,8 +144,10 @@ def _decided(place: _Place, catalog: Catalog, app: object) -> _Place:
 
 
 def _walk(app: Any, place: _Place) -> Iterator[AppRoute]:
-    for route in _told(app):
-        kind = getattr(route, "original_route", route)
+    for told in _told(app):
+        kind = getattr(told, "original_route", told)
+        # Where FastAPI made one anew, with the prefix; its first releases that do so do not look there.
+        route = getattr(told, "starlette_route", None) or told
         if isinstance(kind, Host):
             yield from _below(route.app, replace(place, host=route.host))
         elif isinstance(kind, Mount):
