@@ -184,6 +184,22 @@ async def test_concurrency_and_an_unreachable_store_may_be_retried_at_once(store
     assert answer.headers["retry-after"] == "1"
 
 
+async def test_a_feature_comes_before_what_is_used_up(store_url: str) -> None:
+    async with served(hello, redis_url=store_url) as at:
+        await spent(at)
+        assert (await at.client.get("/v1/x")).status_code == 429
+        assert (await at.client.get("/full")).status_code == 403
+
+
+async def test_a_rate_comes_before_credits(store_url: str) -> None:
+    plans = WITH_CREDITS.replace("pages:    {concurrency: 1", "pages:    {rate: 2/hour")
+    async with served(hello, plans=plans, redis_url=store_url) as at:
+        await paid_out(at)
+        assert (await at.client.get("/pages")).status_code == 402
+        await at.kit.record("acme", "pages", 1)
+        assert (await at.client.get("/pages")).status_code == 429
+
+
 async def test_a_preflight_is_never_refused(store_url: str) -> None:
     preflight = {"origin": ORIGIN, "access-control-request-method": "POST"}
     async with served(hello, redis_url=store_url, cors=[ORIGIN]) as at:

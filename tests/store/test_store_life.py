@@ -431,6 +431,15 @@ async def test_a_lifespan_that_fails_stops_the_kit(valkey: Server) -> None:
     assert _lanes(kit) == 0
 
 
+@pytest.mark.parametrize("scheme", ["redis", "embedded"])
+def test_making_a_kit_neither_connects_nor_starts_a_server(scheme: str, tmp_path: Path) -> None:
+    sockets = open_sockets()
+    kit = kit_at({"redis": "redis://127.0.0.1:1", "embedded": f"embedded://{tmp_path}/store"}[scheme])
+    assert open_sockets() == sockets
+    assert list(tmp_path.iterdir()) == []
+    assert kit.store.lanes == {}
+
+
 def test_without_a_lifespan_the_first_request_starts_the_kit(valkey: Server) -> None:
     program = """
         async def main():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,12 @@ def test_the_longest_wait_is_told_of_all_that_refuse() -> None:
 )
 def test_reasons_have_an_order(used: dict[int, tuple[int, int, int]], reason: str) -> None:
     assert reason == refusal(used).reason
+
+
+def test_a_decision_does_not_change() -> None:
+    found = refusal({PERIOD: (0, 0, 0)})
+    with pytest.raises(FrozenInstanceError):
+        setattr(found, "allowed", True)  # noqa: B010 - type checkers refuse the plain way
 
 
 def test_a_billed_ceiling_is_a_cap() -> None:
