@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.background import BackgroundTasks
-from meterkit.catalog import Catalog, enforced, load
+from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.notes import log_notes
-from meterkit.catalog.quantity import check_counter, check_quantity
-from meterkit.catalog.watch import watch
+from meterkit.catalog.quantity import check_quantities
+from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import flush_forever, flusher_for
@@ -90,9 +90,11 @@ class MeterKit:
         # Pydantic comes with the first kit, as redis-py does: each takes a while to import.
         self.settings: Settings = import_module("meterkit.settings").Settings.load(**settings)
         self.estimate_input = guarded(estimate_input)
-        self._plans = None if isinstance(plans, Catalog) else plans or self.settings.plans or "plans.yaml"
-        catalog = plans if isinstance(plans, Catalog) else load(self._plans or "")
-        catalog = enforced(catalog, self.settings.enforcement)
+        self._plans = None
+        if not isinstance(plans, Catalog):
+            self._plans = WatchedPlans(plans or self.settings.plans or "plans.yaml")
+            plans = self._plans.read(lambda read: read)
+        catalog = enforced(plans, self.settings.enforcement)
         if self._delivers:
             transport_of(self.settings)  # What it cannot work with is refused now, not later by a task.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
@@ -171,8 +173,8 @@ class MeterKit:
             every_s = min(5.0, self.settings.flush_interval)
             self._background.keep(loop, "flush", partial(flush_forever, self.flusher, every_s=every_s))
         if self._plans is not None:
-            look = partial(watch, self._plans, self.reload, every_s=_LOOK_EVERY_S)
-            self._background.keep(loop, "watch", look)
+            watch = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
+            self._background.keep(loop, "watch", watch)
         return lane
 
     async def _remember_meters(self) -> None:
@@ -330,9 +332,10 @@ class MeterKit:
         """
         if not quantities:
             raise MeterkitError("quantities: found none; name one meter at least")
-        self._check_quantities(quantities)
+        check = partial(check_quantities, meters=self.catalog.meters)
+        check(quantities)
         view = self.store.cache.get(check_customer(customer))
-        read = partial(captured, self.store.cache, reserved=dict(quantities), check=self._check_quantities)
+        read = partial(captured, view.cache, reserved=dict(quantities), check=check)
         return Reservation(self.store, view, quantities, read)
 
     async def usage(self, customer: str) -> CustomerUsage:
@@ -370,30 +373,27 @@ class MeterKit:
     async def reload(self) -> bool:
         """Read the plans file again, and decide by it from now on; done by itself after it has changed.
 
-        What was decided before is settled as it was decided. A file that is refused changes nothing.
-
-        Returns:
-            Whether it means something else than before.
+        What was decided before is settled as it was decided. Returns whether it means something else.
 
         Raises:
-            PlansError: the file is refused; with all that is wrong in it.
+            PlansError: the file is refused, with all that is wrong in it; nothing changes.
             MeterkitError: there is no file: the kit was made of a catalog.
         """
         if self._plans is None:
             raise MeterkitError("reload: this kit was made of a catalog, not of a plans file")
-        catalog = enforced(await to_thread(load, self._plans), self.settings.enforcement)
-        if catalog.content_hash == self.catalog.content_hash:
+        if not await to_thread(self._plans.read, self._use):
             return False
-        self.store.use(catalog)
-        _logger.info("%s has changed and is in force", catalog.source)
-        log_notes(catalog, self.settings.enforcement)
+        _logger.info("%s has changed and is in force", self.catalog.source)
+        log_notes(self.catalog, self.settings.enforcement)
         await self._remember_meters()
         return True
 
-    def _check_quantities(self, quantities: Mapping[str, int]) -> None:
-        for meter, quantity in quantities.items():
-            self._demands(meter, quantity)
+    def _use(self, catalog: Catalog) -> bool:
+        if catalog.content_hash == self.catalog.content_hash:
+            return False
+        self.store.use(enforced(catalog, self.settings.enforcement))
+        return True
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
-        check_counter(meter, self.catalog.meters)
-        return {meter: Demand(needed=check_quantity(quantity), taken=quantity)}
+        check_quantities({meter: quantity}, self.catalog.meters)
+        return {meter: Demand(needed=quantity, taken=quantity)}

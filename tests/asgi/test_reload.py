@@ -102,6 +102,18 @@ async def test_what_was_decided_before_is_settled_and_holds_nothing(plans: Path,
         assert (found["recorded"], found["held"], found["remaining"]) == (1, 0, 3)
 
 
+async def test_what_was_set_aside_is_captured_although_its_meter_is_gone(plans: Path, store_url: str) -> None:
+    async with kit_of(plans, store_url) as kit:
+        async with kit.reserve("acme", {"requests": 2}) as reservation:
+            write(plans, PLANS.replace("requests", "calls"))
+            assert await kit.reload()
+            await reservation.capture({"requests": 1})
+        write(plans, PLANS)
+        assert await kit.reload()
+        found = (await kit.usage("acme"))["meters"]["requests"]
+        assert (found["recorded"], found["held"]) == (1, 0)
+
+
 async def test_a_change_of_the_file_is_noticed(
     plans: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

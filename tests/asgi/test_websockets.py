@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import meterkit
+from delivering import NOW
 from faults import eventually
 from metering import served
+from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi import websocket
+from meterkit.testing import Clock
 from servers import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -52,6 +57,10 @@ CONNECT = {"type": "websocket.connect"}
 ANSWERS: Final[dict[str, dict[str, str]]] = {"websocket.http.response": {}}
 
 
+def put(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
 class Socket:
     """The server's side of one websocket: what the client does, and what the app has sent.
 
@@ -60,7 +69,10 @@ class Socket:
         task: the app.
     """
 
-    def __init__(self, app: ASGIApp, path: str, *, customer: str | None, extensions: Any) -> None:
+    def __init__(
+        self, app: ASGIApp, path: str, *, customer: str | None, extensions: Any, leaves_after: int = -1
+    ) -> None:
+        self._leaves_after = leaves_after
         headers = [] if customer is None else [(b"x-customer-id", customer.encode())]
         self.scope: Scope = {
             "type": "websocket",
@@ -78,6 +90,8 @@ class Socket:
         await app(self.scope, self._incoming.get, self._send)
 
     async def _send(self, message: Message) -> None:
+        if len(self.sent) == self._leaves_after:
+            raise OSError("the client has left")
         self.sent.append(message)
         if message["type"] == "websocket.close":
             # As servers do: the app hears of it, whoever closes.
@@ -330,10 +344,17 @@ async def test_i4_a_customer_who_is_suspended_is_disconnected() -> None:
 
 @pytest.mark.usefixtures("soon")
 async def test_whoever_has_used_up_what_is_included_is_disconnected() -> None:
-    async with served(echo, plans=PLANS) as at, opened(at, "/listen") as socket:
-        await at.kit.record("acme", "requests", 10)
+    async with served(echo, plans=PLANS) as at, opened(at) as socket:
+        await at.kit.record("acme", "messages", 5)
         await eventually(lambda: not socket.is_open)
-        assert socket.sent[-1]["reason"] == "requests-period"
+        assert socket.sent[-1]["reason"] == "messages-period"
+
+
+@pytest.mark.usefixtures("soon")
+async def test_the_last_opening_that_is_included_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(echo, plans=PLANS.replace("included: 10", "included: 1")) as at, opened(at) as socket:
+        await looked(at, monkeypatch)
+        assert socket.is_open
 
 
 async def looked(at: Served, monkeypatch: pytest.MonkeyPatch, times: int = 3) -> None:
@@ -419,3 +440,108 @@ async def test_i7_what_a_websocket_holds_is_given_back_when_the_kit_stops() -> N
         await at.kit.stop()
         await at.kit.start()
         assert await at.counted() == (1, 0)
+
+
+async def starlettes(scope: Scope, receive: Receive, send: Send) -> None:
+    """As Starlette's endpoints do: they raise where the client has left."""
+    websocket = WebSocket(scope, receive, send)
+    await websocket.accept()
+    while True:
+        await websocket.send_text(await websocket.receive_text())
+
+
+async def test_the_opening_is_billed_where_the_app_raises_that_the_client_has_left() -> None:
+    async with served(starlettes, plans=PLANS) as at:
+        async with opened(at) as closed_here:
+            for number in range(6):
+                closed_here.say(str(number))
+            await asyncio.wait([closed_here.task])
+            assert isinstance(closed_here.task.exception(), WebSocketDisconnect)
+        async with opened(at) as left:
+            with suppress(WebSocketDisconnect):
+                await left.leave()
+            assert isinstance(left.task.exception(), WebSocketDisconnect)
+        assert await at.counted() == (2, 0)
+
+
+async def test_the_opening_is_billed_where_only_sending_tells_that_the_client_has_left() -> None:
+    async def pushing(scope: Scope, receive: Receive, send: Send) -> None:
+        websocket = WebSocket(scope, receive, send)
+        await websocket.accept()
+        while True:
+            await websocket.send_text("tick")
+
+    async with served(pushing, plans=PLANS) as at:
+        socket = Socket(at.app, "/listen", customer="acme", extensions=None, leaves_after=3)
+        await asyncio.wait([socket.task])
+        assert isinstance(socket.task.exception(), WebSocketDisconnect)
+        assert await at.counted() == (1, 0)
+
+
+async def test_a_message_is_not_lost_where_the_app_gives_up_waiting_for_it() -> None:
+    heard: list[str] = []
+
+    async def impatient(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            waiting = asyncio.ensure_future(receive())
+            await asyncio.sleep(0)
+            while waiting.cancel():
+                with suppress(asyncio.CancelledError):
+                    await waiting
+                waiting = asyncio.ensure_future(receive())
+                await asyncio.sleep(0)
+            message = await waiting
+            if message["type"] != "websocket.receive":
+                return
+            heard.append(message["text"])
+
+    async with served(impatient, plans=PLANS) as at:
+        async with opened(at) as socket:
+            for text in ("one", "two"):
+                socket.say(text)
+            await eventually(lambda: heard == ["one", "two"])
+        assert await at.counted(meter="messages") == (2, 0)
+
+
+async def test_i4_an_open_websocket_goes_by_the_plans_file_of_now(tmp_path: Path) -> None:
+    path = tmp_path / "plans.yaml"
+    put(path, PLANS)
+    kit = MeterKit(path, redis_url="memory://", clock=Clock(NOW), shards=4, flush=False)
+    wrapped = MeterMiddleware(echo, kit=kit, identify=identify.header("x-customer-id"))
+    async with kit:
+        socket = Socket(wrapped, "/live", customer="acme", extensions=None)
+        put(path, PLANS.replace("rate: 8/hour, included: 5", "included: 7"))
+        assert await kit.reload()
+        for number in range(9):
+            socket.say(str(number))
+        await asyncio.wait([socket.task])
+        assert len(socket.heard()) == 7
+
+
+async def test_i7_an_open_websocket_goes_on_uncounted_where_the_kit_stops() -> None:
+    async with served(echo, plans=PLANS) as at, opened(at) as socket:
+        socket.say("one")
+        await eventually(lambda: socket.heard() == ["one"])
+        await at.kit.stop()
+        socket.say("two")
+        await eventually(lambda: socket.heard() == ["one", "two"])
+        assert at.kit.store.lanes == {}
+        await at.kit.start()
+        assert await at.counted(meter="messages") == (1, 0)
+
+
+async def test_what_the_app_has_closed_is_not_closed_again() -> None:
+    async def closing(_: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1000})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+
+    async with served(closing, plans=PLANS) as at, opened(at) as socket:
+        for number in range(9):
+            socket.say(str(number))
+        await asyncio.wait([socket.task])
+    assert socket.kinds() == ["websocket.accept", "websocket.close"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from faults import eventually
-from meterkit.catalog.watch import watch
-from meterkit.errors import MeterkitError
+from meterkit.catalog.watch import WatchedPlans
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -28,8 +28,11 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-def read(path: Path) -> str:
-    return path.read_text()
+def swap(path: Path, text: str) -> None:
+    """Put another file in its place, as editors do."""
+    other = path.with_suffix(".new")
+    other.write_text(text)
+    other.replace(path)
 
 
 def link(path: Path, target: Path) -> None:
@@ -39,70 +42,97 @@ def link(path: Path, target: Path) -> None:
     other.replace(path)
 
 
+GOOD = """schema: 1
+currency: usd
+default_plan: {0}
+meters: {{requests: {{unit: request}}}}
+plans: {{{0}: {{price: {{amount_cents: 0, interval: month}}}}}}
+"""
+
+
 class Reader:
-    """Reads the file each time that it is told to; refuses what says so."""
+    """Reads the file each time that it is told to."""
 
     def __init__(self, path: Path) -> None:
+        self.plans = WatchedPlans(path)
         self.path = path
         self.read: list[str] = []
+        self.plans.read(lambda _: None)
 
     async def reload(self) -> None:
-        self.read.append(read(self.path))
-        if self.read[-1] == "bad":
-            raise MeterkitError("plans.yaml:1:1 it is bad")
+        self.plans.read(lambda catalog: self.read.append(catalog.default_plan))
 
 
-@pytest.fixture
-async def reader(tmp_path: Path) -> AsyncGenerator[Reader]:
-    path = tmp_path / "plans.yaml"
-    write(path, "first")
-    found = Reader(path)
-    task = asyncio.create_task(watch(path, found.reload, every_s=EVERY_S))
-    await asyncio.sleep(2 * EVERY_S)
-    yield found
+@asynccontextmanager
+async def watched(path: Path) -> AsyncGenerator[Reader]:
+    reader = Reader(path)
+    task = asyncio.create_task(reader.plans.watch(reader.reload, every_s=EVERY_S))
+    yield reader
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
 
 
-def swap(path: Path, text: str) -> None:
-    """Put another file in its place, as editors do."""
-    other = path.with_suffix(".new")
-    other.write_text(text)
-    other.replace(path)
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    found = tmp_path / "plans.yaml"
+    write(found, GOOD.format("first"))
+    return found
 
 
 @pytest.mark.parametrize("put", [write, swap])
-async def test_each_change_is_read_once(reader: Reader, put: Callable[[Path, str], object]) -> None:
-    for nth in range(3):
-        text = f"other {nth}" * (nth + 1)
-        put(reader.path, text)
-        await eventually(lambda: len(reader.read) == nth + 1)  # noqa: B023 - it is over before the next turn
-        assert reader.read[-1] == text
+async def test_each_change_is_read_once(path: Path, put: Callable[[Path, str], object]) -> None:
+    async with watched(path) as reader:
+        for nth in range(3):
+            put(path, GOOD.format(f"other_{nth}"))
+            await eventually(lambda: len(reader.read) == nth + 1)  # noqa: B023 - over before the next turn
+        assert reader.read == ["other_0", "other_1", "other_2"]
 
 
-async def test_a_link_that_leads_elsewhere_is_a_change(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write(tmp_path / name, name)
-    path = tmp_path / "link"
-    link(path, tmp_path / "one")
-    found = Reader(path)
-    task = asyncio.create_task(watch(path, found.reload, every_s=EVERY_S))
-    await asyncio.sleep(2 * EVERY_S)
-    link(path, tmp_path / "two")
-    await eventually(lambda: found.read == ["two"])
+async def test_a_change_before_anybody_looks_is_noticed(path: Path) -> None:
+    reader = Reader(path)
+    write(path, GOOD.format("between"))
+    task = asyncio.create_task(reader.plans.watch(reader.reload, every_s=EVERY_S))
+    await eventually(lambda: reader.read == ["between"])
     task.cancel()
     await asyncio.wait([task])
 
 
-async def test_what_is_refused_is_said_and_the_next_change_is_read(
-    reader: Reader, caplog: pytest.LogCaptureFixture
+async def test_a_link_that_leads_elsewhere_is_a_change(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write(tmp_path / name, GOOD.format(name))
+    path = tmp_path / "link"
+    link(path, tmp_path / "one")
+    async with watched(path) as reader:
+        link(path, tmp_path / "two")
+        await eventually(lambda: reader.read == ["two"])
+
+
+async def test_what_is_refused_is_said_once_and_the_next_change_is_read(
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(reader.path, "bad")
-    await eventually(lambda: len(reader.read) == 1)
-    remove(reader.path)
-    swap(reader.path, "right again")
-    await eventually(lambda: len(reader.read) == 2)
+    async with watched(path) as reader:
+        write(path, "schema: 2")
+        await eventually(lambda: "has changed and is refused; the one before holds" in caplog.text)
+        remove(path)
+        swap(path, GOOD.format("right"))
+        await eventually(lambda: reader.read == ["right"])
     said = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert [record.name for record in said] == ["meterkit.plans"]
-    assert "is refused; the one before holds: plans.yaml:1:1 it is bad" in said[0].getMessage()
+
+
+async def test_what_cannot_be_read_for_now_is_tried_again(path: Path) -> None:
+    failures = [OSError("input/output error")] * 3
+    reader = Reader(path)
+
+    async def failing() -> None:
+        if failures:
+            raise failures.pop()
+        await reader.reload()
+
+    task = asyncio.create_task(reader.plans.watch(failing, every_s=EVERY_S))
+    write(path, GOOD.format("later"))
+    await eventually(lambda: reader.read == ["later"])
+    task.cancel()
+    await asyncio.wait([task])
+    assert failures == []

@@ -13,7 +13,7 @@ from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.reading import Reading
-from meterkit.catalog.quantity import check_counter, check_quantity
+from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.used import Used, add
@@ -357,10 +357,7 @@ class Exchange(Admitted):
             UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
             QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
         """
-        meters = self._view.cache.catalog.meters
-        for name, quantity in quantities.items():
-            check_counter(name, meters)
-            check_quantity(quantity)
+        check_quantities(quantities, self._view.cache.catalog.meters)
 
     def _outcome(self) -> Outcome:
         return outcome_of(

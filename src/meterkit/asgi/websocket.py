@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import TimerHandle, get_running_loop
+from asyncio import Task, TimerHandle, get_running_loop, shield
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -14,8 +14,10 @@ from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import Demand, compile_program
+from meterkit.errors import StoreError
 from meterkit.store.replies import ALLOWED
-from meterkit.store.settlement import settlement_of
+from meterkit.store.settlement import Settlement, settlement_of
+from meterkit.store.used import Used
 from meterkit.store.views import PreparedDecision
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.logs import RefusalLog, TroubleLog
     from meterkit.catalog import Outcome, Route
+    from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
 
 __all__ = ["WebSocketExchange"]
@@ -43,7 +46,7 @@ class WebSocketExchange(Exchange):
     for days.
     """
 
-    __slots__ = ("_is_closed", "_log", "_timer", "_troubles")
+    __slots__ = ("_has_closed", "_is_closed", "_log", "_next", "_timer", "_troubles")
 
     def begin(self, log: RefusalLog, troubles: TroubleLog) -> None:
         """Look from now on, every minute, whether the customer may still be served.
@@ -54,19 +57,32 @@ class WebSocketExchange(Exchange):
         """
         self._log = log
         self._troubles = troubles
-        self._is_closed = False
+        self._has_closed = self._is_closed = False  # By the app, and here.
         self._timer: TimerHandle | None = None
+        self._next: Task[Message] | None = None
         self._look_later()
 
     async def receive(self) -> Message:
         """The server's next message; one that is counted and not allowed ends the websocket."""
         if self._is_closed:
             return _disconnected()
-        message = await self.server_receive()
-        if message["type"] == "websocket.disconnect":
-            self._gone = True
-        elif message["type"] == "websocket.receive" and self._route.per_message and self._lane is not None:
-            decision = await self._decide_message()
+        if self._next is None and (self._lane is None or not self._route.per_message):
+            return self._seen(await self.server_receive())
+        # Apps cancel the wait for a message; one that was taken from the server meanwhile is the next one's.
+        if self._next is None:
+            self._next = get_running_loop().create_task(self._decided_message())
+        message = await shield(self._next)
+        self._next = None
+        return message
+
+    def _seen(self, message: Message) -> Message:
+        self._gone = self._gone or message["type"] == "websocket.disconnect"
+        return message
+
+    async def _decided_message(self) -> Message:
+        message, lane = self._seen(await self.server_receive()), self._lane
+        if message["type"] == "websocket.receive" and lane is not None:
+            decision = await self._decide_message(lane)
             if decision is not None:
                 await self._close(decision)
                 return _disconnected()
@@ -84,15 +100,30 @@ class WebSocketExchange(Exchange):
         elif kind == "websocket.http.response.start":
             self._status = message["status"]
             message = self._with_fields(message)
-        elif kind == "websocket.close" and not self._status:
-            self._status = _FORBIDDEN
-        return self._send(message)
+        elif kind == "websocket.close":
+            self._has_closed = True
+            self._status = self._status or _FORBIDDEN
+        return self._passed(message)
+
+    async def _passed(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError:  # So servers say that the client has left.
+            self._gone = True
+            raise
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store that the websocket has ended, and what its opening came to; once."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for pending in (self._timer, self._next):
+            if pending is not None:
+                pending.cancel()
         super().settle(error)
+
+    def release_hold(self) -> None:
+        """The kit stops: what is still open goes on, and nothing more of it is decided or counted."""
+        pending, self._next = self._next, None  # The app goes on waiting for it.
+        super().release_hold()
+        self._next, self._lane = pending, None
 
     def _outcome(self) -> Outcome:
         return outcome_of(
@@ -102,23 +133,39 @@ class WebSocketExchange(Exchange):
             has_failed=self._failed,
         )
 
-    async def _decide_message(self) -> Decision | None:
+    def _by_now(self) -> tuple[Route, CustomerView]:
+        """The line and the customer by the plans file of now, which may be another than at the opening's."""
+        cache = self._store.cache
+        lines = (route for route in cache.catalog.routes if route.match == self._route.match)
+        route = self._route if cache is self._view.cache else next(lines, None)
+        if route is None:  # The line is gone: what was admitted by it goes by it.
+            return self._route, self._view
+        return route, cache.get(self._view.customer, anonymous=self._view.anonymous)
+
+    async def _decide_message(self, lane: Lane) -> Decision | None:
         """Decide and count one message; the refusal, if it is not to reach the app."""
-        route, store = self._route, self._store
+        store = self._store
+        route, view = self._by_now()
         try:
-            decided, reply = await store.decide(self._view, partial(_message, route))
+            decided, reply = await store.decide(view, partial(_message, route))
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is, if the route says so
             self._troubles.undecided(error, route)
-            is_served = route.enforcement == "shadow" or route.on_store_failure == "allow"
-            return None if is_served else Decision(allowed=False, reason="store", degraded=True)
+            if route.enforcement != "shadow" and route.on_store_failure != "allow":
+                return Decision(allowed=False, reason="store", degraded=True)
+            counted = dict(route.per_message) if "success" in route.charge_on else {}
+            # In doubt the decision may have counted it in rates.
+            in_doubt = isinstance(error, StoreError) and error.executed is None
+            used = Used(recorded=counted, rated={} if in_doubt else dict(route.per_message))
+            store.settle(lane, Settlement(view, used=used))
+            return None
         if reply[0] != ALLOWED or decided.waived is not None:
             decision = store.verdict(decided, reply)
             if not decision.shadow:
                 return decision
             self._log.shadowed(decision, route)
-        if decided.program.settles and self._lane is not None:
+        if decided.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
-            store.settle(self._lane, settlement_of(decided, slot, billed="success" in route.charge_on))
+            store.settle(lane, settlement_of(decided, slot, billed="success" in route.charge_on))
         return None
 
     def _look_later(self) -> None:
@@ -131,7 +178,8 @@ class WebSocketExchange(Exchange):
     async def _look(self) -> None:
         """End the websocket where its customer may not be served any more. Counts nothing."""
         with suppress(Exception):  # What cannot be decided goes on: it was allowed to begin.
-            looked = await self._store.decide(self._view, partial(_looking, self._route), mode="c")
+            route, view = self._by_now()
+            looked = await self._store.decide(view, partial(_looking, route), mode="c")
             decision = self._store.verdict(*looked)
             if not (decision.allowed or self._settled):
                 await self._close(decision)
@@ -139,9 +187,10 @@ class WebSocketExchange(Exchange):
             self._look_later()
 
     async def _close(self, decision: Decision) -> None:
-        if self._is_closed:
-            return  # By a look, while the message was decided.
-        self._is_closed = True
+        if self._is_closed or self._has_closed:
+            return
+        # Whoever made it so, it ends as it does where the client leaves.
+        self._is_closed = self._gone = True
         self._log.refused(decision, self._route, self._scope, status=POLICY_VIOLATION, instance=None)
         reason = decision.limit or decision.reason or ""
         with suppress(OSError):  # The client has left meanwhile.
@@ -173,10 +222,10 @@ def _message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
 
 
 def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
-    """The decision whether one more of each of a route's meters could be counted, whatever its rates."""
+    """The decision whether one more message could be counted, whatever its rates."""
 
     def prepare() -> PreparedDecision:
-        demands = {name: Demand(needed=1, taken=0) for name in (*route.consume, *route.per_message)}
+        demands = {name: Demand(needed=1, taken=0) for name in route.per_message}
         program = compile_program(
             holding_only(view.entitlements, demands, ()),
             view.cache.catalog,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Meter
 
-__all__ = ["check_counter", "check_quantity", "counters_of"]
+__all__ = ["check_counter", "check_quantities", "check_quantity", "counters_of"]
 
 
 def check_quantity(quantity: object) -> int:
@@ -27,6 +27,18 @@ def check_quantity(quantity: object) -> int:
         repr(quantity) if isinstance(quantity, int | float) else f"a value of type {type(quantity).__name__}"
     )
     raise QuantityError(f"quantity: found {found:.40}; allowed is an integer from 0 to {QUANTITY_MAX}")
+
+
+def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter]) -> None:
+    """See that quantities can be counted on the meters that they are of.
+
+    Raises:
+        UnknownMeterError: a meter is not there, or is a gauge or derived.
+        QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
+    """
+    for name, quantity in quantities.items():
+        check_counter(name, meters)
+        check_quantity(quantity)
 
 
 def check_counter(name: str, meters: Mapping[str, Meter]) -> None:

@@ -1,51 +1,81 @@
-"""Looks at the plans file for changes, so that it can be read again."""
+"""A plans file that is read again when it has changed."""
 
 from __future__ import annotations
 
 import logging
 import os
 from asyncio import gather, sleep, to_thread
-from typing import TYPE_CHECKING, TypeAlias
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
+
+from meterkit.catalog.load import load
+from meterkit.errors import PlansError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["watch"]
+    from meterkit.catalog.models import Catalog
+
+__all__ = ["WatchedPlans"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("meterkit.plans")
 
-_Seen: TypeAlias = tuple[int, int, int, int] | None
 
-
-async def watch(
-    path: str | os.PathLike[str], reload: Callable[[], Awaitable[object]], *, every_s: float
-) -> None:
-    """Have a plans file read again after each change, until cancelled; where that is refused, it is logged.
-
-    A change counts once the file has been the same for two looks, so that none is read that is half written.
-    A link is followed: what it leads to may be swapped, as Kubernetes does with its ConfigMaps.
+class WatchedPlans:
+    """A plans file, and what it was when it was read last.
 
     Args:
-        path: the file; while it is missing, nothing is called.
-        reload: reads it again.
-        every_s: how often it is looked at, in seconds.
+        path: of the file.
     """
-    known = before = await to_thread(_look, path)
-    while True:
-        await sleep(every_s)
-        now = await to_thread(_look, path)
-        if now is not None and now == before != known:
-            known = now
-            for error in await gather(reload(), return_exceptions=True):
-                if isinstance(error, Exception):
-                    _logger.error("%s has changed and is refused; the one before holds: %s", path, error)
-        before = now
 
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._read: tuple[int, ...] | None = None
+        self._reading = Lock()
 
-def _look(path: str | os.PathLike[str]) -> _Seen:
-    """What differs after a change; None where there is no such file."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a text will do
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    def read(self, use: Callable[[Catalog], T]) -> T:
+        """Read the file, and have it used before anybody reads it again.
+
+        Raises:
+            PlansError: the file is refused.
+        """
+        with self._reading:
+            found = self._look()
+            result = use(load(self._path))
+            self._read = found
+            return result
+
+    async def watch(self, reload: Callable[[], Awaitable[object]], *, every_s: float) -> None:
+        """Have it read again after each change, until cancelled; where that is refused, it is logged.
+
+        A change counts once the file has been the same for two looks, so that none is read that is half
+        written. A link is followed: what it leads to may be swapped, as Kubernetes does with its ConfigMaps.
+
+        Args:
+            reload: reads it.
+            every_s: how often it is looked at, in seconds.
+        """
+        before, refused, said = self._read, None, ""
+        while True:
+            await sleep(every_s)
+            now = await to_thread(self._look)
+            if now is not None and now == before and now not in (self._read, refused):
+                for error in await gather(reload(), return_exceptions=True):
+                    if isinstance(error, PlansError):
+                        refused = now  # What cannot be read at all for now is tried again.
+                    if isinstance(error, Exception) and str(error) != said:
+                        said = str(error)
+                        _logger.error(
+                            "%s has changed and is refused; the one before holds: %s", self._path, said
+                        )
+            before = now
+
+    def _look(self) -> tuple[int, ...] | None:
+        """What differs after a change; None where there is no such file."""
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - a text will do
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
