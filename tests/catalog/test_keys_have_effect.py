@@ -38,7 +38,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].match": ("asgi/routing.py", "route.path"),
     "routes[].exempt": ("asgi/middleware.py", "route.exempt"),
     "routes[].always": ("decisions/customer_state.py", "route.always"),
-    "routes[].feature": ("decisions/customer_state.py", "route.feature not in"),
+    "routes[].feature": ("decisions/customer_state.py", "route.feature"),
     "routes[].rate": ("decisions/program.py", "route.rates"),
     "routes[].rate.limit": ("decisions/program.py", "rate.limit"),
     "routes[].rate.burst": ("decisions/program.py", "rate.burst"),
@@ -50,7 +50,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].reserve.*.from": ("asgi/reservation.py", ".field"),
     "routes[].reserve.*.default": ("asgi/reservation.py", ".default"),
     "routes[].reserve.*.ceiling": ("asgi/reservation.py", ".ceiling"),
-    "routes[].charge_on": ("asgi/exchange.py", "self._route.charge_on"),
+    "routes[].charge_on": ("asgi/exchange.py", "route.charge_on"),
     "routes[].enforcement": ("store/views.py", ".enforcement =="),
     "routes[].on_store_failure": ("asgi/middleware.py", "route.on_store_failure"),
     "routes[].headers": ("asgi/", "route.headers"),
@@ -153,7 +153,8 @@ def test_what_is_said_to_have_no_effect_is_read_nowhere() -> None:
     code = {
         str(file.relative_to(SRC)): file.read_text("utf-8")
         for file in SRC.rglob("*.py")
-        if file.parent.name != "catalog"
+        # `meterkit routes` shows what lines say, whether that has an effect or not.
+        if file.parent.name != "catalog" and file.name != "route_lines.py"
     }
     read = {
         (key, name)

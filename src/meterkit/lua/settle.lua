@@ -26,7 +26,7 @@
 --include head_of
 --include meter_of
 --include give_back
---include accept_number
+--include take_number
 --include expire_at
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key = unpack(KEYS)
 local rev, terms, customer, further, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[#ARGV]
@@ -44,7 +44,7 @@ if verdict then
   verdict[1] = verdict[1] + 2
   return verdict
 end
-verdict = accept_number(producer_key, number, now)
+verdict = take_number(producer_key, number, now)
 if verdict then
   return verdict
 end

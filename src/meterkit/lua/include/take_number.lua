@@ -1,7 +1,7 @@
--- accept_number: takes a settlement's number, if it is the next of its producer.
+-- take_number: takes a settlement's number, if it is the next of its producer.
 --   producer_key: string, the last number applied, or c<number> once the producer is fenced
 -- Returns nil, or the reply that ends the script: {1, now} duplicate, {2, last} gap, {3, last} fenced.
-local function accept_number(producer_key, number, now)
+local function take_number(producer_key, number, now)
   local taken = redis.pcall('INCR', producer_key)
   if type(taken) == 'table' then
     return {3, string.sub(redis.call('GET', producer_key), 2) + 0}
