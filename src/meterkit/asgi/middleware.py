@@ -214,6 +214,7 @@ class MeterMiddleware:
             passed = self._undecided(error, lane, view, route, scope, send)
         else:
             if reply[0] == ALLOWED and decided.waived is None:
+                # As _kind_of has it, without a call: nearly every request passes here.
                 kind = Exchange if scope["type"] == "http" else WebSocketExchange
                 passed = kind(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":

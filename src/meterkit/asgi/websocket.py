@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import Task, TimerHandle, get_running_loop, shield
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.outcome import outcome_of
@@ -21,12 +21,12 @@ from meterkit.store.used import Used
 from meterkit.store.views import PreparedDecision
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Mapping
 
     from starlette.types import Message
 
     from meterkit.asgi.logs import RefusalLog, TroubleLog
-    from meterkit.catalog import Outcome, Route
+    from meterkit.catalog import Entitlement, Outcome, Route
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
 
@@ -136,26 +136,27 @@ class WebSocketExchange(Exchange):
     def _by_now(self) -> tuple[Route, CustomerView]:
         """The line and the customer by the plans file of now, which may be another than at the opening's."""
         cache = self._store.cache
-        lines = (route for route in cache.catalog.routes if route.match == self._route.match)
-        route = self._route if cache is self._view.cache else next(lines, None)
-        if route is None:  # The line is gone: what was admitted by it goes by it.
-            return self._route, self._view
-        return route, cache.get(self._view.customer, anonymous=self._view.anonymous)
+        if cache is not self._view.cache:
+            for route in cache.catalog.routes:
+                if route.match == self._route.match:
+                    return route, cache.get(self._view.customer, anonymous=self._view.anonymous)
+        return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.
 
     async def _decide_message(self, lane: Lane) -> Decision | None:
         """Decide and count one message; the refusal, if it is not to reach the app."""
         store = self._store
         route, view = self._by_now()
+        billed = "success" in route.charge_on
         try:
             decided, reply = await store.decide(view, partial(_message, route))
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is, if the route says so
             self._troubles.undecided(error, route)
             if route.enforcement != "shadow" and route.on_store_failure != "allow":
                 return Decision(allowed=False, reason="store", degraded=True)
-            counted = dict(route.per_message) if "success" in route.charge_on else {}
             # In doubt the decision may have counted it in rates.
             in_doubt = isinstance(error, StoreError) and error.executed is None
-            used = Used(recorded=counted, rated={} if in_doubt else dict(route.per_message))
+            counted = route.per_message
+            used = Used(recorded=counted if billed else {}, rated={} if in_doubt else counted)
             store.settle(lane, Settlement(view, used=used))
             return None
         if reply[0] != ALLOWED or decided.waived is not None:
@@ -165,15 +166,13 @@ class WebSocketExchange(Exchange):
             self._log.shadowed(decision, route)
         if decided.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
-            store.settle(lane, settlement_of(decided, slot, billed="success" in route.charge_on))
+            store.settle(lane, settlement_of(decided, slot, billed=billed))
         return None
 
     def _look_later(self) -> None:
-        if self._lane is not None:
-            self._timer = get_running_loop().call_later(_LOOK_EVERY_S, self._look_soon, self._lane.spawn)
-
-    def _look_soon(self, spawn: Callable[[Any], object]) -> None:
-        spawn(self._look())
+        lane = self._lane
+        if lane is not None:
+            self._timer = get_running_loop().call_later(_LOOK_EVERY_S, lambda: lane.spawn(self._look()))
 
     async def _look(self) -> None:
         """End the websocket where its customer may not be served any more. Counts nothing."""
@@ -204,19 +203,11 @@ class WebSocketExchange(Exchange):
 
 
 def _message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
-    """The decision that counts a message; it is no request in flight."""
+    """The decision that counts a message."""
 
     def prepare() -> PreparedDecision:
         demands = {name: Demand.of(quantity) for name, quantity in route.per_message.items()}
-        program = compile_program(
-            view.entitlements,
-            view.cache.catalog,
-            demands,
-            in_flight=False,
-            rates_only=route.always,
-            prepaid=view.prepaid,
-        )
-        return PreparedDecision(view, program, mode, route=route)
+        return _prepared(route, view, mode, view.entitlements, demands)
 
     return view.once(("message", id(route), mode), prepare)
 
@@ -226,16 +217,28 @@ def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
 
     def prepare() -> PreparedDecision:
         demands = {name: Demand(needed=1, taken=0) for name in route.per_message}
-        program = compile_program(
-            holding_only(view.entitlements, demands, ()),
-            view.cache.catalog,
-            demands,
-            rates_only=route.always,
-            prepaid=view.prepaid,
-        )
-        return PreparedDecision(view, program, "c", route=route)
+        return _prepared(route, view, "c", holding_only(view.entitlements, demands, ()), demands)
 
     return view.once(("look", id(route)), prepare)
+
+
+def _prepared(
+    route: Route,
+    view: CustomerView,
+    mode: str,
+    entitlements: Mapping[str, Entitlement],
+    demands: Mapping[str, Demand],
+) -> PreparedDecision:
+    """A decision about an open websocket: it is no further request in flight."""
+    program = compile_program(
+        entitlements,
+        view.cache.catalog,
+        demands,
+        in_flight=False,
+        rates_only=route.always,
+        prepaid=view.prepaid,
+    )
+    return PreparedDecision(view, program, mode, route=route)
 
 
 def _disconnected() -> Message:
