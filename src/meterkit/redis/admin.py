@@ -49,7 +49,8 @@ class Admin:
         self._clock = clock
         self._delivery: Admin | None = None
         self._said: set[str] = set()
-        self.client: Redis = _client(address, timeout_s, clock)
+        # Any: redis-py's types speak of texts, bytes and both protocols at once.
+        self.client: Any = _client(address, timeout_s, clock)
 
     def for_delivery(self) -> Admin:
         """A client with connections of its own: however much the app asks, delivery does not wait for it."""

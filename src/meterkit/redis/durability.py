@@ -89,7 +89,7 @@ class Keeping:
 
     async def _answers(self, *commands: tuple[str | int, ...]) -> list[Any]:
         """What the server says to some commands, asked at once; its refusals are answers as well."""
-        client: Any = self.admin.client
+        client = self.admin.client
         pipe = client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)

@@ -13,7 +13,7 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError
-from meterkit.redis.server import commands_to_try, eviction_warning, rights_refusal
+from meterkit.redis.server import eviction_warning, rights_refusal, words_to_try
 from meterkit.redis.url import unusable
 
 if TYPE_CHECKING:
@@ -154,9 +154,7 @@ async def inspect(connection: AnyConnection, keys: Keys, address: Address) -> bo
             would stop half way.
         StoreError: the server does not answer.
     """
-    words: list[str | int] = []
-    for command in commands_to_try(keys.shard(0, "dirty")):
-        words += (len(command), *command)
+    words = words_to_try(keys.shard(0, "dirty"))
     asked = (
         connection.ask("EVAL", script_files.load("rights").text, 0, *words),
         connection.ask("INFO", "memory"),

@@ -16,6 +16,7 @@ __all__ = [
     "durability_of",
     "eviction_warning",
     "rights_refusal",
+    "words_to_try",
 ]
 
 Durability = Literal["WAITAOF", "WAIT", "age", "none"]
@@ -81,6 +82,14 @@ def commands_to_try(key: str) -> list[list[str]]:
         [*command.split("|"), *(key if word == _KEY else word for word in words)]
         for command, *words in COMMANDS
     ]
+
+
+def words_to_try(key: str) -> list[str | int]:
+    """What the script ``rights`` tries, as it takes it: before each command how many words that has."""
+    found: list[str | int] = []
+    for command in commands_to_try(key):
+        found += (len(command), *command)
+    return found
 
 
 def rights_refusal(refused: Sequence[int], *, user: str, prefix: str) -> str | None:

@@ -73,7 +73,7 @@ async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
         StoreError: the store does not answer.
     """
     for first in range(0, keys.shards, _SHARDS_AT_ONCE):
-        members: Any = admin.client.pipeline(transaction=False)
+        members = admin.client.pipeline(transaction=False)
         for shard in range(first, min(first + _SHARDS_AT_ONCE, keys.shards)):
             members.smembers(keys.shard(shard, "customers"))
         for found in await admin.ask(members.execute()):
@@ -203,7 +203,7 @@ class Customers:
             if await admin.run(self._store.scripts["claim"], [claim], held, _claim_of(customer)):
                 return found
             if (
-                _owner_of(await self._read(admin, claim)) != customer
+                owner_of(await self._read(admin, claim)) != customer
             ):  # Else the same link was made twice at once.
                 # The claim was taken over before it was made good.
                 await self._change(customer, undo)
@@ -241,7 +241,7 @@ class Customers:
         keys = self._store.keys.customer(customer)
         shared = [self._store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
         names = [*shared, keys.totals, keys.counters, keys.state, keys.unlinked]
-        client: Any = admin.client
+        client = admin.client
         queued: list[bytes] = await admin.ask(client.zrange(shared[1], 0, -1))
         for start in range(0, len(queued), _PAGE):
             page = queued[start : start + _PAGE]
@@ -259,7 +259,7 @@ class Customers:
         used = await used_minutes_ms(admin, self._store.keys, stripe_customer)
         if not used:
             return ()
-        client: Any = admin.client
+        client = admin.client
         found: dict[bytes, bytes] = await admin.ask(
             client.hgetall(self._store.keys.customer(customer).totals)
         )
@@ -306,7 +306,7 @@ class Customers:
             CustomerError: it is linked to another customer.
         """
         found = await self._read(admin, claim)
-        owner = _owner_of(found)
+        owner = owner_of(found)
         if owner == customer:
             return found
         if owner:
@@ -322,7 +322,7 @@ class Customers:
         """Withdraw a claim that no link was made from."""
         found = await self._read(admin, claim)
         _, state = await self._states.read(customer)
-        if _owner_of(found) == customer and state.stripe_customer != stripe_customer:
+        if owner_of(found) == customer and state.stripe_customer != stripe_customer:
             await admin.run(self._store.scripts["claim"], [claim], found, "")
 
     def _view(self, customer: str, state: CustomerState) -> Customer:
@@ -346,7 +346,8 @@ def _claim_of(customer: str) -> str:
     return f"{customer}\n{token_hex(8)}"  # No customer's id has a line feed.
 
 
-def _owner_of(claim: str) -> str:
+def owner_of(claim: str) -> str:
+    """Whose a claim on a Stripe customer is; empty: nobody's."""
     return claim.partition("\n")[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from meterkit.decisions.keys import meter_token
 
@@ -42,7 +42,7 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
         for token, counted in known_meters(catalog).items()
     }
     if kept:
-        client: Any = admin.client
+        client = admin.client
         await admin.ask(client.hset(keys.events, mapping=kept))
 
 
@@ -52,7 +52,7 @@ async def read_meters(admin: Admin, keys: Keys, catalog: Catalog) -> Mapping[str
     Raises:
         StoreError: the store does not answer.
     """
-    client: Any = admin.client
+    client = admin.client
     kept: dict[bytes, bytes] = await admin.ask(client.hgetall(keys.events))
     found: dict[str, Counted] = {}
     for token, data in kept.items():

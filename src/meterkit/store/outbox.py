@@ -41,6 +41,7 @@ class Outbox:
     def __init__(self, store: Store, admin: Admin) -> None:
         self._store = store
         self._admin = admin.for_delivery()
+        self._client = self._admin.client
         self._keys = store.keys
         self._keeping = Keeping(self._admin, store.address, needed=not store.deliver_without_persistence)
         self._meters: Mapping[str, Counted] = {}
@@ -217,8 +218,3 @@ class Outbox:
         keys = [self._keys.shard(shard, name) for shard, name in places]
         reply: list[int] = await self._admin.run(self._store.scripts["count"], keys, limit)
         return {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
-
-    @property
-    def _client(self) -> Any:
-        # Redis-py's types speak of texts, bytes and both protocols at once.
-        return self._admin.client

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,7 +46,7 @@ def pending_minutes_ms(totals: Mapping[str, str]) -> set[int]:
 
 async def remember_former(admin: Admin, keys: Keys, stripe_customer: str, customer: str) -> None:
     """Have the store remember whose a Stripe customer was. Raises StoreError where it does not answer."""
-    client: Any = admin.client
+    client = admin.client
     formers = keys.formers(stripe_customer)
     await admin.ask(client.hset(formers, customer, admin.now_ms()))
     await admin.ask(client.pexpire(formers, _FORMERS_MS))
@@ -58,7 +58,7 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
     Raises:
         StoreError: the store does not answer.
     """
-    client: Any = admin.client
+    client = admin.client
     formers: list[bytes] = await admin.ask(client.hkeys(keys.formers(stripe_customer)))
     used = set[int]()
     for shard in {keys.customer(former.decode()).shard for former in formers}:

@@ -88,8 +88,7 @@ class Sealer:
         self._shard = shard
         self._meters = meters
         self._keys = store.keys
-        # Redis-py's types speak of texts, bytes and both protocols at once.
-        self._client: Any = admin.client
+        self._client = admin.client
 
     async def seal(self, *, due_ms: int | None, most: int) -> Sealing:
         """Seal pending usage of ``most`` customers that are due, or of all.

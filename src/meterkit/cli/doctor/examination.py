@@ -19,7 +19,8 @@ from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
-from meterkit.redis.server import commands_to_try
+from meterkit.redis.server import words_to_try
+from meterkit.store.customers import owner_of
 from meterkit.store.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ async def examine(kit: MeterKit) -> Examination:
 async def _examine_store(kit: MeterKit, found: Examination) -> None:
     try:
         admin = await kit.store.admin()
-        await admin.ask(_any(admin).ping())
+        await admin.ask(admin.client.ping())
     except StoreError as error:
         if not isinstance(error.__cause__, NoPermissionError):
             cure = "see that it runs; --redis or METERKIT_REDIS_URL names another"
@@ -116,7 +117,7 @@ class _Seen:
 
     @property
     def client(self) -> Any:
-        return _any(self.admin)
+        return self.admin.client
 
     async def info(self) -> Mapping[str, str]:
         """What the server says of itself."""
@@ -129,11 +130,6 @@ class _Seen:
                 raise
             self._info = {name: _text(value) for name, value in told.items()}
         return self._info
-
-
-def _any(admin: Admin) -> Any:
-    # Redis-py's types speak of texts, bytes and both protocols at once.
-    return admin.client
 
 
 def _text(value: object) -> str:
@@ -152,9 +148,7 @@ async def _server(seen: _Seen) -> _Looked:
 
 async def _rights(seen: _Seen) -> _Looked:
     store, user = seen.kit.store, seen.kit.store.address.username or "default"
-    words: list[str | int] = []
-    for command in commands_to_try(store.keys.shard(0, "dirty")):
-        words += (len(command), *command)
+    words = words_to_try(store.keys.shard(0, "dirty"))
     try:
         refused: list[int] = await seen.admin.ask(seen.client.eval(scripts.load("rights").text, 0, *words))
     except StoreError as error:
@@ -314,7 +308,7 @@ async def _links(seen: _Seen) -> _Looked:
     half: list[tuple[str, str]] = []
     for key in seen.claims[:_CLAIMS_MAX]:
         claim: bytes | None = await seen.admin.ask(seen.client.get(key))
-        customer = (claim or b"").decode(errors="replace").partition("\n")[0]
+        customer = owner_of((claim or b"").decode(errors="replace"))
         stripe_customer = key.partition(":l:")[2]
         if customer and (await seen.kit.customers.get(customer)).stripe_customer != stripe_customer:
             half.append((customer, stripe_customer))
