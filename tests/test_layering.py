@@ -22,6 +22,7 @@ LINE = (
     ("store",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("fastapi", "llm", "background"),
+    ("serving",),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

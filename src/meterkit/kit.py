@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 from asyncio import to_thread
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
-from weakref import WeakKeyDictionary
 
 from meterkit.asgi.llm_calls import captured, record_calls
-from meterkit.background import BackgroundTasks
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_quantities
@@ -21,13 +18,12 @@ from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import flush_forever, flusher_for
 from meterkit.delivery.transports import transport_of
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import MeterkitError
 from meterkit.notify import Handlers
-from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
+from meterkit.serving import Serving
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
-from meterkit.store.event_names import remember_meters
 from meterkit.store.grants import Grants
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
@@ -36,8 +32,7 @@ from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
     import os
-    from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from types import TracebackType
@@ -45,7 +40,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
-    from meterkit.redis.lane import Lane
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.tokens.call_usage import CallUsage
@@ -95,7 +89,7 @@ class MeterKit:
             self._plans = WatchedPlans(plans or self.settings.plans or "plans.yaml")
             plans = self._plans.read(lambda read: read)
         catalog = enforced(plans, self.settings.enforcement)
-        if self._delivers:
+        if self.settings.delivers:
             transport_of(self.settings)  # What it cannot work with is refused now, not later by a task.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         if self.settings.redis_url is None:
@@ -105,14 +99,18 @@ class MeterKit:
         if not catalog.routes:
             _logger.warning("%s has no routes: no request is decided", catalog.source)
         self.store = Store.of(choice.address, catalog, self.settings, clock)
-        self.store.loops.before_stop = self._end_background
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self._handlers = Handlers()
         self.store.on_low = self._handlers.credits_low
-        self._background = BackgroundTasks()
-        self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
-        self._has_started = self._has_begun = False
+        tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        if self.settings.delivers:
+            every_s = min(5.0, self.settings.flush_interval)
+            tasks["flush"] = partial(flush_forever, self.flusher, every_s=every_s)
+        if self._plans is not None:
+            tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
+        finish = partial(self._handlers.finish, timeout_s=_HANDLERS_S)
+        self._serving = Serving(self.store, self.settings, tasks, finish)
 
     @property
     def catalog(self) -> Catalog:
@@ -129,12 +127,7 @@ class MeterKit:
             SettingsError: the store belongs to another number of shards or to a newer release, or the
                 embedded server cannot be run.
         """
-        loop = running_loop()
-        await self._serve(loop)
-        if not self.store.is_off:
-            await self.store.start()
-        self._starts[loop] = self._starts.get(loop, 0) + 1
-        await self._remember_meters()
+        await self._serving.start()
 
     async def begin(self) -> None:
         """Serve the running event loop unless that was started, as the first request does without a lifespan.
@@ -144,63 +137,11 @@ class MeterKit:
         Raises:
             MeterkitError: the running event loop is not asyncio's.
         """
-        loop = running_loop()
-        if loop in self._starts:
-            await self._serve(loop)
-            return
-        # Before anything is awaited: many requests may come first at once.
-        self._starts[loop] = 1
-        if not self._has_begun:
-            self._has_begun = True
-            _logger.warning(
-                "no lifespan has started meterkit (a mounted app, or a server that runs none): the first"
-                " request of an event loop does, %s; it ends with the loop",
-                "and delivers to Stripe" if self._delivers else "and delivers nothing",
-            )
-        lane = await self._serve(loop)
-        if lane is not None:
-            lane.spawn(self._remember_meters())  # The request does not wait for it.
-
-    async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
-        if not self._has_started:
-            self._has_started = True
-            log_notes(self.catalog, self.settings.enforcement)
-        lane = None
-        if not self.store.is_off:  # Whoever switches it off may do so because of the store.
-            lane = await self.store.lane()
-            lane.is_served = True
-        if self._delivers:
-            every_s = min(5.0, self.settings.flush_interval)
-            self._background.keep(loop, "flush", partial(flush_forever, self.flusher, every_s=every_s))
-        if self._plans is not None:
-            watch = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
-            self._background.keep(loop, "watch", watch)
-        return lane
-
-    async def _remember_meters(self) -> None:
-        with suppress(StoreError):  # A store that is away gets them from the next process, or from a flusher.
-            await remember_meters(await self.store.admin(), self.store.keys, self.catalog)
-
-    @property
-    def _delivers(self) -> bool:
-        return self.settings.flushes and self.settings.stripe_api_key is not None
+        await self._serving.begin()
 
     async def stop(self) -> None:
         """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
-        loop = running_loop()
-        left = self._starts.get(loop, 0) - 1
-        if left > 0:
-            self._starts[loop] = left
-            return
-        await self._end_background()
-        await self._handlers.finish(timeout_s=_HANDLERS_S)
-        await self.store.stop()
-        await self._handlers.finish(timeout_s=_HANDLERS_S)
-
-    async def _end_background(self) -> None:
-        loop = running_loop()
-        self._starts.pop(loop, None)
-        await self._background.end(loop)
+        await self._serving.stop()
 
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("credits.low")``.
@@ -385,7 +326,7 @@ class MeterKit:
             return False
         _logger.info("%s has changed and is in force", self.catalog.source)
         log_notes(self.catalog, self.settings.enforcement)
-        await self._remember_meters()
+        await self._serving.remember_meters()
         return True
 
     def _use(self, catalog: Catalog) -> bool:

@@ -199,6 +199,11 @@ class Settings(BaseSettings):
         return {name: value for name, value in usual.items() if value} | found
 
     @property
+    def delivers(self) -> bool:
+        """Whether each process delivers to Stripe in the background."""
+        return self.flushes and self.stripe_api_key is not None
+
+    @property
     def flushes(self) -> bool:
         """Whether the flusher runs in this process."""
         return self.stripe_api_key is not None if self.flush is None else self.flush

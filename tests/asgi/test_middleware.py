@@ -353,7 +353,7 @@ async def test_what_is_remembered_of_limit_fields_is_bounded(monkeypatch: pytest
     async with served(hello) as at:
         paths = ("/attempt", "/errors", "/both", "/strict", "/v1/x")
         left = [(await at.client.get(path)).headers["ratelimit"] for path in paths]
-        assert len(at.app._limit_fields) <= 2  # type: ignore[attr-defined] # nothing else shows it
+        assert len(at.app._plans.limit_fields) <= 2  # type: ignore[attr-defined] # nothing else shows it
     assert [field.partition(";t=")[0] for field in left] == [
         f'"requests-period";r={n}' for n in (4, 3, 3, 2, 1)
     ]

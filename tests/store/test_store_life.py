@@ -331,7 +331,7 @@ def test_i7_a_loop_that_is_closed_takes_the_flusher_along(valkey: Server, module
             loop.close()
         del loop
         gc.collect()
-        print(len(kit._background._tasks), kit.store.lanes)
+        print(len(kit._serving._background._tasks), kit.store.lanes)
     """
     stdout, stderr, code = run_program(program, valkey.url)
     assert (stdout, code) == ("0 {}\n", 0)

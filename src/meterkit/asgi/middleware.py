@@ -116,7 +116,7 @@ class MeterMiddleware:
         self._mark = f"meterkit.{id(kit):x}"
         self._is_inner = False
         self._has_warned_unmatched = False
-        self._adopt(kit.store.cache)
+        self._plans = self._adopt(kit.store.cache)
 
     @property
     def catalog(self) -> Catalog:
@@ -130,19 +130,19 @@ class MeterMiddleware:
             await self._pass(scope, receive, send)
             return
         is_http = scope["type"] == "http"
-        if self._kit.store.cache is not self._cache:
-            self._adopt(self._kit.store.cache)
-        router = self._router
-        route = router.match_http(scope) if is_http else router.match_websocket(scope)
+        plans = self._plans
+        if plans.cache is not self._kit.store.cache:
+            plans = self._plans = self._adopt(self._kit.store.cache)
+        route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
         if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
             if route is None:
-                self._say_unmatched(scope)
+                self._say_unmatched(scope, plans)
             await self.app(scope, receive, send)
             return
         body = None
         if route.reserve and is_http:
             body = BufferedBody(scope, receive)
-        passed = await self._admit(route, scope, receive, send, body)
+        passed = await self._admit(plans, route, scope, receive, send, body)
         if passed is None:
             return
         if body is not None and body.untouched:
@@ -178,20 +178,26 @@ class MeterMiddleware:
         await self.app(scope, receive, send)
 
     async def _admit(
-        self, route: Route, scope: Scope, receive: Receive, send: Send, body: BufferedBody | None
+        self,
+        plans: _PlansInForce,
+        route: Route,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        body: BufferedBody | None,
     ) -> Exchange | None:
         """Decide a request; one that is refused is answered, and there is nothing to go on with."""
         if route.enforcement == "off":
-            return await self._uncounted(route, scope, send)
+            return await self._uncounted(plans, route, scope, send)
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
         lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)
-            view = self._cache.named.get(found) if type(found) is str else None
+            view = plans.cache.named.get(found) if type(found) is str else None
             if view is None:
-                view = await self._customer(found, scope)
+                view = await self._customer(plans, found, scope)
             if lane is None or not lane.is_served:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
@@ -219,72 +225,61 @@ class MeterMiddleware:
                 passed = kind(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":
                     program = decided.program
-                    passed.limit_fields = self._limit_fields.get(program) or self._fields_of(program, route)
+                    passed.limit_fields = plans.limit_fields.get(program) or plans.fields_of(program, route)
                 return passed
             passed = self._refused(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
             return passed
         if route.enforcement == "shadow":
-            return self._shadowed(passed, view, route, scope, send)
+            return self._shadowed(passed, view or plans.nobody(), route, scope, send)
         await self._refuser.refuse(passed, route, decided, view, scope, receive, send)
         return None
 
-    async def _uncounted(self, route: Route, scope: Scope, send: Send) -> Exchange:
+    async def _uncounted(self, plans: _PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
         """A request that passes because enforcement is off; whose it is is asked for the app's sake only."""
         await self._kit.begin()  # What was counted before is delivered.
         try:
-            view = await self._customer(self._identify(scope), scope)
+            view = await self._customer(plans, self._identify(scope), scope)
         except _UnservedError:
-            view = self._nobody()
+            view = plans.nobody()
         except Exception as error:  # noqa: BLE001 - it is said, and the app is served
             self._troubles.unidentified(error, route)
-            view = self._nobody()
+            view = plans.nobody()
         passed = _kind_of(scope)(self._kit.store, None, view, route, None, [], scope, send)
         passed.decision = view.undecided()
         return passed
-
-    def _nobody(self) -> CustomerView:
-        """Whose requests are that pass although nobody is known."""
-        return self._cache.get("unknown", anonymous=True)
 
     async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
         """The decision about a route that sets aside what the request's body asks for."""
         refused = await known_refusal(self._kit.store, lane, view, route)
         if refused is not None:
             raise _UnservedError(refused.refusal or _STORE_FAILED, refused)
-        return await reserving(self._cache, route, body, estimate=self._kit.estimate_input)
+        return await reserving(view.cache, route, body, estimate=self._kit.estimate_input)
 
     def _shadowed(
-        self, decision: Decision, view: CustomerView | None, route: Route, scope: Scope, send: Send
+        self, decision: Decision, view: CustomerView, route: Route, scope: Scope, send: Send
     ) -> Exchange:
         """A request that nobody can be held to, served all the same; what it records is nobody's."""
         self._log.shadowed(decision, route)
-        passed = _kind_of(scope)(self._kit.store, None, view or self._nobody(), route, None, [], scope, send)
+        passed = _kind_of(scope)(self._kit.store, None, view, route, None, [], scope, send)
         passed.decision = replace(decision, allowed=True, shadow=True)
         return passed
 
-    def _fields_of(self, program: Program, route: Route) -> LimitFields:
-        if len(self._limit_fields) >= _PROGRAMS_MAX:
-            self._limit_fields.clear()
-        fields = self._limit_fields[program] = LimitFields(program, route.headers)
-        return fields
-
-    async def _customer(self, found: object, scope: Scope) -> CustomerView:
+    async def _customer(self, plans: _PlansInForce, found: object, scope: Scope) -> CustomerView:
         """A customer not met before, or of nobody in particular."""
         if isawaitable(found):
             found = await found
-        cache = self._cache
         if is_customer(found):
-            return cache.get(found)
+            return plans.cache.get(found)
         if isinstance(found, str):
             raise _UnservedError(_INVALID)
         if found is not None:
             self._troubles.wrong_type(found)
             raise _UnservedError(_UNIDENTIFIED)
-        anonymous = self._by_ip(scope) if cache.catalog.anonymous is not None else None
+        anonymous = None if plans.by_ip is None else plans.by_ip(scope)
         if anonymous is None:
             raise _UnservedError(_ANONYMOUS)
-        return cache.get(anonymous, anonymous=True)
+        return plans.cache.get(anonymous, anonymous=True)
 
     def _refused(
         self, decided: PreparedDecision, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
@@ -331,10 +326,10 @@ class MeterMiddleware:
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
         return passed
 
-    def _say_unmatched(self, scope: Scope) -> None:
+    def _say_unmatched(self, scope: Scope, plans: _PlansInForce) -> None:
         if not self._has_warned_unmatched:
             self._has_warned_unmatched = True
-            self._troubles.unmatched(self._cache.catalog.source, scope)
+            self._troubles.unmatched(plans.cache.catalog.source, scope)
 
     def _say_inner(self) -> None:
         """Warn, once, that this kit has the request already: what this middleware was given is not asked."""
@@ -346,17 +341,33 @@ class MeterMiddleware:
                 " remove one of them"
             )
 
-    def _adopt(self, cache: CustomerCache) -> None:
-        self._cache = cache
-        anonymous = cache.catalog.anonymous
-        self._by_ip = client_ip(trusted_proxies=anonymous.trusted_proxies if anonymous else ())
+    def _adopt(self, cache: CustomerCache) -> _PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
-        self._router: Router = Router(
-            cache.catalog.routes,
-            root_path=own_root_path(self.app),
-            without_mount=partial(self._troubles.without_mount, cache.catalog.source),
-        )
-        self._limit_fields: dict[Program, LimitFields] = {}
+        without_mount = partial(self._troubles.without_mount, cache.catalog.source)
+        router = Router(cache.catalog.routes, root_path=own_root_path(self.app), without_mount=without_mount)
+        return _PlansInForce(cache, router)
+
+
+class _PlansInForce:
+    """A plans file as the edge asks it; a request is decided by one, whichever is in force when it ends."""
+
+    def __init__(self, cache: CustomerCache, router: Router) -> None:
+        self.cache = cache
+        self.router = router
+        self.limit_fields: dict[Program, LimitFields] = {}
+        anonymous = cache.catalog.anonymous
+        self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
+
+    def nobody(self) -> CustomerView:
+        """Whose requests are that pass although nobody is known."""
+        return self.cache.get("unknown", anonymous=True)
+
+    def fields_of(self, program: Program, route: Route) -> LimitFields:
+        """The fields of a decision's answer, made once."""
+        if len(self.limit_fields) >= _PROGRAMS_MAX:
+            self.limit_fields.clear()
+        fields = self.limit_fields[program] = LimitFields(program, route.headers)
+        return fields
 
 
 class _UnservedError(Exception):

@@ -1,0 +1,116 @@
+"""What a kit runs for each event loop that it serves: started, counted and stopped."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from meterkit.background import BackgroundTasks
+from meterkit.catalog.notes import log_notes
+from meterkit.errors import StoreError
+from meterkit.redis.event_loops import running_loop
+from meterkit.store.event_names import remember_meters
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+    from meterkit.redis.lane import Lane
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+
+__all__ = ["Serving"]
+
+_logger = logging.getLogger("meterkit")
+
+
+class Serving:
+    """Starts and stops a store, and tasks beside each event loop that is served.
+
+    Args:
+        store: of the kit.
+        settings: of the kit.
+        tasks: name to what runs beside each event loop until that is stopped.
+        finish: waits, in the running event loop, for what is still under way there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        tasks: Mapping[str, Callable[[], Coroutine[Any, Any, None]]],
+        finish: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._tasks = tasks
+        self._finish = finish
+        self._background = BackgroundTasks()
+        self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
+        self._has_started = self._has_begun = False
+        store.loops.before_stop = self._end
+
+    async def start(self) -> None:
+        """Serve the running event loop; see :meth:`meterkit.MeterKit.start`."""
+        loop = running_loop()
+        await self._serve(loop)
+        if not self._store.is_off:
+            await self._store.start()
+        self._starts[loop] = self._starts.get(loop, 0) + 1
+        await self.remember_meters()
+
+    async def begin(self) -> None:
+        """Serve the running event loop unless that was started; see :meth:`meterkit.MeterKit.begin`."""
+        loop = running_loop()
+        if loop in self._starts:
+            await self._serve(loop)
+            return
+        # Before anything is awaited: many requests may come first at once.
+        self._starts[loop] = 1
+        if not self._has_begun:
+            self._has_begun = True
+            _logger.warning(
+                "no lifespan has started meterkit (a mounted app, or a server that runs none): the first"
+                " request of an event loop does, %s; it ends with the loop",
+                "and delivers to Stripe" if self._settings.delivers else "and delivers nothing",
+            )
+        lane = await self._serve(loop)
+        if lane is not None:
+            lane.spawn(self.remember_meters())  # The request does not wait for it.
+
+    async def stop(self) -> None:
+        """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
+        loop = running_loop()
+        left = self._starts.get(loop, 0) - 1
+        if left > 0:
+            self._starts[loop] = left
+            return
+        await self._end()
+        await self._finish()
+        await self._store.stop()
+        await self._finish()
+
+    async def remember_meters(self) -> None:
+        """Have the store remember the meters of the plans file by their names."""
+        store = self._store
+        with suppress(StoreError):  # A store that is away gets them from the next process, or from a flusher.
+            await remember_meters(await store.admin(), store.keys, store.catalog)
+
+    async def _serve(self, loop: AbstractEventLoop) -> Lane | None:
+        if not self._has_started:
+            self._has_started = True
+            log_notes(self._store.catalog, self._settings.enforcement)
+        lane = None
+        if not self._store.is_off:  # Whoever switches it off may do so because of the store.
+            lane = await self._store.lane()
+            lane.is_served = True
+        for name, work in self._tasks.items():
+            self._background.keep(loop, name, work)
+        return lane
+
+    async def _end(self) -> None:
+        loop = running_loop()
+        self._starts.pop(loop, None)
+        await self._background.end(loop)
