@@ -73,7 +73,8 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 
 docs: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@# Quiet where all is well; else once more, for what it has to say.
+	@export NO_MKDOCS_2_WARNING=1; $(BIN)/mkdocs build --strict --quiet || $(BIN)/mkdocs build --strict
 
 bench: .venv-bench/.done
 	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs/benchmarks.md

@@ -1,0 +1,57 @@
+"""What the build adds to the pages: drawings in the page, screens, and tables made from the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+DOCS = Path(__file__).parents[1]
+IMAGE = re.compile(
+    r'<p>\s*<img alt="([^"]*)" src="[^"]*?assets/(drawings|screens)/([\w-]+)\.svg"\s*/?>\s*</p>'
+)
+ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>~?(?:[a-z_]+\.)*")
+STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
+# Scripts of the theme for what these pages do not use: diagrams, badges of repositories, old browsers.
+HOST = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com)/[^\"`]*")
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+    """Fill in what is made from the code or stands elsewhere in the repository."""
+    for marker, made in MADE.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, made())
+    return markdown
+
+
+def changelog() -> str:
+    """The changelog of the repository."""
+    return (DOCS.parent / "CHANGELOG.md").read_text("utf-8")
+
+
+MADE = {"<!-- CHANGELOG.md -->": changelog}
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+    """Put drawings into the page, where they follow its colours, and tidy the roles of docstrings."""
+    return IMAGE.sub(_inline, ROLE.sub("<code>", html))
+
+
+def _inline(found: re.Match[str]) -> str:
+    said, kind, name = found.groups()
+    svg = STYLE.sub("", (DOCS / "assets" / kind / f"{name}.svg").read_text("utf-8"))
+    return f'<figure class="mk-figure mk-{kind.removesuffix("s")}" aria-label="{said}">{svg}</figure>'
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """No script of the site names another host to load something from."""
+    scripts = Path(config.site_dir) / "assets" / "javascripts"
+    for path in scripts.glob("*.js"):
+        path.write_text(HOST.sub("", path.read_text("utf-8")), "utf-8")
+    for path in scripts.rglob("*.map"):
+        path.unlink()
