@@ -35,6 +35,8 @@ NAMES = [
     "Decision",
     "FlushReport",
     "Flusher",
+    "GaugeLevel",
+    "Gauges",
     "Grant",
     "Grants",
     "LedgerEntry",

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from meterkit.asgi import identify
     from meterkit.asgi.admitted import Current
     from meterkit.asgi.context import allows, current, record, record_usage, tap
+    from meterkit.asgi.gauges import Gauges
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.catalog import Catalog
-    from meterkit.decisions.decision import Decision
+    from meterkit.decisions.decision import Decision, GaugeLevel
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport, Unsealed
     from meterkit.errors import (
@@ -51,6 +52,8 @@ __all__ = [
     "Decision",
     "FlushReport",
     "Flusher",
+    "GaugeLevel",
+    "Gauges",
     "Grant",
     "Grants",
     "LedgerEntry",
@@ -91,6 +94,8 @@ _HOMES = {
     "Decision": "meterkit.decisions.decision",
     "FlushReport": "meterkit.delivery.report",
     "Flusher": "meterkit.delivery.flusher",
+    "GaugeLevel": "meterkit.decisions.decision",
+    "Gauges": "meterkit.asgi.gauges",
     "Grant": "meterkit.store.grants",
     "Grants": "meterkit.store.grants",
     "LedgerEntry": "meterkit.store.grants",

@@ -9,10 +9,11 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from meterkit.asgi.gauges import Gauges
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.notes import log_notes
-from meterkit.catalog.quantity import check_quantities
+from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
@@ -101,6 +102,7 @@ class MeterKit:
         self.store = Store.of(choice.address, catalog, self.settings, clock)
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
+        self.gauges = Gauges(self.store)
         self._handlers = Handlers()
         self.store.on_low = self._handlers.credits_low
         tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
@@ -171,11 +173,16 @@ class MeterKit:
     async def check(self, customer: str, meter: str, quantity: int = 1) -> Decision:
         """Look only: whether the customer may use this much of a meter now. Nothing is counted.
 
+        Of a gauge: whether it may grow by so much.
+
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
             StoreError: the store cannot decide.
         """
-        demands = self._demands(meter, quantity)
+        if meter in self.catalog.meters and self.catalog.meters[meter].kind == "gauge":
+            demands = {meter: Demand(needed=check_quantity(quantity), taken=0)}
+        else:
+            demands = self._demands(meter, quantity)
         return await self.store.check(self.store.cache.get(check_customer(customer)), demands)
 
     async def allows(self, customer: str, feature: str) -> bool:

@@ -24,7 +24,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "anonymous.trusted_proxies": ("asgi/middleware.py", "anonymous.trusted_proxies"),
     "meters": ("store/compiled.py", "catalog.meters"),
     "meters.*.unit": ("decisions/policies.py", "meter.unit"),
-    "meters.*.kind": ("catalog/meters.py", '"a gauge has no effect yet'),
+    "meters.*.kind": ("decisions/program.py", 'meter.kind == "counter"'),
     "meters.*.stripe": ("store/event_names.py", ".stripe"),
     "meters.*.stripe.event_name": ("store/event_names.py", "event_name"),
     "meters.*.stripe.report": ("decisions/program.py", "stripe.report"),
@@ -45,6 +45,8 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].rate.algorithm": ("decisions/program.py", "rate.algorithm"),
     "routes[].per_message": ("asgi/websocket.py", "route.per_message"),
     "routes[].consume": ("decisions/", "route.consume"),
+    "routes[].grow": ("decisions/program.py", "route.grow"),
+    "routes[].storage": ("asgi/reservation.py", "route.storage_meter"),
     "routes[].usage": ("asgi/exchange.py", "self._route.usage"),
     "routes[].reserve": ("asgi/reservation.py", "route.reserve"),
     "routes[].reserve.*.from": ("asgi/reservation.py", ".field"),
@@ -72,6 +74,8 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.meters.*.overage.bill.cap": ("catalog/entitlements.py", "included + overage.cap"),
     "plans.*.meters.*.overage.bill.per": ("store/customer_usage.py", "overage.per"),
     "plans.*.meters.*.overage.bill.amount_cents": ("store/customer_usage.py", "overage.amount_cents"),
+    "plans.*.meters.*.overage.percent": ("decisions/gauges.py", "overage.percent"),
+    "plans.*.meters.*.overage.grace": ("decisions/gauges.py", "overage.grace_ms"),
     "plans.*.grants": ("decisions/prepaid.py", "grants"),
     "plans.*.grants[].credit": ("decisions/prepaid.py", "grant.kind"),
     "plans.*.grants[].meter": ("decisions/prepaid.py", "grant.kind"),
@@ -96,8 +100,6 @@ READ: Final[dict[str, tuple[str, str]]] = {
 
 # Key to the attribute that code would read if the key had an effect.
 WITHOUT_EFFECT: Final = {
-    "routes[].grow": "grow",
-    "routes[].storage": "storage_meter",
     "routes[].idempotency_header": "idempotency_header",
     "billing.idempotency_header": "idempotency_header",
     "billing.changes": "changes",
@@ -108,8 +110,6 @@ WITHOUT_EFFECT: Final = {
     "plans.*.seat_price": "seat_price",
     "plans.*.trial": "trial_ms",
     "plans.*.meters.*.warn_at": "warn_at",
-    "plans.*.meters.*.overage.percent": "percent",
-    "plans.*.meters.*.overage.grace": None,  # Dunning has a grace, too.
 }
 
 

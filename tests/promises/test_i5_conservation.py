@@ -39,7 +39,7 @@ async def sample(at: Desk, customer: str) -> Sample:
     """(period, meter) to its counts, all read in one instant."""
     store = at.kit.store
     keys, admin = store.keys.customer(customer), await store.admin()
-    names = [keys.counters, keys.state, keys.totals, keys.grants]
+    names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
     reply = await admin.run(store.scripts["usage"], names)
     counters, totals = (
         dict(zip([x.decode() for x in flat[::2]], flat[1::2], strict=True)) for flat in reply[3:5]

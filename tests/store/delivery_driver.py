@@ -364,6 +364,7 @@ class Delivery(Checks):
             "unlinked",
             f"g:{name}",
             f"j:{name}",
+            f"v:{name}",
         )
         reply, found = self.ask("forget", keys, read, name, self.wall)
         self.check(f"forget {name} {read}", self.shard.forget(name, read), reply, found)
@@ -385,9 +386,10 @@ class Delivery(Checks):
 
     def usage(self, name: str) -> None:
         customer = self.shard.customers[name]
-        keys = (f"c:{name}", f"s:{name}", f"t:{name}", f"g:{name}")
+        keys = (f"c:{name}", f"s:{name}", f"t:{name}", f"g:{name}", f"v:{name}")
         reply, found = self.ask("usage", keys, self.wall)
-        *head, counters, totals, grants = reply
+        *head, counters, totals, grants, levels = reply
+        assert levels == []
         shown = [*head, flat_of(fields_of(counters)), pairs(totals), pairs(grants)]
         told = [texts_of(customer.fields()), texts_of(customer.closed), self.shard.grants.get(name, {})]
         expected = [self.wall, customer.rev.encode(), customer.data.encode(), *told]

@@ -142,8 +142,8 @@ class Checks:
 
     def _check_usage(self, name: str) -> None:
         customer, keys = self.model.customers[name], self.keys.customer(name, anonymous=name == ANONYMOUS)
-        names = (keys.counters, keys.state, keys.totals, keys.grants)
-        ask = ("EVALSHA", self.scripts["usage"].sha, 4, *names, self.wall)
+        names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels)
+        ask = ("EVALSHA", self.scripts["usage"].sha, len(names), *names, self.wall)
         shown = usage_of(name, self.catalog, self.ask(*ask))
         state = CustomerState.parse(customer.data)
         standing = effective_plan(state, self.catalog, self.wall)

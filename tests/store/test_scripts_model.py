@@ -266,8 +266,8 @@ def settle(
 def usage(world: World, name: str) -> CustomerUsage:
     keys = world.keys.customer(name)
     sha = world.scripts["usage"].sha
-    names = (keys.counters, keys.state, keys.totals, keys.grants)
-    reply = world.ask("EVALSHA", sha, 4, *names, world.wall)
+    names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels)
+    reply = world.ask("EVALSHA", sha, len(names), *names, world.wall)
     return usage_of(name, world.catalog, reply)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.refuser import Refuser
     from meterkit.catalog import Outcome, Route
+    from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
 __all__ = ["Admitted", "Current"]
@@ -69,6 +70,20 @@ class Admitted(Holder):
     decision: Decision | None
     server_receive: Receive
     refuser: Refuser
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether the customer is nobody in particular, and goes by an address."""
+        return self._view.anonymous
+
+    def is_of(self, customer: str, store: Store) -> bool:
+        """Whether this is a request of that customer, decided by that store."""
+        return self._view.customer == customer and self._store is store
+
+    def is_over_by(self, error: BaseException) -> bool:
+        """Whether an error of the app only says that meterkit has ended the request; it has not."""
+        del error
+        return False
 
     def current(self) -> Current:
         """Who is served, and why."""

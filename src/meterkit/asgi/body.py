@@ -67,7 +67,7 @@ class BufferedBody:
     @property
     def size(self) -> int:
         """Bytes of the whole body, by what was read and what its ``Content-Length`` says."""
-        found = self._header(b"content-length")
+        found = self.header(b"content-length")
         said = found[0] if len(found) == 1 and len(found[0]) <= _LENGTH_DIGITS_MAX else b""
         return max(len(self.head), int(said) if said.isdigit() else 0)
 
@@ -76,7 +76,7 @@ class BufferedBody:
 
         Of what cannot be decoded within bounds nothing is read, and each coded byte is taken for three.
         """
-        codings = b",".join(self._header(b"content-encoding")).strip().lower()
+        codings = b",".join(self.header(b"content-encoding")).strip().lower()
         if codings in {b"", b"identity"}:
             return self.head, self.size, self.ended
         decoded = _inflated(self.head) if self.ended and codings in _INFLATED else None
@@ -88,7 +88,8 @@ class BufferedBody:
         """The messages that were read, as they are, and then the server's."""
         return self._kept.popleft() if self._kept else await self._receive()
 
-    def _header(self, name: bytes) -> list[bytes]:
+    def header(self, name: bytes) -> list[bytes]:
+        """The values of a header."""
         return [value for key, value in self._scope["headers"] if key.lower() == name]
 
 

@@ -41,8 +41,11 @@ _UNWRITABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 def policy_field(policies: Sequence[Policy]) -> bytes:
-    """The value of ``RateLimit-Policy``; empty where there are no policies: then the field is left out."""
-    return b", ".join(map(_policy, policies))
+    """The value of ``RateLimit-Policy``; empty where there are no policies: then the field is left out.
+
+    A gauge is left out, too: what is not freed by time alone is none of this field's.
+    """
+    return b", ".join(_policy(policy) for policy in policies if policy.kind != "gauge")
 
 
 def limit_field(name: str, remaining: int, reset_s: int | None) -> bytes:
@@ -88,7 +91,7 @@ def fields(
     ietf = mode != "x-ratelimit"
     if ietf and policies:
         found.append((b"ratelimit-policy", policies))
-    if limit is None or remaining is None:
+    if limit is None or limit.kind == "gauge" or remaining is None:
         return found
     if ietf:
         found.append((b"ratelimit", limit_field(limit.name, remaining, reset_s)))

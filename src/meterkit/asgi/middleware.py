@@ -20,6 +20,7 @@ from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
+from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision
 from meterkit.errors import StoreError
@@ -140,7 +141,7 @@ class MeterMiddleware:
             await self.app(scope, receive, send)
             return
         body = None
-        if route.reserve and is_http:
+        if (route.reserve or route.storage_meter) and is_http:
             body = BufferedBody(scope, receive)
         passed = await self._admit(plans, route, scope, receive, send, body)
         if passed is None:
@@ -152,6 +153,8 @@ class MeterMiddleware:
             passed.begin(self._log, self._troubles)
         elif body is not None or route.usage != "none":
             passed.read_usage(body, self._kit.estimate_input)
+        if route.storage_meter and isinstance(passed, Upload):
+            passed.begin()
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
         scope[mark] = passed
@@ -159,7 +162,8 @@ class MeterMiddleware:
             await self.app(scope, passed.receive, passed.send)
         except BaseException as error:
             passed.settle(error)
-            raise
+            if not passed.is_over_by(error):
+                raise
         finally:
             try:
                 exchange.reset(token)
@@ -221,7 +225,11 @@ class MeterMiddleware:
         else:
             if reply[0] == ALLOWED and decided.waived is None:
                 # As _kind_of has it, without a call: nearly every request passes here.
-                kind = Exchange if scope["type"] == "http" else WebSocketExchange
+                kind = (
+                    Exchange
+                    if scope["type"] == "http" and not route.storage_meter
+                    else _kind_of(scope, route)
+                )
                 passed = kind(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":
                     program = decided.program
@@ -245,13 +253,13 @@ class MeterMiddleware:
         except Exception as error:  # noqa: BLE001 - it is said, and the app is served
             self._troubles.unidentified(error, route)
             view = plans.nobody()
-        passed = _kind_of(scope)(self._kit.store, None, view, route, None, [], scope, send)
+        passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.decision = view.undecided()
         return passed
 
     async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
-        """The decision about a route that sets aside what the request's body asks for."""
-        refused = await known_refusal(self._kit.store, lane, view, route)
+        """The decision about a route that sets aside what the request's body asks for, or its length."""
+        refused = await known_refusal(self._kit.store, lane, view, route) if route.reserve else None
         if refused is not None:
             raise _UnservedError(refused.refusal or _STORE_FAILED, refused)
         return await reserving(view.cache, route, body, estimate=self._kit.estimate_input)
@@ -261,7 +269,7 @@ class MeterMiddleware:
     ) -> Exchange:
         """A request that nobody can be held to, served all the same; what it records is nobody's."""
         self._log.shadowed(decision, route)
-        passed = _kind_of(scope)(self._kit.store, None, view, route, None, [], scope, send)
+        passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.decision = replace(decision, allowed=True, shadow=True)
         return passed
 
@@ -290,7 +298,7 @@ class MeterMiddleware:
         if not decision.shadow:
             return decision
         self._log.shadowed(decision, route)
-        passed = _kind_of(scope)(store, lane, decided.view, route, decided, reply, scope, send)
+        passed = _kind_of(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
         passed.decision = decision
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
@@ -321,7 +329,7 @@ class MeterMiddleware:
         )
         if not allowed:
             return decision
-        passed = _kind_of(scope)(self._kit.store, lane, view, route, None, [], scope, send)
+        passed = _kind_of(scope, route)(self._kit.store, lane, view, route, None, [], scope, send)
         passed.decision = decision
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
         return passed
@@ -378,8 +386,10 @@ class _UnservedError(Exception):
         self.decided = decided
 
 
-def _kind_of(scope: Scope) -> type[Exchange]:
-    return Exchange if scope["type"] == "http" else WebSocketExchange
+def _kind_of(scope: Scope, route: Route) -> type[Exchange]:
+    if scope["type"] == "http":
+        return Upload if route.storage_meter else Exchange
+    return WebSocketExchange
 
 
 def _preparing(route: Route) -> Prepare:

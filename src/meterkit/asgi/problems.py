@@ -46,6 +46,7 @@ class ProblemContext:
         limit: the gauge's limit, in its unit.
         used: the gauge's level, in its unit.
         requested: by how much the request would raise the level.
+        unit: of the gauge.
         portal_url: where the customer can pay.
         origin: the request's ``Origin``.
         cors: the origins whose scripts may read a refusal; ``*`` for all.
@@ -59,6 +60,7 @@ class ProblemContext:
     limit: int | None = None
     used: int | None = None
     requested: int | None = None
+    unit: str = "seat"
     portal_url: str | None = None
     origin: bytes | None = None
     cors: Collection[str] = ()
@@ -124,9 +126,9 @@ def _feature(refusal: Refusal) -> _Words:
 
 
 def _seats(refusal: Refusal) -> _Words:
-    limit, used = refusal.context.limit or 0, refusal.context.used or 0
+    limit, used, unit = refusal.context.limit or 0, refusal.context.used or 0, refusal.context.unit
     detail = (
-        f"This plan allows {_count(limit, 'seat')}; in use: {used}. Free a seat or choose a plan with more."
+        f"This plan allows {_count(limit, unit)}; in use: {used}. Free a {unit} or choose a plan with more."
     )
     return detail, {"limit": limit, "used": used}
 

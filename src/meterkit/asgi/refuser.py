@@ -68,7 +68,7 @@ class Refuser:
         send: Send,
     ) -> None:
         """Answer a request or a websocket that is not served; the app never sees it."""
-        context = self._context(route, decided, view, scope)
+        context = self._context(decision, route, decided, view, scope)
         denial = problem(decision, context, mode=route.headers, now_s=int(self._clock()), instance=uuid4())
         answer = _Answer(denial, scope, send)
         try:
@@ -96,7 +96,12 @@ class Refuser:
                 _logger.exception("on_denied failed; the client gets meterkit's own answer")
 
     def _context(
-        self, route: Route, decided: PreparedDecision | None, view: CustomerView | None, scope: Scope
+        self,
+        decision: Decision,
+        route: Route,
+        decided: PreparedDecision | None,
+        view: CustomerView | None,
+        scope: Scope,
     ) -> ProblemContext:
         about_customer: dict[str, Any] = {}
         if view is not None:
@@ -107,6 +112,10 @@ class Refuser:
                 "available_in": tuple(plan.key for plan in plans if route.feature in plan.features),
                 "portal_url": catalog.billing.portal_url,
             }
+        gauge = decision.gauge
+        if gauge is not None:
+            about_customer |= {"limit": gauge.limit, "used": gauge.used, "requested": gauge.requested}
+            about_customer["unit"] = gauge.unit
         return ProblemContext(
             policies=() if decided is None else tuple(measure.policy for measure in decided.program.measures),
             feature=route.feature,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import StoreError
 from meterkit.tokens.estimate import (
@@ -62,12 +63,21 @@ async def known_refusal(
 async def reserving(
     compiled: CompiledCatalog, route: Route, body: BufferedBody, *, estimate: InputEstimator
 ) -> Prepare:
-    """Read a request's body; what makes the decision that sets aside what it asks for."""
-    await body.read()
-    content, size, ended = body.content()
-    quantities, dimensions = reservation(
-        route, body=content, size=size, ended=ended, counters=compiled.counters, estimate=estimate
-    )
+    """Read what a request asks for, its body too where the route says so; what makes the decision of it."""
+    quantities: dict[str, int] = {}
+    dimensions: dict[str, str] = {}
+    if route.reserve:
+        await body.read()
+        content, size, ended = body.content()
+        quantities, dimensions = reservation(
+            route, body=content, size=size, ended=ended, counters=compiled.counters, estimate=estimate
+        )
+    if route.storage_meter is not None:
+        announced = announced_bytes(body)
+        if announced is not None:
+            quantities[route.storage_meter] = announced
+        elif not route.reserve:
+            return lambda view, mode: view.prepare(route, mode)
     return lambda view, mode: view.prepare_reserving(route, quantities, mode, dimensions=dimensions)
 
 

@@ -33,15 +33,14 @@ class BillTable(Table, what="a price of overage", inheritable=True):
 
 
 _PERCENT: Final = percent(least=1, most=1000)
-_TOLERANCE: Final = "gauges hold nothing, so that there is nothing to tolerate"
 
 
 class OverageTable(Table, what="overage", inheritable=True):
     """The map form of ``overage:``."""
 
     bill = Key(BillTable, "Overage is admitted and billed.")
-    percent = Key(_PERCENT, "How far above included a gauge may be.", without_effect=_TOLERANCE)
-    grace_ms = Key(duration(least=1), "For how long.", name="grace", without_effect=_TOLERANCE)
+    percent = Key(_PERCENT, "How far above included a gauge may be.")
+    grace_ms = Key(duration(least=1), "For how long since it went above it.", name="grace")
 
 
 _OVERAGE_MAPS: Final = ", a map {bill: {cap, per, amount_cents}} or a map {percent, grace}"

@@ -81,9 +81,6 @@ def _build_meter(name: str, values: MeterTable) -> Meter | None:
             "a gauge is not sent to Stripe; seats are billed with a plan's `seat_price`: remove `stripe`"
         )
         values.refuse("stripe", message)
-    if kind == "gauge":
-        message = "a gauge has no effect yet: nothing sets its level, and no limit of it is asked"
-        values.problems.note(values.place("kind"), "without_effect", message)
     if source is None and values.has("where") and not values.has("source"):
         values.refuse("where", "`where` needs `from`: the meter of which this one is a part")
     if source is not None and not values.has("where"):

@@ -38,7 +38,7 @@ _ENFORCEMENTS: Final = {
 def note_entitlement(
     entitlement: Entitlement, meter: Meter, written: EntitlementTable | None, plan: Place, problems: Problems
 ) -> None:
-    """Say so where a plan bills a meter from the first unit, or limits a gauge that nothing fills.
+    """Say so where a plan bills a meter from the first unit.
 
     Args:
         entitlement: what the plan gives, defaults applied.
@@ -47,11 +47,6 @@ def note_entitlement(
         plan: where the plan stands.
         problems: where it is said.
     """
-    if meter.kind == "gauge":
-        if written is not None:
-            message = f"has no effect yet: {meter.name} is a gauge, and nothing asks for its limit"
-            problems.note(written.node.place, "without_effect", message)
-        return
     stripe = meter.stripe
     says = written is not None and written.has("included", "overage")
     if says or stripe is None or stripe.report == "none" or entitlement.overage.mode != "bill":

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Meter
 
-__all__ = ["check_counter", "check_quantities", "check_quantity", "counters_of"]
+__all__ = [
+    "check_change",
+    "check_counter",
+    "check_gauge",
+    "check_quantities",
+    "check_quantity",
+    "counters_of",
+]
 
 
 def check_quantity(quantity: object) -> int:
@@ -27,6 +34,22 @@ def check_quantity(quantity: object) -> int:
         repr(quantity) if isinstance(quantity, int | float) else f"a value of type {type(quantity).__name__}"
     )
     raise QuantityError(f"quantity: found {found:.40}; allowed is an integer from 0 to {QUANTITY_MAX}")
+
+
+def check_change(quantity: object) -> int:
+    """Return by how much a level changes.
+
+    Raises:
+        QuantityError: it is not an integer of at most 15 digits; a bool or a float is none.
+    """
+    if type(quantity) is int and -QUANTITY_MAX <= quantity <= QUANTITY_MAX:
+        return quantity
+    found = (
+        repr(quantity) if isinstance(quantity, int | float) else f"a value of type {type(quantity).__name__}"
+    )
+    raise QuantityError(
+        f"quantity: found {found:.40}; allowed is an integer from {-QUANTITY_MAX} to {QUANTITY_MAX}"
+    )
 
 
 def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter]) -> None:
@@ -49,7 +72,28 @@ def check_counter(name: str, meters: Mapping[str, Meter]) -> None:
     """
     countable = counters_of(meters)
     if name not in countable:
+        meter = meters.get(name)
+        if meter is not None and meter.kind == "gauge":
+            raise UnknownMeterError(
+                name,
+                f"meter: {name} is a gauge: it cannot be counted on; kit.gauges.set and kit.gauges.adjust"
+                " change its level",
+            )
         raise UnknownMeterError.of(name, countable)
+
+
+def check_gauge(name: str, meters: Mapping[str, Meter]) -> None:
+    """See that a meter of this name has a level.
+
+    Raises:
+        UnknownMeterError: there is none, or it is a counter.
+    """
+    gauges = [meter.name for meter in meters.values() if meter.kind == "gauge"]
+    if name in gauges:
+        return
+    if not gauges:
+        raise UnknownMeterError(name, f"meter: found {name!r:.80}; the plans file has no gauges")
+    raise UnknownMeterError.of(name, gauges, allowed="the gauges")
 
 
 def counters_of(meters: Mapping[str, Meter]) -> frozenset[str]:

@@ -70,15 +70,10 @@ class RouteTable(Table, what="a route"):
         _QUANTITIES,
         "Meter to quantity per message received on a websocket.",
     )
-    grow = Key(
-        _QUANTITIES,
-        "Gauge to quantity: asks whether it may grow by it.",
-        without_effect="gauges hold nothing, and no request is refused for what it adds to one",
-    )
+    grow = Key(_QUANTITIES, "Gauge to quantity: asks whether it may grow by it.")
     storage = Key(
         Choice(("content-length",)),
-        "Where the size of what is stored stands.",
-        without_effect="gauges hold nothing, and no upload is refused for its size",
+        "Where the size of what is stored stands: asks whether the gauge of bytes may grow by it.",
     )
     usage = Key(Choice(_USAGE), "Whose token figures are read off the response: none (default), auto, …")
     reserve = Key(MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is set aside beforehand.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from datetime import timedelta
 
-__all__ = ["Decision", "Policy", "Reason"]
+__all__ = ["Decision", "GaugeLevel", "Policy", "Reason"]
 
 Reason = Literal[
     "suspended",
@@ -35,19 +35,39 @@ class Policy:
 
     Attributes:
         name: ``METER-WINDOW`` for a rate, ``route-WINDOW`` for a route's own, ``METER-period`` for a ceiling,
-            ``METER-concurrency``.
+            ``METER-concurrency``; the meter's own name for a gauge, which no field tells of.
         meter: what it limits; empty for a route's own rate, which limits requests.
-        quota: units per window; for a period included + cap; for concurrency requests in flight.
-        window_s: the window of a rate in whole seconds; None for a period and for concurrency.
+        quota: units per window; for a period included + cap; for concurrency requests in flight; for a
+            gauge the most that it may be filled.
+        window_s: the window of a rate in whole seconds; None for all others.
         quota_unit: the unit as the ``qu`` parameter names it; None where the unit is the request.
     """
 
     name: str
     meter: str
-    kind: Literal["rate", "period", "concurrency"]
+    kind: Literal["rate", "period", "concurrency", "gauge"]
     quota: int
     window_s: int | None
     quota_unit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaugeLevel:
+    """Why a gauge may not grow, in its unit.
+
+    Attributes:
+        meter: the gauge.
+        unit: what one is.
+        limit: how far it may be filled.
+        used: how far it is, with what is set aside for others that are on their way.
+        requested: by how much it was to grow.
+    """
+
+    meter: str
+    unit: str
+    limit: int
+    used: int
+    requested: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +88,7 @@ class Decision:
         retry_after: until the same request would be admitted if nothing else is used; None where it was
             allowed, or where waiting does not help.
         violated: the names of all violated policies, in the order of the plans file.
+        gauge: the figures behind the reasons ``storage`` and ``seats``; None with any other.
         degraded: whether the store did not answer and the request was decided without it.
         shadow: whether enforcement is ``shadow``: ``allowed`` is True whatever the limits say.
     """
@@ -81,5 +102,6 @@ class Decision:
     reset_after: timedelta | None = None
     retry_after: timedelta | None = None
     violated: tuple[str, ...] = ()
+    gauge: GaugeLevel | None = None
     degraded: bool = False
     shadow: bool = False

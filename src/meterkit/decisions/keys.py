@@ -46,6 +46,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:events$",  # event names of meters, also of those that are gone from the plans file
     r"^[\w.-]+:\{\d+\}:s:",  # state: customers that somebody set up
     r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state
+    r"^[\w.-]+:\{\d+\}:a?v:",  # levels of gauges, those above 0: an app's facts, of no period
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
@@ -131,6 +132,7 @@ class CustomerKeys:
     totals: str
     grants: str
     ledger: str
+    levels: str
     dirty: str
     unlinked: str
 
@@ -189,6 +191,7 @@ class Keys:
             totals=self.shard(shard, f"{space}t:{customer}"),
             grants=self.shard(shard, f"{space}g:{customer}"),
             ledger=self.shard(shard, f"{space}j:{customer}"),
+            levels=self.shard(shard, f"{space}v:{customer}"),
             dirty=self.shard(shard, "dirty"),
             unlinked=self.shard(shard, "unlinked"),
         )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Final, Self
 
+from meterkit.decisions.gauges import GaugeLimit, gauge_policy, with_gauges
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
-from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
+from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, GAUGE, SLIDING_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.policies import ceiling_of, policies_of, route_policies
 from meterkit.errors import PlansError, Problem
 
@@ -91,7 +92,8 @@ class Program:
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
         settles: whether the end of the request must be told to the store.
-        prepaid: what the script reads of grants and credits, as JSON; empty: it need not look at them.
+        further: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
+        gauges: whether it looks at gauges.
         asked: where the numbers say what is asked of a meter: place, meter, and the least that is said.
         rates: the fields of the rates that count what is taken.
     """
@@ -105,13 +107,14 @@ class Program:
     settled: Mapping[str, int]
     holds: bool
     settles: bool
-    prepaid: str
+    further: str
+    gauges: bool
     rates: frozenset[str]
     asked: tuple[tuple[int, str, int], ...]
 
     def behind_terms(self, mode: str) -> tuple[str, ...]:
-        """What follows a decision's terms: the mode, what grants and credits stand behind, the fields."""
-        return (mode, *((self.prepaid,) if self.prepaid else ()), *self.fields)
+        """What follows a decision's terms: the mode, what else is looked at, the fields."""
+        return (mode, *((self.further,) if self.further else ()), *self.fields)
 
 
 def compile_program(
@@ -142,47 +145,66 @@ def compile_program(
     rated = [rate for name in demands for rate in entitlements[name].rates]
     ceilings: list[_Part] = []
     concurrency: list[_Part] = []
-    recorded: dict[str, int] = {}
-    settled: dict[str, int] = {}
+    recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
+    gauges = tuple(_gauges_asked(entitlements, catalog, demands))
     for name, demand in demands.items():
         entitlement, meter = entitlements[name], catalog.meters[name]
+        if meter.kind == "gauge":
+            continue
         policies = policies_of(entitlement, meter)
         rates += _rates_asked(entitlement, policies, demand)
-        if not rates_only:
-            ceilings += _ceiling_asked(entitlement, policies, demand)
+        ceilings += () if rates_only else _ceiling_asked(entitlement, policies, demand)
         if in_flight and not rates_only:
             concurrency += _concurrency_asked(entitlement, policies)
-        if demand.taken and billed_always and meter.stripe is None and entitlement.included is None:
-            recorded[name] = demand.taken
-        elif demand.taken:
-            settled[name] = demand.taken
-    parts = (*rates, *ceilings, *concurrency)
+    counted = (*rates, *ceilings, *concurrency)
+    parts = (*counted, *(part for part, _ in gauges))
     measures = tuple(part.measure for part in parts)
-    fields = (*(part.field for part in parts), *map(meter_field, recorded))
+    fields = (*(part.field for part in counted), *map(meter_field, recorded))
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
     held = {name: demands[name].taken for name in capped if demands[name].taken}
     behind = ""
     if prepaid is not None and not rates_only:
         backed, fields, behind = _backed(demands, entitlements, prepaid, capped, fields)
         held.update(backed)
+    limits = {part.measure.policy.meter: limit for part, limit in gauges}
+    held.update({name: demands[name].taken for name in limits})
     return Program(
         measures=measures,
         keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
         numbers=(
-            *(len(rates), len(ceilings) + len(concurrency), len(recorded)),
+            *(len(rates), len(counted) - len(rates), len(recorded)),
             *(number for part in parts for number in part.numbers),
             *recorded.values(),
         ),
-        fields=fields,
+        fields=(*fields, *map(meter_field, limits)),
         held=held,
         concurrency=tuple(measure.policy.meter for measure in measures if measure.kind == CONCURRENCY),
         settled=settled,
         holds=bool(held or concurrency),
         settles=bool(held or concurrency or settled),
-        prepaid=behind,
+        further=with_gauges(behind, limits, first=len(fields) + 2),
+        gauges=bool(gauges),
         rates=frozenset(part.field for part in rates),
-        asked=tuple(_asked((*rates, *ceilings))),
+        asked=tuple(_asked(parts)),
     )
+
+
+def _taken(
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    demands: Mapping[str, Demand],
+    *,
+    billed_always: bool,
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What the decision itself records, and what is recorded at the end; of gauges nothing ever is."""
+    recorded: dict[str, int] = {}
+    settled: dict[str, int] = {}
+    for name, demand in demands.items():
+        meter = catalog.meters[name]
+        if demand.taken and meter.kind == "counter":
+            by_decision = billed_always and meter.stripe is None and entitlements[name].included is None
+            (recorded if by_decision else settled)[name] = demand.taken
+    return recorded, settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +223,16 @@ class _Part:
 
 
 def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
-    """Where the numbers of these parts, the first of a program, say what is asked, and of which meter."""
+    """Where the numbers of a program's parts say what is asked, and of which meter.
+
+    Of concurrency, one is asked whatever the quantity.
+    """
     place = _COUNTS
     for part in parts:
         place += len(part.numbers)
         meter = part.measure.policy.meter
-        yield from ((place - 2, meter, 1), (place - 1, meter, 0))
+        if part.measure.kind != CONCURRENCY:
+            yield from ((place - 2, meter, 1), (place - 1, meter, 0))
 
 
 def _route_rates_asked(route: Route) -> Iterator[_Part]:
@@ -262,6 +288,25 @@ def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> 
     measure = Measure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
     # A ceiling of what is held at once: nothing is ever recorded of it.
     yield _Part(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
+
+
+def _gauges_asked(
+    entitlements: Mapping[str, Entitlement], catalog: Catalog, demands: Mapping[str, Demand]
+) -> Iterator[tuple[_Part, GaugeLimit]]:
+    """By how much gauges are to grow, those that are limited; the script has their limits apart."""
+    for name, demand in demands.items():
+        meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name])
+        if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):
+            continue
+        measure = Measure(
+            policy=gauge_policy(meter, limit),
+            kind=GAUGE,
+            window=0,
+            limit=limit.most,
+            refill=0,
+            needed=demand.needed,
+        )
+        yield _Part(meter_field(name), (demand.needed, demand.taken), measure), limit
 
 
 def _backed(
@@ -344,9 +389,10 @@ def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
 def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:
     """What a route asks of each meter before the app runs."""
     demands = {name: Demand.of(taken) for name, taken in route.consume.items()}
+    demands.update({name: Demand.of(growth) for name, growth in route.grow.items() if growth})
     if route.usage != "none":
         # What the response will cost is not known yet: something must be left.
         for name in _TOKEN_METERS:
-            if name in catalog.meters:
+            if name in catalog.meters and catalog.meters[name].kind == "counter":
                 demands.setdefault(name, Demand(needed=1, taken=0))
     return demands

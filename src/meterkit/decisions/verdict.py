@@ -6,17 +6,21 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision, Reason
-from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
+from meterkit.decisions.gauges import shortage
+from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, GAUGE, SLIDING_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from meterkit.decisions.decision import GaugeLevel
     from meterkit.decisions.program import Measure, Program
 
 __all__ = ["EXACT_WINDOW_MS_MAX", "allowed", "refused", "reset_ms"]
 
-_PRECEDENCE: Final[tuple[Reason, ...]] = ("concurrency", "rate", "cap", "included", "credits")
+_PRECEDENCE: Final[tuple[Reason, ...]] = (
+    *("storage", "seats", "concurrency", "rate", "cap", "included", "credits"),
+)
 EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see rates.lua.
 _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
@@ -78,13 +82,23 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
     violated: list[tuple[Measure, int, int | None]] = []
     backed = iter(reply[3 * len(program.measures) + 3 :])
     reasons: list[Reason] = []
+    full: list[tuple[Reason, GaugeLevel]] = []
     for n, measure in enumerate(program.measures):
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
         left, wait = _weigh(measure, x, y, z, now_ms, ends_ms)
         is_backed = measure.kind == CEILING and bool(next(backed, 0))
         if measure.needed > left:
             violated.append((measure, left, wait))
+            if measure.kind == GAUGE:
+                full.append(shortage(measure.policy, x, y + z, measure.needed))
             reasons.append("credits" if is_backed else _reason(measure))
+    names = tuple(found[0].policy.name for found in violated)
+    if full:
+        reason, gauge = min(full, key=lambda found: _PRECEDENCE.index(found[0]))
+        left = max(0, gauge.limit - gauge.used)
+        return Decision(
+            allowed=False, reason=reason, limit=gauge.meter, remaining=left, violated=names, gauge=gauge
+        )
     longest, left, wait = max(violated, key=lambda found: _FOREVER_MS if found[2] is None else found[2])
     after = None if wait is None else timedelta(milliseconds=wait)
     return Decision(
@@ -94,11 +108,13 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
         remaining=max(0, left),
         reset_after=after,
         retry_after=after,
-        violated=tuple(found[0].policy.name for found in violated),
+        violated=names,
     )
 
 
 def _reason(measure: Measure) -> Reason:
+    if measure.kind == GAUGE:
+        return shortage(measure.policy, 0, 0, 0)[0]
     if measure.kind == CONCURRENCY:
         return "concurrency"
     if measure.kind == CEILING:
@@ -115,6 +131,8 @@ def _weigh(
         return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)
     if measure.kind == CONCURRENCY:
         return x - y - z, 1000
+    if measure.kind == GAUGE:
+        return x - y - z, None
     if measure.kind == TOKEN_BUCKET:
         left = limit - x - (y > 0)
         return left, None if needed > limit else _bucket_wait(measure, x, y, needed)

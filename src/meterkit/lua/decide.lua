@@ -3,23 +3,26 @@
 -- If all allow, everything is counted and held; if any refuses, nothing is.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
--- KEYS[4] hash  optional: grants
+-- KEYS[4] hash  optional: grants    KEYS[5] hash  optional: levels of gauges
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
 --       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
---       with grants what they and credits stand behind (JSON, see backing_of)
+--       with KEYS[4] what else is looked at (JSON): what grants and credits stand behind, where it says `asked`
+--       (see backing_of); the gauges that are to grow, where it says `levels` (see weigh_gauges)
 --       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; METERm a recorded meter;
---       with grants METERm for each other meter that shares a credit
+--       with grants METERm for each other meter that shares a credit; METERm a gauge
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, and live at least (all ms); how many rates,
 --       ceilings and concurrency limits, meters recorded here; then kind, window, limit, refill, needed, taken a
---       rate; included, beyond (-1: deny), needed, held a ceiling or a concurrency limit; quantity a recorded meter
+--       rate; included, beyond (-1: deny), needed, held a ceiling or a concurrency limit; needed, held a gauge;
+--       quantity a recorded meter
 -- Reply {0, now, n, remaining, before}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none;
 --                                before: its previous (windows) or rest (bucket), as below
 --       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
 --                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
 --                                left but for holds, held in this slot, in the last one (ceiling);
 --                                limit, in flight since this slot, since the last one (concurrency);
+--                                limit, level, held (a gauge);
 --                                last, with grants, a ceiling each: 1 where
 --                                grants or credits stood behind it in this period, else 0
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
@@ -31,7 +34,7 @@
 --include meter_of
 --include live_holds
 --include advance
-local counters_key, state_key, totals_key, grants_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local counters_key, state_key, totals_key, grants_key, levels_key = unpack(KEYS)
 local rev, terms, mode, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local names = grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
@@ -56,13 +59,12 @@ if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- Others do 
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local backs, backing, more, claim, was_there, hold = 0, nil, nil, nil, nil, nil
-if grants_key then -- As above.
+local further, backs, more, claim, tell_backed, hold = grants_key and cjson.decode(ARGV[4]), 0, nil, nil, nil, nil
+if further and further.asked then -- As above.
 --include backing_of
 --include hold_backed
-  backing, hold = cjson.decode(ARGV[4]), hold_backed
-  backs = #backing.asked -- As many of the ceilings, the first.
-  more, claim, was_there = backing_of(grants_key, fields, backing, now, starts_ms, finishes_ms)
+  backs, hold = #further.asked, hold_backed -- As many of the ceilings, the first.
+  more, claim, tell_backed = backing_of(grants_key, fields, further, now, starts_ms, finishes_ms)
 end
 
 local takes, is_refused, current_slot = mode ~= 'c', false, math.floor(now / HOLD_SLOT_MS)
@@ -116,13 +118,16 @@ for place = rates + 2, rates + ceilings + 1 do
   end
   tell(left, math.max(whole, 1), available, held, held_before)
 end
+if further and further.levels then -- As above.
+--include weigh_gauges
+  local is_full
+  is_full, t, w, at = weigh_gauges(levels_key, further.levels, fields, now, takes, terms, at, told, t, write, w)
+  is_refused = is_refused or is_full
+end
 
 local reply = {0, now, nearest, nearest_left, nearest_before}
 if is_refused and mode ~= 'h' then
-  told[1], reply = mode == 's' and 5 or 1, told
-  for nth = 1, backs do
-    told[t + nth] = was_there(nth)
-  end
+  told[1], reply = mode == 's' and 5 or 1, tell_backed and tell_backed(told, t) or told
 end
 if not takes or reply[1] == 1 then
   return reply
@@ -135,7 +140,7 @@ for place = rates + ceilings + 2, rates + ceilings + records + 1 do
   write[w + 1], write[w + 2], w = name,
     pack(FORM, math.min(included + quantity, MOST), overage, pending, slot, held, held_before, besides), w + 2
 end
-for _, changed in ipairs(backing and hold(fields, backing.backed, current_slot) or {}) do
+for _, changed in ipairs(hold and hold(fields, further.backed, current_slot) or {}) do
   write[w + 1], write[w + 2], w = ARGV[names + changed[1]], changed[2], w + 2
 end
 if ends_ms == 0 then

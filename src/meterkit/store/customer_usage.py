@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from meterkit.decisions.balance import Balance, holdings_of
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.gauges import GaugeLimit, Level
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import from_ms
@@ -30,7 +31,7 @@ _OF_METER: Final = re.compile(r"^....m$")
 _NONE: Final = MappingProxyType(dict[str, str]())
 
 Unlimited = Literal["unlimited"]
-UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes]]
+UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes], list[bytes]]
 
 
 class PeriodUsage(TypedDict):
@@ -58,9 +59,10 @@ class Deliveries(TypedDict):
 class MeterUsage(Deliveries):
     """One meter in this period, in its unit.
 
-    ``used`` is recorded + held; ``granted`` is what grants of the meter have paid for and have left;
-    ``overage_cents`` is what the overage so far costs by the price in the plans file, rounded half to even,
-    None where it gives none; the parts from ``pending`` on add up to what was recorded and goes to Stripe.
+    ``used`` is recorded + held; what is recorded of a gauge is its level; ``granted`` is what grants of the
+    meter have paid for and have left; ``overage_cents`` is what the overage so far costs by the price in the
+    plans file, rounded half to even, None where it gives none; the parts from ``pending`` on add up to what
+    was recorded and goes to Stripe.
     """
 
     used: int
@@ -99,12 +101,12 @@ def gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
 def usage_of(
     customer: str, catalog: Catalog, reply: UsageReply, gone: Mapping[str, str] = _NONE
 ) -> CustomerUsage:
-    """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants]``.
+    """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants, levels]``.
 
     Holds and periods that are over but that no script has rolled yet count as rolled. ``gone``: meters
     that are not in this plans file any more, by what stands for them.
     """
-    now_ms, rev, data, counters, totals, grants = reply
+    now_ms, rev, data, counters, totals, grants, levels = reply
     state = CustomerState.parse(data)
     effective = effective_plan(state, catalog, now_ms)
     prepaid = prepaid_of(rev.decode(), state, effective.plan, prepaid_by_plan(catalog))
@@ -114,6 +116,12 @@ def usage_of(
         _fields(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
     )
     entitlements = entitlements_of(state, effective, catalog)
+    filled = _fields(levels)
+    gauges = {
+        name: _gauge(entitlements[name], view, Level.read(filled.get(name)))
+        for name, meter in catalog.meters.items()
+        if meter.kind == "gauge"
+    }
     linked = state.stripe_customer is not None
     return {
         "customer": customer,
@@ -129,7 +137,10 @@ def usage_of(
         "features": sorted(effective.plan.features),
         "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
         "meters": {
-            **{name: _meter(name, entitlements, view, linked=linked) for name in catalog.meters},
+            **{
+                name: gauges.get(name) or _meter(name, entitlements, view, linked=linked)
+                for name in catalog.meters
+            },
             **{name: _counts_of(token, view, linked=linked) for token, name in gone.items()},
         },
     }
@@ -156,7 +167,7 @@ class _View:
         self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
         self.end_ms = end_ms
         # Clocks go back; a customer's time does not.
-        self._now_ms = max(now_ms, head.seen_ms)
+        self.now_ms = max(now_ms, head.seen_ms)
 
     def counted(self, token: str) -> MeterCounts:
         """What is counted of a meter in this period."""
@@ -164,7 +175,7 @@ class _View:
 
     def held(self, token: str) -> int:
         """What live holds hold."""
-        return self._stored(token).held_at(self._now_ms)
+        return self._stored(token).held_at(self.now_ms)
 
     def _stored(self, token: str) -> MeterCounts:
         return MeterCounts.read(self._counters.get(f"{token}m"))
@@ -189,6 +200,20 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
         "overage_cents": _price_cents(counts.overage, entitlement),
+    }
+
+
+def _gauge(entitlement: Entitlement, view: _View, level: Level) -> MeterUsage:
+    """A gauge: its level is what is recorded of it, and nothing of it is on its way to Stripe."""
+    token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement)
+    held = view.held(token)
+    used = level.level + held
+    return {
+        **_counts_of(token, view, linked=True),
+        "used": used,
+        "recorded": level.level,
+        "included": "unlimited" if limit is None else limit.included,
+        "remaining": "unlimited" if limit is None else max(0, limit.at(level, view.now_ms) - used),
     }
 
 

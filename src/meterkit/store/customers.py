@@ -267,7 +267,7 @@ class Customers:
         return minutes_taken_ms(used, pending_minutes_ms(totals), self._store.now_ms())
 
     async def delete(self, customer: str) -> None:
-        """Forget a customer: state, link, counters, and usage that was never linked to a Stripe customer.
+        """Forget a customer: state, link, counters, levels, and usage that was never linked to Stripe.
 
         Raises:
             CustomerError: usage of this customer is on its way to Stripe, parked or dead.
@@ -275,7 +275,7 @@ class Customers:
         admin, keys = await self._store.admin(), self._store.keys.customer(check_customer(customer))
         names = [keys.counters, keys.state, keys.totals]
         names += [self._store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
-        names += [keys.grants, keys.ledger]
+        names += [keys.grants, keys.ledger, keys.levels]
         for _ in range(_TRIES):
             rev, state = await self._states.read(customer)
             (reply,) = await admin.run(self._store.scripts["forget"], names, rev, customer)

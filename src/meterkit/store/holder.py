@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -73,7 +74,7 @@ class Holder(ABC):
                 return
             if reply[0] == replies.ALLOWED:
                 slot = reply[1] // HOLD_SLOT_MS
-                if self._settled:
+                if not self._holds(before):
                     self._store.settle(lane, settlement_of(decision, slot, billed=False))
                     return
                 self._store.settle(lane, settlement_of(before, self._slot, billed=False))
@@ -81,6 +82,25 @@ class Holder(ABC):
             if reply[0] != replies.STALE:
                 return
             view = view.cache.learn(view, reply)
+
+    def _holds(self, decided: PreparedDecision) -> bool:
+        """Whether what a decision held is held by now; not if some of it was given back meanwhile."""
+        return not self._settled and decided is (self._renewed or self._decided)
+
+    def give_back_gauge(self, meter: str) -> None:
+        """Give back what is held of a gauge: its level says it by now.
+
+        Not from another event loop than the request's: there it is held until the request ends.
+        """
+        lane, holding = self._lane, self._renewed or self._decided
+        if lane is None or holding is None or self._settled or lane.loop is not get_running_loop():
+            return
+        held = dict(holding.held)
+        quantity = held.pop(meter, 0)
+        if quantity:
+            self._store.settle(lane, Settlement(holding.view, held=Held({meter: quantity}, (), self._slot)))
+            # Never asked for: it only says what is held.
+            self._renewed = holding.view.prepare_renewing(held, holding.program.concurrency)
 
     def _held(self, decided: PreparedDecision) -> Held:
         """What is held by now of what a decision held."""

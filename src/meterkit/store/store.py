@@ -246,7 +246,7 @@ class Store:
             StoreError: the store does not answer.
         """
         keys, admin = self.keys.customer(customer), await self.admin()
-        names = [keys.counters, keys.state, keys.totals, keys.grants]
+        names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(self.scripts["usage"], names)
         gone = await names_of(gone_tokens(self.catalog, reply), admin, self.keys, self.catalog)
         return usage_of(customer, self.catalog, reply, gone)

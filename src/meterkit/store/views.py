@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from meterkit.decisions.binding import Binding
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -90,7 +91,7 @@ class PreparedDecision:
             self.held, self.recorded = program.held, program.settled
             self.packed = view.pack_decide(program, mode)
         else:
-            self.held, self.recorded = reserving.held(reserved), reserving.recorded
+            self.held, self.recorded = reserving.bound.held(reserved), reserving.bound.recorded
             self.packed = reserving.pack(reserved, mode)
 
     def exact(self) -> Program:
@@ -117,10 +118,10 @@ class PreparedReservation:
         meters: whose quantities are reserved.
 
     Attributes:
-        recorded: meter to what is recorded besides the true quantities.
+        bound: what the program comes to with quantities.
     """
 
-    __slots__ = ("_consumed", "_head", "_is_bindable", "_program", "_route", "_tails", "_view", "recorded")
+    __slots__ = ("_consumed", "_head", "_program", "_route", "_tails", "_view", "bound")
 
     def __init__(self, view: CustomerView, route: Route, meters: Iterable[str]) -> None:
         demands = demands_of(route, view.cache.catalog)
@@ -128,12 +129,7 @@ class PreparedReservation:
         self._route = route
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
-        consumed = self._consumed
-        besides = {meter: consumed.get(meter, taken) for meter, taken in program.settled.items()}
-        self.recorded = {meter: quantity for meter, quantity in besides.items() if quantity}
-        # What is held of a meter without a ceiling stands beside the numbers.
-        ceilings = {measure.policy.meter for measure in program.measures if measure.policy.kind == "period"}
-        self._is_bindable = all(meter in ceilings for meter in program.held if meter in consumed)
+        self.bound = Binding(program, self._consumed)
         self._head = view.pack_head(program)
         self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
 
@@ -145,22 +141,11 @@ class PreparedReservation:
 
     def pack(self, quantities: Mapping[str, int], mode: str) -> tuple[bytes, bytes]:
         """See :meth:`CustomerView.pack_decide`."""
-        program, tail = self._program, self._tails.get(mode)
-        if tail is None or not self._is_bindable:
+        tail = self._tails.get(mode)
+        if tail is None or not self.bound.is_exact:
             return self._view.pack_decide(self.compile(quantities), mode)
-        numbers = list(program.numbers)
-        for place, meter, least in program.asked:
-            if meter in quantities:
-                numbers[place] = max(least, quantities[meter] + self._consumed[meter])
-        terms = self._view.terms(program.keep_ms, *numbers)
+        terms = self._view.terms(self._program.keep_ms, *self.bound.numbers(quantities))
         return self._head, pack_each((terms,)) + tail
-
-    def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
-        """What is held of each meter, where so much is reserved."""
-        return {
-            meter: quantities[meter] + self._consumed[meter] if meter in quantities else taken
-            for meter, taken in self._program.held.items()
-        }
 
     def compile(self, quantities: Mapping[str, int]) -> Program:
         """What is asked, to the unit, where so much is reserved."""
@@ -263,10 +248,16 @@ class CustomerView:
         prepared = self.once(key, lambda: PreparedReservation(self, route, reserved))
         return prepared.bind(reserved, mode)
 
-    def prepare_holding(self, quantities: Mapping[str, int], mode: str = "d") -> PreparedDecision:
-        """The decision about quantities that are set aside off the request until the true ones are known."""
+    def prepare_holding(
+        self, quantities: Mapping[str, int], mode: str = "d", *, route: Route | None = None
+    ) -> PreparedDecision:
+        """The decision about quantities that are set aside until the true ones are known.
+
+        ``route`` is None off the request.
+        """
         demands = {name: Demand.of(quantity) for name, quantity in quantities.items()}
-        return PreparedDecision(self, self.compile(demands, in_flight=False), mode, reserved=quantities)
+        program = self.compile(demands, in_flight=False)
+        return PreparedDecision(self, program, mode, route=route, reserved=quantities)
 
     def prepare_asking(
         self, demands: Mapping[str, Demand], mode: str = "d", *, in_flight: bool = False
@@ -325,8 +316,10 @@ class CustomerView:
     def pack_head(self, program: Program) -> bytes:
         """The request of a decision up to the terms."""
         keys = self.keys
-        names = (keys.counters, keys.state, keys.totals, *((keys.grants,) if program.prepaid else ()))
-        head = ("EVALSHA", self.cache.decide.sha, len(names), *names, self.rev)
+        names: list[str] = [keys.counters, keys.state, keys.totals]
+        if program.further:
+            names += (keys.grants, keys.levels) if program.gauges else (keys.grants,)
+        head: tuple[str | int, ...] = ("EVALSHA", self.cache.decide.sha, len(names), *names, self.rev)
         # Behind these: terms, what follows them, clock.
         return b"*%d\r\n%b" % (len(head) + 2 + len(program.behind_terms("d")), pack_each(head))
 

@@ -6,7 +6,8 @@
 -- What is held of a meter beyond what included and its grants cover claims the credit: two requests cannot be
 -- admitted on the same one.
 -- Returns more(k): units that ceiling k has beyond its own; claim(k, quantity): takes note of units held there;
--- was_there(k): 1 where grants or credits stood behind the ceiling in this period, else 0.
+-- tell(told, t): puts for each ceiling behind the t numbers told 1 where grants or credits stood behind it in this
+-- period, else 0.
 --include balance
 --include balance_text
 --include meter_of
@@ -48,10 +49,13 @@ local function backing_of(key, fields, backing, now, starts, finishes)
     local _, place = unpack(backing.asked[k])
     taken[place] = (taken[place] or 0) + quantity
   end
-  local function was_there(k)
-    local target, place = unpack(backing.asked[k])
-    local meter = backing.backed[place]
-    return math.max(sum_of(target).was_there, meter and sum_of(meter[1]).was_there or 0)
+  local function tell(told, t)
+    for k, asked in ipairs(backing.asked) do
+      local target, place = unpack(asked)
+      local meter = backing.backed[place]
+      told[t + k] = math.max(sum_of(target).was_there, meter and sum_of(meter[1]).was_there or 0)
+    end
+    return told
   end
-  return more, claim, was_there
+  return more, claim, tell
 end

@@ -4,6 +4,7 @@ local NO_STATE = '2:0' -- The rev of a customer without a state.
 local EMPTY_HEAD = '\254\000\000\000\000\160' -- Packed: FORM, four zeros, no rev.
 local EMPTY_METER = '\254\000\000\000\000\000\000\160' -- Packed: FORM, six zeros, nothing besides.
 local EMPTY_BESIDES = '\000\000\000\000'
+local EMPTY_LEVEL = '\254\000\000'
 local EMPTY_WINDOW = '\254\000\000\000'
 local MOST = 9000000000000000 -- The most that is counted: below 2^53.
 local NEVER_MS = 9000000000000000

@@ -1,0 +1,112 @@
+"""``kit.gauges``: how far the gauges of customers are filled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.asgi.context import exchange
+from meterkit.catalog.quantity import check_change, check_gauge, check_quantity
+from meterkit.store.customer_id import check_customer, check_event_id
+from meterkit.store.gauges import change_level, read_level
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from meterkit.asgi.exchange import Exchange
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = ["Gauges"]
+
+
+class Gauges:
+    """The levels of meters of the kind ``gauge``: stored bytes, seats. The app sets them, limits ask them.
+
+    A level belongs to no billing period and stays until it is changed. Within a request of an anonymous
+    customer, the address that it goes by means that customer.
+
+    What a request was admitted with (``storage``, ``grow``) stays set aside until the level is changed within
+    that request, or it ends.
+
+    Where enforcement is ``off`` nothing is kept: all levels are 0.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, customer: str, meter: str) -> int:
+        """The level, in the meter's unit; 0 where none was set.
+
+        Raises:
+            CustomerError, UnknownMeterError: an argument cannot be used.
+            StoreError: the store does not answer.
+        """
+        view, _ = self._found(customer, meter)
+        return 0 if self._store.is_off else await read_level(self._store, view, meter)
+
+    async def set(self, customer: str, meter: str, quantity: int, *, event_id: str | None = None) -> int:
+        """Set the level, whatever the plan allows: it is a fact. Binds the next decision.
+
+        Args:
+            customer: the customer's id.
+            meter: a gauge of the plans file.
+            quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
+            event_id: the app's own name of this change; the same one counts once in 35 days.
+
+        Returns:
+            The level by now; with an ``event_id`` that has counted before, as it is.
+
+        Raises:
+            CustomerError, QuantityError, UnknownMeterError, MeterkitError: an argument cannot be used.
+            StoreError: the store does not answer; whether the level was set is not known.
+        """
+        return await self._change(customer, meter, check_quantity(quantity), how="set", event_id=event_id)
+
+    async def adjust(self, customer: str, meter: str, quantity: int, *, event_id: str | None = None) -> int:
+        """Raise the level by a quantity, or lower it by one below 0, whatever the plan allows.
+
+        Whoever gives an ``event_id`` may do it again after a StoreError: it counts once.
+
+        Args:
+            customer: the customer's id.
+            meter: a gauge of the plans file.
+            quantity: an integer of at most 15 digits, in the meter's unit.
+            event_id: the app's own name of this change; the same one counts once in 35 days.
+
+        Returns:
+            The level by now; with an ``event_id`` that has counted before, as it is.
+
+        Raises:
+            QuantityError: the level would be below 0 or above 10^15 - 1, and stays as it is.
+            CustomerError, UnknownMeterError, MeterkitError: an argument cannot be used.
+            StoreError: the store does not answer; whether the level was changed is not known.
+        """
+        return await self._change(customer, meter, check_change(quantity), how="adjust", event_id=event_id)
+
+    async def _change(
+        self,
+        customer: str,
+        meter: str,
+        quantity: int,
+        *,
+        how: Literal["set", "adjust"],
+        event_id: str | None,
+    ) -> int:
+        view, served = self._found(customer, meter)
+        if event_id is not None:
+            check_event_id(event_id)
+        if self._store.is_off:
+            return 0
+        level = await change_level(self._store, view, meter, quantity, how=how, event_id=event_id)
+        if served is not None:
+            served.give_back_gauge(meter)
+        return level
+
+    def _found(self, customer: str, meter: str) -> tuple[CustomerView, Exchange | None]:
+        """The customer, and the request of theirs that is being served."""
+        check_customer(customer)
+        check_gauge(meter, self._store.catalog.meters)
+        served = exchange.get(None)
+        if served is None or not served.is_of(customer, self._store):
+            return self._store.cache.get(customer), None
+        return self._store.cache.get(customer, anonymous=served.is_anonymous), served

@@ -1,0 +1,108 @@
+"""What a plan gives of a gauge: how far it may be filled, and for how long beyond what is included. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.decision import GaugeLevel, Policy
+from meterkit.decisions.keys import meter_field
+from meterkit.decisions.packed import unpack_field
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog import Entitlement, Meter
+    from meterkit.decisions.decision import Reason
+
+__all__ = ["GaugeLimit", "Level", "gauge_policy", "shortage", "with_gauges"]
+
+_BYTES = frozenset({"byte", "bytes"})
+
+
+class GaugeLimit(NamedTuple):
+    """How far a gauge may be filled.
+
+    Attributes:
+        included: what the plan's price covers.
+        most: what is tolerated for a time.
+        grace_ms: for how long, since the level went above ``included``.
+    """
+
+    included: int
+    most: int
+    grace_ms: int
+
+    @classmethod
+    def of(cls, entitlement: Entitlement) -> Self | None:
+        """What a plan gives; None: no limit."""
+        included, overage = entitlement.included, entitlement.overage
+        if included is None:
+            return None
+        most = min(included * (100 + (overage.percent or 0)) // 100, QUANTITY_MAX)
+        return cls(included, most, overage.grace_ms or 0)
+
+    def at(self, level: Level, now_ms: int) -> int:
+        """The limit at an instant."""
+        since_ms = level.over_ms or now_ms
+        is_over = level.level > self.included and now_ms - since_ms >= self.grace_ms
+        return self.included if is_over else self.most
+
+
+class Level(NamedTuple):
+    """How far a gauge is filled, and since when that is above what is included (ms; 0: it is not)."""
+
+    level: int = 0
+    over_ms: int = 0
+
+    @classmethod
+    def read(cls, packed: bytes | None) -> Self:
+        """Read what the store keeps; None: nothing.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if packed is None:
+            return cls()
+        values = unpack_field(packed)
+        if [type(value) for value in values] != [int, int]:
+            raise ValueError(f"not a level: {packed!r:.80}")
+        return cls(*map(int, values))
+
+
+def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:
+    """What stands for a gauge among the policies; no field tells of it: it has neither window nor period."""
+    return Policy(
+        name=meter.name,
+        meter=meter.name,
+        kind="gauge",
+        quota=limit.most,
+        window_s=None,
+        quota_unit=meter.unit,
+    )
+
+
+def shortage(policy: Policy, limit: int, used: int, requested: int) -> tuple[Reason, GaugeLevel]:
+    """Why a gauge refuses, and the figures behind that."""
+    unit = policy.quota_unit or ""
+    reason: Reason = "storage" if unit in _BYTES else "seats"
+    return reason, GaugeLevel(meter=policy.meter, unit=unit, limit=limit, used=used, requested=requested)
+
+
+def with_gauges(further: str, gauges: Mapping[str, GaugeLimit], *, first: int) -> str:
+    """What the decision script looks at besides its fields, as JSON, with gauges that are to grow.
+
+    Args:
+        further: what else it looks at; empty: nothing.
+        gauges: each gauge and its limit.
+        first: the place of the first one's field, among those that the script reads.
+    """
+    levels = [
+        (meter, meter_field(meter), place, *limit)
+        for place, (meter, limit) in enumerate(gauges.items(), first)
+    ]
+    if not levels:
+        return further
+    told = json.dumps({"levels": levels}, separators=(",", ":"))
+    return f"{further[:-1]},{told[1:]}" if further else told

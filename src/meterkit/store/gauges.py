@@ -1,0 +1,99 @@
+"""The levels of gauges: read, set and changed. They are the app's facts, of no billing period."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.gauges import GaugeLimit, Level
+from meterkit.errors import QuantityError, StoreError
+from meterkit.store import replies
+
+if TYPE_CHECKING:
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = ["change_level", "read_level"]
+
+_DONE: Final = 0
+_COUNTED_BEFORE: Final = 1
+_TRIES: Final = 8
+
+
+async def read_level(store: Store, view: CustomerView, meter: str) -> int:
+    """How far a gauge is filled.
+
+    Raises:
+        StoreError: the store does not answer, or what it keeps is damaged.
+    """
+    admin = await store.admin()
+    try:
+        return Level.read(await admin.ask(admin.client.hget(view.keys.levels, meter))).level
+    except ValueError as error:
+        raise StoreError(
+            f"the level of {meter} of customer {view.customer!r} cannot be read: {error}"
+        ) from error
+
+
+async def change_level(
+    store: Store,
+    view: CustomerView,
+    meter: str,
+    quantity: int,
+    *,
+    how: Literal["set", "adjust"],
+    event_id: str | None,
+) -> int:
+    """Set a level, or change it by a quantity; the level that it has then.
+
+    Raises:
+        QuantityError: it would be below 0, or above 10^15 - 1; nothing is done.
+        StoreError: the store does not answer; whether the level was changed is not known.
+    """
+    admin = await store.admin()
+    names = [view.keys.levels, view.keys.state]
+    if event_id is not None:
+        # No customer's name begins so: an address is told apart from the customer who is called like it.
+        owner = f"\0{view.customer}" if view.anonymous else view.customer
+        names.append(store.keys.event(view.shard, owner, event_id))
+    for _ in range(_TRIES):
+        view = view.cache.newest(view)
+        limit = GaugeLimit.of(view.entitlements[meter])
+        bounds = view.effective.bounds
+        reply: Any = await admin.run(
+            store.scripts["level"],
+            names,
+            view.rev,
+            min(view.effective.valid_until_ms, bounds.next_end_ms),
+            *(bounds.start_ms, bounds.end_ms, bounds.next_end_ms),
+            meter,
+            -1 if limit is None else limit.included,
+            how,
+            quantity,
+        )
+        if reply[0] == replies.STALE:
+            view.cache.learn(view, reply)
+        elif reply[0] == replies.CLOCK:
+            raise StoreError(
+                f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
+                "no level is changed until they agree",
+                executed=False,
+            )
+        elif reply[0] in {_DONE, _COUNTED_BEFORE}:
+            return int(reply[2])
+        else:
+            raise _out_of_bounds(meter, int(reply[2]), quantity)
+    raise StoreError(
+        f"customer {view.customer!r} changed {_TRIES} times meanwhile; try again", executed=False
+    )
+
+
+def _out_of_bounds(meter: str, level: int, quantity: int) -> QuantityError:
+    if level + quantity > QUANTITY_MAX:
+        return QuantityError(
+            f"{meter}: the level is {level}; {quantity} more would pass {QUANTITY_MAX}; nothing is changed"
+        )
+    return QuantityError(
+        f"{meter}: the level is {level}; {-quantity} less would be below 0; nothing is changed: set the"
+        " true level where the app knows it"
+    )

@@ -1,0 +1,450 @@
+"""Gauges at the edge: uploads ask the gauge of bytes, other lines ask theirs, and the app sets the levels."""
+
+from __future__ import annotations
+
+from asyncio import Event, create_task
+from dataclasses import dataclass, field
+from datetime import timedelta
+from json import loads
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from metering import hello, http_scope, served
+from meterkit import current
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.requests import Request
+    from starlette.types import Message, Receive, Scope, Send
+
+    from metering import Served
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+anonymous: {plan: free, by: ip}
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token}
+  storage:  {unit: byte, kind: gauge}
+  seats:    {unit: seat, kind: gauge}
+  rooms:    {unit: room, kind: gauge}
+routes:
+  - {match: "PUT /files/{key:path}", storage: content-length}
+  - {match: "/shadow/{key:path}", storage: content-length, enforcement: shadow}
+  - {match: "POST /members", grow: {seats: 1}, consume: {requests: 1}}
+  - {match: "POST /rooms", grow: {rooms: 2}}
+  - {match: "POST /both", storage: content-length, grow: {seats: 1}, consume: {requests: 1}}
+  - match: "POST /ask"
+    storage: content-length
+    consume: {requests: 1}
+    reserve: {tokens: {from: max, default: 1, ceiling: 50}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 5/hour}
+      tokens:   {included: 100}
+      storage:  {included: 1000}
+      seats:    {included: 2}
+      rooms:    {included: 5, overage: {percent: 20, grace: 7d}}
+  pro:
+    price: {amount_cents: 100, interval: month}
+    meters:
+      storage:  {included: 1_000_000}
+"""
+
+
+@dataclass
+class Call:
+    """A request without a server: what it is answered, and what the app got of it."""
+
+    messages: list[Message]
+    status: int = 0
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    error: BaseException | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            self.body += message.get("body", b"")
+
+    async def receive(self) -> Message:
+        return self.messages.pop(0) if self.messages else {"type": "http.disconnect"}
+
+
+def pieces(*sizes: int, ends: bool = True) -> list[Message]:
+    """The messages of a body that comes in pieces."""
+    last = len(sizes) - 1
+    return [
+        {"type": "http.request", "body": b"x" * size, "more_body": nth < last or not ends}
+        for nth, size in enumerate(sizes)
+    ]
+
+
+async def put(
+    app: Served,
+    messages: list[Message],
+    *headers: tuple[str, str],
+    path: str = "/files/a",
+    method: str = "PUT",
+) -> Call:
+    """Send a request with these messages and no other headers than these."""
+    call = Call(messages)
+    scope = http_scope(path, method=method)
+    scope["headers"] = [*scope["headers"], *((name.encode(), value.encode()) for name, value in headers)]
+    try:
+        await app.app(scope, call.receive, call.send)
+    except Exception as error:  # noqa: BLE001 - what the server would get
+        call.error = error
+    return call
+
+
+class Reads:
+    """An app that reads all of a body, then answers how much that was; ``gone``: the client left."""
+
+    def __init__(self) -> None:
+        self.read, self.gone, self.was_asked = 0, False, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        self.was_asked = True
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                return
+            self.read += len(message["body"])
+            if not message["more_body"]:
+                break
+        await hello({}, receive, send)
+
+
+async def test_a_body_that_does_not_fit_is_refused_by_its_length_before_it_is_read(valkey: Server) -> None:
+    app = Reads()
+    async with served(app, plans=PLANS, redis_url=valkey.url) as http:
+        await http.kit.gauges.set("acme", "storage", 600)
+        valkey.command("CONFIG", "RESETSTAT")
+        refused = await put(http, pieces(401), ("content-length", "401"))
+        calls: Any = valkey.command("INFO", "commandstats")
+        assert calls["cmdstat_evalsha"]["calls"] == 1
+        assert refused.messages == pieces(401)
+        assert not app.was_asked
+        assert (await put(http, pieces(400), ("content-length", "400"))).status == 200
+    assert refused.status == 413
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["x-should-retry"] == "false"
+    assert not {"retry-after", "ratelimit", "ratelimit-policy"} & refused.headers.keys()
+    told = loads(refused.body)
+    assert told["type"] == "urn:meterkit:problem:storage-limit-exceeded"
+    assert (told["limit"], told["used"], told["requested"]) == (1000, 600, 401)
+
+
+@dataclass
+class Storing:
+    """An app that stands still until it may go on, then says how far the gauge is filled."""
+
+    sets: bool
+    entered: Event = field(default_factory=Event)
+    may_set: Event = field(default_factory=Event)
+    has_set: Event = field(default_factory=Event)
+    may_end: Event = field(default_factory=Event)
+    kit: Any = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+        while (message := await receive())["type"] == "http.request":
+            size += len(message["body"])
+            if not message["more_body"]:
+                break
+        self.entered.set()
+        await self.may_set.wait()
+        if self.sets:
+            await self.kit.gauges.adjust(current().customer, "storage", size)
+        self.has_set.set()
+        await self.may_end.wait()
+        await hello(scope, receive, send)
+
+
+@pytest.mark.parametrize("headers", [(("content-length", "700"),), (("transfer-encoding", "chunked"),)])
+@pytest.mark.parametrize("sets", [True, False])
+async def test_the_bytes_are_held_until_the_app_sets_the_level_or_the_request_ends(
+    valkey: Server, *, sets: bool, headers: Sequence[tuple[str, str]]
+) -> None:
+    app = Storing(sets)
+    async with served(app, plans=PLANS, redis_url=valkey.url) as http:
+        app.kit = http.kit
+        first = create_task(put(http, pieces(300, 400), *headers))
+        await app.entered.wait()
+        shown = (await http.kit.usage("acme"))["meters"]["storage"]
+        assert (shown["used"], shown["held"], shown["remaining"]) == (700, 700, 300)
+        assert (await put(http, pieces(301), ("content-length", "301"))).status == 413
+        app.may_set.set()
+        await app.has_set.wait()
+        assert await held_of(http) == (700, 0 if sets else 700)
+        app.may_end.set()
+        assert (await first).status == 200
+        assert await held_of(http) == ((700, 0) if sets else (0, 0))
+
+
+async def held_of(http: Served, meter: str = "storage", customer: str = "acme") -> tuple[int, int]:
+    """How much of a gauge is used, and what of that is held."""
+    await drained(http)
+    shown = (await http.kit.usage(customer))["meters"][meter]
+    return shown["used"], shown["held"]
+
+
+async def drained(http: Served) -> None:
+    """Wait until all that was settled is in the store."""
+    for lane in http.kit.store.lanes.values():
+        await lane.replies()
+
+
+async def test_a_body_of_unknown_length_is_counted_as_it_comes_and_ends_with_413() -> None:
+    app = Reads()
+    async with served(app, plans=PLANS) as http:
+        call = await put(http, pieces(500, 400, 101, 7), ("transfer-encoding", "chunked"))
+        assert (call.status, call.error) == (413, None)
+        told = loads(call.body)
+        assert (told["limit"], told["used"], told["requested"]) == (1000, 0, 1001)
+        # The piece that did not fit is not handed on, and the rest is not asked for.
+        assert (app.read, app.gone, len(call.messages)) == (900, True, 1)
+        assert await held_of(http) == (0, 0)
+        assert (await put(http, pieces(500, 400, 100), ("transfer-encoding", "chunked"))).status == 200
+        assert (await put(http, pieces(500, 400, 100))).status == 200
+
+
+async def test_the_two_uploads_of_unknown_length_that_do_not_fit_together_do_not_both_pass() -> None:
+    async with served(Reads(), plans=PLANS) as http:
+        go_on = Event()
+
+        class Slow(Call):
+            async def receive(self) -> Message:
+                if len(self.messages) == 1:
+                    await go_on.wait()
+                return await super().receive()
+
+        slow = Slow(pieces(600, 10))
+        scope = http_scope("/files/a", method="PUT")
+
+        async def send_slowly() -> None:
+            await http.app(scope, slow.receive, slow.send)
+
+        first = create_task(send_slowly())
+        while (await held_of(http))[1] < 600:
+            pass
+        assert (await put(http, pieces(500))).status == 413
+        assert (await put(http, pieces(400 - 10))).status == 200
+        go_on.set()
+        await first
+        assert slow.status == 200
+
+
+async def test_a_length_that_lies_lets_no_more_in() -> None:
+    app = Reads()
+    async with served(app, plans=PLANS) as http:
+        call = await put(http, pieces(10, 600, 600), ("content-length", "10"))
+        assert (call.status, app.read) == (413, 610)
+        assert (await put(http, pieces(10, 600), ("content-length", "10"))).status == 200
+        for lie in ("1e9", "", "-1", "0x1", "10, 2000"):
+            assert (await put(http, pieces(400, 601), ("content-length", lie))).status == 413
+        # Who says it twice differently has not said it.
+        twice = (("content-length", "10"), ("content-length", "20"))
+        assert (await put(http, pieces(400, 601), *twice)).status == 413
+        assert (await put(http, pieces(1), ("content-length", "9" * 400))).status == 413
+        assert await held_of(http) == (0, 0)
+
+
+async def test_an_upload_that_is_cut_leaves_nothing_held() -> None:
+    app = Reads()
+    async with served(app, plans=PLANS) as http:
+        for headers in ((("content-length", "900"),), (("transfer-encoding", "chunked"),)):
+            call = await put(http, pieces(500, 300, ends=False), *headers)
+            assert (call.status, app.gone) == (0, True)
+            assert await held_of(http) == (0, 0)
+
+
+async def test_an_answer_that_has_begun_is_cut_where_the_body_does_not_fit() -> None:
+    caught: list[BaseException] = []
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+        try:
+            await send({"type": "http.response.body", "body": b"stored"})
+        except ConnectionAbortedError as error:
+            caught.append(error)
+            raise
+
+    async with served(echo, plans=PLANS) as http:
+        call = await put(http, pieces(900, 200))
+        assert (call.status, call.body, call.error) == (200, b"", None)
+        assert len(caught) == 1
+        assert await held_of(http) == (0, 0)
+
+
+async def test_an_app_of_starlette_that_reads_the_body_is_ended_without_an_error() -> None:
+    async def store(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    app = Starlette(routes=[Route("/files/{key:path}", store, methods=["PUT"])])
+    async with served(app, plans=PLANS) as http:
+        call = await put(http, pieces(900, 200))
+        assert (call.status, call.error) == (413, None)
+        assert loads(call.body)["requested"] == 1100
+        assert (await put(http, pieces(900, 100))).body == b"1000"
+
+
+async def test_without_a_body_nothing_is_asked_of_the_gauge() -> None:
+    async with served(Reads(), plans=PLANS) as http:
+        await http.kit.gauges.set("acme", "storage", 1100)
+        assert (await put(http, pieces(0))).status == 200
+        assert (await put(http, pieces(0), ("content-length", "0"))).status == 200
+        assert (await put(http, pieces(0), ("transfer-encoding", "chunked"))).status == 413
+        assert (await put(http, pieces(1), ("content-length", "1"))).status == 413
+        await http.kit.customers.override("acme", {"storage": {"included": "unlimited"}})
+        assert (await put(http, pieces(5000), ("content-length", "5000"))).status == 200
+        assert (await put(http, pieces(5000))).status == 200
+
+
+async def test_growth_is_refused_where_the_gauge_is_full_and_held_until_the_app_sets_it() -> None:
+    taken: list[tuple[int, int]] = []
+
+    async def invite(scope: Scope, receive: Receive, send: Send) -> None:
+        taken.append(await held_of(http, "seats"))
+        await http.kit.gauges.adjust("acme", "seats", 1)
+        taken.append(await held_of(http, "seats"))
+        await hello(scope, receive, send)
+
+    async with served(invite, plans=PLANS) as http:
+        answers = [await http.client.post("/members") for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 403]
+        assert taken == [(1, 1), (1, 0), (2, 1), (2, 0)]
+        told = answers[-1].json()
+        assert told["type"] == "urn:meterkit:problem:seats-limit-exceeded"
+        assert (told["limit"], told["used"]) == (2, 2)
+        assert "Free a seat" in told["detail"]
+        # Of the rate the refused one has taken nothing.
+        assert await http.counted() == (2, 0)
+        await http.kit.gauges.adjust("acme", "seats", -1)
+        assert (await http.client.post("/members")).status_code == 200
+
+
+async def test_what_refuses_first_is_told_and_nothing_is_counted() -> None:
+    async with served(hello, plans=PLANS) as http:
+        await http.kit.gauges.set("acme", "storage", 990)
+        await http.kit.gauges.set("acme", "seats", 2)
+        answer = await http.client.post("/both", content=b"x" * 11)
+        assert (answer.status_code, answer.json()["requested"]) == (413, 11)
+        # Of policies, those that a window or a period frees are told; a gauge is not.
+        assert answer.headers["ratelimit-policy"] == '"requests-1h";q=5;w=3600'
+        answer = await http.client.post("/both", content=b"x" * 10)
+        assert (answer.status_code, answer.json()["used"]) == (403, 2)
+        assert await http.counted() == (0, 0)
+        assert await held_of(http) == (990, 0)
+        await http.kit.gauges.set("acme", "seats", 1)
+        answer = await http.client.post("/both", content=b"x" * 10)
+        assert answer.status_code == 200
+        assert answer.headers["ratelimit"].startswith('"requests-1h";r=4')
+        assert await held_of(http) == (990, 0)
+
+
+async def test_a_tolerance_lasts_its_time_and_begins_anew_once_the_level_is_within_again() -> None:
+    async with served(hello, plans=PLANS) as http:
+        assert (await http.client.post("/rooms")).status_code == 200
+        await http.kit.gauges.set("acme", "rooms", 4)  # 5 are included, 6 tolerated.
+        assert (await http.client.post("/rooms")).status_code == 200
+        await http.kit.gauges.set("acme", "rooms", 6)
+        told = (await http.client.post("/rooms")).json()
+        assert (told["limit"], told["used"]) == (6, 6)
+        assert "Free a room" in told["detail"]
+        http.clock.advance(timedelta(days=7, milliseconds=-1))
+        assert (await http.kit.check("acme", "rooms", 0)).allowed
+        await http.kit.gauges.set("acme", "rooms", 5 + 1, event_id="again")
+        http.clock.advance(timedelta(milliseconds=1))
+        told = (await http.client.post("/rooms")).json()
+        assert (told["limit"], told["used"]) == (5, 6)
+        await http.kit.gauges.set("acme", "rooms", 3)
+        assert (await http.client.post("/rooms")).status_code == 200
+        await http.kit.gauges.set("acme", "rooms", 4)
+        assert (await http.client.post("/rooms")).status_code == 200
+
+
+async def test_i4_a_plan_binds_the_next_decision_and_a_tolerance_begins_when_it_is_seen() -> None:
+    async with served(hello, plans=PLANS) as http:
+        await http.kit.customers.set_plan("acme", "pro")
+        await http.kit.gauges.set("acme", "storage", 5000)
+        await http.kit.gauges.set("acme", "rooms", 6)
+        assert (await http.client.put("/files/a", content=b"x" * 5000)).status_code == 200
+        await http.kit.customers.set_plan("acme", "free")
+        answer = await http.client.put("/files/a", content=b"x")
+        assert (answer.status_code, answer.json()["limit"]) == (413, 1000)
+        shown = (await http.kit.usage("acme"))["meters"]
+        assert (shown["storage"]["used"], shown["storage"]["remaining"]) == (5000, 0)
+        # 6 rooms were never too many for pro: the 7 days begin now.
+        answer = await http.client.post("/rooms")
+        assert (answer.status_code, answer.json()["limit"]) == (403, 6)
+        http.clock.advance(timedelta(days=7))
+        answer = await http.client.post("/rooms")
+        assert (answer.status_code, answer.json()["limit"]) == (403, 5)
+
+
+async def test_in_shadow_nobody_is_refused() -> None:
+    app = Reads()
+    async with served(app, plans=PLANS) as http:
+        for headers in ((("content-length", "1500"),), ()):
+            call = await put(http, pieces(700, 800), *headers, path="/shadow/a")
+            assert (call.status, app.read) == (200, 1500)
+            app.read = 0
+            assert await held_of(http) == (0, 0)
+
+
+async def test_a_line_may_reserve_and_consume_besides() -> None:
+    async with served(Reads(), plans=PLANS) as http:
+        answer = await http.client.post("/ask", json={"max": 20})
+        assert answer.status_code == 200
+        await http.kit.gauges.set("acme", "storage", 995)
+        answer = await http.client.post("/ask", json={"max": 20})
+        assert (answer.status_code, answer.json()["requested"]) == (413, len(b'{"max":20}'))
+        assert await held_of(http, "tokens") == (0, 0)
+        await http.kit.gauges.set("acme", "storage", 0)
+        await http.kit.record("acme", "tokens", 90)
+        assert (await http.client.post("/ask", json={"max": 20})).status_code == 429
+        assert await held_of(http) == (0, 0)
+        # More than is read beforehand, and the rest of it as it comes.
+        await http.kit.record("ida", "requests", 0)
+        call = await put(http, pieces(600, 600), path="/ask", method="POST")
+        assert call.status == 413
+
+
+async def test_who_goes_by_an_address_has_gauges_of_their_own() -> None:
+    levels: list[int] = []
+
+    async def store(scope: Scope, receive: Receive, send: Send) -> None:
+        who = current().customer
+        levels.append(await http.kit.gauges.adjust(who, "storage", 400, event_id="once"))
+        levels.append(await http.kit.gauges.get(who, "storage"))
+        await hello(scope, receive, send)
+
+    async with served(store, plans=PLANS) as http:
+        del http.client.headers["x-customer-id"]
+        assert (await http.client.put("/files/a", content=b"x" * 400)).status_code == 200
+        assert (await http.client.put("/files/a", content=b"x" * 601)).status_code == 413
+        # The customer who is called like that is another one.
+        assert await http.kit.gauges.get("127.0.0.1", "storage") == 0
+        assert await http.kit.gauges.adjust("127.0.0.1", "storage", 1, event_id="once") == 1
+        assert levels == [400, 400]
