@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Event, create_task
+from asyncio import Event, create_task, get_running_loop
 from dataclasses import dataclass, field
 from datetime import timedelta
 from json import loads
@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from faults import renew_holds, settled
 from metering import hello, http_scope, served
 from meterkit import current
 
@@ -448,3 +449,31 @@ async def test_who_goes_by_an_address_has_gauges_of_their_own() -> None:
         assert await http.kit.gauges.get("127.0.0.1", "storage") == 0
         assert await http.kit.gauges.adjust("127.0.0.1", "storage", 1, event_id="once") == 1
         assert levels == [400, 400]
+
+
+async def test_i3_an_upload_of_half_an_hour_keeps_what_it_holds_and_gives_all_of_it_back(
+    valkey: Server,
+) -> None:
+    for headers, sets in (((("content-length", "700"),), False), ((), False), ((), True)):
+        app = Storing(sets)
+        async with served(app, plans=PLANS, redis_url=valkey.url) as http:
+            app.kit = http.kit
+            lane = http.kit.store.lanes[get_running_loop()]
+            first = create_task(put(http, pieces(300, 400), *headers))
+            await app.entered.wait()
+            for _ in range(16):
+                http.clock.advance(timedelta(minutes=1))
+                await renew_holds(lane)
+                await settled(http.kit)
+            assert await held_of(http) == (700, 700)
+            app.may_set.set()
+            await app.has_set.wait()
+            for _ in range(16):
+                http.clock.advance(timedelta(minutes=1))
+                await renew_holds(lane)
+                await settled(http.kit)
+            assert await held_of(http) == ((700, 0) if sets else (700, 700))
+            app.may_end.set()
+            assert (await first).status == 200
+            assert await held_of(http) == ((700, 0) if sets else (0, 0))
+            assert lane.live == set()

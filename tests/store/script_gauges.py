@@ -1,0 +1,289 @@
+"""A random life of gauges: the scripts, and a model of a few lines that says what they must answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from counters import pack_field
+from meterkit.catalog import loads
+from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.gauges import GaugeLimit
+from meterkit.decisions.keys import FORMAT, Keys
+from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.program import Demand
+from meterkit.decisions.verdict import refused
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.resp import pack, pack_each
+from meterkit.redis.scripts import Script
+from meterkit.store.settlement import Held, Settlement
+from meterkit.store.views import CustomerCache
+from store.script_checks import MismatchError
+from store.script_counts import DAY_MS, SLOT_MS
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from random import Random
+
+    from meterkit.store.views import CustomerView, PreparedDecision
+    from store.script_wires import Wire
+
+MOST: Final = 10**15 - 1
+PLANS: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  jobs:    {unit: job}
+  storage: {unit: byte, kind: gauge}
+  seats:   {unit: seat, kind: gauge}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      jobs:    {rate: 9_000_000_000/hour, included: 9_000_000_000, concurrency: 9_000_000}
+      storage: {included: 100, overage: {percent: 5, grace: 7d}}
+      seats:   {included: 3}
+    grants: [{meter: jobs, quantity: 5, every: period}]
+  more:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      storage: {included: 150, overage: {percent: 10, grace: 1d}}
+      seats:   {included: 0}
+  open:
+    price: {amount_cents: 0, interval: month}
+    meters: {seats: {included: 5, overage: {percent: 50, grace: 1h}}}
+""")
+GAUGES: Final = ("storage", "seats")
+
+
+@dataclass(slots=True)
+class Gauge:
+    """What is known of one gauge: level, since when that is too much (0: it is not), holds by their slots."""
+
+    level: int = 0
+    over_ms: int = 0
+    held: dict[int, int] = field(default_factory=dict[int, int])
+
+    def live(self, now: int) -> int:
+        return sum(held for slot, held in self.held.items() if slot >= now // SLOT_MS - 1)
+
+    def look(self, limit: GaugeLimit | None, now: int) -> int:
+        """Note whether the level is too much by now; the limit."""
+        if limit is None or self.level <= limit.included:
+            self.over_ms = 0
+        elif not self.over_ms:
+            self.over_ms = now
+        if limit is None:
+            return MOST
+        return limit.included if self.over_ms and now - self.over_ms >= limit.grace_ms else limit.most
+
+    def stored(self) -> bytes | None:
+        return pack_field(self.level, self.over_ms) if self.level else None
+
+
+class GaugeWorld:
+    """One customer, two processes, and a clock."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random, self.wall = wire, random, START_MS
+        wire(pack("FLUSHALL"))
+        self.scripts = {name: self._load(name, text) for name, text in texts.items()}
+        self.keys = Keys("mk", 1)
+        self.processes = [
+            CustomerCache(
+                PLANS,
+                keys=self.keys,
+                decide=self.scripts["decide"],
+                settle=self.scripts["settle"],
+                seal_delay_ms=0,
+                now_ms=lambda: self.wall,
+                on_unclaimed=lambda _decision, _at: None,
+            )
+            for _ in range(2)
+        ]
+        self.plan, self.rev, self.number = "free", NO_STATE, 0
+        self.gauges = {name: Gauge() for name in GAUGES}
+        self.open: list[tuple[PreparedDecision, int]] = []
+        self.events: set[str] = set()
+        self.seen: set[str] = set()
+
+    def step(self) -> None:
+        """Let time pass or not, then something is done; then all is compared."""
+        if self.random.random() < 0.6:
+            self.wall += self.random.choice((1, 1000, *self._edges()))
+        deeds = (self.decide, self.decide, self.decide, self.settle, self.change, self.change, self.move)
+        self.random.choice(deeds)()
+        for name, gauge in self.gauges.items():
+            self.compare(name, gauge.stored(), self.wire(pack("HGET", self._keys.levels, name)))
+
+    def _edges(self) -> list[int]:
+        """What is left until something turns, and one more or less."""
+        left = [SLOT_MS - self.wall % SLOT_MS, 2 * SLOT_MS]
+        left += [
+            cache.get("ada").effective.bounds.next_end_ms - self.wall
+            for cache in self.processes
+            if self.random.random() < 0.05
+        ]
+        for name, gauge in self.gauges.items():
+            limit = self._limit(name)
+            if gauge.over_ms and limit is not None:
+                left += [max(1, gauge.over_ms + limit.grace_ms - self.wall)] * 3
+        return [max(0, some + self.random.choice((-1, 0, 0, 1))) for some in left]
+
+    def decide(self) -> None:
+        asked = self.random.choice((("storage",), ("seats",), GAUGES, ("seats", "storage")))
+        quantities = {name: self._asked(name) for name in asked}
+        demands = {name: Demand.of(quantity) for name, quantity in quantities.items()}
+        if self.random.random() < 0.5:
+            demands = {"jobs": Demand.of(1), **demands}
+        mode = self.random.choice("dddcsf")
+        decision, reply = self._ask(lambda view: view.prepare_asking(demands, mode, in_flight=True))
+        if mode != "f":  # Which goes by what its process knows, whatever that is.
+            self.compare("plan", self.plan, decision.view.effective.plan.key)
+        limits: dict[str, int] = {}
+        for name in asked:
+            gauge, limit = self.gauges[name], GaugeLimit.of(decision.view.entitlements[name])
+            if limit is not None:
+                kept = gauge.over_ms
+                limits[name] = gauge.look(limit, self.wall)
+                gauge.over_ms = kept if mode == "c" else gauge.over_ms
+        used = {name: self.gauges[name].level + self.gauges[name].live(self.wall) for name in limits}
+        full = [name for name in limits if used[name] + demands[name].needed > limits[name]]
+        expected = (5 if mode == "s" else 1) if full else 0
+        self.compare(f"{mode} {demands} {used} {limits}", expected, reply[0])
+        self.seen.add(f"{mode} {expected}")
+        if full:
+            told = refused(decision.exact(), reply, 0)
+            first = "storage" if "storage" in full else "seats"
+            self.compare("violated", (tuple(full), first), (told.violated, told.reason))
+            assert told.gauge is not None
+            shown = (told.gauge.limit, told.gauge.used, told.gauge.requested)
+            self.compare("told", (limits[first], used[first], demands[first].needed), shown)
+        elif reply[2]:
+            nearest = decision.program.measures[reply[2] - 1].policy.meter
+            self.compare("nearest", "jobs", nearest)
+        if mode != "c" and reply[0] != 1:
+            for name in limits:
+                slots = self.gauges[name].held
+                slots[self.wall // SLOT_MS] = slots.get(self.wall // SLOT_MS, 0) + demands[name].taken
+            self.open.append((decision, self.wall // SLOT_MS))
+
+    def _asked(self, name: str) -> int:
+        """So much that it just fits, or does not, or anything."""
+        gauge, limit = self.gauges[name], self._limit(name)
+        most = limit.most if limit is not None and self.random.random() < 0.7 else 100
+        left = most - gauge.level - gauge.live(self.wall)
+        return max(0, self.random.choice((left, left + 1, left - 1, 0, 1, self.random.randrange(40))))
+
+    def settle(self) -> None:
+        if not self.open:
+            return
+        decision, slot = self.open.pop(self.random.randrange(len(self.open)))
+        held = Held.of(decision, slot)
+        code = 4
+        while code == 4:
+            self.number += 1
+            head, tail = Settlement(decision.view, held=held).pack()
+            place = pack_sequence(slot, self.number) + pack_each([self.wall])
+            reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
+            code = reply[0]
+            if code == 4:
+                self.number -= 1
+                decision.view.cache.learn(decision.view, reply)
+        self.compare("settled", 0, code)
+        for name in GAUGES:
+            slots, given = self.gauges[name].held, held.quantities.get(name, 0)
+            if slot >= self.wall // SLOT_MS - 1:
+                slots[slot] = max(0, slots.get(slot, 0) - given)
+
+    def change(self) -> None:
+        name, how = self.random.choice(GAUGES), self.random.choice(("set", "adjust"))
+        gauge, limit = self.gauges[name], self._limit(name)
+        near = [limit.included, limit.included + 1, limit.most, limit.most + 1] if limit else [120]
+        quantity = self.random.choice((*near, 0, MOST))
+        if how == "adjust":
+            quantity = self.random.choice(
+                (-gauge.level, -gauge.level - 1, quantity - gauge.level, MOST - gauge.level + 1, 1, -1, 0)
+            )
+        event = self.random.choice((None, None, f"e{self.random.randrange(40)}"))
+        known = self._view
+        keys = [self._keys.levels, self._keys.state, *([] if event is None else [f"mk:{{0}}:e:{event}"])]
+        reply: Any = [2]
+        while reply[0] == 2:
+            if len(reply) > 1:
+                known = known.cache.learn(known, reply)
+            bounds, allowed = known.effective.bounds, GaugeLimit.of(known.entitlements[name])
+            argv = (
+                *(known.rev, bounds.start_ms, bounds.next_end_ms, name),
+                *(-1 if allowed is None else allowed.included, how, quantity, self.wall),
+            )
+            reply = self.wire(pack("EVALSHA", self.scripts["level"].sha, len(keys), *keys, *argv))
+            is_known = known.rev == self.rev and bounds.start_ms <= self.wall < bounds.next_end_ms
+            self.compare("whether it is stale", not is_known, reply[0] == 2)
+        changed = quantity if how == "set" else gauge.level + quantity
+        code = 1 if event in self.events else 0 if 0 <= changed <= MOST else 4
+        if code == 0:
+            gauge.level = changed
+            gauge.look(limit, self.wall)
+            self.events |= {event} if event else set()
+            if event:
+                lives = self.wire(pack("PTTL", keys[-1]))
+                self.compare("life of an event", True, 34 * DAY_MS < lives <= 35 * DAY_MS)
+        self.seen.add(f"level {code}")
+        self.compare(f"{how} {name} {quantity} {event}", [code, self.wall, gauge.level], reply)
+
+    def move(self) -> None:
+        """Put the customer on another plan."""
+        self.plan = self.random.choice(tuple(PLANS.plans))
+        self.rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
+        self.wire(
+            pack("HSET", self._keys.state, "rev", self.rev, "data", CustomerState(plan=self.plan).dump())
+        )
+        head = self.wire(pack("HGET", self._keys.counters, "h"))
+        if head is not None:
+            *times, _ = unpack_field(head)
+            self.wire(pack("HSET", self._keys.counters, "h", pack_field(*times, "")))
+
+    def damage(self) -> None:
+        """What cannot be a level is told, and stays as it is."""
+        keys, known = self.keys.customer("ida"), self.processes[0].get("ida")
+        argv = (known.rev, 0, 9 * 10**15, "storage", 5, "set", 1, self.wall)
+        level = pack("EVALSHA", self.scripts["level"].sha, 2, keys.levels, keys.state, *argv)
+        packed = b"".join(known.prepare_asking({"storage": Demand.of(1)}, "f").packed)
+        for wrong in (b"1x", b"", pack_field(1), pack_field(1, 2, 3), b"\x07" + pack_field(1, 2)[1:]):
+            self.wire(pack("HSET", keys.levels, "storage", wrong))
+            for request in (level, packed + pack_each([self.wall])):
+                self.compare(f"{wrong!r}", True, "DAMAGED field storage" in str(self.wire(request)))
+            self.compare(f"after {wrong!r}", wrong, self.wire(pack("HGET", keys.levels, "storage")))
+
+    def _ask(self, prepare: Callable[[CustomerView], PreparedDecision]) -> tuple[PreparedDecision, Any]:
+        known = self._view
+        while True:
+            decision = prepare(known)
+            reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+            if isinstance(reply, Exception) or reply[0] != 2:
+                return decision, reply
+            known = known.cache.learn(known, reply)
+
+    @property
+    def _view(self) -> CustomerView:
+        return self.random.choice(self.processes).get("ada")
+
+    @property
+    def _keys(self) -> Any:
+        return self.keys.customer("ada")
+
+    def _limit(self, name: str) -> GaugeLimit | None:
+        return GaugeLimit.of(PLANS.plans[self.plan].entitlements[name])
+
+    def _load(self, name: str, text: str) -> Script:
+        sha = self.wire(pack("SCRIPT", "LOAD", text))
+        if isinstance(sha, Exception):
+            raise MismatchError(f"{name}: {sha}")
+        return Script(name, text, sha.decode())
+
+    def compare(self, what: str, expected: object, found: object) -> None:
+        if expected != found:
+            raise MismatchError(f"{what}: expected {expected}, found {found} at {self.wall}")

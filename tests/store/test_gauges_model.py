@@ -1,0 +1,77 @@
+"""The scripts of gauges, on real servers and on the one within the process, against a model; and each line of
+theirs made wrong on purpose: the model must notice. A sample of them; all with ``METERKIT_ALL_MUTANTS=1``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from store.script_checks import MismatchError
+from store.script_driver import life
+from store.script_gauges import GaugeWorld
+from store.script_mutants import equivalents, mutants, sample_of
+from store.script_wires import fake_wire, load_texts, server_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from servers import Server
+    from store.script_wires import Wire
+
+FILES: Final = (
+    "level.lua",
+    *(f"include/{name}.lua" for name in ("weigh_gauges", "level_of", "over_since")),
+)
+SEEDS: Final = 3
+STEPS: Final = 2500
+SAMPLE: Final = 20
+ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
+SAID: Final = {"d 0", "d 1", "c 0", "c 1", "s 0", "s 5", "f 0", "f 1", "level 0", "level 1", "level 4"}
+EQUIVALENT: Final = equivalents("script_equivalents_gauges.txt")
+
+
+def live(wire: Wire, texts: Mapping[str, str], seed: int, steps: int = STEPS) -> GaugeWorld:
+    world = GaugeWorld(wire, texts, life(seed))
+    for _ in range(steps):
+        world.step()
+    world.damage()
+    return world
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_gauges_are_what_the_model_says(valkey: Server, seed: int) -> None:
+    with server_wire(valkey) as wire:
+        assert live(wire, load_texts(), seed).seen >= SAID
+
+
+def test_redis_does_what_the_model_does(redis_server: Server) -> None:
+    with server_wire(redis_server) as wire:
+        live(wire, load_texts(), 7)
+
+
+def test_the_store_within_the_process_does_what_the_model_does() -> None:
+    live(fake_wire(), load_texts("fake"), 8, 1200)
+
+
+@pytest.mark.timeout(600)
+def test_every_mutant_is_caught(valkey: Server) -> None:
+    survivors: list[str] = []
+    with server_wire(valkey) as wire:
+        every = [mutant for mutant in mutants(FILES) if str(mutant) not in EQUIVALENT]
+        for mutant in every if ALL else sample_of(every, SAMPLE):
+            texts = mutant.texts(load_texts)
+            try:
+                for seed in range(SEEDS):
+                    live(wire, texts, seed)
+            except (MismatchError, TypeError, ValueError):  # Also what cannot be read at all.
+                continue
+            survivors.append(str(mutant))
+    assert survivors == [], "\n".join(survivors)
+
+
+def test_every_equivalent_is_a_mutant_with_a_reason() -> None:
+    assert set(EQUIVALENT) <= {str(mutant) for mutant in mutants(FILES)}
+    assert all(EQUIVALENT.values())
