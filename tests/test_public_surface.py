@@ -57,6 +57,7 @@ NAMES = [
     "UnknownFeatureError",
     "UnknownMeterError",
     "Unsealed",
+    "UsageThreshold",
     "allows",
     "current",
     "identify",

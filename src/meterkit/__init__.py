@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         UnknownMeterError,
     )
     from meterkit.kit import MeterKit
-    from meterkit.notify import CreditsLow
+    from meterkit.notify import CreditsLow, UsageThreshold
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
     from meterkit.store.customers import Customer, Customers
@@ -74,6 +74,7 @@ __all__ = [
     "UnknownFeatureError",
     "UnknownMeterError",
     "Unsealed",
+    "UsageThreshold",
     "allows",
     "current",
     "identify",
@@ -108,6 +109,7 @@ _HOMES = {
     "StreamTap": "meterkit.tokens.tap",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
+    "UsageThreshold": "meterkit.notify",
     "allows": "meterkit.asgi.context",
     "current": "meterkit.asgi.context",
     "record": "meterkit.asgi.context",

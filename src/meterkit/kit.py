@@ -20,7 +20,7 @@ from meterkit.decisions.program import Demand
 from meterkit.delivery.background import flush_forever, flusher_for
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError
-from meterkit.notify import Handlers
+from meterkit.notify import Handlers, Teller
 from meterkit.redis.url import choose_store
 from meterkit.serving import Serving
 from meterkit.store.customer_id import check_customer, check_event_id
@@ -104,14 +104,14 @@ class MeterKit:
         self.grants = Grants(self.store)
         self.gauges = Gauges(self.store)
         self._handlers = Handlers()
-        self.store.on_low = self._handlers.credits_low
-        tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        teller = Teller(self.store, self._handlers)
+        tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
         if self.settings.delivers:
             every_s = min(5.0, self.settings.flush_interval)
             tasks["flush"] = partial(flush_forever, self.flusher, every_s=every_s)
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
-        finish = partial(self._handlers.finish, timeout_s=_HANDLERS_S)
+        finish = partial(teller.finish, timeout_s=_HANDLERS_S)
         self._serving = Serving(self.store, self.settings, tasks, finish)
 
     @property
@@ -146,10 +146,12 @@ class MeterKit:
         await self._serving.stop()
 
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
-        """Register a handler, sync or async: ``@kit.on("credits.low")``.
+        """Register a handler, sync or async: ``@kit.on("usage.threshold")``.
 
-        It is called in the process whose settlement caused the event, at most once, with a
-        :class:`~meterkit.notify.CreditsLow`; what it raises is logged.
+        It is called with a :class:`UsageThreshold` or, for ``credits.low``, a :class:`CreditsLow`, in one of
+        the processes that have handlers of the event: at least once, by its ``id`` a repeat is known. Where
+        it raises or takes longer than 30 s, that is logged, and it is told again a minute later, ten times
+        in all.
 
         Raises:
             MeterkitError: there is no such event.

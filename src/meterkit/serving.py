@@ -33,7 +33,7 @@ class Serving:
         store: of the kit.
         settings: of the kit.
         tasks: name to what runs beside each event loop until that is stopped.
-        finish: waits, in the running event loop, for what is still under way there.
+        finish: brings to an end what is under way in the running event loop, before its tasks are cancelled.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class Serving:
         if left > 0:
             self._starts[loop] = left
             return
+        if not self._store.is_off:
+            await self._finish()
         await self._end()
-        await self._finish()
         await self._store.stop()
-        await self._finish()
 
     async def remember_meters(self) -> None:
         """Have the store remember the meters of the plans file by their names."""

@@ -70,6 +70,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.meters.*.concurrency": ("decisions/program.py", "entitlement.concurrency"),
     "plans.*.meters.*.included": ("store/", "entitlement.included"),
     "plans.*.meters.*.overage": ("store/", "overage.mode"),
+    "plans.*.meters.*.warn_at": ("store/settlement.py", "entitlement.warn_at"),
     "plans.*.meters.*.overage.bill": ("store/", "overage.mode"),
     "plans.*.meters.*.overage.bill.cap": ("catalog/entitlements.py", "included + overage.cap"),
     "plans.*.meters.*.overage.bill.per": ("store/customer_usage.py", "overage.per"),
@@ -109,7 +110,6 @@ WITHOUT_EFFECT: Final = {
     "plans.*.price.stripe_price": "stripe_price",
     "plans.*.seat_price": "seat_price",
     "plans.*.trial": "trial_ms",
-    "plans.*.meters.*.warn_at": "warn_at",
 }
 
 

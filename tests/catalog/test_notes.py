@@ -74,7 +74,6 @@ def test_each_key_without_effect_and_each_meter_billed_from_the_first_unit_is_na
     """F-60, F-26."""
     assert told(loads(PLANS)) == [
         (11, "routes[1].idempotency_header", "without_effect"),
-        (18, "plans.free.meters.requests.warn_at", "without_effect"),
         (20, "plans.bare", "billed_from_first_unit"),
         (21, "plans.bare.price.amount_cents", "informs"),
         (22, "plans.bare.trial", "without_effect"),

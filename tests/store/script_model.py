@@ -101,6 +101,12 @@ class Customer:
     closed: dict[str, int] = field(default_factory=dict[str, int])
     purse: Purse = field(default_factory=Purse)
 
+    @property
+    def begun(self) -> tuple[int, int]:
+        """The period that has begun, whose start and end."""
+        assert self.period is not None
+        return self.period
+
     def rate(self, meter: str, rate: Rate) -> Windows | Bucket:
         key = (meter, rate.window_ms, rate.algorithm)
         return self.rates.get(key) or (Bucket() if rate.algorithm == "token-bucket" else Windows())
@@ -182,6 +188,14 @@ class Customer:
                 for name in names:
                     del self.closed[name]
 
+    def count_late(self, period: int, parts: Iterable[Part], *, is_dead: bool) -> None:
+        """Count what came for a closed period."""
+        for part in parts:
+            if part.quantity:
+                name = f"{period}|{meter_token(part.meter)}u"
+                self.closed[name] = self.closed.get(name, 0) + part.quantity
+                self.marked[part.meter] += 0 if is_dead else part.quantity
+
     def total(self, meter: str, *, with_paid: bool) -> int:
         """What was recorded of a meter in this period; what was paid where that is looked at."""
         paid = self.granted[meter] + self.credited[meter] if with_paid else 0
@@ -231,6 +245,7 @@ class Model:
         self.events: set[str] = set()
         self.dirty: dict[str, int] = {}
         self.unlinked: dict[str, int] = {}
+        self.notices: list[tuple[str, str, str, str]] = []
 
     def decide(
         self,
@@ -321,18 +336,32 @@ class Model:
         customer.seen, customer.cached = now, view.rev
         keep = self._rate(customer, view, use, now)
         self._record(name, customer, view, parts, now, keep, has_recorded=any(use.recorded.values()))
-        low: list[bytes] = []
+        words: list[bytes] = []
         if before is not None and after is not None:
             customer.purse.keep(after, has_state=view.rev != NO_REV)
-            low = lowered(self.catalog, before, after)
+            for target, left in lowered(self.catalog, before, after):
+                self._notice("credits.low", name, target, (now, *customer.begun, left))
+        for part in parts if view.billable else ():
+            self._cross(name, customer, view.entitlements[part.meter], part, now)
         if late is not None:
-            low.append(f"late {late}".encode())
-            for part in parts:
-                if part.quantity:
-                    name_of = f"{late}|{meter_token(part.meter)}u"
-                    customer.closed[name_of] = customer.closed.get(name_of, 0) + part.quantity
-                    customer.marked[part.meter] += 0 if view.late_is_dead else part.quantity
-        return [6, refused[0]] if refused else [0, now, *low]
+            words.append(f"late {late}".encode())
+            customer.count_late(late, parts, is_dead=view.late_is_dead)
+        if self.notices:
+            words.append(b"notice")
+        return [6, refused[0]] if refused else [0, now, *words]
+
+    def _cross(self, name: str, customer: Customer, given: Entitlement, part: Part, now: int) -> None:
+        """Notice the shares of what is included that these units have reached."""
+        after = customer.total(part.meter, with_paid=True)
+        counted = part.within + part.granted + part.credited + part.overage
+        included = given.included or 0
+        for percent in given.warn_at if included else ():
+            if 100 * (after - counted) < included * percent <= 100 * after:
+                numbers = (now, *customer.begun, after, percent, included)
+                self._notice("usage.threshold", name, meter_token(part.meter), numbers)
+
+    def _notice(self, kind: str, name: str, of: str, numbers: tuple[int, ...]) -> None:
+        self.notices.append((kind, name, of, " ".join(map(str, numbers))))
 
     def _parts(
         self,

@@ -39,7 +39,12 @@ plans:
         concurrency: 3
         included: 150
         overage: deny
-      tokens: {rate: [3000/26 hours, 20_000/30 days], included: 4000, overage: {bill: {cap: 3000}}}
+        warn_at: [1, 50, 67, 100]
+      tokens:
+        rate: [3000/26 hours, 20_000/30 days]
+        included: 4000
+        overage: {bill: {cap: 3000}}
+        warn_at: [80, 110]
       jobs:
         rate: [{limit: 5_001/second, algorithm: token-bucket}, 40_000/25 hours]
         concurrency: 6
@@ -62,7 +67,7 @@ plans:
         rate: [600/7 days, {limit: 500/second, algorithm: token-bucket, burst: 100}]
         included: 900
         overage: deny
-      large: {rate: 500/7 days, included: 300, overage: deny}
+      large: {rate: 500/7 days, included: 300, overage: deny, warn_at: [50]}
       jobs: {included: 1, overage: deny}
       plain: {rate: {limit: 20/26 hours, algorithm: fixed-window}, concurrency: 2, included: 0, overage: deny}
   big:
@@ -104,8 +109,9 @@ plans:
   gift:
     price: {amount_cents: 0, interval: month}
     meters:
-      calls: {concurrency: 4, included: 5, overage: deny}
+      calls: {concurrency: 4, included: 5, overage: deny, warn_at: [40, 90]}
       words:
+        warn_at: [100]
         rate: [9000/minute, {limit: 4000/9 seconds, algorithm: token-bucket, burst: 5000}]
         included: 40
         overage: {bill: {cap: 60, per: 4, amount_cents: 10}}

@@ -343,14 +343,14 @@ def room(
     return units + max(0, free) // credit.costs[meter]
 
 
-def lowered(catalog: Catalog, before: Means, after: Means) -> list[bytes]:
-    """The credits whose balance has fallen below their share of the last grant."""
-    low: list[bytes] = []
+def lowered(catalog: Catalog, before: Means, after: Means) -> list[tuple[str, int]]:
+    """The credits whose balance has fallen below their share of the last grant, and what is left."""
+    low: list[tuple[str, int]] = []
     for credit in catalog.credits.values():
         target = f"c:{credit.name}"
         last = after.last(target)
         if last is not None and credit.low_balance_percent is not None:
             threshold = Fraction(last * credit.low_balance_percent, 100)
             if before.of(target) >= threshold > after.of(target):
-                low.append(target.encode())
+                low.append((target, after.of(target)))
     return low

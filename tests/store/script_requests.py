@@ -250,10 +250,8 @@ class Requests(Checks):
         self.numbers[writer] = self.model.writers[writer].last
         reply = self.wire(request)
         code = int(expected[0])
-        if code == 0:
-            reply = _sorted(reply)
         self.compare(f"settle {name} {use} {writer} {number} {times}", expected, reply)
-        self.seen["low"] += code == 0 and len(expected) > len("ok")
+        self._check_notices()
         self.seen[f"settle {code}"] += 1
         if code == 4:
             known.cache.learn(known, reply)
@@ -261,6 +259,20 @@ class Requests(Checks):
             self.writers[self.writers.index(writer)] = f"w{self.random.randrange(10**9)}"
         if code in {2, 3, 4, 5} and self.random.random() < 0.8:
             self._settle(settlement)
+
+    def _check_notices(self) -> None:
+        """What was told of since, and nothing else; then it is forgotten."""
+        key = self.keys.notices(0)
+        entries = self.ask("XRANGE", key, "-", "+")
+        found = [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in entries]
+        told = [tuple(entry[word].decode() for word in _WORDS) for entry in found]
+        self.compare("notices", sorted(self.model.notices), sorted(told))
+        for kind, *_ in self.model.notices:
+            self.seen[kind] += 1
+        if told:
+            self.compare("life of notices", [True], [0 < self.ask("PTTL", key) <= 7 * DAY_MS])
+            self.ask("DEL", key)
+        self.model.notices.clear()
 
     def _occurred(self, name: str) -> int:
         """Some instant: of now, of the period that is open, of one that is closed, or beside such an edge."""
@@ -318,11 +330,6 @@ class Requests(Checks):
         return Demand(needed=1, taken=0) if given < 0.9 else Demand(needed=quantity, taken=quantity // 2)
 
 
-def _sorted(reply: Any) -> Any:
-    """The low credits come in no order."""
-    return reply if isinstance(reply, Exception) else [*reply[:2], *sorted(reply[2:], key=repr)]
-
-
 def view_of(known: CustomerView) -> View:
     bounds = known.effective.bounds
     return View(
@@ -340,6 +347,7 @@ def view_of(known: CustomerView) -> View:
     )
 
 
+_WORDS: Final = (b"kind", b"customer", b"of", b"numbers")
 _CLOCK: Final = "return tonumber(caller_ms)"
 _DIMENSIONS: Final[tuple[Mapping[str, str], ...]] = (
     *({}, {}, {"size": "large"}, {"size": "small", "code": "yes"}, {"size": "l", "code": "yes"}),

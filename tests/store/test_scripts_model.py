@@ -45,7 +45,7 @@ SAID = (
         for what in ("d 0", "d 1", "d 2", "d 3", "c 0", "c 1", "f 0", "f 1", "h 0", "s 0", "s 5", "v 4")
     }
     | {f"settle {code}" for code in range(7)}
-    | {"late"}
+    | {"late", "usage.threshold"}
 )
 
 
@@ -72,7 +72,7 @@ def test_the_scripts_do_what_the_model_does_with_grants_and_credits(wire: Wire, 
         world.step()
     for name in CUSTOMERS:
         world.check(name)
-    told = {"low", "balance", "grant 0", "grant 1", "grant 2", "grant 3", "void True", "void False"}
+    told = {"credits.low", "balance", "grant 0", "grant 1", "grant 2", "grant 3", "void True", "void False"}
     assert SAID | told <= {what for what, times in world.seen.items() if times}
 
 

@@ -38,7 +38,7 @@ PURSE: Final = (
 )
 COUNTING: Final = (
     *("confirm_view", "head_of", "window_of", "meter_of", "besides_of", "live_holds", "give_back"),
-    *("advance", "correct", "take_number", "expire_at", "overdue", "count_late"),
+    *("advance", "correct", "take_number", "expire_at", "overdue", "count_late", "crossed", "notify"),
     *("close_period", "read_counters", "open_meter", "are_whole", "pack_meter", "forget_periods"),
 )
 # The lives that meet what a file says, the likeliest first.

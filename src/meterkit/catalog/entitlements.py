@@ -66,9 +66,7 @@ class EntitlementTable(Table, what="an entitlement", inheritable=True):
         "What happens beyond included: deny (default where something is included), bill, or a tolerance.",
     )
     warn_at = Key(
-        ListOf(_PERCENT, "percentages"),
-        "Percentages of included to warn at.",
-        without_effect="nobody is warned",
+        ListOf(_PERCENT, "percentages"), "Percentages of included at which usage.threshold is told."
     )
 
 

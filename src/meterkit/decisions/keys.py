@@ -135,6 +135,7 @@ class CustomerKeys:
     levels: str
     dirty: str
     unlinked: str
+    notices: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,10 @@ class Keys:
         """Hash: what Stripe accepted on the day of an instant, for 36 days."""
         return self.shard(shard, f"delivered:{now_ms // 86_400_000}")
 
+    def notices(self, shard: int) -> str:
+        """Stream: what has happened to customers, for the handlers of the app."""
+        return self.shard(shard, "notices")
+
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""
         shard = shard_of(customer, self.shards)
@@ -194,4 +199,5 @@ class Keys:
             levels=self.shard(shard, f"{space}v:{customer}"),
             dirty=self.shard(shard, "dirty"),
             unlinked=self.shard(shard, "unlinked"),
+            notices=self.notices(shard),
         )

@@ -5,7 +5,7 @@
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
 -- KEYS[4] zset  customers with pending usage: `dirty` if linked, else `unlinked`
 -- KEYS[5] string  the producer: the last number applied, or c<number> once it is fenced
--- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger
+-- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger    KEYS[8] stream  with grants: notices
 -- the last of KEYS string  optional: remembers an event id of the app, which counts once in 35 days
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
@@ -14,11 +14,12 @@
 --       then the slot of the holds and the number, as doubles; the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
---       customer is not linked; all ms); how many meters and concurrency limits, rates; then recorded, held,
---       included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is (0: the meter's,
+--       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds; then recorded,
+--       held, included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is (0: the meter's,
 --       1: that of a meter behind it, 2: it is sent what one before it reports) a meter; kind, window, refill,
---       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate
--- Reply {0, now, the credits that are low now..., 'late PERIOD' where it was} ok   {1, now} duplicate   {2, last} gap
+--       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
+--       what is included, see crossed; these want the keys of grants, too
+-- Reply {0, now, 'late PERIOD' where it was, 'notice' where there is one} ok   {1, now} duplicate   {2, last} gap
 --       {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
 --       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a
 --       period that is over; whoever comes behind need not wait for its repair
@@ -28,23 +29,19 @@
 --include give_back
 --include take_number
 --include expire_at
-local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key = unpack(KEYS)
+local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
 local rev, terms, customer, further, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[#ARGV]
 local names = 3 -- Of fields[2] the name is ARGV[names + 2].
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
-local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, at =
-  read('<dddddddd', terms)
+local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds,
+  at = read('<ddddddddd', terms)
 local hold_slot, number = read('<dd', ARGV[#ARGV - 1])
 
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
   next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
-if verdict then
-  verdict[1] = verdict[1] + 2
-  return verdict
-end
-verdict = take_number(producer_key, number, now)
+verdict = verdict and {verdict[1] + 2, unpack(verdict, 2)} or take_number(producer_key, number, now)
 if verdict then
   return verdict
 end
@@ -126,15 +123,20 @@ if rates > 0 then -- As above.
     write[w + 1], write[w + 2], w = name, packed, w + 2
   end
 end
-local event_key = KEYS[pay and 8 or 6]
+local event_key = KEYS[notices_key and 9 or 6]
 if event_key and not call('SET', event_key, 1, 'NX', 'PX', THIRTY_FIVE_DAYS_MS) then
   return {0, now}
 end
-local words = pay and keep_grants() or {}
+local words = {late and 'late ' .. late}
 if late then
 --include count_late
   count_late(totals_key, late, late_units)
-  words[#words + 1] = 'late ' .. late
+end
+if notices_key then -- As above.
+--include crossed
+--include notify
+  local notices = crossed(terms, at, thresholds, fields, write)
+  words[#words + 1] = notify(notices_key, customer, pay and keep_grants(notices) or notices, now, begins_ms, ends_ms)
 end
 
 local is_linked = seal_delay_ms >= 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meterkit.notify.events import CreditsLow
+from meterkit.notify.events import CreditsLow, UsageThreshold
 from meterkit.notify.handlers import Handlers
+from meterkit.notify.teller import Teller
 
-__all__ = ["CreditsLow", "Handlers"]
+__all__ = ["CreditsLow", "Handlers", "Teller", "UsageThreshold"]

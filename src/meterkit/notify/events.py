@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["CreditsLow"]
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.prepaid import MICRO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from meterkit.store.notices import Notice
+
+__all__ = ["EVENTS", "CreditsLow", "UsageThreshold", "event_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,9 +22,81 @@ class CreditsLow:
     """``credits.low``: a balance fell below the share of its last grant that ``low_balance`` names.
 
     Attributes:
+        id: the same each time this is told; a text.
         customer: whose.
         credit: of which credit of the plans file.
+        balance: whole credits that were left then.
+        at: when that was (UTC).
     """
 
+    id: str
     customer: str
     credit: str
+    balance: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageThreshold:
+    """``usage.threshold``: a percentage of what is included, one of ``warn_at``, was reached.
+
+    Attributes:
+        id: the same each time this is told; a text.
+        customer: whose.
+        meter: of which meter of the plans file.
+        percent: which of ``warn_at``.
+        used: how much was recorded in the period by then, in the meter's unit.
+        included: how much of it the plan includes.
+        period_start, period_end: of the billing period (UTC).
+        at: when that was (UTC).
+    """
+
+    id: str
+    customer: str
+    meter: str
+    percent: int
+    used: int
+    included: int
+    period_start: datetime
+    period_end: datetime
+    at: datetime
+
+
+def event_of(notice: Notice, meters: Mapping[str, str]) -> CreditsLow | UsageThreshold:
+    """What handlers are told of a notice.
+
+    Args:
+        notice: of one of :data:`EVENTS`.
+        meters: the tokens of meters to their names.
+    """
+    return EVENTS[notice.kind](notice, f"{notice.shard}-{notice.entry}", meters)
+
+
+def _credits_low(notice: Notice, event_id: str, _meters: Mapping[str, str]) -> CreditsLow:
+    at, _begins, _ends, left = notice.numbers
+    credit = notice.of.partition(":")[2]
+    return CreditsLow(
+        id=event_id, customer=notice.customer, credit=credit, balance=left // MICRO, at=from_ms(at)
+    )
+
+
+def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -> UsageThreshold:
+    at, begins, ends, used, percent, included = notice.numbers
+    return UsageThreshold(
+        id=event_id,
+        customer=notice.customer,
+        meter=meters.get(notice.of, notice.of),
+        percent=percent,
+        used=used,
+        included=included,
+        period_start=from_ms(begins),
+        period_end=from_ms(ends),
+        at=from_ms(at),
+    )
+
+
+EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], CreditsLow | UsageThreshold]]] = {
+    "credits.low": _credits_low,
+    "usage.threshold": _usage_threshold,
+}
+"""What handlers can be registered for, and what makes that of a notice."""

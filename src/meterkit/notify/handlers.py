@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from asyncio import Task, get_running_loop, wait
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError
-from meterkit.notify.events import CreditsLow
+from meterkit.notify.events import EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Collection
 
 __all__ = ["Handlers"]
 
 _logger = logging.getLogger("meterkit.notify")
 
-EVENTS: Final = ("credits.low",)
+_PATIENCE_S: Final = 30.0  # Less than the time after which another process is told.
 
 
 class Handlers:
@@ -25,7 +25,11 @@ class Handlers:
 
     def __init__(self) -> None:
         self._handlers: dict[str, list[Callable[[Any], object]]] = {}
-        self._tasks: set[Task[None]] = set()
+
+    @property
+    def events(self) -> Collection[str]:
+        """What there are handlers for."""
+        return self._handlers.keys()
 
     def add(self, event: str, handler: Callable[[Any], object]) -> None:
         """Have a handler, sync or async, told of an event from now on.
@@ -37,39 +41,23 @@ class Handlers:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(EVENTS)}")
         self._handlers.setdefault(event, []).append(handler)
 
-    def credits_low(self, customer: str, credit: str) -> None:
-        """Tell that the balance of a customer's credit has become low."""
-        self.tell("credits.low", CreditsLow(customer=customer, credit=credit))
-
-    def tell(self, event: str, what: object) -> None:
-        """Tell the handlers of an event; returns before the async ones are done."""
-        for handler in self._handlers.get(event, ()):
-            try:
-                answer = handler(what)
-            except Exception:
-                _logger.exception("a handler of %s failed", event)
-                continue
-            if isawaitable(answer):
-                task = get_running_loop().create_task(_await(answer, event))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    async def finish(self, *, timeout_s: float) -> None:
-        """Wait for the handlers that run in this event loop; those that take longer are cancelled."""
-        loop = get_running_loop()
-        running = [task for task in self._tasks if task.get_loop() is loop]
-        if not running:
-            return
-        _, late = await wait(running, timeout=timeout_s)
-        for task in late:
-            task.cancel()
-        if late:
-            _logger.error("handlers of events were cancelled when the kit stopped: %d", len(late))
-            await wait(late)
+    async def tell(self, event: str, what: object) -> bool:
+        """Tell the handlers of an event, one after the other; whether all have taken it."""
+        taken = [await _tell(event, handler, what) for handler in self._handlers.get(event, ())]
+        return all(taken)
 
 
-async def _await(answer: Awaitable[object], event: str) -> None:
+async def _tell(event: str, handler: Callable[[Any], object], what: object) -> bool:
+    waiting = asyncio.timeout(_PATIENCE_S)
     try:
-        await answer
+        async with waiting:
+            answer = handler(what)
+            if isawaitable(answer):
+                await answer
     except Exception:
-        _logger.exception("a handler of %s failed", event)
+        if waiting.expired():
+            _logger.error("a handler of %s was cancelled: it took longer than %d s", event, _PATIENCE_S)  # noqa: TRY400 - where it was tells nothing
+        else:
+            _logger.exception("a handler of %s failed", event)
+        return False
+    return True

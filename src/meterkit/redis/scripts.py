@@ -12,7 +12,7 @@ __all__ = ["NAMES", "Script", "load"]
 
 NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
-    *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level"),
+    *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),
 )
 
 Clock = Literal["server", "caller"]

@@ -36,7 +36,7 @@ class CompiledCatalog:
         seal_delay_ms: how long pending usage waits before it is sealed.
         now_ms: this process's clock.
         on_unclaimed: takes an allowed decision whose waiter was cancelled, and when it was made (ms).
-        on_low: takes a customer and a credit whose balance has become low.
+        on_notice: takes a shard in which something has happened that the handlers of the app are told.
 
     Attributes:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
@@ -54,7 +54,7 @@ class CompiledCatalog:
         seal_delay_ms: int,
         now_ms: Callable[[], int],
         on_unclaimed: Callable[[Any, int], None],
-        on_low: Callable[[str, str], None] = lambda _customer, _credit: None,
+        on_notice: Callable[[int], None] = lambda _shard: None,
     ) -> None:
         self.catalog = catalog
         self.keys = keys
@@ -63,7 +63,7 @@ class CompiledCatalog:
         self.seal_delay_ms = seal_delay_ms
         self.now_ms = now_ms
         self.on_unclaimed = on_unclaimed
-        self.on_low = on_low
+        self.on_notice = on_notice
         self._effective: dict[str, tuple[EffectivePlan, dict[Any, Any]]] = {}
         self._of_plans: set[Program] = set()
         self._programs: dict[tuple[int, int, bool], Program] = {}

@@ -14,7 +14,7 @@ from meterkit.store.used import NOTHING_USED, Used
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -24,9 +24,11 @@ _logger = logging.getLogger("meterkit.store")
 
 _NOTHING: Final[dict[str, int]] = {}
 _LATE: Final = "late "
+_NOTICE: Final = "notice"
 # Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
 # such a one: what the meter before it reports.
 _OWN_EVENT, _SENT_ON, _TAKES_OVER = 0, 1, 2
+_THRESHOLD_NUMBERS: Final = 4
 # The numbers of a request in flight: as of a meter of which one is held, and nothing recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
 
@@ -147,13 +149,13 @@ class Settlement:
         )
 
     def on_notices(self, notices: list[bytes]) -> None:
-        """Say whose balance of which credits is low by now, and that usage came late."""
+        """Say that usage came late, and that there is something to tell the app's handlers."""
         cache = self.view.cache
         for notice in map(bytes.decode, notices):
             if notice.startswith(_LATE):
                 cache.alarms.late(self.customer, self.used.recorded, int(notice.removeprefix(_LATE)))
-            else:
-                cache.on_low(self.customer, notice.partition(":")[2])
+            elif notice == _NOTICE:
+                cache.on_notice(self.view.shard)
 
     def _pack(self, view: CustomerView) -> tuple[bytes, bytes]:
         held, used, correction = self.held, self.used, self.correction
@@ -186,6 +188,7 @@ class Settlement:
                 numbers += (*rate.terms, quantity - correction.reserved[rate.meter], correction.at_ms)
             else:
                 numbers += (*rate.terms, quantity, 0)
+        numbers += shape.thresholds
         event = () if self.event_key is None else (self.event_key,)
         paying = shape.paying
         if self.occurred_ms is not None:
@@ -219,7 +222,7 @@ class Settlement:
         keys = view.keys
         return shape._replace(
             head=self._head(view, shape, events=0),
-            names=pack_each((keys.grants, keys.ledger) if shape.has_grants else ()),
+            names=pack_each((keys.grants, keys.ledger, keys.notices) if shape.has_more else ()),
         )
 
     def _head(self, view: CustomerView, shape: _Shape, *, events: int) -> bytes:
@@ -227,18 +230,20 @@ class Settlement:
         keys = view.keys
         pending = keys.unlinked if view.state.stripe_customer is None else keys.dirty
         named = (keys.counters, keys.state, keys.totals, pending)
-        count = len(named) + 1 + 2 * shape.has_grants + events
+        count = len(named) + 1 + 3 * shape.has_more + events
         parts: tuple[str | int, ...] = ("EVALSHA", view.cache.settle.sha, count, *named)
         # Behind the keys: rev, terms, customer, what is said besides, fields, slot and number, clock.
         return b"*%d\r\n%b" % (3 + count + 4 + shape.width + 2, pack_each(parts))
 
     def _shape(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
         linked = view.state.stripe_customer is not None
-        prepaid = view.prepaid if any(self.used.recorded.values()) else None
+        has_recorded = any(self.used.recorded.values())
+        prepaid = view.prepaid if has_recorded else None
         entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
         fields = [meter_field(entry.meter) for entry in entries]
         fields += [concurrency_field(meter) for meter in self.held.concurrency]
         fields += [rate.field for rate in rates]
+        thresholds = _thresholds(view, entries) if has_recorded else ()
         paying = ""
         if prepaid is not None:
             paying = prepaid.paying((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
@@ -247,14 +252,16 @@ class Settlement:
             names=b"",
             fields=pack_each(fields),
             width=len(fields),
-            has_grants=prepaid is not None,
+            has_more=prepaid is not None or bool(thresholds),
             counts=(
                 view.cache.seal_delay_ms if linked else -1,
                 len(entries) + len(self.held.concurrency),
                 len(rates),
+                len(thresholds) // _THRESHOLD_NUMBERS,
             ),
             entries=tuple(entries),
             rates=tuple(rates),
+            thresholds=thresholds,
             paying=paying,
         )
 
@@ -322,7 +329,7 @@ class _Shape(NamedTuple):
         head: the request up to the producer's key, where there is no event.
         names: the keys behind that, but for the one of an event id.
         fields: the fields that are read, ``width`` of them.
-        has_grants: whether the keys of grants are among the names.
+        has_more: whether the keys of grants and of notices are among the names.
         paying: what grants and credits pay, as JSON; empty: nothing.
     """
 
@@ -330,11 +337,24 @@ class _Shape(NamedTuple):
     names: bytes
     fields: bytes
     width: int
-    has_grants: bool
-    counts: tuple[int, int, int]
+    has_more: bool
+    counts: tuple[int, int, int, int]
     entries: tuple[_Entry, ...]
     rates: tuple[_Rated, ...]
+    thresholds: tuple[int, ...]
     paying: str
+
+
+def _thresholds(view: CustomerView, entries: Sequence[_Entry]) -> tuple[int, ...]:
+    """Of each threshold of what is included: its meter's place, the quantity, the percentage, all of it."""
+    found: list[int] = []
+    for place, entry in enumerate(entries, start=2):  # From 2, behind the head.
+        entitlement = view.entitlements[entry.meter]
+        included = entitlement.included
+        if included and not view.anonymous:
+            for percent in entitlement.warn_at:
+                found += (place, -(-included * percent // 100), percent, included)
+    return tuple(found)
 
 
 def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:

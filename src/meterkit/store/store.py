@@ -94,7 +94,7 @@ class Store:
         )
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
-        self.on_low: Callable[[str, str], None] = lambda _customer, _credit: None
+        self.on_notice: Callable[[int], None] = lambda _shard: None
         self.use(catalog)
 
     @classmethod
@@ -123,7 +123,7 @@ class Store:
             seal_delay_ms=self._seal_delay_ms,
             now_ms=self.now_ms,
             on_unclaimed=self._take_late_reply,
-            on_low=self._tell_low,
+            on_notice=self._take_notice,
         )
 
     @property
@@ -277,8 +277,8 @@ class Store:
         if lane is not None:
             self.settle(lane, give_back(decision, decided_ms))
 
-    def _tell_low(self, customer: str, credit: str) -> None:
-        self.on_low(customer, credit)  # As it is by then.
+    def _take_notice(self, shard: int) -> None:
+        self.on_notice(shard)  # As it is by then.
 
     def _script(self, name: str) -> Script:
         return scripts.load(

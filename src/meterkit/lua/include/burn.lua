@@ -3,8 +3,8 @@
 --   prepaid: {mark, recurring, paying, low}; paying: a meter each, {its name, its target, its credit's target or '',
 --   cost (micro-credits a unit)}; low: a credit's target to the share (%) of its youngest grant below which it is low
 -- Nothing is written until `keep` is called.
--- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(): writes what was paid,
--- and returns the credits whose balance has become low.
+-- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(notices): writes what was
+-- paid, and returns the notices with those of the credits whose balance has become low; see notify.
 --include balance
 --include spend
 --include write_grants
@@ -31,18 +31,17 @@ local function burn(key, ledger_key, prepaid, now, start, finish, has_state)
     end
     return granted, credited
   end
-  local function keep()
+  local function keep(notices)
     local paying, burned = spent()
     write_grants(key, ledger_key, balances, paying, burned, prepaid, start, now, has_state)
-    local low = {}
     for target, share in pairs(prepaid.low) do
       local sum = balances.sums[target]
       local threshold = sum and sum.last / 100 * share or 0
       if left_before[target] >= threshold and left_of(target) < threshold then
-        low[#low + 1] = target
+        notices[#notices + 1] = {'credits.low', target, left_of(target)}
       end
     end
-    return low
+    return notices
   end
   return pay, keep
 end

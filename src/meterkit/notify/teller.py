@@ -1,0 +1,134 @@
+"""Tells the app's handlers of what the store has noticed, each notice at least once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+from meterkit.decisions.keys import meter_token
+from meterkit.errors import StoreError
+from meterkit.notify.events import event_of
+from meterkit.store.notices import acknowledge, next_notices
+
+if TYPE_CHECKING:
+    from meterkit.notify.handlers import Handlers
+    from meterkit.store.notices import Notice
+    from meterkit.store.store import Store
+
+__all__ = ["Teller"]
+
+_logger = logging.getLogger("meterkit.notify")
+
+_LOOK_EVERY_S: Final = 30.0
+_AT_ONCE_MOST: Final = 32
+_TIMES_MOST: Final = 10
+
+
+class Teller:
+    """Tells of notices: at once of what a settlement of this process brought, of any other within a minute.
+
+    All processes that have handlers of an event share what there is to tell: each notice goes to one of
+    them. One that is not acknowledged, because its process died or a handler failed, goes to any of them a
+    minute later; ten times at most.
+
+    Args:
+        store: where the notices are.
+        handlers: who is told.
+    """
+
+    def __init__(self, store: Store, handlers: Handlers) -> None:
+        self._store = store
+        self._handlers = handlers
+        self._due: WeakKeyDictionary[asyncio.AbstractEventLoop, _Due] = WeakKeyDictionary()
+        store.on_notice = self._on_notice
+
+    async def run(self) -> None:
+        """Tell what there is to tell, beside the running event loop, until cancelled."""
+        due, loop = self._due_here(), asyncio.get_running_loop()
+        look_at, has_failed = loop.time(), False
+        while True:
+            if loop.time() >= look_at:
+                due.shards.update(range(self._store.keys.shards))
+                look_at = loop.time() + _LOOK_EVERY_S
+            due.wake.clear()
+            try:
+                await self._tell_all(due)
+                has_failed = False
+            except StoreError as error:
+                if not has_failed:
+                    _logger.warning("handlers of events are told later: %s", error)
+                has_failed = True
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(look_at):
+                    await due.wake.wait()
+
+    async def finish(self, *, timeout_s: float) -> None:
+        """Tell what the running event loop has brought; a handler that takes longer is told again later."""
+        due = self._due_here()
+        with suppress(TimeoutError, StoreError):
+            async with asyncio.timeout(timeout_s):
+                await self._tell_all(due)
+                if due.telling:
+                    await asyncio.wait(due.telling)
+        late = [task for task in due.telling if task.cancel()]
+        if late:
+            _logger.error("handlers of events were cancelled when the kit stopped: %d", len(late))
+            await asyncio.wait(late)
+
+    def _due_here(self) -> _Due:
+        return self._due.setdefault(asyncio.get_running_loop(), _Due())
+
+    def _on_notice(self, shard: int) -> None:
+        due = self._due_here()
+        due.shards.add(shard)
+        due.wake.set()
+
+    async def _tell_all(self, due: _Due) -> None:
+        """Begin to tell all there is in the shards that are due."""
+        events = tuple(self._handlers.events)
+        async with due.asking:
+            while events and due.shards:
+                shard = due.shards.pop()  # Before it is asked: what comes meanwhile makes it due again.
+                notices = await next_notices(self._store, shard, events)
+                if notices:
+                    due.shards.add(shard)
+                for notice in notices:
+                    await due.room.acquire()
+                    task = asyncio.create_task(self._tell(notice))
+                    due.telling.add(task)
+                    task.add_done_callback(due.told)
+
+    async def _tell(self, notice: Notice) -> None:
+        meters = {meter_token(meter): meter for meter in self._store.catalog.meters}
+        is_taken = await self._handlers.tell(notice.kind, event_of(notice, meters))
+        if not is_taken and notice.times >= _TIMES_MOST:
+            _logger.error(
+                "%s of customer %r is given up: its handlers have failed %d times (id %s-%s)",
+                *(notice.kind, notice.customer, notice.times, notice.shard, notice.entry),
+            )
+            is_taken = True
+        if is_taken:
+            with suppress(StoreError):  # It is told again.
+                await acknowledge(self._store, notice)
+
+
+class _Due:
+    """What one event loop has to tell: the shards to look at, and what is being told."""
+
+    def __init__(self) -> None:
+        self.shards: set[int] = set()
+        self.wake = asyncio.Event()
+        self.asking = asyncio.Lock()
+        self.room = asyncio.Semaphore(_AT_ONCE_MOST)
+        self.telling: set[asyncio.Task[None]] = set()
+
+    def told(self, task: asyncio.Task[None]) -> None:
+        """Take note of the end of a task."""
+        self.telling.discard(task)
+        self.room.release()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _logger.error("an event cannot be told of; it is tried again", exc_info=error)

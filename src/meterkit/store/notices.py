@@ -1,0 +1,86 @@
+"""What has happened to customers, as the store keeps it for the handlers of the app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from meterkit.store.store import Store
+
+__all__ = ["Notice", "acknowledge", "next_notices"]
+
+AGAIN_AFTER_MS: Final = 60_000
+"""After how long a notice that nobody has acknowledged is given again."""
+
+_PAGE: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that has happened to a customer.
+
+    Attributes:
+        shard: of the customer.
+        entry: its name in the stream of the shard.
+        times: how often it has been given, this time included.
+        kind: what handlers are registered for, for example ``credits.low``.
+        customer: the customer's id.
+        of: the target of a credit, or the token of a meter.
+        numbers: when it happened, the first instant of the period, the first one after it (ms), and what
+            belongs to the kind.
+    """
+
+    shard: int
+    entry: str
+    times: int
+    kind: str
+    customer: str
+    of: str
+    numbers: tuple[int, ...]
+
+
+async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list[Notice]:
+    """Take what is to be told next in a shard; each is given again a minute later until it is acknowledged.
+
+    Args:
+        store: where they are.
+        shard: which of its shards.
+        kinds: of notices.
+
+    Returns:
+        Some of them; none where there are no more for now.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    reply = await admin.run(
+        store.scripts["notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
+    )
+    return [_notice(shard, entry, times, fields) for _, entry, times, fields in reply]
+
+
+async def acknowledge(store: Store, notice: Notice) -> None:
+    """Have a notice not given again.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    await admin.ask(admin.client.xack(store.keys.notices(notice.shard), notice.kind, notice.entry))
+
+
+def _notice(shard: int, entry: bytes, times: int, fields: list[Any]) -> Notice:
+    named = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Notice(
+        shard=shard,
+        entry=entry.decode(),
+        times=times,
+        kind=named[b"kind"].decode(),
+        customer=named[b"customer"].decode(),
+        of=named[b"of"].decode(),
+        numbers=tuple(map(int, named[b"numbers"].split())),
+    )

@@ -1,0 +1,326 @@
+"""Handlers of the app are told what has happened to customers: each event at least once, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import Client, eventually
+from metering import hello
+from meterkit import CreditsLow, MeterKit, MeterkitError, MeterMiddleware, UsageThreshold, identify
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+anonymous: {plan: free, by: ip}
+meters:
+  requests: {unit: request}
+  words:    {unit: word, stripe: {event_name: words}}
+  pages:    {unit: page}
+credits:
+  ai: {costs: {pages: 4 per 1000}, low_balance: 20%}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 3, overage: deny, warn_at: [34, 100]}
+      words: {included: 1000, overage: bill, warn_at: [80, 100, 150]}
+      pages: {included: 100, overage: deny}
+  pro:
+    extends: free
+    rank: 1
+    meters:
+      words: {included: 5000}
+"""
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not acknowledged is told again at once."""
+    monkeypatch.setattr("meterkit.store.notices.AGAIN_AFTER_MS", 50)
+    monkeypatch.setattr("meterkit.notify.teller._LOOK_EVERY_S", 0.01)
+
+
+def kit_of(url: str, clock: Clock | None = None) -> MeterKit:
+    return MeterKit(
+        loads(PLANS), clock=clock or Clock(NOW), redis_url=url, flush=False, shards=4, store_timeout=10.0
+    )
+
+
+@asynccontextmanager
+async def told_on(url: str, clock: Clock | None = None) -> AsyncGenerator[tuple[MeterKit, list[Any]]]:
+    """A kit, and the events that it was told."""
+    told: list[Any] = []
+    async with kit_of(url, clock) as kit:
+        kit.on("usage.threshold")(told.append)
+        kit.on("credits.low")(told.append)
+        yield kit, told
+
+
+async def unacknowledged(kit: MeterKit, shard: int) -> int:
+    """How many notices of a shard wait to be told of again."""
+    admin = await kit.store.admin()
+    client: Any = admin.client
+    key = kit.store.keys.notices(shard)
+    if not await client.exists(key) or not await client.xinfo_groups(key):
+        return 0
+    return int((await client.xpending(key, "usage.threshold"))["pending"])
+
+
+def shares(told: list[Any]) -> list[tuple[str, int, int]]:
+    return sorted((event.customer, event.percent, event.used) for event in told)
+
+
+async def test_each_threshold_is_told_once_a_period(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with told_on(any_store_url, clock) as (kit, told):
+        await kit.record("acme", "words", 799)
+        await kit.record("acme", "words", 1)
+        await eventually(lambda: len(told) == 1)
+        event = told[0]
+        assert event == UsageThreshold(
+            id=event.id,
+            customer="acme",
+            meter="words",
+            percent=80,
+            used=800,
+            included=1000,
+            period_start=datetime(2031, 6, 1, tzinfo=UTC),
+            period_end=datetime(2031, 7, 1, tzinfo=UTC),
+            at=NOW,
+        )
+        await kit.record("acme", "words", 150)
+        await kit.record("globex", "words", 1500)
+        await eventually(lambda: len(told) == 4)
+        assert shares(told[1:]) == [("globex", 80, 1500), ("globex", 100, 1500), ("globex", 150, 1500)]
+        assert len({event.id for event in told}) == 4
+        clock.advance(timedelta(days=30))
+        await kit.record("acme", "words", 800)
+        await eventually(lambda: len(told) == 5)
+        assert told[4].period_start == datetime(2031, 7, 1, tzinfo=UTC)
+    assert len(told) == 5
+
+
+async def test_the_share_is_of_what_the_plan_in_force_includes(any_store_url: str) -> None:
+    async with told_on(any_store_url) as (kit, told):
+        await kit.customers.set_plan("acme", "pro")
+        await kit.record("acme", "words", 3999)
+        await kit.record("acme", "words", 1)
+        await kit.customers.override("acme", {"words": {"included": 10_000}})
+        await kit.record("acme", "words", 3999)
+        await kit.record("acme", "words", 1)
+    assert [(event.percent, event.used, event.included) for event in told] == [
+        (80, 4000, 5000),
+        (80, 8000, 10_000),
+    ]
+
+
+async def test_a_request_that_reaches_a_threshold_is_told_of(any_store_url: str) -> None:
+    async with told_on(any_store_url) as (kit, told):
+        client = Client(MeterMiddleware(hello, kit=kit, identify=identify.header("x-customer-id")))
+        assert await client.get("acme") == 200
+        assert await client.get("acme") == 200
+        await eventually(lambda: len(told) == 1)
+        assert await client.get("acme") == 200
+        assert await client.get("acme") == 429
+        await eventually(lambda: len(told) == 2)
+        assert shares(told) == [("acme", 34, 2), ("acme", 100, 3)]
+
+
+async def test_nobody_is_told_of_anonymous_customers(any_store_url: str) -> None:
+    async with told_on(any_store_url) as (kit, told):
+        app = MeterMiddleware(hello, kit=kit, identify=lambda _: None)
+        assert [await Client(app).get("") for _ in range(4)] == [200, 200, 200, 429]
+        await kit.record("acme", "words", 800)
+        await eventually(lambda: bool(told))
+    assert shares(told) == [("acme", 80, 800)]
+
+
+async def test_processes_share_what_there_is_to_tell(valkey: Server) -> None:
+    async with told_on(valkey.url) as (kit, one), told_on(valkey.url) as (_, other), kit_of(valkey.url):
+        for nth in range(40):
+            await kit.record(f"c{nth}", "words", 800)
+        await eventually(lambda: len(one) + len(other) == 40)
+    assert len({event.customer for event in one + other}) == 40
+
+
+@pytest.mark.usefixtures("quickly")
+async def test_who_has_no_handler_leaves_it_to_others(valkey: Server) -> None:
+    async with kit_of(valkey.url) as kit:
+        low: list[CreditsLow] = []
+        kit.on("credits.low")(low.append)
+        await kit.record("acme", "words", 800)
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g1")
+        await kit.record("acme", "pages", 100 + 2250)
+        await eventually(lambda: len(low) == 1)
+    async with told_on(valkey.url) as (_, told):
+        await eventually(lambda: len(told) == 1)
+        assert shares(told) == [("acme", 80, 800)]
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from meterkit import MeterKit
+
+async def main():
+    async with MeterKit(sys.argv[1], redis_url=sys.argv[2], flush=False, shards=4) as kit:
+        @kit.on("usage.threshold")
+        def dies(event):
+            print(event.id, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        await kit.record("acme", "words", 800)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.usefixtures("quickly")
+async def test_what_a_killed_process_was_told_is_told_again(valkey: Server, tmp_path: Any) -> None:
+    plans = tmp_path / "plans.yaml"
+    plans.write_text(PLANS)
+    words = [sys.executable, "-c", KILLED, str(plans), valkey.url]
+    killed = await asyncio.to_thread(
+        subprocess.run, words, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert killed.returncode == -9, killed.stderr
+    async with told_on(valkey.url, Clock()) as (_, told):
+        await eventually(lambda: len(told) == 1)
+        assert (told[0].id, told[0].customer) == (killed.stdout.strip(), "acme")
+
+
+@pytest.mark.usefixtures("quickly")
+async def test_a_handler_that_fails_is_told_again_and_given_up_in_the_end(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.notify.teller._TIMES_MOST", 3)
+    ids: list[str] = []
+    async with kit_of(any_store_url) as kit:
+
+        @kit.on("usage.threshold")
+        def fails(event: UsageThreshold) -> None:
+            ids.append(event.id)
+            if event.customer == "acme" or len(ids) == 1:
+                raise LookupError(event.customer)
+
+        await kit.record("globex", "words", 800)
+        await eventually(lambda: len(ids) >= 2)
+        await kit.record("acme", "words", 800)
+        await eventually(lambda: "usage.threshold of customer 'acme' is given up" in caplog.text)
+        assert [await unacknowledged(kit, shard) for shard in range(4)] == [0] * 4
+    assert len(set(ids)) == 2
+
+
+async def test_a_handler_that_takes_too_long_is_cancelled(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.notify.handlers._PATIENCE_S", 0.01)
+    async with kit_of(any_store_url) as kit:
+
+        @kit.on("usage.threshold")
+        async def hangs(_: UsageThreshold) -> None:
+            await asyncio.Event().wait()
+
+        await kit.record("acme", "words", 800)
+        await eventually(lambda: "a handler of usage.threshold was cancelled" in caplog.text)
+
+
+async def test_i7_what_is_kept_to_be_told_is_bounded_and_ends(valkey: Server) -> None:
+    async with kit_of(valkey.url) as kit:
+        await asyncio.gather(*(kit.record(f"c{nth}", "words", 1500) for nth in range(2000)))
+        for shard in range(4):
+            key = kit.store.keys.notices(shard)
+            assert valkey.command("XLEN", key) <= 1100
+            assert 0 < valkey.command("PTTL", key) <= 7 * 86_400_000
+
+
+async def test_low_credits_are_told_once_a_crossing(any_store_url: str) -> None:
+    async with kit_of(any_store_url) as kit:
+        told: list[tuple[str, str]] = []
+
+        @kit.on("credits.low")
+        def low(event: Any) -> None:
+            told.append((event.customer, event.credit))
+
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g1")
+        await kit.record("acme", "pages", 100 + 2000)  # 2 of 10 are left, that is 20 %.
+        assert told == []
+        for _ in range(3):
+            await kit.record("acme", "pages", 1)
+        await eventually(lambda: bool(told))
+        assert told == [("acme", "ai")]
+        await kit.grants.add("acme", {"ai": 10}, grant_id="g2")
+        await kit.record("acme", "pages", 2500)
+    assert told == [("acme", "ai")] * 2
+
+
+async def test_a_handler_that_hangs_does_not_keep_the_kit_from_stopping(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.kit._HANDLERS_S", 0.05)
+    begun = asyncio.Event()
+    async with kit_of(any_store_url) as kit:
+
+        @kit.on("credits.low")
+        async def low(event: Any) -> None:
+            assert event.customer == "acme"
+            begun.set()
+            await asyncio.Event().wait()
+
+        await kit.grants.add("acme", {"ai": 1}, grant_id="g1")
+        await kit.record("acme", "pages", 100 + 249)
+        await begun.wait()
+    assert "cancelled when the kit stopped: 1" in caplog.text
+
+
+async def test_handlers_may_end_late_or_fail_and_harm_nobody(
+    any_store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+    async with kit_of(any_store_url) as kit:
+        go = asyncio.Event()
+
+        @kit.on("credits.low")
+        def fails(_: Any) -> None:
+            raise LookupError("at once")
+
+        @kit.on("credits.low")
+        async def fails_later(_: Any) -> None:
+            raise LookupError("later")
+
+        @kit.on("credits.low")
+        async def takes_long(event: Any) -> None:
+            await go.wait()
+            told.append(event.customer)
+
+        await kit.grants.add("acme", {"ai": 1}, grant_id="g1")
+        await kit.record("acme", "pages", 100 + 249)
+        assert told == []
+        go.set()
+    assert told == ["acme"]
+    failures = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage() for record in failures] == ["a handler of credits.low failed"] * 2
+    assert [str(record.exc_info[1]) for record in failures if record.exc_info] == ["at once", "later"]
+    with pytest.raises(
+        MeterkitError, match=r"event: found 'credits\.high'; allowed are credits\.low, usage\.threshold"
+    ):
+        kit.on("credits.high")(fails)
