@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BASIC = EXAMPLES / "fastapi_basic"
 AI = EXAMPLES / "fastapi_ai"
+WORKERS = EXAMPLES / "workers"
 READY_S = 60.0
 
 
@@ -154,3 +155,22 @@ def test_the_chat_itself_does_without_meterkit(module: str, code: int) -> None:
     script = f"import sys; sys.modules['meterkit'] = None; import {module}"
     done = subprocess.run([sys.executable, "-c", script], cwd=AI, capture_output=True, check=False)
     assert code == done.returncode, done.stderr
+
+
+def test_the_forked_workers_count_what_they_did_and_no_more_than_is_included(store_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "run.py"],
+        cwd=WORKERS,
+        env=Shell(WORKERS, METERKIT_REDIS_URL=store_url).environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    bob = [line for line in done.stdout.splitlines() if line.startswith("bob: ")]
+    assert sorted(["bob: 30 words"] * 3 + ["bob: refused: included"] * 2) == sorted(bob)
+    assert "eve: failed, there is nothing to shout; nothing is counted" in done.stdout
+    assert "ada has used 10 jobs, 30 words" in done.stdout
+    assert "bob has used 3 jobs, 90 words" in done.stdout
+    assert "eve has used 0 jobs, 0 words" in done.stdout

@@ -21,8 +21,8 @@ LINE = (
     ("redis",),
     ("store",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
-    ("fastapi", "llm", "background"),
-    ("serving",),
+    ("fastapi", "llm", "background", "loop_thread"),
+    ("serving", "sync"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

@@ -73,17 +73,15 @@ def test_all_python_of_a_page_runs_in_its_order(
 
 
 def run(texts: list[str], name: str) -> None:
+    """Run one text after the other in one event loop, those that await nothing without any."""
     names: dict[str, Any] = {"__name__": "shown"}
-
-    async def one_after_another() -> None:
+    with asyncio.Runner() as runner:
         for text in texts:
             flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
             code: CodeType = compile(text, name, "exec", flags=flags, dont_inherit=True)
             waited: Any = eval(code, names)  # noqa: S307 - It is our own documentation.
             if waited is not None:
-                await waited
-
-    asyncio.run(one_after_another())
+                runner.run(waited)
 
 
 def test_python_that_does_not_run_is_noticed() -> None:

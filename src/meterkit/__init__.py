@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from meterkit.store.grants import Grant, Grants, LedgerEntry
     from meterkit.store.intents import Undelivered
     from meterkit.store.reservations import Reservation
+    from meterkit.sync import SyncCustomers, SyncGauges, SyncGrants, SyncMeterKit, SyncReservation
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.objects import usage_of
     from meterkit.tokens.tap import StreamTap
@@ -70,6 +71,11 @@ __all__ = [
     "SettingsError",
     "StoreError",
     "StreamTap",
+    "SyncCustomers",
+    "SyncGauges",
+    "SyncGrants",
+    "SyncMeterKit",
+    "SyncReservation",
     "Undelivered",
     "UnknownFeatureError",
     "UnknownMeterError",
@@ -107,6 +113,11 @@ _HOMES = {
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
     "StreamTap": "meterkit.tokens.tap",
+    "SyncCustomers": "meterkit.sync",
+    "SyncGauges": "meterkit.sync",
+    "SyncGrants": "meterkit.sync",
+    "SyncMeterKit": "meterkit.sync",
+    "SyncReservation": "meterkit.sync",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
     "UsageThreshold": "meterkit.notify",

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.sync import SyncMeterKit
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 
@@ -171,6 +172,12 @@ class MeterKit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    def sync(self) -> SyncMeterKit:
+        """The same for code without an event loop: ``with MeterKit(…).sync() as kit: kit.record(…)``."""
+        # anyio comes with the first one: it takes a while to import.
+        twin: type[SyncMeterKit] = import_module("meterkit.sync").SyncMeterKit
+        return twin(self)
 
     async def check(self, customer: str, meter: str, quantity: int = 1) -> Decision:
         """Look only: whether the customer may use this much of a meter now. Nothing is counted.

@@ -202,7 +202,10 @@ class EventLoops:
             if admin is not None:
                 await admin.close()
             if self._server is not None and not self._guards:
-                await asyncio.to_thread(self._server.stop)
+                try:
+                    await asyncio.to_thread(self._server.stop)
+                except RuntimeError:  # The process is about to end: its pools of threads have ended before.
+                    self._server.stop()
 
     def after_fork(self) -> None:
         """In a child process: leave the parent's connections to the parent."""

@@ -1,0 +1,197 @@
+"""The kit for code without an event loop: Celery, RQ, cron, scripts.
+
+Each method is that of the kit itself, run to its end in the event loop of a thread: it takes, gives and
+raises the same.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Protocol, Self
+
+from meterkit.loop_thread import LoopThread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+    from types import TracebackType
+
+    from meterkit.asgi.gauges import Gauges
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.decision import Decision
+    from meterkit.delivery.report import FlushReport
+    from meterkit.settings import Settings
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.customers import Customer, Customers
+    from meterkit.store.grants import Grants
+    from meterkit.store.reservations import Reservation
+    from meterkit.tokens.call_usage import CallUsage
+
+__all__ = ["SyncCustomers", "SyncGauges", "SyncGrants", "SyncMeterKit", "SyncReservation"]
+
+
+class _Kit(AbstractAsyncContextManager[object], Protocol):
+    """What the twin has of :class:`meterkit.MeterKit`."""
+
+    settings: Settings
+    customers: Customers
+    grants: Grants
+    gauges: Gauges
+
+    @property
+    def catalog(self) -> Catalog: ...
+    async def check(self, customer: str, meter: str, quantity: int = 1) -> Decision: ...
+    async def allows(self, customer: str, feature: str) -> bool: ...
+    async def consume(self, customer: str, meter: str, quantity: int = 1) -> Decision: ...
+    async def record(
+        self,
+        customer: str,
+        meter: str,
+        quantity: int,
+        *,
+        event_id: str | None = None,
+        occurred_at: datetime | None = None,
+    ) -> None: ...
+    async def record_usage(
+        self, customer: str, obj: object, *, event_id: str | None = None
+    ) -> CallUsage | None: ...
+    def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation: ...
+    async def usage(self, customer: str) -> CustomerUsage: ...
+    async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
+    async def reload(self) -> bool: ...
+
+
+class SyncMeterKit:
+    """A :class:`~meterkit.MeterKit` whose methods block, from any thread; ``kit.sync()`` makes it.
+
+    The first call of a process connects; a block (``with kit.sync() as kit:``) or :meth:`start` does so at
+    once, and raises what is wrong with the settings. It may be made, and started, before a fork: each child
+    has an event loop, a thread and a connection of its own from its first call. What is still open when the
+    process ends is closed then.
+
+    Where an event loop runs in the calling thread each method raises :class:`~meterkit.errors.MeterkitError`.
+    """
+
+    def __init__(self, kit: _Kit) -> None:
+        self._kit = kit
+        self._loop = loop = LoopThread(kit)
+        self.settings = kit.settings
+        self.check = loop.blocking(kit.check)
+        self.allows = loop.blocking(kit.allows)
+        self.consume = loop.blocking(kit.consume)
+        self.record = loop.blocking(kit.record)
+        self.record_usage = loop.blocking(kit.record_usage)
+        self.usage = loop.blocking(kit.usage)
+        self.flush = loop.blocking(kit.flush)
+        self.reload = loop.blocking(kit.reload)
+        self.customers = SyncCustomers(kit.customers, loop)
+        self.grants = SyncGrants(kit.grants, loop)
+        self.gauges = SyncGauges(kit.gauges, loop)
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is sold."""
+        return self._kit.catalog
+
+    def start(self) -> None:
+        """Connect now. Counted: each start wants a stop.
+
+        Raises:
+            MeterkitError: an event loop runs in this thread.
+            SettingsError: as of :meth:`meterkit.MeterKit.start`.
+        """
+        self._loop.start()
+
+    def stop(self) -> None:
+        """Undo one start; the last one settles what is left and closes all that was opened."""
+        self._loop.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def reserve(self, customer: str, quantities: Mapping[str, int]) -> SyncReservation:
+        """Hold quantities now and count the true ones later; see :meth:`meterkit.MeterKit.reserve`.
+
+        ``with kit.reserve("acme", {"output_tokens": 4096}) as reservation:`` look at
+        ``reservation.decision``, then ``reservation.capture({"output_tokens": 812})``.
+        """
+        return SyncReservation(self._kit.reserve(customer, quantities), self._loop)
+
+
+class SyncReservation:
+    """Quantities that are set aside while their ``with`` block runs; see :class:`meterkit.Reservation`."""
+
+    def __init__(self, reservation: Reservation, loop: LoopThread) -> None:
+        self._reservation = reservation
+        self._loop = loop
+        self.capture = loop.blocking(reservation.capture)
+        self.release = loop.blocking(reservation.release)
+
+    @property
+    def decision(self) -> Decision:
+        """Whether the quantities are set aside; a refused reservation holds nothing.
+
+        Raises:
+            MeterkitError: before the block has begun.
+        """
+        return self._reservation.decision
+
+    def __enter__(self) -> Self:
+        self._loop.call(self._reservation.__aenter__)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call(self._reservation.__aexit__, kind, error, trace)
+
+
+class SyncCustomers:
+    """Reads and changes customers; see :class:`meterkit.Customers`."""
+
+    def __init__(self, customers: Customers, loop: LoopThread) -> None:
+        self._customers = customers
+        self._loop = loop
+        self.get = loop.blocking(customers.get)
+        self.known = loop.blocking(customers.known)
+        self.set_plan = loop.blocking(customers.set_plan)
+        self.set_status = loop.blocking(customers.set_status)
+        self.override = loop.blocking(customers.override)
+        self.link = loop.blocking(customers.link)
+        self.unlink = loop.blocking(customers.unlink)
+        self.delete = loop.blocking(customers.delete)
+
+    def list(self) -> Iterator[Customer]:
+        """All customers that somebody set up, in no order."""
+        found = self._customers.list()
+
+        async def following() -> Customer | None:
+            return await anext(found, None)
+
+        while (customer := self._loop.call(following)) is not None:
+            yield customer
+
+
+class SyncGrants:
+    """Adds, lists and voids grants; see :class:`meterkit.Grants`."""
+
+    def __init__(self, grants: Grants, loop: LoopThread) -> None:
+        self.add = loop.blocking(grants.add)
+        self.list = loop.blocking(grants.list)
+        self.void = loop.blocking(grants.void)
+        self.ledger = loop.blocking(grants.ledger)
+
+
+class SyncGauges:
+    """Reads and changes the levels of gauges; see :class:`meterkit.Gauges`."""
+
+    def __init__(self, gauges: Gauges, loop: LoopThread) -> None:
+        self.get = loop.blocking(gauges.get)
+        self.set = loop.blocking(gauges.set)
+        self.adjust = loop.blocking(gauges.adjust)

@@ -1,0 +1,313 @@
+"""The kit for code without an event loop, in real threads and processes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import STRIPE_KEY
+from meterkit import MeterKit, MeterkitError, StoreError, UnknownMeterError
+from meterkit.catalog import loads
+from meterkit.loop_thread import LoopThread
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+    from types import FrameType
+
+    from meterkit.sync import SyncMeterKit
+
+PLANS = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens: {unit: token}
+  output_tokens: {unit: token}
+  seats: {unit: seat, kind: gauge}
+features: [export]
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    features: [export]
+    meters: {requests: {included: 100, overage: bill}, tokens: {included: 1_000, overage: deny}}
+  other: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 0, overage: deny}}}
+"""
+
+
+def kit_of(store_url: str, **settings: Any) -> SyncMeterKit:
+    return MeterKit(loads(PLANS), redis_url=store_url, flush=False, **settings).sync()
+
+
+def recorded(kit: SyncMeterKit, customer: str, meter: str = "requests") -> int:
+    return kit.usage(customer)["meters"][meter]["recorded"]
+
+
+def test_all_of_it_works_without_a_loop(any_store_url: str) -> None:
+    with kit_of(any_store_url) as kit:
+        assert kit.check("ada", "tokens").allowed
+        assert kit.consume("ada", "requests", 3).remaining is None
+        kit.record("ada", "requests", 2, event_id="job-1")
+        kit.record("ada", "requests", 2, event_id="job-1")
+        assert 5 == recorded(kit, "ada")
+        answer = {
+            "id": "c",
+            "object": "chat.completion",
+            "choices": [],
+            "model": "m",
+            "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5},
+        }
+        call = kit.record_usage("ada", answer)
+        assert call is not None
+        assert (3, 3) == (call.output_tokens, recorded(kit, "ada", "output_tokens"))
+        assert kit.allows("ada", "export")
+        assert "other" == kit.customers.set_plan("bob", "other").plan
+        assert ["bob"] == [customer.customer for customer in kit.customers.list()]
+        assert not kit.allows("bob", "export")
+        kit.grants.add("bob", {"requests": 7}, grant_id="g")
+        assert [7] == [grant.quantity for grant in kit.grants.list("bob")]
+        kit.gauges.set("bob", "seats", 3)
+        assert 3 == kit.gauges.get("bob", "seats").level
+        assert "usd" == kit.catalog.currency
+        assert kit.settings.flush is False
+
+
+def test_what_is_reserved_is_captured_or_given_back(any_store_url: str) -> None:
+    with kit_of(any_store_url) as kit:
+        with kit.reserve("ada", {"tokens": 900}) as reservation:
+            assert reservation.decision.allowed
+            assert not kit.check("ada", "tokens", 101).allowed
+            reservation.capture({"tokens": 40})
+        assert 40 == recorded(kit, "ada", "tokens")
+        with pytest.raises(KeyError, match="lost"), kit.reserve("ada", {"tokens": 900}):
+            raise KeyError("lost")
+        with kit.reserve("ada", {"tokens": 900}) as reservation:
+            reservation.release()
+        assert kit.check("ada", "tokens", 960).allowed
+        with kit.reserve("ada", {"tokens": 961}) as reservation:
+            assert "included" == reservation.decision.reason
+
+
+def test_many_threads_count_to_the_unit_with_one_thread_of_its_own(store_url: str) -> None:
+    kit = kit_of(store_url)
+    gate = threading.Barrier(16)
+
+    def work(nth: int) -> int:
+        gate.wait()  # The first calls of all come at once.
+        for _ in range(25):
+            kit.record(f"customer-{nth % 2}", "requests", 1)
+        return sum(thread.name == "meterkit" for thread in threading.enumerate())
+
+    with ThreadPoolExecutor(16) as pool:
+        assert {1} == set(pool.map(work, range(16)))
+    assert [200, 200] == [recorded(kit, f"customer-{nth}") for nth in range(2)]
+    kit.stop()
+    assert "meterkit" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_no_more_than_is_allowed_is_admitted_to_many_threads(store_url: str) -> None:
+    with kit_of(store_url) as kit, ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(kit.consume, "ada", "tokens", 100) for _ in range(30)]
+        decisions = [call.result() for call in calls]
+    assert 10 == sum(decision.allowed for decision in decisions)
+
+
+def test_what_is_raised_is_raised_here_with_where_it_comes_from(store_url: str) -> None:
+    with kit_of(store_url) as kit:
+        with pytest.raises(UnknownMeterError, match="requets") as caught:
+            kit.consume("ada", "requets")
+        assert "requets" == caught.value.meter
+        functions = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+        assert "test_what_is_raised_is_raised_here_with_where_it_comes_from" == functions[0]
+        assert "check_quantities" in functions
+
+
+def test_starts_are_counted_and_a_call_after_the_end_begins_anew(store_url: str) -> None:
+    kit = kit_of(store_url)
+    with kit:
+        with kit:
+            kit.record("ada", "requests", 1)
+        assert "meterkit" in {thread.name for thread in threading.enumerate()}
+    assert "meterkit" not in {thread.name for thread in threading.enumerate()}
+    kit.record("ada", "requests", 1)
+    assert 2 == recorded(kit, "ada")
+    kit.stop()
+    kit.stop()
+
+
+def test_settings_that_the_store_refuses_are_raised_at_the_beginning(store_url: str) -> None:
+    with kit_of(store_url):
+        pass
+    other = kit_of(store_url, shards=64)
+    with pytest.raises(MeterkitError, match="shards"):
+        other.start()
+    assert "meterkit" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_store_that_is_away_is_told_of(store_url: str) -> None:
+    del store_url
+    with (
+        kit_of("redis://127.0.0.1:1", start_timeout=0.1) as kit,
+        pytest.raises(StoreError),
+    ):
+        kit.usage("ada")
+
+
+def test_within_a_running_loop_it_says_what_to_do(store_url: str) -> None:
+    kit = kit_of(store_url)
+
+    async def forgetful() -> None:
+        with pytest.raises(MeterkitError, match="async with MeterKit"):
+            kit.consume("ada", "requests")
+        with pytest.raises(MeterkitError, match="async with MeterKit"), kit:
+            pass
+
+    asyncio.run(forgetful())
+
+
+def test_it_delivers(store_url: str) -> None:
+    emulator = StripeEmulator()
+    emulator.add_meter("requests")
+    billed = emulator.add_customer(name="Ada")
+    with (
+        emulator.running() as stripe,
+        kit_of(store_url, stripe_api_key=STRIPE_KEY, stripe_api_base=stripe) as kit,
+    ):
+        kit.customers.link("ada", billed)
+        kit.record("ada", "requests", 130)
+        assert kit.flush(everything=True, timeout_s=60).is_complete
+    assert 30 == int(emulator.accepted(billed, "requests"))
+
+
+class TimeIsUpError(Exception):
+    """What a worker's time limit raises."""
+
+
+def test_a_call_that_is_interrupted_ends() -> None:
+    left = threading.Event()
+
+    @asynccontextmanager
+    async def nothing() -> AsyncGenerator[None]:
+        yield
+
+    async def long() -> None:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise TimeIsUpError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    thread = LoopThread(nothing())
+    try:
+        with pytest.raises(TimeIsUpError):
+            thread.call(long)
+        assert left.wait(30)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        thread.end()
+        gc.collect()
+
+
+def said_by(program: str, directory: Path, store_url: str) -> str:
+    """What a process says; it must end well, and say nothing on stderr."""
+    (directory / "plans.yaml").write_text(PLANS)
+    begin = f"from meterkit import MeterKit\nkit = MeterKit(redis_url={store_url!r}, flush=False).sync()\n"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore:This process:DeprecationWarning",
+            "-c",
+            begin + dedent(program),
+        ],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("METERKIT_")},
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    return done.stdout
+
+
+@pytest.mark.parametrize("before", ["pass", "kit.start()", "kit.record('ada', 'requests', 1)"])
+@pytest.mark.parametrize("end", ["sys.exit()", "os._exit(0)"])
+def test_made_before_the_fork_it_counts_in_each_child(
+    before: str, end: str, tmp_path: Path, store_url: str
+) -> None:
+    program = f"""
+        import os, sys
+        {before}
+        for _ in range(3):
+            if not os.fork():
+                for _ in range(10):
+                    kit.record('ada', 'requests', 1)
+                with kit.reserve('ada', {{'tokens': 5}}) as reservation:
+                    reservation.capture({{'tokens': 4}})
+                {end}
+        assert [os.wait()[1] for _ in range(3)] == [0, 0, 0]
+        meters = kit.usage('ada')['meters']
+        print(meters['requests']['recorded'], meters['tokens']['recorded'])
+    """
+    own = int("record" in before)
+    assert f"{30 + own} 12\n" == said_by(program, tmp_path, store_url)
+
+
+def test_a_block_around_the_fork_ends_in_both(tmp_path: Path, store_url: str) -> None:
+    program = """
+        import os
+        with kit:
+            child = os.fork()
+            kit.record('ada', 'requests', 1)
+            if child:
+                assert os.waitpid(child, 0)[1] == 0
+        if child:
+            print(kit.usage('ada')['meters']['requests']['recorded'])
+    """
+    assert "2\n" == said_by(program, tmp_path, store_url)
+
+
+def test_a_process_that_never_stops_it_ends_at_once_and_closes_it(tmp_path: Path, store_url: str) -> None:
+    program = """
+        import threading
+        threading.Thread(target=kit.record, args=('ada', 'requests', 1)).start()
+        kit.record('ada', 'requests', 1)
+        with kit.reserve('ada', {'tokens': 5}):
+            pass  # Given back behind the block: sent before the process ends.
+    """
+    said_by(program, tmp_path, store_url)
+    with kit_of(store_url) as kit:
+        assert 2 == recorded(kit, "ada")
+        assert 0 == kit.usage("ada")["meters"]["tokens"]["held"]
+
+
+def test_its_embedded_server_ends_with_the_process(tmp_path: Path) -> None:
+    program = """
+        kit.record('ada', 'requests', 1)
+        print(kit.usage('ada')['meters']['requests']['recorded'])
+    """
+    assert "1\n" == said_by(program, tmp_path, "embedded:///" + str(tmp_path / "s").lstrip("/"))
+    assert not (tmp_path / "s" / "valkey.sock").exists()

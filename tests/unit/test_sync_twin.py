@@ -1,0 +1,65 @@
+"""The kit for code without an event loop has what the kit has, with the same arguments."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from meterkit import Gauges, MeterKit, Reservation
+from meterkit.catalog import loads
+from meterkit.store.customers import Customers
+from meterkit.store.grants import Grants
+
+PLANS = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+plans: {free: {price: {amount_cents: 0, interval: month}}}
+"""
+# Handlers are registered with the kit itself, and tasks that run for long have an event loop anyway.
+LEFT_OUT = {"MeterKit": {"begin", "estimate_input", "flusher", "on", "store", "sync"}}
+
+
+@pytest.fixture
+def kit() -> MeterKit:
+    return MeterKit(loads(PLANS), redis_url="memory://", flush=False)
+
+
+def pairs(kit: MeterKit) -> dict[str, tuple[object, object]]:
+    """Each part of a kit, and its twin."""
+    twin = kit.sync()
+    found: dict[str, tuple[object, object]] = {
+        "MeterKit": (kit, twin),
+        "Reservation": (kit.reserve("a", {"requests": 1}), twin.reserve("a", {"requests": 1})),
+    }
+    parts = [name for name in public(kit) if isinstance(getattr(kit, name), Customers | Gauges | Grants)]
+    assert {"customers", "gauges", "grants"} <= set(parts)
+    return found | {name: (getattr(kit, name), getattr(twin, name)) for name in parts}
+
+
+def public(thing: object) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def test_it_has_all_that_the_kit_has(kit: MeterKit) -> None:
+    hidden = public(Reservation) - {"capture", "release", "decision"}  # What holds are renewed by.
+    for name, (whole, twin) in pairs(kit).items():
+        missing = {found for found in public(type(whole)) | set(vars(whole)) if not found.startswith("_")}
+        missing -= public(twin) | LEFT_OUT.get(name, set()) | (hidden if name == "Reservation" else set())
+        assert set() == missing, f"meterkit/sync.py: the twin of {name} has no {missing}"
+
+
+def test_the_arguments_and_the_documentation_are_the_same_and_nothing_is_a_coroutine(kit: MeterKit) -> None:
+    compared = 0
+    for whole, twin in pairs(kit).values():
+        for name in public(twin) & public(whole):
+            theirs = inspect.getattr_static(type(whole), name, None)
+            if inspect.iscoroutinefunction(theirs) and name not in {"start", "stop"}:
+                ours = getattr(twin, name)
+                assert inspect.signature(getattr(whole, name)) == inspect.signature(ours)
+                assert theirs.__doc__ == ours.__doc__
+                assert not inspect.iscoroutinefunction(ours)
+                compared += 1
+    assert compared > 15
