@@ -82,7 +82,7 @@ def test_all_of_it_works_without_a_loop(any_store_url: str) -> None:
         kit.grants.add("bob", {"requests": 7}, grant_id="g")
         assert [7] == [grant.quantity for grant in kit.grants.list("bob")]
         kit.gauges.set("bob", "seats", 3)
-        assert 3 == kit.gauges.get("bob", "seats").level
+        assert 3 == kit.gauges.get("bob", "seats")
         assert "usd" == kit.catalog.currency
         assert kit.settings.flush is False
 
