@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mkdocs.structure.files import File
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import screens
+import tables
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -21,6 +29,13 @@ STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
 HOST = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com)/[^\"`]*")
 
 
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the screens of the command line, made by running it."""
+    for name, text in screens.made().items():
+        files.append(File.generated(config, f"assets/screens/{name}.svg", content=text))
+    return files
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Fill in what is made from the code or stands elsewhere in the repository."""
     for marker, made in MADE.items():
@@ -34,7 +49,11 @@ def changelog() -> str:
     return (DOCS.parent / "CHANGELOG.md").read_text("utf-8")
 
 
-MADE = {"<!-- CHANGELOG.md -->": changelog}
+MADE = {
+    "<!-- CHANGELOG.md -->": changelog,
+    "<!-- commands -->": tables.commands,
+    "<!-- plans-keys -->": tables.plans_keys,
+}
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
@@ -44,7 +63,10 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def _inline(found: re.Match[str]) -> str:
     said, kind, name = found.groups()
-    svg = STYLE.sub("", (DOCS / "assets" / kind / f"{name}.svg").read_text("utf-8"))
+    if kind == "screens":
+        svg = screens.made()[name]
+    else:
+        svg = STYLE.sub("", (DOCS / "assets" / kind / f"{name}.svg").read_text("utf-8"))
     return f'<figure class="mk-figure mk-{kind.removesuffix("s")}" aria-label="{said}">{svg}</figure>'
 
 
