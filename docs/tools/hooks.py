@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import screens
 import tables
 
+import meterkit
+
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
@@ -49,10 +51,23 @@ def changelog() -> str:
     return (DOCS.parent / "CHANGELOG.md").read_text("utf-8")
 
 
+def types() -> str:
+    """Every public name that no other page of the reference has."""
+    told = "".join(path.read_text("utf-8") for path in (DOCS / "api").glob("*.md"))
+    left = [
+        name for name in meterkit.__all__ if name not in ELSEWHERE and f"::: meterkit.{name}\n" not in told
+    ]
+    return "\n\n".join(f"::: meterkit.{name}{OPTIONS.get(name, '')}" for name in left)
+
+
+ELSEWHERE = {"Catalog", "identify"}  # Pages of their own, of more than that.
+OPTIONS = {"Settings": "\n    options:\n      members: [load, flushes, live]"}
+
 MADE = {
     "<!-- CHANGELOG.md -->": changelog,
     "<!-- commands -->": tables.commands,
     "<!-- plans-keys -->": tables.plans_keys,
+    "<!-- types -->": types,
 }
 
 
