@@ -75,9 +75,11 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@# Quiet where all is well; else once more, for what it has to say.
 	@export NO_MKDOCS_2_WARNING=1; $(BIN)/mkdocs build --strict --quiet || $(BIN)/mkdocs build --strict
+	@$(BIN)/python tests/shown_blocks.py
 
 bench: .venv-bench/.done
 	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs/benchmarks.md
+	.venv-bench/bin/python docs/tools/drawings.py
 
 clean:
 	rm -rf $(VENV) .venv-bench $(OLDEST) site dist build .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache .coverage*
