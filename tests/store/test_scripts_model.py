@@ -233,6 +233,18 @@ def test_a_caller_ahead_of_time_does_not_begin_the_next_period(wire: Wire) -> No
     assert usage(world, "ada")["meters"]["jobs"]["recorded"] == 1
 
 
+def test_at_the_very_end_of_a_period_nothing_is_closed_by_clocks_that_differ(wire: Wire) -> None:
+    world = world_of(wire)
+    ends = to_ms(datetime(2040, 7, 1, tzinfo=UTC))
+    known, flags = world.processes[0].get("ada"), {"billed_always": False, "rates_only": False}
+    for mode, before_ms, times in (("d", 30_000, 1), ("c", 0, 20)):
+        world.wall = ends - before_ms
+        for _ in range(times):
+            world.skews = before_ms == 0
+            world.ask_for(known, {"jobs": Demand(needed=1, taken=1)}, mode, flags)
+    assert world.seen["decide c 3"]
+
+
 def put(world: World, name: str, rev: str, state: CustomerState) -> None:
     keys = world.keys.customer(name)
     world.ask("HSET", keys.state, "rev", rev, "data", state.dump())
