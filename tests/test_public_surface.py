@@ -48,6 +48,7 @@ NAMES = [
     "PlansError",
     "Problem",
     "QuantityError",
+    "RateUsage",
     "Reservation",
     "Settings",
     "SettingsError",

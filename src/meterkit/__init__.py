@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from meterkit.store.customers import Customer, Customers
     from meterkit.store.grants import Grant, Grants, LedgerEntry
     from meterkit.store.intents import Undelivered
+    from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
     from meterkit.sync import SyncCustomers, SyncGauges, SyncGrants, SyncMeterKit, SyncReservation
     from meterkit.tokens.call_usage import CallUsage
@@ -66,6 +67,7 @@ __all__ = [
     "PlansError",
     "Problem",
     "QuantityError",
+    "RateUsage",
     "Reservation",
     "Settings",
     "SettingsError",
@@ -110,6 +112,7 @@ _HOMES = {
     "MeterMiddleware": "meterkit.asgi.middleware",
     "MeterUsage": "meterkit.store.customer_usage",
     "PeriodUsage": "meterkit.store.customer_usage",
+    "RateUsage": "meterkit.store.rate_usage",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
     "StreamTap": "meterkit.tokens.tap",

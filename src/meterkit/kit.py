@@ -33,7 +33,7 @@ from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from types import TracebackType
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.rate_usage import RateUsage
     from meterkit.sync import SyncMeterKit
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
@@ -303,6 +304,15 @@ class MeterKit:
             StoreError: the store does not answer.
         """
         return await self.store.usage(check_customer(customer))
+
+    async def rates(self, customer: str) -> Sequence[RateUsage]:
+        """How far the customer's rates are used now, and those of routes.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            StoreError: the store does not answer.
+        """
+        return await self.store.rates(check_customer(customer))
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Deliver to Stripe what is due, once.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from meterkit.loop_thread import LoopThread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.customers import Customer, Customers
     from meterkit.store.grants import Grants
+    from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
     from meterkit.tokens.call_usage import CallUsage
 
@@ -57,6 +58,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     ) -> CallUsage | None: ...
     def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation: ...
     async def usage(self, customer: str) -> CustomerUsage: ...
+    async def rates(self, customer: str) -> Sequence[RateUsage]: ...
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
     async def reload(self) -> bool: ...
 
@@ -82,6 +84,7 @@ class SyncMeterKit:
         self.record = loop.blocking(kit.record)
         self.record_usage = loop.blocking(kit.record_usage)
         self.usage = loop.blocking(kit.usage)
+        self.rates = loop.blocking(kit.rates)
         self.flush = loop.blocking(kit.flush)
         self.reload = loop.blocking(kit.reload)
         self.customers = SyncCustomers(kit.customers, loop)

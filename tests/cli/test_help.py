@@ -98,7 +98,7 @@ def test_options_that_change_nothing_are_taken_and_not_offered(
     [
         ("meterkit cust", 1, ["customers"]),
         ("meterkit customers set-", 2, ["set-plan", "set-status"]),
-        ("meterkit usage --p", 2, ["--plans"]),
+        ("meterkit usage --p", 2, ["--period", "--plans"]),
         ("meterkit customers set-plan ada p", 4, ["pro"]),
         ("meterkit customers override ada ", 4, ["requests", "tokens"]),
         ("meterkit customers set-status ada p", 4, ["past_due", "paused"]),

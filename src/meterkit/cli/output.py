@@ -23,6 +23,7 @@ __all__ = [
     "print_records",
     "print_table",
     "stdout_console",
+    "to_json",
 ]
 
 _FILE_WIDTH: Final = 140
@@ -67,7 +68,12 @@ def print_records(
 
 def print_json(value: object) -> None:
     """Print a value as indented JSON; instants as ISO 8601 in UTC with Z."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    typer.echo(to_json(value))
+
+
+def to_json(value: object) -> str:
+    """A value as indented JSON; instants as ISO 8601 in UTC with Z."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
 
 
 def print_note(text: str) -> None:

@@ -1,18 +1,26 @@
-"""``meterkit usage``: what a customer has used in this period."""
+"""``meterkit usage``: what customers have used in a period."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import csv
+import sys
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.cli.options import CustomerArgument
-from meterkit.cli.output import iso, print_records
+from meterkit.cli.output import iso, print_note, print_records, to_json
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
+from meterkit.decisions.periods import to_ms
+from meterkit.store.all_usage import usage_of_all
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
+    from meterkit.store.rate_usage import RateUsage
 
 __all__ = ["commands"]
 
@@ -20,21 +28,118 @@ commands = typer.Typer()
 
 _RARE: Final = frozenset({"held", "granted", "price", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
+_CSV: Final = (
+    *("customer", "plan", "status", "access", "period_start", "period_end", "meter"),
+    *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "recorded"),
+    *("pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
+)
 
 
 @command(commands)
-async def usage(session: Session, customer: CustomerArgument) -> None:
+async def usage(
+    session: Session,
+    customer: Annotated[
+        str | None, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.")
+    ] = None,
+    *,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show every customer that has used something, sorted by id.")
+    ] = False,
+    period: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="Show the billing period that this day lies in, such as 2026-10-01 or 2026-10, in UTC.",
+        ),
+    ] = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV, a line for each customer and meter.")
+    ] = False,
+) -> None:
     """Show what a customer has used and what is left.
 
-    And how much of it Stripe has.
+    And how much of it Stripe has. With --all: of every customer that has used something.
     """
+    if every == (customer is not None):
+        raise typer.BadParameter("give CUSTOMER or --all")
+    if as_csv and session.json:
+        raise typer.BadParameter("give --csv or --json")
+    at_ms = None if period is None else to_ms(_day(period))
     async with session.kit(customer) as kit:
+        if customer is None:
+            async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
+                await _tell_all(pages, session, kit.catalog.currency, as_csv=as_csv)
+            return
         await note_unknown(kit, customer)
-        found = await kit.usage(customer)
-    session.show(found, lambda: _tell(found, kit.catalog.currency))
+        (found,) = await kit.store.usage_of_many([customer], at_ms=at_ms)
+        rates = await kit.rates(customer) if at_ms is None else ()
+    if as_csv:
+        _write_csv([found], headed=True)
+    else:
+        session.show(found, lambda: _tell(found, rates, kit.catalog.currency))
 
 
-def _tell(found: CustomerUsage, currency: str) -> None:
+def _day(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(f"{text}-01" if len(text) == len("2026-10") else text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"--period: found {text!r:.40}; allowed is a day such as 2026-10-01, or 2026-10 for its first"
+        ) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+async def _tell_all(
+    pages: AsyncGenerator[Sequence[CustomerUsage]], session: Session, currency: str, *, as_csv: bool
+) -> None:
+    """Print page by page: there may be more customers than fit into memory."""
+    count = 0
+    async for page in pages:
+        if as_csv:
+            _write_csv(page, headed=not count)
+        elif session.json:
+            for nth, found in enumerate(page, count):
+                typer.echo(("[" if not nth else ",\n") + to_json(found), nl=False)
+        elif page:
+            rows = [row for found in page for row in _rows_of_one(found, currency)]
+            print_records(rows, rare=_RARE)
+        count += len(page)
+    if as_csv and not count:
+        _write_csv([], headed=True)
+    elif session.json:
+        typer.echo("]" if count else "[]")
+    elif not count:
+        print_note("no customer has used anything in this period")
+
+
+def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]:
+    who = {"customer": found["customer"], "plan": found["plan"]}
+    meters = found["meters"].items()
+    return [
+        {**who, **_row(name, meter, currency)} for name, meter in meters if meter["used"] or meter["late"]
+    ]
+
+
+def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if headed:
+        writer.writerow(_CSV)
+    for found in page:
+        period = found["period"]
+        whole: dict[str, object] = {
+            **{name: found[name] for name in ("customer", "plan", "status", "access")},
+            "period_start": iso(period["start"]),
+            "period_end": iso(period["end"]),
+        }
+        for name, meter in found["meters"].items():
+            writer.writerow([_cell({**whole, "meter": name, **meter}, column) for column in _CSV])
+
+
+def _cell(values: Mapping[str, object], column: str) -> object:
+    return "" if values[column] is None else values[column]
+
+
+def _tell(found: CustomerUsage, rates: Sequence[RateUsage], currency: str) -> None:
     period = found["period"]
     status = found["status"] or "none"
     typer.echo(
@@ -48,6 +153,20 @@ def _tell(found: CustomerUsage, currency: str) -> None:
         typer.echo(f"credits {', '.join(balance)}")
     rows = [_row(name, meter, currency) for name, meter in found["meters"].items()]
     print_records(rows, rare=_RARE)
+    if rates:
+        typer.echo()
+        print_records([_rate_row(rate) for rate in rates])
+
+
+def _rate_row(rate: RateUsage) -> dict[str, object]:
+    seconds = -(-rate["reset_after"].total_seconds() // 1)
+    return {
+        "rate": rate["policy"] if rate["route"] is None else f"{rate['policy']}, {rate['route']}",
+        "limit": rate["limit"],
+        "used": rate["used"],
+        "remaining": rate["remaining"],
+        "more in": f"{seconds:,.0f} s" if seconds else "",
+    }
 
 
 def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:

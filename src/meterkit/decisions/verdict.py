@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import GaugeLevel
     from meterkit.decisions.program import Measure, Program
 
-__all__ = ["EXACT_WINDOW_MS_MAX", "allowed", "refused", "reset_ms"]
+__all__ = ["EXACT_WINDOW_MS_MAX", "allowed", "refused", "reset_ms", "weighted"]
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
     *("storage", "seats", "concurrency", "rate", "cap", "included", "credits"),
@@ -60,7 +60,7 @@ def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_
         return 0
     wanted = remaining + 1 if remaining >= measure.needed else measure.needed
     if kind == SLIDING_WINDOW:
-        counted = limit - remaining - _weighted(before, window - now_ms % window, window)
+        counted = limit - remaining - weighted(before, window - now_ms % window, window)
         return _sliding_wait(measure, counted, before, wanted, now_ms)
     if kind == FIXED_WINDOW:
         return window - now_ms % window
@@ -138,7 +138,7 @@ def _weigh(
         return left, None if needed > limit else _bucket_wait(measure, x, y, needed)
     slides = measure.kind != FIXED_WINDOW
     rest_ms = measure.window - now_ms % measure.window
-    left = limit - x - (_weighted(y, rest_ms, measure.window) if slides else 0)
+    left = limit - x - (weighted(y, rest_ms, measure.window) if slides else 0)
     if needed > limit:
         return left, None
     return left, _sliding_wait(measure, x, y, needed, now_ms) if slides else rest_ms
@@ -171,7 +171,7 @@ def _ceiling_wait(
     return None
 
 
-def _weighted(previous: int, left_ms: int, window_ms: int) -> int:
+def weighted(previous: int, left_ms: int, window_ms: int) -> int:
     """The part of the previous window's count that still counts, rounded up."""
     if window_ms > EXACT_WINDOW_MS_MAX:
         left_ms, window_ms = -(-left_ms // 1000), window_ms // 1000

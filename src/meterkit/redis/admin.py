@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError, RedisError
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
@@ -85,6 +85,21 @@ class Admin:
                 return await self.client.eval(script.text, len(keys), *keys, *map(str, arguments))
 
         return await self.ask(once())
+
+    async def run_many(self, script: Script, keys: Sequence[list[str]]) -> list[Any]:
+        """Run a script that takes no arguments on keys, once for each list of them, in one round trip.
+
+        Raises:
+            StoreError: the store did not answer, or answered with an error.
+        """
+        if len(keys) == 1:
+            return [await self.run(script, keys[0])]
+        await self.load(script)
+        pipeline = self.client.pipeline(transaction=False)
+        for names in keys:
+            pipeline.evalsha(script.sha, len(names), *names, str(self.now_ms()))
+        found: list[Any] = await self.ask(pipeline.execute())
+        return found
 
     async def load(self, script: Script) -> None:
         """Have the server know a script, for use in a pipeline."""

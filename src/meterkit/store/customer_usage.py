@@ -11,7 +11,7 @@ from meterkit.decisions.customer_state import CustomerState, effective_plan, ent
 from meterkit.decisions.gauges import GaugeLimit, Level
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
-from meterkit.decisions.periods import from_ms
+from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.prepaid import MICRO, prepaid_by_plan, prepaid_of, target_of
 
@@ -28,6 +28,7 @@ _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to s
 
 _TO_DELIVER: Final = re.compile(r"\|....[pqlkx]$")
 _OF_METER: Final = re.compile(r"^....m$")
+_CLOSED: Final = {"i": "included", "o": "overage", "g": "granted", "c": "credited", "p": "pending"}
 _NONE: Final = MappingProxyType(dict[str, str]())
 
 Unlimited = Literal["unlimited"]
@@ -99,12 +100,18 @@ def gone_tokens(catalog: Catalog, reply: UsageReply) -> set[str]:
 
 
 def usage_of(
-    customer: str, catalog: Catalog, reply: UsageReply, gone: Mapping[str, str] = _NONE
+    customer: str,
+    catalog: Catalog,
+    reply: UsageReply,
+    gone: Mapping[str, str] = _NONE,
+    *,
+    at_ms: int | None = None,
 ) -> CustomerUsage:
     """Read the reply of the usage script, ``[now, rev, state, counters, totals, grants, levels]``.
 
     Holds and periods that are over but that no script has rolled yet count as rolled. ``gone``: meters
-    that are not in this plans file any more, by what stands for them.
+    that are not in this plans file any more, by what stands for them. ``at_ms``: of the period that this
+    instant lies in; of one that is over nobody knows what was included, and 0 of it remains.
     """
     now_ms, rev, data, counters, totals, grants, levels = reply
     state = CustomerState.parse(data)
@@ -115,13 +122,18 @@ def usage_of(
     view = _View(
         _fields(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
     )
+    is_past = at_ms is not None and view.go_back(at_ms)
     entitlements = entitlements_of(state, effective, catalog)
     filled = _fields(levels)
-    gauges = {
-        name: _gauge(entitlements[name], view, Level.read(filled.get(name)))
-        for name, meter in catalog.meters.items()
-        if meter.kind == "gauge"
-    }
+    gauges = (
+        {}
+        if is_past
+        else {
+            name: _gauge(entitlements[name], view, Level.read(filled.get(name)))
+            for name, meter in catalog.meters.items()
+            if meter.kind == "gauge"
+        }
+    )
     linked = state.stripe_customer is not None
     return {
         "customer": customer,
@@ -138,7 +150,9 @@ def usage_of(
         "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
         "meters": {
             **{
-                name: gauges.get(name) or _meter(name, entitlements, view, linked=linked)
+                name: _counts_of(meter_token(name), view, linked=linked)
+                if is_past
+                else gauges.get(name) or _meter(name, entitlements, view, linked=linked)
                 for name in catalog.meters
             },
             **{name: _counts_of(token, view, linked=linked) for token, name in gone.items()},
@@ -159,6 +173,7 @@ class _View:
         balance: Balance,
     ) -> None:
         self.balance = balance
+        self._is_past = self._is_open = False
         self._counters = counters
         self._totals = totals
         head = Head.read(counters.get(HEAD_FIELD))
@@ -169,13 +184,35 @@ class _View:
         # Clocks go back; a customer's time does not.
         self.now_ms = max(now_ms, head.seen_ms)
 
+    def go_back(self, at_ms: int) -> bool:
+        """Show the period that an instant lies in; whether that is one that is over."""
+        if self.start_ms <= at_ms < self.end_ms:
+            return False
+        head = Head.read(self._counters.get(HEAD_FIELD))
+        spans = {int(name[:-2]): int(end) for name, end in self._totals.items() if name.endswith("|e")}
+        if self._over and head.ends_ms:
+            spans[head.begins_ms] = head.ends_ms  # No script has closed it yet.
+            self._is_open = head.begins_ms <= at_ms < head.ends_ms
+        found = [start for start, end in spans.items() if start <= at_ms < end]
+        calendar = bounds_at(at_ms)
+        self.start_ms = found[0] if found else calendar.start_ms
+        self.end_ms = spans[found[0]] if found else calendar.end_ms
+        self._is_past = True
+        return True
+
     def counted(self, token: str) -> MeterCounts:
         """What is counted of a meter in this period."""
+        if self._is_past and not self._is_open:
+            return MeterCounts(
+                **{name: self.delivery(token, kind) for kind, name in _CLOSED.items()},
+            )
+        if self._is_past:
+            return self._stored(token)
         return MeterCounts() if self._over else self._stored(token)
 
     def held(self, token: str) -> int:
         """What live holds hold."""
-        return self._stored(token).held_at(self.now_ms)
+        return 0 if self._is_past else self._stored(token).held_at(self.now_ms)
 
     def _stored(self, token: str) -> MeterCounts:
         return MeterCounts.read(self._counters.get(f"{token}m"))

@@ -23,6 +23,7 @@ from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
 from meterkit.store.late_reply import give_back
+from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Held, Settlement
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address
     from meterkit.settings import Settings
-    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.customer_usage import CustomerUsage, UsageReply
+    from meterkit.store.rate_usage import RateUsage
     from meterkit.store.views import CustomerView, PreparedDecision
 
 __all__ = ["Prepare", "Store"]
@@ -245,11 +247,35 @@ class Store:
         Raises:
             StoreError: the store does not answer.
         """
-        keys, admin = self.keys.customer(customer), await self.admin()
-        names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
-        reply = await admin.run(self.scripts["usage"], names)
-        gone = await names_of(gone_tokens(self.catalog, reply), admin, self.keys, self.catalog)
-        return usage_of(customer, self.catalog, reply, gone)
+        (found,) = await self.usage_of_many([customer])
+        return found
+
+    async def usage_of_many(
+        self, customers: Sequence[str], *, at_ms: int | None = None
+    ) -> Sequence[CustomerUsage]:
+        """What customers have used, in one round trip: in this period, or in that of another instant."""
+        replies = await self._usage_replies(customers)
+        admin = await self.admin()
+        found: list[CustomerUsage] = []
+        for customer, reply in zip(customers, replies, strict=True):
+            gone = await names_of(gone_tokens(self.catalog, reply), admin, self.keys, self.catalog)
+            found.append(usage_of(customer, self.catalog, reply, gone, at_ms=at_ms))
+        return found
+
+    async def rates(self, customer: str) -> Sequence[RateUsage]:
+        """How far the rates of a customer whose id is valid are used."""
+        (reply,) = await self._usage_replies([customer])
+        return rates_of(self.catalog, reply)
+
+    async def _usage_replies(self, customers: Sequence[str]) -> Sequence[UsageReply]:
+        admin = await self.admin()
+        return await admin.run_many(
+            self.scripts["usage"],
+            [
+                [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
+                for keys in map(self.keys.customer, customers)
+            ],
+        )
 
     def settle(self, lane: Lane, settlement: Settlement) -> None:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""

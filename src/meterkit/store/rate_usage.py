@@ -1,0 +1,101 @@
+"""How far a customer's rates are used, from what the store keeps. Pure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.keys import rate_field, route_name
+from meterkit.decisions.kinds import FIXED_WINDOW, TOKEN_BUCKET
+from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.policies import policies_of, route_policies
+from meterkit.decisions.program import Measure, rate_numbers
+from meterkit.decisions.verdict import reset_ms, weighted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog.models import Rate
+    from meterkit.decisions.decision import Policy
+    from meterkit.store.customer_usage import UsageReply
+
+__all__ = ["RateUsage", "rates_of"]
+
+_NUMBERS: Final = 3
+
+
+class RateUsage(TypedDict):
+    """One rate of a customer.
+
+    ``policy`` is its name in header fields (``requests-1h``); ``meter`` is None, and ``route`` the line's
+    ``match``, where the rate is a route's own; ``limit`` is per window, for a token bucket its burst;
+    ``reset_after`` is until more is left than now, 0 where all is.
+    """
+
+    policy: str
+    meter: str | None
+    route: str | None
+    limit: int
+    used: int
+    remaining: int
+    reset_after: timedelta
+
+
+def rates_of(catalog: Catalog, reply: UsageReply) -> list[RateUsage]:
+    """Read the reply of the usage script: the rates of the plan in force, then those of routes."""
+    now_ms, _, data, counters, *_ = reply
+    state = CustomerState.parse(data)
+    entitlements = entitlements_of(state, effective_plan(state, catalog, now_ms), catalog)
+    fields = dict(zip(counters[::2], counters[1::2], strict=True))
+    found: list[RateUsage] = []
+    for name, route, rate, policy in _rates(catalog, entitlements):
+        field = rate_field(name, rate.window_ms, rate.algorithm)
+        found.append(_usage(route, rate, policy, fields.get(field.encode()), now_ms))
+    return found
+
+
+def _rates(
+    catalog: Catalog, entitlements: Mapping[str, Entitlement]
+) -> Iterator[tuple[str, str | None, Rate, Policy]]:
+    for name, meter in catalog.meters.items():
+        given = entitlements[name]
+        # A meter's other policies come behind its rates.
+        for rate, policy in zip(given.rates, policies_of(given, meter), strict=False):
+            yield name, None, rate, policy
+    for route in catalog.routes:
+        for rate, policy in zip(route.rates, route_policies(route), strict=True):
+            yield route_name(route), route.match, rate, policy
+
+
+def _usage(route: str | None, rate: Rate, policy: Policy, packed: bytes | None, now_ms: int) -> RateUsage:
+    kind, window, limit, refill = rate_numbers(rate, policy.meter)
+    measure = Measure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=1)
+    numbers = [0] * _NUMBERS if packed is None else [int(number) for number in unpack_field(packed)]
+    used, before = _brought_forward(measure, numbers, now_ms)
+    reset = reset_ms(measure, limit - used, before, now_ms, now_ms)
+    return {
+        "policy": policy.name,
+        "meter": policy.meter or None,
+        "route": route,
+        "limit": limit,
+        "used": used,
+        "remaining": max(0, limit - used),
+        "reset_after": timedelta(milliseconds=reset or 0),
+    }
+
+
+def _brought_forward(measure: Measure, numbers: list[int], now_ms: int) -> tuple[int, int]:
+    """As ``advance`` of the scripts does: the units used by now, and what ``reset_ms`` wants of before."""
+    first, second, third = numbers
+    window = measure.window
+    if measure.kind == TOKEN_BUCKET:
+        owed = max(0, second * window + min(third, window - 1) - (now_ms - first) * measure.refill)
+        return -(-owed // window), owed % window
+    slot = now_ms // window
+    counted = second if first == slot else 0
+    previous = third if first == slot else second if first == slot - 1 else 0
+    if measure.kind == FIXED_WINDOW:
+        return counted, previous
+    return counted + weighted(previous, window - now_ms % window, window), previous
