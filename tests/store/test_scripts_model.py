@@ -236,12 +236,12 @@ def test_a_caller_ahead_of_time_does_not_begin_the_next_period(wire: Wire) -> No
 def test_at_the_very_end_of_a_period_nothing_is_closed_by_clocks_that_differ(wire: Wire) -> None:
     world = world_of(wire)
     ends = to_ms(datetime(2040, 7, 1, tzinfo=UTC))
-    known, flags = world.processes[0].get("ada"), {"billed_always": False, "rates_only": False}
-    for mode, before_ms, times in (("d", 30_000, 1), ("c", 0, 20)):
+    demands, flags = {"jobs": Demand(needed=1, taken=1)}, {"billed_always": False, "rates_only": False}
+    for mode, before_ms, times in (("d", 30_000, 2), ("c", 0, 20)):
         world.wall = ends - before_ms
         for _ in range(times):
             world.skews = before_ms == 0
-            world.ask_for(known, {"jobs": Demand(needed=1, taken=1)}, mode, flags)
+            world.ask_for(world.processes[0].get("ada"), demands, mode, flags)
     assert world.seen["decide c 3"]
 
 
