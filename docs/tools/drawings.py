@@ -298,7 +298,7 @@ def cost() -> Drawing:
     y = 44.0
     for nth, (said, value, ours) in enumerate(drawn):
         if nth == BILLED:
-            drawing.text(20, y + 22, "one limit, nothing billed", size=12, colour="quiet")
+            drawing.text(20, y + 22, "rates only, nothing billed", size=12, colour="quiet")
             drawing.line((190, y + 18), (900, y + 18), colour="edge", head=False, wide=1)
             y += 32
         drawing.text(318, y + 18, said, size=13.5, anchor="end", bold=ours)
