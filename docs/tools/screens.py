@@ -94,7 +94,7 @@ plans:
   pro:
     price: {amount_cents: 4900, interval: month}
     meters:
-      requests: {rate: 300/minute, included: unlimited}
+      requests: {included: unlimited}
       words:    {included: 1_000, overage: {bill: {cap: 50_000, per: 1000, amount_cents: 12}}}
 """
 WRONG = (
