@@ -55,6 +55,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].charge_on": ("asgi/exchange.py", "route.charge_on"),
     "routes[].enforcement": ("store/views.py", ".enforcement =="),
     "routes[].on_store_failure": ("asgi/middleware.py", "route.on_store_failure"),
+    "routes[].idempotency_header": ("asgi/repeats.py", "route.idempotency_header"),
     "routes[].headers": ("asgi/", "route.headers"),
     "plans": ("decisions/customer_state.py", "catalog.plans.get("),
     "plans.*.extends": ("catalog/inheritance.py", "EXTENDS"),
@@ -87,6 +88,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.grants[].id": ("decisions/prepaid.py", "grant.key"),
     "billing": (LOADER, "values.billing"),
     "billing.charge_on": (LOADER, "charge_on=money.charge_on"),
+    "billing.idempotency_header": (LOADER, "idempotency_header"),
     "billing.sources": ("asgi/llm_calls.py", "catalog.billing.sources"),
     "billing.portal_url": ("asgi/refuser.py", "catalog.billing.portal_url"),
     "billing.late_usage": ("store/settlement.py", "catalog.billing.late_usage"),
@@ -101,8 +103,6 @@ READ: Final[dict[str, tuple[str, str]]] = {
 
 # Key to the attribute that code would read if the key had an effect.
 WITHOUT_EFFECT: Final = {
-    "routes[].idempotency_header": "idempotency_header",
-    "billing.idempotency_header": "idempotency_header",
     "billing.changes": "changes",
     "plans.*.name": None,  # `name` is an attribute of much.
     "plans.*.rank": "rank",

@@ -73,7 +73,6 @@ def routed(*lines: str) -> Catalog:
 def test_each_key_without_effect_and_each_meter_billed_from_the_first_unit_is_named_with_its_line() -> None:
     """F-60, F-26."""
     assert told(loads(PLANS)) == [
-        (11, "routes[1].idempotency_header", "without_effect"),
         (20, "plans.bare", "billed_from_first_unit"),
         (21, "plans.bare.price.amount_cents", "informs"),
         (22, "plans.bare.trial", "without_effect"),
@@ -95,7 +94,7 @@ def test_the_summary_is_one_line_without_what_only_informs() -> None:
     """F-60, F-26."""
     line = summary(loads(PLANS).notes)
     assert line.count("\n") == 0
-    assert "no effect yet: routes[1].idempotency_header (line 11), " in line
+    assert "no effect yet: plans.bare.trial (line 22); " in line
     assert "billed from the first unit, as nothing is included: plans.bare (line 20)" in line
     assert "amount_cents" not in line
     assert summary(note for note in loads(PLANS).notes if note.kind == "informs") == ""

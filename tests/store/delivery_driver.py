@@ -365,6 +365,7 @@ class Delivery(Checks):
             f"g:{name}",
             f"j:{name}",
             f"v:{name}",
+            f"i:{name}",
         )
         reply, found = self.ask("forget", keys, read, name, self.wall)
         self.check(f"forget {name} {read}", self.shard.forget(name, read), reply, found)

@@ -162,7 +162,7 @@ class GaugeWorld:
             shown = (told.gauge.limit, told.gauge.used, told.gauge.requested)
             self.compare("told", (limits[first], used[first], demands[first].needed), shown)
         elif reply[2]:
-            nearest = decision.program.measures[reply[2] - 1].policy.meter
+            nearest = decision.program.measures[int(reply[2]) - 1].policy.meter
             self.compare("nearest", "jobs", nearest)
         if mode != "c" and reply[0] != 1:
             for name in limits:

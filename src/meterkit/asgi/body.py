@@ -30,16 +30,17 @@ class BufferedBody:
         receive: the server's.
 
     Attributes:
+        scope: the request's.
         head: what was read of the body.
         ended: whether that is all of it.
         gone: whether the client hung up meanwhile.
         untouched: whether nothing was read ahead.
     """
 
-    __slots__ = ("_kept", "_receive", "_scope", "ended", "gone", "head", "untouched")
+    __slots__ = ("_kept", "_receive", "ended", "gone", "head", "scope", "untouched")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
-        self._scope = scope
+        self.scope = scope
         self._receive = receive
         self._kept: deque[Message] = deque()
         self.head = b""
@@ -90,7 +91,7 @@ class BufferedBody:
 
     def header(self, name: bytes) -> list[bytes]:
         """The values of a header."""
-        return [value for key, value in self._scope["headers"] if key.lower() == name]
+        return [value for key, value in self.scope["headers"] if key.lower() == name]
 
 
 def _inflated(coded: bytes) -> bytes | None:

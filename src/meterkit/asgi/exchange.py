@@ -15,7 +15,7 @@ from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.reading import Reading
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.settlement import Settlement, settlement_of
+from meterkit.store.settlement import Mark, Settlement, settlement_of
 from meterkit.store.used import Used, add
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class Exchange(Admitted):
         if decided is not None:
             self._decided_ms = reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
-            self._nothing_to_settle = not decided.program.settles
-            if lane is not None and decided.program.holds:
+            self._nothing_to_settle = not (decided.program.settles or decided.digest)
+            if lane is not None and (decided.program.holds or decided.digest):
                 lane.live.add(self)
 
     def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
@@ -216,7 +216,7 @@ class Exchange(Admitted):
         if self._llm is not None or (decided is not None and decided.reserved):
             self._settle_parts(lane, self._used_by_calls(outcome), recorded or _NOTHING, billed=billed)
             return
-        if decided is not None and decided.program.settles:
+        if decided is not None and (decided.program.settles or decided.digest):
             lane.live.discard(self)
             if self._renewed is None:
                 # As settlement_of has it, without a call: nearly every billed request ends here.
@@ -225,7 +225,8 @@ class Exchange(Admitted):
                     settlement = settlement_of(decided, self._slot, billed=billed)
             else:
                 used = Used(recorded=decided.recorded if billed else _NOTHING)
-                settlement = Settlement(decided.view, held=self._held(decided), used=used)
+                mark = Mark.of(decided, billed=billed)
+                settlement = Settlement(decided.view, held=self._held(decided), used=used, mark=mark)
             self._store.settle(lane, settlement)
         if recorded:
             self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
@@ -252,7 +253,7 @@ class Exchange(Admitted):
             billed: whether the request's outcome is billed; if not, rates count it all the same.
         """
         held = self._decided
-        if held is not None and not held.program.settles:
+        if held is not None and not (held.program.settles or held.digest):
             held = None
         beside = Used(recorded, recorded)
         if held is not None:
@@ -269,7 +270,7 @@ class Exchange(Admitted):
             for part in parts:
                 self._settle_used(lane, part)
         else:
-            for settlement in self._settlements(held, parts):
+            for settlement in self._settlements(held, parts, billed=billed):
                 self._store.settle(lane, settlement)
 
     def _settle_used(self, lane: Lane, used: Used) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
-    from meterkit.catalog import Catalog, Route
+    from meterkit.catalog import Catalog, Outcome, Route
     from meterkit.decisions.program import Program
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
@@ -52,6 +52,7 @@ _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
+_NEVER: Final = frozenset["Outcome"]()
 _PROGRAMS_MAX: Final = 1_000
 
 
@@ -141,7 +142,7 @@ class MeterMiddleware:
             await self.app(scope, receive, send)
             return
         body = None
-        if (route.reserve or route.storage_meter) and is_http:
+        if is_http and (route.reserve or route.storage_meter or route.idempotency_header):
             body = BufferedBody(scope, receive)
         passed = await self._admit(plans, route, scope, receive, send, body)
         if passed is None:
@@ -217,6 +218,8 @@ class MeterMiddleware:
             if isinstance(reply, ReplyError) or reply[0] > REFUSED:
                 prepare = prepare or _preparing(route)
                 decided, reply = await store.conclude(lane, decided, prepare, reply)
+                if decided.is_repeat:
+                    route = replace(route, charge_on=_NEVER)
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
             decided = error.decided
@@ -258,7 +261,7 @@ class MeterMiddleware:
         return passed
 
     async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
-        """The decision about a route that sets aside what the request's body asks for, or its length."""
+        """The decision about a route that looks at the request: its body, its length, its idempotency key."""
         refused = await known_refusal(self._kit.store, lane, view, route) if route.reserve else None
         if refused is not None:
             raise _UnservedError(refused.refusal or _STORE_FAILED, refused)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.asgi.repeats import repeat_digest
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import StoreError
+from meterkit.store.marked import marking
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,
@@ -63,7 +65,7 @@ async def known_refusal(
 async def reserving(
     compiled: CompiledCatalog, route: Route, body: BufferedBody, *, estimate: InputEstimator
 ) -> Prepare:
-    """Read what a request asks for, its body too where the route says so; what makes the decision of it."""
+    """Read what a request asks for, its body too where the route says so; what makes its decision."""
     quantities: dict[str, int] = {}
     dimensions: dict[str, str] = {}
     if route.reserve:
@@ -76,9 +78,14 @@ async def reserving(
         announced = announced_bytes(body)
         if announced is not None:
             quantities[route.storage_meter] = announced
-        elif not route.reserve:
-            return lambda view, mode: view.prepare(route, mode)
-    return lambda view, mode: view.prepare_reserving(route, quantities, mode, dimensions=dimensions)
+
+    def prepare(view: CustomerView, mode: str) -> PreparedDecision:
+        if quantities or route.reserve:
+            return view.prepare_reserving(route, quantities, mode, dimensions=dimensions)
+        return view.prepare(route, mode)
+
+    digest = repeat_digest(route, body.scope)
+    return prepare if digest is None else marking(prepare, digest)
 
 
 def reservation(

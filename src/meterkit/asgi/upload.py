@@ -74,7 +74,7 @@ class Upload(Exchange):
         self._more: dict[int, int] = {}
         self._refusal: Decision | None = None
         self._counts = self._is_answered = False
-        if decided is not None and self._lane is not None:
+        if decided is not None and self._lane is not None and not decided.is_repeat:
             self._counts = decided.view.entitlements[meter].included is not None
             self._set_aside = decided.reserved.get(meter, 0)
 

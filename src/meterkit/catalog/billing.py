@@ -85,7 +85,6 @@ class BillingTable(Table, what="billing"):
     idempotency_header = Key(
         Nullable(HEADER_NAME),
         "Header that marks a repeat; default: null.",
-        without_effect="a repeated request is counted and billed again",
     )
     portal_url = Key(Nullable(_URL), "Where customers pay; named in 402 answers; default: null.")
     changes = Key(

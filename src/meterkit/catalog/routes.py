@@ -84,7 +84,6 @@ class RouteTable(Table, what="a route"):
     idempotency_header = Key(
         Nullable(HEADER_NAME),
         "Header that marks a repeat, or null.",
-        without_effect="a repeated request is counted and billed again",
     )
 
 

@@ -133,6 +133,7 @@ class CustomerKeys:
     grants: str
     ledger: str
     levels: str
+    marks: str
     dirty: str
     unlinked: str
     notices: str
@@ -197,6 +198,7 @@ class Keys:
             grants=self.shard(shard, f"{space}g:{customer}"),
             ledger=self.shard(shard, f"{space}j:{customer}"),
             levels=self.shard(shard, f"{space}v:{customer}"),
+            marks=self.shard(shard, f"{space}i:{customer}"),
             dirty=self.shard(shard, "dirty"),
             unlinked=self.shard(shard, "unlinked"),
             notices=self.notices(shard),

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import GaugeLevel
     from meterkit.decisions.program import Measure, Program
 
-__all__ = ["EXACT_WINDOW_MS_MAX", "allowed", "refused", "reset_ms", "weighted"]
+__all__ = ["EXACT_WINDOW_MS_MAX", "IN_FLIGHT", "allowed", "refused", "reset_ms", "weighted"]
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
     *("storage", "seats", "concurrency", "rate", "cap", "included", "credits"),
 )
 EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see rates.lua.
+_OF_A_REPEAT: Final = 8
+IN_FLIGHT: Final = Decision(allowed=False, reason="in_flight", retry_after=timedelta(seconds=1))
+"""The refusal of a request whose first has not ended yet: nobody knows when it will."""
 _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
@@ -70,6 +73,8 @@ def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_
 def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
     """The decision behind ``{1, now, ends, x, y, z, ...}``: all violated policies, and the wait true for all.
 
+    Of a repeat (``{8, …}``) ceilings and gauges ask nothing.
+
     A ceiling that grants or credits stood behind in this period is used up as *credits*, the last of all
     reasons.
 
@@ -87,7 +92,8 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
         left, wait = _weigh(measure, x, y, z, now_ms, ends_ms)
         is_backed = measure.kind == CEILING and bool(next(backed, 0))
-        if measure.needed > left:
+        asks = reply[0] != _OF_A_REPEAT or measure.kind not in {CEILING, GAUGE}
+        if asks and measure.needed > left:
             violated.append((measure, left, wait))
             if measure.kind == GAUGE:
                 full.append(shortage(measure.policy, x, y + z, measure.needed))

@@ -4,10 +4,12 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
 -- KEYS[4] hash  optional: grants    KEYS[5] hash  optional: levels of gauges
+-- KEYS[6] zset  optional: idempotency keys (see first_of)
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
 --       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
 --       with KEYS[4] what else is looked at (JSON): what grants and credits stand behind, where it says `asked`
---       (see backing_of); the gauges that are to grow, where it says `levels` (see weigh_gauges)
+--       (see backing_of); the gauges that are to grow, where it says `levels` (see weigh_gauges); whether it is a
+--       repeat, where it has the `digest` of an idempotency key, and of how many `ceilings` a repeat is not asked
 --       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; METERm a recorded meter;
 --       with grants METERm for each other meter that shares a credit; METERm a gauge
 --       last: the caller's clock (ms)
@@ -27,6 +29,9 @@
 --                                grants or credits stood behind it in this period, else 0
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
 --       {5, now, ends, ...}      as 1, but counted and held all the same
+--       {6, now, n, remaining, before}   as 0, of a repeat: counted in rates, and in flight; nothing else is held
+--       {7, now, n, remaining, before}   its first is in flight: nothing is done; in mode s as 0 all the same
+--       {8, now, ends, ...}      as 1, of a repeat, which is refused by rates and concurrency only
 --       the error DAMAGED        a field is not what it must be, here or of a period that is over: nothing is done
 --include confirm_view
 --include head_of
@@ -34,10 +39,10 @@
 --include meter_of
 --include live_holds
 --include advance
-local counters_key, state_key, totals_key, grants_key, levels_key = unpack(KEYS)
+local counters_key, state_key, totals_key, grants_key, levels_key, marks_key = unpack(KEYS)
 local rev, terms, mode, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
-local names = grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
+local names = grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
 local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms, rates, ceilings, records, at =
   read('<ddddddddd', terms)
 
@@ -45,10 +50,8 @@ local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
   next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, mode == 'f')
-if verdict then
-  return verdict
-elseif mode == 'v' then
-  return {4, now}
+if verdict or mode == 'v' then
+  return verdict or {4, now}
 end
 if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- Others do not pay for making these functions.
 --include close_period
@@ -65,6 +68,15 @@ if further and further.asked then -- As above.
 --include hold_backed
   backs, hold = #further.asked, hold_backed -- As many of the ceilings, the first.
   more, claim, tell_backed = backing_of(grants_key, fields, further, now, starts_ms, finishes_ms)
+end
+local twin, unasked, mark = 0, 0, nil
+if marks_key and mode ~= 'h' then -- As above.
+--include first_of
+  twin = first_of(marks_key, further.digest, now)
+  unasked = twin == REPEAT and further.ceilings or 0
+  if twin == IN_FLIGHT and mode ~= 's' then
+    return {IN_FLIGHT, now, 0, 0, 0}
+  end
 end
 
 local takes, is_refused, current_slot = mode ~= 'c', false, math.floor(now / HOLD_SLOT_MS)
@@ -93,8 +105,7 @@ for place = 2, rates + 1 do
   tell(limit - used, limit, counted, previous, 0)
 end
 for place = rates + 2, rates + ceilings + 1 do
-  local nth = place - rates - 1
-  local included, beyond, needed, asked
+  local nth, included, beyond, needed, asked = place - rates - 1, nil, nil, nil, nil
   included, beyond, needed, asked, at = read('<dddd', terms, at)
   local name = ARGV[names + place]
   local counted, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
@@ -103,12 +114,10 @@ for place = rates + 2, rates + ceilings + 1 do
   if beyond >= 0 then
     available, whole = available + beyond - overage, included + beyond
   end
-  if nth <= backs then
-    available = available + more(nth)
-  end
+  available = nth <= backs and available + more(nth) or available
   local left = available - held - held_before
-  is_refused = is_refused or needed > left
-  if takes and asked > 0 then
+  is_refused = is_refused or needed > left and nth > unasked
+  if takes and asked > 0 and nth > unasked then
     left = left - asked
     write[w + 1], write[w + 2], w = name,
       pack(FORM, counted, overage, pending, current_slot, held + asked, held_before, besides), w + 2
@@ -120,40 +129,36 @@ for place = rates + 2, rates + ceilings + 1 do
 end
 if further and further.levels then -- As above.
 --include weigh_gauges
-  local is_full
-  is_full, t, w, at = weigh_gauges(levels_key, further.levels, fields, now, takes, terms, at, told, t, write, w)
-  is_refused = is_refused or is_full
+  is_refused, t, w, at = weigh_gauges(levels_key, further.levels, fields, now, takes, twin == REPEAT, is_refused,
+    terms, at, told, t, write, w)
 end
 
-local reply = {0, now, nearest, nearest_left, nearest_before}
-if is_refused and mode ~= 'h' then
-  told[1], reply = mode == 's' and 5 or 1, tell_backed and tell_backed(told, t) or told
+local reply = {twin, now, nearest, nearest_left, nearest_before}
+if is_refused and mode ~= 'h' and (twin == 0 or mode ~= 's') then
+  told[1], reply = mode == 's' and 5 or twin == REPEAT and 8 or 1, tell_backed and tell_backed(told, t) or told
 end
-if not takes or reply[1] == 1 then
+if not takes or reply == told and mode ~= 's' then
   return reply
 end
-for place = rates + ceilings + 2, rates + ceilings + records + 1 do
-  local quantity
+for place = rates + ceilings + 2, twin == REPEAT and 0 or rates + ceilings + records + 1 do
+  local name, quantity = ARGV[names + place], nil
   quantity, at = read('<d', terms, at)
-  local name = ARGV[names + place]
   local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   write[w + 1], write[w + 2], w = name,
     pack(FORM, math.min(included + quantity, MOST), overage, pending, slot, held, held_before, besides), w + 2
 end
-for _, changed in ipairs(hold and hold(fields, further.backed, current_slot) or {}) do
-  write[w + 1], write[w + 2], w = ARGV[names + changed[1]], changed[2], w + 2
-end
-if ends_ms == 0 then
-  begins_ms, ends_ms = starts_ms, finishes_ms
-end
+w = hold and twin ~= REPEAT and hold(fields, further.backed, current_slot, ARGV, names, write, w) or w
+begins_ms, ends_ms = ends_ms > 0 and begins_ms or starts_ms, ends_ms > 0 and ends_ms or finishes_ms
 local new_expiry_ms = math.max(now + keep_ms, records > 0 and ends_ms + outlive_ms or 0)
-local is_longer = expires_ms < new_expiry_ms
-if is_longer then
-  expires_ms = new_expiry_ms + math.floor(keep_ms / 8) -- So that the next call need not set it again.
-end
+local is_longer = expires_ms < new_expiry_ms -- Longer by so much that the next call need not set it again.
+expires_ms = is_longer and new_expiry_ms + math.floor(keep_ms / 8) or expires_ms
 write[3] = pack(FORM, now, begins_ms, ends_ms, expires_ms, (mode == 'd' or mode == 's') and rev or known_rev)
 call('HSET', unpack(write, 1, w))
 if is_longer then
   call('PEXPIREAT', counters_key, expires_ms)
+end
+if marks_key and twin == 0 then -- As above.
+--include remember
+  remember(marks_key, 'f' .. further.digest, (current_slot + 2) * HOLD_SLOT_MS, now)
 end
 return reply

@@ -6,10 +6,12 @@
 -- KEYS[4] zset  customers with pending usage: `dirty` if linked, else `unlinked`
 -- KEYS[5] string  the producer: the last number applied, or c<number> once it is fenced
 -- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger    KEYS[8] stream  with grants: notices
--- the last of KEYS string  optional: remembers an event id of the app, which counts once in 35 days
+-- the last of KEYS  optional: string, remembers an event id of the app, which counts once in 35 days;
+--       or zset: idempotency keys (see first_of)
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
---       first instant of the period that this was, dead: 1 where late usage is not recorded
+--       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
+--       key: digest, billed: 1 where it is remembered from now on
 --       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate
 --       then the slot of the holds and the number, as doubles; the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
@@ -31,8 +33,7 @@
 --include expire_at
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
 local rev, terms, customer, further, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[#ARGV]
-local names = 3 -- Of fields[2] the name is ARGV[names + 2].
-local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
+local call, read, pack, names = redis.call, struct.unpack, cmsgpack.pack, 3 -- Of fields[2] the name is ARGV[names + 2].
 local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds,
   at = read('<ddddddddd', terms)
 local hold_slot, number = read('<dd', ARGV[#ARGV - 1])
@@ -56,7 +57,7 @@ elseif ends_ms ~= finishes_ms then -- Others do not pay for making these functio
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local late, is_dead, pay, keep_grants, besides_in = nil, false, nil, nil, nil
+local late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark = nil, false, nil, nil, nil, false, nil
 if further ~= '' then -- As above.
 --include overdue
 --include burn
@@ -67,19 +68,22 @@ if further ~= '' then -- As above.
   if details.paying then
     pay, keep_grants = burn(grants_key, ledger_key, details, now, starts_ms, finishes_ms, rev ~= NO_STATE)
   end
+  if details.digest then
+--include end_flight
+    is_repeat, keep_mark = end_flight(KEYS[#KEYS], details.digest, details.billed == 1, hold_slot, now)
+  end
 end
 
-local current_slot = math.floor(now / HOLD_SLOT_MS)
 local has_recorded, begins_to_wait, refused, lasts_ms, sent_on, late_units = false, false, nil, QUARTER_HOUR_MS, 0, {}
 -- With place from the start for what follows: a table that grows is copied each time.
-local write, w = {counters_key, 'h', nil, nil, nil, nil, nil}, 3
+local write, w, current_slot = {counters_key, 'h', nil, nil, nil, nil, nil}, 3, math.floor(now / HOLD_SLOT_MS)
 for place = 2, meters + 1 do
   local quantity, asked, allowance, reports_included, reports_overage, event
   quantity, asked, allowance, reports_included, reports_overage, event, at = read('<dddddd', terms, at)
   local name = ARGV[names + place]
   local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
-  if quantity > 0 then
+  if quantity > 0 and not is_repeat then
     has_recorded = true
     local granted, credited, occurred_before, stamped_ms = 0, 0, 0, 0
     if besides_in then
@@ -105,9 +109,7 @@ for place = 2, meters + 1 do
     end
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     included, overage, pending = included + within, overage + beyond, pending + reported
-    if besides_in then
-      besides = pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms)
-    end
+    besides = besides_in and pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms) or besides
   end
   write[w + 1], write[w + 2], w = name,
     pack(FORM, included, overage, pending, current_slot, held, held_before, besides), w + 2
@@ -123,8 +125,8 @@ if rates > 0 then -- As above.
     write[w + 1], write[w + 2], w = name, packed, w + 2
   end
 end
-local event_key = KEYS[notices_key and 9 or 6]
-if event_key and not call('SET', event_key, 1, 'NX', 'PX', THIRTY_FIVE_DAYS_MS) then
+local once_key = KEYS[notices_key and 9 or 6]
+if once_key and not (keep_mark and keep_mark() or call('SET', once_key, 1, 'NX', 'PX', THIRTY_FIVE_DAYS_MS)) then
   return {0, now}
 end
 local words = {late and 'late ' .. late}

@@ -275,7 +275,7 @@ class Customers:
         admin, keys = await self._store.admin(), self._store.keys.customer(check_customer(customer))
         names = [keys.counters, keys.state, keys.totals]
         names += [self._store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
-        names += [keys.grants, keys.ledger, keys.levels]
+        names += [keys.grants, keys.ledger, keys.levels, keys.marks]
         for _ in range(_TRIES):
             rev, state = await self._states.read(customer)
             (reply,) = await admin.run(self._store.scripts["forget"], names, rev, customer)

@@ -10,7 +10,8 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
-from meterkit.store.settlement import Correction, Held, Settlement, settlement_of
+from meterkit.store.marked import MarkedDecision
+from meterkit.store.settlement import Correction, Held, Mark, Settlement, settlement_of
 from meterkit.store.used import NOTHING_USED, add
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Holder(ABC):
         view = before.view.cache.newest(before.view)
         for _ in range(_RENEWAL_TRIES):
             decision = view.prepare_renewing(before.held, before.program.concurrency)
+            if before.digest:  # The mark of a request in flight moves with its holds.
+                decision = MarkedDecision(decision, before.digest)
             try:
                 reply: Any = await lane.ask(decision)
                 if isinstance(reply, ReplyError):
@@ -100,14 +103,17 @@ class Holder(ABC):
         if quantity:
             self._store.settle(lane, Settlement(holding.view, held=Held({meter: quantity}, (), self._slot)))
             # Never asked for: it only says what is held.
-            self._renewed = holding.view.prepare_renewing(held, holding.program.concurrency)
+            rest = holding.view.prepare_renewing(held, holding.program.concurrency)
+            self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
 
     def _held(self, decided: PreparedDecision) -> Held:
         """What is held by now of what a decision held."""
         holding = self._renewed or decided
         return Held.of(holding, self._slot)
 
-    def _settlements(self, decided: PreparedDecision, parts: Sequence[Used]) -> list[Settlement]:
+    def _settlements(
+        self, decided: PreparedDecision, parts: Sequence[Used], *, billed: bool = True
+    ) -> list[Settlement]:
         """What gives back what a decision held, and records what was used of it in all.
 
         Rates count the sum of the parts at once, in place of what they counted at the decision.
@@ -124,6 +130,7 @@ class Holder(ABC):
                 held=self._held(decided),
                 used=first._replace(rated=rated, measured=measured),
                 correction=correction,
+                mark=Mark.of(decided, billed=billed),
             ),
             *(Settlement(decided.view, used=part._replace(rated={}, measured=part.rated)) for part in others),
         ]

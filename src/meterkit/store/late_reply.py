@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.settlement import Correction, Held, Settlement, settlement_of
+from meterkit.store.settlement import Correction, Held, Mark, Settlement, settlement_of
 
 if TYPE_CHECKING:
     from meterkit.store.views import PreparedDecision
@@ -24,4 +24,5 @@ def give_back(decision: PreparedDecision, decided_ms: int) -> Settlement:
     if not decision.reserved:
         return settlement_of(decision, slot, billed=False)
     correction = Correction(decision.reserved, decision.program.rates, decided_ms)
-    return Settlement(decision.view, held=Held.of(decision, slot), correction=correction)
+    mark = Mark.of(decision, billed=False)
+    return Settlement(decision.view, held=Held.of(decision, slot), correction=correction, mark=mark)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ALLOWED", "CLOCK", "HELD", "REFUSED", "STALE"]
+__all__ = ["ALLOWED", "CLOCK", "HELD", "IN_FLIGHT", "REFUSED", "REFUSED_REPEAT", "REPEAT", "STALE"]
 
 ALLOWED: Final = 0
 REFUSED: Final = 1
@@ -14,5 +14,10 @@ CLOCK: Final = 3
 """The store's clock and the caller's are too far apart to decide."""
 _COUNTED: Final = 5
 """Refused, but counted and held all the same."""
+REPEAT: Final = 6
+"""Allowed: its first was billed, and it holds no quantities."""
+IN_FLIGHT: Final = 7
+"""Its first has not ended yet: refused, but in shadow."""
+REFUSED_REPEAT: Final = 8
 HELD: Final = frozenset({ALLOWED, _COUNTED})
 """What was asked is held."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.derived import derived_from
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.program import rate_numbers, reported_parts
 from meterkit.redis.resp import pack_each
+from meterkit.store.held import Correction, Held, Mark
 from meterkit.store.used import NOTHING_USED, Used
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["Correction", "Held", "Settlement", "settlement_of"]
+__all__ = ["Correction", "Held", "Mark", "Settlement", "settlement_of"]
 
 _logger = logging.getLogger("meterkit.store")
 
@@ -31,39 +32,6 @@ _OWN_EVENT, _SENT_ON, _TAKES_OVER = 0, 1, 2
 _THRESHOLD_NUMBERS: Final = 4
 # The numbers of a request in flight: as of a meter of which one is held, and nothing recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
-
-
-class Held(NamedTuple):
-    """What an allowed decision holds.
-
-    Attributes:
-        quantities: by meter.
-        concurrency: meters of whose concurrency it holds one.
-        slot: of five minutes, that it was added to.
-    """
-
-    quantities: Mapping[str, int] = _NOTHING
-    concurrency: tuple[str, ...] = ()
-    slot: int = 0
-
-    @classmethod
-    def of(cls, decision: PreparedDecision, slot: int) -> Self:
-        """What a decision holds, if it allowed."""
-        return cls(decision.held, decision.program.concurrency, slot)
-
-
-class Correction(NamedTuple):
-    """What rates have counted already of quantities that were not known yet; it is corrected.
-
-    Attributes:
-        reserved: meter to the quantity that was counted.
-        rates: the fields of the rates.
-        at_ms: when that was.
-    """
-
-    reserved: Mapping[str, int] = _NOTHING
-    rates: frozenset[str] = frozenset()
-    at_ms: int = 0
 
 
 _NOTHING_HELD: Final = Held()
@@ -82,6 +50,7 @@ class Settlement:
         correction: what rates have counted of it before.
         event_key: the key that remembers an event id of the app; else None.
         occurred_ms: when it happened, if the app says so; else None.
+        mark: of a request with an idempotency key; else None. It has no event id then.
         waiter: done once the store has acknowledged; None where nobody waits.
 
     Attributes:
@@ -90,7 +59,18 @@ class Settlement:
     """
 
     __slots__ = (
-        *("_packed", "correction", "customer", "event_key", "held", "occurred_ms", "slot", "used", "view"),
+        *(
+            "_packed",
+            "correction",
+            "customer",
+            "event_key",
+            "held",
+            "mark",
+            "occurred_ms",
+            "slot",
+            "used",
+            "view",
+        ),
         "waiter",
     )
 
@@ -103,6 +83,7 @@ class Settlement:
         correction: Correction = _NOTHING_TO_CORRECT,
         event_key: str | None = None,
         occurred_ms: int | None = None,
+        mark: Mark | None = None,
         waiter: asyncio.Future[None] | None = None,
     ) -> None:
         self.view = view
@@ -113,6 +94,7 @@ class Settlement:
         self.correction = correction
         self.event_key = event_key
         self.occurred_ms = occurred_ms
+        self.mark = mark
         self.waiter = waiter
         self._packed: tuple[CustomerView, tuple[bytes, bytes]] | None = None
 
@@ -190,9 +172,14 @@ class Settlement:
                 numbers += (*rate.terms, quantity, 0)
         numbers += shape.thresholds
         event = () if self.event_key is None else (self.event_key,)
+        if self.mark is not None:
+            event = (view.keys.marks,)
         paying = shape.paying
         if self.occurred_ms is not None:
             paying = self._dated(view, paying, self.occurred_ms)
+        if self.mark is not None:
+            marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}'
+            paying = f"{marked},{paying[1:]}" if paying else f"{marked}}}"
         own = pack_each((*event, view.rev, view.terms(*numbers), self.customer, paying))
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = self._head(view, shape, events=1) if event else shape.head
@@ -368,5 +355,6 @@ def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Set
             decision.view,
             held=Held.of(decision, slot),
             used=Used(recorded=decision.recorded) if billed else NOTHING_USED,
+            mark=Mark.of(decision, billed=billed),
         )
     return settlement

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -23,13 +22,14 @@ from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
 from meterkit.store.late_reply import give_back
+from meterkit.store.marked import MarkedDecision, Prepare
 from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Held, Settlement
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Prepare", "Store"]
 
 _logger = logging.getLogger("meterkit.store")
-
-Prepare = Callable[["CustomerView", str], "PreparedDecision"]
-"""Makes a decision of a customer's view, in a mode of the decision script."""
 
 
 class Store:
@@ -184,6 +181,8 @@ class Store:
                     "nothing is decided until they agree",
                     executed=False,
                 )
+            if reply[0] == replies.REPEAT and isinstance(decision, MarkedDecision):
+                return decision.as_repeat(), [replies.ALLOWED, *reply[1:]]
             if reply[0] != replies.STALE:
                 return decision, reply
             view = decision.view.cache.learn(decision.view, reply)
@@ -200,6 +199,8 @@ class Store:
         end_ms = decision.period_end_ms(reply[1])
         if reply[0] == replies.ALLOWED:
             found = verdict.allowed(decision.program, reply, end_ms)
+        elif reply[0] == replies.IN_FLIGHT:
+            found = verdict.IN_FLIGHT
         else:
             found = verdict.refused(decision.exact(), reply, end_ms)
         view = decision.view

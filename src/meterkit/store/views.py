@@ -53,14 +53,17 @@ class PreparedDecision:
         shadow: whether it is counted and held whatever the limits say, and nobody is held to them.
         waived: in shadow, the refusal that would follow from the state alone, or None.
         reserved: meter to what is set aside until the true quantity is known.
+        mode: of the decision script.
         held: meter to what an allowed decision holds.
         recorded: meter to what is recorded besides the true quantities, when the request ends as billed.
         settlements: of requests so decided, by whether they are billed; each good for one slot of holds.
+        digest: of the request's idempotency key; empty: it has none.
+        is_repeat: whether a request with that key was billed before.
     """
 
     __slots__ = (
-        *("_holds", "_reserving", "held", "packed", "program", "recorded", "refusal", "reserved"),
-        *("settlements", "shadow", "view", "waived"),
+        *("_holds", "_reserving", "digest", "held", "is_repeat", "mode", "packed", "program", "recorded"),
+        *("refusal", "reserved", "settlements", "shadow", "view", "waived"),
     )
 
     def __init__(
@@ -81,12 +84,14 @@ class PreparedDecision:
         self.waived = refusal if self.shadow else None
         self.settlements: dict[bool, Any] = {}
         self.reserved = reserved
+        self.digest, self.is_repeat = "", False
         self._reserving = reserving
         self._holds = mode != "c" and (program.holds or bool(reserved))
         if self.shadow and mode in "df":
             mode = "s"
         if self.refusal is not None:
             mode = "v"
+        self.mode = mode
         if reserving is None:
             self.held, self.recorded = program.held, program.settled
             self.packed = view.pack_decide(program, mode)

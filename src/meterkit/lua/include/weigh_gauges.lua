@@ -2,16 +2,17 @@
 --   key: hash of a gauge to its level, packed
 --   asked: {gauge, its field, the place of that among the fields, included, the most that is tolerated, for how long
 --   since the level went above included (ms)} each
---   fields: the counters' that were read; takes: whether anything may be written
+--   fields: the counters' that were read; takes: whether anything may be written; is_repeat: whether
+--   nothing is to grow by it; is_full: whether it is refused already
 --   terms, at: needed, held each; told, t: where three numbers each are put: limit, level, held;
 --   write, w: where the fields are put that change
--- Returns whether one of them refuses, and t, w, at behind all that.
+-- Returns whether it is refused then, and t, w, at behind all that.
 --include meter_of
 --include live_holds
 --include level_of
 --include over_since
-local function weigh_gauges(key, asked, fields, now, takes, terms, at, told, t, write, w)
-  local current_slot, is_full, turned = math.floor(now / HOLD_SLOT_MS), false, {}
+local function weigh_gauges(key, asked, fields, now, takes, is_repeat, is_full, terms, at, told, t, write, w)
+  local current_slot, turned = math.floor(now / HOLD_SLOT_MS), {}
   for _, gauge in ipairs(asked) do
     local name, field, place, included, most, grace_ms = unpack(gauge)
     local needed, taken
@@ -21,9 +22,9 @@ local function weigh_gauges(key, asked, fields, now, takes, terms, at, told, t, 
     local limit = since_ms > 0 and now - since_ms >= grace_ms and included or most
     local counted, overage, pending, slot, held, held_before, besides = meter_of(fields[place], field)
     held, held_before = live_holds(current_slot, slot, held, held_before)
-    is_full = is_full or needed > limit - level - held - held_before
+    is_full = is_full or not is_repeat and needed > limit - level - held - held_before
     told[t + 1], told[t + 2], told[t + 3], t = limit, level, held + held_before, t + 3
-    if taken > 0 then
+    if taken > 0 and not is_repeat then
       write[w + 1], write[w + 2], w = field,
         cmsgpack.pack(FORM, counted, overage, pending, current_slot, held + taken, held_before, besides), w + 2
     end

@@ -1,0 +1,20 @@
+-- end_flight: what the end of a request with an idempotency key comes to.
+--   key: see first_of; slot: of holds, in which it was admitted: by that it knows its own mark
+-- Returns whether another one was billed meanwhile: then nothing of this one is recorded; and keep(): writes that this
+-- one is not in flight any more, and remembers it where it is billed; true.
+--include remember
+local function end_flight(key, digest, is_billed, slot, now)
+  local call, flight = redis.call, 'f' .. digest
+  local is_own = (call('ZSCORE', key, flight) or 0) + 0 == (slot + 2) * HOLD_SLOT_MS
+  local is_repeat = (call('ZSCORE', key, digest) or 0) + 0 > now
+  local function keep()
+    if is_own then
+      call('ZREM', key, flight)
+    end
+    if is_billed and not is_repeat then
+      remember(key, digest, now + DAY_MS, now)
+    end
+    return true
+  end
+  return is_repeat, keep
+end

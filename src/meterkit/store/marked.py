@@ -1,0 +1,88 @@
+"""Decisions about requests that may be repeats: those that carry an idempotency key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from meterkit.decisions.kinds import CEILING
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.resp import pack_each
+from meterkit.store.replies import ALLOWED, IN_FLIGHT, REPEAT
+from meterkit.store.views import PreparedDecision
+
+if TYPE_CHECKING:
+    from meterkit.store.views import CustomerView
+
+__all__ = ["MarkedDecision", "Prepare", "marking"]
+
+Prepare = Callable[["CustomerView", str], PreparedDecision]
+"""Makes a decision of a customer's view, in a mode of the decision script."""
+
+
+def marking(prepare: Prepare, digest: str) -> Prepare:
+    """What makes the decision about a request with an idempotency key.
+
+    Args:
+        prepare: makes it of one without.
+        digest: of the key, in hex digits.
+    """
+
+    def prepare_marked(view: CustomerView, mode: str) -> PreparedDecision:
+        decision = prepare(view, mode)
+        return decision if decision.refusal is not None else MarkedDecision(decision, digest)
+
+    return prepare_marked
+
+
+class MarkedDecision(PreparedDecision):
+    """A decision that marks its request as in flight, or says that it is a repeat.
+
+    Args:
+        decision: the same without an idempotency key.
+        digest: of the key.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, decision: PreparedDecision, digest: str) -> None:
+        for name in PreparedDecision.__slots__:
+            setattr(self, name, getattr(decision, name))
+        self.digest = digest
+        self.settlements = {}
+        self.packed = self._packed()
+
+    def as_repeat(self) -> PreparedDecision:
+        """What is to be settled of a repeat: it holds no quantities, and nothing of it is recorded."""
+        repeat = MarkedDecision(self, "")
+        repeat.is_repeat = True
+        repeat.held = repeat.recorded = {}
+        return repeat
+
+    def on_unclaimed_reply(self, reply: Any) -> None:
+        """Give back what was held for a request whose waiting was cancelled."""
+        if isinstance(reply, ReplyError):
+            return
+        if reply[0] == REPEAT:
+            self.as_repeat().on_unclaimed_reply([ALLOWED, *reply[1:]])
+        elif reply[0] == IN_FLIGHT and self.shadow:
+            super().on_unclaimed_reply([ALLOWED, *reply[1:]])
+        else:
+            super().on_unclaimed_reply(reply)
+
+    def _packed(self) -> tuple[bytes, bytes]:
+        """See :meth:`CustomerView.pack_decide`; with the marks' key, and the digest beside all else."""
+        view, program = self.view, self.exact()
+        keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures)
+        further = f'{{"digest":"{self.digest}","ceilings":{ceilings}'
+        further += f",{program.further[1:]}" if program.further else "}"
+        names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels, keys.marks)
+        head: tuple[str | int, ...] = ("EVALSHA", view.cache.decide.sha, len(names), *names, view.rev)
+        tail: tuple[str | bytes, ...] = (
+            view.terms(program.keep_ms, *program.numbers),
+            self.mode,
+            further,
+            *program.fields,
+        )
+        # Behind these: the clock.
+        return b"*%d\r\n%b" % (len(head) + len(tail) + 1, pack_each(head)), pack_each(tail)
