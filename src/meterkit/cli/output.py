@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 from rich.console import Console
 
+from meterkit.cli.json_lines import logs_as_json
 from meterkit.cli.table import table
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
     "to_json",
 ]
 
+_logger = logging.getLogger("meterkit.cli")
 _FILE_WIDTH: Final = 140
 
 
@@ -76,9 +79,12 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
 
 
-def print_note(text: str) -> None:
-    """Tell a person something that is not the result."""
-    typer.echo(text, err=True)
+def print_note(text: str, *, level: int = logging.INFO) -> None:
+    """Tell a person something that is not the result; in the log, where that is written as JSON."""
+    if logs_as_json():
+        _logger.log(level, "%s", text)
+    else:
+        typer.echo(text, err=True)
 
 
 def iso(moment: datetime) -> str:

@@ -179,12 +179,12 @@ def tell(command: Callable[[], None]) -> int:
         if isinstance(error, ImportError) and error.name is not None:
             raise  # Not a missing extra, which names its cure.
         prefix = "" if isinstance(error, PlansError) else "meterkit: "
-        print_note(f"{prefix}{error}")
+        print_note(f"{prefix}{error}", level=logging.ERROR)
         return WRONG_USAGE if isinstance(error, SettingsError | ImportError) else REFUSED
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        print_note(f"meterkit: the output cannot be written: {os.strerror(error.errno)}")
+        print_note(f"meterkit: the output cannot be written: {os.strerror(error.errno)}", level=logging.ERROR)
         _forget_output()
         return REFUSED
     return 0

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import asdict
 from json import dumps
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from meterkit.cli.flush import summary
+from meterkit.cli.json_lines import log_as_json, logs_as_json
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.errors import MeterkitError
@@ -23,14 +25,30 @@ _PASS_EVERY_S: Final = 5.0
 
 commands = typer.Typer()
 
+_logger = logging.getLogger("meterkit.worker")
+
 
 @command(commands)
-async def worker(session: Session) -> None:
+async def worker(
+    session: Session,
+    *,
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(
+            "--log-format",
+            metavar="text|json",
+            help="How the log on stderr is written: text, or json with an object on each line.",
+            case_sensitive=False,
+        ),
+    ] = "text",
+) -> None:
     """Deliver usage to Stripe until it is told to stop.
 
     SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
     reads the plans file again, as it does by itself when that has changed.
     """
+    if log_format == "json":
+        log_as_json()
     kit = session.make_kit()
     # A missing key is said before the store is waited for.
     async with (
@@ -54,7 +72,7 @@ async def worker(session: Session) -> None:
         except MeterkitError:
             raise  # It is told like that of any other command.
         except Exception as error:
-            print_note(f"the worker ended by an error: {error!r}")
+            print_note(f"the worker ended by an error: {error!r}", level=logging.ERROR)
             raise
     print_note("stopped")
 
@@ -62,5 +80,16 @@ async def worker(session: Session) -> None:
 def _tell(report: FlushReport, *, json: bool) -> None:
     if json:
         typer.echo(dumps(asdict(report)))
-    elif report.sealed or report.delivered or report.retried or report.parked or report.dead:
+    elif not (report.sealed or report.delivered or report.retried or report.parked or report.dead):
+        return
+    elif logs_as_json():
+        _logger.info("%s", summary(report), extra=_figures(report))
+    else:
         typer.echo(summary(report))
+
+
+def _figures(report: FlushReport) -> dict[str, int | str]:
+    """What a line of the log can hold: of lists how much is in them, which may be all customers."""
+    return {
+        name: value if isinstance(value, int | str) else len(value) for name, value in asdict(report).items()
+    }

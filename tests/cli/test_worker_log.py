@@ -1,0 +1,86 @@
+"""The worker's log as JSON: an object on each line, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from commands import Shell
+from meterkit import MeterKit
+from meterkit.cli.json_lines import JsonLines
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_every_line_of_a_workers_log_is_an_object(directory: Path, store_url: str) -> None:
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_customer("cus_1")
+    async with MeterKit(
+        directory / "plans.yaml", redis_url=store_url, flush=False, flush_interval=0.1
+    ) as kit:
+        await kit.customers.link("acme", "cus_1")
+        await kit.record("acme", "tokens", 7)
+    with emulator.running() as stripe:
+        shell = Shell(
+            directory,
+            METERKIT_REDIS_URL=store_url,
+            METERKIT_STRIPE_API_KEY="sk_test_1",
+            METERKIT_STRIPE_API_BASE=stripe,
+            METERKIT_FLUSH_INTERVAL="0.1",
+        )
+        with shell.running("worker", "--log-format", "json") as worker:
+            assert worker.stderr is not None
+            lines: list[str] = []
+            while not lines or '"delivered": 1' not in lines[-1]:
+                lines.append(worker.stderr.readline())
+                assert lines[-1]
+            worker.send_signal(signal.SIGTERM)
+            rest = worker.stderr.read().splitlines()
+            assert (0, "") == (worker.wait(60), worker.stdout.read() if worker.stdout else None)
+    said = [json.loads(line) for line in lines + rest]
+    assert all(["time", "level", "logger", "message"] == list(line)[:4] for line in said)
+    passed = next(line for line in said if line.get("delivered"))
+    assert ("INFO", "meterkit.worker", 1, 0) == (
+        *(passed["level"], passed["logger"]),
+        *(passed["sealed"], passed["left"]),
+    )
+    assert "stopped" == said[-1]["message"]
+    assert any(line["message"].startswith("delivering from") for line in said)
+
+
+async def test_what_ends_a_worker_is_an_error_of_its_log(shell: Shell) -> None:
+    done = shell.run("worker", "--log-format", "json")
+    last = json.loads(done.err.splitlines()[-1])
+    assert (2, "ERROR") == (done.code, last["level"])
+    assert "key" in last["message"]
+    assert 2 == shell.run("worker", "--log-format", "xml").code
+
+
+async def test_a_record_keeps_its_fields_and_its_exception() -> None:
+    try:
+        _ = dict[str, int]()["lost"]
+    except KeyError:
+        trouble = sys.exc_info()
+    record = logging.LogRecord(
+        "meterkit.refusals", logging.WARNING, __file__, 1, "refused: %s\nand more", ("é",), trouble
+    )
+    record.__dict__.update(customer="ada", status=429, at=Ellipsis, time="mine")
+    line = JsonLines().format(record)
+    said = json.loads(line)
+    assert "\n" not in line
+    assert ("refused: é\nand more", "ada", 429, "Ellipsis") == tuple(
+        said[name] for name in ("message", "customer", "status", "at")
+    )
+    assert "KeyError: 'lost'" in said["exception"]
+    assert datetime.fromisoformat(said["time"]).tzinfo is not None
