@@ -71,7 +71,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.meters.*.concurrency": ("decisions/program.py", "entitlement.concurrency"),
     "plans.*.meters.*.included": ("store/", "entitlement.included"),
     "plans.*.meters.*.overage": ("store/", "overage.mode"),
-    "plans.*.meters.*.warn_at": ("store/settlement.py", "entitlement.warn_at"),
+    "plans.*.meters.*.warn_at": ("store/settlement.py", "entitlement.thresholds"),
     "plans.*.meters.*.overage.bill": ("store/", "overage.mode"),
     "plans.*.meters.*.overage.bill.cap": ("catalog/entitlements.py", "included + overage.cap"),
     "plans.*.meters.*.overage.bill.per": ("store/customer_usage.py", "overage.per"),

@@ -34,6 +34,7 @@ meters:
   requests: {unit: request}
   words:    {unit: word, stripe: {event_name: words}}
   pages:    {unit: page}
+  storage:  {unit: byte, kind: gauge}
 credits:
   ai: {costs: {pages: 4 per 1000}, low_balance: 20%}
 routes:
@@ -45,6 +46,7 @@ plans:
       requests: {included: 3, overage: deny, warn_at: [34, 100]}
       words: {included: 1000, overage: bill, warn_at: [80, 100, 150]}
       pages: {included: 100, overage: deny}
+      storage: {included: 5MB, overage: deny, warn_at: [80, 100]}
   pro:
     extends: free
     rank: 1
@@ -131,6 +133,19 @@ async def test_the_share_is_of_what_the_plan_in_force_includes(any_store_url: st
     assert [(event.percent, event.used, event.included) for event in told] == [
         (80, 4000, 5000),
         (80, 8000, 10_000),
+    ]
+
+
+async def test_a_level_that_rises_to_a_threshold_is_told_of_each_time(any_store_url: str) -> None:
+    async with told_on(any_store_url) as (kit, told):
+        await kit.gauges.set("acme", "storage", 4_000_000)
+        await kit.gauges.adjust("acme", "storage", 1)
+        await kit.gauges.adjust("acme", "storage", -2)
+        await kit.gauges.adjust("acme", "storage", 1_000_001)
+    assert [(event.meter, event.percent, event.used) for event in told] == [
+        ("storage", 80, 4_000_000),
+        ("storage", 80, 5_000_000),
+        ("storage", 100, 5_000_000),
     ]
 
 

@@ -43,14 +43,14 @@ plans:
     price: {amount_cents: 0, interval: month}
     meters:
       jobs:    {rate: 9_000_000_000/hour, included: 9_000_000_000, concurrency: 9_000_000}
-      storage: {included: 100, overage: {percent: 5, grace: 7d}}
-      seats:   {included: 3}
+      storage: {included: 100, overage: {percent: 5, grace: 7d}, warn_at: [80, 100, 104]}
+      seats:   {included: 3, warn_at: [50]}
     grants: [{meter: jobs, quantity: 5, every: period}]
   more:
     price: {amount_cents: 0, interval: month}
     meters:
-      storage: {included: 150, overage: {percent: 10, grace: 1d}}
-      seats:   {included: 0}
+      storage: {included: 150, overage: {percent: 10, grace: 1d}, warn_at: [99]}
+      seats:   {included: 0, warn_at: [90]}
   open:
     price: {amount_cents: 0, interval: month}
     meters: {seats: {included: 5, overage: {percent: 50, grace: 1h}}}
@@ -209,22 +209,27 @@ class GaugeWorld:
             )
         event = self.random.choice((None, None, f"e{self.random.randrange(40)}"))
         known = self._view
-        keys = [self._keys.levels, self._keys.state, *([] if event is None else [f"mk:{{0}}:e:{event}"])]
+        keys = [self._keys.levels, self._keys.state, self._keys.notices]
+        keys += [] if event is None else [f"mk:{{0}}:e:{event}"]
         reply: Any = [2]
         while reply[0] == 2:
             if len(reply) > 1:
                 known = known.cache.learn(known, reply)
-            bounds, allowed = known.effective.bounds, GaugeLimit.of(known.entitlements[name])
+            bounds, given = known.effective.bounds, known.entitlements[name]
+            thresholds = " ".join(f"{least} {percent}" for least, percent in given.thresholds)
             argv = (
-                *(known.rev, bounds.start_ms, bounds.next_end_ms, name),
-                *(-1 if allowed is None else allowed.included, how, quantity, self.wall),
+                *(known.rev, bounds.next_end_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, name),
+                *(-1 if given.included is None else given.included, how, quantity, "ada", thresholds),
+                self.wall,
             )
             reply = self.wire(pack("EVALSHA", self.scripts["level"].sha, len(keys), *keys, *argv))
             is_known = known.rev == self.rev and bounds.start_ms <= self.wall < bounds.next_end_ms
             self.compare("whether it is stale", not is_known, reply[0] == 2)
         changed = quantity if how == "set" else gauge.level + quantity
         code = 1 if event in self.events else 0 if 0 <= changed <= MOST else 4
+        notices: list[str] = []
         if code == 0:
+            notices = self._crossed(known, name, gauge.level, changed)
             gauge.level = changed
             gauge.look(limit, self.wall)
             self.events |= {event} if event else set()
@@ -232,7 +237,32 @@ class GaugeWorld:
                 lives = self.wire(pack("PTTL", keys[-1]))
                 self.compare("life of an event", True, 34 * DAY_MS < lives <= 35 * DAY_MS)
         self.seen.add(f"level {code}")
-        self.compare(f"{how} {name} {quantity} {event}", [code, self.wall, gauge.level], reply)
+        answer = [code, self.wall, gauge.level, *([b"notice"] if notices else [])]
+        self.compare(f"{how} {name} {quantity} {event}", answer, reply)
+        self._check_notices(name, notices)
+
+    def _crossed(self, known: CustomerView, name: str, before: int, after: int) -> list[str]:
+        """The percentages of what is included that a gauge has reached, as they are noticed."""
+        given, bounds = PLANS.plans[self.plan].entitlements[name], known.effective.bounds
+        period = (bounds.start_ms, bounds.end_ms)
+        if self.wall >= bounds.end_ms:
+            period = (bounds.end_ms, bounds.next_end_ms)
+        return [
+            f"{self.wall} {period[0]} {period[1]} {after} {percent} {given.included}"
+            for percent in (given.warn_at if given.included else ())
+            if 100 * before < percent * (given.included or 0) <= 100 * after
+        ]
+
+    def _check_notices(self, name: str, notices: list[str]) -> None:
+        key = self._keys.notices
+        found = [fields for _, fields in self.wire(pack("XRANGE", key, "-", "+"))]
+        told = [
+            [*(b"kind", b"usage.threshold", b"customer", b"ada", b"of", name.encode(), b"numbers", numbers)]
+            for numbers in map(str.encode, notices)
+        ]
+        self.compare("notices", told, found)
+        self.seen |= {"notice"} if notices else set()
+        self.wire(pack("DEL", key))
 
     def move(self) -> None:
         """Put the customer on another plan."""
@@ -249,8 +279,9 @@ class GaugeWorld:
     def damage(self) -> None:
         """What cannot be a level is told, and stays as it is."""
         keys, known = self.keys.customer("ida"), self.processes[0].get("ida")
-        argv = (known.rev, 0, 9 * 10**15, "storage", 5, "set", 1, self.wall)
-        level = pack("EVALSHA", self.scripts["level"].sha, 2, keys.levels, keys.state, *argv)
+        argv = (known.rev, *(9 * 10**15, 0, *(9 * 10**15,) * 2), "storage", 5, "set", 1, "ida", "", self.wall)
+        names = (keys.levels, keys.state, keys.notices)
+        level = pack("EVALSHA", self.scripts["level"].sha, len(names), *names, *argv)
         packed = b"".join(known.prepare_asking({"storage": Demand.of(1)}, "f").packed)
         for wrong in (b"1x", b"", pack_field(1), pack_field(1, 2, 3), b"\x07" + pack_field(1, 2)[1:]):
             self.wire(pack("HSET", keys.levels, "storage", wrong))

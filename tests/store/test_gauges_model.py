@@ -29,7 +29,20 @@ SEEDS: Final = 3
 STEPS: Final = 2500
 SAMPLE: Final = 20
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
-SAID: Final = {"d 0", "d 1", "c 0", "c 1", "s 0", "s 5", "f 0", "f 1", "level 0", "level 1", "level 4"}
+SAID: Final = {
+    "d 0",
+    "d 1",
+    "c 0",
+    "c 1",
+    "s 0",
+    "s 5",
+    "f 0",
+    "f 1",
+    "level 0",
+    "level 1",
+    "level 4",
+    "notice",
+}
 EQUIVALENT: Final = equivalents("script_equivalents_gauges.txt")
 
 

@@ -142,6 +142,12 @@ class Entitlement:
     overage: Overage
     warn_at: tuple[int, ...]
 
+    @property
+    def thresholds(self) -> tuple[tuple[int, int], ...]:
+        """The least quantity of each of ``warn_at``, and the percentage; none where nothing is included."""
+        included = self.included or 0
+        return tuple((-(-included * percent // 100), percent) for percent in self.warn_at if included)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:

@@ -3,22 +3,25 @@
 --
 -- KEYS[1] hash  levels: a gauge to its level and since when that is above included, packed (see level_of)
 -- KEYS[2] hash  state
--- KEYS[3] string  optional: remembers an event id of the app, which counts once in 35 days
--- ARGV  1 rev    2 since when and 3 until when the caller's view of that holds (ms)
---       4 the gauge    5 included in its unit (-1: unlimited)    6 `set` or `adjust`    7 the level, or by how much
+-- KEYS[3] stream  notices    KEYS[4] string  optional: remembers an event id of the app, which counts once in 35 days
+-- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
+--       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 the level, or by how much
+--       10 the customer    11 thresholds: a level and the percentage that it is, each
 --       last: the caller's clock (ms)
--- Reply {0, now, level} done    {1, now, level} the event id has counted before: nothing is done
+-- Reply {0, now, level, 'notice' where there is one} done    {1, now, level} the event id has counted before: nothing is done
 --       {2, now, rev, state} stale    {3, now} clock
 --       {4, now, level} the level would be below 0 or above 10^15 - 1: nothing is done
 --       the error DAMAGED        the level is not what it must be: nothing is done
 --include confirm_view
 --include level_of
 --include over_since
-local levels_key, state_key, event_key = unpack(KEYS)
-local rev, from, till, gauge, included, change, quantity, caller = unpack(ARGV)
-local call, from_ms, till_ms, caller_ms = redis.call, tonumber(from), tonumber(till), tonumber(caller)
--- Of the counters nothing is known here, and the period does not matter.
-local now, _, _, verdict = confirm_view(state_key, rev, till_ms, from_ms, till_ms, till_ms, caller_ms, '', 0, 0, false)
+--include notify
+local levels_key, state_key, notices_key, event_key = unpack(KEYS)
+local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, caller = unpack(ARGV)
+local call, most, caller_ms = redis.call, tonumber(included), tonumber(caller)
+-- Of the counters nothing is known here.
+local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
+  tonumber(next_end), caller_ms, '', 0, 0, false)
 if verdict then
   return verdict
 end
@@ -33,9 +36,15 @@ end
 if changed == 0 then
   call('HDEL', levels_key, gauge)
 else
-  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, changed, over_since(changed, tonumber(included), over_ms, now)))
+  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, changed, over_since(changed, most, over_ms, now)))
 end
 if event_key then
   call('SET', event_key, 1, 'PX', THIRTY_FIVE_DAYS_MS)
 end
-return {0, now, changed}
+local notices = {}
+for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
+  if level < tonumber(threshold) and changed >= tonumber(threshold) then
+    notices[#notices + 1] = {'usage.threshold', gauge, changed, percent, most}
+  end
+end
+return {0, now, changed, notify(notices_key, customer, notices, now, starts_ms, ends_ms)}

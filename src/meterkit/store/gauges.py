@@ -18,6 +18,7 @@ __all__ = ["change_level", "read_level"]
 _DONE: Final = 0
 _COUNTED_BEFORE: Final = 1
 _TRIES: Final = 8
+_WITHOUT_NOTICE: Final = 3
 
 
 async def read_level(store: Store, view: CustomerView, meter: str) -> int:
@@ -51,25 +52,28 @@ async def change_level(
         StoreError: the store does not answer; whether the level was changed is not known.
     """
     admin = await store.admin()
-    names = [view.keys.levels, view.keys.state]
+    names = [view.keys.levels, view.keys.state, view.keys.notices]
     if event_id is not None:
         # No customer's name begins so: an address is told apart from the customer who is called like it.
         owner = f"\0{view.customer}" if view.anonymous else view.customer
         names.append(store.keys.event(view.shard, owner, event_id))
     for _ in range(_TRIES):
         view = view.cache.newest(view)
-        limit = GaugeLimit.of(view.entitlements[meter])
-        bounds = view.effective.bounds
+        entitlement, bounds = view.entitlements[meter], view.effective.bounds
+        limit = GaugeLimit.of(entitlement)
+        thresholds = () if view.anonymous else entitlement.thresholds
         reply: Any = await admin.run(
             store.scripts["level"],
             names,
             view.rev,
-            bounds.start_ms,
             min(view.effective.valid_until_ms, bounds.next_end_ms),
+            *(bounds.start_ms, bounds.end_ms, bounds.next_end_ms),
             meter,
             -1 if limit is None else limit.included,
             how,
             quantity,
+            view.customer,
+            " ".join(f"{level} {percent}" for level, percent in thresholds),
         )
         if reply[0] == replies.STALE:
             view.cache.learn(view, reply)
@@ -80,6 +84,8 @@ async def change_level(
                 executed=False,
             )
         elif reply[0] in {_DONE, _COUNTED_BEFORE}:
+            if len(reply) > _WITHOUT_NOTICE:
+                view.cache.on_notice(view.shard)
             return int(reply[2])
         else:
             raise _out_of_bounds(meter, int(reply[2]), quantity)

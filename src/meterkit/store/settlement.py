@@ -337,10 +337,8 @@ def _thresholds(view: CustomerView, entries: Sequence[_Entry]) -> tuple[int, ...
     found: list[int] = []
     for place, entry in enumerate(entries, start=2):  # From 2, behind the head.
         entitlement = view.entitlements[entry.meter]
-        included = entitlement.included
-        if included and not view.anonymous:
-            for percent in entitlement.warn_at:
-                found += (place, -(-included * percent // 100), percent, included)
+        for quantity, percent in () if view.anonymous else entitlement.thresholds:
+            found += (place, quantity, percent, entitlement.included or 0)
     return tuple(found)
 
 
