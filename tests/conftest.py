@@ -14,12 +14,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from certificates import Authority
+from clusters import spawn_cluster, spawn_watched
 from meterkit.redis import memory
 from servers import redis_binary, spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from clusters import Cluster, Watched
     from servers import Server
 
 # How long an example takes says how busy the machine is; a commit has one verdict, on any day.
@@ -33,6 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _running: list[Server] = []
+_STORES = ("valkey", "cluster", "sentinel")
 _KEYS_WITHOUT_TTL = """
 local left = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
@@ -47,6 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--loop",
         choices=["asyncio", "uvloop"],
         help="run every test on this event loop; default: asyncio, and those marked each_loop on both",
+    )
+    parser.addoption(
+        "--store",
+        choices=["valkey", "cluster", "sentinel"],
+        help="run every test that takes any server on this kind of store; default: one server, and those"
+        " marked each_store on all three",
     )
     parser.addoption("--whole", action="store_true", help="run what is marked whole, too")
 
@@ -70,12 +79,23 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "each_loop: what the test shows may depend on the event loop: it runs on asyncio and uvloop.",
     )
+    config.addinivalue_line(
+        "markers",
+        "each_store: what the test shows may depend on who has the keys: it also runs on a cluster, and on a"
+        " master that sentinels name.",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     is_for_each = metafunc.definition.get_closest_marker("each_loop") is not None
     if is_for_each and "anyio_backend" in metafunc.fixturenames and not metafunc.config.getoption("--loop"):
         metafunc.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True, scope="session")
+    is_for_each = metafunc.definition.get_closest_marker("each_store") is not None
+    stores = list(_STORES) if is_for_each and not metafunc.config.getoption("--store") else ["valkey"]
+    if "any_store_url" in metafunc.fixturenames:
+        metafunc.parametrize("any_store_url", [*stores, "memory"], indirect=True)
+    elif "store_url" in metafunc.fixturenames and len(stores) > 1:
+        metafunc.parametrize("store_url", stores, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -110,19 +130,43 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Three nodes, each with a third of the slots; emptied before each test. No test moves a slot of it."""
+    with spawn_cluster() as cluster:
+        _running.extend(cluster.masters)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def watched() -> Iterator[Watched]:
+    """A master and its replica under three sentinels; emptied before each test. No test ends one of them."""
+    with spawn_watched() as watched:
+        _running.append(watched.master)
+        yield watched
+
+
 @pytest.fixture
-def store_url(valkey: Server) -> str:
+def store_url(request: pytest.FixtureRequest) -> str:
     """An empty store."""
-    return valkey.url
+    return _url_of(getattr(request, "param", None), request)
 
 
-@pytest.fixture(params=["valkey", "memory"])
+@pytest.fixture
 def any_store_url(request: pytest.FixtureRequest) -> str:
     """An empty store: a server's, and the one within the process."""
-    if request.param == "valkey":
-        url: str = request.getfixturevalue("store_url")
-        return url
-    return "memory://"
+    return _url_of(request.param, request)
+
+
+def _url_of(store: str | None, request: pytest.FixtureRequest) -> str:
+    if store == "memory":
+        return "memory://"
+    if store in {None, "valkey"}:
+        store = request.config.getoption("--store") or "valkey"
+    servers: Server | Cluster | Watched = request.getfixturevalue(
+        {"valkey": "valkey", "cluster": "cluster", "sentinel": "watched"}[str(store)]
+    )
+    return servers.url
 
 
 @pytest.fixture

@@ -231,6 +231,7 @@ class Echo:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.view: Any = None
         self.orphans: list[Any] = []
         # The clock is added as the last argument.
         self.packed: tuple[bytes, ...] = (b"*5\r\n", pack_each(["EVAL", "return {0, ARGV[1]}", 0, name]))

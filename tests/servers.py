@@ -129,6 +129,46 @@ def spawn_server(
     raise RuntimeError(f"{program} did not start:\n{log}")
 
 
+def spawn_sentinel(
+    master_port: int, folder: Path, *, service: str, quorum: int, password: str | None = None
+) -> Server:
+    """Start a sentinel that watches a master, and wait until it answers.
+
+    Args:
+        master_port: of 127.0.0.1.
+        folder: where its file may be; it is written by the sentinel.
+        service: what it calls the master.
+        quorum: how many sentinels must agree that the master is down.
+        password: what it asks of clients.
+    """
+    port = free_port()
+    file = folder / f"{port}.conf"
+    lines = [
+        f"port {port}",
+        "bind 127.0.0.1",
+        f"dir {folder}",
+        f"sentinel monitor {service} 127.0.0.1 {master_port} {quorum}",
+        f"sentinel down-after-milliseconds {service} 300",
+        f"sentinel failover-timeout {service} 2000",
+    ]
+    if password is not None:
+        lines.append(f"requirepass {password}")
+    file.write_text("\n".join(lines) + "\n")
+    command = [*_die_with_the_tests(), str(valkey_binary()), str(file), "--sentinel"]
+    with (folder / f"{port}.log").open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    server = Server(port=port, directory=folder, process=process, owns_directory=False)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+                return server
+        except OSError:
+            time.sleep(0.005)
+    server.stop()
+    raise RuntimeError(f"the sentinel did not start:\n{(folder / f'{port}.log').read_text()[-2000:]}")
+
+
 def _launch(program: Path, args: tuple[str, ...], *, port: int, directory: Path) -> subprocess.Popen[bytes]:
     command = [
         *_die_with_the_tests(),

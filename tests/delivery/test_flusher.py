@@ -17,7 +17,7 @@ from meterkit.testing import Clock, StripeEmulator
 if TYPE_CHECKING:
     from meterkit.store.intents import Work
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 
 JUNE = datetime(2031, 6, 1, tzinfo=UTC)
 JULY = datetime(2031, 7, 1, tzinfo=UTC)

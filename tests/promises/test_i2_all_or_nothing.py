@@ -14,7 +14,7 @@ from meterkit.catalog import loads
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.testing import Clock
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 
 PLANS = """
 schema: 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from delivering import Desk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 
 # Meter to what of it is reported: its included units too, or only what is beyond.
 REPORTED = {"requests": ("i", "o"), "tokens": ("o",), "pages": (), "rows": ()}
@@ -71,7 +71,8 @@ async def leases_run_out(at: Desk) -> None:
     """What a flush may have left that was cancelled; the store's own clock does not follow the test's."""
     store = at.kit.store
     client: Any = (await store.admin()).client
-    await client.delete(*(store.keys.shard(shard, "lease") for shard in range(store.keys.shards)))
+    for shard in range(store.keys.shards):
+        await client.delete(store.keys.shard(shard, "lease"))
 
 
 class Walk:

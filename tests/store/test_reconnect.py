@@ -658,6 +658,8 @@ async def test_i9_a_call_that_cannot_be_sent_leaves_the_connection_to_the_next_o
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
+        view: Any = None
+
         @property
         def packed(self) -> tuple[bytes, ...]:
             raise KeyError("requests")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from servers import Server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 
 NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = """
@@ -242,10 +242,8 @@ async def test_a_bucket_gives_back_only_what_has_not_leaked_since(any_store_url:
         assert not (await kit.check("acme", "output_tokens", 601)).allowed
 
 
-async def test_i3_a_check_that_is_cancelled_gives_nothing_of_others_back(
-    store_url: str, valkey: Server
-) -> None:
-    async with kit_on(store_url) as (kit, _), kit.reserve("acme", {"output_tokens": 800, "seconds": 50}):
+async def test_i3_a_check_that_is_cancelled_gives_nothing_of_others_back(valkey: Server) -> None:
+    async with kit_on(valkey.url) as (kit, _), kit.reserve("acme", {"output_tokens": 800, "seconds": 50}):
         for meter, quantity in (("output_tokens", 100), ("seconds", 10)):
             with stopped(valkey):
                 check = asyncio.create_task(kit.check("acme", meter, quantity))

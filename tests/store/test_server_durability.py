@@ -153,7 +153,7 @@ async def test_redis_70_with_appendfsync_no_names_the_cause() -> None:
     ("waits", "has_file", "replicas", "way"),
     [
         (True, True, 0, "WAITAOF"),
-        (True, True, 2, "WAITAOF"),
+        (True, True, 2, "WAITAOF and WAIT"),
         (False, False, 1, "WAIT"),
         (False, True, 1, "WAIT"),
         (False, None, 1, "WAIT"),
@@ -261,7 +261,7 @@ async def test_a_file_that_is_switched_off_meanwhile_keeps_nothing() -> None:
         server.command("CONFIG", "SET", "appendonly", "no")
         client: Any = admin.client
         pipe = client.pipeline(transaction=False)
-        pipe.execute_command(*(keeping.command("WAITAOF") or ()))
+        pipe.execute_command(*keeping.commands("WAITAOF")[0])
         (reply,) = await pipe.execute(raise_on_error=False)
         with pytest.raises(StoreError, match=r"failed: .*appendonly is disabled"):
             await keeping.check(reply)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from meterkit.errors import SettingsError
 from meterkit.redis.tls import Tls
-from meterkit.redis.url import Address, choose_store, parse_redis_url
+from meterkit.redis.url import Address, Place, choose_store, parse_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,40 @@ def only(*packages: str) -> Callable[[str], bool]:
         ("embedded:///var/lib/app", Address(kind="embedded", path="/var/lib/app")),
         ("embedded:///a%3Fb", Address(kind="embedded", path="/a?b")),
         ("memory://", Address(kind="memory")),
+        (
+            "redis+sentinel://a:1,b,[::1]:3/my%2Fmaster",
+            Address(
+                kind="sentinel",
+                places=(Place("a", 1), Place("b", 26379), Place("::1", 3)),
+                service="my/master",
+            ),
+        ),
+        (
+            "REDIS+SENTINEL://me:p%40,w@a:1/mk/2?sentinel_username=s&sentinel_password=q%26&ssl_ca_certs=/ca",
+            Address(
+                kind="sentinel",
+                places=(Place("a", 1),),
+                service="mk",
+                db=2,
+                username="me",
+                password="p@,w",
+                tls=Tls(ca_certs="/ca"),
+                sentinel_username="s",
+                sentinel_password="q&",
+            ),
+        ),
+        (
+            "redis+sentinel://a/mk?db=3",
+            Address(kind="sentinel", places=(Place("a", 26379),), service="mk", db=3),
+        ),
+        (
+            "redis+cluster://[::1]:7000,b",
+            Address(kind="cluster", places=(Place("::1", 7000), Place("b", 6379))),
+        ),
+        (
+            "redis+cluster://:pw@a:1,b:2/0?ssl_cert_reqs=required",
+            Address(kind="cluster", places=(Place("a", 1), Place("b", 2)), password="pw", tls=Tls()),
+        ),
     ],
 )
 def test_reads(redis_url: str, expected: Address) -> None:
@@ -103,6 +137,25 @@ def test_reads(redis_url: str, expected: Address) -> None:
         ("embedded:///", "it names no directory"),
         ("embedded:///dir?x=1", "it takes no parameters"),
         ("memory://x", "nothing may follow memory://"),
+        ("redis+sentinel://a:1,b:2", "it names no service"),
+        ("redis+sentinel:///mk", "it names no host"),
+        ("redis+sentinel://a,,b/mk", "it names no host"),
+        ("redis+sentinel://a:0/mk", "port 0 is nobody's"),
+        ("redis+sentinel://a:b:1/mk", "host or port cannot be read"),
+        ("redis+sentinel://a:65536/mk", "host or port cannot be read"),
+        ("redis+sentinel://a/mk/x", "the database is not a number"),
+        ("redis+sentinel://me:1/pw@a/mk", "the service holds an '@'"),
+        ("redis+sentinel://a/mk#x", "it holds a '#'"),
+        ("redis+sentinel://a/mk?sentinel_username=s", "sentinel_username goes with sentinel_password"),
+        ("redis+sentinel://a/mk?x=1", "are db, sentinel_username, sentinel_password, ssl_ca_certs"),
+        ("redis+sentinel://a/mk?ssl_cert_reqs=none", "the server's certificate is always verified"),
+        ("redis+cluster://", "it names no host"),
+        ("redis+cluster://a,b/1", "a cluster has database 0 only"),
+        (
+            "redis+cluster://a,b?sentinel_password=x",
+            "the only parameters that it may carry, each once, are db",
+        ),
+        ("redis+cluster://a:x", "host or port cannot be read"),
     ],
 )
 def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
@@ -111,15 +164,21 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
     assert message.endswith("embedded:///directory and memory://")
 
 
-@pytest.mark.parametrize("scheme", ["unixs", "redis+sentinel", "redis+cluster", "UNIXS"])
+@pytest.mark.parametrize("scheme", ["unixs", "UNIXS"])
 def test_what_is_known_but_not_served_is_named(scheme: str) -> None:
     assert "is not in this release" in refusal(f"{scheme}://host")
 
 
-@given(st.text("p4:/?#[]@%-", max_size=20))
-def test_invariant_a_refusal_shows_nothing_of_a_password(noise: str) -> None:
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+def test_how_tls_is_asked_for_is_named(kind: str) -> None:
+    assert f"redis+{kind}://…?ssl_ca_certs=file" in refusal(f"rediss+{kind}://host")
+
+
+@pytest.mark.parametrize("form", ["redis://{}host", "redis+cluster://{}a:1,b", "redis+sentinel://{}a:1,b/mk"])
+@given(noise=st.text("p4:/?#[]@%-,", max_size=20))
+def test_invariant_a_refusal_shows_nothing_of_a_password(form: str, noise: str) -> None:
     try:
-        address = parse_redis_url(f"redis://me:hidden{noise}hidden@host")
+        address = parse_redis_url(form.format(f"me:hidden{noise}hidden@"))
         shown = f"{address!r} {address}"
     except SettingsError as error:
         shown = str(error)
@@ -135,6 +194,8 @@ def test_invariant_a_refusal_shows_nothing_of_a_password(noise: str) -> None:
         ("unix://:pw@/run/s", "unix:///run/s?db=0"),
         ("embedded:///dir", "embedded:///dir"),
         ("memory://", "memory://"),
+        ("redis+sentinel://:pw@a,b:1/mk?sentinel_password=pw", "redis+sentinel://a:26379,b:1/mk/0"),
+        ("redis+cluster://:pw@[::1]:7000,b", "redis+cluster://[::1]:7000,b:6379"),
     ],
 )
 def test_an_address_prints_without_credentials(redis_url: str, expected: str) -> None:

@@ -8,18 +8,28 @@ import ssl
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import (
+    BlockingConnectionPool,
+    Connection,
+    Redis,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from meterkit.errors import StoreError
+from meterkit.redis.cluster import find
+from meterkit.redis.cluster_client import ClusterClient
+from meterkit.redis.sentinel import master_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from meterkit.redis.cluster import Slots
     from meterkit.redis.scripts import Script
-    from meterkit.redis.url import Address
+    from meterkit.redis.url import Address, Place
 
 __all__ = ["Admin"]
 
@@ -41,16 +51,47 @@ class Admin:
         address: where Redis is.
         timeout_s: how long a command may take.
         clock: seconds since the epoch; scripts get it as their last argument.
+
+    Attributes:
+        address: the same.
+        client: redis-py's, or one of its manner.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> None:
-        self._address = address
+        self.address = self._address = address
         self._timeout_s = timeout_s
         self._clock = clock
         self._delivery: Admin | None = None
         self._said: set[str] = set()
+        self._nodes: dict[Place, Admin] = {}
+        self._cluster: ClusterClient | None = None
+        if address.kind == "cluster":
+            self._cluster = ClusterClient(self._find, lambda place: self._node(place).client)
         # Any: redis-py's types speak of texts, bytes and both protocols at once.
-        self.client: Any = _client(address, timeout_s, clock)
+        self.client: Any = self._cluster or _client(address, timeout_s, clock)
+
+    async def at(self, key: str) -> Admin:
+        """A client of the one server that has a key; what it sends at once goes over one connection.
+
+        Raises:
+            StoreError: the nodes of the cluster do not say which that is.
+        """
+        return self if self._cluster is None else self._node(await self._cluster.place_of(key))
+
+    async def servers(self) -> Sequence[Admin]:
+        """A client of each server that has keys. Raises StoreError where no node of a cluster answers."""
+        return [self] if self._cluster is None else [self._node(at) for at in await self._cluster.places()]
+
+    def _node(self, place: Place) -> Admin:
+        node = self._nodes.get(place)
+        if node is None:
+            node = self._nodes[place] = Admin(
+                self._address.at(place), timeout_s=self._timeout_s, clock=self._clock
+            )
+        return node
+
+    async def _find(self, known: Collection[Place]) -> Slots:
+        return await find(self._address, known, timeout_s=max(self._timeout_s, 1.0), clock=self._clock)
 
     def for_delivery(self) -> Admin:
         """A client with connections of its own: however much the app asks, delivery does not wait for it."""
@@ -128,8 +169,8 @@ class Admin:
     async def close(self) -> None:
         """Close all connections."""
         delivery, self._delivery = self._delivery, None
-        if delivery is not None:
-            await delivery.close()
+        for other in (*([] if delivery is None else [delivery]), *self._nodes.values()):
+            await other.close()
         await self.client.aclose(close_connection_pool=True)
 
 
@@ -145,6 +186,38 @@ class _TlsConnection(SSLConnection):
         inherited: Any = super()
         arguments = inherited._connection_arguments()  # noqa: SLF001 - no setting of redis-py's is for this
         return {**arguments, "ssl_shutdown_timeout": _TLS_END_S}
+
+
+class _AtTheMaster:
+    """A connection of redis-py's to where the master is when it is made."""
+
+    def __init__(self, *, find_master: Callable[[], Awaitable[Address]], **settings: Any) -> None:
+        inherited: Any = super()
+        inherited.__init__(**settings)
+        self._find_master = find_master
+
+    async def connect(self) -> None:
+        inherited: Any = super()
+        if not inherited.is_connected:
+            master = await self._find_master()
+            vars(self).update(host=master.host, port=master.port)  # Where it will connect to.
+        await inherited.connect()
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        inherited: Any = super()
+        try:
+            return await inherited.read_response(*args, **options)
+        except ReadOnlyError:  # It was the master before.
+            await inherited.disconnect()
+            raise
+
+
+class _MasterConnection(_AtTheMaster, Connection):
+    pass
+
+
+class _TlsMasterConnection(_AtTheMaster, _TlsConnection):
+    pass
 
 
 def _client(address: Address, timeout_s: float, clock: Callable[[], float]) -> Redis:
@@ -165,6 +238,13 @@ def _client(address: Address, timeout_s: float, clock: Callable[[], float]) -> R
     }
     if address.tls is not None:
         common |= {"connection_class": _TlsConnection, "context": address.tls.context}
+    if address.kind == "sentinel":
+
+        async def find_master() -> Address:
+            return await master_of(address, timeout_s=max(timeout_s, 1.0), clock=clock)
+
+        common["connection_class"] = _MasterConnection if address.tls is None else _TlsMasterConnection
+        return Redis(connection_pool=BlockingConnectionPool(find_master=find_master, **common))
     if address.kind == "tcp":
         return Redis(connection_pool=BlockingConnectionPool(host=address.host, port=address.port, **common))
     pool = BlockingConnectionPool(connection_class=UnixDomainSocketConnection, path=address.path, **common)

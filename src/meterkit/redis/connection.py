@@ -24,6 +24,7 @@ __all__ = [
     "OnEnd",
     "Receiver",
     "ReplyError",
+    "Sharded",
     "Unsent",
     "fail",
     "give_up",
@@ -63,8 +64,23 @@ class ReplyError(Exception):
         return self.code in _OF_SCRIPTS and "script" in str(self)
 
 
+class Sharded(Protocol):
+    """What one shard has the keys of.
+
+    Attributes:
+        shard: its number.
+    """
+
+    shard: int
+
+
 class Call(Protocol):
     """A request that somebody waits for."""
+
+    @property
+    def view(self) -> Sharded:
+        """Who it is about, which says what node of a cluster it goes to."""
+        ...
 
     @property
     def packed(self) -> Sequence[bytes]:

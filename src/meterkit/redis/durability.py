@@ -9,6 +9,8 @@ from meterkit.errors import StoreError
 from meterkit.redis.server import durability_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.redis.admin import Admin
     from meterkit.redis.server import Durability
     from meterkit.redis.url import Address
@@ -27,11 +29,13 @@ class Keeping:
         admin: whose connections are asked.
         address: where the store is.
         needed: whether nothing may be delivered from a store that keeps nothing.
+        kind: of the store's address: a ``sentinel`` or a ``cluster`` has others take over.
     """
 
     admin: Admin
     address: Address
     needed: bool
+    kind: str = "tcp"
 
     async def way(self) -> Durability:
         """How to make sure that what is written now is kept.
@@ -47,10 +51,12 @@ class Keeping:
         waits_for_disk = not isinstance(disk, Exception)
         has_file = waits_for_disk or _has_file(disk, persistence)
         replicas = _number(replication, "connected_slaves")
-        if replicas is None and not has_file:
+        if replicas is None and (self.kind == "sentinel" or not has_file):
             # Its user may not ask how many there are: so many have all that was written.
             [answer] = await self._answers(("WAIT", 1, _ANSWER_MS))
             replicas = None if isinstance(answer, Exception) else int(answer)
+        if not replicas and await self.has_heir():
+            self._complain_of_heir()
         way = durability_of(waits_for_disk=waits_for_disk, has_file=has_file, replicas=replicas)
         if way == "none":
             self._complain()
@@ -64,14 +70,31 @@ class Keeping:
             await self._check_sync()
         return way
 
-    def command(self, way: Durability) -> tuple[str | int, ...] | None:
-        """What to send behind the writes, on their connection; None where there is nothing to wait for."""
-        if way == "WAITAOF":
-            return ("WAITAOF", 1, 0, _WAIT_MS)
-        return ("WAIT", 1, _WAIT_MS) if way == "WAIT" else None
+    async def has_heir(self) -> bool:
+        """Whether a server that does not follow this one now may take its place.
+
+        Raises:
+            StoreError: the store did not answer.
+        """
+        if self.kind != "cluster":
+            return self.kind == "sentinel"
+        [nodes] = await self._answers(("CLUSTER", "NODES"))
+        if isinstance(nodes, Exception):
+            return False  # Its user may not ask; those that follow it are known.
+        lines = [line.split() for line in _text(nodes).splitlines()]
+        own = next((line[0] for line in lines if "myself" in line[2]), "")
+        # One that the masters agree on having failed does not take over.
+        return any(line[3] == own and "fail" not in line[2].split(",") for line in lines if own)
+
+    def commands(self, way: Durability) -> Sequence[tuple[str | int, ...]]:
+        """What to send behind the writes, on their connection."""
+        disk: tuple[str | int, ...] = ("WAITAOF", 1, 0, _WAIT_MS)
+        # One replica is enough: the one that takes over is the one that has most.
+        replica: tuple[str | int, ...] = ("WAIT", 1, _WAIT_MS)
+        return {"WAITAOF": [disk], "WAIT": [replica], "WAITAOF and WAIT": [disk, replica]}.get(way, [])
 
     async def check(self, reply: Any) -> None:
-        """See by the reply to that command that the writes are kept.
+        """See by the reply to one of those commands that the writes are kept.
 
         Raises:
             StoreError: they were not kept in time; or the server does not say.
@@ -85,6 +108,21 @@ class Keeping:
         raise StoreError(
             f"the store at {self.address} did not make a lease durable within {_WAIT_MS / 1000:g} s;"
             " nothing is sent before it does"
+        )
+
+    def _complain_of_heir(self) -> None:
+        where = (
+            f"the store at {self.address} has no replica that follows it now, and another server may take its"
+            " place that lacks what is sent"
+        )
+        if self.needed:
+            raise StoreError(
+                f"{where}: nothing is delivered from there until a replica follows. Where a double bill does"
+                " not matter, METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
+                executed=False,
+            )
+        self.admin.say_once(
+            f"{where} and deliver it again; with a live Stripe key nothing would be delivered"
         )
 
     async def _answers(self, *commands: tuple[str | int, ...]) -> list[Any]:
@@ -131,6 +169,10 @@ def _has_file(disk: Exception, persistence: Any) -> bool | None:
         return bool(enabled)
     # What servers that know WAITAOF and have no file say: "… but appendonly is disabled".
     return False if "appendonly" in str(disk) else None
+
+
+def _text(reply: Any) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
 def _number(info: Any, name: str) -> int | None:

@@ -10,20 +10,26 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from meterkit.errors import MeterkitError, SettingsError
+from meterkit.errors import MeterkitError, SettingsError, StoreError
+from meterkit.redis import cluster
+from meterkit.redis.cluster_connection import ClusterConnection
+from meterkit.redis.cluster_lane import ClusterLane
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.handshake import agree, connect, inspect
 from meterkit.redis.lane import Lane
+from meterkit.redis.sentinel import master_of
 from meterkit.redis.url import Address
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
-    from meterkit.redis.connection import OnEnd
+    from meterkit.redis.cluster import Slots
+    from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
+    from meterkit.redis.url import Place
 
 __all__ = ["EventLoops", "running_loop"]
 
@@ -76,7 +82,7 @@ class EventLoops:
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
         self._watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._forked: list[object] = []
-        self._inspected = False
+        self._inspected: set[str] = set()
         self.before_stop: Callable[[], Awaitable[None]] = _nothing
         _everywhere.add(self)
 
@@ -108,7 +114,8 @@ class EventLoops:
         loop = running_loop()
         lane = self.lanes.get(loop)
         if lane is None:
-            lane = self.lanes[loop] = Lane(
+            kind = ClusterLane if self._address.kind == "cluster" else Lane
+            lane = self.lanes[loop] = kind(
                 self._connect,
                 keys=self._keys,
                 scripts=tuple(self._scripts.values()),
@@ -136,7 +143,7 @@ class EventLoops:
         admin = self._admins.get(loop)
         if admin is None:
             await self._keep(loop)
-            address = await self._reachable()
+            address = self._address if self._server is None else await self._reachable()
             admin = self._admins[loop] = self._new_admin(
                 address, timeout_s=self._timeout_s, clock=self._clock
             )
@@ -146,25 +153,68 @@ class EventLoops:
         return admin
 
     async def _connect(self, on_end: OnEnd) -> AnyConnection:
-        loaded = tuple(self._scripts.values())
         connection: AnyConnection
+        if self._address.kind == "cluster":
+            return await self._connect_to_cluster()
         if self._address.kind == "memory":
             # fakeredis is imported only by those who use it.
+            loaded = tuple(self._scripts.values())
             connection = await import_module("meterkit.redis.memory").connect(loaded, clock=self._clock)
         else:
-            connection = await connect(
-                await self._reachable(), loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock
-            )
+            connection = await self._connect_to(await self._reachable(), on_end)
         try:
-            if self._address.kind != "memory" and not self._inspected:
-                self._inspected = await inspect(connection, self._keys, self._address)
             await agree(connection, self._keys, self._address)
         except BaseException:
             await connection.close()
             raise
         return connection
 
+    async def _connect_to(self, address: Address, on_end: OnEnd) -> Connection:
+        """Connect to a server; the first time in this process, see that it is fit."""
+        loaded = tuple(self._scripts.values())
+        connection = await connect(
+            address, loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock
+        )
+        try:
+            named = address if self._address.places else self._address
+            if str(named) not in self._inspected and await inspect(connection, self._keys, named):
+                self._inspected.add(str(named))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _connect_to_cluster(self) -> AnyConnection:
+        slots = await self._find(())
+        place = slots.of(cluster.slot_of(self._keys.meta))
+        if place is None:
+            raise StoreError(f"no node of {self._address} has the slot of {self._keys.meta}", executed=False)
+        asked = await self._connect_to(self._address.at(place), _not_told)
+        try:
+            await agree(asked, self._keys, self._address)
+        finally:
+            await asked.close()
+        connection = ClusterConnection(
+            slots,
+            connect_to=lambda place, on_end: self._connect_to(self._address.at(place), on_end),
+            find=self._find,
+            keys=self._keys,
+            timeout_s=self._timeout_s,
+        )
+        try:
+            await connection.begin()
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _find(self, known: Iterable[Place]) -> Slots:
+        return await cluster.find(self._address, known, timeout_s=self._timeout_s, clock=self._clock)
+
     async def _reachable(self) -> Address:
+        """The server itself: the one that is started, or the one that the sentinels name."""
+        if self._address.kind == "sentinel":
+            return await master_of(self._address, timeout_s=self._timeout_s, clock=self._clock)
         if self._server is None:
             return self._address
         return Address(kind="unix", path=await asyncio.to_thread(self._server.start))
@@ -217,6 +267,10 @@ class EventLoops:
 
 
 async def _nothing() -> None:
+    pass
+
+
+def _not_told(_connection: object, _why: str, _unsent: object) -> None:
     pass
 
 

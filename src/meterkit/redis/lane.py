@@ -14,16 +14,16 @@ from meterkit.redis.producer import SettlementQueue
 from meterkit.redis.reconnect import Reconnector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
     from meterkit.redis.connection import Call
-    from meterkit.redis.producer import Settlement
+    from meterkit.redis.producer import QueueLane, Settlement
     from meterkit.redis.reconnect import AnyConnection, Connector
     from meterkit.redis.scripts import Script
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "waited_for"]
 
 _log = logging.getLogger("meterkit.store")
 
@@ -81,10 +81,15 @@ class Lane:
         self.renewal = Renewal(self.spawn, now_ms)
         self.live = self.renewal.live
         self.is_served = False
-        self._loading = False
+        self._loading: set[AnyConnection] = set()
         self._warned_at = -_WARN_EVERY_S
         self.stopping = False
-        self.queues = [SettlementQueue(self, keys, shard) for shard in range(keys.shards)]
+        self.queues = [SettlementQueue(self.lane_of(shard), keys, shard) for shard in range(keys.shards)]
+
+    def lane_of(self, shard: int) -> QueueLane:
+        """What the settlements of a shard are sent by."""
+        del shard
+        return self
 
     def begin(self) -> None:
         """Connect in the background."""
@@ -150,12 +155,7 @@ class Lane:
         Raises:
             StoreError: there is no connection, or it ended before the reply came.
         """
-        reply = self.call(call)
-        try:
-            return await reply
-        except asyncio.CancelledError:
-            give_up(call, reply)
-            raise
+        return await waited_for(call, self.call(call))
 
     async def again(self, call: Call, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where the scripts were lost, load them and send it again.
@@ -166,7 +166,7 @@ class Lane:
         for _ in range(_TRIES):
             if reply.code != "NOSCRIPT":
                 break
-            self._load()
+            self.load(self._connection)
             answer = await self.ask(call)
             if not isinstance(answer, ReplyError):
                 return answer
@@ -177,11 +177,18 @@ class Lane:
 
     async def fence(self, key: str) -> int:
         """Fence a producer, waiting for a connection if there is none; the last number it applied."""
+
+        async def ask() -> Any:
+            return await self.ask_to_fence(await self._reconnector.connected(), key)
+
+        return await self.fenced(ask)
+
+    async def fenced(self, ask: Callable[[], Awaitable[Any]]) -> int:
+        """Ask to fence a producer until that is done; the last number it applied."""
         pause = _PAUSE_FIRST_S
         while True:
-            connection = await self._reconnector.connected()
             with suppress(StoreError):
-                reply = await self._ask_to_fence(connection, key)
+                reply = await ask()
                 if isinstance(reply, int):
                     return reply
                 self.warn(f"the store does not take settlements; they are kept and sent again: {reply}")
@@ -211,11 +218,12 @@ class Lane:
             self._warned_at = now
             _log.warning("%s", message)
 
-    async def _ask_to_fence(self, connection: AnyConnection, key: str) -> Any:
+    async def ask_to_fence(self, connection: AnyConnection, key: str) -> Any:
+        """Ask once to fence a producer; the reply, or an error reply. Raises StoreError where none comes."""
         request = ("EVALSHA", self._fence.sha, 1, key)
         reply = await connection.ask(*request)
         if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":
-            self._load()
+            self.load(connection)
             reply = await connection.ask(*request)
         return reply
 
@@ -228,17 +236,14 @@ class Lane:
             for queue in self.queues:
                 queue.disconnected()
 
-    def _load(self) -> None:
+    def load(self, connection: AnyConnection | None) -> None:
         """Load the scripts before whatever is sent next; once for all that ask for it in one tick."""
-        if self._loading or self._connection is None:
+        if connection is None or connection in self._loading:
             return
-        self._loading = True
-        self._loop.call_soon(self._loaded)
+        self._loading.add(connection)
+        self._loop.call_soon(self._loading.discard, connection)
         for script in self._scripts:
-            self._connection.ask("SCRIPT", "LOAD", script.text)
-
-    def _loaded(self) -> None:
-        self._loading = False
+            connection.ask("SCRIPT", "LOAD", script.text)
 
     async def _drain(self) -> None:
         while True:
@@ -261,6 +266,15 @@ class Lane:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             _log.error("the store's upkeep failed", exc_info=error)
+
+
+async def waited_for(call: Call, reply: asyncio.Future[Any]) -> Any:
+    """Wait for the reply to a call; where the waiting is cancelled, nothing stays held."""
+    try:
+        return await reply
+    except asyncio.CancelledError:
+        give_up(call, reply)
+        raise
 
 
 def _tell_lost(settlements: Sequence[Settlement]) -> None:

@@ -76,13 +76,12 @@ def pack_sequence(slot: int, sequence: int) -> bytes:
 
 
 class QueueLane(Protocol):
-    """What a queue needs of the lane.
+    """What a queue needs of the lane."""
 
-    Attributes:
-        stopping: whether nothing that begins now will be ended.
-    """
-
-    stopping: bool
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing that begins now will be ended."""
+        ...
 
     @property
     def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
@@ -337,6 +336,7 @@ class SettlementQueue:
             self._count_lost(acknowledged + len(unknown), why)
             return
         unapplied = producer.unsettled
+        producer.inflight.clear()  # On a cluster a reply may come later than this word, from another node.
         applied = max(0, last - acknowledged)
         if max(0, last) < acknowledged:
             # What follows on it was lost as well: scripts are applied, and lost, in their order.

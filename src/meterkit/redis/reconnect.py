@@ -6,16 +6,15 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis.connection import fail
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from meterkit.redis.connection import Call, Connection, OnEnd, Unsent
-    from meterkit.redis.memory import MemoryConnection
+    from meterkit.redis.connection import Call, OnEnd, Receiver, Unsent
 
 __all__ = ["AnyConnection", "Connector", "Reconnector"]
 
@@ -27,7 +26,38 @@ _SAY_EVERY_S: Final = 10.0
 _ENDED_MAX: Final = 8
 
 
-AnyConnection: TypeAlias = "Connection | MemoryConnection"
+class AnyConnection(Protocol):
+    """A connection, or what stands in for one: to the memory of this process, or to all nodes of a cluster.
+
+    Attributes:
+        open: whether it takes requests.
+    """
+
+    open: bool
+
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a request followed by the clock; the reply is the future's result, or a new one's."""
+        ...
+
+    def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
+        """Send a request followed by the clock; the reply goes to ``receiver``."""
+
+    def ask(self, *parts: str | int | bytes) -> asyncio.Future[Any]:
+        """Send a plain command; the reply is the future's result."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether no late reply can come any more."""
+        ...
+
+    async def close(self) -> None:
+        """Close at once and wait until that is done."""
+
+    def drop(self) -> None:
+        """Close without waiting."""
+
+
 Connector: TypeAlias = "Callable[[OnEnd], Awaitable[AnyConnection]]"
 """Opens a connection; it calls ``on_end`` once it takes no more. Raises StoreError where it cannot."""
 
@@ -105,8 +135,8 @@ class Reconnector:
             await self._connected.wait()
         return self.connection
 
-    def call(self, call: Call) -> asyncio.Future[Any]:
-        """Send a request as soon as there is a connection.
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a request as soon as there is a connection; its reply is the future's result, or a new one's.
 
         Waits only while the store is away for less than the timeout: then every call is answered at once.
 
@@ -115,12 +145,13 @@ class Reconnector:
             SettingsError: the store cannot be used with these settings.
         """
         if self.connection is not None:
-            return self.connection.call(call)
+            return self.connection.call(call, future)
         if self._refusal is not None:
             raise self._refusal
         if self._stopped or self._loop.time() >= self._away_since + self._timeout_s:
             raise self._away()
-        future = self._loop.create_future()
+        if future is None:
+            future = self._loop.create_future()
         self._wait(future, call)
         return future
 

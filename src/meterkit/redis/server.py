@@ -19,9 +19,9 @@ __all__ = [
     "words_to_try",
 ]
 
-Durability = Literal["WAITAOF", "WAIT", "age", "none"]
-"""How it is made sure that the server keeps a write: it is asked until its disk, or a replica, has the write;
-the write is left to grow old enough; or there is no way."""
+Durability = Literal["WAITAOF", "WAIT", "WAITAOF and WAIT", "age", "none"]
+"""How it is made sure that the server keeps a write: it is asked until its disk, a replica, or both have the
+write; the write is left to grow old enough; or there is no way."""
 
 # Complete requests: told of fewer words than a command needs, some servers crash where they look for its keys
 # (https://github.com/redis/redis/issues/14843). KEY stands for a key of a shard.
@@ -152,8 +152,8 @@ def durability_of(*, waits_for_disk: bool, has_file: bool | None, replicas: int 
         has_file: whether it writes an append-only file; None: it does not say.
         replicas: how many copies of it there are; None: it does not say.
     """
+    if replicas:
+        return "WAITAOF and WAIT" if waits_for_disk else "WAIT"
     if waits_for_disk:
         return "WAITAOF"
-    if replicas:
-        return "WAIT"
     return "none" if has_file is False else "age"

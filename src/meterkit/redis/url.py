@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from meterkit.errors import SettingsError
@@ -14,25 +14,53 @@ from meterkit.redis.tls import Tls
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["EMBEDDED_DIRECTORY", "Address", "Choice", "choose_store", "parse_redis_url", "unusable"]
+__all__ = [
+    "EMBEDDED_DIRECTORY",
+    "Address",
+    "Choice",
+    "Place",
+    "choose_store",
+    "parse_redis_url",
+    "place_of",
+    "unusable",
+]
 
 EMBEDDED_DIRECTORY: Final = ".meterkit"
 
 _ALLOWED: Final = (
     "allowed are redis://[[user]:password@]host[:port][/db], the same over TLS as"
-    " rediss://…[?ssl_ca_certs=file], unix:///path/to/socket[?db=0], embedded:///directory and memory://"
+    " rediss://…[?ssl_ca_certs=file], unix:///path/to/socket[?db=0],"
+    " redis+sentinel://[user:password@]host:port,host:port/service[/db],"
+    " redis+cluster://[user:password@]host:port,host:port, embedded:///directory and memory://"
+)
+_ASKED_FOR_TLS: Final = (
+    "…?ssl_ca_certs=file or, where the system's authorities vouch, …?ssl_cert_reqs=required"
 )
 _LATER: Final = {
     "unixs": "TLS (unixs://) is not in this release",
-    "redis+sentinel": "Sentinel (redis+sentinel://) is not in this release; name one server with redis://",
-    "redis+cluster": "Redis Cluster (redis+cluster://) is not in this release; name one server with redis://",
+    "rediss+sentinel": f"TLS is asked for by redis+sentinel://{_ASKED_FOR_TLS}",
+    "rediss+cluster": f"TLS is asked for by redis+cluster://{_ASKED_FOR_TLS}",
 }
 _CURE: Final = (
     "set METERKIT_REDIS_URL, or install a store of its own: pip install 'meterkit[embedded]' (a real server"
     " beside the app) or pip install 'meterkit[memory]' (for a try in one process)"
 )
 _PORT_DEFAULT: Final = 6379
+_SENTINEL_PORT_DEFAULT: Final = 26379
+_PORT_MAX: Final = 65_535
 _FILES_OF_TLS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_OF_TLS: Final = (*_FILES_OF_TLS, "ssl_cert_reqs")
+_OF_SENTINELS: Final = ("sentinel_username", "sentinel_password")
+
+
+class Place(NamedTuple):
+    """Where one server listens; printed as host:port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +68,19 @@ class Address:
     """Where a store is reached.
 
     Attributes:
-        kind: ``tcp``: host and port; ``unix``: ``path`` is a socket; ``embedded``: ``path`` is the
-            server's directory; ``memory``: within this process.
+        kind: ``tcp``: host and port; ``unix``: ``path`` is a socket; ``sentinel``: ``places`` are sentinels,
+            which know where the master of ``service`` is; ``cluster``: ``places`` are some of its nodes;
+            ``embedded``: ``path`` is the server's directory; ``memory``: within this process.
         path: the socket or the directory as it was given; else empty.
         db: the number of the database.
         username: None where the server's default user is meant.
         password: None where the server asks for none.
         tls: None where the connection is not encrypted.
+        sentinel_username: as whom sentinels are asked; None where their default user is meant.
+        sentinel_password: None where they ask for none.
     """
 
-    kind: Literal["tcp", "unix", "embedded", "memory"]
+    kind: Literal["tcp", "unix", "sentinel", "cluster", "embedded", "memory"]
     host: str = ""
     port: int = 0
     path: str = ""
@@ -57,12 +88,41 @@ class Address:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Tls | None = None
+    places: tuple[Place, ...] = ()
+    service: str = ""
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+
+    def at(self, place: Place) -> Address:
+        """One of its servers, reached with the same credentials."""
+        return Address(
+            kind="tcp",
+            host=place.host,
+            port=place.port,
+            db=self.db,
+            username=self.username,
+            password=self.password,
+            tls=self.tls,
+        )
+
+    def sentinel_at(self, place: Place) -> Address:
+        """One of its sentinels."""
+        return Address(
+            kind="tcp",
+            host=place.host,
+            port=place.port,
+            username=self.sentinel_username,
+            password=self.sentinel_password,
+            tls=self.tls,
+        )
 
     def __str__(self) -> str:
         """The address as a URL without credentials, for logs."""
         if self.kind == "tcp":
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            return f"redis{'s' if self.tls else ''}://{host}:{self.port}/{self.db}"
+            return f"redis{'s' if self.tls else ''}://{Place(self.host, self.port)}/{self.db}"
+        if self.kind in {"sentinel", "cluster"}:
+            service = f"/{self.service}/{self.db}" if self.service else ""
+            return f"redis+{self.kind}://{','.join(map(str, self.places))}{service}"
         return f"{self.kind}://{self.path}" + (f"?db={self.db}" if self.kind == "unix" else "")
 
 
@@ -135,7 +195,10 @@ def parse_redis_url(redis_url: str) -> Address:
         raise unusable(f"found no scheme; {_ALLOWED}")
     if scheme in _LATER:
         raise unusable(_LATER[scheme])
+    listed = ""
     try:
+        if scheme in {"redis+sentinel", "redis+cluster"}:
+            redis_url, listed = _without_list(redis_url)
         url = urlsplit(redis_url)
         port = url.port
     except ValueError:
@@ -145,6 +208,10 @@ def parse_redis_url(redis_url: str) -> Address:
     match scheme:
         case "redis" | "rediss":
             return _tcp(url, port)
+        case "redis+sentinel":
+            return _sentinel(url, listed)
+        case "redis+cluster":
+            return _cluster(url, listed)
         case "unix":
             return _unix(url)
         case "embedded":
@@ -172,8 +239,75 @@ def _tcp(url: SplitResult, port: int | None) -> Address:
     )
 
 
+def _without_list(redis_url: str) -> tuple[str, str]:
+    """A URL with one host in place of its list of hosts, which urllib refuses; and the list."""
+    scheme, _, rest = redis_url.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    user, at, listed = rest[:end].rpartition("@")
+    return f"{scheme}://{user}{at}listed{rest[end:]}", listed
+
+
+def _sentinel(url: SplitResult, listed: str) -> Address:
+    parameters = _parameters(url)
+    service, _, db = url.path.removeprefix("/").partition("/")
+    if "@" in service:
+        raise _refused(url.scheme, "the service holds an '@' (is the password percent-encoded?)")
+    if not service:
+        raise _refused(url.scheme, "it names no service: that is what the sentinels call the master")
+    if "sentinel_username" in parameters and "sentinel_password" not in parameters:
+        raise _refused(url.scheme, "sentinel_username goes with sentinel_password")
+    return Address(
+        kind="sentinel",
+        places=_places(url, listed, _SENTINEL_PORT_DEFAULT),
+        service=unquote(service),
+        tls=_tls(url, parameters),
+        sentinel_username=parameters.get("sentinel_username"),
+        sentinel_password=parameters.get("sentinel_password"),
+        **_session(url, db, parameters),
+    )
+
+
+def _cluster(url: SplitResult, listed: str) -> Address:
+    parameters = _parameters(url)
+    session = _session(url, url.path.removeprefix("/"), parameters)
+    if session["db"]:
+        raise _refused(url.scheme, "a cluster has database 0 only")
+    return Address(
+        kind="cluster", places=_places(url, listed, _PORT_DEFAULT), tls=_tls(url, parameters), **session
+    )
+
+
+def _places(url: SplitResult, listed: str, port_default: int) -> tuple[Place, ...]:
+    try:
+        return tuple(place_of(unquote(text), port_default) for text in listed.split(","))
+    except ValueError as error:
+        raise _refused(url.scheme, str(error)) from None
+
+
+def place_of(text: str, port_default: int = 0) -> Place:
+    """Read host:port; without a port the default, where there is one.
+
+    Raises:
+        ValueError: it cannot be read; the message does not show it.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, port = text, str(port_default)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("host or port cannot be read (is the password percent-encoded?)")
+    if not host:
+        raise ValueError("it names no host")
+    if not (port.isascii() and port.isdecimal() and int(port) <= _PORT_MAX):
+        raise ValueError("host or port cannot be read (is the password percent-encoded?)")
+    if int(port) == 0:
+        raise ValueError("port 0 is nobody's")
+    return Place(host, int(port))
+
+
 def _tls(url: SplitResult, parameters: Mapping[str, str]) -> Tls | None:
-    if url.scheme != "rediss":
+    if not (url.scheme == "rediss" or any(name in parameters for name in _OF_TLS)):
         return None
     if parameters.get("ssl_cert_reqs", "required") != "required":
         raise _refused(
@@ -214,10 +348,11 @@ def _parameters(url: SplitResult) -> dict[str, str]:
     """What follows the '?', each name once."""
     found = parse_qsl(url.query, keep_blank_values=True)
     allowed, said = {"db"}, "the only parameter that it may carry, once, is db"
-    if url.scheme == "rediss":
-        allowed |= {*_FILES_OF_TLS, "ssl_cert_reqs"}
+    if url.scheme in {"rediss", "redis+sentinel", "redis+cluster"}:
+        allowed |= {*_OF_TLS, *(_OF_SENTINELS if url.scheme == "redis+sentinel" else ())}
+        own = "sentinel_username, sentinel_password, " if url.scheme == "redis+sentinel" else ""
         said = (
-            "the only parameters that it may carry, each once, are db, ssl_ca_certs, ssl_certfile,"
+            f"the only parameters that it may carry, each once, are db, {own}ssl_ca_certs, ssl_certfile,"
             " ssl_keyfile and ssl_cert_reqs=required"
         )
     parameters = dict(found)

@@ -20,7 +20,7 @@ _CUSTOMERS_AT_ONCE: Final = 100
 async def customers_with_counts(store: Store) -> Sequence[str]:
     """The ids of all customers that anything was counted of, or with levels of gauges, sorted.
 
-    Nothing lists them: the server walks over all its keys, a thousand at once, while others are served.
+    Nothing lists them: each server walks over all its keys, a thousand at once, while others are served.
 
     Raises:
         StoreError: the store does not answer, or its user may not run SCAN.
@@ -29,14 +29,14 @@ async def customers_with_counts(store: Store) -> Sequence[str]:
     named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:[ctv]:(.*)", re.DOTALL)
     admin = await store.admin()
     found: set[str] = set()
-    cursor = 0
-    while True:
-        scan = admin.client.scan(cursor, match=f"{prefix}:{{*}}:[ctv]:*", count=_KEYS_AT_ONCE)
-        cursor, keys = await admin.ask(scan)
-        names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
-        found.update(name[1] for name in names if name is not None)
-        if not cursor:
-            return sorted(found)
+    for server in await admin.servers():
+        cursor = None
+        while cursor != 0:
+            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:[ctv]:*", count=_KEYS_AT_ONCE)
+            cursor, keys = await server.ask(scan)
+            names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
+            found.update(name[1] for name in names if name is not None)
+    return sorted(found)
 
 
 async def usage_of_all(store: Store, *, at_ms: int | None = None) -> AsyncGenerator[Sequence[CustomerUsage]]:

@@ -43,14 +43,14 @@ class Outbox:
         self._admin = admin.for_delivery()
         self._client = self._admin.client
         self._keys = store.keys
-        self._keeping = Keeping(self._admin, store.address, needed=not store.deliver_without_persistence)
         self._meters: Mapping[str, Counted] = {}
         self.token = token_hex(8)
 
     async def refusal(self) -> str | None:
         """Why nothing can be delivered from this store now; None where it can."""
         try:
-            await self._keeping.way()
+            for server in await self._admin.servers():
+                await self._keeping(server).way()
         except StoreError as error:
             return str(error)
         return None
@@ -109,9 +109,8 @@ class Outbox:
 
     async def seal(self, shard: int, *, due_ms: int | None, most: int) -> Sealing:
         """Seal pending usage; see :meth:`meterkit.store.sealing.Sealer.seal`."""
-        return await Sealer(self._store, self._admin, shard, await self.meters()).seal(
-            due_ms=due_ms, most=most
-        )
+        server = await self._admin.at(self._keys.shard(shard, "dirty"))
+        return await Sealer(self._store, server, shard, await self.meters()).seal(due_ms=due_ms, most=most)
 
     async def due(
         self,
@@ -154,7 +153,9 @@ class Outbox:
         Raises:
             StoreError: also where the store cannot make it durable; then nothing may be sent.
         """
-        script, durability = self._store.scripts["move"], await self._keeping.way()
+        server = await self._admin.at(self._keys.shard(shard, "intents"))
+        keeping, script = self._keeping(server), self._store.scripts["move"]
+        durability = await keeping.way()
         if durability == "age":
             settled_ms = self._store.now_ms() - _SURELY_ON_DISK_MS
             intents = [sealed for sealed in intents if sealed.sealed_ms <= settled_ms]
@@ -162,15 +163,16 @@ class Outbox:
             return []
         moves = [Move(intent=sealed, state="leased") for sealed in intents]
         keys, arguments = self._move(shard, moves, "queued leased ")
-        await self._admin.load(script)
-        pipe = self._client.pipeline(transaction=False)
+        await server.load(script)
+        client = server.client
+        pipe = client.pipeline(transaction=False)
         pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._admin.now_ms())
-        wait = self._keeping.command(durability)
-        if wait is not None:
+        waits = keeping.commands(durability)
+        for wait in waits:
             pipe.execute_command(*wait)
-        replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
-        if wait is not None:
-            await self._keeping.check(replies.pop())
+        replies: list[Any] = await server.ask(pipe.execute(raise_on_error=False))
+        for _ in waits:
+            await keeping.check(replies.pop(1))
         for reply in replies:
             if isinstance(reply, Exception):
                 raise StoreError(f"the store failed: {reply}") from reply
@@ -212,9 +214,26 @@ class Outbox:
                     self._keys.customer(move.intent.customer).totals,
                 )
 
+    def _keeping(self, server: Admin) -> Keeping:
+        needed = not self._store.deliver_without_persistence
+        return Keeping(server, server.address, needed=needed, kind=self._store.address.kind)
+
     async def _count(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
         """The sorted sets of all shards that have members up to a score, and how many."""
+        if self._store.address.kind == "cluster":
+            return await self._count_each(names, limit=limit)
         places = [(shard, name) for shard in range(self._keys.shards) for name in names]
         keys = [self._keys.shard(shard, name) for shard, name in places]
         reply: list[int] = await self._admin.run(self._store.scripts["count"], keys, limit)
         return {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
+
+    async def _count_each(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
+        """The same where each shard may be on another server; those of one that is away count as one."""
+        places = [(shard, name) for shard in range(self._keys.shards) for name in names]
+        pipe = self._client.pipeline(transaction=False)
+        for shard, name in places:
+            pipe.zcount(self._keys.shard(shard, name), "-inf", limit)
+        replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
+        # What is asked of them next says what is wrong; the others go on.
+        found = [1 if isinstance(reply, Exception) else reply for reply in replies]
+        return {place: members for place, members in zip(places, found, strict=True) if members}

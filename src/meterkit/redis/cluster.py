@@ -1,0 +1,117 @@
+"""Which node of a cluster has which shard: asked of any node that answers, by CLUSTER SLOTS."""
+
+from __future__ import annotations
+
+import re
+from binascii import crc_hqx
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import StoreError
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.handshake import connect
+from meterkit.redis.url import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from meterkit.redis.connection import Connection
+    from meterkit.redis.url import Address
+
+__all__ = ["Slots", "find", "redirection_of", "slot_of", "slots_of"]
+
+_SLOTS: Final = 16_384
+_TAG: Final = re.compile(rb"\{([^}]+)\}")
+
+
+def slot_of(key: str | bytes) -> int:
+    """The hash slot of a key: that of its hash tag, where it has one."""
+    name = key.encode() if isinstance(key, str) else key
+    tag = _TAG.search(name)
+    return crc_hqx(tag[1] if tag else name, 0) % _SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where the slots of a cluster are.
+
+    Attributes:
+        ranges: the first and the last slot of each range, and the node that is its master.
+    """
+
+    ranges: tuple[tuple[int, int, Place], ...]
+
+    def of(self, slot: int) -> Place | None:
+        """The node that has a slot; None where none has."""
+        return next((place for first, last, place in self.ranges if first <= slot <= last), None)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All masters."""
+        return tuple(dict.fromkeys(place for _, _, place in self.ranges))
+
+
+def slots_of(reply: Any, asked: Place) -> Slots:
+    """What a node says to CLUSTER SLOTS.
+
+    Args:
+        reply: its reply.
+        asked: how it was reached: what a node does not know of itself it leaves out.
+    """
+    ranges: list[tuple[int, int, Place]] = []
+    for first, last, (host, port, *_), *_ in reply:
+        ranges.append((first, last, Place(_host((host or b"").decode(), asked), port)))
+    return Slots(tuple(ranges))
+
+
+def redirection_of(reply: str, answered: Place) -> Place:
+    """Where MOVED or ASK sends: its last word, but for the host where the node does not know its own.
+
+    Args:
+        reply: the words of the error.
+        answered: the node that says so.
+    """
+    host, _, port = reply.rsplit(" ", 1)[-1].rpartition(":")
+    return Place(_host(host, answered), int(port))
+
+
+def _host(said: str, asked: Place) -> str:
+    return asked.host if said in {"", "?"} else said
+
+
+async def find(
+    address: Address,
+    known: Iterable[Place],
+    *,
+    timeout_s: float,
+    clock: Callable[[], float],
+) -> Slots:
+    """Ask the nodes in turn where the slots are: those that are known, then those that the URL names.
+
+    Raises:
+        StoreError: none of them says so; the message has the words of the last one.
+    """
+    trouble: StoreError | None = None
+    for place in dict.fromkeys((*known, *address.places)):
+        try:
+            return await _ask(address.at(place), place, timeout_s=timeout_s, clock=clock)
+        except StoreError as error:
+            trouble = error
+    why = "no node is named" if trouble is None else trouble
+    raise StoreError(f"the cluster {address} cannot be reached: {why}", executed=False) from trouble
+
+
+async def _ask(address: Address, place: Place, *, timeout_s: float, clock: Callable[[], float]) -> Slots:
+    connection: Connection = await connect(
+        address, (), timeout_s=timeout_s, on_end=lambda _connection, _why, _unsent: None, clock=clock
+    )
+    try:
+        reply = await connection.ask("CLUSTER", "SLOTS")
+    finally:
+        await connection.close()
+    if isinstance(reply, ReplyError):
+        raise StoreError(f"the store at {address} does not say where the slots are: {reply}", executed=False)
+    slots = slots_of(reply, place)
+    if not slots.ranges:
+        raise StoreError(f"the store at {address} knows of no slots yet", executed=False)
+    return slots

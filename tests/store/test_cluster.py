@@ -1,0 +1,319 @@
+"""The store on a cluster: every shard on one node, slots that move, nodes that die."""
+
+# pyright: reportPrivateUsage=false
+# What the lane has of nodes is looked at where nothing else shows it.
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from clusters import Cluster, spawn_cluster
+from delivering import CATALOG, desk
+from faults import eventually, open_sockets, stopped
+from meterkit import MeterKit, SettingsError, StoreError
+from meterkit.redis.cluster import Slots, redirection_of, slot_of, slots_of
+from meterkit.redis.server import OPTIONAL_COMMANDS, acl_rules
+from meterkit.redis.url import Place
+from meterkit.store.all_usage import usage_of_all
+from proxy import TcpProxy
+from servers_acl import NEEDED
+from several import CUSTOMERS, recorded, under_load
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from certificates import Authority
+    from meterkit.redis.cluster_lane import ClusterLane
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+SHARDS = 16
+LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
+OF_A_CLUSTER = ("CLUSTER|SLOTS", "CLUSTER|NODES", "ASKING")
+
+
+def kit_of(url: str, **settings: Any) -> MeterKit:
+    settings.setdefault("shards", SHARDS)
+    return MeterKit(CATALOG, redis_url=url, flush=False, **settings)
+
+
+def errors(cluster: Cluster, code: str) -> int:
+    """How often nodes have answered with an error of this code."""
+    stats: list[dict[str, Any]] = cluster.each("INFO", "errorstats")
+    return sum(int(stat.get(f"errorstat_{code}", {}).get("count", 0)) for stat in stats)
+
+
+def shard_at(kit: MeterKit, server: Server, cluster: Cluster) -> int:
+    """A shard that a node has."""
+    names = ((shard, kit.store.keys.shard(shard, "x")) for shard in range(SHARDS))
+    return next(shard for shard, name in names if cluster.owner(name) is server)
+
+
+def of_shards(kit: MeterKit, shards: set[int]) -> tuple[str, ...]:
+    """The customers of some shards."""
+    return tuple(customer for customer in CUSTOMERS if kit.store.keys.customer(customer).shard in shards)
+
+
+def shards_of(kit: MeterKit, server: Server, cluster: Cluster) -> set[int]:
+    names = {shard: kit.store.keys.shard(shard, "x") for shard in range(SHARDS)}
+    return {shard for shard, name in names.items() if cluster.owner(name) is server}
+
+
+def test_a_slot_is_that_of_the_tag() -> None:
+    # The value that the specification of Redis Cluster gives.
+    assert slot_of("123456789") == 0x31C3
+    assert slot_of("mk:{17}:c:acme") == slot_of("17") == slot_of(b"mk:{17}:outbox")
+    assert slot_of("mk:{}:x") != slot_of("")
+
+
+def test_what_a_node_does_not_know_of_itself_is_how_it_was_reached() -> None:
+    asked = Place("10.0.0.1", 7000)
+    told = [[0, 5, [b"", 7000, b"id"], [b"10.0.0.9", 1, b"replica"]], [6, 9, [b"10.0.0.2", 7001, b"id"]]]
+    slots = slots_of(told, asked)
+    assert slots == Slots(((0, 5, asked), (6, 9, Place("10.0.0.2", 7001))))
+    assert (slots.of(5), slots.of(6), slots.of(10)) == (asked, Place("10.0.0.2", 7001), None)
+    assert redirection_of("MOVED 12 :7001", asked) == Place("10.0.0.1", 7001)
+    assert redirection_of("ASK 12 ::1:7001", asked) == Place("::1", 7001)
+
+
+async def test_i1_the_nodes_share_the_customers_and_each_has_one_connection(cluster: Cluster) -> None:
+    before = [len(node.command("CLIENT", "LIST", "TYPE", "normal")) for node in cluster.masters]
+    async with kit_of(cluster.url) as kit:
+        for customer in CUSTOMERS:
+            assert (await kit.consume(customer, "requests", 2)).allowed
+        assert await recorded(kit) == dict.fromkeys(CUSTOMERS, 2)
+        assert all(size > 2 for size in cluster.each("DBSIZE"))
+        lane = cast("ClusterLane", kit.store.lanes[asyncio.get_running_loop()])
+        connections = {id(lane.at(shard)) for shard in range(SHARDS)}
+        assert len(connections) == 3
+    await eventually(
+        lambda: before == [len(node.command("CLIENT", "LIST", "TYPE", "normal")) for node in cluster.masters]
+    )
+
+
+async def test_a_cluster_may_be_found_by_any_of_its_nodes(cluster: Cluster) -> None:
+    for node in cluster.masters:
+        url = f"redis+cluster://127.0.0.1:1,127.0.0.1:{node.port}"
+        async with kit_of(url) as kit:
+            assert (await kit.consume("acme", "requests")).allowed
+            assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+        cluster.empty()
+
+
+async def test_what_all_have_used_is_found_on_all_nodes(cluster: Cluster) -> None:
+    async with kit_of(cluster.url) as kit:
+        for customer in CUSTOMERS:
+            await kit.record(customer, "requests", 2)
+        pages = [page async for page in usage_of_all(kit.store)]
+        assert [found["customer"] for page in pages for found in page] == sorted(CUSTOMERS)
+
+
+async def test_scripts_that_are_flushed_are_loaded_again(cluster: Cluster) -> None:
+    async with kit_of(cluster.url) as kit:
+        for _ in range(2):
+            cluster.each("SCRIPT", "FLUSH")
+            for customer in CUSTOMERS:
+                assert (await kit.consume(customer, "requests")).allowed
+        assert await recorded(kit) == dict.fromkeys(CUSTOMERS, 2)
+
+
+async def test_other_shards_than_the_cluster_has_are_refused(cluster: Cluster) -> None:
+    async with kit_of(cluster.url):
+        pass
+    with pytest.raises(SettingsError, match=r"has 16 shards and METERKIT_SHARDS is 8"):
+        async with kit_of(cluster.url, shards=8):
+            pass
+
+
+async def test_i3_i5_a_slot_that_moves_under_load_loses_nothing_and_counts_nothing_twice() -> None:
+    with spawn_cluster() as cluster:
+        async with kit_of(cluster.url, store_timeout=2.0) as kit:
+            shard = kit.store.keys.customer(CUSTOMERS[0]).shard
+            key = kit.store.keys.shard(shard, "x")
+            source = cluster.owner(key)
+            to = next(node for node in cluster.masters if node is not source)
+            # One whose keys are all there is decided where the others wait for the end of the move.
+            await kit.customers.set_plan(CUSTOMERS[0], "pro")
+            async with under_load(kit) as load:
+                await load.of_each()
+                with cluster.moving(key, to) as move:
+                    await load.more(100)
+                    while move():
+                        await load.more(20)
+                    await load.more(100)
+                await load.of_each()
+            assert not load.unknown
+            assert await recorded(kit) == dict(load.allowed)
+            assert cluster.owner(key) is to
+            assert min(errors(cluster, code) for code in ("MOVED", "ASK")) > 0
+            # All that there is was found by what the kit now knows, and by a kit that comes new.
+            moved = of_shards(kit, {shard})
+            before = errors(cluster, "MOVED")
+            for customer in moved:
+                assert (await kit.consume(customer, "requests")).allowed
+            assert errors(cluster, "MOVED") == before
+            async with kit_of(cluster.url) as other:
+                for customer in moved:
+                    counts = (await other.usage(customer))["meters"]["requests"]
+                    assert (counts["recorded"], counts["held"]) == (load.allowed[customer] + 1, 0)
+
+
+async def test_a_key_that_has_moved_ahead_of_its_slot_is_asked_for() -> None:
+    with spawn_cluster() as cluster:
+        async with kit_of(cluster.url) as kit:
+            await kit.customers.link("acme", "cus_acme")
+            key = kit.store.keys.customer("acme").state
+            to = next(node for node in cluster.masters if node is not cluster.owner(key))
+            with cluster.moving(key, to) as move:
+                assert move() > 0
+                before = errors(cluster, "ASK")
+                # One key each: nothing keeps them from being executed where they are.
+                assert (await kit.customers.get("acme")).stripe_customer == "cus_acme"
+                producer = kit.store.keys.producer(kit.store.keys.customer("acme").shard, "nobody")
+                lane = cast("ClusterLane", kit.store.lanes[asyncio.get_running_loop()])
+                assert await lane.fence_at(kit.store.keys.customer("acme").shard, producer) == -1
+                assert errors(cluster, "ASK") > before
+            assert to.command("EXISTS", producer) == 1
+
+
+async def test_i9_while_a_node_is_away_the_shards_of_the_others_are_served() -> None:
+    with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
+        async with kit_of(cluster.url) as kit:
+            dead, *others = cluster.masters
+            elsewhere = set[int]().union(*(shards_of(kit, node, cluster) for node in others))
+            living, gone = of_shards(kit, elsewhere), of_shards(kit, set(range(SHARDS)) - elsewhere)
+            assert living
+            assert gone
+            for customer in CUSTOMERS:
+                assert (await kit.consume(customer, "requests")).allowed
+            loop = asyncio.get_running_loop()
+            with stopped(dead):
+                begun = loop.time()
+                with pytest.raises(StoreError):
+                    await kit.consume(gone[0], "requests")
+                assert loop.time() - begun < 2 * kit.settings.store_timeout
+                for customer in living:
+                    assert (await kit.consume(customer, "requests")).allowed
+                # What is recorded meanwhile is kept, and nobody waits for long.
+                await kit.record(gone[0], "requests", 5)
+                await eventually(lambda: not _reaches(kit, gone[0]))
+                begun = loop.time()
+                for _ in range(20):
+                    with pytest.raises(StoreError):
+                        await kit.consume(gone[0], "requests")
+                assert loop.time() - begun < kit.settings.store_timeout
+            await eventually(lambda: _reaches(kit, gone[0]))
+            await eventually(lambda: kit.store.lanes[loop].unsettled == 0)
+            found = await recorded(kit)
+            assert found[gone[0]] == 6
+            assert {customer: found[customer] for customer in living} == dict.fromkeys(living, 2)
+
+
+def _reaches(kit: MeterKit, customer: str) -> bool:
+    lane = cast("ClusterLane", kit.store.lanes[asyncio.get_running_loop()])
+    return lane.at(kit.store.keys.customer(customer).shard) is not None
+
+
+async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
+    with spawn_cluster(replicas=True) as cluster:
+        async with kit_of(cluster.url) as kit:
+            dead = cluster.masters[0]
+            gone = of_shards(kit, shards_of(kit, dead, cluster))
+            await kit.usage(gone[0])  # So that administration knows the node, too.
+            async with under_load(kit) as load:
+                await load.of_each()
+                dead.signal(signal.SIGKILL)
+                dead.process.wait()
+                await load.of_each()
+            found = await recorded(kit)
+            lost = kit.store.lanes[asyncio.get_running_loop()].lost
+            assert sum(found.values()) + lost == load.allowed.total()
+            assert all(found[customer] <= load.allowed[customer] for customer in CUSTOMERS)
+            heir = cluster.replicas[0]
+            assert cluster.owner(kit.store.keys.customer(gone[0]).counters) is heir
+
+
+async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
+    # While the masters do not agree that it has failed, it may take over, with what it knew.
+    with spawn_cluster("--appendonly", "yes", "--cluster-node-timeout", "60000", replicas=True) as cluster:
+        async with desk(cluster.url, shards=SHARDS, stripe_api_key=LIVE_KEY) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            master = cluster.owner(at.kit.store.keys.customer("acme").counters)
+            with stopped(cluster.replicas[cluster.masters.index(master)]):
+                master.command("CLIENT", "KILL", "TYPE", "replica")
+                with pytest.raises(StoreError, match="has no replica that follows it now"):
+                    await at.flush(everything=True, timeout_s=0)
+                assert at.emulator.requests == ()
+
+
+async def test_with_the_rights_that_are_documented_all_works(cluster: Cluster) -> None:
+    rules = acl_rules("mk", (*NEEDED, *OPTIONAL_COMMANDS, *OF_A_CLUSTER)).split()
+    try:
+        cluster.each("ACL", "SETUSER", "app", "reset", "on", ">secret", *rules)
+        url = cluster.url.replace("://", "://app:secret@")
+        async with desk(url, shards=SHARDS) as at:
+            await at.link(*CUSTOMERS)
+            for customer in CUSTOMERS:
+                assert (await at.kit.consume(customer, "requests")).allowed
+            assert (await at.flush(everything=True)).delivered == len(CUSTOMERS)
+    finally:
+        cluster.each("ACL", "DELUSER", "app")
+
+
+async def test_i10_a_wrong_password_is_not_shown(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    url = cluster.url.replace("://", "://nobody:S3CRET@")
+    async with kit_of(url, start_timeout=0.1) as kit:
+        with pytest.raises(StoreError, match=r"WRONGPASS") as caught:
+            await kit.consume("acme", "requests")
+        with pytest.raises(StoreError) as again:
+            await kit.usage("acme")
+    assert "S3CRET" not in f"{caught.value!r}{again.value!r}{kit.store.address!r}{caplog.text}"
+
+
+@asynccontextmanager
+async def encrypted(cluster: Cluster, authority: Authority) -> AsyncGenerator[str]:
+    """A cluster whose nodes are reached through TLS proxies, which they announce; the URL."""
+    async with AsyncExitStack() as stack:
+        ports: list[int] = []
+        for node in cluster.masters:
+            proxy = await stack.enter_async_context(TcpProxy(node.port, tls=authority.serving()))
+            await asyncio.to_thread(node.command, "CONFIG", "SET", "cluster-announce-port", proxy.port)
+            ports.append(proxy.port)
+
+        def all_are_announced() -> bool:
+            said = cluster.each("CLUSTER", "SLOTS")
+            return all({line[2][1] for line in lines} == set(ports) for lines in said)
+
+        await eventually(all_are_announced)
+        yield f"redis+cluster://127.0.0.1:{ports[0]}?ssl_ca_certs={authority.file}"
+
+
+async def test_tls_is_spoken_with_every_node(authority: Authority) -> None:
+    with spawn_cluster() as cluster:
+        async with encrypted(cluster, authority) as url, desk(url, shards=SHARDS) as at:
+            await at.link(*CUSTOMERS)
+            for customer in CUSTOMERS:
+                assert (await at.kit.consume(customer, "requests")).allowed
+            assert (await at.flush(everything=True)).delivered == len(CUSTOMERS)
+            assert await recorded(at.kit) == dict.fromkeys(CUSTOMERS, 1)
+        async with encrypted(cluster, authority) as url:
+            plain = url.partition("?")[0]
+            async with kit_of(plain, start_timeout=0.1) as kit:
+                with pytest.raises(StoreError):
+                    await kit.consume("acme", "requests")
+
+
+async def test_i7_no_socket_outlives_the_kit(cluster: Cluster) -> None:
+    before = open_sockets()
+    async with desk(cluster.url, shards=SHARDS) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        await at.flush(everything=True)
+    await eventually(lambda: open_sockets() <= before)

@@ -1,0 +1,173 @@
+"""The store where sentinels name the master: found by what most of them say, and anew after a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from clusters import SERVICE, Watched, spawn_watched
+from delivering import CATALOG, desk
+from faults import eventually, stopped
+from meterkit import MeterKit, StoreError
+from meterkit.catalog import loads
+from proxy import TcpProxy
+from several import CUSTOMERS, recorded, under_load
+
+if TYPE_CHECKING:
+    from certificates import Authority
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
+INCLUDED = 40
+LIMITED = f"""
+schema: 1
+currency: usd
+default_plan: free
+meters: {{requests: {{unit: request}}}}
+routes: [{{match: "*", consume: {{requests: 1}}}}]
+plans:
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    meters: {{requests: {{included: {INCLUDED}, overage: deny}}}}
+"""
+
+
+def kit_of(url: str, **settings: Any) -> MeterKit:
+    settings.setdefault("shards", 4)
+    return MeterKit(CATALOG, redis_url=url, flush=False, **settings)
+
+
+def replaced(watched: Watched, old: int) -> bool:
+    return watched.master.port != old and watched.master.command("ROLE")[0] == "master"
+
+
+async def test_i11_a_failover_under_load_loses_what_was_not_replicated_and_says_how_much() -> None:
+    with spawn_watched() as watched:
+        async with kit_of(watched.url) as kit:
+            async with under_load(kit) as load:
+                await load.of_each()
+                dead = watched.master
+                dead.signal(signal.SIGKILL)
+                dead.process.wait()
+                await load.of_each()
+            assert watched.master is not dead
+            found, lost = await recorded(kit), kit.store.lanes[asyncio.get_running_loop()].lost
+            assert sum(found.values()) + lost == load.allowed.total()
+            assert all(found[customer] <= load.allowed[customer] for customer in CUSTOMERS)
+            # I9: nobody waits for longer than the store may take to answer, and to be found again.
+            assert load.slowest_s < 4 * kit.settings.store_timeout
+
+
+async def test_i3_a_failover_that_is_planned_lets_nobody_pass_beyond_the_limit() -> None:
+    with spawn_watched() as watched:
+        async with MeterKit(loads(LIMITED), redis_url=watched.url, flush=False, shards=4) as kit:
+            allowed, over = dict.fromkeys(CUSTOMERS, 0), set[str]()
+
+            async def use(customer: str) -> None:
+                while customer not in over:
+                    try:
+                        if (await kit.consume(customer, "requests")).allowed:
+                            allowed[customer] += 1
+                        else:
+                            over.add(customer)
+                    except StoreError:
+                        pass  # Not allowed by the store's word: nobody is served for it here.
+                    await asyncio.sleep(0.005)
+
+            using = [asyncio.create_task(use(customer)) for customer in CUSTOMERS]
+            old = watched.master.port
+            await eventually(lambda: sum(allowed.values()) > len(CUSTOMERS))
+            watched.sentinels[0].command("SENTINEL", "FAILOVER", SERVICE)
+            await eventually(lambda: replaced(watched, old))
+            await asyncio.gather(*using)
+            lost = kit.store.lanes[asyncio.get_running_loop()].lost
+            assert sum(allowed.values()) <= INCLUDED * len(CUSTOMERS) + lost
+            assert sum(allowed.values()) >= (INCLUDED - 2) * len(CUSTOMERS)
+
+
+async def test_i5_i6_what_was_sent_before_a_failover_is_not_sent_again() -> None:
+    with spawn_watched("--appendonly", "yes") as watched:
+        async with desk(watched.url, shards=4) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            assert (await at.flush(everything=True)).delivered == 1
+            await at.kit.record("acme", "requests", 8)
+            dead = watched.master
+            dead.signal(signal.SIGKILL)
+            dead.process.wait()
+            await eventually(lambda: replaced(watched, dead.port))
+            await at.kit.record("acme", "requests", 3)
+            report = await at.flush(everything=True)
+            counts = (await at.kit.usage("acme"))["meters"]["requests"]
+            assert (report.left, at.accepted("acme")) == (0, counts["recorded"])
+            lost = at.kit.store.lanes[asyncio.get_running_loop()].lost
+            assert (counts["recorded"], lost) == (17, 0)
+
+
+async def test_i6_nothing_is_sent_that_a_replica_which_takes_over_would_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The old master's disk alone has it: what is promoted meanwhile would bill it again.
+    with spawn_watched("--appendonly", "yes") as watched:
+        for sentinel in watched.sentinels:  # Which would fail over while the replica hangs.
+            sentinel.command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 60_000)
+        replica = next(server for server in watched.servers if server is not watched.master)
+        async with desk(watched.url, shards=4, stripe_api_key=LIVE_KEY) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            with stopped(replica), monkeypatch.context() as hurried:
+                hurried.setattr("meterkit.redis.durability._WAIT_MS", 300)
+                with pytest.raises(StoreError, match=r"did not make a lease durable within 0\.3 s"):
+                    await at.flush(everything=True, timeout_s=0)
+                watched.master.command("CLIENT", "KILL", "TYPE", "replica")
+                with pytest.raises(StoreError, match="has no replica that follows it now"):
+                    await at.flush(everything=True, timeout_s=0)
+                assert at.emulator.requests == ()
+
+
+async def test_what_most_sentinels_say_is_believed(watched: Watched) -> None:
+    first, *others = watched.sentinels
+    async with TcpProxy(first.port) as slow:
+        await slow.set("blackhole")
+        hosts = ",".join(f"127.0.0.1:{port}" for port in (slow.port, *(other.port for other in others)))
+        async with kit_of(f"redis+sentinel://{hosts}/{SERVICE}") as kit:
+            # One that does not answer is not waited for where the others agree.
+            assert (await kit.consume("acme", "requests")).allowed
+            assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+
+
+async def test_a_service_that_nobody_knows_is_named(watched: Watched) -> None:
+    async with kit_of(watched.url.replace(f"/{SERVICE}", "/other"), start_timeout=0.2) as kit:
+        with pytest.raises(StoreError, match="knows no master 'other'"):
+            await kit.consume("acme", "requests")
+
+
+async def test_i10_sentinels_may_have_a_password_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    with spawn_watched(sentinels=1, password="S3CRET") as watched:
+        async with kit_of(f"{watched.url}?sentinel_password=S3CRET") as kit:
+            assert (await kit.consume("acme", "requests")).allowed
+            assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+        async with kit_of(f"{watched.url}?sentinel_password=S3CRETwrong", start_timeout=0.2) as kit:
+            with pytest.raises(StoreError, match="WRONGPASS") as caught:
+                await kit.consume("acme", "requests")
+        assert "S3CRET" not in f"{caught.value!r}{kit.store.address!r}{caplog.text}"
+
+
+async def test_tls_is_spoken_with_sentinels_and_with_the_master(authority: Authority) -> None:
+    with spawn_watched() as watched:
+        async with AsyncExitStack() as stack:
+            master = await stack.enter_async_context(TcpProxy(watched.master.port, tls=authority.serving()))
+            sentinel = await stack.enter_async_context(
+                TcpProxy(watched.sentinels[0].port, tls=authority.serving())
+            )
+            url = f"redis+sentinel://127.0.0.1:{sentinel.port}/behind?ssl_ca_certs={authority.file}"
+            watched.sentinels[0].command("SENTINEL", "MONITOR", "behind", "127.0.0.1", master.port, 1)
+            async with kit_of(url) as kit:
+                assert (await kit.consume("acme", "requests")).allowed
+                assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+            assert master.accepted > 1
