@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from meterkit.cli.doctor import findings
+from meterkit.cli.doctor import findings, several
+from meterkit.cli.doctor.examined import Examination
 from meterkit.cli.doctor.findings import Finding
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.delivery.mapping import meter_differences
@@ -43,21 +44,6 @@ _Looked = tuple[str, list[Finding]]
 _UNSEEN_INFO: Final = "the server's user may not ask for INFO"
 
 
-@dataclass(slots=True, kw_only=True)
-class Examination:
-    """What came of it.
-
-    Attributes:
-        findings: what is wrong.
-        looked_at: each check, and in short what it saw.
-        not_looked_at: each check that could not be made, and why.
-    """
-
-    findings: list[Finding] = field(default_factory=list[Finding])
-    looked_at: dict[str, str] = field(default_factory=dict[str, str])
-    not_looked_at: dict[str, str] = field(default_factory=dict[str, str])
-
-
 class _UnseenError(Exception):
     """It cannot be looked at; the message says why."""
 
@@ -66,7 +52,7 @@ async def examine(kit: MeterKit) -> Examination:
     """Look at everything. Reads only, apart from what any start of meterkit tells a store."""
     found = Examination()
     if kit.store.address.kind == "memory":
-        for check in _OF_STORE:
+        for check in (*_OF_SERVER, *_OF_STORE):
             found.not_looked_at[check] = "memory:// lives in one process: an app's is not seen from here"
     else:
         await _examine_store(kit, found)
@@ -75,23 +61,51 @@ async def examine(kit: MeterKit) -> Examination:
 
 
 async def _examine_store(kit: MeterKit, found: Examination) -> None:
-    try:
-        admin = await kit.store.admin()
-        await admin.ask(admin.client.ping())
-    except StoreError as error:
-        if not isinstance(error.__cause__, NoPermissionError):
-            cure = "see that it runs; --redis or METERKIT_REDIS_URL names another"
-            found.findings.append(Finding(check="server", problem=str(error), cure=cure))
-            for check in list(_OF_STORE)[1:]:
+    admin = await kit.store.admin()
+    servers = await _answering(admin, found)
+    if not servers:
+        for check in (*_OF_SERVER, *_OF_STORE):
+            if check != "server":
                 found.not_looked_at[check] = "the store cannot be asked"
-            return
-        admin = await kit.store.admin()
-    seen = _Seen(kit=kit, admin=admin, outbox=Outbox(kit.store, admin))
+        found.sort(_ORDER)
+        return
+    whole = _Seen(kit=kit, admin=admin, outbox=Outbox(kit.store, admin))
+    for server in servers:
+        seen = _Seen(kit=kit, admin=server, outbox=whole.outbox)
+        one = Examination()
+        for check, look in _OF_SERVER.items():
+            await _try(check, look, seen, one)
+        found.add(one, of=str(server.address) if len(servers) > 1 else "")
+        if seen.claims is not None:
+            whole.claims = [*(whole.claims or ()), *seen.claims]
+    for check, look_at_all in several.CHECKS.get(kit.store.address.kind, {}).items():
+        await _try(check, look_at_all, kit, found)
     for check, look in _OF_STORE.items():
         if check in _OF_CONTENT and any(one.check == "shards" for one in found.findings):
             found.not_looked_at[check] = "first the store and these settings must agree on the shards"
         else:
-            await _try(check, look, seen, found)
+            await _try(check, look, whole, found)
+    found.sort(_ORDER)
+
+
+async def _answering(admin: Admin, found: Examination) -> list[Admin]:
+    """The servers that answer; what is wrong with the others is a finding."""
+    answering: list[Admin] = []
+    cure = "see that it runs; --redis or METERKIT_REDIS_URL names another"
+    try:
+        servers = await admin.servers()
+    except StoreError as error:
+        found.findings.append(Finding(check="server", problem=str(error), cure=cure))
+        return []
+    for server in servers:
+        try:
+            await server.ask(server.client.ping())
+        except StoreError as error:
+            if not isinstance(error.__cause__, NoPermissionError):
+                found.findings.append(Finding(check="server", problem=str(error), cure=cure))
+                continue
+        answering.append(server)
+    return answering
 
 
 async def _try(
@@ -119,6 +133,10 @@ class _Seen:
     def client(self) -> Any:
         return self.admin.client
 
+    @property
+    def keeping(self) -> Keeping:
+        return Keeping(self.admin, self.admin.address, needed=False, kind=self.kit.store.address.kind)
+
     async def info(self) -> Mapping[str, str]:
         """What the server says of itself."""
         if self._info is None:
@@ -143,7 +161,7 @@ def _text(value: object) -> str:
 async def _server(seen: _Seen) -> _Looked:
     info = await seen.info()
     name, version, _ = findings.server_version(info)
-    return f"{name} {version} at {seen.kit.store.address}", findings.version(info)
+    return f"{name} {version} at {seen.admin.address}", findings.version(info)
 
 
 async def _rights(seen: _Seen) -> _Looked:
@@ -169,7 +187,7 @@ async def _persistence(seen: _Seen) -> _Looked:
     if appendfsync == "no" and info.get("aof_enabled") == "1":
         way: Durability = "age"  # Asked for its way, it would only say that nothing can be sent.
     else:
-        way = await Keeping(seen.admin, seen.kit.store.address, needed=False).way()
+        way = await seen.keeping.way()
         if way == "age" and not info:
             raise _UnseenError(_UNSEEN_INFO)
     accepted = seen.kit.settings.deliver_without_persistence
@@ -194,7 +212,10 @@ async def _eviction(seen: _Seen) -> _Looked:
 
 async def _replication(seen: _Seen) -> _Looked:
     info = await seen.info()
-    return f"{info.get('connected_slaves', 0)} replicas", findings.replication(info)
+    found = findings.replication(info)
+    if info.get("connected_slaves") == "0" and await seen.keeping.has_heir():
+        found += several.no_replica()
+    return f"{info.get('connected_slaves', 0)} replicas", found
 
 
 async def _clock(seen: _Seen) -> _Looked:
@@ -213,11 +234,11 @@ async def _shards(seen: _Seen) -> _Looked:
 
 
 async def _script_cache(seen: _Seen) -> _Looked:
-    script, key = seen.kit.store.scripts["count"], seen.kit.store.keys.shard(0, "dirty")
+    script = seen.kit.store.scripts["count"]
     cure = "connect to the server itself, without a proxy between that keeps scripts from it"
     try:
         await seen.admin.load(script)
-        await seen.admin.ask(seen.client.evalsha(script.sha, 1, key, "+inf", seen.admin.now_ms()))
+        await seen.admin.ask(seen.client.evalsha(script.sha, 0, "+inf", seen.admin.now_ms()))
     except StoreError as error:
         if not isinstance(error.__cause__, ResponseError) or isinstance(error.__cause__, NoPermissionError):
             raise
@@ -332,16 +353,20 @@ async def _stripe(kit: MeterKit) -> _Looked:
     return "", [refused]
 
 
-_OF_STORE: Final[Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]] = {
+_Checks: TypeAlias = "Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]"
+
+_OF_SERVER: Final[_Checks] = {
     "server": _server,
     "rights": _rights,
     "persistence": _persistence,
     "eviction": _eviction,
     "replication": _replication,
     "clock": _clock,
-    "shards": _shards,
     "scripts": _script_cache,
     "keys": _keys,
+}
+_OF_STORE: Final[_Checks] = {
+    "shards": _shards,
     "pending": _pending,
     "intents": _intents,
     "unlinked": _unlinked,
@@ -349,4 +374,5 @@ _OF_STORE: Final[Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]] = {
     "throughput": _throughput,
     "links": _links,
 }
+_ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:6], "shards", *_OF_SERVER)))
 _OF_CONTENT: Final[Sequence[str]] = ("pending", "intents", "unlinked", "undelivered", "throughput", "links")

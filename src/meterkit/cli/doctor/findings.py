@@ -26,6 +26,7 @@ __all__ = [
     "eviction",
     "half_linked",
     "meters_at_stripe",
+    "named",
     "old_intent",
     "overdue",
     "persistence",
@@ -243,7 +244,7 @@ def stray_keys(keys: Sequence[str]) -> list[Finding]:
     return [
         Finding(
             check="keys",
-            problem=f"{what} no TTL and should have one: {_named(keys)}",
+            problem=f"{what} no TTL and should have one: {named(keys)}",
             cure="see who else writes under this prefix (METERKIT_KEY_PREFIX); what nobody needs: DEL",
         )
     ]
@@ -284,7 +285,7 @@ def unlinked(customers: Sequence[str]) -> list[Finding]:
     return [
         Finding(
             check="unlinked",
-            problem=f"{whose} usage to bill and no Stripe customer: {_named(customers)}; it is kept until 35"
+            problem=f"{whose} usage to bill and no Stripe customer: {named(customers)}; it is kept until 35"
             " days after its period",
             cure="meterkit customers link CUSTOMER STRIPE_CUSTOMER",
         )
@@ -301,7 +302,7 @@ def undelivered(intents: Iterable[Undelivered]) -> list[Finding]:
 
 def _undelivered(state: str, meter: str, found: Sequence[Undelivered]) -> Finding:
     count = "1 intent" if len(found) == 1 else f"{len(found):,} intents"
-    whose = _named(sorted({one.customer for one in found}))
+    whose = named(sorted({one.customer for one in found}))
     return Finding(
         check=state,
         problem=f"{sum(one.quantity for one in found):,} of {meter} in {count}, of {whose}: {found[0].why}",
@@ -383,7 +384,8 @@ def refused_by_stripe(result: Result) -> Finding | str:
     )
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
     more = len(names) - _NAMED_MAX
     return ", ".join(names[:_NAMED_MAX]) + (f" and {more:,} more" if more > 0 else "")
 
