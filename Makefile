@@ -44,6 +44,7 @@ test: $(VENV)/.dev
 
 field: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --whole tests/field $(ARGS)
+	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
 
 coverage: $(VENV)/.dev
 	rm -f .coverage .coverage.*
@@ -80,6 +81,7 @@ docs: $(VENV)/.dev
 bench: .venv-bench/.done
 	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs/benchmarks.md
 	.venv-bench/bin/python docs/tools/drawings.py
+	.venv-bench/bin/python benchmarks/nodes.py --markdown docs/scaling.md
 
 clean:
 	rm -rf $(VENV) .venv-bench $(OLDEST) site dist build .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache .coverage*
