@@ -86,14 +86,17 @@ class Gauge:
 class GaugeWorld:
     """One customer, two processes, and a clock."""
 
+    catalog = PLANS
+
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
-        self.wire, self.random, self.wall = wire, random, START_MS
+        self.wire, self.random = wire, random
+        self.wall: int = START_MS
         wire(pack("FLUSHALL"))
         self.scripts = {name: self._load(name, text) for name, text in texts.items()}
         self.keys = Keys("mk", 1)
         self.processes = [
             CustomerCache(
-                PLANS,
+                self.catalog,
                 keys=self.keys,
                 decide=self.scripts["decide"],
                 settle=self.scripts["settle"],
@@ -276,8 +279,12 @@ class GaugeWorld:
             *times, _ = unpack_field(head)
             self.wire(pack("HSET", self._keys.counters, "h", pack_field(*times, "")))
 
-    def damage(self) -> None:
+    def check(self, name: str) -> None:
+        """For tests of all scripts: each step compares what is stored."""
+
+    def damage(self, name: str = "ida") -> None:
         """What cannot be a level is told, and stays as it is."""
+        del name
         keys, known = self.keys.customer("ida"), self.processes[0].get("ida")
         argv = (known.rev, *(9 * 10**15, 0, *(9 * 10**15,) * 2), "storage", 5, "set", 1, "ida", "", self.wall)
         names = (keys.levels, keys.state, keys.notices)

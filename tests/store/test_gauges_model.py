@@ -1,5 +1,7 @@
-"""The scripts of gauges, on real servers and on the one within the process, against a model; and each line of
-theirs made wrong on purpose: the model must notice. A sample of them; all with ``METERKIT_ALL_MUTANTS=1``.
+"""The scripts of gauges and of repeats, on real servers and on the one within the process, against a model.
+
+Each of their lines is made wrong on purpose, too: the model must notice. A sample of them; all with
+``METERKIT_ALL_MUTANTS=1``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from store.script_checks import MismatchError
 from store.script_driver import life
 from store.script_gauges import GaugeWorld
 from store.script_mutants import equivalents, mutants, sample_of
+from store.script_repeats import RepeatWorld
 from store.script_wires import fake_wire, load_texts, server_wire
 
 if TYPE_CHECKING:
@@ -23,31 +26,42 @@ if TYPE_CHECKING:
 
 FILES: Final = (
     "level.lua",
-    *(f"include/{name}.lua" for name in ("weigh_gauges", "level_of", "over_since")),
+    *(
+        f"include/{name}.lua"
+        for name in ("weigh_gauges", "level_of", "over_since", "first_of", "remember", "end_flight")
+    ),
 )
 SEEDS: Final = 3
 STEPS: Final = 2500
 SAMPLE: Final = 20
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
-SAID: Final = {
-    "d 0",
-    "d 1",
-    "c 0",
-    "c 1",
-    "s 0",
-    "s 5",
-    "f 0",
-    "f 1",
-    "level 0",
-    "level 1",
-    "level 4",
-    "notice",
+KINDS: Final[Mapping[type[GaugeWorld], set[str]]] = {
+    GaugeWorld: {
+        "d 0",
+        "d 1",
+        "c 0",
+        "c 1",
+        "s 0",
+        "s 5",
+        "f 0",
+        "f 1",
+        "level 0",
+        "level 1",
+        "level 4",
+        "notice",
+    },
+    RepeatWorld: {
+        *("d 0", "d 1", "d 6", "d 8", "f 0", "f 1", "f 6", "in flight", "s 0", "s 5", "s 6", "s 7"),
+        *("settled False", "settled True"),
+    },
 }
 EQUIVALENT: Final = equivalents("script_equivalents_gauges.txt")
 
 
-def live(wire: Wire, texts: Mapping[str, str], seed: int, steps: int = STEPS) -> GaugeWorld:
-    world = GaugeWorld(wire, texts, life(seed))
+def live(
+    wire: Wire, texts: Mapping[str, str], seed: int, steps: int = STEPS, kind: type[GaugeWorld] = GaugeWorld
+) -> GaugeWorld:
+    world = kind(wire, texts, life(seed))
     for _ in range(steps):
         world.step()
     world.damage()
@@ -55,18 +69,21 @@ def live(wire: Wire, texts: Mapping[str, str], seed: int, steps: int = STEPS) ->
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_gauges_are_what_the_model_says(valkey: Server, seed: int) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scripts_do_what_the_model_says(valkey: Server, seed: int, kind: type[GaugeWorld]) -> None:
     with server_wire(valkey) as wire:
-        assert live(wire, load_texts(), seed).seen >= SAID
+        assert live(wire, load_texts(), seed, kind=kind).seen >= KINDS[kind]
 
 
-def test_redis_does_what_the_model_does(redis_server: Server) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_redis_does_what_the_model_does(redis_server: Server, kind: type[GaugeWorld]) -> None:
     with server_wire(redis_server) as wire:
-        live(wire, load_texts(), 7)
+        live(wire, load_texts(), 7, kind=kind)
 
 
-def test_the_store_within_the_process_does_what_the_model_does() -> None:
-    live(fake_wire(), load_texts("fake"), 8, 1200)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_store_within_the_process_does_what_the_model_does(kind: type[GaugeWorld]) -> None:
+    live(fake_wire(), load_texts("fake"), 8, 800, kind)
 
 
 @pytest.mark.timeout(600)
@@ -77,8 +94,9 @@ def test_every_mutant_is_caught(valkey: Server) -> None:
         for mutant in every if ALL else sample_of(every, SAMPLE):
             texts = mutant.texts(load_texts)
             try:
-                for seed in range(SEEDS):
-                    live(wire, texts, seed)
+                for kind in KINDS:
+                    for seed in range(SEEDS):
+                        live(wire, texts, seed, kind=kind)
             except (MismatchError, TypeError, ValueError):  # Also what cannot be read at all.
                 continue
             survivors.append(str(mutant))

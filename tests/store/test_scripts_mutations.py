@@ -16,9 +16,11 @@ import pytest
 from meterkit.redis.resp import pack
 from store.script_checks import MismatchError
 from store.script_driver import World, life
+from store.script_gauges import GaugeWorld
 from store.script_mutants import CONSTANTS, equivalents, mutants, sample_of, source, wrongs
 from store.script_paid import PaidWorld
 from store.script_plans import CUSTOMERS
+from store.script_repeats import RepeatWorld
 from store.script_wires import CLOCK, clock_answers, load_texts, server_wire
 
 if TYPE_CHECKING:
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 
-    Lives = tuple[tuple[type[World], int], ...]
+    Kind = type[World | GaugeWorld]
+    Lives = tuple[tuple[Kind, int], ...]
 
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
+FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 PURSE: Final = (
     *("grant_of", "grants", "recur", "before", "add_up", "balance", "balance_text", "backing_of"),
     *("hold_backed", "spend", "burn", "put_away", "write_grants"),
@@ -43,7 +47,7 @@ COUNTING: Final = (
 )
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
-    **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *PLAIN, *PAID[1:])),
+    **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *PLAIN, *PAID[1:], *FURTHER)),
     **dict.fromkeys((*(f"include/{name}.lua" for name in COUNTING), CONSTANTS), PLAIN + PAID),
     **dict.fromkeys(("grant.lua", "void.lua"), PAID),
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
@@ -54,7 +58,7 @@ ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 EQUIVALENT: Final = equivalents("script_equivalents.txt")
 
 
-def live(wire: Wire, scripts: Mapping[str, str], kind: type[World], seed: int) -> dict[str, int]:
+def live(wire: Wire, scripts: Mapping[str, str], kind: Kind, seed: int) -> dict[str, int]:
     """Live some thousand steps; how often each command was called."""
     world = kind(wire, scripts, life(seed))
     wire(pack("CONFIG", "RESETSTAT"))
@@ -72,9 +76,9 @@ class Rightly:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._known: dict[tuple[type[World], int], dict[str, int]] = {}
+        self._known: dict[tuple[Kind, int], dict[str, int]] = {}
 
-    def live(self, kind: type[World], seed: int) -> dict[str, int]:
+    def live(self, kind: Kind, seed: int) -> dict[str, int]:
         if (kind, seed) not in self._known:
             self._known[kind, seed] = live(self._wire, load_texts(), kind, seed)
         return self._known[kind, seed]

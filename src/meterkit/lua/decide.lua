@@ -69,7 +69,7 @@ if further and further.asked then -- As above.
   backs, hold = #further.asked, hold_backed -- As many of the ceilings, the first.
   more, claim, tell_backed = backing_of(grants_key, fields, further, now, starts_ms, finishes_ms)
 end
-local twin, unasked, mark = 0, 0, nil
+local twin, unasked = 0, 0
 if marks_key and mode ~= 'h' then -- As above.
 --include first_of
   twin = first_of(marks_key, further.digest, now)

@@ -5,8 +5,8 @@
 --include remember
 local function end_flight(key, digest, is_billed, slot, now)
   local call, flight = redis.call, 'f' .. digest
-  local is_own = (call('ZSCORE', key, flight) or 0) + 0 == (slot + 2) * HOLD_SLOT_MS
-  local is_repeat = (call('ZSCORE', key, digest) or 0) + 0 > now
+  local is_own = tonumber(call('ZSCORE', key, flight) or 0) == (slot + 2) * HOLD_SLOT_MS
+  local is_repeat = tonumber(call('ZSCORE', key, digest) or 0) > now
   local function keep()
     if is_own then
       call('ZREM', key, flight)
