@@ -1,4 +1,4 @@
-"""Screens of the command line, from what its commands say when they are run: python docs/tools/screens.py DIRECTORY."""
+"""Screens of the command line, from what its commands say when they are run: python docs/tools/screens.py DIRECTORY [--anew]."""
 
 from __future__ import annotations
 
@@ -204,6 +204,12 @@ def screen(name: str) -> str:
     return console.export_svg(title=name, theme=COLOURS, code_format=frame, unique_id=f"screen-{name}")
 
 
+def run_all() -> dict[str, str]:
+    """All screens by name, from commands that are run now."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(SCREENS, pool.map(screen, SCREENS), strict=True))
+
+
 def made() -> dict[str, str]:
     """All screens by name; run again only where the code has changed."""
     found = sha256()
@@ -215,8 +221,7 @@ def made() -> dict[str, str]:
         found.update(path.read_bytes())
     kept = KEPT / found.hexdigest()
     if not kept.is_dir():
-        with ThreadPoolExecutor() as pool:
-            texts = dict(zip(SCREENS, pool.map(screen, SCREENS), strict=True))
+        texts = run_all()
         shutil.rmtree(KEPT, ignore_errors=True)
         KEPT.mkdir(parents=True)
         unfinished = Path(tempfile.mkdtemp(dir=KEPT))
@@ -227,5 +232,5 @@ def made() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for name, text in made().items():
+    for name, text in (run_all() if "--anew" in sys.argv else made()).items():
         Path(sys.argv[1], f"{name}.svg").write_text(text, "utf-8")

@@ -52,7 +52,7 @@ def _with_parameters_of(
 class StripeEmulator(Behaviour):
     """A Stripe account in memory: customers, billing meters, meter events v1 and their summaries.
 
-    It is reached over HTTP, by the official SDK or anything else::
+    It is reached over HTTP, by the official SDK or anything else:
 
         emulator = StripeEmulator()
         with emulator.running() as url:
