@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+GZIP_OPTIONS = signature(GZipMiddleware).parameters
 USED = (1234, 567)
 TEXTS = [f"word {n} of a long answer, " for n in range(60)]
 STREAM = [
@@ -68,11 +69,10 @@ class Reusing:
 
 
 def compressing(app: ASGIApp, **options: Any) -> ASGIApp:
-    """GZip over everything; the oldest Starlette that is supported leaves nothing out, and has no options."""
-    known = signature(GZipMiddleware).parameters
+    """GZip over everything that it can be told to take."""
     younger: dict[str, Any] = {"exclude_content_types": (), **options}
     return GZipMiddleware(
-        app, minimum_size=1, **{name: value for name, value in younger.items() if name in known}
+        app, minimum_size=1, **{name: value for name, value in younger.items() if name in GZIP_OPTIONS}
     )
 
 
@@ -114,6 +114,8 @@ async def test_inside_of_another_middleware_the_usage_is_counted(
     async with metered(answering(kind), store_url) as at:
         response = await ask(WRAPPINGS[name](at.app), "/auto" if kind != NDJSON_TYPE else "/ollama")
         coded = {"gzip": "gzip", "gzip in threads": "gzip", "brotli": "br"}.get(name)
+        if coded == "gzip" and kind == SSE_TYPE and "exclude_content_types" not in GZIP_OPTIONS:
+            coded = None  # The oldest Starlette that is supported always leaves it out.
         assert response.headers.get("content-encoding") == coded
         assert response.content == b"".join(
             {JSON_TYPE: [DOCUMENT], SSE_TYPE: STREAM, NDJSON_TYPE: LINES}[kind]
