@@ -110,6 +110,13 @@ VARIANTS = (
         function="build_settle",
         over_http=True,
     ),
+    Variant(
+        name="meterkit-settle-metrics",
+        title="meterkit (b), counting for metrics",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_settle_with_metrics",
+    ),
     _stream("bare-stream", "bare stream of 20 chunks", "bare", "build"),
     _stream("meterkit-stream-settle", "meterkit, stream: decide and settle", "meterkit", "build_settle"),
     _stream(

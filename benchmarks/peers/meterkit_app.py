@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 PLANS = Path(__file__).resolve().parent.parent / "plans"
 
 
-def metered(plans: str, redis_url: str) -> ASGIApp:
+def metered(plans: str, redis_url: str, *, counts: bool = False) -> ASGIApp:
     kit = MeterKit(PLANS / plans, redis_url=redis_url, flush="off")
+    if counts:
+        kit.store.tally()  # As metrics_app does, and a kit where OpenTelemetry's API is installed.
     return MeterMiddleware(starlette_app(), kit=kit, identify=identify.header(CUSTOMER_HEADER.decode()))
 
 
@@ -25,6 +27,10 @@ def build_decide(redis_url: str) -> ASGIApp:
 
 def build_settle(redis_url: str) -> ASGIApp:
     return metered("settle.yaml", redis_url)
+
+
+def build_settle_with_metrics(redis_url: str) -> ASGIApp:
+    return metered("settle.yaml", redis_url, counts=True)
 
 
 def build_three(redis_url: str) -> ASGIApp:

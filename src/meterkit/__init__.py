@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UnknownFeatureError,
         UnknownMeterError,
     )
+    from meterkit.insights.prometheus import metrics_app
     from meterkit.kit import MeterKit
     from meterkit.notify import CreditsLow, UsageThreshold
     from meterkit.settings import Settings
@@ -86,6 +87,7 @@ __all__ = [
     "allows",
     "current",
     "identify",
+    "metrics_app",
     "record",
     "record_usage",
     "tap",
@@ -126,6 +128,7 @@ _HOMES = {
     "UsageThreshold": "meterkit.notify",
     "allows": "meterkit.asgi.context",
     "current": "meterkit.asgi.context",
+    "metrics_app": "meterkit.insights.prometheus",
     "record": "meterkit.asgi.context",
     "record_usage": "meterkit.asgi.context",
     "tap": "meterkit.asgi.context",

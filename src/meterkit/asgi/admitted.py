@@ -131,7 +131,9 @@ class Admitted(Holder):
 
             async def refuse(send: Send) -> None:
                 self._charge_on = _NEVER
-                await self.refuser.refuse(refusal, route, decided, view, scope, receive, send)
+                await self.refuser.refuse(
+                    refusal, route, decided, view, scope, receive, send, is_admitted=True
+                )
 
             self._send = LateRefusal(self._send, type_of(refusal).status, refuse)
         return refusal

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
+    from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage
@@ -201,6 +202,8 @@ class Exchange(Admitted):
             )
         # Before anything is looked at: what a thread is adding meanwhile it settles itself once it sees this.
         self._settled = True
+        if self._store.tallies is not None:
+            self._tally(self._store.tallies)
         if self._nothing_to_settle:
             return
         recorded, decided, lane = self._recorded, self._decided, self._lane
@@ -230,6 +233,13 @@ class Exchange(Admitted):
             self._store.settle(lane, settlement)
         if recorded:
             self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
+
+    def _tally(self, tallies: Tallies) -> None:
+        decision = self.decision
+        if decision is None:  # Allowed, and nobody has asked for more.
+            tallies.ended(self._view.effective.plan.key, self._outcome(), None, degraded=False)
+        else:
+            tallies.ended(decision.plan, self._outcome(), decision.reason, degraded=decision.degraded)
 
     def _used_by_calls(self, outcome: Outcome) -> Sequence[Used]:
         """What calls of language models have used, those of one model together."""

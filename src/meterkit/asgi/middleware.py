@@ -113,7 +113,7 @@ class MeterMiddleware:
         self._kit = kit
         self._identify = identify
         self._log = RefusalLog()
-        self._refuser = Refuser(on_denied, cors, kit.store.clock, self._log)
+        self._refuser = Refuser(on_denied, cors, kit.store, self._log)
         self._troubles = TroubleLog()
         self._mark = f"meterkit.{id(kit):x}"
         self._is_inner = False

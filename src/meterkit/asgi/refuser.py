@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.logs import RefusalLog
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
+    from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
     OnDenied = Callable[[Scope, Decision], Response | Awaitable[Response | None] | None]
@@ -40,7 +41,7 @@ class Refuser:
     Args:
         on_denied: the app's own answer, or None for ours; see :class:`meterkit.MeterMiddleware`.
         cors: the origins whose scripts may read a refusal.
-        clock: seconds since the epoch.
+        store: of the kit.
         log: where each is written.
     """
 
@@ -48,12 +49,12 @@ class Refuser:
         self,
         on_denied: OnDenied | None,
         cors: Collection[str],
-        clock: Callable[[], float],
+        store: Store,
         log: RefusalLog,
     ) -> None:
         self._on_denied = on_denied
         self._cors = frozenset(cors)
-        self._clock = clock
+        self._store = store
         self.log = log
         self._failures = Sampler(1, _FAILURES_EVERY_S, _more_failures)
 
@@ -66,10 +67,16 @@ class Refuser:
         scope: Scope,
         receive: Receive,
         send: Send,
+        *,
+        is_admitted: bool = False,
     ) -> None:
-        """Answer a request or a websocket that is not served; the app never sees it."""
+        """Answer a request or a websocket that is not served, or that was admitted and is refused since."""
+        tallies = None if is_admitted else self._store.tallies
+        if tallies is not None:  # One that was admitted is counted when it ends.
+            tallies.ended(decision.plan, "refused", decision.reason, degraded=decision.degraded)
         context = self._context(decision, route, decided, view, scope)
-        denial = problem(decision, context, mode=route.headers, now_s=int(self._clock()), instance=uuid4())
+        now_s = int(self._store.clock())
+        denial = problem(decision, context, mode=route.headers, now_s=now_s, instance=uuid4())
         answer = _Answer(denial, scope, send)
         try:
             if self._on_denied is not None and takes_answer(scope):

@@ -197,9 +197,8 @@ class Upload(Exchange):
             return
         self._is_answered = True
         decided, view = self._decided, self._view
-        await self.refuser.refuse(
-            refusal, self._route, decided, view, self._scope, self.server_receive, self._send
-        )
+        scope, receive, send = self._scope, self.server_receive, self._send
+        await self.refuser.refuse(refusal, self._route, decided, view, scope, receive, send, is_admitted=True)
 
     def _give_back_rest(self) -> None:
         """Give back what was set aside for more than came."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Place
+    from meterkit.redis.tallies import Tallies
 
 __all__ = ["EventLoops", "running_loop"]
 
@@ -50,6 +51,7 @@ class EventLoops:
 
     Attributes:
         lanes: of each event loop.
+        tallies: what each lane counts durations in; None: nothing is counted.
         before_stop: awaited in a loop before what belongs to it is closed.
 
     Raises:
@@ -83,6 +85,8 @@ class EventLoops:
         self._watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._forked: list[object] = []
         self._inspected: set[str] = set()
+        self._inspected = False
+        self.tallies: Tallies | None = None
         self.before_stop: Callable[[], Awaitable[None]] = _nothing
         _everywhere.add(self)
 
@@ -123,6 +127,7 @@ class EventLoops:
                 timeout_s=self._timeout_s,
                 now_ms=lambda: int(self._clock() * 1000),
             )
+            lane.measure(self.tallies)
             await self._keep(loop)
             lane.begin()
         return lane

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meterkit.redis.producer import QueueLane, Settlement
     from meterkit.redis.reconnect import AnyConnection, Connector
     from meterkit.redis.scripts import Script
+    from meterkit.redis.tallies import Tallies
 
 __all__ = ["Lane", "waited_for"]
 
@@ -74,6 +75,7 @@ class Lane:
         self._fence = fence
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._on_connection)
         self._connection: AnyConnection | None = None
+        self._tallies: Tallies | None = None
         self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
         self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -229,14 +231,25 @@ class Lane:
 
     def _on_connection(self, connection: AnyConnection | None) -> None:
         self._connection = connection
-        # Bound once for all requests: to go by the connection each time costs them a call of its own.
-        self.call = self._reconnector.call if connection is None else connection.call
-        self.post = None if connection is None else connection.post
+        self._bind()
         if connection is None:
             for queue in self.queues:
                 queue.disconnected()
 
     def load(self, connection: AnyConnection | None) -> None:
+    def measure(self, tallies: Tallies | None) -> None:
+        """Have the durations of requests counted, or not."""
+        self._tallies = tallies
+        self._bind()
+
+    def _bind(self) -> None:
+        connection = self._connection
+        # Bound once for all requests: to go by the connection each time costs them a call of its own.
+        call = self._reconnector.call if connection is None else connection.call
+        self.call = call if self._tallies is None else self._tallies.timed(call)
+        self.post = None if connection is None else connection.post
+
+    def _load(self) -> None:
         """Load the scripts before whatever is sent next; once for all that ask for it in one tick."""
         if connection is None or connection in self._loading:
             return

@@ -18,6 +18,7 @@ from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.moved_clock import not_past
+from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
@@ -94,6 +95,7 @@ class Store:
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
+        self.tallies: Tallies | None = None
         self.use(catalog)
 
     @classmethod
@@ -134,6 +136,14 @@ class Store:
     def is_off(self) -> bool:
         """Whether nothing is decided or counted."""
         return self.cache.catalog.enforcement == "off"
+
+    def tally(self) -> Tallies:
+        """Count from now on what is decided; what was counted so far."""
+        if self.tallies is None:
+            self.tallies = self.loops.tallies = Tallies()
+            for lane in self.lanes.values():
+                lane.measure(self.tallies)
+        return self.tallies
 
     def now_ms(self) -> int:
         """This process's clock."""

@@ -1,0 +1,1 @@
+"""What a running process and its store can be asked for: metrics."""

@@ -1,0 +1,59 @@
+"""What waits to be delivered to Stripe, in how many customers or intents, and since when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.store.store import Store
+
+__all__ = ["STATES", "Waiting", "read_deliveries"]
+
+STATES: Final = {
+    "pending": "dirty",
+    "unlinked": "unlinked",
+    "queued": "outbox",
+    "parked": "parked",
+    "dead": "dead",
+}
+"""A state to the sorted set of each shard that has what is in it."""
+_KEPT_UNLINKED: Final = "unlinked"
+
+
+class Waiting(NamedTuple):
+    """What is in one state.
+
+    Attributes:
+        items: customers (pending, unlinked), or intents.
+        age_s: how long the oldest is overdue (pending, queued), or in this state (parked, dead); of unlinked
+            0, whose time of expiry is kept instead.
+    """
+
+    items: int
+    age_s: float
+
+
+async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
+    """All of it, in two round trips.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    places = [(shard, state) for shard in range(store.keys.shards) for state in STATES]
+    keys = [store.keys.shard(shard, STATES[state]) for shard, state in places]
+    reply: list[int] = await admin.run(store.scripts["count"], keys, "+inf")
+    counts = {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
+    oldest = admin.client.pipeline(transaction=False)
+    for shard, state in counts:
+        oldest.zrange(store.keys.shard(shard, STATES[state]), 0, 0, withscores=True)
+    found: list[list[tuple[bytes, float]]] = await admin.ask(oldest.execute()) if counts else []
+    now_ms = store.now_ms()
+    waiting = dict.fromkeys(STATES, Waiting(0, 0.0))
+    for ((_, state), members), first in zip(counts.items(), found, strict=True):
+        before = waiting[state]
+        overdue_s = max(0.0, (now_ms - first[0][1]) / 1000) if first and state != _KEPT_UNLINKED else 0.0
+        waiting[state] = Waiting(before.items + members, max(before.age_s, overdue_s))
+    return waiting

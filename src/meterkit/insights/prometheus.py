@@ -1,0 +1,135 @@
+"""An ASGI app that serves a kit's metrics as Prometheus' text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from meterkit.errors import StoreError
+from meterkit.insights.deliveries import read_deliveries
+from meterkit.redis.tallies import BUCKETS_S
+
+try:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.exposition import choose_encoder
+except ImportError as error:
+    raise ImportError(
+        "prometheus-client is required for metrics_app. Install with: pip install 'meterkit[prometheus]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from prometheus_client.metrics_core import Metric
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from meterkit.insights.deliveries import Waiting
+    from meterkit.redis.tallies import Tallies
+    from meterkit.store.store import Store
+
+__all__ = ["metrics_app"]
+
+
+class _Kit(Protocol):
+    @property
+    def store(self) -> Store: ...
+
+
+def metrics_app(kit: _Kit) -> ASGIApp:
+    """An ASGI app to mount that serves the metrics of this process, and of what waits in the store.
+
+    From now on the kit counts what it decides in this process. No label names a customer.
+
+    Raises:
+        ImportError: prometheus-client is not installed (the extra ``prometheus``).
+    """
+    store = kit.store
+    tallies = store.tally()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"metrics_app serves HTTP, not {scope['type']}; mount it in an app")
+        del receive
+        registry = CollectorRegistry()
+        registry.register(_Collected(list(_families(tallies, store, await _deliveries(store)))))
+        accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+        encode, content_type = choose_encoder(accept)
+        head = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
+        body = b"" if scope["method"] == "HEAD" else encode(registry)
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+class _Collected:
+    """What was looked up before, as prometheus-client asks for it."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """All of it."""
+        return self._families
+
+
+async def _deliveries(store: Store) -> Mapping[str, Waiting]:
+    if store.is_off:
+        return {}
+    try:
+        return await read_deliveries(store)
+    except StoreError:
+        return {}  # meterkit_store_connected says so; the counts of this process are served all the same.
+
+
+def _families(tallies: Tallies, store: Store, waiting: Mapping[str, Waiting]) -> Iterable[Metric]:
+    requests: Any = CounterMetricFamily(
+        "meterkit_requests",
+        "Requests, by the plan of their customer, what they came to, and why they were refused.",
+        labels=("plan", "outcome", "reason"),
+    )
+    for key, number in sorted(tallies.requests.items()):
+        requests.add_metric(key, number)
+    yield requests
+    yield CounterMetricFamily(
+        "meterkit_degraded_requests", "Requests that the store did not decide.", value=tallies.degraded
+    )
+    ends = [*map(str, BUCKETS_S), "+Inf"]
+    counts = [sum(tallies.durations[: nth + 1]) for nth in range(len(ends))]
+    yield HistogramMetricFamily(
+        "meterkit_decision_seconds",
+        "From sending a decision's script to its reply.",
+        buckets=list(zip(ends, counts, strict=True)),
+        sum_value=tallies.duration_s,
+    )
+    lanes = list(store.lanes.values())
+    yield GaugeMetricFamily(
+        "meterkit_store_connected",
+        "1 where every event loop of this process has its connection to the store.",
+        value=int(bool(lanes) and all(lane.connected for lane in lanes)),
+    )
+    yield GaugeMetricFamily(
+        "meterkit_settlements_waiting",
+        "Usage that the store has not acknowledged yet, in settlements.",
+        value=sum(lane.unsettled for lane in lanes),
+    )
+    yield CounterMetricFamily(
+        "meterkit_settlements_lost",
+        "Settlements that the store has lost, or that found no room to wait.",
+        value=sum(lane.lost for lane in lanes),
+    )
+    items: Any = GaugeMetricFamily(
+        "meterkit_delivery_items",
+        "What waits to be delivered to Stripe: customers (pending, unlinked) or intents.",
+        labels=("state",),
+    )
+    ages: Any = GaugeMetricFamily(
+        "meterkit_delivery_age_seconds",
+        "How long the oldest is overdue (pending, queued), or in its state (parked, dead).",
+        labels=("state",),
+    )
+    for state, found in waiting.items():
+        items.add_metric((state,), found.items)
+        ages.add_metric((state,), found.age_s)
+    yield items
+    yield ages

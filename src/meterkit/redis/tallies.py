@@ -1,0 +1,87 @@
+"""Counts of what a process has decided, kept where they cost next to nothing and read when somebody asks."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+
+    from meterkit.redis.connection import Call
+
+    Calling = Callable[[Call], asyncio.Future[Any]]
+
+__all__ = ["BUCKETS_S", "Tallies", "everywhere"]
+
+BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Upper ends of the buckets of durations, in seconds; what is longer is in one more."""
+
+
+_UNTIMED: Final = 7
+
+
+class Tallies:
+    """What one kit has decided in this process. Nothing in it names a customer.
+
+    Attributes:
+        requests: (plan, outcome, reason) to how many; see :meth:`ended`.
+        degraded: requests that the store did not decide.
+        durations: how many decisions of those that were timed took how long, by :data:`BUCKETS_S`.
+        duration_s: what those took in all.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, str], int] = {}
+        self.degraded = 0
+        self.durations = [0] * (len(BUCKETS_S) + 1)
+        self.duration_s = 0.0
+        _everywhere.add(self)
+
+    def ended(self, plan: str | None, outcome: str, reason: str | None, *, degraded: bool) -> None:
+        """Count a request.
+
+        Args:
+            plan: the key of its customer's plan; None where nobody knows the customer.
+            outcome: what it came to, or ``refused``.
+            reason: why it was refused, or in shadow would have been.
+            degraded: whether it was decided without the store.
+        """
+        key = (plan or "none", outcome, reason or "none")
+        requests = self.requests
+        requests[key] = requests.get(key, 0) + 1
+        if degraded:
+            self.degraded += 1
+
+    def timed(self, call: Calling) -> Calling:
+        """The same call, which counts how long one reply in eight takes: to time all costs a request 3 us."""
+        nth = 0
+
+        def timed_call(asked: Call) -> asyncio.Future[Any]:
+            nonlocal nth
+            nth += 1
+            if nth & _UNTIMED:
+                return call(asked)
+            began = perf_counter()
+
+            def replied(_: asyncio.Future[Any]) -> None:
+                took = perf_counter() - began
+                self.durations[bisect_left(BUCKETS_S, took)] += 1
+                self.duration_s += took
+
+            reply = call(asked)
+            reply.add_done_callback(replied)
+            return reply
+
+        return timed_call
+
+
+_everywhere: WeakSet[Tallies] = WeakSet()
+
+
+def everywhere() -> Iterable[Tallies]:
+    """Those of all kits of this process."""
+    return list(_everywhere)

@@ -1,0 +1,223 @@
+"""What a process tells of itself: Prometheus' text, OpenTelemetry's instruments, no customer in either."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from faults import eventually
+from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
+from meterkit.catalog import loads
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+pytestmark = pytest.mark.anyio
+
+BOARD = Path(__file__).parents[2] / "docs" / "assets" / "grafana.json"
+PLANS = """\
+schema: 1
+currency: usd
+default_plan: free
+anonymous: deny
+meters:
+  requests: {unit: request, stripe: {event_name: requests, report: usage}}
+features: [full]
+routes:
+  - {match: "/metrics/{path:path}", exempt: true}
+  - {match: "/full", feature: full, consume: {requests: 1}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 3, overage: deny}}}
+  pro:  {price: {amount_cents: 9, interval: month}, meters: {requests: {included: 9, overage: bill}}}
+"""
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+
+
+async def hello(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("hello", status_code=int(request.query_params.get("status", "200")))
+
+
+def app_of(kit: MeterKit) -> Starlette:
+    app = Starlette(routes=[Mount("/metrics", metrics_app(kit)), Route("/{path:path}", hello)])
+    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+    return app
+
+
+def client_of(app: Starlette) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
+
+
+async def samples(client: httpx.AsyncClient) -> dict[Sample, float]:
+    text = (await client.get("/metrics/")).text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse(text)
+        for sample in family.samples
+    }
+
+
+def requests(plan: str, outcome: str, reason: str = "none") -> Sample:
+    return "meterkit_requests_total", (("outcome", outcome), ("plan", plan), ("reason", reason))
+
+
+async def test_requests_are_told_by_plan_outcome_and_reason_and_no_label_names_a_customer(
+    any_store_url: str,
+) -> None:
+    customers = ["secret-ada", "secret-bob"]
+    kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, store_timeout=10.0)
+    async with kit, client_of(app_of(kit)) as client:
+        await kit.customers.set_plan("secret-bob", "pro")
+        await kit.customers.link("secret-bob", "cus_1")
+        for customer in customers:
+            for status in ("200", "404", "500"):
+                await client.get(f"/x?status={status}", headers={"x-customer-id": customer})
+        for _ in range(4):
+            await client.get("/x", headers={"x-customer-id": "secret-ada"})
+        await client.get("/full", headers={"x-customer-id": "secret-bob"})
+        await client.get("/x")
+        found = await samples(client)
+
+        async def settled() -> bool:
+            nonlocal found
+            found = await samples(client)
+            return found["meterkit_delivery_items", (("state", "unlinked"),)] == 1
+
+        await eventually(settled)
+    told = {name: value for name, value in found.items() if name[0] == "meterkit_requests_total"}
+    assert told == {
+        requests("free", "success"): 3,
+        requests("free", "client_error"): 1,
+        requests("free", "server_error"): 1,
+        requests("free", "refused", "included"): 2,
+        requests("pro", "success"): 1,
+        requests("pro", "client_error"): 1,
+        requests("pro", "server_error"): 1,
+        requests("pro", "refused", "feature"): 1,
+        requests("none", "refused", "anonymous"): 1,
+    }
+    assert 0 == found["meterkit_degraded_requests_total", ()]
+    assert 1 == found["meterkit_store_connected", ()]
+    assert 1 <= found["meterkit_decision_seconds_count", ()]
+    assert 0 < found["meterkit_decision_seconds_sum", ()]
+    assert 1 == found["meterkit_delivery_items", (("state", "pending"),)]
+    assert 0 == found["meterkit_delivery_items", (("state", "dead"),)]
+    assert 0 == found["meterkit_delivery_age_seconds", (("state", "unlinked"),)]
+    values = [value for _, labels in found for _, value in labels]
+    assert [] == [value for value in values if any(customer in value for customer in (*customers, "cus_"))]
+
+
+async def test_openmetrics_is_served_to_who_asks_for_it_and_a_head_has_no_body(store_url: str) -> None:
+    kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False)
+    async with kit, client_of(app_of(kit)) as client:
+        answer = await client.get(
+            "/metrics/", headers={"accept": "application/openmetrics-text; version=1.0.0"}
+        )
+        assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+        assert [family for family in parse_openmetrics(answer.text) if family.name == "meterkit_requests"]
+        assert "text/plain" in (await client.get("/metrics/")).headers["content-type"]
+        head = await client.head("/metrics/")
+        assert (200, b"") == (head.status_code, head.content)
+
+
+async def test_a_store_that_is_away_is_told_of() -> None:
+    kit = MeterKit(loads(PLANS), redis_url="redis://127.0.0.1:1", flush=False, start_timeout=0.01)
+    async with kit, client_of(app_of(kit)) as client:
+        assert 200 == (await client.get("/x", headers={"x-customer-id": "ada"})).status_code
+        found = await samples(client)
+    assert 0 == found["meterkit_store_connected", ()]
+    assert 1 == found["meterkit_degraded_requests_total", ()]
+    assert 1 == found[requests("free", "success")]
+    assert not [name for name in found if name[0].startswith("meterkit_delivery")]
+
+
+async def test_each_query_of_the_board_names_what_is_exported(store_url: str) -> None:
+    kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False)
+    async with kit, client_of(app_of(kit)) as client:
+        await client.get("/x")
+        exported = {name for name, _ in await samples(client)}
+    board = json.loads(BOARD.read_text("utf-8"))
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"meterkit_\w+", query)}
+    assert len(queries) > 8
+    assert set() == asked - exported
+    unseen = {name for name in exported - asked if not name.endswith(("_created", "_sum", "_count"))}
+    assert set() == unseen
+
+
+def said_by(program: str, directory: Path) -> str:
+    (directory / "plans.yaml").write_text(PLANS)
+    done = subprocess.run(
+        [sys.executable, "-c", dedent(program)],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
+    program = """
+        import asyncio, httpx
+        from meterkit import MeterKit, MeterMiddleware, identify
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from starlette.applications import Starlette
+
+        async def main():
+            kits = [MeterKit(redis_url="memory://", flush=False) for _ in range(2)]
+            reader = InMemoryMetricReader()
+            metrics.set_meter_provider(MeterProvider([reader]))  # After the kits, as it may well be.
+            for kit in kits:
+                app = MeterMiddleware(Starlette(), kit=kit, identify=identify.header("x-customer-id"))
+                to = httpx.ASGITransport(app)
+                async with kit, httpx.AsyncClient(transport=to, base_url="http://app") as c:
+                    for _ in range(5):
+                        await c.get("/x", headers={"x-customer-id": "secret-ada"})
+            for resource in reader.get_metrics_data().resource_metrics:
+                for scope in resource.scope_metrics:
+                    for metric in scope.metrics:
+                        for point in metric.data.data_points:
+                            print(metric.name, sorted(dict(point.attributes).values()), point.value)
+
+        asyncio.run(main())
+    """
+    lines = said_by(program, tmp_path).splitlines()
+    assert "meterkit.requests ['client_error', 'free', 'none'] 10" in lines
+    assert "meterkit.requests.degraded [] 0" in lines
+    assert any(line.startswith("meterkit.decisions [] ") for line in lines)
+    assert any(line.startswith("meterkit.decisions.duration [] 0.") for line in lines)
+    assert "secret" not in "".join(lines)
+
+
+async def test_without_both_packages_nothing_is_counted_and_the_cure_is_named(tmp_path: Path) -> None:
+    program = """
+        import sys
+        sys.modules["opentelemetry"] = sys.modules["prometheus_client"] = None
+        import meterkit
+        print(meterkit.MeterKit(redis_url="memory://", flush=False).store.tallies)
+        try:
+            meterkit.metrics_app
+        except ImportError as error:
+            print(error)
+    """
+    counted, cure = said_by(program, tmp_path).splitlines()
+    assert "None" == counted
+    assert "meterkit[prometheus]" in cure
