@@ -44,16 +44,23 @@ async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
     admin = await store.admin()
     places = [(shard, state) for shard in range(store.keys.shards) for state in STATES]
     keys = [store.keys.shard(shard, STATES[state]) for shard, state in places]
-    reply: list[int] = await admin.run(store.scripts["count"], keys, "+inf")
-    counts = {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
+    if store.address.kind == "cluster":
+        counting = admin.client.pipeline(transaction=False)
+        for key in keys:
+            counting.zcount(key, "-inf", "+inf")
+        members: list[int] = await admin.ask(counting.execute())
+        counts = {place: number for place, number in zip(places, members, strict=True) if number}
+    else:
+        reply: list[int] = await admin.run(store.scripts["count"], keys, "+inf")
+        counts = {places[nth - 1]: number for nth, number in zip(reply[::2], reply[1::2], strict=True)}
     oldest = admin.client.pipeline(transaction=False)
     for shard, state in counts:
         oldest.zrange(store.keys.shard(shard, STATES[state]), 0, 0, withscores=True)
     found: list[list[tuple[bytes, float]]] = await admin.ask(oldest.execute()) if counts else []
     now_ms = store.now_ms()
     waiting = dict.fromkeys(STATES, Waiting(0, 0.0))
-    for ((_, state), members), first in zip(counts.items(), found, strict=True):
+    for ((_, state), number), first in zip(counts.items(), found, strict=True):
         before = waiting[state]
         overdue_s = max(0.0, (now_ms - first[0][1]) / 1000) if first and state != _KEPT_UNLINKED else 0.0
-        waiting[state] = Waiting(before.items + members, max(before.age_s, overdue_s))
+        waiting[state] = Waiting(before.items + number, max(before.age_s, overdue_s))
     return waiting

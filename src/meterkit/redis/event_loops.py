@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
-    from meterkit.redis.url import Place
     from meterkit.redis.tallies import Tallies
+    from meterkit.redis.url import Place
 
 __all__ = ["EventLoops", "running_loop"]
 
@@ -85,7 +85,6 @@ class EventLoops:
         self._watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._forked: list[object] = []
         self._inspected: set[str] = set()
-        self._inspected = False
         self.tallies: Tallies | None = None
         self.before_stop: Callable[[], Awaitable[None]] = _nothing
         _everywhere.add(self)

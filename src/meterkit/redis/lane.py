@@ -236,7 +236,6 @@ class Lane:
             for queue in self.queues:
                 queue.disconnected()
 
-    def load(self, connection: AnyConnection | None) -> None:
     def measure(self, tallies: Tallies | None) -> None:
         """Have the durations of requests counted, or not."""
         self._tallies = tallies
@@ -249,7 +248,7 @@ class Lane:
         self.call = call if self._tallies is None else self._tallies.timed(call)
         self.post = None if connection is None else connection.post
 
-    def _load(self) -> None:
+    def load(self, connection: AnyConnection | None) -> None:
         """Load the scripts before whatever is sent next; once for all that ask for it in one tick."""
         if connection is None or connection in self._loading:
             return
