@@ -163,6 +163,7 @@ class Storing:
     has_set: Event = field(default_factory=Event)
     may_end: Event = field(default_factory=Event)
     kit: Any = None
+    complete: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size = 0
@@ -170,6 +171,9 @@ class Storing:
             size += len(message["body"])
             if not message["more_body"]:
                 break
+        else:
+            return
+        self.complete += 1
         self.entered.set()
         await self.may_set.wait()
         if self.sets:
@@ -477,3 +481,23 @@ async def test_i3_an_upload_of_half_an_hour_keeps_what_it_holds_and_gives_all_of
             assert (await first).status == 200
             assert await held_of(http) == ((700, 0) if sets else (0, 0))
             assert lane.live == set()
+
+
+@pytest.mark.parametrize("headers", [(("content-length", "100"),), ()])
+async def test_i3_uploads_that_come_at_once_are_admitted_as_far_as_they_fit(
+    valkey: Server, headers: Sequence[tuple[str, str]]
+) -> None:
+    app = Storing(sets=True)
+    async with served(app, plans=PLANS, redis_url=valkey.url) as http:
+        app.kit = http.kit
+        await http.kit.gauges.set("acme", "storage", 350)
+        calls = [create_task(put(http, pieces(60, 40), *headers)) for _ in range(20)]
+        await app.entered.wait()
+        while (await held_of(http))[1] > app.complete * 100:
+            pass  # Until all that did not fit are refused.
+        app.may_set.set()
+        app.may_end.set()
+        served_ = [(await call).status for call in calls].count(200)
+        # With their lengths known, as many as fit; without, some are in each other's way.
+        assert served_ == 6 if headers else 1 <= served_ <= 6
+        assert await held_of(http) == (350 + 100 * served_, 0)

@@ -124,7 +124,8 @@ class Upload(Exchange):
 
     def is_due(self) -> bool:
         """Whether what it holds is in a slot that is over."""
-        return super().is_due() or any(slot < self._store.now_ms() // HOLD_SLOT_MS for slot in self._more)
+        now_slot = self._store.now_ms() // HOLD_SLOT_MS
+        return super().is_due() or any(held and slot < now_slot for slot, held in self._more.items())
 
     async def renew(self) -> None:
         """Hold the same in the slot of now, and give back what is held in an earlier one."""
