@@ -174,3 +174,42 @@ def test_the_forked_workers_count_what_they_did_and_no_more_than_is_included(sto
     assert "ada has used 10 jobs, 30 words" in done.stdout
     assert "bob has used 3 jobs, 90 words" in done.stdout
     assert "eve has used 0 jobs, 0 words" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "most"), [("starlette_minimal", 2), ("existing_service", 5)])
+def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."],
+        cwd=EXAMPLES / name,
+        env=Shell(tmp_path).environment | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{most} passed" in done.stdout
+
+
+def test_the_existing_service_runs_under_gunicorn_as_it_is_configured(tmp_path: Path, store_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    settings = {"METERKIT_REDIS_URL": store_url, "DATABASE_URL": f"sqlite:///{tmp_path}/notes.db"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "app:create_app()", "--bind", address, "--log-level", "warning"],
+        cwd=EXAMPLES / "existing_service",
+        env=Shell(tmp_path, **settings).environment,
+    ) as process:
+        try:
+            with httpx.Client(base_url=f"http://{address}", timeout=READY_S) as client:
+                wait_until_ready(client)
+                headers = {"authorization": "Bearer token-of-ada"}
+                for _ in range(4):
+                    added = client.post("/api/notes", json={"text": "x" * 20}, headers=headers)
+                    assert added.status_code == 201
+        finally:
+            process.terminate()
+        assert process.wait(TIMEOUT_S) == 0
+    shell = Shell(EXAMPLES / "existing_service", METERKIT_REDIS_URL=store_url)
+    meters = shell.run("usage", "account-1", "--json").json["meters"]
+    assert (4, 80) == (meters["requests"]["used"], meters["characters"]["used"])
