@@ -212,7 +212,7 @@ class Settings(BaseSettings):
     def meter_events_per_s(self) -> float:
         """How many meter events a second are sent to Stripe at most."""
         # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
-        is_sandbox = not self.live and self.stripe_api_base is None
+        is_sandbox = not self.live and (self.stripe_events_base or self.stripe_api_base) is None
         return 20.0 if is_sandbox else 800.0
 
     @property

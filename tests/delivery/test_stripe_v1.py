@@ -19,7 +19,10 @@ import trustme
 from anyio.abc import SocketAttribute, SocketStream
 
 from answering import Answering, answer, answering
+from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.delivery.transports import transport_of
 from meterkit.store.intents import Sealed
 from meterkit.testing import Clock, StripeEmulator
 from stripe_session import StripeSession
@@ -410,3 +413,34 @@ def test_conforms_to_the_port() -> None:
     transport = StripeV1Transport(KEY, timeout_s=7.0)
     _: Transport = transport
     assert transport.timeout_s == 7.0
+
+
+async def test_meter_events_may_go_to_an_address_of_their_own(store_url: str) -> None:
+    api, events = StripeEmulator(), StripeEmulator()
+    for emulator in (api, events):
+        emulator.add_meter("api_requests")
+        emulator.add_customer("cus_1")
+    plans = """
+        {schema: 1, currency: usd, default_plan: free,
+         meters: {requests: {unit: request, stripe: {event_name: api_requests}}},
+         plans: {free: {price: {amount_cents: 0, interval: month}}}}
+    """
+    with api.running() as api_base, events.running() as events_base:
+        addresses = {"stripe_api_base": api_base, "stripe_events_base": events_base}
+        settings: dict[str, Any] = {
+            "redis_url": store_url,
+            "stripe_api_key": KEY,
+            "flush": False,
+            **addresses,
+        }
+        async with MeterKit(loads(plans), **settings) as kit:
+            await kit.customers.link("ada", "cus_1")
+            await kit.record("ada", "requests", 7)
+            assert (await kit.flush(everything=True, timeout_s=60)).is_complete
+            transport = transport_of(kit.settings)
+            events.add_meter("others")
+            meters = await transport.meters()
+            await transport.close()
+    assert (0, 7) == tuple(int(emulator.accepted("cus_1", "api_requests")) for emulator in (api, events))
+    assert isinstance(meters, list)
+    assert ["api_requests"] == [meter["event_name"] for meter in meters]

@@ -41,6 +41,7 @@ class StripeV1Transport:
         api_key: secret or restricted; is in no message, log or ``repr``.
         api_base: another address for the API, such as an emulator's; None: Stripe's. With an ``http://``
             address the proxies of the environment are not used.
+        events_base: another address for meter events alone; None: that of the API.
         timeout_s: for a whole call. What has not been answered by then is unknown.
 
     Attributes:
@@ -50,7 +51,14 @@ class StripeV1Transport:
         ImportError: if the ``stripe`` extra is not installed.
     """
 
-    def __init__(self, api_key: str, *, api_base: str | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        api_base: str | None = None,
+        events_base: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
         if find_spec("aiohttp") is None:
             raise ImportError("delivery to Stripe needs aiohttp: pip install 'meterkit[stripe]'")
         self.timeout_s = timeout_s
@@ -61,7 +69,8 @@ class StripeV1Transport:
             "Content-Type": "application/x-www-form-urlencoded",
         }
         self._base = api_base or API_BASE
-        self._http: HttpClient | None = None
+        self._events_base = events_base or self._base
+        self._clients: dict[str, HttpClient] = {}
         self._closed = False
 
     def __repr__(self) -> str:
@@ -72,7 +81,7 @@ class StripeV1Transport:
         if self._closed:
             return classify(Result(failure="not_sent", message="the transport is closed"))
         headers = self._headers | {"Idempotency-Key": intent.key}
-        answer = await self._client().post(PATH, headers, urlencode(_form(intent)).encode())
+        answer = await self._client(self._events_base).post(PATH, headers, urlencode(_form(intent)).encode())
         if not isinstance(answer, Result):
             answer = read_answer(answer, identifier=intent.identifier)
         return classify(answer)
@@ -82,7 +91,7 @@ class StripeV1Transport:
         found: list[dict[str, Any]] = []
         query: dict[str, str | int] = {"limit": PAGE}
         for _ in range(PAGES_MAX):
-            answer = await self._client().get(f"{METERS_PATH}?{urlencode(query)}", self._headers)
+            answer = await self._client(self._base).get(f"{METERS_PATH}?{urlencode(query)}", self._headers)
             if isinstance(answer, Result):
                 return answer
             body = _object(answer.body)
@@ -95,18 +104,18 @@ class StripeV1Transport:
             query["starting_after"] = str(page[-1]["id"])
         return found
 
-    def _client(self) -> HttpClient:
-        if self._http is None:
+    def _client(self, base: str) -> HttpClient:
+        if base not in self._clients:
             # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
             module = import_module("meterkit.delivery.http")
-            self._http = cast("HttpClient", module.HttpClient(self._base, timeout_s=self.timeout_s))
-        return self._http
+            self._clients[base] = cast("HttpClient", module.HttpClient(base, timeout_s=self.timeout_s))
+        return self._clients[base]
 
     async def close(self) -> None:
         """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""
         self._closed = True
-        http, self._http = self._http, None
-        if http is not None:
+        clients, self._clients = self._clients, {}
+        for http in clients.values():
             await http.close()
 
 

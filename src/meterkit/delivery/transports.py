@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from meterkit.errors import SettingsError
 
 if TYPE_CHECKING:
-    from meterkit.delivery.sending import Transport
+    from meterkit.delivery.stripe_v1 import StripeV1Transport
     from meterkit.settings import Settings
 
 __all__ = ["transport_of"]
 
 
-def transport_of(settings: Settings) -> Transport:
+def transport_of(settings: Settings) -> StripeV1Transport:
     """The transport that the settings name.
 
     Raises:
@@ -28,5 +28,7 @@ def transport_of(settings: Settings) -> Transport:
         raise SettingsError("stripe_transport", message)
     key = settings.stripe_api_key.get_secret_value()
     module: Any = import_module("meterkit.delivery.stripe_v1")  # Only those who deliver pay for it.
-    transport: Transport = module.StripeV1Transport(key, api_base=settings.stripe_api_base)
+    transport: StripeV1Transport = module.StripeV1Transport(
+        key, api_base=settings.stripe_api_base, events_base=settings.stripe_events_base
+    )
     return transport

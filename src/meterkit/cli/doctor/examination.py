@@ -16,7 +16,7 @@ from meterkit.cli.doctor.findings import Finding
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.delivery.mapping import meter_differences
 from meterkit.delivery.outcomes import Result
-from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
@@ -337,10 +337,9 @@ async def _links(seen: _Seen) -> _Looked:
 
 
 async def _stripe(kit: MeterKit) -> _Looked:
-    key = kit.settings.stripe_api_key
-    if key is None:
+    if kit.settings.stripe_api_key is None:
         raise _UnseenError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
-    transport = StripeV1Transport(key.get_secret_value(), api_base=kit.settings.stripe_api_base)
+    transport = transport_of(kit.settings)
     try:
         meters = await transport.meters()
     finally:
