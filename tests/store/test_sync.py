@@ -65,7 +65,7 @@ def test_all_of_it_works_without_a_loop(any_store_url: str) -> None:
         kit.record("ada", "requests", 2, event_id="job-1")
         kit.record("ada", "requests", 2, event_id="job-1")
         assert 5 == recorded(kit, "ada")
-        answer = {
+        answer: dict[str, object] = {
             "id": "c",
             "object": "chat.completion",
             "choices": [],
