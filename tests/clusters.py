@@ -90,10 +90,20 @@ class Cluster:
 
 
 @contextmanager
-def spawn_cluster(*args: str, masters: int = 3, replicas: bool = False) -> Generator[Cluster]:
-    """Start a cluster, and wait until it takes writes: two seconds."""
+def spawn_cluster(
+    *args: str, masters: int = 3, replicas: bool = False, node_timeout_ms: int = 30_000
+) -> Generator[Cluster]:
+    """Start a cluster, and wait until it takes writes: two seconds.
+
+    Args:
+        args: further options of each node.
+        masters: how many.
+        replicas: whether each master has one.
+        node_timeout_ms: after how long a node counts as failed; short where one is to fail, as a busy machine
+            may keep a healthy one silent for a second.
+    """
     with ExitStack() as stack:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *args)
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms), *args)
         servers = [
             stack.enter_context(spawn_server(*options, "--cluster-port", str(free_port())))
             for _ in range(2 * masters if replicas else masters)
@@ -148,8 +158,17 @@ class Watched:
 
 
 @contextmanager
-def spawn_watched(*args: str, sentinels: int = 3, password: str | None = None) -> Generator[Watched]:
-    """Start a master, a replica and sentinels that know each other: two seconds."""
+def spawn_watched(
+    *args: str, sentinels: int = 3, password: str | None = None, down_after_ms: int = 30_000
+) -> Generator[Watched]:
+    """Start a master, a replica and sentinels that know each other: two seconds.
+
+    Args:
+        args: further options of master and replica.
+        sentinels: how many.
+        password: what sentinels ask of their clients.
+        down_after_ms: after how long a silent master counts as failed; see :func:`spawn_cluster`.
+    """
     with ExitStack() as stack, TemporaryDirectory(prefix="mk-") as folder:
         master = stack.enter_context(spawn_server(*args))
         following = ("--replicaof", f"127.0.0.1 {master.port}")
@@ -157,7 +176,14 @@ def spawn_watched(*args: str, sentinels: int = 3, password: str | None = None) -
         _wait(lambda: _follows(replica))
         watching = [
             stack.enter_context(
-                spawn_sentinel(master.port, Path(folder), service=SERVICE, quorum=2, password=password)
+                spawn_sentinel(
+                    master.port,
+                    Path(folder),
+                    service=SERVICE,
+                    quorum=2,
+                    password=password,
+                    down_after_ms=down_after_ms,
+                )
             )
             for _ in range(sentinels)
         ]

@@ -130,7 +130,13 @@ def spawn_server(
 
 
 def spawn_sentinel(
-    master_port: int, folder: Path, *, service: str, quorum: int, password: str | None = None
+    master_port: int,
+    folder: Path,
+    *,
+    service: str,
+    quorum: int,
+    down_after_ms: int,
+    password: str | None = None,
 ) -> Server:
     """Start a sentinel that watches a master, and wait until it answers.
 
@@ -139,6 +145,7 @@ def spawn_sentinel(
         folder: where its file may be; it is written by the sentinel.
         service: what it calls the master.
         quorum: how many sentinels must agree that the master is down.
+        down_after_ms: after how long without an answer one of them thinks so.
         password: what it asks of clients.
     """
     port = free_port()
@@ -148,7 +155,7 @@ def spawn_sentinel(
         "bind 127.0.0.1",
         f"dir {folder}",
         f"sentinel monitor {service} 127.0.0.1 {master_port} {quorum}",
-        f"sentinel down-after-milliseconds {service} 300",
+        f"sentinel down-after-milliseconds {service} {down_after_ms}",
         f"sentinel failover-timeout {service} 2000",
     ]
     if password is not None:

@@ -221,7 +221,7 @@ def _reaches(kit: MeterKit, customer: str) -> bool:
 
 
 async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
-    with spawn_cluster(replicas=True) as cluster:
+    with spawn_cluster(replicas=True, node_timeout_ms=1_000) as cluster:
         async with kit_of(cluster.url) as kit:
             dead = cluster.masters[0]
             gone = of_shards(kit, shards_of(kit, dead, cluster))
@@ -241,7 +241,7 @@ async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
 
 async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
     # While the masters do not agree that it has failed, it may take over, with what it knew.
-    with spawn_cluster("--appendonly", "yes", "--cluster-node-timeout", "60000", replicas=True) as cluster:
+    with spawn_cluster("--appendonly", "yes", replicas=True) as cluster:
         async with desk(cluster.url, shards=SHARDS, stripe_api_key=LIVE_KEY) as at:
             await at.link("acme")
             await at.kit.record("acme", "requests", 6)
