@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import AsyncExitStack
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,8 @@ from delivering import CATALOG, desk
 from faults import eventually, stopped
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
+from meterkit.redis.sentinel import master_of
+from meterkit.redis.url import parse_redis_url
 from proxy import TcpProxy
 from several import CUSTOMERS, recorded, under_load
 
@@ -133,8 +136,12 @@ async def test_what_most_sentinels_say_is_believed(watched: Watched) -> None:
     async with TcpProxy(first.port) as slow:
         await slow.set("blackhole")
         hosts = ",".join(f"127.0.0.1:{port}" for port in (slow.port, *(other.port for other in others)))
-        async with kit_of(f"redis+sentinel://{hosts}/{SERVICE}") as kit:
-            # One that does not answer is not waited for where the others agree.
+        url, loop = f"redis+sentinel://{hosts}/{SERVICE}", asyncio.get_running_loop()
+        begun = loop.time()
+        found = await master_of(parse_redis_url(url), timeout_s=10.0, clock=time)
+        # One that does not answer is not waited for where the others agree.
+        assert (found.port, loop.time() - begun < 5.0) == (watched.master.port, True)
+        async with kit_of(url) as kit:
             assert (await kit.consume("acme", "requests")).allowed
             assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
 

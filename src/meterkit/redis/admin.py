@@ -17,7 +17,7 @@ from redis.asyncio import (
 )
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from meterkit.errors import StoreError
 from meterkit.redis.cluster import find
@@ -189,7 +189,7 @@ class _TlsConnection(SSLConnection):
 
 
 class _AtTheMaster:
-    """A connection of redis-py's to where the master is when it is made."""
+    """A connection of redis-py's to where the master is then; sentinels end those to one that was it."""
 
     def __init__(self, *, find_master: Callable[[], Awaitable[Address]], **settings: Any) -> None:
         inherited: Any = super()
@@ -202,14 +202,6 @@ class _AtTheMaster:
             master = await self._find_master()
             vars(self).update(host=master.host, port=master.port)  # Where it will connect to.
         await inherited.connect()
-
-    async def read_response(self, *args: Any, **options: Any) -> Any:
-        inherited: Any = super()
-        try:
-            return await inherited.read_response(*args, **options)
-        except ReadOnlyError:  # It was the master before.
-            await inherited.disconnect()
-            raise
 
 
 class _MasterConnection(_AtTheMaster, Connection):

@@ -336,7 +336,6 @@ class SettlementQueue:
             self._count_lost(acknowledged + len(unknown), why)
             return
         unapplied = producer.unsettled
-        producer.inflight.clear()  # On a cluster a reply may come later than this word, from another node.
         applied = max(0, last - acknowledged)
         if max(0, last) < acknowledged:
             # What follows on it was lost as well: scripts are applied, and lost, in their order.
