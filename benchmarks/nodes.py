@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import statistics
 import subprocess
 import tempfile
@@ -167,6 +168,8 @@ def lines(result: dict) -> list[str]:
         f"- {machine['when']}, {where}",
         f"- {machine['python']}, {machine['server']}",
         f"- {amount}; {size['customers']:,} customers, {size['concurrency']} requests at a time",
+        f"- load at the end {result['load']:.1f}; above 2, others were at work: requests/s and",
+        "  latencies are worse than true, and not comparable; CPU times are",
     ]
     for title, head, rows in (table(result), many(result)):
         found += [f"\n### {title}\n", f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
@@ -183,6 +186,7 @@ def main() -> None:
     with servers(1, cores) as (url, _):
         machine = describe(url, cores)
     result = {"machine": machine, "size": asdict(size), "nodes": measure(cores, "asyncio", size)}
+    result["load"] = os.getloadavg()[0]
     text = "\n".join(lines(result))
     print(text)
     if options.markdown:
