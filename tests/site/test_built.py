@@ -1,0 +1,148 @@
+"""The built pages: whole, without warnings, and nothing in them is loaded from another host."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import pytest
+
+import meterkit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path(__file__).parents[2]
+# What a browser loads by itself; links that somebody has to follow are not among them.
+LOADS: Final = {
+    "audio": ("src",),
+    "embed": ("src",),
+    "iframe": ("src",),
+    "image": ("href", "xlink:href"),
+    "img": ("src", "srcset"),
+    "input": ("src",),
+    "link": ("href",),
+    "object": ("data",),
+    "script": ("src",),
+    "source": ("src", "srcset"),
+    "use": ("href", "xlink:href"),
+    "video": ("src", "poster"),
+}
+IN_STYLES: Final = re.compile(r"""@import\s+["']([^"']+)|url\(\s*["']?([^"')]+)""")
+IN_SCRIPTS: Final = re.compile(r"""["'`]((?:https?:)?//[A-Za-z0-9][A-Za-z0-9.-]*\.[a-z]{2,}[^"'`]*)""")
+# Names of kinds of XML, which nobody fetches.
+NAMESPACE: Final = re.compile(r"http://www\.w3\.org/(\d{4}/(svg|xhtml|xlink|MathML)|XML/1998/namespace)")
+
+
+def is_foreign(address: str) -> bool:
+    """Whether an address names a host, which none of ours does."""
+    parts = urlsplit(address.strip())
+    return bool(parts.netloc) and not NAMESPACE.match(address)
+
+
+class Loaded(HTMLParser):
+    """Collects the addresses that a page has a browser load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "link" and given.get("rel") in {"canonical", "prev", "next", "alternate"}:
+            return
+        self.found += [given[name] for name in LOADS.get(tag, ()) if name in given]
+        self.found += in_style(given.get("style", ""))
+
+
+def in_style(text: str) -> list[str]:
+    return [imported or named for imported, named in IN_STYLES.findall(text)]
+
+
+def foreign_in(path: Path) -> Iterator[str]:
+    text = path.read_text("utf-8")
+    found: list[str] = []
+    if path.suffix == ".html":
+        page = Loaded()
+        page.feed(text)
+        found += page.found
+        for script in re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL):
+            found += IN_SCRIPTS.findall(script)
+        for style in re.findall(r"<style[^>]*>(.*?)</style>", text, re.DOTALL):
+            found += in_style(style)
+    elif path.suffix in {".css", ".svg"}:
+        found += in_style(text)
+    elif "lunr" not in path.parts and path.name != "search_index.js":  # The text of the pages, as data.
+        found += IN_SCRIPTS.findall(text)
+    return (address for address in found if is_foreign(address))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages, built as `make docs` builds them."""
+    directory = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def test_nothing_is_loaded_from_another_host(site: Path) -> None:
+    paths = [path for path in site.rglob("*") if path.suffix in {".html", ".css", ".js", ".svg"}]
+    assert len(paths) > 50
+    assert {
+        str(path.relative_to(site)): found for path in paths if (found := sorted(set(foreign_in(path))))
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.html", '<link rel="stylesheet" href="https://fonts.googleapis.com/css?family=Roboto">'),
+        ("b.html", '<img alt="" src="//www.gravatar.com/avatar/1">'),
+        ("c.html", "<script>fetch('https://api.github.com/repos/a/b')</script>"),
+        ("d.css", "@import 'https://example.com/a.css';"),
+        ("e.css", "@font-face { src: url(https://cdnjs.cloudflare.com/a.woff2) }"),
+        ("f.js", 'load("https://unpkg.com/mermaid@11/dist/mermaid.min.js")'),
+        ("g.svg", '<style>@font-face { src: url("https://cdnjs.cloudflare.com/a.woff") }</style>'),
+    ],
+)
+def test_what_would_be_loaded_from_another_host_is_noticed(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert len(list(foreign_in(tmp_path / name))) == 1
+
+
+def test_links_that_a_reader_follows_are_none_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<a href="https://example.com/">there</a><svg xmlns="http://www.w3.org/2000/svg"/>'
+    )
+    assert list(foreign_in(tmp_path / "a.html")) == []
+
+
+def test_every_public_name_stands_in_the_reference(site: Path) -> None:
+    told = "".join(path.read_text("utf-8") for path in (site / "api").glob("*.html"))
+    others = {"Catalog": "catalog.Catalog", "identify": "identify.header"}  # Modules have pages of their own.
+    names = [others.get(name, name) for name in meterkit.__all__]
+    assert [name for name in names if f'id="meterkit.{name}"' not in told] == []
+
+
+def test_search_has_all_pages_and_needs_no_server(site: Path) -> None:
+    script = (site / "search/search_index.js").read_text("utf-8")
+    index = json.loads(script.removeprefix("var __index = "))
+    found = {entry["location"].partition("#")[0] for entry in index["docs"]}
+    assert {"quickstart.html", "plans-file.html", "api/kit.html", "errors.html"} <= found
+    assert (site / "assets/javascripts/iframe-worker.js").is_file()
+    assert "assets/javascripts/iframe-worker.js" in (site / "index.html").read_text("utf-8")

@@ -1,0 +1,219 @@
+"""What the pages show to type is typed, in its order, in a directory with what the page says is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from commands import TIMEOUT_S
+from meterkit.catalog import loads
+from meterkit.testing import StripeEmulator
+from shown_blocks import ROOT, Shown, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHOWN: Final = shown()
+TYPED: Final = [block for block in SHOWN if block.language == "console" and not block.reason]
+# Pages whose files another test writes and runs, by its place.
+FILES_RUN: Final = {"docs/testing.md": "tests/testing/test_plugin.py"}
+SERVES: Final = ("uvicorn ", "meterkit worker", "meterkit stripe emulator")
+# What ends with 1 as it should: a line of the plans file has no route in the quickstart's app.
+ENDS_WITH_1: Final = ("meterkit routes ",)
+READY_S: Final = 30.0
+
+
+Process = subprocess.Popen[str]
+
+
+def ports() -> dict[str, str]:
+    """What stands for the ports of the pages: others may be using those."""
+    return {name: str(free_port()) for name in ("8000", "12111")}
+
+
+def of(page: str, language: str) -> list[str]:
+    return [block.text for block in SHOWN if (block.page, block.language) == (page, language)]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass
+class Typist:
+    """Types what a page shows; what serves is left running until the end."""
+
+    directory: Path
+    environment: dict[str, str]
+    served: list[tuple[str, Process]] = field(default_factory=list[tuple[str, Process]])
+    ports: dict[str, str] = field(default_factory=ports)
+    made: str = "cus_none"
+
+    def type(self, block: Shown) -> None:
+        for shown_command, output in commands(block.text):
+            command, *expected = map(self.adapted, [shown_command, *output])
+            if command.startswith(SERVES):
+                self.serve(command, expected)
+            else:
+                self.run(command, expected)
+
+    def adapted(self, text: str) -> str:
+        """With ports that nobody else has, and the id that an earlier answer gave."""
+        for shown_port, port in self.ports.items():
+            for before in (":", "--port "):
+                text = text.replace(f"{before}{shown_port}", f"{before}{port}")
+        text = text.replace("uvicorn app:app", f"uvicorn app:app --port {self.ports['8000']}")
+        return text.replace("emulator --plans", f"emulator --port {self.ports['12111']} --plans").replace(
+            "cus_THE_ID_OF_THE_ANSWER", self.made
+        )
+
+    def run(self, command: str, expected: list[str]) -> None:
+        kept = self.directory / ".environment"
+        done = subprocess.run(
+            ["/bin/bash", "-c", f'{command}\ncode=$?; env -0 > "{kept}"; exit $code'],
+            cwd=self.directory,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == int(command.startswith(ENDS_WITH_1)), f"{command}\n{said}"
+        assert_said(expected, said, command)
+        self.environment = dict(pair.split("=", 1) for pair in kept.read_text().split("\0") if "=" in pair)
+        self.made = (re.findall(r'"id": *"(cus_\w+)"', done.stdout) or [self.made])[0]
+        kept.unlink()
+
+    def serve(self, command: str, expected: list[str]) -> None:
+        process = subprocess.Popen(
+            ["/bin/bash", "-c", f"exec {command}"],
+            cwd=self.directory,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.served.append((command, process))
+        if "emulator" in command:
+            assert process.stdout is not None
+            lines = [process.stdout.readline().strip() for _ in range(2)]
+            assert_said(expected, "\n".join(lines), command)
+            self.environment |= dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        elif found := re.search(r"--port (\d+)", command):
+            wait_for(int(found[1]))
+
+    def end(self) -> None:
+        """Stop what serves: each ends well when it is told to."""
+        for _, process in self.served:
+            process.send_signal(signal.SIGINT)
+        ended = {command: process.wait(TIMEOUT_S) for command, process in self.served}
+        for _, process in self.served:
+            if process.stdout is not None:
+                process.stdout.close()
+        assert set(ended.values()) <= {0, -signal.SIGINT}, ended
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each command with the lines that are shown as its output."""
+    lines = text.replace("\\\n", "").splitlines()
+    starts = [nth for nth, line in enumerate(lines) if line.startswith("$ ")]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        yield lines[start].removeprefix("$ "), lines[start + 1 : end]
+
+
+def assert_said(expected: list[str], said: str, command: str) -> None:
+    """The lines that are shown come in this order; others may stand between them."""
+    rest = iter(said.splitlines())
+    for line in expected:
+        assert any(line.strip() == other.strip() for other in rest), f"{command}: {line!r} is not in\n{said}"
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + READY_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        else:
+            return
+
+
+@pytest.fixture
+def typist() -> Iterator[Typist]:
+    """Somebody who has done the quickstart, in a directory of their own, with the emulator as Stripe."""
+    # The path of a socket is short; that of pytest's directories is not.
+    with tempfile.TemporaryDirectory(prefix="mk") as name:
+        directory = Path(name)
+        plans, app = of("docs/quickstart.md", "yaml")[0], of("docs/quickstart.md", "python")[0]
+        (directory / "plans.yaml").write_text(plans)
+        (directory / "app.py").write_text(app)
+        ours = ("METERKIT_", "REDIS_URL", "STRIPE_", "COLUMNS")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        found = Typist(directory, environment | {"PATH": path})
+        try:
+            yield found
+        finally:
+            found.end()
+
+
+def with_the_rest(typist: Typist) -> None:
+    """What the page on the command line has besides: credits, another app, a file of links."""
+    plans = (typist.directory / "plans.yaml").read_text() + "credits: {ai: {costs: {words: 1 per 100}}}\n"
+    app = (typist.directory / "app.py").read_text()
+    made = "def make_app():\n" + "".join(f"    {line}\n" for line in app.splitlines()) + "    return app\n"
+    (typist.directory / "shop").mkdir()
+    files = {"plans.yaml": plans, "next.yaml": plans, "main.py": app, "shop/api.py": made}
+    for name, text in files.items():
+        (typist.directory / name).write_text(text)
+    (typist.directory / "links.csv").write_text("customer,stripe_customer\neve,cus_eve\n")
+
+
+@pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in TYPED)))
+@pytest.mark.timeout(600)
+def test_what_is_shown_to_type_does_what_it_says(page: str, typist: Typist) -> None:
+    blocks = [block for block in TYPED if block.page == page]
+    if page == "docs/quickstart.md":
+        for block in blocks:
+            typist.type(block)
+        return
+    with_the_rest(typist)
+    stripe = StripeEmulator()
+    stripe.add_meters(loads((typist.directory / "plans.yaml").read_text()))
+    with stripe.running() as url:
+        typist.environment |= {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": "sk_test_emulator"}
+        for block in blocks:
+            typist.type(block)
+        typist.end()
+        typist.served.clear()
+
+
+def test_what_is_not_said_is_noticed(typist: Typist) -> None:
+    with pytest.raises(AssertionError, match="is not in"):
+        typist.type(Shown("", "console", "$ meterkit check plans.yaml\nplans.yaml: wrong\n", None))
+    with pytest.raises(AssertionError, match="No such option"):
+        typist.type(Shown("", "console", "$ meterkit usage ada --jsn\n", None))
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    left = [block for block in SHOWN if block.reason]
+    assert {block.language for block in left} <= {"console", "py"}
+    assert {block.page for block in SHOWN if block.language == "py" and not block.reason} == set(FILES_RUN)
+    assert [test for test in FILES_RUN.values() if not (ROOT / test).is_file()] == []
+    assert len(SHOWN) - len(left) > 50

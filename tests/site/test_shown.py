@@ -1,0 +1,283 @@
+"""What the pages show of answers, bills, figures and keys is what comes of running it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from html import unescape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from xml.etree import ElementTree as ET
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from meterkit import MeterKit, MeterMiddleware, errors, identify
+from meterkit.catalog import loads
+from meterkit.decisions.keys import WITHOUT_TTL
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import Request
+
+    from meterkit.catalog import Catalog
+    from servers import Server
+
+ROOT: Final = Path(__file__).parents[2]
+DOCS: Final = ROOT / "docs"
+BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOURLY: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {rate: 100/hour, included: 1_000}}
+"""
+WHEN: Final = datetime(2031, 6, 10, 12, 37, 36, tzinfo=UTC)
+ADA: Final = {"x-customer-id": "ada"}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall((ROOT / page).read_text("utf-8")) if kind == language]
+
+
+def plans_of(page: str) -> Catalog:
+    whole = [text for text in blocks(page, "yaml") if text.startswith("schema: 1")]
+    return loads(whole[0] if whole else HOURLY, source=page)
+
+
+async def answered(catalog: Catalog, store_url: str) -> httpx.Response:
+    """The first refusal of a customer who goes on asking."""
+
+    async def hello(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    app = Starlette(routes=[Route("/", hello)])
+    kit = MeterKit(catalog, redis_url=store_url, clock=Clock(WHEN))
+    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+    transport = httpx.ASGITransport(app)
+    async with kit, httpx.AsyncClient(transport=transport, base_url="http://app", headers=ADA) as client:
+        for _ in range(200):
+            answer = await client.get("/")
+            if answer.status_code != 200:
+                return answer
+    raise AssertionError
+
+
+def masked(text: str) -> str:
+    """Without what differs from one request to the next: the name of the refusal."""
+    return re.sub(r"urn:uuid:[0-9a-f-]{36}", "urn:uuid:…", text)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/what-a-client-sees.md"])
+async def test_a_refusal_that_is_shown_is_the_one_that_comes(page: str, store_url: str) -> None:
+    (shown,) = blocks(page, "http")
+    answer = await answered(plans_of(page), store_url)
+    head, _, body = shown.partition("\n\n")
+    status, *fields = head.splitlines()
+    assert status == f"HTTP/1.1 {answer.status_code} {answer.reason_phrase}"
+    given = [f"{name}: {value}" for name, value in answer.headers.items() if name != "content-length"]
+    assert sorted(fields) == sorted(given)
+    assert json.loads(masked(body)) == json.loads(masked(answer.text))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+async def test_the_line_of_the_invoice_is_right(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    row = re.search(r"\| ([\d,]+) \| \$(\d+)\.(\d\d) per ([\d,]+) \| \*\*\$(\d+)\.(\d\d)\*\* \|", text)
+    assert row
+    quantity, whole, cents, per, dollars, rest = (int(found.replace(",", "")) for found in row.groups())
+    assert quantity * (whole * 100 + cents) == per * (dollars * 100 + rest)
+    catalog, clock = plans_of(page), Clock()
+    stripe = StripeEmulator(clock=clock)
+    stripe.add_meters(catalog)
+    stripe.add_customer("cus_ada")
+    with stripe.running() as url:
+        kit = MeterKit(
+            catalog,
+            clock=clock,
+            redis_url="memory://",
+            stripe_api_key="sk_test_emulator",
+            stripe_api_base=url,
+            flush=False,
+        )
+        async with kit:
+            await kit.customers.set_plan("ada", "pro")
+            await kit.customers.link("ada", "cus_ada")
+            await kit.record("ada", "words", 3_500)
+            found = (await kit.usage("ada"))["meters"]["words"]
+            assert (await kit.flush(everything=True)).is_complete
+    assert stripe.accepted("cus_ada", "translated_words") == quantity
+    assert found["overage_cents"] in {None, dollars * 100 + rest}
+    assert "used 3,500 words" in " ".join(text.split())
+
+
+def test_drawings_are_what_their_script_writes_and_can_be_read_aloud(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, DOCS / "tools/drawings.py", tmp_path], check=True)
+    kept = {path.name: path.read_text("utf-8") for path in (DOCS / "assets/drawings").glob("*.svg")}
+    written = {path.name: path.read_text("utf-8") for path in tmp_path.glob("*.svg")}
+    assert kept == written, "run python docs/tools/drawings.py"
+    for text in kept.values():
+        svg = ET.fromstring(text)  # noqa: S314 - It is our own.
+        named = {
+            f"{child.get('id')}" for child in svg if child.tag.endswith(("title", "desc")) and child.text
+        }
+        assert named == set((svg.get("aria-labelledby") or "").split())
+
+
+@pytest.mark.timeout(600)
+def test_screens_are_what_commands_say_and_the_same_from_run_to_run(tmp_path: Path) -> None:
+    for way in ("kept", "--anew"):
+        (tmp_path / way).mkdir()
+        subprocess.run([sys.executable, DOCS / "tools/screens.py", tmp_path / way, way], check=True)
+    kept, anew = (
+        {path.name: path.read_text("utf-8") for path in (tmp_path / way).iterdir()}
+        for way in ("kept", "--anew")
+    )
+    assert sorted(kept) == ["check.svg", "flush.svg", "usage.svg"]
+    assert kept == anew
+    told = {name: unescape(re.sub("<[^>]+>", "", text)).replace("\xa0", " ") for name, text in kept.items()}
+    assert "did you mean 'deny'?" in told["check.svg"]
+    assert "delivered 1, retried 0" in told["flush.svg"]
+    assert "meterkit customers link CUSTOMER STRIPE_CUSTOMER" in told["usage.svg"]
+
+
+def test_the_chart_has_the_figures_of_the_page() -> None:
+    svg = ET.fromstring((DOCS / "assets/drawings/cost.svg").read_text("utf-8"))  # noqa: S314
+    drawn = [text for node in svg.iter() if node.tag.endswith("}text") and (text := node.text)]
+    figures = [float(text) for text in drawn if re.fullmatch(r"[\d.]+", text)]
+    _, _, rest = (DOCS / "benchmarks.md").read_text("utf-8").partition("## In process, per request\n")
+    rows = re.findall(r"^\| ([^|]+?) \| ([\d.]+) \(", rest.partition("\n## ")[0], re.MULTILINE)
+    page = {name: float(value) for name, value in rows}
+    assert len(figures) == 7
+    assert set(figures) <= set(page.values())
+    composite = page["composite: limits rate + limits quota + HINCRBY"]
+    ours = next(value for name, value in page.items() if name.startswith("meterkit (b)"))
+    assert figures[:2] == [composite, ours]
+
+
+def keys_page() -> list[tuple[re.Pattern[str], str, str, str]]:
+    """Of each key that is told of: what it looks like, its type, its TTL, and who writes it."""
+    rows = re.findall(
+        r"^\| `(mk:[^`]+)` \| (\w+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|$",
+        (DOCS / "redis-keys.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+    found: list[tuple[re.Pattern[str], str, str, str]] = []
+    for key, kind, ttl, writers in rows:
+        pattern = re.sub(r"[A-Z_]{2,}", ".+", re.escape(key).replace(r"\{s\}", r"\{\d+\}"))
+        found.append((re.compile(pattern + "$"), kind, ttl, writers))
+    return found
+
+
+def test_the_page_on_keys_and_the_written_list_say_the_same() -> None:
+    rows = keys_page()
+    assert len(rows) >= 20
+    assert {name for *_, who in rows for name in re.findall(r"`(\w+)`", who)} <= {
+        path.stem for path in (ROOT / "src/meterkit/lua").glob("*.lua")
+    } | {"unlink"}
+    for pattern, _, ttl, _ in rows:
+        example = pattern.pattern.replace(r"\d+", "7").replace(".+", "ada").replace("\\", "").rstrip("$")
+        listed = any(re.match(allowed, example) for allowed in WITHOUT_TTL)
+        told = ttl == "as the grants" or "none" in ttl
+        assert listed == told, example
+
+
+@pytest.mark.anyio
+async def test_every_key_that_is_written_stands_on_the_page(store_url: str, valkey: Server) -> None:
+    catalog = loads(
+        HOURLY.replace(
+            "requests: {unit: request}",
+            "requests: {unit: request, stripe: {event_name: e}}, seats: {unit: seat, kind: gauge}",
+        ).replace("included: 1_000", "included: 0, overage: bill")
+    )
+    stripe = StripeEmulator()
+    stripe.add_meters(catalog)
+    stripe.add_customer("cus_ada")
+    with stripe.running() as url:
+        kit = MeterKit(
+            catalog, redis_url=store_url, stripe_api_key="sk_test_x", stripe_api_base=url, flush=False
+        )
+        async with kit:
+            await kit.customers.link("ada", "cus_ada")
+            await kit.grants.add("ada", {"requests": 1}, grant_id="one")
+            for customer in ("ada", "eve"):
+                await kit.record(customer, "requests", 5, event_id="one")
+                await kit.consume(customer, "requests")
+            await kit.gauges.set("ada", "seats", 2)
+            await kit.flush(everything=True)
+            await kit.customers.unlink("ada")
+            await kit.customers.link("ada", "cus_ada")
+            await kit.record("ada", "requests", 5)
+    rows = keys_page()
+    seen = 0
+    for key in valkey.command("KEYS", "*"):
+        fitting = [kind for pattern, kind, _, _ in rows if pattern.match(key)]
+        assert valkey.command("TYPE", key) in fitting, key
+        seen += 1
+    assert seen >= 12
+
+
+def test_lines_of_the_plans_file_that_stand_in_a_text_can_be_read() -> None:
+    text = (DOCS / "coming-from.md").read_text("utf-8")
+    lines = re.findall(r"`(\{match: [^`]+\})`", text)
+    rates = re.findall(r"`rate: ([^`]+)`", text)
+    assert len(lines) >= 3
+    assert len(rates) >= 3
+    for line in lines:
+        loads(HOURLY.replace('{match: "*", consume: {requests: 1}}', line))
+    for rate in rates:
+        loads(HOURLY.replace("100/hour", rate))
+
+
+def test_every_error_has_its_row_and_its_signature() -> None:
+    page, api = ((DOCS / name).read_text("utf-8") for name in ("errors.md", "api/errors.md"))
+    assert [name for name in errors.__all__ if f"::: meterkit.{name}\n" not in f"{api}\n"] == []
+    assert [name for name in errors.__all__ if name != "Problem" and f"| `{name}`" not in page] == []
+
+
+def messages() -> Iterator[str]:
+    """All texts of the code, without what is filled in."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts: list[Any] = [
+                    value.value if isinstance(value, ast.Constant) else "…" for value in node.values
+                ]
+                yield "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"%[sradg.0-9f]+", "…", node.value)
+
+
+def test_messages_that_are_quoted_are_in_the_code() -> None:
+    known = " ".join(messages())
+    quoted = re.findall(r"`([^`]+)`", (DOCS / "troubleshooting.md").read_text("utf-8").replace("\n    ", " "))
+    texts = [text for text in quoted if text.count(" ") >= 3 and not text.startswith("meterkit ")]
+    assert len(texts) >= 15
+    pieces = {
+        piece.strip(" ():,") for text in texts for piece in re.split(r"…|\b\d+\b|plans\.yaml|allow\b", text)
+    }
+    assert sorted(piece for piece in pieces if len(piece) > 8 and piece not in known) == []
+
+
+def test_every_decision_has_a_number_of_its_own_and_is_in_the_index() -> None:
+    index = (ROOT / "docs/design/index.md").read_text("utf-8")
+    listed = re.findall(r"\(decisions/(\S+\.md)\)", index)
+    found = sorted(path.name for path in (ROOT / "docs/design/decisions").glob("*.md"))
+    assert listed == found
+    assert len({name[:4] for name in found}) == len(found)
