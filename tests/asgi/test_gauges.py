@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Event, create_task, get_running_loop
+from asyncio import Event, create_task, get_running_loop, to_thread
 from dataclasses import dataclass, field
 from datetime import timedelta
 from json import loads
@@ -416,6 +416,44 @@ async def test_in_shadow_nobody_is_refused() -> None:
             assert (call.status, app.read) == (200, 1500)
             app.read = 0
             assert await held_of(http) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("level", "sizes", "is_told"), [(0, (700,), False), (0, (700, 400), True), (990, (9,), False)]
+)
+async def test_in_shadow_an_upload_is_said_to_be_refused_only_where_it_would_be(
+    level: int, sizes: tuple[int, ...], is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(Reads(), plans=PLANS) as http:
+        await http.kit.gauges.set("acme", "storage", level)
+        call = await put(http, pieces(*sizes), path="/shadow/a")
+        assert call.status == 200
+        told = [record.getMessage() for record in caplog.records if "would be refused" in record.getMessage()]
+        assert len(told) == is_told
+        assert all("reason='storage'" in message for message in told)
+        assert await held_of(http) == (level, 0)
+
+
+async def test_a_level_set_from_another_event_loop_leaves_what_an_upload_holds_to_its_own(
+    valkey: Server,
+) -> None:
+    held: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await to_thread(twin.gauges.adjust, "acme", "storage", 300)
+        await settled(http.kit)
+        held.append((await http.kit.usage("acme"))["meters"]["storage"]["held"])
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS, redis_url=valkey.url) as http:
+        twin = http.kit.sync()
+        call = await put(http, pieces(100, 200))
+        await to_thread(twin.stop)
+        assert (call.status, call.error, await http.kit.gauges.get("acme", "storage")) == (200, None, 300)
+        assert held == [300]
+        assert await held_of(http) == (300, 0)
 
 
 async def test_a_line_may_reserve_and_consume_besides() -> None:

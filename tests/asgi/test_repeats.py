@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Event, create_task, get_running_loop
+from asyncio import Event, create_task, gather, get_running_loop
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -344,6 +344,24 @@ async def test_in_shadow_nobody_is_refused_and_one_is_billed() -> None:
         assert await recorded(http) == (1, 0)
         assert (await http.client.post("/shadow", headers=KEY)).status_code == 200
         assert await recorded(http) == (1, 0)
+
+
+async def test_of_two_that_come_at_once_in_shadow_the_app_records_for_one() -> None:
+    both_came, came = Event(), 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal came
+        came += 1
+        if came == 2:
+            both_came.set()
+        await both_came.wait()
+        meterkit.record("tokens", 7)
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS) as http:
+        await gather(*(http.client.post("/shadow", headers=KEY) for _ in range(2)))
+        assert await recorded(http) == (1, 0)
+        assert await recorded(http, "tokens") == (7, 0)
 
 
 async def test_who_goes_by_an_address_repeats_too() -> None:

@@ -216,7 +216,9 @@ class Exchange(Admitted):
         billed = outcome in self._charge_on
         if decided is None:
             recorded = self._undecided(recorded or _NOTHING)
-        if self._llm is not None or (decided is not None and decided.reserved):
+        # What the app has recorded of a request with an idempotency key goes with its mark, or not at all.
+        is_whole = decided is not None and (decided.reserved or (recorded and decided.digest))
+        if self._llm is not None or is_whole:
             self._settle_parts(lane, self._used_by_calls(outcome), recorded or _NOTHING, billed=billed)
             return
         if decided is not None and (decided.program.settles or decided.digest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -117,9 +118,9 @@ class Upload(Exchange):
         return self._refusal is not None and isinstance(error, ClientDisconnect | ConnectionAbortedError)
 
     def give_back_gauge(self, meter: str) -> None:
-        """Give back what is held of a gauge: its level says it by now."""
+        """Give back what is held of a gauge: its level says it by now. See :class:`Holder`."""
         super().give_back_gauge(meter)
-        if meter == self._meter:
+        if meter == self._meter and self._lane is not None and self._lane.loop is get_running_loop():
             self._give_back_more()
 
     def is_due(self) -> bool:
@@ -172,15 +173,17 @@ class Upload(Exchange):
         decision = store.verdict(decided, reply)
         if decision.allowed:
             slot = reply[1] // HOLD_SLOT_MS
-            if self._settled:
+            would_be_refused = decision.reason is not None  # In shadow it is held all the same.
+            is_ahead = quantity > self._read - self._set_aside
+            if self._settled or (would_be_refused and is_ahead):
                 self._give_back({slot: quantity})
-                return None
+                return None if self._settled else decision
             self._more[slot] = self._more.get(slot, 0) + quantity
             self._set_aside += quantity
             self._nothing_to_settle = False
             if self._lane is not None:
                 self._lane.live.add(self)
-            return decision if decision.shadow else None
+            return decision if would_be_refused else None
         gauge = decision.gauge
         if gauge is not None:  # What this request holds already is a part of what it asks for.
             own = self._read - quantity
