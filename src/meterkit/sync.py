@@ -134,7 +134,6 @@ class SyncReservation:
         self._reservation = reservation
         self._loop = loop
         self.capture = loop.blocking(reservation.capture)
-        self.release = loop.blocking(reservation.release)
 
     @property
     def decision(self) -> Decision:
@@ -145,6 +144,11 @@ class SyncReservation:
         """
         return self._reservation.decision
 
+    def release(self) -> None:
+        """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
+        # A child that a queue of jobs has forked ends without another word: what is under way then is lost.
+        self._loop.call(self._reservation.released)
+
     def __enter__(self) -> Self:
         self._loop.call(self._reservation.__aenter__)
         return self
@@ -152,7 +156,7 @@ class SyncReservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call(self._reservation.__aexit__, kind, error, trace)
+        self.release()
 
 
 class SyncCustomers:

@@ -276,6 +276,24 @@ def test_made_before_the_fork_it_counts_in_each_child(
     assert f"{30 + own} 12\n" == said_by(program, tmp_path, store_url)
 
 
+@pytest.mark.parametrize("end", ["pass", "reservation.release()", "1 / 0"])
+def test_a_child_that_ends_without_a_word_leaves_nothing_held(
+    end: str, tmp_path: Path, store_url: str
+) -> None:
+    program = f"""
+        import os
+        if not os.fork():
+            try:
+                with kit.reserve('ada', {{'tokens': 5}}) as reservation:
+                    {end}
+            finally:
+                os._exit(0)  # As a child ends that RQ, Celery or multiprocessing has forked.
+        os.wait()
+        print(kit.usage('ada')['meters']['tokens']['used'])
+    """
+    assert "0\n" == said_by(program, tmp_path, store_url)
+
+
 def test_a_block_around_the_fork_ends_in_both(tmp_path: Path, store_url: str) -> None:
     program = """
         import os

@@ -51,7 +51,8 @@ class Gauges:
             customer: the customer's id.
             meter: a gauge of the plans file.
             quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
-            event_id: the app's own name of this change; the same one counts once in 35 days.
+            event_id: the app's own name of this change; the same one counts once in 35 days, whatever the
+                gauge, and also where :meth:`meterkit.MeterKit.record` had it.
 
         Returns:
             The level by now; with an ``event_id`` that has counted before, as it is.
@@ -71,7 +72,8 @@ class Gauges:
             customer: the customer's id.
             meter: a gauge of the plans file.
             quantity: an integer of at most 15 digits, in the meter's unit.
-            event_id: the app's own name of this change; the same one counts once in 35 days.
+            event_id: the app's own name of this change; the same one counts once in 35 days, whatever the
+                gauge, and also where :meth:`meterkit.MeterKit.record` had it.
 
         Returns:
             The level by now; with an ``event_id`` that has counted before, as it is.

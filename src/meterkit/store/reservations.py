@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import get_running_loop
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -115,6 +116,13 @@ class Reservation(Holder):
         """Give back what is set aside; nothing is recorded, and rates count none of it. Repeated: a no-op."""
         if not self._settled:
             self._give_back()
+
+    async def released(self) -> None:
+        """As :meth:`release`, but waits as :meth:`capture` does: for whoever ends with it."""
+        settlements = () if self._settled else self._end(())
+        if settlements:
+            with suppress(MeterkitError):  # It is logged: nobody is told otherwise either.
+                await self._store.acknowledged(settlements, self._lane)
 
     def release_hold(self) -> None:
         """See :class:`meterkit.redis.hold_renewal.Renewable`."""
