@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Event, create_task, get_running_loop, to_thread
+from asyncio import Event, create_task, ensure_future, get_running_loop, sleep, to_thread, wait
 from dataclasses import dataclass, field
 from datetime import timedelta
 from json import loads
@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from faults import renew_holds, settled
+from faults import renew_holds, settled, stopped
 from metering import hello, http_scope, served
 from meterkit import current
 
@@ -406,6 +406,31 @@ async def test_i4_a_plan_binds_the_next_decision_and_a_tolerance_begins_when_it_
         http.clock.advance(timedelta(days=7))
         answer = await http.client.post("/rooms")
         assert (answer.status_code, answer.json()["limit"]) == (403, 5)
+
+
+async def test_i8_a_piece_is_not_lost_where_an_app_gives_up_waiting_for_it(valkey: Server) -> None:
+    got: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        waiting = ensure_future(receive())
+        with stopped(valkey):
+            for _ in range(9):
+                await sleep(0)
+            assert len(coming) == 1  # The piece is there, and the store is asked about it.
+            waiting.cancel()
+            await wait([waiting])
+        more = True
+        while more:
+            message = await receive()
+            got.append(len(message["body"]))
+            more = message["more_body"]
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS, redis_url=valkey.url, settings={"store_timeout": 5}) as http:
+        coming = pieces(300, 400)
+        call = await put(http, coming)
+        assert (call.status, got) == (200, [300, 400])
+        assert await held_of(http) == (0, 0)
 
 
 async def test_in_shadow_nobody_is_refused() -> None:

@@ -64,9 +64,10 @@ class Upload(Exchange):
         _counts: whether anybody may be refused for what comes.
         _refusal: why the request was ended here, or None.
         _is_answered: whether that could be told the client.
+        _unread: the piece that the app was about to get when its waiting was cancelled, or None.
     """
 
-    __slots__ = ("_counts", "_is_answered", "_more", "_read", "_refusal", "_set_aside")
+    __slots__ = ("_counts", "_is_answered", "_more", "_read", "_refusal", "_set_aside", "_unread")
 
     def begin(self) -> None:
         """To be called before the app is."""
@@ -74,6 +75,7 @@ class Upload(Exchange):
         self._read = self._set_aside = 0
         self._more: dict[int, int] = {}
         self._refusal: Decision | None = None
+        self._unread: Message | None = None
         self._counts = self._is_answered = False
         if decided is not None and self._lane is not None and not decided.is_repeat:
             self._counts = decided.view.entitlements[meter].included is not None
@@ -87,12 +89,18 @@ class Upload(Exchange):
         """The server's next message; once the body does not fit any more, that the client has left."""
         if self._refusal is not None:
             return {"type": "http.disconnect"}
-        message = await super().receive()
-        if not self._counts or message["type"] != "http.request":
-            return message
-        self._read += len(message.get("body", b""))
-        if self._read > self._set_aside:
-            refusal = await self._hold_more()
+        message, self._unread = self._unread, None
+        if message is None:
+            message = await super().receive()
+            if not self._counts or message["type"] != "http.request":
+                return message
+            self._read += len(message.get("body", b""))
+        if self._counts and self._read > self._set_aside:
+            try:
+                refusal = await self._hold_more()
+            except BaseException:
+                self._unread = message  # Whoever has given up waiting for it may ask once more.
+                raise
             if refusal is not None:
                 await self._end(refusal)
                 return {"type": "http.disconnect"}
