@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import meterkit
-from faults import renew_holds, settled
+from faults import renew_holds, settled, stopped
 from metering import answering, hello, http_scope, served
 
 if TYPE_CHECKING:
@@ -362,6 +362,27 @@ async def test_of_two_that_come_at_once_in_shadow_the_app_records_for_one() -> N
         await gather(*(http.client.post("/shadow", headers=KEY) for _ in range(2)))
         assert await recorded(http) == (1, 0)
         assert await recorded(http, "tokens") == (7, 0)
+
+
+@pytest.mark.parametrize("is_first_before", [True, False])
+async def test_what_is_served_while_the_store_is_away_is_billed_once_too(
+    is_first_before: bool, valkey: Server
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record("tokens", 7)
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS, redis_url=valkey.url) as http:
+        await http.client.post("/v1/x", headers=KEY if is_first_before else None)
+        await settled(http.kit)
+        with stopped(valkey):  # The first of these may have been decided, the second was not.
+            for _ in range(2):
+                assert (await http.client.post("/v1/x", headers=KEY)).status_code == 200
+        count = 1 if is_first_before else 2
+        assert await recorded(http) == (count, 0)
+        assert await recorded(http, "tokens") == (7 * count, 0)
+        assert (await http.client.post("/v1/x", headers=KEY)).status_code == 200
+        assert await recorded(http) == (count, 0)
 
 
 async def test_who_goes_by_an_address_repeats_too() -> None:

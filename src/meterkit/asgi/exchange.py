@@ -13,6 +13,7 @@ from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.reading import Reading
+from meterkit.asgi.repeats import repeat_digest
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.settlement import Mark, Settlement, settlement_of
@@ -214,12 +215,12 @@ class Exchange(Admitted):
             return
         outcome = self._outcome()
         billed = outcome in self._charge_on
-        if decided is None:
-            recorded = self._undecided(recorded or _NOTHING)
+        recorded = recorded or _NOTHING
         # What the app has recorded of a request with an idempotency key goes with its mark, or not at all.
-        is_whole = decided is not None and (decided.reserved or (recorded and decided.digest))
+        is_whole = decided is None or decided.reserved or (recorded and decided.digest)
         if self._llm is not None or is_whole:
-            self._settle_parts(lane, self._used_by_calls(outcome), recorded or _NOTHING, billed=billed)
+            beside = Used(recorded, recorded) if decided is not None else self._undecided(recorded)
+            self._settle_parts(lane, self._used_by_calls(outcome), beside, billed=billed)
             return
         if decided is not None and (decided.program.settles or decided.digest):
             lane.live.discard(self)
@@ -253,53 +254,51 @@ class Exchange(Admitted):
         with _recording:
             return self._llm.uncounted(self._view.cache)
 
-    def _settle_parts(
-        self, lane: Lane, parts: Sequence[Used], recorded: Mapping[str, int], *, billed: bool
-    ) -> None:
+    def _settle_parts(self, lane: Lane, parts: Sequence[Used], beside: Used, *, billed: bool) -> None:
         """Settle what was held and what was used: in one call, but for further models that meters look at.
 
         Args:
             lane: the event loop's.
             parts: what calls of language models have used, by model where that matters.
-            recorded: what the app has recorded beside, by meter.
+            beside: what the app has recorded besides, and what was consumed without a decision.
             billed: whether the request's outcome is billed; if not, rates count it all the same.
         """
         held = self._decided
         if held is not None and not (held.program.settles or held.digest):
             held = None
-        beside = Used(recorded, recorded)
         if held is not None:
             lane.live.discard(self)
-            beside = Used(add(held.recorded, recorded), recorded)
+            beside = beside._replace(recorded=add(held.recorded, beside.recorded))
         if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
             first, *parts = parts
             total = add(beside.recorded, first.recorded), add(beside.rated, first.rated)
             beside = Used(*total, first.dimensions, first.rated)
-        parts = [beside, *parts] if held is not None or beside.rated else parts
+        parts = [beside, *parts]
         if not billed:
             parts = [part._replace(recorded=_NOTHING) for part in parts]
-        if held is None:
-            for part in parts:
-                self._settle_used(lane, part)
-        else:
+        if held is not None:
             for settlement in self._settlements(held, parts, billed=billed):
                 self._store.settle(lane, settlement)
+            return
+        # Without a decision nobody knows whether it is a repeat: the store will, when it hears of it.
+        digest = repeat_digest(self._route, self._scope) if billed and self._decided is None else None
+        mark = None if digest is None else Mark(digest, billed=True)
+        for part in parts:
+            if part.recorded or part.rated:
+                self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
+                mark = None
 
     def _settle_used(self, lane: Lane, used: Used) -> None:
         self._store.settle(lane, Settlement(self._view, used=used))
 
-    def _undecided(self, recorded: dict[str, int]) -> dict[str, int]:
+    def _undecided(self, recorded: Mapping[str, int]) -> Used:
         """What a request comes to that was decided without the store: its rates have not seen it either."""
-        consumed = self._route.consume
         if self.in_doubt:
             # What the decision itself counts may be counted. The rest is only recorded, not rated again:
             # in doubt for the customer.
-            settled = self._view.prepare(self._route).program.settled
-            if self._lane is not None and self._outcome() in self._charge_on and settled:
-                self._settle_used(self._lane, Used(recorded=settled))
-            return recorded
-        meters = dict.fromkeys((*recorded, *consumed))
-        return {meter: recorded.get(meter, 0) + consumed.get(meter, 0) for meter in meters}
+            return Used(add(self._view.prepare(self._route).program.settled, recorded), recorded)
+        total = add(self._route.consume, recorded)
+        return Used(total, total)
 
     def release_hold(self) -> None:
         """See :class:`meterkit.redis.hold_renewal.Renewable`: settles what the request is by now."""
