@@ -207,6 +207,23 @@ async def test_who_has_used_something_is_known_without_being_set_up(
     assert stored.run("customers", "delete", "beta").code == 1
 
 
+@pytest.mark.anyio
+async def test_who_only_fills_a_gauge_is_known_and_can_be_deleted(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    plans = directory / "plans.yaml"
+    plans.write_text(
+        plans.read_text().replace("\nfeatures:", "\n  seats: {unit: seat, kind: gauge}\nfeatures:")
+    )
+    async with MeterKit(plans, redis_url=store_url, flush=False) as kit:
+        await kit.gauges.set("acme", "seats", 3)
+    used = stored.run("usage", "acme", "--json")
+    assert ("", 3) == (used.err, used.json["meters"]["seats"]["used"])
+    assert stored.run("customers", "delete", "acme").code == 0
+    assert stored.run("usage", "acme", "--json").json["meters"]["seats"]["used"] == 0
+    assert stored.run("customers", "delete", "acme").code == 1
+
+
 def test_a_plan_that_is_gone_from_the_plans_file_is_said_wherever_its_customer_is_shown(
     stored: Shell, directory: Path
 ) -> None:

@@ -98,10 +98,11 @@ class Customers:
         return self._view(customer, state)
 
     async def known(self, customer: str) -> bool:
-        """Whether anything is known of a customer: that somebody set it up, or what it used."""
+        """Whether anything is known of a customer: that somebody set it up, what it used, or a gauge's level."""
         keys = self._store.keys.customer(check_customer(customer))
+        names = (keys.state, keys.counters, keys.totals, keys.levels)
         admin = await self._store.admin()
-        return bool(await admin.ask(admin.client.exists(keys.state, keys.counters, keys.totals)))
+        return bool(await admin.ask(admin.client.exists(*names)))
 
     async def list(self) -> AsyncIterator[Customer]:
         """All customers that somebody set up, in no order."""
