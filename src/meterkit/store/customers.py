@@ -98,7 +98,7 @@ class Customers:
         return self._view(customer, state)
 
     async def known(self, customer: str) -> bool:
-        """Whether anything is known of a customer: that somebody set it up, what it used, or a gauge's level."""
+        """Whether anything is known of a customer: that it was set up, what it used, a gauge's level."""
         keys = self._store.keys.customer(check_customer(customer))
         names = (keys.state, keys.counters, keys.totals, keys.levels)
         admin = await self._store.admin()
