@@ -10,7 +10,10 @@ SUITE = Suite(
     project="starlette",
     needed=("httpx2[zstd]", "itsdangerous", "jinja2", "opentelemetry-sdk", "python-multipart", "trio"),
 )
-TRANSPARENT = ["wrappers:metered", "wrappers:metered_with_fields"]
+TRANSPARENT = [
+    pytest.param("wrappers:metered", marks=pytest.mark.whole),
+    "wrappers:metered_with_fields",
+]
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -33,6 +33,7 @@ from meterkit.store.settlement import Settlement
 from meterkit.store.store import Store
 from meterkit.store.used import Used
 from proxy import TcpProxy
+from servers import free_port
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -183,6 +184,17 @@ async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey
         await asyncio.gather(starting, return_exceptions=True)
         await kit.stop()
     await eventually(lambda: open_sockets() == sockets)
+
+
+@pytest.mark.anyio
+async def test_stopping_ends_a_start_that_waits_for_the_store() -> None:
+    kit = kit_at(f"redis://127.0.0.1:{free_port()}", start_timeout=60)
+    starting = asyncio.create_task(kit.start())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await kit.stop()
+        await starting
+        await kit.stop()
 
 
 @pytest.mark.anyio

@@ -158,6 +158,7 @@ class Reconnector:
     async def stop(self) -> None:
         """Close all connections; what waits for one fails."""
         self._stopped = True
+        self._connected_or_refused.set()  # It never will be: nobody is to wait for it.
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
