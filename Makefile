@@ -43,7 +43,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -n 2 $(ARGS)
 
 field: $(VENV)/.dev
-	$(BIN)/pytest -n 2 --whole tests/field $(ARGS)
+	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py $(ARGS)
 	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
 
 coverage: $(VENV)/.dev
