@@ -231,6 +231,14 @@ async def test_a_body_of_unknown_length_is_counted_as_it_comes_and_ends_with_413
         assert (await put(http, pieces(500, 400, 100))).status == 200
 
 
+async def test_an_upload_that_is_ended_is_counted_as_refused_not_as_an_error_of_the_app() -> None:
+    async with served(Reads(), plans=PLANS) as http:
+        tallies = http.kit.store.tally()
+        assert (await put(http, pieces(600, 500))).status == 413
+        assert (await put(http, pieces(600, 300))).status == 200
+        assert tallies.requests == {("free", "refused", "storage"): 1, ("free", "success", "none"): 1}
+
+
 async def test_the_two_uploads_of_unknown_length_that_do_not_fit_together_do_not_both_pass() -> None:
     async with served(Reads(), plans=PLANS) as http:
         go_on = Event()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Outcome
+    from meterkit.redis.tallies import Tallies
 
 __all__ = ["Upload", "announced_bytes"]
 
@@ -120,6 +121,14 @@ class Upload(Exchange):
         """Tell the store what the request came to; once."""
         super().settle(error)
         self._give_back_more()
+
+    def _tally(self, tallies: Tallies) -> None:
+        refusal = self._refusal
+        if refusal is None:
+            super()._tally(tallies)
+        else:
+            plan = self._view.effective.plan.key
+            tallies.ended(plan, "refused", refusal.reason, degraded=refusal.degraded)
 
     def is_over_by(self, error: BaseException) -> bool:
         """Whether an error only says that the request was ended here."""
