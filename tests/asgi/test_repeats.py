@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import Event, create_task, gather, get_running_loop
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -362,6 +363,32 @@ async def test_of_two_that_come_at_once_in_shadow_the_app_records_for_one() -> N
         await gather(*(http.client.post("/shadow", headers=KEY) for _ in range(2)))
         assert await recorded(http) == (1, 0)
         assert await recorded(http, "tokens") == (7, 0)
+
+
+@pytest.mark.parametrize("path", ["/shadow", "/v1/x"])
+async def test_answers_of_several_models_are_recorded_for_one_of_two(path: str, valkey: Server) -> None:
+    both_came, came = Event(), 0
+    derived = "output_tokens: {unit: token}\n  large: {unit: token, from: output_tokens, where: {model: l}}"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal came
+        came += 1
+        if came == 2:
+            both_came.set()
+        await both_came.wait()
+        for model in ("l", "s"):
+            usage = {"prompt_tokens": 1, "completion_tokens": 10, "total_tokens": 11}
+            meterkit.record_usage(
+                {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+            )
+        await hello(scope, receive, send)
+
+    plans = PLANS.replace("tokens:   {unit: token}", f"{derived}\n  tokens: {{unit: token}}")
+    async with served(app, plans=plans, redis_url=valkey.url) as http:
+        with stopped(valkey) if path == "/v1/x" else nullcontext():
+            await gather(*(http.client.post(path, headers=KEY) for _ in range(2)))
+        assert await recorded(http) == (1, 0)
+        assert [await recorded(http, meter) for meter in ("output_tokens", "large")] == [(20, 0), (10, 0)]
 
 
 @pytest.mark.parametrize("is_first_before", [True, False])

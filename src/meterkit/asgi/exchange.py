@@ -282,11 +282,10 @@ class Exchange(Admitted):
             return
         # Without a decision nobody knows whether it is a repeat: the store will, when it hears of it.
         digest = repeat_digest(self._route, self._scope) if billed and self._decided is None else None
-        mark = None if digest is None else Mark(digest, billed=True)
-        for part in parts:
-            if part.recorded or part.rated:
-                self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
-                mark = None
+        parts = [part for part in parts if part.recorded or part.rated]
+        for part in reversed(parts):  # What remembers the key comes last.
+            mark = None if digest is None else Mark(digest, billed=part is parts[0])
+            self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
 
     def _settle_used(self, lane: Lane, used: Used) -> None:
         self._store.settle(lane, Settlement(self._view, used=used))

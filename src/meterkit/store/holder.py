@@ -124,13 +124,17 @@ class Holder(ABC):
         first, *others = parts or (NOTHING_USED,)
         measured = first.rated if first.measured is None else first.measured
         correction = Correction(decided.reserved, decided.program.rates, self._decided_ms)
-        return [
-            Settlement(
-                decided.view,
-                held=self._held(decided),
-                used=first._replace(rated=rated, measured=measured),
-                correction=correction,
-                mark=Mark.of(decided, billed=billed),
-            ),
-            *(Settlement(decided.view, used=part._replace(rated={}, measured=part.rated)) for part in others),
+        whole = Settlement(
+            decided.view,
+            held=self._held(decided),
+            used=first._replace(rated=rated, measured=measured),
+            correction=correction,
+            mark=Mark.of(decided, billed=billed),
+        )
+        mark = Mark.of(decided, billed=False)
+        behind = [
+            Settlement(decided.view, used=part._replace(rated={}, measured=part.rated), mark=mark)
+            for part in others
         ]
+        # What remembers an idempotency key comes last: all before it are asked whether they are a repeat.
+        return [*behind, whole] if mark else [whole, *behind]
