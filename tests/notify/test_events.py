@@ -245,6 +245,36 @@ async def test_a_handler_that_fails_is_told_again_and_given_up_in_the_end(
     assert len(set(ids)) == 2
 
 
+@pytest.mark.usefixtures("quickly")
+async def test_a_notice_that_cannot_be_read_is_given_up(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("meterkit.notify.teller._TIMES_MOST", 2)
+    async with told_on(any_store_url) as (kit, told):
+        client: Any = (await kit.store.admin()).client
+        written = {"kind": "usage.threshold", "customer": "acme", "of": "abcd", "numbers": "1 2 3"}
+        await client.xadd(kit.store.keys.notices(0), written)
+        await client.pexpire(kit.store.keys.notices(0), 60_000)
+        await eventually(lambda: "usage.threshold of customer 'acme' is given up" in caplog.text)
+    assert told == []
+    assert "a notice cannot be read" in caplog.text
+
+
+async def test_slow_handlers_of_an_event_are_told_at_once(any_store_url: str) -> None:
+    async with kit_of(any_store_url) as kit:
+        both = asyncio.Barrier(2)
+
+        async def meets(_: UsageThreshold) -> None:
+            await both.wait()
+
+        kit.on("usage.threshold")(meets)
+        kit.on("usage.threshold")(meets)
+        told: list[UsageThreshold] = []
+        kit.on("usage.threshold")(told.append)
+        await kit.record("acme", "words", 800)
+        await eventually(lambda: both.n_waiting == 0 and bool(told))
+
+
 async def test_a_handler_that_takes_too_long_is_cancelled(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,9 +42,9 @@ class Handlers:
         self._handlers.setdefault(event, []).append(handler)
 
     async def tell(self, event: str, what: object) -> bool:
-        """Tell the handlers of an event, one after the other; whether all have taken it."""
-        taken = [await _tell(event, handler, what) for handler in self._handlers.get(event, ())]
-        return all(taken)
+        """Tell the handlers of an event, all at once; whether all have taken it."""
+        handlers = self._handlers.get(event, ())
+        return all(await asyncio.gather(*(_tell(event, handler, what) for handler in handlers)))
 
 
 async def _tell(event: str, handler: Callable[[Any], object], what: object) -> bool:

@@ -103,10 +103,14 @@ class Teller:
 
     async def _tell(self, notice: Notice) -> None:
         meters = {meter_token(meter): meter for meter in self._store.catalog.meters}
-        is_taken = await self._handlers.tell(notice.kind, event_of(notice, meters))
+        try:
+            is_taken = await self._handlers.tell(notice.kind, event_of(notice, meters))
+        except ValueError:  # Another release wrote it.
+            _logger.exception("a notice cannot be read: %r", notice)
+            is_taken = False
         if not is_taken and notice.times >= _TIMES_MOST:
             _logger.error(
-                "%s of customer %r is given up: its handlers have failed %d times (id %s-%s)",
+                "%s of customer %r is given up: telling it has failed %d times (id %s-%s)",
                 *(notice.kind, notice.customer, notice.times, notice.shard, notice.entry),
             )
             is_taken = True
