@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import GaugeLevel, Policy
+from meterkit.decisions.further import joined
 from meterkit.decisions.keys import meter_field
 from meterkit.decisions.packed import unpack_field
 
@@ -104,5 +105,4 @@ def with_gauges(further: str, gauges: Mapping[str, GaugeLimit], *, first: int) -
     ]
     if not levels:
         return further
-    told = json.dumps({"levels": levels}, separators=(",", ":"))
-    return f"{further[:-1]},{told[1:]}" if further else told
+    return joined(further, json.dumps({"levels": levels}, separators=(",", ":")))

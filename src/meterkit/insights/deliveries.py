@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.store.waiting import count_members
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,6 +21,7 @@ STATES: Final = {
     "dead": "dead",
 }
 """A state to the sorted set of each shard that has what is in it."""
+_STATE_OF: Final = {name: state for state, name in STATES.items()}
 _KEPT_UNLINKED: Final = "unlinked"
 
 
@@ -42,24 +45,15 @@ async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
         StoreError: the store does not answer.
     """
     admin = await store.admin()
-    places = [(shard, state) for shard in range(store.keys.shards) for state in STATES]
-    keys = [store.keys.shard(shard, STATES[state]) for shard, state in places]
-    if store.address.kind == "cluster":
-        counting = admin.client.pipeline(transaction=False)
-        for key in keys:
-            counting.zcount(key, "-inf", "+inf")
-        members: list[int] = await admin.ask(counting.execute())
-        counts = {place: number for place, number in zip(places, members, strict=True) if number}
-    else:
-        reply: list[int] = await admin.run(store.scripts["count"], keys, "+inf")
-        counts = {places[nth - 1]: number for nth, number in zip(reply[::2], reply[1::2], strict=True)}
+    counts = await count_members(store, admin, _STATE_OF, limit="+inf")
     oldest = admin.client.pipeline(transaction=False)
-    for shard, state in counts:
-        oldest.zrange(store.keys.shard(shard, STATES[state]), 0, 0, withscores=True)
+    for shard, name in counts:
+        oldest.zrange(store.keys.shard(shard, name), 0, 0, withscores=True)
     found: list[list[tuple[bytes, float]]] = await admin.ask(oldest.execute()) if counts else []
     now_ms = store.now_ms()
     waiting = dict.fromkeys(STATES, Waiting(0, 0.0))
-    for ((_, state), number), first in zip(counts.items(), found, strict=True):
+    for ((_, name), number), first in zip(counts.items(), found, strict=True):
+        state = _STATE_OF[name]
         before = waiting[state]
         overdue_s = max(0.0, (now_ms - first[0][1]) / 1000) if first and state != _KEPT_UNLINKED else 0.0
         waiting[state] = Waiting(before.items + number, max(before.age_s, overdue_s))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from binascii import crc_hqx
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,12 +14,15 @@ from meterkit.redis.handshake import connect
 from meterkit.redis.url import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Collection, Iterable
 
     from meterkit.redis.connection import Connection
     from meterkit.redis.url import Address
 
-__all__ = ["Slots", "find", "redirection_of", "slot_of", "slots_of"]
+__all__ = ["Find", "Slots", "find", "redirection_of", "slot_of", "slots_of"]
+
+Find = Callable[["Collection[Place]"], Awaitable["Slots"]]
+"""Asks where the slots are; gets the nodes to ask first. Raises StoreError where none answers."""
 
 _SLOTS: Final = 16_384
 _TAG: Final = re.compile(rb"\{([^}]+)\}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from redis.commands import AsyncCoreCommands
@@ -19,16 +18,15 @@ from redis.exceptions import (
 )
 
 from meterkit.errors import StoreError
-from meterkit.redis.cluster import Slots, redirection_of, slot_of
+from meterkit.redis.cluster import redirection_of, slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    from meterkit.redis.cluster import Find, Slots
     from meterkit.redis.url import Place
 
 __all__ = ["ClusterClient"]
-
-Find = Callable[["Collection[Place]"], Awaitable["Slots"]]
 
 _TRIES: Final = 16
 _TRY_AGAIN_S: Final = 0.02

@@ -15,20 +15,17 @@ from meterkit.redis.connection import ReplyError, fail
 from meterkit.redis.reconnect import Reconnector
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from meterkit.decisions.keys import Keys
-    from meterkit.redis.cluster import Slots
+    from meterkit.redis.cluster import Find, Slots
     from meterkit.redis.connection import Call, Connection, OnEnd
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.url import Place
 
-__all__ = ["ClusterConnection", "ConnectTo", "Find"]
+__all__ = ["ClusterConnection", "ConnectTo"]
 
 _log = logging.getLogger("meterkit.store")
 
 ConnectTo = Callable[["Place", "OnEnd"], Awaitable["Connection"]]
-Find = Callable[["Collection[Place]"], Awaitable["Slots"]]
 
 _TRY_AGAIN_S: Final = 0.01
 # Where a node is away all that ask for it want to know who has its slots now; nobody is asked more often.

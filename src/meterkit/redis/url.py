@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -107,14 +107,7 @@ class Address:
 
     def sentinel_at(self, place: Place) -> Address:
         """One of its sentinels."""
-        return Address(
-            kind="tcp",
-            host=place.host,
-            port=place.port,
-            username=self.sentinel_username,
-            password=self.sentinel_password,
-            tls=self.tls,
-        )
+        return replace(self.at(place), db=0, username=self.sentinel_username, password=self.sentinel_password)
 
     def __str__(self) -> str:
         """The address as a URL without credentials, for logs."""

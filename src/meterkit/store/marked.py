@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from meterkit.decisions.further import joined
 from meterkit.decisions.kinds import CEILING
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.resp import pack_each
@@ -74,8 +75,7 @@ class MarkedDecision(PreparedDecision):
         """See :meth:`CustomerView.pack_decide`; with the marks' key, and the digest beside all else."""
         view, program = self.view, self.exact()
         keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures)
-        further = f'{{"digest":"{self.digest}","ceilings":{ceilings}'
-        further += f",{program.further[1:]}" if program.further else "}"
+        further = joined(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.further)
         names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels, keys.marks)
         head: tuple[str | int, ...] = ("EVALSHA", view.cache.decide.sha, len(names), *names, view.rev)
         tail: tuple[str | bytes, ...] = (

@@ -13,6 +13,7 @@ from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
 from meterkit.store.intents import Attempt, Move, Sealed, Undelivered, Work, read_intent
 from meterkit.store.sealing import Sealer, Sealing
+from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -219,21 +220,4 @@ class Outbox:
         return Keeping(server, server.address, needed=needed, kind=self._store.address.kind)
 
     async def _count(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
-        """The sorted sets of all shards that have members up to a score, and how many."""
-        if self._store.address.kind == "cluster":
-            return await self._count_each(names, limit=limit)
-        places = [(shard, name) for shard in range(self._keys.shards) for name in names]
-        keys = [self._keys.shard(shard, name) for shard, name in places]
-        reply: list[int] = await self._admin.run(self._store.scripts["count"], keys, limit)
-        return {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
-
-    async def _count_each(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
-        """The same where each shard may be on another server; those of one that is away count as one."""
-        places = [(shard, name) for shard in range(self._keys.shards) for name in names]
-        pipe = self._client.pipeline(transaction=False)
-        for shard, name in places:
-            pipe.zcount(self._keys.shard(shard, name), "-inf", limit)
-        replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
-        # What is asked of them next says what is wrong; the others go on.
-        found = [1 if isinstance(reply, Exception) else reply for reply in replies]
-        return {place: members for place, members in zip(places, found, strict=True) if members}
+        return await count_members(self._store, self._admin, names, limit=limit)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.derived import derived_from
+from meterkit.decisions.further import joined
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.program import rate_numbers, reported_parts
 from meterkit.redis.resp import pack_each
@@ -178,8 +179,8 @@ class Settlement:
         if self.occurred_ms is not None:
             paying = self._dated(view, paying, self.occurred_ms)
         if self.mark is not None:
-            marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}'
-            paying = f"{marked},{paying[1:]}" if paying else f"{marked}}}"
+            marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
+            paying = joined(marked, paying)
         own = pack_each((*event, view.rev, view.terms(*numbers), self.customer, paying))
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = self._head(view, shape, events=1) if event else shape.head
@@ -189,8 +190,7 @@ class Settlement:
         """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
         own = bounds_of(view.state, view.effective.plan, occurred_ms).start_ms
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
-        dated = f'{{"at":{occurred_ms},"own":{own},"dead":{dead}'
-        return f"{dated},{paying[1:]}" if paying else f"{dated}}}"
+        return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
 
     def _derived_from(self, meter: str) -> tuple[str, ...]:
         meters = self.view.cache.catalog.meters
