@@ -206,6 +206,43 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     assert "secret" not in "".join(lines)
 
 
+async def test_the_span_that_serves_a_request_says_what_was_decided(tmp_path: Path) -> None:
+    program = """
+        import asyncio, httpx
+        from meterkit import MeterKit, MeterMiddleware, identify
+        from opentelemetry import trace
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        from starlette.applications import Starlette
+
+        async def main():
+            kit = MeterKit(redis_url="memory://", flush=False)
+            spans = InMemorySpanExporter()
+            provider = TracerProvider()
+            provider.add_span_processor(SimpleSpanProcessor(spans))
+            trace.set_tracer_provider(provider)
+            app = MeterMiddleware(Starlette(), kit=kit, identify=identify.header("x-customer-id"))
+            app = OpenTelemetryMiddleware(app, exclude_spans=["receive", "send"])
+            async with kit, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as c:
+                for headers in {"x-customer-id": "secret-ada"}, {}:
+                    await c.get("/x", headers=headers)
+            for span in spans.get_finished_spans():
+                print({k: v for k, v in span.attributes.items() if k.startswith("meterkit")})
+                print(str(span.attributes).count("secret"))
+
+        asyncio.run(main())
+    """
+    lines = said_by(program, tmp_path).splitlines()
+    assert lines == [
+        "{'meterkit.plan': 'free'}",
+        "0",
+        "{'meterkit.plan': 'none', 'meterkit.reason': 'anonymous'}",
+        "0",
+    ]
+
+
 async def test_without_both_packages_nothing_is_counted_and_the_cure_is_named(tmp_path: Path) -> None:
     program = """
         import sys

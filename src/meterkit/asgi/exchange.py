@@ -97,6 +97,14 @@ class Exchange(Admitted):
             self._nothing_to_settle = not (decided.program.settles or decided.digest)
             if lane is not None and (decided.program.holds or decided.digest):
                 lane.live.add(self)
+        if store.mark_span is not None:
+            store.mark_span(view.effective.plan.key, None, False)
+
+    def take(self, decision: Decision) -> None:
+        """Take note of a decision that is not just that the plan allows the request."""
+        self.decision = decision
+        if self._store.mark_span is not None:
+            self._store.mark_span(decision.plan, decision.reason, decision.degraded)
 
     def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
         """Read the response's token usage as it is sent, where the route says so.

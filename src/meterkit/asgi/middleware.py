@@ -82,8 +82,7 @@ class Kit(Protocol):
 class MeterMiddleware:
     """Decides and counts the requests of an ASGI app.
 
-    Holds configuration only; what belongs to one request lives in its
-    :class:`~meterkit.asgi.exchange.Exchange`.
+    Holds configuration only; what belongs to one request lives in its ``Exchange``.
 
     Args:
         app: the app that is wrapped.
@@ -257,7 +256,7 @@ class MeterMiddleware:
             self._troubles.unidentified(error, route)
             view = plans.nobody()
         passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
-        passed.decision = view.undecided()
+        passed.take(view.undecided())
         return passed
 
     async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
@@ -273,7 +272,7 @@ class MeterMiddleware:
         """A request that nobody can be held to, served all the same; what it records is nobody's."""
         self._log.shadowed(decision, route)
         passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
-        passed.decision = replace(decision, allowed=True, shadow=True)
+        passed.take(replace(decision, allowed=True, shadow=True))
         return passed
 
     async def _customer(self, plans: _PlansInForce, found: object, scope: Scope) -> CustomerView:
@@ -302,7 +301,7 @@ class MeterMiddleware:
             return decision
         self._log.shadowed(decision, route)
         passed = _kind_of(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
-        passed.decision = decision
+        passed.take(decision)
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
 
@@ -333,7 +332,7 @@ class MeterMiddleware:
         if not allowed:
             return decision
         passed = _kind_of(scope, route)(self._kit.store, lane, view, route, None, [], scope, send)
-        passed.decision = decision
+        passed.take(decision)
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
         return passed
 

@@ -1,4 +1,4 @@
-"""The metrics of all kits of this process by OpenTelemetry's global provider, where its API is installed."""
+"""Metrics and marks on spans, by OpenTelemetry's global providers, where its API is installed."""
 
 from __future__ import annotations
 
@@ -10,33 +10,49 @@ from typing import TYPE_CHECKING
 from meterkit.redis.tallies import everywhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from opentelemetry.metrics import CallbackOptions, Observation
 
     from meterkit.store.store import Store
 
+    MarkSpan = Callable[[str | None, str | None, bool], None]
+
 __all__ = ["observe"]
 
 
 def observe(store: Store) -> None:
-    """Have what a store decides counted, for whatever provider there is or will be.
+    """Have what a store decides counted and put on spans, for whatever providers there are or will be.
 
     Nothing is done where the API is not installed.
     """
-    if _observed():
+    mark_span = _observed()
+    if mark_span is not None:
         store.tally()
+        store.mark_span = mark_span
 
 
 @cache  # Instruments are the process's, whatever kits come and go.
-def _observed() -> bool:
+def _observed() -> MarkSpan | None:
+    """Make the instruments; returns what puts a decision on the span that is served in, if it is recorded."""
     try:
         if find_spec("opentelemetry.metrics") is None:
-            return False
+            return None
     except ModuleNotFoundError:
-        return False
+        return None
     from opentelemetry import metrics  # noqa: PLC0415 - an extra, looked for above
     from opentelemetry.metrics import Observation  # noqa: PLC0415 - likewise
+    from opentelemetry.trace import get_current_span  # noqa: PLC0415 - likewise
+
+    def mark_span(plan: str | None, reason: str | None, is_degraded: bool) -> None:
+        span = get_current_span()
+        if not span.is_recording():
+            return
+        span.set_attribute("meterkit.plan", plan or "none")
+        if reason is not None:
+            span.set_attribute("meterkit.reason", reason)
+        if is_degraded:
+            span.set_attribute("meterkit.degraded", value=True)
 
     def requests(_: CallbackOptions) -> Iterable[Observation]:
         found: Counter[tuple[str, str, str]] = Counter()
@@ -60,4 +76,4 @@ def _observed() -> bool:
     meter.create_observable_counter("meterkit.requests.degraded", [degraded], unit="{request}")
     meter.create_observable_counter("meterkit.decisions", [decisions], unit="{decision}")
     meter.create_observable_counter("meterkit.decisions.duration", [duration], unit="s")
-    return True
+    return mark_span

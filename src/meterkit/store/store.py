@@ -96,6 +96,7 @@ class Store:
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
         self.tallies: Tallies | None = None
+        self.mark_span: Callable[[str | None, str | None, bool], None] | None = None
         self.use(catalog)
 
     @classmethod
