@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.customers import Customers
+from meterkit.testing.emulator.events import Events
 from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.meter_events import MeterEvents
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.events import Event
+    from meterkit.testing.emulator.replies import JsonObject
 
 __all__ = ["Account"]
 
@@ -32,12 +35,14 @@ class Account:
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.lock = threading.RLock()
+        self._call: Call | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         with self.lock:
-            self.customers = Customers()
+            self.log = Events()
+            self.customers = Customers(self.emit)
             self.meters = Meters()
             self.events = MeterEvents(self.customers, self.meters, self.behaviour)
             self.keys = IdempotencyKeys()
@@ -45,6 +50,37 @@ class Account:
             self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
             self._busy: set[tuple[str, str]] = set()
             self._calls_in_second: Counter[int] = Counter()
+
+    def emit(
+        self,
+        event_type: str,
+        obj: JsonObject,
+        *,
+        previous: JsonObject | None = None,
+        at_s: float | None = None,
+    ) -> Event | None:
+        """Enter an event and have it delivered. Returns None for an update that has changed nothing.
+
+        Args:
+            event_type: such as ``customer.subscription.updated``.
+            obj: what it happened to, as it is now; the event keeps a copy.
+            previous: it as it was before; of an update, and only there.
+            at_s: when it happened in Unix seconds; None: now. What the clock has brought about meanwhile is
+                entered in the order in which it happened.
+        """
+        with self.lock:
+            at_s = self.behaviour.clock() if at_s is None else at_s
+            return self.log.enter(event_type, obj, previous=previous, at_s=at_s, call=self._call)
+
+    @contextmanager
+    def during(self, call: Call) -> Generator[None]:
+        """Hold the lock, and put down to this request what happens within."""
+        with self.lock:
+            before, self._call = self._call, call
+            try:
+                yield
+            finally:
+                self._call = before
 
     def limit_rate(self, *, now: float) -> None:
         """Count one call. Raises ApiError, 429, if the second has had its share."""

@@ -40,6 +40,8 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("GET", "/v1/customers/{id}", lambda account, call: account.customers.retrieve(call)),
     ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
     ("DELETE", "/v1/customers/{id}", lambda account, call: account.customers.delete(call)),
+    ("GET", "/v1/events", lambda account, call: account.log.list(call)),
+    ("GET", "/v1/events/{id}", lambda account, call: account.log.retrieve(call)),
     ("POST", "/v1/billing/meters", lambda account, call: account.meters.create(call)),
     ("GET", "/v1/billing/meters", lambda account, call: account.meters.list(call)),
     ("GET", "/v1/billing/meters/{id}", lambda account, call: account.meters.retrieve(call)),
@@ -89,7 +91,7 @@ class Api:
         identifier: str | None = None
         cut: Fault | None = None
         try:
-            call = await self._call(request)
+            call = await self._call(request, request_id=request_id)
             identifier = call.params.text("identifier")
             self._account.limit_rate(now=call.now)
             with self._account.lock:
@@ -147,7 +149,7 @@ class Api:
         return reply, fault
 
     def _effect(self, call: Call, *, operation: Operation) -> Reply:
-        with self._account.lock:
+        with self._account.during(call):
             try:
                 return Reply(status=HTTPStatus.OK, body=operation(self._account, call))
             except ApiError as error:
@@ -168,7 +170,7 @@ class Api:
             headers={**date, **echoed, **retry, **headers, **reply.headers},
         )
 
-    async def _call(self, request: Request) -> Call:
+    async def _call(self, request: Request, *, request_id: str) -> Call:
         livemode = _authenticate(request, accepted=self._account.behaviour.api_keys)
         sent = await request.body() if request.method == "POST" else request.url.query.encode()
         return Call(
@@ -179,6 +181,7 @@ class Api:
             livemode=livemode,
             idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
             object_id=str(request.path_params.get("id", "")),
+            request_id=request_id,
         )
 
 

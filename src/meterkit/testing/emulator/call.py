@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -10,7 +11,7 @@ from urllib.parse import parse_qsl
 from meterkit.testing.emulator.replies import ApiError, missing_parameter, unknown_parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from meterkit.testing.emulator.replies import JsonObject
 
@@ -21,6 +22,7 @@ Form: TypeAlias = "dict[str, str | Form]"
 KEY: Final = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 PART: Final = re.compile(r"\[([^\[\]]*)\]")
 INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+BOUNDS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 PAGE_MAX: Final = 100
 PAGE_DEFAULT: Final = 10
 
@@ -91,6 +93,25 @@ class Params:
             raise ApiError(f"Invalid integer: {value}", code="parameter_invalid_integer", param=name)
         return int(value)
 
+    def boolean(self, name: str) -> bool | None:
+        """Return true or false, or None where it is absent."""
+        value = self.text(name)
+        if value not in {None, "true", "false"}:
+            raise ApiError(f"Invalid boolean: {value}", param=name)
+        return None if value is None else value == "true"
+
+    def span(self, name: str) -> Callable[[int], bool]:
+        """Return whether an instant is one that is asked for: ``created=1`` or ``created[gte]=1``."""
+        if name not in self:
+            return lambda _: True
+        if not self.is_hash(name):
+            at = self.integer(name)
+            return lambda instant: instant == at
+        for bound in self.texts(name).keys() - BOUNDS.keys():
+            raise unknown_parameter(f"{name}[{bound}]")
+        bounds = {bound: self.integer(f"{name}[{bound}]") or 0 for bound in self.texts(name)}
+        return lambda instant: all(BOUNDS[bound](instant, at) for bound, at in bounds.items())
+
     def choice(self, name: str, allowed: Collection[str]) -> str | None:
         """Return one of ``allowed``, or None where it is absent."""
         value = self.text(name)
@@ -157,6 +178,7 @@ class Call:
     livemode: bool
     idempotency_key: str | None
     object_id: str = ""
+    request_id: str = ""
     lose: bool = False
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +10,7 @@ from meterkit.testing.emulator.replies import JsonObject, new_id, no_such, unkno
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.events import Emit
 
 __all__ = ["Customer", "Customers"]
 
@@ -20,7 +20,6 @@ EXPANDABLE: Final = (
     *("cash_balance", "default_source", "invoice_credit_balance", "sources"),
     *("subscriptions", "tax", "tax_ids", "test_clock"),
 )
-BOUNDS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,7 +58,8 @@ class Customer:
 class Customers:
     """All customers of the emulated account, by id, oldest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
         self._by_id: dict[str, Customer] = {}
 
     def exists(self, customer_id: str) -> bool:
@@ -79,6 +79,7 @@ class Customers:
         customer = Customer(id=new_id("cus"), created=int(call.now), livemode=call.livemode)
         _apply(customer, params=call.params)
         self._by_id[customer.id] = customer
+        self._emit("customer.created", customer.to_json())
         return customer.to_json()
 
     def retrieve(self, call: Call) -> JsonObject:
@@ -90,26 +91,27 @@ class Customers:
         """``POST /v1/customers/{id}``."""
         call.params.only(*TEXTS, "address", "metadata", expandable=EXPANDABLE)
         customer = self._find(call.object_id, alive=True)
+        before = customer.to_json()
         _apply(customer, params=call.params)
+        self._emit("customer.updated", customer.to_json(), previous=before)
         return customer.to_json()
 
     def delete(self, call: Call) -> JsonObject:
         """``DELETE /v1/customers/{id}``."""
         customer = self._find(call.object_id, alive=True)
+        self._emit("customer.deleted", customer.to_json())
         customer.deleted = True
         return customer.to_json()
 
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/customers``, newest first."""
         call.params.only("email", "created", *PAGING, expandable=EXPANDABLE)
-        created = _created(call.params)
+        is_in = call.params.span("created")
         email = call.params.text("email")
         found = [
             customer.to_json()
             for customer in reversed(self._by_id.values())
-            if not customer.deleted
-            and email in {None, customer.texts["email"]}
-            and all(BOUNDS[bound](customer.created, at) for bound, at in created)
+            if not customer.deleted and email in {None, customer.texts["email"]} and is_in(customer.created)
         ]
         return call.params.page(found, url="/v1/customers")
 
@@ -118,18 +120,6 @@ class Customers:
         if customer is None or (alive and customer.deleted):
             raise no_such("customer", customer_id)
         return customer
-
-
-def _created(params: Params) -> list[tuple[str, int]]:
-    """The filter ``created``: an instant, or bounds of one."""
-    if "created" not in params:
-        return []
-    if not params.is_hash("created"):
-        at = params.integer("created") or 0
-        return [("gte", at), ("lte", at)]
-    for bound in params.texts("created").keys() - BOUNDS.keys():
-        raise unknown_parameter(f"created[{bound}]")
-    return [(bound, params.integer(f"created[{bound}]") or 0) for bound in params.texts("created")]
 
 
 def _apply(customer: Customer, *, params: Params) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
 
     from meterkit.catalog import Catalog
+    from meterkit.testing.emulator.events import Event
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.replies import Exchange
 
@@ -173,6 +174,12 @@ class StripeEmulator(Behaviour):
         """All events that were accepted, in the order of their arrival."""
         with self._account.lock:
             return tuple(self._account.events.accepted)
+
+    @property
+    def webhook_events(self) -> tuple[Event, ...]:
+        """All that has happened in the account, as webhooks tell of it, oldest first."""
+        with self._account.lock:
+            return self._account.log.all
 
     @property
     def requests(self) -> tuple[Exchange, ...]:

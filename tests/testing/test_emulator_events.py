@@ -1,0 +1,162 @@
+"""What has happened in the account is entered, with the object as it was, and can be read for 30 days."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stripe
+
+from meterkit.testing import Clock, StripeEmulator
+from meterkit.testing.emulator.events import changes, matches
+from stripe_session import StripeSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from meterkit.testing.emulator.replies import JsonObject
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+SECOND = int(NOW.timestamp())
+
+
+@asynccontextmanager
+async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[stripe.StripeClient]:
+    async with emulator.serve() as url:
+        session = StripeSession(key, api_base=url, events_base=url, timeout_s=5)
+        try:
+            yield session.client
+        finally:
+            await session.close()
+
+
+async def test_each_change_of_a_customer_is_an_event() -> None:
+    """The fields are those of https://docs.stripe.com/api/events/object."""
+    clock = Clock(NOW)
+    async with account(StripeEmulator(clock=clock)) as client:
+        customers = client.v1.customers
+        made = await customers.create_async({"name": "Acme"}, {"idempotency_key": "key-1"})
+        clock.advance(timedelta(seconds=5))
+        await customers.update_async(made.id, {"name": "Acme Ltd", "metadata": {"app": "7"}})
+        await customers.delete_async(made.id)
+        deleted, updated, created = (await client.v1.events.list_async()).data
+    assert ["customer.created", "customer.updated", "customer.deleted"] == [
+        created.type,
+        updated.type,
+        deleted.type,
+    ]
+    assert (created.created, updated.created) == (SECOND, SECOND + 5)
+    assert (created.object, created.api_version, created.pending_webhooks) == (
+        "event",
+        "2026-10-28.endive",
+        0,
+    )
+    assert created.id.startswith("evt_")
+    assert created.request is not None
+    assert made.last_response is not None
+    assert (made.last_response.request_id, "key-1") == (created.request.id, created.request.idempotency_key)
+    assert created.data.object["name"] == "Acme", "what is entered does not change afterwards"
+    assert updated.data.object["name"] == "Acme Ltd"
+    assert updated.data.previous_attributes is not None
+    assert updated.data.previous_attributes.to_dict() == {"name": "Acme", "metadata": {"app": None}}
+    assert "previous_attributes" not in created.data
+    assert deleted.data.object["name"] == "Acme Ltd"
+
+
+async def test_an_update_that_changes_nothing_is_no_event() -> None:
+    emulator = StripeEmulator(clock=Clock(NOW))
+    emulator.add_customer("cus_1", name="Acme")
+    async with account(emulator) as client:
+        await client.v1.customers.update_async("cus_1", {"name": "Acme"})
+        assert (await client.v1.events.list_async()).data == []
+
+
+async def test_what_is_refused_or_repeated_is_no_event() -> None:
+    emulator = StripeEmulator(clock=Clock(NOW))
+    async with account(emulator) as client:
+        for _ in range(2):
+            await client.v1.customers.create_async({"name": "Acme"}, {"idempotency_key": "key-1"})
+        with pytest.raises(stripe.InvalidRequestError):
+            await client.v1.customers.update_async("cus_none", {"name": "x"})
+    assert [event.type for event in emulator.webhook_events] == ["customer.created"]
+
+
+async def test_events_are_found_by_type_and_time() -> None:
+    """https://docs.stripe.com/api/events/list: ``types`` holds at most 20 and does not go with ``type``."""
+    clock = Clock(NOW)
+    async with account(StripeEmulator(clock=clock)) as client:
+        made = [await client.v1.customers.create_async({"name": str(n)}) for n in range(3)]
+        clock.advance(timedelta(seconds=1))
+        await client.v1.customers.update_async(made[0].id, {"name": "x"})
+
+        async def found(params: Any) -> list[str]:
+            return [
+                event.type async for event in (await client.v1.events.list_async(params)).auto_paging_iter()
+            ]
+
+        assert await found({"limit": 2}) == ["customer.updated", *["customer.created"] * 3]
+        assert await found({"type": "customer.updated"}) == ["customer.updated"]
+        assert len(await found({"type": "customer.*"})) == 4
+        assert len(await found({"types": ["customer.updated", "customer.created"]})) == 4
+        assert len(await found({"types": ["customer.created"]})) == 3
+        assert await found({"created": {"gt": SECOND}}) == ["customer.updated"]
+        assert len(await found({"created": {"gte": SECOND, "lt": SECOND + 1}})) == 3
+        assert len(await found({"created": SECOND})) == 3
+        assert len(await found({"delivery_success": True})) == 4
+        assert await found({"delivery_success": False}) == []
+        for params, message in (
+            ({"type": "a", "types": ["b"]}, "only specify one"),
+            ({"types": [f"t{n}" for n in range(21)]}, "at most 20"),
+            ({"created": {"at": 1}}, "unknown parameter"),
+            ({"delivery_success": "perhaps"}, "Invalid boolean"),
+        ):
+            with pytest.raises(stripe.InvalidRequestError, match=message):
+                await found(params)
+
+
+async def test_events_are_read_for_30_days() -> None:
+    """https://docs.stripe.com/api/events: through the API for 30 days."""
+    clock = Clock(NOW)
+    async with account(StripeEmulator(clock=clock)) as client:
+        await client.v1.customers.create_async({})
+        (event,) = (await client.v1.events.list_async()).data
+        clock.advance(timedelta(days=30) - timedelta(seconds=1))
+        assert (await client.v1.events.retrieve_async(event.id)).id == event.id
+        clock.advance(timedelta(seconds=1))
+        assert (await client.v1.events.list_async()).data == []
+        with pytest.raises(stripe.InvalidRequestError, match=f"No such event: '{event.id}'") as caught:
+            await client.v1.events.retrieve_async(event.id)
+        assert caught.value.http_status == 404
+
+
+async def test_live_objects_make_live_events() -> None:
+    async with account(StripeEmulator(), key="rk_live_1") as client:
+        await client.v1.customers.create_async({})
+        assert [event.livemode for event in (await client.v1.events.list_async()).data] == [True]
+
+
+def test_previous_attributes_are_what_has_changed() -> None:
+    """Only what differs; of a list all of it (https://docs.stripe.com/api/events/object)."""
+    before: JsonObject = {"a": 1, "b": {"x": 1, "y": 2}, "c": [1, 2], "d": None}
+    after: JsonObject = {"a": 1, "b": {"x": 1, "y": 3, "z": 4}, "c": [1, 3], "e": 5}
+    assert changes(before, after) == {"b": {"y": 2, "z": None}, "c": [1, 2], "e": None}
+    assert changes(before, before) == {}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "found"),
+    [
+        (("*",), True),
+        (("invoice.*",), True),
+        (("invoice.paid",), True),
+        (("invoice",), False),
+        (("customer.*", "invoice.pai*"), True),
+        ((), False),
+    ],
+)
+def test_patterns_name_types(patterns: tuple[str, ...], found: bool) -> None:
+    assert found is matches("invoice.paid", patterns)
