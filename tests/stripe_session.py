@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import stripe
 
-from meterkit.delivery.outcomes import Result
-from meterkit.delivery.stripe_v1 import API_VERSION
+from meterkit.stripe.request import API_VERSION
+from meterkit.stripe.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -20,6 +20,7 @@ LINE = (
     ("decisions", "tokens"),
     ("redis",),
     ("store",),
+    ("stripe",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("fastapi", "llm", "background", "loop_thread"),
     ("serving", "sync"),

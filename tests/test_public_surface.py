@@ -55,6 +55,8 @@ NAMES = [
     "SettingsError",
     "StoreError",
     "StreamTap",
+    "StripeError",
+    "StripeUnavailableError",
     "SyncCustomers",
     "SyncGauges",
     "SyncGrants",

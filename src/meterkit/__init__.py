@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         QuantityError,
         SettingsError,
         StoreError,
+        StripeError,
+        StripeUnavailableError,
         UnknownFeatureError,
         UnknownMeterError,
     )
@@ -74,6 +76,8 @@ __all__ = [
     "SettingsError",
     "StoreError",
     "StreamTap",
+    "StripeError",
+    "StripeUnavailableError",
     "SyncCustomers",
     "SyncGauges",
     "SyncGrants",

@@ -17,6 +17,8 @@ __all__ = [
     "QuantityError",
     "SettingsError",
     "StoreError",
+    "StripeError",
+    "StripeUnavailableError",
     "UnknownFeatureError",
     "UnknownMeterError",
 ]
@@ -143,3 +145,39 @@ class StoreError(MeterkitError):
     def __init__(self, message: str, *, executed: bool | None = None) -> None:
         self.executed = executed
         super().__init__(message)
+
+
+class StripeError(MeterkitError):
+    """Stripe refused what it was asked for. The text holds no key.
+
+    Attributes:
+        status: the HTTP status; None where no answer came.
+        type: Stripe's kind of error, such as ``card_error``; None where it named none.
+        code: Stripe's code, such as ``resource_missing``; None where it named none.
+        param: the parameter that it is about; None where it named none.
+        request_id: Stripe's name of the request, for its support; None where it gave none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str | None = None,  # noqa: A002 - Stripe's own word
+        code: str | None = None,
+        param: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.status = status
+        self.type = type
+        self.code = code
+        self.param = param
+        self.request_id = request_id
+        super().__init__(message)
+
+
+class StripeUnavailableError(StripeError):
+    """Stripe did not answer, or answered that it cannot serve now, also when asked again.
+
+    What was asked for may have been done: ask again, under the same idempotency key.
+    """

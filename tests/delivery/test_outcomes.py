@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.delivery.outcomes import Result, classify
+from meterkit.delivery.outcomes import classify
+from meterkit.stripe.result import Result
 
 if TYPE_CHECKING:
-    from meterkit.delivery.outcomes import Failure, Kind
+    from meterkit.delivery.outcomes import Kind
+    from meterkit.stripe.result import Failure
 
 DUPLICATE = "An event already exists with identifier 4f1c."
 NO_METER = "Invalid event_name: api_requests. No active meter found with this event name."

@@ -257,7 +257,7 @@ async def test_a_proxy_of_the_environment_is_used_and_its_refusal_is_certainly_n
     monkeypatch: pytest.MonkeyPatch, proxy_status: int
 ) -> None:
     served, trusted = certified("stripe.test")
-    monkeypatch.setattr("meterkit.delivery.http._tls", lambda: trusted)
+    monkeypatch.setattr("meterkit.stripe.http._tls", lambda: trusted)
     asked: list[bytes] = []
 
     async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

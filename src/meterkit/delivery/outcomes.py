@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.stripe.result import ERROR_TYPES, in_words
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Failure", "Kind", "Outcome", "Result", "Scope", "Step", "classify"]
+    from meterkit.stripe.result import Result
 
-Failure = Literal["not_sent", "no_reply", "unreadable"]
+__all__ = ["Kind", "Outcome", "Scope", "Step", "classify"]
+
 Kind = Literal[
     "delivered",
     "duplicate",
@@ -44,9 +46,6 @@ MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
     "permanent": ("dead", "intent", True),
 }
 
-# What Stripe names its errors (https://docs.stripe.com/api/errors). What does not come in its envelope with
-# one of these types was answered by something between here and Stripe, and says nothing of the event.
-ERROR_TYPES: Final = frozenset({"api_error", "card_error", "idempotency_error", "invalid_request_error"})
 REFUSAL_TYPE: Final = "invalid_request_error"
 IDEMPOTENCY_TYPE: Final = "idempotency_error"
 
@@ -68,38 +67,6 @@ TIMESTAMP_TEXT: Final = "event timestamp"
 MAPPING_CODES: Final = frozenset({"payload_no_customer_defined", "payload_no_value_defined"})
 PAYLOAD: Final = "payload"
 VALUE_TEXT: Final = "the value in the event payload"
-
-SECRET: Final = re.compile(r"\b(sk|rk|pk|whsec)_[\w*.-]+")
-DETAIL_LENGTH_MAX: Final = 300
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What happened to one request, as far as the sender can tell.
-
-    Attributes:
-        status: the HTTP status; None where no answer came.
-        failure: why there is no answer to go by. ``not_sent``: not one byte of the request left;
-            ``no_reply``: it may have been executed; ``unreadable``: a 2xx that does not speak of this event.
-            None where Stripe answered.
-        type: ``error.type`` of the answer.
-        code: ``error.code`` of the answer.
-        message: ``error.message`` of the answer, or the name of the transport's error.
-        param: ``error.param`` of the answer: the parameter that it is about.
-        should_retry: the ``Stripe-Should-Retry`` header; None where it was absent.
-        server_time_s: the ``Date`` header in Unix seconds; None where it was absent or unreadable.
-        request_id: the ``Request-Id`` header.
-    """
-
-    status: int | None = None
-    failure: Failure | None = None
-    type: str | None = None
-    code: str | None = None
-    message: str | None = None
-    param: str | None = None
-    should_retry: bool | None = None
-    server_time_s: int | None = None
-    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +126,7 @@ def classify(result: Result) -> Outcome:
     new_key = result.status is not None and kind not in ("delivered", "duplicate", "not_done")
     return Outcome(
         kind=kind,
-        detail=_detail(result),
+        detail=in_words(result),
         answered=result.status is not None,
         refused=_is_refused(result, kind),
         new_key=new_key,
@@ -206,16 +173,3 @@ def _is_refused(result: Result, kind: Kind) -> bool:
     is_in_use = result.status == HTTPStatus.CONFLICT or result.type == IDEMPOTENCY_TYPE
     is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}
     return result.type in ERROR_TYPES and not is_in_use and not is_open
-
-
-def _detail(result: Result) -> str:
-    parts: list[str | None]
-    if result.status is None:
-        parts = ["no connection" if result.failure == "not_sent" else "no answer"]
-    else:
-        parts = [f"HTTP {result.status}", result.failure]
-    parts += [result.type, result.code]
-    head = " ".join(part for part in parts if part)
-    # A refused key comes back, masked, in the message.
-    message = SECRET.sub(r"\1_…", result.message or "")
-    return (f"{head}: {message}" if message else head)[:DETAIL_LENGTH_MAX]

@@ -10,18 +10,18 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from meterkit.delivery.breaker import Breaker
 from meterkit.delivery.report import REPORTED
 from meterkit.store.intents import Move
+from meterkit.stripe.breaker import Breaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from meterkit.delivery.breaker import Admitted
     from meterkit.delivery.outcomes import Outcome
     from meterkit.store.intents import Attempt, Sealed
     from meterkit.store.outbox import Outbox
     from meterkit.store.store import Store
+    from meterkit.stripe.breaker import Admitted
 
 __all__ = ["Elapsed", "Lease", "Sender", "Transport", "stopwatch"]
 

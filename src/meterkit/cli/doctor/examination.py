@@ -15,7 +15,6 @@ from meterkit.cli.doctor.examined import Examination
 from meterkit.cli.doctor.findings import Finding
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.delivery.mapping import meter_differences
-from meterkit.delivery.outcomes import Result
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis import scripts
@@ -23,6 +22,7 @@ from meterkit.redis.durability import Keeping
 from meterkit.redis.server import words_to_try
 from meterkit.store.customers import owner_of
 from meterkit.store.outbox import Outbox
+from meterkit.stripe.result import Result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -7,15 +7,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import FORMAT
-from meterkit.delivery.outcomes import SECRET
 from meterkit.redis.server import eviction_warning, rights_refusal
+from meterkit.stripe.result import SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.delivery.outcomes import Result
     from meterkit.redis.server import Durability
     from meterkit.store.intents import Undelivered
+    from meterkit.stripe.result import Result
 
 __all__ = [
     "CLOCK_APART_MS",

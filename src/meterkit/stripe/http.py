@@ -1,4 +1,4 @@
-"""The way to Stripe: POST requests over kept connections, and what came of each.
+"""The way to Stripe: requests over kept connections, and what came of each.
 
 Stripe's SDK on httpx costs some milliseconds of CPU for a meter event, which a flusher sends hundreds of in a
 second; aiohttp costs a tenth of one. See docs/design/decisions/0037-meter-events-over-aiohttp.md.
@@ -10,29 +10,21 @@ import ssl
 from contextlib import suppress
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from meterkit.delivery.outcomes import Result
+from meterkit.stripe.result import Answer, Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.delivery.outcomes import Failure
+    from meterkit.stripe.result import Failure
 
-__all__ = ["Answer", "HttpClient"]
+__all__ = ["HttpClient"]
 
 _IDLE_S_MAX: Final = 20.0  # Sooner than a server or a firewall between would close it.
 _ANSWER_BYTES_MAX: Final = 1_000_000
-
-
-class Answer(NamedTuple):
-    """A whole HTTP answer; names of headers in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class HttpClient:
@@ -50,7 +42,7 @@ class HttpClient:
         self._base = base.rstrip("/")
         is_secure = self._base.startswith("https://")
         self._session = aiohttp.ClientSession(
-            # How many are under way at once is the flusher's to say.
+            # How many are under way at once is for whoever asks to say.
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=_IDLE_S_MAX, ssl=_tls() if is_secure else True
             ),
@@ -60,17 +52,10 @@ class HttpClient:
             trust_env=is_secure,
         )
 
-    async def post(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer | Result:
-        """Send one request; its answer, or why there is no whole one. Raises nothing but cancellation."""
-        return await self._request("POST", path, headers, body)
-
-    async def get(self, path: str, headers: Mapping[str, str]) -> Answer | Result:
-        """Ask for something; the answer, or why there is no whole one. Raises nothing but cancellation."""
-        return await self._request("GET", path, headers, None)
-
-    async def _request(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Answer | Result:
+        """Send one request; its answer, or why there is no whole one. Raises nothing but cancellation."""
         # Until it has a connection nothing of it has left.
         request = SimpleNamespace(has_connection=False)
         try:

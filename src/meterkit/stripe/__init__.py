@@ -1,0 +1,1 @@
+"""How Stripe is reached, by whoever asks it for something."""

@@ -1,0 +1,121 @@
+"""What came of one request to Stripe, as far as its sender can tell. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ERROR_TYPES", "SECRET", "Answer", "Failure", "Result", "in_words", "object_in", "read_result"]
+
+Failure = Literal["not_sent", "no_reply", "unreadable"]
+
+# What Stripe names its errors (https://docs.stripe.com/api/errors). What does not come in its envelope with
+# one of these types was answered by something between here and Stripe.
+ERROR_TYPES: Final = frozenset({"api_error", "card_error", "idempotency_error", "invalid_request_error"})
+
+_TOLD: Final = ("type", "code", "message", "param")
+_SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
+SECRET: Final = re.compile(r"\b(sk|rk|pk|whsec)_[\w*.-]+")
+_LENGTH_MAX: Final = 300
+
+
+class Answer(NamedTuple):
+    """A whole HTTP answer; names of headers in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What happened to one request, as far as the sender can tell.
+
+    Attributes:
+        status: the HTTP status; None where no answer came.
+        failure: why there is no answer to go by. ``not_sent``: not one byte of the request left;
+            ``no_reply``: it may have been executed; ``unreadable``: a 2xx that does not speak of what was
+            asked. None where Stripe answered.
+        type: ``error.type`` of the answer.
+        code: ``error.code`` of the answer.
+        message: ``error.message`` of the answer, or the name of the transport's error.
+        param: ``error.param`` of the answer: the parameter that it is about.
+        should_retry: the ``Stripe-Should-Retry`` header; None where it was absent.
+        server_time_s: the ``Date`` header in Unix seconds; None where it was absent or unreadable.
+        request_id: the ``Request-Id`` header.
+    """
+
+    status: int | None = None
+    failure: Failure | None = None
+    type: str | None = None
+    code: str | None = None
+    message: str | None = None
+    param: str | None = None
+    should_retry: bool | None = None
+    server_time_s: int | None = None
+    request_id: str | None = None
+
+
+def read_result(answer: Answer, failure: Failure | None = None, message: str | None = None) -> Result:
+    """What an answer says of its request: of a 2xx only the head, of any other status Stripe's error, too.
+
+    Args:
+        answer: the answer.
+        failure: why a 2xx is not one to go by.
+        message: the same in words.
+    """
+    common: dict[str, Any] = {
+        "status": answer.status,
+        "should_retry": _SHOULD_RETRY.get(answer.headers.get("stripe-should-retry")),
+        "server_time_s": _date(answer.headers),
+        "request_id": answer.headers.get("request-id"),
+    }
+    if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+        return Result(failure=failure, message=message, **common)
+    envelope = object_in(answer.body).get("error")
+    error = cast("dict[str, Any]", envelope) if isinstance(envelope, dict) else {}
+    told = {name: error[name] for name in _TOLD if isinstance(error.get(name), str)}
+    told["message"] = told.get("message") or _beginning(answer.body)
+    return Result(**told, **common)
+
+
+def object_in(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is; an empty one where it is none."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def in_words(result: Result) -> str:
+    """A result for logs, alerts and errors; holds no key."""
+    parts: list[str | None]
+    if result.status is None:
+        parts = ["no connection" if result.failure == "not_sent" else "no answer"]
+    else:
+        parts = [f"HTTP {result.status}", result.failure]
+    parts += [result.type, result.code]
+    head = " ".join(part for part in parts if part)
+    # A refused key comes back, masked, in the message.
+    message = SECRET.sub(r"\1_…", result.message or "")
+    return (f"{head}: {message}" if message else head)[:_LENGTH_MAX]
+
+
+def _beginning(body: bytes) -> str:
+    """Of an answer that is not Stripe's, as much as a log line holds."""
+    return " ".join(body[:200].decode("utf-8", "replace").split())
+
+
+def _date(headers: Mapping[str, str]) -> int | None:
+    try:
+        return int(parsedate_to_datetime(headers["date"]).timestamp())
+    except (KeyError, TypeError, ValueError):
+        return None

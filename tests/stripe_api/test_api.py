@@ -1,0 +1,281 @@
+"""How Stripe is asked: in its form, again where no answer came, within its limits, and what is raised."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from importlib import util
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+import pytest
+
+from answering import answer, answering
+from meterkit import MeterkitError, SettingsError, StripeError, StripeUnavailableError
+from meterkit.settings import Settings
+from meterkit.stripe.api import StripeApi
+from meterkit.testing import Clock, StripeEmulator
+from stripe_session import StripeSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from importlib.machinery import ModuleSpec
+
+    from answering import Asked
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk_test_51SECRETsecret"
+CLOSED_PORT = "http://127.0.0.1:1"
+
+
+def settings(base: str | None = None, key: str = KEY) -> Settings:
+    return Settings.load(stripe_api_key=key, stripe_api_base=base)
+
+
+@asynccontextmanager
+async def asking(base: str, **options: Any) -> AsyncGenerator[StripeApi]:
+    api = StripeApi(settings(base), **{"pause_first_s": 0.001, "timeout_s": 5.0} | options)
+    try:
+        yield api
+    finally:
+        await api.close()
+
+
+@asynccontextmanager
+async def emulated() -> AsyncGenerator[tuple[StripeEmulator, StripeApi]]:
+    emulator = StripeEmulator(clock=Clock())
+    async with emulator.serve() as url, asking(url) as api:
+        yield emulator, api
+
+
+def in_turn(*answers: bytes) -> Any:
+    """Answer each of these once, then the last one for ever."""
+    left = list(answers)
+
+    def reply(_: Asked) -> bytes:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return reply
+
+
+def error(status: int, **told: str) -> bytes:
+    return answer(status, {"error": {"type": "invalid_request_error", **told}}, request_id="req_1")
+
+
+async def test_an_object_is_made_changed_found_and_deleted() -> None:
+    async with emulated() as (_, api):
+        made = await api.post("/v1/customers", {"name": "Größe & Söhne", "metadata": {"a": "1", "b": ""}})
+        path = f"/v1/customers/{made['id']}"
+        assert (made["name"], made["metadata"]) == ("Größe & Söhne", {"a": "1"})
+        await api.post(path, {"metadata": {"a": "2"}})
+        assert (await api.get(path))["metadata"] == {"a": "2"}
+        assert (await api.delete(path))["deleted"] is True
+
+
+async def test_all_pages_of_a_list_are_read_and_a_limit_is_left_alone() -> None:
+    async with emulated() as (emulator, api):
+        made = [emulator.add_customer() for _ in range(230)]
+        found = await api.list("/v1/customers")
+        assert [customer["id"] for customer in found] == made[::-1]
+        assert len(emulator.requests) == 3
+        pages = [len(page) async for page in api.pages("/v1/customers", {"limit": 90})]
+        assert pages == [90, 90, 50]
+        assert [page async for page in api.pages("/v1/customers", {"email": "nobody"})] == [[]]
+
+
+async def test_the_wire_form_is_that_of_the_official_sdk() -> None:
+    params: dict[str, Any] = {
+        "customer": "cus_1",
+        "items": [{"price": "price_1", "quantity": 3}, {"price": "price_2"}],
+        "cancel_at_period_end": False,
+        "automatic_tax": {"enabled": True},
+        "metadata": {"meterkit_customer": "größe [1]"},
+        "expand": ["latest_invoice", "schedule"],
+    }
+    async with answering(answer(200, {"object": "subscription", "id": "sub_1"})) as stand_in:
+        async with asking(stand_in.url) as api:
+            await api.post("/v1/subscriptions", params, idempotency_key="once")
+        session = StripeSession(KEY, api_base=stand_in.url, timeout_s=5)
+        await session.client.v1.subscriptions.create_async(params, {"idempotency_key": "once"})  # type: ignore[arg-type]
+        await session.close()
+    ours, theirs = stand_in.asked
+    assert sorted(parse_qsl(ours.body)) == sorted(parse_qsl(theirs.body))
+    assert (ours.line, theirs.line) == ("POST /v1/subscriptions HTTP/1.1",) * 2
+    for name in ("authorization", "idempotency-key", "stripe-version", "content-type", "host"):
+        assert ours.headers[name] == theirs.headers[name]
+
+
+async def test_what_is_asked_for_without_a_body_stands_behind_the_path() -> None:
+    async with answering(answer(200, {"id": "x"})) as stand_in, asking(stand_in.url) as api:
+        await api.get("/v1/subscriptions", {"customer": "cus_1", "expand": ["data.schedule"], "limit": None})
+        await api.delete("/v1/subscriptions/sub_1", {"invoice_now": True})
+        await api.get("/v1/balance")
+    lines = [asked.line for asked in stand_in.asked]
+    assert lines == [
+        "GET /v1/subscriptions?customer=cus_1&expand%5B0%5D=data.schedule HTTP/1.1",
+        "DELETE /v1/subscriptions/sub_1?invoice_now=true HTTP/1.1",
+        "GET /v1/balance HTTP/1.1",
+    ]
+    assert not any("idempotency-key" in asked.headers for asked in stand_in.asked)
+
+
+@pytest.mark.parametrize("value", [1.5, b"x", object(), {"a": [0.1]}])
+async def test_a_value_that_stripe_would_misread_is_refused(value: Any) -> None:
+    async with asking(CLOSED_PORT) as api:
+        with pytest.raises(TypeError, match="allowed are texts, integers"):
+            await api.post("/v1/prices", {"unit_amount": value})
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "attributes"),
+    [
+        (400, {"code": "parameter_missing", "param": "items"}, {"param": "items"}),
+        (401, {"message": f"Invalid API Key provided: {KEY}"}, {}),
+        (402, {"type": "card_error", "code": "card_declined"}, {"type": "card_error"}),
+        (403, {"message": "No permission."}, {}),
+        (404, {"code": "resource_missing", "message": "No such customer: 'cus_1'"}, {}),
+    ],
+)
+async def test_a_refusal_is_raised_once_with_stripes_words(
+    status: int, told: dict[str, str], attributes: dict[str, str]
+) -> None:
+    async with answering(error(status, **told)) as stand_in, asking(stand_in.url) as api:
+        with pytest.raises(StripeError) as refused:
+            await api.post("/v1/subscriptions")
+    found = refused.value
+    assert not isinstance(found, StripeUnavailableError)
+    assert isinstance(found, MeterkitError)
+    assert (found.status, found.code, found.request_id) == (status, told.get("code"), "req_1")
+    for name, value in attributes.items():
+        assert getattr(found, name) == value
+    assert "SECRET" not in f"{found!r} {found}"
+    assert len(stand_in.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        error(429, code="rate_limit"),
+        error(409, code="idempotency_key_in_use"),
+        answer(500, {"error": {"type": "api_error"}}),
+        answer(503, "<html>busy</html>"),
+        answer(404, "<html>a proxy</html>"),
+        answer(200, "<html>log in</html>"),
+        answer(400, {"error": {"type": "invalid_request_error"}}, stripe_should_retry="true"),
+    ],
+)
+async def test_what_may_be_answered_otherwise_is_asked_again_under_the_same_key(first: bytes) -> None:
+    async with (
+        answering(in_turn(first, first, answer(200, {"id": "sub_1"}))) as stand_in,
+        asking(stand_in.url) as api,
+    ):
+        assert await api.post("/v1/subscriptions") == {"id": "sub_1"}
+        await api.post("/v1/subscriptions")
+    keys = [asked.headers["idempotency-key"] for asked in stand_in.asked]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+async def test_a_lost_answer_is_asked_for_again_and_nothing_is_made_twice() -> None:
+    async with emulated() as (emulator, api):
+        emulator.fail_next("drop", when="after", path="/v1/customers")
+        made = await api.post("/v1/customers", {"name": "Ada"})
+        found = await api.list("/v1/customers")
+    assert [customer["id"] for customer in found] == [made["id"]]
+    assert [asked.replayed for asked in emulator.requests] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("reply", "tries", "said"),
+    [
+        (answer(500, {"error": {"type": "api_error"}}), 3, "HTTP 500"),
+        (answer(500, {"error": {"type": "api_error"}}, stripe_should_retry="false"), 1, "HTTP 500"),
+        (answer(500, {"error": {"type": "api_error"}}, idempotent_replayed="true"), 1, "HTTP 500"),
+        (error(429, code="rate_limit"), 3, "rate_limit"),
+        (answer(302, "", location="http://elsewhere.example"), 3, "HTTP 302"),
+    ],
+)
+async def test_where_stripe_cannot_serve_that_is_said_after_three_tries(
+    reply: bytes, tries: int, said: str
+) -> None:
+    async with answering(reply) as stand_in, asking(stand_in.url) as api:
+        with pytest.raises(StripeUnavailableError, match=said):
+            await api.post("/v1/subscriptions")
+    assert len(stand_in.asked) == tries
+
+
+async def test_nobody_at_the_address() -> None:
+    async with asking(CLOSED_PORT) as api:
+        with pytest.raises(StripeUnavailableError, match="no connection") as refused:
+            await api.get("/v1/customers")
+    assert refused.value.status is None
+
+
+async def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_the_timeout() -> None:
+    async with emulated() as (emulator, _):
+        pass
+    async with emulator.serve() as url, asking(url, timeout_s=0.05) as api:
+        emulator.fail_next("hang", path="/v1/customers", times=None)
+        with pytest.raises(StripeUnavailableError, match="no answer"):
+            await api.get("/v1/customers")
+
+
+async def test_calls_stay_below_the_limits_of_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with answering(answer(200, {"id": "x"})) as stand_in:
+        monkeypatch.setattr("meterkit.stripe.api.API_BASE", stand_in.url)
+        api = StripeApi(settings())
+        begun = monotonic()
+        await asyncio.gather(*(api.get(f"/v1/customers/{n}") for n in range(15)))
+        await api.close()
+    # Five at once, then twenty a second.
+    assert 0.45 < monotonic() - begun
+
+
+async def test_each_event_loop_has_connections_of_its_own_and_close_leaves_the_others() -> None:
+    async with answering(answer(200, {"id": "x"})) as stand_in:
+        api = StripeApi(settings(stand_in.url))
+        await api.get("/v1/balance")
+
+        def elsewhere() -> None:
+            async def work() -> None:
+                await api.get("/v1/balance")
+                await api.close()
+                await api.get("/v1/balance")
+                await api.close()
+
+            asyncio.run(work())
+
+        await asyncio.to_thread(elsewhere)
+        await api.get("/v1/balance")
+        await api.close()
+        await api.close()
+        assert stand_in.connections == 3
+
+
+def test_without_a_key_or_the_extra_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="set METERKIT_STRIPE_API_KEY"):
+        StripeApi(Settings.load())
+
+    def find_spec(name: str) -> ModuleSpec | None:
+        return None if name == "aiohttp" else util.find_spec(name)
+
+    monkeypatch.setattr("meterkit.stripe.api.find_spec", find_spec)
+    with pytest.raises(ImportError, match=r"needs aiohttp: pip install 'meterkit\[stripe\]'"):
+        StripeApi(settings())
+
+
+def test_the_key_is_in_no_text_of_it() -> None:
+    assert repr(StripeApi(settings("http://h/secret-path"))) == "StripeApi(api_base='http://h')"
+
+
+def test_import_and_construction_leave_http_and_the_sdk_alone() -> None:
+    code = (
+        "import sys; from meterkit.stripe.api import StripeApi; from meterkit.settings import Settings;"
+        "StripeApi(Settings.load(stripe_api_key='sk_test_1'));"
+        "sys.exit(' '.join({'stripe', 'httpx', 'aiohttp'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
