@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
 from meterkit.decisions.decision import Decision
+from meterkit.decisions.dunning import standing_of
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
+from meterkit.decisions.seats import with_seats
+from meterkit.decisions.subscription import ENDED, NEVER_MS, Access, Status, SubscriptionState
+from meterkit.decisions.subscription_periods import Counting, subscription_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,24 +35,11 @@ __all__ = [
     "holding_only",
     "refusal_of",
     "refusal_without",
+    "with_subscription",
 ]
-
-Status = Literal[
-    "active",
-    "trialing",
-    "past_due",
-    "unpaid",
-    "paused",
-    "incomplete",
-    "incomplete_expired",
-    "canceled",
-]
-Access = Literal["full", "grace", "restricted", "suspended"]
 
 NO_STATE: Final = f"{FORMAT}:0"
 """The rev of a customer without a state."""
-
-NEVER_MS: Final = 9_000_000_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +47,12 @@ class CustomerState:
     """What is known of a customer beyond what it used.
 
     Attributes:
-        plan: the plan somebody set, or None for the default plan.
-        status: what Stripe says of the subscription, or None where there is none.
-        status_since_ms: when the status began.
+        plan: the plan somebody set by hand, or None: the subscription's, or the default plan.
+        status: the status somebody set by hand, or None: the subscription's.
+        status_since_ms: when the status set by hand began.
+        subscription: as it was when it was last fetched from Stripe, or None where there is none.
         stripe_customer: the linked Stripe customer, or None.
-        anchor_ms: the billing anchor of the subscription, or None for calendar months.
+        anchor_ms: where there is no subscription: the anchor of billing periods, or None for calendar months.
         overrides: meter to an entitlement in the notation of the plans file.
         granted: whether grants were ever added.
         minutes_taken_ms: minutes that the Stripe customer's intents of a customer before this one have.
@@ -74,10 +66,13 @@ class CustomerState:
     overrides: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
     granted: bool = False
     minutes_taken_ms: tuple[int, ...] = ()
+    subscription: SubscriptionState | None = None
 
     def dump(self) -> str:
         """The state as JSON, defaults left out."""
         kept = {name: value for name, value in asdict(self).items() if value != getattr(NOBODY, name)}
+        if self.subscription is not None:
+            kept["subscription"] = self.subscription.kept()
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)
 
     @classmethod
@@ -86,9 +81,14 @@ class CustomerState:
         if not data:
             return NOBODY
         known: dict[str, Any] = json.loads(data)
+        subscription = known.pop("subscription", None)
         # A field of a newer release says nothing to this one.
         found = cls(**{name: value for name, value in known.items() if name in cls.__slots__})
-        return replace(found, minutes_taken_ms=tuple(found.minutes_taken_ms))
+        return replace(
+            found,
+            minutes_taken_ms=tuple(found.minutes_taken_ms),
+            subscription=None if subscription is None else SubscriptionState.of(subscription),
+        )
 
 
 NOBODY: Final = CustomerState()
@@ -101,13 +101,22 @@ class EffectivePlan:
 
     Attributes:
         plan: the plan in force.
+        status: of the subscription, by the clock; None: there is none.
         access: what the customer may do.
+        seats: that the subscription pays for, those that the base price covers included.
+        missing_plan: the plan that should be in force and that the plans file does not have, so that the
+            default plan stands in for it; None where there is no such thing.
+        counting: what included quantities are counted over.
         bounds: this period and the next.
         valid_until_ms: until when all this holds if the state does not change.
     """
 
     plan: Plan
+    status: Status | None
     access: Access
+    seats: int
+    missing_plan: str | None
+    counting: Counting
     bounds: Bounds
     valid_until_ms: int
 
@@ -115,10 +124,14 @@ class EffectivePlan:
 def entitlements_of(
     state: CustomerState, effective: EffectivePlan, catalog: Catalog
 ) -> Mapping[str, Entitlement]:
-    """What a customer gets of each meter: the plan's, with the customer's own laid over unless restricted."""
+    """What a customer gets of each meter.
+
+    The plan's, with the customer's own laid over unless restricted, and the seats that are paid for.
+    """
+    given = effective.plan.entitlements
     if state.overrides and effective.access != "restricted":
-        return override(catalog, effective.plan, state.overrides)
-    return effective.plan.entitlements
+        given = override(catalog, effective.plan, state.overrides)
+    return with_seats(given, catalog.meters, effective.seats)
 
 
 def holding_only(
@@ -135,32 +148,87 @@ def holding_only(
 def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> EffectivePlan:
     """The plan, access and period of a customer at an instant.
 
-    ``past_due`` is *grace*, then *restricted* to the dunning plan, then *suspended*, each counted from when
-    the status began. ``unpaid`` is suspended; ``paused`` and ``incomplete`` are restricted; a subscription
-    that has ended leaves the default plan. A plan that the catalog no longer has counts as the default plan.
+    The plan is the one set by hand, else the subscription's, else the default plan; so is the status. What
+    they come to says :func:`~meterkit.decisions.dunning.standing_of`. A subscription that has ended leaves
+    the default plan, and so does a plan that the catalog does not have.
     """
+    subscription = state.subscription
+    status, failures, failed_at_ms, turn_ms = state.status, 1, state.status_since_ms, NEVER_MS
+    if subscription is not None:
+        turn_ms = subscription.next_turn_ms(now_ms)
+        if status is None:
+            status, failures = subscription.status_at(now_ms), subscription.failures
+            failed_at_ms = subscription.failed_since_ms()
+    standing = standing_of(
+        status, failures=failures, failed_at_ms=failed_at_ms, dunning=catalog.dunning, now_ms=now_ms
+    )
     default = catalog.plans[catalog.default_plan]
-    plan = catalog.plans.get(state.plan, default) if state.plan is not None else default
-    restricted = catalog.plans[catalog.dunning.restrict_to]
-    access: Access = "full"
-    valid_until_ms = NEVER_MS
-    if state.status == "past_due":
-        grace_end = state.status_since_ms + catalog.dunning.grace_ms
-        suspension = state.status_since_ms + catalog.dunning.suspend_after_ms
-        if now_ms < min(grace_end, suspension):
-            access, valid_until_ms = "grace", min(grace_end, suspension)
-        elif now_ms < suspension:
-            access, plan, valid_until_ms = "restricted", restricted, suspension
-        else:
-            access = "suspended"
-    elif state.status == "unpaid":
-        access = "suspended"
-    elif state.status in {"paused", "incomplete"}:
-        access, plan = "restricted", restricted
-    elif state.status in {"canceled", "incomplete_expired"}:
-        plan = default
-    bounds = bounds_of(state, plan, now_ms)
-    return EffectivePlan(plan=plan, access=access, bounds=bounds, valid_until_ms=valid_until_ms)
+    named = _plan_named(state, status, now_ms)
+    plan = default if named is None else catalog.plans.get(named, default)
+    if standing.access == "restricted":
+        plan = catalog.plans[catalog.dunning.restrict_to]
+    is_paid = subscription is not None and status not in ENDED and standing.access != "restricted"
+    counting = _counting(state, plan, catalog, now_ms)
+    return EffectivePlan(
+        plan=plan,
+        status=status,
+        access=standing.access,
+        seats=subscription.seats_at(now_ms) if subscription is not None and is_paid else 0,
+        missing_plan=None if named in catalog.plans else named,
+        counting=counting,
+        bounds=bounds_of(state, counting, now_ms),
+        valid_until_ms=min(standing.until_ms, turn_ms),
+    )
+
+
+def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str | None:
+    """The key of the plan that is in force unless access is restricted; None: the default plan."""
+    subscription = state.subscription
+    if status in ENDED:
+        # What was set by hand after the end of a subscription was known stands.
+        was_known = state.status is None and subscription is not None and subscription.status in ENDED
+        return state.plan if was_known else None
+    if state.plan is not None or subscription is None:
+        return state.plan
+    return subscription.plan_at(now_ms)
+
+
+def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -> Counting:
+    """What included quantities are counted over: as the subscription's own plan says, restricted or not."""
+    subscription = state.subscription
+    if subscription is None or subscription.status_at(now_ms) in ENDED:
+        return Counting(per=_counted_per(plan))
+    own = catalog.plans.get(subscription.plan_at(now_ms) or "", plan)
+    before, after = (
+        catalog.plans.get(subscription.plan or ""),
+        catalog.plans.get(subscription.pending_plan or ""),
+    )
+    is_other = before is not None and after is not None and before.price.interval != after.price.interval
+    return Counting(per=_counted_per(own), anew_ms=subscription.pending_at_ms if is_other else None)
+
+
+def _counted_per(plan: Plan) -> Literal["month", "year"]:
+    return plan.price.interval if plan.price.included_per == "interval" else "month"
+
+
+def with_subscription(state: CustomerState, subscription: SubscriptionState | None) -> CustomerState:
+    """A state after its subscription was fetched from Stripe.
+
+    A plan (a status) that was set by hand stands until the subscription's own changes from what was known.
+    """
+    known = state.subscription
+    is_same = known is not None and subscription is not None and known.id == subscription.id
+    changed = replace(state, subscription=subscription)
+    if known is None and subscription is None:
+        return state
+    if not is_same or known is None or subscription is None:
+        return replace(changed, plan=None, status=None, status_since_ms=0)
+    if known.status != subscription.status:
+        changed = replace(changed, status=None, status_since_ms=0)
+    has_ended = subscription.status in ENDED and known.status not in ENDED
+    if known.plan != subscription.plan or has_ended:
+        changed = replace(changed, plan=None)
+    return changed
 
 
 def refusal_of(customer: str, effective: EffectivePlan, route: Route | None) -> Decision | None:
@@ -182,7 +250,8 @@ def refusal_without(customer: str, effective: EffectivePlan, feature: str | None
     return Decision(customer=customer, plan=effective.plan.key, allowed=False, reason=reason)
 
 
-def bounds_of(state: CustomerState, plan: Plan, at_ms: int) -> Bounds:
-    """The period that an instant lies in, and the next one, by a customer's plan and subscription of now."""
-    interval = plan.price.interval if plan.price.included_per == "interval" else "month"
-    return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=interval)
+def bounds_of(state: CustomerState, counting: Counting, at_ms: int) -> Bounds:
+    """The period that an instant lies in, and the next one, by what is known of the subscription."""
+    if state.subscription is not None:
+        return subscription_bounds(state.subscription, counting, at_ms)
+    return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)

@@ -188,7 +188,7 @@ class Settlement:
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
-        own = bounds_of(view.state, view.effective.plan, occurred_ms).start_ms
+        own = bounds_of(view.state, view.effective.counting, occurred_ms).start_ms
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
         return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
 

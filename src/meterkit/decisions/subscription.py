@@ -1,0 +1,148 @@
+"""A customer's subscription as it is stored, and what of it binds at an instant. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ENDED", "NEVER_MS", "Access", "Status", "SubscriptionState", "TrialEndAction"]
+
+Status = Literal[
+    "active",
+    "trialing",
+    "past_due",
+    "unpaid",
+    "paused",
+    "incomplete",
+    "incomplete_expired",
+    "canceled",
+]
+Access = Literal["full", "grace", "restricted", "suspended"]
+TrialEndAction = Literal["continue", "cancel", "pause"]
+
+ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expired"})
+"""The statuses that a subscription never leaves."""
+
+NEVER_MS: Final = 9_000_000_000_000_000
+
+_AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
+    "continue": "active",
+    "cancel": "canceled",
+    "pause": "paused",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionState:
+    """A customer's subscription, as it was when it was last fetched from Stripe.
+
+    What is scheduled in it binds by the clock alone: a trial's end, a cancellation, another plan or seats.
+    Times are in milliseconds since the epoch.
+
+    Attributes:
+        id: at Stripe, ``sub_…``.
+        status: what Stripe said of it.
+        plan: key of the plan whose price it has; None: no plan of the plans file has it.
+        seats: in all, those that the base price covers included; 0: it has no seat price.
+        start_ms, end_ms: its current period; the end is the first instant after it.
+        anchor_ms: its ``billing_cycle_anchor``.
+        cancel_at_ms: when it ends: ``cancel_at``, or the period's end where that is when it is canceled.
+        cancel_at_period_end: whether it ends with its period.
+        trial_end_ms: first instant after its trial.
+        trial_end_action: what the end of the trial brings: without a payment method, ``end_behavior``.
+        pending_plan, pending_seats: what a scheduled change brings.
+        pending_at_ms: when it does.
+        failures: failed attempts to collect the latest invoice while that is open.
+        failed_at_ms: the first of them, which is when that invoice was finalized; 0: not known.
+        ended_at_ms: when it ended.
+        created_ms: when it was made; 0: not known.
+    """
+
+    id: str
+    status: Status
+    plan: str | None
+    seats: int = 0
+    start_ms: int
+    end_ms: int
+    anchor_ms: int
+    cancel_at_ms: int | None = None
+    cancel_at_period_end: bool = False
+    trial_end_ms: int | None = None
+    trial_end_action: TrialEndAction = "continue"
+    pending_plan: str | None = None
+    pending_at_ms: int | None = None
+    pending_seats: int | None = None
+    failures: int = 0
+    failed_at_ms: int = 0
+    ended_at_ms: int | None = None
+    created_ms: int = 0
+
+    def kept(self) -> dict[str, object]:
+        """What is stored of it: all but defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if defaults[name] is MISSING or value != defaults[name]
+        }
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:
+        """The inverse of :meth:`kept`; a field of a newer release says nothing to this one."""
+        return cls(**{name: value for name, value in kept.items() if name in cls.__slots__})
+
+    def status_at(self, now_ms: int) -> Status:
+        """Its status by the clock: what Stripe tells of later has bound at its second."""
+        if self.status in ENDED:
+            return self.status
+        if self.cancel_at_ms is not None and now_ms >= self.cancel_at_ms:
+            return "canceled"
+        if self._has_trial_ended(now_ms):
+            return _AFTER_TRIAL[self.trial_end_action]
+        return self.status
+
+    def plan_at(self, now_ms: int) -> str | None:
+        """The plan that it is of, a scheduled one from its time on; None: no plan of the plans file."""
+        if self.pending_plan is not None and self._is_changed(now_ms):
+            return self.pending_plan
+        return self.plan
+
+    def seats_at(self, now_ms: int) -> int:
+        """The seats that are paid for; none once it has ended."""
+        if self.status_at(now_ms) in ENDED:
+            return 0
+        if self.pending_seats is not None and self._is_changed(now_ms):
+            return self.pending_seats
+        return self.seats
+
+    def ends_ms(self) -> int:
+        """When it ended, or will by what is known; :data:`NEVER_MS`: nothing is known of an end."""
+        trial_end_ms = self.trial_end_ms if self.status == "trialing" else None
+        if self.status in ENDED:
+            known = self.ended_at_ms or self.cancel_at_ms
+            return self.end_ms if known is None else known
+        cancels_trial = trial_end_ms is not None and self.trial_end_action == "cancel"
+        found = (self.cancel_at_ms, trial_end_ms if cancels_trial else None)
+        return min((at_ms for at_ms in found if at_ms is not None), default=NEVER_MS)
+
+    def next_turn_ms(self, now_ms: int) -> int:
+        """The next instant at which something of it binds by the clock; :data:`NEVER_MS`: nothing will."""
+        if self.status_at(now_ms) in ENDED:
+            return NEVER_MS
+        trial_end_ms = self.trial_end_ms if self.status == "trialing" else None
+        turns = (self.cancel_at_ms, trial_end_ms, self.pending_at_ms)
+        return min((at_ms for at_ms in turns if at_ms is not None and at_ms > now_ms), default=NEVER_MS)
+
+    def failed_since_ms(self) -> int:
+        """When the first attempt to collect failed; where that is not known, when the period began."""
+        return self.failed_at_ms or self.start_ms
+
+    def _has_trial_ended(self, now_ms: int) -> bool:
+        ends_ms = self.trial_end_ms
+        return self.status == "trialing" and ends_ms is not None and now_ms >= ends_ms
+
+    def _is_changed(self, now_ms: int) -> bool:
+        return self.pending_at_ms is not None and now_ms >= self.pending_at_ms

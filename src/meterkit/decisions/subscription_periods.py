@@ -1,0 +1,100 @@
+"""The billing periods of a customer with a subscription. Pure.
+
+Time is cut where the subscription was made, where its current period begins and ends, and where it ends
+itself. In each stretch between two cuts periods go by one rule, and none reaches beyond the stretch that it
+begins in: so they follow one another without gap or overlap, whatever is known of the subscription.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from meterkit.catalog.scalars import DAY_MS
+from meterkit.decisions.periods import Bounds, bounds_at
+from meterkit.decisions.subscription import NEVER_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meterkit.decisions.subscription import SubscriptionState
+
+__all__ = ["Counting", "is_provisional", "subscription_bounds"]
+
+Interval = Literal["month", "year"]
+
+_LONGEST_MS: Final[dict[Interval, int]] = {"month": 31 * DAY_MS, "year": 366 * DAY_MS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """What included quantities are counted over.
+
+    Attributes:
+        per: month or year.
+        anew_ms: when a scheduled change to a price of another interval begins periods anew, as Stripe's
+            anchor then moves there; None: no such change is known.
+    """
+
+    per: Interval
+    anew_ms: int | None = None
+
+
+class _Stretch(NamedTuple):
+    """From when to when which rule holds; ``anchor_ms`` None: calendar; ``is_whole``: it is one period."""
+
+    from_ms: int
+    till_ms: int
+    anchor_ms: int | None
+    is_whole: bool = False
+
+
+def subscription_bounds(subscription: SubscriptionState, counting: Counting, at_ms: int) -> Bounds:
+    """The period that an instant lies in, and the next one.
+
+    The subscription's own period, where included quantities are counted over no less; else months (or years)
+    from its anchor: so also beyond the period that is known, and before it. Before it was made and after it
+    has ended: calendar months.
+    """
+    start_ms, end_ms = _span(subscription, counting, at_ms)
+    _, next_end_ms = _span(subscription, counting, end_ms)
+    return Bounds(start_ms=start_ms, end_ms=end_ms, next_end_ms=next_end_ms)
+
+
+def is_provisional(subscription: SubscriptionState, at_ms: int) -> bool:
+    """Whether the period that an instant lies in was computed because no renewal is known yet."""
+    return _current_end_ms(subscription) <= at_ms < subscription.ends_ms()
+
+
+def _current_end_ms(subscription: SubscriptionState) -> int:
+    trial_end_ms = subscription.trial_end_ms if subscription.status == "trialing" else None
+    return max(subscription.start_ms, subscription.end_ms if trial_end_ms is None else trial_end_ms)
+
+
+def _span(subscription: SubscriptionState, counting: Counting, at_ms: int) -> tuple[int, int]:
+    stretch = next(
+        found for found in _stretches(subscription, counting) if found.from_ms <= at_ms < found.till_ms
+    )
+    if stretch.is_whole:
+        return stretch.from_ms, stretch.till_ms
+    grid = bounds_at(at_ms, anchor_ms=stretch.anchor_ms, interval=counting.per)
+    return max(grid.start_ms, stretch.from_ms), min(grid.end_ms, stretch.till_ms)
+
+
+def _stretches(subscription: SubscriptionState, counting: Counting) -> Iterator[_Stretch]:
+    start_ms, end_ms, ends_ms = subscription.start_ms, _current_end_ms(subscription), subscription.ends_ms()
+    made_ms = min(subscription.created_ms or start_ms, start_ms, ends_ms)
+    is_whole = subscription.status == "trialing" or end_ms - start_ms <= _LONGEST_MS[counting.per]
+    anchor_ms, anew_ms = subscription.anchor_ms, counting.anew_ms
+    renewal_ms = end_ms if anew_ms is None else max(end_ms, anew_ms)
+    cuts = (
+        _Stretch(-NEVER_MS, made_ms, None),
+        _Stretch(made_ms, start_ms, anchor_ms),
+        _Stretch(start_ms, end_ms, anchor_ms, is_whole),
+        _Stretch(end_ms, renewal_ms, anchor_ms),
+        _Stretch(renewal_ms, ends_ms, anchor_ms if anew_ms is None else anew_ms),
+        _Stretch(ends_ms, NEVER_MS, None),
+    )
+    for found in cuts[:-1]:
+        yield found._replace(till_ms=min(found.till_ms, ends_ms))
+    yield cuts[-1]

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+
+from meterkit.catalog import loads
+from meterkit.decisions.customer_state import (
+    NEVER_MS,
+    CustomerState,
+    EffectivePlan,
+    effective_plan,
+    entitlements_of,
+    with_subscription,
+)
+from meterkit.decisions.subscription import SubscriptionState
+
+DAY_MS: Final = 86_400_000
+NOW_MS: Final = 1_800_000_000_000
+END_MS: Final = NOW_MS + 10 * DAY_MS
+CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  seats:    {unit: seat, kind: gauge}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {seats: {included: 3, overage: deny}}}
+  pro: {price: {amount_cents: 2900, interval: month}, meters: {seats: {included: 10, overage: deny}}}
+  top: {price: {amount_cents: 9900, interval: month}, meters: {seats: {included: unlimited}}}
+""")
+ACTIVE: Final = SubscriptionState(
+    id="sub_1", status="active", plan="pro", start_ms=END_MS - 30 * DAY_MS, end_ms=END_MS, anchor_ms=END_MS
+)
+STATE: Final = CustomerState(stripe_customer="cus_1", subscription=ACTIVE)
+
+
+def at(now_ms: int, *, by_hand: dict[str, Any] | None = None, **changed: Any) -> EffectivePlan:
+    state = replace(STATE, subscription=replace(ACTIVE, **changed), **by_hand or {})
+    return effective_plan(state, CATALOG, now_ms)
+
+
+def shown(found: EffectivePlan) -> tuple[str, str | None, str]:
+    return found.plan.key, found.status, found.access
+
+
+@pytest.mark.parametrize(
+    ("changed", "before", "after"),
+    [
+        pytest.param(
+            {"cancel_at_ms": END_MS, "cancel_at_period_end": True},
+            ("pro", "active", "full"),
+            ("free", "canceled", "full"),
+            id="a cancellation",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": END_MS},
+            ("pro", "trialing", "full"),
+            ("pro", "active", "full"),
+            id="a trial that goes on",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"},
+            ("pro", "trialing", "full"),
+            ("free", "canceled", "full"),
+            id="a trial that ends the subscription",
+        ),
+        pytest.param(
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "pause"},
+            ("pro", "trialing", "full"),
+            ("free", "paused", "restricted"),
+            id="a trial that pauses it",
+        ),
+        pytest.param(
+            {"pending_plan": "top", "pending_at_ms": END_MS},
+            ("pro", "active", "full"),
+            ("top", "active", "full"),
+            id="a scheduled plan",
+        ),
+        pytest.param(
+            {"pending_plan": "free", "pending_at_ms": END_MS, "cancel_at_ms": END_MS + DAY_MS},
+            ("pro", "active", "full"),
+            ("free", "active", "full"),
+            id="the earlier of two",
+        ),
+    ],
+)
+def test_what_is_scheduled_binds_at_its_millisecond(
+    changed: dict[str, Any], before: tuple[str, str, str], after: tuple[str, str, str]
+) -> None:
+    found = at(NOW_MS, **changed)
+    assert (shown(found), found.valid_until_ms) == (before, END_MS)
+    assert shown(at(END_MS - 1, **changed)) == before
+    assert shown(at(END_MS, **changed)) == after
+
+
+def test_what_has_happened_is_no_turn_any_more() -> None:
+    past: dict[str, Any] = {"pending_plan": "top", "pending_at_ms": END_MS, "cancel_at_ms": END_MS + DAY_MS}
+    assert at(END_MS, **past).valid_until_ms == END_MS + DAY_MS
+    assert at(END_MS + DAY_MS, **past).valid_until_ms == NEVER_MS
+    assert at(END_MS, status="active", trial_end_ms=END_MS + DAY_MS).valid_until_ms == NEVER_MS
+
+
+def test_a_subscription_that_was_paid_has_its_plan() -> None:
+    assert shown(at(NOW_MS)) == ("pro", "active", "full")
+    assert at(NOW_MS).valid_until_ms == NEVER_MS
+
+
+@pytest.mark.parametrize(("plan", "missing"), [(None, None), ("gone", "gone"), ("pro", None)])
+def test_a_plan_that_the_file_does_not_have_is_the_default_plan(
+    plan: str | None, missing: str | None
+) -> None:
+    found = at(NOW_MS, plan=plan)
+    assert (found.plan.key, found.missing_plan) == ("pro" if plan == "pro" else "free", missing)
+
+
+def test_a_plan_set_by_hand_stands_until_the_subscriptions_own_changes() -> None:
+    state = replace(STATE, plan="top")
+    assert effective_plan(state, CATALOG, NOW_MS).plan.key == "top"
+    renewed = replace(ACTIVE, start_ms=END_MS, end_ms=END_MS + 30 * DAY_MS, failures=1, status="past_due")
+    assert with_subscription(state, renewed).plan == "top"
+    assert with_subscription(state, replace(ACTIVE, plan="free")).plan is None
+    assert with_subscription(state, replace(ACTIVE, id="sub_2")).plan is None
+    assert with_subscription(state, replace(ACTIVE, status="canceled")).plan is None
+    assert with_subscription(state, None).plan is None
+
+
+def test_a_status_set_by_hand_stands_until_the_subscriptions_own_changes() -> None:
+    state = replace(STATE, status="unpaid", status_since_ms=NOW_MS)
+    assert effective_plan(state, CATALOG, NOW_MS).access == "suspended"
+    assert with_subscription(state, replace(ACTIVE, plan="top", seats=4)).status == "unpaid"
+    changed = with_subscription(state, replace(ACTIVE, status="past_due"))
+    assert (changed.status, changed.status_since_ms) == (None, 0)
+
+
+def test_a_plan_set_by_hand_after_the_end_of_a_subscription_stands() -> None:
+    ended = with_subscription(replace(STATE, plan="top"), replace(ACTIVE, status="canceled"))
+    assert effective_plan(ended, CATALOG, NOW_MS).plan.key == "free"
+    assert effective_plan(replace(ended, plan="top"), CATALOG, NOW_MS).plan.key == "top"
+    assert effective_plan(replace(ended, plan="top", status="canceled"), CATALOG, NOW_MS).plan.key == "free"
+
+
+def test_a_cancellation_by_the_clock_ends_a_plan_set_by_hand_before_it() -> None:
+    assert at(END_MS, cancel_at_ms=END_MS, by_hand={"plan": "top"}).plan.key == "free"
+
+
+def test_what_is_fetched_again_changes_nothing() -> None:
+    state = replace(STATE, plan="top", status="unpaid", status_since_ms=NOW_MS)
+    assert with_subscription(state, ACTIVE) == state
+    assert with_subscription(CustomerState(plan="pro"), None) == CustomerState(plan="pro")
+
+
+def test_the_first_subscription_counts_whatever_was_set_by_hand() -> None:
+    state = CustomerState(plan="top", status="unpaid", status_since_ms=NOW_MS)
+    assert with_subscription(state, ACTIVE) == CustomerState(subscription=ACTIVE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "by_hand", "included"),
+    [
+        pytest.param({}, {}, 10, id="no seat price"),
+        pytest.param({"seats": 25}, {}, 25, id="more than the base price covers"),
+        pytest.param({"seats": 4}, {}, 10, id="fewer"),
+        pytest.param({"seats": 25, "plan": "top"}, {}, None, id="a plan without a limit"),
+        pytest.param({"seats": 25}, {"plan": "free"}, 25, id="a plan set by hand"),
+        pytest.param({"seats": 25}, {"overrides": {"seats": {"included": 40}}}, 40, id="a larger override"),
+        pytest.param({"seats": 25}, {"overrides": {"seats": {"included": 7}}}, 25, id="a smaller override"),
+        pytest.param({"seats": 25, "status": "paused"}, {}, 3, id="restricted to the default plan"),
+        pytest.param({"seats": 25, "status": "canceled"}, {}, 3, id="ended"),
+    ],
+)
+def test_the_gauge_of_seats_may_grow_to_the_seats_that_are_paid_for(
+    changed: dict[str, Any], by_hand: dict[str, Any], included: int | None
+) -> None:
+    state = replace(STATE, subscription=replace(ACTIVE, **changed), **by_hand)
+    found = entitlements_of(state, effective_plan(state, CATALOG, NOW_MS), CATALOG)
+    assert found["seats"].included == included
+
+
+def test_scheduled_seats_bind_at_their_time() -> None:
+    changed: dict[str, Any] = {"seats": 25, "pending_seats": 12, "pending_at_ms": END_MS}
+    assert (at(END_MS - 1, **changed).seats, at(END_MS, **changed).seats) == (25, 12)
+    assert at(END_MS, **changed).plan.key == "pro"
+
+
+WHOLE: Final = SubscriptionState(
+    id="sub_1",
+    status="trialing",
+    plan=None,
+    seats=12,
+    start_ms=1,
+    end_ms=2,
+    anchor_ms=3,
+    cancel_at_ms=4,
+    cancel_at_period_end=True,
+    trial_end_ms=5,
+    trial_end_action="pause",
+    pending_plan="pro",
+    pending_at_ms=6,
+    pending_seats=7,
+    failures=8,
+    failed_at_ms=9,
+    ended_at_ms=10,
+    created_ms=11,
+)
+
+
+@pytest.mark.parametrize("subscription", [ACTIVE, WHOLE])
+def test_a_subscription_survives_storage(subscription: SubscriptionState) -> None:
+    state = replace(STATE, subscription=subscription)
+    assert state == CustomerState.parse(state.dump())
+
+
+def test_only_what_is_no_default_is_stored_and_a_newer_field_is_passed_over() -> None:
+    data = json.loads(STATE.dump())
+    assert set(data["subscription"]) == {"id", "status", "plan", "start_ms", "end_ms", "anchor_ms"}
+    data["subscription"]["mood"] = "bright"
+    assert CustomerState.parse(json.dumps(data)) == STATE
