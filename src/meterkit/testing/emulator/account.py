@@ -6,7 +6,7 @@ import threading
 from collections import Counter, deque
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.testing.emulator.customers import Customers
 from meterkit.testing.emulator.events import Events
@@ -14,18 +14,22 @@ from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pendin
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.meter_events import MeterEvents
 from meterkit.testing.emulator.meters import Meters
+from meterkit.testing.emulator.prices import Prices
+from meterkit.testing.emulator.products import Products
 from meterkit.testing.emulator.replies import ApiError, Exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.events import Event
     from meterkit.testing.emulator.replies import JsonObject
 
-__all__ = ["Account"]
+__all__ = ["Account", "Operation"]
 
+# What a call does: (account, call) to the answer.
+Operation: TypeAlias = "Callable[[Account, Call], JsonObject]"
 EXCHANGES_MAX: Final = 100_000
 
 
@@ -44,6 +48,8 @@ class Account:
             self.log = Events()
             self.customers = Customers(self.emit)
             self.meters = Meters()
+            self.products = Products()
+            self.prices = Prices()
             self.events = MeterEvents(self.customers, self.meters, self.behaviour)
             self.keys = IdempotencyKeys()
             self.faults: list[Pending] = []

@@ -16,6 +16,8 @@ from starlette.routing import Route
 
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.faults import take_fault
+from meterkit.testing.emulator.price_calls import PRICE_CALLS
+from meterkit.testing.emulator.product_calls import PRODUCT_CALLS
 from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
 from meterkit.testing.emulator.summaries import list_summaries
 
@@ -25,12 +27,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.faults import Fault
-    from meterkit.testing.emulator.replies import JsonObject
 
     Abort = Callable[[Scope, bool], bool]
-    Operation = Callable[[Account, Call], JsonObject]
 
 __all__ = ["Api"]
 
@@ -50,6 +50,8 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.reactivate(call)),
     ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
     ("POST", "/v1/billing/meter_events", lambda account, call: account.events.create(call)),
+    *PRODUCT_CALLS,
+    *PRICE_CALLS,
 )
 KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
 # What may be tried again says so itself, or says nothing.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import parse_qsl
 
@@ -22,6 +24,8 @@ Form: TypeAlias = "dict[str, str | Form]"
 KEY: Final = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 PART: Final = re.compile(r"\[([^\[\]]*)\]")
 INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+# At most 12 decimal places (https://docs.stripe.com/api/prices/create#create_price-unit_amount_decimal).
+DECIMAL: Final = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,12})?")
 BOUNDS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 PAGE_MAX: Final = 100
 PAGE_DEFAULT: Final = 10
@@ -29,7 +33,7 @@ PAGE_DEFAULT: Final = 10
 
 @dataclass(init=False, repr=False)
 class Params:
-    """The parameters of one request: ``payload[value]=3&expand[0]=data``.
+    """The parameters of one request, or a hash of them: ``payload[value]=3&items[0][price]=price_1``.
 
     Args:
         encoded: a query string or a form body.
@@ -39,17 +43,33 @@ class Params:
     """
 
     _form: Form
+    _inside: str
 
     def __init__(self, encoded: str) -> None:
         self._form = {}
+        self._inside = ""
         for key, value in parse_qsl(encoded, keep_blank_values=True):
             _insert(self._form, key=key, value=value)
 
-    def only(self, *allowed: str, expandable: Collection[str] = ()) -> None:
-        """Refuse parameters that are not named, and to expand what cannot be; else that has no effect."""
-        for name in self._form.keys() - {*allowed, "expand"}:
-            raise unknown_parameter(name)
-        for wanted in self.texts("expand").values():
+    def path(self, name: str) -> str:
+        """Return a parameter's whole name: ``items[0][price]`` for ``price`` in the first of ``items``."""
+        if not self._inside:
+            return name
+        first, bracket, rest = name.partition("[")
+        return f"{self._inside}[{first}]{bracket}{rest}"
+
+    def only(self, *allowed: str, expandable: Collection[str] | None = ()) -> None:
+        """Refuse parameters that are not named, and to expand what cannot be.
+
+        Args:
+            allowed: names of parameters.
+            expandable: what may be expanded, without effect; None: that is seen to elsewhere.
+        """
+        for name in sorted(self._form.keys() - {*allowed, "expand"}):
+            raise unknown_parameter(self.path(name))
+        if expandable is None:
+            return
+        for wanted in self.listed("expand"):
             if wanted.removeprefix("data.") not in expandable:
                 raise ApiError(f"This property cannot be expanded ({wanted}).", param="expand")
 
@@ -61,7 +81,7 @@ class Params:
                 f"You passed an empty string for '{name}'. We assume empty values are an attempt to unset a "
                 f"parameter; however '{name}' cannot be unset.",
                 code="parameter_invalid_empty",
-                param=name,
+                param=self.path(name),
             )
         return value
 
@@ -72,16 +92,17 @@ class Params:
         """Return a text, or None where it is absent. ``a[b]`` names a parameter inside another."""
         value = self._find(name)
         if isinstance(value, dict):
-            raise ApiError(f"Invalid string: {name} is a hash", param=name)
+            raise ApiError(f"Invalid string: {self.path(name)} is a hash", param=self.path(name))
         if value is not None and len(value) > length_max:
-            raise ApiError(f"Invalid string: {value}; must be at most {length_max} characters", param=name)
+            message = f"Invalid string: {value}; must be at most {length_max} characters"
+            raise ApiError(message, param=self.path(name))
         return value
 
     def required(self, name: str, *, length_max: int = 5000) -> str:
         """Return a text that must be given and not be empty."""
         value = self.text(name, length_max=length_max)
         if not value:
-            raise missing_parameter(name)
+            raise missing_parameter(self.path(name))
         return value
 
     def integer(self, name: str) -> int | None:
@@ -90,14 +111,25 @@ class Params:
         if value is None:
             return None
         if not INTEGER.fullmatch(value):
-            raise ApiError(f"Invalid integer: {value}", code="parameter_invalid_integer", param=name)
+            message = f"Invalid integer: {value}"
+            raise ApiError(message, code="parameter_invalid_integer", param=self.path(name))
         return int(value)
+
+    def decimal(self, name: str) -> Decimal | None:
+        """Return a decimal of at most 12 places, or None where it is absent."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not DECIMAL.fullmatch(value):
+            message = f"Invalid decimal: {value}; must contain at maximum 12 decimal places."
+            raise ApiError(message, param=self.path(name))
+        return Decimal(value)
 
     def boolean(self, name: str) -> bool | None:
         """Return true or false, or None where it is absent."""
         value = self.text(name)
         if value not in {None, "true", "false"}:
-            raise ApiError(f"Invalid boolean: {value}", param=name)
+            raise ApiError(f"Invalid boolean: {value}", param=self.path(name))
         return None if value is None else value == "true"
 
     def span(self, name: str) -> Callable[[int], bool]:
@@ -116,7 +148,8 @@ class Params:
         """Return one of ``allowed``, or None where it is absent."""
         value = self.text(name)
         if value is not None and value not in allowed:
-            raise ApiError(f"Invalid {name}: must be one of {', '.join(allowed)}", param=name)
+            message = f"Invalid {self.path(name)}: must be one of {', '.join(allowed)}"
+            raise ApiError(message, param=self.path(name))
         return value
 
     def is_hash(self, name: str) -> bool:
@@ -127,13 +160,54 @@ class Params:
         """Return a hash of texts, empty where it is absent."""
         value = self._form.get(name, {})
         if not isinstance(value, dict):
-            raise ApiError("Invalid object", param=name)
+            raise ApiError("Invalid object", param=self.path(name))
         inner: dict[str, str] = {}
         for key, text in value.items():
             if isinstance(text, dict):
-                raise ApiError(f"Invalid string: {name}[{key}] is a hash", param=f"{name}[{key}]")
+                param = self.path(f"{name}[{key}]")
+                raise ApiError(f"Invalid string: {param} is a hash", param=param)
             inner[key] = text
         return inner
+
+    def listed(self, name: str) -> list[str]:
+        """Return a list of texts, empty where it is absent: ``lookup_keys[]=a&lookup_keys[]=b``."""
+        return list(self.texts(name).values())
+
+    def hash(self, name: str) -> Params | None:
+        """Return the parameters inside another, or None where it is absent."""
+        value = self._find(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise ApiError("Invalid object", param=self.path(name))
+        return self._nested(value, path=self.path(name))
+
+    def hashes(self, name: str) -> list[Params]:
+        """Return a list of hashes, empty where it is absent: ``items[0][price]=a&items[1][price]=b``."""
+        inner = self._form.get(name, {})
+        if not isinstance(inner, dict):
+            raise ApiError("Invalid array", param=self.path(name))
+        found: list[Params] = []
+        for place, value in inner.items():
+            path = self.path(f"{name}[{place}]")
+            if not isinstance(value, dict):
+                raise ApiError("Invalid object", param=path)
+            found.append(self._nested(value, path=path))
+        return found
+
+    def amend(self, name: str, known: dict[str, str]) -> None:
+        """Change a map of texts, such as metadata: an empty value takes a key out, an empty map all.
+
+        https://docs.stripe.com/api/metadata
+        """
+        if self._form.get(name) == "":
+            known.clear()
+            return
+        for key, value in self.texts(name).items():
+            if value:
+                known[key] = value
+            else:
+                known.pop(key, None)
 
     def page(self, items: Sequence[JsonObject], *, url: str) -> JsonObject:
         """Return the page of a list that is asked for: ``limit`` (10 where it is absent) and a cursor."""
@@ -153,6 +227,11 @@ class Params:
         if cursor in ids:
             return ids.index(cursor)
         raise ApiError(f"No such object: '{cursor}'", code="resource_missing", param=name)
+
+    def _nested(self, form: Form, *, path: str) -> Params:
+        nested = Params("")
+        nested._form, nested._inside = form, path
+        return nested
 
     def _find(self, name: str) -> str | Form | None:
         found: str | Form | None = self._form
@@ -187,10 +266,19 @@ def _insert(form: Form, *, key: str, value: str) -> None:
     if match is None:
         raise ApiError(f"Invalid parameter name: {key}", param=key)
     inner: list[str] = PART.findall(match[2])
-    *path, last = [match[1], *inner]
-    for part in path:
-        below = form.setdefault(part, {})
+    names = [match[1], *inner]
+    last = names[-1]
+    for part, following in pairwise(names):
+        place = part or _place(form, following=following)
+        below = form.setdefault(place, {})
         if not isinstance(below, dict):
             raise ApiError(f"Invalid parameter: {key} is both a string and a hash", param=key)
         form = below
     form[last or str(len(form))] = value
+
+
+def _place(form: Form, *, following: str) -> str:
+    """Where ``items[][price]`` goes: into the last of the list, or a next one where that has a price."""
+    last = form.get(str(len(form) - 1))
+    is_open = isinstance(last, dict) and following not in last
+    return str(len(form) - 1) if is_open else str(len(form))

@@ -16,11 +16,11 @@ from starlette.routing import Route
 
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
-from meterkit.testing.emulator.behaviour import Behaviour
 from meterkit.testing.emulator.customers import Customer
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.meters import Meter
 from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.shop import Shop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def _with_parameters_of(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class StripeEmulator(Behaviour):
+class StripeEmulator(Shop):
     """A Stripe account in memory: customers, billing meters, meter events v1 and their summaries.
 
     It is reached over HTTP, by the official SDK or anything else:

@@ -75,6 +75,10 @@ class Meters:
         found = (meter for meter in self._by_id.values() if meter.event_name == event_name and meter.active)
         return next(found, None)
 
+    def has(self, meter_id: str) -> bool:
+        """Tell whether there is such a meter, active or not."""
+        return meter_id in self._by_id
+
     def find(self, meter_id: str) -> Meter:
         """Return a meter. Raises ApiError, 404, if there is none."""
         meter = self._by_id.get(meter_id)

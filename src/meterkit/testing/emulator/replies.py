@@ -16,6 +16,7 @@ __all__ = [
     "JsonObject",
     "Reply",
     "missing_parameter",
+    "missing_resource",
     "new_id",
     "no_such",
     "unknown_parameter",
@@ -105,3 +106,8 @@ def no_such(what: str, object_id: str) -> ApiError:
     """The refusal of a path with the id of an object that there is not: 404."""
     message = f"No such {what}: '{object_id}'"
     return ApiError(message, status=HTTPStatus.NOT_FOUND, code="resource_missing", param="id")
+
+
+def missing_resource(what: str, object_id: str, *, param: str) -> ApiError:
+    """The refusal of a parameter with the id of an object that there is not: 400."""
+    return ApiError(f"No such {what}: '{object_id}'", code="resource_missing", param=param)

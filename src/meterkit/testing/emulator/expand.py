@@ -1,0 +1,72 @@
+"""``expand[]``: ids in an answer replaced by what they stand for, and what is shown on demand only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
+
+from meterkit.testing.emulator.replies import ApiError, JsonObject
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.call import Params
+
+    Finder: TypeAlias = Callable[[Account, str], JsonObject]
+    Shower: TypeAlias = Callable[[Account, str], object]
+
+__all__ = ["expanded"]
+
+DEPTH_MAX: Final = 4
+# The name of a field to what its id stands for.
+FIELDS: Final[Mapping[str, Finder]] = {
+    "default_price": lambda account, name: account.prices.find(name).to_json(),
+    "price": lambda account, name: account.prices.find(name).to_json(),
+    "product": lambda account, name: account.products.find(name).to_json(),
+}
+# The kind of an object and the name of a field that is there only where it is asked for.
+ON_DEMAND: Final[Mapping[tuple[str, str], Shower]] = {
+    ("price", "tiers"): lambda account, name: account.prices.find(name).tiers_to_json(),
+}
+
+
+def expanded(account: Account, body: JsonObject, params: Params) -> JsonObject:
+    """Return an answer with what a call wants expanded: ``expand[]=data.latest_invoice.payments``.
+
+    Raises:
+        ApiError: it cannot be expanded, or lies deeper than four levels
+            (https://docs.stripe.com/api/expanding_objects).
+    """
+    for wanted in params.listed("expand"):
+        path = wanted.split(".")
+        if len(path) - (path[0] == "data") > DEPTH_MAX:
+            message = f"You cannot expand more than {DEPTH_MAX} levels of a property ({wanted})."
+            raise ApiError(message, param="expand")
+        _expand(account, body, path, wanted=wanted)
+    return body
+
+
+def _expand(account: Account, found: object, path: list[str], *, wanted: str) -> None:
+    if isinstance(found, list):
+        for each in cast("list[object]", found):
+            _expand(account, each, path, wanted=wanted)
+        return
+    if not path or found is None:
+        return
+    if not isinstance(found, dict):
+        raise _refused(wanted)
+    here, name = cast("JsonObject", found), path[0]
+    on_demand = ON_DEMAND.get((str(here.get("object")), name))
+    if on_demand is not None:
+        here[name] = on_demand(account, str(here["id"]))
+    elif name not in here:
+        raise _refused(wanted)
+    elif isinstance(here[name], str):
+        if name not in FIELDS:
+            raise _refused(wanted)
+        here[name] = FIELDS[name](account, str(here[name]))
+    _expand(account, here[name], path[1:], wanted=wanted)
+
+
+def _refused(wanted: str) -> ApiError:
+    return ApiError(f"This property cannot be expanded ({wanted}).", param="expand")

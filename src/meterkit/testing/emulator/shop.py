@@ -1,0 +1,105 @@
+"""What a test puts into the emulated account without a call: products and prices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlencode
+
+from meterkit.testing.emulator.behaviour import Behaviour
+from meterkit.testing.emulator.call import Call, Params
+from meterkit.testing.emulator.price_calls import make_price, make_product
+from meterkit.testing.emulator.price_params import read_price
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from meterkit.testing.emulator.account import Account
+
+__all__ = ["Shop"]
+
+
+class Shop(Behaviour):
+    """What is sold in the emulated account; a part of ``StripeEmulator``."""
+
+    _account: Account
+
+    def add_product(self, name: str, *, product_id: str | None = None, **params: Any) -> str:
+        """Add a product, under an id of the caller's choice if given. Returns the id.
+
+        Args:
+            name: what customers see.
+            product_id: any text; None: a fresh id.
+            params: other parameters of ``POST /v1/products``.
+
+        Raises:
+            ApiError: Stripe would refuse it.
+        """
+        given = {"name": name, "id": product_id, **params}
+        with self._account.lock:
+            return make_product(self._account, _params(given), call=self._call()).id
+
+    def add_price(
+        self,
+        unit_amount: int | None = None,
+        *,
+        price_id: str | None = None,
+        product: str | None = None,
+        currency: str = "usd",
+        interval: str | None = "month",
+        meter: str | None = None,
+        **params: Any,
+    ) -> str:
+        """Add a price, under an id of the caller's choice if given. Returns the id.
+
+        ``add_price(2900)`` is 29 USD a month, ``add_price(12, meter=emulator.add_meter("tokens"),
+        transform_quantity={"divide_by": 1000, "round": "up"})`` 12 cents for each 1000 of a meter.
+
+        Args:
+            unit_amount: in minor units of the currency; None where ``params`` give another amount.
+            price_id: any text; None: a fresh id.
+            product: its id; None: a new product.
+            currency: three letters.
+            interval: ``day``, ``week``, ``month`` or ``year``; None: it is charged once.
+            meter: id of the meter whose usage is charged; None: a quantity is charged in advance.
+            params: other parameters of ``POST /v1/prices``.
+
+        Raises:
+            ApiError: Stripe would refuse it, or there is no such product or meter.
+            ValueError: the id is taken.
+        """
+        usage = {} if meter is None else {"usage_type": "metered", "meter": meter}
+        recurring = (
+            None if interval is None else {"interval": interval, **usage, **params.pop("recurring", {})}
+        )
+        given = {"unit_amount": unit_amount, "currency": currency, "recurring": recurring, **params}
+        with self._account.lock:
+            price = read_price(_params(given), meters=self._account.meters)
+            product = product or self.add_product(price_id or "Product")
+            sold = self._account.products.find(product, param="product")
+            return make_price(self._account, price, call=self._call(), product=sold, price_id=price_id).id
+
+    def _call(self) -> Call:
+        return Call(
+            method="POST",
+            path="",
+            params=Params(""),
+            now=self.clock(),
+            livemode=False,
+            idempotency_key=None,
+        )
+
+
+def _params(given: Mapping[str, object]) -> Params:
+    return Params(urlencode(list(_fields(given))))
+
+
+def _fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """The fields of a form: ``{"recurring": {"interval": "month"}}`` is ``recurring[interval]=month``."""
+    if isinstance(given, dict):
+        for name, value in cast("dict[str, object]", given).items():
+            yield from _fields(value, f"{path}[{name}]" if path else str(name))
+    elif isinstance(given, list | tuple):
+        for place, value in enumerate(cast("list[object]", given)):
+            yield from _fields(value, f"{path}[{place}]")
+    elif given is not None:
+        yield path, str(given).lower() if isinstance(given, bool) else str(given)

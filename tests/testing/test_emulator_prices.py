@@ -1,0 +1,375 @@
+"""Products and prices of the emulated account, seen through the official SDK over HTTP."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+import stripe
+
+from emulated import account
+from meterkit.testing import Clock, StripeEmulator
+from meterkit.testing.emulator.amounts import Pricing, Tier, amount_of, charges_of, to_cents
+from meterkit.testing.emulator.call import Params
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+SECOND = int(NOW.timestamp())
+
+
+async def test_products_live_and_die() -> None:
+    """https://docs.stripe.com/api/products."""
+    emulator = StripeEmulator(clock=Clock(NOW))
+    async with account(emulator) as client:
+        products = client.v1.products
+        made = await products.create_async(
+            {"name": "Pro", "id": "prod_pro", "metadata": {"plan": "pro"}, "unit_label": "seat"}
+        )
+        assert made.metadata is not None
+        assert (made.id, made.active, made.metadata["plan"], made.created) == (
+            "prod_pro",
+            True,
+            "pro",
+            SECOND,
+        )
+        changed = await products.update_async(
+            "prod_pro", {"active": False, "name": "Old Pro", "metadata": ""}
+        )
+        assert changed.metadata is not None
+        assert (changed.active, changed.name, changed.metadata.to_dict()) == (False, "Old Pro", {})
+        assert (await products.retrieve_async("prod_pro")).unit_label == "seat"
+        with pytest.raises(stripe.InvalidRequestError, match="Product already exists") as caught:
+            await products.create_async({"name": "Pro", "id": "prod_pro"})
+        assert caught.value.code == "resource_already_exists"
+        with pytest.raises(stripe.InvalidRequestError, match="No such product: 'prod_none'") as caught:
+            await products.retrieve_async("prod_none")
+        assert caught.value.http_status == 404
+        assert (await products.delete_async("prod_pro")).deleted
+        with pytest.raises(stripe.InvalidRequestError, match="No such product"):
+            await products.retrieve_async("prod_pro")
+    types = [event.type for event in emulator.webhook_events]
+    assert types == ["product.created", "product.updated", "product.deleted"]
+
+
+async def test_products_are_listed_newest_first() -> None:
+    """https://docs.stripe.com/api/products/list: `active`, `ids`."""
+    emulator = StripeEmulator()
+    first, second = emulator.add_product("A"), emulator.add_product("B", active=False)
+    async with account(emulator) as client:
+        listed = client.v1.products.list_async
+        assert [second, first] == [product.id for product in (await listed()).data]
+        assert [first] == [product.id for product in (await listed({"active": True})).data]
+        assert [second] == [product.id for product in (await listed({"ids": [second, "prod_x"]})).data]
+
+
+async def test_a_product_may_come_with_its_price() -> None:
+    """https://docs.stripe.com/api/products/create#create_product-default_price_data."""
+    emulator = StripeEmulator()
+    async with account(emulator) as client:
+        made = await client.v1.products.create_async(
+            {
+                "name": "Pro",
+                "default_price_data": {
+                    "currency": "usd",
+                    "unit_amount": 2900,
+                    "recurring": {"interval": "month"},
+                },
+                "expand": ["default_price"],
+            }
+        )
+        price = made.default_price
+        assert isinstance(price, stripe.Price)
+        assert (price.product, price.unit_amount) == (made.id, 2900)
+        with pytest.raises(stripe.InvalidRequestError, match="one or more user-created prices"):
+            await client.v1.products.delete_async(made.id)
+        other = emulator.add_price(4900, product=made.id)
+        changed = await client.v1.products.update_async(made.id, {"default_price": other})
+        assert changed.default_price == other
+        with pytest.raises(stripe.InvalidRequestError, match="No such price: 'price_x'") as caught:
+            await client.v1.products.update_async(made.id, {"default_price": "price_x"})
+        assert caught.value.http_status == 400
+
+
+async def test_a_flat_price() -> None:
+    """https://docs.stripe.com/api/prices/object."""
+    emulator = StripeEmulator(clock=Clock(NOW))
+    product = emulator.add_product("Pro")
+    async with account(emulator) as client:
+        made = await client.v1.prices.create_async(
+            {
+                "currency": "USD",
+                "unit_amount": 2900,
+                "product": product,
+                "recurring": {"interval": "month"},
+                "lookup_key": "pro_monthly",
+                "nickname": "Pro",
+            }
+        )
+        assert made.recurring is not None
+        assert (made.currency, made.unit_amount, made.unit_amount_decimal) == ("usd", 2900, Decimal(2900))
+        assert made.recurring.to_dict() == {
+            "interval": "month",
+            "interval_count": 1,
+            "meter": None,
+            "trial_period_days": None,
+            "usage_type": "licensed",
+        }
+        assert (made.type, made.billing_scheme, made.active) == ("recurring", "per_unit", True)
+        changed = await client.v1.prices.update_async(
+            made.id, {"active": False, "lookup_key": "", "metadata": {"a": "b"}, "nickname": "Old"}
+        )
+        assert (changed.active, changed.lookup_key, changed.nickname) == (False, None, "Old")
+        wrong: Any = {"unit_amount": 3900}
+        with pytest.raises(stripe.InvalidRequestError, match="Received unknown parameter: unit_amount"):
+            await client.v1.prices.update_async(made.id, wrong)
+        expanded = await client.v1.prices.retrieve_async(made.id, {"expand": ["product"]})
+        assert isinstance(expanded.product, stripe.Product)
+        assert expanded.product.name == "Pro"
+    assert [event.type for event in emulator.webhook_events][-1] == "price.updated"
+
+
+async def test_prices_are_listed_by_what_they_are() -> None:
+    """https://docs.stripe.com/api/prices/list: `active`, `product`, `lookup_keys`, `type`, `recurring`."""
+    emulator = StripeEmulator()
+    meter = emulator.add_meter("tokens")
+    pro = emulator.add_product("Pro")
+    base = emulator.add_price(2900, product=pro, lookup_key="base")
+    usage = emulator.add_price(
+        12, product=pro, meter=meter, transform_quantity={"divide_by": 1000, "round": "up"}
+    )
+    once = emulator.add_price(500, interval=None, currency="eur")
+    old = emulator.add_price(1900, product=pro, active=False, interval="year")
+    async with account(emulator) as client:
+
+        async def ids(**wanted: Any) -> list[str]:
+            params: Any = wanted
+            return [price.id for price in (await client.v1.prices.list_async(params)).data]
+
+        assert await ids() == [old, once, usage, base]
+        assert await ids(active=True, product=pro) == [usage, base]
+        assert await ids(lookup_keys=["base", "none"]) == [base]
+        assert await ids(type="one_time") == [once]
+        assert await ids(currency="eur") == [once]
+        assert await ids(recurring={"usage_type": "metered", "meter": meter}) == [usage]
+        assert await ids(recurring={"interval": "year"}) == [old]
+        listed = await client.v1.prices.list_async({"limit": 1, "expand": ["data.product"]})
+        assert isinstance(listed.data[0].product, stripe.Product)
+
+
+async def test_a_lookup_key_names_one_price() -> None:
+    """https://docs.stripe.com/products-prices/manage-prices#lookup-keys."""
+    emulator = StripeEmulator()
+    first = emulator.add_price(2900, lookup_key="pro")
+    new: Any = {
+        "currency": "usd",
+        "unit_amount": 3900,
+        "product_data": {"name": "Pro"},
+        "recurring": {"interval": "month"},
+        "lookup_key": "pro",
+    }
+    async with account(emulator) as client:
+        with pytest.raises(stripe.InvalidRequestError, match=f"`{first}`"):
+            await client.v1.prices.create_async(new)
+        new["transfer_lookup_key"] = True
+        made = await client.v1.prices.create_async(new)
+        assert made.lookup_key == "pro"
+        assert (await client.v1.prices.retrieve_async(first)).lookup_key is None
+
+
+async def test_a_metered_price_names_its_meter() -> None:
+    """Mandatory since 2025-03-31.basil (facts/stripe.md 3.1)."""
+    emulator = StripeEmulator()
+    meter = emulator.add_meter("tokens")
+    async with account(emulator) as client:
+        made = await client.v1.prices.create_async(
+            {
+                "currency": "usd",
+                "unit_amount_decimal": Decimal("0.012"),
+                "product_data": {"name": "Tokens"},
+                "recurring": {"interval": "month", "usage_type": "metered", "meter": meter},
+            }
+        )
+        assert made.recurring is not None
+        assert (made.recurring.meter, made.unit_amount, made.unit_amount_decimal) == (
+            meter,
+            None,
+            Decimal("0.012"),
+        )
+
+
+async def test_tiers_are_shown_where_they_are_expanded() -> None:
+    """https://docs.stripe.com/api/prices/object#price_object-tiers."""
+    emulator = StripeEmulator()
+    price = emulator.add_price(
+        billing_scheme="tiered",
+        tiers_mode="graduated",
+        tiers=[
+            {"up_to": 10, "unit_amount": 0},
+            {"up_to": "inf", "unit_amount_decimal": "0.5", "flat_amount": 100},
+        ],
+    )
+    async with account(emulator) as client:
+        plain = await client.v1.prices.retrieve_async(price)
+        assert "tiers" not in plain
+        shown = await client.v1.prices.retrieve_async(price, {"expand": ["tiers"]})
+        assert shown.tiers is not None
+        assert [tier.to_dict() for tier in shown.tiers] == [
+            {
+                "flat_amount": None,
+                "flat_amount_decimal": None,
+                "unit_amount": 0,
+                "unit_amount_decimal": Decimal(0),
+                "up_to": 10,
+            },
+            {
+                "flat_amount": 100,
+                "flat_amount_decimal": Decimal(100),
+                "unit_amount": None,
+                "unit_amount_decimal": Decimal("0.5"),
+                "up_to": None,
+            },
+        ]
+        assert (shown.billing_scheme, shown.tiers_mode, shown.unit_amount) == ("tiered", "graduated", None)
+
+
+MONTHLY = {"interval": "month"}
+METERED = {"interval": "month", "usage_type": "metered"}
+FLAT = {"currency": "usd", "unit_amount": 1}
+TIERED = {"currency": "usd", "billing_scheme": "tiered"}
+VOLUME_OF = {**TIERED, "tiers_mode": "volume"}
+COUNT = "recurring[interval_count]"
+BY_TWO = {"divide_by": 2, "round": "up"}
+TWO_TIERS = [{"up_to": 10, "unit_amount": 5}, {"up_to": "inf", "unit_amount": 4}]
+
+
+@pytest.mark.parametrize(
+    ("params", "message", "param"),
+    [
+        ({}, "Missing required param: currency", "currency"),
+        ({"currency": "dollars", "unit_amount": 1}, "Invalid currency", "currency"),
+        ({"currency": "usd"}, "Prices require an `unit_amount` or `unit_amount_decimal`", None),
+        ({"currency": "usd", "unit_amount": -1}, "non-negative", "unit_amount"),
+        ({"currency": "usd", "unit_amount": "ten"}, "Invalid integer: ten", "unit_amount"),
+        ({**FLAT, "unit_amount_decimal": "1.5"}, "You may only specify one", "unit_amount"),
+        ({"currency": "usd", "unit_amount_decimal": "0.0000000000001"}, "maximum 12", "unit_amount_decimal"),
+        ({**FLAT, "recurring": {"interval": "hour"}}, "must be one of", "recurring[interval]"),
+        ({**FLAT, "recurring": {"usage_type": "metered"}}, "Missing", "recurring[interval]"),
+        ({**FLAT, "recurring": {**MONTHLY, "interval_count": 37}}, "three years", COUNT),
+        ({**FLAT, "recurring": {**MONTHLY, "interval_count": 0}}, "greater than", COUNT),
+        ({**FLAT, "recurring": METERED}, "is required", "recurring[meter]"),
+        ({**FLAT, "recurring": {**MONTHLY, "meter": "mtr_x"}}, "can only be set", "recurring[meter]"),
+        ({**FLAT, "recurring": {**METERED, "meter": "mtr_x"}}, "No such meter", "recurring[meter]"),
+        ({**FLAT, "recurring": {**MONTHLY, "often": 1}}, "unknown parameter", "recurring[often]"),
+        ({**FLAT, "recurring": "month"}, "Invalid object", "recurring"),
+        ({**FLAT, "custom_unit_amount": {"enabled": True}}, "not emulated", "custom_unit_amount"),
+        ({**TIERED, "tiers": TWO_TIERS}, "Missing", "tiers_mode"),
+        ({**TIERED, "tiers_mode": "volume"}, "Missing", "tiers"),
+        ({**VOLUME_OF, "tiers": TWO_TIERS, "unit_amount": 1}, "cannot be set", "unit_amount"),
+        ({**VOLUME_OF, "tiers": TWO_TIERS[:1]}, "up_to=inf", "tiers"),
+        ({**VOLUME_OF, "tiers": [TWO_TIERS[0], *TWO_TIERS]}, "ascending", "tiers"),
+        ({**VOLUME_OF, "tiers": [{"up_to": "inf"}]}, "needs an", "tiers[0][unit_amount]"),
+        ({**VOLUME_OF, "tiers": [{"unit_amount": 1}]}, "Missing", "tiers[0][up_to]"),
+        ({**VOLUME_OF, "tiers": TWO_TIERS, "transform_quantity": BY_TWO}, "combined", "transform_quantity"),
+        ({**FLAT, "transform_quantity": {"divide_by": 2}}, "Missing", "transform_quantity[round]"),
+        ({**FLAT, "expand": ["colour"]}, "cannot be expanded", "expand"),
+        ({**FLAT, "expand": ["product.a.b.c.d"]}, "more than 4 levels", "expand"),
+        ({**FLAT, "expand": ["product.name.x"]}, "cannot be expanded", "expand"),
+        ({**FLAT, "expand": ["currency"]}, "cannot be expanded", "expand"),
+    ],
+)  # fmt: skip
+async def test_prices_need_what_they_need(params: Any, message: str, param: str | None) -> None:
+    """https://docs.stripe.com/api/prices/create; nothing is made of what is refused."""
+    emulator = StripeEmulator()
+    async with account(emulator) as client:
+        wanted: Any = {**params, "product_data": {"name": "Pro"}}
+        with pytest.raises(stripe.InvalidRequestError, match=message) as caught:
+            await client.v1.prices.create_async(wanted)
+        assert caught.value.error is not None
+        assert param == caught.value.error.to_dict().get("param")
+        if "expand" not in params:
+            assert (await client.v1.products.list_async()).data == []
+
+
+async def test_a_price_has_one_product() -> None:
+    """https://docs.stripe.com/api/prices/create#create_price-product."""
+    emulator = StripeEmulator()
+    async with account(emulator) as client:
+        with pytest.raises(stripe.InvalidRequestError, match="either `product` or `product_data`"):
+            await client.v1.prices.create_async({"currency": "usd", "unit_amount": 1})
+        with pytest.raises(stripe.InvalidRequestError, match="No such product: 'prod_x'") as caught:
+            await client.v1.prices.create_async({"currency": "usd", "unit_amount": 1, "product": "prod_x"})
+        assert caught.value.http_status == 400
+
+
+def test_prices_and_products_of_a_tests_own() -> None:
+    emulator = StripeEmulator()
+    assert emulator.add_price(2900, price_id="price_pro") == "price_pro"
+    with pytest.raises(ValueError, match="already a price price_pro"):
+        emulator.add_price(3900, price_id="price_pro")
+    assert emulator.add_product("Team", product_id="prod_team") == "prod_team"
+
+
+GRADUATED = Pricing(
+    tiers=(
+        Tier(up_to=10, unit_amount=Decimal(5)),
+        Tier(up_to=20, unit_amount=Decimal(4)),
+        Tier(up_to=None, unit_amount=Decimal(3), flat_amount=Decimal(100)),
+    ),
+    tiers_mode="graduated",
+)
+VOLUME = Pricing(tiers=GRADUATED.tiers, tiers_mode="volume")
+THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000, round_up=True)
+WHOLE_THOUSANDS = Pricing(unit_amount=Decimal(12), divide_by=1000)
+
+
+@pytest.mark.parametrize(
+    ("pricing", "quantity", "cents"),
+    [
+        (Pricing(unit_amount=Decimal(2900)), 3, 8700),
+        (Pricing(unit_amount=Decimal("0.5")), 3, 2),  # 1.5 cents.
+        (Pricing(unit_amount=Decimal("0.012")), 1000, 12),
+        (Pricing(), 7, 0),
+        (THOUSANDS, 0, 0),
+        (THOUSANDS, 1, 12),
+        (THOUSANDS, 1001, 24),
+        (WHOLE_THOUSANDS, 1999, 12),
+        (GRADUATED, 0, 0),
+        (GRADUATED, 10, 50),
+        (GRADUATED, 15, 70),
+        (GRADUATED, 25, 50 + 40 + 15 + 100),
+        (VOLUME, 10, 50),
+        (VOLUME, 11, 44),
+        (VOLUME, 25, 175),
+    ],
+)
+def test_what_a_quantity_costs(pricing: Pricing, quantity: int, cents: int) -> None:
+    """https://docs.stripe.com/products-prices/pricing-models#tiered-pricing."""
+    assert cents == to_cents(amount_of(pricing, Decimal(quantity)))
+
+
+def test_graduated_tiers_have_a_charge_each() -> None:
+    charges = charges_of(GRADUATED, Decimal(15))
+    assert ["1: 10 for 50", "2: 5 for 20"] == [
+        f"{charge.tier}: {charge.quantity} for {charge.amount}" for charge in charges
+    ]
+
+
+async def test_lists_of_hashes_are_read_in_either_form() -> None:
+    """``items[0][price]``, as the SDK writes it, and ``items[][price]``, as shells do."""
+    for form in (
+        "items[0][price]=a&items[0][quantity]=2&items[1][price]=b",
+        "items[][price]=a&items[][quantity]=2&items[][price]=b",
+    ):
+        first, second = Params(form).hashes("items")
+        assert (first.text("price"), first.integer("quantity"), second.text("price")) == ("a", 2, "b")
+        assert first.path("price") == "items[0][price]"
+    emulator = StripeEmulator()
+    async with emulator.serve() as url, httpx.AsyncClient(auth=("sk_test_1", "")) as client:
+        answer = await client.get(f"{url}/v1/prices", params={"lookup_keys[]": ["a", "b"]})
+        assert answer.json()["data"] == []
+        answer = await client.get(f"{url}/v1/prices", params={"lookup_keys": "a"})
+        assert answer.json()["error"]["param"] == "lookup_keys"
