@@ -9,6 +9,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.testing.emulator.customers import Customers
+from meterkit.testing.emulator.deliveries import Deliveries
+from meterkit.testing.emulator.endpoints import WebhookEndpoints
 from meterkit.testing.emulator.events import Events
 from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
@@ -17,6 +19,7 @@ from meterkit.testing.emulator.meters import Meters
 from meterkit.testing.emulator.prices import Prices
 from meterkit.testing.emulator.products import Products
 from meterkit.testing.emulator.replies import ApiError, Exchange
+from meterkit.testing.emulator.thin_events import ThinEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.events import Event
     from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.thin_events import ThinEvent
 
 __all__ = ["Account", "Operation"]
 
@@ -39,6 +43,7 @@ class Account:
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.lock = threading.RLock()
+        self.wakers: list[Callable[[], object]] = []
         self._call: Call | None = None
         self.reset()
 
@@ -46,11 +51,14 @@ class Account:
         """Forget everything."""
         with self.lock:
             self.log = Events()
+            self.thin_log = ThinEvents()
+            self.endpoints = WebhookEndpoints()
+            self.deliveries = Deliveries(self.endpoints)
             self.customers = Customers(self.emit)
             self.meters = Meters()
             self.products = Products()
             self.prices = Prices()
-            self.events = MeterEvents(self.customers, self.meters, self.behaviour)
+            self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
             self.keys = IdempotencyKeys()
             self.faults: list[Pending] = []
             self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
@@ -76,7 +84,24 @@ class Account:
         """
         with self.lock:
             at_s = self.behaviour.clock() if at_s is None else at_s
-            return self.log.enter(event_type, obj, previous=previous, at_s=at_s, call=self._call)
+            event = self.log.enter(event_type, obj, previous=previous, at_s=at_s, call=self._call)
+            if event is not None:
+                self.deliveries.add(event, now=at_s)
+                self._wake()
+            return event
+
+    def tell_thin(self, event: ThinEvent) -> ThinEvent:
+        """Enter a thin event and have it delivered. Returns it."""
+        with self.lock:
+            self.thin_log.enter(event)
+            self.deliveries.add(event, now=event.created)
+            self._wake()
+            return event
+
+    def _wake(self) -> None:
+        """Say to whoever delivers that there is something to deliver."""
+        for waker in self.wakers:
+            waker()
 
     @contextmanager
     def during(self, call: Call) -> Generator[None]:

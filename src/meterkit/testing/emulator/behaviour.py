@@ -23,3 +23,4 @@ class Behaviour:
     summary_lag_s: float = 0.0
     identifier_memory_s: float = 86_400
     refuse_unknown_customers: bool = True
+    automatic_webhooks: bool = True

@@ -16,11 +16,13 @@ from starlette.routing import Route
 
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
+from meterkit.testing.emulator.courier import Courier
 from meterkit.testing.emulator.customers import Customer
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.meters import Meter
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.shop import Shop
+from meterkit.testing.emulator.webhook_controls import WebhookControls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
 
     from meterkit.catalog import Catalog
-    from meterkit.testing.emulator.events import Event
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.replies import Exchange
 
@@ -50,7 +51,7 @@ def _with_parameters_of(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class StripeEmulator(Shop):
+class StripeEmulator(Shop, WebhookControls):
     """A Stripe account in memory: customers, billing meters, meter events v1 and their summaries.
 
     It is reached over HTTP, by the official SDK or anything else:
@@ -64,6 +65,11 @@ class StripeEmulator(Shop):
     ``GET``, ``POST``, ``DELETE /_emulator/faults``: the faults to come, one more, none;
     ``GET /_emulator/requests``: what was asked and answered; ``POST /_emulator/reset``: forget everything.
 
+    ``GET``, ``POST /_emulator/endpoints``: who is told of events, and one more (``url``, ``secret``,
+    ``events``, ``thin``); ``POST /_emulator/emit``: any event (``type``, ``object``, ``previous``);
+    ``POST /_emulator/deliver``: as :meth:`deliver` (``events``: their ids, ``to``, ``forge``);
+    ``GET /_emulator/deliveries``: what became of them.
+
     It refuses what Stripe refuses, in Stripe's words: an identifier a second time, timestamps out of
     bounds, more than one call at a time for a customer and meter. What Stripe leaves open is decided the
     harder way for the client.
@@ -76,11 +82,14 @@ class StripeEmulator(Shop):
         summary_lag_s: how long an accepted event is missing in summaries.
         identifier_memory_s: how long an identifier is refused a second time.
         refuse_unknown_customers: else their events are answered with 200 and not counted. Both have been
-            observed.
+            observed. The latter are reported by a thin event.
+        automatic_webhooks: whether events are delivered by themselves while the emulator is served, as they
+            happen and fall due again; else by :meth:`deliver` alone.
     """
 
     def __post_init__(self) -> None:
         self._account = Account(self)
+        self._courier = Courier(self._account)
         api = Api(self._account, abort=_abort)
         control = [
             Route("/_emulator/events", self._tell_events, methods=["GET"]),
@@ -89,7 +98,8 @@ class StripeEmulator(Shop):
             Route("/_emulator/reset", self._reset, methods=["POST"]),
         ]
         self._app = Starlette(
-            routes=[*api.routes, *control],
+            routes=[*api.routes, *control, *self._webhook_routes()],
+            lifespan=self._courier.running,
             exception_handlers={
                 HTTPStatus.NOT_FOUND: api.unknown,
                 HTTPStatus.METHOD_NOT_ALLOWED: api.unknown,
@@ -174,12 +184,6 @@ class StripeEmulator(Shop):
         """All events that were accepted, in the order of their arrival."""
         with self._account.lock:
             return tuple(self._account.events.accepted)
-
-    @property
-    def webhook_events(self) -> tuple[Event, ...]:
-        """All that has happened in the account, as webhooks tell of it, oldest first."""
-        with self._account.lock:
-            return self._account.log.all
 
     @property
     def requests(self) -> tuple[Exchange, ...]:

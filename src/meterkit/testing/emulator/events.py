@@ -12,7 +12,7 @@ from meterkit.testing.emulator.replies import ApiError, JsonObject, new_id, no_s
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
 
-__all__ = ["API_VERSION", "Emit", "Event", "Events", "changes", "matches"]
+__all__ = ["API_VERSION", "MEMORY_S", "Emit", "Event", "Events", "changes", "matches"]
 
 API_VERSION: Final = "2026-10-28.endive"
 MEMORY_S: Final = 30 * 86_400
@@ -55,6 +55,15 @@ class Event:
     request_id: str | None = None
     idempotency_key: str | None = None
     undelivered: set[str] = field(default_factory=set[str])
+
+    @property
+    def thin(self) -> bool:
+        """No."""
+        return False
+
+    def notification(self) -> JsonObject:
+        """Return what webhooks are sent: all of it."""
+        return self.to_json()
 
     def to_json(self) -> JsonObject:
         """Return the event as Stripe shows it (https://docs.stripe.com/api/events/object)."""

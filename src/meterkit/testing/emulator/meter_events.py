@@ -9,14 +9,16 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_parameter
+from meterkit.testing.emulator.thin_events import meter_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.customers import Customers
     from meterkit.testing.emulator.meters import Meter, Meters
+    from meterkit.testing.emulator.thin_events import ThinEvent
 
 __all__ = ["MeterEvent", "MeterEvents"]
 
@@ -66,10 +68,18 @@ class MeterEvent:
 class MeterEvents:
     """All accepted events of an account, in the order of their arrival; see ``StripeEmulator``."""
 
-    def __init__(self, customers: Customers, meters: Meters, behaviour: Behaviour) -> None:
+    def __init__(
+        self,
+        customers: Customers,
+        meters: Meters,
+        behaviour: Behaviour,
+        *,
+        report: Callable[[ThinEvent], object],
+    ) -> None:
         self.customers = customers
         self.meters = meters
         self.behaviour = behaviour
+        self.report = report
         self.accepted: list[MeterEvent] = []
         self._received_at: dict[str, float] = {}
 
@@ -114,6 +124,16 @@ class MeterEvents:
             )
         if event.identifier in self._received_at:
             raise ApiError(f"An event already exists with identifier {event.identifier}.", stored=True)
+        if not known:
+            self.report(
+                meter_errors(
+                    event.meter,
+                    code="meter_event_customer_not_found",
+                    identifiers=[event.identifier],
+                    count=1,
+                    now=now,
+                )
+            )
         if lose or not known:
             event = replace(event, counted=False)
         self._received_at[event.identifier] = now

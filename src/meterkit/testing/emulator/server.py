@@ -113,7 +113,7 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         http=_Protocol,
         ws="none",
         loop="asyncio",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         log_level="critical",
         access_log=False,
