@@ -156,6 +156,8 @@ class StripeError(MeterkitError):
         code: Stripe's code, such as ``resource_missing``; None where it named none.
         param: the parameter that it is about; None where it named none.
         request_id: Stripe's name of the request, for its support; None where it gave none.
+        is_replayed: whether Stripe has refused so earlier, under the same idempotency key, and did not look
+            at it again.
     """
 
     def __init__(
@@ -167,12 +169,14 @@ class StripeError(MeterkitError):
         code: str | None = None,
         param: str | None = None,
         request_id: str | None = None,
+        is_replayed: bool = False,
     ) -> None:
         self.status = status
         self.type = type
         self.code = code
         self.param = param
         self.request_id = request_id
+        self.is_replayed = is_replayed
         super().__init__(message)
 
 

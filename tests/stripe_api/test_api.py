@@ -188,6 +188,16 @@ async def test_a_lost_answer_is_asked_for_again_and_nothing_is_made_twice() -> N
     assert [asked.replayed for asked in emulator.requests] == [False, True, False]
 
 
+async def test_a_refusal_of_earlier_under_the_same_key_is_told_apart() -> None:
+    replayed = answer(402, {"error": {"type": "card_error"}}, idempotent_replayed="true")
+    lost = answer(500, {"error": {"type": "api_error"}})
+    for replies, expected in (((error(402),), False), ((replayed,), True), ((lost, replayed), False)):
+        async with answering(in_turn(*replies)) as stand_in, asking(stand_in.url) as api:
+            with pytest.raises(StripeError) as refused:
+                await api.post("/v1/subscriptions")
+        assert (refused.value.status, refused.value.is_replayed) == (402, expected)
+
+
 @pytest.mark.parametrize(
     ("reply", "tries", "said"),
     [

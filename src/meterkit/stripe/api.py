@@ -137,7 +137,7 @@ class StripeApi:
         body = encoded.encode() if method == "POST" else None
         target = f"{path}?{encoded}" if encoded and body is None else path
         line = self._line()
-        result = Result()
+        result, is_replayed = Result(), False
         for attempt in range(_TRIES):
             if attempt:
                 await asyncio.sleep(self._pause_first_s * 2 ** (attempt - 1) * _jitter(0.5, 1.5))
@@ -146,11 +146,12 @@ class StripeApi:
             result = answer if isinstance(answer, Result) else _read(answer)
             if not isinstance(answer, Result) and result.failure is None and _is_good(answer):
                 return object_in(answer.body)
+            if not isinstance(answer, Result) and "idempotent-replayed" in answer.headers:
+                is_replayed = not attempt  # Else it may be the answer to the try before.
+                break  # It would be answered so for 24 hours.
             if not _is_worth_another(result):
                 break
-            if not isinstance(answer, Result) and "idempotent-replayed" in answer.headers:
-                break  # It would be answered so for 24 hours.
-        raise _error(result)
+        raise _error(result, is_replayed=is_replayed)
 
     def _line(self) -> _Line:
         loop = asyncio.get_running_loop()
@@ -208,12 +209,16 @@ def _is_unavailable(result: Result) -> bool:
     return result.status >= HTTPStatus.INTERNAL_SERVER_ERROR or result.status in busy or is_strangers
 
 
-def _error(result: Result) -> StripeError:
-    if _is_unavailable(result):
-        return StripeUnavailableError(f"Stripe cannot be asked: {in_words(result)}", **_told(result))
-    return StripeError(f"Stripe refuses: {in_words(result)}", **_told(result))
-
-
-def _told(result: Result) -> dict[str, Any]:
-    names = ("status", "type", "code", "param", "request_id")
-    return {name: getattr(result, name) for name in names}
+def _error(result: Result, *, is_replayed: bool) -> StripeError:
+    is_unavailable = _is_unavailable(result)
+    kind = StripeUnavailableError if is_unavailable else StripeError
+    said = "Stripe cannot be asked" if is_unavailable else "Stripe refuses"
+    return kind(
+        f"{said}: {in_words(result)}",
+        status=result.status,
+        type=result.type,
+        code=result.code,
+        param=result.param,
+        request_id=result.request_id,
+        is_replayed=is_replayed,
+    )

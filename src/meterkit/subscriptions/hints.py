@@ -1,0 +1,185 @@
+"""What an event of Stripe hints at: whom to look at again, what to tell. Pure.
+
+Nothing of an event is taken for the state of a subscription: that is fetched. So the order in which events
+come does not matter, nor whether one comes twice. What an event tells of an attempt to collect a payment is a
+fact of that attempt, and stays one whatever happens later.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meterkit.subscriptions.signature import Event
+
+__all__ = ["ALARMS", "TYPES", "Hint", "Note", "hint_of"]
+
+_ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
+_CHECKOUT: Final = "checkout.session.completed"
+_TRIAL: Final = "customer.subscription.trial_will_end"
+_INVOICES: Final = ("created", "finalized", "paid", "payment_succeeded", "payment_failed")
+_SUBSCRIPTIONS: Final = ("created", "updated", "deleted", "paused", "resumed", "trial_will_end")
+
+TYPES: Final = (
+    _CHECKOUT,
+    *(f"customer.subscription.{change}" for change in _SUBSCRIPTIONS),
+    *(f"invoice.{change}" for change in _INVOICES),
+    "entitlements.active_entitlement_summary.updated",
+)
+"""The events of a snapshot destination that say whom to look at; at most 20, as many as can be listed at once
+(https://docs.stripe.com/api/events/list)."""
+
+ALARMS: Final = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
+"""The events of a thin destination that say that Stripe does not bill usage which it has accepted
+(https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api#handle-meter-event-errors)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What is to be done besides looking at a Stripe customer: once, however often it is asked for.
+
+    Attributes:
+        name: what makes it the same.
+        kind: ``link``: see whom a checkout session is of; else the event that handlers are told.
+        data: what belongs to it; whatever JSON can say.
+    """
+
+    name: str
+    kind: str
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def dump(self) -> str:
+        """The note as JSON; its name is kept beside it."""
+        return json.dumps({"kind": self.kind, "data": self.data}, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, name: str, kept: str) -> Note:
+        """The inverse of :meth:`dump`."""
+        found: dict[str, Any] = json.loads(kept)
+        return cls(name=name, kind=found["kind"], data=found["data"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hint:
+    """What is to be looked at.
+
+    Attributes:
+        event: the event's id, by which a repeat is known.
+        stripe_customer: ``cus_…``; None: nobody, the event is an alarm.
+        note: what is to be done besides.
+        alarm: what a person is told.
+    """
+
+    event: str
+    stripe_customer: str | None = None
+    note: Note | None = None
+    alarm: str | None = None
+
+
+def hint_of(event: Event) -> Hint | None:
+    """What is to be done about a verified event; None: nothing."""
+    kind, name = event["type"], event["id"]
+    if kind in ALARMS:
+        return Hint(event=name, alarm=_alarm(kind, event))
+    # An event of an account that is connected to ours is about its customers, whom our key does not reach.
+    if kind not in TYPES or event["object"] != "event" or event.get("account") is not None:
+        return None
+    told = _object(_object(event.get("data")).get("object"))
+    customer = _id(told.get("customer"))
+    if customer is None:
+        return None
+    note_of = _NOTES.get(kind)
+    note = None if note_of is None else note_of(told, event)
+    return Hint(event=name, stripe_customer=customer, note=note)
+
+
+def _alarm(kind: str, event: Event) -> str:
+    meter = _id(event.get("related_object"))
+    found = "no active meter of its event name" if kind == ALARMS[1] else "errors in meter events"
+    where = "" if meter is None else f" of meter {meter}"
+    return (
+        f"Stripe has accepted usage that it does not bill: {found}{where}; the event names"
+        f" examples: stripe v2 core events retrieve {event['id']}"
+    )
+
+
+def _checkout(told: Mapping[str, Any], _event: Event) -> Note | None:
+    session = _id(told)
+    if session is None or told.get("client_reference_id") is None:
+        return None
+    return Note(name=f"link/{session}", kind="link", data={"session": session})
+
+
+def _trial_ending(told: Mapping[str, Any], event: Event) -> Note | None:
+    subscription, trial_end_s = _id(told), _whole(told.get("trial_end"))
+    if subscription is None or trial_end_s is None:
+        return None
+    data = {"subscription": subscription, "trial_end_ms": trial_end_s * 1000, **_at(event)}
+    return Note(name=f"trial.ending/{subscription}/{trial_end_s}", kind="trial.ending", data=data)
+
+
+def _payment_failed(told: Mapping[str, Any], event: Event) -> Note | None:
+    next_s = _whole(told.get("next_payment_attempt"))
+    more = {"next_attempt_ms": None if next_s is None else next_s * 1000}
+    return _payment("payment.failed", told, event, told.get("amount_due"), more)
+
+
+def _payment_succeeded(told: Mapping[str, Any], event: Event) -> Note | None:
+    # An invoice of nothing, such as that of a trial, is paid without a payment.
+    return (
+        _payment("payment.succeeded", told, event, told.get("amount_paid"), {})
+        if told.get("amount_paid")
+        else None
+    )
+
+
+def _payment(
+    kind: str, told: Mapping[str, Any], event: Event, amount: object, more: Mapping[str, Any]
+) -> Note | None:
+    invoice, amount_cents, currency = _id(told), _whole(amount), told.get("currency")
+    attempt = _whole(told.get("attempt_count")) or 0
+    if invoice is None or amount_cents is None or not isinstance(currency, str):
+        return None
+    data = {
+        "invoice": invoice,
+        "attempt": attempt,
+        "amount_cents": amount_cents,
+        "currency": currency,
+        **more,
+        **_at(event),
+    }
+    return Note(name=f"{kind}/{invoice}/{attempt}", kind=kind, data=data)
+
+
+_NOTES: Final[Mapping[str, Callable[[Mapping[str, Any], Event], Note | None]]] = {
+    _CHECKOUT: _checkout,
+    _TRIAL: _trial_ending,
+    "invoice.payment_failed": _payment_failed,
+    "invoice.payment_succeeded": _payment_succeeded,
+    # Either of the two may be all that an endpoint is told of.
+    "invoice.paid": _payment_succeeded,
+}
+
+
+def _at(event: Event) -> dict[str, int]:
+    return {"at_ms": (_whole(event.get("created")) or 0) * 1000}
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
+def _id(value: object) -> str | None:
+    """The id of an object that is named, or shown in full; None where there is none."""
+    found = value if isinstance(value, str) else _object(value).get("id")
+    return found if isinstance(found, str) and _ID.fullmatch(found) else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,109 @@
+"""Whether bytes that came to the webhook endpoint are Stripe's, signed with one of our secrets. Pure.
+
+https://docs.stripe.com/webhooks#verify-manually
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from hmac import compare_digest, digest
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["TOLERANCE_S", "Event", "Forged", "verify"]
+
+TOLERANCE_S: Final = 300
+"""How far the clock of who signed may be from ours, on both sides."""
+
+Event = Mapping[str, Any]
+"""An event as Stripe's JSON tells it: of a snapshot destination, or the notice of a thin one."""
+
+Why = Literal["missing", "malformed", "no_match", "stale", "future", "unreadable"]
+
+# Stripe signs with each secret that is valid, two while one is rolled.
+_PARTS_MAX: Final = 16
+_HEADER_MAX: Final = 2048
+_TIME: Final = re.compile(r"[0-9]{1,12}")
+_SIGNATURE: Final = re.compile(r"[0-9a-f]{64}")
+_ID_MAX: Final = 255
+_OBJECTS: Final = ("event", "v2.core.event")
+
+_SAYS: Final[Mapping[Why, str]] = {
+    "missing": "no Stripe-Signature header, or several",
+    "malformed": "the Stripe-Signature header has no single t and no v1",
+    "no_match": "no signature in it was made with one of the signing secrets",
+    "stale": f"it was signed more than {TOLERANCE_S} s ago",
+    "future": f"it was signed more than {TOLERANCE_S} s from now",
+    "unreadable": "it is signed, and is no event",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Forged:
+    """What is not taken for an event of Stripe.
+
+    Attributes:
+        why: in a word.
+    """
+
+    why: Why
+
+    def __str__(self) -> str:
+        return _SAYS[self.why]
+
+
+def verify(body: bytes, headers: Iterable[bytes], secrets: Iterable[str], *, now_s: float) -> Event | Forged:
+    """The event that a request brings, if it is signed with one of the secrets and within the tolerance.
+
+    Args:
+        body: the request's, byte for byte.
+        headers: the values of its ``Stripe-Signature`` headers.
+        secrets: the signing secrets, ``whsec_…``: of each endpoint, two while one is rolled.
+        now_s: this process's clock, in Unix seconds.
+    """
+    values = list(headers)
+    if len(values) != 1 or not values[0].strip():
+        return Forged("missing")
+    signed = _parts(values[0])
+    if signed is None:
+        return Forged("malformed")
+    at, signatures = signed
+    is_ours = False
+    for secret in secrets:
+        expected = digest(secret.encode(), b"%b.%b" % (at.encode(), body), sha256).hex().encode()
+        for signature in signatures:
+            is_ours |= compare_digest(expected, signature.encode())
+    if not is_ours:
+        return Forged("no_match")
+    if abs(now_s - int(at)) > TOLERANCE_S:
+        return Forged("stale" if int(at) < now_s else "future")
+    return _event(body)
+
+
+def _parts(header: bytes) -> tuple[str, list[str]] | None:
+    """When it was signed, and the signatures of scheme v1; None where the header does not say so clearly."""
+    if len(header) > _HEADER_MAX:
+        return None
+    parts = [part.strip().partition("=") for part in header.decode("latin-1").split(",")]
+    times = [value for name, _, value in parts if name == "t"]
+    signatures = [value for name, _, value in parts if name == "v1" and _SIGNATURE.fullmatch(value)]
+    if len(times) != 1 or not _TIME.fullmatch(times[0]) or not signatures:
+        return None
+    return times[0], signatures[:_PARTS_MAX]
+
+
+def _event(body: bytes) -> Event | Forged:
+    try:
+        found: object = json.loads(body)
+    except (ValueError, RecursionError):
+        return Forged("unreadable")
+    event = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    texts = [event.get(name) for name in ("id", "type")]
+    is_named = all(isinstance(text, str) and 0 < len(text) <= _ID_MAX for text in texts)
+    return event if is_named and event.get("object") in _OBJECTS else Forged("unreadable")

@@ -1,0 +1,157 @@
+"""What each event of Stripe hints at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meterkit.subscriptions.hints import ALARMS, TYPES, Hint, Note, hint_of
+
+AT = 1_795_000_000
+
+
+def event(kind: str, told: object, **more: Any) -> dict[str, Any]:
+    return {
+        "id": "evt_1",
+        "object": "event",
+        "type": kind,
+        "created": AT,
+        "data": {"object": told},
+        **more,
+    }
+
+
+INVOICE = {
+    "id": "in_1",
+    "object": "invoice",
+    "customer": "cus_1",
+    "attempt_count": 2,
+    "amount_due": 2900,
+    "amount_paid": 0,
+    "currency": "usd",
+    "next_payment_attempt": AT + 86_400,
+}
+SUBSCRIPTION = {"id": "sub_1", "object": "subscription", "customer": "cus_1", "trial_end": AT + 3 * 86_400}
+LOOK = Hint(event="evt_1", stripe_customer="cus_1")
+
+
+def note_of(kind: str, told: object) -> Note | None:
+    hint = hint_of(event(kind, told))
+    assert hint is not None
+    return hint.note
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
+    found = hint_of(event(kind, {"id": "x_1", "customer": "cus_1"}))
+    assert found == LOOK
+    assert hint_of(event(kind, {"id": "x_1", "customer": {"id": "cus_1", "object": "customer"}})) == LOOK
+
+
+def test_what_is_listed_at_once_is_no_more_than_stripe_takes() -> None:
+    assert len(set(TYPES)) == len(TYPES) <= 20
+    assert "checkout.session.completed" in TYPES
+    assert {kind.partition(".")[0] for kind in TYPES} == {"checkout", "customer", "invoice", "entitlements"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        event("customer.created", {"id": "cus_1"}),
+        event("charge.succeeded", {"id": "ch_1", "customer": "cus_1"}),
+        event("invoice.paid", {"id": "in_1", "customer": None}),
+        event("invoice.paid", {"id": "in_1", "customer": ""}),
+        event("invoice.paid", {"id": "in_1", "customer": "../v1/accounts"}),
+        event("invoice.paid", {"id": "in_1", "customer": ["cus_1"]}),
+        event("invoice.paid", {"id": "in_1"}),
+        event("invoice.paid", None),
+        event("invoice.paid", INVOICE, account="acct_1"),
+        {**event("invoice.paid", INVOICE), "data": None},
+        {**event("invoice.paid", INVOICE), "object": "v2.core.event"},
+        {"id": "evt_1", "object": "v2.core.event", "type": "v1.customer.subscription.active"},
+    ],
+)
+def test_all_else_is_nothing_to_do(other: dict[str, Any]) -> None:
+    assert hint_of(other) is None
+
+
+def test_a_failed_payment_is_told_with_its_attempt() -> None:
+    note = note_of("invoice.payment_failed", INVOICE)
+    assert note == Note(
+        name="payment.failed/in_1/2",
+        kind="payment.failed",
+        data={
+            "invoice": "in_1",
+            "attempt": 2,
+            "amount_cents": 2900,
+            "currency": "usd",
+            "next_attempt_ms": (AT + 86_400) * 1000,
+            "at_ms": AT * 1000,
+        },
+    )
+    last = note_of("invoice.payment_failed", {**INVOICE, "attempt_count": 4, "next_payment_attempt": None})
+    assert last is not None
+    assert (last.name, last.data["next_attempt_ms"]) == ("payment.failed/in_1/4", None)
+
+
+def test_both_events_of_a_payment_are_one_note() -> None:
+    paid = {**INVOICE, "amount_paid": 2900, "status": "paid"}
+    notes = [note_of(kind, paid) for kind in ("invoice.paid", "invoice.payment_succeeded")]
+    assert notes[0] == notes[1]
+    assert notes[0] is not None
+    assert (notes[0].name, notes[0].data["amount_cents"]) == ("payment.succeeded/in_1/2", 2900)
+    assert "next_attempt_ms" not in notes[0].data
+
+
+def test_an_invoice_of_nothing_is_paid_without_a_payment() -> None:
+    assert note_of("invoice.paid", {**INVOICE, "amount_paid": 0}) is None
+
+
+@pytest.mark.parametrize("kind", ["invoice.created", "invoice.finalized", "customer.subscription.updated"])
+def test_no_other_event_is_told(kind: str) -> None:
+    assert note_of(kind, {**INVOICE, **SUBSCRIPTION, "amount_paid": 2900}) is None
+
+
+def test_the_end_of_a_trial_is_told_with_its_time() -> None:
+    note = note_of("customer.subscription.trial_will_end", SUBSCRIPTION)
+    assert note is not None
+    end_s = AT + 3 * 86_400
+    assert (note.name, note.kind) == (f"trial.ending/sub_1/{end_s}", "trial.ending")
+    assert note.data == {"subscription": "sub_1", "trial_end_ms": end_s * 1000, "at_ms": AT * 1000}
+    assert note_of("customer.subscription.trial_will_end", {**SUBSCRIPTION, "trial_end": None}) is None
+
+
+def test_a_checkout_is_looked_at_where_it_says_whose_it_is() -> None:
+    session = {"id": "cs_test_1", "customer": "cus_1", "client_reference_id": "acme"}
+    note = note_of("checkout.session.completed", session)
+    # Not what it says: that is fetched.
+    assert note == Note(name="link/cs_test_1", kind="link", data={"session": "cs_test_1"})
+    assert note_of("checkout.session.completed", {**session, "client_reference_id": None}) is None
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"id": 5}, {"amount_due": "2900"}, {"amount_due": None}, {"amount_due": True}, {"currency": None}],
+)
+def test_a_payment_that_cannot_be_read_is_looked_at_and_not_told(broken: dict[str, object]) -> None:
+    assert hint_of(event("invoice.payment_failed", {**INVOICE, **broken})) == LOOK
+
+
+@pytest.mark.parametrize("kind", ALARMS)
+def test_usage_that_stripe_does_not_bill_is_an_alarm(kind: str) -> None:
+    notice = {"id": "evt_9", "object": "v2.core.event", "type": kind, "related_object": {"id": "mtr_1"}}
+    found = hint_of(notice)
+    assert found is not None
+    assert (found.stripe_customer, found.note) == (None, None)
+    assert found.alarm is not None
+    assert "mtr_1" in found.alarm
+    assert "stripe v2 core events retrieve evt_9" in found.alarm
+    without = hint_of({**notice, "related_object": {}})
+    assert without is not None
+    assert "mtr" not in str(without.alarm)
+
+
+def test_a_note_is_kept_as_text() -> None:
+    note = Note(name="payment.failed/in_1/2", kind="payment.failed", data={"invoice": "in_1", "next": None})
+    assert Note.parse(note.name, note.dump()) == note
