@@ -20,7 +20,6 @@ from meterkit.decisions.program import Demand
 from meterkit.delivery.background import flush_forever, flusher_for
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError
-from meterkit.insights.otel import observe
 from meterkit.notify import Handlers, Teller
 from meterkit.redis.url import choose_store
 from meterkit.serving import Serving
@@ -103,7 +102,6 @@ class MeterKit:
         if not catalog.routes:
             _logger.warning("%s has no routes: no request is decided", catalog.source)
         self.store = Store.of(choice.address, catalog, self.settings, clock)
-        observe(self.store)
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self.gauges = Gauges(self.store)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from meterkit.background import BackgroundTasks
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import StoreError
+from meterkit.insights.otel import observe
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.event_names import remember_meters
 
@@ -102,6 +103,7 @@ class Serving:
         if not self._has_started:
             self._has_started = True
             log_notes(self._store.catalog, self._settings.enforcement)
+        observe(self._store)
         lane = None
         if not self._store.is_off:  # Whoever switches it off may do so because of the store.
             lane = await self._store.lane()

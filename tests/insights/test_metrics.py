@@ -243,6 +243,21 @@ async def test_the_span_that_serves_a_request_says_what_was_decided(tmp_path: Pa
     ]
 
 
+async def test_where_only_the_api_is_there_as_with_fastapi_nothing_is_counted(tmp_path: Path) -> None:
+    program = """
+        import asyncio
+        import opentelemetry.metrics
+        from meterkit import MeterKit
+
+        async def main():
+            async with MeterKit(redis_url="memory://", flush=False) as kit:
+                print(kit.store.tallies, kit.store.mark_span)
+
+        asyncio.run(main())
+    """
+    assert said_by(program, tmp_path).split() == ["None", "None"]
+
+
 async def test_without_both_packages_nothing_is_counted_and_the_cure_is_named(tmp_path: Path) -> None:
     program = """
         import sys

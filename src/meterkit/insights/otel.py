@@ -22,27 +22,34 @@ __all__ = ["observe"]
 
 
 def observe(store: Store) -> None:
-    """Have what a store decides counted and put on spans, for whatever providers there are or will be.
+    """Have what a store decides counted, and put on spans, by the providers that there are.
 
-    Nothing is done where the API is not installed.
+    Nothing is done where the API is not installed, or no provider has been set: FastAPI brings the API along.
     """
-    mark_span = _observed()
-    if mark_span is not None:
-        store.tally()
-        store.mark_span = mark_span
-
-
-@cache  # Instruments are the process's, whatever kits come and go.
-def _observed() -> MarkSpan | None:
-    """Make the instruments; returns what puts a decision on the span that is served in, if it is recorded."""
     try:
         if find_spec("opentelemetry.metrics") is None:
-            return None
+            return
     except ModuleNotFoundError:
-        return None
-    from opentelemetry import metrics  # noqa: PLC0415 - an extra, looked for above
-    from opentelemetry.metrics import Observation  # noqa: PLC0415 - likewise
-    from opentelemetry.trace import get_current_span  # noqa: PLC0415 - likewise
+        return
+    from opentelemetry.metrics import get_meter_provider  # noqa: PLC0415 - an extra, looked for above
+    from opentelemetry.trace import get_tracer_provider  # noqa: PLC0415 - likewise
+
+    if _is_set(get_meter_provider()):
+        _make_instruments()
+        store.tally()
+    if _is_set(get_tracer_provider()):
+        store.mark_span = _marks_span()
+
+
+def _is_set(provider: object) -> bool:
+    """Whether it is more than the API's own, which does nothing."""
+    return not type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))
+
+
+@cache
+def _marks_span() -> MarkSpan:
+    """What puts a decision on the span that is served in, if it is recorded."""
+    from opentelemetry.trace import get_current_span  # noqa: PLC0415 - an extra, looked for above
 
     def mark_span(plan: str | None, reason: str | None, is_degraded: bool) -> None:
         span = get_current_span()
@@ -53,6 +60,14 @@ def _observed() -> MarkSpan | None:
             span.set_attribute("meterkit.reason", reason)
         if is_degraded:
             span.set_attribute("meterkit.degraded", value=True)
+
+    return mark_span
+
+
+@cache  # Instruments are the process's, whatever kits come and go.
+def _make_instruments() -> None:
+    from opentelemetry import metrics  # noqa: PLC0415 - an extra, looked for above
+    from opentelemetry.metrics import Observation  # noqa: PLC0415 - likewise
 
     def requests(_: CallbackOptions) -> Iterable[Observation]:
         found: Counter[tuple[str, str, str]] = Counter()
@@ -76,4 +91,3 @@ def _observed() -> MarkSpan | None:
     meter.create_observable_counter("meterkit.requests.degraded", [degraded], unit="{request}")
     meter.create_observable_counter("meterkit.decisions", [decisions], unit="{decision}")
     meter.create_observable_counter("meterkit.decisions.duration", [duration], unit="s")
-    return mark_span
