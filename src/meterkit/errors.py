@@ -12,15 +12,20 @@ if TYPE_CHECKING:
 __all__ = [
     "CustomerError",
     "MeterkitError",
+    "NoSubscriptionError",
     "PlansError",
     "Problem",
     "QuantityError",
+    "SeatsInUseError",
     "SettingsError",
     "StoreError",
     "StripeError",
     "StripeUnavailableError",
+    "SubscriptionError",
+    "SubscriptionExistsError",
     "UnknownFeatureError",
     "UnknownMeterError",
+    "UnknownPlanError",
 ]
 
 
@@ -127,6 +132,23 @@ class UnknownFeatureError(MeterkitError, ValueError):
         return cls(feature, _unknown("feature", feature, features, allowed="the features"))
 
 
+class UnknownPlanError(MeterkitError, ValueError):
+    """A plan is not in the plans file, or cannot be subscribed to.
+
+    Attributes:
+        plan: the key that was given.
+    """
+
+    def __init__(self, plan: str, message: str) -> None:
+        self.plan = plan
+        super().__init__(message)
+
+    @classmethod
+    def of(cls, plan: str, plans: Iterable[str]) -> UnknownPlanError:
+        """The error for a key that is not among the plans of the plans file."""
+        return cls(plan, _unknown("plan", plan, plans, allowed="the plans"))
+
+
 def _unknown(kind: str, found: str, known: Iterable[str], *, allowed: str) -> str:
     """What was found, what is allowed, and the nearest right spelling where there is one."""
     names = sorted(known)
@@ -185,3 +207,51 @@ class StripeUnavailableError(StripeError):
 
     What was asked for may have been done: ask again, under the same idempotency key.
     """
+
+
+class SubscriptionError(MeterkitError):
+    """A subscription is not in a state in which this can be done; the text says what is, and what to do."""
+
+
+class NoSubscriptionError(SubscriptionError):
+    """No subscription of the customer is in force.
+
+    Attributes:
+        customer: whose.
+    """
+
+    def __init__(self, customer: str, message: str | None = None) -> None:
+        self.customer = customer
+        super().__init__(message or f"customer {customer!r} has no subscription in force; create one")
+
+
+class SubscriptionExistsError(SubscriptionError):
+    """A subscription of the customer is in force already.
+
+    Attributes:
+        customer: whose.
+        subscription: its id at Stripe.
+    """
+
+    def __init__(self, customer: str, *, subscription: str) -> None:
+        self.customer = customer
+        self.subscription = subscription
+        super().__init__(
+            f"customer {customer!r} has a subscription in force, {subscription}; change that one"
+        )
+
+
+class SeatsInUseError(SubscriptionError):
+    """More seats are in use than are asked for.
+
+    Attributes:
+        customer: whose.
+        seats: that were asked for.
+        used: that are in use.
+    """
+
+    def __init__(self, customer: str, *, seats: int, used: int) -> None:
+        self.customer = customer
+        self.seats = seats
+        self.used = used
+        super().__init__(f"seats: found {seats}; customer {customer!r} uses {used}: free some first")

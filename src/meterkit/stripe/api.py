@@ -98,13 +98,15 @@ class StripeApi:
         """
         return await self._ask("POST", path, params or {}, idempotency_key or token_hex(16))
 
-    async def delete(self, path: str, params: Mapping[str, Parameter] | None = None) -> dict[str, Any]:
+    async def delete(
+        self, path: str, params: Mapping[str, Parameter] | None = None, *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
         """Delete or end an object, such as a subscription; the answer.
 
-        Stripe takes no idempotency key for it: where the first answer was lost, the second one may be that
-        there is no such object any more.
+        Stripe heeds no idempotency key with it, which is sent for whoever reads its log: where the first
+        answer was lost, the second one may be that there is no such object any more.
         """
-        return await self._ask("DELETE", path, params or {}, None)
+        return await self._ask("DELETE", path, params or {}, idempotency_key)
 
     async def pages(
         self, path: str, params: Mapping[str, Parameter] | None = None

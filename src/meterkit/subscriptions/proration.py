@@ -1,14 +1,21 @@
-"""What a change within a billing period costs: credit for what is not used, charge for what is. Pure."""
+"""What a change within a billing period costs: credit for what is not used, charge for what is. Pure.
+
+By the second, and rounded once a line, half away from zero, as Stripe does
+(https://docs.stripe.com/billing/subscriptions/prorations).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["Proration"]
+__all__ = ["Cycle", "Line", "Proration", "proration_of"]
+
+_Part = Literal["base", "seats"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +37,71 @@ class Proration:
     currency: str
     effective_at: datetime
     description: str
+
+
+class Line(NamedTuple):
+    """A part of a subscription that is paid in advance.
+
+    Attributes:
+        price: what tells prices apart.
+        amount_cents: for one, for a whole interval.
+        quantity: how many.
+    """
+
+    price: str
+    amount_cents: int
+    quantity: int
+
+
+class Cycle(NamedTuple):
+    """The period that was paid for, and when in it something changes (Unix seconds).
+
+    Attributes:
+        start_s: its first second.
+        end_s: the first one after it.
+        now_s: when the change is made.
+        is_trial: whether nothing is paid for it.
+    """
+
+    start_s: int
+    end_s: int
+    now_s: int
+    is_trial: bool = False
+
+    def share_of(self, cents: int) -> int:
+        """What of an amount for the whole period falls on the rest of it."""
+        whole_s, rest_s = (
+            self.end_s - self.start_s,
+            min(max(self.end_s - self.now_s, 0), self.end_s - self.start_s),
+        )
+        return 0 if self.is_trial or whole_s <= 0 else (2 * cents * rest_s + whole_s) // (2 * whole_s)
+
+
+def proration_of(
+    before: Mapping[_Part, Line], after: Mapping[_Part, Line], cycle: Cycle, *, begins_anew: bool = False
+) -> tuple[int, int]:
+    """The credit and the charge, both at least 0, of a change that takes effect at once.
+
+    A part that stays as it is has no line. Where ``begins_anew``, as a price of another interval makes it, a
+    new period begins: all is credited, and the new parts are charged for a whole interval.
+
+    Args:
+        before: what was paid for.
+        after: what there is instead.
+        cycle: the period, and the instant.
+        begins_anew: whether the interval changes.
+    """
+    credit_cents = charge_cents = 0
+    for part in sorted(before.keys() | after.keys()):
+        old, new = before.get(part), after.get(part)
+        if old == new and not begins_anew:
+            continue
+        if old is not None:
+            credit_cents += cycle.share_of(old.amount_cents * old.quantity)
+        if new is not None:
+            whole_cents = new.amount_cents * new.quantity
+            if begins_anew:
+                charge_cents += 0 if cycle.is_trial else whole_cents
+            else:
+                charge_cents += cycle.share_of(whole_cents)
+    return credit_cents, charge_cents

@@ -1,0 +1,173 @@
+"""How a subscription begins: a customer at Stripe, then a subscription there, or a page that makes one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.scalars import DAY_MS
+from meterkit.decisions.subscription import ENDED
+from meterkit.errors import SubscriptionExistsError
+from meterkit.store.customers import Customers
+from meterkit.subscriptions.items import items_of, new_items
+from meterkit.subscriptions.live import end, prices_of
+from meterkit.subscriptions.once import MARK, key_of, mark_of, persistently
+from meterkit.subscriptions.parts import part_of, text_in
+from meterkit.subscriptions.results import Checkout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.catalog import Plan
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+
+__all__ = ["CUSTOMER", "Beginning"]
+
+CUSTOMER: Final = "meterkit_customer"
+"""The key of the metadata at Stripe under which the app's own id of a customer stands."""
+
+_REFERENCE_MAX: Final = 200
+_PATH: Final = "/v1/subscriptions"
+_NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
+_SECRETS: Final = ("latest_invoice.confirmation_secret", "pending_setup_intent")
+_OPEN_S_MIN: Final = 3_600
+
+
+class Beginning:
+    """Begins subscriptions of customers who have none in force.
+
+    Args:
+        store: where customers are kept.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._customers = Customers(store)
+        self._api = api
+
+    async def create(self, customer: str, plan: Plan, paid_seats: int) -> str | None:
+        """Make a subscription that is to be paid for; the client secret of that, or None."""
+        api = self._api()
+        linked = await self._stripe_customer(customer)
+        items = new_items(await prices_of(api, plan), paid_seats)
+        first: list[dict[str, Any]] | None = None
+
+        async def attempt(again: int) -> dict[str, Any]:
+            nonlocal first
+            found = await self._found(linked)
+            first = found if first is None else first
+            params = _params(linked, plan, items, first)
+            key = key_of("create", params, sorted(one["id"] for one in first))
+            mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
+            if mine is not None:
+                return mine
+            self._refuse_in_force(customer, found)
+            for waiting in (one for one in found if one["status"] == "incomplete" and self._is_ours(one)):
+                if _signs(waiting) == _wanted(items):
+                    return waiting
+                await end(api, waiting["id"])
+            metadata = {CUSTOMER: customer, MARK: key}
+            asked = {**params, "metadata": metadata, "expand": list(_SECRETS)}
+            return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
+
+        return _secret_of(await persistently(attempt))
+
+    async def checkout(self, customer: str, plan: Plan, paid_seats: int, urls: Mapping[str, str]) -> Checkout:
+        """Make a page where the customer subscribes, or find the one that is open for the same."""
+        api = self._api()
+        linked = await self._stripe_customer(customer)
+        items = new_items(await prices_of(api, plan), paid_seats)
+        found = await self._found(linked)
+        self._refuse_in_force(customer, found)
+        data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **_trial(plan, found)}
+        asked: dict[str, Parameter] = {
+            "mode": "subscription",
+            "customer": linked,
+            "client_reference_id": customer if len(customer) <= _REFERENCE_MAX else None,
+            "line_items": items,
+            "subscription_data": data,
+            **urls,
+        }
+        before = sorted(one["id"] for one in found)
+
+        async def attempt(again: int) -> dict[str, Any]:
+            made: dict[str, Any] = {}
+            for _ in range(2):
+                key = key_of("checkout", asked, before, made.get("id"), again)
+                made = await api.post("/v1/checkout/sessions", asked, idempotency_key=key)
+                # The answer may be a day old, and its page about to close.
+                if (made.get("expires_at") or 0) - self._store.now_ms() // 1000 >= _OPEN_S_MIN:
+                    break
+            return made
+
+        made = await persistently(attempt)
+        return Checkout(id=made["id"], url=made["url"])
+
+    async def _stripe_customer(self, customer: str) -> str:
+        """The Stripe customer that a customer is linked to, made and linked where there is none."""
+        known = await self._customers.get(customer)
+        if known.stripe_customer is not None:
+            return known.stripe_customer
+
+        async def attempt(again: int) -> dict[str, Any]:
+            key = key_of("customer", customer, again)
+            metadata = {CUSTOMER: customer}
+            return await self._api().post("/v1/customers", {"metadata": metadata}, idempotency_key=key)
+
+        made = await persistently(attempt)
+        await self._customers.link(customer, made["id"])
+        return str(made["id"])
+
+    async def _found(self, linked: str) -> list[dict[str, Any]]:
+        """All subscriptions that a Stripe customer has, and had."""
+        expand = [f"data.{name}" for name in _SECRETS]
+        return await self._api().list(_PATH, {"customer": linked, "status": "all", "expand": expand})
+
+    def _refuse_in_force(self, customer: str, found: Sequence[Mapping[str, Any]]) -> None:
+        for one in found:
+            if one["status"] not in ENDED | _NEVER_BEGAN and self._is_ours(one):
+                raise SubscriptionExistsError(customer, subscription=one["id"])
+
+    def _is_ours(self, found: Mapping[str, Any]) -> bool:
+        """Whether it is of a plan of the plans file; others are none of our business."""
+        prices = {plan.price.stripe_price for plan in self._store.catalog.plans.values()}
+        return any(item.price in prices for item in items_of(found))
+
+
+def _params(
+    linked: str,
+    plan: Plan,
+    items: Sequence[Mapping[str, Parameter]],
+    found: Sequence[Mapping[str, Any]],
+) -> dict[str, Parameter]:
+    return {
+        "customer": linked,
+        "items": list(items),
+        "payment_behavior": "default_incomplete",
+        "payment_settings": {"save_default_payment_method": "on_subscription"},
+        **_trial(plan, found),
+    }
+
+
+def _trial(plan: Plan, found: Sequence[Mapping[str, Any]]) -> dict[str, Parameter]:
+    """The trial of a plan, for who never had a subscription; Stripe counts in days, a part is a whole one."""
+    if plan.trial_ms is None or any(one["status"] not in _NEVER_BEGAN for one in found):
+        return {}
+    return {"trial_period_days": -(-plan.trial_ms // DAY_MS)}
+
+
+def _signs(found: Mapping[str, Any]) -> set[tuple[str, object]]:
+    return {(item.price, item.quantity) for item in items_of(found)}
+
+
+def _wanted(items: Sequence[Mapping[str, Parameter]]) -> set[tuple[object, object]]:
+    return {(item["price"], item.get("quantity")) for item in items}
+
+
+def _secret_of(found: Mapping[str, Any]) -> str | None:
+    """The client secret of what a browser is to confirm."""
+    payment = part_of(part_of(found, "latest_invoice"), "confirmation_secret")
+    later = part_of(found, "pending_setup_intent")
+    return text_in(payment, "client_secret") or text_in(later, "client_secret") or None

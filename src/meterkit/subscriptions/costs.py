@@ -1,0 +1,103 @@
+"""What another plan, or other seats, cost a subscription, by the prices of the plans file. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from meterkit.decisions.periods import from_ms
+from meterkit.subscriptions.changes import paid_seats
+from meterkit.subscriptions.proration import Cycle, Line, Proration, proration_of
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Plan
+    from meterkit.decisions.subscription import SubscriptionState
+
+__all__ = ["Terms", "cost_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """A plan, and the seats in all that a subscription has with it."""
+
+    plan: Plan
+    seats: int
+
+
+def cost_of(
+    known: SubscriptionState,
+    before: Terms,
+    after: Terms,
+    *,
+    when: Literal["now", "period_end"],
+    seat_meter: str | None,
+    currency: str,
+    now_ms: int,
+) -> Proration:
+    """What it costs to have ``after`` in place of ``before``: nothing where that begins with the next period.
+
+    Args:
+        known: the subscription.
+        before: what it has.
+        after: what it is to have.
+        when: when that takes effect.
+        seat_meter: the gauge of seats, or None.
+        currency: of the prices.
+        now_ms: the instant.
+    """
+    trial_end_ms = known.trial_end_ms if known.status_at(now_ms) == "trialing" else None
+    credit_cents = charge_cents = 0
+    if when == "now":
+        cycle = Cycle(known.start_ms // 1000, known.end_ms // 1000, now_ms // 1000, trial_end_ms is not None)
+        credit_cents, charge_cents = proration_of(
+            _lines(before, seat_meter),
+            _lines(after, seat_meter),
+            cycle,
+            begins_anew=before.plan.price.interval != after.plan.price.interval,
+        )
+    at_ms = now_ms if when == "now" else known.end_ms
+    return Proration(
+        credit_cents=credit_cents,
+        charge_cents=charge_cents,
+        net_cents=charge_cents - credit_cents,
+        currency=currency,
+        effective_at=from_ms(at_ms),
+        description=_described(before, after, when, credit_cents, charge_cents, currency, known.end_ms),
+    )
+
+
+def _lines(terms: Terms, seat_meter: str | None) -> dict[Literal["base", "seats"], Line]:
+    price, seat_price = terms.plan.price, terms.plan.seat_price
+    lines: dict[Literal["base", "seats"], Line] = {
+        "base": Line(price.stripe_price or terms.plan.key, price.amount_cents, 1)
+    }
+    paid = paid_seats(terms.plan, seat_meter, terms.seats)
+    if seat_price is not None and paid:
+        lines["seats"] = Line(seat_price.stripe_price or terms.plan.key, seat_price.amount_cents, paid)
+    return lines
+
+
+def _described(
+    before: Terms,
+    after: Terms,
+    when: Literal["now", "period_end"],
+    credit_cents: int,
+    charge_cents: int,
+    currency: str,
+    end_ms: int,
+) -> str:
+    parts: list[str] = []
+    if before.plan.key != after.plan.key:
+        parts.append(f"{before.plan.name} to {after.plan.name}")
+    if before.seats != after.seats:
+        parts.append(f"{before.seats} to {after.seats} seats")
+    change = ", ".join(parts) or "No change"
+    end = from_ms(end_ms).strftime("%Y-%m-%d %H:%M UTC")
+    if when == "period_end":
+        return f"{change} when the period ends, {end}: nothing is due for this one."
+    if not credit_cents and not charge_cents:
+        return f"{change}: nothing is due for this period."
+    return (
+        f"{change} now, for the time until {end}: {charge_cents} {currency} cents less"
+        f" {credit_cents} that are paid already."
+    )

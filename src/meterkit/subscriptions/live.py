@@ -1,0 +1,174 @@
+"""A subscription as it is at Stripe now, and the changes of it there: each done once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import StripeError
+from meterkit.subscriptions.items import PlanPrices, as_new, items_of, metered_among
+from meterkit.subscriptions.once import MARK, key_of, mark_of
+from meterkit.subscriptions.parts import id_in, part_of
+from meterkit.subscriptions.schedules import phases
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.catalog import Plan
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.items import Item
+
+__all__ = ["LiveSubscription", "end", "prices_of"]
+
+_PATH: Final = "/v1/subscriptions"
+_SCHEDULES: Final = "/v1/subscription_schedules"
+_GONE: Final = frozenset({"canceled", "completed", "released"})
+_REPLAYS_MAX: Final = 16
+
+
+async def prices_of(api: StripeApi, plan: Plan) -> PlanPrices:
+    """The prices of a plan that is sold: its own, and the metered ones of the product of its base price.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    base = await api.get(f"/v1/prices/{plan.price.stripe_price}")
+    of_product = await api.list("/v1/prices", {"product": id_in(base, "product"), "active": True})
+    return PlanPrices(
+        base=base["id"],
+        seat=plan.seat_price.stripe_price if plan.seat_price is not None else None,
+        metered=metered_among(of_product, base),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSubscription:
+    """A subscription as Stripe has it, with its schedule, and what changes it there.
+
+    Each change raises :class:`~meterkit.errors.StripeError` where Stripe refuses, and
+    :class:`~meterkit.errors.StripeUnavailableError` where it does not answer: whether it was done is not
+    known then, and asking again does what is left of it.
+
+    Attributes:
+        api: the way to Stripe.
+        found: the subscription as Stripe shows it.
+        again: which try this is at what Stripe has refused before.
+    """
+
+    api: StripeApi
+    found: Mapping[str, Any]
+    again: int = 0
+
+    @classmethod
+    async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
+        """Look at it; None: Stripe does not have it."""
+        try:
+            found = await api.get(f"{_PATH}/{subscription}", {"expand": ["schedule"]})
+        except StripeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return cls(api=api, found=found, again=again)
+
+    @property
+    def id(self) -> str:
+        """``sub_…``."""
+        return str(self.found["id"])
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """What it consists of."""
+        return items_of(self.found)
+
+    @property
+    def schedule(self) -> Mapping[str, Any] | None:
+        """What is scheduled for it; None: nothing."""
+        found = part_of(self.found, "schedule")
+        return None if not found or found.get("status") in _GONE else found
+
+    async def update(self, params: Mapping[str, Parameter]) -> None:
+        """Change it at once; the change leaves its mark, so that the same change again later is another."""
+        key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
+        asked = {**params, "metadata": {MARK: key}}
+        await self.api.post(f"{_PATH}/{self.id}", asked, idempotency_key=key)
+
+    async def release(self) -> None:
+        """Take back what is scheduled; it stays as it is now."""
+        if self.schedule is not None:
+            path = f"{_SCHEDULES}/{self.schedule['id']}"
+            key = key_of("release", path, self.again)
+            await self.api.post(f"{path}/release", idempotency_key=key)
+
+    async def arrange(
+        self,
+        later: Sequence[Mapping[str, Parameter]],
+        *,
+        change_s: int,
+        interval: str,
+        now: Sequence[Mapping[str, Parameter]] | None = None,
+    ) -> None:
+        """Have it changed when its period ends.
+
+        Args:
+            later: the items from then on.
+            change_s: when its period ends (Unix seconds).
+            interval: how often the base price among them is paid.
+            now: the items until then; default: those that it has.
+        """
+        schedule = self.schedule or await self._new_schedule(change_s)
+        params: dict[str, Parameter] = {
+            "phases": phases(
+                schedule,
+                now=now or [as_new(item) for item in self.items],
+                later=later,
+                change_s=change_s,
+                interval=interval,
+            ),
+            "end_behavior": "release",
+            "proration_behavior": "none" if now is None else "create_prorations",
+        }
+        key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
+        asked = {**params, "metadata": {MARK: key}}
+        await self.api.post(f"{_SCHEDULES}/{schedule['id']}", asked, idempotency_key=key)
+
+    async def _new_schedule(self, change_s: int) -> Mapping[str, Any]:
+        """A schedule of what it is now; not one that has ended, which an answer of earlier may name."""
+        ended = ""
+        for _ in range(_REPLAYS_MAX):
+            key = key_of("schedule", self.id, change_s, ended, self.again)
+            made = await self.api.post(_SCHEDULES, {"from_subscription": self.id}, idempotency_key=key)
+            found = await self.api.get(f"{_SCHEDULES}/{made['id']}")
+            if found.get("status") not in _GONE:
+                return found
+            ended = str(made["id"])
+        raise StripeError(
+            f"Stripe has ended {_REPLAYS_MAX} schedules of this subscription; try again tomorrow"
+        )
+
+    async def cancel_at_end(self) -> None:
+        """Have it end with its period; what is scheduled for it gives way."""
+        await self.release()
+        await self.update({"cancel_at_period_end": True})
+
+    async def resume(self) -> None:
+        """Have it go on."""
+        await self.update({"cancel_at_period_end": False})
+
+    async def end(self) -> None:
+        """End it now: what was used is billed, what was paid in advance is given back."""
+        await end(self.api, self.id, {"invoice_now": True, "prorate": True})
+
+
+async def end(api: StripeApi, subscription: str, params: Mapping[str, Parameter] | None = None) -> None:
+    """End a subscription at once. Raises StripeError; not where it has ended, as then that is done."""
+    try:
+        await api.delete(f"{_PATH}/{subscription}", params, idempotency_key=key_of("end", subscription))
+    except StripeError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+
+
+def _signs(items: Sequence[Item]) -> list[list[object]]:
+    return [[item.id, item.price, item.quantity] for item in items]

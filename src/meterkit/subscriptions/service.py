@@ -1,0 +1,242 @@
+"""``kit.subscriptions``: begin, change and end the subscriptions of customers at Stripe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.seats import seat_meter
+from meterkit.errors import NoSubscriptionError
+from meterkit.store.customer_id import check_customer
+from meterkit.store.state_changes import States
+from meterkit.subscriptions.asked import check_seats, check_seats_sold, check_sold
+from meterkit.subscriptions.beginning import Beginning
+from meterkit.subscriptions.changes import paid_seats
+from meterkit.subscriptions.changing import Changing
+from meterkit.subscriptions.once import key_of, persistently
+from meterkit.subscriptions.results import (
+    NewSubscription,
+    Portal,
+    SubscriptionChange,
+    invoice_of,
+    subscription_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.results import Checkout, Invoice, Preview, Subscription
+
+__all__ = ["Subscriptions"]
+
+_MINUTE_MS: Final = 60_000
+
+
+class Subscriptions:
+    """Begins, changes and ends the subscriptions of customers.
+
+    Stripe has the subscription; what is known of it here was fetched from there. Each change is done there
+    once, however often it is asked for, and binds the very next decision of every process when the call
+    returns. A customer who is not linked to a Stripe customer gets one.
+
+    Each method raises :class:`~meterkit.errors.CustomerError` for an id that is not allowed,
+    :class:`~meterkit.errors.StoreError` where the store does not answer, and all but :meth:`get` and
+    :meth:`preview` :class:`~meterkit.errors.SettingsError` where no Stripe key is set,
+    :class:`~meterkit.errors.StripeError` where Stripe refuses and
+    :class:`~meterkit.errors.StripeUnavailableError` where it does not answer. After the last one, ask again:
+    what was done is not done twice.
+
+    Args:
+        store: where customers are kept.
+        api: the way to Stripe; made when it is first asked for.
+        fetch: fetches a customer's subscription from Stripe into the store.
+        deliver: delivers what a customer has used, and waits until Stripe has it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        api: Callable[[], StripeApi],
+        *,
+        fetch: Callable[[str], Awaitable[object]],
+        deliver: Callable[[str], Awaitable[object]],
+    ) -> None:
+        self._store = store
+        self._states = States(store)
+        self._api = api
+        self._fetch = fetch
+        self._beginning = Beginning(store, api)
+        self._changing = Changing(store, api, fetch=fetch, deliver=deliver)
+
+    async def get(self, customer: str) -> Subscription | None:
+        """The customer's subscription as it was last fetched, an ended one too; None: none is known."""
+        _, state = await self._states.read(check_customer(customer))
+        return self._view(customer, state)
+
+    async def sync(self, customer: str) -> Subscription | None:
+        """Fetch the customer's subscription from Stripe now; None: it has none of these plans."""
+        await self._fetch(check_customer(customer))
+        return await self.get(customer)
+
+    async def create(self, customer: str, plan: str, seats: int = 1) -> NewSubscription:
+        """Begin a subscription; the customer's browser confirms its payment with the client secret.
+
+        Until then it is ``incomplete``, or on trial where the plan has a ``trial`` and this is the customer's
+        first subscription; Stripe counts trials in whole days. Asked again before it is paid for, the same
+        one is given; one of another plan or other seats that nobody has paid for gives way.
+        https://docs.stripe.com/billing/subscriptions/overview
+
+        Args:
+            customer: the customer's id.
+            plan: the key of a plan that has a ``stripe_price``.
+            seats: in all; those beyond what the plan includes cost its ``seat_price``.
+
+        Raises:
+            UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
+            SubscriptionExistsError: one is in force; change that.
+            QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
+            SubscriptionError: the plan sells no seats beyond those that it includes.
+        """
+        secret = await self._beginning.create(check_customer(customer), *self._asked(plan, seats))
+        return NewSubscription(subscription=await self._known(customer), client_secret=secret)
+
+    async def checkout(
+        self, customer: str, plan: str, *, seats: int = 1, success_url: str, cancel_url: str
+    ) -> Checkout:
+        """A page at Stripe where the customer subscribes and pays; Stripe tells what came of it.
+
+        Args:
+            customer: the customer's id.
+            plan: the key of a plan that has a ``stripe_price``.
+            seats: in all; those beyond what the plan includes cost its ``seat_price``.
+            success_url: where Stripe sends the customer afterwards.
+            cancel_url: where Stripe sends a customer who goes back.
+
+        Raises:
+            UnknownPlanError, SubscriptionExistsError, QuantityError, SubscriptionError: as of :meth:`create`.
+        """
+        wanted, paid = self._asked(plan, seats)
+        urls = {"success_url": success_url, "cancel_url": cancel_url}
+        return await self._beginning.checkout(check_customer(customer), wanted, paid, urls)
+
+    async def portal(self, customer: str, *, return_url: str) -> Portal:
+        """A page at Stripe where the customer manages means of payment, invoices and what else it allows.
+
+        Raises:
+            NoSubscriptionError: the customer is not linked to a Stripe customer.
+        """
+        linked = await self._linked(customer)
+        if linked is None:
+            raise NoSubscriptionError(customer, f"customer {customer!r} has no Stripe customer, so no portal")
+        asked: dict[str, Parameter] = {"customer": linked, "return_url": return_url}
+        # Its address is void after some minutes: another minute gets another.
+        minute = self._store.now_ms() // _MINUTE_MS
+
+        async def attempt(again: int) -> dict[str, Any]:
+            key = key_of("portal", asked, minute, again)
+            return await self._api().post("/v1/billing_portal/sessions", asked, idempotency_key=key)
+
+        made = await persistently(attempt)
+        return Portal(id=made["id"], url=made["url"])
+
+    async def preview(self, customer: str, *, plan: str | None = None, seats: int | None = None) -> Preview:
+        """What another plan, or other seats, would cost, and what would be above their limits.
+
+        Changes nothing. Asks the store only: by the prices of the plans file, before taxes and discounts.
+
+        Raises:
+            NoSubscriptionError: no subscription is in force.
+            UnknownPlanError, QuantityError, SubscriptionError: an argument cannot be used.
+        """
+        return await self._changing.preview(check_customer(customer), plan, seats)
+
+    async def change_plan(self, customer: str, plan: str) -> SubscriptionChange:
+        """Put the subscription on another plan.
+
+        An upgrade takes effect now and is invoiced at once; where the payment fails nothing changes. A
+        downgrade takes effect when the period ends. ``rank`` says which it is, and ``billing.changes`` of the
+        plans file when each takes effect. The plan that is in force takes back what is scheduled.
+
+        Raises:
+            NoSubscriptionError: no subscription is in force.
+            UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
+            SubscriptionError: the subscription is not paid for, or is to end.
+        """
+        wanted = check_sold(plan, self._catalog)
+        cost = await self._changing.change_plan(check_customer(customer), wanted)
+        return SubscriptionChange(subscription=await self._known(customer), proration=cost)
+
+    async def set_seats(self, customer: str, seats: int) -> SubscriptionChange:
+        """Have another number of seats, in all, now; what they cost or give back is on the next invoice.
+
+        What is scheduled stays scheduled, with the new seats where its plan sells them.
+
+        Raises:
+            NoSubscriptionError: no subscription is in force.
+            SeatsInUseError: more seats are in use.
+            QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
+            SubscriptionError: the plan sells no seats beyond those that it includes, or is not paid for.
+        """
+        cost = await self._changing.set_seats(check_customer(customer), check_seats(seats))
+        return SubscriptionChange(subscription=await self._known(customer), proration=cost)
+
+    async def cancel(self, customer: str, *, immediately: bool = False) -> Subscription:
+        """End the subscription with its period, or now. What is scheduled for it is taken back.
+
+        Now: what was used until now is delivered first and billed, and what was paid in advance is given
+        back.
+
+        Raises:
+            NoSubscriptionError: no subscription is in force.
+        """
+        await self._changing.cancel(check_customer(customer), immediately=immediately)
+        return await self._known(customer)
+
+    async def resume(self, customer: str) -> Subscription:
+        """Have a subscription that is to end with its period go on. One that is not to end stays as it is.
+
+        Raises:
+            NoSubscriptionError: no subscription is in force; one that has ended is begun anew.
+        """
+        await self._changing.resume(check_customer(customer))
+        return await self._known(customer)
+
+    async def invoices(self, customer: str) -> list[Invoice]:
+        """The customer's invoices at Stripe, the youngest first; the last hundred."""
+        linked = await self._linked(customer)
+        if linked is None:
+            return []
+        found = await self._api().get("/v1/invoices", {"customer": linked, "limit": 100})
+        return [invoice_of(invoice) for invoice in found["data"]]
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self._store.catalog
+
+    @property
+    def _seat_meter(self) -> str | None:
+        return seat_meter(self._catalog.meters)
+
+    def _asked(self, plan: str, seats: int) -> tuple[Plan, int]:
+        """A plan that is sold, and how many seats cost its seat price."""
+        wanted = check_sold(plan, self._catalog)
+        check_seats_sold(wanted, self._seat_meter, check_seats(seats))
+        return wanted, paid_seats(wanted, self._seat_meter, seats)
+
+    async def _linked(self, customer: str) -> str | None:
+        _, state = await self._states.read(check_customer(customer))
+        return state.stripe_customer
+
+    def _view(self, customer: str, state: CustomerState) -> Subscription | None:
+        return subscription_of(customer, state, self._catalog, self._store.now_ms())
+
+    async def _known(self, customer: str) -> Subscription:
+        """The subscription after a change of it."""
+        found = await self.sync(customer)
+        if found is None:
+            raise NoSubscriptionError(customer)
+        return found
