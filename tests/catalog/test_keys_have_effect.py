@@ -62,6 +62,11 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.price": ("decisions/customer_state.py", "plan.price.interval"),
     "plans.*.price.interval": ("decisions/customer_state.py", "plan.price.interval"),
     "plans.*.price.included_per": ("decisions/customer_state.py", "plan.price.included_per"),
+    "plans.*.price.stripe_price": ("subscriptions/live.py", "plan.price.stripe_price"),
+    "plans.*.rank": ("subscriptions/changes.py", "wanted.rank < current.rank"),
+    "plans.*.seat_price": ("subscriptions/changes.py", "plan.seat_price"),
+    "plans.*.seat_price.stripe_price": ("subscriptions/live.py", "plan.seat_price.stripe_price"),
+    "plans.*.trial": ("subscriptions/beginning.py", "plan.trial_ms"),
     "plans.*.features": ("decisions/customer_state.py", "effective.plan.features"),
     "plans.*.meters": ("decisions/customer_state.py", "effective.plan.entitlements"),
     "plans.*.meters.*.rate": ("decisions/program.py", ".rates"),
@@ -91,25 +96,25 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "billing.idempotency_header": (LOADER, "idempotency_header"),
     "billing.sources": ("asgi/llm_calls.py", "catalog.billing.sources"),
     "billing.portal_url": ("asgi/refuser.py", "catalog.billing.portal_url"),
+    "billing.changes": ("subscriptions/changing.py", "billing.changes"),
+    "billing.changes.upgrade": ("subscriptions/changes.py", "changes.upgrade"),
+    "billing.changes.downgrade": ("subscriptions/changes.py", "changes.downgrade"),
     "billing.late_usage": ("store/settlement.py", "catalog.billing.late_usage"),
     "dunning": ("decisions/customer_state.py", "catalog.dunning"),
-    "dunning.grace": ("decisions/customer_state.py", "catalog.dunning.grace_ms"),
+    "dunning.grace": ("decisions/dunning.py", "dunning.grace_ms"),
     "dunning.restrict_to": ("decisions/customer_state.py", "catalog.dunning.restrict_to"),
-    "dunning.suspend_after": ("decisions/customer_state.py", "catalog.dunning.suspend_after_ms"),
+    "dunning.suspend_after": ("decisions/dunning.py", "dunning.suspend_after_ms"),
     "enforcement": ("catalog/notes.py", "catalog.enforcement"),
     "on_store_failure": (LOADER, '"on_store_failure", "headers"'),
     "headers": (LOADER, '"on_store_failure", "headers"'),
 }
 
 # Key to the attribute that code would read if the key had an effect.
-WITHOUT_EFFECT: Final = {
-    "billing.changes": "changes",
+WITHOUT_EFFECT: Final[dict[str, str | None]] = {
+    "billing.changes.over_limit": None,  # A preview has something of this name.
     "plans.*.name": None,  # `name` is an attribute of much.
-    "plans.*.rank": "rank",
-    "plans.*.price.amount_cents": None,  # Overage has a price, too.
-    "plans.*.price.stripe_price": "stripe_price",
-    "plans.*.seat_price": "seat_price",
-    "plans.*.trial": "trial_ms",
+    "plans.*.price.amount_cents": None,  # Previews tell of it.
+    "plans.*.seat_price.amount_cents": None,
 }
 
 

@@ -41,7 +41,6 @@ plans:
       space: {included: 5MB}
   bare:
     price: {amount_cents: 100, interval: month}
-    trial: 14d
   rated:
     price: {amount_cents: 0, interval: month}
     seat_price: null
@@ -51,6 +50,8 @@ plans:
     extends: free
     meters:
       requests: {included: 0, overage: bill}
+billing:
+  changes: {upgrade: now, over_limit: allow}
 """
 
 
@@ -75,8 +76,8 @@ def test_each_key_without_effect_and_each_meter_billed_from_the_first_unit_is_na
     assert told(loads(PLANS)) == [
         (20, "plans.bare", "billed_from_first_unit"),
         (21, "plans.bare.price.amount_cents", "informs"),
-        (22, "plans.bare.trial", "without_effect"),
-        (27, "plans.rated.meters.requests", "billed_from_first_unit"),
+        (26, "plans.rated.meters.requests", "billed_from_first_unit"),
+        (32, "billing.changes.over_limit", "without_effect"),
     ]
 
 
@@ -94,7 +95,7 @@ def test_the_summary_is_one_line_without_what_only_informs() -> None:
     """F-60, F-26."""
     line = summary(loads(PLANS).notes)
     assert line.count("\n") == 0
-    assert "no effect yet: plans.bare.trial (line 22); " in line
+    assert "no effect yet: billing.changes.over_limit (line 32); " in line
     assert "billed from the first unit, as nothing is included: plans.bare (line 20)" in line
     assert "amount_cents" not in line
     assert summary(note for note in loads(PLANS).notes if note.kind == "informs") == ""

@@ -133,7 +133,7 @@ def test_what_may_surprise_is_noted_with_its_line_and_the_file_is_right(
 ) -> None:
     """F-60, F-26."""
     written = (directory / "plans.yaml").read_text()
-    (directory / "plans.yaml").write_text(written.replace("features: all", "features: all\n    trial: 14d"))
+    (directory / "plans.yaml").write_text(f"{written}\nbilling: {{changes: {{over_limit: allow}}}}\n")
     done = shell.run("check")
     assert (0, "") == (done.code, done.err)
     first, *notes = done.out.splitlines()
@@ -141,15 +141,17 @@ def test_what_may_surprise_is_noted_with_its_line_and_the_file_is_right(
     assert [" ".join(line.split()[:3]) for line in notes] == [
         "note: plans.yaml:16:3 plans.pro:",
         "note: plans.yaml:17:13 plans.pro.price.amount_cents:",
-        "note: plans.yaml:19:5 plans.pro.trial:",
+        "note: plans.yaml:22:21 billing.changes.over_limit:",
     ]
     found = shell.run("check", "--json").json["notes"]
-    assert [16, 17, 19] == [note["line"] for note in found]
+    assert [16, 17, 22] == [note["line"] for note in found]
     assert {"file", "line", "column", "path", "kind", "message"} == set(found[0])
 
 
 def test_many_notes_are_cut_and_counted(shell: Shell, directory: Path) -> None:
-    plans = "".join(f"  p{nth}: {{extends: free, trial: 14d}}\n" for nth in range(60))
+    plans = "".join(
+        f"  p{nth}: {{extends: free, price: {{amount_cents: 5, interval: month}}}}\n" for nth in range(60)
+    )
     (directory / "plans.yaml").write_text((directory / "plans.yaml").read_text() + plans)
     out = shell.run("check").out.splitlines()
     assert (52, "and 12 more notes; --json shows all") == (len(out), out[-1])

@@ -71,7 +71,11 @@ class ChangesTable(Table, what="changes"):
 
     upgrade = Key(_WHEN, "now (default) or period_end.")
     downgrade = Key(_WHEN, "period_end (default) or now.")
-    over_limit = Key(Choice(("block_growth", "allow")), "block_growth (default) or allow.")
+    over_limit = Key(
+        Choice(("block_growth", "allow")),
+        "block_growth (default) or allow.",
+        without_effect="what is above a limit may not grow until it fits, whichever is said",
+    )
 
 
 class BillingTable(Table, what="billing"):
@@ -90,7 +94,6 @@ class BillingTable(Table, what="billing"):
     changes = Key(
         Built(ChangesTable, lambda table: Changes(**table.given())),
         "When plan changes bind.",
-        without_effect="a change of plan binds at once, whichever it is",
     )
     late_usage = Key(
         Choice(("next_period", "dead_letter")),

@@ -36,7 +36,7 @@ class PriceTable(Table, what="a price", inheritable=True):
         cents(),
         "In minor units of the currency.",
         required=True,
-        without_effect="meterkit creates no subscription and charges no price; that is done at Stripe",
+        without_effect="what is charged is the price at Stripe, this one tells of it, in previews too",
         informs=True,
     )
     interval = Key(Choice(("month", "year")), "How often it is paid: month or year.", required=True)
@@ -45,8 +45,7 @@ class PriceTable(Table, what="a price", inheritable=True):
     )
     stripe_price = Key(
         Nullable(_PRICE_ID),
-        "The id of the price at Stripe.",
-        without_effect="meterkit neither creates subscriptions nor reads them",
+        "The id of the price at Stripe; a plan without one cannot be subscribed to.",
     )
 
 
@@ -87,26 +86,23 @@ class PlanTable(Table, what="a plan", inheritable=True):
     name = Key(
         text(128),
         "The name that people see; default: the key.",
-        without_effect="meterkit shows the key",
+        without_effect="meterkit shows the key, but where it tells what a change of plan costs",
         informs=True,
     )
     extends = Key(NAME, "The plan whose entries this one inherits.")
     rank = Key(
         integer(most=1_000_000),
         "Decides upgrade or downgrade; default: 0.",
-        without_effect="a change of plan binds at once, whichever it is",
     )
     price = Key(PriceTable, "What the plan costs; required unless inherited.", required=True)
     seat_price = Key(
         Nullable(SeatPriceTable),
-        "What a seat costs per interval.",
-        without_effect="seats are neither counted nor charged",
+        "What a seat costs per interval, beyond those included.",
     )
     trial_ms = Key(
         Nullable(duration(least=1)),
-        "Length of the trial.",
+        "Length of the trial of a customer's first subscription, in whole days.",
         name="trial",
-        without_effect="nobody is put on trial",
     )
     features = Key(_FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
     meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives per meter.")
