@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from meterkit.testing.emulator.checkout import CheckoutSessions
 from meterkit.testing.emulator.customers import Customers
 from meterkit.testing.emulator.deliveries import Deliveries
 from meterkit.testing.emulator.endpoints import WebhookEndpoints
+from meterkit.testing.emulator.entitlements import Entitlements, Features
 from meterkit.testing.emulator.events import Events
 from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.meter_events import MeterEvents
 from meterkit.testing.emulator.meters import Meters
+from meterkit.testing.emulator.portal import PortalSessions
 from meterkit.testing.emulator.prices import Prices
 from meterkit.testing.emulator.products import Products
 from meterkit.testing.emulator.replies import ApiError, Exchange
@@ -58,12 +61,21 @@ class Account:
             self.meters = Meters()
             self.products = Products()
             self.prices = Prices()
+            self.features = Features()
+            self.entitlements = Entitlements(self.features, self.emit)
+            self.checkouts = CheckoutSessions(self.emit)
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
+            self.portals = PortalSessions()
             self.keys = IdempotencyKeys()
             self.faults: list[Pending] = []
             self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
             self._busy: set[tuple[str, str]] = set()
             self._calls_in_second: Counter[int] = Counter()
+
+    def catch_up(self) -> None:
+        """Do what the clock has brought about since it was last looked at."""
+        with self.lock:
+            self.checkouts.lapse(now=self.behaviour.clock())
 
     def emit(
         self,
@@ -88,6 +100,7 @@ class Account:
             if event is not None:
                 self.deliveries.add(event, now=at_s)
                 self._wake()
+                self.entitlements.observe(event_type, obj, changed=event.previous, at_s=at_s)
             return event
 
     def tell_thin(self, event: ThinEvent) -> ThinEvent:

@@ -15,7 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meterkit.testing.emulator.call import Call, Params
+from meterkit.testing.emulator.checkout_calls import CHECKOUT_CALLS
+from meterkit.testing.emulator.entitlement_calls import ENTITLEMENT_CALLS
 from meterkit.testing.emulator.faults import take_fault
+from meterkit.testing.emulator.portal_calls import PORTAL_CALLS
 from meterkit.testing.emulator.price_calls import PRICE_CALLS
 from meterkit.testing.emulator.product_calls import PRODUCT_CALLS
 from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
@@ -58,6 +61,9 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/billing/meter_events", lambda account, call: account.events.create(call)),
     *PRODUCT_CALLS,
     *PRICE_CALLS,
+    *CHECKOUT_CALLS,
+    *ENTITLEMENT_CALLS,
+    *PORTAL_CALLS,
 )
 KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
 # What may be tried again says so itself, or says nothing.
@@ -157,6 +163,7 @@ class Api:
         return reply, fault
 
     def _effect(self, call: Call, *, operation: Operation) -> Reply:
+        self._account.catch_up()
         with self._account.during(call):
             try:
                 return Reply(status=HTTPStatus.OK, body=operation(self._account, call))
@@ -190,6 +197,8 @@ class Api:
             idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
             object_id=str(request.path_params.get("id", "")),
             request_id=request_id,
+            inner_id=str(request.path_params.get("inner", "")),
+            base_url=str(request.base_url).rstrip("/"),
         )
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from meterkit.testing.emulator.replies import ApiError, missing_parameter, unknown_parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from meterkit.testing.emulator.replies import JsonObject
 
@@ -195,6 +195,10 @@ class Params:
             found.append(self._nested(value, path=path))
         return found
 
+    def flat(self) -> dict[str, str]:
+        """Return all parameters as a form has them: ``metadata[app]`` to its text."""
+        return dict(_flat(self._form))
+
     def amend(self, name: str, known: dict[str, str]) -> None:
         """Change a map of texts, such as metadata: an empty value takes a key out, an empty map all.
 
@@ -247,6 +251,8 @@ class Call:
     Attributes:
         now: the emulator's clock in Unix seconds.
         object_id: the id in the path, or an empty text.
+        inner_id: the second id in the path, of what belongs to the first.
+        base_url: where the emulator is, as the caller sees it.
         lose: whether a fault wants the event answered with 200 and not counted.
     """
 
@@ -258,7 +264,19 @@ class Call:
     idempotency_key: str | None
     object_id: str = ""
     request_id: str = ""
+    inner_id: str = ""
+    base_url: str = ""
     lose: bool = False
+
+
+def _flat(form: Form) -> Iterator[tuple[str, str]]:
+    for name, value in form.items():
+        if isinstance(value, str):
+            yield name, value
+        else:
+            for inner, text in _flat(value):
+                first, bracket, rest = inner.partition("[")
+                yield f"{name}[{first}]{bracket}{rest}", text
 
 
 def _insert(form: Form, *, key: str, value: str) -> None:

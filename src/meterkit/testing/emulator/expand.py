@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
+from meterkit.testing.emulator.checkout import line_items
 from meterkit.testing.emulator.replies import ApiError, JsonObject
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ FIELDS: Final[Mapping[str, Finder]] = {
 }
 # The kind of an object and the name of a field that is there only where it is asked for.
 ON_DEMAND: Final[Mapping[tuple[str, str], Shower]] = {
+    ("checkout.session", "line_items"): lambda account, name: _list(
+        line_items(account.checkouts.find(name), prices=account.prices, products=account.products),
+        url=f"/v1/checkout/sessions/{name}/line_items",
+    ),
     ("price", "tiers"): lambda account, name: account.prices.find(name).tiers_to_json(),
 }
 
@@ -66,6 +71,10 @@ def _expand(account: Account, found: object, path: list[str], *, wanted: str) ->
             raise _refused(wanted)
         here[name] = FIELDS[name](account, str(here[name]))
     _expand(account, here[name], path[1:], wanted=wanted)
+
+
+def _list(items: list[JsonObject], *, url: str) -> JsonObject:
+    return {"object": "list", "data": items, "has_more": False, "url": url}
 
 
 def _refused(wanted: str) -> ApiError:
