@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT",
     "HEAD_FIELD",
+    "HOOKS_SHARD",
     "WITHOUT_TTL",
     "CustomerKeys",
     "Keys",
@@ -38,6 +39,9 @@ __all__ = [
 FORMAT: Final = 2
 """Version of everything that is stored; the first part of each ``rev``."""
 
+HOOKS_SHARD: Final = 0
+"""The shard whose hash slot has what Stripe's events hint at, of all customers."""
+
 HEAD_FIELD: Final = "h"
 """The field of the counters that has the customer's own numbers and the rev."""
 
@@ -51,6 +55,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
     r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead)$",  # deliveries to Stripe
+    r"^[\w.-]+:\{0\}:hooks:(entries|due|dead)$",  # Stripe customers to be looked at
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )
 """Patterns of the keys that may be without a TTL; every other key has one."""
@@ -185,6 +190,10 @@ class Keys:
     def notices(self, shard: int) -> str:
         """Stream: what has happened to customers, for the handlers of the app."""
         return self.shard(shard, "notices")
+
+    def hooks(self, name: str) -> str:
+        """What Stripe's events hint at, all in one shard: ``entries``, ``due``, and so on; see hint.lua."""
+        return self.shard(HOOKS_SHARD, f"hooks:{name}")
 
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""

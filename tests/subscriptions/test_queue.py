@@ -1,0 +1,319 @@
+"""The queue of Stripe customers to be looked at: nothing twice, nothing lost, nobody by two at once."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import CATALOG
+from meterkit import MeterKit, StoreError
+from meterkit.subscriptions.hints import Hint, Note
+from meterkit.subscriptions.queue import LEASE_MS, Entry, HookQueue
+from meterkit.testing import Clock
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2031, 6, 10, 12, tzinfo=UTC)
+LEASE = timedelta(milliseconds=LEASE_MS)
+
+
+def hint(event: str, customer: str | None = "cus_1", note: str | None = None) -> Hint:
+    told = None if note is None else Note(name=note, kind="payment.failed", data={"invoice": note})
+    return Hint(event=event, stripe_customer=customer, note=told)
+
+
+@asynccontextmanager
+async def queued(url: str, *, clock: Clock | None = None, **settings: Any) -> AsyncGenerator[HookQueue]:
+    given = {"shards": 4, "store_timeout": 10.0} | settings
+    async with MeterKit(CATALOG, redis_url=url, clock=clock or Clock(NOW), **given) as kit:
+        yield HookQueue(kit.store)
+
+
+async def one(queue: HookQueue) -> Entry:
+    (entry,) = await queue.take(10)
+    return entry
+
+
+async def names(queue: HookQueue) -> list[str]:
+    return [entry.stripe_customer for entry in await queue.take(10)]
+
+
+@pytest.mark.each_store
+async def test_an_event_is_noted_once_taken_once_and_done(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        assert await queue.add(hint("evt_1", note="in_1")) == "new"
+        assert await queue.add(hint("evt_1", note="in_1")) == "duplicate"
+        entry = await one(queue)
+        assert (entry.stripe_customer, entry.cause, entry.attempts) == ("cus_1", "evt_1", 0)
+        assert entry.notes == (Note(name="in_1", kind="payment.failed", data={"invoice": "in_1"}),)
+        assert await names(queue) == []
+        assert await queue.done(entry, entry.notes)
+        assert not await queue.done(entry)
+        assert (await queue.waiting()).entries == 0
+        # It is known for longer than Stripe repeats it.
+        assert await queue.add(hint("evt_1")) == "duplicate"
+
+
+async def test_an_event_is_known_after_a_restart(store_url: str) -> None:
+    async with queued(store_url) as queue:
+        assert await queue.add(hint("evt_1")) == "new"
+        assert await queue.done(await one(queue))
+    async with queued(store_url) as queue:
+        assert await queue.add(hint("evt_1")) == "duplicate"
+        assert await names(queue) == []
+
+
+async def test_an_event_is_remembered_for_35_days(store_url: str, valkey: Server) -> None:
+    async with queued(store_url) as queue:
+        await queue.add(hint("evt_1", note="in_1"))
+    for key in ("event:evt_1", "note:in_1"):
+        left_ms = valkey.command("PTTL", f"mk:{{0}}:hooks:{key}")
+        assert 0 <= 35 * 86_400_000 - left_ms < 60_000
+
+
+@pytest.mark.each_store
+async def test_events_of_one_customer_are_one_look_in_the_order_of_the_oldest(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with queued(any_store_url, clock=clock) as queue:
+        for number in range(5):
+            await queue.add(hint(f"evt_a{number}", "cus_a", note=f"in_{number}"))
+            clock.advance(timedelta(seconds=1))
+            await queue.add(hint(f"evt_b{number}", "cus_b"))
+        assert (await queue.waiting()).entries == 2
+        first, second = await queue.take(10)
+        assert [first.stripe_customer, second.stripe_customer] == ["cus_a", "cus_b"]
+        assert [note.name for note in first.notes] == [f"in_{number}" for number in range(5)]
+        assert (first.cause, second.cause, second.notes) == ("evt_a4", "evt_b4", ())
+
+
+async def test_a_note_is_kept_once_whichever_event_brings_it(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        await queue.add(hint("evt_1", note="in_1"))
+        assert await queue.add(hint("evt_2", note="in_1")) == "new"
+        entry = await one(queue)
+        assert len(entry.notes) == 1
+        await queue.done(entry, entry.notes)
+        await queue.add(hint("evt_3", note="in_1"))
+        assert (await one(queue)).notes == ()
+
+
+async def test_no_more_are_taken_than_asked_for(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        for number in range(5):
+            await queue.add(hint(f"evt_{number}", f"cus_{number}"))
+        taken = [await names_of(queue, 2) for _ in range(4)]
+        assert [len(page) for page in taken] == [2, 2, 1, 0]
+        assert len({name for page in taken for name in page}) == 5
+
+
+async def names_of(queue: HookQueue, most: int) -> list[str]:
+    return [entry.stripe_customer for entry in await queue.take(most)]
+
+
+async def test_what_is_hinted_at_while_it_is_looked_at_is_looked_at_again(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        await queue.add(hint("evt_1", note="in_1"))
+        entry = await one(queue)
+        await queue.add(hint("evt_2", note="in_2"))
+        assert await names(queue) == []  # Not by two at once.
+        assert await queue.done(entry, entry.notes)
+        again = await one(queue)
+        assert (again.cause, [note.name for note in again.notes]) == ("evt_2", ["in_2"])
+        assert await queue.done(again, again.notes)
+        assert await names(queue) == []
+
+
+async def test_the_entry_of_a_worker_that_is_gone_is_taken_by_the_next(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with queued(any_store_url, clock=clock) as queue:
+        await queue.add(hint("evt_1", note="in_1"))
+        lost = await one(queue)
+        clock.advance(LEASE - timedelta(milliseconds=1))
+        assert await names(queue) == []
+        clock.advance(timedelta(milliseconds=1))
+        found = await one(queue)
+        assert found.notes == lost.notes
+        # The one before has no say any more.
+        assert [await queue.keep(lost), await queue.done(lost), await queue.give_up(lost, "x")] == [False] * 3
+        assert not await queue.later(lost, "x", delay_ms=0, counts=True)
+        assert await queue.done(found)
+
+
+async def test_an_entry_is_kept_for_as_long_as_it_is_worked_on(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with queued(any_store_url, clock=clock) as queue:
+        await queue.add(hint("evt_1"))
+        entry = await one(queue)
+        for _ in range(3):
+            clock.advance(LEASE / 2)
+            assert await queue.keep(entry)
+            assert await names(queue) == []
+        assert await queue.done(entry)
+
+
+async def test_what_failed_is_due_later_with_its_notes_and_no_earlier_for_a_further_event(
+    any_store_url: str,
+) -> None:
+    clock = Clock(NOW)
+    async with queued(any_store_url, clock=clock) as queue:
+        await queue.add(hint("evt_1", note="in_1"))
+        await queue.later(await one(queue), "no answer", delay_ms=5_000, counts=True)
+        await queue.add(hint("evt_2", note="in_2"))
+        assert await names(queue) == []
+        clock.advance(timedelta(seconds=5))
+        entry = await one(queue)
+        assert (entry.attempts, [note.name for note in entry.notes]) == (1, ["in_1", "in_2"])
+        await queue.later(entry, "held back", delay_ms=0, counts=False, notes=entry.notes[:1])
+        entry = await one(queue)
+        assert (entry.attempts, [note.name for note in entry.notes]) == (1, ["in_2"])
+        await queue.done(entry, entry.notes)
+        await queue.add(hint("evt_3"))
+        assert (await one(queue)).attempts == 0
+
+
+async def test_one_entry_is_taken_whenever_it_is_due_and_never_from_somebody(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        assert await queue.take_one("cus_1") == "gone"
+        await queue.look("cus_1", "reconcile", delay_ms=3_600_000)
+        assert await names(queue) == []
+        entry = await queue.take_one("cus_1")
+        assert isinstance(entry, Entry)
+        assert (entry.cause, await queue.take_one("cus_1")) == ("reconcile", "taken")
+        await queue.done(entry)
+        assert await queue.take_one("cus_1") == "gone"
+
+
+async def test_a_look_that_is_due_later_is_due_at_once_by_an_event(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        await queue.look("cus_1", "reconcile", delay_ms=3_600_000)
+        await queue.add(hint("evt_1"))
+        assert await names(queue) == ["cus_1"]
+        await queue.add(hint("evt_2", "cus_2"))
+        await queue.look("cus_2", "reconcile", delay_ms=3_600_000)
+        assert await names(queue) == ["cus_2"]
+
+
+@pytest.mark.each_store
+async def test_what_is_given_up_is_kept_and_can_be_tried_again(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with queued(any_store_url, clock=clock) as queue:
+        await queue.add(hint("evt_1", note="in_1"))
+        await queue.give_up(await one(queue), "linked elsewhere")
+        await queue.add(hint("evt_2", "cus_2"))
+        clock.advance(timedelta(seconds=1))
+        await queue.give_up(await one(queue), "refused")
+        dead = await queue.dead()
+        assert [(entry.stripe_customer, entry.why, entry.cause, entry.notes) for entry in dead] == [
+            ("cus_1", "linked elsewhere", "evt_1", ("in_1",)),
+            ("cus_2", "refused", "evt_2", ()),
+        ]
+        assert dead[1].at_ms - dead[0].at_ms == 1000
+        waiting = await queue.waiting()
+        assert (waiting.entries, waiting.dead) == (0, 2)
+        await queue.redrive(["cus_1"])
+        entry = await one(queue)
+        assert (entry.cause, entry.attempts, len(entry.notes)) == ("operator", 0, 1)
+        assert [entry.stripe_customer for entry in await queue.dead()] == ["cus_2"]
+
+
+async def test_a_further_event_has_what_was_given_up_tried_again(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        await queue.add(hint("evt_1", note="in_1"))
+        await queue.give_up(await one(queue), "refused")
+        await queue.add(hint("evt_2", note="in_2"))
+        assert await queue.dead() == []
+        assert [note.name for note in (await one(queue)).notes] == ["in_1", "in_2"]
+
+
+async def test_alarms_are_counted_once_an_event_and_queue_nobody(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        alarm = Hint(event="evt_1", alarm="usage is not billed")
+        kind = "v1.billing.meter.no_meter_found"
+        assert [await queue.add(alarm, alarm=kind) for _ in range(3)] == ["new", "duplicate", "duplicate"]
+        await queue.add(Hint(event="evt_2", alarm="x"), alarm=kind)
+        waiting = await queue.waiting()
+        assert (waiting.entries, waiting.dead, waiting.alarms) == (0, 0, {kind: 2})
+
+
+async def test_beyond_two_hundred_notes_a_customer_is_looked_at_and_the_note_is_refused(
+    any_store_url: str,
+) -> None:
+    async with queued(any_store_url) as queue:
+        added = [await queue.add(hint(f"evt_{number}", note=f"in_{number}")) for number in range(201)]
+        assert added == ["new"] * 200 + ["full"]
+        entry = await one(queue)
+        assert (len(entry.notes), entry.cause) == (200, "evt_200")
+        await queue.done(entry, entry.notes)
+        # It had no room, so it was not noted: the same of a later event is.
+        await queue.add(hint("evt_later", note="in_200"))
+        assert [note.name for note in (await one(queue)).notes] == ["in_200"]
+
+
+async def test_texts_of_any_letters_come_back_as_they_were(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        note = Note(name="x/ü\n\"'\\", kind="payment.failed", data={"text": 'Größe 😀 \u2028 \\ "'})
+        await queue.add(Hint(event="evt_ü", stripe_customer="cus_1", note=note))
+        entry = await one(queue)
+        assert (entry.notes, entry.cause) == ((note,), "evt_ü")
+        await queue.give_up(entry, 'größer\n"x"', ())
+        assert (await queue.dead())[0].why == 'größer\n"x"'
+
+
+async def test_fifty_at_once_take_each_entry_once(store_url: str) -> None:
+    async with queued(store_url) as queue:
+        for number in range(20):
+            await queue.add(hint(f"evt_{number}", f"cus_{number}"))
+        taken = await asyncio.gather(*(queue.take(3) for _ in range(50)))
+        found = [entry.stripe_customer for page in taken for entry in page]
+        assert sorted(found) == sorted(f"cus_{number}" for number in range(20))
+
+
+async def test_a_worker_that_waits_is_woken_by_what_comes(any_store_url: str) -> None:
+    async with queued(any_store_url) as queue:
+        waiting = asyncio.create_task(queue.woken(60.0))
+        await asyncio.sleep(0)
+        await queue.add(hint("evt_1"))
+        async with asyncio.timeout(10):
+            await waiting
+        await queue.woken(0.0)  # Once.
+
+
+async def test_where_the_store_does_not_answer_that_is_said_and_nothing_is_taken_for_noted(
+    valkey: Server,
+) -> None:
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        queued(f"redis://127.0.0.1:{proxy.port}", store_timeout=0.2) as queue,
+    ):
+        assert await queue.add(hint("evt_1")) == "new"
+        await proxy.set("refuse")
+        with pytest.raises(StoreError):
+            await queue.add(hint("evt_2"))
+        await proxy.set("pass")
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert await queue.add(hint("evt_2")) == "new"
+                except StoreError:
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+        assert await names(queue) == ["cus_1"]
+
+
+async def test_scripts_that_the_server_lost_are_loaded_again(valkey: Server, store_url: str) -> None:
+    async with queued(store_url) as queue:
+        valkey.command("SCRIPT", "FLUSH")
+        assert await queue.add(hint("evt_1")) == "new"
+        valkey.command("SCRIPT", "FLUSH")
+        assert await queue.done(await one(queue))
