@@ -16,12 +16,16 @@ from meterkit.testing.emulator.entitlements import Entitlements, Features
 from meterkit.testing.emulator.events import Events
 from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
+from meterkit.testing.emulator.invoices import Invoices
 from meterkit.testing.emulator.meter_events import MeterEvents
 from meterkit.testing.emulator.meters import Meters
+from meterkit.testing.emulator.payments import PaymentMethods
 from meterkit.testing.emulator.portal import PortalSessions
 from meterkit.testing.emulator.prices import Prices
 from meterkit.testing.emulator.products import Products
 from meterkit.testing.emulator.replies import ApiError, Exchange
+from meterkit.testing.emulator.schedules import Schedules
+from meterkit.testing.emulator.subscriptions import Subscriptions
 from meterkit.testing.emulator.thin_events import ThinEvents
 
 if TYPE_CHECKING:
@@ -48,7 +52,13 @@ class Account:
         self.lock = threading.RLock()
         self.wakers: list[Callable[[], object]] = []
         self._call: Call | None = None
+        self._instant: int | None = None
         self.reset()
+
+    @property
+    def now(self) -> int:
+        """Unix seconds: the present, or the instant in the past that is being made up for."""
+        return int(self.behaviour.clock()) if self._instant is None else self._instant
 
     def reset(self) -> None:
         """Forget everything."""
@@ -57,13 +67,17 @@ class Account:
             self.thin_log = ThinEvents()
             self.endpoints = WebhookEndpoints()
             self.deliveries = Deliveries(self.endpoints)
-            self.customers = Customers(self.emit)
+            self.payment_methods = PaymentMethods()
+            self.customers = Customers(self.emit, self.payment_methods)
             self.meters = Meters()
             self.products = Products()
             self.prices = Prices()
             self.features = Features()
             self.entitlements = Entitlements(self.features, self.emit)
             self.checkouts = CheckoutSessions(self.emit)
+            self.subscriptions = Subscriptions()
+            self.invoices = Invoices()
+            self.schedules = Schedules()
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
             self.portals = PortalSessions()
             self.keys = IdempotencyKeys()
@@ -95,7 +109,7 @@ class Account:
                 entered in the order in which it happened.
         """
         with self.lock:
-            at_s = self.behaviour.clock() if at_s is None else at_s
+            at_s = self.now if at_s is None else at_s
             event = self.log.enter(event_type, obj, previous=previous, at_s=at_s, call=self._call)
             if event is not None:
                 self.deliveries.add(event, now=at_s)
@@ -115,6 +129,15 @@ class Account:
         """Say to whoever delivers that there is something to deliver."""
         for waker in self.wakers:
             waker()
+
+    @contextmanager
+    def at(self, instant: int) -> Generator[None]:
+        """Have what happens within happen at an instant that has passed, in Unix seconds."""
+        before, self._instant = self._instant, instant
+        try:
+            yield
+        finally:
+            self._instant = before
 
     @contextmanager
     def during(self, call: Call) -> Generator[None]:

@@ -16,13 +16,22 @@ from starlette.routing import Route
 
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.checkout_calls import CHECKOUT_CALLS
+from meterkit.testing.emulator.customer_calls import CUSTOMER_CALLS
 from meterkit.testing.emulator.entitlement_calls import ENTITLEMENT_CALLS
 from meterkit.testing.emulator.faults import take_fault
+from meterkit.testing.emulator.invoice_calls import INVOICE_CALLS
+from meterkit.testing.emulator.item_calls import ITEM_CALLS
+from meterkit.testing.emulator.pause_calls import PAUSE_CALLS
+from meterkit.testing.emulator.payment_calls import PAYMENT_CALLS
 from meterkit.testing.emulator.portal_calls import PORTAL_CALLS
+from meterkit.testing.emulator.preview import PREVIEW_CALLS
 from meterkit.testing.emulator.price_calls import PRICE_CALLS
 from meterkit.testing.emulator.product_calls import PRODUCT_CALLS
 from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
+from meterkit.testing.emulator.schedule_calls import SCHEDULE_CALLS
+from meterkit.testing.emulator.subscription_calls import SUBSCRIPTION_CALLS
 from meterkit.testing.emulator.summaries import list_summaries
+from meterkit.testing.emulator.turns import advance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -38,11 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["Api"]
 
 OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
-    ("POST", "/v1/customers", lambda account, call: account.customers.create(call)),
-    ("GET", "/v1/customers", lambda account, call: account.customers.list(call)),
-    ("GET", "/v1/customers/{id}", lambda account, call: account.customers.retrieve(call)),
-    ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
-    ("DELETE", "/v1/customers/{id}", lambda account, call: account.customers.delete(call)),
+    *CUSTOMER_CALLS,
     ("POST", "/v1/webhook_endpoints", lambda account, call: account.endpoints.create(call)),
     ("GET", "/v1/webhook_endpoints", lambda account, call: account.endpoints.list(call)),
     ("GET", "/v1/webhook_endpoints/{id}", lambda account, call: account.endpoints.retrieve(call)),
@@ -64,6 +69,13 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *CHECKOUT_CALLS,
     *ENTITLEMENT_CALLS,
     *PORTAL_CALLS,
+    *SUBSCRIPTION_CALLS,
+    *PAUSE_CALLS,
+    *ITEM_CALLS,
+    *PREVIEW_CALLS,
+    *INVOICE_CALLS,
+    *SCHEDULE_CALLS,
+    *PAYMENT_CALLS,
 )
 KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
 # What may be tried again says so itself, or says nothing.
@@ -163,12 +175,13 @@ class Api:
         return reply, fault
 
     def _effect(self, call: Call, *, operation: Operation) -> Reply:
-        self._account.catch_up()
-        with self._account.during(call):
-            try:
-                return Reply(status=HTTPStatus.OK, body=operation(self._account, call))
-            except ApiError as error:
-                return error.reply
+        with self._account.lock:
+            advance(self._account)
+            with self._account.during(call):
+                try:
+                    return Reply(status=HTTPStatus.OK, body=operation(self._account, call))
+                except ApiError as error:
+                    return error.reply
 
     def _response(self, reply: Reply, *, request: Request, headers: Mapping[str, str]) -> Response:
         refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
 __all__ = ["Behaviour"]
 
@@ -23,4 +23,6 @@ class Behaviour:
     summary_lag_s: float = 0.0
     identifier_memory_s: float = 86_400
     refuse_unknown_customers: bool = True
+    retry_days: Sequence[int] = (3, 5, 7)
+    after_retries: Literal["cancel", "unpaid", "past_due"] = "cancel"
     automatic_webhooks: bool = True

@@ -88,6 +88,18 @@ class Params:
     def __contains__(self, name: str) -> bool:
         return name in self._form
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._form)
+
+    def but(self, *names: str) -> Params:
+        """Return the other parameters."""
+        return self.just(*(name for name in self._form if name not in names))
+
+    def just(self, *names: str) -> Params:
+        """Return these parameters alone."""
+        kept = {name: value for name, value in self._form.items() if name in names}
+        return self._nested(kept, path=self._inside)
+
     def text(self, name: str, *, length_max: int = 5000) -> str | None:
         """Return a text, or None where it is absent. ``a[b]`` names a parameter inside another."""
         value = self._find(name)

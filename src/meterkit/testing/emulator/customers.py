@@ -11,6 +11,7 @@ from meterkit.testing.emulator.replies import JsonObject, new_id, no_such, unkno
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call, Params
     from meterkit.testing.emulator.events import Emit
+    from meterkit.testing.emulator.payments import PaymentMethods
 
 __all__ = ["Customer", "Customers"]
 
@@ -24,7 +25,13 @@ EXPANDABLE: Final = (
 
 @dataclass(slots=True, kw_only=True)
 class Customer:
-    """A Stripe customer. ``created`` is in Unix seconds."""
+    """A Stripe customer.
+
+    Attributes:
+        created: Unix seconds.
+        balance: what the next invoice adds, in minor units of the currency; negative: what it takes off.
+        default_payment_method: what is charged where a subscription has none of its own.
+    """
 
     id: str
     created: int
@@ -33,6 +40,13 @@ class Customer:
     address: dict[str, str | None] | None = None
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     deleted: bool = False
+    balance: int = 0
+    default_payment_method: str | None = None
+
+    @property
+    def invoice_prefix(self) -> str:
+        """What the numbers of its invoices begin with."""
+        return self.id[-8:].upper()
 
     def to_json(self) -> JsonObject:
         """Return the customer as Stripe shows it; a deleted one is a stump."""
@@ -42,10 +56,16 @@ class Customer:
             "id": self.id,
             "object": "customer",
             "address": self.address,
-            "balance": 0,
+            "balance": self.balance,
             "created": self.created,
             "delinquent": False,
-            "invoice_prefix": self.id[-8:].upper(),
+            "invoice_prefix": self.invoice_prefix,
+            "invoice_settings": {
+                "custom_fields": None,
+                "default_payment_method": self.default_payment_method,
+                "footer": None,
+                "rendering_options": None,
+            },
             "livemode": self.livemode,
             "metadata": dict(self.metadata),
             "preferred_locales": [],
@@ -58,8 +78,9 @@ class Customer:
 class Customers:
     """All customers of the emulated account, by id, oldest first."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, payment_methods: PaymentMethods) -> None:
         self._emit = emit
+        self._payment_methods = payment_methods
         self._by_id: dict[str, Customer] = {}
 
     def exists(self, customer_id: str) -> bool:
@@ -75,9 +96,16 @@ class Customers:
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/customers``."""
-        call.params.only(*TEXTS, "address", "metadata", expandable=EXPANDABLE)
+        call.params.only(
+            *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "payment_method"),
+            expandable=EXPANDABLE,
+        )
         customer = Customer(id=new_id("cus"), created=int(call.now), livemode=call.livemode)
         _apply(customer, params=call.params)
+        given = call.params.given("payment_method")
+        if given is not None:
+            self._payment_methods.attach(given, customer=customer.id, now=customer.created)
+        self._set_default(customer, call.params)
         self._by_id[customer.id] = customer
         self._emit("customer.created", customer.to_json())
         return customer.to_json()
@@ -85,20 +113,23 @@ class Customers:
     def retrieve(self, call: Call) -> JsonObject:
         """``GET /v1/customers/{id}``; a deleted one is found."""
         call.params.only(expandable=EXPANDABLE)
-        return self._find(call.object_id).to_json()
+        return self.find(call.object_id).to_json()
 
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/customers/{id}``."""
-        call.params.only(*TEXTS, "address", "metadata", expandable=EXPANDABLE)
-        customer = self._find(call.object_id, alive=True)
+        call.params.only(
+            *(*TEXTS, "address", "balance", "invoice_settings", "metadata"), expandable=EXPANDABLE
+        )
+        customer = self.find(call.object_id, alive=True)
         before = customer.to_json()
         _apply(customer, params=call.params)
+        self._set_default(customer, call.params)
         self._emit("customer.updated", customer.to_json(), previous=before)
         return customer.to_json()
 
     def delete(self, call: Call) -> JsonObject:
         """``DELETE /v1/customers/{id}``."""
-        customer = self._find(call.object_id, alive=True)
+        customer = self.find(call.object_id, alive=True)
         self._emit("customer.deleted", customer.to_json())
         customer.deleted = True
         return customer.to_json()
@@ -115,11 +146,29 @@ class Customers:
         ]
         return call.params.page(found, url="/v1/customers")
 
-    def _find(self, customer_id: str, *, alive: bool = False) -> Customer:
+    def find(self, customer_id: str, *, alive: bool = False) -> Customer:
+        """Return a customer. Raises ApiError, 404, if there is none, or none ``alive`` if that is asked."""
         customer = self._by_id.get(customer_id)
         if customer is None or (alive and customer.deleted):
             raise no_such("customer", customer_id)
         return customer
+
+    def forget_payment_method(self, customer_id: str, method_id: str) -> None:
+        """Charge a payment method no more by default."""
+        customer = self.find(customer_id)
+        if customer.default_payment_method == method_id:
+            customer.default_payment_method = None
+
+    def _set_default(self, customer: Customer, params: Params) -> None:
+        """https://docs.stripe.com/api/customers/update#update_customer-invoice_settings."""
+        settings = params.hash("invoice_settings")
+        if settings is None or "default_payment_method" not in settings:
+            return
+        wanted = settings.text("default_payment_method") or None
+        if wanted is not None:
+            name = "invoice_settings[default_payment_method]"
+            wanted = self._payment_methods.of_customer(wanted, customer=customer.id, param=name).id
+        customer.default_payment_method = wanted
 
 
 def _apply(customer: Customer, *, params: Params) -> None:
@@ -132,8 +181,6 @@ def _apply(customer: Customer, *, params: Params) -> None:
             raise unknown_parameter(f"address[{name}]")
         known = customer.address or dict.fromkeys(ADDRESS)
         customer.address = {name: given.get(name, known[name]) or None for name in ADDRESS}
-    for key, value in params.texts("metadata").items():
-        if value:
-            customer.metadata[key] = value
-        else:
-            customer.metadata.pop(key, None)
+    balance = params.integer("balance")
+    customer.balance = customer.balance if balance is None else balance
+    params.amend("metadata", customer.metadata)

@@ -21,16 +21,62 @@ __all__ = ["expanded"]
 DEPTH_MAX: Final = 4
 # The name of a field to what its id stands for.
 FIELDS: Final[Mapping[str, Finder]] = {
+    "customer": lambda account, name: account.customers.find(name).to_json(),
+    "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
+    "latest_invoice": lambda account, name: account.invoices.find(name).to_json(),
+    "invoice": lambda account, name: account.invoices.find(name).to_json(),
+    "pending_setup_intent": lambda _, name: {
+        "id": name,
+        "object": "setup_intent",
+        "client_secret": f"{name}_secret_emulated",
+        "status": "requires_payment_method",
+    },
+    "schedule": lambda account, name: account.schedules.find(name).to_json(),
+    "subscription": lambda account, name: account.subscriptions.find(name).to_json(),
+    "released_subscription": lambda account, name: account.subscriptions.find(name).to_json(),
     "default_price": lambda account, name: account.prices.find(name).to_json(),
     "price": lambda account, name: account.prices.find(name).to_json(),
     "product": lambda account, name: account.products.find(name).to_json(),
 }
+
+
+def _secret(account: Account, name: str) -> JsonObject | None:
+    """https://docs.stripe.com/api/invoices/object#invoice_object-confirmation_secret."""
+    secret = account.invoices.find(name).client_secret
+    return None if secret is None else {"client_secret": secret, "type": "payment_intent"}
+
+
+def _payments(account: Account, name: str) -> JsonObject:
+    """https://docs.stripe.com/api/invoice-payment/object: one, of the invoice's payment intent."""
+    invoice = account.invoices.find(name)
+    payments: list[JsonObject] = []
+    if invoice.client_secret is not None:
+        intent = invoice.client_secret.partition("_secret_")[0]
+        payments.append(
+            {
+                "id": f"inpay_{intent.removeprefix('pi_')}",
+                "object": "invoice_payment",
+                "amount_paid": invoice.amount_paid or None,
+                "amount_requested": invoice.amount_due,
+                "currency": invoice.currency,
+                "invoice": invoice.id,
+                "is_default": True,
+                "payment": {"payment_intent": intent, "type": "payment_intent"},
+                "status": "paid" if invoice.status == "paid" else "open",
+            }
+        )
+    url = f"/v1/invoice_payments?invoice={invoice.id}"
+    return {"object": "list", "data": payments, "has_more": False, "url": url}
+
+
 # The kind of an object and the name of a field that is there only where it is asked for.
 ON_DEMAND: Final[Mapping[tuple[str, str], Shower]] = {
     ("checkout.session", "line_items"): lambda account, name: _list(
         line_items(account.checkouts.find(name), prices=account.prices, products=account.products),
         url=f"/v1/checkout/sessions/{name}/line_items",
     ),
+    ("invoice", "confirmation_secret"): _secret,
+    ("invoice", "payments"): _payments,
     ("price", "tiers"): lambda account, name: account.prices.find(name).tiers_to_json(),
 }
 

@@ -84,10 +84,12 @@ class ApiError(Exception):
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
         stored: bool = False,
+        decline_code: str | None = None,
     ) -> None:
         super().__init__(message)
         page = None if code is None else f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}"
         said = {"message": message, "type": kind, "code": code, "doc_url": page, "param": param}
+        said["decline_code"] = decline_code
         error = {name: value for name, value in said.items() if value is not None}
         self.reply = Reply(status=status, body={"error": error}, headers=headers or {}, stored=stored)
 

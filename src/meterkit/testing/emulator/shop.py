@@ -1,4 +1,4 @@
-"""What a test puts into the emulated account without a call: products and prices."""
+"""What a test does to the emulated account without a call: prices, cards, the clock."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from urllib.parse import urlencode
 
 from meterkit.testing.emulator.behaviour import Behaviour
 from meterkit.testing.emulator.call import Call, Params
+from meterkit.testing.emulator.collection import attempt
 from meterkit.testing.emulator.price_calls import make_price, make_product
 from meterkit.testing.emulator.price_params import read_price
+from meterkit.testing.emulator.turns import advance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,7 +21,7 @@ __all__ = ["Shop"]
 
 
 class Shop(Behaviour):
-    """What is sold in the emulated account; a part of ``StripeEmulator``."""
+    """What is sold in the emulated account, and who pays; a part of ``StripeEmulator``."""
 
     _account: Account
 
@@ -77,6 +79,73 @@ class Shop(Behaviour):
             product = product or self.add_product(price_id or "Product")
             sold = self._account.products.find(product, param="product")
             return make_price(self._account, price, call=self._call(), product=sold, price_id=price_id).id
+
+    def add_payment_method(self, customer: str, card: str = "pm_card_visa") -> str:
+        """Give a customer a card, which its subscriptions are charged with. Returns the card's id.
+
+        Args:
+            customer: its id.
+            card: one of Stripe's test cards: ``pm_card_visa``; charges of ``pm_card_chargeDeclined`` fail.
+
+        Raises:
+            ApiError: there is no such customer or card.
+        """
+        with self._account.lock:
+            owner = self._account.customers.find(customer, alive=True)
+            method = self._account.payment_methods.attach(card, customer=customer, now=self._account.now)
+            owner.default_payment_method = method.id
+            return method.id
+
+    def fail_payments(self, customer: str) -> None:
+        """Have no payment of a customer go through from now on, whatever its card."""
+        with self._account.lock:
+            self._account.payment_methods.failing.add(customer)
+
+    def mend_payments(self, customer: str) -> None:
+        """Have payments of a customer go through again. What is unpaid is paid by retries, or by a call."""
+        with self._account.lock:
+            self._account.payment_methods.failing.discard(customer)
+
+    def confirm_payment(self, invoice: str, *, card: str = "pm_card_visa") -> None:
+        """Pay an open invoice as a customer does in a browser, with the invoice's client secret.
+
+        The card becomes the subscription's own where that is to be saved, else the customer's default.
+
+        Args:
+            invoice: its id, or its ``confirmation_secret.client_secret``.
+            card: one of Stripe's test cards.
+
+        Raises:
+            ApiError: there is no such invoice or card.
+            ValueError: the invoice is not open, or the payment fails.
+        """
+        with self._account.lock:
+            self.advance()
+            found = next(
+                (each for each in self._account.invoices if invoice in {each.id, each.client_secret}), None
+            )
+            if found is None or found.status != "open":
+                raise ValueError(f"{invoice} is no invoice that is open")
+            method = self._account.payment_methods.attach(
+                card, customer=found.customer, now=self._account.now
+            )
+            if not attempt(self._account, found, method=method.id, by_itself=False):
+                raise ValueError(f"the payment of {found.id} with {card} has failed")
+            self._keep(found.subscription, method.id, customer=found.customer)
+
+    def advance(self) -> None:
+        """Bring about all that is due by the clock: renewals, ends of trials, retries, and so on.
+
+        Each happens at its own instant, in order. Every API request does the same first.
+        """
+        advance(self._account)
+
+    def _keep(self, subscription: str | None, method: str, *, customer: str) -> None:
+        found = None if subscription is None else self._account.subscriptions.find(subscription)
+        if found is not None and found.save_payment_method == "on_subscription":
+            found.default_payment_method = method
+        else:
+            self._account.customers.find(customer).default_payment_method = method
 
     def _call(self) -> Call:
         return Call(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.meter_events import MeterEvent
     from meterkit.testing.emulator.meters import Meter
 
-__all__ = ["list_summaries"]
+__all__ = ["aggregate", "list_summaries"]
 
 SPANS_S: Final = {"hour": 3_600, "day": 86_400}
 MINUTE_S: Final = 60
@@ -73,7 +73,7 @@ def _summary(
     return {
         "id": f"mtrusg_{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}",
         "object": "billing.meter_event_summary",
-        "aggregated_value": float(_aggregate(inside, meter=meter)),
+        "aggregated_value": float(aggregate(inside, meter=meter)),
         "end_time": end,
         "livemode": meter.livemode,
         "meter": meter.id,
@@ -81,7 +81,8 @@ def _summary(
     }
 
 
-def _aggregate(events: Sequence[MeterEvent], *, meter: Meter) -> Decimal:
+def aggregate(events: Sequence[MeterEvent], *, meter: Meter) -> Decimal:
+    """Return what a meter makes of events: their sum, their number, or the last of them."""
     if meter.time_window is not None:
         # Pre-aggregated: within each hour or day the event that arrived last overwrites the others.
         span_s = SPANS_S[meter.time_window]

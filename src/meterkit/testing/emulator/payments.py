@@ -1,0 +1,117 @@
+"""Payment methods: whose they are, and whether a charge goes through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_resource, new_id, no_such
+
+__all__ = ["DECLINED", "NO_METHOD", "PaymentMethod", "PaymentMethods"]
+
+# Stripe's names of test cards (https://docs.stripe.com/testing?testing-method=payment-methods).
+CARDS: Final = {
+    "pm_card_visa": ("visa", "4242", True),
+    "pm_card_mastercard": ("mastercard", "4444", True),
+    "pm_card_chargeCustomerFail": ("visa", "0341", False),
+    "pm_card_chargeDeclined": ("visa", "0002", False),
+}
+NO_METHOD: Final = (
+    "This customer has no attached payment source or default payment method. Please consider adding a "
+    "default payment method. For more information, visit "
+    "https://stripe.com/docs/billing/subscriptions/payment-methods-setting#payment-method-priority."
+)
+DECLINED: Final = "Your card was declined."
+
+
+@dataclass(slots=True, kw_only=True)
+class PaymentMethod:
+    """A card.
+
+    Attributes:
+        customer: whose it is; None: nobody's.
+        works: whether charges go through.
+    """
+
+    id: str
+    customer: str | None
+    created: int
+    brand: str
+    last4: str
+    works: bool
+    livemode: bool = False
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it (https://docs.stripe.com/api/payment_methods/object)."""
+        return {
+            "id": self.id,
+            "object": "payment_method",
+            "allow_redisplay": "unspecified",
+            "billing_details": {"address": None, "email": None, "name": None, "phone": None, "tax_id": None},
+            "card": {"brand": self.brand, "last4": self.last4, "exp_month": 12, "exp_year": 2040},
+            "created": self.created,
+            "customer": self.customer,
+            "livemode": self.livemode,
+            "metadata": {},
+            "type": "card",
+        }
+
+
+class PaymentMethods:
+    """All payment methods of the emulated account.
+
+    Attributes:
+        failing: customers whose charges do not go through, whatever their cards.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, PaymentMethod] = {}
+        self.failing: set[str] = set()
+
+    def attach(self, name: str, *, customer: str, now: int) -> PaymentMethod:
+        """Give a customer a card: one of Stripe's test cards anew, or one that it has had.
+
+        Raises:
+            ApiError: there is no such payment method, or it is another customer's.
+        """
+        known = self._by_id.get(name)
+        if known is None:
+            if name not in CARDS:
+                raise no_such("PaymentMethod", name)
+            brand, last4, works = CARDS[name]
+            known = PaymentMethod(
+                id=new_id("pm_1", length=23),
+                customer=customer,
+                created=now,
+                brand=brand,
+                last4=last4,
+                works=works,
+            )
+            self._by_id[known.id] = known
+        if known.customer not in {None, customer}:
+            message = "The payment method you provided has already been attached to a customer."
+            raise ApiError(message, code="payment_method_unexpected_state")
+        known.customer = customer
+        return known
+
+    def find(self, method_id: str) -> PaymentMethod:
+        """Return a payment method. Raises ApiError, 404, if there is none."""
+        if method_id not in self._by_id:
+            raise no_such("PaymentMethod", method_id)
+        return self._by_id[method_id]
+
+    def of_customer(self, method_id: str, *, customer: str, param: str) -> PaymentMethod:
+        """Return a payment method of a customer. Raises ApiError, 400, if it has no such one."""
+        method = self._by_id.get(method_id)
+        if method is None or method.customer != customer:
+            raise missing_resource("PaymentMethod", method_id, param=param)
+        return method
+
+    def all_of(self, customer: str) -> list[PaymentMethod]:
+        """Return a customer's payment methods, newest first."""
+        return [method for method in reversed(self._by_id.values()) if method.customer == customer]
+
+    def goes_through(self, method_id: str | None, *, customer: str) -> bool:
+        """Tell whether a charge with a payment method is paid."""
+        method = None if method_id is None else self._by_id.get(method_id)
+        return method is not None and method.works and customer not in self.failing
