@@ -289,16 +289,18 @@ async def test_while_it_is_served_events_are_delivered_by_themselves() -> None:
         await receiver.app(scope, receive, send)
         arrived.set()
 
-    emulator.add_endpoint(HOOK, app=app)
+    emulator.add_endpoint(HOOK, app=receiver.app)
     with anyio.fail_after(5):
-        async with account(emulator) as client:
+        async with serve(app, host="127.0.0.1", port=0) as url, account(emulator) as client:
+            emulator.add_endpoint(f"{url}/webhooks/stripe")
             await client.v1.customers.create_async({"name": "Ada"})
             await arrived.wait()
             arrived = anyio.Event()
             clock.advance(timedelta(hours=1))
             await arrived.wait()
-    assert receiver.types == ["customer.created"] * 2
+    assert receiver.types == ["customer.created"] * 2, "an app waits until a test delivers to it"
     assert [delivery.status for delivery in emulator.deliveries] == [500, 200]
+    assert [delivery.url for delivery in await emulator.deliver()] == [HOOK]
 
 
 def test_served_in_a_thread_they_come_too() -> None:

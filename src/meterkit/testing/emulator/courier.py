@@ -30,10 +30,10 @@ class Courier:
     def __init__(self, account: Account) -> None:
         self._account = account
 
-    async def deliver_due(self) -> list[Delivery]:
-        """Deliver all that is due, in the order in which it fell due."""
+    async def deliver_due(self, *, apps: bool = True) -> list[Delivery]:
+        """Deliver all that is due, in the order in which it fell due; ``apps``: to those at hand too."""
         made: list[Delivery] = []
-        while (due := self._take()) is not None:
+        while (due := self._take(apps=apps)) is not None:
             made.append(await self._send(due))
         return made
 
@@ -75,14 +75,15 @@ class Courier:
     async def _run(self, woken: asyncio.Event) -> None:
         while True:
             woken.clear()
-            await self.deliver_due()
+            # An app belongs to the loop of whoever delivers to it on purpose, which need not be this one.
+            await self.deliver_due(apps=False)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S if self._account.deliveries.waiting else None):
                     await woken.wait()
 
-    def _take(self) -> Due | None:
+    def _take(self, *, apps: bool) -> Due | None:
         with self._account.lock:
-            return self._account.deliveries.take(now=self._account.behaviour.clock())
+            return self._account.deliveries.take(now=self._account.behaviour.clock(), apps=apps)
 
     async def _send(self, due: Due, *, how: Forgery | None = None) -> Delivery:
         # Needs httpx, which an emulator that nobody wants to be told by does without.

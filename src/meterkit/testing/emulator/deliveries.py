@@ -99,8 +99,8 @@ class Deliveries:
 
     @property
     def waiting(self) -> bool:
-        """Whether something is to be delivered, now or later."""
-        return bool(self._waiting)
+        """Whether something is to be delivered over HTTP, now or later."""
+        return any(due.endpoint.app is None for due in self._waiting)
 
     def add(self, event: Told, *, now: float) -> None:
         """Have an event delivered to everybody who wants to be told of it."""
@@ -109,11 +109,14 @@ class Deliveries:
                 event.undelivered.add(endpoint.id)
                 self._waiting.append(Due(event=event, endpoint=endpoint, attempt=1, at_s=now))
 
-    def take(self, *, now: float) -> Due | None:
-        """Take what has been due for the longest; of a disabled or deleted endpoint nothing is."""
+    def take(self, *, now: float, apps: bool) -> Due | None:
+        """Take what has been due for the longest; of a disabled or deleted endpoint nothing is.
+
+        ``apps``: also what goes to apps of this process.
+        """
         kept = [due for due in self._waiting if self._endpoints.get(due.endpoint.id) is not None]
         self._waiting = [due for due in kept if not due.endpoint.disabled]
-        ripe = [due for due in self._waiting if due.at_s <= now]
+        ripe = [due for due in self._waiting if due.at_s <= now and (apps or due.endpoint.app is None)]
         if not ripe:
             return None
         due = min(ripe, key=lambda due: due.at_s)

@@ -77,7 +77,8 @@ class WebhookControls(Behaviour):
             secret: what they are signed with; None: one of the emulator's choice.
             events: types, ``*`` or groups such as ``invoice.*``.
             thin: whether it is told of thin events, and of them alone.
-            app: takes the events in the running loop, without a server; ``url`` says under which path.
+            app: takes them when :meth:`deliver` says so, in its caller's loop and without a server; ``url``
+                says under which path.
         """
         endpoint = WebhookEndpoint(
             id=new_id("we_1", length=23),
