@@ -22,8 +22,9 @@ LINE = (
     ("store",),
     ("stripe",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
+    ("starlette",),
     ("fastapi", "llm", "background", "loop_thread"),
-    ("serving", "sync"),
+    ("serving", "subscribing", "sync"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

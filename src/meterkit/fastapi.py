@@ -1,4 +1,4 @@
-"""For FastAPI: dependencies, and what refused clients are answered in the OpenAPI document.
+"""For FastAPI: dependencies, what refused clients are answered in the OpenAPI document, the billing router.
 
 Needs the extra ``fastapi``.
 """
@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 from meterkit.asgi import admitted
 from meterkit.asgi.context import current, exchange_of
 from meterkit.asgi.problems import TYPES, type_of
+from meterkit.starlette import check_customer_of, respond
+from meterkit.subscriptions.answers import Billing
+from meterkit.subscriptions.endpoints import ENDPOINTS
+from meterkit.subscriptions.troubles import KINDS, schema_of
 
 try:
-    from fastapi import Depends, HTTPException
+    from fastapi import APIRouter, Depends, HTTPException, Request, Response
     from fastapi.requests import HTTPConnection
 except ImportError as error:
     raise ImportError("meterkit.fastapi needs FastAPI: pip install 'meterkit[fastapi]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from meterkit.asgi.problems import ProblemType
     from meterkit.decisions.decision import Reason
+    from meterkit.subscriptions.endpoints import BillingKit, Endpoint
 
-__all__ = ["Current", "requires", "responses"]
+__all__ = ["Current", "billing_router", "requires", "responses"]
 
 Requirement = Callable[[HTTPConnection], Awaitable[None]]
 
@@ -128,3 +133,78 @@ def _document(about: ProblemType, reasons: list[Reason]) -> dict[str, Any]:
 
 responses: Final[dict[int | str, dict[str, Any]]] = dict(_answers())
 """What refused clients are answered, by status: ``FastAPI(responses=responses)``, or a router's."""
+
+
+def billing_router(
+    kit: BillingKit, *, customer: Callable[..., Any], origins: Iterable[str], **options: Any
+) -> APIRouter:
+    """A router by which customers see and change their own subscriptions, and what they used.
+
+    ``app.include_router(billing_router(kit, customer=who, origins=["https://app.example"]))``. Whose a
+    request is says ``customer``, and nothing in the request; who that is, and whether they may, is the app's
+    to know. In the plans file these lines want ``always``, so that who owes can pay.
+
+    Args:
+        kit: whose customers they are.
+        customer: a dependency that gives the customer's id, or None: then the answer is 401. What it raises
+            is the app's to answer.
+        origins: of the app, such as ``https://app.example``: where customers may be sent to by Stripe.
+        options: of FastAPI's ``APIRouter``, such as ``prefix``, ``tags`` and ``dependencies``.
+
+    Raises:
+        MeterkitError: without ``customer``, or where an origin is none.
+    """
+    check_customer_of(customer, "a dependency that gives the customer's id")
+    billing = Billing(kit, origins)
+    router = APIRouter(**options)
+    for endpoint in ENDPOINTS:
+        _add(router, billing, endpoint, customer)
+    return router
+
+
+def _add(router: APIRouter, billing: Billing, endpoint: Endpoint, customer: Callable[..., Any]) -> None:
+    async def run(request: Request, who: Any = Depends(customer)) -> Response:  # noqa: B008 - FastAPI reads it
+        return await respond(request, billing=billing, endpoint=endpoint, customer=who)
+
+    run.__name__ = "_".join([endpoint.method.lower(), *endpoint.path.strip("/").split("/")])
+    extra: dict[str, Any] = {}
+    if endpoint.takes is not None:
+        content = {"application/json": {"schema": endpoint.takes.model_json_schema()}}
+        extra["requestBody"] = {
+            "content": content,
+            "required": bool(endpoint.takes.model_json_schema().get("required")),
+        }
+    if endpoint.query:
+        extra["parameters"] = [
+            {"name": name, "in": "query", "required": False, "description": text, "schema": _TEXT}
+            for name, text in endpoint.query.items()
+        ]
+    router.add_api_route(
+        endpoint.path,
+        run,
+        methods=[endpoint.method],
+        summary=endpoint.summary,
+        status_code=endpoint.status,
+        response_model=endpoint.gives,
+        responses=_troubles(endpoint),
+        openapi_extra=extra,
+    )
+
+
+def _troubles(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
+    """What a billing route may answer besides, by status, as OpenAPI describes it."""
+    by_status: dict[int, list[dict[str, Any]]] = {}
+    for name in dict.fromkeys(endpoint.kinds):
+        by_status.setdefault(KINDS[name].status, []).append(schema_of(KINDS[name]))
+    return {
+        status: {
+            "description": " or ".join(schema["title"] for schema in schemas),
+            "content": {
+                "application/problem+json": {
+                    "schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
+                }
+            },
+            **({"headers": {"Retry-After": _SECONDS}} if status in {502, 503} else {}),
+        }
+        for status, schemas in by_status.items()
+    }

@@ -125,8 +125,8 @@ def test_what_is_filled_further_than_a_plan_allows_is_named() -> None:
         ((TEAM, 5), (PRO, 10), END.replace(month=6, day=30, hour=23, minute=52, second=33), 0, 1),
         ((TEAM, 5), (PRO, 10), START, 1500, 2900),
         ((TEAM, 5), (PRO, 10), END, 0, 0),
-        # Another interval: a whole new period is paid, and what is left of this one given back.
-        ((PRO, 12), (PRO_YEAR, 0), HALF, 1450 + 900, 29000),
+        # Another interval: the cycle stays anchored where it is, 351 of the 366 days of its year are left.
+        ((PRO, 12), (PRO_YEAR, 0), HALF, 1450 + 900, 27811),
     ],
 )
 def test_credit_is_for_what_is_left_and_charge_for_what_comes(
@@ -192,7 +192,7 @@ def test_a_new_subscription_has_an_item_for_seats_only_where_some_are_paid() -> 
             [("a", "price_team", 1), ("s", "price_team_seat", 2), ("m", "price_old", None, "mtr_tokens")],
             1,
             [
-                {"id": "a", "price": "price_pro"},
+                {"id": "a", "price": "price_pro", "quantity": 1},
                 {"id": "s", "price": "price_pro_seat", "quantity": 1},
                 {"id": "m", "price": "price_tokens"},
             ],

@@ -47,13 +47,16 @@ def test_invoices_that_stripe_has_made(
     assert proration_of(before, after, Cycle(start_s, end_s, now_s)) == (credit, charge)
 
 
-def test_another_interval_is_charged_whole() -> None:
-    """The gist's invoice: 9636 is a year's 10000 less what is left of the month."""
+def test_another_interval_is_charged_for_the_rest_of_its_period() -> None:
+    """The gist's invoice, of a cycle that begins anew: 9636 is 10000 less what is left of the month."""
     february = Cycle(1_487_030_400, 1_489_449_600, 1_488_568_488)
     before, after = parts(1_000), parts(10_000, "price_year")
-    assert proration_of(before, after, february, begins_anew=True) == (364, 10_000)
+    anew = february._replace(start_s=february.now_s, end_s=february.now_s + 365 * DAY_S)
+    assert proration_of(before, after, february, anew) == (364, 10_000)
+    kept = february._replace(end_s=february.start_s + 365 * DAY_S)
+    assert proration_of(before, after, february, kept) == (364, 9_512)
     trial = february._replace(is_trial=True)
-    assert proration_of(before, after, trial, begins_anew=True) == (0, 0)
+    assert proration_of(before, after, trial, trial) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
-from meterkit.subscriptions.changes import included_seats
+from meterkit.subscriptions.changes import included_seats, sells_seats
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
@@ -51,8 +51,7 @@ def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
     Raises:
         SubscriptionError: there are more than the plan includes, and it sells none.
     """
-    price = plan.seat_price
-    if price is not None and price.stripe_price is not None:
+    if sells_seats(plan):
         return
     covered = max(1, included_seats(plan, seat_meter))
     if seats > covered:

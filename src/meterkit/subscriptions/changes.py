@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Changes, Plan
 
-__all__ = ["Course", "OverLimit", "course_of", "over_limit", "paid_seats", "seats_on"]
+__all__ = [
+    "Course",
+    "OverLimit",
+    "course_of",
+    "included_seats",
+    "over_limit",
+    "paid_seats",
+    "seats_on",
+    "sells_seats",
+]
 
 Course = Literal["keep", "take_back", "now", "period_end"]
 
@@ -46,6 +55,11 @@ def course_of(current: Plan, wanted: Plan, *, pending: str | None, changes: Chan
     return "keep" if when == "period_end" and pending == wanted.key else when
 
 
+def sells_seats(plan: Plan) -> bool:
+    """Whether seats can be had beyond those that the base price of a plan covers."""
+    return plan.seat_price is not None and plan.seat_price.stripe_price is not None
+
+
 def included_seats(plan: Plan, seat_meter: str | None) -> int:
     """The seats that the base price of a plan covers; where it limits none, or counts none: 0."""
     return 0 if seat_meter is None else plan.entitlements[seat_meter].included or 0
@@ -53,7 +67,7 @@ def included_seats(plan: Plan, seat_meter: str | None) -> int:
 
 def paid_seats(plan: Plan, seat_meter: str | None, seats: int) -> int:
     """How many of so many seats cost the seat price."""
-    return 0 if plan.seat_price is None else max(0, seats - included_seats(plan, seat_meter))
+    return max(0, seats - included_seats(plan, seat_meter)) if sells_seats(plan) else 0
 
 
 def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int) -> int:
@@ -65,7 +79,7 @@ def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int) -> in
         paid: how many cost the seat price now.
         seats: in all, now.
     """
-    if plan.seat_price is None:
+    if not sells_seats(plan):
         return 0
     return max(included_seats(plan, seat_meter), seats if paid else 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from meterkit.decisions.periods import from_ms
+from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.subscriptions.changes import paid_seats
 from meterkit.subscriptions.proration import Cycle, Line, Proration, proration_of
 
@@ -45,16 +45,16 @@ def cost_of(
         currency: of the prices.
         now_ms: the instant.
     """
-    trial_end_ms = known.trial_end_ms if known.status_at(now_ms) == "trialing" else None
+    is_trial = known.status_at(now_ms) == "trialing"
     credit_cents = charge_cents = 0
     if when == "now":
-        cycle = Cycle(known.start_ms // 1000, known.end_ms // 1000, now_ms // 1000, trial_end_ms is not None)
-        credit_cents, charge_cents = proration_of(
-            _lines(before, seat_meter),
-            _lines(after, seat_meter),
-            cycle,
-            begins_anew=before.plan.price.interval != after.plan.price.interval,
-        )
+        paid = Cycle(known.start_ms // 1000, known.end_ms // 1000, now_ms // 1000, is_trial)
+        comes = paid
+        if before.plan.price.interval != after.plan.price.interval:
+            bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=after.plan.price.interval)
+            comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
+        lines = _lines(before, seat_meter), _lines(after, seat_meter)
+        credit_cents, charge_cents = proration_of(*lines, paid, comes)
     at_ms = now_ms if when == "now" else known.end_ms
     return Proration(
         credit_cents=credit_cents,

@@ -145,9 +145,11 @@ def updates(
             changes.append(wanted)
             continue
         del left[item.id]
-        differs = {name: value for name, value in wanted.items() if getattr(item, name) != value}
-        if differs:
-            changes.append({"id": item.id, **differs})
+        # A price that changes without a quantity sets that to 1.
+        if item.price != wanted["price"]:
+            changes.append({"id": item.id, **wanted})
+        elif item.quantity != wanted.get("quantity"):
+            changes.append({"id": item.id, "quantity": wanted["quantity"]})
     changes.extend({"id": item, "deleted": True} for item in left)
     return changes
 

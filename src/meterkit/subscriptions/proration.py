@@ -7,11 +7,11 @@ By the second, and rounded once a line, half away from zero, as Stripe does
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003 - Pydantic reads the annotations for the billing routes
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
 __all__ = ["Cycle", "Line", "Proration", "proration_of"]
 
@@ -78,30 +78,26 @@ class Cycle(NamedTuple):
 
 
 def proration_of(
-    before: Mapping[_Part, Line], after: Mapping[_Part, Line], cycle: Cycle, *, begins_anew: bool = False
+    before: Mapping[_Part, Line], after: Mapping[_Part, Line], paid: Cycle, comes: Cycle | None = None
 ) -> tuple[int, int]:
     """The credit and the charge, both at least 0, of a change that takes effect at once.
 
-    A part that stays as it is has no line. Where ``begins_anew``, as a price of another interval makes it, a
-    new period begins: all is credited, and the new parts are charged for a whole interval.
+    A part that stays as it is has no line. Where the interval changes, with flexible billing the cycle stays
+    anchored where it is: what comes is charged for the rest of the longer or shorter period that the instant
+    lies in (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
 
     Args:
         before: what was paid for.
         after: what there is instead.
-        cycle: the period, and the instant.
-        begins_anew: whether the interval changes.
+        paid: the period that was paid for.
+        comes: the period that what comes is paid for; None: the same.
     """
+    comes = paid if comes is None else comes
     credit_cents = charge_cents = 0
     for part in sorted(before.keys() | after.keys()):
         old, new = before.get(part), after.get(part)
-        if old == new and not begins_anew:
+        if old == new:
             continue
-        if old is not None:
-            credit_cents += cycle.share_of(old.amount_cents * old.quantity)
-        if new is not None:
-            whole_cents = new.amount_cents * new.quantity
-            if begins_anew:
-                charge_cents += 0 if cycle.is_trial else whole_cents
-            else:
-                charge_cents += cycle.share_of(whole_cents)
+        credit_cents += 0 if old is None else paid.share_of(old.amount_cents * old.quantity)
+        charge_cents += 0 if new is None else comes.share_of(new.amount_cents * new.quantity)
     return credit_cents, charge_cents

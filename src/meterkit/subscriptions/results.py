@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003 - Pydantic reads the annotations for the billing routes
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.periods import bounds_at, from_ms
-from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.subscription import ENDED, Access, Status
+from meterkit.subscriptions.changes import OverLimit  # noqa: TC001 - as above
+from meterkit.subscriptions.proration import Proration  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.subscription import Access, Status, SubscriptionState
-    from meterkit.subscriptions.changes import OverLimit
-    from meterkit.subscriptions.proration import Proration
+    from meterkit.decisions.subscription import SubscriptionState
 
 __all__ = [
     "Checkout",
     "Invoice",
     "NewSubscription",
+    "Page",
     "PendingChange",
     "Portal",
     "Preview",
     "Subscription",
+    "SubscriptionAfter",
     "SubscriptionChange",
     "invoice_of",
     "subscription_of",
@@ -95,6 +97,13 @@ class NewSubscription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionAfter:
+    """A subscription after what was done to it."""
+
+    subscription: Subscription
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionChange:
     """A subscription after a change, and what the change costs for the rest of the period."""
 
@@ -123,6 +132,13 @@ class Portal:
     """A page at Stripe where a customer manages payments: send them to ``url`` at once, it is soon void."""
 
     id: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Where to send the customer."""
+
     url: str
 
 

@@ -1,0 +1,53 @@
+"""One customer's usage, delivered at once: before what bills it ends."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from meterkit.delivery.flusher import Flusher
+    from meterkit.store.store import Store
+
+__all__ = ["deliver_customer"]
+
+_PAUSE_S: Final = 0.2
+
+
+async def deliver_customer(
+    store: Store, flusher: AbstractAsyncContextManager[Flusher], customer: str, *, timeout_s: float
+) -> bool:
+    """Deliver what a customer has used until now; whether nothing of it is on its way any more.
+
+    Its usage is due at once; of others only what is due anyway is delivered besides.
+
+    Args:
+        store: where it is counted.
+        flusher: what delivers.
+        customer: whose usage.
+        timeout_s: how long this may take, in real seconds.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    deadline = monotonic() + timeout_s
+    dirty = store.keys.customer(customer).dirty
+    async with flusher as at_work:
+        while await _left(store, customer):
+            admin = await store.admin()
+            await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
+            await at_work.flush()
+            if monotonic() >= deadline:
+                return not await _left(store, customer)
+            if await _left(store, customer):
+                await anyio.sleep(_PAUSE_S)
+    return True
+
+
+async def _left(store: Store, customer: str) -> int:
+    meters = (await store.usage(customer))["meters"].values()
+    return sum(meter["pending"] + meter["queued"] + meter["leased"] for meter in meters)

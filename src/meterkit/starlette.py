@@ -1,0 +1,106 @@
+"""For Starlette: the billing routes, to be mounted: ``Mount("/billing", routes=billing_routes(…))``."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+from starlette.routing import Route
+
+from meterkit.errors import MeterkitError
+from meterkit.subscriptions.answers import BODY_BYTES_MAX, Billing
+from meterkit.subscriptions.endpoints import ENDPOINTS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from starlette.requests import Request
+    from starlette.types import Scope
+
+    from meterkit.subscriptions.endpoints import BillingKit, Endpoint
+
+__all__ = ["billing_routes"]
+
+
+def billing_routes(
+    kit: BillingKit,
+    *,
+    customer: Callable[[Scope], str | Awaitable[str | None] | None],
+    origins: Iterable[str],
+) -> list[Route]:
+    """Routes by which customers see and change their own subscriptions, and what they used.
+
+    Whose a request is says ``customer``, and nothing in the request; who that is, and whether they may, is
+    the app's to know. In the plans file these lines want ``always``, so that who owes can pay.
+
+    Args:
+        kit: whose customers they are.
+        customer: from a request's ASGI scope to the customer's id, or None: then the answer is 401. Sync or
+            async; what it raises is the app's to answer.
+        origins: of the app, such as ``https://app.example``: where customers may be sent to by Stripe.
+
+    Raises:
+        MeterkitError: without ``customer``, or where an origin is none.
+    """
+    check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
+    billing = Billing(kit, origins)
+    return [
+        Route(
+            endpoint.path,
+            partial(_respond, billing=billing, endpoint=endpoint, customer=customer),
+            methods=[endpoint.method],
+            name=f"billing {endpoint.method} {endpoint.path}",
+        )
+        for endpoint in ENDPOINTS
+    ]
+
+
+async def _respond(
+    request: Request,
+    *,
+    billing: Billing,
+    endpoint: Endpoint,
+    customer: Callable[[Scope], str | Awaitable[str | None] | None],
+) -> Response:
+    found = customer(request.scope)
+    who = await found if inspect.isawaitable(found) else found
+    return await respond(request, billing=billing, endpoint=endpoint, customer=who)
+
+
+async def respond(request: Request, *, billing: Billing, endpoint: Endpoint, customer: object) -> Response:
+    """Answer a request of whoever that is."""
+    answer = await billing.answer(
+        endpoint,
+        customer,
+        query=request.url.query,
+        content_type=request.headers.get("content-type", ""),
+        read=partial(_read, request),
+    )
+    return Response(answer.body, answer.status, headers=dict(answer.headers))
+
+
+async def _read(request: Request) -> bytes | None:
+    """The body of a request; None: it is too large."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        pieces.append(piece)
+        size += len(piece)
+        if size > BODY_BYTES_MAX:
+            return None
+    return b"".join(pieces)
+
+
+def check_customer_of(customer: object, allowed: str) -> None:
+    """See that there is something that says whose a request is.
+
+    Raises:
+        MeterkitError: there is not.
+    """
+    if not callable(customer):
+        raise MeterkitError(
+            f"customer: found {customer!r:.80}; allowed is {allowed}. Without it anybody could"
+            " change anybody's subscription"
+        )

@@ -1,0 +1,74 @@
+"""A kit's subscriptions: what reaches Stripe, what is known here and what delivers usage, put together."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from meterkit.delivery.background import flusher_for
+from meterkit.delivery.customer_delivery import deliver_customer
+from meterkit.store.state_changes import States
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.service import Subscriptions
+from meterkit.subscriptions.settling import until_counted
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+
+__all__ = ["StripeAccess", "subscriptions_of"]
+
+_DELIVERY_S: Final = 20.0
+_COUNTING_S: Final = 20.0
+
+
+class StripeAccess:
+    """The way to Stripe, made when it is first needed: an app without a Stripe key needs none.
+
+    Args:
+        settings: the key and the address.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: StripeApi | None = None
+
+    def api(self) -> StripeApi:
+        """The way to Stripe.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+        """
+        if self._made is None:
+            self._made = StripeApi(self._settings)
+        return self._made
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        if self._made is not None:
+            await self._made.close()
+
+
+def subscriptions_of(
+    store: Store, settings: Settings, access: StripeAccess, fetch: Callable[[str], Awaitable[object]]
+) -> Subscriptions:
+    """The subscriptions of a kit.
+
+    Args:
+        store: where its customers are kept.
+        settings: of the kit.
+        access: to Stripe.
+        fetch: fetches a customer's subscription from Stripe into the store.
+    """
+    deliver = partial(_deliver, store, settings, access)
+    return Subscriptions(store, access.api, fetch=fetch, deliver=deliver)
+
+
+async def _deliver(store: Store, settings: Settings, access: StripeAccess, customer: str) -> None:
+    """Deliver what a customer has used, and wait until Stripe has counted it."""
+    await deliver_customer(store, flusher_for(store, settings), customer, timeout_s=_DELIVERY_S)
+    _, state = await States(store).read(customer)
+    if state.stripe_customer is not None:
+        await until_counted(store, access.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S)

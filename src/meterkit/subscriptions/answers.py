@@ -1,0 +1,167 @@
+"""How a request of the billing routes is answered, whatever serves it.
+
+Whose subscription it is says the app, never the request.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import parse_qsl
+
+from pydantic import TypeAdapter, ValidationError
+
+from meterkit.errors import MeterkitError
+from meterkit.store.customer_id import is_customer
+from meterkit.subscriptions.bodies import UsageAnswer
+from meterkit.subscriptions.endpoints import Asked, wrong
+from meterkit.subscriptions.troubles import KINDS, Trouble, TroubleError, invalid, trouble_of
+from meterkit.subscriptions.urls import Origin, is_of, origins_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from pydantic import BaseModel
+
+    from meterkit.subscriptions.endpoints import BillingKit, Endpoint
+
+__all__ = ["BODY_BYTES_MAX", "Answer", "Billing"]
+
+BODY_BYTES_MAX: Final = 64 << 10
+
+_URLS: Final = ("success_url", "cancel_url", "return_url")
+_QUERY_FIELDS_MAX: Final = 32
+
+
+class Answer(NamedTuple):
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Billing:
+    """Answers the requests of the billing routes.
+
+    Args:
+        kit: whose customers they are.
+        origins: of the app: where customers may be sent to.
+
+    Raises:
+        MeterkitError: there is no origin, or one is not an origin.
+    """
+
+    def __init__(self, kit: BillingKit, origins: Iterable[str]) -> None:
+        self._kit = kit
+        self._origins = origins_of(origins)
+
+    async def answer(
+        self,
+        endpoint: Endpoint,
+        customer: object,
+        *,
+        query: str,
+        content_type: str,
+        read: Callable[[], Awaitable[bytes | None]],
+    ) -> Answer:
+        """Do what a request asks for.
+
+        Args:
+            endpoint: which route it is of.
+            customer: whose request it is, by the app; None: nobody's.
+            query: what stands behind its path.
+            content_type: of its body.
+            read: reads the body; None: it is too large.
+        """
+        try:
+            who = _customer(customer)
+            asked = Asked(who, await self._body(endpoint, content_type, read), _query(endpoint, query))
+            found = await endpoint.does(self._kit, asked)
+        except TroubleError as error:
+            return _told(error.trouble)
+        except MeterkitError as error:
+            return _told(trouble_of(error))
+        body = _json(endpoint, found)
+        headers = {"content-type": "application/json", "cache-control": "no-store"}
+        return Answer(endpoint.status, headers, body)
+
+    async def _body(
+        self, endpoint: Endpoint, content_type: str, read: Callable[[], Awaitable[bytes | None]]
+    ) -> BaseModel | None:
+        if endpoint.takes is None:
+            return None
+        raw = await read()
+        if raw is None:
+            detail = f"The body of this request is larger than {BODY_BYTES_MAX} bytes."
+            raise TroubleError(Trouble(kind=KINDS["large"], detail=detail, members={"limit": BODY_BYTES_MAX}))
+        if raw and content_type.partition(";")[0].strip().lower() != "application/json":
+            raise TroubleError(Trouble(kind=KINDS["media"], detail="Send the body as application/json."))
+        try:
+            body = endpoint.takes.model_validate_json(raw or b"{}")
+        except ValidationError as error:
+            raise _invalid(error) from None
+        self._check_urls(body, self._origins)
+        return body
+
+    @staticmethod
+    def _check_urls(body: BaseModel, origins: frozenset[Origin]) -> None:
+        for name in _URLS:
+            url = getattr(body, name, None)
+            if url is not None and not is_of(url, origins):
+                detail = f"{name} is not an address of an allowed origin."
+                raise TroubleError(Trouble(kind=KINDS["url"], detail=detail, members={"field": name}))
+
+
+def _customer(customer: object) -> str:
+    if customer is None:
+        detail = "This request does not say which customer it belongs to. Send valid credentials."
+        raise TroubleError(Trouble(kind=KINDS["customer"], detail=detail))
+    if not is_customer(customer):
+        detail = "The customer id of this request is not valid."
+        raise TroubleError(Trouble(kind=KINDS["invalid_customer"], detail=detail))
+    return customer
+
+
+def _invalid(error: ValidationError) -> TroubleError:
+    errors = [
+        {"field": ".".join(map(str, one["loc"]))[:128], "message": one["msg"][:200]}
+        for one in error.errors(include_url=False, include_context=False, include_input=False)[:20]
+    ]
+    return TroubleError(invalid(errors))
+
+
+def _query(endpoint: Endpoint, query: str) -> dict[str, str]:
+    """What stands behind the path, of what is known there; what is empty is not there."""
+    found: dict[str, str] = {}
+    try:
+        given = parse_qsl(query, max_num_fields=_QUERY_FIELDS_MAX)
+    except ValueError:
+        raise wrong("query", "has too many fields") from None
+    for name, value in given:
+        if name in endpoint.query:
+            if name in found:
+                raise wrong(name, "is given twice")
+            found[name] = value
+    return found
+
+
+def _told(trouble: Trouble) -> Answer:
+    return Answer(trouble.kind.status, trouble.headers, trouble.body)
+
+
+def _json(endpoint: Endpoint, found: object) -> bytes:
+    if endpoint.gives is UsageAnswer:  # A typed mapping already; a model would copy all of it.
+        return json.dumps(found, separators=(",", ":"), default=_iso).encode()
+    return _adapter(endpoint.gives).dump_json(found)
+
+
+@cache
+def _adapter(of: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(of)
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,271 @@
+"""What each of the billing routes takes, does and answers, whatever serves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from meterkit.decisions.periods import to_ms
+from meterkit.errors import NoSubscriptionError
+from meterkit.subscriptions.bodies import (
+    CancelBody,
+    CheckoutBody,
+    CreateBody,
+    PlanBody,
+    PortalBody,
+    SeatsBody,
+    UsageAnswer,
+)
+from meterkit.subscriptions.results import (
+    Invoice,
+    NewSubscription,
+    Page,
+    Preview,
+    Subscription,
+    SubscriptionAfter,
+    SubscriptionChange,
+)
+from meterkit.subscriptions.troubles import TroubleError, invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from pydantic import BaseModel
+
+    from meterkit.store.store import Store
+    from meterkit.subscriptions.service import Subscriptions
+
+__all__ = ["ENDPOINTS", "Asked", "BillingKit", "Endpoint", "wrong"]
+
+_SEATS_DIGITS_MAX: Final = 15
+_MONTH: Final = len("2026-10")
+
+
+class BillingKit(Protocol):
+    """What the routes have of :class:`meterkit.MeterKit`."""
+
+    subscriptions: Subscriptions
+    store: Store
+
+
+class Asked(NamedTuple):
+    """What a request asks for: whose it is, its body as a model, its query."""
+
+    customer: str
+    body: Any
+    query: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One of the billing routes.
+
+    Attributes:
+        summary: what it does, in a line.
+        does: does it.
+        gives: the type of what it answers.
+        takes: the model of its body; None: it has none.
+        query: the names of what may stand behind its path, and what each means.
+        status: of the answer where all is well.
+        troubles: what else it may answer, by the names of ``KINDS``.
+    """
+
+    method: str
+    path: str
+    summary: str
+    does: Callable[[BillingKit, Asked], Awaitable[object]]
+    gives: Any
+    takes: type[BaseModel] | None = None
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    status: int = 200
+    troubles: Sequence[str] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All that it may answer besides, by the names of ``KINDS``."""
+        body = ("request", "large", "media") if self.takes is not None else ()
+        return ("customer", "invalid_customer", *self.troubles, *body, "refused", "away")
+
+
+def wrong(name: str, message: str) -> TroubleError:
+    """What is raised where a field of a request has not the form that is asked for."""
+    return TroubleError(invalid([{"field": name, "message": message}]))
+
+
+def _seats_in(query: Mapping[str, str]) -> int | None:
+    written = query.get("seats")
+    if written is None:
+        return None
+    if not written.isascii() or not written.isdigit() or len(written) > _SEATS_DIGITS_MAX:
+        raise wrong("seats", "must be a whole number")
+    return int(written)
+
+
+def _period_ms(query: Mapping[str, str]) -> int | None:
+    """The instant that a period is named by: its id, a day, or a month for its first one; UTC."""
+    written = query.get("period")
+    if written is None:
+        return None
+    try:
+        found = datetime.fromisoformat(f"{written}-01" if len(written) == _MONTH else written)
+        at_ms = to_ms(found if found.tzinfo is not None else found.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        at_ms = -1
+    if at_ms < 0:
+        raise wrong("period", "must be a day such as 2026-10-01, a month, or the id of a period")
+    return at_ms
+
+
+async def _get(kit: BillingKit, asked: Asked) -> Subscription:
+    found = await kit.subscriptions.get(asked.customer)
+    if found is None:
+        raise NoSubscriptionError(asked.customer)
+    return found
+
+
+async def _create(kit: BillingKit, asked: Asked) -> NewSubscription:
+    return await kit.subscriptions.create(asked.customer, asked.body.plan, asked.body.seats)
+
+
+async def _preview(kit: BillingKit, asked: Asked) -> Preview:
+    plan, seats = asked.query.get("plan"), _seats_in(asked.query)
+    return await kit.subscriptions.preview(asked.customer, plan=plan, seats=seats)
+
+
+async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange:
+    return await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
+
+
+async def _set_seats(kit: BillingKit, asked: Asked) -> SubscriptionChange:
+    return await kit.subscriptions.set_seats(asked.customer, asked.body.seats)
+
+
+async def _cancel(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
+    found = await kit.subscriptions.cancel(asked.customer, immediately=asked.body.immediately)
+    return SubscriptionAfter(subscription=found)
+
+
+async def _resume(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
+    return SubscriptionAfter(subscription=await kit.subscriptions.resume(asked.customer))
+
+
+async def _checkout(kit: BillingKit, asked: Asked) -> Page:
+    body: CheckoutBody = asked.body
+    urls = {"success_url": body.success_url, "cancel_url": body.cancel_url}
+    made = await kit.subscriptions.checkout(asked.customer, body.plan, seats=body.seats, **urls)
+    return Page(url=made.url)
+
+
+async def _portal(kit: BillingKit, asked: Asked) -> Page:
+    made = await kit.subscriptions.portal(asked.customer, return_url=asked.body.return_url)
+    return Page(url=made.url)
+
+
+async def _invoices(kit: BillingKit, asked: Asked) -> list[Invoice]:
+    return await kit.subscriptions.invoices(asked.customer)
+
+
+async def _usage(kit: BillingKit, asked: Asked) -> object:
+    (found,) = await kit.store.usage_of_many([asked.customer], at_ms=_period_ms(asked.query))
+    return found
+
+
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    Endpoint(
+        method="GET",
+        path="/subscription",
+        summary="The customer's subscription",
+        does=_get,
+        gives=Subscription,
+        troubles=("none",),
+    ),
+    Endpoint(
+        method="POST",
+        path="/subscription",
+        summary="Begin a subscription",
+        does=_create,
+        takes=CreateBody,
+        gives=NewSubscription,
+        status=201,
+        troubles=("exists", "conflict", "plan", "payment"),
+    ),
+    Endpoint(
+        method="GET",
+        path="/subscription/preview",
+        summary="What another plan, or other seats, would cost",
+        does=_preview,
+        query={"plan": "The key of another plan.", "seats": "Other seats, in all."},
+        gives=Preview,
+        troubles=("none", "conflict", "plan", "request"),
+    ),
+    Endpoint(
+        method="PUT",
+        path="/subscription/plan",
+        summary="Have another plan",
+        does=_change_plan,
+        takes=PlanBody,
+        gives=SubscriptionChange,
+        troubles=("none", "conflict", "plan", "payment"),
+    ),
+    Endpoint(
+        method="PUT",
+        path="/subscription/seats",
+        summary="Have other seats",
+        does=_set_seats,
+        takes=SeatsBody,
+        gives=SubscriptionChange,
+        troubles=("none", "seats", "conflict", "payment"),
+    ),
+    Endpoint(
+        method="POST",
+        path="/subscription/cancel",
+        summary="End the subscription, with its period or now",
+        does=_cancel,
+        takes=CancelBody,
+        gives=SubscriptionAfter,
+        troubles=("none",),
+    ),
+    Endpoint(
+        method="POST",
+        path="/subscription/resume",
+        summary="Have a subscription that is to end go on",
+        does=_resume,
+        gives=SubscriptionAfter,
+        troubles=("none",),
+    ),
+    Endpoint(
+        method="POST",
+        path="/checkout",
+        summary="A page of Stripe's where a subscription begins",
+        does=_checkout,
+        takes=CheckoutBody,
+        gives=Page,
+        troubles=("exists", "conflict", "plan", "url"),
+    ),
+    Endpoint(
+        method="POST",
+        path="/portal",
+        summary="A page of Stripe's where payments are managed",
+        does=_portal,
+        takes=PortalBody,
+        gives=Page,
+        troubles=("none", "url"),
+    ),
+    Endpoint(
+        method="GET",
+        path="/invoices",
+        summary="The customer's invoices, the youngest first",
+        does=_invoices,
+        gives=list[Invoice],
+    ),
+    Endpoint(
+        method="GET",
+        path="/usage",
+        summary="What was used in a billing period",
+        does=_usage,
+        query={"period": "A day in it, its month, or its id; default: the period of now."},
+        gives=UsageAnswer,
+        troubles=("request",),
+    ),
+)
