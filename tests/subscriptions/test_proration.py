@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emulated import account
 from meterkit.subscriptions.proration import Cycle, Line, proration_of
+from meterkit.testing import Clock, StripeEmulator
 
 DAY_S = 86_400
 NOVEMBER = Cycle(1_793_491_200, 1_796_083_200, 1_794_787_200)
@@ -113,3 +116,47 @@ def test_no_line_is_off_by_more_than_half_a_cent(
     assert abs(charge - new * rest) <= Fraction(1, 2)
     assert proration_of(after, before, cycle) == (charge, credit)
     assert proration_of(before, before, cycle) == (0, 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("share", [0, 1, 333, 500, 667, 999])
+@pytest.mark.parametrize(("seats", "more"), [(0, 0), (1, 3), (7, 2)])
+async def test_a_preview_of_the_emulator_says_the_same(share: int, seats: int, more: int) -> None:
+    """Line by line, at instants of all kinds: what is credited, what is charged, and when the period ends."""
+    clock = Clock(datetime(2027, 1, 31, 9, 30, 15, tzinfo=UTC))
+    emulator = StripeEmulator(clock=clock)
+    product = emulator.add_product("Pro")
+    for price, cents in {"price_pro": 2_903, "price_max": 9_901, "price_seat": 901}.items():
+        emulator.add_price(cents, price_id=price, product=product)
+    emulator.add_customer("cus_1")
+    emulator.add_payment_method("cus_1")
+    async with account(emulator) as client:
+        bought: Any = [{"price": "price_pro"}]
+        bought += [{"price": "price_seat", "quantity": seats}] if seats else []
+        made = await client.v1.subscriptions.create_async({"customer": "cus_1", "items": bought})
+        base = made.items.data[0]
+        start_s, end_s = base.current_period_start, base.current_period_end
+        now_s = start_s + (end_s - start_s) * share // 1_000 + (share % 7)
+        clock.set(datetime.fromtimestamp(now_s, UTC))
+        items: list[Any] = [{"id": base.id, "price": "price_max"}]
+        if seats:
+            items.append({"id": made.items.data[1].id, "quantity": more})
+        change: Any = {"items": items, "proration_date": now_s, "proration_behavior": "create_prorations"}
+        preview = await client.v1.invoices.create_preview_async(
+            {"subscription": made.id, "subscription_details": change}
+        )
+    amounts = [line.amount for line in preview.lines.data if _is_proration(line)]
+    credit, charge = proration_of(
+        parts(2_903, seats=seats),
+        parts(9_901, "price_max", seats=more if seats else 0),
+        Cycle(start_s, end_s, now_s),
+    )
+    assert (-sum(cents for cents in amounts if cents < 0), sum(cents for cents in amounts if cents > 0)) == (
+        credit,
+        charge,
+    )
+
+
+def _is_proration(line: Any) -> bool:
+    details = line.parent.subscription_item_details
+    return details is not None and bool(details.proration)

@@ -86,11 +86,6 @@ class Account:
             self._busy: set[tuple[str, str]] = set()
             self._calls_in_second: Counter[int] = Counter()
 
-    def catch_up(self) -> None:
-        """Do what the clock has brought about since it was last looked at."""
-        with self.lock:
-            self.checkouts.lapse(now=self.behaviour.clock())
-
     def emit(
         self,
         event_type: str,

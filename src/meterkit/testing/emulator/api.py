@@ -9,10 +9,11 @@ from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
 
 import anyio
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, compile_path
 
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.checkout_calls import CHECKOUT_CALLS
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.faults import Fault
+    from meterkit.testing.emulator.replies import JsonObject
 
     Abort = Callable[[Scope, bool], bool]
 
@@ -102,6 +104,30 @@ class Api:
             Route(path, partial(self._answer, operation=operation), methods=[method])
             for method, path, operation in OPERATIONS
         ]
+
+    def perform(
+        self, method: str, path: str, form: Mapping[str, str], *, livemode: bool = False
+    ) -> JsonObject:
+        """Do what a call would do, without one: what a person does on a page of Stripe's.
+
+        Raises:
+            ApiError: Stripe would refuse it.
+        """
+        call = Call(
+            method=method,
+            path=path,
+            params=Params(urlencode(form)),
+            now=self._account.behaviour.clock(),
+            livemode=livemode,
+            idempotency_key=None,
+        )
+        for offered, template, operation in OPERATIONS:
+            match = compile_path(template)[0].fullmatch(path) if offered == method else None
+            if match is not None:
+                found = match.groupdict()
+                call = replace(call, object_id=found.get("id", ""), inner_id=found.get("inner", ""))
+                return operation(self._account, call)
+        raise ValueError(f"there is no call {method} {path}")
 
     async def unknown(self, request: Request, error: Exception) -> Response:
         """Answer a path or a method that Stripe does not have."""

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.testing.emulator.deliveries import Due
+from meterkit.testing.emulator.turns import advance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Courier"]
 
 SENDER: Final = "meterkit.testing.emulator.sender"
-# How soon it is seen, in real seconds, that somebody has moved the clock to a retry.
+# How soon it is seen, in real seconds, that somebody has moved the clock.
 LOOK_S: Final = 0.05
 
 
@@ -75,10 +76,12 @@ class Courier:
     async def _run(self, woken: asyncio.Event) -> None:
         while True:
             woken.clear()
+            if self._account.endpoints.all:
+                advance(self._account)
             # An app belongs to the loop of whoever delivers to it on purpose, which need not be this one.
             await self.deliver_due(apps=False)
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S if self._account.deliveries.waiting else None):
+                async with asyncio.timeout(LOOK_S if self._account.endpoints.all else None):
                     await woken.wait()
 
     def _take(self, *, apps: bool) -> Due | None:

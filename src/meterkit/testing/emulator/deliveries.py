@@ -97,11 +97,6 @@ class Deliveries:
         self._waiting: list[Due] = []
         self.made: list[Delivery] = []
 
-    @property
-    def waiting(self) -> bool:
-        """Whether something is to be delivered over HTTP, now or later."""
-        return any(due.endpoint.app is None for due in self._waiting)
-
     def add(self, event: Told, *, now: float) -> None:
         """Have an event delivered to everybody who wants to be told of it."""
         for endpoint in self._endpoints.all:

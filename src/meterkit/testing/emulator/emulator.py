@@ -20,8 +20,10 @@ from meterkit.testing.emulator.courier import Courier
 from meterkit.testing.emulator.customers import Customer
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.meters import Meter
+from meterkit.testing.emulator.page_controls import PageControls
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.shop import Shop
+from meterkit.testing.emulator.visits import Visits
 from meterkit.testing.emulator.webhook_controls import WebhookControls
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def _with_parameters_of(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class StripeEmulator(Shop, WebhookControls):
+class StripeEmulator(Shop, WebhookControls, PageControls):
     """A Stripe account in memory: customers, billing meters, meter events v1 and their summaries.
 
     It is reached over HTTP, by the official SDK or anything else:
@@ -69,6 +71,9 @@ class StripeEmulator(Shop, WebhookControls):
     ``events``, ``thin``); ``POST /_emulator/emit``: any event (``type``, ``object``, ``previous``);
     ``POST /_emulator/deliver``: as :meth:`deliver` (``events``: their ids, ``to``, ``forge``);
     ``GET /_emulator/deliveries``: what became of them.
+
+    ``POST /_emulator/checkout/{id}``, ``/_emulator/portal/{id}``: as :meth:`complete_checkout` and
+    :meth:`use_portal`, the arguments as a form. The ``url`` of a session is a page with buttons for that.
 
     It refuses what Stripe refuses, in Stripe's words: an identifier a second time, timestamps out of
     bounds, more than one call at a time for a customer and meter. What Stripe leaves open is decided the
@@ -93,6 +98,7 @@ class StripeEmulator(Shop, WebhookControls):
         self._account = Account(self)
         self._courier = Courier(self._account)
         api = Api(self._account, abort=_abort)
+        self._visits = Visits(self._account, api)
         control = [
             Route("/_emulator/events", self._tell_events, methods=["GET"]),
             Route("/_emulator/faults", self._script_faults, methods=["GET", "POST", "DELETE"]),
@@ -100,7 +106,7 @@ class StripeEmulator(Shop, WebhookControls):
             Route("/_emulator/reset", self._reset, methods=["POST"]),
         ]
         self._app = Starlette(
-            routes=[*api.routes, *control, *self._webhook_routes()],
+            routes=[*api.routes, *control, *self._webhook_routes(), *self._page_routes()],
             lifespan=self._courier.running,
             exception_handlers={
                 HTTPStatus.NOT_FOUND: api.unknown,

@@ -114,7 +114,7 @@ class Events:
             object=deepcopy(obj),
             previous=changed,
             livemode=obj.get("livemode") is True,
-            request_id=None if call is None else call.request_id,
+            request_id=None if call is None else call.request_id or None,
             idempotency_key=None if call is None else call.idempotency_key,
         )
         self._by_id[event.id] = event

@@ -31,10 +31,11 @@ TRIAL_NOTICE_S: Final = 3 * 86_400
 def advance(account: Account) -> None:
     """Bring about all that is due by the clock, each at its instant and in the order of the instants."""
     with account.lock:
-        account.catch_up()
         while True:
             subscription, invoice, due = _next(account)
-            if due is None or due > account.behaviour.clock():
+            now = account.behaviour.clock()
+            account.checkouts.lapse(now=now if due is None else min(due, now))
+            if due is None or due > now:
                 return
             with account.at(due):
                 if invoice is not None:

@@ -15,6 +15,7 @@ from meterkit.testing.emulator.endpoints import ROLL_S_MAX, WebhookEndpoint
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.signing import FORGERIES
 from meterkit.testing.emulator.thin_events import meter_errors
+from meterkit.testing.emulator.turns import advance
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -154,9 +155,9 @@ class WebhookControls(Behaviour):
     ) -> tuple[Delivery, ...]:
         """Deliver now, and return what became of each attempt.
 
-        Without events: all that is due by the clock, retries too. With events, or their ids: these, in this
-        order, as often as they are named, whether or not they were delivered before; nothing else. So a test
-        says what comes twice, late or in another order than it happened.
+        Without events: all that has happened by the clock and is due, retries too. With events, or their
+        ids: these, in this order, as often as they are named, whether or not they were delivered before;
+        nothing else. So a test says what comes twice, late or in another order than it happened.
 
         Args:
             events: which; none: what is due.
@@ -172,6 +173,7 @@ class WebhookControls(Behaviour):
             allowed = ", ".join(FORGERIES)
             raise ValueError(f"forge is {forge!r}; it must be one of {allowed}, with the events to forge")
         if not events:
+            advance(self._account)
             return tuple(await self._courier.deliver_due())
         with self._account.lock:
             told: list[Told] = [*self._account.log.all, *self._account.thin_log.all]
