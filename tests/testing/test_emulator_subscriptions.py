@@ -9,65 +9,9 @@ import pytest
 import stripe
 
 from emulated import account
-from meterkit.testing import Clock, StripeEmulator
+from subscribing import DAY, HOUR, MAY, SECOND, invoice_of, item_of, refusal, shop, subscribe, told
 
 pytestmark = pytest.mark.anyio
-
-NOW = datetime(2026, 4, 1, tzinfo=UTC)
-SECOND = int(NOW.timestamp())
-MAY = int(datetime(2026, 5, 1, tzinfo=UTC).timestamp())
-DAY = 86_400
-HOUR = 3_600
-
-
-def shop(*, card: str | None = "pm_card_visa", **options: Any) -> tuple[StripeEmulator, Clock]:
-    clock = Clock(NOW)
-    emulator = StripeEmulator(clock=clock, **options)
-    emulator.add_customer("cus_1", name="Acme")
-    if card is not None:
-        emulator.add_payment_method("cus_1", card)
-    product = emulator.add_product("Pro", product_id="prod_pro")
-    emulator.add_price(1000, price_id="price_10", product=product)
-    emulator.add_price(2000, price_id="price_20", product=product)
-    emulator.add_price(900, price_id="price_seat", product=emulator.add_product("Seat"))
-    return emulator, clock
-
-
-async def subscribe(client: stripe.StripeClient, *prices: str, **params: Any) -> stripe.Subscription:
-    wanted: Any = {
-        "customer": "cus_1",
-        "items": [{"price": price} for price in prices or ("price_10",)],
-        "expand": ["latest_invoice.confirmation_secret"],
-        **params,
-    }
-    return await client.v1.subscriptions.create_async(wanted)
-
-
-def told(emulator: StripeEmulator, *, since: int = 0) -> list[str]:
-    """The types of what has happened besides what a shop is set up with."""
-    set_up = ("product.", "price.", "payment_method.", "customer.created", "customer.updated")
-    return [e.type for e in emulator.webhook_events[since:] if not e.type.startswith(set_up)]
-
-
-def invoice_of(subscription: stripe.Subscription) -> stripe.Invoice:
-    assert isinstance(subscription.latest_invoice, stripe.Invoice)
-    return subscription.latest_invoice
-
-
-def item_of(subscription: stripe.Subscription) -> stripe.SubscriptionItem:
-    items: list[stripe.SubscriptionItem] = subscription["items"].data
-    return items[0]
-
-
-def amounts(invoice: stripe.Invoice) -> list[int]:
-    return [line.amount for line in invoice.lines.data]
-
-
-async def refusal(client: stripe.StripeClient, subscription: str, **params: Any) -> stripe.StripeError:
-    wanted: Any = params
-    with pytest.raises(stripe.StripeError) as caught:
-        await client.v1.subscriptions.update_async(subscription, wanted)
-    return caught.value
 
 
 async def test_the_first_invoice_is_finalized_and_paid_at_once() -> None:

@@ -33,7 +33,7 @@ def finalize(account: Account, invoice: Invoice) -> bool:
     customer = account.customers.find(invoice.customer)
     if invoice.subscription is not None:
         count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
-    number = account.invoices.number_of(customer.id) + 1
+    number = account.invoices.next_number(customer.id)
     invoice.starting_balance, owed = customer.balance, customer.balance + invoice.total
     invoice.amount_due = owed if owed >= CHARGE_MIN else 0
     customer.balance = 0 if owed >= CHARGE_MIN else owed

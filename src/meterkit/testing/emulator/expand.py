@@ -19,12 +19,30 @@ if TYPE_CHECKING:
 __all__ = ["expanded"]
 
 DEPTH_MAX: Final = 4
+
+
+def _intent(account: Account, name: str) -> JsonObject:
+    """https://docs.stripe.com/api/payment_intents/object, as far as a browser needs it."""
+    invoice = account.invoices.of_intent(name)
+    return {
+        "id": name,
+        "object": "payment_intent",
+        "amount": invoice.amount_due,
+        "client_secret": invoice.client_secret,
+        "currency": invoice.currency,
+        "customer": invoice.customer,
+        "livemode": invoice.livemode,
+        "status": "succeeded" if invoice.status == "paid" else "requires_payment_method",
+    }
+
+
 # The name of a field to what its id stands for.
 FIELDS: Final[Mapping[str, Finder]] = {
     "customer": lambda account, name: account.customers.find(name).to_json(),
     "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
     "latest_invoice": lambda account, name: account.invoices.find(name).to_json(),
     "invoice": lambda account, name: account.invoices.find(name).to_json(),
+    "payment_intent": _intent,
     "pending_setup_intent": lambda _, name: {
         "id": name,
         "object": "setup_intent",

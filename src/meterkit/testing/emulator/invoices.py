@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -282,6 +283,8 @@ class Invoices:
     def __init__(self) -> None:
         self._by_id: dict[str, Invoice] = {}
         self._moving: dict[str, Invoice] = {}
+        self._of: defaultdict[str | None, list[Invoice]] = defaultdict(list)
+        self._numbers = Counter[str]()
         self.pending: dict[str, list[Line]] = {}
 
     def __iter__(self) -> Iterator[Invoice]:
@@ -291,6 +294,7 @@ class Invoices:
         """Take over an invoice."""
         self._by_id[invoice.id] = invoice
         self._moving[invoice.id] = invoice
+        self._of[invoice.subscription].append(invoice)
 
     def moving(self) -> list[Invoice]:
         """Return those that are drafts or open, oldest first."""
@@ -301,11 +305,19 @@ class Invoices:
 
     def of(self, subscription_id: str) -> list[Invoice]:
         """Return the invoices of a subscription, oldest first."""
-        return [invoice for invoice in self._by_id.values() if invoice.subscription == subscription_id]
+        return list(self._of[subscription_id])
 
-    def number_of(self, customer_id: str) -> int:
-        """Return how many invoices of a customer have a number."""
-        return sum(invoice.customer == customer_id and invoice.number is not None for invoice in self)
+    def of_intent(self, intent_id: str) -> Invoice:
+        """Return the invoice that a payment intent pays. Raises ApiError, 404, if there is none."""
+        for invoice in self._by_id.values():
+            if (invoice.client_secret or "").startswith(f"{intent_id}_secret_"):
+                return invoice
+        raise no_such("payment_intent", intent_id)
+
+    def next_number(self, customer_id: str) -> int:
+        """Return the next number of a customer's invoices; they are numbered when they are finalized."""
+        self._numbers[customer_id] += 1
+        return self._numbers[customer_id]
 
     def find(self, invoice_id: str, *, param: str | None = None) -> Invoice:
         """Return an invoice.

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.billing import bill
 from meterkit.testing.emulator.charges import period_line, usage_of
 from meterkit.testing.emulator.collection import attempt, finalize, method_of, void
 from meterkit.testing.emulator.ending import end
+from meterkit.testing.emulator.invoices import Invoice
 from meterkit.testing.emulator.phases import enter_phase, phase_ends_at
 from meterkit.testing.emulator.statuses import pause, set_status
-from meterkit.testing.emulator.subscriptions import ENDED
+from meterkit.testing.emulator.subscriptions import ENDED, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.invoices import Invoice, Usage
+    from meterkit.testing.emulator.invoices import Usage
     from meterkit.testing.emulator.replies import JsonObject
-    from meterkit.testing.emulator.subscriptions import Subscription
 
 __all__ = ["advance"]
 
@@ -29,35 +31,61 @@ TRIAL_NOTICE_S: Final = 3 * 86_400
 
 
 def advance(account: Account) -> None:
-    """Bring about all that is due by the clock, each at its instant and in the order of the instants."""
+    """Bring about all that is due by the clock, each at its instant and in the order of the instants.
+
+    At one instant invoices come before subscriptions, and the older before the younger.
+    """
     with account.lock:
-        while True:
-            subscription, invoice, due = _next(account)
-            now = account.behaviour.clock()
-            account.checkouts.lapse(now=now if due is None else min(due, now))
-            if due is None or due > now:
-                return
+        queue = _Queue(account)
+        for invoice in account.invoices.moving():
+            queue.put(invoice)
+        for subscription in account.subscriptions:
+            queue.put(subscription)
+        while (turn := queue.take()) is not None:
+            due, each = turn
+            account.checkouts.lapse(now=due)
             with account.at(due):
-                if invoice is not None:
-                    _turn_invoice(account, invoice)
-                elif subscription is not None:
-                    _turn(account, subscription)
+                if isinstance(each, Invoice):
+                    _turn_invoice(account, each)
+                else:
+                    _turn(account, each)
+            queue.put_what_moved(each)
+        account.checkouts.lapse(now=account.behaviour.clock())
 
 
-def _next(account: Account) -> tuple[Subscription | None, Invoice | None, int | None]:
-    """What is due first: an invoice before a subscription, the older before the younger."""
-    due: int | None = None
-    subscription: Subscription | None = None
-    invoice: Invoice | None = None
-    for each in account.invoices.moving():
-        turns_at = each.turns_at
-        if turns_at is not None and (due is None or turns_at < due):
-            due, invoice = turns_at, each
-    for candidate in account.subscriptions:
-        turns_at = _turns_at(account, candidate)
-        if turns_at is not None and (due is None or turns_at < due):
-            due, invoice, subscription = turns_at, None, candidate
-    return subscription, invoice, due
+class _Queue:
+    """What is due when, earliest first."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._heap: list[tuple[int, int, int, Invoice | Subscription]] = []
+        self._due: dict[str, int | None] = {}
+        self._places = count()
+
+    def put(self, each: Invoice | Subscription) -> None:
+        """Queue an invoice or a subscription for when it is due next, if it is."""
+        due = each.turns_at if isinstance(each, Invoice) else _turns_at(self._account, each)
+        if due != self._due.get(each.id):
+            self._due[each.id] = due
+            if due is not None:
+                heappush(self._heap, (due, isinstance(each, Subscription), next(self._places), each))
+
+    def take(self) -> tuple[int, Invoice | Subscription] | None:
+        """Take what is due first; None where nothing is due yet."""
+        while self._heap and self._heap[0][0] <= self._account.behaviour.clock():
+            due, _, _, each = heappop(self._heap)
+            if self._due.get(each.id) == due:
+                self._due[each.id] = None
+                return due, each
+        return None
+
+    def put_what_moved(self, each: Invoice | Subscription) -> None:
+        """Queue anew what a turn may have moved: a subscription and its invoices."""
+        subscription_id = each.subscription if isinstance(each, Invoice) else each.id
+        if subscription_id is not None:
+            self.put(self._account.subscriptions.find(subscription_id))
+            for invoice in self._account.invoices.of(subscription_id):
+                self.put(invoice)
 
 
 def _turn_invoice(account: Account, invoice: Invoice) -> None:

@@ -1,0 +1,429 @@
+"""Changes of subscriptions: prorations by the second, when they are invoiced, what an unpaid one leaves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stripe
+
+from emulated import account
+from subscribing import (
+    DAY,
+    HOUR,
+    MAY,
+    SECOND,
+    amounts,
+    invoice_of,
+    item_of,
+    items_of,
+    refusal,
+    shop,
+    subscribe,
+    told,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.anyio
+
+LATEST: Any = ["latest_invoice"]
+
+
+async def switch(
+    client: stripe.StripeClient, subscription: stripe.Subscription, to: str, **params: Any
+) -> stripe.Subscription:
+    wanted: Any = {
+        "items": [{"id": item_of(subscription).id, "price": to}],
+        "expand": ["latest_invoice"],
+        **params,
+    }
+    return await client.v1.subscriptions.update_async(subscription.id, wanted)
+
+
+def prorations(invoice: stripe.Invoice) -> list[tuple[int, bool]]:
+    found: list[tuple[int, bool]] = []
+    for line in invoice.lines.data:
+        assert line.parent is not None
+        assert line.parent.subscription_item_details is not None
+        found.append((line.amount, line.parent.subscription_item_details.proration))
+    return found
+
+
+async def test_half_a_month_of_20_for_half_a_month_of_10() -> None:
+    """ "-5 USD for unused time on the initial price, and 10 USD for the remaining time on the new price".
+
+    https://docs.stripe.com/billing/subscriptions/prorations#how-prorations-work
+    """
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        changed = await switch(client, made, "price_20", proration_behavior="always_invoice")
+        invoice = invoice_of(changed)
+        assert prorations(invoice) == [(-500, True), (1000, True)]
+        assert (invoice.total, invoice.status, invoice.billing_reason) == (500, "paid", "subscription_update")
+        unused, remaining = invoice.lines.data
+        assert (unused.description, remaining.description) == (
+            "Unused time on Pro after 16 Apr 2026",
+            "Remaining time on Pro after 16 Apr 2026",
+        )
+        assert (unused.period.start, unused.period.end) == (SECOND + 15 * DAY, MAY)
+        assert item_of(changed).price.id == "price_20"
+        assert item_of(changed).id == item_of(made).id
+        assert (item_of(changed).current_period_end, changed.billing_cycle_anchor) == (MAY, SECOND)
+
+
+async def test_prorations_wait_for_the_next_invoice_by_default() -> None:
+    """https://docs.stripe.com/billing/subscriptions/prorations#control-proration-behavior."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        happened = len(emulator.webhook_events)
+        changed = await switch(client, made, "price_20")
+        assert invoice_of(changed).id == invoice_of(made).id
+        assert told(emulator, since=happened) == ["customer.subscription.updated"]
+        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
+        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        assert prorations(invoice_of(renewed)) == [(-500, True), (1000, True), (2000, False)]
+
+
+async def test_it_is_counted_by_the_second_and_rounded_to_cents() -> None:
+    """https://docs.stripe.com/billing/scripts/prorations: "down to the second"."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=20, seconds=1))
+        changed = await switch(client, made, "price_20", proration_behavior="always_invoice")
+        left = 30 * DAY - 20 * DAY - 1
+        assert amounts(invoice_of(changed)) == [
+            -round(1000 * left / (30 * DAY)),
+            round(2000 * left / (30 * DAY)),
+        ]
+
+
+async def test_without_prorations_a_later_credit_is_of_what_was_charged() -> None:
+    """The example under "Calculation logic with no prorations": -3.33 and 3.33, 0 in all.
+
+    https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations (flexible)
+    """
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=10))
+        raised = await switch(client, made, "price_20", proration_behavior="none")
+        assert invoice_of(raised).id == invoice_of(made).id
+        clock.advance(timedelta(days=10))
+        lowered = await switch(client, made, "price_10", proration_behavior="always_invoice")
+        assert amounts(invoice_of(lowered)) == [-333, 333]
+        assert (invoice_of(lowered).total, invoice_of(lowered).status) == (0, "paid")
+
+
+async def test_time_that_was_charged_in_parts_is_credited_in_parts() -> None:
+    """ "Stripe generates multiple credit prorations: one for each corresponding original debit".
+
+    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#credit-proration-calculations
+    """
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_10", "price_seat")
+        seats = items_of(made)[1].id
+        clock.advance(timedelta(days=10))
+        more: Any = {
+            "items": [{"id": seats, "quantity": 3}],
+            "proration_behavior": "always_invoice",
+            "expand": ["latest_invoice"],
+        }
+        first = invoice_of(await client.v1.subscriptions.update_async(made.id, more))
+        assert amounts(first) == [-600, 1800]
+        assert first.lines.data[1].description == "Remaining time on 3 × Seat after 11 Apr 2026"  # noqa: RUF001
+        clock.advance(timedelta(days=10))
+        gone: Any = {
+            "items": [{"id": seats, "deleted": True}],
+            "proration_behavior": "always_invoice",
+            "expand": ["latest_invoice"],
+        }
+        ended = await client.v1.subscriptions.update_async(made.id, gone)
+        assert amounts(invoice_of(ended)) == [-900]
+        assert [item.price.id for item in items_of(ended)] == ["price_10"]
+
+
+async def test_a_credit_is_kept_on_the_balance() -> None:
+    """https://docs.stripe.com/billing/customer/balance: the next invoice takes it off."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_20")
+        clock.advance(timedelta(days=15))
+        lowered = await switch(client, made, "price_10", proration_behavior="always_invoice")
+        invoice = invoice_of(lowered)
+        assert (invoice.total, invoice.amount_due, invoice.status) == (-500, 0, "paid")
+        assert (invoice.starting_balance, invoice.ending_balance) == (0, -500)
+        assert (await client.v1.customers.retrieve_async("cus_1")).balance == -500
+        clock.set(datetime(2026, 5, 1, 1, tzinfo=UTC))
+        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        invoice = invoice_of(renewed)
+        assert (invoice.total, invoice.amount_due, invoice.amount_paid) == (1000, 500, 500)
+        assert (await client.v1.customers.retrieve_async("cus_1")).balance == 0
+
+
+async def test_what_is_too_little_to_charge_is_put_on_the_balance() -> None:
+    """https://docs.stripe.com/api/invoices/object#invoice_object-amount_due: less than 0.50 USD."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=29))
+        changed = await switch(client, made, "price_20", proration_behavior="always_invoice")
+        invoice = invoice_of(changed)
+        assert (invoice.total, invoice.amount_due, invoice.ending_balance) == (34, 0, 34)
+        assert invoice.status == "paid"
+
+
+async def test_a_preview_says_what_the_change_brings() -> None:
+    """https://docs.stripe.com/billing/subscriptions/prorations#preview-proration: as of the same date."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        at = int(clock())
+        wanted: Any = {
+            "subscription": made.id,
+            "subscription_details": {
+                "items": [{"id": item_of(made).id, "price": "price_20"}],
+                "proration_behavior": "always_invoice",
+                "proration_date": at,
+            },
+        }
+        shown = await client.v1.invoices.create_preview_async(wanted)
+        assert shown.id.startswith("upcoming_in_")
+        assert (prorations(shown), shown.status, shown.total) == ([(-500, True), (1000, True)], "draft", 500)
+        kept = await client.v1.subscriptions.retrieve_async(made.id)
+        assert item_of(kept).price.id == "price_10"
+        assert len((await client.v1.invoices.list_async()).data) == 1
+        clock.advance(timedelta(hours=1))
+        changed = await switch(
+            client, made, "price_20", proration_behavior="always_invoice", proration_date=at
+        )
+        assert invoice_of(changed).total == shown.total
+
+
+async def test_a_preview_of_the_next_renewal() -> None:
+    """https://docs.stripe.com/api/invoices/create_preview: prorations with the next period, or that alone."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        shown = await client.v1.invoices.create_preview_async({"subscription": made.id})
+        assert (prorations(shown), shown.billing_reason) == ([(1000, False)], "upcoming")
+        assert (shown.period_start, shown.period_end, shown.created) == (SECOND, MAY, MAY)
+        details: Any = {"items": [{"id": item_of(made).id, "price": "price_20"}]}
+        wanted: Any = {"subscription": made.id, "subscription_details": details}
+        shown = await client.v1.invoices.create_preview_async(wanted)
+        assert prorations(shown) == [(-500, True), (1000, True), (2000, False)]
+        wanted["subscription_details"] = {"cancel_at_period_end": True}
+        with pytest.raises(stripe.InvalidRequestError, match="No upcoming invoices") as caught:
+            await client.v1.invoices.create_preview_async(wanted)
+        assert (caught.value.code, caught.value.http_status) == ("invoice_upcoming_none", 404)
+        wanted["subscription_details"] = {"cancel_now": True}
+        assert amounts(await client.v1.invoices.create_preview_async(wanted)) == [-500]
+        new: Any = {"customer": "cus_1", "subscription_details": {"items": [{"price": "price_20"}]}}
+        assert amounts(await client.v1.invoices.create_preview_async(new)) == [2000]
+
+
+async def test_a_proration_date_lies_in_the_present_period() -> None:
+    """https://docs.stripe.com/api/invoices/create_preview: "within the current subscription period"."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        for at in (SECOND - 1, MAY + 1):
+            error = await refusal(client, made.id, proration_date=at)
+            assert error.user_message is not None
+            assert "Cannot specify a proration date outside" in error.user_message
+
+
+async def test_a_change_that_is_not_paid_binds_or_not_by_its_payment_behavior() -> None:
+    """https://docs.stripe.com/api/subscriptions/update#update_subscription-payment_behavior."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        emulator.fail_payments("cus_1")
+        with pytest.raises(stripe.CardError) as caught:
+            await switch(
+                client,
+                made,
+                "price_20",
+                proration_behavior="always_invoice",
+                payment_behavior="error_if_incomplete",
+            )
+        assert caught.value.http_status == 402
+        kept = await client.v1.subscriptions.retrieve_async(made.id)
+        assert (kept.status, item_of(kept).price.id, kept.latest_invoice) == (
+            "active",
+            "price_10",
+            invoice_of(made).id,
+        )
+        changed = await switch(client, made, "price_20", proration_behavior="always_invoice")
+        assert (changed.status, item_of(changed).price.id) == ("past_due", "price_20")
+        assert (invoice_of(changed).status, invoice_of(changed).next_payment_attempt) == ("open", None)
+        emulator.mend_payments("cus_1")
+        await client.v1.invoices.pay_async(invoice_of(changed).id)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
+
+
+async def test_a_default_incomplete_change_waits_for_the_customer() -> None:
+    """`default_incomplete`: "transition the subscription to `status=past_due` when payment is required"."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        changed = await switch(
+            client,
+            made,
+            "price_20",
+            proration_behavior="always_invoice",
+            payment_behavior="default_incomplete",
+        )
+        assert (changed.status, invoice_of(changed).status) == ("past_due", "open")
+        emulator.confirm_payment(invoice_of(changed).id)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
+
+
+async def test_a_pending_change_binds_when_it_is_paid() -> None:
+    """https://docs.stripe.com/billing/subscriptions/pending-updates."""
+    emulator, clock = shop()
+    how: Mapping[str, Any] = {
+        "proration_behavior": "always_invoice",
+        "payment_behavior": "pending_if_incomplete",
+    }
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        emulator.fail_payments("cus_1")
+        waiting = await switch(client, made, "price_20", **how)
+        assert (waiting.status, item_of(waiting).price.id) == ("active", "price_10")
+        assert waiting.pending_update is not None
+        assert waiting.pending_update.expires_at == clock() + 23 * HOUR
+        assert waiting.pending_update.subscription_items is not None
+        assert waiting.pending_update.subscription_items[0].price.id == "price_20"
+        emulator.mend_payments("cus_1")
+        await client.v1.invoices.pay_async(invoice_of(waiting).id)
+        changed = await client.v1.subscriptions.retrieve_async(made.id)
+        assert (item_of(changed).price.id, changed.pending_update) == ("price_20", None)
+        assert told(emulator)[-1] == "customer.subscription.pending_update_applied"
+
+
+async def test_a_pending_change_expires_after_23_hours() -> None:
+    """https://docs.stripe.com/billing/subscriptions/pending-updates: its invoice is voided."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        emulator.fail_payments("cus_1")
+        waiting = await switch(
+            client,
+            made,
+            "price_20",
+            proration_behavior="always_invoice",
+            payment_behavior="pending_if_incomplete",
+        )
+        clock.advance(timedelta(hours=23))
+        kept = await client.v1.subscriptions.retrieve_async(made.id)
+        assert (item_of(kept).price.id, kept.pending_update, kept.status) == ("price_10", None, "active")
+        assert (await client.v1.invoices.retrieve_async(invoice_of(waiting).id)).status == "void"
+        assert "customer.subscription.pending_update_expired" in told(emulator)
+
+
+async def test_a_new_cycle_is_charged_whole_and_at_once() -> None:
+    """https://docs.stripe.com/billing/subscriptions/billing-cycle#reset-the-billing-period-to-the-current-time."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        changed = await switch(client, made, "price_20", billing_cycle_anchor={"type": "now"})
+        assert invoice_of(changed).lines.data[-1].amount == 2000
+        assert invoice_of(changed).total == 1500
+        assert changed.billing_cycle_anchor == clock() == item_of(changed).current_period_start
+        assert datetime.fromtimestamp(item_of(changed).current_period_end, UTC).day == 16
+
+
+async def test_another_interval_keeps_the_cycle() -> None:
+    """ "The `billing_cycle_anchor` is never automatically reset" (flexible).
+
+    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#reset-the-billing-cycle-anchor
+    """
+    emulator, clock = shop()
+    emulator.add_price(12_000, price_id="price_year", interval="year")
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        changed = await switch(client, made, "price_year", proration_behavior="always_invoice")
+        year_end = int(datetime(2027, 4, 1, tzinfo=UTC).timestamp())
+        assert (changed.billing_cycle_anchor, item_of(changed).current_period_end) == (SECOND, year_end)
+        assert amounts(invoice_of(changed)) == [-500, round(12_000 * 350 / 365)]
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"id": "si_none", "price": "price_20"}], "No such subscription item: 'si_none'"),
+        ([{"price": "price_none"}], "No such price: 'price_none'"),
+        ([{"quantity": 2}], "Missing required param: items[0][price]"),
+        ([{"price": "price_10"}], "Cannot add multiple subscription items with the same plan: price_10"),
+        ([{"price": "price_old"}], "The price specified is inactive"),
+        ([{"price": "price_once"}], "only accepts prices with `type=recurring`"),
+        ([{"price": "price_eur"}], "This doesn't match the expected currency: `usd`"),
+        ([{"price": "price_20", "quantity": -1}], "greater than or equal to 0"),
+        ([{"price": "price_20", "colour": "red"}], "Received unknown parameter: items[0][colour]"),
+    ],
+)
+async def test_items_that_are_refused(items: Any, message: str) -> None:
+    """https://docs.stripe.com/api/subscriptions/update#update_subscription-items; nothing changes."""
+    emulator, _ = shop()
+    emulator.add_price(1, price_id="price_old", active=False)
+    emulator.add_price(1, price_id="price_once", interval=None)
+    emulator.add_price(1, price_id="price_eur", currency="eur")
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        error = await refusal(client, made.id, items=items)
+        assert error.user_message is not None
+        assert message in error.user_message
+        last = await refusal(client, made.id, items=[{"id": item_of(made).id, "deleted": True}])
+        assert last.user_message is not None
+        assert "at least one active plan/price" in last.user_message
+        assert len(items_of(await client.v1.subscriptions.retrieve_async(made.id))) == 1
+
+
+async def test_items_have_calls_of_their_own() -> None:
+    """https://docs.stripe.com/api/subscription_items."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        items = client.v1.subscription_items
+        clock.advance(timedelta(days=15))
+        seats = await items.create_async(
+            {
+                "subscription": made.id,
+                "price": "price_seat",
+                "quantity": 2,
+                "proration_behavior": "always_invoice",
+            }
+        )
+        assert (seats.quantity, seats.current_period_start, seats.current_period_end) == (2, clock(), MAY)
+        assert (await items.update_async(seats.id, {"quantity": 4})).quantity == 4
+        assert (await items.retrieve_async(seats.id)).metadata.to_dict() == {}
+        listed = await items.list_async({"subscription": made.id})
+        assert [item.price.id for item in listed.data] == ["price_10", "price_seat"]
+        found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        assert amounts(invoice_of(found)) == [900]
+        assert (await items.delete_async(seats.id)).deleted
+        with pytest.raises(stripe.InvalidRequestError, match="at least one active plan/price"):
+            await items.delete_async(item_of(made).id)
+        with pytest.raises(stripe.InvalidRequestError, match="No such subscription_item"):
+            await items.retrieve_async(seats.id)
+        await client.v1.subscriptions.cancel_async(made.id)
+        with pytest.raises(stripe.InvalidRequestError, match="A canceled subscription"):
+            await items.update_async(item_of(made).id, {"quantity": 2})

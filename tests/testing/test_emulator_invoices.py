@@ -1,0 +1,228 @@
+"""The calls about invoices and payment methods, and what a test does to the account without a call."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import stripe
+
+from emulated import account
+from meterkit.testing import Clock, StripeEmulator
+from subscribing import DAY, HOUR, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
+
+pytestmark = pytest.mark.anyio
+
+LATEST: Any = ["latest_invoice"]
+RENEWED = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+async def test_invoices_are_listed_newest_first() -> None:
+    """https://docs.stripe.com/api/invoices/list."""
+    emulator, clock = shop()
+    emulator.add_customer("cus_2")
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.set(RENEWED)
+        listed = client.v1.invoices.list_async
+        both = [invoice.id for invoice in (await listed()).data]
+        assert both[1:] == [invoice_of(made).id]
+        assert [invoice.id for invoice in (await listed({"status": "draft"})).data] == both[:1]
+        assert [invoice.id for invoice in (await listed({"subscription": made.id})).data] == both
+        assert (await listed({"customer": "cus_2"})).data == []
+        assert [i.id for i in (await listed({"created": {"lt": MAY}})).data] == both[1:]
+        subscriptions = client.v1.subscriptions.list_async
+        expanded = await subscriptions({"customer": "cus_1", "expand": ["data.latest_invoice"]})
+        assert invoice_of(expanded.data[0]).id == both[0]
+        assert (await subscriptions({"price": "price_20"})).data == []
+        assert len((await subscriptions({"price": "price_10", "status": "active"})).data) == 1
+        assert (await subscriptions({"current_period_start": {"lt": MAY}})).data == []
+
+
+async def test_a_draft_is_finalized_by_hand() -> None:
+    """https://docs.stripe.com/api/invoices/finalize."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        await subscribe(client)
+        clock.set(RENEWED)
+        (draft, paid) = (await client.v1.invoices.list_async()).data
+        changed = await client.v1.invoices.update_async(
+            draft.id, {"auto_advance": False, "metadata": {"a": "b"}, "description": "May"}
+        )
+        assert (changed.auto_advance, changed.description) == (False, "May")
+        clock.advance(timedelta(days=2))
+        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "draft"
+        done = await client.v1.invoices.finalize_invoice_async(draft.id, {"auto_advance": True})
+        assert (done.status, done.status_transitions.finalized_at) == ("open", clock())
+        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "paid"
+        with pytest.raises(stripe.InvalidRequestError, match="already finalized"):
+            await client.v1.invoices.finalize_invoice_async(paid.id)
+
+
+async def test_an_invoice_is_paid_by_hand() -> None:
+    """https://docs.stripe.com/api/invoices/pay: with another card, or outside of Stripe."""
+    emulator, clock = shop(card="pm_card_chargeDeclined")
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        card = await client.v1.payment_methods.attach_async("pm_card_visa", {"customer": "cus_1"})
+        paid = await client.v1.invoices.pay_async(invoice_of(made).id, {"payment_method": card.id})
+        assert paid.status == "paid"
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
+        clock.set(RENEWED)
+        (draft, _) = (await client.v1.invoices.list_async()).data
+        with pytest.raises(stripe.CardError):
+            await client.v1.invoices.pay_async(draft.id)
+        outside = await client.v1.invoices.pay_async(draft.id, {"paid_out_of_band": True})
+        assert (outside.status, outside.amount_paid) == ("paid", 1000)
+        other = await subscribe(client, "price_20")
+        with pytest.raises(stripe.InvalidRequestError, match="No such PaymentMethod"):
+            await client.v1.invoices.pay_async(invoice_of(other).id, {"payment_method": "pm_none"})
+
+
+async def test_invoices_are_voided_or_given_up() -> None:
+    """https://docs.stripe.com/api/invoices/void; .../mark_uncollectible."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, payment_behavior="default_incomplete")
+        void = await client.v1.invoices.void_invoice_async(invoice_of(made).id)
+        assert (void.status, void.status_transitions.voided_at) == ("void", SECOND)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"
+        with pytest.raises(stripe.InvalidRequestError, match="This invoice is void"):
+            await client.v1.invoices.void_invoice_async(void.id)
+        with pytest.raises(stripe.InvalidRequestError, match="cannot be paid"):
+            await client.v1.invoices.pay_async(void.id)
+        other = await subscribe(client)
+        emulator.fail_payments("cus_1")
+        clock.set(RENEWED + timedelta(hours=1))
+        found = await client.v1.subscriptions.retrieve_async(other.id, {"expand": LATEST})
+        given_up = await client.v1.invoices.mark_uncollectible_async(invoice_of(found).id)
+        assert (given_up.status, given_up.next_payment_attempt) == ("uncollectible", None)
+        with pytest.raises(stripe.InvalidRequestError, match="only pass in open invoices"):
+            await client.v1.invoices.mark_uncollectible_async(given_up.id)
+        await client.v1.invoices.void_invoice_async(given_up.id)
+        assert (await client.v1.subscriptions.retrieve_async(other.id)).status == "active"
+
+
+async def test_an_invoice_that_is_sent_is_not_charged() -> None:
+    """https://docs.stripe.com/billing/invoices/subscription: `send_invoice`, open after an hour."""
+    emulator, clock = shop(card=None)
+    async with account(emulator) as client:
+        made = await subscribe(client, collection_method="send_invoice", days_until_due=14)
+        assert (made.status, invoice_of(made).status) == ("active", "draft")
+        clock.advance(timedelta(hours=1))
+        sent = await client.v1.invoices.retrieve_async(invoice_of(made).id)
+        assert (sent.status, sent.attempted, sent.due_date) == ("open", False, SECOND + 14 * DAY)
+        assert "invoice.payment_failed" not in told(emulator)
+
+
+async def test_payments_of_an_invoice_are_shown_where_they_are_expanded() -> None:
+    """https://docs.stripe.com/api/invoice-payment/object."""
+    emulator, _ = shop()
+    path = "latest_invoice.payments.data.payment.payment_intent"
+    async with account(emulator) as client:
+        with pytest.raises(stripe.InvalidRequestError, match="more than 4 levels"):
+            await subscribe(client, expand=[path])
+        made = await subscribe(client)
+        assert "payments" not in invoice_of(made)
+        shown: Any = {"expand": ["payments.data.payment.payment_intent"]}
+        invoice = await client.v1.invoices.retrieve_async(invoice_of(made).id, shown)
+        assert invoice.payments is not None
+        (payment,) = invoice.payments.data
+        assert (payment.status, payment.amount_paid) == ("paid", 1000)
+        assert isinstance(payment.payment.payment_intent, stripe.PaymentIntent)
+        assert payment.payment.payment_intent.status == "succeeded"
+        customer: Any = {"expand": ["customer", "default_payment_method", "latest_invoice.customer"]}
+        found = await client.v1.subscriptions.retrieve_async(made.id, customer)
+        assert isinstance(found.customer, stripe.Customer)
+
+
+async def test_cards_are_attached_and_chosen() -> None:
+    """https://docs.stripe.com/api/payment_methods/attach; customers/update: `invoice_settings`."""
+    emulator = StripeEmulator()
+    async with account(emulator) as client:
+        methods = client.v1.payment_methods
+        customer = await client.v1.customers.create_async({"payment_method": "pm_card_visa"})
+        (first,) = (await methods.list_async({"customer": customer.id})).data
+        assert (first.type, first.customer) == ("card", customer.id)
+        assert first.card is not None
+        assert first.card.last4 == "4242"
+        default: Any = {"invoice_settings": {"default_payment_method": first.id}}
+        changed = await client.v1.customers.update_async(customer.id, default)
+        assert changed.invoice_settings is not None
+        assert changed.invoice_settings.default_payment_method == first.id
+        other = await client.v1.customers.create_async({"balance": 100})
+        assert other.balance == 100
+        with pytest.raises(stripe.InvalidRequestError, match="already been attached"):
+            await methods.attach_async(first.id, {"customer": other.id})
+        with pytest.raises(stripe.InvalidRequestError, match="No such PaymentMethod: 'pm_x'"):
+            await methods.attach_async("pm_x", {"customer": other.id})
+        with pytest.raises(stripe.InvalidRequestError, match="No such customer: 'cus_x'"):
+            await methods.attach_async("pm_card_visa", {"customer": "cus_x"})
+        with pytest.raises(stripe.InvalidRequestError, match="No such PaymentMethod"):
+            await client.v1.customers.update_async(other.id, default)
+        assert (await methods.detach_async(first.id)).customer is None
+        assert (await methods.retrieve_async(first.id)).customer is None
+        bare = await client.v1.customers.retrieve_async(customer.id)
+        assert bare.invoice_settings is not None
+        assert bare.invoice_settings.default_payment_method is None
+        listed = await client.v1.customers.payment_methods.list_async(customer.id)
+        assert listed.data == []
+        none: Any = {"invoice_settings": {"default_payment_method": ""}}
+        await client.v1.customers.update_async(customer.id, none)
+
+
+async def test_a_payment_in_a_browser_leaves_its_card() -> None:
+    """`payment_settings[save_default_payment_method]`: with the subscription, else with the customer."""
+    emulator, _ = shop(card=None)
+    saved: Any = {"save_default_payment_method": "on_subscription"}
+    async with account(emulator) as client:
+        own = await subscribe(client, payment_behavior="default_incomplete", payment_settings=saved)
+        with pytest.raises(ValueError, match="pm_card_chargeDeclined has failed"):
+            emulator.confirm_payment(invoice_of(own).id, card="pm_card_chargeDeclined")
+        emulator.confirm_payment(invoice_of(own).id)
+        paid = await client.v1.subscriptions.retrieve_async(own.id)
+        assert (paid.status, paid.default_payment_method is None) == ("active", False)
+        customer = await client.v1.customers.retrieve_async("cus_1")
+        assert customer.invoice_settings is not None
+        assert customer.invoice_settings.default_payment_method is None
+        wanted: Any = {"default_payment_method": paid.default_payment_method}
+        other = await subscribe(client, "price_20", **wanted)
+        assert other.status == "active"
+
+
+async def test_a_clock_that_leaps_brings_about_what_many_subscriptions_are_due() -> None:
+    """In the order of the instants, whoever's they are; the events say when."""
+    clock = Clock(datetime(2026, 4, 1, tzinfo=UTC))
+    emulator = StripeEmulator(clock=clock)
+    price = emulator.add_price(1000, interval="week")
+    async with account(emulator) as client:
+        for number in range(5):
+            customer = emulator.add_customer(f"cus_{number}")
+            emulator.add_payment_method(customer)
+            await subscribe(client, price, customer=customer, expand=[])
+            clock.advance(timedelta(hours=7))
+        happened = len(emulator.webhook_events)
+        clock.advance(timedelta(days=365))
+        emulator.advance()
+        invoices = await client.v1.invoices.list_async({"limit": 100, "status": "draft"})
+        assert invoices.data == []
+    instants = [event.created for event in emulator.webhook_events[happened:]]
+    assert instants == sorted(instants)
+    assert told(emulator).count("invoice.paid") == 5 * 53
+
+
+async def test_items_of_several_intervals_renew_by_themselves() -> None:
+    """https://docs.stripe.com/billing/subscriptions/mixed-interval."""
+    emulator, clock = shop()
+    emulator.add_price(12_000, price_id="price_year", interval="year")
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_10", "price_year")
+        assert amounts(invoice_of(made)) == [1000, 12_000]
+        clock.set(RENEWED)
+        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        assert amounts(invoice_of(renewed)) == [1000]
+        assert item_of(renewed).current_period_start == MAY
+        ending = await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
+        assert ending.cancel_at == int(datetime(2027, 4, 1, tzinfo=UTC).timestamp())
+        assert ending.cancel_at != MAY + HOUR
