@@ -167,6 +167,26 @@ def test_the_emulator_says_how_it_is_reached_and_has_the_meters_of_a_plans_file(
         assert process.wait(TIMEOUT_S) == 0
 
 
+def test_the_emulator_sells_the_plans_and_forwards_webhooks(shell: Shell) -> None:
+    emulator = StripeEmulator()
+    with (
+        emulator.running() as app,
+        shell.running("stripe", "emulator", "--port", "0", "--forward-to", f"{app}/v1/hooks") as process,
+    ):
+        url = first_line(process).partition("=")[2]
+        assert first_line(process) == "export METERKIT_STRIPE_API_KEY=sk_test_emulator"
+        assert first_line(process).startswith("export METERKIT_STRIPE_WEBHOOK_SECRET=whsec_")
+        with httpx.Client(base_url=url, auth=("sk_test_emulator", "")) as client:
+            client.post("/v1/customers", data={"name": "Ada"})
+            deadline = time.monotonic() + TIMEOUT_S
+            made: list[dict[str, object]] = []
+            while not made and time.monotonic() < deadline:
+                made = client.get("/_emulator/deliveries").json()["deliveries"]
+        assert [("customer.created", 404)] == [(each["type"], each["status"]) for each in made]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+
+
 def test_a_taken_port_is_told_with_a_way_out(shell: Shell) -> None:
     with shell.running("stripe", "emulator", "--port", "0") as process:
         port = first_line(process).rpartition(":")[2]

@@ -51,16 +51,24 @@ async def emulator(
             help="A customer that Stripe has, such as cus_123. May be given several times.",
         ),
     ] = None,
+    forward_to: Annotated[
+        str | None,
+        typer.Option(
+            "--forward-to",
+            metavar="URL",
+            help="Where webhooks are posted to, such as http://127.0.0.1:8000/billing/webhooks/stripe.",
+        ),
+    ] = None,
 ) -> None:
     """Run a Stripe emulator in memory until it is stopped.
 
-    With --plans it has the meters of that file, with --customer these customers.
+    With --plans it has the meters of that file and sells its plans, with --customer it has these customers.
     """
     stand_in = testing.StripeEmulator()
     for stripe_customer in customer or ():
         stand_in.add_customer(stripe_customer)
     if session.plans is not None:
-        stand_in.add_meters(load(session.plans))
+        stand_in.add_plans(load(session.plans))
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(stand_in.serve(port=port))
@@ -71,6 +79,8 @@ async def emulator(
             ) from error
         stop = await stack.enter_async_context(stop_signal())
         settings = {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": KEY}
+        if forward_to is not None:
+            settings["METERKIT_STRIPE_WEBHOOK_SECRET"] = stand_in.add_endpoint(forward_to)
         session.show(settings, lambda: _tell(settings, has_customers=bool(customer)))
         await stop.wait()
 

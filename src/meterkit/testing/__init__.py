@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from meterkit.testing.bill import BillLine, check_bill
 from meterkit.testing.clock import Clock
-from meterkit.testing.emulator import Fault, MeterEvent, StripeEmulator
+from meterkit.testing.emulator import Delivery, Event, Fault, MeterEvent, StripeEmulator, ThinEvent
 from meterkit.testing.plans import override
 
-__all__ = ["BillLine", "Clock", "Fault", "MeterEvent", "StripeEmulator", "check_bill", "override"]
+__all__ = [
+    "BillLine",
+    "Clock",
+    "Delivery",
+    "Event",
+    "Fault",
+    "MeterEvent",
+    "StripeEmulator",
+    "ThinEvent",
+    "check_bill",
+    "override",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -38,9 +38,9 @@ def meterkit_clock() -> Clock:
 def stripe_emulator(
     meterkit_plans: str | os.PathLike[str] | Catalog, meterkit_clock: Clock
 ) -> StripeEmulator:
-    """A Stripe account with the meters of the plans file and without customers."""
+    """A Stripe account with the meters of the plans file, which sells its plans, without customers."""
     emulator = StripeEmulator(clock=meterkit_clock)
-    emulator.add_meters(meterkit_plans if isinstance(meterkit_plans, Catalog) else load(meterkit_plans))
+    emulator.add_plans(meterkit_plans if isinstance(meterkit_plans, Catalog) else load(meterkit_plans))
     return emulator
 
 

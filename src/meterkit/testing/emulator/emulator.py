@@ -21,6 +21,7 @@ from meterkit.testing.emulator.customers import Customer
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.meters import Meter
 from meterkit.testing.emulator.page_controls import PageControls
+from meterkit.testing.emulator.plans import prices_of
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.shop import Shop
 from meterkit.testing.emulator.visits import Visits
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.testing.emulator.meter_events import MeterEvent
+    from meterkit.testing.emulator.plans import PlanPrice
     from meterkit.testing.emulator.replies import Exchange
 
 __all__ = ["StripeEmulator"]
@@ -54,7 +56,7 @@ def _with_parameters_of(
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class StripeEmulator(Shop, WebhookControls, PageControls):
-    """A Stripe account in memory: customers, billing meters, meter events v1 and their summaries.
+    """A Stripe account in memory: meters and their events, prices, subscriptions, invoices, webhooks.
 
     It is reached over HTTP, by the official SDK or anything else:
 
@@ -186,6 +188,39 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
         for meter in catalog.meters.values():
             if meter.stripe is not None:
                 self.add_meter(meter.stripe.event_name)
+
+    def add_plans(self, catalog: Catalog) -> None:
+        """Sell the plans of a plans file that name a ``stripe_price``: meters, products and prices.
+
+        A plan becomes the product ``prod_PLAN`` with its base price, the price of its seats, and a metered
+        price ``price_PLAN_METER`` for each overage that has an amount in the file. A plan whose base price
+        there is already, such as an inherited one, adds nothing.
+        """
+        with self._account.lock:
+            for meter in catalog.meters.values():
+                if meter.stripe is not None and self._account.meters.active(meter.stripe.event_name) is None:
+                    self.add_meter(meter.stripe.event_name)
+            for plan in catalog.plans.values():
+                known = {price.id for price in self._account.prices}
+                if plan.price.stripe_price is None or plan.price.stripe_price in known:
+                    continue
+                product = self.add_product(plan.name, product_id=f"prod_{plan.key}")
+                for price in prices_of(catalog, plan):
+                    if price.id not in known:
+                        self._add_plan_price(price, product=product, currency=catalog.currency)
+
+    def _add_plan_price(self, price: PlanPrice, *, product: str, currency: str) -> None:
+        meter = None if price.event_name is None else self._account.meters.active(price.event_name)
+        packages = {"transform_quantity": {"divide_by": price.per, "round": "up"}}
+        self.add_price(
+            price.amount_cents,
+            price_id=price.id,
+            product=product,
+            currency=currency,
+            interval=price.interval,
+            meter=None if meter is None else meter.id,
+            **(packages if price.per > 1 else {}),
+        )
 
     @property
     def events(self) -> tuple[MeterEvent, ...]:
