@@ -46,8 +46,9 @@ demo: $(VENV)/.run
 	@printf '\n--- Next: tokens, credits, and a client that hangs up (examples/fastapi_ai)\n'
 	@$(BIN)/python examples/fastapi_ai/bill.py
 
+# Three at once on two cores: many tests wait, for a server that hangs or a timeout.
 test: $(VENV)/.dev
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
 
 field: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py $(ARGS)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 from foreign_suites import Fetched, Suite, differences
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FASTAPI: Final = Suite(
     project="fastapi",
@@ -34,11 +31,6 @@ FASTAPI: Final = Suite(
         ),
         *("strawberry-graphql", "ujson", "opentelemetry-instrumentation-fastapi", "opentelemetry-sdk"),
     ),
-)
-# What is nearest to the edge; all but the tutorials and the command line are run by `make field`.
-NEAREST: Final = (
-    *("tests/test_stream_", "tests/test_sse", "tests/test_dependency_after_yield_", "tests/test_router_"),
-    *("tests/test_response_", "tests/test_ws_", "tests/test_exception_", "tests/test_custom_middleware_"),
 )
 LEFT_OUT: Final = ("tests/test_tutorial", "tests/benchmarks", "tests/test_fastapi_cli.py")
 SSE: Final = Suite(
@@ -85,21 +77,11 @@ WRAPPERS: Final = ("wrappers:metered", "wrappers:metered_with_fields")
 pytestmark = pytest.mark.timeout(900)
 
 
-def nearest(suite: Fetched) -> list[str]:
-    found = sorted(path.relative_to(suite.source).as_posix() for path in suite.source.glob("tests/test_*.py"))
-    return [path for path in found if path.startswith(NEAREST)]
-
-
-def compare(suite: Fetched, *arguments: str, at_least: int, wrappers: Sequence[str] = WRAPPERS) -> None:
+def compare(suite: Fetched, *arguments: str, at_least: int) -> None:
     plain = suite.outcomes("", *arguments)
     assert list(plain.values()).count("passed") >= at_least
-    for wrapper in wrappers:
+    for wrapper in WRAPPERS:
         assert differences(plain, suite.outcomes(wrapper, *arguments)) == {}
-
-
-def test_i8_what_of_fastapis_suite_is_nearest_to_the_edge_does_not_notice() -> None:
-    suite = FASTAPI.fetch()
-    compare(suite, *nearest(suite), at_least=150, wrappers=WRAPPERS[1:])
 
 
 @pytest.mark.whole
