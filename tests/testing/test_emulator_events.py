@@ -58,7 +58,10 @@ async def test_each_change_of_a_customer_is_an_event() -> None:
     assert created.id.startswith("evt_")
     assert created.request is not None
     assert made.last_response is not None
-    assert (made.last_response.request_id, "key-1") == (created.request.id, created.request.idempotency_key)
+    assert (made.last_response.request_id, "key-1") == (
+        created["request"]["id"],
+        created["request"]["idempotency_key"],
+    )
     assert created.data.object["name"] == "Acme", "what is entered does not change afterwards"
     assert updated.data.object["name"] == "Acme Ltd"
     assert updated.data.previous_attributes is not None

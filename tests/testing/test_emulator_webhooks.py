@@ -97,8 +97,10 @@ async def test_the_signature_is_that_of_the_sdks_own_helper() -> None:
     emulator.emit("invoice.paid", {"id": "in_1"})
     await emulator.deliver()
     sdk: Any = stripe.WebhookSignature
-    made = sdk.generate_signature_header(receiver.bodies[0].decode(), secret, SECOND)
-    assert made == receiver.headers[0]["stripe-signature"]
+    signed = sdk._compute_signature(
+        f"{SECOND}.{receiver.bodies[0].decode()}", secret
+    )  # Before SDK 16 no other.
+    assert f"t={SECOND},v1={signed}" == receiver.headers[0]["stripe-signature"]
 
 
 async def test_while_a_secret_is_rolled_both_sign() -> None:
@@ -205,7 +207,7 @@ async def test_a_test_says_in_which_order_and_how_often() -> None:
         ("wrong_secret", "No signatures found matching"),
         ("changed", "No signatures found matching"),
         ("truncated", "No signatures found matching"),
-        ("unsigned", "No Stripe-Signature header value"),
+        ("unsigned", "No Stripe-Signature header value|Unable to extract timestamp"),
         ("old_scheme", "No signatures found with expected scheme"),
     ],
 )
@@ -346,7 +348,7 @@ async def test_meter_errors_are_told_by_thin_events() -> None:
         data = (await unknown.fetch_event_async()).data
         (kind,) = data.reason.error_types
         assert (data.reason.error_count, kind.code) == (1, "meter_event_customer_not_found")
-        assert kind.sample_errors[0].request.identifier == "i1"
+        assert kind.sample_errors[0]["request"]["identifier"] == "i1"
         lost = (await missing.fetch_event_async()).data
         assert lost.developer_message_summary == "There are 500 invalid events"
         assert (lost.reason.error_count, len(lost.reason.error_types[0].sample_errors)) == (500, 10)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit import testing
 from meterkit.catalog import load
 from meterkit.cli.options import whole_number
 from meterkit.cli.output import print_note
@@ -17,6 +17,8 @@ from meterkit.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from meterkit.testing import StripeEmulator
 
 __all__ = ["commands"]
 
@@ -64,7 +66,8 @@ async def emulator(
 
     With --plans it has the meters of that file and sells its plans, with --customer it has these customers.
     """
-    stand_in = testing.StripeEmulator()
+    # Other commands do not wait for its many parts to be imported.
+    stand_in: StripeEmulator = import_module("meterkit.testing").StripeEmulator()
     for stripe_customer in customer or ():
         stand_in.add_customer(stripe_customer)
     if session.plans is not None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import typer
 
-from meterkit.cli.doctor.examination import examine
 from meterkit.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ async def doctor(session: Session) -> None:
     # What is logged of the store is what is looked at here.
     logging.getLogger("meterkit.store").setLevel(logging.CRITICAL)
     try:
-        found = await examine(kit)
+        # Other commands do not wait for it to be imported.
+        found: Examination = await import_module("meterkit.cli.doctor.examination").examine(kit)
     finally:
         await kit.store.stop()
     session.show(asdict(found), lambda: _tell(found))
