@@ -30,11 +30,23 @@ if TYPE_CHECKING:
     )
     from meterkit.insights.prometheus import metrics_app
     from meterkit.kit import MeterKit
-    from meterkit.notify import CreditsLow, UsageThreshold
+    from meterkit.notify import (
+        AccessChanged,
+        CreditsLow,
+        DunningReminder,
+        PaymentFailed,
+        PaymentSucceeded,
+        SubscriptionChanged,
+        TrialEnding,
+        UsageThreshold,
+    )
     from meterkit.settings import Settings
+    from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
-    from meterkit.store.customers import Customer, Customers
+    from meterkit.store.customers import Customers
+    from meterkit.store.deletion import Deleted
     from meterkit.store.grants import Grant, Grants, LedgerEntry
+    from meterkit.store.history import HistoryEntry
     from meterkit.store.intents import Undelivered
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
@@ -46,6 +58,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AccessChanged",
     "CallUsage",
     "Catalog",
     "CreditsLow",
@@ -55,17 +68,22 @@ __all__ = [
     "CustomerUsage",
     "Customers",
     "Decision",
+    "Deleted",
+    "DunningReminder",
     "FlushReport",
     "Flusher",
     "GaugeLevel",
     "Gauges",
     "Grant",
     "Grants",
+    "HistoryEntry",
     "LedgerEntry",
     "MeterKit",
     "MeterMiddleware",
     "MeterUsage",
     "MeterkitError",
+    "PaymentFailed",
+    "PaymentSucceeded",
     "PeriodUsage",
     "PlansError",
     "Problem",
@@ -78,11 +96,13 @@ __all__ = [
     "StreamTap",
     "StripeError",
     "StripeUnavailableError",
+    "SubscriptionChanged",
     "SyncCustomers",
     "SyncGauges",
     "SyncGrants",
     "SyncMeterKit",
     "SyncReservation",
+    "TrialEnding",
     "Undelivered",
     "UnknownFeatureError",
     "UnknownMeterError",
@@ -99,34 +119,42 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AccessChanged": "meterkit.notify",
     "CallUsage": "meterkit.tokens.call_usage",
     "Catalog": "meterkit.catalog",
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.admitted",
-    "Customer": "meterkit.store.customers",
+    "Customer": "meterkit.store.customer",
     "CustomerUsage": "meterkit.store.customer_usage",
     "Customers": "meterkit.store.customers",
     "Decision": "meterkit.decisions.decision",
+    "Deleted": "meterkit.store.deletion",
+    "DunningReminder": "meterkit.notify",
     "FlushReport": "meterkit.delivery.report",
     "Flusher": "meterkit.delivery.flusher",
     "GaugeLevel": "meterkit.decisions.decision",
     "Gauges": "meterkit.asgi.gauges",
     "Grant": "meterkit.store.grants",
     "Grants": "meterkit.store.grants",
+    "HistoryEntry": "meterkit.store.history",
     "LedgerEntry": "meterkit.store.grants",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
     "MeterUsage": "meterkit.store.customer_usage",
+    "PaymentFailed": "meterkit.notify",
+    "PaymentSucceeded": "meterkit.notify",
     "PeriodUsage": "meterkit.store.customer_usage",
     "RateUsage": "meterkit.store.rate_usage",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
     "StreamTap": "meterkit.tokens.tap",
+    "SubscriptionChanged": "meterkit.notify",
     "SyncCustomers": "meterkit.sync",
     "SyncGauges": "meterkit.sync",
     "SyncGrants": "meterkit.sync",
     "SyncMeterKit": "meterkit.sync",
     "SyncReservation": "meterkit.sync",
+    "TrialEnding": "meterkit.notify",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
     "UsageThreshold": "meterkit.notify",

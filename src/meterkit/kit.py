@@ -21,6 +21,7 @@ from meterkit.delivery.background import flush_forever, flusher_for
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError
 from meterkit.notify import Handlers, Teller
+from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.redis.url import choose_store
 from meterkit.serving import Serving
 from meterkit.store.customer_id import check_customer, check_event_id
@@ -28,6 +29,7 @@ from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
+from meterkit.store.turns import follow_turns
 from meterkit.store.used import Used
 from meterkit.tokens.estimate import estimate_input, guarded
 
@@ -111,6 +113,7 @@ class MeterKit:
         if self.settings.delivers:
             every_s = min(5.0, self.settings.flush_interval)
             tasks["flush"] = partial(flush_forever, self.flusher, every_s=every_s)
+        tasks["turns"] = partial(follow_turns, self.store, is_wanted=self._follows_turns)
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
         finish = partial(teller.finish, timeout_s=_HANDLERS_S)
@@ -150,10 +153,10 @@ class MeterKit:
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("usage.threshold")``.
 
-        It is called with a :class:`UsageThreshold` or, for ``credits.low``, a :class:`CreditsLow`, in one of
-        the processes that have handlers of the event: at least once, by its ``id`` a repeat is known. Where
-        it raises or takes longer than 30 s, that is logged, and it is told again a minute later, ten times
-        in all.
+        It is called with what belongs to the event, for example a :class:`UsageThreshold`, in one of the
+        processes that have handlers of the event: at least once, by its ``id`` a repeat is known. Where it
+        raises or takes longer than 30 s, that is logged, and it is told again a minute later, ten times in
+        all.
 
         Raises:
             MeterkitError: there is no such event.
@@ -360,6 +363,9 @@ class MeterKit:
             return False
         self.store.use(enforced(catalog, self.settings.enforcement))
         return True
+
+    def _follows_turns(self) -> bool:
+        return self.settings.delivers or any(event in SUBSCRIPTION_EVENTS for event in self._handlers.events)
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_quantities({meter: quantity}, self.catalog.meters)

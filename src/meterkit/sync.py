@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings
+    from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage
-    from meterkit.store.customers import Customer, Customers
+    from meterkit.store.customers import Customers
     from meterkit.store.grants import Grants
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
@@ -173,6 +174,7 @@ class SyncCustomers:
         self.link = loop.blocking(customers.link)
         self.unlink = loop.blocking(customers.unlink)
         self.delete = loop.blocking(customers.delete)
+        self.history = loop.blocking(customers.history)
 
     def list(self) -> Iterator[Customer]:
         """All customers that somebody set up, in no order."""

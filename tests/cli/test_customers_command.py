@@ -20,6 +20,14 @@ UNKNOWN: dict[str, object] = {
     "missing_plan": None,
     "status": None,
     "access": "full",
+    "access_since": None,
+    "subscription": None,
+    "seats": 0,
+    "trial_end": None,
+    "cancel_at": None,
+    "pending_plan": None,
+    "pending_seats": None,
+    "pending_at": None,
     "stripe_customer": None,
     "overrides": {},
 }
@@ -35,21 +43,41 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     assert stored.run("customers", "link", "acme", "cus_1").code == 0
     assert stored.run("customers", "set-status", "acme", "past_due").code == 0
     assert stored.run("customers", "override", "acme", "tokens", "included=5_000").code == 0
-    expected = {
-        "customer": "acme",
+    (found,) = stored.run("customers", "list", "--json").json
+    assert found.pop("access_since").endswith("Z")
+    expected = UNKNOWN | {
         "plan": "pro",
-        "missing_plan": None,
         "status": "past_due",
         "access": "grace",
         "stripe_customer": "cus_1",
         "overrides": {"tokens": {"included": 5000}},
     }
-    assert [expected] == stored.run("customers", "list", "--json").json
+    assert found == {name: value for name, value in expected.items() if name != "access_since"}
     assert "cus_1" in stored.run("customers", "list").out
     assert stored.run("customers", "set-status", "acme", "none", "--json").json["status"] is None
     assert {} == stored.run("customers", "override", "acme", "tokens", "--clear", "--json").json["overrides"]
-    assert {"deleted": "acme"} == stored.run("customers", "delete", "acme", "--json").json
+    done = stored.run("customers", "delete", "acme", "--json").json
+    erased = {name: count for name, count in done["erased"].items() if count}
+    # Each change of a status is told besides; of access, too.
+    assert (done["deleted"], erased) == ("acme", {"state": 1, "link": 1, "history": 8, "notices": 4})
     assert [] == stored.run("customers", "list", "--json").json
+    assert [] == stored.run("customers", "history", "acme", "--json").json
+
+
+def test_what_has_changed_for_a_customer_is_shown_with_its_cause(stored: Shell) -> None:
+    stored.run("customers", "set-plan", "acme", "pro")
+    stored.run("customers", "set-status", "acme", "unpaid")
+    shown = stored.run("customers", "history", "acme")
+    assert [line.split()[0] for line in shown.out.splitlines() if "operator" in line] != []
+    found = stored.run("customers", "history", "acme", "--json").json
+    assert [(entry["kind"], entry["before"], entry["after"], entry["cause"]) for entry in found] == [
+        ("plan", "free", "pro", "operator"),
+        ("status", None, "unpaid", "operator"),
+        ("access", "full", "suspended", "operator"),
+    ]
+    assert "access since" in stored.run("customers", "show", "acme").out
+    assert "history 3" in stored.run("customers", "delete", "acme").out
+    assert "nothing has changed for acme" in stored.run("customers", "history", "acme").err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from counters import flat_of, packed_of
 from meterkit.decisions.keys import Keys
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall")
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
+_ENTRY: Final = ("kind", "at", "from", "to", "cause")
+_NOTICE: Final = ("kind", "customer", "of", "numbers", "data")
 _CLOCK: Final = "return tonumber(caller_ms)"
-_SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead")
+_SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "turns")
 # A script that went on for ever would take the server with it.
 _GO: Final = """
 local server, asked = redis, 0
@@ -41,7 +43,7 @@ local reply, rows = script(), {}
 for i, key in ipairs(redis.call('KEYS', '*')) do
   local kind = redis.call('TYPE', key).ok
   local read = {hash = {'HGETALL', key}, zset = {'ZRANGE', key, 0, -1, 'WITHSCORES'}, set = {'SMEMBERS', key},
-    string = {'GET', key}}
+    string = {'GET', key}, stream = {'XRANGE', key, '-', '+'}}
   local found = redis.call(unpack(read[kind]))
   rows[i] = {key, kind, redis.call('PTTL', key), redis.call('PEXPIRETIME', key), found}
 end
@@ -132,13 +134,23 @@ class Checks:
             "delivered:1": shard.delivered,
             "parked": shard.parked,
             "dead": shard.dead,
+            "turns": shard.turns,
+            "notices": [
+                dict(zip(_NOTICE, (kind, name, "", "", data), strict=True))
+                for kind, name, data in shard.notices
+            ],
             **shard.strings,
             **{f"g:{name}": grants for name, grants in shard.grants.items()},
             **{f"j:{name}": ledger for name, ledger in shard.ledgers.items()},
         }
+        for name, entries in shard.histories.items():
+            stored[f"h:{name}"] = [dict(zip(_ENTRY, entry, strict=True)) for entry in entries]
         for name, customer in shard.customers.items():
             stored[f"c:{name}"] = texts_of(customer.fields())
-            stored[f"s:{name}"] = {"rev": customer.rev, "data": customer.data} if customer.data else {}
+            force = {"force": shard.forces[name]} if name in shard.forces else {}
+            stored[f"s:{name}"] = (
+                {"rev": customer.rev, "data": customer.data, **force} if customer.data else {}
+            )
             stored[f"t:{name}"] = texts_of(customer.closed)
         return {key: content for key, content in stored.items() if content}
 
@@ -152,6 +164,9 @@ class Checks:
                 continue
             if isinstance(content, str):
                 self.wire(pack("SET", key, content))
+            elif isinstance(content, list):
+                for entry in cast("list[dict[str, str]]", content):
+                    self.wire(pack("XADD", key, "*", *(part for field in entry.items() for part in field)))
             elif short in _SORTED:
                 self.wire(pack("ZADD", key, *(part for name, at in content.items() for part in (at, name))))
             else:
@@ -203,9 +218,14 @@ def _members(names: Iterable[bytes]) -> set[str]:
     return {name.decode() for name in names}
 
 
+def _entries(found: list[tuple[bytes, list[bytes]]]) -> list[dict[str, str]]:
+    return [pairs(fields) for _, fields in found]
+
+
 _READ: Final[Mapping[str, Callable[[Any], Any]]] = {
     "hash": pairs,
     "zset": lambda flat: {name: int(float(score)) for name, score in pairs(flat).items()},
     "set": _members,
     "string": bytes.decode,
+    "stream": _entries,
 }

@@ -13,7 +13,7 @@ from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.resp import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
-from store.delivery_model import LETTERS, METERS, Intent, Move, Seal
+from store.delivery_model import LETTERS, METERS, Amend, Intent, Move, Seal
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
 from store.script_plans import START_MS
@@ -344,14 +344,25 @@ class Delivery(Checks):
 
     def amend(self, name: str) -> None:
         """Somebody changes a customer; now and then somebody else was faster."""
-        read = self._rev(name)
-        rev, linked = f"{FORMAT}:{self.random.randrange(10**6)}", self.random.random() < 0.6
-        data, seal_at_ms = f'{{"plan":"{self.random.randrange(99)}"}}', self.wall + self.random.randrange(9)
-        keys = (f"c:{name}", f"s:{name}", "customers", "dirty", "unlinked")
-        argv = (read, rev, data, name, int(linked), seal_at_ms)
-        reply, found = self.ask("amend", keys, *argv, self.wall)
-        expected = self.shard.amend(name, read, rev, data, linked=linked, seal_at_ms=seal_at_ms)
-        self.check(f"amend {argv}", expected, reply, found)
+        linked, seal_at_ms = self.random.random() < 0.6, self.wall + self.random.randrange(9)
+        force = self.shard.forces.get(name, "")
+        asked = Amend(
+            read=self._rev(name),
+            rev=f"{FORMAT}:{self.random.randrange(10**6)}",
+            data=f'{{"plan":"{self.random.randrange(99)}"}}',
+            read_force=self.random.choice((force, force, force, force, "", "other")),
+            force=f'{{"plan":"{self.random.randrange(99)}"}}',
+            turn_ms=self.random.choice((0, self.wall + self.random.randrange(9))),
+            entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
+            notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
+        )
+        keys = (f"c:{name}", f"s:{name}", "customers", "dirty", "unlinked", "turns", f"h:{name}", "notices")
+        changes = json.dumps({"entries": asked.entries, "notices": asked.notices})
+        argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
+        more = (asked.read_force, asked.force, asked.turn_ms, changes)
+        reply, found = self.ask("amend", keys, *argv, *more, self.wall)
+        expected = self.shard.amend(name, asked, linked=linked, seal_at_ms=seal_at_ms)
+        self.check(f"amend {argv} {more}", expected, reply, found)
 
     def forget(self, name: str) -> None:
         read = self._rev(name)
@@ -366,8 +377,11 @@ class Delivery(Checks):
             f"j:{name}",
             f"v:{name}",
             f"i:{name}",
+            f"h:{name}",
+            "turns",
         )
         reply, found = self.ask("forget", keys, read, name, self.wall)
+        reply[1:2] = [min(1, fields) for fields in reply[1:2]]
         self.check(f"forget {name} {read}", self.shard.forget(name, read), reply, found)
 
     def forget_moved(self, name: str) -> None:

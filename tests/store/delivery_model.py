@@ -22,6 +22,7 @@ KEPT_MS: Final = 35 * DAY_MS
 DELIVERED_MS: Final = 36 * DAY_MS
 TOTALS_MS: Final = 400 * DAY_MS
 WRITER_MS: Final = 8 * DAY_MS
+NOTICES_MS: Final = 7 * DAY_MS
 LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
 
 
@@ -88,6 +89,20 @@ class Move:
     untried: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amend:
+    """What an amendment is asked with: what was read, what is to be stored, entered and told."""
+
+    read: str
+    rev: str
+    data: str
+    read_force: str
+    force: str
+    turn_ms: int
+    entries: list[list[str]]
+    notices: list[list[str]]
+
+
 class Shard:
     """Customers, what is to be delivered, and who may; ``ttls`` are the lives given to keys, by key.
 
@@ -107,6 +122,10 @@ class Shard:
         self.grants: dict[str, dict[str, str]] = {}
         self.ledgers: dict[str, dict[str, str]] = {}
         self.strings: dict[str, str] = {}
+        self.forces: dict[str, str] = {}
+        self.turns: dict[str, int] = {}
+        self.histories: defaultdict[str, list[list[str]]] = defaultdict(list)
+        self.notices: list[list[str]] = []
         self.ttls: dict[str, int] = {}
         self.fresh: set[str] = set()
 
@@ -220,11 +239,18 @@ class Shard:
 
     # Administration.
 
-    def amend(self, name: str, read: str, rev: str, data: str, *, linked: bool, seal_at_ms: int) -> Answer:
-        customer = self.customers[name]
-        if customer.rev != read:
+    def amend(self, name: str, asked: Amend, *, linked: bool, seal_at_ms: int) -> Answer:
+        customer, rev = self.customers[name], asked.rev
+        if customer.rev != asked.read or self.forces.get(name, "") != asked.read_force:
             return [1, customer.rev.encode(), customer.data.encode()]
-        customer.rev, customer.data = rev, data
+        customer.rev, customer.data, self.forces[name] = rev, asked.data, asked.force
+        self.turns.pop(name, None)
+        if asked.turn_ms:
+            self.turns[name] = asked.turn_ms
+        self.histories[name] += asked.entries
+        self.notices += [[kind, name, data] for kind, data in asked.notices]
+        if asked.notices:
+            self.keep("notices", NOTICES_MS)
         self.members.add(name)
         if customer.period is not None:
             customer.cached = rev
@@ -245,11 +271,16 @@ class Shard:
             return [2]
         if states & set("kx"):
             return [3]
-        for kept in (self.customers, self.grants, self.ledgers):
+        customer = self.customers[name]
+        grants, ledger = self.grants.get(name, {}), self.ledgers.get(name, {})
+        # Of the counters' fields it is only known whether there are any.
+        counted = [int(bool(customer.fields())), int(bool(customer.data)), len(customer.closed)]
+        counted += [len(grants), len(ledger), 0, 0, len(self.histories[name])]
+        for kept in (self.customers, self.grants, self.ledgers, self.forces, self.turns, self.histories):
             kept.pop(name, None)
         self.members.discard(name)
         self.unlinked.pop(name, None)
-        return [0]
+        return [0, *counted]
 
     def claim(self, link: str, read: str, owner: str) -> int:
         if self.strings.get(link, "") != read:

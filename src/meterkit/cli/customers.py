@@ -11,17 +11,19 @@ from meterkit.catalog.errors import suggestion
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import CustomerArgument, MeterArgument, PlanArgument
-from meterkit.cli.output import print_note, print_table
+from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
-from meterkit.decisions.customer_state import Status
+from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from meterkit.kit import MeterKit
-    from meterkit.store.customers import Customer, Customers
+    from meterkit.store.customer import Customer
+    from meterkit.store.customers import Customers
 
 __all__ = ["commands"]
 
@@ -29,6 +31,8 @@ commands = typer.Typer(name="customers", help="Show and change customers.", no_a
 
 NO_STATUS: Final = "none"
 STATUSES: Final[tuple[str, ...]] = (*get_args(Status), NO_STATUS)
+_RARE: Final = frozenset({"access since", "subscription", "seats", "trial ends", "ends", "scheduled"})
+"""Columns that are shown where there is something in them."""
 
 
 def _complete_status(incomplete: str) -> list[str]:
@@ -166,14 +170,45 @@ async def set_status(
 
 @command(commands)
 async def delete(session: Session, customer: CustomerArgument) -> None:
-    """Forget a customer: state, link and counters.
+    """Forget a customer, and say what is erased: all that is stored by its id.
 
     Refused while usage of the customer is not delivered.
     """
     async with session.kit() as kit:
         await check_known(kit, customer)
-        await kit.customers.delete(customer)
-    session.show({"deleted": customer}, lambda: typer.echo(f"deleted {customer}"))
+        deleted = asdict(await kit.customers.delete(customer))
+    del deleted["customer"]
+    session.show(
+        {"deleted": customer, "erased": deleted},
+        lambda: typer.echo(f"deleted {customer}: {_erased(deleted)}"),
+    )
+
+
+@command(commands)
+async def history(session: Session, customer: CustomerArgument) -> None:
+    """Show what has changed for a customer, and why.
+
+    The oldest first; the last thousand changes or so.
+    """
+    async with session.kit() as kit:
+        await note_unknown(kit, customer)
+        found = await kit.customers.history(customer)
+    session.show(
+        [asdict(entry) for entry in found],
+        lambda: print_records(
+            [
+                {
+                    "at": date_and_time(entry.at),
+                    "what": entry.kind,
+                    "before": entry.before or "",
+                    "after": entry.after or "",
+                    "cause": entry.cause,
+                }
+                for entry in found
+            ],
+            empty=f"nothing has changed for {customer}",
+        ),
+    )
 
 
 async def _change(
@@ -204,23 +239,40 @@ async def _link_all(
     return linked, refused
 
 
+def _erased(counts: Mapping[str, int]) -> str:
+    told = [f"{name.replace('_', ' ')} {count}" for name, count in counts.items() if count]
+    return ", ".join(told) or "nothing was left"
+
+
 def _show(session: Session, kit: MeterKit, customer: Customer) -> None:
     note_missing_plan(kit, customer)
     session.show(asdict(customer), lambda: _print([customer]))
 
 
 def _print(found: Sequence[Customer]) -> None:
-    print_table(
-        ("customer", "plan", "status", "access", "Stripe customer", "overrides"),
-        (
-            (
-                *(customer.customer, customer.plan, customer.status or NO_STATUS, customer.access),
-                *(customer.stripe_customer or "not linked", _overrides(customer)),
-            )
-            for customer in found
-        ),
-        empty="no customer has been set up",
-    )
+    print_records([_row(customer) for customer in found], rare=_RARE, empty="no customer has been set up")
+
+
+def _row(customer: Customer) -> dict[str, object]:
+    seats = None if customer.pending_seats is None else f"{customer.pending_seats} seats"
+    return {
+        "customer": customer.customer,
+        "plan": customer.plan,
+        "status": customer.status or NO_STATUS,
+        "access": customer.access,
+        "access since": _when(customer.access_since),
+        "subscription": customer.subscription or "",
+        "seats": customer.seats or "",
+        "trial ends": _when(customer.trial_end),
+        "ends": _when(customer.cancel_at),
+        "scheduled": " ".join(filter(None, (customer.pending_plan, seats, _when(customer.pending_at)))),
+        "Stripe customer": customer.stripe_customer or "not linked",
+        "overrides": _overrides(customer),
+    }
+
+
+def _when(moment: datetime | None) -> str:
+    return "" if moment is None else date_and_time(moment)
 
 
 def _overrides(customer: Customer) -> str:

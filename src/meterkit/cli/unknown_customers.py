@@ -13,7 +13,7 @@ from meterkit.store.customers import customers_set_up
 
 if TYPE_CHECKING:
     from meterkit.kit import MeterKit
-    from meterkit.store.customers import Customer
+    from meterkit.store.customer import Customer
 
 __all__ = ["check_known", "hint_of_new", "note_missing_plan", "note_unknown"]
 

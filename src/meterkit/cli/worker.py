@@ -15,6 +15,7 @@ from meterkit.cli.json_lines import log_as_json, logs_as_json
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.errors import MeterkitError
+from meterkit.store.turns import follow_turns
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -62,10 +63,12 @@ async def worker(
         running = asyncio.create_task(
             flusher.run(every_s=every_s, told=lambda report: _tell(report, json=session.json))
         )
+        turning = asyncio.create_task(follow_turns(kit.store))
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
+        turning.cancel()
         flusher.stop()
         try:
             await running

@@ -50,6 +50,8 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:events$",  # event names of meters, also of those that are gone from the plans file
     r"^[\w.-]+:\{\d+\}:s:",  # state: customers that somebody set up
     r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state
+    r"^[\w.-]+:\{\d+\}:h:",  # ledger of changes: customers with a state
+    r"^[\w.-]+:\{\d+\}:turns$",  # those of them whom the clock will change
     r"^[\w.-]+:\{\d+\}:a?v:",  # levels of gauges, those above 0: an app's facts, of no period
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
@@ -139,6 +141,7 @@ class CustomerKeys:
     ledger: str
     levels: str
     marks: str
+    history: str
     dirty: str
     unlinked: str
     notices: str
@@ -187,6 +190,10 @@ class Keys:
         """Hash: what Stripe accepted on the day of an instant, for 36 days."""
         return self.shard(shard, f"delivered:{now_ms // 86_400_000}")
 
+    def turns(self, shard: int) -> str:
+        """Sorted set: customers by when the clock changes something for them."""
+        return self.shard(shard, "turns")
+
     def notices(self, shard: int) -> str:
         """Stream: what has happened to customers, for the handlers of the app."""
         return self.shard(shard, "notices")
@@ -208,6 +215,7 @@ class Keys:
             ledger=self.shard(shard, f"{space}j:{customer}"),
             levels=self.shard(shard, f"{space}v:{customer}"),
             marks=self.shard(shard, f"{space}i:{customer}"),
+            history=self.shard(shard, f"{space}h:{customer}"),
             dirty=self.shard(shard, "dirty"),
             unlinked=self.shard(shard, "unlinked"),
             notices=self.notices(shard),

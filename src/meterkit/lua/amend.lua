@@ -1,26 +1,41 @@
 #!lua
 -- amend: replaces a customer's state, if it is still the one that was read. The next decision of every
 -- process sees the new rev. Pending usage moves with the link: it waits for the seal, or for another link.
+-- What that changes for the customer is entered into the ledger, and kept for handlers.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] set  customers with state
--- KEYS[4] zset  dirty       KEYS[5] zset  unlinked
+-- KEYS[4] zset  dirty       KEYS[5] zset  unlinked    KEYS[6] zset  turns: customers by when the clock changes them
+-- KEYS[7] stream  ledger of changes    KEYS[8] stream  notices
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer            5 linked (0/1)  6 now: when to seal what was waiting for the link (ms)
+--       7 what was in force when it was told last, as it was read (JSON, empty: nothing)    8 what is in force now
+--       9 when the clock changes that (ms; 0: never)
+--       10 a JSON object: entries (see enter), and notices: {kind, what it says (JSON)} each
 -- Reply {0} done    {1, rev, state} somebody else was faster
 --       an error: the counters are not what they must be, and nothing is done
 --include head_of
-local counters_key, state_key, customers_key, dirty_key, unlinked_key = unpack(KEYS)
-local read_rev, rev, state, customer, linked, seal_at_ms = unpack(ARGV)
-local call = redis.call
-local found = call('HMGET', state_key, 'rev', 'data')
-if (found[1] or NO_STATE) ~= read_rev then
+--include enter
+--include tell
+local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key = unpack(KEYS)
+local read_rev, rev, state, customer, linked, seal_at_ms, read_force, force, turn_ms, further = unpack(ARGV)
+local call, changes = redis.call, cjson.decode(further)
+local found = call('HMGET', state_key, 'rev', 'data', 'force')
+if (found[1] or NO_STATE) ~= read_rev or (found[3] or '') ~= read_force then
   return {1, found[1] or NO_STATE, found[2] or ''}
 end
 -- Before the first write: it fails where the counters are no hash.
 local head = call('HGET', counters_key, 'h')
 local seen_ms, begins_ms, ends_ms, expires_ms = head_of(head)
-call('HSET', state_key, 'rev', rev, 'data', state)
+call('HSET', state_key, 'rev', rev, 'data', state, 'force', force)
 call('SADD', customers_key, customer)
+call('ZREM', turns_key, customer)
+if turn_ms ~= '0' then
+  call('ZADD', turns_key, turn_ms, customer)
+end
+enter(history_key, changes.entries)
+for _, notice in ipairs(changes.notices) do
+  tell(notices_key, customer, unpack(notice))
+end
 if linked == '1' and call('ZREM', unlinked_key, customer) == 1 then
   call('ZADD', dirty_key, seal_at_ms, customer)
   if head then

@@ -1,15 +1,17 @@
 #!lua
--- forget: a customer's state, counters, levels and totals are deleted, if none of its usage is on its way to Stripe, parked
--- or dead.
+-- forget: a customer's state, counters, levels, totals and ledgers are deleted, if none of its usage is on its way to
+-- Stripe, parked or dead.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
 -- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
--- KEYS[9] hash  levels of gauges    KEYS[10] zset  idempotency keys
+-- KEYS[9] hash  levels of gauges    KEYS[10] zset  idempotency keys    KEYS[11] stream  ledger of changes
+-- KEYS[12] zset  turns
 -- ARGV  1 the rev that was read   2 the customer
--- Reply {0} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
+-- Reply {0, and how much there was in: counters, state, totals, grants, their ledger, levels, idempotency keys, ledger
+--       of changes} done    {1} the state has changed meanwhile    {2} usage is not delivered yet
 --       {3} usage is parked or dead
 local counters_key, state_key, totals_key, customers_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local dirty_key, unlinked_key, grants_key, ledger_key, levels_key, marks_key = unpack(KEYS, 5)
+local dirty_key, unlinked_key, grants_key, ledger_key, levels_key, marks_key, history_key, turns_key = unpack(KEYS, 5)
 local rev, customer = ARGV[1], ARGV[2]
 local call = redis.call
 if (call('HGET', state_key, 'rev') or NO_STATE) ~= rev then
@@ -30,7 +32,11 @@ end
 if undelivered then
   return {3}
 end
-call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key)
+local reply = {0, #call('HKEYS', counters_key), call('EXISTS', state_key), #totals / 2, #call('HKEYS', grants_key),
+  #call('HKEYS', ledger_key), #call('HKEYS', levels_key), call('ZCOUNT', marks_key, '-inf', '+inf'),
+  #call('XRANGE', history_key, '-', '+')}
+call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key, history_key)
 call('SREM', customers_key, customer)
 call('ZREM', unlinked_key, customer)
-return {0}
+call('ZREM', turns_key, customer)
+return reply

@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from meterkit.notify.events import CreditsLow, UsageThreshold
 from meterkit.notify.handlers import Handlers
+from meterkit.notify.subscription_events import (
+    AccessChanged,
+    DunningReminder,
+    PaymentFailed,
+    PaymentSucceeded,
+    SubscriptionChanged,
+    TrialEnding,
+)
 from meterkit.notify.teller import Teller
 
-__all__ = ["CreditsLow", "Handlers", "Teller", "UsageThreshold"]
+__all__ = [
+    "AccessChanged",
+    "CreditsLow",
+    "DunningReminder",
+    "Handlers",
+    "PaymentFailed",
+    "PaymentSucceeded",
+    "SubscriptionChanged",
+    "Teller",
+    "TrialEnding",
+    "UsageThreshold",
+]

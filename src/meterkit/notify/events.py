@@ -1,4 +1,4 @@
-"""What handlers are told."""
+"""What handlers are told: one frozen value for each event."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.prepaid import MICRO
+from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from meterkit.notify.subscription_events import SubscriptionEvent
     from meterkit.store.notices import Notice
 
 __all__ = ["EVENTS", "CreditsLow", "UsageThreshold", "event_of"]
@@ -62,7 +64,7 @@ class UsageThreshold:
     at: datetime
 
 
-def event_of(notice: Notice, meters: Mapping[str, str]) -> CreditsLow | UsageThreshold:
+def event_of(notice: Notice, meters: Mapping[str, str]) -> CreditsLow | UsageThreshold | SubscriptionEvent:
     """What handlers are told of a notice.
 
     Args:
@@ -95,8 +97,11 @@ def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -
     )
 
 
-EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], CreditsLow | UsageThreshold]]] = {
+EVENTS: Final[
+    Mapping[str, Callable[[Notice, str, Mapping[str, str]], CreditsLow | UsageThreshold | SubscriptionEvent]]
+] = {
     "credits.low": _credits_low,
     "usage.threshold": _usage_threshold,
+    **SUBSCRIPTION_EVENTS,
 }
 """What handlers can be registered for, and what makes that of a notice."""

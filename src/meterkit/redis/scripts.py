@@ -13,7 +13,7 @@ __all__ = ["NAMES", "Script", "load"]
 NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),
-    *("hint", "take", "finish"),
+    *("tell", "hint", "take", "finish"),
 )
 
 Clock = Literal["server", "caller"]

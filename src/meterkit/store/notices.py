@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from meterkit.store.store import Store
 
-__all__ = ["Notice", "acknowledge", "next_notices"]
+__all__ = ["Notice", "acknowledge", "next_notices", "tell"]
 
 AGAIN_AFTER_MS: Final = 60_000
 """After how long a notice that nobody has acknowledged is given again."""
@@ -30,7 +31,9 @@ class Notice:
         customer: the customer's id.
         of: the target of a credit, or the token of a meter.
         numbers: when it happened, the first instant of the period, the first one after it (ms), and what
-            belongs to the kind.
+            belongs to the kind; none where it has ``data``.
+        data: what belongs to a kind that has no numbers, its ``id`` among it; see
+            :mod:`meterkit.notify.events`.
     """
 
     shard: int
@@ -40,6 +43,7 @@ class Notice:
     customer: str
     of: str
     numbers: tuple[int, ...]
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list[Notice]:
@@ -63,6 +67,23 @@ async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list
     return [_notice(shard, entry, times, fields) for _, entry, times, fields in reply]
 
 
+async def tell(store: Store, customer: str, kind: str, data: Mapping[str, Any]) -> None:
+    """Have the app's handlers of a kind told of something that has happened to a customer.
+
+    Args:
+        store: where it is kept until they were.
+        customer: the customer's id.
+        kind: of the event, for example ``payment.failed``.
+        data: what the event says; its ``id`` is the same whenever this is told.
+
+    Raises:
+        StoreError: the store does not answer; whether they will be told is not known.
+    """
+    admin, keys = await store.admin(), store.keys.customer(customer)
+    await admin.run(store.scripts["tell"], [keys.notices], customer, kind, json.dumps(dict(data)))
+    store.on_notice(keys.shard)
+
+
 async def acknowledge(store: Store, notice: Notice) -> None:
     """Have a notice not given again.
 
@@ -83,4 +104,5 @@ def _notice(shard: int, entry: bytes, times: int, fields: list[Any]) -> Notice:
         customer=named[b"customer"].decode(),
         of=named[b"of"].decode(),
         numbers=tuple(map(int, named[b"numbers"].split())),
+        data=json.loads(named.get(b"data", b"{}")),
     )

@@ -1,23 +1,46 @@
-"""The states of customers: read, and replaced by compare-and-set."""
+"""The states of customers: read, and replaced by compare-and-set, with what that changes entered and told."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import astuple, dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.in_force import InForce, Step, follow
 from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.transitions import entries_of, hand_entries, notices_of, reminders_of
 from meterkit.errors import StoreError
 from meterkit.store.customer_id import check_customer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from meterkit.decisions.transitions import Entry, Notice
     from meterkit.store.store import Store
 
-__all__ = ["States"]
+__all__ = ["Found", "States"]
 
 _TRIES: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is stored of a customer.
+
+    Attributes:
+        rev: of the state.
+        state: the state.
+        force: what was in force when that was entered last; None: nothing was.
+        force_text: the same, as it is stored.
+    """
+
+    rev: str
+    state: CustomerState
+    force: InForce | None
+    force_text: str
 
 
 class States:
@@ -28,39 +51,104 @@ class States:
 
     async def read(self, customer: str) -> tuple[str, CustomerState]:
         """A customer's rev and state."""
+        found = await self.find(customer)
+        return found.rev, found.state
+
+    async def find(self, customer: str) -> Found:
+        """All that is stored of what a customer is."""
         admin = await self._store.admin()
         key = self._store.keys.customer(customer).state
-        rev, data = await admin.ask(admin.client.hmget(key, ["rev", "data"]))
-        return (rev or NO_STATE.encode()).decode(), CustomerState.parse(data or b"")
+        rev, data, force = await admin.ask(admin.client.hmget(key, ["rev", "data", "force"]))
+        return Found(
+            rev=(rev or NO_STATE.encode()).decode(),
+            state=CustomerState.parse(data or b""),
+            force=InForce.parse(force or b""),
+            force_text=(force or b"").decode(),
+        )
 
-    async def change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> CustomerState:
+    async def change(
+        self,
+        customer: str,
+        change: Callable[[CustomerState], CustomerState],
+        *,
+        cause: str = "operator",
+    ) -> CustomerState:
         """Replace a state by what follows from it; binds the next decision of every process.
+
+        What changes for the customer is entered into the ledger, and the app's handlers are told of it.
+
+        Args:
+            customer: the customer's id.
+            change: what is to become of a state; it may be called again where somebody else was faster.
+            cause: for the ledger: the id of an event of Stripe's, ``operator``, ``api``, ``reconcile``.
 
         Raises:
             CustomerError: the id is not allowed.
             StoreError: others changed it again and again.
         """
-        store, keys = self._store, self._store.keys.customer(check_customer(customer))
-        names = [keys.counters, keys.state, store.keys.shard(keys.shard, "customers"), keys.dirty]
-        names.append(keys.unlinked)
-        admin = await store.admin()
+        check_customer(customer)
         for _ in range(_TRIES):
-            rev, state = await self.read(customer)
-            changed = change(state)
-            if changed == state and rev != NO_STATE:
-                return state
-            reply = await admin.run(
-                store.scripts["amend"],
-                names,
-                rev,
-                f"{FORMAT}:{token_hex(8)}",
-                changed.dump(),
-                customer,
-                int(changed.stripe_customer is not None),
-                store.now_ms(),
-            )
-            if reply[0] == 0:
+            found = await self.find(customer)
+            changed = change(found.state)
+            if changed == found.state and found.rev != NO_STATE:
+                return found.state
+            if await self._put(customer, found, changed, cause):
                 return changed
         raise StoreError(
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
         )
+
+    async def catch_up(self, customer: str) -> None:
+        """Enter and tell what the clock, or another plans file, has changed since somebody looked last."""
+        for _ in range(_TRIES):
+            found = await self.find(customer)
+            if found.rev == NO_STATE or await self._put(customer, found, found.state, ""):
+                return
+
+    async def _put(self, customer: str, found: Found, changed: CustomerState, cause: str) -> bool:
+        """Store a state, with what that changes, unless somebody was faster."""
+        store, keys = self._store, self._store.keys.customer(customer)
+        now_ms = store.now_ms()
+        steps, force = follow(found.force, found.state, store.catalog, now_ms)
+        entries = [entry for step in steps for entry in entries_of(step)]
+        notices = [notice for step in steps for notice in notices_of(customer, step)]
+        if changed != found.state:
+            step = Step(force, InForce.of(changed, store.catalog, max(now_ms, force.at_ms), force), cause)
+            force = step.after
+            entries += [*entries_of(step), *hand_entries(found.state, changed, force.at_ms, cause)]
+            notices += [
+                *notices_of(customer, step),
+                *reminders_of(customer, found.state, changed, force, cause),
+            ]
+        admin = await store.admin()
+        shard = keys.shard
+        reply = await admin.run(
+            store.scripts["amend"],
+            [
+                *(keys.counters, keys.state, store.keys.shard(shard, "customers"), keys.dirty, keys.unlinked),
+                *(store.keys.turns(shard), keys.history, keys.notices),
+            ],
+            found.rev,
+            found.rev if changed == found.state and found.rev != NO_STATE else f"{FORMAT}:{token_hex(8)}",
+            changed.dump(),
+            customer,
+            int(changed.stripe_customer is not None),
+            now_ms,
+            found.force_text,
+            force.dump(),
+            0 if force.turn_ms == NEVER_MS else force.turn_ms,
+            _changes(entries, notices),
+        )
+        if notices and reply[0] == 0:
+            store.on_notice(shard)
+        return bool(reply[0] == 0)
+
+
+def _changes(entries: Sequence[Entry], notices: Sequence[Notice]) -> str:
+    return json.dumps(
+        {
+            "entries": [[*map(str, astuple(entry))] for entry in entries],
+            "notices": [(notice.kind, json.dumps(dict(notice.data), sort_keys=True)) for notice in notices],
+        },
+        separators=(",", ":"),
+    )

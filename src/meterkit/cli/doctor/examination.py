@@ -20,7 +20,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
 from meterkit.redis.server import words_to_try
-from meterkit.store.customers import owner_of
+from meterkit.store.links import owner_of
 from meterkit.store.outbox import Outbox
 from meterkit.stripe.result import Result
 

@@ -1,0 +1,55 @@
+"""What callers hand over about customers, checked whatever it is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from meterkit.errors import MeterkitError
+
+__all__ = ["entitlements_given", "is_text", "plain", "shown"]
+
+
+def is_text(value: object) -> bool:
+    """Whether it is one: callers without a type checker may hand over anything."""
+    return isinstance(value, str)
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut short; of another type than text only that."""
+    return f"{value!r:.80}" if isinstance(value, str) else f"a value of type {type(value).__name__}"
+
+
+def entitlements_given(overrides: object) -> dict[str, Mapping[str, object]]:
+    """Meter to what is given of it, whatever was handed over."""
+    if not isinstance(overrides, Mapping):
+        raise MeterkitError(
+            f"override: found {shown(overrides)}; allowed is a mapping of meters to entitlements, such as"
+            " {'requests': {'included': 5_000}}"
+        )
+    found: dict[str, Mapping[str, object]] = {}
+    for meter, given in cast("Mapping[object, object]", overrides).items():
+        if not isinstance(meter, str):
+            raise MeterkitError(f"override: found {shown(meter)} as a meter; name it by a text")
+        if not isinstance(given, Mapping):
+            raise MeterkitError(
+                f"override of {meter:.80}: found {shown(given)}; allowed is a mapping, such as"
+                " {'included': 5_000}, or {} to take it back"
+            )
+        found[meter] = cast("Mapping[str, object]", given)
+    return found
+
+
+def plain(value: object, path: str) -> Any:
+    """A value as JSON keeps it."""
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[object, object]", value)
+        return {str(key): plain(item, f"{path}.{key}") for key, item in entries.items()}
+    if isinstance(value, list | tuple):
+        items = cast("list[object] | tuple[object, ...]", value)
+        return [plain(item, path) for item in items]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise MeterkitError(
+        f"override of {path:.80}: found {shown(value)}; allowed are texts, numbers, lists and mappings"
+    )

@@ -1,0 +1,103 @@
+"""A customer is forgotten: everything that is stored by its id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import CustomerError, StoreError
+from meterkit.store.customer_id import check_customer
+from meterkit.store.links import Links
+from meterkit.store.state_changes import States
+
+if TYPE_CHECKING:
+    from meterkit.store.store import Store
+
+__all__ = ["Deleted", "delete"]
+
+_TRIES: Final = 32
+_PAGE: Final = 256
+_DONE: Final = 0
+_UNDELIVERED: Final = 2
+_PARKED_OR_DEAD: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deleted:
+    """What was erased of a customer, by how much there was of each kind.
+
+    Attributes:
+        state: 1 where somebody had set the customer up: plan, status, subscription, overrides.
+        link: 1 where it was linked to a Stripe customer.
+        counters: fields: of a rate or a meter each.
+        periods: figures of periods that are over, and of deliveries.
+        grants: grants, and figures that belong to them.
+        grant_ledger: lines of their ledger.
+        gauges: levels.
+        idempotency_keys: digests of the customer's own keys of requests.
+        history: changes in the ledger of the customer.
+        notices: events that handlers were told or were to be told of.
+    """
+
+    customer: str
+    state: int
+    link: int
+    counters: int
+    periods: int
+    grants: int
+    grant_ledger: int
+    gauges: int
+    idempotency_keys: int
+    history: int
+    notices: int
+
+
+async def delete(store: Store, customer: str) -> Deleted:
+    """Forget a customer; see :meth:`meterkit.Customers.delete`."""
+    admin, keys, states = await store.admin(), store.keys.customer(check_customer(customer)), States(store)
+    names = [keys.counters, keys.state, keys.totals]
+    names += [store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
+    names += [keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)]
+    for _ in range(_TRIES):
+        rev, state = await states.read(customer)
+        reply: list[Any] = await admin.run(store.scripts["forget"], names, rev, customer)
+        if reply[0] == _UNDELIVERED:
+            raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
+        if reply[0] == _PARKED_OR_DEAD:
+            raise CustomerError(
+                f"customer {customer!r} has usage that is parked or dead, which Stripe does not have;"
+                " meterkit flush names it and says why"
+            )
+        if reply[0] == _DONE:
+            linked = state.stripe_customer
+            if linked is not None:
+                await Links(store).withdraw(customer, linked)
+            _, counters, set_up, periods, grants, grant_ledger, gauges, idempotency_keys, history = reply
+            return Deleted(
+                customer=customer,
+                state=set_up,
+                link=int(linked is not None),
+                counters=counters,
+                periods=periods,
+                grants=grants,
+                grant_ledger=grant_ledger,
+                gauges=gauges,
+                idempotency_keys=idempotency_keys,
+                history=history,
+                notices=await _forget_notices(store, customer),
+            )
+    raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
+
+
+async def _forget_notices(store: Store, customer: str) -> int:
+    """Erase what handlers were told of a customer, or were to be; how many notices."""
+    admin, key = await store.admin(), store.keys.customer(customer).notices
+    begin, erased = "-", 0
+    while True:
+        page: list[Any] = await admin.ask(admin.client.xrange(key, min=begin, max="+", count=_PAGE))
+        own = [entry for entry, fields in page if fields.get(b"customer") == customer.encode()]
+        if own:
+            erased += await admin.ask(admin.client.xdel(key, *own))
+        if len(page) < _PAGE:
+            return erased
+        begin = f"({page[-1][0].decode()}"

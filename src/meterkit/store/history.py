@@ -1,0 +1,59 @@
+"""The ledger of what has changed for a customer: who was on which plan when, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meterkit.decisions.periods import from_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from meterkit.store.store import Store
+
+__all__ = ["HistoryEntry", "history_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """One change of a customer.
+
+    Attributes:
+        kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``subscription``: another one;
+            ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
+            ``overrides``.
+        at: from when on it holds (UTC).
+        before, after: in words; None: there was, or is, none.
+        cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,
+            ``api``, ``reconcile``, ``plans_file`` (that has changed).
+    """
+
+    kind: str
+    at: datetime
+    before: str | None
+    after: str | None
+    cause: str
+
+
+async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
+    """What has changed for a customer whose id is valid, the oldest first.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    found = await admin.ask(admin.client.xrange(store.keys.customer(customer).history))
+    return [_entry(fields) for _, fields in found]
+
+
+def _entry(fields: Mapping[bytes, bytes]) -> HistoryEntry:
+    named = {name.decode(): value.decode() for name, value in fields.items()}
+    return HistoryEntry(
+        kind=named["kind"],
+        at=from_ms(int(named["at"])),
+        before=named["from"] or None,
+        after=named["to"] or None,
+        cause=named["cause"],
+    )

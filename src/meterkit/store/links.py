@@ -1,0 +1,183 @@
+"""Links of customers to Stripe customers: one to one, whoever asks at the same time."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.customer_state import with_subscription
+from meterkit.errors import CustomerError, StoreError
+from meterkit.store.arguments import is_text, shown
+from meterkit.store.customer_id import check_customer
+from meterkit.store.relinking import (
+    minutes_taken_ms,
+    pending_minutes_ms,
+    remember_former,
+    used_minutes_ms,
+)
+from meterkit.store.state_changes import States
+
+if TYPE_CHECKING:
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
+
+__all__ = ["Links", "owner_of"]
+
+_TRIES: Final = 32
+_PAGE: Final = 100
+_STRIPE_CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]{1,200}")
+
+
+class Links:
+    """Makes links and undoes them; see :class:`meterkit.Customers`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._states = States(store)
+
+    async def make(self, customer: str, stripe_customer: str) -> None:
+        """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
+
+        Raises:
+            CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
+        """
+        check_customer(customer)
+        if not is_text(stripe_customer) or not _STRIPE_CUSTOMER.fullmatch(stripe_customer):
+            raise CustomerError(
+                f"Stripe customer: found {shown(stripe_customer)}; allowed is an id like cus_123"
+            )
+        admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
+        taken = await self._minutes_taken(admin, customer, stripe_customer)
+
+        def change(state: CustomerState) -> CustomerState:
+            if state.stripe_customer not in {None, stripe_customer}:
+                raise CustomerError(
+                    f"customer {customer!r} is linked to Stripe customer {state.stripe_customer} already"
+                )
+            return replace(state, stripe_customer=stripe_customer, minutes_taken_ms=taken)
+
+        def undo(state: CustomerState) -> CustomerState:
+            linked = state.stripe_customer == stripe_customer
+            return replace(state, stripe_customer=None) if linked else state
+
+        for _ in range(_TRIES):
+            held = await self._claim(admin, claim, customer, stripe_customer)
+            if held is None:
+                continue
+            try:
+                await self._states.change(customer, change)
+            except CustomerError:
+                await self.withdraw(customer, stripe_customer)
+                raise
+            # Another process that read the claim before the state changed cannot take it over any more.
+            if await admin.run(self._store.scripts["claim"], [claim], held, _claim_of(customer)):
+                return
+            # Else the same link was made twice at once.
+            if owner_of(await self._read(admin, claim)) != customer:
+                # The claim was taken over before it was made good.
+                await self._states.change(customer, undo)
+        raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
+
+    async def undo(self, customer: str) -> None:
+        """Undo a link. Repeated: a no-op, but for what a try that failed has left undone.
+
+        Usage that Stripe certainly knows nothing of waits for the next link, as if there had never been one.
+        What was sent already, or is being sent, stays with the Stripe customer that it was addressed to.
+        """
+        _, state = await self._states.read(check_customer(customer))
+        linked = state.stripe_customer
+        admin, keys = await self._store.admin(), self._store.keys
+        if linked is None:
+            await self._recall(admin, customer)
+            return
+        await remember_former(admin, keys, linked, customer)
+
+        def change(state: CustomerState) -> CustomerState:
+            if state.stripe_customer != linked:
+                return state  # Somebody was faster.
+            # The subscription is that of the Stripe customer.
+            return replace(with_subscription(state, None), stripe_customer=None, minutes_taken_ms=())
+
+        await self._states.change(customer, change)
+        await self._recall(admin, customer)
+        await self.withdraw(customer, linked)
+
+    async def _recall(self, admin: Admin, customer: str) -> None:
+        """Take back what was sealed and never sent."""
+        rev, state = await self._states.read(customer)
+        if state.stripe_customer is not None:
+            return
+        keys = self._store.keys.customer(customer)
+        shared = [self._store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
+        names = [*shared, keys.totals, keys.counters, keys.state, keys.unlinked]
+        client = admin.client
+        queued: list[bytes] = await admin.ask(client.zrange(shared[1], 0, -1))
+        for start in range(0, len(queued), _PAGE):
+            page = queued[start : start + _PAGE]
+            kept: list[bytes | None] = await admin.ask(client.hmget(shared[0], page))
+            own = [
+                member.decode()
+                for member, data in zip(page, kept, strict=True)
+                if data is not None and json.loads(data)["customer"] == customer
+            ]
+            if own:
+                await admin.run(self._store.scripts["recall"], names, rev, customer, *own)
+
+    async def _minutes_taken(self, admin: Admin, customer: str, stripe_customer: str) -> tuple[int, ...]:
+        """The minutes that intents may not have because the Stripe customer was another's before."""
+        used = await used_minutes_ms(admin, self._store.keys, stripe_customer)
+        if not used:
+            return ()
+        client = admin.client
+        found: dict[bytes, bytes] = await admin.ask(
+            client.hgetall(self._store.keys.customer(customer).totals)
+        )
+        totals = {name.decode(): value.decode() for name, value in found.items()}
+        return minutes_taken_ms(used, pending_minutes_ms(totals), self._store.now_ms())
+
+    async def _read(self, admin: Admin, claim: str) -> str:
+        return ((await admin.ask(admin.client.get(claim))) or b"").decode()
+
+    async def _claim(self, admin: Admin, claim: str, customer: str, stripe_customer: str) -> str | None:
+        """Claim a Stripe customer that is unclaimed, or claimed by this customer or one never linked.
+
+        Returns:
+            The claim; None where somebody else was faster.
+
+        Raises:
+            CustomerError: it is linked to another customer.
+        """
+        found = await self._read(admin, claim)
+        owner = owner_of(found)
+        if owner == customer:
+            return found
+        if owner:
+            _, other = await self._states.read(owner)
+            if other.stripe_customer == stripe_customer:
+                raise CustomerError(
+                    f"Stripe customer {stripe_customer} is linked to customer {owner!r} already"
+                )
+        mine = _claim_of(customer)
+        return mine if await admin.run(self._store.scripts["claim"], [claim], found, mine) else None
+
+    async def withdraw(self, customer: str, stripe_customer: str) -> None:
+        """Withdraw a claim that no link was made from, or none that is left."""
+        admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
+        found = await self._read(admin, claim)
+        _, state = await self._states.read(customer)
+        if owner_of(found) == customer and state.stripe_customer != stripe_customer:
+            await admin.run(self._store.scripts["claim"], [claim], found, "")
+
+
+def _claim_of(customer: str) -> str:
+    """A claim of a customer's: no two are the same, so that one that was read is known to be unchanged."""
+    return f"{customer}\n{token_hex(8)}"  # No customer's id has a line feed.
+
+
+def owner_of(claim: str) -> str:
+    """Whose a claim on a Stripe customer is; empty: nobody's."""
+    return claim.partition("\n")[0]
