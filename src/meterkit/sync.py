@@ -27,9 +27,17 @@ if TYPE_CHECKING:
     from meterkit.store.grants import Grants
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
+    from meterkit.subscriptions.service import Subscriptions
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["SyncCustomers", "SyncGauges", "SyncGrants", "SyncMeterKit", "SyncReservation"]
+__all__ = [
+    "SyncCustomers",
+    "SyncGauges",
+    "SyncGrants",
+    "SyncMeterKit",
+    "SyncReservation",
+    "SyncSubscriptions",
+]
 
 
 class _Kit(AbstractAsyncContextManager[object], Protocol):
@@ -39,6 +47,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     customers: Customers
     grants: Grants
     gauges: Gauges
+    subscriptions: Subscriptions
 
     @property
     def catalog(self) -> Catalog: ...
@@ -91,6 +100,7 @@ class SyncMeterKit:
         self.customers = SyncCustomers(kit.customers, loop)
         self.grants = SyncGrants(kit.grants, loop)
         self.gauges = SyncGauges(kit.gauges, loop)
+        self.subscriptions = SyncSubscriptions(kit.subscriptions, loop)
 
     @property
     def catalog(self) -> Catalog:
@@ -204,3 +214,20 @@ class SyncGauges:
         self.get = loop.blocking(gauges.get)
         self.set = loop.blocking(gauges.set)
         self.adjust = loop.blocking(gauges.adjust)
+
+
+class SyncSubscriptions:
+    """Begins, changes and ends subscriptions; see :class:`meterkit.Subscriptions`."""
+
+    def __init__(self, subscriptions: Subscriptions, loop: LoopThread) -> None:
+        self.get = loop.blocking(subscriptions.get)
+        self.sync = loop.blocking(subscriptions.sync)
+        self.create = loop.blocking(subscriptions.create)
+        self.checkout = loop.blocking(subscriptions.checkout)
+        self.portal = loop.blocking(subscriptions.portal)
+        self.preview = loop.blocking(subscriptions.preview)
+        self.change_plan = loop.blocking(subscriptions.change_plan)
+        self.set_seats = loop.blocking(subscriptions.set_seats)
+        self.cancel = loop.blocking(subscriptions.cancel)
+        self.resume = loop.blocking(subscriptions.resume)
+        self.invoices = loop.blocking(subscriptions.invoices)

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from meterkit import Gauges, MeterKit, Reservation
+from meterkit import Gauges, MeterKit, Reservation, Subscriptions
 from meterkit.catalog import loads
 from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
@@ -34,8 +34,12 @@ def pairs(kit: MeterKit) -> dict[str, tuple[object, object]]:
         "MeterKit": (kit, twin),
         "Reservation": (kit.reserve("a", {"requests": 1}), twin.reserve("a", {"requests": 1})),
     }
-    parts = [name for name in public(kit) if isinstance(getattr(kit, name), Customers | Gauges | Grants)]
-    assert {"customers", "gauges", "grants"} <= set(parts)
+    parts = [
+        name
+        for name in public(kit)
+        if isinstance(getattr(kit, name), Customers | Gauges | Grants | Subscriptions)
+    ]
+    assert {"customers", "gauges", "grants", "subscriptions"} <= set(parts)
     return found | {name: (getattr(kit, name), getattr(twin, name)) for name in parts}
 
 

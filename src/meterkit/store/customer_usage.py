@@ -138,7 +138,7 @@ def usage_of(
     return {
         "customer": customer,
         "plan": effective.plan.key,
-        "status": state.status,
+        "status": effective.status,
         "access": effective.access,
         "period": {
             "id": from_ms(view.start_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),

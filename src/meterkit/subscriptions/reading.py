@@ -1,0 +1,195 @@
+"""A subscription as Stripe shows it, read into what is stored of it. Pure.
+
+Webhook endpoints and accounts have API versions of their own, so both shapes of what has moved are read: the
+period stood at the subscription before 2025-03-31.basil, and stands at each item since
+(https://docs.stripe.com/changelog/basil/2025-03-31/deprecate-subscription-current-period-start-and-end).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast, get_args
+
+from meterkit.decisions.seats import seat_meter
+from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
+from meterkit.subscriptions.changes import included_seats
+from meterkit.subscriptions.parts import id_in, part_of, text_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Plan
+
+__all__ = ["asks_for_payment_method", "in_force", "is_sold_here", "read_subscription"]
+
+_STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+_LIVELIEST_FIRST: Final[tuple[frozenset[str], ...]] = (
+    frozenset({"active", "trialing", "past_due"}),
+    frozenset({"unpaid", "paused", "incomplete"}),
+    frozenset({"canceled", "incomplete_expired"}),
+)
+# https://docs.stripe.com/api/subscriptions/object#subscription_object-trial_settings
+_TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
+    "create_invoice": "continue",
+    "cancel": "cancel",
+    "pause": "pause",
+}
+_SCHEDULED: Final = frozenset({"active", "not_started"})
+
+
+def in_force(
+    found: Iterable[Mapping[str, Any]], catalog: Catalog, known: str | None = None
+) -> Mapping[str, Any] | None:
+    """Which of a Stripe customer's subscriptions counts; None: none is of a plan of the plans file.
+
+    The liveliest, and of those the youngest; one whose price the plans file does not have any more only where
+    it is the one that counted.
+
+    Args:
+        found: all of the customer's, ended ones too, as Stripe shows them.
+        catalog: what is sold.
+        known: the id of the one that counted until now.
+    """
+    ours = [one for one in found if is_sold_here(one, catalog) or one["id"] == known]
+    return min(ours, key=_place, default=None)
+
+
+def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
+    """Whether a subscription has the price of a plan of the plans file."""
+    return _plan_of(_items(found), catalog) is not None
+
+
+def asks_for_payment_method(found: Mapping[str, Any]) -> bool:
+    """Whether the end of its trial depends on whether its customer has a payment method."""
+    ends = _trial_end_action(found)
+    has_own = id_in(found, "default_payment_method") or id_in(found, "default_source")
+    return found.get("status") == "trialing" and ends != "continue" and not has_own
+
+
+def read_subscription(
+    found: Mapping[str, Any], catalog: Catalog, *, has_payment_method: bool = False
+) -> SubscriptionState:
+    """What is stored of a subscription.
+
+    Args:
+        found: as Stripe shows it, with ``latest_invoice`` and ``schedule`` expanded.
+        catalog: what is sold.
+        has_payment_method: whether its customer has one, where :func:`asks_for_payment_method`.
+
+    Raises:
+        ValueError: it is not what Stripe shows.
+    """
+    status = found.get("status")
+    if status not in _STATUSES:
+        raise ValueError(f"subscription {found.get('id')}: found status {status!r:.40}")
+    items = _items(found)
+    plan = _plan_of(items, catalog)
+    start_ms, end_ms = _period(found, items, plan)
+    has_ended = status in _LIVELIEST_FIRST[-1]
+    at_period_end = found.get("cancel_at_period_end") is True
+    cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else None)
+    ends: TrialEndAction = "continue"
+    if asks_for_payment_method(found) and not has_payment_method:
+        ends = _trial_end_action(found)
+    failures, failed_at_ms = _failures(found)
+    return SubscriptionState(
+        id=text_in(found, "id"),
+        status=status,
+        plan=None if plan is None else plan.key,
+        seats=0 if plan is None else _seats(items, plan, catalog),
+        start_ms=start_ms,
+        end_ms=end_ms,
+        anchor_ms=_ms(found.get("billing_cycle_anchor")) or start_ms,
+        cancel_at_ms=cancel_at_ms,
+        cancel_at_period_end=at_period_end,
+        trial_end_ms=_ms(found.get("trial_end")),
+        trial_end_action=ends,
+        **({} if has_ended else _pending(found, catalog, now=(plan, items))),
+        failures=failures,
+        failed_at_ms=failed_at_ms,
+        ended_at_ms=_ms(found.get("ended_at")),
+        created_ms=_ms(found.get("created")) or 0,
+    )
+
+
+def _place(found: Mapping[str, Any]) -> tuple[int, int, str]:
+    status = text_in(found, "status")
+    liveliness = next(
+        (rank for rank, of in enumerate(_LIVELIEST_FIRST) if status in of), len(_LIVELIEST_FIRST)
+    )
+    return liveliness, -int(found.get("created") or 0), text_in(found, "id")
+
+
+def _items(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The items of a subscription, or of a phase of its schedule."""
+    items: object = found.get("items")
+    if isinstance(items, dict):
+        items = cast("dict[str, Any]", items).get("data")
+    return cast("list[Mapping[str, Any]]", items) if isinstance(items, list) else []
+
+
+def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:
+    prices = {id_in(item, "price") for item in items} - {""}
+    return next((plan for plan in catalog.plans.values() if plan.price.stripe_price in prices), None)
+
+
+def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
+    """In all, those that the base price covers included; 0: the plan sells none."""
+    if plan.seat_price is None or plan.seat_price.stripe_price is None:
+        return 0
+    price = plan.seat_price.stripe_price
+    paid = sum(int(item.get("quantity") or 0) for item in items if id_in(item, "price") == price)
+    return included_seats(plan, seat_meter(catalog.meters)) + paid
+
+
+def _period(
+    found: Mapping[str, Any], items: Sequence[Mapping[str, Any]], plan: Plan | None
+) -> tuple[int, int]:
+    """The current period; where items have different ones (flexible billing), that of the base price."""
+    base = [item for item in items if plan is not None and id_in(item, "price") == plan.price.stripe_price]
+    for shown in (*base, *items, found):
+        start_ms, end_ms = (_ms(shown.get(f"current_period_{edge}")) for edge in ("start", "end"))
+        if start_ms is not None and end_ms is not None:
+            return start_ms, end_ms
+    raise ValueError(f"subscription {found.get('id')}: found no period")
+
+
+def _trial_end_action(found: Mapping[str, Any]) -> TrialEndAction:
+    behavior = part_of(part_of(found, "trial_settings"), "end_behavior")
+    return _TRIAL_ENDS.get(text_in(behavior, "missing_payment_method"), "continue")
+
+
+def _failures(found: Mapping[str, Any]) -> tuple[int, int]:
+    """Failed attempts to collect the latest invoice, while it is open, and when it was finalized (ms)."""
+    invoice = part_of(found, "latest_invoice")
+    attempts = invoice.get("attempt_count")
+    if invoice.get("status") != "open" or not isinstance(attempts, int) or not attempts:
+        return 0, 0
+    return attempts, _ms(part_of(invoice, "status_transitions").get("finalized_at")) or 0
+
+
+def _pending(
+    found: Mapping[str, Any], catalog: Catalog, *, now: tuple[Plan | None, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """What its schedule will change, and when; empty where nothing is scheduled."""
+    schedule = part_of(found, "schedule")
+    if text_in(schedule, "status") not in _SCHEDULED:
+        return {}
+    current_end_s = part_of(schedule, "current_phase").get("end_date") or 0
+    phases = cast("list[Mapping[str, Any]]", schedule.get("phases") or [])
+    later = [phase for phase in phases if (phase.get("start_date") or 0) >= current_end_s]
+    plan, items = now
+    for phase in sorted(later, key=lambda phase: phase.get("start_date") or 0):
+        next_plan = _plan_of(_items(phase), catalog)
+        if next_plan is None:
+            continue
+        seats = _seats(_items(phase), next_plan, catalog)
+        known = 0 if plan is None else _seats(items, plan, catalog)
+        if next_plan is not plan or seats != known:
+            at_ms = _ms(phase.get("start_date"))
+            return {"pending_plan": next_plan.key, "pending_at_ms": at_ms, "pending_seats": seats}
+    return {}
+
+
+def _ms(seconds: object) -> int | None:
+    is_whole = isinstance(seconds, int) and not isinstance(seconds, bool)
+    return cast("int", seconds) * 1000 if is_whole else None

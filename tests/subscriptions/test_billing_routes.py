@@ -1,0 +1,464 @@
+"""The billing routes: each row of what they promise, in both frameworks, and what hostile clients get."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import httpx
+import jsonschema
+import pytest
+from fastapi import FastAPI, Header, HTTPException
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from meterkit import MeterkitError, MeterMiddleware, identify
+from meterkit.fastapi import billing_router
+from meterkit.starlette import billing_routes
+from shopping import END, HALF, START, shop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from starlette.types import ASGIApp, Scope
+
+    from meterkit import MeterKit
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+Framework = Literal["fastapi", "starlette"]
+ORIGINS = ["https://app.example", "http://localhost:3000"]
+HEADERS = {"x-customer-id": "acme"}
+URLS = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+PROBLEM = "application/problem+json"
+URN = "urn:meterkit:problem:"
+
+
+async def who(x_customer_id: Annotated[str | None, Header()] = None) -> str | None:
+    if x_customer_id == "forbidden":
+        raise HTTPException(403, "not here")
+    return x_customer_id
+
+
+async def who_by_scope(scope: Scope) -> str | None:
+    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
+
+
+def who_by_scope_sync(scope: Scope) -> str | None:
+    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
+
+
+def app_of(framework: Framework, kit: MeterKit) -> ASGIApp:
+    app: FastAPI | Starlette
+    if framework == "fastapi":
+        app = FastAPI()
+        app.include_router(billing_router(kit, customer=who, origins=ORIGINS), prefix="/billing")
+    else:
+        routes = billing_routes(kit, customer=who_by_scope, origins=ORIGINS)
+        app = Starlette(routes=[Mount("/billing", routes=routes)])
+    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-customer-id"))
+    return app
+
+
+@asynccontextmanager
+async def billing(
+    framework: Framework, store_url: str, **settings: Any
+) -> AsyncGenerator[tuple[httpx.AsyncClient, Shop]]:
+    async with shop(store_url, **settings) as at, client_of(app_of(framework, at.kit)) as client:
+        yield client, at
+
+
+@asynccontextmanager
+async def client_of(app: ASGIApp) -> AsyncGenerator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app=app)
+    base = "http://app/billing"
+    async with httpx.AsyncClient(transport=transport, base_url=base, headers=HEADERS) as client:
+        yield client
+
+
+@pytest.fixture(params=["fastapi", "starlette"])
+def framework(request: pytest.FixtureRequest) -> Framework:
+    found: Framework = request.param
+    return found
+
+
+def told(answer: httpx.Response) -> tuple[int, str]:
+    """The status and type of a problem, which is one by all its marks."""
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.headers["cache-control"] == "no-store"
+    document = answer.json()
+    assert document["status"] == answer.status_code
+    assert document["instance"].startswith("urn:uuid:")
+    assert {"title", "detail"} <= set(document)
+    return answer.status_code, document["type"].removeprefix(URN)
+
+
+def given(answer: httpx.Response, status: int = 200) -> Any:
+    """What an answer gives."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    return answer.json()
+
+
+async def test_the_life_of_a_subscription(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        assert told(await client.get("/subscription")) == (404, "no-subscription")
+        made = given(await client.post("/subscription", json={"plan": "team", "seats": 7}), 201)
+        assert set(made) == {"subscription", "client_secret"}
+        at.emulator.confirm_payment(made["client_secret"])
+        await at.kit.subscriptions.sync("acme")
+        assert told(await client.post("/subscription", json={"plan": "pro"})) == (409, "subscription-exists")
+
+        found = given(await client.get("/subscription"))
+        assert found == {
+            "id": made["subscription"]["id"],
+            "customer": "acme",
+            "plan": "team",
+            "status": "active",
+            "access": "full",
+            "seats": 7,
+            "current_period_start": "2031-06-01T00:00:00Z",
+            "current_period_end": "2031-07-01T00:00:00Z",
+            "cancel_at_period_end": False,
+            "cancel_at": None,
+            "trial_end": None,
+            "pending_change": None,
+        }
+        at.clock.set(HALF)
+        preview = given(await client.get("/subscription/preview", params={"plan": "pro", "seats": ""}))
+        assert preview == {
+            "proration": {
+                "credit_cents": 1450,
+                "charge_cents": 1450,
+                "net_cents": 0,
+                "currency": "usd",
+                "effective_at": "2031-06-16T00:00:00Z",
+                "description": preview["proration"]["description"],
+            },
+            "over_limit": [],
+        }
+        changed = given(await client.put("/subscription/plan", json={"plan": "pro"}))
+        assert changed["proration"] == preview["proration"]
+        assert changed["subscription"]["plan"] == "pro"
+
+        await at.kit.gauges.set("acme", "seats", 11)
+        refused = await client.put("/subscription/seats", json={"seats": 10})
+        assert told(refused) == (409, "seats-in-use")
+        assert (refused.json()["seats"], refused.json()["used"]) == (10, 11)
+        seats = given(await client.put("/subscription/seats", json={"seats": 12}))
+        assert (seats["subscription"]["seats"], seats["proration"]["charge_cents"]) == (12, 900)
+        over = given(await client.get("/subscription/preview?seats=10"))["over_limit"]
+        assert over == [{"meter": "seats", "used": 11, "limit": 10}]
+
+        down = given(await client.put("/subscription/plan", json={"plan": "team"}))
+        assert down["subscription"]["pending_change"] == {
+            "plan": "team",
+            "seats": 12,
+            "effective_at": "2031-07-01T00:00:00Z",
+        }
+        ending = given(await client.post("/subscription/cancel", json={"immediately": False}))
+        assert set(ending) == {"subscription"}
+        assert ending["subscription"]["cancel_at"] == "2031-07-01T00:00:00Z"
+        assert given(await client.post("/subscription/resume"))["subscription"]["cancel_at"] is None
+        assert given(await client.post("/subscription/cancel"))["subscription"]["cancel_at_period_end"]
+        ended = given(await client.post("/subscription/cancel", json={"immediately": True}))
+        assert ended["subscription"]["status"] == "canceled"
+        assert told(await client.post("/subscription/resume")) == (404, "no-subscription")
+        assert given(await client.get("/subscription"))["status"] == "canceled"
+
+        invoices = given(await client.get("/invoices"))
+        assert [one["status"] for one in invoices].count("paid") >= 1
+        assert {"id", "number", "total_cents", "currency", "created_at", "url"} <= set(invoices[0])
+
+
+async def test_pages_of_stripe(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        page = given(await client.post("/checkout", json={"plan": "pro", "seats": 12, **URLS}))
+        assert set(page) == {"url"}
+        nobody = {"x-customer-id": "other"}
+        to = {"return_url": "http://localhost:3000/"}
+        assert told(await client.post("/portal", json=to, headers=nobody)) == (404, "no-subscription")
+        await at.subscribed()
+        assert told(await client.post("/checkout", json={"plan": "pro", **URLS})) == (
+            409,
+            "subscription-exists",
+        )
+        portal = given(await client.post("/portal", json={"return_url": "http://localhost:3000/"}))
+        assert set(portal) == {"url"}
+
+
+async def test_usage_is_that_of_the_kit(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        await at.subscribed(plan="team")
+        await at.kit.record("acme", "tokens", 40)
+        found = given(await client.get("/usage"))
+        kit = await at.kit.usage("acme")
+        assert found["meters"] == kit["meters"]
+        assert found["period"]["start"] == "2031-06-01T00:00:00Z"
+        assert (found["plan"], found["status"], found["access"]) == ("team", "active", "full")
+        at.clock.set(END + timedelta(days=1))
+        for period in (found["period"]["id"], "2031-06-11", "2031-06", "2031-06-11T12:00:00+02:00"):
+            past = given(await client.get("/usage", params={"period": period}))
+            assert (past["meters"]["tokens"]["recorded"], past["period"]["id"]) == (40, found["period"]["id"])
+        assert given(await client.get("/usage"))["meters"]["tokens"]["recorded"] == 0
+        for wrong in ("june", "2031-13", "1969-01-01", "9" * 400, "2031-06-11T99"):
+            answer = await client.get("/usage", params={"period": wrong})
+            assert told(answer) == (422, "request-invalid")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/",
+        "https://app.example.evil.example/",
+        "https://app.example@evil.example/",
+        "https://evil.example\\@app.example/",
+        "https://app.example:8443/",
+        "http://app.example/",
+        "//app.example/",
+        "javascript:alert(1)",
+        "https://app.example/\r\nx",
+    ],
+)
+async def test_customers_are_sent_to_origins_of_the_app_only(
+    framework: Framework, store_url: str, url: str
+) -> None:
+    async with billing(framework, store_url) as (client, at):
+        for name, path, body in (
+            ("success_url", "/checkout", {"plan": "pro", **URLS, "success_url": url}),
+            ("cancel_url", "/checkout", {"plan": "pro", **URLS, "cancel_url": url}),
+            ("return_url", "/portal", {"return_url": url}),
+        ):
+            answer = await client.post(path, json=body)
+            assert told(answer) == (400, "url-not-allowed")
+            assert answer.json()["field"] == name
+        assert at.changes() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/subscription", b""),
+        ("POST", "/subscription", b"{"),
+        ("POST", "/subscription", b"[]"),
+        ("POST", "/subscription", b'"pro"'),
+        ("POST", "/subscription", b'{"plan": "pro", "customer": "other"}'),
+        ("POST", "/subscription", b'{"plan": "pro", "price": "price_1"}'),
+        ("POST", "/subscription", b'{"plan": ["pro"]}'),
+        ("POST", "/subscription", b'{"plan": ""}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": "3"}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": 0}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": -1}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": 1.5}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": true}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": null}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": 1000001}'),
+        ("POST", "/subscription", b'{"plan": "pro", "seats": 1e400}'),
+        ("POST", "/subscription", b'{"plan": "\\ud800"}'),
+        ("POST", "/subscription", b"\xff\xfe"),
+        ("POST", "/subscription", b"[" * 20_000),
+        ("PUT", "/subscription/plan", b"{}"),
+        ("PUT", "/subscription/seats", b'{"seats": 2, "subscription": "sub_1"}'),
+        ("POST", "/subscription/cancel", b'{"immediately": 1}'),
+        ("POST", "/checkout", b'{"plan": "pro"}'),
+        ("POST", "/portal", b'{"return_url": 5}'),
+    ],
+)
+async def test_a_body_that_is_not_what_is_asked_for_is_refused(
+    framework: Framework, store_url: str, method: str, path: str, body: bytes
+) -> None:
+    async with billing(framework, store_url) as (client, at):
+        headers = {"content-type": "application/json; charset=utf-8"}
+        answer = await client.request(method, path, content=body, headers=headers)
+        assert told(answer) == (422, "request-invalid")
+        assert answer.json()["errors"]
+        assert "sub_1" not in answer.text
+        assert at.changes() == []
+
+
+async def test_bodies_are_bounded_and_json(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        pulled = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal pulled
+            while True:
+                pulled += 1
+                yield b" " * 4096
+
+        headers = {"content-type": "application/json"}
+        answer = await client.post("/subscription", content=endless(), headers=headers)
+        assert told(answer) == (413, "request-too-large")
+        assert pulled < 32
+        form = await client.post("/subscription", data={"plan": "pro"})
+        assert told(form) == (415, "media-type-not-supported")
+        plain = await client.post(
+            "/subscription", content=b'{"plan":"pro"}', headers={"content-type": "text/plain"}
+        )
+        assert told(plain) == (415, "media-type-not-supported")
+        fits = b'{"plan": "prp"' + b" " * 65_000 + b"}"
+        assert told(await client.post("/subscription", content=fits, headers=headers)) == (
+            422,
+            "plan-unknown",
+        )
+        assert at.changes() == []
+
+
+async def test_what_is_asked_behind_the_path_is_checked(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        await at.subscribed(plan="pro")
+        for query in (
+            "seats=x",
+            "seats=-1",
+            "seats=1.0",
+            "seats=%D9%A3",
+            "plan=a&plan=b",
+            "seats=0",
+            "x=1&" * 40,
+        ):
+            answer = await client.get(f"/subscription/preview?{query}")
+            assert told(answer) == (422, "request-invalid"), query
+        assert told(await client.get("/subscription/preview?plan=prp")) == (422, "plan-unknown")
+        assert told(await client.get(f"/subscription/preview?seats={10**15}")) == (422, "request-invalid")
+        assert given(await client.get("/subscription/preview?utm_source=mail"))["over_limit"] == []
+
+
+async def test_whose_it_is_says_the_app_alone(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        mine = await at.subscribed("acme", "pro")
+        theirs = {"x-customer-id": "other"}
+        assert told(await client.get("/subscription", headers=theirs)) == (404, "no-subscription")
+        query = f"?customer=acme&subscription={mine.id}&plan=team"
+        for method, path in (
+            ("GET", f"/subscription{query}"),
+            ("GET", f"/subscription/preview{query}"),
+            ("POST", f"/subscription/resume{query}"),
+            ("POST", f"/subscription/cancel{query}"),
+        ):
+            answer = await client.request(method, path, headers=theirs)
+            assert told(answer) == (404, "no-subscription")
+        assert given(await client.get("/invoices", headers=theirs)) == []
+        nobody = await client.get("/subscription", headers={"x-customer-id": ""})
+        assert told(nobody) in {(401, "customer-unknown"), (400, "customer-invalid")}
+        long = await client.get("/subscription", headers={"x-customer-id": "x" * 257})
+        assert told(long) == (400, "customer-invalid")
+        at.clock.set(START + timedelta(days=1))
+        assert given(await client.get("/subscription"))["id"] == mine.id
+
+
+async def test_who_owes_can_still_pay(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        await at.subscribed("acme", "pro")
+        await at.kit.customers.set_status("acme", "unpaid")
+        assert given(await client.get("/subscription"))["access"] == "suspended"
+        assert given(await client.post("/portal", json={"return_url": "https://app.example/"}))["url"]
+
+
+async def test_what_stripe_refuses_is_told_without_its_words(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        await at.subscribed("acme", "team")
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.fail_payments(linked)
+        declined = await client.put("/subscription/plan", json={"plan": "pro"})
+        assert told(declined) == (402, "payment-required")
+        assert (declined.json()["reason"], declined.json()["code"]) == ("declined", "card_declined")
+        at.emulator.mend_payments(linked)
+        secret = "No such thing sk_test_51SECRET"
+        at.emulator.fail_next("error", status=400, path="*", message=secret, times=None)
+        refused = await client.put("/subscription/plan", json={"plan": "pro"})
+        assert told(refused) == (502, "stripe-refused")
+        assert "SECRET" not in refused.text
+        assert int(refused.headers["retry-after"]) >= 1
+        at.emulator.clear_faults()
+        assert (
+            given(await client.put("/subscription/plan", json={"plan": "pro"}))["subscription"]["plan"]
+            == "pro"
+        )
+
+
+async def test_stripe_away_is_said_and_asking_again_is_safe(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url) as (client, at):
+        begun = await at.subscribed("acme", "team")
+        at.emulator.fail_next(
+            "error", status=503, path=f"/v1/subscriptions/{begun.id}", when="after", times=None, skip=1
+        )
+        away = await client.put("/subscription/plan", json={"plan": "pro"})
+        assert told(away)[0] == 503
+        assert int(away.headers["retry-after"]) >= 1
+        at.emulator.clear_faults()
+        again = given(await client.put("/subscription/plan", json={"plan": "pro"}))
+        assert again["subscription"]["plan"] == "pro"
+        made = [one for one in at.invoices() if one["billing_reason"] == "subscription_update"]
+        assert len(made) == 1
+
+
+async def test_without_a_key_reading_works_and_the_rest_says_that_it_cannot(
+    framework: Framework, store_url: str
+) -> None:
+    async with billing(framework, store_url, stripe_api_key=None) as (client, _):
+        assert given(await client.get("/usage"))["plan"] == "free"
+        assert told(await client.get("/subscription")) == (404, "no-subscription")
+        answer = await client.post("/subscription", json={"plan": "pro"})
+        assert told(answer)[0] == 503
+        assert "key" not in answer.text
+
+
+@pytest.mark.parametrize("customer", [None, "acme", 5])
+async def test_a_router_without_a_way_to_know_customers_is_refused(customer: Any, store_url: str) -> None:
+    async with shop(store_url) as at:
+        for make in (billing_router, billing_routes):
+            with pytest.raises(MeterkitError, match="customer: found"):
+                make(at.kit, customer=customer, origins=ORIGINS)
+
+
+@pytest.mark.parametrize(
+    "origins", [[], "https://app.example", ["*"], ["app.example"], ["https://app.example/x"]]
+)
+async def test_a_router_with_an_origin_that_is_none_is_refused(origins: Any, store_url: str) -> None:
+    async with shop(store_url) as at:
+        with pytest.raises(MeterkitError, match="origins: found"):
+            billing_router(at.kit, customer=who, origins=origins)
+        with pytest.raises(MeterkitError, match="origins: found"):
+            billing_routes(at.kit, customer=who_by_scope, origins=origins)
+
+
+async def test_what_the_dependency_raises_is_the_apps_own(store_url: str) -> None:
+    async with billing("fastapi", store_url) as (client, at):
+        answer = await client.get("/subscription", headers={"x-customer-id": "forbidden"})
+        assert (answer.status_code, answer.json()) == (403, {"detail": "not here"})
+        routes = billing_routes(at.kit, customer=who_by_scope_sync, origins=ORIGINS)
+        async with client_of(Starlette(routes=[Mount("/billing", routes=routes)])) as other:
+            assert told(await other.get("/subscription")) == (404, "no-subscription")
+            assert (await other.delete("/subscription")).status_code == 405
+
+
+async def test_the_openapi_document_tells_what_is_sent_and_answered(store_url: str) -> None:
+    async with shop(store_url) as at:
+        app = FastAPI()
+        app.include_router(
+            billing_router(at.kit, customer=who, origins=ORIGINS, prefix="/billing", tags=["billing"])
+        )
+        document = app.openapi()
+        paths = document["paths"]
+        assert set(paths) == {
+            *("/billing/subscription", "/billing/subscription/preview", "/billing/subscription/plan"),
+            *("/billing/subscription/seats", "/billing/subscription/cancel", "/billing/subscription/resume"),
+            *("/billing/checkout", "/billing/portal", "/billing/invoices", "/billing/usage"),
+        }
+        create = paths["/billing/subscription"]["post"]
+        body = create["requestBody"]["content"]["application/json"]["schema"]
+        assert body["required"] == ["plan"]
+        assert body["additionalProperties"] is False
+        assert {"201", "401", "409", "413", "422", "502", "503"} <= set(create["responses"])
+        assert "Subscription" in document["components"]["schemas"]
+        query = paths["/billing/subscription/preview"]["get"]["parameters"]
+        assert {"plan", "seats"} <= {one["name"] for one in query}
+        async with client_of(app) as client:
+            answer = await client.get("/subscription")
+        shown = paths["/billing/subscription"]["get"]["responses"]["404"]["content"][PROBLEM]["schema"]
+        jsonschema.validate(json.loads(answer.text), shown)
