@@ -427,3 +427,131 @@ async def test_items_have_calls_of_their_own() -> None:
         await client.v1.subscriptions.cancel_async(made.id)
         with pytest.raises(stripe.InvalidRequestError, match="A canceled subscription"):
             await items.update_async(item_of(made).id, {"quantity": 2})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "start", "now", "lines"),
+    [
+        # https://pastebin.com/9Hu591Zt and https://pastebin.com/Rxuk5FLW: invoices that Stripe has made.
+        (999, 2_999, 1_477_364_992, 1_477_365_718, [-999, 2_998]),
+        (1_000, 3_000, 1_526_482_619, 1_526_487_083, [-998, 2_995]),
+    ],
+)
+async def test_lines_of_invoices_that_stripe_has_made(
+    old: int, new: int, start: int, now: int, lines: list[int]
+) -> None:
+    emulator, clock = shop()
+    emulator.add_price(old, price_id="price_old")
+    emulator.add_price(new, price_id="price_new")
+    clock.set(datetime.fromtimestamp(start, UTC))
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_old")
+        clock.set(datetime.fromtimestamp(now, UTC))
+        changed = await switch(client, made, "price_new", proration_behavior="always_invoice")
+        assert amounts(invoice_of(changed)) == lines
+
+
+async def test_a_year_that_begins_anew_is_charged_less_what_is_left_of_the_month() -> None:
+    """https://gist.github.com/matthewarkin/27bcfdf622eb91d3508ea082d0ad50b8: -364 and 10000."""
+    emulator, clock = shop()
+    emulator.add_price(10_000, price_id="price_year", interval="year")
+    clock.set(datetime.fromtimestamp(1_487_030_400, UTC))
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.set(datetime.fromtimestamp(1_488_568_488, UTC))
+        changed = await switch(client, made, "price_year", billing_cycle_anchor={"type": "now"})
+        assert amounts(invoice_of(changed)) == [-364, 10_000]
+        free = await switch(
+            client, made, "price_10", billing_cycle_anchor={"type": "now"}, proration_behavior="none"
+        )
+        assert amounts(invoice_of(free)) == [1000]
+
+
+async def test_at_another_price_the_quantity_is_1_unless_it_is_given() -> None:
+    """https://docs.stripe.com/api/subscriptions/update#update_subscription-items-price."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, items=[{"price": "price_10", "quantity": 3, "metadata": {"a": "b"}}])
+        assert item_of(made).quantity == 3
+        named: Any = {"items": [{"id": item_of(made).id, "metadata": {"c": "d"}}]}
+        kept = await client.v1.subscriptions.update_async(made.id, named)
+        assert (item_of(kept).quantity, item_of(kept).metadata.to_dict()) == (3, {"a": "b", "c": "d"})
+        assert item_of(await switch(client, made, "price_20")).quantity == 1
+
+
+async def test_a_subscription_has_at_most_20_items_of_one_currency() -> None:
+    """https://docs.stripe.com/api/subscriptions/create#create_subscription-items."""
+    emulator, _ = shop()
+    prices = [emulator.add_price(100) for _ in range(21)]
+    euro = emulator.add_price(100, currency="eur")
+    async with account(emulator) as client:
+        with pytest.raises(stripe.InvalidRequestError, match="at most 20 subscription items"):
+            await subscribe(client, *prices)
+        with pytest.raises(stripe.InvalidRequestError, match="must have the same currency: eur, usd"):
+            await subscribe(client, euro, prices[0])
+        made = await subscribe(client, *prices[:20])
+        assert len(items_of(made)) == 20
+        # An invoice shows the first ten of its lines; all of them are listed.
+        assert (len(invoice_of(made).lines.data), invoice_of(made).lines.has_more) == (10, True)
+        listed = await client.v1.invoices.line_items.list_async(invoice_of(made).id, {"limit": 100})
+        assert len(listed.data) == 20
+
+
+async def test_metered_items_have_no_quantity() -> None:
+    """https://docs.stripe.com/api/subscription_schedules/update#update_subscription_schedule-phases-items-quantity."""
+    emulator, _ = shop()
+    emulator.add_price(1, price_id="price_usage", meter=emulator.add_meter("tokens"))
+    async with account(emulator) as client:
+        with pytest.raises(stripe.InvalidRequestError, match="quantity for metered plans"):
+            await subscribe(client, items=[{"price": "price_usage", "quantity": 1}])
+        made = await subscribe(client, "price_10", "price_usage")
+        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        phases: Any = {"phases": [{"items": [{"price": "price_usage", "quantity": 1}], "start_date": SECOND}]}
+        with pytest.raises(stripe.InvalidRequestError, match="quantity for metered plans"):
+            await client.v1.subscription_schedules.update_async(schedule.id, phases)
+
+
+async def test_previews_are_refused_where_nothing_comes() -> None:
+    """https://docs.stripe.com/api/invoices/create_preview."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        previews = client.v1.invoices.create_preview_async
+        at: Any = {"proration_date": SECOND, "proration_behavior": "none"}
+        with pytest.raises(stripe.InvalidRequestError, match="cannot be set where prorations are off"):
+            await previews({"subscription": made.id, "subscription_details": at})
+        now: Any = {"proration_behavior": "always_invoice"}
+        with pytest.raises(stripe.InvalidRequestError, match="No upcoming invoices"):
+            await previews({"subscription": made.id, "subscription_details": now})
+        with pytest.raises(stripe.InvalidRequestError, match="Missing required param: subscription"):
+            await previews({"customer": "cus_1"})
+        with pytest.raises(stripe.InvalidRequestError, match="No such customer"):
+            await previews({"customer": "cus_x"})
+        with pytest.raises(stripe.InvalidRequestError, match="No such subscription: 'sub_x'") as caught:
+            await previews({"subscription": "sub_x"})
+        assert caught.value.http_status == 400
+        clock.advance(timedelta(days=1))
+        await client.v1.subscriptions.cancel_async(made.id)
+        with pytest.raises(stripe.InvalidRequestError, match="No upcoming invoices"):
+            await previews({"subscription": made.id})
+
+
+async def test_another_invoice_paid_does_not_mend_it() -> None:
+    """The latest invoice decides (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses)."""
+    emulator, clock = shop(after_retries="unpaid", retry_days=(1,))
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        emulator.fail_payments("cus_1")
+        clock.advance(timedelta(days=20))
+        changed = await switch(client, made, "price_20", proration_behavior="always_invoice")
+        clock.set(datetime(2026, 5, 1, 1, tzinfo=UTC))
+        found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        emulator.mend_payments("cus_1")
+        await client.v1.invoices.pay_async(invoice_of(changed).id)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "past_due"
+        emulator.fail_payments("cus_1")
+        clock.advance(timedelta(days=1))
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "unpaid"
+        emulator.mend_payments("cus_1")
+        await client.v1.invoices.pay_async(invoice_of(found).id)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"

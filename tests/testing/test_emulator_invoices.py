@@ -10,6 +10,10 @@ import stripe
 
 from emulated import account
 from meterkit.testing import Clock, StripeEmulator
+from meterkit.testing.emulator.amounts import Pricing
+from meterkit.testing.emulator.billing_cycle import period_at
+from meterkit.testing.emulator.prices import Price, Recurring
+from meterkit.testing.emulator.revision import Wanted
 from subscribing import DAY, HOUR, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
 
 pytestmark = pytest.mark.anyio
@@ -226,3 +230,86 @@ async def test_items_of_several_intervals_renew_by_themselves() -> None:
         ending = await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
         assert ending.cancel_at == int(datetime(2027, 4, 1, tzinfo=UTC).timestamp())
         assert ending.cancel_at != MAY + HOUR
+
+
+async def test_an_invoice_may_have_a_card_of_its_own() -> None:
+    """https://docs.stripe.com/billing/invoices/subscription#collect-payment: the invoice's comes first."""
+    emulator, clock = shop(card="pm_card_chargeDeclined")
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        card = await client.v1.payment_methods.attach_async("pm_card_mastercard", {"customer": "cus_1"})
+        own: Any = {"default_payment_method": card.id}
+        await client.v1.invoices.update_async(invoice_of(made).id, own)
+        assert (await client.v1.invoices.pay_async(invoice_of(made).id)).status == "paid"
+        clock.set(RENEWED)
+        (draft, _) = (await client.v1.invoices.list_async()).data
+        held = await client.v1.invoices.finalize_invoice_async(draft.id, {"auto_advance": False})
+        assert (held.status, held.next_payment_attempt) == ("open", None)
+        await client.v1.payment_methods.detach_async(card.id)
+        with pytest.raises(stripe.CardError):
+            await client.v1.invoices.pay_async(draft.id)
+
+
+async def test_an_invoice_without_a_way_to_pay_is_refused() -> None:
+    """https://docs.stripe.com/api/invoices/pay; a draft that a balance covers is paid by finalizing it."""
+    emulator, clock = shop(card=None)
+    async with account(emulator) as client:
+        made = await subscribe(client, trial_period_days=1)
+        clock.advance(timedelta(days=1))
+        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        with pytest.raises(stripe.InvalidRequestError, match="no attached payment source"):
+            await client.v1.invoices.pay_async(invoice_of(renewed).id)
+        await client.v1.customers.update_async("cus_1", {"balance": -5000})
+        clock.advance(timedelta(days=40))
+        assert (await client.v1.invoices.list_async({"status": "draft"})).data == []
+        bought = await subscribe(client, "price_20", trial_end=int(clock()) + DAY)
+        clock.advance(timedelta(days=1))
+        renewed = await client.v1.subscriptions.retrieve_async(bought.id, {"expand": LATEST})
+        paid = await client.v1.invoices.pay_async(invoice_of(renewed).id)
+        assert (paid.status, paid.amount_due, paid.starting_balance < 0) == ("paid", 0, True)
+
+
+async def test_a_first_invoice_that_is_given_up_ends_the_subscription_too() -> None:
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, payment_behavior="default_incomplete")
+        await client.v1.invoices.mark_uncollectible_async(invoice_of(made).id)
+        clock.advance(timedelta(hours=23))
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "incomplete_expired"
+
+
+@pytest.mark.parametrize(
+    ("anchor", "at", "start", "end"),
+    [
+        ("2026-01-31T12:00", "2026-02-28T11:59", "2026-01-31T12:00", "2026-02-28T12:00"),
+        ("2026-01-31T12:00", "2026-02-28T12:00", "2026-02-28T12:00", "2026-03-31T12:00"),
+        ("2024-02-29T00:00", "2031-01-01T00:00", "2030-12-29T00:00", "2031-01-29T00:00"),
+        ("2026-05-15T00:00", "2026-04-20T00:00", "2026-04-15T00:00", "2026-05-15T00:00"),
+        ("2030-05-15T00:00", "2026-04-20T00:00", "2026-04-15T00:00", "2026-05-15T00:00"),
+    ],
+)
+def test_periods_follow_from_the_anchor(anchor: str, at: str, start: str, end: str) -> None:
+    """https://docs.stripe.com/billing/subscriptions/billing-cycle: in a short month on its last day."""
+    first, instant, begin, finish = (
+        int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()) for text in (anchor, at, start, end)
+    )
+    assert period_at(first, Recurring(interval="month"), instant) == (begin, finish)
+
+
+def test_years_weeks_and_days_too() -> None:
+    anchor = int(datetime(2024, 2, 29, tzinfo=UTC).timestamp())
+    year = int(datetime(2025, 2, 28, tzinfo=UTC).timestamp())
+    assert period_at(anchor, Recurring(interval="year"), year - 1) == (anchor, year)
+    assert period_at(anchor, Recurring(interval="week", interval_count=2), anchor) == (
+        anchor,
+        anchor + 14 * DAY,
+    )
+    assert period_at(anchor, Recurring(interval="day"), anchor - 1) == (anchor - DAY, anchor)
+
+
+def test_what_recurs_not_has_no_cycle() -> None:
+    once = Price(id="price_1", product="prod_1", currency="usd", created=0, pricing=Pricing())
+    with pytest.raises(ValueError, match="price_1 is charged once"):
+        _ = once.cycle
+    with pytest.raises(ValueError, match="needs a price"):
+        _ = Wanted().new_price

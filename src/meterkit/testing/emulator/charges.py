@@ -49,9 +49,7 @@ def remaining_line(account: Account, item: Item, *, anchor: int, at: int) -> Lin
     and the timestamp of the proration's triggering event" (https://docs.stripe.com/billing/scripts/prorations).
     """
     whole = amount_of(item.price.pricing, _quantity(item))
-    start, end = item.period_start, item.period_end
-    if item.price.recurring is not None:
-        start, end = period_at(anchor, item.price.recurring, at)
+    start, end = period_at(anchor, item.price.cycle, at)
     amount = to_cents(whole * Fraction(item.period_end - at, end - start))
     item.debits.append(_debit(amount, start=at, end=item.period_end))
     text = f"Remaining time on {_several(account, item)} after {_day(at)}"
@@ -97,8 +95,7 @@ def usage_lines(
 
     A sum below 0 is billed as 0 (facts/stripe.md 0.7).
     """
-    meter_id = usage.price.recurring.meter if usage.price.recurring is not None else None
-    meter = account.meters.find(meter_id or "")
+    meter = account.meters.find(usage.price.cycle.meter or "")
     events = [
         event
         for event in account.events.accepted
@@ -169,8 +166,8 @@ def _several(account: Account, item: Item) -> str:
 
 
 def _rate(price: Price) -> str:
-    recurring = price.recurring
-    if recurring is None or price.pricing.unit_amount is None:
+    recurring = price.cycle
+    if price.pricing.unit_amount is None:
         return "(tiered)"
     count = recurring.interval_count
     every = recurring.interval if count == 1 else f"{count} {recurring.interval}s"

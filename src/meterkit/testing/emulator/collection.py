@@ -31,8 +31,7 @@ def finalize(account: Account, invoice: Invoice) -> bool:
     can be charged is put on it (https://docs.stripe.com/api/invoices/object#invoice_object-amount_due).
     """
     customer = account.customers.find(invoice.customer)
-    if invoice.subscription is not None:
-        count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
+    count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
     number = account.invoices.next_number(customer.id)
     invoice.starting_balance, owed = customer.balance, customer.balance + invoice.total
     invoice.amount_due = owed if owed >= CHARGE_MIN else 0
@@ -49,18 +48,18 @@ def finalize(account: Account, invoice: Invoice) -> bool:
     return invoice.amount_due > 0
 
 
-def method_of(account: Account, subscription: Subscription | None, customer_id: str) -> str | None:
+def method_of(account: Account, subscription: Subscription) -> str | None:
     """Return the payment method that is charged: the subscription's, else the customer's default one.
 
     https://docs.stripe.com/billing/invoices/subscription#collect-payment
     """
-    own = None if subscription is None else subscription.default_payment_method
-    return own or account.customers.find(customer_id).default_payment_method
+    customer = account.customers.find(subscription.customer)
+    return subscription.default_payment_method or customer.default_payment_method
 
 
 def can_pay(account: Account, subscription: Subscription) -> bool:
     """Tell whether a charge of this subscription would go through."""
-    method = method_of(account, subscription, subscription.customer)
+    method = method_of(account, subscription)
     return account.payment_methods.goes_through(method, customer=subscription.customer)
 
 
@@ -70,8 +69,8 @@ def attempt(account: Account, invoice: Invoice, *, method: str | None = None, by
     "Any payment attempt counts as the first attempt, and subsequently only automatic retries increment the
     attempt count" (https://docs.stripe.com/api/invoices/object#invoice_object-attempt_count).
     """
-    found = None if invoice.subscription is None else account.subscriptions.find(invoice.subscription)
-    method = method or invoice.default_payment_method or method_of(account, found, invoice.customer)
+    subscription = account.subscriptions.find(invoice.subscription)
+    method = method or invoice.default_payment_method or method_of(account, subscription)
     invoice.attempted = True
     if by_itself or not invoice.attempt_count:
         invoice.attempt_count += 1
@@ -84,8 +83,8 @@ def attempt(account: Account, invoice: Invoice, *, method: str | None = None, by
         wait_s = 0 if is_last else retries[invoice.attempt_count - 1] * DAY_S
         invoice.next_payment_attempt = account.now + wait_s if wait_s and invoice.auto_advance else None
     account.emit("invoice.payment_failed", invoice.to_json())
-    if found is not None and found.status not in ENDED:
-        _fail(account, found, invoice, is_last=is_last and invoice.auto_advance)
+    if subscription.status not in ENDED:
+        _fail(account, subscription, invoice, is_last=is_last and invoice.auto_advance)
     return False
 
 
@@ -103,9 +102,9 @@ def void(account: Account, invoice: Invoice) -> None:
     invoice.status, invoice.voided_at = "void", account.now
     invoice.auto_advance, invoice.next_payment_attempt = False, None
     account.emit("invoice.voided", invoice.to_json())
-    found = None if invoice.subscription is None else account.subscriptions.find(invoice.subscription)
-    if found is not None and found.status == "incomplete":
-        set_status(account, found, "incomplete_expired")
+    subscription = account.subscriptions.find(invoice.subscription)
+    if subscription.status == "incomplete":
+        set_status(account, subscription, "incomplete_expired")
     else:
         _settle(account, invoice)
 
@@ -132,8 +131,6 @@ def _fail(account: Account, subscription: Subscription, invoice: Invoice, *, is_
 
 def _settle(account: Account, invoice: Invoice) -> None:
     """What becomes of a subscription by an invoice that is paid or void: its latest decides."""
-    if invoice.subscription is None:
-        return
     subscription = account.subscriptions.find(invoice.subscription)
     update = subscription.pending_update
     if update is not None and update.invoice == invoice.id:
@@ -145,8 +142,7 @@ def _settle(account: Account, invoice: Invoice) -> None:
             leave_pause(account, subscription, "active")
         return
     finalized = [each for each in account.invoices.of(subscription.id) if each.finalized_at is not None]
-    is_latest = bool(finalized) and finalized[-1] is invoice
-    if is_latest and subscription.status in {"incomplete", "past_due", "unpaid"}:
+    if finalized[-1:] == [invoice] and subscription.status in {"incomplete", "past_due", "unpaid"}:
         set_status(account, subscription, "active")
 
 

@@ -102,13 +102,11 @@ def _pay(account: Account, call: Call) -> JsonObject:
         account.payment_methods.of_customer(given, customer=invoice.customer, param="payment_method")
     if is_open and params.boolean("paid_out_of_band"):
         mark_paid(account, invoice)
-        return _shown(account, invoice, call)
+        is_open = False
     if not is_open:
         return _shown(account, invoice, call)
-    subscription = None if invoice.subscription is None else account.subscriptions.find(invoice.subscription)
-    if (
-        given or invoice.default_payment_method or method_of(account, subscription, invoice.customer)
-    ) is None:
+    own = method_of(account, account.subscriptions.find(invoice.subscription))
+    if (given or invoice.default_payment_method or own) is None:
         raise ApiError(NO_METHOD, code="resource_missing", stored=True)
     if not attempt(account, invoice, method=given, by_itself=False):
         raise ApiError(
@@ -148,8 +146,7 @@ def _mark_uncollectible(account: Account, call: Call) -> JsonObject:
 def _found(account: Account, call: Call) -> Invoice:
     """A draft shows the usage that has arrived until now."""
     invoice = account.invoices.find(call.object_id)
-    if invoice.subscription is not None:
-        count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
+    count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
     return invoice
 
 

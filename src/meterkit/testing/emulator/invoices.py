@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Invoice", "Invoices", "Line", "Usage"]
 
 InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
+# An object that holds a list shows its beginning (https://docs.stripe.com/api/invoices/object#invoice_object-lines).
+LINES_SHOWN: Final = 10
 NOTHING: Final = (
     *("account_tax_ids", "application", "custom_fields", "customer_account", "customer_address"),
     *("customer_phone", "customer_shipping", "default_source", "footer", "from_invoice"),
@@ -128,13 +130,13 @@ class Invoice:
 
     id: str
     customer: str
+    subscription: str
     created: int
     currency: str
     billing_reason: str
     period_start: int
     period_end: int
     livemode: bool = False
-    subscription: str | None = None
     subscription_metadata: dict[str, str] = field(default_factory=dict[str, str])
     customer_email: str | None = None
     customer_name: str | None = None
@@ -173,11 +175,6 @@ class Invoice:
     def total(self) -> int:
         """The sum of its lines; negative where more is given back than charged."""
         return sum(line.amount for line in self.all_lines)
-
-    @property
-    def amount_remaining(self) -> int:
-        """What is still to be paid."""
-        return self.amount_due - self.amount_paid
 
     @property
     def turns_at(self) -> int | None:
@@ -228,8 +225,8 @@ class Invoice:
             "issuer": {"type": "self"},
             "lines": {
                 "object": "list",
-                "data": lines,
-                "has_more": False,
+                "data": lines[:LINES_SHOWN],
+                "has_more": len(lines) > LINES_SHOWN,
                 "total_count": len(lines),
                 "url": f"/v1/invoices/{self.id}/lines",
             },
@@ -262,9 +259,7 @@ class Invoice:
             return None
         return self.created + self.days_until_due * 86_400
 
-    def _parent(self) -> JsonObject | None:
-        if self.subscription is None:
-            return None
+    def _parent(self) -> JsonObject:
         details: JsonObject = {
             "metadata": dict(self.subscription_metadata),
             "subscription": self.subscription,
@@ -283,7 +278,7 @@ class Invoices:
     def __init__(self) -> None:
         self._by_id: dict[str, Invoice] = {}
         self._moving: dict[str, Invoice] = {}
-        self._of: defaultdict[str | None, list[Invoice]] = defaultdict(list)
+        self._of: defaultdict[str, list[Invoice]] = defaultdict(list)
         self._numbers = Counter[str]()
         self.pending: dict[str, list[Line]] = {}
 

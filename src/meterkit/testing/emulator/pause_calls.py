@@ -100,9 +100,8 @@ def _resumed(account: Account, subscription: Subscription, *, unchanged: bool, p
     lines: list[Line] = []
     for item in subscription.items:
         item.debits = []
-        if item.price.recurring is not None:
-            item.period_start = now
-            item.period_end = period_at(subscription.billing_cycle_anchor, item.price.recurring, now)[1]
+        item.period_start = now
+        item.period_end = period_at(subscription.billing_cycle_anchor, item.price.cycle, now)[1]
         if prorate and not item.price.is_metered:
             lines.append(remaining_line(account, item, anchor=subscription.billing_cycle_anchor, at=now))
     return lines

@@ -114,4 +114,6 @@ class PaymentMethods:
     def goes_through(self, method_id: str | None, *, customer: str) -> bool:
         """Tell whether a charge with a payment method is paid."""
         method = None if method_id is None else self._by_id.get(method_id)
-        return method is not None and method.works and customer not in self.failing
+        if method is None or method.customer != customer:
+            return False
+        return method.works and customer not in self.failing

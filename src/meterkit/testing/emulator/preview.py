@@ -114,7 +114,7 @@ def _of_new(account: Account, params: Params, details: Params) -> Invoice:
     wanted = read_items(account, details, of=None)
     if not wanted:
         raise missing_parameter("subscription")
-    prices = [each.price for each in wanted if each.price is not None]
+    prices = [each.new_price for each in wanted]
     draft = Subscription(
         id=new_id("sub_1", length=23),
         customer=customer,
@@ -122,9 +122,7 @@ def _of_new(account: Account, params: Params, details: Params) -> Invoice:
         currency=prices[0].currency,
         billing_cycle_anchor=account.now,
     )
-    draft.items = [
-        new_item(draft, each, price, at=account.now) for each, price in zip(wanted, prices, strict=True)
-    ]
+    draft.items = [new_item(draft, each, at=account.now) for each in wanted]
     lines = begin_items(account, draft, prorate=True)
     return draft_of(account, draft, lines, reason="upcoming")
 

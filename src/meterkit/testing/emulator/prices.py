@@ -68,6 +68,13 @@ class Price:
         """Whether it is charged by the usage of a meter, after the period."""
         return self.recurring is not None and self.recurring.meter is not None
 
+    @property
+    def cycle(self) -> Recurring:
+        """How often it is charged. Raises ValueError if that is once."""
+        if self.recurring is None:
+            raise ValueError(f"{self.id} is charged once and has no cycle")
+        return self.recurring
+
     def to_json(self) -> JsonObject:
         """Return the price as Stripe shows it (https://docs.stripe.com/api/prices/object)."""
         pricing, unit = self.pricing, self.pricing.unit_amount

@@ -46,12 +46,18 @@ class Wanted:
     deleted: bool = False
     metadata: dict[str, str] | None = None
 
+    @property
+    def new_price(self) -> Price:
+        """The price of an item that is new. Raises ValueError if it names none."""
+        if self.price is None:
+            raise ValueError("an item that is new needs a price")
+        return self.price
 
-def new_item(subscription: Subscription, wanted: Wanted, price: Price, *, at: int) -> Item:
+
+def new_item(subscription: Subscription, wanted: Wanted, *, at: int) -> Item:
     """Return an item that begins at an instant; its period is that of the cycle, or of the trial."""
+    price = wanted.new_price
     end = subscription.trial_end if subscription.status == "trialing" else None
-    if end is None:
-        end = _end_of_period(subscription, price, at=at)
     return Item(
         id=new_id("si"),
         subscription=subscription.id,
@@ -59,7 +65,7 @@ def new_item(subscription: Subscription, wanted: Wanted, price: Price, *, at: in
         price=price,
         quantity=None if price.is_metered else wanted.quantity,
         period_start=at,
-        period_end=end,
+        period_end=_end_of_period(subscription, price, at=at) if end is None else end,
         usage_from=at,
         metadata=dict(wanted.metadata or {}),
     )
@@ -86,23 +92,37 @@ def begin_items(account: Account, subscription: Subscription, *, prorate: bool) 
 
 
 def revise(
-    account: Account, subscription: Subscription, changes: Sequence[Wanted], *, at: int, prorate: bool
+    account: Account,
+    subscription: Subscription,
+    changes: Sequence[Wanted],
+    *,
+    at: int,
+    prorate: bool,
+    restarts: bool = False,
 ) -> list[Line]:
     """Change items, and return the lines that follow: credits for unused time, charges for the rest.
 
     Where an item is removed or its price changes, its usage up to then is charged, unless prorations are off
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing). The cycle stays
     anchored where it is, whatever the interval of the new price (the same page: "never automatically reset").
+
+    Args:
+        account: what it is of.
+        subscription: it changes.
+        changes: what becomes of which item.
+        at: Unix seconds.
+        prorate: whether there are credits and charges.
+        restarts: whether a cycle begins anew, which charges what is new by itself.
     """
+    charge = prorate and not restarts
     lines: list[Line] = []
     by_id = {item.id: item for item in subscription.items}
     for wanted in changes:
         item = by_id.get(wanted.item or "")
         if item is None:
-            if wanted.price is not None:
-                item = new_item(subscription, wanted, wanted.price, at=at)
-                subscription.items.append(item)
-                lines += _charge(account, subscription, item, at=at, prorate=prorate)
+            item = new_item(subscription, wanted, at=at)
+            subscription.items.append(item)
+            lines += _charge(account, subscription, item, at=at, prorate=charge)
             continue
         item.metadata.update(wanted.metadata or {})
         price = wanted.price or item.price
@@ -116,7 +136,7 @@ def revise(
         if price.recurring != item.price.recurring and subscription.status != "trialing":
             item.period_start, item.period_end = at, _end_of_period(subscription, price, at=at)
         item.price, item.quantity = price, quantity
-        lines += _charge(account, subscription, item, at=at, prorate=prorate)
+        lines += _charge(account, subscription, item, at=at, prorate=charge)
     return lines
 
 
@@ -174,6 +194,4 @@ def _charge(
 
 
 def _end_of_period(subscription: Subscription, price: Price, *, at: int) -> int:
-    if price.recurring is None:
-        raise ValueError(f"{price.id} recurs in no interval")
-    return period_at(subscription.billing_cycle_anchor, price.recurring, at)[1]
+    return period_at(subscription.billing_cycle_anchor, price.cycle, at)[1]

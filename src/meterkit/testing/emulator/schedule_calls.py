@@ -221,8 +221,7 @@ def _end_of(params: Params, *, start: int, items: list[PhaseItem]) -> int:
     if end_date is not None:
         return end_date
     if duration is None:
-        recurring = items[0].price.recurring
-        return start if recurring is None else boundary(start, recurring, 1)
+        return boundary(start, items[0].price.cycle, 1)
     duration.only("interval", "interval_count")
     duration.required("interval")
     interval = duration.choice("interval", ("day", "week", "month", "year")) or ""

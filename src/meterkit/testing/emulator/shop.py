@@ -140,9 +140,9 @@ class Shop(Behaviour):
         """
         advance(self._account)
 
-    def _keep(self, subscription: str | None, method: str, *, customer: str) -> None:
-        found = None if subscription is None else self._account.subscriptions.find(subscription)
-        if found is not None and found.save_payment_method == "on_subscription":
+    def _keep(self, subscription: str, method: str, *, customer: str) -> None:
+        found = self._account.subscriptions.find(subscription)
+        if found.save_payment_method == "on_subscription":
             found.default_payment_method = method
         else:
             self._account.customers.find(customer).default_payment_method = method

@@ -97,10 +97,10 @@ def subscribe(
     due = is_charged and is_due(account, draft, lines)
     if due and behavior != "default_incomplete":
         unpaid = not can_pay(account, draft)
-        if unpaid and (behavior == "error_if_incomplete" or method_of(account, draft, customer) is None):
+        if unpaid and (behavior == "error_if_incomplete" or method_of(account, draft) is None):
             raise refuse_unpaid(account, draft)
     draft.status = "incomplete" if due else draft.status
-    if not due and behavior == "default_incomplete" and method_of(account, draft, customer) is None:
+    if not due and behavior == "default_incomplete" and method_of(account, draft) is None:
         draft.pending_setup_intent = new_id("seti_1", length=23)
     account.subscriptions.put(draft)
     invoice = (
@@ -122,7 +122,7 @@ def _draft(
     account: Account, params: Params, wanted: Sequence[Wanted], *, customer: str, call: Call
 ) -> Subscription:
     now = account.now
-    prices = [each.price for each in wanted if each.price is not None]
+    prices = [each.new_price for each in wanted]
     currencies = {price.currency for price in prices}
     if len(currencies) > 1:
         message = (
@@ -146,7 +146,7 @@ def _draft(
     if anchor is not None:
         _refuse_anchor(anchor, wanted, now=now)
         draft.billing_cycle_anchor = anchor
-    draft.items = [new_item(draft, each, price, at=now) for each, price in zip(wanted, prices, strict=True)]
+    draft.items = [new_item(draft, each, at=now) for each in wanted]
     apply_cancellation(draft, params, now=now)
     return draft
 
@@ -156,10 +156,8 @@ def _refuse_anchor(anchor: int, wanted: Sequence[Wanted], *, now: int) -> None:
     if anchor <= now:
         message = "Invalid timestamp: must be an integer Unix timestamp in the future."
         raise ApiError(message, param="billing_cycle_anchor")
-    for price in (each.price for each in wanted):
-        if price is None or price.recurring is None:
-            continue
-        natural = period_at(now, price.recurring, now)[1]
+    for each in wanted:
+        natural = period_at(now, each.new_price.cycle, now)[1]
         if anchor > natural:
             message = (
                 f"`billing_cycle_anchor` cannot be later than next natural billing date ({natural}) for plan."

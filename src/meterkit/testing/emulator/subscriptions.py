@@ -65,8 +65,7 @@ class Item:
 
     def renew(self, anchor: int, *, now: int) -> None:
         """Begin the period that lies in the cycle of ``anchor`` now."""
-        if self.price.recurring is not None:
-            self.period_start, self.period_end = period_at(anchor, self.price.recurring, now)
+        self.period_start, self.period_end = period_at(anchor, self.price.cycle, now)
         self.usage_from = max(self.usage_from, self.period_start)
 
     def to_json(self) -> JsonObject:
@@ -257,9 +256,6 @@ class Subscriptions:
     def __iter__(self) -> Iterator[Subscription]:
         return iter(self._by_id.values())
 
-    def __bool__(self) -> bool:
-        return bool(self._by_id)
-
     def put(self, subscription: Subscription) -> None:
         """Take over a subscription, in the place of the one that has its id."""
         self._by_id[subscription.id] = subscription
@@ -292,7 +288,6 @@ def _plan(price: Price) -> JsonObject:
     """The price in its old shape, which items still have."""
     shown = price.to_json()
     names = ("active", "created", "currency", "livemode", "metadata", "nickname", "product", "tiers_mode")
-    recurring: JsonObject = {} if price.recurring is None else price.recurring.to_json()
     return {
         "id": price.id,
         "object": "plan",
@@ -300,6 +295,6 @@ def _plan(price: Price) -> JsonObject:
         "amount_decimal": shown["unit_amount_decimal"],
         "billing_scheme": shown["billing_scheme"],
         "transform_usage": shown["transform_quantity"],
-        **recurring,
+        **price.cycle.to_json(),
         **{name: shown[name] for name in names},
     }

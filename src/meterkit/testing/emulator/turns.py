@@ -82,10 +82,9 @@ class _Queue:
     def put_what_moved(self, each: Invoice | Subscription) -> None:
         """Queue anew what a turn may have moved: a subscription and its invoices."""
         subscription_id = each.subscription if isinstance(each, Invoice) else each.id
-        if subscription_id is not None:
-            self.put(self._account.subscriptions.find(subscription_id))
-            for invoice in self._account.invoices.of(subscription_id):
-                self.put(invoice)
+        self.put(self._account.subscriptions.find(subscription_id))
+        for invoice in self._account.invoices.of(subscription_id):
+            self.put(invoice)
 
 
 def _turn_invoice(account: Account, invoice: Invoice) -> None:
@@ -208,7 +207,7 @@ def _tell_of_trial(account: Account, subscription: Subscription) -> None:
     trial_end = subscription.trial_end
     if subscription.status != "trialing" or subscription.trial_end_told or trial_end is None:
         return
-    if trial_end - TRIAL_NOTICE_S <= account.now < trial_end:
+    if trial_end - TRIAL_NOTICE_S <= account.now:
         subscription.trial_end_told = True
         account.emit("customer.subscription.trial_will_end", subscription.to_json())
 
@@ -230,7 +229,7 @@ def _has_no_way_to_pay(account: Account, subscription: Subscription) -> bool:
 
     https://docs.stripe.com/billing/subscriptions/trials/free-trials#create-free-trials-without-payment
     """
-    if method_of(account, subscription, subscription.customer) is not None:
+    if method_of(account, subscription) is not None:
         return False
     if subscription.trial_action == "cancel":
         end(account, subscription, reason="payment_failed")

@@ -58,7 +58,8 @@ def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], p
     at = _proration_date(draft, params, now=now)
     behavior = params.choice("proration_behavior", PRORATIONS) or "create_prorations"
     prorate = behavior != "none"
-    lines = revise(account, draft, wanted, at=at, prorate=prorate)
+    restarts = _anchor(params) == "now"
+    lines = revise(account, draft, wanted, at=at, prorate=prorate, restarts=restarts)
     immediate = behavior == "always_invoice"
     trial_end = read_trial_end(params, now=now)
     if trial_end == now:
@@ -69,7 +70,7 @@ def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], p
             lines, immediate = restart(account, draft, at=now, prorate=False), True
     elif trial_end is not None:
         lines += _try_out(account, draft, until=trial_end, at=at, prorate=prorate)
-    if _anchor(params) == "now":
+    if restarts:
         lines = [*lines, *restart(account, draft, at=now, prorate=prorate)]
         immediate = True
     return Rearranged(lines=lines, immediate=immediate, proration_date=at)
@@ -131,7 +132,7 @@ def is_due(
 
 def refuse_unpaid(account: Account, subscription: Subscription) -> ApiError:
     """The refusal of what was to be paid: 402 with a card that does not work, 400 without one."""
-    if method_of(account, subscription, subscription.customer) is None:
+    if method_of(account, subscription) is None:
         return ApiError(NO_METHOD, code="resource_missing", stored=True)
     return ApiError(
         DECLINED,
