@@ -142,6 +142,15 @@ async def test_live_objects_make_live_events() -> None:
         assert [event.livemode for event in (await client.v1.events.list_async()).data] == [True]
 
 
+def test_an_event_keeps_what_was_told() -> None:
+    emulator = StripeEmulator()
+    told: Any = {"id": "in_1", "lines": {"data": [1]}}
+    event = emulator.emit("invoice.paid", told)
+    told["lines"]["data"].append(2)
+    assert event is not None
+    assert event.object == {"id": "in_1", "lines": {"data": [1]}}
+
+
 def test_previous_attributes_are_what_has_changed() -> None:
     """Only what differs; of a list all of it (https://docs.stripe.com/api/events/object)."""
     before: JsonObject = {"a": 1, "b": {"x": 1, "y": 2}, "c": [1, 2], "d": None}

@@ -225,6 +225,37 @@ async def test_forgeries_are_refused_by_the_sdk(how: Forgery, refused: str) -> N
     assert receiver.event(secret).type == "invoice.paid"
 
 
+async def test_a_forgery_that_is_taken_counts_for_nothing() -> None:
+    emulator, receiver, _, _ = ready()
+    event = emulator.emit("invoice.paid", {"id": "in_1"})
+    assert event is not None
+    (delivery,) = await emulator.deliver(event, forge="wrong_secret")
+    assert (delivery.taken, event.to_json()["pending_webhooks"]) == (True, 1)
+    assert [delivery.attempt for delivery in await emulator.deliver()] == [1]
+    assert len(receiver.bodies) == 2
+
+
+async def test_a_disabled_endpoint_misses_what_falls_due_meanwhile() -> None:
+    """And nothing where it is enabled again before (https://docs.stripe.com/webhooks#automatic-retries)."""
+    emulator, receiver, clock, _ = ready(500, 500)
+    async with account(emulator) as client:
+        endpoints = client.v1.webhook_endpoints
+        (hook,) = (await endpoints.list_async()).data
+        emulator.emit("invoice.paid", {"id": "in_1"})
+        await emulator.deliver()
+        await endpoints.update_async(hook.id, {"disabled": True})
+        assert await emulator.deliver() == ()
+        await endpoints.update_async(hook.id, {"disabled": False})
+        clock.advance(timedelta(hours=1))
+        assert [delivery.attempt for delivery in await emulator.deliver()] == [2]
+        await endpoints.update_async(hook.id, {"disabled": True})
+        clock.advance(timedelta(hours=2))
+        assert await emulator.deliver() == ()
+        await endpoints.update_async(hook.id, {"disabled": False})
+        assert await emulator.deliver() == ()
+    assert len(receiver.bodies) == 2
+
+
 @pytest.mark.parametrize(("how", "day"), [("stale", -1), ("early", 1)])
 async def test_a_day_off_is_rightly_signed(how: Forgery, day: int) -> None:
     emulator, receiver, _, secret = ready()

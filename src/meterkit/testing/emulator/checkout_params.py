@@ -114,14 +114,14 @@ def _line(account: Account, item: Params, *, place: int) -> CheckoutLine:
 
 
 def _expires_at(params: Params, *, now: int) -> int:
-    """From 30 minutes to 24 hours from now (https://docs.stripe.com/api/checkout/sessions/create)."""
+    """From 30 minutes to below 24 hours from now (https://docs.stripe.com/api/checkout/sessions/create)."""
     at = params.integer("expires_at")
     if at is None:
         return now + LIFE_S
     if at < now + LIFE_S_MIN:
         message = "The `expires_at` timestamp must be at least 30 minutes from Checkout Session creation."
         raise ApiError(message, param="expires_at")
-    if at > now + LIFE_S:
+    if at >= now + LIFE_S:
         message = "The `expires_at` timestamp must be less than 24 hours from Checkout Session creation."
         raise ApiError(message, param="expires_at")
     return at

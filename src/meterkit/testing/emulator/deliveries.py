@@ -105,18 +105,25 @@ class Deliveries:
                 self._waiting.append(Due(event=event, endpoint=endpoint, attempt=1, at_s=now))
 
     def take(self, *, now: float, apps: bool) -> Due | None:
-        """Take what has been due for the longest; of a disabled or deleted endpoint nothing is.
+        """Take what has been due for the longest; None: nothing is due.
 
-        ``apps``: also what goes to apps of this process.
+        What falls due while its endpoint is disabled or deleted is given up; one that is enabled again
+        before misses nothing (https://docs.stripe.com/webhooks#automatic-retries).
+
+        Args:
+            now: Unix seconds.
+            apps: whether to take what goes to apps of this process too.
         """
-        kept = [due for due in self._waiting if self._endpoints.get(due.endpoint.id) is not None]
-        self._waiting = [due for due in kept if not due.endpoint.disabled]
+        self._waiting = [due for due in self._waiting if due.at_s > now or self._is_open(due.endpoint)]
         ripe = [due for due in self._waiting if due.at_s <= now and (apps or due.endpoint.app is None)]
         if not ripe:
             return None
         due = min(ripe, key=lambda due: due.at_s)
         self._waiting.remove(due)
         return due
+
+    def _is_open(self, endpoint: WebhookEndpoint) -> bool:
+        return self._endpoints.get(endpoint.id) is not None and not endpoint.disabled
 
     def settle(self, due: Due, delivery: Delivery) -> None:
         """Enter what became of an attempt: done, or to be tried again."""

@@ -201,11 +201,11 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
                 if meter.stripe is not None and self._account.meters.active(meter.stripe.event_name) is None:
                     self.add_meter(meter.stripe.event_name)
             for plan in catalog.plans.values():
-                known = {price.id for price in self._account.prices}
-                if plan.price.stripe_price is None or plan.price.stripe_price in known:
+                known, prices = {price.id for price in self._account.prices}, list(prices_of(catalog, plan))
+                if not prices or prices[0].id in known:
                     continue
                 product = self.add_product(plan.name, product_id=f"prod_{plan.key}")
-                for price in prices_of(catalog, plan):
+                for price in prices:
                     if price.id not in known:
                         self._add_plan_price(price, product=product, currency=catalog.currency)
 

@@ -114,7 +114,7 @@ class PageControls(Behaviour):
             if request.method == "POST" and session.status == "open":
                 payment = cast("Payment", form.get("payment", "succeeds"))
                 problem = self._pay(session, payment, email=form.get("email"))
-            if session.status == "complete" and problem is None and request.method == "POST":
+            if session.status == "complete" and request.method == "POST":
                 there = session.success_url.replace("{CHECKOUT_SESSION_ID}", session.id)
                 return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
             if session.status != "open":
