@@ -18,6 +18,7 @@ SECTIONS: Final = (
     "The command line",
     "Rules of counting",
     "What a client sees",
+    "Subscriptions",
 )
 HEAD: Final = ("| stated | shown by |", "|---|---|")
 NAMED: Final = re.compile(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`")
