@@ -42,7 +42,14 @@ def test_a_kit_of_the_app_itself_begins_each_test_with_nothing(nth):
 
 def test_the_page_on_testing_holds(tmp_path: Path) -> None:
     """F-64."""
-    assert set(FILES) == {"conftest.py", "shop.py", "test_sync.py", "test_async.py", "test_webhooks.py"}
+    assert set(FILES) == {
+        "conftest.py",
+        "shop.py",
+        "test_sync.py",
+        "test_async.py",
+        "test_subscriptions.py",
+        "test_webhooks.py",
+    }
     files = {**FILES, "plans.yaml": PLANS, "test_leaks.py": LEAKS, "pytest.ini": "[pytest]\n"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -54,7 +61,7 @@ def test_the_page_on_testing_holds(tmp_path: Path) -> None:
         check=False,
         timeout=300,
     )
-    assert "14 passed" in done.stdout, done.stdout + done.stderr
+    assert "16 passed" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
 
 
