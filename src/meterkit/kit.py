@@ -32,12 +32,12 @@ from meterkit.store.store import Store
 from meterkit.store.turns import follow_turns
 from meterkit.store.used import Used
 from meterkit.subscribing import StripeAccess, subscriptions_of
-from meterkit.subscriptions.fetching import fetch_subscription
+from meterkit.subscriptions.webhooks import Webhooks
 from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from types import TracebackType
@@ -109,20 +109,21 @@ class MeterKit:
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self.gauges = Gauges(self.store)
-        self._stripe = StripeAccess(self.settings)
-        fetch = partial(fetch_subscription, self.store, self._stripe.api)
-        self.subscriptions = subscriptions_of(self.store, self.settings, self._stripe, fetch)
+        stripe = StripeAccess(self.settings)
+        self.webhooks = Webhooks(self.store, self.settings, stripe.api)
+        self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch)
         self._handlers = Handlers()
         teller = Teller(self.store, self._handlers)
         tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
         if self.settings.delivers:
             every_s = min(5.0, self.settings.flush_interval)
             tasks["flush"] = partial(flush_forever, self.flusher, every_s=every_s)
+            tasks["webhooks"] = self.webhooks.run
         tasks["turns"] = partial(follow_turns, self.store, is_wanted=self._follows_turns)
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
-        finish = partial(self._finish, partial(teller.finish, timeout_s=_HANDLERS_S))
-        self._serving = Serving(self.store, self.settings, tasks, finish)
+        finish = partial(teller.finish, timeout_s=_HANDLERS_S)
+        self._serving = Serving(self.store, self.settings, tasks, finish, close=stripe.close)
 
     @property
     def catalog(self) -> Catalog:
@@ -371,10 +372,6 @@ class MeterKit:
 
     def _follows_turns(self) -> bool:
         return self.settings.delivers or any(event in SUBSCRIPTION_EVENTS for event in self._handlers.events)
-
-    async def _finish(self, tell: Callable[[], Awaitable[None]]) -> None:
-        await tell()
-        await self._stripe.close()
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_quantities({meter: quantity}, self.catalog.meters)

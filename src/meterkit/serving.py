@@ -35,6 +35,7 @@ class Serving:
         settings: of the kit.
         tasks: name to what runs beside each event loop until that is stopped.
         finish: brings to an end what is under way in the running event loop, before its tasks are cancelled.
+        close: closes what else belongs to the running event loop, after its tasks have ended.
     """
 
     def __init__(
@@ -43,11 +44,14 @@ class Serving:
         settings: Settings,
         tasks: Mapping[str, Callable[[], Coroutine[Any, Any, None]]],
         finish: Callable[[], Awaitable[None]],
+        *,
+        close: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._settings = settings
         self._tasks = tasks
         self._finish = finish
+        self._close = close
         self._background = BackgroundTasks()
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
@@ -116,3 +120,4 @@ class Serving:
         loop = running_loop()
         self._starts.pop(loop, None)
         await self._background.end(loop)
+        await self._close()

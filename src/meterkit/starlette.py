@@ -1,4 +1,7 @@
-"""For Starlette: the billing routes, to be mounted: ``Mount("/billing", routes=billing_routes(…))``."""
+"""For Starlette: the billing routes, to be mounted: ``Mount("/billing", routes=billing_routes(…))``.
+
+And the endpoint that Stripe posts its events to, for any ASGI app.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from starlette.routing import Route
 from meterkit.errors import MeterkitError
 from meterkit.subscriptions.answers import BODY_BYTES_MAX, Billing
 from meterkit.subscriptions.endpoints import ENDPOINTS
+from meterkit.subscriptions.webhook_endpoint import WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -20,8 +24,9 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.subscriptions.endpoints import BillingKit, Endpoint
+    from meterkit.subscriptions.webhook_endpoint import HookedKit
 
-__all__ = ["billing_routes"]
+__all__ = ["billing_routes", "stripe_webhook"]
 
 
 def billing_routes(
@@ -55,6 +60,19 @@ def billing_routes(
         )
         for endpoint in ENDPOINTS
     ]
+
+
+def stripe_webhook(kit: HookedKit) -> WebhookEndpoint:
+    """Make the endpoint that Stripe posts its events to, an ASGI app.
+
+    ``Route("/webhooks/stripe", stripe_webhook(kit))``. It wants ``METERKIT_STRIPE_WEBHOOK_SECRET``, and in
+    the plans file ``exempt: true`` on its line, as Stripe is no customer. It answers once an event is
+    queued; what it hints at is worked off by this process, or any other that delivers to Stripe.
+
+    Args:
+        kit: the same that the app is wrapped with.
+    """
+    return WebhookEndpoint(kit.webhooks)
 
 
 async def _respond(

@@ -83,7 +83,7 @@ def test_a_failed_payment_is_told_with_its_attempt() -> None:
         kind="payment.failed",
         data={
             "invoice": "in_1",
-            "attempt": 2,
+            "failures": 2,
             "amount_cents": 2900,
             "currency": "usd",
             "next_attempt_ms": (AT + 86_400) * 1000,

@@ -34,7 +34,7 @@ def hint(event: str, customer: str | None = "cus_1", note: str | None = None) ->
 
 @asynccontextmanager
 async def queued(url: str, *, clock: Clock | None = None, **settings: Any) -> AsyncGenerator[HookQueue]:
-    given = {"shards": 4, "store_timeout": 10.0} | settings
+    given: dict[str, Any] = {"shards": 4, "store_timeout": 10.0} | settings
     async with MeterKit(CATALOG, redis_url=url, clock=clock or Clock(NOW), **given) as kit:
         yield HookQueue(kit.store)
 

@@ -148,7 +148,7 @@ def _payment(
         return None
     data = {
         "invoice": invoice,
-        "attempt": attempt,
+        "failures": attempt,
         "amount_cents": amount_cents,
         "currency": currency,
         **more,

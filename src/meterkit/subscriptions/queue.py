@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.hints import Hint
 
-__all__ = ["LEASE_MS", "DeadEntry", "Entry", "HookQueue", "Waiting"]
+__all__ = ["LEASE_MS", "DeadWebhook", "Entry", "HookQueue", "WebhookBacklog"]
 
 LEASE_MS: Final = 60_000
 """For how long an entry is one worker's. Work on it ends sooner, or keeps it."""
@@ -59,7 +59,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
+class WebhookBacklog:
     """How much there is.
 
     Attributes:
@@ -74,7 +74,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeadEntry:
+class DeadWebhook:
     """A Stripe customer that is given up until somebody, or a further event, has it looked at again.
 
     Attributes:
@@ -164,7 +164,7 @@ class HookQueue:
         """Put an entry with the dead ones; whether it was still ours."""
         return await self._finish(entry, "dead", why=why, notes=notes)
 
-    async def dead(self) -> list[DeadEntry]:
+    async def dead(self) -> list[DeadWebhook]:
         """The Stripe customers that are given up, the longest first."""
         admin = await self._store.admin()
         kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key("dead")))
@@ -177,7 +177,7 @@ class HookQueue:
             await self.look(stripe_customer, "operator")
         self.wake()
 
-    async def waiting(self) -> Waiting:
+    async def waiting(self) -> WebhookBacklog:
         """How much there is."""
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
@@ -186,7 +186,7 @@ class HookQueue:
         pipe.hgetall(self._key("alarms"))
         entries, dead, alarms = await admin.ask(pipe.execute())
         counted = {kind.decode(): int(count) for kind, count in alarms.items()}
-        return Waiting(entries=entries, dead=len(dead), alarms=counted)
+        return WebhookBacklog(entries=entries, dead=len(dead), alarms=counted)
 
     def wake(self) -> None:
         """Have the worker of the running event loop look at once."""
@@ -281,8 +281,8 @@ def _entry(name: bytes, kept: bytes) -> Entry:
     )
 
 
-def _dead(name: str, found: Mapping[str, Any]) -> DeadEntry:
-    return DeadEntry(
+def _dead(name: str, found: Mapping[str, Any]) -> DeadWebhook:
+    return DeadWebhook(
         stripe_customer=name,
         why=found["why"],
         cause=found["cause"],

@@ -1,0 +1,110 @@
+"""Whose a Stripe customer is: as it was linked here, or as Stripe has it from whoever made it there.
+
+What Stripe has is fetched, never taken from an event: the ``meterkit_customer`` of the metadata of a
+subscription or of the customer, or the ``client_reference_id`` of the checkout session that made it. A link
+that stands is never replaced.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import CustomerError, StripeError
+from meterkit.store.customers import Customers
+from meterkit.store.links import owner_of
+from meterkit.store.state_changes import States
+from meterkit.subscriptions.beginning import CUSTOMER
+from meterkit.subscriptions.parts import id_in, part_of, text_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+__all__ = ["LINK", "Linking"]
+
+LINK: Final = "link"
+"""The kind of a note that names a checkout session."""
+
+
+class Linking:
+    """Finds out whose a Stripe customer is, and links it where nobody has.
+
+    Args:
+        store: where links are.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._states = States(store)
+        self._customers = Customers(store)
+        self._api = api
+
+    async def owner(self, stripe_customer: str) -> str | None:
+        """The customer that it is linked to; None: to nobody.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        admin = await self._store.admin()
+        claim: bytes | None = await admin.ask(admin.client.get(self._store.keys.link(stripe_customer)))
+        customer = owner_of((claim or b"").decode())
+        if not customer:
+            return None
+        # A claim that no link was made from is nobody's yet.
+        _, state = await self._states.read(customer)
+        return customer if state.stripe_customer == stripe_customer else None
+
+    async def link(
+        self, stripe_customer: str, found: Iterable[Mapping[str, Any]], sessions: Iterable[str]
+    ) -> str | None:
+        """Link it to whom Stripe names; None: Stripe names nobody, so it is none of ours.
+
+        Args:
+            stripe_customer: ``cus_…``, which is linked to nobody.
+            found: its subscriptions as Stripe shows them, that in force first.
+            sessions: the checkout sessions that it came from.
+
+        Raises:
+            CustomerError: the id that Stripe has is not allowed, or is linked to another Stripe customer.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        named = next(filter(None, (_named(one) for one in found)), "") or await self._named_customer(
+            stripe_customer
+        )
+        for session in sessions:
+            named = named or await self._named_by(session, stripe_customer)
+        if not named:
+            return None
+        try:
+            await self._customers.link(named, stripe_customer)
+        except CustomerError as error:
+            raise CustomerError(
+                f"Stripe says that Stripe customer {stripe_customer} is customer {named!r:.80}: {error}"
+            ) from error
+        return named
+
+    async def _named_customer(self, stripe_customer: str) -> str:
+        return _named(await self._found(f"/v1/customers/{stripe_customer}"))
+
+    async def _named_by(self, session: str, stripe_customer: str) -> str:
+        made = await self._found(f"/v1/checkout/sessions/{session}")
+        is_its = id_in(made, "customer") == stripe_customer
+        return text_in(made, "client_reference_id") if is_its else ""
+
+    async def _found(self, path: str) -> dict[str, Any]:
+        """An object; an empty one where Stripe has it no more."""
+        try:
+            return await self._api().get(path)
+        except StripeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return {}
+            raise
+
+
+def _named(found: Mapping[str, Any]) -> str:
+    return text_in(part_of(found, "metadata"), CUSTOMER)

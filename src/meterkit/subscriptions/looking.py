@@ -1,0 +1,111 @@
+"""A look at a Stripe customer: its subscriptions are fetched, and what is known of the customer follows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.customer_state import with_subscription
+from meterkit.errors import StripeError
+from meterkit.store.notices import tell
+from meterkit.store.state_changes import States
+from meterkit.subscriptions.linking import LINK, Linking
+from meterkit.subscriptions.parts import id_in, part_of
+from meterkit.subscriptions.reading import asks_for_payment_method, in_force, read_subscription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.subscriptions.queue import Entry, HookQueue
+
+__all__ = ["Looker", "LostError"]
+
+_EXPAND: Final = ("data.latest_invoice", "data.schedule")
+_GONE: Final = "resource_missing"
+
+
+class LostError(Exception):
+    """Somebody else has the entry by now: nothing that was found is stored."""
+
+
+class Looker:
+    """Does what an entry of the queue asks for.
+
+    Args:
+        store: where customers are.
+        api: the way to Stripe.
+        queue: where entries are.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi], queue: HookQueue) -> None:
+        self._store = store
+        self._states = States(store)
+        self._api = api
+        self._queue = queue
+        self.linking = Linking(store, api)
+
+    async def look(self, entry: Entry) -> None:
+        """Fetch a Stripe customer's subscriptions, store the one that counts, and tell what is to be told.
+
+        Raises:
+            CustomerError: it cannot be linked to whom Stripe names.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+            LostError: somebody else has the entry by now.
+            ValueError: what Stripe shows cannot be read.
+        """
+        linked, catalog = entry.stripe_customer, self._store.catalog
+        customer = await self.linking.owner(linked)
+        found = await self._subscriptions(linked)
+        chosen = in_force(found, catalog, await self._known(customer))
+        if customer is None:
+            ordered = [*([] if chosen is None else [chosen]), *found]
+            sessions = [note.data["session"] for note in entry.notes if note.kind == LINK]
+            customer = await self.linking.link(linked, ordered, sessions)
+            if customer is None:
+                return
+        subscription = None if chosen is None else await self._read(chosen)
+        # What was fetched is stored only by who has the entry: nobody has fetched anything newer.
+        if not await self._queue.keep(entry):
+            raise LostError
+        await self._states.change(customer, _having(linked, subscription), cause=entry.cause)
+        for note in entry.notes:
+            if note.kind != LINK:
+                await tell(self._store, customer, note.kind, {**note.data, "id": note.name})
+
+    async def _subscriptions(self, linked: str) -> list[dict[str, Any]]:
+        """All subscriptions that a Stripe customer has, and had; none of one that is deleted."""
+        asked = {"customer": linked, "status": "all", "expand": _EXPAND}
+        try:
+            return await self._api().list("/v1/subscriptions", asked)
+        except StripeError as error:
+            if error.code == _GONE and error.param == "customer":
+                return []
+            raise
+
+    async def _known(self, customer: str | None) -> str | None:
+        if customer is None:
+            return None
+        _, state = await self._states.read(customer)
+        return None if state.subscription is None else state.subscription.id
+
+    async def _read(self, chosen: Mapping[str, Any]) -> SubscriptionState:
+        has_payment_method = False
+        if asks_for_payment_method(chosen):
+            owner = await self._api().get(f"/v1/customers/{id_in(chosen, 'customer')}")
+            settings = part_of(owner, "invoice_settings")
+            has_payment_method = bool(
+                id_in(settings, "default_payment_method") or id_in(owner, "default_source")
+            )
+        return read_subscription(chosen, self._store.catalog, has_payment_method=has_payment_method)
+
+
+def _having(linked: str, subscription: SubscriptionState | None) -> Callable[[CustomerState], CustomerState]:
+    def change(state: CustomerState) -> CustomerState:
+        # Unlinked meanwhile: what was found is another's.
+        return with_subscription(state, subscription) if state.stripe_customer == linked else state
+
+    return change

@@ -1,0 +1,147 @@
+"""Finds what no webhook has brought: by Stripe's list of events, and a look at everybody each night."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from random import SystemRandom
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.errors import MeterkitError, StoreError, StripeError
+from meterkit.subscriptions.hints import TYPES, hint_of
+from meterkit.subscriptions.nights import Night, due_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.queue import HookQueue
+
+__all__ = ["Sweeper"]
+
+_logger = logging.getLogger("meterkit.subscriptions")
+
+_random = SystemRandom()
+
+_EVERY_S: Final = 30.0
+_SWEEP_MS: Final = 300_000
+# Stripe's list is behind what has happened by a while, and hosts' clocks are apart.
+_OVERLAP_S: Final = 900
+_FIRST_S: Final = 3_600
+_LIST_DAYS_S: Final = 30 * 86_400
+_LEASE_MS: Final = 600_000
+_KEPT_MS: Final = 400 * 86_400_000
+_PAGE: Final = 200
+
+
+class Sweeper:
+    """Queues what no webhook has brought; one process at a time does, whichever has the lease.
+
+    Args:
+        store: where customers are.
+        api: the way to Stripe.
+        queue: what there is to do.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi], queue: HookQueue) -> None:
+        self._store = store
+        self._api = api
+        self._queue = queue
+        self._token = token_hex(8)
+        self._told = False
+
+    async def run(self) -> None:
+        """Sweep every five minutes, and once a night look at everybody; until cancelled."""
+        while True:
+            await self.turn()
+            await asyncio.sleep(_EVERY_S * _random.uniform(0.8, 1.2))
+
+    async def turn(self) -> None:
+        """Do what is due, unless another process does. Raises nothing but cancellation."""
+        try:
+            if self._sells() and await self._lease(_LEASE_MS):
+                try:
+                    await self._sweep_if_due()
+                    await self._night()
+                finally:
+                    with suppress(StoreError):  # It runs out by itself.
+                        await self._lease(0)
+            self._told = False
+        except (StripeError, StoreError) as error:
+            if not self._told:
+                _logger.warning("events that were not delivered are looked for later: %s", error)
+            self._told = True
+        except MeterkitError:
+            _logger.exception("events that were not delivered are looked for later")
+
+    async def sweep(self) -> int:
+        """Queue the events that Stripe has listed since the last time; how many were new.
+
+        Raises:
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        now_s = self._store.now_ms() // 1000
+        cursor_s = int(await self._read("cursor") or now_s - _FIRST_S)
+        since_s = max(cursor_s - _OVERLAP_S, now_s - _LIST_DAYS_S)
+        asked: dict[str, Parameter] = {"types": list(TYPES), "created": {"gte": since_s}}
+        new, newest_s = 0, cursor_s
+        async for page in self._api().pages("/v1/events", asked):
+            for event in page:
+                newest_s = max(newest_s, int(event.get("created") or 0))
+                hint = hint_of(event)
+                new += hint is not None and await self._queue.add(hint) != "duplicate"
+        # Not past what could be listed yet.
+        await self._write("cursor", min(newest_s, now_s))
+        if new:
+            _logger.info("%d events of Stripe were found that no webhook had brought", new)
+        return new
+
+    async def _sweep_if_due(self) -> None:
+        now_ms = self._store.now_ms()
+        last_ms = int(await self._read("swept") or 0)
+        if not last_ms <= now_ms < last_ms + _SWEEP_MS:
+            await self.sweep()
+            await self._write("swept", now_ms)
+
+    async def _night(self) -> None:
+        """Queue the linked customers of the shards whose turn it is, each at some time of their turn."""
+        done = Night.parse(await self._read("night") or "")
+        for night, span_ms in due_shards(done, self._store.now_ms(), self._store.keys.shards):
+            await self._look_at_shard(night.shard, span_ms)
+            await self._write("night", night.dump())
+
+    async def _look_at_shard(self, shard: int, span_ms: int) -> None:
+        admin, keys = await self._store.admin(), self._store.keys
+        members: set[bytes] = await admin.ask(admin.client.smembers(keys.shard(shard, "customers")))
+        customers = sorted(member.decode() for member in members)
+        for start in range(0, len(customers), _PAGE):
+            pipe = admin.client.pipeline(transaction=False)
+            for customer in customers[start : start + _PAGE]:
+                pipe.hget(keys.customer(customer).state, "data")
+            for data in await admin.ask(pipe.execute()):
+                linked = CustomerState.parse(data or b"").stripe_customer
+                if linked is not None:
+                    await self._queue.look(linked, "reconcile", delay_ms=_random.randrange(span_ms))
+
+    def _sells(self) -> bool:
+        """Whether there is a plan whose subscriptions Stripe has: else there is nothing to look for."""
+        return any(plan.price.stripe_price is not None for plan in self._store.catalog.plans.values())
+
+    async def _lease(self, ttl_ms: int) -> bool:
+        admin, key = await self._store.admin(), self._store.keys.hooks("sweep")
+        return bool(await admin.run(self._store.scripts["lease"], [key], self._token, ttl_ms))
+
+    async def _read(self, name: str) -> str:
+        admin = await self._store.admin()
+        found: bytes | None = await admin.ask(admin.client.get(self._store.keys.hooks(name)))
+        return (found or b"").decode()
+
+    async def _write(self, name: str, value: int | str) -> None:
+        admin = await self._store.admin()
+        await admin.ask(admin.client.set(self._store.keys.hooks(name), str(value), px=_KEPT_MS))

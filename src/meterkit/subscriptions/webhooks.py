@@ -1,0 +1,156 @@
+"""``kit.webhooks``: what Stripe's events are taken by, worked off by, and looked at by people."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Literal
+from weakref import WeakKeyDictionary
+
+from meterkit.store.customer_id import check_customer
+from meterkit.store.state_changes import States
+from meterkit.subscriptions.hints import hint_of
+from meterkit.subscriptions.looking import Looker
+from meterkit.subscriptions.queue import HookQueue
+from meterkit.subscriptions.signature import Forged, verify
+from meterkit.subscriptions.sweep import Sweeper
+from meterkit.subscriptions.worker import HookWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.subscriptions.queue import DeadWebhook, WebhookBacklog
+
+__all__ = ["Receipt", "Webhooks"]
+
+_logger = logging.getLogger("meterkit.subscriptions")
+
+Receipt = Literal["new", "duplicate", "ignored"]
+"""What became of an event: it is queued, was queued before, or is of a type that nothing follows from."""
+
+_AGAIN_S: Final = 1.0
+
+
+class Webhooks:
+    """Takes Stripe's events and works them off.
+
+    An event is a hint: its Stripe customer is looked at again, and what is stored follows from what Stripe
+    has then. So it does not matter in which order events come, how often, or whether some never do.
+
+    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: where customers are kept.
+        settings: the signing secrets.
+        api: the way to Stripe; made when it is first needed.
+    """
+
+    def __init__(self, store: Store, settings: Settings, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._settings = settings
+        self._api = api
+        self._queue = HookQueue(store)
+        self._looker = Looker(store, api, self._queue)
+        self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether there is a signing secret, so that an event can be told from any other bytes."""
+        return bool(self._settings.stripe_webhook_secret)
+
+    async def receive(self, body: bytes, signatures: Iterable[bytes]) -> Receipt | Forged:
+        """Take what came to the webhook endpoint, in one round trip to the store; nothing is worked off yet.
+
+        Args:
+            body: the request's, byte for byte.
+            signatures: the values of its ``Stripe-Signature`` headers.
+
+        Returns:
+            What became of it; why it is refused, where it is not an event that Stripe has signed lately.
+        """
+        secrets = (secret.get_secret_value() for secret in self._settings.stripe_webhook_secret)
+        event = verify(body, signatures, secrets, now_s=self._store.clock())
+        if isinstance(event, Forged):
+            return event
+        hint = hint_of(event)
+        if hint is None:
+            return "ignored"
+        noted = await self._queue.add(hint, alarm=event["type"] if hint.alarm else "")
+        if noted == "duplicate":
+            return "duplicate"
+        if hint.alarm is not None:
+            _logger.error("%s", hint.alarm)
+        if noted == "full":
+            _logger.error(
+                "event %s of Stripe customer %s is not told to handlers: 200 wait to be told already",
+                *(hint.event, hint.stripe_customer),
+            )
+        return "new"
+
+    async def backlog(self) -> WebhookBacklog:
+        """How many Stripe customers are to be looked at, how many are given up, and the alarms."""
+        return await self._queue.waiting()
+
+    async def dead(self) -> Sequence[DeadWebhook]:
+        """The Stripe customers that are given up, the longest first, with the reason of each."""
+        return await self._queue.dead()
+
+    async def redrive(self, *stripe_customers: str) -> int:
+        """Have Stripe customers that were given up looked at again; without names, all. Returns how many."""
+        dead = {entry.stripe_customer for entry in await self._queue.dead()}
+        chosen = sorted(dead.intersection(stripe_customers) if stripe_customers else dead)
+        await self._queue.redrive(chosen)
+        return len(chosen)
+
+    async def work_off(self) -> None:
+        """Work off what is due now, and wait until that is done.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+        """
+        self._api()
+        await self._worker().idle()
+
+    async def fetch(self, customer: str) -> None:
+        """Fetch a customer's subscription from Stripe now; nothing is done for one who is not linked.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            StripeError: Stripe refuses, or does not answer; it is tried again in the background.
+        """
+        _, state = await States(self._store).read(check_customer(customer))
+        if state.stripe_customer is not None:
+            self._api()
+            await self._worker().sync(state.stripe_customer, "api")
+
+    async def run(self) -> None:
+        """Work off what comes, and look for what did not, until cancelled."""
+        while True:
+            try:
+                self._api()
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._worker().run())
+                    tasks.create_task(Sweeper(self._store, self._api, self._queue).run())
+            except Exception:
+                _logger.exception("working off Stripe's events ended by an error; it begins anew")
+                await asyncio.sleep(_AGAIN_S)
+
+    async def sweep(self) -> int:
+        """Queue what Stripe has listed since the last time and no webhook has brought; how many events.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+            StripeError: Stripe refuses, or does not answer.
+        """
+        return await Sweeper(self._store, self._api, self._queue).sweep()
+
+    def _worker(self) -> HookWorker:
+        """The running event loop's: its tasks and its breaker are of that loop."""
+        loop = asyncio.get_running_loop()
+        worker = self._workers.get(loop)
+        if worker is None:
+            worker = self._workers[loop] = HookWorker(self._store, self._queue, self._looker)
+        return worker

@@ -1,0 +1,187 @@
+"""The worker: looks at the Stripe customers that events have hinted at, beside any number of others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from random import SystemRandom
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.stripe.breaker import Breaker
+from meterkit.subscriptions.looking import LostError
+from meterkit.subscriptions.queue import Entry
+from meterkit.subscriptions.retries import next_of
+
+if TYPE_CHECKING:
+    from meterkit.store.store import Store
+    from meterkit.subscriptions.looking import Looker
+    from meterkit.subscriptions.queue import HookQueue
+    from meterkit.subscriptions.retries import Next
+
+__all__ = ["HookWorker"]
+
+_logger = logging.getLogger("meterkit.subscriptions")
+
+_jitter = SystemRandom().uniform
+
+_AT_ONCE: Final = 8
+_PAUSE_S: Final = 1 / 15  # Below the 20 a second that Stripe is asked in a sandbox: others ask, too.
+_POLL_S: Final = 1.0
+_PATIENCE_S: Final = 45.0  # Less than the lease of an entry.
+_WAIT_S: Final = 60.0
+_AGAIN_S: Final = (0.02, 0.06)
+_ANSWER_MS: Final = (1_000, 60_000)
+_KEY_MS: Final = (60_000, 600_000)
+
+
+class HookWorker:
+    """Works off the queue, in one event loop.
+
+    Args:
+        store: whose clock it goes by.
+        queue: what there is to do.
+        looker: does it.
+    """
+
+    def __init__(self, store: Store, queue: HookQueue, looker: Looker) -> None:
+        self._store = store
+        self._queue = queue
+        self._looker = looker
+        self._breaker = Breaker(is_tried=False)
+        self._at_work: set[asyncio.Task[None]] = set()
+        self._next_s = 0.0
+
+    async def run(self) -> None:
+        """Work until cancelled. What was begun then is given back, for the next worker."""
+        has_failed = False
+        try:
+            while True:
+                try:
+                    is_busy = await self._begin()
+                    has_failed = False
+                except StoreError as error:
+                    is_busy = False
+                    if not has_failed:
+                        _logger.warning("Stripe's events are worked off later: %s", error)
+                    has_failed = True
+                if not is_busy:
+                    await self._queue.woken(_POLL_S * _jitter(0.8, 1.2))
+        finally:
+            for task in self._at_work:
+                task.cancel()
+            await asyncio.gather(*self._at_work, return_exceptions=True)
+
+    async def idle(self) -> None:
+        """Work off what is due now, and wait until that is done."""
+        while await self._begin() or self._at_work:
+            if self._at_work:
+                await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
+
+    async def sync(self, stripe_customer: str, cause: str) -> None:
+        """Look at a Stripe customer now, or wait until somebody has who began after this was called.
+
+        Raises:
+            CustomerError: it cannot be linked to whom Stripe names.
+            StripeError: Stripe refuses, or does not answer. It is tried again later.
+            StoreError: the store does not answer, or others have it again and again.
+        """
+        await self._queue.look(stripe_customer, cause)
+        deadline = monotonic() + _WAIT_S
+        while monotonic() < deadline:
+            entry = await self._queue.take_one(stripe_customer)
+            if entry == "gone":
+                return
+            if isinstance(entry, Entry):
+                await self._look(entry, is_waited_for=True)
+                return
+            await asyncio.sleep(_jitter(*_AGAIN_S))
+        raise StoreError(f"Stripe customer {stripe_customer} is being looked at by others; try again")
+
+    async def _begin(self) -> bool:
+        """Begin what is due, as far as there is room and Stripe answers; whether there may be more."""
+        admitted = self._breaker.admits(self._store.now_ms())
+        room = _AT_ONCE if admitted == "all" else int(admitted == "one")
+        free = room - len(self._at_work)
+        if free <= 0:
+            return False
+        entries = await self._queue.take(free)
+        for entry in entries:
+            task = asyncio.create_task(self._work(entry))
+            self._at_work.add(task)
+            task.add_done_callback(self._ended)
+        return len(entries) == free
+
+    async def _work(self, entry: Entry) -> None:
+        at = max(monotonic(), self._next_s)
+        self._next_s = at + _PAUSE_S
+        try:
+            await asyncio.sleep(at - monotonic())
+            with suppress(MeterkitError, TimeoutError):  # It was logged, and waits for its next turn.
+                await self._look(entry, is_waited_for=False)
+        except asyncio.CancelledError:
+            with suppress(StoreError):  # Else another takes it when the lease is over.
+                await self._queue.later(entry, "the worker was stopped", delay_ms=0, counts=False)
+            raise
+
+    async def _look(self, entry: Entry, *, is_waited_for: bool) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._looker.look(entry)
+        except (LostError, StoreError):
+            # Whoever has it, or takes it when the lease is over, begins anew.
+            if is_waited_for:
+                raise StoreError(
+                    f"Stripe customer {entry.stripe_customer}: the look was lost; try again"
+                ) from None
+            raise StoreError("the look was lost") from None
+        except Exception as error:
+            await self._failed(entry, error)
+            raise
+        self._breaker.succeeded()
+        await self._queue.done(entry, entry.notes)
+
+    async def _failed(self, entry: Entry, error: Exception) -> None:
+        next_ = next_of(error, entry.attempts)
+        self._note(next_, error)
+        why = str(error) or type(error).__name__
+        # Nobody else would hear of an error that is not ours.
+        unexpected = None if isinstance(error, MeterkitError | TimeoutError) else error
+        if next_.step == "dead":
+            await self._queue.give_up(entry, why)
+            _logger.error(
+                "Stripe customer %s is given up: %s; once that is mended: meterkit webhooks redrive %s",
+                *(entry.stripe_customer, why, entry.stripe_customer),
+                exc_info=unexpected,
+            )
+            return
+        delay_ms = int(next_.delay_ms * _jitter(0.5, 1.0))
+        await self._queue.later(entry, why, delay_ms=delay_ms, counts=next_.counts)
+        if next_.scope == "entry":
+            _logger.warning(
+                "Stripe customer %s is looked at again later: %s",
+                *(entry.stripe_customer, why),
+                exc_info=unexpected,
+            )
+
+    def _note(self, next_: Next, error: Exception) -> None:
+        """What one failure says of all others; a person is told once, and each hour while it lasts."""
+        now_ms = self._store.now_ms()
+        if next_.scope == "entry":
+            self._breaker.succeeded()  # Stripe was there.
+            return
+        if next_.scope == "key":
+            self._breaker.trip(now_ms, first_ms=_KEY_MS[0], most_ms=_KEY_MS[1])
+        else:
+            self._breaker.failed(now_ms, first_ms=_ANSWER_MS[0], most_ms=_ANSWER_MS[1])
+        if self._breaker.is_alert_due(now_ms):
+            _logger.error("Stripe's events wait, and none is lost: %s", error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._at_work.discard(task)
+        self._queue.wake()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _logger.error("a look at a Stripe customer failed; it is begun anew", exc_info=error)

@@ -1,0 +1,217 @@
+"""What is read off a subscription as Stripe shows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hooking import CATALOG
+from meterkit.decisions.subscription import SubscriptionState
+from meterkit.subscriptions.reading import asks_for_payment_method, in_force, is_sold_here, read_subscription
+
+START = 1_938_816_000
+END = START + 30 * 86_400
+
+
+def item(price: str, quantity: int | None = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"si_{price}",
+        "price": {"id": price},
+        "quantity": quantity,
+        "current_period_start": START,
+        "current_period_end": END,
+        **more,
+    }
+
+
+def shown(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "id": "sub_1",
+        "object": "subscription",
+        "status": "active",
+        "customer": "cus_1",
+        "created": START - 5,
+        "billing_cycle_anchor": START,
+        "items": {"data": list(items or (item("price_pro"),))},
+        **more,
+    }
+
+
+PRO = SubscriptionState(
+    id="sub_1",
+    status="active",
+    plan="pro",
+    seats=3,
+    start_ms=START * 1000,
+    end_ms=END * 1000,
+    anchor_ms=START * 1000,
+    created_ms=(START - 5) * 1000,
+)
+
+
+def read(*items: dict[str, Any], has_payment_method: bool = False, **more: Any) -> SubscriptionState:
+    return read_subscription(shown(*items, **more), CATALOG, has_payment_method=has_payment_method)
+
+
+def test_a_plain_subscription() -> None:
+    assert read() == PRO
+
+
+def test_a_period_at_the_subscription_is_read_as_before_basil() -> None:
+    old = {"id": "si_1", "price": {"id": "price_pro"}, "quantity": 1}
+    assert read(old, current_period_start=START, current_period_end=END) == PRO
+
+
+def test_of_items_with_periods_of_their_own_that_of_the_base_price_counts() -> None:
+    yearly = item("price_other", current_period_end=END + 335 * 86_400)
+    assert read(yearly, item("price_pro")) == PRO
+
+
+def test_seats_are_those_that_the_base_price_covers_and_those_that_are_paid_for() -> None:
+    assert read(item("price_pro"), item("price_seat", 4)).seats == 7
+    # The plan sells no seats.
+    assert read(item("price_max"), item("price_seat", 4)) == replace(PRO, plan="max", seats=0)
+
+
+def test_a_price_that_no_plan_has_leaves_the_plan_open() -> None:
+    assert read(item("price_gone")) == replace(PRO, plan=None, seats=0)
+
+
+def test_a_price_may_be_its_id_alone() -> None:
+    assert read({**item("price_pro"), "price": "price_pro"}) == PRO
+
+
+def test_when_it_ends() -> None:
+    assert read(cancel_at_period_end=True).cancel_at_ms == END * 1000
+    assert read(cancel_at_period_end=True).cancel_at_period_end is True
+    assert read(cancel_at=START + 99).cancel_at_ms == (START + 99) * 1000
+    assert read(cancel_at=None, cancel_at_period_end=False).cancel_at_ms is None
+    ended = read(status="canceled", ended_at=START + 7)
+    assert (ended.status, ended.ended_at_ms) == ("canceled", (START + 7) * 1000)
+
+
+@pytest.mark.parametrize(
+    ("behavior", "expected"),
+    [("create_invoice", "continue"), ("cancel", "cancel"), ("pause", "pause"), ("else", "continue")],
+)
+def test_what_a_trial_ends_in_without_a_payment_method(behavior: str, expected: str) -> None:
+    trial: dict[str, Any] = {
+        "status": "trialing",
+        "trial_end": END,
+        "trial_settings": {"end_behavior": {"missing_payment_method": behavior}},
+    }
+    found = read(**trial)
+    assert (found.trial_end_ms, found.trial_end_action) == (END * 1000, expected)
+    assert asks_for_payment_method(shown(**trial)) is (expected != "continue")
+    assert read(**trial, has_payment_method=True).trial_end_action == "continue"
+    assert read(**trial, default_payment_method="pm_1").trial_end_action == "continue"
+    assert read(**trial, default_payment_method={"id": "pm_1"}).trial_end_action == "continue"
+    assert not asks_for_payment_method(shown(**{**trial, "status": "active"}))
+
+
+def invoice(**more: Any) -> dict[str, Any]:
+    transitions = {"finalized_at": START + 3_600}
+    return {"id": "in_1", "status": "open", "attempt_count": 2, "status_transitions": transitions, **more}
+
+
+@pytest.mark.parametrize(
+    ("latest", "expected"),
+    [
+        (invoice(), (2, (START + 3_600) * 1000)),
+        (invoice(status="paid"), (0, 0)),
+        (invoice(status="draft", attempt_count=0), (0, 0)),
+        (invoice(status="uncollectible"), (0, 0)),
+        (invoice(attempt_count=0), (0, 0)),
+        (invoice(status_transitions=None), (2, 0)),
+        ("in_1", (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_failed_attempts_count_while_the_invoice_is_open(latest: object, expected: tuple[int, int]) -> None:
+    found = read(status="past_due", latest_invoice=latest)
+    assert (found.failures, found.failed_at_ms) == expected
+
+
+def schedule(*phases: dict[str, Any], status: str = "active") -> dict[str, Any]:
+    return {
+        "id": "sub_sched_1",
+        "status": status,
+        "current_phase": {"start_date": START, "end_date": END},
+        "phases": list(phases),
+    }
+
+
+NOW_PHASE = {"start_date": START, "end_date": END, "items": [{"price": "price_pro", "quantity": 1}]}
+NEXT_PHASE = {"start_date": END, "end_date": END + 9, "items": [{"price": "price_max", "quantity": 1}]}
+
+
+def test_what_is_scheduled() -> None:
+    found = read(schedule=schedule(NOW_PHASE, NEXT_PHASE))
+    assert (found.pending_plan, found.pending_at_ms, found.pending_seats) == ("max", END * 1000, 0)
+
+
+def test_scheduled_seats() -> None:
+    seats = {"price": {"id": "price_seat"}, "quantity": 2}
+    later = {"start_date": END, "items": [{"price": {"id": "price_pro"}}, seats]}
+    found = read(item("price_pro"), schedule=schedule(later, NOW_PHASE))
+    assert (found.pending_plan, found.pending_seats) == ("pro", 5)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        schedule(NOW_PHASE),
+        schedule(NOW_PHASE, {**NOW_PHASE, "start_date": END}),
+        schedule(NOW_PHASE, NEXT_PHASE, status="released"),
+        schedule(NOW_PHASE, {**NEXT_PHASE, "items": [{"price": "price_gone"}]}),
+        "sub_sched_1",
+        None,
+    ],
+)
+def test_nothing_that_matters_is_scheduled(found: object) -> None:
+    assert read(schedule=found) == PRO
+
+
+def test_what_has_ended_has_nothing_scheduled() -> None:
+    found = read(status="canceled", ended_at=START, schedule=schedule(NOW_PHASE, NEXT_PHASE))
+    assert found.pending_plan is None
+
+
+@pytest.mark.parametrize(
+    "broken", [{"status": "odd"}, {"status": None}, {"items": None}, {"items": {"data": []}}]
+)
+def test_what_is_no_subscription_is_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="sub_1"):
+        read_subscription({**shown(), **broken}, CATALOG)
+
+
+def test_which_subscription_counts() -> None:
+    """The liveliest, then the youngest; each row is one that counts over all before it."""
+    rising = [
+        shown(id="sub_a", status="incomplete_expired", created=9),
+        shown(id="sub_b", status="canceled", created=10),
+        shown(id="sub_c", status="unpaid", created=1),
+        shown(id="sub_d", status="paused", created=2),
+        shown(id="sub_e", status="incomplete", created=3),
+        shown(id="sub_f", status="past_due", created=1),
+        shown(id="sub_g", status="trialing", created=2),
+        shown(id="sub_h", status="active", created=3),
+    ]
+    for count in range(1, len(rising) + 1):
+        for order in (rising[:count], rising[:count][::-1]):
+            chosen = in_force(order, CATALOG)
+            assert chosen is not None
+            assert chosen["id"] == rising[count - 1]["id"]
+    assert in_force([], CATALOG) is None
+
+
+def test_a_subscription_to_something_else_is_none_of_ours_unless_it_counted() -> None:
+    other = shown(item("price_other"), id="sub_x", created=99)
+    mine = shown(id="sub_y", status="canceled", created=1)
+    assert (is_sold_here(other, CATALOG), is_sold_here(mine, CATALOG)) == (False, True)
+    assert in_force([other], CATALOG) is None
+    assert in_force([other, mine], CATALOG) == mine
+    # The plans file has lost its price: it is still what the customer has.
+    assert in_force([other, mine], CATALOG, known="sub_x") == other

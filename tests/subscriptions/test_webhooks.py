@@ -1,0 +1,567 @@
+"""The way of an event: taken, queued, worked off; what is stored is what Stripe has then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+import pytest
+import stripe
+
+from hooking import DAY, NOW, SECRET, hooked, hooked_kit
+from meterkit import (
+    PaymentFailed,
+    PaymentSucceeded,
+    StripeUnavailableError,
+    SubscriptionChanged,
+    TrialEnding,
+)
+from meterkit.starlette import stripe_webhook
+from meterkit.subscriptions.webhook_endpoint import BODY_BYTES_MAX
+from meterkit.testing.emulator.signing import FORGERIES
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from hooking import Hooked
+    from meterkit import MeterKit
+    from meterkit.testing.emulator.signing import Forgery
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+SDK: Any = stripe
+SUBSCRIPTIONS = "/v1/subscriptions"
+HASHES = ("mk:{0}:hooks:entries", "mk:{0}:hooks:dead")
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of calls to Stripe have tests of their own."""
+    monkeypatch.setattr("meterkit.subscriptions.worker._PAUSE_S", 0.0)
+    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
+    monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
+    monkeypatch.setattr("meterkit.stripe.api._PAUSE_FIRST_S", 0.001)
+
+
+def client_of(kit: MeterKit) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=stripe_webhook(kit))
+    return httpx.AsyncClient(transport=transport, base_url="http://app")
+
+
+def signed(event: dict[str, Any], *, secret: str = SECRET, at: Any = NOW) -> dict[str, Any]:
+    """A request as Stripe makes it."""
+    body = json.dumps(event)
+    header: str = SDK.WebhookSignature.generate_signature_header(body, secret, timestamp=int(at.timestamp()))
+    return {"content": body.encode(), "headers": {"Stripe-Signature": header}}
+
+
+def event(number: int, kind: str = "invoice.paid", customer: str = "cus_acme") -> dict[str, Any]:
+    told = {"id": f"in_{number}", "customer": customer}
+    return {"id": f"evt_{number}", "object": "event", "type": kind, "data": {"object": told}}
+
+
+async def waiting(at: Hooked) -> int:
+    return (await at.kit.webhooks.backlog()).entries
+
+
+@pytest.mark.each_store
+async def test_a_subscription_made_at_stripe_is_linked_and_binds(any_store_url: str) -> None:
+    async with hooked(any_store_url) as at:
+        at.customer()
+        subscription = await at.subscribe()
+        assert set(await at.bring()) == {200}
+        assert (await at.kit.customers.get("acme")).plan == "free"
+        await at.kit.webhooks.work_off()
+        found = await at.kit.customers.get("acme")
+        assert (found.plan, found.stripe_customer) == ("pro", "cus_acme")
+        state = await at.state()
+        assert state.subscription is not None
+        assert (state.subscription.id, state.subscription.seats) == (subscription, 3)
+        assert (await at.kit.check("acme", "requests", 100)).allowed
+        assert at.asked() == 1  # Five events, one look.
+
+
+async def test_what_is_not_signed_by_stripe_is_refused_and_does_nothing(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        (first, *_) = [told for told in at.emulator.webhook_events if "subscription" in told.type]
+        for how in FORGERIES:
+            assert await at.bring(first, forge=cast("Forgery", how)) == [400], how
+        assert await waiting(at) == 0
+        assert await at.bring(first) == [200]
+        assert await waiting(at) == 1
+
+
+async def test_answers(store_url: str) -> None:
+    async with hooked(store_url) as at, client_of(at.kit) as client:
+        first = await client.post("/", **signed(event(1)))
+        assert (first.status_code, first.json()) == (200, {"received": True})
+        again = await client.post("/", **signed(event(1)))
+        assert (again.status_code, again.json()) == (200, {"received": True, "duplicate": True})
+        assert again.headers["content-type"] == "application/json"
+        refused = await client.post("/", content=b"{}")
+        assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
+        assert refused.json()["detail"] == "no Stripe-Signature header, or several"
+        got = await client.get("/")
+        assert (got.status_code, got.headers["allow"]) == (405, "POST")
+
+
+async def test_an_event_of_no_consequence_is_taken_and_leaves_nothing(store_url: str, valkey: Server) -> None:
+    async with hooked(store_url) as at, client_of(at.kit) as client:
+        for number, kind in enumerate(("charge.succeeded", "customer.created", "product.updated")):
+            response = await client.post("/", **signed(event(number, kind)))
+            assert (response.status_code, response.json()) == (200, {"received": True})
+        assert valkey.command("KEYS", "*hooks*") == []
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_is_read(store_url: str) -> None:
+    async with hooked(store_url) as at, client_of(at.kit) as client:
+        pieces = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal pieces
+            while True:
+                pieces += 1
+                yield b" " * 65_536
+
+        largest = json.dumps({**event(1), "x": ""})
+        padded = {**event(1), "x": "x" * (BODY_BYTES_MAX - len(largest))}
+        assert (await client.post("/", **signed(padded))).status_code == 200
+        assert (await client.post("/", **signed({**padded, "y": 1}))).status_code == 413
+        length = {"content-length": str(10**30)}
+        assert (await client.post("/", content=endless(), headers=length)).status_code == 413
+        assert pieces == 0
+        assert (await client.post("/", content=endless())).status_code == 413
+        assert pieces <= BODY_BYTES_MAX / 65_536 + 2
+
+
+async def test_without_a_signing_secret_stripe_is_asked_to_come_again(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hooked(store_url, stripe_webhook_secret=()) as at, client_of(at.kit) as client:
+        for _ in range(3):
+            assert (await client.post("/", **signed(event(1)))).status_code == 503
+    said = [record.message for record in caplog.records if record.name == "meterkit.subscriptions"]
+    assert said == ["no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET"]
+
+
+async def test_while_the_store_is_away_stripe_is_asked_to_come_again(valkey: Server) -> None:
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        hooked(f"redis://127.0.0.1:{proxy.port}", store_timeout=0.2) as at,
+    ):
+        at.customer()
+        await at.subscribe()
+        await proxy.set("refuse")
+        assert set(await at.bring()) == {503}
+        await proxy.set("pass")
+        async with asyncio.timeout(20):
+            while not all(lane.connected for lane in at.kit.store.lanes.values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # It connects by itself, and tells nobody.
+        at.clock.advance(timedelta(hours=1))  # Stripe tries again.
+        assert set(await at.bring()) == {200}
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_secrets_are_rolled_without_a_gap_and_a_thin_destination_has_its_own(store_url: str) -> None:
+    both = f"{SECRET},whsec_new,whsec_thin"
+    async with hooked(store_url, stripe_webhook_secret=both) as at, client_of(at.kit) as client:
+        for number, secret in enumerate(both.split(",")):
+            assert (await client.post("/", **signed(event(number), secret=secret))).status_code == 200
+        assert (await client.post("/", **signed(event(9), secret="whsec_old"))).status_code == 400
+
+
+async def test_usage_that_stripe_does_not_bill_is_an_alarm_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = "v1.billing.meter.error_report_triggered"
+    notice = {"id": "evt_t", "object": "v2.core.event", "type": kind, "related_object": {"id": "mtr_1"}}
+    async with hooked(store_url) as at, client_of(at.kit) as client:
+        for _ in range(3):
+            assert (await client.post("/", **signed(notice))).status_code == 200
+        backlog = await at.kit.webhooks.backlog()
+    assert (backlog.entries, backlog.alarms) == (0, {kind: 1})
+    assert [record.levelno for record in caplog.records if "mtr_1" in record.message] == [logging.ERROR]
+
+
+async def test_a_repeat_is_known_after_a_restart(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        async with client_of(at.kit) as client:
+            await client.post("/", **signed(event(1)))
+        await at.kit.webhooks.work_off()
+        async with hooked_kit(store_url, at.url, at.clock) as restarted, client_of(restarted) as client:
+            assert (await client.post("/", **signed(event(1)))).json() == {
+                "received": True,
+                "duplicate": True,
+            }
+            assert (await restarted.webhooks.backlog()).entries == 0
+
+
+async def test_what_an_event_says_counts_for_nothing(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        subscription = await at.subscribe()
+        await at.settle()
+        lie: dict[str, object] = {"id": subscription, "customer": "cus_acme", "status": "canceled"}
+        at.emulator.emit("customer.subscription.deleted", lie)
+        await at.settle()
+        state = await at.state()
+        assert state.subscription is not None
+        assert state.subscription.status == "active"
+
+
+async def test_events_are_taken_while_stripe_is_down_and_worked_off_once_it_is_back(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hooked(store_url) as at:
+        customers = [f"c{number}" for number in range(6)]
+        for customer in customers:
+            at.customer(customer)
+            await at.subscribe(customer)
+        at.emulator.fail_next("drop", path="*", times=None)
+        assert set(await at.bring()) == {200}
+        for _ in range(30):
+            await at.kit.webhooks.work_off()
+            at.clock.advance(timedelta(minutes=7))
+        backlog = await at.kit.webhooks.backlog()
+        assert (backlog.entries, backlog.dead) == (6, 0)
+        at.emulator.clear_faults()
+        for _ in range(3):
+            at.clock.advance(timedelta(hours=1))
+            await at.kit.webhooks.work_off()
+        assert [(await at.kit.customers.get(customer)).plan for customer in customers] == ["pro"] * 6
+        assert await waiting(at) == 0
+    alarms = [record for record in caplog.records if record.levelno == logging.ERROR]
+    # One an hour, not one a customer.
+    assert 1 <= len([record for record in alarms if "none is lost" in record.message]) <= 5
+
+
+async def test_a_key_that_stripe_refuses_is_one_alarm_and_loses_nothing(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hooked(store_url) as at:
+        for number in range(20):
+            at.customer(f"c{number}")
+            await at.subscribe(f"c{number}")
+        await at.bring()
+        at.emulator.fail_next("error", status=401, path=SUBSCRIPTIONS, times=None)
+        for _ in range(10):
+            await at.kit.webhooks.work_off()
+            at.clock.advance(timedelta(minutes=2))
+        tries = at.asked()
+        assert tries <= 10
+        backlog = await at.kit.webhooks.backlog()
+        assert (backlog.entries, backlog.dead) == (20, 0)
+        errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(errors) == 1
+        assert "HTTP 401" in errors[0]
+        at.emulator.clear_faults()
+        for _ in range(2):
+            at.clock.advance(timedelta(minutes=11))
+            await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("c19")).plan == "pro"
+        assert await waiting(at) == 0
+
+
+async def test_what_stripe_refuses_again_and_again_is_given_up_and_kept(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.bring()
+        at.emulator.fail_next("error", status=400, path=SUBSCRIPTIONS, times=None)
+        tried = [0]
+        for _ in range(400):
+            await at.kit.webhooks.work_off()
+            if at.asked() != tried[-1]:
+                tried.append(at.asked())
+            at.clock.advance(timedelta(minutes=3))
+        assert tried[-1] == 12
+        (dead,) = await at.kit.webhooks.dead()
+        assert dead.stripe_customer == "cus_acme"
+        assert dead.why.startswith("Stripe refuses: HTTP 400")
+        at.emulator.clear_faults()
+        assert await at.kit.webhooks.redrive("cus_else") == 0
+        assert await at.kit.webhooks.redrive() == 1
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+        assert await at.kit.webhooks.dead() == []
+
+
+@pytest.mark.parametrize("where", ["subscription", "customer", "session"])
+async def test_whom_stripe_names_is_linked(store_url: str, where: str) -> None:
+    async with hooked(store_url) as at:
+        linked = at.customer()
+        if where == "customer":
+            await at.client.v1.customers.update_async(linked, {"metadata": {"meterkit_customer": "acme"}})
+        named = {"meterkit_customer": "acme"} if where == "subscription" else {}
+        session: Any = None
+        if where == "session":
+            session = await at.client.v1.checkout.sessions.create_async(
+                {
+                    "mode": "subscription",
+                    "customer": linked,
+                    "client_reference_id": "acme",
+                    "success_url": "http://app/",
+                    "line_items": [{"price": "price_pro", "quantity": 1}],
+                }
+            )
+        await at.subscribe(metadata=named)
+        if session is not None:
+            at.emulator.emit("checkout.session.completed", json.loads(str(session)))
+        await at.settle()
+        found = await at.kit.customers.get("acme")
+        assert (found.stripe_customer, found.plan) == ("cus_acme", "pro")
+
+
+async def test_a_stripe_customer_that_is_nobodys_is_left_alone(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe(metadata={})
+        await at.settle()
+        backlog = await at.kit.webhooks.backlog()
+        assert (backlog.entries, backlog.dead) == (0, 0)
+        assert [customer async for customer in at.kit.customers.list()] == []
+
+
+async def test_a_link_that_stands_is_never_replaced(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.kit.customers.link("acme", "cus_before")
+        await at.subscribe()
+        await at.settle()
+        (dead,) = await at.kit.webhooks.dead()
+        assert "is linked to Stripe customer cus_before already" in dead.why
+        assert "customer 'acme'" in dead.why
+        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_before"
+        assert "meterkit webhooks redrive cus_acme" in caplog.text
+        await at.kit.customers.unlink("acme")
+        assert await at.kit.webhooks.redrive("cus_acme") == 1
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_acme"
+
+
+async def test_who_is_linked_here_stays_so_whatever_stripe_names(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.kit.customers.link("zeta", "cus_acme")
+        await at.subscribe()
+        await at.settle()
+        assert (await at.kit.customers.get("zeta")).plan == "pro"
+        assert (await at.kit.customers.get("acme")).stripe_customer is None
+        assert (await at.kit.webhooks.backlog()).dead == 0
+
+
+async def test_an_id_that_is_not_allowed_is_given_up_with_the_reason(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe(metadata={"meterkit_customer": "a\nb"})
+        await at.settle()
+        (dead,) = await at.kit.webhooks.dead()
+        assert "Stripe says that Stripe customer cus_acme is customer 'a\\nb'" in dead.why
+        assert [customer async for customer in at.kit.customers.list()] == []
+
+
+async def test_of_several_subscriptions_the_one_in_force_counts(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        first = await at.subscribe()
+        at.clock.advance(timedelta(seconds=1))
+        await at.subscribe(price="price_max")
+        await at.subscribe(price="price_other")
+        await at.settle()
+        assert (await at.kit.customers.get("acme")).plan == "max"
+        found = await at.state()
+        assert found.subscription is not None
+        await at.client.v1.subscriptions.cancel_async(found.subscription.id)
+        await at.settle()
+        found = await at.state()
+        assert found.subscription is not None
+        assert (found.subscription.id, found.subscription.plan) == (first, "pro")
+
+
+async def test_a_customer_that_is_deleted_at_stripe_has_no_subscription(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        subscription = await at.subscribe()
+        await at.settle()
+        await at.client.v1.customers.delete_async("cus_acme")
+        at.emulator.emit(
+            "customer.subscription.deleted",
+            {"id": subscription, "customer": "cus_acme", "status": "canceled"},
+        )
+        await at.settle()
+        backlog = await at.kit.webhooks.backlog()
+        assert (backlog.entries, backlog.dead) == (0, 0)
+        assert (await at.kit.customers.get("acme")).plan == "free"
+
+
+async def test_fifty_at_once_look_at_a_customer_a_few_times_and_agree(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        before = at.asked()
+        others = [hooked_kit(store_url, at.url, at.clock) for _ in range(5)]
+        for kit in others:
+            await kit.start()
+        await at.client.v1.customers.update_async("cus_acme", {"metadata": {"any": "thing"}})
+        await asyncio.gather(*(kit.webhooks.fetch("acme") for kit in others for _ in range(10)))
+        for kit in others:
+            await kit.stop()
+        assert 1 <= at.asked() - before <= 5
+        assert await waiting(at) == 0
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_fifty_workers_race_on_one_customer_and_look_once_at_a_time(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.emulator.latency_s = 0.01
+        at.customer()
+        others = [hooked_kit(store_url, at.url, at.clock) for _ in range(50)]
+        for kit in others:
+            await kit.start()
+        subscription = await at.subscribe()
+        await at.client.v1.subscriptions.update_async(subscription, {"metadata": {"n": "1"}})
+        told = [each for each in at.emulator.webhook_events if "cus_acme" in str(each.object)]
+        deliveries = [told[number % len(told)] for number in random.Random(5).sample(range(100), 50)]  # noqa: S311 - the same each time
+        await at.bring(*deliveries)
+        before = at.asked()
+        await asyncio.gather(*(kit.webhooks.work_off() for kit in others))
+        assert at.asked() - before == 1
+        for kit in others:
+            await kit.stop()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+        assert await waiting(at) == 0
+
+
+async def test_a_change_is_seen_by_who_asks_after_it_whoever_looks(store_url: str) -> None:
+    async with hooked(store_url) as at, hooked_kit(store_url, at.url, at.clock) as other:
+        at.customer()
+        subscription = await at.subscribe()
+        await at.settle()
+        for price, plan in (("price_max", "max"), ("price_pro", "pro")) * 3:
+            found = await at.client.v1.subscriptions.retrieve_async(subscription)
+            items: Any = found["items"]
+            change: Any = {"items": [{"id": items.data[0].id, "price": price}]}
+            racing = [asyncio.create_task(kit.webhooks.fetch("acme")) for kit in (at.kit, other)]
+            await at.client.v1.subscriptions.update_async(subscription, change)
+            await at.kit.webhooks.fetch("acme")
+            assert (await at.kit.customers.get("acme")).plan == plan
+            await asyncio.gather(*racing)
+            assert (await at.kit.customers.get("acme")).plan == plan
+
+
+async def test_who_asks_for_a_fetch_is_told_where_stripe_does_not_answer_and_it_is_tried_again(
+    store_url: str,
+) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.kit.webhooks.fetch("acme")  # Not linked: nothing to do.
+        await at.kit.customers.link("acme", "cus_acme")
+        at.emulator.fail_next("drop", path=SUBSCRIPTIONS, times=None)
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.webhooks.fetch("acme")
+        at.emulator.clear_faults()
+        assert (await at.kit.customers.get("acme")).plan == "free"
+        at.clock.advance(timedelta(minutes=1))
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_the_kit_works_off_what_comes_by_itself_until_it_stops(store_url: str) -> None:
+    async with hooked(store_url, flush=True) as at:
+        at.customer()
+        await at.subscribe()
+        await at.bring()
+        async with asyncio.timeout(20):
+            while (await at.kit.customers.get("acme")).plan != "pro":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # It is worked off by itself.
+
+
+async def test_a_worker_that_is_stopped_gives_back_what_it_has(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.bring()
+        at.emulator.fail_next("hang", path=SUBSCRIPTIONS, times=1)
+        before = at.asked()
+        running = asyncio.create_task(at.kit.webhooks.run())
+        async with asyncio.timeout(20):
+            while at.emulator.faults:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # Stripe has been asked.
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await at.kit.webhooks.work_off()  # At once: not when its lease is over.
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+        assert at.asked() - before <= 2
+
+
+async def test_no_secret_and_no_body_is_in_the_log_or_the_store(
+    store_url: str, valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with hooked(store_url) as at, client_of(at.kit) as client:
+        private = {
+            **event(1),
+            "data": {"object": {"id": "in_1", "customer": "cus_a", "email": "ada@x.example"}},
+        }
+        request = signed(private)
+        await client.post("/", **request)
+        await client.post("/", content=b"ada@x.example", headers=request["headers"])
+        signature = request["headers"]["Stripe-Signature"].partition("v1=")[2]
+        kept = [valkey.command("KEYS", "*"), *(valkey.command("HGETALL", key) for key in HASHES)]
+        for secret in (signature, SECRET, "ada@x.example"):
+            assert secret not in caplog.text
+            assert secret not in repr(kept)
+        assert "cus_a" in repr(kept)
+
+
+async def test_handlers_are_told_of_payments_and_of_the_end_of_a_trial(store_url: str) -> None:
+    told: list[Any] = []
+    async with hooked(store_url) as at:
+        for kind in ("payment.failed", "payment.succeeded", "trial.ending", "subscription.changed"):
+            at.kit.on(kind)(told.append)
+        at.customer()
+        trial: Any = {"trial_end": int((NOW + 10 * DAY).timestamp())}
+        subscription = await at.subscribe(**trial)
+        await at.settle()
+        at.clock.advance(8 * DAY)
+        at.emulator.advance()
+        await at.settle()
+        at.emulator.fail_payments("cus_acme")
+        for _ in range(8):
+            at.clock.advance(DAY)
+            at.emulator.advance()
+            await at.settle()
+        at.emulator.mend_payments("cus_acme")
+        at.clock.advance(7 * DAY)
+        at.emulator.advance()
+        await at.settle()
+        for again in at.emulator.webhook_events:
+            await at.bring(again)
+        await at.kit.webhooks.work_off()
+        async with asyncio.timeout(20):
+            while not any(isinstance(event, PaymentSucceeded) for event in told):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)  # Handlers are told by themselves.
+    assert [event.trial_end for event in told if isinstance(event, TrialEnding)] == [NOW + 10 * DAY]
+    failed = [event for event in told if isinstance(event, PaymentFailed)]
+    assert [event.failures for event in failed] == [1, 2, 3][: len(failed)]
+    assert failed[0].amount_cents == 1000
+    assert failed[0].next_attempt is not None
+    paid = [event for event in told if isinstance(event, PaymentSucceeded)]
+    assert [(event.amount_cents, event.currency, event.customer) for event in paid] == [(1000, "usd", "acme")]
+    assert paid[0].invoice == failed[0].invoice
+    assert len({event.id for event in told}) == len(told)
+    assert subscription.startswith("sub_")
+    changes = [event for event in told if isinstance(event, SubscriptionChanged)]
+    assert changes[0].cause.startswith("evt_")
