@@ -24,7 +24,17 @@ COMMANDS: Final = {
         "grants",
         "stripe",
     ),
-    "customers": ("show", "list", "link", "unlink", "set-plan", "override", "set-status", "delete"),
+    "customers": (
+        "show",
+        "list",
+        "link",
+        "unlink",
+        "set-plan",
+        "override",
+        "set-status",
+        "delete",
+        "history",
+    ),
     "grants": ("add", "list", "void", "ledger"),
     "stripe": ("emulator",),
 }

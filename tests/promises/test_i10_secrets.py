@@ -71,7 +71,12 @@ def dumped(server: Server) -> str:
     with client:
         for key in client.keys("*"):
             kind = client.type(key).decode()
-            read = {"hash": client.hgetall, "set": client.smembers, "string": client.get}.get(kind)
+            read = {
+                "hash": client.hgetall,
+                "set": client.smembers,
+                "stream": client.xrange,
+                "string": client.get,
+            }.get(kind)
             value = client.zrange(key, 0, -1, withscores=True) if read is None else read(key)
             lines.append(f"{key!r} {value!r}")
         lines += [repr(entry) for entry in client.execute_command("CLIENT", "LIST").splitlines()]
