@@ -14,6 +14,7 @@ from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.prepaid import MICRO, prepaid_by_plan, prepaid_of, target_of
+from meterkit.decisions.subscription_periods import is_provisional
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,10 @@ UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes], lis
 
 
 class PeriodUsage(TypedDict):
-    """The billing period; ``start`` is its first instant, ``end`` the first one after it (UTC)."""
+    """The billing period; ``start`` is its first instant, ``end`` the first one after it (UTC).
+
+    ``provisional``: it was computed from the subscription's anchor, as no renewal is known yet.
+    """
 
     id: str
     start: datetime
@@ -134,7 +138,7 @@ def usage_of(
             if meter.kind == "gauge"
         }
     )
-    linked = state.stripe_customer is not None
+    linked, subscription = state.stripe_customer is not None, state.subscription
     return {
         "customer": customer,
         "plan": effective.plan.key,
@@ -144,7 +148,7 @@ def usage_of(
             "id": from_ms(view.start_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "start": from_ms(view.start_ms),
             "end": from_ms(view.end_ms),
-            "provisional": False,
+            "provisional": subscription is not None and is_provisional(subscription, view.start_ms),
         },
         "features": sorted(effective.plan.features),
         "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},

@@ -1,0 +1,485 @@
+"""What changes for a customer is entered once, with its cause, and told; what the clock changes, too."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import before_script, eventually
+from meterkit.catalog import loads
+from meterkit.decisions.in_force import InForce
+from meterkit.decisions.periods import to_ms
+from meterkit.store import turns
+from meterkit.store.notices import tell
+from meterkit.store.turns import sweep_turns
+from meterkit.testing import Clock
+from subscribed import END, INSTANT, NOW, PLANS, fetched, kit_of, recorder, subscription
+
+if TYPE_CHECKING:
+    from meterkit import MeterKit
+    from meterkit.store.customer_usage import PeriodUsage
+
+pytestmark = pytest.mark.anyio
+
+DAY = timedelta(days=1)
+FAILING: dict[str, Any] = {"status": "past_due", "failures": 1, "failed_at_ms": NOW}
+
+
+async def lines(kit: MeterKit, customer: str = "acme") -> list[tuple[str, str | None, str | None, str]]:
+    return [
+        (entry.kind, entry.before, entry.after, entry.cause)
+        for entry in await kit.customers.history(customer)
+    ]
+
+
+async def test_each_transition_is_entered_with_its_cause(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        await kit.customers.set_plan("acme", "pro")
+        await kit.customers.link("acme", "cus_1")
+        await kit.customers.override("acme", {"requests": {"included": 7}})
+        await fetched(kit, subscription(plan="top", seats=12, cancel_at_ms=END), cause="evt_2")
+        await fetched(kit, subscription(plan="top", seats=12, cancel_at_ms=END), cause="evt_3")
+        pending: dict[str, Any] = {"pending_plan": "pro", "pending_seats": 4, "pending_at_ms": END}
+        await fetched(kit, subscription(plan="top", seats=12, **pending), cause="api")
+        assert await lines(kit) == [
+            ("plan", "free", "pro", "operator"),
+            ("link", None, "cus_1", "operator"),
+            ("overrides", None, '{"requests": {"included": 7}}', "operator"),
+            ("subscription", None, "sub_1", "evt_2"),
+            ("status", None, "active", "evt_2"),
+            ("plan", "pro", "top", "evt_2"),
+            ("seats", None, "12", "evt_2"),
+            ("cancellation", None, "2031-06-30T12:00:00Z", "evt_2"),
+            ("cancellation", "2031-06-30T12:00:00Z", None, "api"),
+            ("scheduled", None, "pro with 4 seats from 2031-06-30T12:00:00Z", "api"),
+        ]
+        assert {entry.at for entry in await kit.customers.history("acme")} == {NOW}
+
+
+async def test_what_the_clock_changes_is_entered_at_its_own_instant_whenever_somebody_looks(
+    any_store_url: str,
+) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription(**FAILING, cancel_at_ms=END))
+        await sweep_turns(kit.store)
+        before = await lines(kit)
+        clock.set(NOW + 7 * DAY - INSTANT)
+        assert await sweep_turns(kit.store) == 0
+        clock.set(END + DAY)
+        assert await sweep_turns(kit.store) == 1
+        assert await sweep_turns(kit.store) == 0
+        found = await kit.customers.history("acme")
+        told = [(entry.kind, entry.after, entry.at, entry.cause) for entry in found[len(before) :]]
+        assert told == [
+            ("plan", "free", NOW + 7 * DAY, "clock"),
+            ("access", "restricted", NOW + 7 * DAY, "clock"),
+            ("plan", "pro", NOW + 14 * DAY, "clock"),
+            ("access", "suspended", NOW + 14 * DAY, "clock"),
+            ("status", "canceled", END, "clock"),
+            ("plan", "free", END, "clock"),
+            ("access", "full", END, "clock"),
+            ("cancellation", None, END, "clock"),
+        ]
+
+
+async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as one, kit_of(any_store_url, clock) as two:
+        for nth in range(8):
+            await fetched(one, subscription(**FAILING), customer=f"c{nth}")
+        before = [await lines(one, f"c{nth}") for nth in range(8)]
+        clock.set(NOW + 7 * DAY)
+        await asyncio.gather(*(sweep_turns(kit.store) for kit in (one, two, one, two)))
+        for nth in range(8):
+            assert len(await lines(two, f"c{nth}")) == len(before[nth]) + 2
+
+
+async def test_a_change_that_comes_before_the_sweep_enters_what_the_clock_has_done_first(
+    any_store_url: str,
+) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription(**FAILING))
+        before = await lines(kit)
+        clock.set(NOW + 8 * DAY)
+        await fetched(kit, subscription(), cause="evt_paid")
+        assert (await lines(kit))[len(before) :] == [
+            ("plan", "pro", "free", "clock"),
+            ("access", "grace", "restricted", "clock"),
+            ("status", "past_due", "active", "evt_paid"),
+            ("plan", "free", "pro", "evt_paid"),
+            ("access", "restricted", "full", "evt_paid"),
+        ]
+        clock.set(NOW + 40 * DAY)
+        assert await sweep_turns(kit.store) == 0
+
+
+async def test_a_sweep_that_somebody_overtakes_enters_nothing_twice(valkey: Any) -> None:
+    clock = Clock(NOW)
+    async with kit_of(valkey.url, clock) as slow, kit_of(valkey.url, clock) as quick:
+        await fetched(slow, subscription(**FAILING))
+        before = await lines(slow)
+        clock.set(NOW + 7 * DAY)
+        others = [lambda: sweep_turns(quick.store)]
+
+        async def overtake() -> None:
+            if others:
+                await others.pop()()
+
+        await before_script(slow, "amend", overtake)
+        await sweep_turns(slow.store)
+        assert len(await lines(slow)) == len(before) + 2
+
+
+async def test_another_plans_file_is_the_cause_of_what_it_changes(any_store_url: str) -> None:
+    failing = FAILING | {"failed_at_ms": NOW - 2 * DAY}
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        await fetched(kit, subscription(**failing))
+        before = await lines(kit)
+        kit.store.use(loads(PLANS.replace("grace: 7d", "grace: 1d")))
+        await fetched(kit, subscription(**failing, seats=2), cause="evt_9")
+        assert (await lines(kit))[len(before) :] == [
+            ("plan", "pro", "free", "plans_file"),
+            ("access", "grace", "restricted", "plans_file"),
+            ("seats", None, "2", "evt_9"),
+        ]
+
+
+async def test_handlers_are_told_of_what_has_changed_and_why(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        told = recorder(kit, "subscription.changed", "access.changed", "dunning.reminder")
+        await fetched(kit, subscription(seats=4, cancel_at_ms=END), cause="evt_1")
+        await eventually(lambda: len(told) == 1)
+        event = told.pop()
+        assert (event.customer, event.at, event.cause) == ("acme", NOW, "evt_1")
+        assert (event.plan, event.status, event.seats, event.cancel_at) == ("pro", "active", 4, END)
+        assert (event.plan_before, event.status_before, event.seats_before) == ("free", None, 0)
+        await fetched(kit, subscription(**FAILING), cause="evt_2")
+        await eventually(lambda: len(told) == 2)
+        assert sorted(type(event).__name__ for event in told) == ["AccessChanged", "SubscriptionChanged"]
+        (access,) = (event for event in told if hasattr(event, "access_before"))
+        assert (access.access_before, access.access, access.plan) == ("full", "grace", "pro")
+        told.clear()
+        await fetched(kit, subscription(**FAILING | {"failures": 2}), cause="evt_3")
+        await eventually(lambda: len(told) == 1)
+        reminder = told.pop()
+        assert (reminder.failures, reminder.access) == (2, "grace")
+        assert (reminder.failed_at, reminder.until) == (NOW, NOW + 7 * DAY)
+        clock.set(NOW + 7 * DAY)
+        await sweep_turns(kit.store)
+        await eventually(lambda: len(told) == 2)
+        assert {(event.cause, event.at) for event in told} == {("clock", NOW + 7 * DAY)}
+        assert len({event.id for event in told}) == 2
+
+
+async def test_what_is_told_again_has_the_same_id(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        told = recorder(kit, "access.changed")
+        for times in (1, 2):
+            await fetched(kit, subscription(**FAILING))
+            await eventually(lambda: len(told) == times)  # noqa: B023 - it is awaited within
+            await kit.customers.delete("acme")
+    assert told[0] == told[1]
+
+
+async def test_the_second_failure_is_reminded_of_once_an_invoice(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        told = recorder(kit, "dunning.reminder")
+        second = subscription(**FAILING | {"failures": 2})
+        for found in (second, replace(second, failures=3), replace(second, seats=2), subscription()):
+            await fetched(kit, found)
+        later = replace(second, failed_at_ms=to_ms(NOW + DAY))
+        await fetched(kit, later)
+        await eventually(lambda: len(told) == 2)
+        await fetched(kit, replace(later, failures=4))
+        assert [event.failures for event in told] == [2, 2]
+
+
+async def test_a_plan_set_by_hand_of_a_customer_without_subscription_is_entered_and_not_told(
+    any_store_url: str,
+) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        told = recorder(kit, "subscription.changed", "access.changed")
+        await kit.customers.set_plan("acme", "pro")
+        await kit.customers.set_status("globex", "unpaid")
+        await eventually(lambda: len(told) == 2)
+        assert {event.customer for event in told} == {"globex"}
+        assert await lines(kit) == [("plan", "free", "pro", "operator")]
+
+
+async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_LOOK_EVERY_S", 0.01)
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription(cancel_at_ms=END))
+        clock.set(END)
+        told = recorder(kit, "subscription.changed")
+        await eventually(lambda: any(event.cause == "clock" for event in told))
+        (event,) = (event for event in told if event.cause == "clock")
+        assert (event.status, event.plan, event.at, event.cancel_at) == ("canceled", "free", END, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "expected"),
+    [
+        ("trial.ending", {"trial_end_ms": to_ms(END)}, {"trial_end": END}),
+        (
+            "payment.failed",
+            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd", "failures": 1}
+            | {"next_attempt_ms": to_ms(END)},
+            {"invoice": "in_1", "amount_cents": 2900, "failures": 1, "next_attempt": END},
+        ),
+        (
+            "payment.failed",
+            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd", "failures": 4}
+            | {"next_attempt_ms": None},
+            {"next_attempt": None, "currency": "usd"},
+        ),
+        (
+            "payment.succeeded",
+            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd"},
+            {"invoice": "in_1", "amount_cents": 2900, "currency": "usd"},
+        ),
+    ],
+)
+async def test_what_is_told_without_a_change_reaches_its_handlers(
+    any_store_url: str, kind: str, data: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        told = recorder(kit, kind)
+        await tell(kit.store, "acme", kind, {"id": "evt_1", "at_ms": to_ms(NOW), **data})
+        await eventually(lambda: len(told) == 1)
+        found = {name: getattr(told[0], name) for name in expected}
+        assert (told[0].id, told[0].customer, told[0].at, found) == ("evt_1", "acme", NOW, expected)
+
+
+async def test_a_customer_is_shown_by_the_clock_before_anybody_sweeps(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        pending: dict[str, Any] = {"pending_plan": "top", "pending_seats": 6, "pending_at_ms": END}
+        await fetched(kit, subscription(**FAILING, seats=4, **pending))
+        found = await kit.customers.get("acme")
+        assert (found.plan, found.status, found.access, found.seats) == ("pro", "past_due", "grace", 4)
+        assert (found.subscription, found.access_since) == ("sub_1", NOW)
+        assert (found.pending_plan, found.pending_seats, found.pending_at) == ("top", 6, END)
+        clock.set(NOW + 8 * DAY)
+        found = await kit.customers.get("acme")
+        assert (found.plan, found.access, found.access_since) == ("free", "restricted", NOW + 7 * DAY)
+        clock.set(END)
+        found = await kit.customers.get("acme")
+        assert (found.access, found.seats, found.pending_at) == ("suspended", 6, None)
+
+
+async def test_a_trial_is_shown_until_it_ends(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription(status="trialing", trial_end_ms=END))
+        assert (await kit.customers.get("acme")).trial_end == END
+        clock.set(END)
+        found = await kit.customers.get("acme")
+        assert (found.trial_end, found.status, (await kit.usage("acme"))["status"]) == (
+            None,
+            "active",
+            "active",
+        )
+
+
+async def test_an_unlinked_customer_has_no_subscription(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        await kit.customers.link("acme", "cus_1")
+        await fetched(kit, subscription())
+        found = await kit.customers.unlink("acme")
+        assert (found.subscription, found.status, found.plan) == (None, None, "free")
+
+
+async def test_a_customer_who_is_deleted_leaves_nothing_and_it_is_said_what_there_was(
+    valkey: Any,
+) -> None:
+    async with kit_of(valkey.url, Clock(NOW)) as kit:
+        await kit.customers.link("acme", "cus_1")
+        await fetched(kit, subscription(cancel_at_ms=END))
+        await kit.grants.add("acme", {"requests": 5}, grant_id="gift")
+        await kit.gauges.set("acme", "seats", 2)
+        await kit.consume("acme", "requests", 3)
+        await kit.customers.set_plan("globex", "pro")
+        deleted = await kit.customers.delete("acme")
+        assert (deleted.state, deleted.link, deleted.gauges, deleted.history, deleted.notices) == (
+            1,
+            1,
+            1,
+            5,
+            1,
+        )
+        assert deleted.counters >= 2
+        assert deleted.grants >= 1
+        assert [key for key in valkey.command("KEYS", "*") if "acme" in str(key) or "cus_1" in str(key)] == []
+        for shard in range(4):
+            assert valkey.command("ZSCORE", kit.store.keys.turns(shard), "acme") is None
+            assert "acme" not in str(valkey.command("XRANGE", kit.store.keys.notices(shard), "-", "+"))
+        assert await lines(kit, "globex") == [("plan", "free", "pro", "operator")]
+        again = await kit.customers.delete("acme")
+        assert not any((again.state, again.counters, again.history, again.notices))
+
+
+async def test_a_state_of_an_older_release_is_caught_up_with(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        await fetched(kit, subscription())
+        admin = await kit.store.admin()
+        client: Any = admin.client
+        await client.hdel(kit.store.keys.customer("acme").state, "force")
+        assert (await kit.customers.get("acme")).access_since is None
+        before = await lines(kit)
+        await fetched(kit, subscription(plan="top"), cause="evt_2")
+        assert (await lines(kit))[len(before) :] == [("plan", "pro", "top", "evt_2")]
+
+
+async def test_what_a_newer_release_has_entered_is_no_obstacle(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        await fetched(kit, subscription())
+        admin = await kit.store.admin()
+        client: Any = admin.client
+        key = kit.store.keys.customer("acme").state
+        force = (await client.hget(key, "force")).decode()
+        await client.hset(key, "force", force[:-1] + ',"mood":"bright"}')
+        await fetched(kit, subscription(plan="top"))
+        assert (await kit.customers.get("acme")).plan == "top"
+
+
+def test_what_is_in_force_survives_storage() -> None:
+    found = InForce(plan="pro", status="active", seats=3, at_ms=5, since_ms=4, cancel_at_ms=9)
+    assert InForce.parse(found.dump()) == found
+    assert InForce.parse("") is None
+
+
+async def test_a_state_that_cannot_be_read_does_not_keep_others_from_being_caught_up_with(
+    valkey: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(NOW)
+    async with kit_of(valkey.url, clock) as kit:
+        for nth in range(3):
+            await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
+        valkey.command("HSET", kit.store.keys.customer("c1").state, "data", "[]")
+        clock.set(NOW + 7 * DAY)
+        assert await sweep_turns(kit.store) == 2
+        assert "for customer 'c1' cannot be entered" in caplog.text
+
+
+# Periods.
+
+
+async def period_of(kit: MeterKit) -> tuple[PeriodUsage, int]:
+    usage = await kit.usage("acme")
+    return usage["period"], usage["meters"]["requests"]["recorded"]
+
+
+async def test_a_new_subscription_closes_the_period_of_the_calendar(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await kit.record("acme", "requests", 4)
+        begin = NOW + timedelta(hours=1)
+        clock.set(begin)
+        bounds = {"start_ms": begin, "created_ms": begin, "anchor_ms": begin, "end_ms": begin + 30 * DAY}
+        await fetched(kit, subscription(**bounds))
+        period, recorded = await period_of(kit)
+        assert (period["start"], period["end"], recorded) == (begin, begin + 30 * DAY, 0)
+        await kit.record("acme", "requests", 2)
+        assert (await period_of(kit))[1] == 2
+
+
+async def test_an_upgrade_in_mid_period_keeps_what_was_used(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        await fetched(kit, subscription())
+        await kit.record("acme", "requests", 90)
+        await fetched(kit, subscription(plan="top"))
+        assert (await kit.usage("acme"))["meters"]["requests"]["remaining"] == 1000 - 90 + 30
+        await fetched(kit, subscription())
+        assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 90
+
+
+async def test_a_renewal_that_is_confirmed_keeps_what_was_counted_in_the_provisional_period(
+    any_store_url: str,
+) -> None:
+    january = datetime(2031, 1, 31, 10, tzinfo=UTC)
+    february, march = january.replace(month=2, day=28), january.replace(month=3, day=31)
+    clock = Clock(january + DAY)
+    async with kit_of(any_store_url, clock) as kit:
+        bounds: dict[str, Any] = {"anchor_ms": january, "created_ms": january}
+        await fetched(kit, subscription(**bounds, start_ms=january, end_ms=february))
+        await kit.record("acme", "requests", 3)
+        clock.set(february + timedelta(hours=2))
+        await kit.record("acme", "requests", 5)
+        period, recorded = await period_of(kit)
+        assert (period["start"], period["end"], recorded) == (february, march, 5)
+        assert period["provisional"]
+        await fetched(kit, subscription(**bounds, start_ms=february, end_ms=march))
+        period, recorded = await period_of(kit)
+        assert (period["start"], period["end"], recorded) == (february, march, 5)
+        assert not period["provisional"]
+
+
+async def test_a_confirmation_moves_the_end_and_keeps_the_counts(any_store_url: str) -> None:
+    clock = Clock(END + DAY)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription())
+        await kit.record("acme", "requests", 5)
+        later = END + timedelta(seconds=40)
+        await fetched(kit, subscription(start_ms=later, end_ms=END + 20 * DAY, anchor_ms=later))
+        period, recorded = await period_of(kit)
+        assert (period["end"], recorded) == (END + 20 * DAY, 5)
+
+
+async def test_a_cancellation_ends_its_period_and_begins_one_of_the_calendar(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription(cancel_at_ms=END))
+        await kit.record("acme", "requests", 5)
+        clock.set(END)
+        period, recorded = await period_of(kit)
+        assert (period["start"], period["end"], recorded) == (END, datetime(2031, 7, 1, tzinfo=UTC), 0)
+        assert (await kit.consume("acme", "requests", 5)).allowed
+        assert not (await kit.consume("acme", "requests", 1)).allowed
+
+
+async def test_plans_that_change_to_and_fro_give_no_more_credits_than_the_most_generous(
+    any_store_url: str,
+) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        for plan, given in (("pro", 10), ("top", 30), ("pro", 30), ("top", 30), ("pro", 30), ("top", 30)):
+            await fetched(kit, subscription(plan=plan))
+            clock.advance(timedelta(minutes=5))
+            await kit.record("acme", "requests", 1)
+            assert (await kit.usage("acme"))["balance"]["ai"] == given
+        clock.set(END)
+        assert (await kit.usage("acme"))["balance"]["ai"] == 30
+
+
+async def test_credits_that_were_used_do_not_come_back_with_a_change_of_plan(any_store_url: str) -> None:
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        await fetched(kit, subscription(plan="top"))
+        await kit.record("acme", "requests", 1025)
+        for plan in ("pro", "top", "pro", "top"):
+            await fetched(kit, subscription(plan=plan))
+            assert (await kit.usage("acme"))["balance"]["ai"] == 5
+
+
+async def test_a_gauge_above_a_new_limit_may_shrink_and_not_grow(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription(seats=12, pending_plan="free", pending_seats=0, pending_at_ms=END))
+        await kit.gauges.set("acme", "seats", 12)
+        clock.set(END)
+        assert (await kit.check("acme", "seats", 1)).reason == "seats"
+        assert await kit.gauges.adjust("acme", "seats", -1) == 11
+        assert (await kit.check("acme", "seats", 1)).reason == "seats"
+        assert (await kit.consume("acme", "requests", 1)).allowed
+        await kit.gauges.set("acme", "seats", 2)
+        assert (await kit.check("acme", "seats", 1)).allowed

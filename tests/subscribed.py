@@ -1,0 +1,92 @@
+"""What tests of subscriptions share: plans, a subscription, and a customer who has it in a store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.decisions.customer_state import with_subscription
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.subscription import SubscriptionState
+from meterkit.store.state_changes import States
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meterkit.testing import Clock
+
+NOW: Final = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
+END: Final = NOW + timedelta(days=20)
+INSTANT: Final = timedelta(milliseconds=1)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: tokens}}
+  seats:    {unit: seat, kind: gauge}
+credits:
+  ai: {costs: {requests: 1 per 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 5, overage: deny}
+      tokens:   {included: 50, overage: deny}
+      seats:    {included: 3, overage: deny}
+  pro:
+    rank: 10
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {included: 100, overage: deny}
+      tokens:   {included: 100, overage: bill}
+      seats:    {included: 10, overage: deny}
+    grants: [{credit: ai, quantity: 10, every: period}]
+  top:
+    extends: pro
+    rank: 20
+    meters:
+      requests: {included: 1_000}
+    grants: [{credit: ai, quantity: 30, every: period}]
+dunning: {grace: 7d, restrict_to: default_plan, suspend_after: 14d}
+"""
+
+
+def kit_of(url: str, clock: Clock, plans: str = PLANS) -> MeterKit:
+    return MeterKit(loads(plans), redis_url=url, clock=clock, flush=False, shards=4, store_timeout=10.0)
+
+
+def subscription(**changed: Any) -> SubscriptionState:
+    """A monthly one that began ten days ago, on ``pro``; instants may be given as such."""
+    given: dict[str, Any] = {
+        "id": "sub_1",
+        "status": "active",
+        "plan": "pro",
+        "start_ms": END - timedelta(days=30),
+        "end_ms": END,
+        "anchor_ms": END - timedelta(days=30),
+        "created_ms": END - timedelta(days=30),
+        **changed,
+    }
+    for name, value in given.items():
+        given[name] = to_ms(value) if isinstance(value, datetime) else value
+    return SubscriptionState(**given)
+
+
+async def fetched(
+    kit: MeterKit, found: SubscriptionState | None, *, customer: str = "acme", cause: str = "evt_1"
+) -> None:
+    """Store a subscription as the one that was fetched from Stripe."""
+    await States(kit.store).change(customer, lambda state: with_subscription(state, found), cause=cause)
+
+
+def recorder(kit: MeterKit, *events: str) -> list[Any]:
+    """What handlers of some events are told from now on."""
+    told: list[Any] = []
+    register: Callable[[Any], Any] = told.append
+    for event in events:
+        kit.on(event)(register)
+    return told
