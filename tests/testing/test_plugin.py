@@ -48,6 +48,7 @@ def test_the_page_on_testing_holds(tmp_path: Path) -> None:
         "test_sync.py",
         "test_async.py",
         "test_subscriptions.py",
+        "test_billing.py",
         "test_webhooks.py",
     }
     files = {**FILES, "plans.yaml": PLANS, "test_leaks.py": LEAKS, "pytest.ini": "[pytest]\n"}
@@ -61,7 +62,7 @@ def test_the_page_on_testing_holds(tmp_path: Path) -> None:
         check=False,
         timeout=300,
     )
-    assert "16 passed" in done.stdout, done.stdout + done.stderr
+    assert "17 passed" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
 
 

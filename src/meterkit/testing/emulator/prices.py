@@ -125,6 +125,9 @@ class Prices:
     def __iter__(self) -> Iterator[Price]:
         return iter(self._by_id.values())
 
+    def __contains__(self, price_id: str) -> bool:
+        return price_id in self._by_id
+
     def add(self, price: Price, *, transfer_lookup_key: bool = False) -> None:
         """Take over a price.
 
