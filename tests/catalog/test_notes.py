@@ -184,3 +184,27 @@ def test_what_is_said_to_be_covered_is_never_reached(
 def test_no_more_lines_are_compared_than_take_a_moment() -> None:
     written = [f"/v1/{{p{nth}}}" for nth in range(COMPARED_MAX + 50)]
     assert len(routed(*written).notes) == COMPARED_MAX - 1
+
+
+SOLD = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro:  {price: {amount_cents: 0, interval: month, stripe_price: price_pro}}
+"""
+
+
+def test_where_plans_are_sold_the_lines_of_the_billing_routes_are_named() -> None:
+    (note,) = loads(SOLD).notes
+    assert (note.line, note.path, note.kind) == (5, "routes", "informs")
+    for line in ("POST /billing/webhooks/stripe", "exempt: true", "/billing/{path:path}", "always: true"):
+        assert line in note.message
+    lines = '{match: "/pay/{path:path}", always: true}\n  - {match: "*"'
+    assert loads(SOLD.replace('{match: "*"', lines)).notes == ()
+    assert loads(SOLD.replace("stripe_price: price_pro", "stripe_price: null")).notes == ()
+    assert loads(SOLD.replace('routes:\n  - {match: "*", consume: {requests: 1}}\n', "")).notes == ()

@@ -8,7 +8,7 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from delivering import until
+from delivering import kit_for, until
 from meterkit import MeterKit
 from meterkit.errors import (
     NoSubscriptionError,
@@ -16,12 +16,14 @@ from meterkit.errors import (
     SeatsInUseError,
     SettingsError,
     StripeError,
+    StripeUnavailableError,
     SubscriptionError,
     SubscriptionExistsError,
     UnknownPlanError,
 )
 from meterkit.stripe.api import StripeApi
-from shopping import CATALOG, END, HALF, START, shop
+from meterkit.testing import Clock, StripeEmulator
+from shopping import CATALOG, END, HALF, START, sell, shop
 
 pytestmark = pytest.mark.anyio
 
@@ -430,3 +432,50 @@ async def test_without_a_key_stripe_is_not_asked(store_url: str) -> None:
         assert await kit.subscriptions.get("acme") is None
         with pytest.raises(SettingsError, match="stripe_api_key"):
             await kit.subscriptions.create("acme", "pro")
+
+
+async def test_an_end_whose_answer_is_lost_is_an_end(store_url: str) -> None:
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="pro")
+        at.emulator.fail_next("drop", when="after", path=f"/v1/subscriptions/{begun.id}", skip=1)
+        ended = await at.kit.subscriptions.cancel("acme", immediately=True)
+        assert ended.status == "canceled"
+        assert next(change.status for change in at.changes() if change.method == "DELETE") == 0
+
+
+async def test_what_stripe_did_while_it_answered_with_an_error_is_not_done_again(store_url: str) -> None:
+    async with shop(store_url) as at:
+        at.emulator.fail_next("error", status=500, when="after", path="/v1/subscriptions", skip=1)
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.subscriptions.create("acme", "pro")
+        made = await at.kit.subscriptions.create("acme", "pro")
+        assert made.client_secret is not None
+        assert len(tuple(at.emulator._account.subscriptions)) == 1
+
+
+async def test_what_stripe_did_not_do_when_it_answered_with_an_error_is_done_by_asking_again(
+    store_url: str,
+) -> None:
+    async with shop(store_url) as at:
+        await at.subscribed(plan="team")
+        at.emulator.fail_next("error", status=500, path="*", skip=4)  # The change itself, after four looks.
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.subscriptions.change_plan("acme", "pro")
+        assert (await at.kit.customers.get("acme")).plan == "team"
+        changed = await at.kit.subscriptions.change_plan(
+            "acme", "pro"
+        )  # Under a key that Stripe has no answer to.
+        assert changed.subscription.plan == "pro"
+
+
+def test_code_without_an_event_loop_has_all_of_it(store_url: str) -> None:
+    clock = Clock(START)
+    emulator = StripeEmulator(clock=clock)
+    sell(emulator, CATALOG)
+    with emulator.running() as url, kit_for(store_url, url, clock=clock, catalog=CATALOG).sync() as kit:
+        made = kit.subscriptions.create("acme", "team")
+        assert made.client_secret is not None
+        emulator.confirm_payment(made.client_secret)
+        assert kit.subscriptions.sync("acme") is not None
+        assert kit.subscriptions.change_plan("acme", "pro").subscription.plan == "pro"
+        assert kit.subscriptions.cancel("acme").cancel_at_period_end

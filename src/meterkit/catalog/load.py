@@ -26,6 +26,7 @@ from meterkit.catalog.fit import check_fit
 from meterkit.catalog.inheritance import with_inheritance
 from meterkit.catalog.meters import CreditTable, MeterTable, build_credits, build_meters, check_features
 from meterkit.catalog.models import Billing, Catalog, Route
+from meterkit.catalog.notes import note_billing_lines
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.routes import RouteTable, build_routes
 from meterkit.catalog.scalars import NAME, scalar
@@ -152,6 +153,8 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     check_fit(
         zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
     )
+    if values.routes is not None:
+        note_billing_lines(built_routes, built_plans.values(), values.place("routes"), problems)
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))

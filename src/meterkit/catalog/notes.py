@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     from meterkit.catalog.coverage import Match
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
-    from meterkit.catalog.models import Catalog, Enforcement, Entitlement, Meter, Note, NoteKind
+    from meterkit.catalog.models import (
+        Catalog,
+        Enforcement,
+        Entitlement,
+        Meter,
+        Note,
+        NoteKind,
+        Plan,
+        Route,
+    )
 
-__all__ = ["log_notes", "note_entitlement", "note_unreachable", "summary"]
+__all__ = ["log_notes", "note_billing_lines", "note_entitlement", "note_unreachable", "summary"]
 
 _logger = logging.getLogger("meterkit")
 _plans_logger = logging.getLogger("meterkit.plans")
@@ -76,6 +85,29 @@ def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -
             message = f"never reached: the route in line {found.line} takes all of it; move this one up"
             problems.note(place, "never_reached", message)
         earlier.append((match, place))
+
+
+def note_billing_lines(
+    routes: Iterable[Route], plans: Iterable[Plan | None], place: Place, problems: Problems
+) -> None:
+    """Say which lines the billing routes want, where plans are sold and no line is `always`.
+
+    Args:
+        routes: the lines of the file.
+        plans: its plans.
+        place: where the routes stand.
+        problems: where it is said.
+    """
+    is_sold = any(plan is not None and plan.price.stripe_price is not None for plan in plans)
+    if is_sold and not any(route.always for route in routes):
+        problems.note(
+            place,
+            "informs",
+            "plans are sold, and no line is `always`: where billing routes are mounted, at /billing for"
+            ' example, write before all others `{match: "POST /billing/webhooks/stripe", exempt: true}`, as'
+            ' Stripe is nobody\'s customer, and `{match: "/billing/{path:path}", always: true}`, so that who'
+            " owes can pay",
+        )
 
 
 def summary(notes: Iterable[Note]) -> str:
