@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from delivering import kit_for
+import httpx
+
+from delivering import STRIPE_KEY, kit_for
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
 
@@ -100,18 +102,30 @@ class Shop:
             if exchange.method != "GET" and exchange.status in {0, 200} and not exchange.replayed
         ]
 
-    def stripe_subscription(self, subscription: str) -> dict[str, Any]:
+    async def stripe_subscription(self, subscription: str) -> dict[str, Any]:
         """A subscription as Stripe shows it."""
-        return dict(self.emulator._account.subscriptions.find(subscription).to_json())
+        return await self._asked(f"/v1/subscriptions/{subscription}")
 
-    def items(self, subscription: str) -> dict[str, int | None]:
+    async def stripe_list(self, path: str, **query: str) -> list[dict[str, Any]]:
+        """What Stripe lists, the youngest first."""
+        found: list[dict[str, Any]] = (await self._asked(path, limit="100", **query))["data"]
+        return found
+
+    async def items(self, subscription: str) -> dict[str, int | None]:
         """What a subscription at Stripe consists of: price to quantity."""
-        found = self.stripe_subscription(subscription)["items"]["data"]
+        found = (await self.stripe_subscription(subscription))["items"]["data"]
         return {item["price"]["id"]: item.get("quantity") for item in found}
 
-    def invoices(self) -> list[dict[str, Any]]:
+    async def invoices(self) -> list[dict[str, Any]]:
         """All invoices at Stripe, the oldest first."""
-        return [dict(invoice.to_json()) for invoice in self.emulator._account.invoices]
+        return (await self.stripe_list("/v1/invoices"))[::-1]
+
+    async def _asked(self, path: str, **query: str) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers) as client:
+            answer = await client.get(path, params=query)
+            found: dict[str, Any] = answer.raise_for_status().json()
+            return found
 
 
 @asynccontextmanager

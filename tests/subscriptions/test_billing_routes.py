@@ -393,7 +393,7 @@ async def test_stripe_away_is_said_and_asking_again_is_safe(framework: Framework
         at.emulator.clear_faults()
         again = given(await client.put("/subscription/plan", json={"plan": "pro"}))
         assert again["subscription"]["plan"] == "pro"
-        made = [one for one in at.invoices() if one["billing_reason"] == "subscription_update"]
+        made = [one for one in await at.invoices() if one["billing_reason"] == "subscription_update"]
         assert len(made) == 1
 
 
