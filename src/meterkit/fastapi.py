@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 from meterkit.asgi import admitted
 from meterkit.asgi.context import current, exchange_of
 from meterkit.asgi.problems import TYPES, type_of
-from meterkit.starlette import check_customer_of, respond
+from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.answers import Billing
 from meterkit.subscriptions.endpoints import ENDPOINTS
 from meterkit.subscriptions.troubles import KINDS, schema_of
@@ -142,7 +142,9 @@ def billing_router(
 
     ``app.include_router(billing_router(kit, customer=who, origins=["https://app.example"]))``. Whose a
     request is says ``customer``, and nothing in the request; who that is, and whether they may, is the app's
-    to know. In the plans file these lines want ``always``, so that who owes can pay.
+    to know. In the plans file these lines want ``always``, so that who owes can pay. The endpoint of
+    :func:`meterkit.starlette.stripe_webhook` is among them, at ``/webhooks/stripe``; its line wants
+    ``exempt``, before the others.
 
     Args:
         kit: whose customers they are.
@@ -159,6 +161,8 @@ def billing_router(
     router = APIRouter(**options)
     for endpoint in ENDPOINTS:
         _add(router, billing, endpoint, customer)
+    # Beside what ``dependencies`` are for: Stripe signs what it posts, and does not log in.
+    router.routes.append(webhook_route(kit, router.prefix))
     return router
 
 

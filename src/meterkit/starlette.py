@@ -38,7 +38,8 @@ def billing_routes(
     """Routes by which customers see and change their own subscriptions, and what they used.
 
     Whose a request is says ``customer``, and nothing in the request; who that is, and whether they may, is
-    the app's to know. In the plans file these lines want ``always``, so that who owes can pay.
+    the app's to know. In the plans file these lines want ``always``, so that who owes can pay. The endpoint
+    of :func:`stripe_webhook` is among them, at ``/webhooks/stripe``; its line wants ``exempt``, before them.
 
     Args:
         kit: whose customers they are.
@@ -51,7 +52,7 @@ def billing_routes(
     """
     check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
     billing = Billing(kit, origins)
-    return [
+    routes = [
         Route(
             endpoint.path,
             partial(_respond, billing=billing, endpoint=endpoint, customer=customer),
@@ -60,6 +61,13 @@ def billing_routes(
         )
         for endpoint in ENDPOINTS
     ]
+    return [*routes, webhook_route(kit)]
+
+
+def webhook_route(kit: HookedKit, prefix: str = "") -> Route:
+    """Where the billing routes take Stripe's events; nobody's customer."""
+    path = f"{prefix}/webhooks/stripe"
+    return Route(path, stripe_webhook(kit), methods=["POST"], name="billing webhook", include_in_schema=False)
 
 
 def stripe_webhook(kit: HookedKit) -> WebhookEndpoint:

@@ -17,6 +17,7 @@ from starlette.routing import Mount
 from meterkit import MeterkitError, MeterMiddleware, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
+from meterkit.testing.emulator.signing import sign
 from shopping import END, HALF, START, shop
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Framework = Literal["fastapi", "starlette"]
 ORIGINS = ["https://app.example", "http://localhost:3000"]
 HEADERS = {"x-customer-id": "acme"}
 URLS = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+SECRET = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"
 PROBLEM = "application/problem+json"
 URN = "urn:meterkit:problem:"
 
@@ -189,6 +191,29 @@ async def test_pages_of_stripe(framework: Framework, store_url: str) -> None:
         )
         portal = given(await client.post("/portal", json={"return_url": "http://localhost:3000/"}))
         assert set(portal) == {"url"}
+
+
+async def test_stripe_posts_its_events_among_them(framework: Framework, store_url: str) -> None:
+    async with billing(framework, store_url, stripe_webhook_secret=SECRET) as (client, at):
+        made = await at.kit.subscriptions.create("acme", "pro")
+        assert made.client_secret is not None
+        at.emulator.confirm_payment(made.client_secret)
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        about = {"id": made.subscription.id, "object": "subscription", "customer": linked}
+        event = {"id": "evt_1", "object": "event", "type": "customer.subscription.updated"}
+        body = json.dumps({**event, "data": {"object": about}}).encode()
+        signature = sign(body, secrets=[SECRET], at_s=int(START.timestamp()))
+        forged = sign(body, secrets=["whsec_other"], at_s=int(START.timestamp()))
+        for headers in ({}, {"stripe-signature": forged}):
+            answer = await client.post("/webhooks/stripe", content=body, headers=headers)
+            assert answer.status_code == 400
+        nobody = {"x-customer-id": "", "stripe-signature": signature}
+        for repeat in ({}, {"duplicate": True}):
+            answer = await client.post("/webhooks/stripe", content=body, headers=nobody)
+            assert given(answer) == {"received": True, **repeat}
+        assert (await client.get("/webhooks/stripe")).status_code == 405
+        await at.kit.webhooks.work_off()
+        assert given(await client.get("/subscription"))["status"] == "active"
 
 
 async def test_usage_is_that_of_the_kit(framework: Framework, store_url: str) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
     from meterkit.subscriptions.service import Subscriptions
+    from meterkit.subscriptions.webhooks import Webhooks
 
 __all__ = ["ENDPOINTS", "Asked", "BillingKit", "Endpoint", "wrong"]
 
@@ -47,6 +48,7 @@ class BillingKit(Protocol):
 
     subscriptions: Subscriptions
     store: Store
+    webhooks: Webhooks
 
 
 class Asked(NamedTuple):
