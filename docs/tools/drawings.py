@@ -309,7 +309,68 @@ def cost() -> Drawing:
     return drawing
 
 
-ALL = (request, bill, periods, deployment, cost)
+def lifecycle() -> Drawing:
+    """Status at Stripe, and access here."""
+    drawing = Drawing(
+        "lifecycle",
+        920,
+        470,
+        title="Status and access",
+        told=(
+            "A subscription that is active or trialing has full access. After a failed payment it is past due: in grace at"
+            " first, restricted after the third failed attempt or when grace is over, suspended from suspend_after on; a"
+            " payment leads back to full access from each. Unpaid is suspended, paused and incomplete are restricted. One"
+            " that is canceled or expired leaves full access to the default plan."
+        ),
+    )
+    drawing.text(20, 28, "what Stripe says", size=12.5, colour="quiet")
+    drawing.text(20, 250, "what the customer may do", size=12.5, colour="quiet")
+    drawing.box(20, 44, 130, 56, "trialing")
+    drawing.box(196, 44, 130, 56, "active", kind="strong")
+    drawing.box(396, 44, 228, 56, "past_due", small="an attempt to collect has failed", kind="warm")
+    drawing.box(694, 44, 206, 56, "unpaid", small="Stripe has given up", kind="stop")
+    drawing.box(396, 146, 228, 56, "paused, incomplete", kind="warm")
+    drawing.box(20, 146, 306, 56, "canceled, incomplete_expired", small="the end")
+    drawing.line((150, 72), (193, 72))
+    drawing.line((326, 62), (393, 62), colour="warm-edge")
+    drawing.line((396, 84), (329, 84), colour="strong")
+    drawing.text(361, 54, "fails", size=12, anchor="middle", colour="warm-edge")
+    drawing.text(361, 102, "paid", size=12, anchor="middle", colour="strong")
+    drawing.line((624, 72), (691, 72), colour="stop-edge")
+    drawing.line((261, 100), (261, 143))
+    drawing.text(272, 127, "cancel_at", size=12, colour="quiet", mono=True)
+    drawing.line((85, 100), (85, 143), dashed=True)
+    drawing.line((300, 100), (300, 122), (510, 122), (510, 143), dashed=True)
+    drawing.line((20, 226), (900, 226), colour="edge", dashed=True, head=False, wide=1.2)
+    drawing.box(20, 268, 190, 62, "full", small="the plan, or after the end\nthe default plan", kind="strong")
+    drawing.box(262, 268, 180, 62, "grace", small="served as before", kind="tint")
+    drawing.box(494, 268, 180, 62, "restricted", small="the plan restrict_to", kind="warm")
+    drawing.box(726, 268, 174, 62, "suspended", small="402", kind="stop")
+    drawing.line((210, 288), (259, 288), colour="warm-edge")
+    drawing.line((442, 299), (491, 299), colour="warm-edge")
+    drawing.line((674, 299), (723, 299), colour="stop-edge")
+    drawing.text(236, 260, "1st failure", size=12, anchor="middle", colour="warm-edge")
+    drawing.text(467, 260, "3rd failure, or grace is over", size=12, anchor="middle", colour="warm-edge")
+    drawing.text(699, 260, "suspend_after is over", size=12, anchor="middle", colour="stop-edge")
+    drawing.line((813, 330), (813, 372), (115, 372), (115, 333), colour="strong")
+    drawing.line((584, 330), (584, 372), colour="strong", head=False)
+    drawing.line((352, 330), (352, 372), colour="strong", head=False)
+    drawing.text(467, 392, "paid, at any time", size=12.5, anchor="middle", colour="strong")
+    drawing.text(
+        460,
+        436,
+        "The clock turns these at their millisecond, in every process;",
+        size=13,
+        anchor="middle",
+        bold=True,
+    )
+    drawing.text(
+        460, 456, "the ledger and the handlers hear of it within half a minute.", size=13, anchor="middle"
+    )
+    return drawing
+
+
+ALL = (request, bill, periods, deployment, cost, lifecycle)
 
 
 def main() -> None:
