@@ -1,0 +1,189 @@
+"""What no webhook has brought is found: by Stripe's list of events, and by a look at everybody each night."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hooking import DAY, NOW, hooked, hooked_kit
+from meterkit import StripeUnavailableError
+from meterkit.catalog import loads
+from meterkit.subscriptions.nights import Night, due_shards
+from meterkit.subscriptions.queue import HookQueue
+from meterkit.subscriptions.sweep import Sweeper
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from hooking import Hooked
+    from meterkit import MeterKit
+
+pytestmark = pytest.mark.anyio
+
+MINUTE = timedelta(minutes=1)
+DAY_MS = 86_400_000
+SIX_HOURS_MS = 6 * 3_600_000
+FREE_ONLY = """
+{schema: 1, currency: usd, default_plan: free, meters: {r: {unit: x}},
+ routes: [{match: "*", consume: {r: 1}}],
+ plans: {free: {price: {amount_cents: 0, interval: month}}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of calls to Stripe have tests of their own."""
+    monkeypatch.setattr("meterkit.subscriptions.worker._PAUSE_S", 0.0)
+    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
+
+
+def sweeper(kit: MeterKit) -> Sweeper:
+    webhooks: Any = kit.webhooks
+    return Sweeper(kit.store, webhooks._api, HookQueue(kit.store))
+
+
+async def entries(at: Hooked) -> int:
+    return (await at.kit.webhooks.backlog()).entries
+
+
+@pytest.mark.each_store
+async def test_an_event_that_was_never_delivered_is_found_and_worked_off(any_store_url: str) -> None:
+    async with hooked(any_store_url) as at:
+        at.customer()
+        await at.subscribe()
+        assert await at.kit.webhooks.sweep() > 0
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+        assert await at.kit.webhooks.sweep() == 0
+
+
+async def test_what_a_webhook_brings_after_the_sweep_is_a_repeat(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.kit.webhooks.sweep()
+        await at.kit.webhooks.work_off()
+        await at.bring()
+        assert await entries(at) == 0
+
+
+async def test_the_sweep_goes_on_where_it_was_with_an_overlap(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        for number in range(3):
+            at.customer(f"c{number}")
+            await at.subscribe(f"c{number}")
+            assert await at.kit.webhooks.sweep() > 0
+            # What is listed late, of before the last sweep, is found too.
+            late: dict[str, object] = {"id": f"sub_{number}", "customer": f"cus_c{number}"}
+            at.emulator.emit("customer.subscription.updated", late)
+            at.clock.advance(10 * MINUTE)
+        assert await at.kit.webhooks.sweep() == 1
+        at.clock.advance(20 * DAY)  # Nobody was there for a while.
+        await at.subscribe("c0", price="price_max")
+        assert await at.kit.webhooks.sweep() > 0
+
+
+async def test_a_sweep_that_fails_half_way_begins_again_and_counts_nothing_twice(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        for number in range(30):
+            at.customer(f"c{number}")
+            await at.subscribe(f"c{number}")
+        at.emulator.fail_next("error", status=500, path="/v1/events", skip=1, times=1)
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.webhooks.sweep()
+        assert 0 < await entries(at) < 30
+        await at.kit.webhooks.sweep()
+        assert await entries(at) == 30
+
+
+async def test_one_process_sweeps_at_a_time_and_every_five_minutes(store_url: str) -> None:
+    async with hooked(store_url) as at, hooked_kit(store_url, at.url, at.clock) as other:
+        both = [sweeper(at.kit), sweeper(other)]
+        for each in both:
+            await each.turn()
+        assert at.asked("/v1/events") == 1
+        at.clock.advance(5 * MINUTE - timedelta(seconds=1))
+        for each in both:
+            await each.turn()
+        assert at.asked("/v1/events") == 1
+        at.clock.advance(timedelta(seconds=1))
+        await both[1].turn()
+        assert at.asked("/v1/events") == 2
+
+
+async def test_where_stripe_is_away_the_sweep_is_made_later_and_that_is_said_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        one = sweeper(at.kit)
+        at.emulator.fail_next("error", status=500, path="/v1/events", times=None)
+        for _ in range(3):
+            await one.turn()
+        at.emulator.clear_faults()
+        await one.turn()
+        assert await entries(at) == 1
+    said = [record.message for record in caplog.records if "looked for later" in record.message]
+    assert len(said) == 1
+
+
+async def test_a_plans_file_that_sells_nothing_at_stripe_asks_for_nothing(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.kit.store.use(loads(FREE_ONLY))
+        await sweeper(at.kit).turn()
+        assert at.asked("/v1/events") == 0
+
+
+async def test_every_linked_customer_is_looked_at_each_night_spread_over_it(store_url: str) -> None:
+    midnight = NOW.replace(hour=0)
+    clock = Clock(midnight - MINUTE)
+    async with hooked(store_url, clock=clock) as at:
+        for number in range(12):
+            at.customer(f"c{number}")
+            await at.kit.customers.link(f"c{number}", f"cus_c{number}")
+            await at.subscribe(f"c{number}", metadata={})
+        await at.kit.customers.set_plan("unlinked", "pro")
+        one = sweeper(at.kit)
+        await one.turn()  # Yesterday's, which nobody has done yet; what was swept comes with it.
+        await at.kit.webhooks.work_off()
+        clock.advance(6 * timedelta(hours=1))
+        await at.kit.webhooks.work_off()
+        before, seen = at.asked(), list[int]()
+        clock.advance(18 * timedelta(hours=1) + 2 * MINUTE)
+        for _ in range(30):
+            await one.turn()
+            await at.kit.webhooks.work_off()
+            seen.append(at.asked() - before)
+            clock.advance(15 * MINUTE)
+        assert seen[-1] == 12
+        assert seen[0] <= 6, "not all at once"
+        assert len(set(seen)) >= 4
+        assert (await at.kit.customers.get("c5")).plan == "pro"
+
+
+@pytest.mark.parametrize(
+    ("done", "now_ms", "expected"),
+    [
+        (None, 0, [0]),
+        (None, SIX_HOURS_MS // 4, [0, 1]),
+        (Night(0, 0), SIX_HOURS_MS // 4, [1]),
+        (Night(0, 1), SIX_HOURS_MS // 4, []),
+        (None, DAY_MS - 1, [0, 1, 2, 3]),
+        (Night(0, 3), DAY_MS - 1, []),
+        (Night(0, 3), DAY_MS, [0]),
+        (Night(0, 1), DAY_MS, [0]),
+        (Night(5, 1), DAY_MS, []),
+    ],
+)
+def test_whose_turn_it_is(done: Night | None, now_ms: int, expected: list[int]) -> None:
+    found = list(due_shards(done, now_ms, 4))
+    assert [night.shard for night, _ in found] == expected
+    assert {span_ms for _, span_ms in found} <= {SIX_HOURS_MS // 4}
+    assert all(night.day == now_ms // DAY_MS for night, _ in found)
+
+
+def test_a_night_is_kept_as_text() -> None:
+    assert Night.parse(Night(3, 17).dump()) == Night(3, 17)
+    assert Night.parse("") is None

@@ -1,0 +1,139 @@
+"""In whatever order events come, twice or not, what is known in the end is what Stripe has."""
+
+from __future__ import annotations
+
+import random
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+import hook_process
+from delivering import STRIPE_KEY
+from hooking import CATALOG, DAY, hooked
+from meterkit.decisions.customer_state import CustomerState, with_subscription
+from meterkit.subscriptions.hints import hint_of
+from meterkit.subscriptions.queue import LEASE_MS
+from meterkit.subscriptions.reading import in_force, read_subscription
+from workers import start
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from hooking import Hooked
+    from meterkit.testing.emulator.events import Event
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+HISTORY = 7
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of calls to Stripe have tests of their own."""
+    monkeypatch.setattr("meterkit.subscriptions.worker._PAUSE_S", 0.0)
+    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
+    monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
+
+
+@asynccontextmanager
+async def history(at: Hooked) -> AsyncGenerator[tuple[list[Event], list[list[dict[str, Any]]]]]:
+    """Seven events of a subscription, and what Stripe had right after each of them."""
+    versions: list[list[dict[str, Any]]] = []
+    events: list[Event] = []
+    async with httpx.AsyncClient(base_url=at.url, auth=(STRIPE_KEY, "")) as client:
+
+        async def keep(kind: str) -> None:
+            query = "customer=cus_acme&status=all&expand[]=data.latest_invoice&expand[]=data.schedule"
+            versions.append((await client.get(f"/v1/subscriptions?{query}")).json()["data"])
+            events.append([told for told in at.emulator.webhook_events if told.type == kind][-1])
+
+        async def update(**change: Any) -> None:
+            given: Any = change
+            await at.client.v1.subscriptions.update_async(subscription, given)
+            await keep("customer.subscription.updated")
+
+        at.customer()
+        subscription = await at.subscribe()
+        await keep("customer.subscription.created")
+        items: Any = (await at.client.v1.subscriptions.retrieve_async(subscription))["items"]
+        await update(items=[{"id": items.data[0].id, "price": "price_max"}])
+        at.emulator.fail_payments("cus_acme")
+        at.clock.advance(32 * DAY)
+        at.emulator.advance()
+        await keep("invoice.payment_failed")
+        at.emulator.mend_payments("cus_acme")
+        at.clock.advance(4 * DAY)
+        at.emulator.advance()
+        await keep("invoice.payment_succeeded")
+        await update(cancel_at_period_end=True)
+        await update(cancel_at_period_end=False)
+        await at.client.v1.subscriptions.cancel_async(subscription)
+        await keep("customer.subscription.deleted")
+        yield events, versions
+
+
+async def test_every_order_of_seven_events_ends_in_one_state(store_url: str) -> None:
+    """An event comes when it has happened, and what is fetched then is what Stripe has by then."""
+    async with hooked(store_url) as at, history(at) as (events, versions):
+        pass
+    hints = [hint_of(event.to_json()) for event in events]
+    assert {hint.stripe_customer for hint in hints if hint is not None} == {"cus_acme"}
+    assert (len({event.id for event in events}), None in hints) == (HISTORY, False)
+    read = [
+        None if (chosen := in_force(found, CATALOG)) is None else read_subscription(chosen, CATALOG)
+        for found in versions
+    ]
+    assert len({repr(each) for each in read}) >= HISTORY - 1, "the history says something at each step"
+    start_state = CustomerState(stripe_customer="cus_acme")
+    expected = with_subscription(start_state, read[-1])
+    orders = list(permutations(range(HISTORY)))
+    assert len(orders) == 5040
+    for order in orders:
+        state, happened = start_state, 0
+        for event in (*order, order[0], order[-1]):  # Some come twice.
+            happened = max(happened, event)
+            state = with_subscription(state, read[happened])
+        assert state == expected
+
+
+async def test_two_hundred_orders_end_to_end(valkey: Server, store_url: str) -> None:
+    chance = random.Random(7)  # noqa: S311 - the same each time
+    async with hooked(store_url) as at, history(at) as (events, _):
+        found: set[str] = set()
+        for _ in range(200):
+            valkey.command("FLUSHALL")
+            order = chance.sample(events, HISTORY) + chance.sample(events, 3)
+            for event in order:
+                assert await at.bring(event) == [200]
+                if chance.random() < 0.2:
+                    await at.kit.webhooks.work_off()
+            await at.kit.webhooks.work_off()
+            found.add((await at.state()).dump())
+            backlog = await at.kit.webhooks.backlog()
+            assert (backlog.entries, backlog.dead) == (0, 0)
+    assert len(found) == 1
+    assert '"status":"canceled"' in found.pop()
+
+
+@pytest.mark.parametrize("point", ["taken", "fetched", "linked", "told"])
+async def test_what_a_killed_worker_had_is_finished_by_the_next(store_url: str, point: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.bring()
+        options = {"store": store_url, "stripe": at.url, "now": at.clock.now().isoformat()}
+        doomed = await start({**options, "crash": point}, hook_process.__file__)
+        with pytest.raises(EOFError, match="-9"):
+            await doomed.ask("work_off")
+        await at.kit.webhooks.work_off()  # It is still the other's.
+        assert (await at.kit.webhooks.backlog()).entries == 1
+        assert (await at.kit.customers.get("acme")).plan == ("pro" if point == "told" else "free")
+        at.clock.advance(timedelta(milliseconds=LEASE_MS))
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+        assert (await at.kit.webhooks.backlog()).entries == 0
