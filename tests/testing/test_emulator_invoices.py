@@ -36,6 +36,11 @@ async def test_invoices_are_listed_newest_first() -> None:
         assert [invoice.id for invoice in (await listed({"subscription": made.id})).data] == both
         assert (await listed({"customer": "cus_2"})).data == []
         assert [i.id for i in (await listed({"created": {"lt": MAY}})).data] == both[1:]
+        for call in (listed, client.v1.subscriptions.list_async):
+            with pytest.raises(stripe.InvalidRequestError, match="No such customer: 'cus_x'") as caught:
+                await call({"customer": "cus_x"})
+            assert caught.value.error is not None
+            assert (caught.value.http_status, caught.value.error.to_dict()["param"]) == (400, "customer")
         subscriptions = client.v1.subscriptions.list_async
         expanded = await subscriptions({"customer": "cus_1", "expand": ["data.latest_invoice"]})
         assert invoice_of(expanded.data[0]).id == both[0]

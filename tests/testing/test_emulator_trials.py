@@ -443,3 +443,58 @@ async def test_the_end_may_be_any_instant() -> None:
         assert (ended.status, ended.ended_at) == ("canceled", SECOND + 15 * DAY)
         assert amounts(invoice_of(ended)) == [-500]
         assert invoice_of(ended).status_transitions.finalized_at == SECOND + 15 * DAY + HOUR
+
+
+async def test_a_phase_may_change_only_how_many() -> None:
+    """The item stays the same one; what is bought from then on is charged with the renewal."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, items=[{"price": "price_10"}, {"price": "price_seat", "quantity": 5}])
+        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        wanted: Any = {
+            "phases": [
+                {
+                    "items": [{"price": "price_10"}, {"price": "price_seat", "quantity": 5}],
+                    "start_date": SECOND,
+                    "end_date": MAY,
+                },
+                {"items": [{"price": "price_10"}, {"price": "price_seat", "quantity": 2}]},
+            ]
+        }
+        wrong: Any = {"phases": [wanted["phases"][0], {**wanted["phases"][1], "start_date": MAY + 1}]}
+        with pytest.raises(stripe.InvalidRequestError, match="where the one before it ends"):
+            await client.v1.subscription_schedules.update_async(schedule.id, wrong)
+        await client.v1.subscription_schedules.update_async(schedule.id, wanted)
+        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
+        fewer = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        assert [item.id for item in items_of(fewer)] == [item.id for item in items_of(made)]
+        assert ([item.quantity for item in items_of(fewer)], amounts(invoice_of(fewer))) == (
+            [1, 2],
+            [1000, 1800],
+        )
+
+
+async def test_what_cannot_have_a_schedule() -> None:
+    """https://docs.stripe.com/api/subscription_schedules/create."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        create = client.v1.subscription_schedules.create_async
+        with pytest.raises(stripe.InvalidRequestError, match="give `from_subscription`"):
+            await create({"customer": "cus_1"})
+        with pytest.raises(stripe.InvalidRequestError, match="No such subscription: 'sub_x'"):
+            await create({"from_subscription": "sub_x"})
+        made = await subscribe(client, payment_behavior="default_incomplete")
+        with pytest.raises(stripe.InvalidRequestError, match="in the `incomplete` status"):
+            await create({"from_subscription": made.id})
+        paid = await subscribe(client)
+        schedule = await create({"from_subscription": paid.id})
+        same: Any = {"items": [{"price": "price_10"}], "start_date": SECOND}
+        with pytest.raises(stripe.InvalidRequestError, match="at most 10 current and future phases"):
+            await client.v1.subscription_schedules.update_async(schedule.id, {"phases": [same] * 11})
+        renamed = await client.v1.subscription_schedules.update_async(schedule.id, {"metadata": {"a": "b"}})
+        assert renamed.metadata is not None
+        assert renamed.metadata.to_dict() == {"a": "b"}
+        with pytest.raises(stripe.InvalidRequestError, match="No such subscription schedule: 'sub_sched_x'"):
+            await client.v1.subscription_schedules.retrieve_async("sub_sched_x")
+        with pytest.raises(stripe.InvalidRequestError, match="its status is `active` and it has a schedule"):
+            await client.v1.subscriptions.pause_async(paid.id)

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.replies import JsonObject, new_id, no_such, unknown_parameter
+from meterkit.testing.emulator.replies import (
+    JsonObject,
+    missing_resource,
+    new_id,
+    no_such,
+    unknown_parameter,
+)
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call, Params
@@ -145,6 +151,12 @@ class Customers:
             if not customer.deleted and email in {None, customer.texts["email"]} and is_in(customer.created)
         ]
         return call.params.page(found, url="/v1/customers")
+
+    def known(self, customer_id: str | None) -> str | None:
+        """Return the id that a list is narrowed to, if any. Raises ApiError, 400, if nobody ever had it."""
+        if customer_id is not None and customer_id not in self._by_id:
+            raise missing_resource("customer", customer_id, param="customer")
+        return customer_id
 
     def find(self, customer_id: str, *, alive: bool = False) -> Customer:
         """Return a customer. Raises ApiError, 404, if there is none, or none ``alive`` if that is asked."""

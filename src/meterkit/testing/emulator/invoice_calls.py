@@ -34,7 +34,8 @@ def _list(account: Account, call: Call) -> JsonObject:
         "collection_method", "created", "customer", "status", "subscription", *PAGING, expandable=None
     )
     status, is_in = params.choice("status", STATUSES), params.span("created")
-    customer, subscription = params.text("customer"), params.text("subscription")
+    customer = account.customers.known(params.text("customer"))
+    subscription = params.text("subscription")
     method = params.text("collection_method")
     found = [
         invoice.to_json()

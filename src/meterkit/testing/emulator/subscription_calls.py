@@ -181,7 +181,8 @@ def _list(account: Account, call: Call) -> JsonObject:
         *("customer", "price", "status", *PAGING),
         expandable=None,
     )
-    status, customer, price = params.choice("status", STATUSES), params.text("customer"), params.text("price")
+    status, price = params.choice("status", STATUSES), params.text("price")
+    customer = account.customers.known(params.text("customer"))
     method, is_in = params.text("collection_method"), params.span("created")
     starts, ends = params.span("current_period_start"), params.span("current_period_end")
     found = [
