@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
 from delivering import kit_for, until
 from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.errors import (
     NoSubscriptionError,
     QuantityError,
@@ -23,7 +25,10 @@ from meterkit.errors import (
 )
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
-from shopping import CATALOG, END, HALF, START, sell, shop
+from shopping import CATALOG, END, HALF, PLANS, START, sell, shop
+
+if TYPE_CHECKING:
+    from meterkit.stripe.request import Parameter
 
 pytestmark = pytest.mark.anyio
 
@@ -124,6 +129,8 @@ async def test_an_upgrade_binds_at_once_and_is_invoiced(store_url: str) -> None:
         assert (cost.currency, cost.effective_at) == ("usd", HALF)
         assert (changed.subscription.id, changed.subscription.plan) == (begun.id, "pro")
         assert await at.kit.allows("acme", "full")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other:
+            assert await other.allows("acme", "full")  # In every process.
         assert await at.items(begun.id) == {"price_pro": 1, "price_pro_ai_tokens": None}
         lines = (await at.invoices())[-1]["lines"]["data"]
         assert sum(line["amount"] for line in lines) == cost.net_cents
@@ -485,3 +492,56 @@ def test_code_without_an_event_loop_has_all_of_it(store_url: str) -> None:
         assert kit.subscriptions.sync("acme") is not None
         assert kit.subscriptions.change_plan("acme", "pro").subscription.plan == "pro"
         assert kit.subscriptions.cancel("acme").cancel_at_period_end
+
+
+async def test_a_plan_changes_on_trial_and_costs_nothing(store_url: str) -> None:
+    async with shop(store_url) as at:
+        made = await at.kit.subscriptions.create("acme", "tried")
+        at.clock.advance(timedelta(days=3))
+        changed = await at.kit.subscriptions.change_plan("acme", "pro")
+        assert (changed.proration.credit_cents, changed.proration.charge_cents) == (0, 0)
+        found = changed.subscription
+        assert (found.plan, found.status, found.trial_end) == ("pro", "trialing", made.subscription.trial_end)
+        down = await at.kit.subscriptions.change_plan("acme", "team")
+        assert down.subscription.pending_change is not None
+        assert down.subscription.pending_change.effective_at == made.subscription.trial_end
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.add_payment_method(linked)
+        at.clock.set(START + timedelta(days=14))
+        assert (await at.kit.customers.get("acme")).plan == "team"
+        at.emulator.advance()
+        after = await at.kit.subscriptions.sync("acme")
+        assert after is not None
+        assert (after.plan, after.status, after.pending_change) == ("team", "active", None)
+
+
+async def test_another_interval_costs_what_stripe_charges(store_url: str) -> None:
+    price = "{amount_cents: 29000, interval: year, stripe_price: price_y}"
+    yearly = f"  yearly: {{extends: pro, rank: 10, seat_price: null, price: {price}}}\n"
+    async with shop(store_url, catalog=loads(PLANS + yearly)) as at:
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        changed = await at.kit.subscriptions.change_plan("acme", "yearly")
+        assert (changed.subscription.plan, changed.subscription.status) == ("yearly", "active")
+        lines = (await at.invoices())[-1]["lines"]["data"]
+        assert sum(line["amount"] for line in lines) == changed.proration.net_cents
+        assert changed.subscription.current_period_end == START.replace(year=2032)
+
+
+async def test_what_is_no_part_of_a_plan_is_left_alone(store_url: str) -> None:
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="pro", seats=12)
+        at.emulator.add_price(300, price_id="price_addon")
+        api = StripeApi(at.kit.settings)
+        addon: dict[str, Parameter] = {"items": [{"price": "price_addon", "quantity": 4}]}
+        await api.post(f"/v1/subscriptions/{begun.id}", addon)
+        await api.close()
+        await at.kit.subscriptions.change_plan("acme", "team")
+        await at.kit.subscriptions.set_seats("acme", 14)
+        expected: dict[str, int | None] = {"price_pro": 1, "price_pro_seat": 4, "price_addon": 4}
+        assert await at.items(begun.id) == {**expected, "price_pro_ai_tokens": None}
+        at.clock.set(END)
+        at.emulator.advance()
+        expected = {"price_team": 1, "price_team_seat": 9, "price_addon": 4}
+        assert await at.items(begun.id) == {**expected, "price_team_ai_tokens": None}

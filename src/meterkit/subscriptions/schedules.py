@@ -55,7 +55,6 @@ def phases(
     next_: dict[str, Parameter] = {
         **{name: value for name, value in kept.items() if name != "trial_end"},
         "items": list(later),
-        "start_date": change_s,
         "duration": {"interval": interval, "interval_count": 1},
         "proration_behavior": "none",
     }
