@@ -65,6 +65,12 @@ TRIAL: Final = subscription(
 LONG_TRIAL: Final = subscription(
     "2026-01-20", "2026-03-21", anchor="2026-03-21", status="trialing", trial_end_ms="2026-03-21"
 )
+TURNED_YEARLY: Final = subscription(
+    "2026-05-01", "2027-02-14", anchor="2026-02-14", plan="yearly", created_ms="2026-01-31"
+)
+TURNED_MONTHLY: Final = subscription(
+    "2026-05-01", "2026-05-14", anchor="2026-02-14", created_ms="2026-01-31"
+)
 YEAR: Final = subscription("2026-01-31", "2027-01-31", plan="yearly")
 
 
@@ -81,6 +87,10 @@ YEAR: Final = subscription("2026-01-31", "2027-01-31", plan="yearly")
         ("a trial is one period", TRIAL, "2026-02-02", ("2026-01-20", "2026-02-03")),
         ("its end begins the first month", TRIAL, "2026-02-03", ("2026-02-03", "2026-03-03")),
         ("a trial is one period however long", LONG_TRIAL, "2026-03-20", ("2026-01-20", "2026-03-21")),
+        ("a price of another interval does not begin a period anew", TURNED_YEARLY, "2026-05-02",
+         ("2026-04-14", "2026-05-14")),
+        ("nor does one of a month", TURNED_MONTHLY, "2026-05-02", ("2026-04-14", "2026-05-14")),
+        ("before it, too", TURNED_MONTHLY, "2026-04-20", ("2026-04-14", "2026-05-14")),
         ("a yearly price includes by the month", YEAR, "2026-02-28", ("2026-02-28", "2026-03-31")),
         ("from the anchor", YEAR, "2026-12-31", ("2026-12-31", "2027-01-31")),
         ("unless it says by the interval", replace(YEAR, plan="by_year"), "2026-12-31",

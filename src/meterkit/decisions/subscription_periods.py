@@ -84,8 +84,13 @@ def _span(subscription: SubscriptionState, counting: Counting, at_ms: int) -> tu
 def _stretches(subscription: SubscriptionState, counting: Counting) -> Iterator[_Stretch]:
     start_ms, end_ms, ends_ms = subscription.start_ms, _current_end_ms(subscription), subscription.ends_ms()
     made_ms = min(subscription.created_ms or start_ms, start_ms, ends_ms)
-    is_whole = subscription.status == "trialing" or end_ms - start_ms <= _LONGEST_MS[counting.per]
+    is_trial = subscription.status == "trialing"
+    is_whole = is_trial or end_ms - start_ms <= _LONGEST_MS[counting.per]
     anchor_ms, anew_ms = subscription.anchor_ms, counting.anew_ms
+    grid = bounds_at(start_ms, anchor_ms=anchor_ms, interval=counting.per)
+    if not is_trial and (not is_whole or grid.end_ms == end_ms):
+        # Stripe has a price of another interval begin in mid-period; what was used in it stays used.
+        start_ms = max(grid.start_ms, made_ms)
     renewal_ms = end_ms if anew_ms is None else max(end_ms, anew_ms)
     cuts = (
         _Stretch(-NEVER_MS, made_ms, None),
