@@ -25,6 +25,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 BASIC = EXAMPLES / "fastapi_basic"
 AI = EXAMPLES / "fastapi_ai"
 WORKERS = EXAMPLES / "workers"
+SAAS = EXAMPLES / "saas"
 READY_S = 60.0
 
 
@@ -213,3 +214,19 @@ def test_the_existing_service_runs_under_gunicorn_as_it_is_configured(tmp_path: 
     shell = Shell(EXAMPLES / "existing_service", METERKIT_REDIS_URL=store_url)
     meters = shell.run("usage", "account-1", "--json").json["meters"]
     assert (4, 80) == (meters["requests"]["used"], meters["characters"]["used"])
+
+
+def test_a_customers_life_is_played_as_the_readme_has_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "play.py"],
+        cwd=SAAS,
+        env=Shell(SAAS, METERKIT_REDIS_URL="redis://nowhere").environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = re.search(r"```text\n(.*?)```", (SAAS / "README.md").read_text(), re.DOTALL)
+    assert shown is not None
+    assert done.stdout == shown[1]

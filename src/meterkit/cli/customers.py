@@ -170,7 +170,7 @@ async def set_status(
 
 @command(commands)
 async def delete(session: Session, customer: CustomerArgument) -> None:
-    """Forget a customer, and say what is erased: all that is stored by its id.
+    """Forget a customer, and say what was erased.
 
     Refused while usage of the customer is not delivered.
     """
