@@ -87,9 +87,10 @@ async def test_what_the_clock_changes_is_entered_at_its_own_instant_whenever_som
         ]
 
 
-async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(any_store_url: str) -> None:
+@pytest.mark.each_store
+async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(store_url: str) -> None:
     clock = Clock(NOW)
-    async with kit_of(any_store_url, clock) as one, kit_of(any_store_url, clock) as two:
+    async with kit_of(store_url, clock) as one, kit_of(store_url, clock) as two:
         for nth in range(8):
             await fetched(one, subscription(**FAILING), customer=f"c{nth}")
         before = [await lines(one, f"c{nth}") for nth in range(8)]
@@ -97,6 +98,7 @@ async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(any_st
         await asyncio.gather(*(sweep_turns(kit.store) for kit in (one, two, one, two)))
         for nth in range(8):
             assert len(await lines(two, f"c{nth}")) == len(before[nth]) + 2
+            assert (await one.customers.delete(f"c{nth}")).history == len(before[nth]) + 2
 
 
 async def test_a_change_that_comes_before_the_sweep_enters_what_the_clock_has_done_first(

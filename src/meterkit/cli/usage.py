@@ -145,7 +145,8 @@ def _tell(found: CustomerUsage, rates: Sequence[RateUsage], currency: str) -> No
     typer.echo(
         f"customer {found['customer']}: plan {found['plan']}, status {status}, access {found['access']}"
     )
-    typer.echo(f"period {iso(period['start'])} to {iso(period['end'])}")
+    provisional = ", provisional: the renewal is not known yet" if period["provisional"] else ""
+    typer.echo(f"period {iso(period['start'])} to {iso(period['end'])}{provisional}")
     if found["features"]:
         typer.echo(f"features {', '.join(found['features'])}")
     if found["balance"]:
