@@ -545,3 +545,20 @@ async def test_what_is_no_part_of_a_plan_is_left_alone(store_url: str) -> None:
         at.emulator.advance()
         expected = {"price_team": 1, "price_team_seat": 9, "price_addon": 4}
         assert await at.items(begun.id) == {**expected, "price_team_ai_tokens": None}
+
+
+async def test_an_end_that_somebody_set_at_stripe_is_taken_back_too(store_url: str) -> None:
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="pro")
+        api = StripeApi(at.kit.settings)
+        await api.post(f"/v1/subscriptions/{begun.id}", {"cancel_at": int(HALF.timestamp())})
+        await api.close()
+        ending = await at.kit.subscriptions.sync("acme")
+        assert ending is not None
+        assert (ending.cancel_at_period_end, ending.cancel_at) == (False, HALF)
+        with pytest.raises(SubscriptionError, match="is to end"):
+            await at.kit.subscriptions.change_plan("acme", "team")
+        resumed = await at.kit.subscriptions.resume("acme")
+        assert (resumed.cancel_at, resumed.status) == (None, "active")
+        at.clock.set(HALF)
+        assert await at.kit.allows("acme", "full")

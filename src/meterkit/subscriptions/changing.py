@@ -125,11 +125,11 @@ class Changing:
         await persistently(attempt)
 
     async def resume(self, customer: str) -> None:
-        """Have a subscription that is to end with its period go on."""
+        """Have a subscription that is to end go on."""
 
         async def attempt(again: int) -> None:
             live, _ = await self._live(customer, again)
-            if live.found.get("cancel_at_period_end"):
+            if live.is_ending:
                 await live.resume()
 
         await persistently(attempt)
@@ -228,10 +228,8 @@ class Changing:
         self, live: LiveSubscription, known: SubscriptionState, later: Terms, *, now: Terms | None = None
     ) -> None:
         """Have the items be what they are to be later when the period ends, and now what is given."""
-        if live.found.get("cancel_at_period_end"):
-            raise SubscriptionError(
-                f"the subscription {live.id} is to end with its period: resume it before it is changed"
-            )
+        if live.is_ending:
+            raise SubscriptionError(f"the subscription {live.id} is to end: resume it before it is changed")
         await live.arrange(
             await self._items(live, later),
             now=None if now is None else await self._items(live, now),

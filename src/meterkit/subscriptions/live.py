@@ -88,6 +88,11 @@ class LiveSubscription:
         found = part_of(self.found, "schedule")
         return None if not found or found.get("status") in _GONE else found
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is to end, with its period or at another instant, as Stripe's portal may have it."""
+        return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
+
     async def update(self, params: Mapping[str, Parameter]) -> None:
         """Change it at once; the change leaves its mark, so that the same change again later is another."""
         key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
@@ -154,7 +159,8 @@ class LiveSubscription:
 
     async def resume(self) -> None:
         """Have it go on."""
-        await self.update({"cancel_at_period_end": False})
+        at_end = bool(self.found.get("cancel_at_period_end"))
+        await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
 
     async def end(self) -> None:
         """End it now: what was used is billed, what was paid in advance is given back."""

@@ -197,7 +197,7 @@ class Subscriptions:
         return await self._known(customer)
 
     async def resume(self, customer: str) -> Subscription:
-        """Have a subscription that is to end with its period go on. One that is not to end stays as it is.
+        """Have a subscription that is to end go on. One that is not to end stays as it is.
 
         Raises:
             NoSubscriptionError: no subscription is in force; one that has ended is begun anew.
