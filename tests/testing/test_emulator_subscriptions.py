@@ -305,3 +305,85 @@ async def test_a_customer_takes_its_subscriptions_along() -> None:
         made = await subscribe(client)
         await client.v1.customers.delete_async("cus_1")
         assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "canceled"
+
+
+async def test_an_open_invoice_of_what_has_ended_may_still_be_paid() -> None:
+    """https://docs.stripe.com/api/subscriptions/cancel: the invoices stay; the subscription has ended."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        emulator.fail_payments("cus_1")
+        clock.set(datetime(2026, 5, 2, tzinfo=UTC))
+        ended = await client.v1.subscriptions.cancel_async(made.id)
+        assert isinstance(ended.latest_invoice, str)
+        with pytest.raises(stripe.CardError):
+            await client.v1.invoices.pay_async(ended.latest_invoice)
+        emulator.mend_payments("cus_1")
+        assert (await client.v1.invoices.pay_async(ended.latest_invoice)).status == "paid"
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "canceled"
+        await subscribe(client)
+        await client.v1.customers.delete_async("cus_1")
+        listed = await client.v1.subscriptions.list_async({"status": "canceled"})
+        assert len(listed.data) == 2
+
+
+async def test_what_a_subscription_says_of_itself_is_changed() -> None:
+    """https://docs.stripe.com/api/subscriptions/update; an ended one takes metadata alone."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, description="first", metadata={"a": "1", "b": "2"})
+        card = await client.v1.payment_methods.attach_async("pm_card_mastercard", {"customer": "cus_1"})
+        changed = await client.v1.subscriptions.update_async(
+            made.id,
+            {
+                "description": "second",
+                "default_payment_method": card.id,
+                "metadata": {"a": "", "c": "3"},
+                "expand": ["default_payment_method"],
+            },
+        )
+        assert (changed.description, changed.metadata.to_dict()) == ("second", {"b": "2", "c": "3"})
+        assert isinstance(changed.default_payment_method, stripe.PaymentMethod)
+        details: Any = {"cancellation_details": {"comment": "not yet"}}
+        said = await client.v1.subscriptions.update_async(made.id, details)
+        assert said.cancellation_details is not None
+        assert said.cancellation_details.comment == "not yet"
+        error = await refusal(client, made.id, add_invoice_items=[{"price": "price_10"}])
+        assert error.user_message == "`add_invoice_items` is not emulated."
+        await client.v1.subscriptions.cancel_async(made.id)
+        late = await client.v1.subscriptions.update_async(made.id, {"metadata": {"d": "4"}})
+        assert late.metadata.to_dict() == {"b": "2", "c": "3", "d": "4"}
+        with pytest.raises(stripe.InvalidRequestError, match="No such subscription: 'sub_none'"):
+            await client.v1.subscriptions.retrieve_async("sub_none")
+
+
+async def test_an_unpaid_one_stays_unpaid_until_it_is_paid() -> None:
+    """https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses: unpaid."""
+    emulator, clock = shop(after_retries="unpaid", retry_days=())
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        emulator.fail_payments("cus_1")
+        clock.set(datetime(2026, 5, 1, 1, tzinfo=UTC))
+        unpaid = await client.v1.subscriptions.retrieve_async(made.id, {"expand": ["latest_invoice"]})
+        assert unpaid.status == "unpaid"
+        with pytest.raises(stripe.CardError):
+            await client.v1.invoices.pay_async(invoice_of(unpaid).id)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "unpaid"
+        emulator.mend_payments("cus_1")
+        await client.v1.invoices.pay_async(invoice_of(unpaid).id)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).status == "active"
+
+
+async def test_what_costs_nothing_needs_no_card_and_no_payment() -> None:
+    """https://docs.stripe.com/api/invoices/object#invoice_object-payments: none of an invoice of 0."""
+    emulator, _ = shop(card=None)
+    emulator.add_price(0, price_id="price_free")
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_free", expand=["latest_invoice.payments"])
+        assert (made.status, invoice_of(made).status, invoice_of(made).total) == ("active", "paid", 0)
+        payments = invoice_of(made).payments
+        assert payments is not None
+        assert payments.data == []
+        secret: Any = {"expand": ["confirmation_secret"]}
+        shown = await client.v1.invoices.retrieve_async(invoice_of(made).id, secret)
+        assert shown.confirmation_secret is None
