@@ -14,7 +14,7 @@ from meterkit.testing.emulator.amounts import Pricing
 from meterkit.testing.emulator.billing_cycle import period_at
 from meterkit.testing.emulator.prices import Price, Recurring
 from meterkit.testing.emulator.revision import Wanted
-from subscribing import DAY, HOUR, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
+from subscribing import DAY, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
 
 pytestmark = pytest.mark.anyio
 
@@ -233,8 +233,8 @@ async def test_items_of_several_intervals_renew_by_themselves() -> None:
         assert amounts(invoice_of(renewed)) == [1000]
         assert item_of(renewed).current_period_start == MAY
         ending = await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": True})
-        assert ending.cancel_at == int(datetime(2027, 4, 1, tzinfo=UTC).timestamp())
-        assert ending.cancel_at != MAY + HOUR
+        # "Always resolves to the earliest item period end": changelog/basil/2025-07-30/cancel-at-enums.
+        assert ending.cancel_at == int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
 
 
 async def test_an_invoice_may_have_a_card_of_its_own() -> None:

@@ -206,15 +206,21 @@ async def subscribed(emulator: StripeEmulator, client: stripe.StripeClient) -> t
 
 
 async def test_the_portal_cancels_resumes_and_mends() -> None:
+    """Flexible billing "uses `cancel_at` directly rather than `cancel_at_period_end`".
+
+    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation
+    """
     emulator, clock = ready()
     async with account(emulator) as client:
         customer, subscription = await subscribed(emulator, client)
         portal = await client.v1.billing_portal.sessions.create_async({"customer": customer})
         subscriptions = client.v1.subscriptions
         emulator.use_portal(portal.id, "cancel")
-        assert (await subscriptions.retrieve_async(subscription)).cancel_at_period_end
+        ending = await subscriptions.retrieve_async(subscription)
+        assert ending.cancel_at == ending["items"].data[0].current_period_end
+        assert not ending.cancel_at_period_end
         emulator.use_portal(portal.id, "resume", subscription=subscription)
-        assert not (await subscriptions.retrieve_async(subscription)).cancel_at_period_end
+        assert (await subscriptions.retrieve_async(subscription)).cancel_at is None
         assert types(emulator)[-2:] == ["customer.subscription.updated"] * 2
         emulator.fail_payments(customer)
         clock.advance(timedelta(days=31))
@@ -225,7 +231,7 @@ async def test_the_portal_cancels_resumes_and_mends() -> None:
         flow: Any = {"type": "subscription_cancel", "subscription_cancel": {"subscription": subscription}}
         deep = await client.v1.billing_portal.sessions.create_async({"customer": customer, "flow_data": flow})
         emulator.use_portal(deep.id, "cancel")
-        assert (await subscriptions.retrieve_async(subscription)).cancel_at_period_end
+        assert (await subscriptions.retrieve_async(subscription)).cancel_at is not None
         for wrong, options, message in (
             ("bps_none", {}, "there is no portal session bps_none"),
             (portal.id, {"subscription": "sub_other"}, "the subscription to change is 'sub_other'"),
@@ -278,7 +284,7 @@ async def test_other_processes_pay_over_http() -> None:
         portal = await client.v1.billing_portal.sessions.create_async({"customer": paid["customer"]})
         use = f"{base}/_emulator/portal/{portal.id}"
         assert (await browser.post(use, data={"action": "cancel"})).json() == {}
-        assert (await client.v1.subscriptions.retrieve_async(paid["subscription"])).cancel_at_period_end
+        assert (await client.v1.subscriptions.retrieve_async(paid["subscription"])).cancel_at is not None
         assert (await browser.post(use, data={"action": "dance"})).status_code == 400
 
 

@@ -432,6 +432,8 @@ async def test_the_end_may_be_any_instant() -> None:
         made = await subscribe(client)
         ending = await client.v1.subscriptions.update_async(made.id, {"cancel_at": SECOND + 15 * DAY})
         assert (ending.cancel_at, ending.cancel_at_period_end) == (SECOND + 15 * DAY, False)
+        kept = await client.v1.subscriptions.update_async(made.id, {"cancel_at_period_end": False})
+        assert kept.cancel_at == SECOND + 15 * DAY
         none: Any = {"cancel_at": ""}
         assert (await client.v1.subscriptions.update_async(made.id, none)).cancel_at is None
         last = await client.v1.subscriptions.update_async(made.id, {"cancel_at": "max_period_end"})

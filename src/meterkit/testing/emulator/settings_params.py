@@ -67,7 +67,9 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
 def apply_cancellation(subscription: Subscription, params: Params, *, now: int) -> None:
     """Take over when a subscription is to end; no more than ``cancel_at`` binds later.
 
-    https://docs.stripe.com/api/subscriptions/update#update_subscription-cancel_at_period_end
+    ``cancel_at_period_end`` is the earliest end of its items' periods
+    (https://docs.stripe.com/changelog/basil/2025-07-30/cancel-at-enums). Turned off, it takes back no
+    ``cancel_at`` that was set by itself: Stripe says nothing of that, and a client had better not rely on it.
     """
     details = params.hash("cancellation_details")
     for name in ("comment", "feedback"):
@@ -84,9 +86,10 @@ def apply_cancellation(subscription: Subscription, params: Params, *, now: int) 
     if params.text("cancel_at") and params.boolean("cancel_at_period_end"):
         message = "You may only specify one of these parameters: cancel_at, cancel_at_period_end."
         raise ApiError(message, param="cancel_at")
-    at = _cancel_at(subscription, params, now=now)
+    own = None if subscription.cancel_at_period_end else subscription.cancel_at
+    at = _cancel_at(subscription, params, now=now) if "cancel_at" in params else own
     subscription.cancel_at_period_end = params.boolean("cancel_at_period_end") or False
-    subscription.cancel_at = subscription.period_end if subscription.cancel_at_period_end else at
+    subscription.cancel_at = subscription.renews_at if subscription.cancel_at_period_end else at
     if subscription.cancel_at is None:
         subscription.canceled_at = subscription.cancellation["reason"] = None
     else:

@@ -232,7 +232,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     change = rearrange(account, draft, wanted, params)
     apply_cancellation(draft, params, now=account.now)
     if draft.cancel_at_period_end and draft.status not in ENDED:
-        draft.cancel_at = draft.period_end
+        draft.cancel_at = draft.renews_at
     changed = commit(account, subscription, draft, change, behavior=behavior)
     return expanded(account, changed.to_json(), params)
 

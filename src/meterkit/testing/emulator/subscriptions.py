@@ -122,7 +122,7 @@ class Subscription:
 
     Attributes:
         billing_cycle_anchor: where periods are counted from.
-        cancel_at: when it ends by itself; with ``cancel_at_period_end`` the end of the longest period.
+        cancel_at: when it ends by itself; with ``cancel_at_period_end`` the end of its first item's period.
         prorate_at_cancel: whether the unused time is credited where ``cancel_at`` cuts a period short.
         trial_action: what becomes of it without a payment method at the trial's end.
         paused_by: why it is paused; None while it is not.

@@ -77,9 +77,11 @@ class Visits:
                 if invoice.customer == session.customer and invoice.status == "open":
                     self._do(f"/v1/invoices/{invoice.id}/pay", {})
         else:
-            ends = "true" if action == "cancel" else "false"
+            # Flexible billing sets `cancel_at` there, and not `cancel_at_period_end`:
+            # https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation
+            ends = "max_period_end" if action == "cancel" else ""
             named = self._subscription(session, subscription)
-            self._do(f"/v1/subscriptions/{named}", {"cancel_at_period_end": ends})
+            self._do(f"/v1/subscriptions/{named}", {"cancel_at": ends})
 
     def subscriptions(self, session: PortalSession) -> list[tuple[str, str, bool]]:
         """Return a customer's subscriptions: id, what is shown of it, and whether it ends with its period."""
@@ -88,7 +90,7 @@ class Visits:
             if each.id in self._subscriptions(session.customer):
                 names = [self._account.products.find(item.price.product).name for item in each.items]
                 text = f"{', '.join(dict.fromkeys(names))} ({each.status})"
-                shown.append((each.id, text, each.cancel_at_period_end))
+                shown.append((each.id, text, each.cancel_at is not None))
         return shown
 
     def _fields(self, session: CheckoutSession) -> dict[str, str]:
