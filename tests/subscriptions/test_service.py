@@ -284,6 +284,9 @@ async def test_seats_and_a_scheduled_plan_go_together(store_url: str) -> None:
         assert more.subscription.pending_change is not None
         assert (more.subscription.pending_change.plan, more.subscription.pending_change.seats) == ("team", 15)
         assert (more.proration.credit_cents, more.proration.charge_cents) == (900, 5 * 450)
+        before = len(at.changes())
+        assert (await at.kit.subscriptions.set_seats("acme", 15)).subscription == more.subscription
+        assert len(at.changes()) == before
         at.clock.set(END)
         at.emulator.advance()
         assert await at.items(begun.id) == {

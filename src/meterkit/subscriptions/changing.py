@@ -104,7 +104,8 @@ class Changing:
             later = self._catalog.plans.get(known.pending_plan or "")
             if live.schedule is not None and later is not None:
                 after = Terms(plan=later, seats=self._seats_on(later, target))
-                await self._arrange(live, known, after, now=target)
+                if (known.seats, known.pending_seats) != (target.seats, after.seats):
+                    await self._arrange(live, known, after, now=target)
             else:
                 await self._apply(live, target, invoice=False)
 
