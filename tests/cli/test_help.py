@@ -22,6 +22,7 @@ COMMANDS: Final = {
         "usage",
         "customers",
         "grants",
+        "plans",
         "stripe",
     ),
     "customers": (
@@ -36,6 +37,7 @@ COMMANDS: Final = {
         "history",
     ),
     "grants": ("add", "list", "void", "ledger"),
+    "plans": ("migrate",),
     "stripe": ("emulator",),
 }
 EVERY: Final = [

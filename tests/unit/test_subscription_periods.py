@@ -68,9 +68,7 @@ LONG_TRIAL: Final = subscription(
 TURNED_YEARLY: Final = subscription(
     "2026-05-01", "2027-02-14", anchor="2026-02-14", plan="yearly", created_ms="2026-01-31"
 )
-TURNED_MONTHLY: Final = subscription(
-    "2026-05-01", "2026-05-14", anchor="2026-02-14", created_ms="2026-01-31"
-)
+TURNED_MONTHLY: Final = subscription("2026-05-01", "2026-05-14", anchor="2026-02-14", created_ms="2026-01-31")
 YEAR: Final = subscription("2026-01-31", "2027-01-31", plan="yearly")
 
 

@@ -21,6 +21,8 @@ __all__ = [
     "Command",
     "CustomerArgument",
     "MeterArgument",
+    "NewPlanArgument",
+    "OldPlanArgument",
     "PlanArgument",
     "common_options",
     "plans_path",
@@ -120,6 +122,11 @@ def _completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
 CustomerArgument = Annotated[str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.")]
 PlanArgument = Annotated[
     str, typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=_completion("plans"))
+]
+OldPlanArgument = Annotated[str, typer.Argument(metavar="FROM", help="The plan that customers leave.")]
+NewPlanArgument = Annotated[
+    str,
+    typer.Argument(metavar="TO", help="The plan that they get.", autocompletion=_completion("plans")),
 ]
 MeterArgument = Annotated[
     str,

@@ -1,0 +1,130 @@
+"""``meterkit plans migrate``: has the customers of one plan on another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from meterkit.catalog.errors import suggestion
+from meterkit.cli.options import NewPlanArgument, OldPlanArgument
+from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.session import Session, command
+from meterkit.decisions.subscription import ENDED
+from meterkit.errors import MeterkitError, SettingsError, StoreError, UnknownPlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from meterkit.kit import MeterKit
+    from meterkit.store.customer import Customer
+
+__all__ = ["commands"]
+
+commands = typer.Typer(name="plans", help="Change the plans of many customers.", no_args_is_help=True)
+
+_STOPS: Final = (SettingsError, StoreError, UnknownPlanError)
+"""What would befall all others as well."""
+
+
+@commands.callback()
+def plans() -> None:
+    """Change the plans of many customers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrated:
+    """What became of one customer.
+
+    Attributes:
+        subscription: its id at Stripe; None: the plan was set by hand.
+        at: when the new plan takes effect; None: it has, or it was not looked up.
+        error: why the customer stays on the old plan; None: it does not.
+    """
+
+    customer: str
+    subscription: str | None
+    at: datetime | None
+    error: str | None
+
+
+@command(commands)
+async def migrate(
+    session: Session,
+    old: OldPlanArgument,
+    new: NewPlanArgument,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show who would be migrated, and change nothing.")
+    ] = False,
+) -> None:
+    """Have all customers of one plan on another.
+
+    A subscription is changed at Stripe, as if its customer had chosen the plan: an upgrade now, a downgrade
+    when the period ends. A plan that was set by hand is set anew, at once. FROM may be gone from the plans
+    file. Who is migrated already is left alone, so that it may be run again.
+    """
+    async with session.kit() as kit:
+        check_plans(kit, old, new)
+        every = [one async for one in kit.customers.list() if old in (one.plan, one.missing_plan)]
+        leaving = sorted((one for one in every if one.pending_plan != new), key=lambda one: one.customer)
+        done = [await _migrate(kit, one, new, dry_run=dry_run) for one in leaving]
+    failed = sum(one.error is not None for one in done)
+    session.show([asdict(one) for one in done], lambda: _print(done, old, new, dry_run=dry_run))
+    if failed:
+        print_note(f"{failed} of {len(done)} customers stay on {old}; run it again once that is mended")
+        raise typer.Exit(1)
+
+
+def check_plans(kit: MeterKit, old: str, new: str) -> None:
+    """See that there is a plan to go to, and another one to leave.
+
+    Raises:
+        MeterkitError: there is not.
+    """
+    if new not in kit.catalog.plans:
+        known = ", ".join(kit.catalog.plans)
+        raise MeterkitError(f"TO: found {new!r}; the plans are {known}{suggestion(new, kit.catalog.plans)}")
+    if old == new:
+        raise MeterkitError(f"FROM and TO are both {new!r}; name two plans")
+
+
+async def _migrate(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool) -> Migrated:
+    subscription = None if customer.status in ENDED else customer.subscription
+    at, why = None, None
+    if not dry_run:
+        try:
+            if subscription is None:
+                await kit.customers.set_plan(customer.customer, new)
+            else:
+                changed = await kit.subscriptions.change_plan(customer.customer, new)
+                pending = changed.subscription.pending_change
+                at = None if pending is None else pending.effective_at
+        except _STOPS:
+            raise
+        except MeterkitError as error:
+            why = str(error)
+    return Migrated(customer=customer.customer, subscription=subscription, at=at, error=why)
+
+
+def _print(done: Sequence[Migrated], old: str, new: str, *, dry_run: bool) -> None:
+    rows: list[dict[str, object]] = [
+        {
+            "customer": one.customer,
+            "subscription": one.subscription or "",
+            "plan": old if one.error else new,
+            "from": _when(one, dry_run=dry_run),
+        }
+        for one in done
+    ]
+    print_records(rows, rare={"subscription"}, empty=f"no customer is on {old}")
+
+
+def _when(one: Migrated, *, dry_run: bool) -> str:
+    if one.error is not None:
+        return f"not migrated: {one.error}"
+    if dry_run:
+        return "as of the change"
+    return "now" if one.at is None else date_and_time(one.at)

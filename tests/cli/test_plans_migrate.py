@@ -1,0 +1,122 @@
+"""``meterkit plans migrate`` on a real store, at an emulated Stripe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anyio import to_thread
+
+from commands import Done, Shell
+from delivering import STRIPE_KEY
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+plans:
+  free:  {price: {amount_cents: 0, interval: month}}
+  pro:   {rank: 10, price: {amount_cents: 1000, interval: month, stripe_price: price_pro}}
+  pro_2: {rank: 10, price: {amount_cents: 1200, interval: month, stripe_price: price_pro_2}}
+  less:  {rank: 5, price: {amount_cents: 500, interval: month, stripe_price: price_less}}
+"""
+
+
+async def run(shell: Shell, *arguments: str) -> Done:
+    """Run a command while the emulator serves."""
+    return await to_thread.run_sync(lambda: shell.run(*arguments))
+
+
+async def test_customers_of_a_plan_are_had_on_another(tmp_path: Path, store_url: str) -> None:
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    emulator = StripeEmulator()
+    async with emulator.serve() as url:
+        settings: dict[str, Any] = {
+            "redis_url": store_url,
+            "stripe_api_key": STRIPE_KEY,
+            "stripe_api_base": url,
+        }
+        async with MeterKit(tmp_path / "plans.yaml", flush=False, **settings) as kit:
+            emulator.add_plans(kit.catalog)
+            for customer in ("ada", "bob"):
+                made = await kit.subscriptions.create(customer, "pro")
+                assert made.client_secret is not None
+                emulator.confirm_payment(made.client_secret)
+                await kit.subscriptions.sync(customer)
+            await kit.customers.set_plan("eve", "pro")
+            await kit.customers.set_plan("fay", "free")
+            shell = Shell(tmp_path, **{f"METERKIT_{name.upper()}": value for name, value in settings.items()})
+
+            async def migrate(*arguments: str) -> list[tuple[str, bool, str | None]]:
+                done = await run(shell, "plans", "migrate", *arguments, "--json")
+                assert done.code == 0, done.err
+                return [(one["customer"], bool(one["at"]), one["error"]) for one in done.json]
+
+            async def plans() -> list[str]:
+                return [(await kit.customers.get(customer)).plan for customer in ("ada", "bob", "eve", "fay")]
+
+            everybody = [("ada", False, None), ("bob", False, None), ("eve", False, None)]
+            assert await migrate("pro", "pro_2", "--dry-run") == everybody
+            assert await plans() == ["pro", "pro", "pro", "free"]
+            assert await migrate("pro", "pro_2") == everybody
+            assert await plans() == ["pro_2", "pro_2", "pro_2", "free"]
+            assert await migrate("pro", "pro_2") == []
+
+            # Less than before is for the end of what is paid for.
+            assert await migrate("pro_2", "less") == [
+                ("ada", True, None),
+                ("bob", True, None),
+                ("eve", False, None),
+            ]
+            assert await plans() == ["pro_2", "pro_2", "less", "free"]
+            assert await migrate("pro_2", "less") == []
+
+
+async def test_who_cannot_be_migrated_is_named_and_the_others_are(tmp_path: Path, store_url: str) -> None:
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    emulator = StripeEmulator()
+    async with emulator.serve() as url:
+        settings: dict[str, Any] = {
+            "redis_url": store_url,
+            "stripe_api_key": STRIPE_KEY,
+            "stripe_api_base": url,
+        }
+        async with MeterKit(tmp_path / "plans.yaml", flush=False, **settings) as kit:
+            emulator.add_plans(kit.catalog)
+            for customer in ("ada", "bob"):
+                made = await kit.subscriptions.create(customer, "pro")
+                assert made.client_secret is not None
+                emulator.confirm_payment(made.client_secret)
+                await kit.subscriptions.sync(customer)
+            emulator.fail_payments((await kit.customers.get("ada")).stripe_customer or "")
+            shell = Shell(tmp_path, **{f"METERKIT_{name.upper()}": value for name, value in settings.items()})
+            done = await run(shell, "plans", "migrate", "pro", "pro_2")
+            assert done.code == 1
+            assert "not migrated: " in done.out
+            assert "1 of 2 customers stay on pro; run it again once that is mended" in done.err
+            assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == [
+                "pro",
+                "pro_2",
+            ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("pro", "pro2", "TO: found 'pro2'; the plans are free, pro, pro_2, less; did you mean 'pro_2'?"),
+        ("pro", "pro", "FROM and TO are both 'pro'; name two plans"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, store_url: str, old: str, new: str, said: str) -> None:
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    done = Shell(tmp_path, METERKIT_REDIS_URL=store_url).run("plans", "migrate", old, new)
+    assert done.code == 1
+    assert said in done.err
