@@ -21,6 +21,7 @@ import report
 import startup
 import streams
 import targets
+import webhooks
 from driver import running
 from inprocess import FULL, PROBE_DB, QUICK, Size, Skipped, Worker, database
 from machine import Cores, describe, redis_server
@@ -106,6 +107,8 @@ def measure(options: argparse.Namespace) -> dict:
         streamed = streams.measure(redis_url, cores, loop, amount) if streams.RESERVE in probes else {}
         note("grants")
         granted = grants.measure(cores)
+        note("webhooks")
+        posted = webhooks.measure(redis_url, cores, 1_000 if options.quick else webhooks.EVENTS)
         note("a store far away")
         away = far.measure(redis_url, cores, loop, size) if not options.only else {}
         note("imports and first requests")
@@ -122,6 +125,7 @@ def measure(options: argparse.Namespace) -> dict:
             "far": away,
             "streams": streamed,
             "grants": granted,
+            "webhooks": posted,
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }

@@ -108,11 +108,24 @@ def _streams(found: dict) -> list[Target]:
     ]
 
 
+def _webhooks(found: dict) -> list[Target]:
+    return [
+        Target(f"webhooks posted {how}: {what}", aim, unit, better, seen[key])
+        for how, seen in found.items()
+        for key, what, aim, unit, better in (
+            ("per_second", "taken", 990, "events/s", "more"),
+            ("p99_ms", "p99", 10, "ms", "less"),
+        )
+        if how.endswith("second") or key == "per_second"
+    ]
+
+
 def judged(result: dict, peers: list[str]) -> list[dict]:
     """Every target that the run can speak of, with what was reached."""
     found = _in_process(result["timed"], [peer for peer in peers if peer in result["timed"]])
     found += _over_http(result["http"])
     found += _requests_of_streams(result["timed"]) + _streams(result.get("streams", {}))
+    found += _webhooks(result.get("webhooks", {}))
     if THREE in result["probes"]:
         size = result["probes"][THREE]
         reached = size["bytes_of_one_customer"] or size["bytes_all_per_customer"]

@@ -24,6 +24,7 @@ COMMANDS: Final = {
         "grants",
         "plans",
         "stripe",
+        "webhooks",
     ),
     "customers": (
         "show",
@@ -39,6 +40,7 @@ COMMANDS: Final = {
     "grants": ("add", "list", "void", "ledger"),
     "plans": ("migrate",),
     "stripe": ("emulator",),
+    "webhooks": ("list", "redrive"),
 }
 EVERY: Final = [
     tuple(filter(None, (group, command))) for group, commands in COMMANDS.items() for command in commands

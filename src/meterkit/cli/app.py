@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 import meterkit
-from meterkit.cli import customers, demo, doctor, flush, grants, migrate, plans, routes, stripe, usage, worker
+from meterkit.cli import (
+    customers,
+    demo,
+    doctor,
+    flush,
+    grants,
+    migrate,
+    plans,
+    routes,
+    stripe,
+    usage,
+    webhooks,
+    worker,
+)
 from meterkit.cli.session import tell
 
 __all__ = ["app", "main"]
@@ -20,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (demo, plans, routes, doctor, worker, flush, usage, customers, grants, migrate, stripe):
+for part in (demo, plans, routes, doctor, worker, flush, usage, customers, grants, migrate, stripe, webhooks):
     app.add_typer(part.commands)
 
 

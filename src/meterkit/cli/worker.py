@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from meterkit.background import BackgroundTasks
 from meterkit.cli.flush import summary
 from meterkit.cli.json_lines import log_as_json, logs_as_json
 from meterkit.cli.output import print_note
@@ -43,7 +44,7 @@ async def worker(
         ),
     ] = "text",
 ) -> None:
-    """Deliver usage to Stripe until it is told to stop.
+    """Deliver usage and work off webhooks until told to stop.
 
     SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
     reads the plans file again, as it does by itself when that has changed.
@@ -63,13 +64,15 @@ async def worker(
         running = asyncio.create_task(
             flusher.run(every_s=every_s, told=lambda report: _tell(report, json=session.json))
         )
-        turning = asyncio.create_task(follow_turns(kit.store))
+        loop, beside = asyncio.get_running_loop(), BackgroundTasks()
+        beside.keep(loop, "turns", lambda: follow_turns(kit.store))
+        beside.keep(loop, "webhooks", kit.webhooks.run)
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
-        turning.cancel()
         flusher.stop()
+        await beside.end(loop)  # What they have begun they give back.
         try:
             await running
         except MeterkitError:
