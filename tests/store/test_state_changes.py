@@ -12,9 +12,11 @@ import pytest
 from faults import before_script, eventually
 from meterkit.catalog import loads
 from meterkit.decisions.in_force import InForce
+from meterkit.decisions.keys import shard_of
 from meterkit.decisions.periods import to_ms
-from meterkit.store import turns
+from meterkit.store import deletion, turns
 from meterkit.store.notices import tell
+from meterkit.store.state_changes import States
 from meterkit.store.turns import sweep_turns
 from meterkit.testing import Clock
 from subscribed import END, INSTANT, NOW, PLANS, fetched, kit_of, recorder, subscription
@@ -485,3 +487,26 @@ async def test_a_gauge_above_a_new_limit_may_shrink_and_not_grow(any_store_url: 
         assert (await kit.consume("acme", "requests", 1)).allowed
         await kit.gauges.set("acme", "seats", 2)
         assert (await kit.check("acme", "seats", 1)).allowed
+
+
+async def test_a_sweep_has_nobody_read_the_state_anew(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        await fetched(kit, subscription(**FAILING))
+        rev, _ = await States(kit.store).read("acme")
+        clock.set(NOW + 7 * DAY)
+        assert await sweep_turns(kit.store) == 1
+        assert (await States(kit.store).read("acme"))[0] == rev
+
+
+async def test_what_handlers_were_to_be_told_of_a_customer_is_erased_however_much_it_is(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "_PAGE", 2)
+    async with kit_of(any_store_url, Clock(NOW)) as kit:
+        other = next(name for name in map(str, range(99)) if shard_of(name, 4) == shard_of("acme", 4))
+        for nth in range(5):
+            for customer in ("acme", other):
+                await tell(kit.store, customer, "trial.ending", {"id": f"evt_{nth}"})
+        assert (await kit.customers.delete("acme")).notices == 5
+        assert (await kit.customers.delete(other)).notices == 5
