@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 __all__ = ["deliver_customer"]
 
+_logger = logging.getLogger("meterkit.delivery")
+
 _PAUSE_S: Final = 0.2
 
 
 async def deliver_customer(
     store: Store, flusher: AbstractAsyncContextManager[Flusher], customer: str, *, timeout_s: float
 ) -> bool:
-    """Deliver what a customer has used until now; whether nothing of it is on its way any more.
+    """Deliver what a customer has used until now; whether nothing of it is on its way any more, else logged.
 
     Its usage is due at once; of others only what is due anyway is delivered besides.
 
@@ -41,8 +44,13 @@ async def deliver_customer(
             admin = await store.admin()
             await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
             await at_work.flush()
-            if monotonic() >= deadline:
-                return not await _left(store, customer)
+            if monotonic() >= deadline and (left := await _left(store, customer)):
+                _logger.error(
+                    "%d units that customer %r has used are not delivered within %d s: they are not on the"
+                    " invoice that ends the subscription",
+                    *(left, customer, timeout_s),
+                )
+                return False
             if await _left(store, customer):
                 await anyio.sleep(_PAUSE_S)
     return True

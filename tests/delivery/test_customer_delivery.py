@@ -1,0 +1,34 @@
+"""One customer's usage is delivered at once, before what bills it ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from delivering import desk
+from meterkit.delivery.customer_delivery import deliver_customer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_only_the_customers_own_usage_is_due_at_once(store_url: str) -> None:
+    async with desk(store_url, flush_interval=300) as at:
+        await at.link("acme", "bolt")
+        for customer in ("acme", "bolt"):
+            await at.kit.record(customer, "requests", 3)
+        assert await deliver_customer(at.kit.store, at.kit.flusher(), "acme", timeout_s=10)
+        assert (at.accepted("acme"), at.accepted("bolt")) == (3, 0)
+
+
+async def test_what_is_not_delivered_in_time_is_told(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 3)
+        at.emulator.fail_next("error", status=500, times=None)
+        assert not await deliver_customer(at.kit.store, at.kit.flusher(), "acme", timeout_s=0)
+    told = [record.getMessage() for record in caplog.records if record.name == "meterkit.delivery"]
+    assert told[-1] == (
+        "3 units that customer 'acme' has used are not delivered within 0 s: they are not on the"
+        " invoice that ends the subscription"
+    )
