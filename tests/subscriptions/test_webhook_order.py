@@ -16,6 +16,7 @@ from delivering import STRIPE_KEY
 from hooking import CATALOG, DAY, hooked
 from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.subscriptions.hints import hint_of
+from meterkit.subscriptions.looking import LostError
 from meterkit.subscriptions.queue import LEASE_MS
 from meterkit.subscriptions.reading import in_force, read_subscription
 from workers import start
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from hooking import Hooked
+    from meterkit.subscriptions.looking import Looker
+    from meterkit.subscriptions.queue import HookQueue
     from meterkit.testing.emulator.events import Event
     from servers import Server
 
@@ -137,3 +140,21 @@ async def test_what_a_killed_worker_had_is_finished_by_the_next(store_url: str, 
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).plan == "pro"
         assert (await at.kit.webhooks.backlog()).entries == 0
+
+
+async def test_who_has_lost_the_entry_stores_nothing(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.bring()
+        webhooks: Any = at.kit.webhooks
+        queue: HookQueue = webhooks._queue
+        looker: Looker = webhooks._looker
+        (lost,) = await queue.take(1)
+        at.clock.advance(timedelta(milliseconds=LEASE_MS))
+        (entry,) = await queue.take(1)
+        with pytest.raises(LostError):
+            await looker.look(lost)
+        assert (await at.kit.customers.get("acme")).plan == "free"
+        await looker.look(entry)
+        assert (await at.kit.customers.get("acme")).plan == "pro"
