@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import stripe
 
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.testing.emulator.deliveries import Delivery
+    from meterkit.testing.emulator.webhooks.deliveries import Delivery
 
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
 NOW: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hooking import Hooked
     from meterkit.subscriptions.looking import Looker
     from meterkit.subscriptions.queue import HookQueue
-    from meterkit.testing.emulator.events import Event
+    from meterkit.testing.emulator.webhooks.events import Event
     from servers import Server
 
 pytestmark = pytest.mark.anyio

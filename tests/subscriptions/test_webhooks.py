@@ -23,7 +23,7 @@ from meterkit import (
 )
 from meterkit.starlette import stripe_webhook
 from meterkit.subscriptions.webhook_endpoint import BODY_BYTES_MAX
-from meterkit.testing.emulator.signing import FORGERIES
+from meterkit.testing.emulator.webhooks.signing import FORGERIES
 from proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from hooking import Hooked
     from meterkit import MeterKit
-    from meterkit.testing.emulator.signing import Forgery
+    from meterkit.testing.emulator.webhooks.signing import Forgery
     from servers import Server
 
 pytestmark = pytest.mark.anyio

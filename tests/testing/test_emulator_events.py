@@ -10,7 +10,7 @@ import pytest
 import stripe
 
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.events import changes, matches
+from meterkit.testing.emulator.webhooks.events import changes, matches
 from stripe_session import StripeSession
 
 if TYPE_CHECKING:

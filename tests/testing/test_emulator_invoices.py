@@ -10,10 +10,10 @@ import stripe
 
 from emulated import account
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.amounts import Pricing
-from meterkit.testing.emulator.billing_cycle import period_at
-from meterkit.testing.emulator.prices import Price, Recurring
-from meterkit.testing.emulator.revision import Wanted
+from meterkit.testing.emulator.selling.amounts import Pricing
+from meterkit.testing.emulator.selling.prices import Price, Recurring
+from meterkit.testing.emulator.subscribing.billing_cycle import period_at
+from meterkit.testing.emulator.subscribing.revision import Wanted
 from subscribing import DAY, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe, told
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ import stripe
 
 from emulated import account
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.amounts import Pricing, Tier, amount_of, charges_of, to_cents
 from meterkit.testing.emulator.call import Params
+from meterkit.testing.emulator.selling.amounts import Pricing, Tier, amount_of, charges_of, to_cents
 
 pytestmark = pytest.mark.anyio
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from meterkit.testing.emulator.signing import Forgery
+    from meterkit.testing.emulator.webhooks.signing import Forgery
 
 pytestmark = pytest.mark.anyio
 

@@ -8,34 +8,34 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from meterkit.testing.emulator.checkout import CheckoutSessions
-from meterkit.testing.emulator.customers import Customers
-from meterkit.testing.emulator.deliveries import Deliveries
-from meterkit.testing.emulator.endpoints import WebhookEndpoints
-from meterkit.testing.emulator.entitlements import Entitlements, Features
-from meterkit.testing.emulator.events import Events
 from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
-from meterkit.testing.emulator.invoices import Invoices
-from meterkit.testing.emulator.meter_events import MeterEvents
-from meterkit.testing.emulator.meters import Meters
-from meterkit.testing.emulator.payments import PaymentMethods
-from meterkit.testing.emulator.portal import PortalSessions
-from meterkit.testing.emulator.prices import Prices
-from meterkit.testing.emulator.products import Products
+from meterkit.testing.emulator.invoicing.invoices import Invoices
+from meterkit.testing.emulator.metering.meter_events import MeterEvents
+from meterkit.testing.emulator.metering.meters import Meters
+from meterkit.testing.emulator.pages.checkout import CheckoutSessions
+from meterkit.testing.emulator.pages.portal import PortalSessions
 from meterkit.testing.emulator.replies import ApiError, Exchange
-from meterkit.testing.emulator.schedules import Schedules
-from meterkit.testing.emulator.subscriptions import Subscriptions
-from meterkit.testing.emulator.thin_events import ThinEvents
+from meterkit.testing.emulator.selling.customers import Customers
+from meterkit.testing.emulator.selling.entitlements import Entitlements, Features
+from meterkit.testing.emulator.selling.payments import PaymentMethods
+from meterkit.testing.emulator.selling.prices import Prices
+from meterkit.testing.emulator.selling.products import Products
+from meterkit.testing.emulator.subscribing.schedules import Schedules
+from meterkit.testing.emulator.subscribing.subscriptions import Subscriptions
+from meterkit.testing.emulator.webhooks.deliveries import Deliveries
+from meterkit.testing.emulator.webhooks.endpoints import WebhookEndpoints
+from meterkit.testing.emulator.webhooks.events import Events
+from meterkit.testing.emulator.webhooks.thin_events import ThinEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.events import Event
     from meterkit.testing.emulator.replies import JsonObject
-    from meterkit.testing.emulator.thin_events import ThinEvent
+    from meterkit.testing.emulator.webhooks.events import Event
+    from meterkit.testing.emulator.webhooks.thin_events import ThinEvent
 
 __all__ = ["Account", "Operation"]
 

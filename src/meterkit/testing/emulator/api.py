@@ -16,23 +16,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, compile_path
 
 from meterkit.testing.emulator.call import Call, Params
-from meterkit.testing.emulator.checkout_calls import CHECKOUT_CALLS
-from meterkit.testing.emulator.customer_calls import CUSTOMER_CALLS
-from meterkit.testing.emulator.entitlement_calls import ENTITLEMENT_CALLS
 from meterkit.testing.emulator.faults import take_fault
-from meterkit.testing.emulator.invoice_calls import INVOICE_CALLS
-from meterkit.testing.emulator.item_calls import ITEM_CALLS
-from meterkit.testing.emulator.pause_calls import PAUSE_CALLS
-from meterkit.testing.emulator.payment_calls import PAYMENT_CALLS
-from meterkit.testing.emulator.portal_calls import PORTAL_CALLS
-from meterkit.testing.emulator.preview import PREVIEW_CALLS
-from meterkit.testing.emulator.price_calls import PRICE_CALLS
-from meterkit.testing.emulator.product_calls import PRODUCT_CALLS
+from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS
+from meterkit.testing.emulator.invoicing.preview import PREVIEW_CALLS
+from meterkit.testing.emulator.metering.summaries import list_summaries
+from meterkit.testing.emulator.pages.checkout_calls import CHECKOUT_CALLS
+from meterkit.testing.emulator.pages.portal_calls import PORTAL_CALLS
 from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
-from meterkit.testing.emulator.schedule_calls import SCHEDULE_CALLS
-from meterkit.testing.emulator.subscription_calls import SUBSCRIPTION_CALLS
-from meterkit.testing.emulator.summaries import list_summaries
-from meterkit.testing.emulator.turns import advance
+from meterkit.testing.emulator.selling.customer_calls import CUSTOMER_CALLS
+from meterkit.testing.emulator.selling.entitlement_calls import ENTITLEMENT_CALLS
+from meterkit.testing.emulator.selling.payment_calls import PAYMENT_CALLS
+from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS
+from meterkit.testing.emulator.selling.product_calls import PRODUCT_CALLS
+from meterkit.testing.emulator.subscribing.item_calls import ITEM_CALLS
+from meterkit.testing.emulator.subscribing.pause_calls import PAUSE_CALLS
+from meterkit.testing.emulator.subscribing.schedule_calls import SCHEDULE_CALLS
+from meterkit.testing.emulator.subscribing.subscription_calls import SUBSCRIPTION_CALLS
+from meterkit.testing.emulator.subscribing.turns import advance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping

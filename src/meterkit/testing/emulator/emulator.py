@@ -16,16 +16,16 @@ from starlette.routing import Route
 
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
-from meterkit.testing.emulator.courier import Courier
-from meterkit.testing.emulator.customers import Customer
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
-from meterkit.testing.emulator.meters import Meter
-from meterkit.testing.emulator.page_controls import PageControls
-from meterkit.testing.emulator.plans import prices_of
+from meterkit.testing.emulator.metering.meters import Meter
+from meterkit.testing.emulator.pages.page_controls import PageControls
+from meterkit.testing.emulator.pages.visits import Visits
 from meterkit.testing.emulator.replies import new_id
-from meterkit.testing.emulator.shop import Shop
-from meterkit.testing.emulator.visits import Visits
-from meterkit.testing.emulator.webhook_controls import WebhookControls
+from meterkit.testing.emulator.selling.customers import Customer
+from meterkit.testing.emulator.selling.plans import prices_of
+from meterkit.testing.emulator.selling.shop import Shop
+from meterkit.testing.emulator.webhooks.courier import Courier
+from meterkit.testing.emulator.webhooks.webhook_controls import WebhookControls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Scope
 
     from meterkit.catalog import Catalog
-    from meterkit.testing.emulator.meter_events import MeterEvent
-    from meterkit.testing.emulator.plans import PlanPrice
+    from meterkit.testing.emulator.metering.meter_events import MeterEvent
     from meterkit.testing.emulator.replies import Exchange
+    from meterkit.testing.emulator.selling.plans import PlanPrice
 
 __all__ = ["StripeEmulator"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from meterkit.testing.emulator.checkout import line_items
+from meterkit.testing.emulator.pages.checkout import line_items
 from meterkit.testing.emulator.replies import ApiError, JsonObject
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Invoices: their lines, how they are collected, and what they would be."""

@@ -1,0 +1,107 @@
+"""Invoices in the making: of what a subscription is charged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.invoicing.charges import usage_lines
+from meterkit.testing.emulator.invoicing.invoices import Invoice
+from meterkit.testing.emulator.replies import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.invoicing.invoices import Line, Usage
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
+
+__all__ = ["bill", "count_usage", "draft_of"]
+
+HOUR_S: Final = 3_600
+
+
+def bill(
+    account: Account,
+    subscription: Subscription,
+    lines: Sequence[Line],
+    *,
+    reason: str,
+    usages: Sequence[Usage] = (),
+    since: int | None = None,
+    draft: bool = True,
+    auto_advance: bool = True,
+) -> Invoice:
+    """Make an invoice of the lines that wait for one and of these, and return it; see :func:`draft_of`."""
+    invoice = draft_of(
+        account,
+        subscription,
+        [*account.invoices.pending.pop(subscription.id, []), *lines],
+        reason=reason,
+        usages=usages,
+        since=since,
+        draft=draft,
+        auto_advance=auto_advance,
+    )
+    account.invoices.add(invoice)
+    subscription.latest_invoice = invoice.id
+    return invoice
+
+
+def draft_of(
+    account: Account,
+    subscription: Subscription,
+    lines: Sequence[Line],
+    *,
+    reason: str,
+    usages: Sequence[Usage] = (),
+    since: int | None = None,
+    draft: bool = True,
+    auto_advance: bool = True,
+) -> Invoice:
+    """Return an invoice that nobody knows of yet.
+
+    Args:
+        account: what it is of.
+        subscription: whose it is.
+        lines: what is charged.
+        reason: ``billing_reason``.
+        usages: what is counted until it is finalized.
+        since: where the period begins that it closes; None: it closes none.
+        draft: whether it stays one for an hour (https://docs.stripe.com/billing/invoices/subscription).
+        auto_advance: whether it is finalized and collected by itself.
+    """
+    now = account.now
+    customer = account.customers.find(subscription.customer)
+    is_charged = subscription.collection_method == "charge_automatically"
+    invoice = Invoice(
+        id=new_id("in_1", length=23),
+        customer=subscription.customer,
+        created=now,
+        currency=subscription.currency,
+        billing_reason=reason,
+        period_start=now if since is None else since,
+        period_end=now,
+        livemode=subscription.livemode,
+        subscription=subscription.id,
+        subscription_metadata=dict(subscription.metadata),
+        customer_email=customer.texts["email"],
+        customer_name=customer.texts["name"],
+        lines=list(lines),
+        usages=list(usages),
+        auto_advance=auto_advance,
+        collection_method=subscription.collection_method,
+        days_until_due=subscription.days_until_due,
+        finalizes_at=now + HOUR_S if draft else None,
+        next_payment_attempt=now + HOUR_S if draft and auto_advance and is_charged else None,
+        starting_balance=customer.balance,
+    )
+    count_usage(account, subscription, invoice)
+    return invoice
+
+
+def count_usage(account: Account, subscription: Subscription, invoice: Invoice) -> None:
+    """Count the usage of a draft anew: what arrives late is on it until it is finalized."""
+    if invoice.status == "draft":
+        invoice.usage_lines = [
+            line for usage in invoice.usages for line in usage_lines(account, subscription, usage)
+        ]

@@ -1,0 +1,167 @@
+"""The calls about invoices: retrieve, list, lines, update, finalize, pay, void."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.invoicing.billing import count_usage
+from meterkit.testing.emulator.invoicing.collection import attempt, finalize, mark_paid, method_of, void
+from meterkit.testing.emulator.replies import ApiError, JsonObject
+from meterkit.testing.emulator.selling.payments import DECLINED, NO_METHOD
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.invoicing.invoices import Invoice
+
+__all__ = ["INVOICE_CALLS"]
+
+STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
+
+
+def _retrieve(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return _shown(account, _found(account, call), call)
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    """Newest first (https://docs.stripe.com/api/invoices/list)."""
+    params = call.params
+    params.only(
+        "collection_method", "created", "customer", "status", "subscription", *PAGING, expandable=None
+    )
+    status, is_in = params.choice("status", STATUSES), params.span("created")
+    customer = account.customers.known(params.text("customer"))
+    subscription = params.text("subscription")
+    method = params.text("collection_method")
+    found = [
+        invoice.to_json()
+        for invoice in reversed(tuple(account.invoices))
+        if status in {None, invoice.status}
+        and customer in {None, invoice.customer}
+        and subscription in {None, invoice.subscription}
+        and method in {None, invoice.collection_method}
+        and is_in(invoice.created)
+    ]
+    return expanded(account, params.page(found, url="/v1/invoices"), params)
+
+
+def _lines(account: Account, call: Call) -> JsonObject:
+    call.params.only(*PAGING, expandable=None)
+    invoice = _found(account, call)
+    page = call.params.page(invoice.lines_to_json(), url=f"/v1/invoices/{invoice.id}/lines")
+    return expanded(account, page, call.params)
+
+
+def _update(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/update."""
+    params, invoice = call.params, _found(account, call)
+    params.only("auto_advance", "default_payment_method", "description", "metadata", expandable=None)
+    before, advance = invoice.to_json(), params.boolean("auto_advance")
+    params.amend("metadata", invoice.metadata)
+    invoice.description = params.text("description") if "description" in params else invoice.description
+    method = params.given("default_payment_method")
+    if method is not None:
+        account.payment_methods.of_customer(method, customer=invoice.customer, param="default_payment_method")
+        invoice.default_payment_method = method
+    invoice.auto_advance = invoice.auto_advance if advance is None else advance
+    account.emit("invoice.updated", invoice.to_json(), previous=before)
+    return _shown(account, invoice, call)
+
+
+def _finalize(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/finalize."""
+    call.params.only("auto_advance", expandable=None)
+    invoice = _found(account, call)
+    if invoice.status != "draft":
+        message = "This invoice is already finalized, you can't re-finalize a non-draft invoice."
+        raise ApiError(message, code="invoice_not_editable")
+    advance = call.params.boolean("auto_advance")
+    invoice.auto_advance = invoice.auto_advance if advance is None else advance
+    if finalize(account, invoice) and invoice.auto_advance:
+        # Collected within the hour; here, by the next turn of the clock.
+        invoice.next_payment_attempt = account.now
+    return _shown(account, invoice, call)
+
+
+def _pay(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/pay: out of schedule, or without any charge."""
+    params, invoice = call.params, _found(account, call)
+    params.only(
+        "forgive", "mandate", "off_session", "paid_out_of_band", "payment_method", "source", expandable=None
+    )
+    if invoice.status == "paid":
+        raise ApiError("Invoice is already paid", code="invoice_already_paid")
+    if invoice.status == "void":
+        raise ApiError("Voided invoices cannot be paid.", code="invoice_not_payable")
+    is_open = finalize(account, invoice) if invoice.status == "draft" else True
+    given = params.given("payment_method")
+    if given is not None:
+        account.payment_methods.of_customer(given, customer=invoice.customer, param="payment_method")
+    if is_open and params.boolean("paid_out_of_band"):
+        mark_paid(account, invoice)
+        is_open = False
+    if not is_open:
+        return _shown(account, invoice, call)
+    own = method_of(account, account.subscriptions.find(invoice.subscription))
+    if (given or invoice.default_payment_method or own) is None:
+        raise ApiError(NO_METHOD, code="resource_missing", stored=True)
+    if not attempt(account, invoice, method=given, by_itself=False):
+        raise ApiError(
+            DECLINED,
+            status=HTTPStatus.PAYMENT_REQUIRED,
+            kind="card_error",
+            code="card_declined",
+            decline_code="generic_decline",
+            stored=True,
+        )
+    return _shown(account, invoice, call)
+
+
+def _void(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/void."""
+    call.params.only(expandable=None)
+    invoice = _found(account, call)
+    if invoice.status not in {"open", "uncollectible"}:
+        message = f"You can only pass in open or uncollectible invoices. This invoice is {invoice.status}."
+        raise ApiError(message)
+    void(account, invoice)
+    return _shown(account, invoice, call)
+
+
+def _mark_uncollectible(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/mark_uncollectible."""
+    call.params.only(expandable=None)
+    invoice = _found(account, call)
+    if invoice.status != "open":
+        raise ApiError(f"You can only pass in open invoices. This invoice is {invoice.status}.")
+    invoice.status, invoice.uncollectible_at = "uncollectible", account.now
+    invoice.auto_advance, invoice.next_payment_attempt = False, None
+    account.emit("invoice.marked_uncollectible", invoice.to_json())
+    return _shown(account, invoice, call)
+
+
+def _found(account: Account, call: Call) -> Invoice:
+    """A draft shows the usage that has arrived until now."""
+    invoice = account.invoices.find(call.object_id)
+    count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
+    return invoice
+
+
+def _shown(account: Account, invoice: Invoice, call: Call) -> JsonObject:
+    return expanded(account, invoice.to_json(), call.params)
+
+
+INVOICE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("GET", "/v1/invoices", _list),
+    ("GET", "/v1/invoices/{id}", _retrieve),
+    ("POST", "/v1/invoices/{id}", _update),
+    ("GET", "/v1/invoices/{id}/lines", _lines),
+    ("POST", "/v1/invoices/{id}/finalize", _finalize),
+    ("POST", "/v1/invoices/{id}/pay", _pay),
+    ("POST", "/v1/invoices/{id}/void", _void),
+    ("POST", "/v1/invoices/{id}/mark_uncollectible", _mark_uncollectible),
+)

@@ -1,0 +1,330 @@
+"""Invoices and their lines, by id."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.testing.emulator.replies import JsonObject, missing_resource, no_such
+from meterkit.testing.emulator.selling.prices import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from decimal import Decimal
+
+    from meterkit.testing.emulator.selling.prices import Price
+
+__all__ = ["Invoice", "Invoices", "Line", "Usage"]
+
+InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
+# An object that holds a list shows its beginning (https://docs.stripe.com/api/invoices/object#invoice_object-lines).
+LINES_SHOWN: Final = 10
+NOTHING: Final = (
+    *("account_tax_ids", "application", "custom_fields", "customer_account", "customer_address"),
+    *("customer_phone", "customer_shipping", "default_source", "footer", "from_invoice"),
+    *("last_finalization_error", "latest_revision", "on_behalf_of", "receipt_number", "rendering"),
+    *("shipping_cost", "shipping_details", "statement_descriptor", "status_details", "test_clock"),
+    *("threshold_reason", "webhooks_delivered_at"),
+)
+NONE_OF_IT: Final[JsonObject] = {
+    "customer_tax_exempt": "none",
+    "customer_tax_ids": [],
+    "default_tax_rates": [],
+    "discounts": [],
+    "post_payment_credit_notes_amount": 0,
+    "pre_payment_credit_notes_amount": 0,
+    "total_discount_amounts": [],
+    "total_pretax_credit_amounts": [],
+    "total_taxes": [],
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Line:
+    """One line of an invoice, or one that waits for the next invoice.
+
+    Attributes:
+        amount: minor units of the currency; a credit is negative.
+        start: of the time it is for, in Unix seconds, as is ``end``.
+        proration: whether it corrects a period that is under way.
+        invoice_item: its id as an invoice item, which what a change brings about is first.
+    """
+
+    id: str
+    amount: int
+    description: str
+    start: int
+    end: int
+    price: Price
+    quantity: Decimal
+    unit_amount: Decimal
+    subscription: str
+    item: str
+    proration: bool = False
+    invoice_item: str | None = None
+
+    def to_json(self, invoice: Invoice) -> JsonObject:
+        """Return the line as Stripe shows it (https://docs.stripe.com/api/invoice-line-item/object)."""
+        return {
+            "id": self.id,
+            "object": "line_item",
+            "amount": self.amount,
+            "currency": self.price.currency,
+            "description": self.description,
+            "discount_amounts": [],
+            "discountable": not self.proration,
+            "discounts": [],
+            "invoice": invoice.id,
+            "livemode": invoice.livemode,
+            "metadata": dict(invoice.subscription_metadata),
+            "parent": {
+                "invoice_item_details": None,
+                "subscription_item_details": {
+                    "invoice_item": self.invoice_item,
+                    "proration": self.proration,
+                    "proration_details": {"credited_items": None},
+                    "subscription": self.subscription,
+                    "subscription_item": self.item,
+                },
+                "type": "subscription_item_details",
+            },
+            "period": {"end": self.end, "start": self.start},
+            "pretax_credit_amounts": [],
+            "pricing": {
+                "price_details": {"price": self.price.id, "product": self.price.product},
+                "type": "price_details",
+                "unit_amount_decimal": shown(self.unit_amount),
+            },
+            "quantity": int(self.quantity),
+            "quantity_decimal": shown(self.quantity),
+            "subscription": self.subscription,
+            "subtotal": self.amount,
+            "taxes": [],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Usage that an invoice charges: of an item, within a span of Unix seconds, at the price of that time."""
+
+    item: str
+    price: Price
+    start: int
+    end: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Invoice:
+    """An invoice. Instants are in Unix seconds, amounts in minor units of the currency.
+
+    Attributes:
+        lines: what does not change any more.
+        usages: what is counted until the invoice is finalized.
+        usage_lines: the usage as it was counted last.
+        auto_advance: whether it is finalized and collected by itself.
+        finalizes_at: when a draft is; None: not by itself.
+        starting_balance: the customer's balance when it was finalized; negative: a credit.
+        client_secret: with which a browser pays; None while there is nothing to pay.
+    """
+
+    id: str
+    customer: str
+    subscription: str
+    created: int
+    currency: str
+    billing_reason: str
+    period_start: int
+    period_end: int
+    livemode: bool = False
+    subscription_metadata: dict[str, str] = field(default_factory=dict[str, str])
+    customer_email: str | None = None
+    customer_name: str | None = None
+    status: InvoiceStatus = "draft"
+    lines: list[Line] = field(default_factory=list[Line])
+    usages: list[Usage] = field(default_factory=list[Usage])
+    usage_lines: list[Line] = field(default_factory=list[Line])
+    auto_advance: bool = False
+    collection_method: str = "charge_automatically"
+    days_until_due: int | None = None
+    default_payment_method: str | None = None
+    description: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    finalizes_at: int | None = None
+    next_payment_attempt: int | None = None
+    attempt_count: int = 0
+    attempted: bool = False
+    number: str | None = None
+    starting_balance: int = 0
+    ending_balance: int | None = None
+    amount_due: int = 0
+    amount_paid: int = 0
+    finalized_at: int | None = None
+    paid_at: int | None = None
+    voided_at: int | None = None
+    uncollectible_at: int | None = None
+    client_secret: str | None = None
+    proration_date: int | None = None
+
+    @property
+    def all_lines(self) -> list[Line]:
+        """What does not change any more, then usage."""
+        return [*self.lines, *self.usage_lines]
+
+    @property
+    def total(self) -> int:
+        """The sum of its lines; negative where more is given back than charged."""
+        return sum(line.amount for line in self.all_lines)
+
+    @property
+    def turns_at(self) -> int | None:
+        """When it is next finalized or collected by itself; None: it is not."""
+        if not self.auto_advance:
+            return None
+        return {"draft": self.finalizes_at, "open": self.next_payment_attempt}.get(self.status)
+
+    def lines_to_json(self) -> list[JsonObject]:
+        """Return its lines as Stripe shows them."""
+        return [line.to_json(self) for line in self.all_lines]
+
+    def to_json(self) -> JsonObject:
+        """Return the invoice as Stripe shows it (https://docs.stripe.com/api/invoices/object)."""
+        lines, total = self.lines_to_json(), self.total
+        due = max(0, total + self.starting_balance) if self.finalized_at is None else self.amount_due
+        page = None if self.number is None else f"https://invoice.stripe.com/i/acct_emulated/{self.id}"
+        return {
+            "id": self.id,
+            "object": "invoice",
+            "account_country": "US",
+            "account_name": "Emulated account",
+            "amount_due": due,
+            "amount_overpaid": 0,
+            "amount_paid": self.amount_paid,
+            "amount_paid_off_stripe": 0,
+            "amount_remaining": due - self.amount_paid,
+            "amount_shipping": 0,
+            "attempt_count": self.attempt_count,
+            "attempted": self.attempted,
+            "auto_advance": self.auto_advance,
+            "automatic_tax": {"enabled": False, "liability": None, "status": None},
+            "automatically_finalizes_at": self.finalizes_at if self.auto_advance else None,
+            "billing_reason": self.billing_reason,
+            "collection_method": self.collection_method,
+            "created": self.created,
+            "currency": self.currency,
+            "customer": self.customer,
+            "customer_email": self.customer_email,
+            "customer_name": self.customer_name,
+            "default_payment_method": self.default_payment_method,
+            "description": self.description,
+            "due_date": self._due_date(),
+            "effective_at": self.finalized_at,
+            "ending_balance": self.ending_balance,
+            "hosted_invoice_url": page,
+            "invoice_pdf": None if page is None else f"{page}/pdf",
+            "issuer": {"type": "self"},
+            "lines": {
+                "object": "list",
+                "data": lines[:LINES_SHOWN],
+                "has_more": len(lines) > LINES_SHOWN,
+                "total_count": len(lines),
+                "url": f"/v1/invoices/{self.id}/lines",
+            },
+            "livemode": self.livemode,
+            "metadata": dict(self.metadata),
+            "next_payment_attempt": self.next_payment_attempt,
+            "number": self.number,
+            "parent": self._parent(),
+            "payment_settings": {"default_mandate": None, "payment_method_types": None},
+            "period_end": self.period_end,
+            "period_start": self.period_start,
+            "starting_balance": self.starting_balance,
+            "status": self.status,
+            "status_transitions": {
+                "finalized_at": self.finalized_at,
+                "marked_uncollectible_at": self.uncollectible_at,
+                "paid_at": self.paid_at,
+                "voided_at": self.voided_at,
+            },
+            "subtotal": total,
+            "subtotal_excluding_tax": total,
+            "total": total,
+            "total_excluding_tax": total,
+            **NONE_OF_IT,
+            **dict.fromkeys(NOTHING),
+        }
+
+    def _due_date(self) -> int | None:
+        if self.days_until_due is None:
+            return None
+        return self.created + self.days_until_due * 86_400
+
+    def _parent(self) -> JsonObject:
+        details: JsonObject = {
+            "metadata": dict(self.subscription_metadata),
+            "subscription": self.subscription,
+            "subscription_proration_date": self.proration_date,
+        }
+        return {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
+
+
+class Invoices:
+    """All invoices of the emulated account, oldest first, and the lines that wait for one.
+
+    Attributes:
+        pending: subscription to the invoice items that its next invoice takes up.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Invoice] = {}
+        self._moving: dict[str, Invoice] = {}
+        self._of: defaultdict[str, list[Invoice]] = defaultdict(list)
+        self._numbers = Counter[str]()
+        self.pending: dict[str, list[Line]] = {}
+
+    def __iter__(self) -> Iterator[Invoice]:
+        return iter(self._by_id.values())
+
+    def add(self, invoice: Invoice) -> None:
+        """Take over an invoice."""
+        self._by_id[invoice.id] = invoice
+        self._moving[invoice.id] = invoice
+        self._of[invoice.subscription].append(invoice)
+
+    def moving(self) -> list[Invoice]:
+        """Return those that are drafts or open, oldest first."""
+        for invoice in list(self._moving.values()):
+            if invoice.status not in {"draft", "open"}:
+                del self._moving[invoice.id]
+        return list(self._moving.values())
+
+    def of(self, subscription_id: str) -> list[Invoice]:
+        """Return the invoices of a subscription, oldest first."""
+        return list(self._of[subscription_id])
+
+    def of_intent(self, intent_id: str) -> Invoice:
+        """Return the invoice that a payment intent pays. Raises ApiError, 404, if there is none."""
+        for invoice in self._by_id.values():
+            if (invoice.client_secret or "").startswith(f"{intent_id}_secret_"):
+                return invoice
+        raise no_such("payment_intent", intent_id)
+
+    def next_number(self, customer_id: str) -> int:
+        """Return the next number of a customer's invoices; they are numbered when they are finalized."""
+        self._numbers[customer_id] += 1
+        return self._numbers[customer_id]
+
+    def find(self, invoice_id: str, *, param: str | None = None) -> Invoice:
+        """Return an invoice.
+
+        Raises:
+            ApiError: there is none: 404; 400 where ``param`` named it.
+        """
+        invoice = self._by_id.get(invoice_id)
+        if invoice is not None:
+            return invoice
+        raise (
+            no_such("invoice", invoice_id)
+            if param is None
+            else missing_resource("invoice", invoice_id, param=param)
+        )

@@ -1,0 +1,1 @@
+"""Billing meters, their events, and what those add up to."""

@@ -1,0 +1,195 @@
+"""Stripe's pages: in the hands of a test, and in a browser."""
+
+from __future__ import annotations
+
+from html import escape
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qsl
+
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from meterkit.testing.emulator.behaviour import Behaviour
+from meterkit.testing.emulator.pages.checkout import line_items
+from meterkit.testing.emulator.pages.html import checkout_page, page, portal_page
+from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.subscribing.turns import advance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.requests import Request
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.pages.checkout import CheckoutSession
+    from meterkit.testing.emulator.pages.portal import PortalSession
+    from meterkit.testing.emulator.pages.visits import Payment, PortalAction, Visits
+    from meterkit.testing.emulator.replies import JsonObject
+
+__all__ = ["PageControls"]
+
+DONE = {
+    "cancel": "Your subscription ends with its period.",
+    "resume": "Your subscription goes on.",
+    "mend_payment": "Your payment method has been replaced.",
+    "pay": "What was open is paid.",
+}
+
+
+class PageControls(Behaviour):
+    """What ``StripeEmulator`` can do for the person in front of Stripe's pages."""
+
+    _account: Account
+    _visits: Visits
+
+    def complete_checkout(
+        self, session_id: str, *, payment: Payment = "succeeds", email: str | None = None
+    ) -> JsonObject:
+        """Do what a person does on the page of a checkout session. Returns the session.
+
+        The customer is made where the session has none, its card attached, the subscription made, the first
+        invoice paid, and ``checkout.session.completed`` told. A payment that ``fails`` leaves all as it was
+        and the session open, for another attempt.
+
+        Args:
+            session_id: ``cs_test_…``.
+            payment: what becomes of it: ``succeeds`` or ``fails``.
+            email: what the person gives where the session does not know it.
+
+        Raises:
+            ValueError: if there is no such session, or none that is open.
+        """
+        with self._account.lock:
+            advance(self._account)
+            session = self._checkout(session_id)
+            self._visits.complete(session, payment=payment, email=email)
+            return session.to_json()
+
+    def use_portal(self, session_id: str, action: PortalAction, *, subscription: str | None = None) -> None:
+        """Do what a customer does on the page of a portal session.
+
+        Args:
+            session_id: ``bps_…``.
+            action: ``cancel`` (with the period's end), ``resume``, ``mend_payment`` (another card, that
+                works, for the customer and its subscriptions), ``pay`` (what is open).
+            subscription: which one to cancel or resume; None: that of the session's flow, or the only one.
+
+        Raises:
+            ValueError: if there is no such session, action or subscription, or Stripe would refuse it.
+        """
+        with self._account.lock:
+            advance(self._account)
+            self._visits.use_portal(self._portal(session_id), action, subscription=subscription)
+
+    def _checkout(self, session_id: str) -> CheckoutSession:
+        try:
+            return self._account.checkouts.find(session_id)
+        except ApiError as error:
+            raise ValueError(str(error)) from error
+
+    def _portal(self, session_id: str) -> PortalSession:
+        session = self._account.portals.get(session_id)
+        if session is None:
+            raise ValueError(f"there is no portal session {session_id}")
+        return session
+
+    def _page_routes(self) -> list[Route]:
+        return [
+            Route("/c/pay/{id}", self._serve_checkout, methods=["GET", "POST"]),
+            Route("/p/session/{id}", self._serve_portal, methods=["GET", "POST"]),
+            Route("/_emulator/checkout/{id}", self._script_checkout, methods=["POST"]),
+            Route("/_emulator/portal/{id}", self._script_portal, methods=["POST"]),
+        ]
+
+    async def _serve_checkout(self, request: Request) -> Response:
+        problem: str | None = None
+        form = await _form(request)
+        with self._account.lock:
+            advance(self._account)
+            try:
+                session = self._checkout(request.path_params["id"])
+            except ValueError as error:
+                return _gone(str(error))
+            if request.method == "POST" and session.status == "open":
+                payment = cast("Payment", form.get("payment", "succeeds"))
+                problem = self._pay(session, payment, email=form.get("email"))
+            if session.status == "complete" and request.method == "POST":
+                there = session.success_url.replace("{CHECKOUT_SESSION_ID}", session.id)
+                return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
+            if session.status != "open":
+                return _gone(f"This page is {session.status}.")
+            return HTMLResponse(self._checkout_page(session, problem))
+
+    def _pay(self, session: CheckoutSession, payment: Payment, *, email: str | None) -> str | None:
+        """Return what went wrong, or None."""
+        try:
+            self._visits.complete(session, payment=payment, email=email)
+        except ValueError as error:
+            return str(error)
+        return "Your card was declined." if session.status == "open" else None
+
+    def _checkout_page(self, session: CheckoutSession, problem: str | None) -> str:
+        lines: list[tuple[str, str]] = []
+        items = line_items(session, prices=self._account.prices, products=self._account.products)
+        for item in items:
+            quantity, amount = item["quantity"], cast("int", item["amount_total"])
+            count = "" if quantity in {None, 1} else f", {quantity} of it"
+            cost = "by usage" if quantity is None else _money(amount, session.currency)
+            lines.append((f"{item['description']}{count}", cost))
+        return checkout_page(
+            lines,
+            total=_money(session.amount, session.currency),
+            email=session.customer_email or session.customer,
+            cancel_url=session.cancel_url,
+            problem=problem,
+        )
+
+    async def _serve_portal(self, request: Request) -> Response:
+        done: str | None = None
+        form = await _form(request)
+        with self._account.lock:
+            advance(self._account)
+            try:
+                session = self._portal(request.path_params["id"])
+                if request.method == "POST":
+                    action = cast("PortalAction", form.get("action", ""))
+                    self._visits.use_portal(session, action, subscription=form.get("subscription"))
+                    done = DONE[action]
+            except ValueError as error:
+                return _gone(str(error))
+            subscriptions = self._visits.subscriptions(session)
+            return HTMLResponse(portal_page(subscriptions, return_url=session.return_url, done=done))
+
+    async def _script_checkout(self, request: Request) -> Response:
+        def complete(fields: dict[str, Any]) -> JsonObject:
+            return self.complete_checkout(request.path_params["id"], **fields)
+
+        return _told(complete, await _form(request))
+
+    async def _script_portal(self, request: Request) -> Response:
+        def use(fields: dict[str, Any]) -> JsonObject:
+            self.use_portal(request.path_params["id"], **fields)
+            return {}
+
+        return _told(use, await _form(request))
+
+
+async def _form(request: Request) -> dict[str, str]:
+    return dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
+
+
+def _told(act: Callable[[dict[str, Any]], JsonObject], fields: dict[str, Any]) -> Response:
+    try:
+        return JSONResponse(act(fields))
+    except (TypeError, ValueError) as error:
+        return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)
+
+
+def _gone(text: str) -> Response:
+    body = [f'<p class="problem" role="alert">{escape(text)}</p>']
+    return HTMLResponse(page("Something went wrong", body), status_code=HTTPStatus.BAD_REQUEST)
+
+
+def _money(cents: int, currency: str) -> str:
+    return f"{cents / 100:,.2f} {currency.upper()}"

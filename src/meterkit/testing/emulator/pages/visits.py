@@ -1,0 +1,134 @@
+"""What a person does on Stripe's pages: pays on a checkout page, changes things in the portal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from meterkit.testing.emulator.replies import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.api import Api
+    from meterkit.testing.emulator.pages.checkout import CheckoutSession
+    from meterkit.testing.emulator.pages.portal import PortalSession
+    from meterkit.testing.emulator.replies import JsonObject
+
+__all__ = ["Payment", "PortalAction", "Visits"]
+
+Payment = Literal["succeeds", "fails"]
+PortalAction = Literal["cancel", "resume", "mend_payment", "pay"]
+NOBODY = "person@example.com"
+
+
+class Visits:
+    """The visits of a person to the pages of the emulated account. Hold the account's lock meanwhile."""
+
+    def __init__(self, account: Account, api: Api) -> None:
+        self._account = account
+        self._api = api
+
+    def complete(self, session: CheckoutSession, *, payment: Payment, email: str | None) -> None:
+        """Pay on a session's page: its customer, card and subscription are made, and the session is done.
+
+        A card that is declined leaves all as it was, for another attempt.
+
+        Raises:
+            ValueError: if the session is not open, or the payment fails because the customer's do.
+        """
+        if session.status != "open":
+            raise ValueError(
+                f"checkout session {session.id} is {session.status}: only an open one can be paid"
+            )
+        _refuse_other("payment", payment, get_args(Payment))
+        if payment == "fails":
+            return
+        session.email = session.customer_email or email or NOBODY
+        if session.customer is None:
+            session.customer = str(self._do("/v1/customers", {"email": session.email})["id"])
+        card: dict[str, str] = {}
+        if session.payment_method_collection == "always" or session.amount:
+            card = {"default_payment_method": self._attach(session.customer)}
+        made = self._do("/v1/subscriptions", self._fields(session) | card)
+        session.subscription = str(made["id"])
+        invoice = made.get("latest_invoice")
+        session.invoice = None if invoice is None else str(invoice)
+        session.status = "complete"
+        session.payment_status = "paid" if session.amount else "no_payment_required"
+        self._account.emit("checkout.session.completed", session.to_json())
+
+    def use_portal(self, session: PortalSession, action: PortalAction, *, subscription: str | None) -> None:
+        """Do something on the page of a portal session.
+
+        Raises:
+            ValueError: if there is no such action or subscription, or Stripe would refuse it.
+        """
+        _refuse_other("action", action, get_args(PortalAction))
+        if action == "mend_payment":
+            self._account.payment_methods.failing.discard(session.customer)
+            card = self._attach(session.customer)
+            default = {"invoice_settings[default_payment_method]": card}
+            self._do(f"/v1/customers/{session.customer}", default)
+            for each in self._subscriptions(session.customer):
+                self._do(f"/v1/subscriptions/{each}", {"default_payment_method": card})
+        elif action == "pay":
+            for invoice in self._account.invoices:
+                if invoice.customer == session.customer and invoice.status == "open":
+                    self._do(f"/v1/invoices/{invoice.id}/pay", {})
+        else:
+            # Flexible billing sets `cancel_at` there, and not `cancel_at_period_end`:
+            # https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation
+            ends = "max_period_end" if action == "cancel" else ""
+            named = self._subscription(session, subscription)
+            self._do(f"/v1/subscriptions/{named}", {"cancel_at": ends})
+
+    def subscriptions(self, session: PortalSession) -> list[tuple[str, str, bool]]:
+        """Return a customer's subscriptions: id, what is shown of it, and whether it ends with its period."""
+        shown: list[tuple[str, str, bool]] = []
+        for each in self._account.subscriptions:
+            if each.id in self._subscriptions(session.customer):
+                names = [self._account.products.find(item.price.product).name for item in each.items]
+                text = f"{', '.join(dict.fromkeys(names))} ({each.status})"
+                shown.append((each.id, text, each.cancel_at is not None))
+        return shown
+
+    def _fields(self, session: CheckoutSession) -> dict[str, str]:
+        fields = {"customer": session.customer or "", **session.subscription_data}
+        # Checkout lets nobody subscribe who has not paid.
+        fields["payment_behavior"] = "error_if_incomplete"
+        for place, line in enumerate(session.lines):
+            fields[f"items[{place}][price]"] = line.price
+            if line.quantity is not None:
+                fields[f"items[{place}][quantity]"] = str(line.quantity)
+        return fields
+
+    def _attach(self, customer: str) -> str:
+        return str(self._do("/v1/payment_methods/pm_card_visa/attach", {"customer": customer})["id"])
+
+    def _subscription(self, session: PortalSession, named: str | None) -> str:
+        found = self._subscriptions(session.customer)
+        wanted = named or session.subscription
+        if wanted is not None and wanted in found:
+            return wanted
+        if wanted is None and len(found) == 1:
+            return found[0]
+        theirs = ", ".join(found) or "none"
+        raise ValueError(
+            f"the subscription to change is {wanted!r}; customer {session.customer} has {theirs}"
+        )
+
+    def _subscriptions(self, customer: str) -> list[str]:
+        listed = self._api.perform("GET", "/v1/subscriptions", {"customer": customer, "limit": "100"})
+        return [str(each["id"]) for each in cast("list[dict[str, Any]]", listed["data"])]
+
+    def _do(self, path: str, form: Mapping[str, str]) -> JsonObject:
+        try:
+            return self._api.perform("POST", path, form)
+        except ApiError as error:
+            raise ValueError(str(error)) from error
+
+
+def _refuse_other(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

@@ -1,0 +1,1 @@
+"""What is sold and to whom: customers, means of payment, products, prices, features."""

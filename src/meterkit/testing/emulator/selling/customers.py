@@ -1,0 +1,198 @@
+"""Customers: create, retrieve, list, update, delete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.replies import (
+    JsonObject,
+    missing_resource,
+    new_id,
+    no_such,
+    unknown_parameter,
+)
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.selling.payments import PaymentMethods
+    from meterkit.testing.emulator.webhooks.events import Emit
+
+__all__ = ["Customer", "Customers"]
+
+TEXTS: Final = ("name", "email", "description", "phone")
+ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
+EXPANDABLE: Final = (
+    *("cash_balance", "default_source", "invoice_credit_balance", "sources"),
+    *("subscriptions", "tax", "tax_ids", "test_clock"),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Customer:
+    """A Stripe customer.
+
+    Attributes:
+        created: Unix seconds.
+        balance: what the next invoice adds, in minor units of the currency; negative: what it takes off.
+        default_payment_method: what is charged where a subscription has none of its own.
+    """
+
+    id: str
+    created: int
+    livemode: bool = False
+    texts: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(TEXTS))
+    address: dict[str, str | None] | None = None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    deleted: bool = False
+    balance: int = 0
+    default_payment_method: str | None = None
+
+    @property
+    def invoice_prefix(self) -> str:
+        """What the numbers of its invoices begin with."""
+        return self.id[-8:].upper()
+
+    def to_json(self) -> JsonObject:
+        """Return the customer as Stripe shows it; a deleted one is a stump."""
+        if self.deleted:
+            return {"id": self.id, "object": "customer", "deleted": True}
+        return {
+            "id": self.id,
+            "object": "customer",
+            "address": self.address,
+            "balance": self.balance,
+            "created": self.created,
+            "delinquent": False,
+            "invoice_prefix": self.invoice_prefix,
+            "invoice_settings": {
+                "custom_fields": None,
+                "default_payment_method": self.default_payment_method,
+                "footer": None,
+                "rendering_options": None,
+            },
+            "livemode": self.livemode,
+            "metadata": dict(self.metadata),
+            "preferred_locales": [],
+            "tax_exempt": "none",
+            **dict.fromkeys(("currency", "default_source", "discount", "shipping", "test_clock")),
+            **self.texts,
+        }
+
+
+class Customers:
+    """All customers of the emulated account, by id, oldest first."""
+
+    def __init__(self, emit: Emit, payment_methods: PaymentMethods) -> None:
+        self._emit = emit
+        self._payment_methods = payment_methods
+        self._by_id: dict[str, Customer] = {}
+
+    def exists(self, customer_id: str) -> bool:
+        """Tell whether there is such a customer and it is not deleted."""
+        customer = self._by_id.get(customer_id)
+        return customer is not None and not customer.deleted
+
+    def add(self, customer: Customer) -> None:
+        """Take over a customer that was made elsewhere. Raises ValueError if its id is taken."""
+        if customer.id in self._by_id:
+            raise ValueError(f"there is already a customer {customer.id}: choose another id")
+        self._by_id[customer.id] = customer
+
+    def create(self, call: Call) -> JsonObject:
+        """``POST /v1/customers``."""
+        call.params.only(
+            *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "payment_method"),
+            expandable=EXPANDABLE,
+        )
+        customer = Customer(id=new_id("cus"), created=int(call.now), livemode=call.livemode)
+        _apply(customer, params=call.params)
+        given = call.params.given("payment_method")
+        if given is not None:
+            self._payment_methods.attach(given, customer=customer.id, now=customer.created)
+        self._set_default(customer, call.params)
+        self._by_id[customer.id] = customer
+        self._emit("customer.created", customer.to_json())
+        return customer.to_json()
+
+    def retrieve(self, call: Call) -> JsonObject:
+        """``GET /v1/customers/{id}``; a deleted one is found."""
+        call.params.only(expandable=EXPANDABLE)
+        return self.find(call.object_id).to_json()
+
+    def update(self, call: Call) -> JsonObject:
+        """``POST /v1/customers/{id}``."""
+        call.params.only(
+            *(*TEXTS, "address", "balance", "invoice_settings", "metadata"), expandable=EXPANDABLE
+        )
+        customer = self.find(call.object_id, alive=True)
+        before = customer.to_json()
+        _apply(customer, params=call.params)
+        self._set_default(customer, call.params)
+        self._emit("customer.updated", customer.to_json(), previous=before)
+        return customer.to_json()
+
+    def delete(self, call: Call) -> JsonObject:
+        """``DELETE /v1/customers/{id}``."""
+        customer = self.find(call.object_id, alive=True)
+        self._emit("customer.deleted", customer.to_json())
+        customer.deleted = True
+        return customer.to_json()
+
+    def list(self, call: Call) -> JsonObject:
+        """``GET /v1/customers``, newest first."""
+        call.params.only("email", "created", *PAGING, expandable=EXPANDABLE)
+        is_in = call.params.span("created")
+        email = call.params.text("email")
+        found = [
+            customer.to_json()
+            for customer in reversed(self._by_id.values())
+            if not customer.deleted and email in {None, customer.texts["email"]} and is_in(customer.created)
+        ]
+        return call.params.page(found, url="/v1/customers")
+
+    def known(self, customer_id: str | None) -> str | None:
+        """Return the id that a list is narrowed to, if any. Raises ApiError, 400, if nobody ever had it."""
+        if customer_id is not None and customer_id not in self._by_id:
+            raise missing_resource("customer", customer_id, param="customer")
+        return customer_id
+
+    def find(self, customer_id: str, *, alive: bool = False) -> Customer:
+        """Return a customer. Raises ApiError, 404, if there is none, or none ``alive`` if that is asked."""
+        customer = self._by_id.get(customer_id)
+        if customer is None or (alive and customer.deleted):
+            raise no_such("customer", customer_id)
+        return customer
+
+    def forget_payment_method(self, customer_id: str, method_id: str) -> None:
+        """Charge a payment method no more by default."""
+        customer = self.find(customer_id)
+        if customer.default_payment_method == method_id:
+            customer.default_payment_method = None
+
+    def _set_default(self, customer: Customer, params: Params) -> None:
+        """https://docs.stripe.com/api/customers/update#update_customer-invoice_settings."""
+        settings = params.hash("invoice_settings")
+        if settings is None or "default_payment_method" not in settings:
+            return
+        wanted = settings.text("default_payment_method") or None
+        if wanted is not None:
+            name = "invoice_settings[default_payment_method]"
+            wanted = self._payment_methods.of_customer(wanted, customer=customer.id, param=name).id
+        customer.default_payment_method = wanted
+
+
+def _apply(customer: Customer, *, params: Params) -> None:
+    for name in TEXTS:
+        if name in params:
+            customer.texts[name] = params.text(name) or None
+    if "address" in params:
+        given = params.texts("address")
+        for name in given.keys() - set(ADDRESS):
+            raise unknown_parameter(f"address[{name}]")
+        known = customer.address or dict.fromkeys(ADDRESS)
+        customer.address = {name: given.get(name, known[name]) or None for name in ADDRESS}
+    balance = params.integer("balance")
+    customer.balance = customer.balance if balance is None else balance
+    params.amend("metadata", customer.metadata)

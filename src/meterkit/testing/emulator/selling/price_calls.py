@@ -1,0 +1,142 @@
+"""The calls about prices: create, retrieve, list, update."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.replies import ApiError, JsonObject, new_id
+from meterkit.testing.emulator.selling.price_params import PRICE_PARAMS, PriceParams, read_price
+from meterkit.testing.emulator.selling.prices import Price
+from meterkit.testing.emulator.selling.products import Product
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call, Params
+
+__all__ = ["PRICE_CALLS", "make_price", "make_product"]
+
+
+def make_product(account: Account, params: Params, *, call: Call) -> Product:
+    """Add the product that ``params`` describe, and return it."""
+    now = int(call.now)
+    product = Product(
+        id=params.given("id") or new_id("prod"),
+        name=params.required("name"),
+        created=now,
+        updated=now,
+        livemode=call.livemode,
+    )
+    product.apply(params)
+    account.products.add(product)
+    account.emit("product.created", product.to_json())
+    return product
+
+
+def make_price(
+    account: Account, given: PriceParams, *, call: Call, product: Product, price_id: str | None = None
+) -> Price:
+    """Add a price, and return it; ``price_id`` is an id of one's own, which the API does not allow.
+
+    Raises:
+        ApiError: its lookup key is another's.
+        ValueError: the id is taken.
+    """
+    price = Price(
+        id=price_id or new_id("price_1", length=23),
+        product=product.id,
+        created=int(call.now),
+        livemode=call.livemode,
+        currency=given.currency,
+        active=given.active,
+        pricing=given.pricing,
+        recurring=given.recurring,
+        lookup_key=given.lookup_key,
+        nickname=given.nickname,
+        tax_behavior=given.tax_behavior,
+        metadata=given.metadata,
+    )
+    account.prices.add(price, transfer_lookup_key=given.transfer_lookup_key)
+    account.emit("price.created", price.to_json())
+    return price
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    params = call.params
+    params.only(*PRICE_PARAMS, "product", "product_data", expandable=None)
+    product_data = params.hash("product_data")
+    if ("product" in params) == (product_data is not None):
+        message = "You must specify either `product` or `product_data` when creating a price."
+        raise ApiError(message, param="product")
+    given = read_price(params, meters=account.meters)
+    product = (
+        account.products.find(params.required("product"), param="product")
+        if product_data is None
+        else make_product(account, product_data, call=call)
+    )
+    price = make_price(account, given, call=call, product=product)
+    return expanded(account, price.to_json(), params)
+
+
+def _retrieve(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return expanded(account, account.prices.find(call.object_id).to_json(), call.params)
+
+
+def _update(account: Account, call: Call) -> JsonObject:
+    """What a price costs never changes (https://docs.stripe.com/api/prices/update)."""
+    params = call.params
+    params.only(
+        *("active", "lookup_key", "metadata", "nickname", "tax_behavior", "transfer_lookup_key"),
+        "currency_options",
+        expandable=None,
+    )
+    price = account.prices.find(call.object_id)
+    before, active = price.to_json(), params.boolean("active")
+    if "lookup_key" in params:
+        price.lookup_key = params.text("lookup_key") or None
+        account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
+    price.active = price.active if active is None else active
+    price.nickname = params.text("nickname") if "nickname" in params else price.nickname
+    params.amend("metadata", price.metadata)
+    account.emit("price.updated", price.to_json(), previous=before)
+    return expanded(account, price.to_json(), params)
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    """Newest first (https://docs.stripe.com/api/prices/list)."""
+    params = call.params
+    params.only(
+        *("active", "created", "currency", "lookup_keys", "product", "recurring", "type", *PAGING),
+        expandable=None,
+    )
+    active, is_in, keys = params.boolean("active"), params.span("created"), params.listed("lookup_keys")
+    kind = params.choice("type", ("one_time", "recurring"))
+    product, currency = params.text("product"), params.text("currency")
+    recurring = params.texts("recurring")
+    found = [
+        price.to_json()
+        for price in reversed(tuple(account.prices))
+        if active in {None, price.active}
+        and is_in(price.created)
+        and product in {None, price.product}
+        and currency in {None, price.currency}
+        and (not keys or price.lookup_key in keys)
+        and kind in {None, "one_time" if price.recurring is None else "recurring"}
+        and _recurs(price, recurring)
+    ]
+    return expanded(account, params.page(found, url="/v1/prices"), params)
+
+
+def _recurs(price: Price, wanted: dict[str, str]) -> bool:
+    recurring: JsonObject = {} if price.recurring is None else price.recurring.to_json()
+    return all(recurring.get(name) == value for name, value in wanted.items())
+
+
+PRICE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/prices", _create),
+    ("GET", "/v1/prices", _list),
+    ("GET", "/v1/prices/{id}", _retrieve),
+    ("POST", "/v1/prices/{id}", _update),
+)

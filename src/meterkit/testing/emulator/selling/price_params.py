@@ -1,0 +1,187 @@
+"""What a price is made of, and what Stripe refuses of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.replies import ApiError, missing_parameter, missing_resource
+from meterkit.testing.emulator.selling.amounts import Pricing, Tier
+from meterkit.testing.emulator.selling.prices import Recurring
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.testing.emulator.call import Params
+    from meterkit.testing.emulator.metering.meters import Meters
+
+__all__ = ["PRICE_PARAMS", "PriceParams", "read_price"]
+
+PRICE_PARAMS: Final = (
+    *("active", "billing_scheme", "currency", "currency_options", "custom_unit_amount", "lookup_key"),
+    *("metadata", "nickname", "recurring", "tax_behavior", "tiers", "tiers_mode", "transfer_lookup_key"),
+    *("transform_quantity", "unit_amount", "unit_amount_decimal"),
+)
+# The longest interval: three years (https://docs.stripe.com/api/prices/create#create_price-recurring-interval_count).
+INTERVALS_MAX: Final = {"day": 1095, "week": 156, "month": 36, "year": 3}
+CURRENCY_LENGTH: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceParams:
+    """What a call says of a price to make."""
+
+    currency: str
+    pricing: Pricing
+    recurring: Recurring | None
+    active: bool
+    lookup_key: str | None
+    transfer_lookup_key: bool
+    nickname: str | None
+    tax_behavior: str
+    metadata: dict[str, str]
+
+
+def read_price(params: Params, *, meters: Meters) -> PriceParams:
+    """Return what ``params`` say of a price.
+
+    Raises:
+        ApiError: Stripe would refuse it (https://docs.stripe.com/api/prices/create).
+    """
+    currency = params.required("currency").lower()
+    if len(currency) != CURRENCY_LENGTH:
+        raise ApiError(f"Invalid currency: {currency}.", param=params.path("currency"))
+    metadata: dict[str, str] = {}
+    params.amend("metadata", metadata)
+    active = params.boolean("active")
+    return PriceParams(
+        currency=currency,
+        active=True if active is None else active,
+        pricing=_pricing(params),
+        recurring=_recurring(params, meters=meters),
+        lookup_key=params.given("lookup_key", length_max=200),
+        transfer_lookup_key=params.boolean("transfer_lookup_key") or False,
+        nickname=params.text("nickname"),
+        tax_behavior=params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
+        or "unspecified",
+        metadata=metadata,
+    )
+
+
+def _pricing(params: Params) -> Pricing:
+    transform = params.hash("transform_quantity")
+    if params.choice("billing_scheme", ("per_unit", "tiered")) == "tiered":
+        if transform is not None:
+            message = "`transform_quantity` cannot be combined with `tiers`."
+            raise ApiError(message, param=params.path("transform_quantity"))
+        return Pricing(tiers=_tiers(params), tiers_mode=params.choice("tiers_mode", ("graduated", "volume")))
+    unit_amount = _unit_amount(params)
+    if transform is None:
+        return Pricing(unit_amount=unit_amount)
+    transform.only("divide_by", "round")
+    transform.required("round")
+    return Pricing(
+        unit_amount=unit_amount,
+        divide_by=_least(transform, "divide_by", 1),
+        round_up=transform.choice("round", ("up", "down")) == "up",
+    )
+
+
+def _unit_amount(params: Params) -> Decimal:
+    """Exactly one of the two, in minor units, the decimal one with at most 12 places."""
+    whole, exact = params.integer("unit_amount"), params.decimal("unit_amount_decimal")
+    if "custom_unit_amount" in params:
+        message = "`custom_unit_amount` is not emulated: give `unit_amount` or `unit_amount_decimal`."
+        raise ApiError(message, param=params.path("custom_unit_amount"))
+    if whole is not None and exact is not None:
+        message = "You may only specify one of these parameters: unit_amount, unit_amount_decimal."
+        raise ApiError(message, param=params.path("unit_amount"))
+    amount = exact if whole is None else Decimal(whole)
+    if amount is None:
+        message = "Prices require an `unit_amount` or `unit_amount_decimal` parameter to be set."
+        raise ApiError(message)
+    if amount < 0:
+        message = "Invalid non-negative integer"
+        raise ApiError(message, code="parameter_invalid_integer", param=params.path("unit_amount"))
+    return amount
+
+
+def _tiers(params: Params) -> tuple[Tier, ...]:
+    """Ascending, the last one without end (https://docs.stripe.com/api/prices/create#create_price-tiers)."""
+    if "tiers_mode" not in params:
+        raise missing_parameter(params.path("tiers_mode"))
+    if "unit_amount" in params or "unit_amount_decimal" in params:
+        message = "`unit_amount` cannot be set where `billing_scheme` is `tiered`."
+        raise ApiError(message, param=params.path("unit_amount"))
+    given = params.hashes("tiers")
+    if not given:
+        raise missing_parameter(params.path("tiers"))
+    tiers = tuple(_tier(tier) for tier in given)
+    ends: Sequence[int | None] = [tier.up_to for tier in tiers]
+    bounded = [end for end in ends if end is not None]
+    if ends[-1] is not None or len(bounded) != len(ends) - 1:
+        message = "The last tier, and no other, must have `up_to=inf`."
+        raise ApiError(message, param=params.path("tiers"))
+    if bounded != sorted(set(bounded)):
+        raise ApiError("Tiers must be in ascending order of `up_to`.", param=params.path("tiers"))
+    return tiers
+
+
+def _tier(params: Params) -> Tier:
+    params.only("flat_amount", "flat_amount_decimal", "unit_amount", "unit_amount_decimal", "up_to")
+    end = params.required("up_to")
+    unit, flat = _either(params, "unit_amount"), _either(params, "flat_amount")
+    if unit is None and flat is None:
+        message = "Each tier needs an `unit_amount` or a `flat_amount`."
+        raise ApiError(message, param=params.path("unit_amount"))
+    return Tier(
+        up_to=None if end == "inf" else _least(params, "up_to", 1),
+        unit_amount=unit or Decimal(0),
+        flat_amount=flat or Decimal(0),
+    )
+
+
+def _either(params: Params, name: str) -> Decimal | None:
+    whole = params.integer(name)
+    return params.decimal(f"{name}_decimal") if whole is None else Decimal(whole)
+
+
+def _recurring(params: Params, *, meters: Meters) -> Recurring | None:
+    """A metered price names its meter since 2025-03-31.basil; a licensed one has none.
+
+    https://docs.stripe.com/changelog/basil/2025-03-31/deprecate-legacy-usage-based-billing
+    """
+    given = params.hash("recurring")
+    if given is None:
+        return None
+    given.only("interval", "interval_count", "meter", "trial_period_days", "usage_type")
+    given.required("interval")
+    interval = given.choice("interval", tuple(INTERVALS_MAX)) or ""
+    count = 1 if "interval_count" not in given else _least(given, "interval_count", 1)
+    if count > INTERVALS_MAX[interval]:
+        message = "The maximum interval is three years: 3 years, 36 months, 156 weeks or 1095 days."
+        raise ApiError(message, param=given.path("interval_count"))
+    metered = given.choice("usage_type", ("licensed", "metered")) == "metered"
+    meter = given.given("meter")
+    if metered and meter is None:
+        message = (
+            "`recurring[meter]` is required where `recurring[usage_type]` is `metered`: legacy usage records "
+            "are no longer supported."
+        )
+        raise ApiError(message, code="parameter_missing", param=given.path("meter"))
+    if meter is not None and not metered:
+        message = "`recurring[meter]` can only be set where `recurring[usage_type]` is `metered`."
+        raise ApiError(message, param=given.path("meter"))
+    if meter is not None and not meters.has(meter):
+        raise missing_resource("meter", meter, param=given.path("meter"))
+    return Recurring(interval=interval, interval_count=count, meter=meter)
+
+
+def _least(params: Params, name: str, least: int) -> int:
+    params.required(name)
+    number = params.integer(name)
+    if number is None or number < least:
+        message = f"This value must be greater than or equal to {least}."
+        raise ApiError(message, code="parameter_invalid_integer", param=params.path(name))
+    return number

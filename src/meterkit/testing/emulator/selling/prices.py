@@ -1,0 +1,178 @@
+"""Prices, by id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_resource, no_such
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from decimal import Decimal
+
+    from meterkit.testing.emulator.selling.amounts import Pricing
+
+__all__ = ["Price", "Prices", "Recurring"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurring:
+    """How often a price is charged.
+
+    Attributes:
+        interval: ``day``, ``week``, ``month`` or ``year``.
+        meter: id of the meter whose usage is charged; None: a quantity is charged in advance.
+    """
+
+    interval: str
+    interval_count: int = 1
+    meter: str | None = None
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it."""
+        return {
+            "interval": self.interval,
+            "interval_count": self.interval_count,
+            "meter": self.meter,
+            "trial_period_days": None,
+            "usage_type": "licensed" if self.meter is None else "metered",
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class Price:
+    """A price.
+
+    Attributes:
+        product: its id.
+        pricing: what a quantity costs.
+        recurring: None: it is charged once.
+    """
+
+    id: str
+    product: str
+    currency: str
+    created: int
+    pricing: Pricing
+    livemode: bool = False
+    active: bool = True
+    recurring: Recurring | None = None
+    lookup_key: str | None = None
+    nickname: str | None = None
+    tax_behavior: str = "unspecified"
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether it is charged by the usage of a meter, after the period."""
+        return self.recurring is not None and self.recurring.meter is not None
+
+    @property
+    def cycle(self) -> Recurring:
+        """How often it is charged. Raises ValueError if that is once."""
+        if self.recurring is None:
+            raise ValueError(f"{self.id} is charged once and has no cycle")
+        return self.recurring
+
+    def to_json(self) -> JsonObject:
+        """Return the price as Stripe shows it (https://docs.stripe.com/api/prices/object)."""
+        pricing, unit = self.pricing, self.pricing.unit_amount
+        return {
+            "id": self.id,
+            "object": "price",
+            "active": self.active,
+            "billing_scheme": "tiered" if pricing.tiers else "per_unit",
+            "created": self.created,
+            "currency": self.currency,
+            "custom_unit_amount": None,
+            "livemode": self.livemode,
+            "lookup_key": self.lookup_key,
+            "metadata": dict(self.metadata),
+            "nickname": self.nickname,
+            "product": self.product,
+            "recurring": None if self.recurring is None else self.recurring.to_json(),
+            "tax_behavior": self.tax_behavior,
+            "tiers_mode": pricing.tiers_mode,
+            "transform_quantity": None
+            if pricing.divide_by is None
+            else {"divide_by": pricing.divide_by, "round": "up" if pricing.round_up else "down"},
+            "type": "one_time" if self.recurring is None else "recurring",
+            "unit_amount": None if unit is None else _whole(unit),
+            "unit_amount_decimal": None if unit is None else shown(unit),
+        }
+
+    def tiers_to_json(self) -> list[JsonObject]:
+        """Return the tiers, which Stripe shows only where they are expanded."""
+        return [
+            {
+                "flat_amount": _whole(tier.flat_amount) if tier.flat_amount else None,
+                "flat_amount_decimal": shown(tier.flat_amount) if tier.flat_amount else None,
+                "unit_amount": _whole(tier.unit_amount),
+                "unit_amount_decimal": shown(tier.unit_amount),
+                "up_to": tier.up_to,
+            }
+            for tier in self.pricing.tiers
+        ]
+
+
+class Prices:
+    """All prices of the emulated account, oldest first."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Price] = {}
+
+    def __iter__(self) -> Iterator[Price]:
+        return iter(self._by_id.values())
+
+    def __contains__(self, price_id: str) -> bool:
+        return price_id in self._by_id
+
+    def add(self, price: Price, *, transfer_lookup_key: bool = False) -> None:
+        """Take over a price.
+
+        Raises:
+            ApiError: its lookup key is another's.
+            ValueError: its id is taken.
+        """
+        if price.id in self._by_id:
+            raise ValueError(f"there is already a price {price.id}: choose another id")
+        self.claim_lookup_key(price, transfer=transfer_lookup_key)
+        self._by_id[price.id] = price
+
+    def find(self, price_id: str, *, param: str | None = None) -> Price:
+        """Return a price.
+
+        Raises:
+            ApiError: there is none: 404; 400 where ``param`` named it.
+        """
+        price = self._by_id.get(price_id)
+        if price is not None:
+            return price
+        raise (
+            no_such("price", price_id) if param is None else missing_resource("price", price_id, param=param)
+        )
+
+    def claim_lookup_key(self, price: Price, *, transfer: bool) -> None:
+        """Make sure that a price's lookup key names it alone.
+
+        ``transfer`` takes the key from the other price, else that is refused
+        (https://docs.stripe.com/products-prices/manage-prices#lookup-keys).
+        """
+        for other in self._by_id.values():
+            if other is price or price.lookup_key is None or other.lookup_key != price.lookup_key:
+                continue
+            if not transfer:
+                message = f"A price (`{other.id}`) already uses that lookup key."
+                raise ApiError(message, param="lookup_key")
+            other.lookup_key = None
+
+
+def shown(amount: Decimal) -> str:
+    """Return a decimal as Stripe writes it: ``0.12``, ``2900``."""
+    text = f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _whole(amount: Decimal) -> int | None:
+    return int(amount) if amount == int(amount) else None

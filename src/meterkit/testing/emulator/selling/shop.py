@@ -1,0 +1,174 @@
+"""What a test does to the emulated account without a call: prices, cards, the clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlencode
+
+from meterkit.testing.emulator.behaviour import Behaviour
+from meterkit.testing.emulator.call import Call, Params
+from meterkit.testing.emulator.invoicing.collection import attempt
+from meterkit.testing.emulator.selling.price_calls import make_price, make_product
+from meterkit.testing.emulator.selling.price_params import read_price
+from meterkit.testing.emulator.subscribing.turns import advance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from meterkit.testing.emulator.account import Account
+
+__all__ = ["Shop"]
+
+
+class Shop(Behaviour):
+    """What is sold in the emulated account, and who pays; a part of ``StripeEmulator``."""
+
+    _account: Account
+
+    def add_product(self, name: str, *, product_id: str | None = None, **params: Any) -> str:
+        """Add a product, under an id of the caller's choice if given. Returns the id.
+
+        Args:
+            name: what customers see.
+            product_id: any text; None: a fresh id.
+            params: other parameters of ``POST /v1/products``.
+
+        Raises:
+            ApiError: Stripe would refuse it.
+        """
+        given = {"name": name, "id": product_id, **params}
+        with self._account.lock:
+            return make_product(self._account, _params(given), call=self._call()).id
+
+    def add_price(
+        self,
+        unit_amount: int | None = None,
+        *,
+        price_id: str | None = None,
+        product: str | None = None,
+        currency: str = "usd",
+        interval: str | None = "month",
+        meter: str | None = None,
+        **params: Any,
+    ) -> str:
+        """Add a price, under an id of the caller's choice if given. Returns the id.
+
+        ``add_price(2900)`` is 29 USD a month, ``add_price(12, meter=emulator.add_meter("tokens"),
+        transform_quantity={"divide_by": 1000, "round": "up"})`` 12 cents for each 1000 of a meter.
+
+        Args:
+            unit_amount: in minor units of the currency; None where ``params`` give another amount.
+            price_id: any text; None: a fresh id.
+            product: its id; None: a new product.
+            currency: three letters.
+            interval: ``day``, ``week``, ``month`` or ``year``; None: it is charged once.
+            meter: id of the meter whose usage is charged; None: a quantity is charged in advance.
+            params: other parameters of ``POST /v1/prices``.
+
+        Raises:
+            ApiError: Stripe would refuse it, or there is no such product or meter.
+            ValueError: the id is taken.
+        """
+        usage = {} if meter is None else {"usage_type": "metered", "meter": meter}
+        recurring = (
+            None if interval is None else {"interval": interval, **usage, **params.pop("recurring", {})}
+        )
+        given = {"unit_amount": unit_amount, "currency": currency, "recurring": recurring, **params}
+        with self._account.lock:
+            price = read_price(_params(given), meters=self._account.meters)
+            product = product or self.add_product(price_id or "Product")
+            sold = self._account.products.find(product, param="product")
+            return make_price(self._account, price, call=self._call(), product=sold, price_id=price_id).id
+
+    def add_payment_method(self, customer: str, card: str = "pm_card_visa") -> str:
+        """Give a customer a card, which its subscriptions are charged with. Returns the card's id.
+
+        Args:
+            customer: its id.
+            card: one of Stripe's test cards: ``pm_card_visa``; charges of ``pm_card_chargeDeclined`` fail.
+
+        Raises:
+            ApiError: there is no such customer or card.
+        """
+        with self._account.lock:
+            owner = self._account.customers.find(customer, alive=True)
+            method = self._account.payment_methods.attach(card, customer=customer, now=self._account.now)
+            owner.default_payment_method = method.id
+            return method.id
+
+    def fail_payments(self, customer: str) -> None:
+        """Have no payment of a customer go through from now on, whatever its card."""
+        with self._account.lock:
+            self._account.payment_methods.failing.add(customer)
+
+    def mend_payments(self, customer: str) -> None:
+        """Have payments of a customer go through again. What is unpaid is paid by retries, or by a call."""
+        with self._account.lock:
+            self._account.payment_methods.failing.discard(customer)
+
+    def confirm_payment(self, invoice: str, *, card: str = "pm_card_visa") -> None:
+        """Pay an open invoice as a customer does in a browser, with the invoice's client secret.
+
+        The card becomes the subscription's own where that is to be saved, else the customer's default.
+
+        Args:
+            invoice: its id, or its ``confirmation_secret.client_secret``.
+            card: one of Stripe's test cards.
+
+        Raises:
+            ApiError: there is no such invoice or card.
+            ValueError: the invoice is not open, or the payment fails.
+        """
+        with self._account.lock:
+            self.advance()
+            found = next(
+                (each for each in self._account.invoices if invoice in {each.id, each.client_secret}), None
+            )
+            if found is None or found.status != "open":
+                raise ValueError(f"{invoice} is no invoice that is open")
+            method = self._account.payment_methods.attach(
+                card, customer=found.customer, now=self._account.now
+            )
+            if not attempt(self._account, found, method=method.id, by_itself=False):
+                raise ValueError(f"the payment of {found.id} with {card} has failed")
+            self._keep(found.subscription, method.id, customer=found.customer)
+
+    def advance(self) -> None:
+        """Bring about all that is due by the clock: renewals, ends of trials, retries, and so on.
+
+        Each happens at its own instant, in order. Every API request does the same first.
+        """
+        advance(self._account)
+
+    def _keep(self, subscription: str, method: str, *, customer: str) -> None:
+        found = self._account.subscriptions.find(subscription)
+        if found.save_payment_method == "on_subscription":
+            found.default_payment_method = method
+        else:
+            self._account.customers.find(customer).default_payment_method = method
+
+    def _call(self) -> Call:
+        return Call(
+            method="POST",
+            path="",
+            params=Params(""),
+            now=self.clock(),
+            livemode=False,
+            idempotency_key=None,
+        )
+
+
+def _params(given: Mapping[str, object]) -> Params:
+    return Params(urlencode(list(_fields(given))))
+
+
+def _fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """The fields of a form: ``{"recurring": {"interval": "month"}}`` is ``recurring[interval]=month``."""
+    if isinstance(given, dict):
+        for name, value in cast("dict[str, object]", given).items():
+            yield from _fields(value, f"{path}[{name}]" if path else str(name))
+    elif isinstance(given, list | tuple):
+        for place, value in enumerate(cast("list[object]", given)):
+            yield from _fields(value, f"{path}[{place}]")
+    elif given is not None:
+        yield path, str(given).lower() if isinstance(given, bool) else str(given)

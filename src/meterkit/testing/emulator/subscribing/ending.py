@@ -1,0 +1,69 @@
+"""The end of a subscription."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.charges import unused_lines, usage_of
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
+
+__all__ = ["end", "end_schedule"]
+
+
+def end(
+    account: Account,
+    subscription: Subscription,
+    *,
+    reason: str = "cancellation_requested",
+    prorate: bool = False,
+    invoice_now: bool = False,
+) -> None:
+    """Cancel a subscription at once.
+
+    Its finalized invoices are not collected any more by themselves; what waits for an invoice is dropped, and
+    usage with it, unless there is a last invoice (https://docs.stripe.com/api/subscriptions/cancel).
+
+    Args:
+        account: what it is of.
+        subscription: the one to cancel.
+        reason: ``cancellation_details.reason``.
+        prorate: whether the unused time is credited, on the last invoice or the next.
+        invoice_now: whether there is a last invoice, of usage and of what waits.
+    """
+    now = account.now
+    for invoice in account.invoices.of(subscription.id):
+        if invoice.status == "open":
+            invoice.auto_advance, invoice.next_payment_attempt = False, None
+    lines = [
+        line
+        for item in subscription.items
+        for line in (unused_lines(account, item, at=now) if prorate else ())
+    ]
+    waiting = account.invoices.pending.get(subscription.id, [])
+    usages = [usage for item in subscription.items if (usage := usage_of(item, until=now)) is not None]
+    if invoice_now and (lines or waiting or usages):
+        since = min(item.period_start for item in subscription.items)
+        invoice = bill(account, subscription, lines, reason="subscription_cycle", usages=usages, since=since)
+        account.emit("invoice.created", invoice.to_json())
+    else:
+        account.invoices.pending[subscription.id] = lines
+    subscription.status, subscription.ended_at = "canceled", now
+    subscription.canceled_at = subscription.canceled_at or now
+    subscription.cancellation["reason"] = subscription.cancellation["reason"] or reason
+    subscription.pending_update = None
+    if subscription.schedule is not None:
+        end_schedule(account, subscription)
+    account.emit("customer.subscription.deleted", subscription.to_json())
+
+
+def end_schedule(account: Account, subscription: Subscription) -> None:
+    """Cancel the schedule that manages a subscription, with it."""
+    schedule = account.schedules.find(subscription.schedule or "")
+    subscription.schedule = None
+    if schedule.status == "active":
+        schedule.status, schedule.canceled_at = "canceled", account.now
+        account.emit("subscription_schedule.canceled", schedule.to_json())

@@ -1,0 +1,197 @@
+"""A change of a subscription's items: what they become, and what is charged and given back by that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from meterkit.testing.emulator.invoicing.charges import (
+    period_line,
+    remaining_line,
+    trial_line,
+    unused_lines,
+    usage_lines,
+    usage_of,
+)
+from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.subscribing.billing_cycle import period_at
+from meterkit.testing.emulator.subscribing.subscriptions import Item
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.invoicing.invoices import Line
+    from meterkit.testing.emulator.selling.prices import Price
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
+
+__all__ = ["Wanted", "begin_items", "new_item", "restart", "revise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What becomes of one item.
+
+    Attributes:
+        item: id of the item; None: it is a new one.
+        price: None: it keeps its own.
+        quantity: None: it keeps its own, or has none.
+        deleted: whether it goes.
+        metadata: what is added to its own.
+    """
+
+    item: str | None = None
+    price: Price | None = None
+    quantity: int | None = None
+    deleted: bool = False
+    metadata: dict[str, str] | None = None
+
+    @property
+    def new_price(self) -> Price:
+        """The price of an item that is new. Raises ValueError if it names none."""
+        if self.price is None:
+            raise ValueError("an item that is new needs a price")
+        return self.price
+
+
+def new_item(subscription: Subscription, wanted: Wanted, *, at: int) -> Item:
+    """Return an item that begins at an instant; its period is that of the cycle, or of the trial."""
+    price = wanted.new_price
+    end = subscription.trial_end if subscription.status == "trialing" else None
+    return Item(
+        id=new_id("si"),
+        subscription=subscription.id,
+        created=at,
+        price=price,
+        quantity=None if price.is_metered else wanted.quantity,
+        period_start=at,
+        period_end=_end_of_period(subscription, price, at=at) if end is None else end,
+        usage_from=at,
+        metadata=dict(wanted.metadata or {}),
+    )
+
+
+def begin_items(account: Account, subscription: Subscription, *, prorate: bool) -> list[Line]:
+    """Charge the first period of all items: whole, or its part where the cycle is anchored elsewhere.
+
+    No line is made for usage-based items (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
+    """
+    lines: list[Line] = []
+    for item in subscription.items:
+        if item.price.is_metered:
+            continue
+        if subscription.status == "trialing":
+            lines.append(trial_line(account, item))
+        elif subscription.billing_cycle_anchor == item.period_start:
+            lines.append(period_line(account, item))
+        elif prorate:
+            lines.append(
+                remaining_line(account, item, anchor=subscription.billing_cycle_anchor, at=item.period_start)
+            )
+    return lines
+
+
+def revise(
+    account: Account,
+    subscription: Subscription,
+    changes: Sequence[Wanted],
+    *,
+    at: int,
+    prorate: bool,
+    restarts: bool = False,
+) -> list[Line]:
+    """Change items, and return the lines that follow: credits for unused time, charges for the rest.
+
+    Where an item is removed or its price changes, its usage up to then is charged, unless prorations are off
+    (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing). The cycle stays
+    anchored where it is, whatever the interval of the new price (the same page: "never automatically reset").
+
+    Args:
+        account: what it is of.
+        subscription: it changes.
+        changes: what becomes of which item.
+        at: Unix seconds.
+        prorate: whether there are credits and charges.
+        restarts: whether a cycle begins anew, which charges what is new by itself.
+    """
+    charge = prorate and not restarts
+    lines: list[Line] = []
+    by_id = {item.id: item for item in subscription.items}
+    for wanted in changes:
+        item = by_id.get(wanted.item or "")
+        if item is None:
+            item = new_item(subscription, wanted, at=at)
+            subscription.items.append(item)
+            lines += _charge(account, subscription, item, at=at, prorate=charge)
+            continue
+        item.metadata.update(wanted.metadata or {})
+        price = wanted.price or item.price
+        quantity = None if price.is_metered else _kept(item, price, wanted)
+        if not wanted.deleted and (price, quantity) == (item.price, item.quantity):
+            continue
+        lines += _give_back(account, subscription, item, at=at, prorate=prorate)
+        if wanted.deleted:
+            subscription.items.remove(item)
+            continue
+        if price.recurring != item.price.recurring and subscription.status != "trialing":
+            item.period_start, item.period_end = at, _end_of_period(subscription, price, at=at)
+        item.price, item.quantity = price, quantity
+        lines += _charge(account, subscription, item, at=at, prorate=charge)
+    return lines
+
+
+def restart(account: Account, subscription: Subscription, *, at: int, prorate: bool) -> list[Line]:
+    """Anchor the cycle at an instant and charge a whole period from there, giving back what was left.
+
+    https://docs.stripe.com/billing/subscriptions/billing-cycle#reset-the-billing-period-to-the-current-time
+    """
+    lines: list[Line] = []
+    subscription.billing_cycle_anchor = at
+    for item in subscription.items:
+        lines += unused_lines(account, item, at=at) if prorate else []
+        usage = None if subscription.status == "trialing" else usage_of(item, until=at)
+        lines += [] if usage is None else usage_lines(account, subscription, usage)
+        item.usage_from = at
+        item.period_start, item.period_end = at, _end_of_period(subscription, item.price, at=at)
+        item.debits = []
+        if not item.price.is_metered:
+            lines.append(period_line(account, item))
+    return lines
+
+
+def _kept(item: Item, price: Price, wanted: Wanted) -> int:
+    """Return the quantity of an item whose change names none: its own, or 1 at another price.
+
+    "When changing a subscription item's price, `quantity` is set to 1 unless a `quantity` parameter is
+    provided" (https://docs.stripe.com/api/subscriptions/update#update_subscription-items-price).
+    """
+    if wanted.quantity is not None:
+        return wanted.quantity
+    return item.quantity if price is item.price and item.quantity is not None else 1
+
+
+def _give_back(
+    account: Account, subscription: Subscription, item: Item, *, at: int, prorate: bool
+) -> list[Line]:
+    usage = usage_of(item, until=at)
+    item.usage_from = at
+    if not prorate:
+        # What was charged stays what a later credit is taken from: see the example under "Calculation logic
+        # with no prorations" (https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations).
+        return []
+    if subscription.status == "trialing":
+        return []
+    counted = [] if usage is None else usage_lines(account, subscription, usage, proration=True)
+    return [*unused_lines(account, item, at=at), *counted]
+
+
+def _charge(
+    account: Account, subscription: Subscription, item: Item, *, at: int, prorate: bool
+) -> list[Line]:
+    if item.price.is_metered or not prorate or subscription.status == "trialing":
+        return []
+    return [remaining_line(account, item, anchor=subscription.billing_cycle_anchor, at=at)]
+
+
+def _end_of_period(subscription: Subscription, price: Price, *, at: int) -> int:
+    return period_at(subscription.billing_cycle_anchor, price.cycle, at)[1]

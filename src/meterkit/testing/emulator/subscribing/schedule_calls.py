@@ -1,0 +1,249 @@
+"""The calls about subscription schedules: create, retrieve, list, update, release, cancel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_parameter, new_id
+from meterkit.testing.emulator.selling.prices import Recurring
+from meterkit.testing.emulator.subscribing.billing_cycle import boundary
+from meterkit.testing.emulator.subscribing.ending import end
+from meterkit.testing.emulator.subscribing.item_params import recurring_price
+from meterkit.testing.emulator.subscribing.phases import release, wanted_by
+from meterkit.testing.emulator.subscribing.schedules import Phase, PhaseItem, Schedule
+from meterkit.testing.emulator.subscribing.subscriptions import ENDED
+from meterkit.testing.emulator.subscribing.updates import commit, rearrange
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call, Params
+
+__all__ = ["SCHEDULE_CALLS"]
+
+PHASES_MAX: Final = 10
+END_BEHAVIORS: Final = ("cancel", "release")
+PRORATIONS: Final = ("create_prorations", "always_invoice", "none")
+# Accepted and without effect.
+IGNORED: Final = (
+    *("application_fee_percent", "automatic_tax", "billing_cycle_anchor", "billing_thresholds"),
+    *("collection_method", "currency", "default_payment_method", "default_tax_rates", "description"),
+    *("discounts", "invoice_settings", "on_behalf_of", "transfer_data"),
+)
+ITEM_IGNORED: Final = ("billing_thresholds", "discounts", "metadata", "tax_rates")
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    """Of a subscription that there is, which gets one phase: its present period.
+
+    https://docs.stripe.com/api/subscription_schedules/create#create_subscription_schedule-from_subscription
+    """
+    params = call.params
+    params.only(
+        "from_subscription", "metadata", "phases", "end_behavior", "customer", "start_date", expandable=None
+    )
+    subscription_id = params.given("from_subscription")
+    if subscription_id is None:
+        message = "Only schedules of subscriptions that there are are emulated: give `from_subscription`."
+        raise ApiError(message, param="from_subscription")
+    for name in ("phases", "end_behavior", "customer", "start_date"):
+        if name in params:
+            message = f"You cannot set `{name}` if `from_subscription` is set."
+            raise ApiError(message, param=name)
+    subscription = account.subscriptions.find(subscription_id, param="from_subscription")
+    if subscription.schedule is not None:
+        message = (
+            "You cannot migrate a subscription that is already attached to a schedule: "
+            f"`{subscription.schedule}`."
+        )
+        raise ApiError(message, param="from_subscription")
+    if subscription.status in (*ENDED, "incomplete"):
+        message = f"You cannot migrate a subscription that is in the `{subscription.status}` status."
+        raise ApiError(message, param="from_subscription")
+    phase = Phase(
+        start=min(item.period_start for item in subscription.items),
+        end=subscription.period_end,
+        items=[PhaseItem(price=item.price, quantity=item.quantity) for item in subscription.items],
+        trial_end=subscription.trial_end if subscription.status == "trialing" else None,
+    )
+    schedule = Schedule(
+        id=new_id("sub_sched_1", length=23),
+        customer=subscription.customer,
+        created=account.now,
+        livemode=call.livemode,
+        phases=[phase],
+        subscription=subscription.id,
+        end_behavior="cancel" if subscription.cancel_at_period_end else "release",
+    )
+    params.amend("metadata", schedule.metadata)
+    account.schedules.add(schedule)
+    before = subscription.to_json()
+    subscription.schedule = schedule.id
+    account.emit("subscription_schedule.created", schedule.to_json())
+    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    return expanded(account, schedule.to_json(), params)
+
+
+def _retrieve(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return expanded(account, account.schedules.find(call.object_id).to_json(), call.params)
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    call.params.only("created", "customer", *PAGING, expandable=None)
+    customer, is_in = call.params.text("customer"), call.params.span("created")
+    found = [
+        schedule.to_json()
+        for schedule in reversed(tuple(account.schedules))
+        if customer in {None, schedule.customer} and is_in(schedule.created)
+    ]
+    return expanded(account, call.params.page(found, url="/v1/subscription_schedules"), call.params)
+
+
+def _update(account: Account, call: Call) -> JsonObject:
+    """All present and future phases anew; past ones stay.
+
+    "You need to pass in all current and future phases when you update a subscription schedule"
+    (https://docs.stripe.com/billing/subscriptions/subscription-schedules#update-subscription-schedules).
+    """
+    params, schedule = call.params, _running(account, call, verb="update")
+    params.only(
+        "end_behavior", "metadata", "phases", "proration_behavior", "default_settings", expandable=None
+    )
+    before = schedule.to_json()
+    behavior = params.choice("end_behavior", END_BEHAVIORS)
+    subscription = account.subscriptions.find(schedule.subscription or "")
+    if "phases" in params:
+        phases = _phases(account, params, schedule)
+        draft = subscription.copy()
+        changes = wanted_by(phases[0], subscription)
+        rearranged = rearrange(account, draft, changes, params.just("proration_behavior"))
+        schedule.phases[schedule.place :] = phases
+        if draft.items != subscription.items or rearranged.lines:
+            commit(account, subscription, draft, rearranged, behavior="allow_incomplete")
+    schedule.end_behavior = behavior or schedule.end_behavior
+    params.amend("metadata", schedule.metadata)
+    account.emit("subscription_schedule.updated", schedule.to_json(), previous=before)
+    return expanded(account, schedule.to_json(), params)
+
+
+def _release(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_schedules/release."""
+    call.params.only("preserve_cancel_date", expandable=None)
+    schedule = _running(account, call, verb="release")
+    subscription = account.subscriptions.find(schedule.subscription or "")
+    before = subscription.to_json()
+    release(account, schedule, subscription)
+    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    return expanded(account, schedule.to_json(), call.params)
+
+
+def _cancel(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_schedules/cancel: the subscription with it, at once."""
+    call.params.only("invoice_now", "prorate", expandable=None)
+    schedule = _running(account, call, verb="cancel")
+    invoice_now, prorate = call.params.boolean("invoice_now"), call.params.boolean("prorate")
+    end(
+        account,
+        account.subscriptions.find(schedule.subscription or ""),
+        invoice_now=invoice_now is not False,
+        prorate=prorate is not False,
+    )
+    return expanded(account, schedule.to_json(), call.params)
+
+
+def _running(account: Account, call: Call, *, verb: str) -> Schedule:
+    schedule = account.schedules.find(call.object_id)
+    if schedule.status != "active":
+        message = (
+            f"You cannot {verb} a subscription schedule that is currently in the `{schedule.status}` status. "
+            "It must be in one of the following statuses: `not_started`, `active`."
+        )
+        raise ApiError(message)
+    return schedule
+
+
+def _phases(account: Account, params: Params, schedule: Schedule) -> list[Phase]:
+    given = params.hashes("phases")
+    if not given:
+        raise missing_parameter("phases")
+    if len(given) > PHASES_MAX:
+        raise ApiError(f"A schedule can have at most {PHASES_MAX} current and future phases.", param="phases")
+    current = schedule.phases[schedule.place]
+    phases: list[Phase] = []
+    for each in given:
+        start = phases[-1].end if phases else current.start
+        phases.append(_phase(account, each, start=start, is_first=not phases))
+    return phases
+
+
+def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> Phase:
+    params.only(
+        *("add_invoice_items", "duration", "end_date", "items", "metadata", "proration_behavior"),
+        *("start_date", "trial", "trial_end", *IGNORED),
+    )
+    began = params.integer("start_date")
+    if is_first and began is None:
+        raise missing_parameter(params.path("start_date"))
+    if began is not None and began != start:
+        message = (
+            "You can not modify the start date of the current phase."
+            if is_first
+            else "Each phase must start where the one before it ends."
+        )
+        raise ApiError(message, param=params.path("start_date"))
+    items = [_phase_item(account, item) for item in params.hashes("items")]
+    if not items:
+        raise missing_parameter(params.path("items"))
+    metadata: dict[str, str] = {}
+    params.amend("metadata", metadata)
+    finish = _end_of(params, start=start, items=items)
+    if finish <= max(start, account.now):
+        message = "The end date of a phase must be in the future and after its start."
+        raise ApiError(message, param=params.path("end_date"))
+    return Phase(
+        start=start,
+        end=finish,
+        items=items,
+        proration_behavior=params.choice("proration_behavior", PRORATIONS) or "create_prorations",
+        metadata=metadata,
+        trial_end=params.integer("trial_end"),
+    )
+
+
+def _end_of(params: Params, *, start: int, items: list[PhaseItem]) -> int:
+    """By ``end_date`` or ``duration``, else one interval; ``iterations`` are gone (facts/stripe.md 6.4)."""
+    duration, end_date = params.hash("duration"), params.integer("end_date")
+    if duration is not None and end_date is not None:
+        message = "You may only specify one of these parameters: end_date, duration."
+        raise ApiError(message, param=params.path("duration"))
+    if end_date is not None:
+        return end_date
+    if duration is None:
+        return boundary(start, items[0].price.cycle, 1)
+    duration.only("interval", "interval_count")
+    duration.required("interval")
+    interval = duration.choice("interval", ("day", "week", "month", "year")) or ""
+    count = duration.integer("interval_count") or 1
+    return boundary(start, Recurring(interval=interval, interval_count=count), 1)
+
+
+def _phase_item(account: Account, params: Params) -> PhaseItem:
+    params.only("price", "quantity", *ITEM_IGNORED)
+    price = recurring_price(account, params, currency=None)
+    quantity = params.integer("quantity")
+    if price.is_metered and quantity is not None:
+        message = "You cannot set the quantity for metered plans."
+        raise ApiError(message, param=params.path("quantity"))
+    return PhaseItem(price=price, quantity=None if price.is_metered else 1 if quantity is None else quantity)
+
+
+SCHEDULE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/subscription_schedules", _create),
+    ("GET", "/v1/subscription_schedules", _list),
+    ("GET", "/v1/subscription_schedules/{id}", _retrieve),
+    ("POST", "/v1/subscription_schedules/{id}", _update),
+    ("POST", "/v1/subscription_schedules/{id}/release", _release),
+    ("POST", "/v1/subscription_schedules/{id}/cancel", _cancel),
+)

@@ -1,0 +1,265 @@
+"""The calls about subscriptions: create, retrieve, list, update, cancel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.collection import attempt, can_pay, finalize, method_of
+from meterkit.testing.emulator.replies import (
+    ApiError,
+    JsonObject,
+    missing_parameter,
+    missing_resource,
+    new_id,
+    no_such,
+)
+from meterkit.testing.emulator.subscribing.billing_cycle import period_at
+from meterkit.testing.emulator.subscribing.ending import end
+from meterkit.testing.emulator.subscribing.item_params import read_items
+from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
+from meterkit.testing.emulator.subscribing.settings_params import (
+    IGNORED,
+    SETTINGS,
+    apply_cancellation,
+    apply_settings,
+    read_trial_end,
+)
+from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
+from meterkit.testing.emulator.subscribing.updates import BEHAVIORS, commit, is_due, rearrange, refuse_unpaid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call, Params
+
+__all__ = ["SUBSCRIPTION_CALLS", "subscribe"]
+
+CREATED_WITH: Final = (
+    *("add_invoice_items", "backdate_start_date", "billing_cycle_anchor", "billing_mode", "currency"),
+    *("customer", "items", "payment_behavior", "proration_behavior", "trial_end", "trial_period_days"),
+)
+NOT_EMULATED: Final = ("add_invoice_items", "backdate_start_date")
+STATUSES: Final = (
+    *("active", "all", "canceled", "ended", "incomplete", "incomplete_expired", "past_due", "paused"),
+    *("trialing", "unpaid"),
+)
+# What a subscription takes while its first invoice is not paid
+# (https://docs.stripe.com/api/subscriptions/object#subscription_object-status).
+WHILE_INCOMPLETE: Final = frozenset(
+    {"default_payment_method", "default_source", "description", "expand", "metadata", "payment_settings"}
+)
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/create."""
+    params = call.params
+    params.only(*CREATED_WITH, *SETTINGS, *IGNORED, expandable=None)
+    for name in NOT_EMULATED:
+        if name in params:
+            raise ApiError(f"`{name}` is not emulated.", param=name)
+    customer = params.required("customer")
+    if not account.customers.exists(customer):
+        raise missing_resource("customer", customer, param="customer")
+    wanted = read_items(account, params, of=None)
+    if not wanted:
+        raise missing_parameter("items")
+    return expanded(
+        account, subscribe(account, params, wanted, customer=customer, call=call).to_json(), params
+    )
+
+
+def subscribe(
+    account: Account, params: Params, wanted: Sequence[Wanted], *, customer: str, call: Call
+) -> Subscription:
+    """Make a subscription as ``params`` describe it, invoice its first period and collect that.
+
+    Args:
+        account: what it is of.
+        params: of ``POST /v1/subscriptions``, or the same in another's (``subscription_data``).
+        wanted: its items.
+        customer: whose it is.
+        call: that makes it.
+
+    Raises:
+        ApiError: Stripe would refuse it.
+    """
+    behavior = params.choice("payment_behavior", BEHAVIORS) or "allow_incomplete"
+    if behavior == "pending_if_incomplete":
+        message = "`pending_if_incomplete` can only be used to update a subscription."
+        raise ApiError(message, param="payment_behavior")
+    draft = _draft(account, params, wanted, customer=customer, call=call)
+    lines = begin_items(account, draft, prorate=params.text("proration_behavior") != "none")
+    is_charged = draft.collection_method == "charge_automatically"
+    due = is_charged and is_due(account, draft, lines)
+    if due and behavior != "default_incomplete":
+        unpaid = not can_pay(account, draft)
+        if unpaid and (behavior == "error_if_incomplete" or method_of(account, draft) is None):
+            raise refuse_unpaid(account, draft)
+    draft.status = "incomplete" if due else draft.status
+    if not due and behavior == "default_incomplete" and method_of(account, draft) is None:
+        draft.pending_setup_intent = new_id("seti_1", length=23)
+    account.subscriptions.put(draft)
+    invoice = (
+        bill(account, draft, lines, reason="subscription_create", draft=not is_charged) if lines else None
+    )
+    account.emit("customer.subscription.created", draft.to_json())
+    if invoice is not None:
+        account.emit("invoice.created", invoice.to_json())
+    if invoice is not None and is_charged:
+        # "`auto_advance` remains `false`" until it is paid
+        # (https://docs.stripe.com/billing/invoices/subscription#new-subscription-invoices).
+        invoice.auto_advance = False
+        if finalize(account, invoice) and behavior != "default_incomplete":
+            attempt(account, invoice)
+    return draft
+
+
+def _draft(
+    account: Account, params: Params, wanted: Sequence[Wanted], *, customer: str, call: Call
+) -> Subscription:
+    now = account.now
+    prices = [each.new_price for each in wanted]
+    currencies = {price.currency for price in prices}
+    if len(currencies) > 1:
+        message = (
+            f"All prices on a subscription must have the same currency: {', '.join(sorted(currencies))}."
+        )
+        raise ApiError(message, param="items")
+    draft = Subscription(
+        id=new_id("sub_1", length=23),
+        customer=customer,
+        created=now,
+        currency=prices[0].currency,
+        billing_cycle_anchor=now,
+        livemode=call.livemode,
+    )
+    apply_settings(account, draft, params)
+    trial_end = read_trial_end(params, now=now)
+    if trial_end is not None and trial_end > now:
+        draft.status, draft.trial_start, draft.trial_end = "trialing", now, trial_end
+        draft.billing_cycle_anchor = trial_end
+    anchor = params.integer("billing_cycle_anchor")
+    if anchor is not None:
+        _refuse_anchor(anchor, wanted, now=now)
+        draft.billing_cycle_anchor = anchor
+    draft.items = [new_item(draft, each, at=now) for each in wanted]
+    apply_cancellation(draft, params, now=now)
+    return draft
+
+
+def _refuse_anchor(anchor: int, wanted: Sequence[Wanted], *, now: int) -> None:
+    """Between now and the next natural billing date (https://docs.stripe.com/billing/subscriptions/billing-cycle)."""
+    if anchor <= now:
+        message = "Invalid timestamp: must be an integer Unix timestamp in the future."
+        raise ApiError(message, param="billing_cycle_anchor")
+    for each in wanted:
+        natural = period_at(now, each.new_price.cycle, now)[1]
+        if anchor > natural:
+            message = (
+                f"`billing_cycle_anchor` cannot be later than next natural billing date ({natural}) for plan."
+            )
+            raise ApiError(message, param="billing_cycle_anchor")
+
+
+def _retrieve(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return expanded(account, account.subscriptions.find(call.object_id).to_json(), call.params)
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    """Newest first; those that have ended only where they are asked for.
+
+    https://docs.stripe.com/api/subscriptions/list#list_subscriptions-status
+    """
+    params = call.params
+    params.only(
+        *("automatic_tax", "collection_method", "created", "current_period_end", "current_period_start"),
+        *("customer", "price", "status", *PAGING),
+        expandable=None,
+    )
+    status, price = params.choice("status", STATUSES), params.text("price")
+    customer = account.customers.known(params.text("customer"))
+    method, is_in = params.text("collection_method"), params.span("created")
+    starts, ends = params.span("current_period_start"), params.span("current_period_end")
+    found = [
+        each.to_json()
+        for each in reversed(tuple(account.subscriptions))
+        if _is_of(status, each)
+        and customer in {None, each.customer}
+        and method in {None, each.collection_method}
+        and (price is None or any(item.price.id == price for item in each.items))
+        and is_in(each.created)
+        and starts(max(item.period_start for item in each.items))
+        and ends(each.renews_at)
+    ]
+    return expanded(account, params.page(found, url="/v1/subscriptions"), params)
+
+
+def _is_of(wanted: str | None, subscription: Subscription) -> bool:
+    if wanted in {None, "ended"}:
+        return (subscription.status in ENDED) == (wanted == "ended")
+    return wanted in {"all", subscription.status}
+
+
+def _update(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/update."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only(
+        *("billing_cycle_anchor", "items", "payment_behavior", "proration_behavior", "proration_date"),
+        *("add_invoice_items", "trial_end", *SETTINGS, *IGNORED),
+        expandable=None,
+    )
+    if "add_invoice_items" in params:
+        raise ApiError("`add_invoice_items` is not emulated.", param="add_invoice_items")
+    if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
+        message = "A canceled subscription can only update its cancellation_details and metadata."
+        raise ApiError(message)
+    refused = sorted(set(params) - WHILE_INCOMPLETE)
+    if subscription.status == "incomplete" and refused:
+        message = (
+            f"You cannot update `{refused[0]}` of a subscription whose status is `incomplete`. Pay its first "
+            "invoice first."
+        )
+        raise ApiError(message, param=refused[0])
+    behavior = params.choice("payment_behavior", BEHAVIORS) or "allow_incomplete"
+    draft = subscription.copy()
+    apply_settings(account, draft, params)
+    wanted = read_items(account, params, of=subscription)
+    change = rearrange(account, draft, wanted, params)
+    apply_cancellation(draft, params, now=account.now)
+    if draft.cancel_at_period_end and draft.status not in ENDED:
+        draft.cancel_at = draft.renews_at
+    changed = commit(account, subscription, draft, change, behavior=behavior)
+    return expanded(account, changed.to_json(), params)
+
+
+def _cancel(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/cancel; one that has ended is not found."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only("cancellation_details", "invoice_now", "prorate", expandable=None)
+    if subscription.status in ENDED:
+        raise no_such("subscription", subscription.id)
+    details = params.hash("cancellation_details")
+    for name in ("comment", "feedback"):
+        if details is not None and name in details:
+            subscription.cancellation[name] = details.text(name) or None
+    end(
+        account,
+        subscription,
+        prorate=params.boolean("prorate") or False,
+        invoice_now=params.boolean("invoice_now") or False,
+    )
+    return expanded(account, subscription.to_json(), params)
+
+
+SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/subscriptions", _create),
+    ("GET", "/v1/subscriptions", _list),
+    ("GET", "/v1/subscriptions/{id}", _retrieve),
+    ("POST", "/v1/subscriptions/{id}", _update),
+    ("DELETE", "/v1/subscriptions/{id}", _cancel),
+)

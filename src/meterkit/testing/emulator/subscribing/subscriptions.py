@@ -1,0 +1,300 @@
+"""Subscriptions and their items, by id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.testing.emulator.replies import JsonObject, missing_resource, no_such
+from meterkit.testing.emulator.subscribing.billing_cycle import period_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meterkit.testing.emulator.selling.prices import Price
+
+__all__ = ["ENDED", "Debit", "Item", "PendingUpdate", "Status", "Subscription", "Subscriptions"]
+
+Status = Literal[
+    "incomplete", "incomplete_expired", "trialing", "active", "past_due", "unpaid", "canceled", "paused"
+]
+ENDED: Final = ("canceled", "incomplete_expired")
+
+
+@dataclass(slots=True, kw_only=True)
+class Debit:
+    """What an item was charged for a span of time: what a credit for unused time is taken from.
+
+    Attributes:
+        amount: minor units of the currency.
+        start: Unix seconds, as is ``end``.
+        until: up to where it is used or not credited yet; the rest has been given back.
+    """
+
+    amount: int
+    start: int
+    end: int
+    until: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Item:
+    """A price that is subscribed to.
+
+    Attributes:
+        quantity: None where usage is charged.
+        period_start: Unix seconds, as is ``period_end``; items may have different periods
+            (https://docs.stripe.com/billing/subscriptions/mixed-interval).
+        usage_from: from where on usage has not been charged yet.
+    """
+
+    id: str
+    subscription: str
+    created: int
+    price: Price
+    quantity: int | None
+    period_start: int
+    period_end: int
+    usage_from: int
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    debits: list[Debit] = field(default_factory=list[Debit])
+
+    def copy(self) -> Item:
+        """Return another item with the same content."""
+        return replace(self, metadata=dict(self.metadata), debits=[replace(debit) for debit in self.debits])
+
+    def renew(self, anchor: int, *, now: int) -> None:
+        """Begin the period that lies in the cycle of ``anchor`` now."""
+        self.period_start, self.period_end = period_at(anchor, self.price.cycle, now)
+        self.usage_from = max(self.usage_from, self.period_start)
+
+    def to_json(self) -> JsonObject:
+        """Return the item as Stripe shows it (https://docs.stripe.com/api/subscription_items/object)."""
+        shown: JsonObject = {
+            "id": self.id,
+            "object": "subscription_item",
+            "billed_until": self.period_start if self.price.is_metered else self.period_end,
+            "billing_thresholds": None,
+            "created": self.created,
+            "current_period_end": self.period_end,
+            "current_period_start": self.period_start,
+            "current_trial": None,
+            "discounts": [],
+            "metadata": dict(self.metadata),
+            "plan": _plan(self.price),
+            "price": self.price.to_json(),
+            "subscription": self.subscription,
+            "tax_rates": [],
+        }
+        if self.quantity is not None:
+            shown["quantity"] = self.quantity
+        return shown
+
+
+@dataclass(slots=True, kw_only=True)
+class PendingUpdate:
+    """A change that waits for the payment of an invoice.
+
+    Attributes:
+        expires_at: Unix seconds; then it is given up and the invoice is voided.
+        invoice: its id.
+        changed: the subscription as it will be.
+    """
+
+    expires_at: int
+    invoice: str
+    changed: Subscription
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it (https://docs.stripe.com/api/subscriptions/object)."""
+        return {
+            "billing_cycle_anchor": None,
+            "expires_at": self.expires_at,
+            "subscription_items": [item.to_json() for item in self.changed.items],
+            "trial_end": None,
+            "trial_from_plan": None,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class Subscription:
+    """A subscription. Instants are in Unix seconds.
+
+    Attributes:
+        billing_cycle_anchor: where periods are counted from.
+        cancel_at: when it ends by itself; with ``cancel_at_period_end`` the end of its first item's period.
+        prorate_at_cancel: whether the unused time is credited where ``cancel_at`` cuts a period short.
+        trial_action: what becomes of it without a payment method at the trial's end.
+        paused_by: why it is paused; None while it is not.
+        resumption: id of the invoice that has to be paid before it is resumed.
+    """
+
+    id: str
+    customer: str
+    created: int
+    currency: str
+    billing_cycle_anchor: int
+    livemode: bool = False
+    status: Status = "active"
+    items: list[Item] = field(default_factory=list[Item])
+    cancel_at: int | None = None
+    cancel_at_period_end: bool = False
+    prorate_at_cancel: bool = False
+    canceled_at: int | None = None
+    ended_at: int | None = None
+    cancellation: dict[str, str | None] = field(
+        default_factory=lambda: dict.fromkeys(("comment", "feedback", "reason"))
+    )
+    collection_method: str = "charge_automatically"
+    days_until_due: int | None = None
+    default_payment_method: str | None = None
+    description: str | None = None
+    latest_invoice: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    pause_collection: JsonObject | None = None
+    save_payment_method: str = "off"
+    pending_setup_intent: str | None = None
+    pending_update: PendingUpdate | None = None
+    schedule: str | None = None
+    trial_start: int | None = None
+    trial_end: int | None = None
+    trial_action: str = "create_invoice"
+    trial_end_told: bool = False
+    paused_by: str | None = None
+    paused_at: int | None = None
+    resumption: str | None = None
+
+    @property
+    def period_end(self) -> int:
+        """The end of the longest of its items' periods."""
+        return max(item.period_end for item in self.items)
+
+    @property
+    def renews_at(self) -> int:
+        """When the first of its items is due again."""
+        return min(item.period_end for item in self.items)
+
+    def copy(self) -> Subscription:
+        """Return another subscription with the same content, to change and perhaps to drop."""
+        return replace(
+            self,
+            items=[item.copy() for item in self.items],
+            metadata=dict(self.metadata),
+            cancellation=dict(self.cancellation),
+        )
+
+    def to_json(self) -> JsonObject:
+        """Return the subscription as Stripe shows it (https://docs.stripe.com/api/subscriptions/object)."""
+        nothing = (
+            *("application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds"),
+            *("customer_account", "default_source", "next_pending_invoice_item_invoice", "on_behalf_of"),
+            *("pending_invoice_item_interval", "presentment_details", "test_clock", "transfer_data"),
+        )
+        return {
+            "id": self.id,
+            "object": "subscription",
+            "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
+            "billing_cycle_anchor": self.billing_cycle_anchor,
+            "billing_mode": {"flexible": {"proration_discounts": "included"}, "type": "flexible"},
+            "billing_schedules": [],
+            "cancel_at": self.cancel_at,
+            "cancel_at_period_end": self.cancel_at_period_end,
+            "canceled_at": self.canceled_at,
+            "cancellation_details": {**self.cancellation, "feedback_option": None},
+            "collection_method": self.collection_method,
+            "created": self.created,
+            "currency": self.currency,
+            "customer": self.customer,
+            "days_until_due": self.days_until_due,
+            "default_payment_method": self.default_payment_method,
+            "default_tax_rates": [],
+            "description": self.description,
+            "discounts": [],
+            "ended_at": self.ended_at,
+            "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
+            "items": {
+                "object": "list",
+                "data": [item.to_json() for item in self.items],
+                "has_more": False,
+                "total_count": len(self.items),
+                "url": f"/v1/subscription_items?subscription={self.id}",
+            },
+            "latest_invoice": self.latest_invoice,
+            "livemode": self.livemode,
+            "metadata": dict(self.metadata),
+            "pause_collection": self.pause_collection,
+            "payment_settings": {
+                "payment_method_options": None,
+                "payment_method_types": None,
+                "save_default_payment_method": self.save_payment_method,
+            },
+            "pending_setup_intent": self.pending_setup_intent,
+            "pending_update": None if self.pending_update is None else self.pending_update.to_json(),
+            "schedule": self.schedule,
+            "start_date": self.created,
+            "status": self.status,
+            "status_details": self._status_details(),
+            "trial_end": self.trial_end,
+            "trial_settings": {"end_behavior": {"missing_payment_method": self.trial_action}},
+            "trial_start": self.trial_start,
+            **dict.fromkeys(nothing),
+        }
+
+    def _status_details(self) -> JsonObject | None:
+        if self.paused_by is None:
+            return None
+        why: JsonObject = {"subscription": {"type": self.paused_by}, "type": "subscription"}
+        return {"paused": {**why, "transitioned_at": self.paused_at}}
+
+
+class Subscriptions:
+    """All subscriptions of the emulated account, oldest first."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Subscription] = {}
+
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(self._by_id.values())
+
+    def put(self, subscription: Subscription) -> None:
+        """Take over a subscription, in the place of the one that has its id."""
+        self._by_id[subscription.id] = subscription
+
+    def find(self, subscription_id: str, *, param: str | None = None) -> Subscription:
+        """Return a subscription.
+
+        Raises:
+            ApiError: there is none: 404; 400 where ``param`` named it.
+        """
+        found = self._by_id.get(subscription_id)
+        if found is not None:
+            return found
+        raise (
+            no_such("subscription", subscription_id)
+            if param is None
+            else missing_resource("subscription", subscription_id, param=param)
+        )
+
+    def of_item(self, item_id: str) -> tuple[Subscription, Item]:
+        """Return an item and the subscription that has it. Raises ApiError, 404, if there is none."""
+        for subscription in self._by_id.values():
+            for item in subscription.items:
+                if item.id == item_id:
+                    return subscription, item
+        raise no_such("subscription_item", item_id)
+
+
+def _plan(price: Price) -> JsonObject:
+    """The price in its old shape, which items still have."""
+    shown = price.to_json()
+    names = ("active", "created", "currency", "livemode", "metadata", "nickname", "product", "tiers_mode")
+    return {
+        "id": price.id,
+        "object": "plan",
+        "amount": shown["unit_amount"],
+        "amount_decimal": shown["unit_amount_decimal"],
+        "billing_scheme": shown["billing_scheme"],
+        "transform_usage": shown["transform_quantity"],
+        **price.cycle.to_json(),
+        **{name: shown[name] for name in names},
+    }

@@ -1,0 +1,202 @@
+"""A subscription made, changed, paused and resumed: what binds, what is invoiced, what is collected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.charges import trial_line, unused_lines
+from meterkit.testing.emulator.invoicing.collection import CHARGE_MIN, attempt, can_pay, finalize, method_of
+from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.selling.payments import DECLINED, NO_METHOD
+from meterkit.testing.emulator.subscribing.revision import restart, revise
+from meterkit.testing.emulator.subscribing.settings_params import read_trial_end
+from meterkit.testing.emulator.subscribing.statuses import set_status
+from meterkit.testing.emulator.subscribing.subscriptions import PendingUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.call import Params
+    from meterkit.testing.emulator.invoicing.invoices import Invoice, Line
+    from meterkit.testing.emulator.subscribing.revision import Wanted
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
+
+__all__ = ["BEHAVIORS", "Rearranged", "commit", "is_due", "rearrange", "refuse_unpaid"]
+
+BEHAVIORS: Final = ("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")
+PRORATIONS: Final = ("create_prorations", "always_invoice", "none")
+# https://docs.stripe.com/billing/subscriptions/pending-updates: 23 hours, as for a first invoice.
+PENDING_S: Final = 23 * 3_600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rearranged:
+    """What a change of items, trial or cycle brings about.
+
+    Attributes:
+        lines: charges and credits.
+        immediate: whether they are invoiced at once, and not with the next invoice.
+        proration_date: Unix seconds.
+    """
+
+    lines: list[Line]
+    immediate: bool
+    proration_date: int
+
+
+def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], params: Params) -> Rearranged:
+    """Change a copy of a subscription: its items, its trial, its cycle.
+
+    Raises:
+        ApiError: Stripe would refuse it.
+    """
+    now = account.now
+    at = _proration_date(draft, params, now=now)
+    behavior = params.choice("proration_behavior", PRORATIONS) or "create_prorations"
+    prorate = behavior != "none"
+    restarts = _anchor(params) == "now"
+    lines = revise(account, draft, wanted, at=at, prorate=prorate, restarts=restarts)
+    immediate = behavior == "always_invoice"
+    trial_end = read_trial_end(params, now=now)
+    if trial_end == now:
+        if draft.status == "trialing":
+            draft.status, draft.trial_end = "active", now
+            for item in draft.items:
+                item.usage_from = now
+            lines, immediate = restart(account, draft, at=now, prorate=False), True
+    elif trial_end is not None:
+        lines += _try_out(account, draft, until=trial_end, at=at, prorate=prorate)
+    if restarts:
+        lines = [*lines, *restart(account, draft, at=now, prorate=prorate)]
+        immediate = True
+    return Rearranged(lines=lines, immediate=immediate, proration_date=at)
+
+
+def commit(
+    account: Account, subscription: Subscription, draft: Subscription, change: Rearranged, *, behavior: str
+) -> Subscription:
+    """Have a change bind and invoice what is to be invoiced at once. Returns the subscription as it is then.
+
+    Args:
+        account: what it is of.
+        subscription: as it is.
+        draft: as it is to be.
+        change: what that brings about.
+        behavior: ``payment_behavior``: what becomes of the change if it is not paid
+            (https://docs.stripe.com/billing/subscriptions/pending-updates).
+
+    Raises:
+        ApiError: it is not paid, and was to be refused then: 402.
+    """
+    before = subscription.to_json()
+    waiting = account.invoices.pending.get(subscription.id, [])
+    if not change.immediate or not [*waiting, *change.lines]:
+        account.invoices.pending.setdefault(subscription.id, []).extend(change.lines)
+        account.subscriptions.put(draft)
+        account.emit("customer.subscription.updated", draft.to_json(), previous=before)
+        return draft
+    unpaid = is_due(account, draft, change.lines) and not can_pay(account, draft)
+    if unpaid and behavior == "error_if_incomplete":
+        raise refuse_unpaid(account, draft)
+    if unpaid and behavior == "pending_if_incomplete":
+        invoice = _invoice(account, subscription, change)
+        expires_at = account.now + PENDING_S
+        subscription.pending_update = PendingUpdate(expires_at=expires_at, invoice=invoice.id, changed=draft)
+        account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+        _collect(account, invoice)
+        return subscription
+    account.subscriptions.put(draft)
+    invoice = _invoice(account, draft, change)
+    account.emit("customer.subscription.updated", draft.to_json(), previous=before)
+    if behavior == "default_incomplete" and is_due(account, draft, invoice.lines, waits=False):
+        account.emit("invoice.created", invoice.to_json())
+        finalize(account, invoice)
+        set_status(account, draft, "past_due")
+    else:
+        _collect(account, invoice)
+    return draft
+
+
+def is_due(
+    account: Account, subscription: Subscription, lines: Sequence[Line], *, waits: bool = True
+) -> bool:
+    """Tell whether lines, with those that wait for an invoice, come to an amount that has to be paid."""
+    waiting = account.invoices.pending.get(subscription.id, []) if waits else []
+    balance = account.customers.find(subscription.customer).balance
+    return balance + sum(line.amount for line in [*waiting, *lines]) >= CHARGE_MIN
+
+
+def refuse_unpaid(account: Account, subscription: Subscription) -> ApiError:
+    """The refusal of what was to be paid: 402 with a card that does not work, 400 without one."""
+    if method_of(account, subscription) is None:
+        return ApiError(NO_METHOD, code="resource_missing", stored=True)
+    return ApiError(
+        DECLINED,
+        status=HTTPStatus.PAYMENT_REQUIRED,
+        kind="card_error",
+        code="card_declined",
+        decline_code="generic_decline",
+        stored=True,
+    )
+
+
+def _invoice(account: Account, subscription: Subscription, change: Rearranged) -> Invoice:
+    """Invoices of changes do not advance by themselves.
+
+    https://docs.stripe.com/billing/invoices/subscription#new-subscription-invoices
+    """
+    invoice = bill(
+        account, subscription, change.lines, reason="subscription_update", draft=False, auto_advance=False
+    )
+    invoice.proration_date = change.proration_date
+    return invoice
+
+
+def _collect(account: Account, invoice: Invoice) -> None:
+    account.emit("invoice.created", invoice.to_json())
+    if finalize(account, invoice) and invoice.collection_method == "charge_automatically":
+        attempt(account, invoice)
+
+
+def _try_out(account: Account, draft: Subscription, *, until: int, at: int, prorate: bool) -> list[Line]:
+    """Put a subscription on trial, or move its trial's end; the cycle is anchored there."""
+    lines: list[Line] = []
+    was_trialing = draft.status == "trialing"
+    for item in draft.items:
+        if not was_trialing:
+            lines += unused_lines(account, item, at=at) if prorate else []
+            item.period_start, item.debits = at, []
+        item.period_end = until
+        if not was_trialing and not item.price.is_metered:
+            lines.append(trial_line(account, item))
+    if not was_trialing:
+        draft.status, draft.trial_start = "trialing", at
+    draft.trial_end, draft.billing_cycle_anchor, draft.trial_end_told = until, until, False
+    return lines
+
+
+def _proration_date(draft: Subscription, params: Params, *, now: int) -> int:
+    """Within the present period (https://docs.stripe.com/api/invoices/create_preview)."""
+    at = params.integer("proration_date")
+    if at is None:
+        return now
+    start = max(item.period_start for item in draft.items)
+    if not start <= at <= draft.renews_at:
+        message = (
+            f"Cannot specify a proration date outside of the current period ({start} - {draft.renews_at})."
+        )
+        raise ApiError(message, param=params.path("proration_date"))
+    return at
+
+
+def _anchor(params: Params) -> str | None:
+    """A hash with ``type`` since 2026-09-30.endive, a text before.
+
+    https://docs.stripe.com/changelog/endive/2026-09-30/polymorphic-billing-cycle-anchor
+    """
+    name = "billing_cycle_anchor[type]" if params.is_hash("billing_cycle_anchor") else "billing_cycle_anchor"
+    return params.choice(name, ("now", "unchanged"))

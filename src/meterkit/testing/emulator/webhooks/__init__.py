@@ -1,0 +1,1 @@
+"""Events, and how they get to webhook endpoints."""

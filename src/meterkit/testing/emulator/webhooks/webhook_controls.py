@@ -1,0 +1,241 @@
+"""Webhooks in the hands of a test: who is told, of what, when, and how wrongly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from meterkit.testing.emulator.behaviour import Behaviour
+from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.subscribing.turns import advance
+from meterkit.testing.emulator.webhooks.endpoints import ROLL_S_MAX, WebhookEndpoint
+from meterkit.testing.emulator.webhooks.signing import FORGERIES
+from meterkit.testing.emulator.webhooks.thin_events import meter_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+    from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.webhooks.courier import Courier
+    from meterkit.testing.emulator.webhooks.deliveries import Delivery, Told
+    from meterkit.testing.emulator.webhooks.events import Event
+    from meterkit.testing.emulator.webhooks.signing import Forgery
+    from meterkit.testing.emulator.webhooks.thin_events import MeterErrorCode, ThinEvent
+
+__all__ = ["WebhookControls"]
+
+ENDPOINT_FIELDS: Final = frozenset({"url", "secret", "events", "thin"})
+DELIVER_FIELDS: Final = frozenset({"events", "to", "forge"})
+EMIT_FIELDS: Final = frozenset({"type", "object", "previous"})
+
+
+class WebhookControls(Behaviour):
+    """What ``StripeEmulator`` can do with webhooks."""
+
+    _account: Account
+    _courier: Courier
+
+    @property
+    def webhook_events(self) -> tuple[Event, ...]:
+        """All that has happened in the account, as webhooks tell of it, oldest first."""
+        with self._account.lock:
+            return self._account.log.all
+
+    @property
+    def thin_events(self) -> tuple[ThinEvent, ...]:
+        """The thin events that there were, oldest first."""
+        with self._account.lock:
+            return self._account.thin_log.all
+
+    @property
+    def deliveries(self) -> tuple[Delivery, ...]:
+        """Every attempt to deliver an event, in the order of their end."""
+        with self._account.lock:
+            return tuple(self._account.deliveries.made)
+
+    def add_endpoint(
+        self,
+        url: str,
+        *,
+        secret: str | None = None,
+        events: Sequence[str] = ("*",),
+        thin: bool = False,
+        app: ASGIApp | None = None,
+    ) -> str:
+        """Have a webhook endpoint told of what happens from now on. Returns the secret that signs.
+
+        Args:
+            url: where events are posted to.
+            secret: what they are signed with; None: one of the emulator's choice.
+            events: types, ``*`` or groups such as ``invoice.*``.
+            thin: whether it is told of thin events, and of them alone.
+            app: takes them when :meth:`deliver` says so, in its caller's loop and without a server; ``url``
+                says under which path.
+        """
+        endpoint = WebhookEndpoint(
+            id=new_id("we_1", length=23),
+            url=url,
+            secret=secret or new_id("whsec", length=32),
+            created=int(self.clock()),
+            events=tuple(events),
+            thin=thin,
+            app=app,
+        )
+        with self._account.lock:
+            self._account.endpoints.add(endpoint)
+        return endpoint.secret
+
+    def roll_secret(self, url: str, *, keep_s: float = ROLL_S_MAX) -> str:
+        """Give an endpoint a new secret, and return it. For ``keep_s`` seconds the old one signs too.
+
+        Raises:
+            ValueError: if there is no such endpoint.
+        """
+        with self._account.lock:
+            endpoints = self._endpoints(url)
+            if not endpoints:
+                raise ValueError(f"there is no webhook endpoint {url}: add it with add_endpoint")
+            endpoint = endpoints[-1]
+            endpoint.rolled = (endpoint.secret, self.clock() + keep_s)
+            endpoint.secret = new_id("whsec", length=32)
+            return endpoint.secret
+
+    def emit(self, event_type: str, obj: JsonObject, *, previous: JsonObject | None = None) -> Event | None:
+        """Enter an event of any content, true or not, and have it delivered.
+
+        Args:
+            event_type: such as ``customer.subscription.updated``.
+            obj: what it is said to have happened to.
+            previous: it as it was before. With it an update that changes nothing is no event, and None.
+        """
+        return self._account.emit(event_type, obj, previous=previous)
+
+    def report_meter_errors(
+        self,
+        event_name: str,
+        *,
+        code: MeterErrorCode,
+        identifiers: Sequence[str] = (),
+        count: int | None = None,
+    ) -> ThinEvent:
+        """Report meter events that were taken and turned out to be wrong, by a thin event.
+
+        Args:
+            event_name: of the meter; without an active one the report is ``no_meter_found``.
+            code: what was wrong with all of them.
+            identifiers: of the events; at most ten are in the report, as samples.
+            count: how many there were; None: as many as there are identifiers.
+        """
+        with self._account.lock:
+            meter = self._account.meters.active(event_name)
+            return self._account.tell_thin(
+                meter_errors(
+                    None if meter is None else meter.id,
+                    code=code,
+                    identifiers=identifiers,
+                    count=len(identifiers) if count is None else count,
+                    now=self.clock(),
+                )
+            )
+
+    async def deliver(
+        self,
+        *events: Event | ThinEvent | str,
+        to: str | None = None,
+        forge: Forgery | None = None,
+    ) -> tuple[Delivery, ...]:
+        """Deliver now, and return what became of each attempt.
+
+        Without events: all that has happened by the clock and is due, retries too. With events, or their
+        ids: these, in this order, as often as they are named, whether or not they were delivered before;
+        nothing else. So a test says what comes twice, late or in another order than it happened.
+
+        Args:
+            events: which; none: what is due.
+            to: only to the endpoint of this URL; None: to each that wants them.
+            forge: what is to be wrong with the deliveries of ``events``: ``wrong_secret``, ``changed``,
+                ``truncated``, ``unsigned``, ``old_scheme`` (``v0`` only), ``stale`` or ``early`` (signed a
+                day ago, or a day from now).
+
+        Raises:
+            ValueError: if there is no such event, endpoint or forgery, or a forgery without events.
+        """
+        if forge is not None and (forge not in FORGERIES or not events):
+            allowed = ", ".join(FORGERIES)
+            raise ValueError(f"forge is {forge!r}; it must be one of {allowed}, with the events to forge")
+        if not events:
+            advance(self._account)
+            return tuple(await self._courier.deliver_due())
+        with self._account.lock:
+            told: list[Told] = [*self._account.log.all, *self._account.thin_log.all]
+            known = {event.id: event for event in told}
+            named = [event if isinstance(event, str) else event.id for event in events]
+            unknown = [name for name in named if name not in known]
+            endpoints = self._endpoints(to)
+        if unknown or not endpoints:
+            missing = f"event {unknown[0]}" if unknown else f"webhook endpoint {to or ''}".strip()
+            raise ValueError(f"there is no {missing}")
+        chosen = [known[name] for name in named]
+        return tuple(await self._courier.deliver(chosen, endpoints=endpoints, how=forge))
+
+    def _endpoints(self, url: str | None) -> list[WebhookEndpoint]:
+        return [endpoint for endpoint in self._account.endpoints.all if url in {None, endpoint.url}]
+
+    def _webhook_routes(self) -> list[Route]:
+        return [
+            Route("/_emulator/endpoints", self._script_endpoints, methods=["GET", "POST"]),
+            Route("/_emulator/emit", self._script_emit, methods=["POST"]),
+            Route("/_emulator/deliver", self._script_deliver, methods=["POST"]),
+            Route("/_emulator/deliveries", self._tell_deliveries, methods=["GET"]),
+        ]
+
+    async def _script_endpoints(self, request: Request) -> Response:
+        if request.method == "POST":
+            try:
+                given = _object(await request.body(), allowed=ENDPOINT_FIELDS, needed="url")
+                return JSONResponse({"secret": self.add_endpoint(**given)})
+            except (TypeError, ValueError) as error:
+                return _bad(error)
+        with self._account.lock:
+            return JSONResponse({"endpoints": [each.to_json() for each in self._account.endpoints.all]})
+
+    async def _script_emit(self, request: Request) -> Response:
+        try:
+            given = _object(await request.body(), allowed=EMIT_FIELDS, needed="type")
+        except ValueError as error:
+            return _bad(error)
+        event = self.emit(given["type"], given.get("object", {}), previous=given.get("previous"))
+        return JSONResponse({"event": None if event is None else event.to_json()})
+
+    async def _script_deliver(self, request: Request) -> Response:
+        try:
+            given = _object(await request.body() or b"{}", allowed=DELIVER_FIELDS)
+            made = await self.deliver(*given.get("events", ()), to=given.get("to"), forge=given.get("forge"))
+        except (TypeError, ValueError) as error:
+            return _bad(error)
+        return JSONResponse({"deliveries": [asdict(delivery) for delivery in made]})
+
+    async def _tell_deliveries(self, _: Request) -> Response:
+        return JSONResponse({"deliveries": [asdict(delivery) for delivery in self.deliveries]})
+
+
+def _object(body: bytes, *, allowed: Collection[str], needed: str | None = None) -> dict[str, Any]:
+    given = json.loads(body)
+    fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+    if not isinstance(given, dict) or fields.keys() - allowed or (needed and needed not in fields):
+        wanted = f" and at least {needed}" if needed else ""
+        raise ValueError(f"send a JSON object with {', '.join(sorted(allowed))}{wanted}; received {given!r}")
+    return fields
+
+
+def _bad(error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)
