@@ -118,7 +118,7 @@ class MeterKit:
         if self.settings.delivers:
             every_s = min(5.0, self.settings.flush_interval)
             tasks["flush"] = partial(flush_forever, self.flusher, every_s=every_s)
-            tasks["webhooks"] = self.webhooks.run
+            tasks |= self.webhooks.tasks
         tasks["turns"] = partial(follow_turns, self.store, is_wanted=self._follows_turns)
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)

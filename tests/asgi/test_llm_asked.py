@@ -374,13 +374,16 @@ def five_ms_of_work() -> None:
 
 
 def test_any_body_is_read_within_some_milliseconds() -> None:
-    allowed = cpu_s(five_ms_of_work)
-    taken = {
-        name: cpu_s(partial(held, body, coding=coding)) / allowed
-        for name, (body, coding) in hostile().items()
-    }
+    slow = hostile()
     # Up to 0.7 on a machine with nothing else to do; that others empty its caches makes no verdict.
-    assert {name: round(share, 2) for name, share in taken.items() if share > 1.5} == {}
+    for _ in range(5):
+        allowed = cpu_s(five_ms_of_work)
+        slow = {
+            name: (body, coding)
+            for name, (body, coding) in slow.items()
+            if cpu_s(partial(held, body, coding=coding)) > 1.5 * allowed
+        }
+    assert list(slow) == []
 
 
 async def never_ending(port: int, head: str) -> bytes:

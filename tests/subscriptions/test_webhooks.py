@@ -9,6 +9,7 @@ import random
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+import anyio
 import httpx
 import pytest
 import stripe
@@ -21,7 +22,10 @@ from meterkit import (
     SubscriptionChanged,
     TrialEnding,
 )
+from meterkit.background import BackgroundTasks
+from meterkit.errors import StoreError
 from meterkit.starlette import stripe_webhook
+from meterkit.subscriptions.queue import HookQueue
 from meterkit.subscriptions.webhook_endpoint import BODY_BYTES_MAX
 from meterkit.testing.emulator.webhooks.signing import FORGERIES
 from proxy import TcpProxy
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
     from hooking import Hooked
     from meterkit import MeterKit
+    from meterkit.subscriptions.queue import Entry
     from meterkit.testing.emulator.webhooks.signing import Forgery
     from servers import Server
 
@@ -495,7 +500,7 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_has(store_url: str) -
         await at.bring()
         at.emulator.fail_next("hang", path=SUBSCRIPTIONS, times=1)
         before = at.asked()
-        running = asyncio.create_task(at.kit.webhooks.run())
+        running = asyncio.create_task(at.kit.webhooks.tasks["webhooks"]())
         async with asyncio.timeout(20):
             while at.emulator.faults:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # Stripe has been asked.
@@ -565,3 +570,30 @@ async def test_handlers_are_told_of_payments_and_of_the_end_of_a_trial(store_url
     assert subscription.startswith("sub_")
     changes = [event for event in told if isinstance(event, SubscriptionChanged)]
     assert changes[0].cause.startswith("evt_")
+
+
+async def test_i7_what_runs_beside_a_loop_ends_though_a_cancellation_is_taken_for_a_failure(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # redis-py does so while it connects.
+    begun, swallowed = asyncio.Event(), list[int]()
+
+    async def connecting(_queue: HookQueue, most: int) -> list[Entry]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if swallowed:
+                raise
+            swallowed.append(most)
+        raise StoreError("the store cannot be reached")
+
+    monkeypatch.setattr(HookQueue, "take", connecting)
+    async with hooked(store_url) as at:
+        loop, beside = asyncio.get_running_loop(), BackgroundTasks()
+        for name, work in at.kit.webhooks.tasks.items():
+            beside.keep(loop, name, work)
+        with anyio.fail_after(30):
+            await begun.wait()
+            await beside.end(loop)
+    assert len(swallowed) == 1

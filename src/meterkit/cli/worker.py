@@ -66,7 +66,8 @@ async def worker(
         )
         loop, beside = asyncio.get_running_loop(), BackgroundTasks()
         beside.keep(loop, "turns", lambda: follow_turns(kit.store))
-        beside.keep(loop, "webhooks", kit.webhooks.run)
+        for name, work in kit.webhooks.tasks.items():
+            beside.keep(loop, name, work)
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from meterkit.store.customer_id import check_customer
@@ -17,7 +17,7 @@ from meterkit.subscriptions.sweep import Sweeper
 from meterkit.subscriptions.worker import HookWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -126,14 +126,24 @@ class Webhooks:
             self._api()
             await self._worker().sync(state.stripe_customer, "api")
 
-    async def run(self) -> None:
-        """Work off what comes, and look for what did not, until cancelled."""
+    @property
+    def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """What runs beside an event loop, by name: it works off what comes, and looks for what did not.
+
+        No task of these waits for another: it could not hand on a second cancellation, and clients that
+        connect may take the first for a failure to.
+        """
+        sweeper = Sweeper(self._store, self._api, self._queue)
+        return {
+            "webhooks": lambda: self._run(lambda: self._worker().run()),
+            "sweep": lambda: self._run(sweeper.run),
+        }
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
             try:
                 self._api()
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._worker().run())
-                    tasks.create_task(Sweeper(self._store, self._api, self._queue).run())
+                await work()
             except Exception:
                 _logger.exception("working off Stripe's events ended by an error; it begins anew")
                 await asyncio.sleep(_AGAIN_S)
