@@ -53,7 +53,7 @@ FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
 }
 STEPS: Final = 5000
-SAMPLE: Final = 20
+SAMPLE: Final = 12
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 EQUIVALENT: Final = equivalents("script_equivalents.txt")
 
