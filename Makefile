@@ -30,6 +30,7 @@ OLDEST_LACKS := --deselect=tests/asgi/test_routing.py::test_inside_a_mount_the_l
   --deselect=tests/asgi/test_routing.py::test_behind_a_proxy_a_line_may_have_the_prefix_or_not \
   --deselect=tests/delivery/test_stripe_v1.py::test_sdk_writes_no_file \
   --deselect=tests/testing/test_emulator_trials.py::test_a_resumption_that_is_not_paid \
+  --deselect=tests/testing/test_emulator_trials.py::test_what_cannot_have_a_schedule \
   --deselect=tests/testing/test_emulator_trials.py::test_a_pause_credits_what_is_left_and_may_go_on_in_its_cycle
 # anyio's oldest plugin for pytest uses a name that pytest has renamed.
 OLDEST_WARNS := -W ignore::pytest.PytestRemovedIn10Warning
