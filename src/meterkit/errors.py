@@ -144,17 +144,21 @@ class UnknownPlanError(MeterkitError, ValueError):
         super().__init__(message)
 
     @classmethod
-    def of(cls, plan: str, plans: Iterable[str]) -> UnknownPlanError:
-        """The error for a key that is not among the plans of the plans file."""
-        return cls(plan, _unknown("plan", plan, plans, allowed="the plans"))
+    def of(cls, plan: object, plans: Iterable[str], *, name: str = "plan") -> UnknownPlanError:
+        """The error for a key that is not among the plans of the plans file; ``name`` is the argument's."""
+        return cls(str(plan), _unknown(name, plan, plans, allowed="the plans"))
 
 
-def _unknown(kind: str, found: str, known: Iterable[str], *, allowed: str) -> str:
+def _unknown(name: str, found: object, known: Iterable[str], *, allowed: str) -> str:
     """What was found, what is allowed, and the nearest right spelling where there is one."""
     names = sorted(known)
+    if not isinstance(found, str):
+        return (
+            f"{name}: found a value of type {type(found).__name__}; allowed are {allowed} {', '.join(names)}"
+        )
     near = get_close_matches(found, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{kind}: found {found!r:.80}; allowed are {allowed} {', '.join(names)}{hint}"
+    return f"{name}: found {found!r:.80}; allowed are {allowed} {', '.join(names)}{hint}"
 
 
 class StoreError(MeterkitError):

@@ -60,6 +60,7 @@ class Serving:
     async def start(self) -> None:
         """Serve the running event loop; see :meth:`meterkit.MeterKit.start`."""
         loop = running_loop()
+        observe(self._store)
         await self._serve(loop)
         if not self._store.is_off:
             await self._store.start()
@@ -81,6 +82,7 @@ class Serving:
                 " request of an event loop does, %s; it ends with the loop",
                 "and delivers to Stripe" if self._settings.delivers else "and delivers nothing",
             )
+        observe(self._store)
         lane = await self._serve(loop)
         if lane is not None:
             lane.spawn(self.remember_meters())  # The request does not wait for it.
@@ -107,7 +109,6 @@ class Serving:
         if not self._has_started:
             self._has_started = True
             log_notes(self._store.catalog, self._settings.enforcement)
-        observe(self._store)
         lane = None
         if not self._store.is_off:  # Whoever switches it off may do so because of the store.
             lane = await self._store.lane()

@@ -177,7 +177,7 @@ def test_completion_can_be_installed(shell: Shell) -> None:
 def test_the_nearest_plan_is_named(stored: Shell) -> None:
     """F-69."""
     done = stored.run("customers", "set-plan", "ada", "por")
-    assert (1, "meterkit: plan: found 'por'; the plans are free, pro; did you mean 'pro'?") == (
+    assert (1, "meterkit: plan: found 'por'; allowed are the plans free, pro; did you mean 'pro'?") == (
         done.code,
         done.err.splitlines()[-1],
     )

@@ -83,7 +83,7 @@ def test_what_has_changed_for_a_customer_is_shown_with_its_cause(stored: Shell) 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("set-plan", "acme", "gold"), 1, "meterkit: plan: found 'gold'; the plans are free, pro"),
+        (("set-plan", "acme", "gold"), 1, "meterkit: plan: found 'gold'; allowed are the plans free, pro"),
         (("set-status", "acme", "broke"), 1, "meterkit: status: found 'broke'; allowed are active,"),
         (("set-status", "acme", "None"), 1, "incomplete_expired, canceled, none"),
         (("link", "acme", "42"), 1, "meterkit: Stripe customer: found '42'; allowed is an id like cus_123"),
@@ -214,7 +214,7 @@ def test_a_customer_that_was_never_seen_is_set_up_and_called_new_once(
 
 def test_a_change_that_is_refused_calls_nobody_new(stored: Shell) -> None:
     done = stored.run("customers", "set-plan", "acme", "gold")
-    assert (1, "meterkit: plan: found 'gold'; the plans are free, pro\n") == (done.code, done.err)
+    assert (1, "meterkit: plan: found 'gold'; allowed are the plans free, pro\n") == (done.code, done.err)
 
 
 def test_who_is_not_known_cannot_be_deleted(stored: Shell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -35,8 +37,12 @@ async def run(shell: Shell, *arguments: str) -> Done:
     return await to_thread.run_sync(lambda: shell.run(*arguments))
 
 
-async def test_customers_of_a_plan_are_had_on_another(tmp_path: Path, store_url: str) -> None:
-    (tmp_path / "plans.yaml").write_text(PLANS)
+@asynccontextmanager
+async def two_on_pro(
+    directory: Path, store_url: str
+) -> AsyncGenerator[tuple[StripeEmulator, MeterKit, Shell]]:
+    """Ada and Bob, who pay for the plan pro, and the commands of that kit."""
+    (directory / "plans.yaml").write_text(PLANS)
     emulator = StripeEmulator()
     async with emulator.serve() as url:
         settings: dict[str, Any] = {
@@ -44,74 +50,65 @@ async def test_customers_of_a_plan_are_had_on_another(tmp_path: Path, store_url:
             "stripe_api_key": STRIPE_KEY,
             "stripe_api_base": url,
         }
-        async with MeterKit(tmp_path / "plans.yaml", flush=False, **settings) as kit:
+        async with MeterKit(directory / "plans.yaml", flush=False, **settings) as kit:
             emulator.add_plans(kit.catalog)
             for customer in ("ada", "bob"):
                 made = await kit.subscriptions.create(customer, "pro")
                 assert made.client_secret is not None
                 emulator.confirm_payment(made.client_secret)
                 await kit.subscriptions.sync(customer)
-            await kit.customers.set_plan("eve", "pro")
-            await kit.customers.set_plan("fay", "free")
-            shell = Shell(tmp_path, **{f"METERKIT_{name.upper()}": value for name, value in settings.items()})
+            variables = {f"METERKIT_{name.upper()}": value for name, value in settings.items()}
+            yield emulator, kit, Shell(directory, **variables)
 
-            async def migrate(*arguments: str) -> list[tuple[str, bool, str | None]]:
-                done = await run(shell, "plans", "migrate", *arguments, "--json")
-                assert done.code == 0, done.err
-                return [(one["customer"], bool(one["at"]), one["error"]) for one in done.json]
 
-            async def plans() -> list[str]:
-                return [(await kit.customers.get(customer)).plan for customer in ("ada", "bob", "eve", "fay")]
+async def test_customers_of_a_plan_are_had_on_another(tmp_path: Path, store_url: str) -> None:
+    async with two_on_pro(tmp_path, store_url) as (_, kit, shell):
+        await kit.customers.set_plan("eve", "pro")
+        await kit.customers.set_plan("fay", "free")
 
-            everybody = [("ada", False, None), ("bob", False, None), ("eve", False, None)]
-            assert await migrate("pro", "pro_2", "--dry-run") == everybody
-            assert await plans() == ["pro", "pro", "pro", "free"]
-            assert await migrate("pro", "pro_2") == everybody
-            assert await plans() == ["pro_2", "pro_2", "pro_2", "free"]
-            assert await migrate("pro", "pro_2") == []
+        async def migrate(*arguments: str) -> list[tuple[str, bool, str | None]]:
+            done = await run(shell, "plans", "migrate", *arguments, "--json")
+            assert done.code == 0, done.err
+            return [(one["customer"], bool(one["at"]), one["error"]) for one in done.json]
 
-            # Less than before is for the end of what is paid for.
-            assert await migrate("pro_2", "less") == [
-                ("ada", True, None),
-                ("bob", True, None),
-                ("eve", False, None),
-            ]
-            assert await plans() == ["pro_2", "pro_2", "less", "free"]
-            assert await migrate("pro_2", "less") == []
+        async def plans() -> list[str]:
+            return [(await kit.customers.get(customer)).plan for customer in ("ada", "bob", "eve", "fay")]
+
+        everybody = [("ada", False, None), ("bob", False, None), ("eve", False, None)]
+        assert await migrate("pro", "pro_2", "--dry-run") == everybody
+        assert await plans() == ["pro", "pro", "pro", "free"]
+        assert await migrate("pro", "pro_2") == everybody
+        assert await plans() == ["pro_2", "pro_2", "pro_2", "free"]
+        assert await migrate("pro", "pro_2") == []
+
+        # Less than before is for the end of what is paid for.
+        assert await migrate("pro_2", "less") == [
+            ("ada", True, None),
+            ("bob", True, None),
+            ("eve", False, None),
+        ]
+        assert await plans() == ["pro_2", "pro_2", "less", "free"]
+        assert await migrate("pro_2", "less") == []
 
 
 async def test_who_cannot_be_migrated_is_named_and_the_others_are(tmp_path: Path, store_url: str) -> None:
-    (tmp_path / "plans.yaml").write_text(PLANS)
-    emulator = StripeEmulator()
-    async with emulator.serve() as url:
-        settings: dict[str, Any] = {
-            "redis_url": store_url,
-            "stripe_api_key": STRIPE_KEY,
-            "stripe_api_base": url,
-        }
-        async with MeterKit(tmp_path / "plans.yaml", flush=False, **settings) as kit:
-            emulator.add_plans(kit.catalog)
-            for customer in ("ada", "bob"):
-                made = await kit.subscriptions.create(customer, "pro")
-                assert made.client_secret is not None
-                emulator.confirm_payment(made.client_secret)
-                await kit.subscriptions.sync(customer)
-            emulator.fail_payments((await kit.customers.get("ada")).stripe_customer or "")
-            shell = Shell(tmp_path, **{f"METERKIT_{name.upper()}": value for name, value in settings.items()})
-            done = await run(shell, "plans", "migrate", "pro", "pro_2")
-            assert done.code == 1
-            assert "not migrated: " in done.out
-            assert "1 of 2 customers stay on pro; run it again once that is mended" in done.err
-            assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == [
-                "pro",
-                "pro_2",
-            ]
+    async with two_on_pro(tmp_path, store_url) as (emulator, kit, shell):
+        emulator.fail_payments((await kit.customers.get("ada")).stripe_customer or "")
+        done = await run(shell, "plans", "migrate", "pro", "pro_2")
+        assert done.code == 1
+        assert "not migrated: " in done.out
+        assert "1 of 2 customers stay on pro; run it again once that is mended" in done.err
+        assert [(await kit.customers.get(customer)).plan for customer in ("ada", "bob")] == ["pro", "pro_2"]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("pro", "pro2", "TO: found 'pro2'; the plans are free, pro, pro_2, less; did you mean 'pro_2'?"),
+        (
+            "pro",
+            "pro2",
+            "TO: found 'pro2'; allowed are the plans free, less, pro, pro_2; did you mean 'pro_2'?",
+        ),
         ("pro", "pro", "FROM and TO are both 'pro'; name two plans"),
     ],
 )

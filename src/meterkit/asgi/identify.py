@@ -24,6 +24,7 @@ from starlette.types import Scope
 
 from meterkit.catalog.proxies import UNIX, proxy_network
 from meterkit.errors import MeterkitError
+from meterkit.store.arguments import is_text
 from meterkit.store.customer_id import check_customer, is_customer
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def user(attr: str = "identity") -> Callable[[Scope], str | None]:
         MeterkitError: ``attr`` is no name; or, when called, if the middleware does not stand outside of
             this one.
     """
-    if not _is_text(attr):
+    if not is_text(attr):
         raise MeterkitError(
             f"identify.user: found {attr!r:.80}; allowed is an attribute's name, such as 'id'"
         )
@@ -305,17 +306,12 @@ def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:
     kept[key_hash] = value
 
 
-def _is_text(value: object) -> bool:
-    # Callers without a type checker may hand over anything.
-    return isinstance(value, str)
-
-
 def _is_span(value: object) -> bool:
     return isinstance(value, timedelta) and value >= timedelta(0)
 
 
 def _field_name(name: str) -> bytes:
-    if not _is_text(name) or not _TOKEN.fullmatch(name):
+    if not is_text(name) or not _TOKEN.fullmatch(name):
         raise MeterkitError(
             f"header: found {name!r:.80}; allowed is a header's name, such as 'x-customer-id'"
         )

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.cli.options import CustomerArgument, whole_number
-from meterkit.cli.output import date_and_time, iso, print_note, print_records, print_table
+from meterkit.cli.output import date_and_time, print_note, print_records, print_table
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_unknown
+from meterkit.decisions.periods import iso
 from meterkit.decisions.prepaid import MICRO
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.errors import suggestion
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument
 from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["commands"]
 
-commands = typer.Typer(name="plans", help="Change the plans of many customers.", no_args_is_help=True)
+commands = typer.Typer(name="plans", no_args_is_help=True)
 
 _STOPS: Final = (SettingsError, StoreError, UnknownPlanError)
 """What would befall all others as well."""
@@ -85,8 +84,7 @@ def check_plans(kit: MeterKit, old: str, new: str) -> None:
         MeterkitError: there is not.
     """
     if new not in kit.catalog.plans:
-        known = ", ".join(kit.catalog.plans)
-        raise MeterkitError(f"TO: found {new!r}; the plans are {known}{suggestion(new, kit.catalog.plans)}")
+        raise UnknownPlanError.of(new, kit.catalog.plans, name="TO")
     if old == new:
         raise MeterkitError(f"FROM and TO are both {new!r}; name two plans")
 

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from meterkit.cli.json_lines import logs_as_json
 from meterkit.cli.table import table
+from meterkit.decisions.periods import iso
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
 __all__ = [
     "date_and_time",
-    "iso",
     "print_json",
     "print_note",
     "print_records",
@@ -85,11 +85,6 @@ def print_note(text: str, *, level: int = logging.INFO) -> None:
         _logger.log(level, "%s", text)
     else:
         typer.echo(text, err=True)
-
-
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC with Z."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def date_and_time(moment: datetime) -> str:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.cli.output import iso, print_note, print_records, to_json
+from meterkit.cli.output import print_note, print_records, to_json
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import iso, to_ms
 from meterkit.store.all_usage import usage_of_all
 
 if TYPE_CHECKING:

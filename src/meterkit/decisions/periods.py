@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from meterkit.errors import MeterkitError
 
-__all__ = ["HOLD_SLOT_MS", "Bounds", "bounds_at", "check_aware", "from_ms", "occurred_ms", "to_ms"]
+__all__ = ["HOLD_SLOT_MS", "Bounds", "bounds_at", "check_aware", "from_ms", "iso", "occurred_ms", "to_ms"]
 
 HOLD_SLOT_MS: Final = 300_000
 """How long one of the two slots of holds lasts."""
@@ -51,6 +51,11 @@ def occurred_ms(occurred_at: datetime, now_ms: int) -> int:
 def from_ms(ms: int) -> datetime:
     """The aware UTC instant of milliseconds since the epoch."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+
+
+def iso(moment: datetime) -> str:
+    """An aware instant in ISO 8601, in UTC, with Z."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

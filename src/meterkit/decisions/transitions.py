@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from meterkit.decisions.dunning import FAILURES_REMIND
-from meterkit.decisions.periods import from_ms
+from meterkit.decisions.periods import from_ms, iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -136,7 +136,7 @@ def _scheduled(found: InForce) -> str:
 
 
 def _instant(at_ms: int | None) -> str:
-    return "" if at_ms is None else from_ms(at_ms).isoformat().replace("+00:00", "Z")
+    return "" if at_ms is None else iso(from_ms(at_ms))
 
 
 _WORDS: Final[Mapping[Kind, Callable[[InForce], str]]] = {

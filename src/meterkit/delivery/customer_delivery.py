@@ -40,18 +40,20 @@ async def deliver_customer(
     deadline = monotonic() + timeout_s
     dirty = store.keys.customer(customer).dirty
     async with flusher as at_work:
-        while await _left(store, customer):
+        left = await _left(store, customer)
+        while left:
             admin = await store.admin()
             await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
             await at_work.flush()
-            if monotonic() >= deadline and (left := await _left(store, customer)):
+            left = await _left(store, customer)
+            if left and monotonic() >= deadline:
                 _logger.error(
                     "%d units that customer %r has used are not delivered within %d s: they are not on the"
                     " invoice that ends the subscription",
                     *(left, customer, timeout_s),
                 )
                 return False
-            if await _left(store, customer):
+            if left:
                 await anyio.sleep(_PAUSE_S)
     return True
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final, get_args
 
 from meterkit.catalog import override as lay_over
 from meterkit.decisions.program import rate_numbers
 from meterkit.decisions.subscription import Status
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, UnknownPlanError
 from meterkit.store.arguments import entitlements_given, is_text, plain, shown
 from meterkit.store.customer import customer_of
 from meterkit.store.customer_id import check_customer
@@ -88,13 +87,10 @@ class Customers:
         """Put a customer on a plan, at once, until the plan of the customer's subscription changes.
 
         Raises:
-            MeterkitError: the plans file has no such plan.
+            UnknownPlanError: the plans file has no such plan.
         """
         if not is_text(plan) or plan not in self._store.catalog.plans:
-            known = ", ".join(self._store.catalog.plans)
-            near = get_close_matches(plan, self._store.catalog.plans, n=1) if is_text(plan) else []
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise MeterkitError(f"plan: found {shown(plan)}; the plans are {known}{hint}")
+            raise UnknownPlanError.of(plan, self._store.catalog.plans)
         return await self._change(customer, lambda state: replace(state, plan=plan))
 
     async def set_status(self, customer: str, status: Status | None) -> Customer:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import TypeAdapter, ValidationError
 
+from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import is_customer
 from meterkit.subscriptions.bodies import UsageAnswer
@@ -21,7 +22,6 @@ from meterkit.subscriptions.urls import Origin, is_of, origins_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from datetime import datetime
 
     from pydantic import BaseModel
 
@@ -154,14 +154,10 @@ def _told(trouble: Trouble) -> Answer:
 
 def _json(endpoint: Endpoint, found: object) -> bytes:
     if endpoint.gives is UsageAnswer:  # A typed mapping already; a model would copy all of it.
-        return json.dumps(found, separators=(",", ":"), default=_iso).encode()
+        return json.dumps(found, separators=(",", ":"), default=iso).encode()
     return _adapter(endpoint.gives).dump_json(found)
 
 
 @cache
 def _adapter(of: Any) -> TypeAdapter[Any]:
     return TypeAdapter(of)
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")

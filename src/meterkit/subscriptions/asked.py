@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
+from meterkit.store.arguments import is_text
 from meterkit.subscriptions.changes import included_seats, sells_seats
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ def check_sold(plan: str, catalog: Catalog) -> Plan:
     Raises:
         UnknownPlanError: there is none, or it has no price at Stripe.
     """
-    found = catalog.plans.get(plan) if _is_text(plan) else None
+    found = catalog.plans.get(plan) if is_text(plan) else None
     if found is None:
-        raise UnknownPlanError.of(str(plan), catalog.plans)
+        raise UnknownPlanError.of(plan, catalog.plans)
     if found.price.stripe_price is None:
         raise UnknownPlanError(
             plan,
@@ -59,8 +60,3 @@ def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
             f"seats: found {seats}; the plan {plan.key!r} sells no seats beyond the {covered} that it"
             " includes: it has no `seat_price` with a `stripe_price` in the plans file"
         )
-
-
-def _is_text(value: object) -> bool:
-    # Callers without a type checker may hand over anything.
-    return isinstance(value, str)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from meterkit.errors import MeterkitError
+from meterkit.store.arguments import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +54,7 @@ def is_of(url: str, origins: frozenset[Origin]) -> bool:
 
 
 def _origin(written: str) -> Origin:
-    origin = _origin_in(written) if _is_text(written) else None
+    origin = _origin_in(written) if is_text(written) else None
     if origin is None or urlsplit(written).path not in {"", "/"} or set("?#") & set(written):
         raise MeterkitError(
             f"origins: found {written!r:.80}; allowed are origins such as 'https://app.example' or"
@@ -75,8 +76,3 @@ def _origin_in(url: str) -> Origin | None:
         return None
     host = place if port is None else place.rpartition(":")[0]
     return Origin(scheme, host, port or _PORTS[scheme]) if _HOST.fullmatch(host) else None
-
-
-def _is_text(value: object) -> bool:
-    # Callers without a type checker may hand over anything.
-    return isinstance(value, str)
