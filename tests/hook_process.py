@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hooking import hooked_kit
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.queue import HookQueue
+from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
 from workers import obey
 

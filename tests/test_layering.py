@@ -30,6 +30,7 @@ LINE = (
     ("cli",),
     ("__main__",),
 )
+SUBSCRIPTIONS = (("rules",), ("at_stripe",), ("service", "webhooks"), ("router",))
 PLACE = {room: place for place, rooms in enumerate(LINE) for room in rooms}
 
 
@@ -102,6 +103,21 @@ def test_imports_point_backwards_and_there_are_no_circles() -> None:
     known = sources()
     assert len(known) > 50
     assert [] == violations(known)
+
+
+def test_the_folders_of_subscriptions_are_in_line_too() -> None:
+    known = sources()
+    place = {folder: number for number, folders in enumerate(SUBSCRIPTIONS) for folder in folders}
+    here = [module for module in known if module.startswith("meterkit.subscriptions.")]
+    assert {module.split(".")[2] for module in here} == place.keys()
+    assert [] == [
+        f"{module}:{line} imports {target}"
+        for module in here
+        for line, target in imports(module, known)
+        if room_of(target) == "subscriptions"
+        and (there := target.split(".")[2]) != module.split(".")[2]
+        and place[there] >= place[module.split(".")[2]]
+    ]
 
 
 @pytest.mark.parametrize(

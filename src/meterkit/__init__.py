@@ -55,9 +55,9 @@ if TYPE_CHECKING:
     from meterkit.store.intents import Undelivered
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
-    from meterkit.subscriptions.changes import OverLimit
-    from meterkit.subscriptions.proration import Proration
-    from meterkit.subscriptions.results import (
+    from meterkit.subscriptions.rules.changes import OverLimit
+    from meterkit.subscriptions.rules.proration import Proration
+    from meterkit.subscriptions.service.results import (
         Checkout,
         Invoice,
         NewSubscription,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         Subscription,
         SubscriptionChange,
     )
-    from meterkit.subscriptions.service import Subscriptions
+    from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.sync import (
         SyncCustomers,
         SyncGauges,
@@ -164,7 +164,7 @@ _HOMES = {
     "AccessChanged": "meterkit.notify",
     "CallUsage": "meterkit.tokens.call_usage",
     "Catalog": "meterkit.catalog",
-    "Checkout": "meterkit.subscriptions.results",
+    "Checkout": "meterkit.subscriptions.service.results",
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.admitted",
     "Customer": "meterkit.store.customer",
@@ -180,28 +180,28 @@ _HOMES = {
     "Grant": "meterkit.store.grants",
     "Grants": "meterkit.store.grants",
     "HistoryEntry": "meterkit.store.history",
-    "Invoice": "meterkit.subscriptions.results",
+    "Invoice": "meterkit.subscriptions.service.results",
     "LedgerEntry": "meterkit.store.grants",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
     "MeterUsage": "meterkit.store.customer_usage",
-    "NewSubscription": "meterkit.subscriptions.results",
-    "OverLimit": "meterkit.subscriptions.changes",
+    "NewSubscription": "meterkit.subscriptions.service.results",
+    "OverLimit": "meterkit.subscriptions.rules.changes",
     "PaymentFailed": "meterkit.notify",
     "PaymentSucceeded": "meterkit.notify",
-    "PendingChange": "meterkit.subscriptions.results",
+    "PendingChange": "meterkit.subscriptions.service.results",
     "PeriodUsage": "meterkit.store.customer_usage",
-    "Portal": "meterkit.subscriptions.results",
-    "Preview": "meterkit.subscriptions.results",
-    "Proration": "meterkit.subscriptions.proration",
+    "Portal": "meterkit.subscriptions.service.results",
+    "Preview": "meterkit.subscriptions.service.results",
+    "Proration": "meterkit.subscriptions.rules.proration",
     "RateUsage": "meterkit.store.rate_usage",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
     "StreamTap": "meterkit.tokens.tap",
-    "Subscription": "meterkit.subscriptions.results",
-    "SubscriptionChange": "meterkit.subscriptions.results",
+    "Subscription": "meterkit.subscriptions.service.results",
+    "SubscriptionChange": "meterkit.subscriptions.service.results",
     "SubscriptionChanged": "meterkit.notify",
-    "Subscriptions": "meterkit.subscriptions.service",
+    "Subscriptions": "meterkit.subscriptions.service.service",
     "SyncCustomers": "meterkit.sync",
     "SyncGauges": "meterkit.sync",
     "SyncGrants": "meterkit.sync",

@@ -32,7 +32,7 @@ from meterkit.store.store import Store
 from meterkit.store.turns import follow_turns
 from meterkit.store.used import Used
 from meterkit.subscribing import StripeAccess, subscriptions_of
-from meterkit.subscriptions.webhooks import Webhooks
+from meterkit.subscriptions.webhooks.webhooks import Webhooks
 from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:

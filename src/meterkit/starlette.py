@@ -13,9 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from meterkit.errors import MeterkitError
-from meterkit.subscriptions.answers import BODY_BYTES_MAX, Billing
-from meterkit.subscriptions.endpoints import ENDPOINTS
-from meterkit.subscriptions.webhook_endpoint import WebhookEndpoint
+from meterkit.subscriptions.router.answers import BODY_BYTES_MAX, Billing
+from meterkit.subscriptions.router.endpoints import ENDPOINTS
+from meterkit.subscriptions.webhooks.endpoint import WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
-    from meterkit.subscriptions.endpoints import BillingKit, Endpoint
-    from meterkit.subscriptions.webhook_endpoint import HookedKit
+    from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
+    from meterkit.subscriptions.webhooks.endpoint import HookedKit
 
 __all__ = ["billing_routes", "stripe_webhook"]
 

@@ -9,8 +9,8 @@ from meterkit.delivery.background import flusher_for
 from meterkit.delivery.customer_delivery import deliver_customer
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.service import Subscriptions
-from meterkit.subscriptions.settling import until_counted
+from meterkit.subscriptions.service.service import Subscriptions
+from meterkit.subscriptions.service.settling import until_counted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from meterkit.store.grants import Grants
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
-    from meterkit.subscriptions.service import Subscriptions
+    from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.tokens.call_usage import CallUsage
 
 __all__ = [

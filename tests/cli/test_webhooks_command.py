@@ -9,8 +9,8 @@ import pytest
 from commands import TIMEOUT_S
 from hooking import PLANS
 from meterkit import MeterKit
-from meterkit.subscriptions.hints import Hint
-from meterkit.subscriptions.queue import Entry, HookQueue
+from meterkit.subscriptions.webhooks.hints import Hint
+from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:

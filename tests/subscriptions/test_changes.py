@@ -12,11 +12,18 @@ from meterkit.catalog import Changes, loads
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
-from meterkit.subscriptions.asked import check_seats, check_seats_sold, check_sold
-from meterkit.subscriptions.changes import OverLimit, course_of, over_limit, paid_seats, seats_on
-from meterkit.subscriptions.costs import Terms, cost_of
-from meterkit.subscriptions.items import PlanPrices, items_of, metered_among, new_items, next_items, updates
-from meterkit.subscriptions.once import key_of
+from meterkit.subscriptions.at_stripe.items import (
+    PlanPrices,
+    items_of,
+    metered_among,
+    new_items,
+    next_items,
+    updates,
+)
+from meterkit.subscriptions.at_stripe.once import key_of
+from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
+from meterkit.subscriptions.rules.changes import OverLimit, course_of, over_limit, paid_seats, seats_on
+from meterkit.subscriptions.rules.costs import Terms, cost_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,12 @@ import pytest
 
 from hooking import CATALOG
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.subscriptions.reading import asks_for_payment_method, in_force, is_sold_here, read_subscription
+from meterkit.subscriptions.at_stripe.reading import (
+    asks_for_payment_method,
+    in_force,
+    is_sold_here,
+    read_subscription,
+)
 
 START = 1_938_816_000
 END = START + 30 * 86_400

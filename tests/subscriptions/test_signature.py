@@ -12,8 +12,8 @@ import stripe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.subscriptions import signature
-from meterkit.subscriptions.signature import TOLERANCE_S, Forged, verify
+from meterkit.subscriptions.webhooks import signature
+from meterkit.subscriptions.webhooks.signature import TOLERANCE_S, Forged, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,9 +10,9 @@ import pytest
 from hooking import DAY, NOW, hooked, hooked_kit
 from meterkit import StripeUnavailableError
 from meterkit.catalog import loads
-from meterkit.subscriptions.nights import Night, due_shards
-from meterkit.subscriptions.queue import HookQueue
-from meterkit.subscriptions.sweep import Sweeper
+from meterkit.subscriptions.webhooks.nights import Night, due_shards
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.sweep import Sweeper
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ FREE_ONLY = """
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of calls to Stripe have tests of their own."""
-    monkeypatch.setattr("meterkit.subscriptions.worker._PAUSE_S", 0.0)
+    monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
     monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
 
 

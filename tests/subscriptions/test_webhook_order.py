@@ -15,18 +15,18 @@ import hook_process
 from delivering import STRIPE_KEY
 from hooking import CATALOG, DAY, hooked
 from meterkit.decisions.customer_state import CustomerState, with_subscription
-from meterkit.subscriptions.hints import hint_of
-from meterkit.subscriptions.looking import LostError
-from meterkit.subscriptions.queue import LEASE_MS
-from meterkit.subscriptions.reading import in_force, read_subscription
+from meterkit.subscriptions.at_stripe.reading import in_force, read_subscription
+from meterkit.subscriptions.webhooks.hints import hint_of
+from meterkit.subscriptions.webhooks.looking import LostError
+from meterkit.subscriptions.webhooks.queue import LEASE_MS
 from workers import start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from hooking import Hooked
-    from meterkit.subscriptions.looking import Looker
-    from meterkit.subscriptions.queue import HookQueue
+    from meterkit.subscriptions.webhooks.looking import Looker
+    from meterkit.subscriptions.webhooks.queue import HookQueue
     from meterkit.testing.emulator.webhooks.events import Event
     from servers import Server
 
@@ -38,7 +38,7 @@ HISTORY = 7
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of calls to Stripe have tests of their own."""
-    monkeypatch.setattr("meterkit.subscriptions.worker._PAUSE_S", 0.0)
+    monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
     monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
     monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
 

@@ -25,8 +25,8 @@ from meterkit import (
 from meterkit.background import BackgroundTasks
 from meterkit.errors import StoreError
 from meterkit.starlette import stripe_webhook
-from meterkit.subscriptions.queue import HookQueue
-from meterkit.subscriptions.webhook_endpoint import BODY_BYTES_MAX
+from meterkit.subscriptions.webhooks.endpoint import BODY_BYTES_MAX
+from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing.emulator.webhooks.signing import FORGERIES
 from proxy import TcpProxy
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from hooking import Hooked
     from meterkit import MeterKit
-    from meterkit.subscriptions.queue import Entry
+    from meterkit.subscriptions.webhooks.queue import Entry
     from meterkit.testing.emulator.webhooks.signing import Forgery
     from servers import Server
 
@@ -49,7 +49,7 @@ HASHES = ("mk:{0}:hooks:entries", "mk:{0}:hooks:dead")
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of calls to Stripe have tests of their own."""
-    monkeypatch.setattr("meterkit.subscriptions.worker._PAUSE_S", 0.0)
+    monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
     monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
     monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
     monkeypatch.setattr("meterkit.stripe.api._PAUSE_FIRST_S", 0.001)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
-from meterkit.subscriptions.hints import TYPES, hint_of
-from meterkit.subscriptions.nights import Night, due_shards
+from meterkit.subscriptions.webhooks.hints import TYPES, hint_of
+from meterkit.subscriptions.webhooks.nights import Night, due_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.queue import HookQueue
+    from meterkit.subscriptions.webhooks.queue import HookQueue
 
 __all__ = ["Sweeper"]
 

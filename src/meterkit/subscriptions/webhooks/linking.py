@@ -14,8 +14,7 @@ from meterkit.errors import CustomerError, StripeError
 from meterkit.store.customers import Customers
 from meterkit.store.links import owner_of
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.beginning import CUSTOMER
-from meterkit.subscriptions.parts import id_in, part_of, text_in
+from meterkit.subscriptions.at_stripe.parts import CUSTOMER, id_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

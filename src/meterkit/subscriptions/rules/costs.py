@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from meterkit.decisions.periods import bounds_at, from_ms
-from meterkit.subscriptions.changes import paid_seats
-from meterkit.subscriptions.proration import Cycle, Line, Proration, proration_of
+from meterkit.subscriptions.rules.changes import paid_seats
+from meterkit.subscriptions.rules.proration import Cycle, Line, Proration, proration_of
 
 if TYPE_CHECKING:
     from meterkit.catalog import Plan

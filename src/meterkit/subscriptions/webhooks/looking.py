@@ -8,9 +8,9 @@ from meterkit.decisions.customer_state import with_subscription
 from meterkit.errors import StripeError
 from meterkit.store.notices import tell
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.linking import LINK, Linking
-from meterkit.subscriptions.parts import id_in, part_of
-from meterkit.subscriptions.reading import asks_for_payment_method, in_force, read_subscription
+from meterkit.subscriptions.at_stripe.parts import id_in, part_of
+from meterkit.subscriptions.at_stripe.reading import asks_for_payment_method, in_force, read_subscription
+from meterkit.subscriptions.webhooks.linking import LINK, Linking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.queue import Entry, HookQueue
+    from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 
 __all__ = ["Looker", "LostError"]
 

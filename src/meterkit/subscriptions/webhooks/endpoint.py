@@ -9,14 +9,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import StoreError
-from meterkit.subscriptions.signature import Forged
+from meterkit.subscriptions.webhooks.signature import Forged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.types import Receive, Scope, Send
 
-    from meterkit.subscriptions.webhooks import Webhooks
+    from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 __all__ = ["BODY_BYTES_MAX", "HookedKit", "WebhookEndpoint"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.subscriptions.parts import part_of
+from meterkit.subscriptions.at_stripe.parts import part_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,17 +15,17 @@ from pydantic import TypeAdapter, ValidationError
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import is_customer
-from meterkit.subscriptions.bodies import UsageAnswer
-from meterkit.subscriptions.endpoints import Asked, wrong
-from meterkit.subscriptions.troubles import KINDS, Trouble, TroubleError, invalid, trouble_of
-from meterkit.subscriptions.urls import Origin, is_of, origins_of
+from meterkit.subscriptions.router.bodies import UsageAnswer
+from meterkit.subscriptions.router.endpoints import Asked, wrong
+from meterkit.subscriptions.router.troubles import KINDS, Trouble, TroubleError, invalid, trouble_of
+from meterkit.subscriptions.router.urls import Origin, is_of, origins_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from pydantic import BaseModel
 
-    from meterkit.subscriptions.endpoints import BillingKit, Endpoint
+    from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
 
 __all__ = ["BODY_BYTES_MAX", "Answer", "Billing"]
 

@@ -8,13 +8,13 @@ from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.asked import check_seats, check_seats_sold, check_sold
-from meterkit.subscriptions.changes import course_of, over_limit, paid_seats, seats_on
-from meterkit.subscriptions.costs import Terms, cost_of
-from meterkit.subscriptions.items import next_items, updates
-from meterkit.subscriptions.live import LiveSubscription, prices_of
-from meterkit.subscriptions.once import persistently
-from meterkit.subscriptions.results import Preview
+from meterkit.subscriptions.at_stripe.items import next_items, updates
+from meterkit.subscriptions.at_stripe.live import LiveSubscription, prices_of
+from meterkit.subscriptions.at_stripe.once import persistently
+from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
+from meterkit.subscriptions.rules.changes import course_of, over_limit, paid_seats, seats_on
+from meterkit.subscriptions.rules.costs import Terms, cost_of
+from meterkit.subscriptions.service.results import Preview
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.proration import Proration
+    from meterkit.subscriptions.rules.proration import Proration
 
 __all__ = ["Changing"]
 

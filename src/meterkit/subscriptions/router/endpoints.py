@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import NoSubscriptionError
-from meterkit.subscriptions.bodies import (
+from meterkit.subscriptions.router.bodies import (
     CancelBody,
     CheckoutBody,
     CreateBody,
@@ -17,7 +17,8 @@ from meterkit.subscriptions.bodies import (
     SeatsBody,
     UsageAnswer,
 )
-from meterkit.subscriptions.results import (
+from meterkit.subscriptions.router.troubles import TroubleError, invalid
+from meterkit.subscriptions.service.results import (
     Invoice,
     NewSubscription,
     Page,
@@ -26,7 +27,6 @@ from meterkit.subscriptions.results import (
     SubscriptionAfter,
     SubscriptionChange,
 )
-from meterkit.subscriptions.troubles import TroubleError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from meterkit.store.store import Store
-    from meterkit.subscriptions.service import Subscriptions
-    from meterkit.subscriptions.webhooks import Webhooks
+    from meterkit.subscriptions.service.service import Subscriptions
+    from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 __all__ = ["ENDPOINTS", "Asked", "BillingKit", "Endpoint", "wrong"]
 

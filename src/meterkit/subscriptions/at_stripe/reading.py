@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
-from meterkit.subscriptions.changes import included_seats
-from meterkit.subscriptions.parts import id_in, part_of, text_in
+from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
+from meterkit.subscriptions.rules.changes import included_seats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.stripe.breaker import Breaker
-from meterkit.subscriptions.looking import LostError
-from meterkit.subscriptions.queue import Entry
-from meterkit.subscriptions.retries import next_of
+from meterkit.subscriptions.webhooks.looking import LostError
+from meterkit.subscriptions.webhooks.queue import Entry
+from meterkit.subscriptions.webhooks.retries import next_of
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
-    from meterkit.subscriptions.looking import Looker
-    from meterkit.subscriptions.queue import HookQueue
-    from meterkit.subscriptions.retries import Next
+    from meterkit.subscriptions.webhooks.looking import Looker
+    from meterkit.subscriptions.webhooks.queue import HookQueue
+    from meterkit.subscriptions.webhooks.retries import Next
 
 __all__ = ["HookWorker"]
 

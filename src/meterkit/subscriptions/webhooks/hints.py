@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.subscriptions.signature import Event
+    from meterkit.subscriptions.webhooks.signature import Event
 
 __all__ = ["ALARMS", "TYPES", "Hint", "Note", "hint_of"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
 from meterkit.store.arguments import is_text
-from meterkit.subscriptions.changes import included_seats, sells_seats
+from meterkit.subscriptions.rules.changes import included_seats, sells_seats
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.errors import StripeError
-from meterkit.subscriptions.parts import part_of, text_in
+from meterkit.subscriptions.at_stripe.parts import part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -8,12 +8,12 @@ from meterkit.decisions.seats import seat_meter
 from meterkit.errors import NoSubscriptionError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.asked import check_seats, check_seats_sold, check_sold
-from meterkit.subscriptions.beginning import Beginning
-from meterkit.subscriptions.changes import paid_seats
-from meterkit.subscriptions.changing import Changing
-from meterkit.subscriptions.once import key_of, persistently
-from meterkit.subscriptions.results import (
+from meterkit.subscriptions.at_stripe.once import key_of, persistently
+from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
+from meterkit.subscriptions.rules.changes import paid_seats
+from meterkit.subscriptions.service.beginning import Beginning
+from meterkit.subscriptions.service.changing import Changing
+from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
     SubscriptionChange,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.results import Checkout, Invoice, Preview, Subscription
+    from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
 
 __all__ = ["Subscriptions"]
 

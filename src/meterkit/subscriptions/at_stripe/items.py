@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.subscriptions.parts import id_in, part_of, text_in
+from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

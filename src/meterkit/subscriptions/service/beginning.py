@@ -8,11 +8,11 @@ from meterkit.catalog.scalars import DAY_MS
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionExistsError
 from meterkit.store.customers import Customers
-from meterkit.subscriptions.items import items_of, new_items
-from meterkit.subscriptions.live import end, prices_of
-from meterkit.subscriptions.once import MARK, key_of, mark_of, persistently
-from meterkit.subscriptions.parts import part_of, text_in
-from meterkit.subscriptions.results import Checkout
+from meterkit.subscriptions.at_stripe.items import items_of, new_items
+from meterkit.subscriptions.at_stripe.live import end, prices_of
+from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
+from meterkit.subscriptions.at_stripe.parts import CUSTOMER, part_of, text_in
+from meterkit.subscriptions.service.results import Checkout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
-__all__ = ["CUSTOMER", "Beginning"]
-
-CUSTOMER: Final = "meterkit_customer"
-"""The key of the metadata at Stripe under which the app's own id of a customer stands."""
+__all__ = ["Beginning"]
 
 _REFERENCE_MAX: Final = 200
 _PATH: Final = "/v1/subscriptions"

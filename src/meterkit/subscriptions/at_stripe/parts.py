@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["id_in", "part_of", "text_in"]
+__all__ = ["CUSTOMER", "id_in", "part_of", "text_in"]
+
+CUSTOMER: Final = "meterkit_customer"
+"""The key of the metadata at Stripe under which the app's own id of a customer stands."""
 
 
 def part_of(found: Mapping[str, Any], name: str) -> dict[str, Any]:

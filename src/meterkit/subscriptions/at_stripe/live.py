@@ -7,10 +7,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError
-from meterkit.subscriptions.items import PlanPrices, as_new, items_of, metered_among
-from meterkit.subscriptions.once import MARK, key_of, mark_of
-from meterkit.subscriptions.parts import id_in, part_of
-from meterkit.subscriptions.schedules import phases
+from meterkit.subscriptions.at_stripe.items import PlanPrices, as_new, items_of, metered_among
+from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of
+from meterkit.subscriptions.at_stripe.parts import id_in, part_of
+from meterkit.subscriptions.at_stripe.schedules import phases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Plan
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.items import Item
+    from meterkit.subscriptions.at_stripe.items import Item
 
 __all__ = ["LiveSubscription", "end", "prices_of"]
 

@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 
 from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.hints import hint_of
-from meterkit.subscriptions.looking import Looker
-from meterkit.subscriptions.queue import HookQueue
-from meterkit.subscriptions.signature import Forged, verify
-from meterkit.subscriptions.sweep import Sweeper
-from meterkit.subscriptions.worker import HookWorker
+from meterkit.subscriptions.webhooks.hints import hint_of
+from meterkit.subscriptions.webhooks.looking import Looker
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.signature import Forged, verify
+from meterkit.subscriptions.webhooks.sweep import Sweeper
+from meterkit.subscriptions.webhooks.worker import HookWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.queue import DeadWebhook, WebhookBacklog
+    from meterkit.subscriptions.webhooks.queue import DeadWebhook, WebhookBacklog
 
 __all__ = ["Receipt", "Webhooks"]
 

@@ -1,0 +1,1 @@
+"""Subscriptions as Stripe has them: read, and changed there, each change once."""

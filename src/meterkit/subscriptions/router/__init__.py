@@ -1,0 +1,1 @@
+"""The billing routes: what each takes, does and answers, whatever serves it."""

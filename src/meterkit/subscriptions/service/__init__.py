@@ -1,0 +1,1 @@
+"""``kit.subscriptions``: begins, changes and ends subscriptions."""
