@@ -98,6 +98,25 @@ def test_when_it_ends() -> None:
 
 
 @pytest.mark.parametrize(
+    ("invoice", "more", "expected"),
+    [
+        ({"billing_reason": "subscription_create", "status": "open"}, {}, True),
+        ({"billing_reason": "subscription_create", "status": "void"}, {}, True),
+        ({"billing_reason": "subscription_create", "status": "paid"}, {}, False),
+        ({"billing_reason": "subscription_cycle", "status": "open"}, {}, False),
+        ({"billing_reason": "subscription_create", "status": "open"}, {"trial_start": START}, False),
+    ],
+)
+def test_whether_one_that_was_ended_had_ever_begun(
+    invoice: dict[str, Any], more: dict[str, Any], expected: bool
+) -> None:
+    ended = read(status="canceled", ended_at=START + 7, latest_invoice=invoice, **more)
+    assert (ended.never_began, ended.has_begun) == (expected, not expected)
+    assert not read(status="incomplete", latest_invoice=invoice).has_begun
+    assert read(status="past_due", latest_invoice=invoice).has_begun
+
+
+@pytest.mark.parametrize(
     ("behavior", "expected"),
     [("create_invoice", "continue"), ("cancel", "cancel"), ("pause", "pause"), ("else", "continue")],
 )

@@ -196,7 +196,7 @@ def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str
 def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -> Counting:
     """What included quantities are counted over: as the subscription's own plan says, restricted or not."""
     subscription = state.subscription
-    if subscription is None or subscription.status_at(now_ms) in ENDED:
+    if subscription is None or subscription.status_at(now_ms) in ENDED or not subscription.has_begun:
         return Counting(per=_counted_per(plan))
     own = catalog.plans.get(subscription.plan_at(now_ms) or "", plan)
     before, after = (
@@ -252,6 +252,7 @@ def refusal_without(customer: str, effective: EffectivePlan, feature: str | None
 
 def bounds_of(state: CustomerState, counting: Counting, at_ms: int) -> Bounds:
     """The period that an instant lies in, and the next one, by what is known of the subscription."""
-    if state.subscription is not None:
+    # One that nobody has paid for begins no period: else asking for it would give what is included anew.
+    if state.subscription is not None and state.subscription.has_begun:
         return subscription_bounds(state.subscription, counting, at_ms)
     return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)

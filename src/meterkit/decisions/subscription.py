@@ -26,6 +26,8 @@ TrialEndAction = Literal["continue", "cancel", "pause"]
 ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expired"})
 """The statuses that a subscription never leaves."""
 
+_NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
+
 NEVER_MS: Final = 9_000_000_000_000_000
 
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
@@ -59,6 +61,7 @@ class SubscriptionState:
         failed_at_ms: the first of them, which is when that invoice was finalized; 0: not known.
         ended_at_ms: when it ended.
         created_ms: when it was made; 0: not known.
+        never_began: whether it was ended before it was paid for, or on trial.
     """
 
     id: str
@@ -79,6 +82,7 @@ class SubscriptionState:
     failed_at_ms: int = 0
     ended_at_ms: int | None = None
     created_ms: int = 0
+    never_began: bool = False
 
     def kept(self) -> dict[str, object]:
         """What is stored of it: all but defaults."""
@@ -93,6 +97,11 @@ class SubscriptionState:
     def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:
         """The inverse of :meth:`kept`; a field of a newer release says nothing to this one."""
         return cls(**{name: value for name, value in kept.items() if name in cls.__slots__})
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was ever paid for, or on trial: else nothing but access follows from it."""
+        return self.status not in _NOT_BEGUN and not self.never_began
 
     def status_at(self, now_ms: int) -> Status:
         """Its status by the clock: what Stripe tells of later has bound at its second."""

@@ -63,7 +63,7 @@ def subscription_bounds(subscription: SubscriptionState, counting: Counting, at_
 
 def is_provisional(subscription: SubscriptionState, at_ms: int) -> bool:
     """Whether the period that an instant lies in was computed because no renewal is known yet."""
-    return _current_end_ms(subscription) <= at_ms < subscription.ends_ms()
+    return subscription.has_begun and _current_end_ms(subscription) <= at_ms < subscription.ends_ms()
 
 
 def _current_end_ms(subscription: SubscriptionState) -> int:

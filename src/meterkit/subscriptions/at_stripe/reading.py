@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
 
-__all__ = ["asks_for_payment_method", "in_force", "is_sold_here", "read_subscription"]
+__all__ = ["asks_for_payment_method", "has_begun", "in_force", "is_sold_here", "read_subscription"]
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 _LIVELIEST_FIRST: Final[tuple[frozenset[str], ...]] = (
@@ -33,6 +33,7 @@ _TRIAL_ENDS: Final[Mapping[str, TrialEndAction]] = {
     "cancel": "cancel",
     "pause": "pause",
 }
+_NOT_BEGUN: Final = frozenset({"incomplete", "incomplete_expired"})
 _SCHEDULED: Final = frozenset({"active", "not_started"})
 
 
@@ -63,6 +64,15 @@ def asks_for_payment_method(found: Mapping[str, Any]) -> bool:
     ends = _trial_end_action(found)
     has_own = id_in(found, "default_payment_method") or id_in(found, "default_source")
     return found.get("status") == "trialing" and ends != "continue" and not has_own
+
+
+def has_begun(found: Mapping[str, Any]) -> bool:
+    """Whether a subscription was ever on trial or paid for; ``latest_invoice`` is expanded in it."""
+    if found["status"] in _NOT_BEGUN:
+        return False
+    invoice = part_of(found, "latest_invoice")
+    is_first = invoice.get("billing_reason") == "subscription_create" and invoice.get("status") != "paid"
+    return bool(found.get("trial_start")) or found["status"] != "canceled" or not is_first
 
 
 def read_subscription(
@@ -108,6 +118,7 @@ def read_subscription(
         failed_at_ms=failed_at_ms,
         ended_at_ms=_ms(found.get("ended_at")),
         created_ms=_ms(found.get("created")) or 0,
+        never_began=status == "canceled" and not has_begun(found),
     )
 
 

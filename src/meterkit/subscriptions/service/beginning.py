@@ -12,6 +12,7 @@ from meterkit.subscriptions.at_stripe.items import items_of, new_items
 from meterkit.subscriptions.at_stripe.live import end, prices_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER, part_of, text_in
+from meterkit.subscriptions.at_stripe.reading import has_begun
 from meterkit.subscriptions.service.results import Checkout
 
 if TYPE_CHECKING:
@@ -150,18 +151,9 @@ def _params(
 
 def _trial(plan: Plan, found: Sequence[Mapping[str, Any]]) -> dict[str, Parameter]:
     """The trial of a plan, for who never had a subscription; Stripe counts in days, a part is a whole one."""
-    if plan.trial_ms is None or any(map(_has_begun, found)):
+    if plan.trial_ms is None or any(map(has_begun, found)):
         return {}
     return {"trial_period_days": -(-plan.trial_ms // DAY_MS)}
-
-
-def _has_begun(found: Mapping[str, Any]) -> bool:
-    """Whether a subscription was ever on trial or paid for."""
-    if found["status"] in _NEVER_BEGAN:
-        return False
-    invoice = part_of(found, "latest_invoice")
-    is_first = invoice.get("billing_reason") == "subscription_create" and invoice.get("status") != "paid"
-    return bool(found.get("trial_start")) or found["status"] != "canceled" or not is_first
 
 
 def _signs(found: Mapping[str, Any]) -> set[tuple[str, object]]:
