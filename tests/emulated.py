@@ -21,7 +21,7 @@ __all__ = ["account"]
 async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[stripe.StripeClient]:
     """Serve the emulator and yield a client of it."""
     async with emulator.serve() as url:
-        session = StripeSession(key, api_base=url, events_base=url, timeout_s=5)
+        session = StripeSession(key, api_base=url, events_base=url, timeout_s=60)
         try:
             yield session.client
         finally:

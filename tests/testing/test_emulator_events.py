@@ -27,7 +27,7 @@ SECOND = int(NOW.timestamp())
 @asynccontextmanager
 async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[stripe.StripeClient]:
     async with emulator.serve() as url:
-        session = StripeSession(key, api_base=url, events_base=url, timeout_s=5)
+        session = StripeSession(key, api_base=url, events_base=url, timeout_s=60)
         try:
             yield session.client
         finally:

@@ -81,7 +81,7 @@ class Sender:
 
 
 @asynccontextmanager
-async def served(emulator: StripeEmulator, *, timeout_s: float = 5.0) -> AsyncGenerator[Sender]:
+async def served(emulator: StripeEmulator, *, timeout_s: float = 60.0) -> AsyncGenerator[Sender]:
     async with emulator.serve() as url:
         session = StripeSession("sk_test_1", api_base=url, timeout_s=timeout_s)
         try:

@@ -61,7 +61,7 @@ async def books(
     emulator.add_customer("cus_2")
     meter = emulator.add_meter("calls", formula=formula, time_window=time_window)
     async with emulator.serve() as url:
-        session = StripeSession("sk_test_1", api_base=url, timeout_s=5)
+        session = StripeSession("sk_test_1", api_base=url, timeout_s=60)
         try:
             yield Books(session.client, meter=meter, clock=clock)
         finally:

@@ -71,7 +71,7 @@ def ready(*codes: int, **options: Any) -> tuple[StripeEmulator, Receiver, Clock,
 @asynccontextmanager
 async def account(emulator: StripeEmulator) -> AsyncGenerator[stripe.StripeClient]:
     async with emulator.serve() as url:
-        session = StripeSession("sk_test_1", api_base=url, events_base=url, timeout_s=5)
+        session = StripeSession("sk_test_1", api_base=url, events_base=url, timeout_s=60)
         try:
             yield session.client
         finally:
