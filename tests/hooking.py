@@ -122,10 +122,12 @@ def hooked_kit(store_url: str, stripe_url: str, clock: Clock, **settings: Any) -
 
 
 @asynccontextmanager
-async def hooked(store_url: str, *, clock: Clock | None = None, **settings: Any) -> AsyncGenerator[Hooked]:
+async def hooked(
+    store_url: str, *, clock: Clock | None = None, emulator: StripeEmulator | None = None, **settings: Any
+) -> AsyncGenerator[Hooked]:
     """A kit that takes the webhooks of an emulated account, both by one clock."""
     clock = clock or Clock(NOW)
-    emulator = shop(clock)
+    emulator = emulator or shop(clock)
     async with (
         emulator.serve() as url,
         hooked_kit(store_url, url, clock, **settings) as kit,

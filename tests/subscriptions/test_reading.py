@@ -148,6 +148,10 @@ def invoice(**more: Any) -> dict[str, Any]:
         (invoice(status="draft", attempt_count=0), (0, 0)),
         (invoice(status="uncollectible"), (0, 0)),
         (invoice(attempt_count=0), (0, 0)),
+        # It was sent to be paid in 30 days: nothing is owed before.
+        (invoice(attempt_count=0, due_date=END), (0, END * 1000)),
+        # The next one is a draft already, of a period that may be a year.
+        (invoice(status="draft", attempt_count=0, created=END), (0, END * 1000)),
         (invoice(status_transitions=None), (2, 0)),
         ("in_1", (0, 0)),
         (None, (0, 0)),
@@ -156,6 +160,7 @@ def invoice(**more: Any) -> dict[str, Any]:
 def test_failed_attempts_count_while_the_invoice_is_open(latest: object, expected: tuple[int, int]) -> None:
     found = read(status="past_due", latest_invoice=latest)
     assert (found.failures, found.failed_at_ms) == expected
+    assert read(latest_invoice=invoice(status="draft", created=END)).failed_at_ms == 0
 
 
 def schedule(*phases: dict[str, Any], status: str = "active") -> dict[str, Any]:

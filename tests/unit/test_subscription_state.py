@@ -136,6 +136,24 @@ def test_a_status_set_by_hand_stands_until_the_subscriptions_own_changes() -> No
     assert (changed.status, changed.status_since_ms) == (None, 0)
 
 
+def test_failures_count_since_it_was_paid_last() -> None:
+    owing = replace(ACTIVE, status="past_due", failures=3, failed_at_ms=NOW_MS)
+    known = replace(STATE, subscription=owing)
+    next_draft = replace(owing, failures=0, failed_at_ms=0, start_ms=END_MS, end_ms=END_MS + 30 * DAY_MS)
+    for found in (next_draft, replace(next_draft, failures=1, failed_at_ms=END_MS)):
+        kept = with_subscription(known, found).subscription
+        assert kept == replace(found, failures=3, failed_at_ms=NOW_MS)
+    given_up = with_subscription(known, replace(next_draft, status="unpaid"))
+    assert with_subscription(given_up, next_draft).subscription == replace(
+        next_draft, failures=3, failed_at_ms=NOW_MS
+    )
+    paid = with_subscription(known, replace(ACTIVE, start_ms=END_MS, end_ms=END_MS + 30 * DAY_MS))
+    fails_again = replace(next_draft, failures=1, failed_at_ms=END_MS + DAY_MS)
+    assert with_subscription(paid, fails_again).subscription == fails_again
+    another = replace(fails_again, id="sub_2")
+    assert with_subscription(known, another).subscription == another
+
+
 def test_a_plan_set_by_hand_after_the_end_of_a_subscription_stands() -> None:
     ended = with_subscription(replace(STATE, plan="top"), replace(ACTIVE, status="canceled"))
     assert effective_plan(ended, CATALOG, NOW_MS).plan.key == "free"

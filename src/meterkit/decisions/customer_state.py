@@ -218,6 +218,8 @@ def with_subscription(state: CustomerState, subscription: SubscriptionState | No
     """
     known = state.subscription
     is_same = known is not None and subscription is not None and known.id == subscription.id
+    if is_same and known is not None and subscription is not None:
+        subscription = subscription.owing_since(known)
     changed = replace(state, subscription=subscription)
     if known is None and subscription is None:
         return state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ TrialEndAction = Literal["continue", "cancel", "pause"]
 ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expired"})
 """The statuses that a subscription never leaves."""
 
+_OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 
 NEVER_MS: Final = 9_000_000_000_000_000
@@ -57,8 +58,10 @@ class SubscriptionState:
         trial_end_action: what the end of the trial brings: without a payment method, ``end_behavior``.
         pending_plan, pending_seats: what a scheduled change brings.
         pending_at_ms: when it does.
-        failures: failed attempts to collect the latest invoice while that is open.
-        failed_at_ms: the first of them, which is when that invoice was finalized; 0: not known.
+        failures: failed attempts to collect the latest invoice while that is open; the most of any since it
+            was paid last.
+        failed_at_ms: the first failure since then, which is when that invoice was finalized, or due where it
+            was sent; 0: not known.
         ended_at_ms: when it ended.
         created_ms: when it was made; 0: not known.
         never_began: whether it was ended before it was paid for, or on trial.
@@ -148,6 +151,20 @@ class SubscriptionState:
     def failed_since_ms(self) -> int:
         """When the first attempt to collect failed; where that is not known, when the period began."""
         return self.failed_at_ms or self.start_ms
+
+    def owing_since(self, known: SubscriptionState) -> SubscriptionState:
+        """The same, with failures since it was paid last, of which its latest invoice may not tell all.
+
+        Where Stripe is set to leave a subscription past due, it makes an invoice for each period
+        (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
+
+        Args:
+            known: as it was when it was fetched before.
+        """
+        if known.status not in _OWING or self.status not in _OWING:
+            return self
+        since_ms = min(known.failed_since_ms(), self.failed_since_ms())
+        return replace(self, failures=max(known.failures, self.failures), failed_at_ms=since_ms)
 
     def _has_trial_ended(self, now_ms: int) -> bool:
         ends_ms = self.trial_end_ms

@@ -170,12 +170,19 @@ def _trial_end_action(found: Mapping[str, Any]) -> TrialEndAction:
 
 
 def _failures(found: Mapping[str, Any]) -> tuple[int, int]:
-    """Failed attempts to collect the latest invoice, while it is open, and when it was finalized (ms)."""
+    """Failed attempts to collect the latest invoice, while it is open, and since when it is owed (ms).
+
+    That is since it was finalized, and where it was sent to be paid, since it was due.
+    """
     invoice = part_of(found, "latest_invoice")
     attempts = invoice.get("attempt_count")
-    if invoice.get("status") != "open" or not isinstance(attempts, int) or not attempts:
+    if invoice.get("status") != "open" or not isinstance(attempts, int):
+        # Of a draft the period may be a month old, or a year.
+        return 0, (_ms(invoice.get("created")) or 0) if found.get("status") == "past_due" else 0
+    due_ms = _ms(invoice.get("due_date"))
+    if not attempts and due_ms is None:
         return 0, 0
-    return attempts, _ms(part_of(invoice, "status_transitions").get("finalized_at")) or 0
+    return attempts, due_ms or _ms(part_of(invoice, "status_transitions").get("finalized_at")) or 0
 
 
 def _pending(
