@@ -14,10 +14,11 @@ import httpx
 import pytest
 import stripe
 
-from hooking import DAY, NOW, SECRET, hooked, hooked_kit
+from hooking import DAY, HOOK, NOW, SECRET, hooked, hooked_kit, shop
 from meterkit import (
     PaymentFailed,
     PaymentSucceeded,
+    StripeError,
     StripeUnavailableError,
     SubscriptionChanged,
     TrialEnding,
@@ -407,6 +408,31 @@ async def test_a_customer_that_is_deleted_at_stripe_has_no_subscription(store_ur
         backlog = await at.kit.webhooks.backlog()
         assert (backlog.entries, backlog.dead) == (0, 0)
         assert (await at.kit.customers.get("acme")).plan == "free"
+
+
+async def test_a_key_of_another_account_takes_nobodys_subscription(store_url: str) -> None:
+    """Whom Stripe does not know was not deleted there: the key is of another account, or of its sandbox."""
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        known = await at.state()
+        assert known.subscription is not None
+        other = shop(at.clock)
+        async with other.serve() as url, hooked_kit(store_url, url, at.clock) as kit:
+            with pytest.raises(StripeError, match="No such customer"):
+                await kit.subscriptions.sync("acme")
+            assert await at.state() == known
+            assert (await kit.webhooks.backlog()).entries == 1  # It is looked at again later.
+            # Of whom nobody is linked to, nothing can be taken.
+            other.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
+            other.emit("customer.subscription.updated", {"id": "sub_9", "customer": "cus_9"})
+            await other.deliver()
+            await kit.webhooks.work_off()
+            assert (await kit.webhooks.backlog()).entries == 1
+        assert await at.kit.subscriptions.sync("acme") is not None
+        assert await at.state() == known
+        assert await waiting(at) == 0
 
 
 async def test_fifty_at_once_look_at_a_customer_a_few_times_and_agree(store_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import with_subscription
@@ -59,7 +60,7 @@ class Looker:
         """
         linked, catalog = entry.stripe_customer, self._store.catalog
         customer = await self.linking.owner(linked)
-        found = await self._subscriptions(linked)
+        found = await self._subscriptions(linked, is_known=customer is not None)
         chosen = in_force(found, catalog, await self._known(customer))
         if customer is None:
             ordered = [*([] if chosen is None else [chosen]), *found]
@@ -76,15 +77,31 @@ class Looker:
             if note.kind != LINK:
                 await tell(self._store, customer, note.kind, {**note.data, "id": note.name})
 
-    async def _subscriptions(self, linked: str) -> list[dict[str, Any]]:
-        """All subscriptions that a Stripe customer has, and had; none of one that is deleted."""
+    async def _subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
+        """All subscriptions that a Stripe customer has, and had; none of one that is deleted.
+
+        Raises:
+            StripeError: Stripe has never had one that is linked here: the key is of another account, or of
+                its sandbox.
+        """
         asked = {"customer": linked, "status": "all", "expand": _EXPAND}
         try:
             return await self._api().list("/v1/subscriptions", asked)
         except StripeError as error:
-            if error.code == _GONE and error.param == "customer":
+            is_gone = error.code == _GONE and error.param == "customer"
+            if is_gone and not (is_known and await self._is_strange(linked)):
                 return []
             raise
+
+    async def _is_strange(self, linked: str) -> bool:
+        """Whether Stripe does not even know that there was such a customer: of a deleted one it does."""
+        try:
+            await self._api().get(f"/v1/customers/{linked}")
+        except StripeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return True
+            raise
+        return False
 
     async def _known(self, customer: str | None) -> str | None:
         if customer is None:
