@@ -110,6 +110,7 @@ async def test_requests_are_told_by_plan_outcome_and_reason_and_no_label_names_a
     }
     assert 0 == found["meterkit_degraded_requests_total", ()]
     assert 1 == found["meterkit_store_connected", ()]
+    assert 0 == found["meterkit_store_breaker_open", ()]
     assert 1 <= found["meterkit_decision_seconds_count", ()]
     assert 0 < found["meterkit_decision_seconds_sum", ()]
     assert 1 == found["meterkit_delivery_items", (("state", "pending"),)]
@@ -138,6 +139,7 @@ async def test_a_store_that_is_away_is_told_of() -> None:
         assert 200 == (await client.get("/x", headers={"x-customer-id": "ada"})).status_code
         found = await samples(client)
     assert 0 == found["meterkit_store_connected", ()]
+    assert 1 == found["meterkit_store_breaker_open", ()]
     assert 1 == found["meterkit_degraded_requests_total", ()]
     assert 1 == found[requests("free", "success")]
     assert not [name for name in found if name[0].startswith("meterkit_delivery")]

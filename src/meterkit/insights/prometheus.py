@@ -109,6 +109,11 @@ def _families(tallies: Tallies, store: Store, waiting: Mapping[str, Waiting]) ->
         value=int(bool(lanes) and all(lane.connected for lane in lanes)),
     )
     yield GaugeMetricFamily(
+        "meterkit_store_breaker_open",
+        "1 where an event loop of this process answers without the store, which is away.",
+        value=int(any(lane.is_away for lane in lanes)),
+    )
+    yield GaugeMetricFamily(
         "meterkit_settlements_waiting",
         "Usage that the store has not acknowledged yet, in settlements.",
         value=sum(lane.unsettled for lane in lanes),

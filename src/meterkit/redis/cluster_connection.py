@@ -76,7 +76,7 @@ class ClusterConnection:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_wanted = self._is_finding = False
         self.on_place: Callable[[int], None] = lambda _shard: None
-        self.open = True
+        self.open, self.is_unfit, self.silent_s = True, False, 0.0
         self._use(slots)
 
     async def begin(self) -> None:
@@ -111,6 +111,11 @@ class ClusterConnection:
         """The connection to the node that has a shard; None while that is away."""
         node = self._node_of.get(shard)
         return None if node is None else node.link.connection
+
+    @property
+    def is_away(self) -> bool:
+        """Whether no request waits for one of the nodes."""
+        return any(node.link.is_open for node in self._nodes.values())
 
     async def connected(self, shard: int) -> AnyConnection:
         """Wait for a connection to the node that has a shard, whichever that is by then."""

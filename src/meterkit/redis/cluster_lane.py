@@ -28,6 +28,12 @@ class ClusterLane(Lane):
         """What the settlements of a shard are sent by."""
         return _ShardLane(self, shard)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the breaker is open: no request waits for the store. Of a cluster, for one of its nodes."""
+        cluster = self._connection
+        return super().is_away or (isinstance(cluster, ClusterConnection) and cluster.is_away)
+
     async def again(self, call: Call, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where another node can execute it, send it there.
 

@@ -37,8 +37,8 @@ _log = logging.getLogger("meterkit.store")
 _LATE_REPLIES_S: Final = 600.0
 _LATE_REPLIES_BYTES: Final = 8_388_608
 _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
-# This server takes no writes: it was a master before, and another one is by now.
-_NO_MASTER: Final = frozenset({"READONLY", "MASTERDOWN"})
+# This server takes no writes now: another one is the master, or it is loading, full or busy.
+_NO_WRITES: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "OOM", "MISCONF", "NOREPLICAS", "BUSY"})
 # How a server that expects TLS answers what is not.
 _TLS_ALERT: Final = b"\x15\x03"
 
@@ -130,7 +130,8 @@ class Connection(asyncio.Protocol):
         self._asked = self._answered = 0
         self._watchdog: asyncio.TimerHandle | None = None
         self._closed = self._loop.create_future()
-        self.open = False
+        self.open = self.is_unfit = False
+        self.silent_s = 0.0
         self._why = "it was not made yet"
 
     # What the lane's users call.
@@ -277,9 +278,10 @@ class Connection(asyncio.Protocol):
         self._loop.call_soon(self._flush)
 
     def _look_at_errors(self) -> None:
-        errors = [error for error in self._errors if error.code in _NO_MASTER]
+        errors = [error for error in self._errors if error.code in _NO_WRITES]
         self._errors.clear()
         if errors:
+            self.is_unfit = True
             self.end(f"the server that answers takes no writes: {errors[0]}")
 
     def _end_now(self, why: str) -> None:
@@ -323,6 +325,7 @@ class Connection(asyncio.Protocol):
         if left > 0:
             self._watchdog = self._loop.call_later(left, self._watch)
         else:
+            self.is_unfit, self.silent_s = True, self._timeout_s
             self.end(f"the store did not answer within {self._timeout_s:g} s")
 
 

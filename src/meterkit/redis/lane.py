@@ -147,6 +147,11 @@ class Lane:
         return self._connection is not None
 
     @property
+    def is_away(self) -> bool:
+        """Whether the breaker is open: no request waits for the store. Of a cluster, for one of its nodes."""
+        return self._reconnector.is_open
+
+    @property
     def trouble(self) -> MeterkitError | None:
         """Why no request can be sent; None where one can."""
         return self._reconnector.trouble

@@ -1,11 +1,14 @@
-"""One connection to the store, made anew whenever it ends; calls wait for it, but not for long."""
+"""One connection to the store, made anew whenever it ends; calls wait for it, but not for long.
+
+This is the circuit breaker, too: it opens where the store is away for one timeout, and closes with the next
+connection, which is used only after the server has taken a write: that is the probe.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
@@ -21,7 +24,10 @@ __all__ = ["AnyConnection", "Connector", "Reconnector"]
 _log = logging.getLogger("meterkit.store")
 
 _PAUSE_FIRST_S: Final = 0.05
-_PAUSE_MAX_S: Final = 1.0
+# With the time that a connection takes to be made, usage is on its way within a second of the store's return.
+_PAUSE_MAX_S: Final = 0.5
+# A server that answers at times is not asked again and again: the pause grows until a connection has lasted.
+_STEADY_S: Final = 1.0
 _SAY_EVERY_S: Final = 10.0
 _ENDED_MAX: Final = 8
 
@@ -31,9 +37,13 @@ class AnyConnection(Protocol):
 
     Attributes:
         open: whether it takes requests.
+        is_unfit: whether it ended because its server does not serve: it is silent, or takes no writes.
+        silent_s: for how long the server had owed an answer when it ended.
     """
 
     open: bool
+    is_unfit: bool
+    silent_s: float
 
     def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; the reply is the future's result, or a new one's."""
@@ -72,6 +82,9 @@ class Reconnector:
 
     Attributes:
         connection: None while there is none.
+        is_open: whether the store is away: no call waits for it. Also before the first connection.
+        opened: how often that came to be.
+        on_open: told when it does.
     """
 
     def __init__(
@@ -88,16 +101,22 @@ class Reconnector:
         self._why = "the first attempt to connect has not ended yet"
         self._refusal: SettingsError | None = None
         self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
-        self._patience: asyncio.TimerHandle | None = None
+        self.is_open = False
+        self.opened = 0
+        self.on_open: Callable[[], None] = _nothing
+        self._opening: asyncio.TimerHandle | None = None
+        self._reaching = 0
+        self._made_at, self._pause_s = self._away_since, 0.0
         self._ended: deque[AnyConnection] = deque()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._said_at = -_SAY_EVERY_S
-        self._said = False
+        self._said_at = self._told_at = -_SAY_EVERY_S
+        self._said = self._is_told = False
 
     def begin(self) -> None:
         """Connect in the background, unless that is under way already."""
         if self.connection is None and self._task is None and not self._stopped:
+            self._open_later()
             self._task = self._loop.create_task(self._connect())
             self._task.add_done_callback(self._connecting_ended)
 
@@ -110,17 +129,20 @@ class Reconnector:
         Raises:
             SettingsError: the store cannot be used with these settings.
         """
+        self._reaching += 1  # Meanwhile nothing is said: a store may start with its apps.
         self.begin()
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout_at(self._away_since + within_s):
                 await self._connected_or_refused.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._reaching -= 1
         if self.connection is not None or self._stopped:
             return
         if self._refusal is not None:
             raise self._refusal
-        if not self._said:
-            self._said = True
-            _log.error("%s; trying again until it can", self._why)
+        self._say_away()
 
     @property
     def trouble(self) -> MeterkitError | None:
@@ -148,7 +170,7 @@ class Reconnector:
             return self.connection.call(call, future)
         if self._refusal is not None:
             raise self._refusal
-        if self._stopped or self._loop.time() >= self._away_since + self._timeout_s:
+        if self._stopped or self.is_open:
             raise self._away()
         if future is None:
             future = self._loop.create_future()
@@ -162,6 +184,7 @@ class Reconnector:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._end_opening()
         self._lose_patience()
         for connection in (*self._ended, *([self.connection] if self.connection else [])):
             await connection.close()
@@ -169,7 +192,8 @@ class Reconnector:
         self._on_change(None)
 
     async def _connect(self) -> None:
-        pause = _PAUSE_FIRST_S
+        if self._pause_s:
+            await asyncio.sleep(self._pause_s)
         while not self._stopped:  # The cancellation may have been taken for a failure to connect.
             try:
                 connection = await self._connector(self._on_end)
@@ -180,8 +204,8 @@ class Reconnector:
                     self._use(connection)
                     return
                 self._keep_for_late_replies(connection)
-            await asyncio.sleep(pause)
-            pause = min(_PAUSE_MAX_S, 2 * pause)
+            self._pause_s = min(_PAUSE_MAX_S, 2 * self._pause_s or _PAUSE_FIRST_S)
+            await asyncio.sleep(self._pause_s)
 
     def _connecting_ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
@@ -196,19 +220,26 @@ class Reconnector:
                 _log.critical("%s", error)
             self._refusal = error
             self._connected_or_refused.set()
-            self._lose_patience()
+            self._open()
         elif not isinstance(error, StoreError) and repr(error) != self._why:
             _log.error("connecting to the store failed; trying again until it can", exc_info=error)
         self._why = str(error) if isinstance(error, MeterkitError) else repr(error)
 
     def _use(self, connection: AnyConnection) -> None:
-        if self._said:
+        now = self._loop.time()
+        self._end_opening()
+        if self._is_told:
+            _log.warning("the store is back after %.1f s", now - self._away_since)
+        elif self._said:
             _log.warning("the store is connected again")
-        self.connection, self._refusal, self._said = connection, None, False
+        self._made_at = now
+        self.connection, self._refusal = connection, None
+        self._said = self._is_told = self.is_open = False
         self._on_change(connection)
         self._connected.set()
         self._connected_or_refused.set()
-        for until, future, call in self._end_waiting():
+        waiting, self._waiting = self._waiting, []
+        for until, future, call in waiting:
             if not future.done():
                 connection.call(call, future)
                 self._loop.call_at(until, self._too_late, future)
@@ -221,7 +252,12 @@ class Reconnector:
             return
         self.connection = None
         self._why = why
-        self._away_since = self._loop.time()
+        now = self._loop.time()
+        self._away_since = now - connection.silent_s
+        if now - self._made_at >= _STEADY_S:
+            self._pause_s = 0.0
+        elif connection.is_unfit:
+            self._pause_s = min(_PAUSE_MAX_S, 2 * self._pause_s or _PAUSE_FIRST_S)
         self._connected.clear()
         self._connected_or_refused.clear()
         self._keep_for_late_replies(connection)
@@ -230,8 +266,8 @@ class Reconnector:
             self._wait(future, call)
         if self._stopped:
             self._lose_patience()
-        elif self._away_since - self._said_at >= _SAY_EVERY_S:
-            self._said_at, self._said = self._away_since, True
+        elif not connection.silent_s and now - self._said_at >= _SAY_EVERY_S:
+            self._said_at, self._said = now, True
             _log.warning("the store's connection ended: %s; connecting again", why)
         self.begin()
 
@@ -241,19 +277,45 @@ class Reconnector:
             self._ended.popleft().drop()
 
     def _wait(self, future: asyncio.Future[Any], call: Call) -> None:
-        if self._patience is None:
-            self._patience = self._loop.call_at(self._away_since + self._timeout_s, self._lose_patience)
-        self._waiting.append((self._loop.time() + self._timeout_s, future, call))
+        if self.is_open:
+            fail(future, self._away())
+        else:
+            self._waiting.append((self._loop.time() + self._timeout_s, future, call))
 
-    def _end_waiting(self) -> list[tuple[float, asyncio.Future[Any], Call]]:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-        waiting, self._waiting = self._waiting, []
-        return waiting
+    def _open_later(self) -> None:
+        """Open where there is no connection by the end of the timeout."""
+        if self._opening is None and not self.is_open:
+            at = self._away_since + self._timeout_s
+            if at <= self._loop.time():
+                self._open()
+            else:
+                self._opening = self._loop.call_at(at, self._open)
+
+    def _open(self) -> None:
+        self._end_opening()
+        if not self.is_open:
+            self.is_open = True
+            self.opened += 1
+            if not self._reaching:
+                self._say_away()
+            self.on_open()
+        self._lose_patience()
+
+    def _end_opening(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            self._opening = None
+
+    def _say_away(self) -> None:
+        """Say that the store is away: once, and not again and again where it comes and goes."""
+        now = self._loop.time()
+        if not self._is_told and now - self._told_at >= _SAY_EVERY_S:
+            self._told_at, self._is_told = now, True
+            _log.error("%s; trying again until it can", self._why)
 
     def _lose_patience(self) -> None:
-        for _, future, _ in self._end_waiting():
+        waiting, self._waiting = self._waiting, []
+        for _, future, _ in waiting:
             if not future.done():
                 fail(future, self._refusal or self._away())
 
@@ -264,3 +326,7 @@ class Reconnector:
 
     def _away(self) -> StoreError:
         return StoreError(f"the store is not connected: {self._why}", executed=False)
+
+
+def _nothing() -> None:
+    pass

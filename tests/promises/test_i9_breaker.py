@@ -1,0 +1,176 @@
+"""I9: one request waits for a store that is away, at most one timeout; then all are answered at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from faults import Client, FakeRedis, eventually, kit_at, like_redis, metered, settled, stopped, used
+from meterkit.redis import scripts
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from meterkit import MeterKit
+    from meterkit.redis.lane import Lane
+    from proxy import Mode
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
+
+TIMEOUT_S = 0.5
+# What a request may take longer than the timeout where the machine is busy.
+SLACK_S = 0.4
+
+
+def lane_of(kit: MeterKit) -> Lane:
+    return kit.store.lanes[asyncio.get_running_loop()]
+
+
+async def timed(client: Client, customer: str, path: str = "/") -> tuple[int, float]:
+    began = time.perf_counter()
+    status = await client.get(customer, path)
+    return status, time.perf_counter() - began
+
+
+async def slowest(kit: MeterKit, times: int) -> float:
+    """The time that 99 of 100 requests stay below, asked one after the other; all of them served."""
+    app, took = metered(kit), list[float]()
+    for n in range(times):
+        status, took_s = await timed(Client(app), f"customer-{n % 10}")
+        assert status == 200
+        took.append(took_s)
+    return sorted(took)[-times // 100]
+
+
+async def test_i9_while_the_store_hangs_requests_are_answered_faster_than_by_a_store_that_works(
+    valkey: Server,
+) -> None:
+    async with kit_at(valkey.url, store_timeout=TIMEOUT_S) as kit:
+        healthy_s = await slowest(kit, 300)
+        with stopped(valkey):
+            first = await asyncio.gather(*(timed(Client(metered(kit)), "acme") for _ in range(20)))
+            assert {status for status, _ in first} == {200}
+            assert TIMEOUT_S * 0.9 < max(took for _, took in first) < TIMEOUT_S + SLACK_S
+            assert lane_of(kit).is_away
+            assert await slowest(kit, 300) < healthy_s
+        await eventually(lambda: lane_of(kit).connected)
+        await settled(kit)
+        # All that was served is counted, without the store as well.
+        assert sum([(await used(kit, f"customer-{n}"))[0] for n in range(10)]) == 600
+        assert not lane_of(kit).is_away
+
+
+@pytest.mark.parametrize("mode", ["refuse", "reset", "blackhole", "drop_reply"])
+async def test_i9_however_the_store_goes_away_one_wave_of_requests_waits_and_no_other(
+    valkey: Server, mode: Mode
+) -> None:
+    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=TIMEOUT_S) as kit:
+        app = metered(kit)
+        await Client(app).get("acme")
+        await settled(kit)
+        await proxy.set(mode)
+        for wave in range(4):
+            took = [
+                took for _, took in await asyncio.gather(*(timed(Client(app), "acme") for _ in range(10)))
+            ]
+            assert max(took) < TIMEOUT_S + SLACK_S
+            assert wave == 0 or max(took) < TIMEOUT_S / 2
+        assert [await Client(app).get("acme", "/deny") for _ in range(5)] == [503] * 5
+        await proxy.set("pass")
+        await eventually(lambda: lane_of(kit).connected)
+        await settled(kit)
+        assert (await used(kit, "acme"))[0] == 41
+
+
+async def test_i9_a_server_that_answers_later_than_the_timeout_is_as_good_as_away(valkey: Server) -> None:
+    async with TcpProxy(valkey.port) as proxy, kit_at(proxy.url, store_timeout=TIMEOUT_S) as kit:
+        app = metered(kit)
+        await Client(app).get("acme")
+        await settled(kit)
+        await proxy.set("delay", delay_s=TIMEOUT_S * 1.5)
+        took: list[float] = []
+        for _ in range(40):
+            status, took_s = await timed(Client(app), "acme")
+            assert status == 200
+            took.append(took_s)
+            await asyncio.sleep(0.05)
+        # The probes are the connections that are tried, no requests.
+        assert sum(took_s > TIMEOUT_S / 2 for took_s in took) == 1
+        assert max(took) < TIMEOUT_S + SLACK_S
+        await proxy.set("pass")
+        await eventually(lambda: lane_of(kit).connected)
+        await settled(kit)
+        assert await used(kit, "acme") == (41, 0)
+
+
+@pytest.mark.parametrize(
+    "code", ["READONLY", "LOADING", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "MASTERDOWN"]
+)
+async def test_i9_a_server_that_takes_no_writes_opens_the_breaker_until_it_does(code: str) -> None:
+    refusal = f"-{code} not now\r\n".encode()
+    refuses = False
+    fence = scripts.load("fence").sha
+
+    def script(words: list[bytes]) -> bytes:
+        if words[0] == b"EVAL":
+            return b"*0\r\n"
+        if refuses:
+            return refusal
+        return (
+            b":0\r\n" if words[1].decode() == fence else b"*5\r\n:0\r\n:1795000000000\r\n:0\r\n:0\r\n:0\r\n"
+        )
+
+    works = like_redis(evalsha=script)
+
+    def answer(words: list[bytes]) -> bytes:
+        return refusal if refuses and words[0] == b"HSETNX" else works(words)
+
+    async with FakeRedis(answer) as fake, kit_at(fake.url, store_timeout=TIMEOUT_S) as kit:
+        app = metered(kit)
+        assert await Client(app).get("acme", "/deny") == 200
+        refuses = True
+        assert [await Client(app).get("acme") for _ in range(3)] == [200] * 3
+        await eventually(lambda: lane_of(kit).is_away)
+        asked = len(fake.asked)
+        for _ in range(50):
+            assert await Client(app).get("acme") == 200
+            assert await Client(app).get("acme", "/deny") == 503
+        # What the server is asked meanwhile is whether it takes a write, and now and then.
+        assert fake.asked[asked:].count("EVALSHA") == 0
+        refuses = False
+        await eventually(lambda: lane_of(kit).connected)
+        assert await Client(app).get("acme", "/deny") == 200
+
+
+async def test_i9_the_breaker_says_once_that_it_opens_and_once_that_it_closes(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_at(valkey.url, store_timeout=0.1) as kit:
+        app = metered(kit)
+        with stopped(valkey):
+            for _ in range(50):
+                assert await Client(app).get("acme") == 200
+                await asyncio.sleep(0.01)
+        await eventually(lambda: lane_of(kit).connected)
+        said = [record.getMessage() for record in caplog.records if record.name == "meterkit.store"]
+        assert len(said) == 2, said
+        assert said[0] == "the store did not answer within 0.1 s; trying again until it can"
+        assert said[1].startswith("the store is back after ")
+
+
+async def test_a_process_that_was_busy_does_not_blame_the_store(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kit_at(valkey.url, store_timeout=0.05) as kit:
+        app = metered(kit)
+        await Client(app).get("acme", "/deny")
+        for _ in range(3):
+            asked = asyncio.create_task(Client(app).get("acme", "/deny"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            time.sleep(0.2)  # noqa: ASYNC251 - as an app does that computes in its event loop
+            assert await asked == 200
+        assert "the store did not answer" not in caplog.text
