@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.background import flusher_for
-from meterkit.delivery.customer_delivery import deliver_customer
+from meterkit.delivery.customer_delivery import deliver_customer, undelivered
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.service.service import Subscriptions
-from meterkit.subscriptions.service.settling import until_counted
+from meterkit.subscriptions.service.settling import until_billed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["StripeAccess", "subscriptions_of"]
 
-_DELIVERY_S: Final = 20.0
+_logger = logging.getLogger("meterkit.subscriptions")
+
+_ROUNDS: Final = 2
+_DELIVERY_S: Final = 80.0
+"""More than the minute after which usage can be sealed that was sealed often in this one."""
 _COUNTING_S: Final = 20.0
 
 
@@ -67,8 +72,21 @@ def subscriptions_of(
 
 
 async def _deliver(store: Store, settings: Settings, access: StripeAccess, customer: str) -> None:
-    """Deliver what a customer has used, and wait until Stripe has counted it."""
-    await deliver_customer(store, flusher_for(store, settings), customer, timeout_s=_DELIVERY_S)
-    _, state = await States(store).read(customer)
-    if state.stripe_customer is not None:
-        await until_counted(store, access.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S)
+    """Deliver what a customer has used, and wait until an invoice of now has it.
+
+    What is used while it waits is delivered too, once; then what is left is logged.
+    """
+    left = 0
+    for _ in range(_ROUNDS):
+        delivering = flusher_for(store, settings)
+        has_all = await deliver_customer(store, delivering, customer, timeout_s=_DELIVERY_S)
+        _, state = await States(store).read(customer)
+        if state.stripe_customer is None:
+            return
+        billed = until_billed(store, access.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S)
+        if not await billed or not has_all or not (left := await undelivered(store, customer)):
+            return
+    _logger.error(
+        "customer %r has used %d units while its subscription was ended: they are not on the last invoice",
+        *(customer, left),
+    )

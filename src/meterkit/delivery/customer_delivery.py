@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.flusher import Flusher
     from meterkit.store.store import Store
 
-__all__ = ["deliver_customer"]
+__all__ = ["deliver_customer", "undelivered"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -40,12 +40,12 @@ async def deliver_customer(
     deadline = monotonic() + timeout_s
     dirty = store.keys.customer(customer).dirty
     async with flusher as at_work:
-        left = await _left(store, customer)
+        left = await undelivered(store, customer)
         while left:
             admin = await store.admin()
             await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
             await at_work.flush()
-            left = await _left(store, customer)
+            left = await undelivered(store, customer)
             if left and monotonic() >= deadline:
                 _logger.error(
                     "%d units that customer %r has used are not delivered within %d s: they are not on the"
@@ -58,6 +58,11 @@ async def deliver_customer(
     return True
 
 
-async def _left(store: Store, customer: str) -> int:
+async def undelivered(store: Store, customer: str) -> int:
+    """How much of what a customer has used is not delivered yet, and is to be.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
     meters = (await store.usage(customer))["meters"].values()
     return sum(meter["pending"] + meter["queued"] + meter["leased"] for meter in meters)
