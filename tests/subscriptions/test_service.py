@@ -343,7 +343,7 @@ async def test_what_was_used_is_billed_before_a_subscription_ends_at_once(store_
         assert (
             at.emulator.accepted((await at.kit.customers.get("acme")).stripe_customer or "", "ai_tokens") == 0
         )
-        ended = await at.kit.subscriptions.cancel("acme", immediately=True)
+        ended = await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
         assert (ended.id, ended.status) == (begun.id, "canceled")
         assert (await at.kit.customers.get("acme")).plan == "free"
         last = (await at.invoices())[-1]

@@ -263,7 +263,7 @@ async def end(year: Year) -> None:
     kit = year.kit
     await year.go(CANCELED)
     await year.use(13)
-    await kit.subscriptions.cancel("acme", immediately=True)
+    await kit.subscriptions.cancel("acme", immediately=True, give_back=True)
     await year.webhooks()
     assert await year.look() == ("free", "canceled", "full", True)
     assert not await kit.allows("acme", "export")

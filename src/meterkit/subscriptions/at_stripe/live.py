@@ -162,9 +162,15 @@ class LiveSubscription:
         at_end = bool(self.found.get("cancel_at_period_end"))
         await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
 
-    async def end(self) -> None:
-        """End it now: what was used is billed, what was paid in advance is given back."""
-        await end(self.api, self.id, {"invoice_now": True, "prorate": True})
+    async def end(self, *, give_back: bool = False) -> None:
+        """End it now: what was used is billed, and what was paid in advance may be given back.
+
+        Stripe would give back what was never paid, too
+        (https://docs.stripe.com/billing/subscriptions/prorations).
+        """
+        status = self.found["status"]
+        params = {"invoice_now": True, "prorate": give_back and status == "active"}
+        await end(self.api, self.id, None if status == "incomplete" else params)
 
 
 async def end(api: StripeApi, subscription: str, params: Mapping[str, Parameter] | None = None) -> None:

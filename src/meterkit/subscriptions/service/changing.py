@@ -112,14 +112,14 @@ class Changing:
         await persistently(attempt)
         return costs[0]
 
-    async def cancel(self, customer: str, *, immediately: bool) -> None:
+    async def cancel(self, customer: str, *, immediately: bool, give_back: bool) -> None:
         """End the subscription, now or with its period."""
 
         async def attempt(again: int) -> None:
             live, _ = await self._live(customer, again)
             if immediately or live.found["status"] == "incomplete":
                 await self._deliver(customer)
-                await live.end()
+                await live.end(give_back=give_back)
             elif not live.found.get("cancel_at_period_end"):
                 await live.cancel_at_end()
 

@@ -184,16 +184,24 @@ class Subscriptions:
         cost = await self._changing.set_seats(check_customer(customer), check_seats(seats))
         return SubscriptionChange(subscription=await self._known(customer), proration=cost)
 
-    async def cancel(self, customer: str, *, immediately: bool = False) -> Subscription:
+    async def cancel(
+        self, customer: str, *, immediately: bool = False, give_back: bool = False
+    ) -> Subscription:
         """End the subscription with its period, or now. What is scheduled for it is taken back.
 
-        Now: what was used until now is delivered first and billed, and what was paid in advance is given
-        back.
+        Now: what was used until now is delivered first and billed.
+
+        Args:
+            customer: the customer's id.
+            immediately: end it now.
+            give_back: what was paid for the rest of the period is put on the customer's balance at Stripe,
+                unless it was not paid. It is for you to allow, not for customers to choose: who ends a
+                subscription and begins another has what is included anew.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
         """
-        await self._changing.cancel(check_customer(customer), immediately=immediately)
+        await self._changing.cancel(check_customer(customer), immediately=immediately, give_back=give_back)
         return await self._known(customer)
 
     async def resume(self, customer: str) -> Subscription:
