@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from forked_command import run_forked
+
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
-    from pathlib import Path
+    from collections.abc import Generator
 
 TIMEOUT_S = 100.0
 
@@ -45,35 +47,35 @@ class Shell:
 
     def run(self, *arguments: str, stdin: str = "") -> Done:
         """Run a command to its end."""
-        with self._begin(arguments, stdin=subprocess.PIPE) as process:
-            try:
-                out, err = process.communicate(stdin, timeout=TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGABRT)
-                out, err = process.communicate()
-                pytest.fail(f"meterkit {' '.join(arguments)} did not end; it said:\n{out}\n{err}")
-        return Done(code=process.returncode, out=out, err=err)
+        with TemporaryDirectory() as directory:
+            given, out, err = (Path(directory) / name for name in ("stdin", "stdout", "stderr"))
+            for path, text in ((given, stdin), (out, ""), (err, "")):
+                path.write_text(text)
+            code = run_forked(
+                arguments, self.directory, self.environment, (given, out, err), timeout_s=TIMEOUT_S
+            )
+            done = Done(code=-1 if code is None else code, out=out.read_text(), err=err.read_text())
+        if code is None:
+            pytest.fail(f"meterkit {' '.join(arguments)} did not end; it said:\n{done.out}\n{done.err}")
+        return done
 
     @contextmanager
     def running(self, *arguments: str) -> Generator[subprocess.Popen[str]]:
         """Run a command beside the test; it is killed if it has not ended with the block."""
-        with self._begin(arguments, stdin=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            [sys.executable, "-m", "meterkit", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
             try:
                 yield process
             finally:
                 if process.poll() is None:
                     process.kill()
-
-    def _begin(self, arguments: Sequence[str], *, stdin: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "meterkit", *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
