@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -14,6 +14,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flusher import Flusher
+from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.testing import Clock, StripeEmulator
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.delivery.flusher import FlushReport
+    from meterkit.delivery.transports import StripeTransport
 
 STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.
@@ -72,7 +74,7 @@ class Desk:
     clock: Clock
     url: str
     flusher: Flusher
-    transport: StripeV1Transport
+    transport: StripeTransport
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 20.0) -> FlushReport:
         """Deliver what is due, or everything."""
@@ -108,7 +110,7 @@ async def desk(
     async with (
         emulator.serve() as url,
         kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
-        aclosing_transport(url) as transport,
+        aclosing_transport(url, kind=kit.settings.stripe_transport, clock=clock) as transport,
     ):
         flusher = Flusher(kit.store, transport)
         yield Desk(kit=kit, emulator=emulator, clock=clock, url=url, flusher=flusher, transport=transport)
@@ -116,10 +118,14 @@ async def desk(
 
 @asynccontextmanager
 async def aclosing_transport(
-    stripe_url: str, *, timeout_s: float = 10.0
-) -> AsyncGenerator[StripeV1Transport]:
+    stripe_url: str, *, timeout_s: float = 10.0, kind: str = "v1", clock: Callable[[], float] = time
+) -> AsyncGenerator[StripeTransport]:
     """A transport to an emulator."""
-    transport = StripeV1Transport(STRIPE_KEY, api_base=stripe_url, timeout_s=timeout_s)
+    transport: StripeTransport
+    if kind == "v1":
+        transport = StripeV1Transport(STRIPE_KEY, api_base=stripe_url, timeout_s=timeout_s)
+    else:
+        transport = StripeStreamTransport(STRIPE_KEY, api_base=stripe_url, timeout_s=timeout_s, clock=clock)
     try:
         yield transport
     finally:

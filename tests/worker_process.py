@@ -21,6 +21,7 @@ import httpx
 from delivering import PLANS, STRIPE_KEY
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
+from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.store.outbox import Outbox
 from meterkit.testing import Clock
@@ -34,14 +35,15 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def crash_at(point: str) -> None:
+def crash_at(point: str, *, streams: bool) -> None:
     """Have the process die at a point between two steps of a delivery."""
-    sent, settled = StripeV1Transport.send, Outbox.settle
+    transport = StripeStreamTransport if streams else StripeV1Transport
+    sent, settled = transport.send, Outbox.settle
 
-    async def send(self: Any, intent: Any) -> Any:
+    async def send(self: Any, *intents: Any) -> Any:
         if point == "leased":
             die()
-        outcome = await sent(self, intent)
+        outcome = await sent(self, *intents)
         if point == "sent":
             die()
         return outcome
@@ -52,7 +54,7 @@ def crash_at(point: str) -> None:
             die()
         return done
 
-    setattr(StripeV1Transport, "send", send)  # noqa: B010 - a method is replaced, knowingly
+    setattr(transport, "send", send)  # noqa: B010 - a method is replaced, knowingly
     setattr(Outbox, "settle", settle)  # noqa: B010 - a method is replaced, knowingly
 
 
@@ -123,9 +125,9 @@ class Commands:
 
 async def main(options: dict[str, Any]) -> None:
     clock = Clock(datetime.fromisoformat(options["now"])) if "now" in options else None
-    if "crash" in options:
-        crash_at(options["crash"])
     settings = {"flush": False, "shards": 4, "store_timeout": 10.0} | options.get("settings", {})
+    if "crash" in options:
+        crash_at(options["crash"], streams=settings.get("stripe_transport") == "v2-stream")
     if "stripe" in options:
         settings |= {"stripe_api_key": STRIPE_KEY, "stripe_api_base": options["stripe"]}
     if clock is not None:

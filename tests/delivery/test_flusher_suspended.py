@@ -30,11 +30,18 @@ class Sleeping:
         self._transport = at.transport
         self.sleep: Callable[[], None] | None = None
 
-    async def send(self, intent: Sealed) -> Outcome:
+    @property
+    def most(self) -> int:
+        return self._transport.most
+
+    async def ready(self) -> Outcome | None:
+        return await self._transport.ready()
+
+    async def send(self, *intents: Sealed) -> Outcome:
         sleep, self.sleep = self.sleep, None
         if sleep is not None:
             sleep()
-        return await self._transport.send(intent)
+        return await self._transport.send(*intents)
 
     async def close(self) -> None:
         """It is the desk's."""

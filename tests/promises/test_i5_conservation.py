@@ -203,8 +203,8 @@ async def test_i5_a_store_that_goes_away_in_the_middle_of_a_flush_changes_nothin
         client: Any = (await at.kit.store.admin()).client
         send = at.transport.send
 
-        async def send_and_lose_the_store(intent: Any) -> Any:
-            outcome = await send(intent)
+        async def send_and_lose_the_store(*intents: Any) -> Any:
+            outcome = await send(*intents)
             with suppress(RedisError):  # Whoever kills is killed, too.
                 await client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
             return outcome

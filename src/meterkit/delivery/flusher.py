@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
-from meterkit.delivery.sending import Lease, Sender, stopwatch
+from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
 
@@ -33,6 +33,7 @@ _jitter = SystemRandom().uniform
 
 _CUSTOMERS_PER_SEAL: Final = 50
 _INTENTS_PER_PAGE: Final = 64
+_CALLS_PER_PAGE: Final = 5
 _SETTLED_AT_ONCE: Final = 32
 _SHARDS_AT_ONCE: Final = 8
 _IDLE_FIRST_S: Final = 0.2
@@ -215,6 +216,8 @@ class Flusher:
     ) -> bool:
         """Send a page of intents; whether there were any."""
         outbox, closed = flush.outbox, self._sender.closed_meters()
+        if self._sender.most > 1 and not alone:
+            most = _CALLS_PER_PAGE * self._sender.most
         due = await outbox.due(lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed)
         if not due:
             return False
@@ -222,24 +225,18 @@ class Flusher:
         attempts = await outbox.attempt(lease.shard, due)
         flush.is_young = flush.is_young or len(attempts) < len(due)
         flush.tried.update(attempt.intent.identifier for attempt in attempts)
-        lines: dict[tuple[str, str], list[Attempt]] = {}
-        for attempt in attempts:
-            intent = attempt.intent
-            lines.setdefault((intent.customer, intent.event_name), []).append(attempt)
         moves: list[Move] = []
 
-        async def send(line: list[Attempt]) -> None:
-            for attempt in line:
-                move = await self._sender.send(lease, attempt, asked, alone=alone)
-                if move is None:  # Its lease was lost before that.
-                    flush.report.retried += 1
-                    continue
-                moves.append(move)
+        async def send(calls: list[list[Attempt]]) -> None:
+            for call in calls:
+                made = await self._sender.send(lease, call, asked, alone=alone)
+                flush.report.retried += len(call) - len(made)  # Their lease was lost before that.
+                moves.extend(made)
                 if len(moves) >= _SETTLED_AT_ONCE:
                     await flush.settle(lease.shard, moves)
 
         try:
-            await _all(send(line) for line in lines.values())
+            await _all(send(calls) for calls in calls_of(attempts, most=self._sender.most))
         finally:
             await flush.settle(lease.shard, moves)
         return bool(attempts)

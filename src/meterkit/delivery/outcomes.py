@@ -46,6 +46,7 @@ MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
     "permanent": ("dead", "intent", True),
 }
 
+OF_CONTENTS: Final = frozenset({"duplicate", "no_meter", "timestamp", "mapping", "permanent"})
 REFUSAL_TYPE: Final = "invalid_request_error"
 IDEMPOTENCY_TYPE: Final = "idempotency_error"
 
@@ -111,6 +112,11 @@ class Outcome:
     def scope(self) -> Scope:
         """What else would be answered so: nothing but this intent, all of its meter, or whatever is sent."""
         return MEANS[self.kind][1]
+
+    @property
+    def is_of_contents(self) -> bool:
+        """Whether what was sent is to blame: of a batch, one event or more of it."""
+        return self.kind in OF_CONTENTS
 
     @property
     def alert(self) -> bool:

@@ -15,7 +15,7 @@ from meterkit.store.intents import Move
 from meterkit.stripe.breaker import Breaker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from meterkit.delivery.outcomes import Outcome
     from meterkit.store.intents import Attempt, Sealed
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.breaker import Admitted
 
-__all__ = ["Elapsed", "Lease", "Sender", "Transport", "stopwatch"]
+__all__ = ["Elapsed", "Lease", "Sender", "Transport", "calls_of", "stopwatch"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -35,6 +35,8 @@ _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
 _RETRY_MAX_MS: Final = 600_000
 _CLOCKS_APART_S: Final = 60
+# https://docs.stripe.com/api/v2/billing/meter-event-stream/create: 10,000 a second in live mode.
+_EVENTS_PER_S: Final = 8_000
 
 
 Elapsed: TypeAlias = "Callable[[], float]"
@@ -56,15 +58,43 @@ def stopwatch(clock: Callable[[], float]) -> Elapsed:
 
 
 class Transport(Protocol):
-    """Delivers intents, one at a time; safe to call concurrently within one event loop."""
+    """Delivers intents; safe to call concurrently within one event loop."""
 
-    async def send(self, intent: Sealed) -> Outcome:
-        """Try once to deliver ``intent``. Raises nothing but cancellation."""
+    @property
+    def most(self) -> int:
+        """How many intents a call takes."""
+        ...
+
+    async def ready(self) -> Outcome | None:
+        """Get what is needed first; why it is not there. Raises nothing but cancellation."""
+        ...
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        """Try once to deliver intents, all or none of them. Raises nothing but cancellation."""
         ...
 
     async def close(self) -> None:
         """Give back connections. Closing twice is harmless; what is sent afterwards is not done."""
         ...
+
+
+def calls_of(attempts: Iterable[Attempt], *, most: int) -> list[list[list[Attempt]]]:
+    """Calls that may be in flight beside each other, and those that follow each: of a customer and meter one.
+
+    Args:
+        attempts: what is to be sent.
+        most: how many intents a call takes.
+    """
+    lines: dict[tuple[str, str], list[Attempt]] = {}
+    for attempt in attempts:
+        lines.setdefault((attempt.intent.customer, attempt.intent.event_name), []).append(attempt)
+    beside: list[list[list[Attempt]]] = []
+    for line in lines.values():
+        if beside and len(beside[-1]) == 1 and len(beside[-1][0]) + len(line) <= most:
+            beside[-1][0] += line
+        else:
+            beside.append([line[start : start + most] for start in range(0, len(line), most)])
+    return beside
 
 
 class Lease:
@@ -101,7 +131,7 @@ class Lease:
 
 
 class Sender:
-    """Sends intents one at a time, as fast as it may.
+    """Sends intents, as fast as it may.
 
     Args:
         store: whose clock and plans file it goes by.
@@ -135,38 +165,65 @@ class Sender:
         now_ms = self._store.now_ms()
         return {event for event, breaker in self._meters.items() if breaker.admits(now_ms) == "none"}
 
-    async def send(self, lease: Lease, attempt: Attempt, asked: Elapsed, *, alone: bool) -> Move | None:
-        """Send one intent, unless that might count it twice. Its next state, or None: the lease is lost.
+    @property
+    def most(self) -> int:
+        """How many intents are sent in a call."""
+        return self._transport.most
+
+    async def send(
+        self, lease: Lease, attempts: Sequence[Attempt], asked: Elapsed, *, alone: bool
+    ) -> list[Move]:
+        """Send intents in a call, unless that might count them twice.
 
         Args:
-            lease: of its shard.
-            attempt: the intent, leased.
-            asked: since when it is leased.
-            alone: whether it is the one that a breaker lets through to see.
+            lease: of their shard.
+            attempts: the intents, leased.
+            asked: since when they are leased.
+            alone: whether it is the call that a breaker lets through to see.
+
+        Returns:
+            Their next states; those that are missing are not sent, as the lease is lost.
         """
-        event_name = attempt.intent.event_name
-        if self._meter_admits(event_name) == "one":
+        probing = [one for one in attempts if self._meter_admits(one.intent.event_name) == "one"]
+        others = [one for one in attempts if one not in probing]
+        moves = await self._send(lease, others, asked, alone=alone) if others else []
+        for attempt in probing:
+            event_name = attempt.intent.event_name
             async with self._probes.setdefault(event_name, asyncio.Lock()):
                 # The one before has shown whether the others pass.
                 if self._meter_admits(event_name) == "one":
-                    return await self._send(lease, attempt, asked, alone=alone)
-        return await self._send(lease, attempt, asked, alone=alone)
+                    moves += await self._send(lease, [attempt], asked, alone=alone)
+                    continue
+            moves += await self._send(lease, [attempt], asked, alone=alone)
+        return moves
 
-    async def _send(self, lease: Lease, attempt: Attempt, asked: Elapsed, *, alone: bool) -> Move | None:
-        sealed = attempt.intent
+    async def _send(
+        self, lease: Lease, attempts: Sequence[Attempt], asked: Elapsed, *, alone: bool
+    ) -> list[Move]:
+        moves: list[Move] = []
         async with self._calls:
-            await self._pace()
-            if not self._may_send(sealed.event_name, alone=alone):
-                return self._give_back(attempt)
-            if not await lease.outlives(self._timeout_s):
-                return None
-            if attempt.now_ms - attempt.first_ms + asked() * 1000 > _AMBIGUOUS_MS:
-                # Stripe remembers an identifier for 24 hours only: a further try might be counted twice.
-                why = "first tried more than 23 hours ago; whether Stripe has it is not known"
-                _report(sealed, f" is parked: {why}")
-                return Move(intent=sealed, state="parked", why=why)
-            outcome = await self._transport.send(sealed)
-        return self._next(attempt, outcome, is_clock_right=self._note(sealed, outcome))
+            await self._pace(len(attempts))
+            held_back = [one for one in attempts if not self._may_send(one.intent.event_name, alone=alone)]
+            moves += map(self._give_back, held_back)
+            attempts = [one for one in attempts if one not in held_back]
+            outcome = await self._transport.ready() if attempts else None
+            if outcome is None:
+                if not (attempts and await lease.outlives(self._timeout_s)):
+                    return moves
+                ambiguous = [one for one in attempts if _is_ambiguous(one, asked)]
+                moves += map(_park, ambiguous)
+                attempts = [one for one in attempts if one not in ambiguous]
+                if not attempts:
+                    return moves
+                outcome = await self._transport.send(*(one.intent for one in attempts))
+        if len(attempts) > 1 and outcome.is_of_contents:
+            # One of them is to blame. Stripe has none, so that the others are sent without it.
+            half = len(attempts) // 2
+            for part in (attempts[:half], attempts[half:]):
+                moves += await self._send(lease, part, asked, alone=alone)
+            return moves
+        is_clock_right = self._note(attempts, outcome)
+        return moves + [self._next(one, outcome, is_clock_right=is_clock_right) for one in attempts]
 
     def _may_send(self, event_name: str, *, alone: bool) -> bool:
         if self.stopping.is_set():
@@ -180,11 +237,12 @@ class Sender:
         meter = self._meters.get(event_name)
         return "all" if meter is None else meter.admits(self._store.now_ms())
 
-    def _note(self, sealed: Sealed, outcome: Outcome) -> bool:
+    def _note(self, attempts: Sequence[Attempt], outcome: Outcome) -> bool:
         """What one answer says of all others. Returns whether Stripe's clock agrees with ours.
 
         A person is told once of what concerns all or a meter, else of each intent.
         """
+        sealed = attempts[0].intent
         now_ms, apart_s = self._store.now_ms(), 0.0
         systemic = {"first_ms": _SYSTEMIC_FIRST_MS, "most_ms": _RETRY_MAX_MS}
         if outcome.server_time_s is not None:
@@ -210,7 +268,8 @@ class Sender:
                 _logger.error("usage of the event name %s %s: %s", sealed.event_name, kept, outcome.detail)
         else:
             self.breaker.succeeded()
-            self._meters.pop(sealed.event_name, None)
+            for attempt in attempts:
+                self._meters.pop(attempt.intent.event_name, None)
             if outcome.alert:
                 _report(sealed, f": {outcome.detail}")
         return is_clock_right
@@ -237,12 +296,23 @@ class Sender:
     def _give_back(self, attempt: Attempt) -> Move:
         return Move(intent=attempt.intent, state="queued", untried=attempt.first_ms == attempt.now_ms)
 
-    async def _pace(self) -> None:
+    async def _pace(self, events: int) -> None:
         now = monotonic()
         at = max(now, self._next_call)
-        self._next_call = at + self._pause_s
+        self._next_call = at + max(self._pause_s, events / _EVENTS_PER_S)
         if at > now:
             await asyncio.sleep(at - now)
+
+
+def _is_ambiguous(attempt: Attempt, asked: Elapsed) -> bool:
+    """Whether Stripe, which remembers an identifier for 24 hours, may have forgotten that it has this one."""
+    return attempt.now_ms - attempt.first_ms + asked() * 1000 > _AMBIGUOUS_MS
+
+
+def _park(attempt: Attempt) -> Move:
+    why = "first tried more than 23 hours ago; whether Stripe has it is not known"
+    _report(attempt.intent, f" is parked: {why}")
+    return Move(intent=attempt.intent, state="parked", why=why)
 
 
 def _report(sealed: Sealed, what: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from meterkit.delivery.outcomes import Outcome, classify
@@ -21,9 +20,6 @@ __all__ = ["CUSTOMER_KEY", "VALUE_KEY", "StripeV1Transport"]
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
 PATH: Final = "/v1/billing/meter_events"
-METERS_PATH: Final = "/v1/billing/meters"
-PAGE: Final = 100
-PAGES_MAX: Final = 100
 
 
 class StripeV1Transport:
@@ -40,10 +36,13 @@ class StripeV1Transport:
 
     Attributes:
         timeout_s: as given.
+        most: how many intents a call takes.
 
     Raises:
         ImportError: if the ``stripe`` extra is not installed.
     """
+
+    most = 1
 
     def __init__(
         self,
@@ -57,54 +56,35 @@ class StripeV1Transport:
             raise ImportError("delivery to Stripe needs aiohttp: pip install 'meterkit[stripe]'")
         self.timeout_s = timeout_s
         self._headers = headers_of(api_key)
-        self._base = api_base or API_BASE
-        self._events_base = events_base or self._base
-        self._clients: dict[str, HttpClient] = {}
+        self._base = events_base or api_base or API_BASE
+        self._http: HttpClient | None = None
         self._closed = False
 
     def __repr__(self) -> str:
         return f"StripeV1Transport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
 
-    async def send(self, intent: Sealed) -> Outcome:
-        """Try once to deliver ``intent``. Raises nothing but cancellation."""
+    async def ready(self) -> Outcome | None:
+        """It always is."""
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        """Try once to deliver an intent. Raises nothing but cancellation."""
         if self._closed:
             return classify(Result(failure="not_sent", message="the transport is closed"))
+        (intent,) = intents
         headers = self._headers | {"Idempotency-Key": intent.key}
         body = urlencode(_form(intent)).encode()
-        answer = await self._client(self._events_base).request("POST", PATH, headers, body)
+        if self._http is None:
+            self._http = client_of(self._base, timeout_s=self.timeout_s)
+        answer = await self._http.request("POST", PATH, headers, body)
         if not isinstance(answer, Result):
             answer = read_answer(answer, identifier=intent.identifier)
         return classify(answer)
 
-    async def meters(self) -> list[dict[str, Any]] | Result:
-        """All billing meters of the account, or why they are not known. Raises nothing but cancellation."""
-        found: list[dict[str, Any]] = []
-        query: dict[str, str | int] = {"limit": PAGE}
-        for _ in range(PAGES_MAX):
-            path = f"{METERS_PATH}?{urlencode(query)}"
-            answer = await self._client(self._base).request("GET", path, self._headers)
-            if isinstance(answer, Result):
-                return answer
-            body = object_in(answer.body)
-            if answer.status != HTTPStatus.OK or not isinstance(body.get("data"), list):
-                return read_answer(answer, identifier="")
-            page = cast("list[dict[str, Any]]", body["data"])
-            found += page
-            if not (page and body.get("has_more")):
-                break
-            query["starting_after"] = str(page[-1]["id"])
-        return found
-
-    def _client(self, base: str) -> HttpClient:
-        if base not in self._clients:
-            self._clients[base] = client_of(base, timeout_s=self.timeout_s)
-        return self._clients[base]
-
     async def close(self) -> None:
         """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""
         self._closed = True
-        clients, self._clients = self._clients, {}
-        for http in clients.values():
+        http, self._http = self._http, None
+        if http is not None:
             await http.close()
 
 

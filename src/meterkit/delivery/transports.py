@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.errors import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.delivery.stripe_stream import StripeStreamTransport
     from meterkit.delivery.stripe_v1 import StripeV1Transport
     from meterkit.settings import Settings
 
-__all__ = ["transport_of"]
+__all__ = ["StripeTransport", "transport_of"]
+
+StripeTransport: TypeAlias = "StripeV1Transport | StripeStreamTransport"
+"""What delivers to Stripe."""
+
+_TRANSPORTS: Final[Mapping[str, tuple[str, str]]] = {
+    "v1": ("meterkit.delivery.stripe_v1", "StripeV1Transport"),
+    "v2-stream": ("meterkit.delivery.stripe_stream", "StripeStreamTransport"),
+}
 
 
-def transport_of(settings: Settings) -> StripeV1Transport:
+def transport_of(settings: Settings) -> StripeTransport:
     """The transport that the settings name.
 
     Raises:
@@ -23,12 +34,11 @@ def transport_of(settings: Settings) -> StripeV1Transport:
     if settings.stripe_api_key is None:
         message = "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
         raise SettingsError("stripe_api_key", message)
-    if settings.stripe_transport != "v1":
-        message = "stripe_transport: v2-stream is not in this release; use v1"
-        raise SettingsError("stripe_transport", message)
-    key = settings.stripe_api_key.get_secret_value()
-    module: Any = import_module("meterkit.delivery.stripe_v1")  # Only those who deliver pay for it.
-    transport: StripeV1Transport = module.StripeV1Transport(
-        key, api_base=settings.stripe_api_base, events_base=settings.stripe_events_base
+    name, made = _TRANSPORTS[settings.stripe_transport]
+    module: Any = import_module(name)  # Only those who deliver pay for it.
+    transport: StripeTransport = getattr(module, made)(
+        settings.stripe_api_key.get_secret_value(),
+        api_base=settings.stripe_api_base,
+        events_base=settings.stripe_events_base,
     )
     return transport

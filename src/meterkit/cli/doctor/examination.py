@@ -15,14 +15,13 @@ from meterkit.cli.doctor.examined import Examination
 from meterkit.cli.doctor.findings import Finding
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.delivery.mapping import meter_differences
-from meterkit.delivery.transports import transport_of
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
 from meterkit.redis.server import words_to_try
 from meterkit.store.links import owner_of
 from meterkit.store.outbox import Outbox
-from meterkit.stripe.result import Result
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -339,17 +338,17 @@ async def _links(seen: _Seen) -> _Looked:
 async def _stripe(kit: MeterKit) -> _Looked:
     if kit.settings.stripe_api_key is None:
         raise _UnseenError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
-    transport = transport_of(kit.settings)
+    api = StripeApi(kit.settings)
     try:
-        meters = await transport.meters()
+        meters = await api.list("/v1/billing/meters")
+    except StripeError as error:
+        refused = findings.refused_by_stripe(error)
+        if isinstance(refused, str):
+            raise _UnseenError(refused) from None
+        return "", [refused]
     finally:
-        await transport.close()
-    if not isinstance(meters, Result):
-        return f"{len(meters):,} meters", findings.meters_at_stripe(meter_differences(kit.catalog, meters))
-    refused = findings.refused_by_stripe(meters)
-    if isinstance(refused, str):
-        raise _UnseenError(refused)
-    return "", [refused]
+        await api.close()
+    return f"{len(meters):,} meters", findings.meters_at_stripe(meter_differences(kit.catalog, meters))
 
 
 _Checks: TypeAlias = "Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]"

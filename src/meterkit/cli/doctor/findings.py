@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis.server import eviction_warning, rights_refusal
-from meterkit.stripe.result import SECRET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.errors import StripeError
     from meterkit.redis.server import Durability
     from meterkit.store.intents import Undelivered
-    from meterkit.stripe.result import Result
 
 __all__ = [
     "CLOCK_APART_MS",
@@ -365,21 +364,20 @@ def meters_at_stripe(differences: Iterable[str]) -> list[Finding]:
     return found
 
 
-def refused_by_stripe(result: Result) -> Finding | str:
-    """What comes of an answer that is not a list of meters; a text where it only keeps one from looking."""
-    message = SECRET.sub("…", result.message or "")
-    if result.status == HTTPStatus.FORBIDDEN:
+def refused_by_stripe(error: StripeError) -> Finding | str:
+    """What comes of a refusal to list meters; a text where it only keeps one from looking."""
+    message = str(error).partition(": ")[2]
+    if error.status == HTTPStatus.FORBIDDEN:
         return f"the Stripe key may not list meters: {message}"
-    if result.status == HTTPStatus.UNAUTHORIZED:
+    if error.status == HTTPStatus.UNAUTHORIZED:
         return Finding(
             check="stripe",
             problem=f"Stripe refuses the key: {message}",
             cure="set METERKIT_STRIPE_API_KEY to a secret or restricted key of the account",
         )
-    said = f"it answered {result.status}: {message}" if result.status else message
     return Finding(
         check="stripe",
-        problem=f"Stripe cannot be asked for its meters: {said}",
+        problem=f"Stripe cannot be asked for its meters: {message}",
         cure="see that this host reaches METERKIT_STRIPE_API_BASE, by default https://api.stripe.com",
     )
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from meterkit.testing.emulator.faults import METER_EVENTS, REASON_HEADER, Pending
+from meterkit.testing.emulator.faults import REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.invoicing.invoices import Invoices
+from meterkit.testing.emulator.metering.event_stream import MeterEventSessions
 from meterkit.testing.emulator.metering.meter_events import MeterEvents
 from meterkit.testing.emulator.metering.meters import Meters
 from meterkit.testing.emulator.pages.checkout import CheckoutSessions
@@ -79,6 +80,7 @@ class Account:
             self.invoices = Invoices()
             self.schedules = Schedules()
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
+            self.meter_event_sessions = MeterEventSessions()
             self.portals = PortalSessions()
             self.keys = IdempotencyKeys()
             self.faults: list[Pending] = []
@@ -157,24 +159,19 @@ class Account:
 
     @contextmanager
     def exclusive(self, call: Call) -> Generator[None]:
-        """Hold the (customer, meter) of a meter event. Raises ApiError, 429, if another call holds it."""
-        if call.path != METER_EVENTS:
-            yield
-            return
-        payload = call.params.texts("payload")
-        pair = (payload.get("stripe_customer_id", ""), call.params.text("event_name") or "")
-        busy = self._busy
+        """Hold the customers and meters of meter events. Raises ApiError, 429, if another call holds one."""
+        pairs, busy = call.metered, self._busy
         with self.lock:
-            if pair in busy:
+            if pairs & busy:
                 raise _too_many(
                     "Another request for this customer and meter is in progress.", reason="resource-specific"
                 )
-            busy.add(pair)
+            busy |= pairs
         try:
             yield
         finally:
             with self.lock:
-                busy.discard(pair)
+                busy -= pairs
 
 
 def _too_many(message: str, *, reason: str) -> ApiError:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from dataclasses import replace
 from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlencode
 
 import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, compile_path
 
-from meterkit.testing.emulator.call import Call, Params
+from meterkit.testing.emulator.call import METER_EVENT_STREAM, METER_EVENTS, Call, Params
 from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS
 from meterkit.testing.emulator.invoicing.preview import PREVIEW_CALLS
+from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
 from meterkit.testing.emulator.pages.checkout_calls import CHECKOUT_CALLS
 from meterkit.testing.emulator.pages.portal_calls import PORTAL_CALLS
@@ -65,7 +67,9 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.deactivate(call)),
     ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.reactivate(call)),
     ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
-    ("POST", "/v1/billing/meter_events", lambda account, call: account.events.create(call)),
+    ("POST", METER_EVENTS, lambda account, call: account.events.create(call)),
+    ("POST", "/v2/billing/meter_event_session", create_session),
+    ("POST", METER_EVENT_STREAM, stream_events),
     *PRODUCT_CALLS,
     *PRICE_CALLS,
     *CHECKOUT_CALLS,
@@ -225,13 +229,20 @@ class Api:
         )
 
     async def _call(self, request: Request, *, request_id: str) -> Call:
-        livemode = _authenticate(request, accepted=self._account.behaviour.api_keys)
+        now = self._account.behaviour.clock()
+        if request.url.path == METER_EVENT_STREAM:
+            with self._account.lock:
+                livemode = self._account.meter_event_sessions.authenticate(_credential(request), now=now)
+        else:
+            livemode = _authenticate(request, accepted=self._account.behaviour.api_keys)
+        is_json = request.method == "POST" and request.url.path.startswith("/v2/")
         sent = await request.body() if request.method == "POST" else request.url.query.encode()
         return Call(
             method=request.method,
             path=request.url.path,
-            params=Params(sent.decode("utf-8", "replace")),
-            now=self._account.behaviour.clock(),
+            params=Params("" if is_json else sent.decode("utf-8", "replace")),
+            body=_json_object(sent) if is_json else {},
+            now=now,
             livemode=livemode,
             idempotency_key=request.headers.get("idempotency-key") if request.method == "POST" else None,
             object_id=str(request.path_params.get("id", "")),
@@ -261,12 +272,26 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-def _authenticate(request: Request, *, accepted: Collection[str] | None) -> bool:
-    """Return whether the key is a live one. Raises ApiError, 401, if there is none or it is not accepted."""
+def _json_object(sent: bytes) -> JsonObject:
+    """What a call of API v2 sends. Raises ApiError if that is no JSON object."""
+    try:
+        found: object = json.loads(sent or b"{}")
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return cast("JsonObject", found)
+    raise ApiError("The request body must be a JSON object.", code="invalid_json")
+
+
+def _credential(request: Request) -> str:
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     key = credential.strip()
-    if scheme.lower() == "basic":
-        key = _basic_user(key)
+    return _basic_user(key) if scheme.lower() == "basic" else key
+
+
+def _authenticate(request: Request, *, accepted: Collection[str] | None) -> bool:
+    """Return whether the key is a live one. Raises ApiError, 401, if there is none or it is not accepted."""
+    key = _credential(request)
     if not key:
         raise ApiError(NO_KEY, status=HTTPStatus.UNAUTHORIZED)
     valid = key in accepted if accepted is not None else key.startswith(KEY_PREFIXES)

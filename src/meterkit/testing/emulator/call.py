@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import parse_qsl
 
 from meterkit.testing.emulator.replies import ApiError, missing_parameter, unknown_parameter
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.replies import JsonObject
 
-__all__ = ["PAGING", "Call", "Params"]
+__all__ = ["METER_EVENTS", "METER_EVENT_STREAM", "PAGING", "Call", "Params"]
 
+METER_EVENTS: Final = "/v1/billing/meter_events"
+METER_EVENT_STREAM: Final = "/v2/billing/meter_event_stream"
+CUSTOMER_KEY: Final = "stripe_customer_id"
 PAGING: Final = ("limit", "starting_after", "ending_before")
 Form: TypeAlias = "dict[str, str | Form]"
 KEY: Final = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
@@ -266,6 +269,7 @@ class Call:
         inner_id: the second id in the path, of what belongs to the first.
         base_url: where the emulator is, as the caller sees it.
         lose: whether a fault wants the event answered with 200 and not counted.
+        body: the JSON object that a call of API v2 sends, whose ``params`` are empty.
     """
 
     method: str
@@ -279,6 +283,24 @@ class Call:
     inner_id: str = ""
     base_url: str = ""
     lose: bool = False
+    body: JsonObject = field(default_factory=dict[str, object])
+
+    @property
+    def metered(self) -> set[tuple[str, str]]:
+        """The customer and the event name of each meter event that it brings; empty: it brings none."""
+        if self.path == METER_EVENTS:
+            payload = self.params.texts("payload")
+            return {(payload.get(CUSTOMER_KEY, ""), self.params.text("event_name") or "")}
+        return set(_streamed(self.body)) if self.path == METER_EVENT_STREAM else set()
+
+
+def _streamed(body: JsonObject) -> Iterator[tuple[str, str]]:
+    events = body.get("events")
+    for event in cast("list[object]", events) if isinstance(events, list) else []:
+        told = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
+        payload = told.get("payload")
+        to = cast("dict[str, object]", payload).get(CUSTOMER_KEY) if isinstance(payload, dict) else None
+        yield str(to or ""), str(told.get("event_name") or "")
 
 
 def _flat(form: Form) -> Iterator[tuple[str, str]]:

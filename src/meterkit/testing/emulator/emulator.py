@@ -79,7 +79,8 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
 
     It refuses what Stripe refuses, in Stripe's words: an identifier a second time, timestamps out of
     bounds, more than one call at a time for a customer and meter. What Stripe leaves open is decided the
-    harder way for the client.
+    harder way for the client. A batch of a meter event stream is taken or refused as a whole; what is wrong
+    with an event of one that was taken, thin events tell.
 
     Args:
         clock: Unix seconds; everything that depends on time reads it, delays and latency aside.
@@ -271,6 +272,11 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
         """Forget the faults to come."""
         with self._account.lock:
             self._account.faults.clear()
+
+    def end_sessions(self) -> None:
+        """Have the sessions of meter event streams be over, before their quarter of an hour."""
+        with self._account.lock:
+            self._account.meter_event_sessions.end()
 
     def reset(self) -> None:
         """Forget everything: customers, meters, events, keys, faults."""

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
+from meterkit.testing.emulator.call import METER_EVENT_STREAM, METER_EVENTS
 from meterkit.testing.emulator.replies import ApiError, Reply
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ __all__ = ["Action", "Fault", "Pending", "When", "fault_from_json", "take_fault"
 Action = Literal["error", "drop", "reset", "hang", "delay", "lose"]
 When = Literal["before", "after"]
 
-METER_EVENTS: Final = "/v1/billing/meter_events"
 REFUSALS: Final[Mapping[int, tuple[str, str | None, str]]] = {
     400: ("invalid_request_error", None, "Received unknown parameter."),
     401: ("invalid_request_error", None, "Invalid API Key provided: sk_test_********************0000"),
@@ -44,9 +44,9 @@ class Fault:
             ``after`` it has. Ignored for ``lose``.
         times: how many matching requests it happens to; None: all.
         skip: how many matching requests pass first.
-        customer: only meter events of this Stripe customer; None: of any.
-        event_name: only meter events of this name; None: of any.
-        path: only this path; ``*``: any.
+        customer: only meter events of this Stripe customer, or a batch with one; None: of any.
+        event_name: only meter events of this name, or a batch with one; None: of any.
+        path: only this path; ``*``: any. That of meter events stands for that of their stream, too.
         status: of ``error``.
         code: ``error.code`` of ``error``; None: what is usual for the status.
         message: ``error.message`` of ``error``; None: what is usual for the status.
@@ -75,11 +75,15 @@ class Fault:
 
     def matches(self, call: Call) -> bool:
         """Tell whether it can happen to this request."""
-        if self.path not in ("*", call.path):
+        streams = self.path == METER_EVENTS and call.path == METER_EVENT_STREAM
+        if self.path not in ("*", call.path) and not streams:
             return False
-        customer = call.params.texts("payload").get("stripe_customer_id")
-        event_name = call.params.text("event_name")
-        return self.customer in (None, customer) and self.event_name in (None, event_name)
+        if self.customer is None and self.event_name is None:
+            return True
+        return any(
+            self.customer in (None, customer) and self.event_name in (None, event_name)
+            for customer, event_name in call.metered
+        )
 
     @property
     def reply(self) -> Reply:

@@ -77,7 +77,7 @@ def _refuse_misuse(earlier: Stored, *, call: Call, key: str) -> None:
             "execute a different request.",
             kind="idempotency_error",
         )
-    if earlier.call.params != call.params:
+    if (earlier.call.params, earlier.call.body) != (call.params, call.body):
         raise ApiError(
             "Keys for idempotent requests can only be used with the same parameters they were first used "
             f"with. Try using a key other than '{key}' if you meant to execute a different request.",

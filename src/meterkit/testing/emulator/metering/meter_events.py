@@ -112,7 +112,6 @@ class MeterEvents:
 
     def _accept(self, event: MeterEvent, *, lose: bool) -> MeterEvent:
         now = event.received_at
-        self._forget(now=now)
         _check_timestamp(event.timestamp, now=now)
         known = self.customers.exists(event.customer)
         if not known and self.behaviour.refuse_unknown_customers:
@@ -122,7 +121,7 @@ class MeterEvents:
                 param="payload[stripe_customer_id]",
                 stored=True,
             )
-        if event.identifier in self._received_at:
+        if self.has(event.identifier, now=now):
             raise ApiError(f"An event already exists with identifier {event.identifier}.", stored=True)
         if not known:
             self.report(
@@ -136,9 +135,18 @@ class MeterEvents:
             )
         if lose or not known:
             event = replace(event, counted=False)
-        self._received_at[event.identifier] = now
-        self.accepted.append(event)
+        self.enter(event)
         return event
+
+    def has(self, identifier: str, *, now: float) -> bool:
+        """Tell whether an identifier is one that is remembered."""
+        self._forget(now=now)
+        return identifier in self._received_at
+
+    def enter(self, event: MeterEvent) -> None:
+        """Take over an event."""
+        self._received_at[event.identifier] = event.received_at
+        self.accepted.append(event)
 
     def _forget(self, *, now: float) -> None:
         """Identifiers are unique "within a rolling period of at least 24 hours": here, of exactly that."""

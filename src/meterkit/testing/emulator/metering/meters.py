@@ -75,6 +75,13 @@ class Meters:
         found = (meter for meter in self._by_id.values() if meter.event_name == event_name and meter.active)
         return next(found, None)
 
+    def archived(self, event_name: str) -> Meter | None:
+        """Return an inactive meter of an event name, or None."""
+        found = (
+            meter for meter in self._by_id.values() if meter.event_name == event_name and not meter.active
+        )
+        return next(found, None)
+
     def has(self, meter_id: str) -> bool:
         """Tell whether there is such a meter, active or not."""
         return meter_id in self._by_id

@@ -1,0 +1,210 @@
+"""Delivery by Stripe's meter event stream, API v2: a hundred events per call, looked at afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from http import HTTPStatus
+from importlib.util import find_spec
+from secrets import token_hex
+from time import time
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.delivery.outcomes import Outcome, classify
+from meterkit.delivery.sending import stopwatch
+from meterkit.delivery.stripe_v1 import CUSTOMER_KEY, VALUE_KEY
+from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
+from meterkit.stripe.result import ERROR_TYPES, Result, object_in, read_result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meterkit.delivery.outcomes import Kind
+    from meterkit.delivery.sending import Elapsed
+    from meterkit.store.intents import Sealed
+    from meterkit.stripe.http import HttpClient
+    from meterkit.stripe.result import Answer
+
+__all__ = ["EVENTS_BASE", "StripeStreamTransport"]
+
+EVENTS_BASE: Final = "https://meter-events.stripe.com"
+SESSION_PATH: Final = "/v2/billing/meter_event_session"
+STREAM_PATH: Final = "/v2/billing/meter_event_stream"
+# https://docs.stripe.com/api/v2/billing/meter-event-stream/create
+EVENTS_MAX: Final = 100
+
+_JSON: Final = {"Content-Type": "application/json"}
+_SESSION_OVER: Final = "billing_meter_event_session_expired"
+_RENEWED_BEFORE_S: Final = 120.0
+_YOUNG_S: Final = 60.0
+_REFUSAL: Final = "invalid_request_error"
+_OF_SESSIONS: Final = frozenset({"systemic", "unknown", "unreadable", "not_done"})
+
+
+class StripeStreamTransport:
+    """Delivers intents a hundred at a time, over connections that it keeps. Never tries twice by itself.
+
+    An answer of 200 says that Stripe has the batch, not that it counts: what it finds wrong with an event
+    later, its thin events tell. An identifier that Stripe has already is not counted again, without a word.
+
+    The connections are made when first needed; from then on the transport belongs to that event loop.
+
+    Args:
+        api_key: secret or restricted; is in no message, log or ``repr``.
+        api_base: another address for the API, which gives out sessions; None: Stripe's. With an ``http://``
+            address the proxies of the environment are not used.
+        events_base: another address for the stream alone; None: ``api_base``, else Stripe's.
+        timeout_s: for a whole call. What has not been answered by then is unknown.
+        clock: Unix seconds; says when a session is to be renewed.
+
+    Attributes:
+        timeout_s: as given.
+        most: how many intents a call takes.
+
+    Raises:
+        ImportError: if the ``stripe`` extra is not installed.
+    """
+
+    most = EVENTS_MAX
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        api_base: str | None = None,
+        events_base: str | None = None,
+        timeout_s: float = 10.0,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        if find_spec("aiohttp") is None:
+            raise ImportError("delivery to Stripe needs aiohttp: pip install 'meterkit[stripe]'")
+        self.timeout_s = timeout_s
+        self._headers = headers_of(api_key) | _JSON
+        self._base = api_base or API_BASE
+        self._events_base = events_base or api_base or EVENTS_BASE
+        self._clock = clock
+        self._clients: dict[str, HttpClient] = {}
+        self._closed = False
+        self._session: _Session | None = None
+        self._renewing = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"StripeStreamTransport(api_base={origin_of(self._base)!r}, timeout_s={self.timeout_s})"
+
+    async def ready(self) -> Outcome | None:
+        """Have a session that holds for a while; why there is none. Raises nothing but cancellation."""
+        if self._has_session():
+            return None
+        async with self._renewing:
+            if self._has_session():
+                return None
+            return await self._renew()
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        """Try once to deliver intents, all or none of them. Raises nothing but cancellation."""
+        session = self._session
+        if self._closed or session is None:
+            return _not_sent("the transport is closed" if self._closed else "there is no session")
+        headers = {
+            **self._headers,
+            "Authorization": f"Bearer {session.token}",
+            # The identifiers say what Stripe has. A batch that is sent again may be made up in another way.
+            "Idempotency-Key": token_hex(16),
+        }
+        body = json.dumps({"events": [_event(intent) for intent in intents]}, separators=(",", ":"))
+        answer = await self._client(self._events_base).request("POST", STREAM_PATH, headers, body.encode())
+        if isinstance(answer, Result):
+            return classify(answer)
+        result = _read(answer)
+        if result.status != HTTPStatus.UNAUTHORIZED:
+            return classify(result)
+        is_renewed, self._session = self._session is not session, None
+        if result.code == _SESSION_OVER and (is_renewed or session.age_s() > _YOUNG_S):
+            # Stripe has none of it; the next try has another session.
+            return Outcome(kind="not_done", detail="the session for the stream was over", refused=True)
+        return classify(result)
+
+    async def close(self) -> None:
+        """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""
+        self._closed = True
+        clients, self._clients = self._clients, {}
+        for http in clients.values():
+            await http.close()
+
+    def _has_session(self) -> bool:
+        session = self._session
+        return session is not None and session.age_s() < session.life_s - _RENEWED_BEFORE_S
+
+    async def _renew(self) -> Outcome | None:
+        if self._closed:
+            return _not_sent("the transport is closed")
+        age_s = stopwatch(self._clock)
+        headers = {**self._headers, "Idempotency-Key": token_hex(16)}
+        answer = await self._client(self._base).request("POST", SESSION_PATH, headers, b"{}")
+        if isinstance(answer, Result):
+            return _not_sent(f"there is no session for the stream: {answer.message}")
+        self._session = _session_in(object_in(answer.body), age_s) if answer.status == HTTPStatus.OK else None
+        if self._session is not None:
+            return None
+        said = read_result(answer, "unreadable", "the answer is not a session for the stream")
+        refused = classify(_of_stripe(said))
+        # No event is to blame, and none has been sent.
+        kind: Kind = refused.kind if refused.kind in _OF_SESSIONS else "systemic"
+        return replace(refused, kind=kind, refused=True, new_key=False)
+
+    def _client(self, base: str) -> HttpClient:
+        if base not in self._clients:
+            self._clients[base] = client_of(base, timeout_s=self.timeout_s)
+        return self._clients[base]
+
+
+class _Session:
+    """What stands for the key at the stream, for a while."""
+
+    __slots__ = ("age_s", "life_s", "token")
+
+    def __init__(self, token: str, age_s: Elapsed, life_s: float) -> None:
+        self.token = token
+        self.age_s = age_s
+        self.life_s = life_s
+
+
+def _session_in(body: dict[str, Any], age_s: Elapsed) -> _Session | None:
+    token = body.get("authentication_token")
+    try:
+        ends = datetime.fromisoformat(body["expires_at"]) - datetime.fromisoformat(body["created"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
+        return None
+    return _Session(token, age_s, ends.total_seconds())
+
+
+def _event(intent: Sealed) -> dict[str, Any]:
+    instant = datetime.fromtimestamp(intent.timestamp, UTC)
+    return {
+        "event_name": intent.event_name,
+        "identifier": intent.identifier,
+        "payload": {CUSTOMER_KEY: intent.stripe_customer, VALUE_KEY: f"{intent.value:d}"},
+        "timestamp": f"{instant:%Y-%m-%dT%H:%M:%SZ}",
+    }
+
+
+def _read(answer: Answer) -> Result:
+    """What an answer says; of success only that it is an object."""
+    is_good = HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES
+    if is_good and not (answer.status == HTTPStatus.OK and answer.body.lstrip().startswith(b"{")):
+        return read_result(answer, "unreadable", "the answer is no JSON object")
+    return _of_stripe(read_result(answer))
+
+
+def _of_stripe(result: Result) -> Result:
+    """A refusal in the words of API v1: API v2 has a type of its own for each cause."""
+    is_stripes = result.code is not None and result.request_id is not None
+    return replace(result, type=_REFUSAL) if is_stripes and result.type not in ERROR_TYPES else result
+
+
+def _not_sent(message: str) -> Outcome:
+    return classify(Result(failure="not_sent", message=message))

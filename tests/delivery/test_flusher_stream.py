@@ -1,0 +1,285 @@
+"""Delivery by meter event streams: batches, and exactly once under whatever becomes of their replies."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import NOW, desk, until
+from meterkit.testing import Clock
+from workers import workers
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from delivering import Desk
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+STREAM = "/v2/billing/meter_event_stream"
+SESSION = "/v2/billing/meter_event_session"
+JULY = datetime(2031, 7, 1, tzinfo=UTC)
+
+
+def stream_desk(store_url: str, **settings: Any) -> AbstractAsyncContextManager[Desk]:
+    """A desk whose flusher sends streams."""
+    return desk(store_url, stripe_transport="v2-stream", **settings)
+
+
+def calls(at: Desk, path: str = STREAM) -> list[int]:
+    """The statuses of all calls of a path."""
+    return [request.status for request in at.emulator.requests if request.path == path]
+
+
+async def record_some(at: Desk, count: int) -> dict[str, int]:
+    """Have so many linked customers use something; what each did."""
+    used = {f"c{number}": number + 1 for number in range(count)}
+    await at.link(*used)
+    for customer, quantity in used.items():
+        await at.kit.record(customer, "requests", quantity)
+    return used
+
+
+@pytest.mark.each_store
+async def test_a_hundred_intents_go_in_a_call(any_store_url: str) -> None:
+    async with stream_desk(any_store_url, shards=1) as at:
+        used = await record_some(at, 230)
+        report = await at.flush(everything=True)
+        assert (report.sealed, report.delivered, report.left) == (230, 230, 0)
+        assert {customer: at.accepted(customer) for customer in used} == used
+        # The first call of a process is alone, and of one event.
+        assert (calls(at, SESSION), calls(at)) == ([200], [200] * 4)
+        usage = (await at.kit.usage("c7"))["meters"]["requests"]
+        assert (usage["delivered"], usage["queued"] + usage["leased"]) == (8, 0)
+    assert len(at.emulator.events) == 230
+
+
+async def test_the_setting_chooses_the_stream(store_url: str) -> None:
+    async with stream_desk(store_url) as at:
+        await record_some(at, 2)
+        await at.kit.flush(everything=True)
+    assert (at.accepted("c0"), at.accepted("c1"), set(calls(at))) == (1, 2, {200})
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"action": "drop", "when": "before"},
+        {"action": "drop", "when": "after"},
+        {"action": "reset", "when": "after"},
+        {"action": "delay", "when": "before", "delay_s": 0.05},
+        {"action": "error", "when": "before", "status": 500},
+        {"action": "error", "when": "after", "status": 500},
+        {"action": "error", "when": "after", "status": 503},
+        {"action": "error", "when": "before", "status": 429},
+        {"action": "error", "when": "before", "status": 401},
+    ],
+    ids=lambda fault: "-".join(str(part) for part in fault.values()),
+)
+@pytest.mark.parametrize("skip", [0, 1])
+async def test_i6_whatever_becomes_of_the_reply_to_a_batch_each_of_it_is_counted_once(
+    store_url: str, fault: dict[str, Any], skip: int
+) -> None:
+    async with stream_desk(store_url, shards=1) as at:
+        at.emulator.fail_next(**fault, skip=skip, times=1 if fault["action"] == "delay" else 2)
+        used = await record_some(at, 7)
+        for _ in range(5):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=2))
+        assert at.emulator.faults == ()
+        usage = [(await at.kit.usage(customer))["meters"]["requests"] for customer in used]
+    assert {customer: at.accepted(customer) for customer in used} == used
+    assert len(at.emulator.events) == 7
+    assert [(line["delivered"], line["queued"] + line["leased"]) for line in usage] == [
+        (quantity, 0) for quantity in used.values()
+    ]
+
+
+@pytest.mark.parametrize("path", [SESSION, STREAM])
+async def test_a_batch_that_has_no_session_waits_and_nothing_of_it_is_dead(store_url: str, path: str) -> None:
+    async with stream_desk(store_url) as at:
+        await record_some(at, 3)
+        at.emulator.fail_next("error", status=403, path=path, times=None)
+        for _ in range(3):
+            report = await at.flush(everything=True, timeout_s=0)
+            assert (report.dead, report.parked) == (0, 0)
+            at.clock.advance(timedelta(hours=20))
+        at.emulator.clear_faults()
+        assert (await at.flush(everything=True)).delivered == 3
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_no_event_is_to_blame_where_no_session_is_given(store_url: str, status: int) -> None:
+    async with stream_desk(store_url) as at:
+        await record_some(at, 3)
+        at.emulator.fail_next("error", status=status, path=SESSION, message="No such meter event.")
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.dead, report.parked, calls(at)) == (0, 0, 0, [])
+        at.clock.advance(timedelta(minutes=2))
+        assert (await at.flush(everything=True)).delivered == 3
+
+
+async def test_sessions_are_renewed_before_they_end(store_url: str) -> None:
+    async with stream_desk(store_url) as at:
+        await at.link("acme")
+        for _ in range(20):
+            await at.kit.record("acme", "requests", 1)
+            at.clock.advance(timedelta(minutes=5))
+            await at.flush(everything=True)
+        # Of 15 minutes, two are left where it is renewed.
+        assert (calls(at, SESSION), calls(at)) == ([200] * 7, [200] * 20)
+    assert at.accepted("acme") == 20
+
+
+async def test_a_session_that_is_over_is_made_anew_and_nothing_is_lost(store_url: str) -> None:
+    async with stream_desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 1)
+        await at.flush(everything=True)
+        at.clock.advance(timedelta(minutes=3))
+        at.emulator.end_sessions()
+        await at.kit.record("acme", "requests", 2)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(seconds=10))
+        await at.flush(everything=True)
+        assert (calls(at, SESSION), calls(at)) == ([200, 200], [200, 401, 200])
+    assert at.accepted("acme") == 3
+
+
+async def test_a_batch_that_is_refused_for_one_event_loses_only_that(store_url: str) -> None:
+    async with stream_desk(store_url, shards=1) as at:
+        used = await record_some(at, 40)
+        at.emulator.fail_next("error", status=400, customer="cus_c13", message="Too odd.", times=None)
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.dead) == (39, 1)
+        assert [(one.customer, one.quantity) for one in report.undelivered] == [("c13", 14)]
+        assert "Too odd." in report.undelivered[0].why
+        # By halves: 40, 20, 10, 5, 2 or 3, 1, and what is beside each.
+        assert len(calls(at)) <= 14
+    assert {customer: at.accepted(customer) for customer in used} == used | {"c13": 0}
+    assert len(at.emulator.events) == 39
+
+
+async def test_what_stripe_says_it_has_already_is_delivered(store_url: str) -> None:
+    # https://docs.stripe.com/api/v2/billing/meter-event/create has the code; of streams nothing is said.
+    async with stream_desk(store_url, shards=1) as at:
+        await record_some(at, 5)
+        at.emulator.fail_next("drop", when="after", skip=1)  # Of the batch, not of the one before.
+        await at.flush(everything=True, timeout_s=0)
+        at.emulator.fail_next("error", status=400, code="duplicate_meter_event", times=None)
+        at.clock.advance(timedelta(minutes=2))
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.dead, report.parked, report.left) == (4, 0, 0, 0)
+    assert len(at.emulator.events) == 5
+
+
+async def test_who_answers_200_in_stripes_place_has_not_taken_anything(store_url: str) -> None:
+    async with stream_desk(store_url) as at:
+        await record_some(at, 3)
+        at.emulator.fail_next("error", status=204, times=None)
+        report = await at.flush(everything=True, timeout_s=0)
+        assert report.delivered == 0
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(minutes=2))
+        assert (await at.flush(everything=True)).delivered == 3
+
+
+async def test_after_23_hours_only_what_is_in_doubt_is_parked(store_url: str) -> None:
+    async with stream_desk(store_url, shards=1) as at:
+        await at.link("acme", "zeta", "mira")
+        await at.kit.record("mira", "requests", 1)
+        await at.flush(everything=True)
+        at.emulator.fail_next("error", when="after", status=500, times=None)
+        await at.kit.record("acme", "requests", 6)
+        await at.flush(everything=True, timeout_s=0)
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(hours=24))
+        await at.kit.record("zeta", "requests", 2)
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.parked) == (1, 1)
+    assert (at.accepted("acme"), at.accepted("zeta")) == (6, 2)
+
+
+async def test_one_call_at_a_time_is_in_flight_for_a_customer_and_meter(store_url: str) -> None:
+    async with stream_desk(store_url, clock=Clock(JULY - timedelta(minutes=9)), shards=1) as at:
+        used = await record_some(at, 120)
+        at.clock.set(JULY + timedelta(minutes=1))
+        for customer in used:  # A second intent of each, of the next period.
+            await at.kit.record(customer, "requests", 1)
+        at.emulator.latency_s = 0.02
+        assert (await at.flush(everything=True)).delivered == 240
+        # The emulator refuses a second one with 429.
+        assert set(calls(at)) == {200}
+        assert len(calls(at)) <= 5
+
+
+@pytest.mark.parametrize("point", ["leased", "sent", "acknowledged"])
+async def test_i6_what_a_killed_process_left_of_a_batch_is_delivered_once_by_the_next(
+    valkey: Server, store_url: str, point: str
+) -> None:
+    async with stream_desk(store_url, shards=1) as at:
+        used = await record_some(at, 5)
+        settings = {"shards": 1, "stripe_transport": "v2-stream"}
+        options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "settings": settings}
+        async with workers(1, **options, crash=point) as (doomed,):
+            with pytest.raises(EOFError, match="-9"):
+                await doomed.ask("flush")
+        valkey.command("PEXPIRE", "mk:{0}:lease", 1)
+        await until(lambda: valkey.command("EXISTS", "mk:{0}:lease") == 0)
+        assert (await at.flush(everything=True)).left == 0
+        usage = [(await at.kit.usage(name))["meters"]["requests"]["delivered"] for name in used]
+        assert usage == list(used.values())
+    assert {customer: at.accepted(customer) for customer in used} == used
+    assert len(at.emulator.events) == 5
+
+
+FAULTS: tuple[dict[str, Any], ...] = (
+    {"action": "drop", "when": "after"},
+    {"action": "drop", "when": "before"},
+    {"action": "reset", "when": "after"},
+    {"action": "error", "when": "after", "status": 500},
+    {"action": "error", "when": "before", "status": 429},
+    {"action": "error", "when": "before", "status": 401},
+    {"action": "error", "when": "before", "status": 400, "customer": "cus_acme"},
+    {"action": "drop", "when": "before", "path": SESSION},
+    {"action": "error", "when": "before", "status": 500, "path": SESSION},
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_i6_after_faults_of_streams_stripe_has_what_was_recorded(store_url: str, seed: int) -> None:
+    random = Random(seed)  # noqa: S311 - a schedule, not a secret
+    customers = ("acme", "zeta", "mira")
+    recorded = dict.fromkeys(customers, 0)
+    async with stream_desk(store_url, shards=2) as at:
+        await at.link(*customers)
+        for _ in range(25):
+            for customer in customers:
+                quantity = random.randrange(1, 50)
+                await at.kit.record(customer, "requests", quantity)
+                recorded[customer] += quantity
+            if random.random() < 0.6:
+                at.emulator.fail_next(**random.choice(FAULTS))
+            if random.random() < 0.1:
+                at.emulator.end_sessions()
+            await at.flush(everything=random.random() < 0.3, timeout_s=0)
+            at.clock.advance(timedelta(seconds=random.choice([20, 60, 301, 900])))
+        at.emulator.clear_faults()
+        for _ in range(4):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(timedelta(minutes=11))
+        report = await at.flush(everything=True)
+        dead = {one.customer: 0 for one in report.undelivered}
+        for one in report.undelivered:
+            assert one.state == "dead"
+            dead[one.customer] += one.quantity
+        assert report.left == 0
+    assert dead.keys() <= {"acme"}  # The refusal that was of contents.
+    for customer in customers:
+        assert at.accepted(customer) == recorded[customer] - dead.get(customer, 0)
+    stamps = [(event.customer, event.meter, event.timestamp) for event in at.emulator.events]
+    assert len(set(stamps)) == len(stamps)

@@ -1,0 +1,239 @@
+"""Meter event streams of the emulator, by the official SDK: one test for each rule of Stripe's pages."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import stripe
+
+from meterkit.testing import Clock, StripeEmulator
+from stripe_session import StripeSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+KEY = "sk_test_1"
+SESSION = "/v2/billing/meter_event_session"
+STREAM = "/v2/billing/meter_event_stream"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """An emulator, its clock, and Stripe's SDK before it."""
+
+    emulator: StripeEmulator
+    clock: Clock
+    url: str
+    client: stripe.StripeClient
+
+    async def session(self) -> str:
+        """The token of a new session."""
+        return (await self.client.v2.billing.meter_event_session.create_async()).authentication_token
+
+    async def stream(self, *events: dict[str, Any], token: str | None = None) -> None:
+        """Send a batch by the SDK."""
+        given: Any = {"events": list(events)}
+        options: Any = {"api_key": token or await self.session()}
+        await self.client.v2.billing.meter_event_stream.create_async(given, options)
+
+    def reports(self) -> list[tuple[str, str, list[str]]]:
+        """What thin events tell: their type, the code, the identifiers."""
+        found: list[tuple[str, str, list[str]]] = []
+        for event in self.emulator.thin_events:
+            reason: Any = event.data["reason"]
+            for kind in reason["error_types"]:
+                samples = [sample["request"]["identifier"] for sample in kind["sample_errors"]]
+                found.append((event.type.removeprefix("v1.billing.meter."), kind["code"], samples))
+        return found
+
+
+@asynccontextmanager
+async def room() -> AsyncGenerator[Room]:
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_customer("cus_1")
+    emulator.add_meter("api_requests")
+    async with emulator.serve() as url:
+        sdk = StripeSession(KEY, api_base=url, events_base=url, timeout_s=5.0)
+        yield Room(emulator=emulator, clock=clock, url=url, client=sdk.client)
+        await sdk.close()
+
+
+def event(identifier: object = "a", **fields: Any) -> dict[str, Any]:
+    """A meter event as Stripe's schema has it."""
+    payload = {"stripe_customer_id": "cus_1", "value": "3"}
+    told = {"event_name": "api_requests", "identifier": identifier, "payload": payload}
+    return told | {"timestamp": "2026-11-20T12:00:00Z"} | fields
+
+
+async def test_a_batch_is_counted() -> None:
+    async with room() as at:
+        await at.stream(event("a"), event("b", timestamp="2026-11-20T13:00:00.500+01:00"))
+        assert int(at.emulator.accepted("cus_1", "api_requests")) == 6
+        assert {taken.timestamp for taken in at.emulator.events} == {int(NOW.timestamp())}
+
+
+async def test_a_session_says_when_it_ends() -> None:
+    # https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create
+    async with room() as at:
+        made = await at.client.v2.billing.meter_event_session.create_async()
+        created, ends = (datetime.fromisoformat(text) for text in (made.created, made.expires_at))
+        assert (made.object, made.livemode) == ("v2.billing.meter_event_session", False)
+        assert ends - created == timedelta(minutes=15)
+
+
+@pytest.mark.parametrize(("age", "is_over"), [(899, False), (900, True)])
+async def test_a_token_holds_for_a_quarter_of_an_hour(age: int, is_over: bool) -> None:
+    # https://docs.stripe.com/api/v2/billing/meter-event-stream/create: the 401 and its code.
+    async with room() as at:
+        token = await at.session()
+        at.clock.advance(timedelta(seconds=age))
+        if not is_over:
+            await at.stream(event(), token=token)
+            return
+        with pytest.raises(stripe.TemporarySessionExpiredError) as raised:
+            await at.stream(event(), token=token)
+        assert raised.value.http_status == 401
+    assert at.emulator.events == ()
+
+
+async def test_a_stream_takes_no_key_and_the_api_no_token() -> None:
+    async with room() as at:
+        with pytest.raises(stripe.AuthenticationError):
+            await at.stream(event(), token=KEY)
+        async with httpx.AsyncClient(base_url=at.url) as http:
+            headers = {"Authorization": f"Bearer {await at.session()}"}
+            assert (await http.get("/v1/customers", headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize(("count", "is_taken"), [(0, False), (1, True), (100, True), (101, False)])
+async def test_a_batch_has_one_to_a_hundred_events(count: int, is_taken: bool) -> None:
+    # https://docs.stripe.com/api/v2/billing/meter-event-stream/create
+    async with room() as at:
+        events = [event(str(number)) for number in range(count)]
+        if is_taken:
+            await at.stream(*events)
+        else:
+            with pytest.raises(stripe.InvalidRequestError):
+                await at.stream(*events)
+    assert len(at.emulator.events) == (count if is_taken else 0)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        event(payload={"stripe_customer_id": "cus_1", "value": 3}),
+        event(payload=["cus_1"]),
+        event(timestamp=1_763_640_000),
+        event(timestamp="2026-11-20T12:00:00"),
+        event(timestamp="noon"),
+        event(event_name=""),
+        event(event_name="e" * 101),
+        event(identifier="i" * 101),
+        event(identifier=7),
+        event(value="3"),
+    ],
+)
+async def test_one_event_of_another_form_has_the_whole_batch_refused(odd: dict[str, Any]) -> None:
+    async with room() as at:
+        headers = {"Authorization": f"Bearer {await at.session()}"}
+        async with httpx.AsyncClient(base_url=at.url, headers=headers) as http:
+            refused = await http.post(STREAM, json={"events": [event("good"), odd]})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_fields")
+    assert (at.emulator.events, at.reports()) == ((), [])
+
+
+@pytest.mark.parametrize("body", [b"no", b"[]", b'{"events": [], "more": 1}', b'{"events": 7}'])
+async def test_what_is_no_batch_is_refused(body: bytes) -> None:
+    async with room() as at:
+        headers = {"Authorization": f"Bearer {await at.session()}"}
+        async with httpx.AsyncClient(base_url=at.url, headers=headers) as http:
+            assert (await http.post(STREAM, content=body)).status_code == 400
+            headers["Authorization"] = f"Bearer {KEY}"
+            assert (await http.post(SESSION, content=b'{"a": 1}', headers=headers)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("odd", "code"),
+    [
+        (event("odd", payload={"value": "3"}), "meter_event_no_customer_defined"),
+        (
+            event("odd", payload={"stripe_customer_id": "cus_2", "value": "3"}),
+            "meter_event_customer_not_found",
+        ),
+        (event("odd", payload={"stripe_customer_id": "cus_1", "value": "x"}), "meter_event_invalid_value"),
+        (event("odd", payload={"stripe_customer_id": "cus_1"}), "meter_event_invalid_value"),
+        (
+            event("odd", payload={"stripe_customer_id": "cus_1", "value": "1" * 16}),
+            "meter_event_value_too_many_digits",
+        ),
+        (event("odd", timestamp="2026-10-16T11:59:59Z"), "timestamp_too_far_in_past"),
+        (event("odd", timestamp="2026-11-20T12:05:01Z"), "timestamp_in_future"),
+    ],
+)
+async def test_what_is_wrong_with_the_contents_is_told_afterwards(odd: dict[str, Any], code: str) -> None:
+    # https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api#handle-meter-event-errors
+    async with room() as at:
+        await at.stream(event("good"), odd)
+        assert [taken.identifier for taken in at.emulator.events] == ["good"]
+        assert at.reports() == [("error_report_triggered", code, ["odd"])]
+
+
+async def test_a_meter_that_is_not_there_or_not_active_is_told_afterwards() -> None:
+    async with room() as at:
+        meter = (await at.client.v1.billing.meters.list_async()).data[0]
+        await at.client.v1.billing.meters.deactivate_async(meter.id)
+        await at.stream(event("a"), event("b", event_name="none"), event("c", event_name="none"))
+        assert at.reports() == [
+            ("error_report_triggered", "archived_meter", ["a"]),
+            ("no_meter_found", "no_meter", ["b", "c"]),
+        ]
+        assert at.emulator.events == ()
+
+
+async def test_an_identifier_counts_once_in_24_hours_and_nothing_is_said_of_it() -> None:
+    # https://docs.stripe.com/api/v2/billing/meter-event-stream/create has no code for a repeat.
+    async with room() as at:
+        await at.stream(event("a"), event("a"))
+        at.clock.advance(timedelta(hours=23))
+        await at.stream(event("a"))
+        assert (len(at.emulator.events), at.reports()) == (1, [])
+        at.clock.advance(timedelta(hours=1))
+        await at.stream(event("a"))
+        assert len(at.emulator.events) == 2
+
+
+async def test_an_identifier_of_v1_is_known_to_a_stream() -> None:
+    async with room() as at:
+        payload = {"stripe_customer_id": "cus_1", "value": "3"}
+        params: Any = {"event_name": "api_requests", "identifier": "a", "payload": payload}
+        await at.client.v1.billing.meter_events.create_async(params)
+        await at.stream(event("a"))
+        assert len(at.emulator.events) == 1
+
+
+async def test_a_fault_of_a_customer_is_of_the_batch_that_it_is_in() -> None:
+    async with room() as at:
+        at.emulator.fail_next("error", status=400, customer="cus_9", message="Odd.")
+        await at.stream(event("a"))
+        with pytest.raises(stripe.InvalidRequestError, match=r"Odd\."):
+            await at.stream(event("b"), event("c", payload={"stripe_customer_id": "cus_9", "value": "3"}))
+        at.emulator.fail_next("lose")
+        await at.stream(event("d"))
+    assert [(taken.identifier, taken.counted) for taken in at.emulator.events] == [("a", True), ("d", False)]
+
+
+async def test_sessions_can_be_ended() -> None:
+    async with room() as at:
+        token = await at.session()
+        at.emulator.end_sessions()
+        with pytest.raises(stripe.TemporarySessionExpiredError):
+            await at.stream(event(), token=token)
