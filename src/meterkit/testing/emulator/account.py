@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from meterkit.testing.emulator.faults import REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.invoicing.invoices import Invoices
-from meterkit.testing.emulator.metering.event_stream import MeterEventSessions
+from meterkit.testing.emulator.metering.event_sessions import MeterEventSessions
 from meterkit.testing.emulator.metering.meter_events import MeterEvents
 from meterkit.testing.emulator.metering.meters import Meters
 from meterkit.testing.emulator.pages.checkout import CheckoutSessions

@@ -1,12 +1,11 @@
-"""Meter event sessions and streams, API v2: batches that are taken as a whole, and looked at afterwards."""
+"""Meter event streams, API v2: batches that are taken as a whole, and looked at afterwards."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
@@ -17,7 +16,7 @@ from meterkit.testing.emulator.metering.meter_events import (
     PAST_S_MAX,
     MeterEvent,
 )
-from meterkit.testing.emulator.replies import ApiError, JsonObject, new_id
+from meterkit.testing.emulator.replies import ApiError, JsonObject
 from meterkit.testing.emulator.webhooks.thin_events import meter_errors
 
 if TYPE_CHECKING:
@@ -27,57 +26,12 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.webhooks.thin_events import MeterErrorCode
 
-__all__ = ["MeterEventSessions", "create_session", "stream_events"]
+__all__ = ["create_session", "stream_events"]
 
-# https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create
-SESSION_S: Final = 15 * 60
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create
 EVENTS_MAX: Final = 100
 FIELDS: Final = {"event_name", "identifier", "payload", "timestamp"}
 TEXT_MAX: Final = 100
-
-
-class MeterEventSessions:
-    """The sessions of an account, by the token that each one's calls carry instead of a key."""
-
-    def __init__(self) -> None:
-        self._ends: dict[str, tuple[float, bool]] = {}
-
-    def create(self, call: Call) -> JsonObject:
-        """``POST /v2/billing/meter_event_session``: its token holds for a quarter of an hour."""
-        token = new_id("mes_token", length=40)
-        self._ends[token] = (call.now + SESSION_S, call.livemode)
-        return {
-            "id": new_id("mes"),
-            "object": "v2.billing.meter_event_session",
-            "authentication_token": token,
-            "created": _text(call.now),
-            "expires_at": _text(call.now + SESSION_S),
-            "livemode": call.livemode,
-        }
-
-    def authenticate(self, token: str, *, now: float) -> bool:
-        """Return whether a token is one of live mode.
-
-        Raises:
-            ApiError: 401, for which Stripe's SDK has an error of its own where the session is over.
-        """
-        ends_s, livemode = self._ends.get(token, (None, False))
-        if ends_s is None:
-            message = "Invalid authentication token: a meter event stream takes that of a session."
-            raise ApiError(message, status=HTTPStatus.UNAUTHORIZED)
-        if now >= ends_s:
-            raise ApiError(
-                "The temporary session token has expired.",
-                status=HTTPStatus.UNAUTHORIZED,
-                kind="temporary_session_expired",
-                code="billing_meter_event_session_expired",
-            )
-        return livemode
-
-    def end(self) -> None:
-        """Have all tokens be over, before their time."""
-        self._ends = {token: (0.0, livemode) for token, (_, livemode) in self._ends.items()}
 
 
 def create_session(account: Account, call: Call) -> JsonObject:
@@ -210,7 +164,3 @@ def _instant(text: object, at: str) -> int:
 
 def _refused(message: str) -> ApiError:
     return ApiError(message, code="invalid_fields")
-
-
-def _text(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
