@@ -35,7 +35,7 @@ def _pack(value: int | str | bytes) -> bytes:
         text = value.encode() if isinstance(value, str) else value
         return bytes([0xA0 + len(text)] if len(text) < 0x20 else [0xD9, len(text)]) + text
     if value < 0x80:
-        return bytes([value % 0x100])
+        return bytes([value % 0x100])  # Also just below zero.
     log = next(log for log in range(4) if value < 1 << (8 << log))
     return bytes([0xCC + log]) + value.to_bytes(1 << log, "big")
 

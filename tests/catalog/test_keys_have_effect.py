@@ -99,6 +99,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "billing.changes": ("subscriptions/service/changing.py", "billing.changes"),
     "billing.changes.upgrade": ("subscriptions/rules/changes.py", "changes.upgrade"),
     "billing.changes.downgrade": ("subscriptions/rules/changes.py", "changes.downgrade"),
+    "billing.changes.over_limit": ("decisions/gauges.py", "changes.over_limit"),
     "billing.late_usage": ("store/settlement.py", "catalog.billing.late_usage"),
     "dunning": ("decisions/customer_state.py", "catalog.dunning"),
     "dunning.grace": ("decisions/dunning.py", "dunning.grace_ms"),
@@ -111,7 +112,6 @@ READ: Final[dict[str, tuple[str, str]]] = {
 
 # Key to the attribute that code would read if the key had an effect.
 WITHOUT_EFFECT: Final[dict[str, str | None]] = {
-    "billing.changes.over_limit": None,  # A preview has something of this name.
     "plans.*.name": None,  # `name` is an attribute of much.
     "plans.*.price.amount_cents": None,  # Previews tell of it.
     "plans.*.seat_price.amount_cents": None,

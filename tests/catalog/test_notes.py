@@ -50,8 +50,6 @@ plans:
     extends: free
     meters:
       requests: {included: 0, overage: bill}
-billing:
-  changes: {upgrade: now, over_limit: allow}
 """
 
 
@@ -71,13 +69,14 @@ def routed(*lines: str) -> Catalog:
     )
 
 
-def test_each_key_without_effect_and_each_meter_billed_from_the_first_unit_is_named_with_its_line() -> None:
+def test_each_key_that_only_informs_and_each_meter_billed_from_the_first_unit_is_named_with_its_line() -> (
+    None
+):
     """F-60, F-26."""
     assert told(loads(PLANS)) == [
         (20, "plans.bare", "billed_from_first_unit"),
         (21, "plans.bare.price.amount_cents", "informs"),
         (26, "plans.rated.meters.requests", "billed_from_first_unit"),
-        (32, "billing.changes.over_limit", "without_effect"),
     ]
 
 
@@ -95,7 +94,6 @@ def test_the_summary_is_one_line_without_what_only_informs() -> None:
     """F-60, F-26."""
     line = summary(loads(PLANS).notes)
     assert line.count("\n") == 0
-    assert "no effect yet: billing.changes.over_limit (line 32); " in line
     assert "billed from the first unit, as nothing is included: plans.bare (line 20)" in line
     assert "amount_cents" not in line
     assert summary(note for note in loads(PLANS).notes if note.kind == "informs") == ""

@@ -356,8 +356,9 @@ class Delivery(Checks):
             entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
         )
-        keys = (f"c:{name}", f"s:{name}", "customers", "dirty", "unlinked", "turns", f"h:{name}", "notices")
-        changes = json.dumps({"entries": asked.entries, "notices": asked.notices})
+        shared = ("customers", "dirty", "unlinked", "turns")
+        keys = (f"c:{name}", f"s:{name}", *shared, f"h:{name}", "notices", f"v:{name}")
+        changes = json.dumps({"entries": asked.entries, "notices": asked.notices, "gauges": []})
         argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         reply, found = self.ask("amend", keys, *argv, *more, self.wall)

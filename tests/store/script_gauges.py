@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from random import Random
 
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.subscription import Status
     from meterkit.store.views import CustomerView, PreparedDecision
     from store.script_wires import Wire
 
 MOST: Final = 10**15 - 1
-PLANS: Final = loads("""
+_FILE: Final = """
 schema: 1
 currency: usd
 default_plan: free
@@ -54,16 +57,27 @@ plans:
   open:
     price: {amount_cents: 0, interval: month}
     meters: {seats: {included: 5, overage: {percent: 50, grace: 1h}}}
-""")
+dunning: {grace: 7d, restrict_to: more, suspend_after: 14d}
+"""
+PLANS: Final = loads(_FILE)
+ALLOWING: Final = loads(f"{_FILE}billing: {{changes: {{over_limit: allow}}}}")
 GAUGES: Final = ("storage", "seats")
 
 
 @dataclass(slots=True)
 class Gauge:
-    """What is known of one gauge: level, since when that is too much (0: it is not), holds by their slots."""
+    """What is known of one gauge.
+
+    Attributes:
+        level: how far it is filled.
+        over_ms: since when that is too much; 0: it is not.
+        fitted: what was included when it last was not; -1: it was unlimited.
+        held: by the slots of the holds.
+    """
 
     level: int = 0
     over_ms: int = 0
+    fitted: int = 0
     held: dict[int, int] = field(default_factory=dict[int, int])
 
     def live(self, now: int) -> int:
@@ -72,21 +86,29 @@ class Gauge:
     def look(self, limit: GaugeLimit | None, now: int) -> int:
         """Note whether the level is too much by now; the limit."""
         if limit is None or self.level <= limit.included:
-            self.over_ms = 0
+            self.over_ms, self.fitted = 0, -1 if limit is None else limit.included
         elif not self.over_ms:
             self.over_ms = now
-        if limit is None:
+        if limit is None or (self.over_ms and limit.keeps and self.fitted < 0):
             return MOST
-        return limit.included if self.over_ms and now - self.over_ms >= limit.grace_ms else limit.most
+        most = limit.included if self.over_ms and now - self.over_ms >= limit.grace_ms else limit.most
+        return max(most, self.fitted) if self.over_ms and limit.keeps else most
+
+    def keeping(self, limit: GaugeLimit) -> set[str]:
+        """What a limit of before comes to."""
+        if not limit.keeps or self.level <= limit.included or 0 <= self.fitted <= limit.most:
+            return set()
+        return {"kept unlimited" if self.fitted < 0 else "kept"}
 
     def stored(self) -> bytes | None:
-        return pack_field(self.level, self.over_ms) if self.level else None
+        return pack_field(self.level, self.over_ms, self.fitted) if self.level else None
 
 
 class GaugeWorld:
     """One customer, two processes, and a clock."""
 
-    catalog = PLANS
+    catalog: Catalog = PLANS
+    allows: bool = False
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self.wire, self.random = wire, random
@@ -107,6 +129,7 @@ class GaugeWorld:
             for _ in range(2)
         ]
         self.plan, self.rev, self.number = "free", NO_STATE, 0
+        self.is_restricted = False
         self.gauges = {name: Gauge() for name in GAUGES}
         self.open: list[tuple[PreparedDecision, int]] = []
         self.events: set[str] = set()
@@ -147,11 +170,13 @@ class GaugeWorld:
             self.compare("plan", self.plan, decision.view.effective.plan.key)
         limits: dict[str, int] = {}
         for name in asked:
-            gauge, limit = self.gauges[name], GaugeLimit.of(decision.view.entitlements[name])
+            gauge, limit = self.gauges[name], self._limit_of(decision.view, name)
             if limit is not None:
-                kept = gauge.over_ms
+                self.seen |= gauge.keeping(limit)
+                known = (gauge.over_ms, gauge.fitted)
                 limits[name] = gauge.look(limit, self.wall)
-                gauge.over_ms = kept if mode == "c" else gauge.over_ms
+                if mode == "c":
+                    gauge.over_ms, gauge.fitted = known
         used = {name: self.gauges[name].level + self.gauges[name].live(self.wall) for name in limits}
         full = [name for name in limits if used[name] + demands[name].needed > limits[name]]
         expected = (5 if mode == "s" else 1) if full else 0
@@ -233,6 +258,7 @@ class GaugeWorld:
         notices: list[str] = []
         if code == 0:
             notices = self._crossed(known, name, gauge.level, changed)
+            gauge.look(limit, self.wall)
             gauge.level = changed
             gauge.look(limit, self.wall)
             self.events |= {event} if event else set()
@@ -268,16 +294,38 @@ class GaugeWorld:
         self.wire(pack("DEL", key))
 
     def move(self) -> None:
-        """Put the customer on another plan."""
-        self.plan = self.random.choice(tuple(PLANS.plans))
-        self.rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
-        self.wire(
-            pack("HSET", self._keys.state, "rev", self.rev, "data", CustomerState(plan=self.plan).dump())
-        )
+        """Put the customer on another plan, or on the one of who owes: somebody does, or the clock."""
+        self.is_restricted = self.random.random() < 0.2
+        status: Status | None = "paused" if self.is_restricted else None
+        plan = self.random.choice(tuple(self.catalog.plans))
+        self.plan = self.catalog.dunning.restrict_to if self.is_restricted else plan
+        known, self.rev = self.rev, f"{FORMAT}:{self.random.randrange(10**12):012x}"
+        data = CustomerState(plan=plan, status=status).dump()
+        if self.random.random() < 0.7:
+            self._amend(known, data)
+            return
+        self.wire(pack("HSET", self._keys.state, "rev", self.rev, "data", data))
         head = self.wire(pack("HGET", self._keys.counters, "h"))
         if head is not None:
             *times, _ = unpack_field(head)
             self.wire(pack("HSET", self._keys.counters, "h", pack_field(*times, "")))
+
+    def _amend(self, known: str, data: str) -> None:
+        """By the script, which is told what is included from now on."""
+        limits = {name: self._limit(name) for name in self.gauges}
+        gauges = {name: -1 if limit is None else limit.included for name, limit in limits.items()}
+        self.compare(f"amend {data}", [0], self.wire(self._amending("ada", known, data, gauges)))
+        for name, gauge in self.gauges.items():
+            gauge.look(limits[name], self.wall)
+        self.seen.add("amend")
+
+    def _amending(self, customer: str, known: str, data: str, gauges: Mapping[str, int]) -> bytes:
+        keys, shared = self.keys.customer(customer), ("customers", "dirty", "unlinked", "turns")
+        names = [keys.counters, keys.state, *(f"mk:{{0}}:{name}" for name in shared)]
+        names += [keys.history, keys.notices, keys.levels]
+        changes = json.dumps({"entries": [], "notices": [], "gauges": list(gauges.items())})
+        argv = (known, self.rev, data, customer, 0, self.wall, "", "", 0, changes, self.wall)
+        return pack("EVALSHA", self.scripts["amend"].sha, len(names), *names, *argv)
 
     def check(self, name: str) -> None:
         """For tests of all scripts: each step compares what is stored."""
@@ -290,10 +338,12 @@ class GaugeWorld:
         names = (keys.levels, keys.state, keys.notices)
         level = pack("EVALSHA", self.scripts["level"].sha, len(names), *names, *argv)
         packed = b"".join(known.prepare_asking({"storage": Demand.of(1)}, "f").packed)
-        for wrong in (b"1x", b"", pack_field(1), pack_field(1, 2, 3), b"\x07" + pack_field(1, 2)[1:]):
+        amend = self._amending("ida", NO_STATE, "{}", {"storage": 5})
+        for wrong in (b"1x", b"", pack_field(1, 2), pack_field(*range(4)), b"\x07" + pack_field(1, 2, 3)[1:]):
             self.wire(pack("HSET", keys.levels, "storage", wrong))
-            for request in (level, packed + pack_each([self.wall])):
+            for request in (level, amend, packed + pack_each([self.wall])):
                 self.compare(f"{wrong!r}", True, "DAMAGED field storage" in str(self.wire(request)))
+            self.compare("state", 0, self.wire(pack("EXISTS", keys.state)))
             self.compare(f"after {wrong!r}", wrong, self.wire(pack("HGET", keys.levels, "storage")))
 
     def _ask(self, prepare: Callable[[CustomerView], PreparedDecision]) -> tuple[PreparedDecision, Any]:
@@ -314,7 +364,13 @@ class GaugeWorld:
         return self.keys.customer("ada")
 
     def _limit(self, name: str) -> GaugeLimit | None:
-        return GaugeLimit.of(PLANS.plans[self.plan].entitlements[name])
+        given = self.catalog.plans[self.plan].entitlements[name]
+        return GaugeLimit.of(given, keeps=self.allows and not self.is_restricted)
+
+    def _limit_of(self, view: CustomerView, name: str) -> GaugeLimit | None:
+        """What a process knows, which need not be so any more."""
+        keeps = self.allows and view.effective.access != "restricted"
+        return GaugeLimit.of(view.entitlements[name], keeps=keeps)
 
     def _load(self, name: str, text: str) -> Script:
         sha = self.wire(pack("SCRIPT", "LOAD", text))
@@ -325,3 +381,10 @@ class GaugeWorld:
     def compare(self, what: str, expected: object, found: object) -> None:
         if expected != found:
             raise MismatchError(f"{what}: expected {expected}, found {found} at {self.wall}")
+
+
+class KeepingWorld(GaugeWorld):
+    """The same, where gauges above their limits keep those of before."""
+
+    catalog = ALLOWING
+    allows = True

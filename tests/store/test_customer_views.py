@@ -66,9 +66,14 @@ class Interrupted(CustomerCache):
     meanwhile: list[list[Any]]
 
     def program(
-        self, entitlements: Mapping[str, Entitlement], route: Route, prepaid: Prepaid | None
+        self,
+        entitlements: Mapping[str, Entitlement],
+        route: Route,
+        prepaid: Prepaid | None,
+        *,
+        keeps: bool = False,
     ) -> Program:
-        program = super().program(entitlements, route, prepaid)
+        program = super().program(entitlements, route, prepaid, keeps=keeps)
         if getattr(self, "meanwhile", None):
             self.learn(self.get("acme"), self.meanwhile.pop())
         return program

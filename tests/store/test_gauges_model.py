@@ -13,13 +13,14 @@ import pytest
 
 from store.script_checks import MismatchError
 from store.script_driver import life
-from store.script_gauges import GaugeWorld
+from store.script_gauges import GaugeWorld, KeepingWorld
 from store.script_mutants import equivalents, mutants, sample_of
 from store.script_repeats import RepeatWorld
 from store.script_wires import fake_wire, load_texts, server_wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from servers import Server
     from store.script_wires import Wire
@@ -28,28 +29,30 @@ FILES: Final = (
     "level.lua",
     *(
         f"include/{name}.lua"
-        for name in ("weigh_gauges", "level_of", "over_since", "first_of", "remember", "end_flight")
+        for name in (
+            "weigh_gauges",
+            "level_of",
+            "standing_of",
+            "regauge",
+            "first_of",
+            "remember",
+            "end_flight",
+        )
     ),
 )
 SEEDS: Final = 3
 STEPS: Final = 2500
 SAMPLE: Final = 20
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
-KINDS: Final[Mapping[type[GaugeWorld], set[str]]] = {
-    GaugeWorld: {
-        "d 0",
-        "d 1",
-        "c 0",
-        "c 1",
-        "s 0",
-        "s 5",
-        "f 0",
-        "f 1",
-        "level 0",
-        "level 1",
-        "level 4",
-        "notice",
-    },
+SEEN: Final = frozenset(
+    {
+        *("d 0", "d 1", "c 0", "c 1", "s 0", "s 5", "f 0", "f 1"),
+        *("level 0", "level 1", "level 4", "notice", "amend"),
+    }
+)
+KINDS: Final[Mapping[type[GaugeWorld], AbstractSet[str]]] = {
+    GaugeWorld: SEEN,
+    KeepingWorld: SEEN | {"kept", "kept unlimited"},
     RepeatWorld: {
         *("d 0", "d 1", "d 6", "d 8", "f 0", "f 1", "f 6", "in flight", "s 0", "s 5", "s 6", "s 7"),
         *("settled False", "settled True"),

@@ -73,8 +73,8 @@ class ChangesTable(Table, what="changes"):
     downgrade = Key(_WHEN, "period_end (default) or now.")
     over_limit = Key(
         Choice(("block_growth", "allow")),
-        "block_growth (default) or allow.",
-        without_effect="what is above a limit may not grow until it fits, whichever is said",
+        "Gauges above their limit after a change of plan: block_growth (default) until they fit, or"
+        " allow growth as far as before the change.",
     )
 
 

@@ -30,7 +30,7 @@ BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gon
 BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)
 
 
-NoteKind = Literal["without_effect", "informs", "billed_from_first_unit", "never_reached"]
+NoteKind = Literal["informs", "billed_from_first_unit", "never_reached"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Note:
         file: the path as it was given.
         line: 1-based, and so is ``column``.
         path: where in the document, dotted: ``plans.pro.trial``.
-        kind: ``without_effect``: no code reads the key yet; ``informs``: it tells people something, and
-            meterkit nothing; ``billed_from_first_unit``: a plan includes nothing of a meter that Stripe is
-            told of; ``never_reached``: an earlier route takes every request of this one.
+        kind: ``informs``: it tells people something, and meterkit nothing; ``billed_from_first_unit``: a plan
+            includes nothing of a meter that Stripe is told of; ``never_reached``: an earlier route takes all
+            requests of this one.
         message: what comes of it, and what to write where something else is meant.
     """
 

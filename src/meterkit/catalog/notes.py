@@ -34,7 +34,6 @@ COMPARED_MAX: Final = 300
 """So many lines are compared with each other, so that no file takes long."""
 _SHOWN_MAX: Final = 10
 _TITLES: Final[dict[NoteKind, str]] = {
-    "without_effect": "no effect yet",
     "billed_from_first_unit": "billed from the first unit, as nothing is included",
     "never_reached": "routes that an earlier one stands before",
 }

@@ -36,8 +36,7 @@ class PriceTable(Table, what="a price", inheritable=True):
         cents(),
         "In minor units of the currency.",
         required=True,
-        without_effect="what is charged is the price at Stripe, this one tells of it, in previews too",
-        informs=True,
+        informs="what is charged is the price at Stripe, this one tells of it, in previews too",
     )
     interval = Key(Choice(("month", "year")), "How often it is paid: month or year.", required=True)
     included_per = Key(
@@ -86,8 +85,7 @@ class PlanTable(Table, what="a plan", inheritable=True):
     name = Key(
         text(128),
         "The name that people see; default: the key.",
-        without_effect="meterkit shows the key, but where it tells what a change of plan costs",
-        informs=True,
+        informs="meterkit shows the key, but where it tells what a change of plan costs",
     )
     extends = Key(NAME, "The plan whose entries this one inherits.")
     rank = Key(

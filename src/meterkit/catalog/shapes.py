@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from meterkit.catalog.errors import Place, Problems
-    from meterkit.catalog.models import NoteKind
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -175,16 +174,14 @@ class Key(Generic[T]):
         doc: one line for editors.
         name: as the file writes it; by default as the attribute is called.
         required: whether the table is refused without it.
-        without_effect: what the key will bring about one day; empty where the code reads it.
-        informs: whether it will never do more than inform people.
+        informs: what is so instead, where the key only tells people something; else empty.
     """
 
     shape: Shape[T]
     doc: str
     name: str = ""
     required: bool = False
-    without_effect: str = ""
-    informs: bool = False
+    informs: str = ""
 
     def __set_name__(self, owner: object, attribute: str) -> None:
         self.name = self.name or attribute
@@ -199,16 +196,12 @@ class Key(Generic[T]):
     @property
     def described(self) -> str:
         """The line for editors, which also says where the key has no effect."""
-        if not self.without_effect:
-            return self.doc
-        return f"{self.doc} It has no effect{'' if self.informs else ' yet'}: {self.without_effect}."
+        return f"{self.doc} It has no effect: {self.informs}." if self.informs else self.doc
 
     def note(self, place: Place, value: object, problems: Problems) -> None:
         """Say so where the file says something under a key that has no effect."""
-        if value and self.without_effect:
-            kind: NoteKind = "informs" if self.informs else "without_effect"
-            when = "" if self.informs else " yet"
-            problems.note(place, kind, f"`{self.name}` has no effect{when}: {self.without_effect}")
+        if value and self.informs:
+            problems.note(place, "informs", f"`{self.name}` has no effect: {self.informs}")
 
 
 class Table:

@@ -14,10 +14,11 @@ from meterkit.decisions.packed import unpack_field
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Entitlement, Meter
+    from meterkit.catalog import Catalog, Entitlement, Meter
     from meterkit.decisions.decision import Reason
+    from meterkit.decisions.subscription import Access
 
-__all__ = ["GaugeLimit", "Level", "gauge_policy", "shortage", "with_gauges"]
+__all__ = ["GaugeLimit", "Level", "gauge_policy", "keeps_limits", "shortage", "with_gauges"]
 
 _BYTES = frozenset({"byte", "bytes"})
 
@@ -29,33 +30,46 @@ class GaugeLimit(NamedTuple):
         included: what the plan's price covers.
         most: what is tolerated for a time.
         grace_ms: for how long, since the level went above ``included``.
+        keeps: whether a level that a change of plan has left above ``included`` may grow as far as was
+            included before.
     """
 
     included: int
     most: int
     grace_ms: int
+    keeps: bool = False
 
     @classmethod
-    def of(cls, entitlement: Entitlement) -> Self | None:
+    def of(cls, entitlement: Entitlement, *, keeps: bool = False) -> Self | None:
         """What a plan gives; None: no limit."""
         included, overage = entitlement.included, entitlement.overage
         if included is None:
             return None
         most = min(included * (100 + (overage.percent or 0)) // 100, QUANTITY_MAX)
-        return cls(included, most, overage.grace_ms or 0)
+        return cls(included, most, overage.grace_ms or 0, keeps)
 
     def at(self, level: Level, now_ms: int) -> int:
         """The limit at an instant."""
         since_ms = level.over_ms or now_ms
         is_over = level.level > self.included and now_ms - since_ms >= self.grace_ms
-        return self.included if is_over else self.most
+        limit = self.included if is_over else self.most
+        if not self.keeps or level.level <= self.included:
+            return limit
+        return QUANTITY_MAX if level.fitted < 0 else max(limit, level.fitted)
 
 
 class Level(NamedTuple):
-    """How far a gauge is filled, and since when that is above what is included (ms; 0: it is not)."""
+    """How far a gauge is filled.
+
+    Attributes:
+        level: in its unit.
+        over_ms: since when that is above what is included (ms; 0: it is not).
+        fitted: what was included when it last was not above that; -1: it was unlimited.
+    """
 
     level: int = 0
     over_ms: int = 0
+    fitted: int = 0
 
     @classmethod
     def read(cls, packed: bytes | None) -> Self:
@@ -67,9 +81,17 @@ class Level(NamedTuple):
         if packed is None:
             return cls()
         values = unpack_field(packed)
-        if [type(value) for value in values] != [int, int]:
+        if [type(value) for value in values] != [int] * len(cls._fields):
             raise ValueError(f"not a level: {packed!r:.80}")
         return cls(*map(int, values))
+
+
+def keeps_limits(catalog: Catalog, access: Access) -> bool:
+    """Whether gauges that a change of plan has left above their limits keep those of before.
+
+    That is for the plans file to say. What is restricted because a payment failed is no change of plan.
+    """
+    return catalog.billing.changes.over_limit == "allow" and access != "restricted"
 
 
 def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:

@@ -127,6 +127,7 @@ def compile_program(
     in_flight: bool = True,
     prepaid: Prepaid | None = None,
     route: Route | None = None,
+    keeps: bool = False,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -140,13 +141,14 @@ def compile_program(
         in_flight: whether it is a request, which concurrency limits count.
         prepaid: the grants and credits behind the ceilings, for those who may have some.
         route: whose own rates hold too; None: off the request.
+        keeps: whether gauges above their limits keep those of before.
     """
     rates = [] if route is None else list(_route_rates_asked(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
     ceilings: list[_Part] = []
     concurrency: list[_Part] = []
     recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
-    gauges = tuple(_gauges_asked(entitlements, catalog, demands))
+    gauges = tuple(_gauges_asked(entitlements, catalog, demands, keeps=keeps))
     for name, demand in demands.items():
         entitlement, meter = entitlements[name], catalog.meters[name]
         if meter.kind == "gauge":
@@ -291,11 +293,15 @@ def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> 
 
 
 def _gauges_asked(
-    entitlements: Mapping[str, Entitlement], catalog: Catalog, demands: Mapping[str, Demand]
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    demands: Mapping[str, Demand],
+    *,
+    keeps: bool,
 ) -> Iterator[tuple[_Part, GaugeLimit]]:
     """By how much gauges are to grow, those that are limited; the script has their limits apart."""
     for name, demand in demands.items():
-        meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name])
+        meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name], keeps=keeps)
         if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):
             continue
         measure = Measure(

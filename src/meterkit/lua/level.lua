@@ -1,7 +1,7 @@
 #!lua
 -- level: the level of a gauge is set, or changed by a quantity.
 --
--- KEYS[1] hash  levels: a gauge to its level and since when that is above included, packed (see level_of)
+-- KEYS[1] hash  levels: a gauge to its level and how that stands to what is included, packed (see level_of)
 -- KEYS[2] hash  state
 -- KEYS[3] stream  notices    KEYS[4] string  optional: remembers an event id of the app, which counts once in 35 days
 -- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
@@ -14,7 +14,7 @@
 --       the error DAMAGED        the level is not what it must be: nothing is done
 --include confirm_view
 --include level_of
---include over_since
+--include standing_of
 --include notify
 local levels_key, state_key, notices_key, event_key = unpack(KEYS)
 local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, caller = unpack(ARGV)
@@ -25,7 +25,7 @@ local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(t
 if verdict then
   return verdict
 end
-local level, over_ms = level_of(call('HGET', levels_key, gauge), gauge)
+local level, over_ms, fitted = level_of(call('HGET', levels_key, gauge), gauge)
 if event_key and call('EXISTS', event_key) == 1 then
   return {1, now, level}
 end
@@ -33,10 +33,11 @@ local changed = change == 'set' and tonumber(quantity) or level + quantity
 if changed < 0 or changed > VALUE_MOST then
   return {4, now, level}
 end
+over_ms, fitted = standing_of(level, most, over_ms, fitted, now) -- Where that has changed since somebody looked.
 if changed == 0 then
   call('HDEL', levels_key, gauge)
 else
-  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, changed, over_since(changed, most, over_ms, now)))
+  call('HSET', levels_key, gauge, cmsgpack.pack(FORM, changed, standing_of(changed, most, over_ms, fitted, now)))
 end
 if event_key then
   call('SET', event_key, 1, 'PX', THIRTY_FIVE_DAYS_MS)

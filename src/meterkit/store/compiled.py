@@ -66,7 +66,7 @@ class CompiledCatalog:
         self.on_notice = on_notice
         self._effective: dict[str, tuple[EffectivePlan, dict[Any, Any]]] = {}
         self._of_plans: set[Program] = set()
-        self._programs: dict[tuple[int, int, bool], Program] = {}
+        self._programs: dict[tuple[int, int, bool, bool], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
@@ -98,10 +98,18 @@ class CompiledCatalog:
         return program in self._of_plans
 
     def program(
-        self, entitlements: Mapping[str, Entitlement], route: Route, prepaid: Prepaid | None
+        self,
+        entitlements: Mapping[str, Entitlement],
+        route: Route,
+        prepaid: Prepaid | None,
+        *,
+        keeps: bool = False,
     ) -> Program:
-        """What a route asks of a set of entitlements; a plan's own are worked out once."""
-        key = (id(entitlements), id(route), prepaid is not None)
+        """What a route asks of a set of entitlements; a plan's own are worked out once.
+
+        ``keeps`` says whether gauges above their limits keep those of before.
+        """
+        key = (id(entitlements), id(route), prepaid is not None, keeps)
         program = self._programs.get(key)
         if program is None:
             program = compile_program(
@@ -112,6 +120,7 @@ class CompiledCatalog:
                 rates_only=route.always,
                 prepaid=prepaid,
                 route=route,
+                keeps=keeps,
             )
             if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
                 self._programs[key] = program

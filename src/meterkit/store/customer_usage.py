@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from meterkit.decisions.balance import Balance, holdings_of
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
-from meterkit.decisions.gauges import GaugeLimit, Level
+from meterkit.decisions.gauges import GaugeLimit, Level, keeps_limits
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
@@ -128,12 +128,13 @@ def usage_of(
     )
     is_past = at_ms is not None and view.go_back(at_ms)
     entitlements = entitlements_of(state, effective, catalog)
+    keeps = keeps_limits(catalog, effective.access)
     filled = _fields(levels)
     gauges = (
         {}
         if is_past
         else {
-            name: _gauge(entitlements[name], view, Level.read(filled.get(name)))
+            name: _gauge(entitlements[name], view, Level.read(filled.get(name)), keeps=keeps)
             for name, meter in catalog.meters.items()
             if meter.kind == "gauge"
         }
@@ -244,9 +245,9 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
     }
 
 
-def _gauge(entitlement: Entitlement, view: _View, level: Level) -> MeterUsage:
+def _gauge(entitlement: Entitlement, view: _View, level: Level, *, keeps: bool) -> MeterUsage:
     """A gauge: its level is what is recorded of it, and nothing of it is on its way to Stripe."""
-    token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement)
+    token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement, keeps=keeps)
     held = view.held(token)
     used = level.level + held
     return {

@@ -7,7 +7,8 @@ from dataclasses import astuple, dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.customer_state import NO_STATE, CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.in_force import InForce, Step, follow
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.subscription import NEVER_MS
@@ -18,6 +19,7 @@ from meterkit.store.customer_id import check_customer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from meterkit.catalog import Catalog
     from meterkit.decisions.transitions import Entry, Notice
     from meterkit.store.store import Store
 
@@ -126,7 +128,7 @@ class States:
             store.scripts["amend"],
             [
                 *(keys.counters, keys.state, store.keys.shard(shard, "customers"), keys.dirty, keys.unlinked),
-                *(store.keys.turns(shard), keys.history, keys.notices),
+                *(store.keys.turns(shard), keys.history, keys.notices, keys.levels),
             ],
             found.rev,
             found.rev if changed == found.state and found.rev != NO_STATE else f"{FORMAT}:{token_hex(8)}",
@@ -137,17 +139,27 @@ class States:
             found.force_text,
             force.dump(),
             0 if force.turn_ms == NEVER_MS else force.turn_ms,
-            _changes(entries, notices),
+            _changes(entries, notices, _gauges(changed, store.catalog, now_ms)),
         )
         if notices and reply[0] == 0:
             store.on_notice(shard)
         return bool(reply[0] == 0)
 
 
-def _changes(entries: Sequence[Entry], notices: Sequence[Notice]) -> str:
+def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
+    """What is included of each gauge by now; -1: it is unlimited."""
+    given = entitlements_of(state, effective_plan(state, catalog, now_ms), catalog)
+    limits = {
+        name: GaugeLimit.of(given[name]) for name, meter in catalog.meters.items() if meter.kind == "gauge"
+    }
+    return [(name, -1 if limit is None else limit.included) for name, limit in limits.items()]
+
+
+def _changes(entries: Sequence[Entry], notices: Sequence[Notice], gauges: Sequence[tuple[str, int]]) -> str:
     return json.dumps(
         {
             "entries": [[*map(str, astuple(entry))] for entry in entries],
+            "gauges": gauges,
             "notices": [(notice.kind, json.dumps(dict(notice.data), sort_keys=True)) for notice in notices],
         },
         separators=(",", ":"),

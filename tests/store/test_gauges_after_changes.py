@@ -1,0 +1,188 @@
+"""What a gauge may do that a change of plan has left above its limit, and since when it is."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import NOW
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.decisions.periods import to_ms
+from meterkit.store.turns import sweep_turns
+from meterkit.testing import Clock
+from subscribed import fetched, subscription
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  storage: {unit: byte, kind: gauge}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {storage: {included: 1000, overage: {percent: 5, grace: 7d}}}
+  pro:
+    price: {amount_cents: 100, interval: month}
+    rank: 1
+    meters: {storage: {included: 5000, overage: {percent: 10, grace: 1d}}}
+  open:
+    price: {amount_cents: 200, interval: month}
+    rank: 2
+dunning: {grace: 7d, restrict_to: free, suspend_after: 14d}
+"""
+ALLOWING = f"{PLANS}billing: {{changes: {{over_limit: allow}}}}\n"
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def blocking(any_store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
+    async with MeterKit(loads(PLANS), clock=clock, redis_url=any_store_url, flush=False, shards=4) as kit:
+        yield kit
+
+
+@pytest.fixture
+async def allowing(any_store_url: str, clock: Clock) -> AsyncIterator[MeterKit]:
+    async with MeterKit(loads(ALLOWING), clock=clock, redis_url=any_store_url, flush=False, shards=4) as kit:
+        yield kit
+
+
+async def room(kit: MeterKit) -> int:
+    """By how much more the gauge may grow, as it is shown; a decision says the same."""
+    left = (await kit.usage("acme"))["meters"]["storage"]["remaining"]
+    assert left != "unlimited"
+    assert left == 0 or (await kit.check("acme", "storage", left)).allowed
+    assert not (await kit.check("acme", "storage", left + 1)).allowed
+    return left
+
+
+async def filled(kit: MeterKit, level: int, plan: str = "pro") -> None:
+    await kit.customers.set_plan("acme", plan)
+    await kit.gauges.set("acme", "storage", level)
+
+
+async def test_growth_is_blocked_until_the_level_fits(blocking: MeterKit) -> None:
+    await filled(blocking, 4000)
+    await blocking.customers.set_plan("acme", "free")
+    assert await room(blocking) == 0
+    await blocking.gauges.adjust("acme", "storage", -3000)
+    assert await room(blocking) == 50
+
+
+async def test_allowed_it_grows_as_far_as_was_included_before(allowing: MeterKit) -> None:
+    await filled(allowing, 4000)
+    await allowing.customers.set_plan("acme", "free")
+    assert await room(allowing) == 1000
+    decision = await allowing.check("acme", "storage", 1001)
+    assert decision.gauge is not None
+    assert (decision.gauge.limit, decision.gauge.used) == (5000, 4000)
+    await allowing.gauges.set("acme", "storage", 1001)
+    assert await room(allowing) == 3999
+
+
+async def test_once_the_level_fits_the_new_limit_holds(allowing: MeterKit) -> None:
+    await filled(allowing, 4000)
+    await allowing.customers.set_plan("acme", "free")
+    await allowing.gauges.set("acme", "storage", 1000)
+    assert await room(allowing) == 50
+    await allowing.gauges.set("acme", "storage", 1001)
+    assert await room(allowing) == 49
+
+
+async def test_of_an_unlimited_gauge_nothing_is_taken(allowing: MeterKit) -> None:
+    await filled(allowing, 7000, "open")
+    await allowing.customers.set_plan("acme", "pro")
+    left = 10**15 - 7001
+    assert (await allowing.usage("acme"))["meters"]["storage"]["remaining"] == left
+    assert (await allowing.check("acme", "storage", left)).allowed
+    await allowing.gauges.set("acme", "storage", 5000)
+    await allowing.gauges.set("acme", "storage", 5001)
+    assert await room(allowing) == 499
+
+
+async def test_what_the_app_sets_above_a_limit_is_no_change_of_plan(allowing: MeterKit) -> None:
+    await filled(allowing, 6000)
+    assert await room(allowing) == 0
+    await allowing.customers.set_plan("acme", "free")
+    assert await room(allowing) == 0
+    await allowing.gauges.set("acme", "storage", 4999)
+    assert await room(allowing) == 1
+
+
+async def test_the_limit_of_before_is_that_of_the_last_plan_under_which_it_fitted(
+    allowing: MeterKit,
+) -> None:
+    """Whether or not anybody has looked at the gauge meanwhile."""
+    await filled(allowing, 900, "free")
+    await allowing.customers.set_plan("acme", "open")
+    await allowing.customers.set_plan("acme", "pro")
+    await allowing.customers.override("acme", {"storage": {"included": 500}})
+    assert await room(allowing) == 4100
+
+
+async def test_another_plans_file_is_a_change_too(any_store_url: str, clock: Clock) -> None:
+    settings: dict[str, Any] = {"clock": clock, "redis_url": any_store_url, "flush": False, "shards": 4}
+    async with MeterKit(loads(ALLOWING), **settings) as kit:
+        await kit.gauges.set("acme", "storage", 900)
+    async with MeterKit(loads(ALLOWING.replace("included: 1000", "included: 100")), **settings) as kit:
+        assert await room(kit) == 100
+
+
+@pytest.mark.parametrize("sweeps", [False, True])
+async def test_what_the_clock_changes_is_a_change_too(allowing: MeterKit, clock: Clock, sweeps: bool) -> None:
+    await fetched(allowing, subscription(plan="pro", pending_plan="free", pending_at_ms=to_ms(NOW + 5 * DAY)))
+    await allowing.gauges.set("acme", "storage", 4000)
+    clock.set(NOW + 5 * DAY)
+    if sweeps:
+        await sweep_turns(allowing.store)
+    assert (await allowing.usage("acme"))["plan"] == "free"
+    assert await room(allowing) == 1000
+
+
+async def test_who_owes_is_held_to_the_limits_of_the_restricted(allowing: MeterKit) -> None:
+    await filled(allowing, 4000)
+    await allowing.customers.set_status("acme", "paused")
+    assert (await allowing.usage("acme"))["access"] == "restricted"
+    assert await room(allowing) == 0
+    await allowing.customers.set_status("acme", "active")
+    assert await room(allowing) == 1500
+
+
+@pytest.mark.parametrize("meanwhile", ["open", "pro"])
+async def test_a_grace_begins_anew_where_the_level_fitted_meanwhile(
+    blocking: MeterKit, clock: Clock, meanwhile: str
+) -> None:
+    """Also where nobody has looked at the gauge: neither a decision nor the app."""
+    await blocking.gauges.set("acme", "storage", 1010)
+    clock.advance(3 * DAY)
+    await blocking.customers.set_plan("acme", meanwhile)
+    clock.advance(30 * DAY)
+    await blocking.customers.set_plan("acme", "free")
+    assert await room(blocking) == 40
+    clock.advance(7 * DAY - timedelta(milliseconds=1))
+    assert await room(blocking) == 40
+    clock.advance(timedelta(milliseconds=1))
+    assert await room(blocking) == 0
+
+
+async def test_a_grace_begins_with_the_change_that_left_the_level_above(
+    blocking: MeterKit, clock: Clock
+) -> None:
+    """Not with the first decision that asks."""
+    await filled(blocking, 1010)
+    await blocking.customers.set_plan("acme", "free")
+    clock.advance(7 * DAY)
+    assert await room(blocking) == 0
