@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from meterkit.catalog import Rate
-from meterkit.decisions.program import rate_numbers
+from meterkit.decisions.rates import rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
 from meterkit.redis.resp import pack

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.program import Demand, Program, compile_program, rate_numbers, reported_parts
+from meterkit.decisions.program import Demand, Program, compile_program, reported_parts
+from meterkit.decisions.rates import rate_numbers
 from meterkit.errors import PlansError
 
 if TYPE_CHECKING:

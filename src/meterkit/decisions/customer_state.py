@@ -106,6 +106,8 @@ class EffectivePlan:
         seats: that the subscription pays for, those that the base price covers included.
         missing_plan: the plan that should be in force and that the plans file does not have, so that the
             default plan stands in for it; None where there is no such thing.
+        keeps_limits: whether gauges that a change of plan has left above their limits keep those of before:
+            as the plans file says, but for who is restricted, as that is no change of plan.
         counting: what included quantities are counted over.
         bounds: this period and the next.
         valid_until_ms: until when all this holds if the state does not change.
@@ -116,6 +118,7 @@ class EffectivePlan:
     access: Access
     seats: int
     missing_plan: str | None
+    keeps_limits: bool
     counting: Counting
     bounds: Bounds
     valid_until_ms: int
@@ -175,6 +178,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         access=standing.access,
         seats=subscription.seats_at(now_ms) if subscription is not None and is_paid else 0,
         missing_plan=None if named in catalog.plans else named,
+        keeps_limits=catalog.billing.changes.over_limit == "allow" and standing.access != "restricted",
         counting=counting,
         bounds=bounds_of(state, counting, now_ms),
         valid_until_ms=min(standing.until_ms, turn_ms),

@@ -14,11 +14,10 @@ from meterkit.decisions.packed import unpack_field
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Meter
+    from meterkit.catalog import Entitlement, Meter
     from meterkit.decisions.decision import Reason
-    from meterkit.decisions.subscription import Access
 
-__all__ = ["GaugeLimit", "Level", "gauge_policy", "keeps_limits", "shortage", "with_gauges"]
+__all__ = ["GaugeLimit", "Level", "gauge_policy", "shortage", "with_gauges"]
 
 _BYTES = frozenset({"byte", "bytes"})
 
@@ -84,14 +83,6 @@ class Level(NamedTuple):
         if [type(value) for value in values] != [int] * len(cls._fields):
             raise ValueError(f"not a level: {packed!r:.80}")
         return cls(*map(int, values))
-
-
-def keeps_limits(catalog: Catalog, access: Access) -> bool:
-    """Whether gauges that a change of plan has left above their limits keep those of before.
-
-    That is for the plans file to say. What is restricted because a payment failed is no change of plan.
-    """
-    return catalog.billing.changes.over_limit == "allow" and access != "restricted"
 
 
 def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.gauges import GaugeLimit, gauge_policy, with_gauges
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
-from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, GAUGE, SLIDING_WINDOW, TOKEN_BUCKET
+from meterkit.decisions.kinds import CEILING, CONCURRENCY, GAUGE
 from meterkit.decisions.policies import ceiling_of, policies_of, route_policies
-from meterkit.errors import PlansError, Problem
+from meterkit.decisions.rates import keep_ms_of, rate_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,15 +24,10 @@ __all__ = [
     "Program",
     "compile_program",
     "demands_of",
-    "keep_ms_of",
-    "rate_numbers",
     "reported_parts",
 ]
 
-_KINDS: Final = {"sliding-window": SLIDING_WINDOW, "fixed-window": FIXED_WINDOW, "token-bucket": TOKEN_BUCKET}
 _COUNTS: Final = 3  # how many rates, ceilings with concurrency limits, recorded meters: the first numbers
-_EXACT: Final = 9 * 10**15  # below 2^53: what a Lua number counts exactly
-_QUARTER_HOUR_MS: Final = 900_000
 _TOKEN_METERS: Final = (
     *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
     "total_tokens",
@@ -135,8 +129,7 @@ def compile_program(
         entitlements: one for every meter of the catalog.
         catalog: what is sold.
         demands: meter to what is asked of it.
-        billed_always: whatever the outcome, what is taken is recorded. A meter without ceiling and Stripe
-            event is then recorded by the decision itself.
+        billed_always: whatever the outcome, what is taken is recorded, by the decision where it can be.
         rates_only: leave ceilings and concurrency aside (routes that are ``always`` served).
         in_flight: whether it is a request, which concurrency limits count.
         prepaid: the grants and credits behind the ceilings, for those who may have some.
@@ -145,8 +138,7 @@ def compile_program(
     """
     rates = [] if route is None else list(_route_rates_asked(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
-    ceilings: list[_Part] = []
-    concurrency: list[_Part] = []
+    ceilings, concurrency = list[_Part](), list[_Part]()
     recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
     gauges = tuple(_gauges_asked(entitlements, catalog, demands, keeps=keeps))
     for name, demand in demands.items():
@@ -349,47 +341,12 @@ def _backed(
     return {name: taken for name, taken in unbounded.items() if taken}, fields, behind
 
 
-def keep_ms_of(rates: Iterable[Rate]) -> int:
-    """How long counters of rates live: a quarter of an hour longer than what was counted may matter.
-
-    That is two windows, or until a full bucket has run empty.
-    """
-    spans = (max(2 * rate.window_ms, -(-rate.burst * rate.window_ms // rate.limit)) for rate in rates)
-    return max(spans, default=0) + _QUARTER_HOUR_MS
-
-
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
     """Which classes of units go to Stripe under a meter's event: included, overage (0 or 1 each)."""
     stripe = meter.stripe
     if stripe is None or stripe.report == "none":
         return 0, 0
     return int(stripe.report == "usage"), int(entitlement.overage.mode == "bill")
-
-
-def rate_numbers(rate: Rate, meter: str) -> tuple[int, int, int, int]:
-    """A rate as the scripts take it: kind, window, limit, refill.
-
-    A bucket's refill of ``limit / window_ms`` per ms is reduced to lowest terms, so that no product in the
-    script passes 2^53; where that does not suffice it is rounded down, by less than one part in a million.
-
-    Raises:
-        PlansError: a bucket so large and so slow that its refill cannot be counted exactly.
-    """
-    kind = _KINDS[rate.algorithm]
-    if kind != TOKEN_BUCKET:
-        return kind, rate.window_ms, rate.limit, 0
-    shared = gcd(rate.limit, rate.window_ms)
-    refill, window = rate.limit // shared, rate.window_ms // shared
-    if (rate.burst + 2) * window > _EXACT:
-        most = _EXACT // (rate.burst + 2)
-        refill, window = refill * most // window, most
-        if refill < 10**6:
-            message = (
-                f"a burst of {rate.burst} at {rate.limit} per {rate.window} cannot be counted exactly; "
-                "make the burst smaller or the rate faster"
-            )
-            raise PlansError([Problem("plans", 0, 0, f"meters.{meter}.rate", message)])
-    return kind, window, rate.burst, refill
 
 
 def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:

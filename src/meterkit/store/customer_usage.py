@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from meterkit.decisions.balance import Balance, holdings_of
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
-from meterkit.decisions.gauges import GaugeLimit, Level, keeps_limits
+from meterkit.decisions.gauges import GaugeLimit, Level
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
@@ -128,13 +128,12 @@ def usage_of(
     )
     is_past = at_ms is not None and view.go_back(at_ms)
     entitlements = entitlements_of(state, effective, catalog)
-    keeps = keeps_limits(catalog, effective.access)
     filled = _fields(levels)
     gauges = (
         {}
         if is_past
         else {
-            name: _gauge(entitlements[name], view, Level.read(filled.get(name)), keeps=keeps)
+            name: _gauge(entitlements[name], view, Level.read(filled.get(name)), keeps=effective.keeps_limits)
             for name, meter in catalog.meters.items()
             if meter.kind == "gauge"
         }

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, get_args
 
 from meterkit.catalog import override as lay_over
-from meterkit.decisions.program import rate_numbers
+from meterkit.decisions.rates import rate_numbers
 from meterkit.decisions.subscription import Status
 from meterkit.errors import MeterkitError, UnknownPlanError
 from meterkit.store.arguments import entitlements_given, is_text, plain, shown

@@ -18,7 +18,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from meterkit.decisions.program import keep_ms_of
+from meterkit.decisions.rates import keep_ms_of
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:

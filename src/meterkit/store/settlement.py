@@ -9,7 +9,8 @@ from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.derived import derived_from
 from meterkit.decisions.further import joined
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.program import rate_numbers, reported_parts
+from meterkit.decisions.program import reported_parts
+from meterkit.decisions.rates import rate_numbers
 from meterkit.redis.resp import pack_each
 from meterkit.store.held import Correction, Held, Mark
 from meterkit.store.used import NOTHING_USED, Used

@@ -15,7 +15,6 @@ from meterkit.decisions.customer_state import (
 )
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.derived import derived_from
-from meterkit.decisions.gauges import keeps_limits
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.prepaid import prepaid_of
 from meterkit.decisions.program import Demand, compile_program, demands_of
@@ -173,7 +172,6 @@ class CustomerView:
         cache: where the newest view of each customer is; and what all views have in common.
         rev: of the state.
         effective: plan, access and period.
-        keeps: whether gauges above their limits keep those of before.
         prepaid: the grants and credits to look for, or None.
         decisions: about routes, by the route's identity.
         settlements: how settlements of some meters look, packed as far as that can be.
@@ -182,7 +180,7 @@ class CustomerView:
 
     __slots__ = (
         *("_prepared", "anonymous", "cache", "customer", "decisions", "effective"),
-        *("entitlements", "keeps", "prepaid", "rev", "settlements", "shard", "shared", "state"),
+        *("entitlements", "prepaid", "rev", "settlements", "shard", "shared", "state"),
     )
 
     def __init__(
@@ -209,7 +207,6 @@ class CustomerView:
         self.state = state
         self.effective, self.shared = cache.effective(rev, state, now_ms)
         self.entitlements = entitlements_of(state, self.effective, cache.catalog)
-        self.keeps = keeps_limits(cache.catalog, self.effective.access)
         self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid)
         self.decisions: dict[int, PreparedDecision] = {}
         self.settlements: dict[Any, Any] = {}
@@ -224,7 +221,8 @@ class CustomerView:
         """The decision about a route; :attr:`decisions` keeps it by the route's identity."""
         decision = self.decisions.get(id(route)) if mode == "d" else None
         if decision is None:
-            program = self.cache.program(self.entitlements, route, self.prepaid, keeps=self.keeps)
+            keeps = self.effective.keeps_limits
+            program = self.cache.program(self.entitlements, route, self.prepaid, keeps=keeps)
             decision = PreparedDecision(self, program, mode, route=route)
             if mode == "d":
                 self.decisions[id(route)] = decision
@@ -299,7 +297,7 @@ class CustomerView:
             rates_only=route is not None and route.always,
             prepaid=self.prepaid,
             route=route,
-            keeps=self.keeps,
+            keeps=self.effective.keeps_limits,
         )
 
     def once(self, key: tuple[object, ...], prepare: Callable[[], T]) -> T:
