@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
+import anyio
 import pytest
 
 from shopping import HALF, shop
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 FREE = 10
+
+
+class _Urls(TypedDict):
+    success_url: str
+    cancel_url: str
+
+
 MINUTES = timedelta(minutes=5)
 
 
@@ -92,6 +100,47 @@ async def test_what_was_never_paid_is_not_given_back(store_url: str) -> None:
         at.clock.advance(timedelta(hours=2))
         at.emulator.advance()
         assert await balance(at) == 0
+
+
+async def test_of_the_pages_to_subscribe_on_one_is_open_so_that_nobody_is_tried_twice(store_url: str) -> None:
+    async with shop(store_url, start=HALF) as at:
+
+        async def page(number: int) -> str:
+            return (await at.kit.subscriptions.checkout("acme", "tried", **urls_of(number))).id
+
+        pages = [await page(number) for number in (0, 1, 0, 1)]
+        assert len(set(pages)) == 4
+        assert await page(1) == pages[-1]
+        for closed in pages[:3]:
+            with pytest.raises(ValueError, match="open"):
+                at.emulator.complete_checkout(closed)
+        await at.kit.subscriptions.create("acme", "tried")
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        with pytest.raises(ValueError, match="open"):
+            at.emulator.complete_checkout(pages[3])
+        at.emulator.complete_checkout(await page(1))
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert (found.status, found.trial_end) == ("active", None)
+
+
+async def test_many_pages_at_once_are_one_trial(store_url: str) -> None:
+    async with shop(store_url, start=HALF) as at:
+        pages: list[str] = []
+
+        async def ask(number: int) -> None:
+            pages.append((await at.kit.subscriptions.checkout("acme", "tried", **urls_of(number))).id)
+
+        async with anyio.create_task_group() as clicks:
+            for number in range(8):
+                clicks.start_soon(ask, number)
+        opened = await at.stripe_list("/v1/checkout/sessions", status="open")
+        assert len(pages) == 8
+        assert len(opened) <= 1
+
+
+def urls_of(number: int) -> _Urls:
+    return {"success_url": f"https://app.example/{number}", "cancel_url": "https://app.example/"}
 
 
 async def balance(at: Shop) -> int:

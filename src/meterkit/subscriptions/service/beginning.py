@@ -11,6 +11,7 @@ from meterkit.store.customers import Customers
 from meterkit.subscriptions.at_stripe.items import items_of, new_items
 from meterkit.subscriptions.at_stripe.live import end, prices_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
+from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER, part_of, text_in
 from meterkit.subscriptions.at_stripe.reading import has_begun
 from meterkit.subscriptions.service.results import Checkout
@@ -29,7 +30,6 @@ _REFERENCE_MAX: Final = 200
 _PATH: Final = "/v1/subscriptions"
 _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
 _SECRETS: Final = ("latest_invoice.confirmation_secret", "pending_setup_intent")
-_OPEN_S_MIN: Final = 3_600
 
 
 class Beginning:
@@ -66,6 +66,7 @@ class Beginning:
                 if _signs(waiting) == _wanted(items):
                     return waiting
                 await end(api, waiting["id"])
+            await close_pages(api, linked)  # Else another one could be begun there.
             metadata = {CUSTOMER: customer, MARK: key}
             asked = {**params, "metadata": metadata, "expand": list(_SECRETS)}
             return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
@@ -88,19 +89,8 @@ class Beginning:
             "subscription_data": data,
             **urls,
         }
-        before = sorted(one["id"] for one in found)
-
-        async def attempt(again: int) -> dict[str, Any]:
-            made: dict[str, Any] = {}
-            for _ in range(2):
-                key = key_of("checkout", asked, before, made.get("id"), again)
-                made = await api.post("/v1/checkout/sessions", asked, idempotency_key=key)
-                # The answer may be a day old, and its page about to close.
-                if (made.get("expires_at") or 0) - self._store.now_ms() // 1000 >= _OPEN_S_MIN:
-                    break
-            return made
-
-        made = await persistently(attempt)
+        before = [one["id"] for one in found]
+        made = await open_page(api, asked, before, now_s=self._store.now_ms() // 1000)
         return Checkout(id=made["id"], url=made["url"])
 
     async def _stripe_customer(self, customer: str) -> str:

@@ -1,0 +1,84 @@
+"""The pages at Stripe where a customer subscribes: of ours one is open at a time."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+
+__all__ = ["close_pages", "open_page"]
+
+_PATH: Final = "/v1/checkout/sessions"
+_OPEN_S_MIN: Final = 3_600
+_TRIES: Final = 4
+
+
+async def open_page(
+    api: StripeApi, asked: Mapping[str, Parameter], before: Collection[str], *, now_s: int
+) -> Mapping[str, Any]:
+    """The page that is open for the same, or a new one; all others of the customer are closed.
+
+    Each open page is a subscription, and a trial, that its customer could still begin.
+
+    Args:
+        api: the way to Stripe.
+        asked: what the page is to be, its customer among it.
+        before: the subscriptions that the customer has, and had.
+        now_s: this instant (Unix seconds).
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    mark = key_of("checkout", asked, sorted(before))
+    linked = str(asked["customer"])
+
+    async def attempt(again: int) -> Mapping[str, Any]:
+        opened = await _opened(api, linked)
+        same = (one for one in opened if mark_of(one) == mark and one["expires_at"] - now_s >= _OPEN_S_MIN)
+        page = next(same, None)
+        if page is None:
+            page = await _new_page(api, {**asked, "metadata": {MARK: mark}}, opened, again)
+        await close_pages(api, linked, but=page["id"])
+        return page
+
+    return await persistently(attempt)
+
+
+async def close_pages(api: StripeApi, linked: str, *, but: str = "") -> None:
+    """Close all pages of ours that are open for a Stripe customer. Raises StripeError."""
+    for page in await _opened(api, linked):
+        if page["id"] != but:
+            try:
+                await api.post(f"{_PATH}/{page['id']}/expire")
+            except StripeUnavailableError:
+                raise
+            except StripeError as error:
+                if error.status != HTTPStatus.BAD_REQUEST:  # It is not open any more.
+                    raise
+
+
+async def _new_page(
+    api: StripeApi, asked: Mapping[str, Parameter], opened: Collection[Mapping[str, Any]], again: int
+) -> Mapping[str, Any]:
+    known, page = sorted(one["id"] for one in opened), dict[str, Any]()
+    for _ in range(_TRIES):
+        key = key_of("checkout", asked, known, again)
+        page = await api.post(_PATH, asked, idempotency_key=key)
+        found = await api.get(f"{_PATH}/{page['id']}")
+        if found.get("status") == "open" and page["id"] not in known:
+            break
+        known.append(page["id"])  # An answer of earlier: that page is closed.
+    return page
+
+
+async def _opened(api: StripeApi, linked: str) -> list[dict[str, Any]]:
+    found = await api.list(_PATH, {"customer": linked, "status": "open"})
+    return [page for page in found if mark_of(page)]
