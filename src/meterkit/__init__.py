@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from meterkit.store.deletion import Deleted
     from meterkit.store.grants import Grant, Grants, LedgerEntry
     from meterkit.store.history import HistoryEntry
-    from meterkit.store.intents import Undelivered
+    from meterkit.store.intents import Intent, Undelivered
+    from meterkit.store.outbox_by_hand import Intents
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
     from meterkit.subscriptions.rules.changes import OverLimit
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         SyncCustomers,
         SyncGauges,
         SyncGrants,
+        SyncIntents,
         SyncMeterKit,
         SyncReservation,
         SyncSubscriptions,
@@ -103,6 +105,8 @@ __all__ = [
     "Grant",
     "Grants",
     "HistoryEntry",
+    "Intent",
+    "Intents",
     "Invoice",
     "LedgerEntry",
     "MeterKit",
@@ -140,6 +144,7 @@ __all__ = [
     "SyncCustomers",
     "SyncGauges",
     "SyncGrants",
+    "SyncIntents",
     "SyncMeterKit",
     "SyncReservation",
     "SyncSubscriptions",
@@ -180,6 +185,8 @@ _HOMES = {
     "Grant": "meterkit.store.grants",
     "Grants": "meterkit.store.grants",
     "HistoryEntry": "meterkit.store.history",
+    "Intent": "meterkit.store.intents",
+    "Intents": "meterkit.store.outbox_by_hand",
     "Invoice": "meterkit.subscriptions.service.results",
     "LedgerEntry": "meterkit.store.grants",
     "MeterKit": "meterkit.kit",
@@ -205,6 +212,7 @@ _HOMES = {
     "SyncCustomers": "meterkit.sync",
     "SyncGauges": "meterkit.sync",
     "SyncGrants": "meterkit.sync",
+    "SyncIntents": "meterkit.sync",
     "SyncMeterKit": "meterkit.sync",
     "SyncReservation": "meterkit.sync",
     "SyncSubscriptions": "meterkit.sync",

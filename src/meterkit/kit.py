@@ -27,6 +27,7 @@ from meterkit.serving import Serving
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
+from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.turns import follow_turns
@@ -109,6 +110,7 @@ class MeterKit:
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self.gauges = Gauges(self.store)
+        self.outbox = Intents(self.store)
         stripe = StripeAccess(self.settings)
         self.webhooks = Webhooks(self.store, self.settings, stripe.api)
         self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.customers import Customers
     from meterkit.store.grants import Grants
+    from meterkit.store.outbox_by_hand import Intents
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
     from meterkit.subscriptions.service.service import Subscriptions
@@ -34,6 +35,7 @@ __all__ = [
     "SyncCustomers",
     "SyncGauges",
     "SyncGrants",
+    "SyncIntents",
     "SyncMeterKit",
     "SyncReservation",
     "SyncSubscriptions",
@@ -47,6 +49,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     customers: Customers
     grants: Grants
     gauges: Gauges
+    outbox: Intents
     subscriptions: Subscriptions
 
     @property
@@ -100,6 +103,7 @@ class SyncMeterKit:
         self.customers = SyncCustomers(kit.customers, loop)
         self.grants = SyncGrants(kit.grants, loop)
         self.gauges = SyncGauges(kit.gauges, loop)
+        self.outbox = SyncIntents(kit.outbox, loop)
         self.subscriptions = SyncSubscriptions(kit.subscriptions, loop)
 
     @property
@@ -214,6 +218,17 @@ class SyncGauges:
         self.get = loop.blocking(gauges.get)
         self.set = loop.blocking(gauges.set)
         self.adjust = loop.blocking(gauges.adjust)
+
+
+class SyncIntents:
+    """Looks at intents and sees to them; see :class:`meterkit.Intents`."""
+
+    def __init__(self, intents: Intents, loop: LoopThread) -> None:
+        self.list = loop.blocking(intents.list)
+        self.show = loop.blocking(intents.show)
+        self.redrive = loop.blocking(intents.redrive)
+        self.park = loop.blocking(intents.park)
+        self.drop = loop.blocking(intents.drop)
 
 
 class SyncSubscriptions:

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from counters import flat_of
 from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for
-from meterkit import StoreError
+from meterkit import MeterkitError, StoreError
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 # Meter to what of it is reported: its included units too, or only what is beyond.
 REPORTED = {"requests": ("i", "o"), "tokens": ("o",), "pages": (), "rows": ()}
 INCLUDED = {"requests": 1_000, "tokens": 100, "pages": 0}  # Of rows there is no end.
-SOMEWHERE = "pqlkdx"  # pending or unlinked, queued, leased, parked, delivered, dead
+SOMEWHERE = "pqlkdxz"  # pending or unlinked, queued, leased, parked, delivered, dead, dropped
 CUSTOMERS = ("acme", "zeta", "mono")
 Sample = dict[tuple[str, str], dict[str, int]]
 
@@ -90,6 +90,7 @@ class Walk:
             *[self.flush] * 3,
             self.fault,
             self.link,
+            *[self.see_to] * 2,
             *[self.wait] * 2,
             self.month,
         ]
@@ -145,6 +146,16 @@ class Walk:
             self.linked.add(left[0])
             await self.at.link(left[0])
 
+    async def see_to(self) -> None:
+        """Somebody sees to what is not delivered."""
+        outbox, found = self.at.kit.outbox, await self.at.kit.outbox.list()
+        if not found:
+            return
+        identifier = self.random.choice(found).identifier
+        with suppress(MeterkitError):  # What is in another state is refused.
+            chosen = self.random.choice(["redrive", "park", "drop"])
+            await getattr(outbox, chosen)(identifier, reason="the test wants it")
+
     async def wait(self) -> None:
         self.at.clock.advance(timedelta(seconds=self.random.choice([1, 30, 70, 400, 7_000])))
 
@@ -191,8 +202,9 @@ async def test_i5_whatever_happens_usage_is_somewhere_once(any_store_url: str, s
                 counts = [value for (_, name), value in found.items() if name == meter]
                 final = {kind: sum(count.get(kind, 0) for count in counts) for kind in SOMEWHERE}
                 assert (final["p"], final["q"], final["l"]) == (0, 0, 0), (customer, meter, final)
-                # Of what is parked nobody knows; none of it was counted twice.
-                assert final["d"] <= at.accepted(customer, event) <= final["d"] + final["k"]
+                # Of what is parked or was dropped nobody knows; none of it was counted twice.
+                unknown = final["k"] + final["z"]
+                assert final["d"] <= at.accepted(customer, event) <= final["d"] + unknown
 
 
 async def test_i5_a_store_that_goes_away_in_the_middle_of_a_flush_changes_nothing(store_url: str) -> None:

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
     from store.script_wires import Wire
 
-NAMES: Final = ("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall")
+NAMES: Final = (
+    *("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall"),
+    "steer",
+)
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
 _ENTRY: Final = ("kind", "at", "from", "to", "cause")
 _NOTICE: Final = ("kind", "customer", "of", "numbers", "data")
 _CLOCK: Final = "return tonumber(caller_ms)"
-_SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "turns")
+_SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "compare", "turns")
 # A script that went on for ever would take the server with it.
 _GO: Final = """
 local server, asked = redis, 0
@@ -134,6 +137,7 @@ class Checks:
             "delivered:1": shard.delivered,
             "parked": shard.parked,
             "dead": shard.dead,
+            "compare": shard.compare,
             "turns": shard.turns,
             "notices": [
                 dict(zip(_NOTICE, (kind, name, "", "", data), strict=True))

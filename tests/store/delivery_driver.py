@@ -6,6 +6,7 @@ What a shard holds is set up directly; after each script everything that is stor
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from counters import flat_of, packed_of
@@ -13,7 +14,7 @@ from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.resp import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
-from store.delivery_model import LETTERS, METERS, Amend, Intent, Move, Seal
+from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
 from store.script_plans import START_MS
@@ -160,7 +161,7 @@ class Delivery(Checks):
         customer = self.shard.customers[name]
         kept = self.random.choice(("", *"qlkdx"))
         customer.closed = {
-            field: count for field, count in customer.closed.items() if field[-1] not in "qlkdxp"
+            field: count for field, count in customer.closed.items() if field[-1] not in "qlkdxpz"
         }
         if kept:
             self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
@@ -168,11 +169,11 @@ class Delivery(Checks):
         self.shard.intents = {
             known: intent for known, intent in self.shard.intents.items() if intent.customer != name
         }
-        for scores in (self.shard.outbox, self.shard.parked, self.shard.dead):
+        for scores in (self.shard.outbox, self.shard.parked, self.shard.dead, self.shard.compare):
             for known in set(scores) - set(self.shard.intents):
                 del scores[known]
         self.shard.dirty.pop(name, None)
-        self.store(f"t:{name}", "intents", "outbox", "parked", "dead", "dirty")
+        self.store(f"t:{name}", "intents", "outbox", "parked", "dead", "compare", "dirty")
 
     def plant_gone(self, name: str) -> None:
         """What the server does with counters whose time has come."""
@@ -240,7 +241,7 @@ class Delivery(Checks):
         )
         counters = packed_of(self._stored().get(f"c:{name}", {}))
         fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
-        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdx"]
+        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdxz"]
         if not any(fields.values()):
             return
         key = self.random.choice([key for key, names in fields.items() if names])
@@ -304,13 +305,66 @@ class Delivery(Checks):
     def _ask_move(
         self, token: str, states: Sequence[str], moves: Sequence[Move], names: Sequence[str]
     ) -> tuple[Any, dict[str, Any]]:
-        shared = ("intents", "outbox", "lease", "delivered:1", "parked", "dead")
+        shared = ("intents", "outbox", "lease", "delivered:1", "parked", "dead", "compare")
         asked = [
             (move.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
             for move in moves
         ]
         argv = (token, "".join(f"{state} " for state in states), json.dumps(asked))
         return self.ask("move", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
+
+    def steer(self, _: str) -> None:
+        """A person or a comparison takes an intent into another state; now and then it has changed."""
+        free = {known: intent for known, intent in self.shard.intents.items() if intent.state != "leased"}
+        if not free:
+            return
+        identifier = self.random.choice(list(free))
+        asked, key = self._steer(identifier, free[identifier]), f"t:{free[identifier].customer}"
+        if self.random.random() < 0.1:
+            self._steer_broken(asked, key)
+            return
+        if self.random.random() < 0.1:
+            asked = replace(asked, read=f"{asked.read} ")
+        reply, found = self._ask_steer(asked)
+        expected = self.shard.steer(asked, self.wall)
+        self.check(f"steer {asked}", expected, reply, found)
+
+    def _steer_broken(self, asked: Steer, key: str) -> None:
+        """Where the totals cannot be counted in, nothing changes, unless it stays in its state."""
+        known, customer = self.shard.intents[asked.identifier], self.shard.customers[asked.intent.customer]
+        if known.state == asked.intent.state:
+            return
+        kind = STEERED[self.random.choice((known.state, asked.intent.state))]
+        field = f"{known.period}|{known.token}{kind}"
+        self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "", "1x"))))
+        reply, found = self._ask_steer(asked)
+        self.store(key)
+        found[key] = texts_of(customer.closed)
+        self.check(f"steer broken {field}", [2, self.wall], reply, found)
+
+    def _ask_steer(self, asked: Steer) -> tuple[Any, dict[str, Any]]:
+        name = asked.intent.customer
+        keys = ("intents", "outbox", "parked", "dead", "compare", f"t:{name}", f"h:{name}", "delivered:1")
+        compare = "" if asked.compare_ms is None else asked.compare_ms
+        argv = (asked.identifier, asked.read, asked.new_identifier, json.dumps(asked.intent.stored()))
+        return self.ask("steer", keys, *argv, compare, json.dumps(asked.entries), self.wall)
+
+    def _steer(self, identifier: str, known: Intent) -> Steer:
+        """Another state, or the same, under its identifier or another."""
+        # What the server keeps of it may have been put in another order by Lua.
+        read = self.wire(pack("HGET", self._key("intents"), identifier)).decode()
+        state = self.random.choice((*STEERED, known.state, known.state))
+        state = "parked" if state == "leased" else state
+        renamed = state != known.state and self.random.random() < 0.3
+        chosen = self.random.choice((0, known.first, self.wall))
+        return Steer(
+            identifier=identifier,
+            read=read,
+            new_identifier=f"{self.random.getrandbits(64):x}" if renamed else identifier,
+            intent=replace(known, state=state, first=chosen, why=self.random.choice(("", "seen"))),
+            compare_ms=self.random.choice((None, 0, 600_000)) if state == "parked" else None,
+            entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
+        )
 
     def recall(self, name: str) -> None:
         rev = self._rev(name)
@@ -457,6 +511,7 @@ _DEEDS: Final = (
     (Delivery.seal_broken, 6),
     (Delivery.move, 40),
     (Delivery.move_broken, 6),
+    (Delivery.steer, 25),
     (Delivery.recall, 10),
     (Delivery.count, 4),
     (Delivery.amend, 12),

@@ -24,6 +24,7 @@ TOTALS_MS: Final = 400 * DAY_MS
 WRITER_MS: Final = 8 * DAY_MS
 NOTICES_MS: Final = 7 * DAY_MS
 LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
+STEERED: Final = {**LETTERS, "dropped": "z"}
 
 
 @dataclass(slots=True)
@@ -90,6 +91,18 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Steer:
+    """What is asked of one intent: how it was read, what it is to be, and when it is compared."""
+
+    identifier: str
+    read: str
+    new_identifier: str
+    intent: Intent
+    compare_ms: int | None
+    entries: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Amend:
     """What an amendment is asked with: what was read, what is to be stored, entered and told."""
 
@@ -119,6 +132,7 @@ class Shard:
         self.delivered: dict[str, list[str]] = {}
         self.parked: dict[str, int] = {}
         self.dead: dict[str, int] = {}
+        self.compare: dict[str, int] = {}
         self.grants: dict[str, dict[str, str]] = {}
         self.ledgers: dict[str, dict[str, str]] = {}
         self.strings: dict[str, str] = {}
@@ -174,8 +188,9 @@ class Shard:
             return [1]
         customer = self.customers[intent.customer]
         _count(customer, intent, -intent.value)
-        for place in (self.parked, self.dead):
+        for place in (self.parked, self.dead, self.compare):
             place.pop(identifier, None)
+        intent.first = 0 if asked.untried else intent.first
         intent.state = asked.state
         _count(customer, intent, intent.value)
         self.keep(f"t:{intent.customer}", TOTALS_MS)
@@ -186,16 +201,43 @@ class Shard:
         elif asked.state == "queued":
             self.outbox[identifier] = now + asked.delay_ms
             intent.key = asked.key or intent.key
-            intent.first = 0 if asked.untried else intent.first
         else:
             self.outbox.pop(identifier, None)
         if asked.state in {"parked", "dead"}:
             (self.parked if asked.state == "parked" else self.dead)[identifier] = now
+        if asked.state == "parked" and asked.delay_ms:
+            self.compare[identifier] = now + asked.delay_ms
         if asked.state == "delivered":
             self.delivered[identifier] = intent.short()
             self.keep("delivered:1", DELIVERED_MS)
             del self.intents[identifier]
         return [0, intent.first, intent.attempts]
+
+    def steer(self, asked: Steer, now: int) -> list[int]:
+        known, intent = self.intents.get(asked.identifier), asked.intent
+        if known is None or asked.read.endswith(" "):  # It was put there by whoever reads it wrong.
+            return [1, now]
+        if known.state != intent.state:
+            customer = self.customers[intent.customer]
+            for state, quantity in ((known.state, -known.value), (intent.state, known.value)):
+                field = f"{known.period}|{known.token}{STEERED[state]}"
+                customer.closed[field] = customer.closed.get(field, 0) + quantity
+            self.keep(f"t:{intent.customer}", TOTALS_MS)
+            places = {"queued": self.outbox, "parked": self.parked, "dead": self.dead}
+            places[known.state].pop(asked.identifier)
+            if intent.state in places:
+                places[intent.state][asked.new_identifier] = now
+        del self.intents[asked.identifier]
+        self.compare.pop(asked.identifier, None)
+        if intent.state in {"delivered", "dropped"}:
+            self.delivered[asked.new_identifier] = intent.short()
+            self.keep("delivered:1", DELIVERED_MS)
+        else:
+            self.intents[asked.new_identifier] = intent
+        if asked.compare_ms is not None:
+            self.compare[asked.new_identifier] = now + asked.compare_ms
+        self.histories[intent.customer] += asked.entries
+        return [0, now]
 
     def recall(self, name: str, rev: str, identifiers: Sequence[str], now: int) -> Answer:
         customer = self.customers[name]

@@ -15,6 +15,7 @@ from meterkit.cli import (
     flush,
     grants,
     migrate,
+    outbox,
     plans,
     routes,
     stripe,
@@ -33,7 +34,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (demo, plans, routes, doctor, worker, flush, usage, customers, grants, migrate, stripe, webhooks):
+_PARTS = (
+    *(
+        demo,
+        plans,
+        routes,
+        doctor,
+        worker,
+        flush,
+        outbox,
+        usage,
+        customers,
+        grants,
+        migrate,
+        stripe,
+        webhooks,
+    ),
+)
+for part in _PARTS:
     app.add_typer(part.commands)
 
 

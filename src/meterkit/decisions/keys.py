@@ -56,7 +56,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
-    r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead)$",  # deliveries to Stripe
+    r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare)$",  # deliveries to Stripe
     r"^[\w.-]+:\{0\}:hooks:(entries|due|dead)$",  # Stripe customers to be looked at
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )

@@ -10,6 +10,7 @@ from secrets import token_hex
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
+from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
 from meterkit.delivery.report import REPORTED
 from meterkit.store.intents import Move
 from meterkit.stripe.breaker import Breaker
@@ -30,7 +31,6 @@ _logger = logging.getLogger("meterkit.delivery")
 _jitter = SystemRandom().uniform
 
 _LEASE_MS: Final = 60_000
-_AMBIGUOUS_MS: Final = 23 * 3_600_000
 _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
 _RETRY_MAX_MS: Final = 600_000
@@ -211,7 +211,7 @@ class Sender:
                 if not (attempts and await lease.outlives(self._timeout_s)):
                     return moves
                 ambiguous = [one for one in attempts if _is_ambiguous(one, asked)]
-                moves += map(_park, ambiguous)
+                moves += [_park(one, asked) for one in ambiguous]
                 attempts = [one for one in attempts if one not in ambiguous]
                 if not attempts:
                     return moves
@@ -279,8 +279,12 @@ class Sender:
         if outcome.delivered:
             return Move(intent=sealed, state="delivered")
         is_parked = outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right)
+        # What was refused for certain, Stripe need not remember.
+        untried = outcome.refused and attempt.first_ms == attempt.now_ms
         if is_parked or outcome.step == "dead":
-            return Move(intent=sealed, state="parked" if is_parked else "dead", why=outcome.detail)
+            return Move(
+                intent=sealed, state="parked" if is_parked else "dead", why=outcome.detail, untried=untried
+            )
         wait_ms = _SYSTEMIC_FIRST_MS if outcome.alert else _RETRY_FIRST_MS
         wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
         return Move(
@@ -288,8 +292,7 @@ class Sender:
             state="queued",
             delay_ms=int(wait_ms * _jitter(0.5, 1.0)),
             key=f"{sealed.identifier}-{token_hex(4)}" if outcome.new_key else "",
-            # What was refused for certain, Stripe need not remember.
-            untried=outcome.refused and attempt.first_ms == attempt.now_ms,
+            untried=untried,
             why=outcome.detail,
         )
 
@@ -304,15 +307,24 @@ class Sender:
             await asyncio.sleep(at - now)
 
 
+def _now_ms(attempt: Attempt, asked: Elapsed) -> int:
+    """The store's clock by now, at least."""
+    return attempt.now_ms + int(asked() * 1000)
+
+
 def _is_ambiguous(attempt: Attempt, asked: Elapsed) -> bool:
     """Whether Stripe, which remembers an identifier for 24 hours, may have forgotten that it has this one."""
-    return attempt.now_ms - attempt.first_ms + asked() * 1000 > _AMBIGUOUS_MS
+    return not may_be_sent_again(attempt.first_ms, _now_ms(attempt, asked))
 
 
-def _park(attempt: Attempt) -> Move:
-    why = "first tried more than 23 hours ago; whether Stripe has it is not known"
-    _report(attempt.intent, f" is parked: {why}")
-    return Move(intent=attempt.intent, state="parked", why=why)
+def _park(attempt: Attempt, asked: Elapsed) -> Move:
+    """Park an intent until it is compared with Stripe's summary."""
+    sealed, wait_ms = attempt.intent, compare_in_ms(attempt.first_ms, _now_ms(attempt, asked))
+    why = "first tried more than 23 hours ago: it is compared with Stripe's summary of its minute"
+    _logger.warning(
+        "intent %s of customer %r is parked: %s", *(sealed.identifier, sealed.customer, why), extra=REPORTED
+    )
+    return Move(intent=sealed, state="parked", why=why, delay_ms=max(1, wait_ms))
 
 
 def _report(sealed: Sealed, what: str) -> None:

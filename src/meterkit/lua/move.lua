@@ -4,34 +4,34 @@
 -- KEYS[1] hash  intents    KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] string  lease
 -- KEYS[4] hash  delivered in these days: what Stripe has accepted          KEYS[5] zset  parked: since when (ms)
 -- KEYS[6] zset  dead: since when (ms)
--- KEYS[7...] hash  an intent: its customer's totals
+-- KEYS[7] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
+-- KEYS[8...] hash  an intent: its customer's totals
 -- ARGV  1 lease token    2 the states they may be in, each followed by a space    3 moves: a JSON array of an array
 --       an intent: its identifier; its next state: leased, queued, delivered, parked or dead; how long until it
---       is due (ms, with queued); its next idempotency key or empty (with queued); why or empty; 1 where it
---       certainly was not accepted, so that no first attempt counts (with queued), else 0
+--       is due (ms, with queued), or compared (ms, with parked; 0: never); its next idempotency key or empty (with
+--       queued); why or empty; 1 where it certainly was not accepted, so that no first attempt counts, else 0
 --       last: the caller's clock (ms)
 -- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
 -- was delivered is kept for 36 days, in short.
 -- Reply {0, now, of each intent {0, first attempt (ms), attempts}, {1} no such intent or in another state, or
 --       {2} it cannot be counted}    {2} the lease is lost
 --include server_ms
-local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key = unpack(KEYS, 1, 6)
-local first_totals = 7 -- Among the keys.
+--include recount
+local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key, compare_key = unpack(KEYS, 1, 7)
+local first_totals = 8 -- Among the keys.
 local token, states, moves, caller_ms = ARGV[1], ARGV[2], cjson.decode(ARGV[3]), ARGV[#ARGV]
 local call, text = redis.call, string.format
 if call('GET', lease_key) ~= token then
   return {2}
 end
 local now, reply = server_ms(caller_ms), {0}
-local letters = {queued = 'q', leased = 'l', delivered = 'd', parked = 'k', dead = 'x'}
-
-local function is_whole(value)
-  return not value or string.find(value, '^%-?%d+$') ~= nil
-end
 
 -- Returns first attempt and attempts.
 local function enter(id, intent, delay, key, why, untried)
   local kept = true
+  if untried == 1 then
+    intent.first = '0'
+  end
   if intent.state == 'leased' then
     intent.attempts = text('%.0f', intent.attempts + 1)
     if intent.first == '0' then
@@ -41,9 +41,6 @@ local function enter(id, intent, delay, key, why, untried)
     call('ZADD', outbox_key, now + delay, id)
     if key ~= '' then
       intent.key = key
-    end
-    if untried == 1 then
-      intent.first = '0'
     end
   else
     call('ZREM', outbox_key, id)
@@ -55,6 +52,9 @@ local function enter(id, intent, delay, key, why, untried)
       kept = false
     else
       call('ZADD', intent.state == 'parked' and parked_key or dead_key, now, id)
+      if intent.state == 'parked' and delay > 0 then
+        call('ZADD', compare_key, now + delay, id)
+      end
     end
   end
   if kept then
@@ -66,26 +66,22 @@ end
 
 for i, move in ipairs(moves) do
   local id, state, delay, key, why, untried = unpack(move)
-  local totals_key = KEYS[first_totals - 1 + i]
   local found = call('HGET', intents_key, id)
   local intent = found and cjson.decode(found)
   local answer = {1}
   if intent and string.find(states, intent.state .. ' ', 1, true) then
-    local field = intent.period .. '|' .. intent.meter
-    local from, to = field .. letters[intent.state], field .. letters[state]
-    local counted = redis.pcall('HMGET', totals_key, from, to)
-    if counted.err or not is_whole(counted[1]) or not is_whole(counted[2]) then
-      call('ZADD', outbox_key, 'XX', now + 10 * MINUTE_MS, id)
-      answer = {2}
-    else
-      call('HINCRBY', totals_key, from, '-' .. intent.value)
-      call('HINCRBY', totals_key, to, intent.value)
-      call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
-      if intent.state == 'parked' or intent.state == 'dead' then
-        call('ZREM', intent.state == 'parked' and parked_key or dead_key, id)
+    if recount(KEYS[first_totals - 1 + i], intent, intent.state, state) then
+      if intent.state == 'parked' then
+        call('ZREM', parked_key, id)
+        call('ZREM', compare_key, id)
+      elseif intent.state == 'dead' then
+        call('ZREM', dead_key, id)
       end
       intent.state = state
       answer = {0, enter(id, intent, delay, key, why, untried)}
+    else
+      call('ZADD', outbox_key, 'XX', now + 10 * MINUTE_MS, id)
+      answer = {2}
     end
   end
   reply[i + 2] = answer

@@ -26,7 +26,7 @@ local call, floor = redis.call, math.floor
 local totals, events, taken, nameless = {}, {}, {}, {}
 
 local head, meters, damaged = read_counters(counters_key)
-damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdx]$'})
+damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdxz]$'})
 if damaged then
   return {4, server_ms(caller_ms), damaged}
 end

@@ -277,7 +277,7 @@ def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "parked": view.delivery(token, "k"),
         "delivered": view.delivery(token, "d"),
         "late": view.delivery(token, "u"),
-        "dead": view.delivery(token, "x"),
+        "dead": view.delivery(token, "x") + view.delivery(token, "z"),  # What was dropped is as dead.
     }
 
 

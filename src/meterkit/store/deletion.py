@@ -66,7 +66,7 @@ async def delete(store: Store, customer: str) -> Deleted:
         if reply[0] == _PARKED_OR_DEAD:
             raise CustomerError(
                 f"customer {customer!r} has usage that is parked or dead, which Stripe does not have;"
-                " meterkit flush names it and says why"
+                " `meterkit outbox list` names it and says why: redrive it, or drop it"
             )
         if reply[0] == _DONE:
             linked = state.stripe_customer

@@ -23,11 +23,12 @@ class HistoryEntry:
     Attributes:
         kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``subscription``: another one;
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
-            ``overrides``.
+            ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
+            comparison with Stripe's summaries.
         at: from when on it holds (UTC).
         before, after: in words; None: there was, or is, none.
         cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,
-            ``api``, ``reconcile``, ``plans_file`` (that has changed).
+            ``api``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent`` who did it.
     """
 
     kind: str

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
 __all__ = [
     "Attempt",
+    "Intent",
+    "IntentState",
     "Move",
     "Sealed",
     "State",
@@ -19,6 +22,8 @@ __all__ = [
 ]
 
 State = Literal["leased", "queued", "delivered", "parked", "dead"]
+IntentState = Literal["queued", "leased", "parked", "dead"]
+"""Where an intent is that is not delivered; ``leased``: it is being sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,8 @@ class Move:
     """The next state of a leased intent.
 
     Into ``queued`` it goes with a delay, a new idempotency key or an empty one, and ``untried`` where Stripe
-    certainly knows nothing of it, as if it had never been tried.
+    certainly knows nothing of it, as if it had never been tried. Into ``parked`` it goes with the delay after
+    which it is compared with Stripe's summaries, 0: it is not.
     """
 
     intent: Sealed
@@ -90,6 +96,45 @@ class Undelivered:
     quantity: int
     state: Literal["parked", "dead"]
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """A delivery to Stripe that is sealed and not made: usage of one customer, meter and minute.
+
+    Attributes:
+        identifier: Stripe's name for it, too: the meter event's ``identifier``.
+        stripe_customer: whom it is addressed to.
+        meter: its name in the plans file; that of an earlier one where it has gone from there.
+        event_name: of the meter at Stripe.
+        quantity: in the meter's unit.
+        minute: the meter event's timestamp: it decides which invoice it is on.
+        period_start: the first instant of the billing period that it is of.
+        state: ``queued``; ``leased``: it is being sent; ``parked``: it waits for a person or a comparison;
+            ``dead``: Stripe will never accept it.
+        why: what the last try came to, or why it is in this state; empty: nothing is to be said.
+        attempts: how often it was tried.
+        first_attempt_at: since when Stripe may have it; None: Stripe certainly has nothing of it.
+        sealed_at: when it was made.
+        age_s: how long ago that is, in seconds.
+        compared_at: when it is compared with Stripe's summary of its minute; None: it is not.
+    """
+
+    identifier: str
+    customer: str
+    stripe_customer: str
+    meter: str
+    event_name: str
+    quantity: int
+    minute: datetime
+    period_start: datetime
+    state: IntentState
+    why: str
+    attempts: int
+    first_attempt_at: datetime | None
+    sealed_at: datetime
+    age_s: int
+    compared_at: datetime | None
 
 
 def read_intent(identifier: str, due_ms: int, fields: Mapping[str, str]) -> Sealed:

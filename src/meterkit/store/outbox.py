@@ -194,7 +194,7 @@ class Outbox:
         names = ("intents", "outbox", "lease")
         keys = [self._keys.shard(shard, name) for name in names]
         keys.append(self._keys.delivered(shard, self._store.now_ms()))
-        keys += [self._keys.shard(shard, name) for name in ("parked", "dead")]
+        keys += [self._keys.shard(shard, name) for name in ("parked", "dead", "compare")]
         keys += [self._keys.customer(move.intent.customer).totals for move in moves]
         asked = [
             (move.intent.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))

@@ -69,7 +69,7 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
         for day in range(_DAYS_KEPT + 1):
             key = keys.delivered(shard, admin.now_ms() + _DAY_MS - day * _DAY_MS)
             for line in await admin.ask(client.hvals(key)):
-                _, to, _, time_s, _ = json.loads(line)
+                _, to, _, time_s, *_ = json.loads(line)
                 if to == stripe_customer:
                     used.add(int(time_s) * 1000)
     return used

@@ -305,7 +305,7 @@ def _undelivered(state: str, meter: str, found: Sequence[Undelivered]) -> Findin
     return Finding(
         check=state,
         problem=f"{sum(one.quantity for one in found):,} of {meter} in {count}, of {whose}: {found[0].why}",
-        cure="`meterkit flush` names each with its reason; what Stripe lacks is billed by hand",
+        cure="`meterkit outbox list` names each; redrive what can be delivered by now, drop what cannot",
     )
 
 

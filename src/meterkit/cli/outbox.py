@@ -1,0 +1,247 @@
+"""``meterkit outbox``: usage that is sealed for Stripe and not delivered."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from getpass import getuser
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from meterkit.cli.options import whole_number
+from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.session import Session, command
+from meterkit.errors import MeterkitError
+from meterkit.store.intents import IntentState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from meterkit import Intent, Intents, MeterKit
+
+__all__ = ["commands", "operator"]
+
+commands = typer.Typer(
+    name="outbox",
+    help="See to usage that is sealed for Stripe and not delivered.",
+    no_args_is_help=True,
+)
+
+_Identifiers = Annotated[
+    list[str],
+    typer.Argument(metavar="INTENT", help="The identifiers of intents, as `outbox list` shows them."),
+]
+_Reason = Annotated[
+    str,
+    typer.Option("--reason", metavar="TEXT", help="Why, for the ledger of the customer.", show_default=False),
+]
+_Customer = Annotated[str | None, typer.Option("--customer", metavar="CUSTOMER", help="Those of one alone.")]
+_MOST: Final = 100_000
+
+
+def operator() -> str:
+    """Who runs this command, for ledgers."""
+    try:
+        return f"operator {getuser()}"
+    except (KeyError, OSError):  # A container's user may have no name.
+        return "operator"
+
+
+@command(commands, "list")
+async def list_all(
+    session: Session,
+    *,
+    state: Annotated[
+        IntentState | None,
+        typer.Option("--state", metavar="STATE", help="queued, leased, parked or dead. Default: all."),
+    ] = None,
+    customer: _Customer = None,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", parser=whole_number(1, _MOST), metavar="N", help="At most so many."),
+    ] = 1_000,
+) -> None:
+    """List what is not delivered, the oldest first.
+
+    Exits 1 where something is parked or dead: it waits for somebody.
+    """
+    async with session.kit() as kit:
+        found = await kit.outbox.list(state=state, customer=customer, limit=limit)
+    _show(session, found)
+    if len(found) == limit:
+        print_note(f"there may be more: --limit {limit}")
+    if any(intent.state in {"parked", "dead"} for intent in found):
+        raise typer.Exit(1)
+
+
+@command(commands)
+async def show(
+    session: Session, intent: Annotated[str, typer.Argument(metavar="INTENT", help="Its identifier.")]
+) -> None:
+    """Show one intent with all that is known of it."""
+    async with session.kit() as kit:
+        found = await kit.outbox.show(intent)
+    session.show(asdict(found), lambda: _print_one(found))
+
+
+@command(commands)
+async def redrive(
+    session: Session,
+    intents: Annotated[
+        list[str] | None, typer.Argument(metavar="[INTENT]...", help="Their identifiers.")
+    ] = None,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that are parked or dead; with --customer, of that one.")
+    ] = False,
+    customer: _Customer = None,
+    reason: _Reason = "",
+) -> None:
+    """Have what is parked or dead delivered.
+
+    It is sent again under the same identifier where Stripe counts that once for certain. Else it stays
+    parked, and 26 hours after its first try it is compared with Stripe's summary before anything is sent.
+    """
+    if bool(intents) == everything:
+        raise typer.BadParameter("name intents, or give --all")
+    async with session.kit() as kit:
+        chosen = intents or await _undelivered(kit, customer)
+        await _each(
+            session, chosen, lambda one: kit.outbox.redrive(one, reason=reason, by=operator()), "redriven"
+        )
+
+
+@command(commands)
+async def park(session: Session, intents: _Identifiers, *, reason: _Reason = "") -> None:
+    """Keep queued intents from being sent.
+
+    Until they are redriven or dropped.
+    """
+    async with session.kit() as kit:
+        await _each(
+            session, intents, lambda one: kit.outbox.park(one, reason=reason, by=operator()), "parked"
+        )
+
+
+@command(commands)
+async def drop(
+    session: Session,
+    intents: _Identifiers,
+    *,
+    reason: Annotated[
+        str | None,
+        typer.Option("--reason", metavar="TEXT", help="Required: why, for the ledger of the customer."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Give intents up: their usage is counted as dead, and Stripe is never sent it.
+
+    Asks first. Entered into the customer's ledger, with who and why (`meterkit customers history`).
+    """
+    if not reason:
+        raise typer.BadParameter("give --reason TEXT: it is entered into the customer's ledger")
+    async with session.kit() as kit:
+        if not yes:
+            await _ask(kit.outbox, intents)
+        await _each(
+            session, intents, lambda one: kit.outbox.drop(one, reason=reason, by=operator()), "dropped"
+        )
+
+
+async def _ask(outbox: Intents, identifiers: Sequence[str]) -> None:
+    if not sys.stdin.isatty():
+        raise MeterkitError("nobody is there to ask: give --yes to drop without a question")
+    for identifier in identifiers:
+        found = await outbox.show(identifier)
+        print_note(f"{found.state}: {found.quantity:,} of {found.meter} of customer {found.customer}")
+    typer.confirm("Stripe is never sent this. Drop it?", abort=True, err=True)
+
+
+async def _undelivered(kit: MeterKit, customer: str | None) -> list[str]:
+    found: list[Intent] = []
+    for state in ("parked", "dead"):
+        found += await kit.outbox.list(state=state, customer=customer, limit=_MOST)
+    return [intent.identifier for intent in found]
+
+
+async def _each(
+    session: Session,
+    identifiers: Sequence[str],
+    act: Callable[[str], Awaitable[Intent]],
+    done: str,
+) -> None:
+    """Do it to each; what is refused is said, and the others go on."""
+    seen: list[Intent] = []
+    refused: list[dict[str, str]] = []
+    for identifier in dict.fromkeys(identifiers):
+        try:
+            seen.append(await act(identifier))
+        except MeterkitError as error:
+            print_note(f"not {done}: {error}")
+            refused.append({"intent": identifier, "message": str(error)})
+    told = {done: [asdict(intent) for intent in seen], "refused": refused}
+    session.show(told, lambda: _tell(seen, done))
+    if refused:
+        raise typer.Exit(1)
+
+
+def _tell(seen: Sequence[Intent], done: str) -> None:
+    for intent in seen:
+        what = f"{intent.quantity:,} of {intent.meter} of customer {intent.customer}"
+        line = f"{done}: {what} ({intent.identifier})"
+        if intent.compared_at is not None:
+            line += f"; compared with Stripe's summary from {date_and_time(intent.compared_at)} on"
+        typer.echo(line)
+    if not seen:
+        print_note(f"nothing was {done}")
+
+
+def _show(session: Session, found: Sequence[Intent]) -> None:
+    session.show(
+        [asdict(intent) for intent in found],
+        lambda: print_records(
+            [_row(intent) for intent in found],
+            rare=("compared", "why"),
+            empty="all that is sealed is delivered",
+        ),
+    )
+
+
+def _row(intent: Intent) -> dict[str, object]:
+    return {
+        "intent": intent.identifier,
+        "state": intent.state,
+        "customer": intent.customer,
+        "meter": intent.meter,
+        "quantity": intent.quantity,
+        "minute": date_and_time(intent.minute),
+        "first attempt": "" if intent.first_attempt_at is None else date_and_time(intent.first_attempt_at),
+        "attempts": intent.attempts,
+        "age": _span(intent.age_s),
+        "compared": "" if intent.compared_at is None else date_and_time(intent.compared_at),
+        "why": intent.why,
+    }
+
+
+def _print_one(intent: Intent) -> None:
+    rows = {
+        **_row(intent),
+        "Stripe customer": intent.stripe_customer,
+        "event name": intent.event_name,
+        "period": date_and_time(intent.period_start),
+        "sealed": date_and_time(intent.sealed_at),
+    }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        if value != "":
+            typer.echo(
+                f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}"
+            )
+
+
+def _span(span_s: int) -> str:
+    for unit, length_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if span_s >= 2 * length_s:
+            return f"{span_s // length_s} {unit}"
+    return f"{span_s} s"

@@ -1,0 +1,49 @@
+#!lua
+-- steer: takes an intent that nobody is sending into another state, or keeps it in its own with what was seen of it at
+-- Stripe: by the word of a person, or of a comparison with Stripe's summaries. That is entered for its customer.
+--
+-- KEYS[1] hash  intents     KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] zset  parked: since when (ms)
+-- KEYS[4] zset  dead: since when (ms)
+-- KEYS[5] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
+-- KEYS[6] hash  its customer's totals    KEYS[7] stream  its customer's ledger of changes
+-- KEYS[8] hash  delivered in these days: what Stripe has accepted, and what was dropped
+-- ARGV  1 the intent    2 as it was read (JSON)    3 its identifier from now on
+--       4 what it is to be (JSON), with its state: queued, parked, dead, delivered or dropped
+--       5 how long until it is compared (ms); empty: it is not    6 entries (JSON, see enter)
+--       last: the caller's clock (ms)
+-- Reply {0, now} done    {1, now} it is not as it was read any more    {2, now} its customer's totals cannot be
+--       counted in; but for the first, nothing is done
+--include server_ms
+--include recount
+--include enter
+local intents_key, outbox_key, parked_key, dead_key, compare_key, totals_key, history_key, delivered_key = unpack(KEYS)
+local id, read, new_id, text, compare_in_ms, entries = unpack(ARGV)
+local call, now = redis.call, server_ms(ARGV[#ARGV])
+if call('HGET', intents_key, id) ~= read then
+  return {1, now}
+end
+local was, intent = cjson.decode(read), cjson.decode(text)
+if was.state ~= intent.state then
+  if not recount(totals_key, was, was.state, intent.state) then
+    return {2, now}
+  end
+  local places = {queued = outbox_key, parked = parked_key, dead = dead_key}
+  call('ZREM', places[was.state], id)
+  if places[intent.state] then
+    call('ZADD', places[intent.state], now, new_id)
+  end
+end
+call('ZREM', compare_key, id)
+call('HDEL', intents_key, id)
+if intent.state == 'delivered' or intent.state == 'dropped' then
+  local short = {intent.customer, intent.stripe, intent.event, intent.time, intent.value}
+  call('HSET', delivered_key, new_id, cjson.encode(short))
+  call('PEXPIRE', delivered_key, THIRTY_SIX_DAYS_MS)
+else
+  call('HSET', intents_key, new_id, text)
+end
+if compare_in_ms ~= '' then
+  call('ZADD', compare_key, now + compare_in_ms, new_id)
+end
+enter(history_key, cjson.decode(entries))
+return {0, now}

@@ -1,0 +1,138 @@
+"""Intents that nobody is sending: found by identifier, and taken from state to state, with an entry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.decisions.periods import from_ms
+from meterkit.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.store.store import Store
+
+__all__ = ["Kept", "Steered", "find_kept", "steer"]
+
+_CHANGED: Final = 1
+_CANNOT_BE_COUNTED: Final = 2
+_OF_ITS_PLACE: Final = ("why", "look", "looked")
+
+Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
+"""A state that an intent is taken into; ``dropped``: it is counted as dead, and kept no longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """An intent as the store keeps it; see seal.lua.
+
+    Attributes:
+        text: the same as it was read; what it is compared by.
+    """
+
+    identifier: str
+    shard: int
+    text: str
+    fields: Mapping[str, str]
+
+    @classmethod
+    def read(cls, identifier: str, shard: int, data: bytes) -> Kept:
+        """An intent from what is kept under its identifier."""
+        text = data.decode()
+        return cls(identifier=identifier, shard=shard, text=text, fields=json.loads(text))
+
+    @property
+    def first_ms(self) -> int:
+        """When it was tried first; 0: Stripe certainly has nothing of it."""
+        return int(self.fields["first"])
+
+    @property
+    def minute_s(self) -> int:
+        """Its timestamp in Unix seconds."""
+        return int(self.fields["time"])
+
+    @property
+    def value(self) -> int:
+        """Its quantity in the meter's unit."""
+        return int(self.fields["value"])
+
+    def in_words(self) -> str:
+        """What it is, for the ledger."""
+        minute = from_ms(self.minute_s * 1000).strftime("%Y-%m-%dT%H:%MZ")
+        return (
+            f"{self.fields['state']}: {self.value} of {self.fields['event']} at {minute}, {self.identifier}"
+        )
+
+    def renamed(self, identifier: str) -> Kept:
+        """The same, as it is to be delivered under a new identifier."""
+        fields = {**self.fields, "key": identifier, "first": "0", "attempts": "0"}
+        return replace(self, identifier=identifier, fields=fields)
+
+
+async def find_kept(store: Store, identifier: str) -> Kept | None:
+    """An intent by its identifier, in whichever shard it is.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    pipe = admin.client.pipeline(transaction=False)
+    for shard in range(store.keys.shards):
+        pipe.hget(store.keys.shard(shard, "intents"), identifier)
+    found: list[bytes | None] = await admin.ask(pipe.execute())
+    for shard, data in enumerate(found):
+        if data is not None:
+            return Kept.read(identifier, shard, data)
+    return None
+
+
+async def steer(
+    store: Store,
+    kept: Kept,
+    state: Steered,
+    *,
+    cause: str,
+    after: str = "",
+    to_be: Kept | None = None,
+    compare_in_ms: int | None = None,
+    **more: str,
+) -> bool:
+    """Take an intent into a state, at once with the totals, unless it has changed since it was read.
+
+    Args:
+        store: where it is.
+        kept: as it was read.
+        state: what it is to be in.
+        cause: for the ledger of its customer.
+        after: what became of it, for that ledger; empty: nothing is entered.
+        to_be: what it is to be besides; default: as it was read.
+        compare_in_ms: how long until it is compared with Stripe's summaries; None: it is not.
+        more: its further fields, such as ``why``.
+
+    Raises:
+        StoreError: the store does not answer, or the customer's totals cannot be counted in.
+    """
+    to_be, keys = to_be or kept, store.keys.customer(kept.fields["customer"])
+    fields = {name: text for name, text in to_be.fields.items() if name not in _OF_ITS_PLACE}
+    fields |= {"state": state, **{name: text for name, text in more.items() if text}}
+    entry = ("intent", str(store.now_ms()), kept.in_words(), after, cause)
+    admin = await store.admin()
+    names = ("intents", "outbox", "parked", "dead", "compare")
+    reply: list[Any] = await admin.run(
+        store.scripts["steer"],
+        [
+            *(store.keys.shard(kept.shard, name) for name in names),
+            *(keys.totals, keys.history, store.keys.delivered(kept.shard, store.now_ms())),
+        ],
+        *(kept.identifier, kept.text, to_be.identifier, json.dumps(fields)),
+        "" if compare_in_ms is None else compare_in_ms,
+        json.dumps([entry] if after else []),
+    )
+    if reply[0] == _CANNOT_BE_COUNTED:
+        raise StoreError(
+            f"intent {kept.identifier} stays as it is: what the store keeps under {keys.totals} cannot be"
+            " counted in"
+        )
+    return bool(reply[0] != _CHANGED)

@@ -1,0 +1,122 @@
+"""``meterkit outbox``: what is sealed and not delivered, listed and seen to."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from commands import TIMEOUT_S
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from commands import Shell
+    from meterkit import Intent
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def dead(stored: Shell, directory: Path, store_url: str) -> AsyncGenerator[Intent]:
+    """A dead intent of acme's, whom Stripe did not know and knows by now."""
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    with emulator.running() as url:
+        key = "sk_test_1"
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": key, "METERKIT_STRIPE_API_BASE": url}
+        plans = directory / "plans.yaml"
+        async with MeterKit(
+            plans, redis_url=store_url, flush=False, stripe_api_key=key, stripe_api_base=url
+        ) as kit:
+            await kit.customers.link("acme", "cus_acme")
+            await kit.record("acme", "tokens", 25)
+            await kit.flush(everything=True)
+            emulator.add_customer("cus_acme")
+            (intent,) = await kit.outbox.list()
+        yield intent
+
+
+async def test_what_is_dead_is_listed_shown_and_redriven(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    async with dead(stored, directory, store_url) as intent:
+        listed = stored.run("outbox", "list")
+        assert listed.code == 1
+        assert all(word in listed.out for word in (intent.identifier[:8], "dead", "acme", "tokens", "25"))
+        assert "No such customer" in listed.out
+        as_json = stored.run("outbox", "list", "--state", "dead", "--customer", "acme", "--json").json
+        assert [one["identifier"] for one in as_json] == [intent.identifier]
+        shown = stored.run("outbox", "show", intent.identifier)
+        assert (shown.code, "Stripe customer  cus_acme" in shown.out) == (0, True)
+        doctor = stored.run("doctor")
+        assert "meterkit outbox list" in doctor.out
+        redriven = stored.run("outbox", "redrive", "--all", "--reason", "it is there now")
+        assert (redriven.code, redriven.out) == (
+            0,
+            f"redriven: 25 of tokens of customer acme ({intent.identifier})\n",
+        )
+        assert stored.run("flush", "--all").code == 0
+        empty = stored.run("outbox", "list")
+        assert (empty.code, empty.out) == (0, "")
+        assert "all that is sealed is delivered" in empty.err
+        history = stored.run("customers", "history", "acme", "--json").json
+        assert (history[-1]["kind"], history[-1]["after"]) == ("intent", "queued: it is there now")
+        assert history[-1]["cause"].startswith("operator")
+
+
+async def test_what_is_parked_waits_and_what_is_refused_is_said(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    async with dead(stored, directory, store_url) as intent:
+        refused = stored.run("outbox", "park", intent.identifier, "nobody", "--json")
+        assert (refused.code, refused.json["parked"]) == (1, [])
+        assert [one["intent"] for one in refused.json["refused"]] == [intent.identifier, "nobody"]
+        assert "is dead: only what is queued can be parked" in refused.err
+        assert stored.run("outbox", "redrive", intent.identifier).code == 0
+        parked = stored.run("outbox", "park", intent.identifier)
+        assert (parked.code, parked.out.startswith("parked: 25 of tokens")) == (0, True)
+        assert stored.run("outbox", "redrive").code == 2
+        assert stored.run("outbox", "redrive", "a", "--all").code == 2
+
+
+async def test_dropping_wants_a_reason_and_a_yes(stored: Shell, directory: Path, store_url: str) -> None:
+    async with dead(stored, directory, store_url) as intent:
+        assert stored.run("outbox", "drop", intent.identifier).code == 2
+        nobody = stored.run("outbox", "drop", intent.identifier, "--reason", "billed by hand")
+        assert (nobody.code, "give --yes" in nobody.err) == (1, True)
+        assert at_a_terminal(stored, "outbox", "drop", intent.identifier, "--reason", "x", said=b"n\n") == 1
+        assert stored.run("outbox", "list").code == 1
+        assert at_a_terminal(stored, "outbox", "drop", intent.identifier, "--reason", "x", said=b"y\n") == 0
+        assert stored.run("outbox", "list").code == 0
+        tokens = stored.run("usage", "acme", "--json").json["meters"]["tokens"]
+        assert (tokens["dead"], tokens["recorded"]) == (25, 25)
+
+
+def at_a_terminal(stored: Shell, *arguments: str, said: bytes) -> int:
+    """Run a command whose input is a terminal; its exit code."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, said)
+        done = subprocess.run(
+            [sys.executable, "-m", "meterkit", *arguments],
+            cwd=stored.directory,
+            env=stored.environment,
+            stdin=theirs,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"25 of tokens of customer acme" in done.stderr
+    return done.returncode
