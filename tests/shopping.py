@@ -120,6 +120,12 @@ class Shop:
         """All invoices at Stripe, the oldest first."""
         return (await self.stripe_list("/v1/invoices"))[::-1]
 
+    async def stripe_change(self, path: str, **params: str) -> None:
+        """Change something at Stripe past the kit, as a person does in its Dashboard."""
+        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers) as client:
+            (await client.post(path, data=params)).raise_for_status()
+
     async def _asked(self, path: str, **query: str) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {STRIPE_KEY}"}
         async with httpx.AsyncClient(base_url=self.url, headers=headers) as client:

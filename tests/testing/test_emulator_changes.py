@@ -337,6 +337,30 @@ async def test_a_pending_change_expires_after_23_hours() -> None:
         assert "customer.subscription.pending_update_expired" in told(emulator)
 
 
+async def test_a_card_that_authenticates_is_charged_where_its_customer_confirms() -> None:
+    """https://docs.stripe.com/testing#regulatory-cards; a void invoice gives the change up."""
+    emulator, clock = shop(card="pm_card_authenticationRequired")
+    how: Mapping[str, Any] = {"proration_behavior": "always_invoice"}
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        assert made.status == "incomplete"
+        emulator.confirm_payment(invoice_of(made).id, card="pm_card_authenticationRequired")
+        clock.advance(timedelta(days=15))
+        with pytest.raises(stripe.CardError) as caught:
+            await switch(client, made, "price_20", payment_behavior="error_if_incomplete", **how)
+        assert (caught.value.http_status, caught.value.code) == (
+            402,
+            "subscription_payment_intent_requires_action",
+        )
+        error = await refusal(client, made.id, payment_behavior="pending_if_incomplete", metadata={"a": "b"})
+        assert error.user_message is not None
+        assert "`metadata` cannot be updated" in error.user_message
+        waiting = await switch(client, made, "price_20", payment_behavior="pending_if_incomplete", **how)
+        await client.v1.invoices.void_invoice_async(invoice_of(waiting).id)
+        kept = await client.v1.subscriptions.retrieve_async(made.id)
+        assert (item_of(kept).price.id, kept.pending_update) == ("price_10", None)
+
+
 async def test_a_new_cycle_is_charged_whole_and_at_once() -> None:
     """https://docs.stripe.com/billing/subscriptions/billing-cycle#reset-the-billing-period-to-the-current-time."""
     emulator, clock = shop()

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.stripe.request import Parameter
 
-__all__ = ["Item", "PlanPrices", "as_new", "items_of", "metered_among", "new_items", "next_items", "updates"]
+__all__ = [
+    "Item",
+    "PlanPrices",
+    "are_of",
+    "as_new",
+    "items_of",
+    "metered_among",
+    "new_items",
+    "next_items",
+    "updates",
+]
 
 _Kind = Literal["base", "seat", "metered"]
 
@@ -110,6 +120,13 @@ def new_items(prices: PlanPrices, paid_seats: int) -> list[dict[str, Parameter]]
         items.append({"price": prices.seat, "quantity": paid_seats})
     items.extend({"price": price} for price in prices.metered)
     return items
+
+
+def are_of(items: Iterable[Item], wanted: Iterable[Mapping[str, Parameter]]) -> bool:
+    """Whether items are what is wanted: of the same prices, as many of each."""
+    return {(item.price, item.quantity) for item in items} == {
+        (item["price"], item.get("quantity")) for item in wanted
+    }
 
 
 def next_items(

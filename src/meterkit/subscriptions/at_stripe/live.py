@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError
+from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import PlanPrices, as_new, items_of, metered_among
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
@@ -65,7 +66,7 @@ class LiveSubscription:
     async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
         """Look at it; None: Stripe does not have it."""
         try:
-            found = await api.get(f"{_PATH}/{subscription}", {"expand": ["schedule"]})
+            found = await api.get(f"{_PATH}/{subscription}", {"expand": ["schedule", *SECRETS]})
         except StripeError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -93,11 +94,39 @@ class LiveSubscription:
         """Whether it is to end, with its period or at another instant, as Stripe's portal may have it."""
         return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
 
+    @property
+    def awaited(self) -> tuple[Item, ...] | None:
+        """What it will consist of once its customer has confirmed a payment; None: nothing is awaited."""
+        update = part_of(self.found, "pending_update")
+        return items_of({"items": {"data": update["subscription_items"]}}) if update else None
+
+    @property
+    def client_secret(self) -> str | None:
+        """With which the customer's browser confirms what is awaited."""
+        return secret_of(self.found)
+
     async def update(self, params: Mapping[str, Parameter]) -> None:
         """Change it at once; the change leaves its mark, so that the same change again later is another."""
         key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
         asked = {**params, "metadata": {MARK: key}}
         await self.api.post(f"{_PATH}/{self.id}", asked, idempotency_key=key)
+
+    async def update_once_paid(self, params: Mapping[str, Parameter]) -> str | None:
+        """Change it once its customer has confirmed the payment, within 23 hours; the client secret of that.
+
+        https://docs.stripe.com/billing/subscriptions/pending-updates; no mark can be left with it.
+        """
+        asked = {**params, "payment_behavior": "pending_if_incomplete", "expand": list(SECRETS)}
+        before = [mark_of(self.found), id_in(self.found, "latest_invoice"), _signs(self.items)]
+        key = key_of("await", self.id, before, asked, self.again)
+        made = await self.api.post(f"{_PATH}/{self.id}", asked, idempotency_key=key)
+        return secret_of(made) if made.get("pending_update") else None
+
+    async def forget_awaited(self) -> None:
+        """Give up a change that its customer has not confirmed."""
+        if self.awaited is not None:
+            path = f"/v1/invoices/{id_in(self.found, 'latest_invoice')}/void"
+            await self.api.post(path, idempotency_key=key_of("void", path, self.again))
 
     async def release(self) -> None:
         """Take back what is scheduled; it stays as it is now."""

@@ -8,11 +8,12 @@ from meterkit.catalog.scalars import DAY_MS
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionExistsError
 from meterkit.store.customers import Customers
-from meterkit.subscriptions.at_stripe.items import items_of, new_items
+from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
+from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
 from meterkit.subscriptions.at_stripe.live import end, prices_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
 from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
-from meterkit.subscriptions.at_stripe.parts import CUSTOMER, part_of, text_in
+from meterkit.subscriptions.at_stripe.parts import CUSTOMER
 from meterkit.subscriptions.at_stripe.reading import has_begun
 from meterkit.subscriptions.service.results import Checkout
 
@@ -29,7 +30,6 @@ __all__ = ["Beginning"]
 _REFERENCE_MAX: Final = 200
 _PATH: Final = "/v1/subscriptions"
 _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
-_SECRETS: Final = ("latest_invoice.confirmation_secret", "pending_setup_intent")
 
 
 class Beginning:
@@ -63,15 +63,15 @@ class Beginning:
                 return mine
             self._refuse_in_force(customer, found)
             for waiting in (one for one in found if one["status"] == "incomplete" and self._is_ours(one)):
-                if _signs(waiting) == _wanted(items):
+                if are_of(items_of(waiting), items):
                     return waiting
                 await end(api, waiting["id"])
             await close_pages(api, linked)  # Else another one could be begun there.
             metadata = {CUSTOMER: customer, MARK: key}
-            asked = {**params, "metadata": metadata, "expand": list(_SECRETS)}
+            asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
             return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
 
-        return _secret_of(await persistently(attempt))
+        return secret_of(await persistently(attempt))
 
     async def checkout(self, customer: str, plan: Plan, paid_seats: int, urls: Mapping[str, str]) -> Checkout:
         """Make a page where the customer subscribes, or find the one that is open for the same."""
@@ -110,7 +110,7 @@ class Beginning:
 
     async def _found(self, linked: str) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had."""
-        expand = [f"data.{name}" for name in _SECRETS]
+        expand = [f"data.{name}" for name in SECRETS]
         return await self._api().list(_PATH, {"customer": linked, "status": "all", "expand": expand})
 
     def _refuse_in_force(self, customer: str, found: Sequence[Mapping[str, Any]]) -> None:
@@ -144,18 +144,3 @@ def _trial(plan: Plan, found: Sequence[Mapping[str, Any]]) -> dict[str, Paramete
     if plan.trial_ms is None or any(map(has_begun, found)):
         return {}
     return {"trial_period_days": -(-plan.trial_ms // DAY_MS)}
-
-
-def _signs(found: Mapping[str, Any]) -> set[tuple[str, object]]:
-    return {(item.price, item.quantity) for item in items_of(found)}
-
-
-def _wanted(items: Sequence[Mapping[str, Parameter]]) -> set[tuple[object, object]]:
-    return {(item["price"], item.get("quantity")) for item in items}
-
-
-def _secret_of(found: Mapping[str, Any]) -> str | None:
-    """The client secret of what a browser is to confirm."""
-    payment = part_of(part_of(found, "latest_invoice"), "confirmation_secret")
-    later = part_of(found, "pending_setup_intent")
-    return text_in(payment, "client_secret") or text_in(later, "client_secret") or None

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
+from meterkit.errors import NoSubscriptionError, SeatsInUseError, StripeError, SubscriptionError
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.items import next_items, updates
+from meterkit.subscriptions.at_stripe.items import are_of, next_items, updates
 from meterkit.subscriptions.at_stripe.live import LiveSubscription, prices_of
 from meterkit.subscriptions.at_stripe.once import persistently
 from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
@@ -17,7 +17,7 @@ from meterkit.subscriptions.rules.costs import Terms, cost_of
 from meterkit.subscriptions.service.results import Preview
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.customer_state import CustomerState
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Changing"]
 
+_NEEDS_CUSTOMER: Final = "subscription_payment_intent_requires_action"
 _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})
 
 
@@ -68,14 +69,21 @@ class Changing:
             over_limit=over_limit(self._catalog, wanted, target.seats, await self._levels(customer)),
         )
 
-    async def change_plan(self, customer: str, wanted: Plan) -> Proration:
-        """Put the subscription on another plan, now or when its period ends; what that costs."""
+    async def change_plan(self, customer: str, wanted: Plan) -> tuple[Proration, str | None]:
+        """Put the subscription on another plan, now or when its period ends; what that costs.
+
+        And the client secret, where the customer has to confirm the payment first.
+        """
         costs: list[Proration] = []
 
-        async def attempt(again: int) -> None:
+        async def attempt(again: int) -> str | None:
             live, known, current = await self._payable(customer, again)
             target = self._terms(known, current, wanted, None)
             costs.append(self._cost(known, current, target))
+            if live.awaited is not None:
+                if are_of(live.awaited, await self._items(live, target)):
+                    return live.client_secret
+                await live.forget_awaited()
             pending = known.pending_plan if live.schedule is not None else None
             course = course_of(current, wanted, pending=pending, changes=self._catalog.billing.changes)
             if course == "take_back":
@@ -83,11 +91,11 @@ class Changing:
             elif course == "period_end":
                 await self._arrange(live, known, target)
             elif course == "now":
-                await live.release()
-                await self._apply(live, target, invoice=True)
+                return await self._upgrade(live, target)
+            return None
 
-        await persistently(attempt)
-        return costs[0]  # Later tries may have found it done.
+        secret = await persistently(attempt)
+        return costs[0], secret  # Later tries may have found it done.
 
     async def set_seats(self, customer: str, seats: int) -> Proration:
         """Have another number of seats now; what that costs."""
@@ -101,13 +109,16 @@ class Changing:
             live, known, current = await self._payable(customer, again)
             target = self._terms(known, current, current, seats)
             costs.append(self._cost(known, current, target))
+            await live.forget_awaited()
             later = self._catalog.plans.get(known.pending_plan or "")
             if live.schedule is not None and later is not None:
                 after = Terms(plan=later, seats=self._seats_on(later, target))
                 if (known.seats, known.pending_seats) != (target.seats, after.seats):
                     await self._arrange(live, known, after, now=target)
             else:
-                await self._apply(live, target, invoice=False)
+                items = await self._updates(live, target)
+                if items:
+                    await live.update({"items": items, "proration_behavior": "create_prorations"})
 
         await persistently(attempt)
         return costs[0]
@@ -121,6 +132,7 @@ class Changing:
                 await self._deliver(customer)
                 await live.end(give_back=give_back)
             elif not live.found.get("cancel_at_period_end"):
+                await live.forget_awaited()
                 await live.cancel_at_end()
 
         await persistently(attempt)
@@ -213,17 +225,43 @@ class Changing:
             )
         return live, known, self._plan_of(customer, known)
 
-    async def _apply(self, live: LiveSubscription, target: Terms, *, invoice: bool) -> None:
-        """Bring the items to what they are to be, now; where it is invoiced, it is paid or not done."""
+    async def _upgrade(self, live: LiveSubscription, target: Terms) -> str | None:
+        """Bring the items to what they are to be once that is paid; what is scheduled is taken back then.
+
+        The client secret, where the customer has to confirm the payment first.
+        """
+        params: dict[str, Parameter] = {
+            "items": await self._updates(live, target),
+            "proration_behavior": "always_invoice",
+            "payment_behavior": "error_if_incomplete",
+        }
+        try:
+            if params["items"]:
+                await live.update(params)
+        except StripeError as error:
+            if error.code != _NEEDS_CUSTOMER or error.is_replayed or live.schedule is not None:
+                raise
+            return await self._await_customer(live, params, error)
+        await live.release()
+        return None
+
+    @staticmethod
+    async def _await_customer(
+        live: LiveSubscription, params: Mapping[str, Parameter], refused: StripeError
+    ) -> str | None:
+        """Have an upgrade wait until its customer has confirmed the payment; the client secret of that."""
+        try:
+            return await live.update_once_paid(params)
+        except StripeError as error:
+            if error.type == "invalid_request_error":  # Not every change can wait at Stripe.
+                raise refused from error
+            raise
+
+    async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
+        """What brings the items to what they are to be; empty where nothing is to be done."""
         prices = await prices_of(self._api(), target.plan)
         paid = paid_seats(target.plan, self._seat_meter, target.seats)
-        items = updates(live.items, self._catalog, prices, paid)
-        if not items:
-            return
-        params: dict[str, Parameter] = {"items": items, "proration_behavior": "create_prorations"}
-        if invoice:
-            params |= {"proration_behavior": "always_invoice", "payment_behavior": "error_if_incomplete"}
-        await live.update(params)
+        return updates(live.items, self._catalog, prices, paid)
 
     async def _arrange(
         self, live: LiveSubscription, known: SubscriptionState, later: Terms, *, now: Terms | None = None

@@ -105,10 +105,16 @@ class SubscriptionAfter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionChange:
-    """A subscription after a change, and what the change costs for the rest of the period."""
+    """A subscription after a change, and what the change costs for the rest of the period.
+
+    Attributes:
+        client_secret: with which the customer's browser confirms the payment, as by 3-D Secure: until then
+            nothing has changed; None: it is done. Give it to nobody else.
+    """
 
     subscription: Subscription
     proration: Proration
+    client_secret: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,7 +157,9 @@ class Subscriptions:
     async def change_plan(self, customer: str, plan: str) -> SubscriptionChange:
         """Put the subscription on another plan.
 
-        An upgrade takes effect now and is invoiced at once; where the payment fails nothing changes. A
+        An upgrade takes effect now and is invoiced at once; where the payment fails nothing changes. Where
+        the customer has to confirm it (3-D Secure), the change has a client secret, and takes effect once
+        that is done; after 23 hours it is given up. A
         downgrade takes effect when the period ends. ``rank`` says which it is, and ``billing.changes`` of the
         plans file when each takes effect. The plan that is in force takes back what is scheduled.
 
@@ -167,8 +169,9 @@ class Subscriptions:
             SubscriptionError: the subscription is not paid for, or is to end.
         """
         wanted = check_sold(plan, self._catalog)
-        cost = await self._changing.change_plan(check_customer(customer), wanted)
-        return SubscriptionChange(subscription=await self._known(customer), proration=cost)
+        cost, secret = await self._changing.change_plan(check_customer(customer), wanted)
+        known = await self._known(customer)
+        return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
 
     async def set_seats(self, customer: str, seats: int) -> SubscriptionChange:
         """Have another number of seats, in all, now; what they cost or give back is on the next invoice.

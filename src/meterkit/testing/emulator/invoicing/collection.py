@@ -63,8 +63,15 @@ def can_pay(account: Account, subscription: Subscription) -> bool:
     return account.payment_methods.goes_through(method, customer=subscription.customer)
 
 
-def attempt(account: Account, invoice: Invoice, *, method: str | None = None, by_itself: bool = True) -> bool:
-    """Collect an open invoice. Returns whether it was paid.
+def attempt(
+    account: Account,
+    invoice: Invoice,
+    *,
+    method: str | None = None,
+    by_itself: bool = True,
+    is_present: bool = False,
+) -> bool:
+    """Collect an open invoice; the customer may be present. Returns whether it was paid.
 
     "Any payment attempt counts as the first attempt, and subsequently only automatic retries increment the
     attempt count" (https://docs.stripe.com/api/invoices/object#invoice_object-attempt_count).
@@ -74,7 +81,7 @@ def attempt(account: Account, invoice: Invoice, *, method: str | None = None, by
     invoice.attempted = True
     if by_itself or not invoice.attempt_count:
         invoice.attempt_count += 1
-    if account.payment_methods.goes_through(method, customer=invoice.customer):
+    if account.payment_methods.goes_through(method, customer=invoice.customer, is_present=is_present):
         mark_paid(account, invoice)
         return True
     retries = account.behaviour.retry_days
@@ -136,6 +143,8 @@ def _settle(account: Account, invoice: Invoice) -> None:
     if update is not None and update.invoice == invoice.id:
         if invoice.status == "paid":
             _apply(account, subscription, update.changed)
+        elif invoice.status == "void":
+            subscription.pending_update = None
         return
     if subscription.resumption == invoice.id:
         if invoice.status == "paid":

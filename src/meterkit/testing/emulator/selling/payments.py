@@ -7,14 +7,16 @@ from typing import Final
 
 from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_resource, new_id, no_such
 
-__all__ = ["DECLINED", "NO_METHOD", "PaymentMethod", "PaymentMethods"]
+__all__ = ["DECLINED", "NEEDS_CUSTOMER", "NO_METHOD", "PaymentMethod", "PaymentMethods"]
 
+AUTHENTICATES: Final = "pm_card_authenticationRequired"
 # Stripe's names of test cards (https://docs.stripe.com/testing?testing-method=payment-methods).
 CARDS: Final = {
     "pm_card_visa": ("visa", "4242", True),
     "pm_card_mastercard": ("mastercard", "4444", True),
     "pm_card_chargeCustomerFail": ("visa", "0341", False),
     "pm_card_chargeDeclined": ("visa", "0002", False),
+    AUTHENTICATES: ("visa", "3184", True),
 }
 NO_METHOD: Final = (
     "This customer has no attached payment source or default payment method. Please consider adding a "
@@ -22,6 +24,10 @@ NO_METHOD: Final = (
     "https://stripe.com/docs/billing/subscriptions/payment-methods-setting#payment-method-priority."
 )
 DECLINED: Final = "Your card was declined."
+NEEDS_CUSTOMER: Final = (
+    "Payment for this subscription requires additional user action before it can be completed successfully. "
+    "Payment can be completed using the PaymentIntent associated with `subscription.latest_invoice`."
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +37,7 @@ class PaymentMethod:
     Attributes:
         customer: whose it is; None: nobody's.
         works: whether charges go through.
+        authenticates: whether each charge asks its customer (3-D Secure).
     """
 
     id: str
@@ -39,6 +46,7 @@ class PaymentMethod:
     brand: str
     last4: str
     works: bool
+    authenticates: bool = False
     livemode: bool = False
 
     def to_json(self) -> JsonObject:
@@ -86,6 +94,7 @@ class PaymentMethods:
                 brand=brand,
                 last4=last4,
                 works=works,
+                authenticates=name == AUTHENTICATES,
             )
             self._by_id[known.id] = known
         if known.customer not in {None, customer}:
@@ -111,9 +120,24 @@ class PaymentMethods:
         """Return a customer's payment methods, newest first."""
         return [method for method in reversed(self._by_id.values()) if method.customer == customer]
 
-    def goes_through(self, method_id: str | None, *, customer: str) -> bool:
-        """Tell whether a charge with a payment method is paid."""
-        method = None if method_id is None else self._by_id.get(method_id)
-        if method is None or method.customer != customer:
+    def goes_through(self, method_id: str | None, *, customer: str, is_present: bool = False) -> bool:
+        """Tell whether a charge with a payment method is paid.
+
+        Args:
+            method_id: of the payment method; None: there is none.
+            customer: who pays.
+            is_present: whether the customer sits in front of it, and can authenticate.
+        """
+        method = self._of(method_id, customer)
+        if method is None or (method.authenticates and not is_present):
             return False
         return method.works and customer not in self.failing
+
+    def needs_customer(self, method_id: str | None, *, customer: str) -> bool:
+        """Tell whether a charge fails for no other reason than that its customer has to authenticate."""
+        method = self._of(method_id, customer)
+        return method is not None and method.authenticates and customer not in self.failing
+
+    def _of(self, method_id: str | None, customer: str) -> PaymentMethod | None:
+        method = None if method_id is None else self._by_id.get(method_id)
+        return None if method is None or method.customer != customer else method

@@ -85,7 +85,8 @@ class Shop(Behaviour):
 
         Args:
             customer: its id.
-            card: one of Stripe's test cards: ``pm_card_visa``; charges of ``pm_card_chargeDeclined`` fail.
+            card: one of Stripe's test cards: ``pm_card_visa``; charges of ``pm_card_chargeDeclined`` fail,
+                and those of ``pm_card_authenticationRequired`` without their customer.
 
         Raises:
             ApiError: there is no such customer or card.
@@ -129,7 +130,7 @@ class Shop(Behaviour):
             method = self._account.payment_methods.attach(
                 card, customer=found.customer, now=self._account.now
             )
-            if not attempt(self._account, found, method=method.id, by_itself=False):
+            if not attempt(self._account, found, method=method.id, by_itself=False, is_present=True):
                 raise ValueError(f"the payment of {found.id} with {card} has failed")
             self._keep(found.subscription, method.id, customer=found.customer)
 

@@ -53,6 +53,12 @@ WHILE_INCOMPLETE: Final = frozenset(
     {"default_payment_method", "default_source", "description", "expand", "metadata", "payment_settings"}
 )
 
+# https://docs.stripe.com/billing/subscriptions/pending-updates-reference#supported-attributes
+IN_PENDING_UPDATES: Final = frozenset(
+    {"add_invoice_items", "billing_cycle_anchor", "expand", "items", "payment_behavior", "proration_behavior"}
+    | {"proration_date", "trial_end"}
+)
+
 
 def _create(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/create."""
@@ -226,6 +232,10 @@ def _update(account: Account, call: Call) -> JsonObject:
         )
         raise ApiError(message, param=refused[0])
     behavior = params.choice("payment_behavior", BEHAVIORS) or "allow_incomplete"
+    refused = sorted(set(params) - IN_PENDING_UPDATES) if behavior == "pending_if_incomplete" else []
+    if refused:
+        message = f"`{refused[0]}` cannot be updated with `payment_behavior` set to `pending_if_incomplete`."
+        raise ApiError(message, param=refused[0])
     draft = subscription.copy()
     apply_settings(account, draft, params)
     wanted = read_items(account, params, of=subscription)

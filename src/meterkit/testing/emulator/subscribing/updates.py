@@ -10,7 +10,7 @@ from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.charges import trial_line, unused_lines
 from meterkit.testing.emulator.invoicing.collection import CHARGE_MIN, attempt, can_pay, finalize, method_of
 from meterkit.testing.emulator.replies import ApiError
-from meterkit.testing.emulator.selling.payments import DECLINED, NO_METHOD
+from meterkit.testing.emulator.selling.payments import DECLINED, NEEDS_CUSTOMER, NO_METHOD
 from meterkit.testing.emulator.subscribing.revision import restart, revise
 from meterkit.testing.emulator.subscribing.settings_params import read_trial_end
 from meterkit.testing.emulator.subscribing.statuses import set_status
@@ -132,8 +132,17 @@ def is_due(
 
 def refuse_unpaid(account: Account, subscription: Subscription) -> ApiError:
     """The refusal of what was to be paid: 402 with a card that does not work, 400 without one."""
-    if method_of(account, subscription) is None:
+    method = method_of(account, subscription)
+    if method is None:
         return ApiError(NO_METHOD, code="resource_missing", stored=True)
+    if account.payment_methods.needs_customer(method, customer=subscription.customer):
+        return ApiError(
+            NEEDS_CUSTOMER,
+            status=HTTPStatus.PAYMENT_REQUIRED,
+            kind="card_error",
+            code="subscription_payment_intent_requires_action",
+            stored=True,
+        )
     return ApiError(
         DECLINED,
         status=HTTPStatus.PAYMENT_REQUIRED,
