@@ -32,8 +32,7 @@ from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.turns import follow_turns
 from meterkit.store.used import Used
-from meterkit.subscribing import StripeAccess, subscriptions_of
-from meterkit.subscriptions.webhooks.webhooks import Webhooks
+from meterkit.subscribing import StripeAccess, subscriptions_of, webhooks_of
 from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class MeterKit:
         self.gauges = Gauges(self.store)
         self.outbox = Intents(self.store)
         stripe = StripeAccess(self.settings)
-        self.webhooks = Webhooks(self.store, self.settings, stripe.api)
+        self.webhooks = webhooks_of(self.store, self.settings, stripe)
         self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch)
         self._handlers = Handlers()
         teller = Teller(self.store, self._handlers)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.background import flusher_for
 from meterkit.delivery.customer_delivery import deliver_customer, undelivered
+from meterkit.delivery.refused import take_refusals
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.service.settling import until_billed
+from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["StripeAccess", "subscriptions_of"]
+__all__ = ["StripeAccess", "subscriptions_of", "webhooks_of"]
 
 _logger = logging.getLogger("meterkit.subscriptions")
 
@@ -54,6 +56,15 @@ class StripeAccess:
         """Close the connections of the running event loop."""
         if self._made is not None:
             await self._made.close()
+
+
+def webhooks_of(store: Store, settings: Settings, access: StripeAccess) -> Webhooks:
+    """What takes Stripe's events for a kit."""
+
+    async def refused(event_id: str) -> None:
+        await take_refusals(store, access.api(), event_id)
+
+    return Webhooks(store, settings, access.api, refused)
 
 
 def subscriptions_of(

@@ -143,7 +143,8 @@ def test_usage_that_stripe_does_not_bill_is_an_alarm(kind: str) -> None:
     notice = {"id": "evt_9", "object": "v2.core.event", "type": kind, "related_object": {"id": "mtr_1"}}
     found = hint_of(notice)
     assert found is not None
-    assert (found.stripe_customer, found.note) == (None, None)
+    # The event itself is to be fetched.
+    assert (found.stripe_customer, found.note) == ("evt_9", None)
     assert found.alarm is not None
     assert "mtr_1" in found.alarm
     assert "stripe v2 core events retrieve evt_9" in found.alarm

@@ -13,7 +13,7 @@ __all__ = ["NAMES", "Script", "load"]
 NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),
-    *("tell", "hint", "take", "finish", "steer"),
+    *("tell", "hint", "take", "finish", "steer", "refuse"),
 )
 
 Clock = Literal["server", "caller"]

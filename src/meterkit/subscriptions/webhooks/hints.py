@@ -71,7 +71,7 @@ class Hint:
 
     Attributes:
         event: the event's id, by which a repeat is known.
-        stripe_customer: ``cus_…``; None: nobody, the event is an alarm.
+        stripe_customer: ``cus_…``; of an alarm the event itself, ``evt_…``, which is to be fetched.
         note: what is to be done besides.
         alarm: what a person is told.
     """
@@ -86,7 +86,7 @@ def hint_of(event: Event) -> Hint | None:
     """What is to be done about a verified event; None: nothing."""
     kind, name = event["type"], event["id"]
     if kind in ALARMS:
-        return Hint(event=name, alarm=_alarm(kind, event))
+        return Hint(event=name, stripe_customer=_id(name), alarm=_alarm(kind, event))
     # An event of an account that is connected to ours is about its customers, whom our key does not reach.
     if kind not in TYPES or event["object"] != "event" or event.get("account") is not None:
         return None

@@ -14,7 +14,7 @@ from meterkit.subscriptions.at_stripe.reading import asks_for_payment_method, in
 from meterkit.subscriptions.webhooks.linking import LINK, Linking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
@@ -26,6 +26,7 @@ __all__ = ["Looker", "LostError"]
 
 _EXPAND: Final = ("data.latest_invoice", "data.schedule")
 _GONE: Final = "resource_missing"
+_EVENT: Final = "evt_"
 
 
 class LostError(Exception):
@@ -39,13 +40,21 @@ class Looker:
         store: where customers are.
         api: the way to Stripe.
         queue: where entries are.
+        refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi], queue: HookQueue) -> None:
+    def __init__(
+        self,
+        store: Store,
+        api: Callable[[], StripeApi],
+        queue: HookQueue,
+        refused: Callable[[str], Awaitable[None]],
+    ) -> None:
         self._store = store
         self._states = States(store)
         self._api = api
         self._queue = queue
+        self._refused = refused
         self.linking = Linking(store, api)
 
     async def look(self, entry: Entry) -> None:
@@ -59,6 +68,9 @@ class Looker:
             ValueError: what Stripe shows cannot be read.
         """
         linked, catalog = entry.stripe_customer, self._store.catalog
+        if linked.startswith(_EVENT):
+            await self._refused(linked)
+            return
         customer = await self.linking.owner(linked)
         found = await self._subscriptions(linked, is_known=customer is not None)
         chosen = in_force(found, catalog, await self._known(customer))

@@ -17,7 +17,7 @@ from meterkit.subscriptions.webhooks.sweep import Sweeper
 from meterkit.subscriptions.webhooks.worker import HookWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -46,14 +46,21 @@ class Webhooks:
         store: where customers are kept.
         settings: the signing secrets.
         api: the way to Stripe; made when it is first needed.
+        refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
     """
 
-    def __init__(self, store: Store, settings: Settings, api: Callable[[], StripeApi]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        api: Callable[[], StripeApi],
+        refused: Callable[[str], Awaitable[None]],
+    ) -> None:
         self._store = store
         self._settings = settings
         self._api = api
         self._queue = HookQueue(store)
-        self._looker = Looker(store, api, self._queue)
+        self._looker = Looker(store, api, self._queue, refused)
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
 
     @property

@@ -1,0 +1,118 @@
+"""Sealed usage that Stripe has taken and refused afterwards: found by its identifier, and parked or dead."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.store.event_names import read_meters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from meterkit.store.store import Store
+
+__all__ = ["Refusable", "Refusing"]
+
+_DAY_MS: Final = 86_400_000
+_DAYS_NEAR: Final = 3
+_DAYS_KEPT: Final = 37
+_ANEW: Final = "r"
+
+Refused = Literal["done", "gone", "sending", "damaged"]
+"""What became of it: it is parked or dead, nobody has it any more, it is just being sent, or its customer's
+totals cannot be counted in."""
+
+_REFUSED: Final[dict[int, Refused]] = {0: "gone", 1: "done", 2: "sending", 3: "damaged"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusable:
+    """Sealed usage that is on its way to Stripe or delivered, or was refused before.
+
+    Attributes:
+        value: in the meter's unit.
+        day_ms: of the day that it was delivered on; any where it was not.
+        is_apart: whether it is parked or dead already.
+    """
+
+    identifier: str
+    customer: str
+    event_name: str
+    value: int
+    shard: int
+    day_ms: int
+    is_apart: bool = False
+
+
+class Refusing:
+    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: where usage is counted.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
+        """By identifier, what is known of each: of the last days first, then of all 37 that are kept."""
+        wanted, now_ms, found = list(identifiers), self._store.now_ms(), dict[str, Refusable]()
+        for days in (range(-1, _DAYS_NEAR), range(_DAYS_NEAR, _DAYS_KEPT)):
+            for shard in range(self._store.keys.shards):
+                left = [identifier for identifier in wanted if identifier not in found]
+                if not left:
+                    return found
+                for one in await self._look(shard, left, [now_ms - day * _DAY_MS for day in days]):
+                    found[one.identifier] = one
+        return found
+
+    async def refuse(self, one: Refusable, *, state: Literal["parked", "dead"], why: str) -> Refused:
+        """Have it parked or dead, under a new identifier, and counted so, at once."""
+        keys = self._store.keys
+        admin = await self._store.admin()
+        meters = await read_meters(admin, keys, self._store.catalog)
+        tokens = [token for token, counted in meters.items() if counted.event_name == one.event_name]
+        names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
+        names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
+        names.append(keys.customer(one.customer).totals)
+        arguments = (one.identifier, one.identifier + _ANEW, state, why, "".join(tokens[:1]), one.customer)
+        return _REFUSED[await admin.run(self._store.scripts["refuse"], names, *arguments)]
+
+    async def _look(self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]) -> list[Refusable]:
+        keys = self._store.keys
+        server = await (await self._store.admin()).at(keys.shard(shard, "intents"))
+        anew = [identifier + _ANEW for identifier in identifiers]
+        pipe = server.client.pipeline(transaction=False)
+        pipe.hmget(keys.shard(shard, "intents"), [*identifiers, *anew])
+        for day_ms in days_ms:
+            pipe.hmget(keys.delivered(shard, day_ms), list(identifiers))
+        intents, *delivered = await server.ask(pipe.execute())
+        found: list[Refusable] = []
+        for identifier, data, is_anew in zip(
+            [*identifiers, *identifiers], intents, [False] * len(anew) + [True] * len(anew), strict=True
+        ):
+            if data is not None:
+                kept: dict[str, Any] = json.loads(data)
+                one = _refusable(identifier, kept["customer"], kept["event"], kept["value"], shard)
+                found.append(replace(one, is_apart=is_anew or kept["state"] in {"parked", "dead"}))
+        for day_ms, lines in zip(days_ms, delivered, strict=True):
+            for identifier, data in zip(identifiers, lines, strict=True):
+                if data is not None:
+                    customer, _, event_name, _, value = json.loads(data)
+                    found.append(_refusable(identifier, customer, event_name, value, shard, day_ms))
+        return found
+
+
+def _refusable(
+    identifier: str, customer: str, event_name: str, value: str, shard: int, day_ms: int = 0
+) -> Refusable:
+    return Refusable(
+        identifier=identifier,
+        customer=customer,
+        event_name=event_name,
+        value=int(value),
+        shard=shard,
+        day_ms=day_ms,
+    )

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meterkit.delivery.error_reports import Cause, Sample, identifiers_of, read_report, state_of
+
+ID = "0123456789abcdef0123456789abcdef-1"
+
+
+def told(*samples: dict[str, Any], code: str = "no_meter", count: int = 5) -> dict[str, Any]:
+    """An event as https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api shows it."""
+    kinds = [{"code": code, "error_count": count, "sample_errors": list(samples)}]
+    return {
+        "id": "evt_1",
+        "related_object": {"id": "mtr_1", "type": "billing.meter"},
+        "data": {
+            "developer_message_summary": "There are 5 invalid events",
+            "reason": {"error_count": count, "error_types": kinds},
+            "validation_start": "2026-11-20T12:00:00.000Z",
+            "validation_end": "2026-11-20T12:00:10.000Z",
+        },
+    }
+
+
+def sample(message: str = "No.", **request: str) -> dict[str, Any]:
+    return {"error_message": message, "request": request}
+
+
+def test_a_report_is_read() -> None:
+    report = read_report(told(sample(identifier=ID), code="archived_meter"))
+    cause = Cause(code="archived_meter", count=5, samples=(Sample(name=ID, message="No."),))
+    assert (report.meter, report.count, report.causes) == ("mtr_1", 5, (cause,))
+    assert report.span == "2026-11-20T12:00:00.000Z to 2026-11-20T12:00:10.000Z"
+
+
+@pytest.mark.parametrize("name", ["identifier", "idempotency_key"])
+@pytest.mark.parametrize("later", ["", "-0a1b2c3d"])
+def test_an_intent_is_named_by_its_identifier_or_by_the_key_of_any_try(name: str, later: str) -> None:
+    # Stripe's reference names the one, an example of its pages the other.
+    report = read_report(told(sample(**{name: ID + later})))
+    assert identifiers_of(report) == {ID: ("no_meter", "No.")}
+
+
+@pytest.mark.parametrize("name", ["", "order-7", ID[:-2], ID + "-xyz", ID + "; DROP", "evt_1"])
+def test_what_names_no_intent_is_left_out(name: str) -> None:
+    assert identifiers_of(read_report(told(sample(identifier=name)))) == {}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"data": None},
+        {"data": {"reason": "no"}},
+        {"data": {"reason": {"error_types": [None, 7, {"sample_errors": "x"}], "error_count": True}}},
+        {"data": {"reason": {"error_types": [{"sample_errors": [{"request": [1]}]}]}}},
+        {"related_object": {"id": 7}},
+    ],
+)
+def test_whatever_an_event_holds_it_is_read(event: dict[str, Any]) -> None:
+    report = read_report(event)
+    assert (report.meter, report.count, identifiers_of(report)) == (None, 0, {})
+
+
+def test_words_of_stripe_are_bounded() -> None:
+    (cause,) = read_report(told(sample("x" * 9_999, identifier=ID))).causes
+    assert len(cause.samples[0].message) == 200
+
+
+def test_what_no_setting_would_mend_is_dead_and_all_else_for_a_person() -> None:
+    # The codes of the SDK's V1BillingMeterErrorReportTriggeredEvent, and one that there is not yet.
+    assert {code: state_of(code) for code in ("meter_event_customer_not_found", "no_meter", "new_code")} == {
+        "meter_event_customer_not_found": "dead",
+        "no_meter": "parked",
+        "new_code": "parked",
+    }

@@ -1,0 +1,181 @@
+"""What Stripe takes and refuses later: found, taken off what is delivered, and said."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import desk
+from hooking import SECRET
+from meterkit import MeterkitError
+from meterkit.delivery.refused import take_refusals
+from meterkit.starlette import stripe_webhook
+from meterkit.stripe.api import StripeApi
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from delivering import Desk
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def streaming(store_url: str, **settings: Any) -> AsyncGenerator[tuple[Desk, StripeApi]]:
+    async with desk(store_url, stripe_transport="v2-stream", **settings) as at:
+        api = StripeApi(at.kit.settings)
+        try:
+            yield at, api
+        finally:
+            await api.close()
+
+
+async def places(at: Desk, customer: str, meter: str = "requests") -> dict[str, int]:
+    """Where a customer's reportable usage is, without what is 0."""
+    found: Any = (await at.kit.usage(customer))["meters"][meter]
+    names = ("pending", "queued", "leased", "parked", "delivered", "dead")
+    return {name: found[name] for name in names if found[name]}
+
+
+async def take_all(at: Desk, api: StripeApi) -> None:
+    """Take all reports of the emulated account."""
+    for event in at.emulator.thin_events:
+        await take_refusals(at.kit.store, api, event.id)
+
+
+@pytest.mark.each_store
+async def test_usage_of_nobody_at_stripe_is_dead_once_its_report_is_taken(any_store_url: str) -> None:
+    async with streaming(any_store_url) as (at, api):
+        await at.link("acme")
+        await at.kit.customers.link("lost", "cus_unknown")
+        for customer in ("acme", "lost"):
+            await at.kit.record(customer, "requests", 7)
+        report = await at.flush(everything=True)
+        assert (report.delivered, await places(at, "lost")) == (2, {"delivered": 7})
+        await take_all(at, api)
+        assert (await places(at, "acme"), await places(at, "lost")) == ({"delivered": 7}, {"dead": 7})
+        (dead,) = (await at.flush(everything=True)).undelivered
+    assert (dead.customer, dead.quantity, dead.state) == ("lost", 7, "dead")
+    assert dead.why.startswith("refused after it was taken: meter_event_customer_not_found")
+
+
+async def test_usage_of_a_meter_that_is_not_there_is_parked(store_url: str) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await at.kit.record("acme", "tokens", 150)
+        for meter in await api.list("/v1/billing/meters"):
+            if meter["event_name"] == "api_requests":
+                await api.post(f"/v1/billing/meters/{meter['id']}/deactivate")
+        await at.flush(everything=True)
+        await take_all(at, api)
+        assert await places(at, "acme") == {"parked": 7}
+        assert await places(at, "acme", "tokens") == {"delivered": 50}
+
+
+async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        await at.flush(everything=True)
+        at.clock.advance(timedelta(days=29))
+        for _ in range(3):
+            await take_all(at, api)
+        assert sum(line["dead"] for line in (await at.kit.usage("lost"))["meters"].values()) <= 7
+        totals = await at.totals("lost")
+    assert sorted(name[-1] for name, value in totals.items() if value == 7 and name[-1] in "dx") == ["x"]
+    told = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(told) == 1
+    assert "7 units of api_requests of customer 'lost' are dead" in told[0].getMessage()
+
+
+async def test_what_was_refused_has_another_identifier_and_is_left_alone_by_flushes(store_url: str) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        await at.flush(everything=True)
+        await take_all(at, api)
+        client: Any = (await at.kit.store.admin()).client
+        ((name, kept),) = (await client.hgetall("mk:{0}:intents")).items()
+        assert name.decode().endswith("-1r")
+        intent = json.loads(kept)
+        assert (intent["key"], intent["first"], intent["attempts"]) == (name.decode(), "0", "0")
+        before = len(at.emulator.requests)
+        await at.flush(everything=True)
+        assert len(at.emulator.requests) == before
+
+
+async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        at.emulator.fail_next("drop", when="after")
+        await at.flush(everything=True, timeout_s=0)
+        assert await places(at, "lost") == {"queued": 7}
+        await take_all(at, api)
+        assert await places(at, "lost") == {"dead": 7}
+        at.clock.advance(timedelta(minutes=5))
+        assert (await at.flush(everything=True)).delivered == 0
+
+
+async def test_one_that_is_being_sent_is_looked_at_again(store_url: str, valkey: Server) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        at.emulator.fail_next("drop", when="after")
+        await at.flush(everything=True, timeout_s=0)
+        ((name, kept),) = valkey.command("HGETALL", "mk:{0}:intents").items()
+        valkey.command("HSET", "mk:{0}:intents", name, json.dumps({**json.loads(kept), "state": "leased"}))
+        with pytest.raises(MeterkitError, match="being sent"):
+            await take_all(at, api)
+        assert await places(at, "lost") == {"queued": 7}
+
+
+async def test_totals_that_cannot_be_counted_in_are_left_and_said(
+    store_url: str, valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        await at.flush(everything=True)
+        totals = at.kit.store.keys.customer("lost").totals
+        field = next(name for name in valkey.command("HGETALL", totals) if name.endswith("d"))
+        valkey.command("HSET", totals, field, "6")
+        await take_all(at, api)
+        assert await places(at, "lost") == {"delivered": 6}
+    assert "1 of 1 meter events" in caplog.text
+
+
+async def test_what_is_not_named_is_said_with_its_count_and_what_to_do(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with streaming(store_url) as (at, api):
+        at.emulator.report_meter_errors(
+            "api_requests", code="meter_event_customer_not_found", identifiers=["order-7"], count=500
+        )
+        await take_all(at, api)
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert told.startswith("500 of 500 meter events of meter mtr_")
+    assert "meter_event_customer_not_found (500)" in told
+    assert "meterkit customers link" in told
+
+
+async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> None:
+    async with desk(store_url, stripe_transport="v2-stream", stripe_webhook_secret=SECRET) as at:
+        at.emulator.automatic_webhooks = False
+        at.emulator.add_endpoint("http://app/hooks", secret=SECRET, app=stripe_webhook(at.kit), thin=True)
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        await at.flush(everything=True)
+        assert [made.status for made in await at.emulator.deliver()] == [200]
+        await at.kit.webhooks.work_off()
+        assert await places(at, "lost") == {"dead": 7}
+        assert (await at.kit.webhooks.backlog()).entries == 0
