@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
 import anyio
 import pytest
 
-from shopping import HALF, shop
+from delivering import kit_for
+from meterkit import StripeError, SubscriptionError, SubscriptionExistsError
+from meterkit.catalog import loads
+from shopping import HALF, PLANS, shop
 
 if TYPE_CHECKING:
     from shopping import Shop
@@ -137,6 +141,66 @@ async def test_many_pages_at_once_are_one_trial(store_url: str) -> None:
         opened = await at.stripe_list("/v1/checkout/sessions", status="open")
         assert len(pages) == 8
         assert len(opened) <= 1
+
+
+async def test_a_plan_without_a_trial_is_not_tried_by_way_of_one_that_has(store_url: str) -> None:
+    async with shop(store_url) as at:
+        service = at.kit.subscriptions
+        begun = (await service.create("acme", "tried")).subscription
+        assert begun.status == "trialing"
+        at.clock.advance(timedelta(days=3))
+        preview = await service.preview("acme", plan="pro")
+        with pytest.raises(StripeError, match="payment"):  # Nothing to pay with yet.
+            await service.change_plan("acme", "pro")
+        found = await service.sync("acme")
+        assert found is not None
+        assert (found.plan, found.status) == ("tried", "trialing")
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.add_payment_method(linked, "pm_card_visa")
+        changed = await service.change_plan("acme", "pro")
+        assert changed.proration == preview.proration
+        cost, now = changed.proration, changed.subscription
+        assert (cost.credit_cents, cost.charge_cents, cost.effective_at) == (0, 2900, at.clock.now())
+        assert cost.description.startswith("tried to pro, 0 to 10 seats now, for the time until 2031-07-04 ")
+        assert (now.plan, now.status, now.current_period_start) == ("pro", "active", at.clock.now())
+        assert [invoice["amount_paid"] for invoice in await at.invoices()] == [0, 2900]
+        assert (await service.change_plan("acme", "pro")).subscription == now
+
+
+async def test_who_owes_does_not_pay_less_by_paying_for_more(store_url: str) -> None:
+    """The last invoice that was made says whether Stripe takes a subscription for paid, not the largest."""
+    async with shop(store_url) as at:
+        await at.subscribed(plan="team")
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.fail_payments(linked)
+        at.clock.advance(timedelta(days=32))
+        at.emulator.advance()
+        at.emulator.mend_payments(linked)
+        for change in (
+            at.kit.subscriptions.change_plan("acme", "pro"),
+            at.kit.subscriptions.set_seats("acme", 6),
+        ):
+            with pytest.raises(SubscriptionError, match="past_due: it has to be paid for first"):
+                await change
+        found = await at.kit.subscriptions.get("acme")
+        assert found is not None
+        assert (found.plan, found.status) == ("team", "past_due")
+
+
+async def test_nobody_pays_for_two_because_a_plan_has_left_the_file(store_url: str) -> None:
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="team")
+        others = loads(PLANS.replace("price_team}", "price_team_2027}"))
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=others) as kit:
+            found = await kit.subscriptions.sync("acme")
+            assert found is not None
+            assert (found.id, found.plan, found.status) == (begun.id, None, "active")
+            for subscribe in (kit.subscriptions.create, partial(kit.subscriptions.checkout, **urls_of(1))):
+                with pytest.raises(SubscriptionExistsError):
+                    await subscribe("acme", "pro")
+        assert len(await at.stripe_list("/v1/subscriptions", status="all")) == 1
 
 
 def urls_of(number: int) -> _Urls:

@@ -497,8 +497,10 @@ def test_code_without_an_event_loop_has_all_of_it(store_url: str) -> None:
         assert kit.subscriptions.cancel("acme").cancel_at_period_end
 
 
-async def test_a_plan_changes_on_trial_and_costs_nothing(store_url: str) -> None:
-    async with shop(store_url) as at:
+async def test_a_plan_changes_on_trial_to_one_that_has_a_trial_and_costs_nothing(store_url: str) -> None:
+    sold = "stripe_price: price_pro}\n"
+    catalog = loads(PLANS.replace(sold, f"{sold}    trial: 7d\n"))
+    async with shop(store_url, catalog=catalog) as at:
         made = await at.kit.subscriptions.create("acme", "tried")
         at.clock.advance(timedelta(days=3))
         changed = await at.kit.subscriptions.change_plan("acme", "pro")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Plan
     from meterkit.decisions.subscription import SubscriptionState
 
-__all__ = ["Terms", "cost_of"]
+__all__ = ["Terms", "cost_of", "ends_trial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,15 @@ class Terms:
 
     plan: Plan
     seats: int
+
+
+def ends_trial(known: SubscriptionState, before: Plan, after: Plan, now_ms: int) -> bool:
+    """Whether another plan, had at once, ends the trial: the plan before gave it, and it has none itself.
+
+    A trial that was given at Stripe, by hand, stays.
+    """
+    is_trial = known.status_at(now_ms) == "trialing"
+    return is_trial and before.trial_ms is not None and after.trial_ms is None
 
 
 def cost_of(
@@ -46,11 +55,15 @@ def cost_of(
         now_ms: the instant.
     """
     is_trial = known.status_at(now_ms) == "trialing"
-    credit_cents = charge_cents = 0
+    credit_cents, charge_cents, end_ms = 0, 0, known.end_ms
     if when == "now":
         paid = Cycle(known.start_ms // 1000, known.end_ms // 1000, now_ms // 1000, is_trial)
         comes = paid
-        if before.plan.price.interval != after.plan.price.interval:
+        if ends_trial(known, before.plan, after.plan, now_ms):
+            # A period begins: https://docs.stripe.com/billing/subscriptions/trials#end-a-trial-early
+            end_ms = bounds_at(now_ms, anchor_ms=now_ms, interval=after.plan.price.interval).end_ms
+            comes = Cycle(now_ms // 1000, end_ms // 1000, now_ms // 1000)
+        elif before.plan.price.interval != after.plan.price.interval:
             bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=after.plan.price.interval)
             comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
         lines = _lines(before, seat_meter), _lines(after, seat_meter)
@@ -62,7 +75,7 @@ def cost_of(
         net_cents=charge_cents - credit_cents,
         currency=currency,
         effective_at=from_ms(at_ms),
-        description=_described(before, after, when, credit_cents, charge_cents, currency, known.end_ms),
+        description=_described(before, after, when, credit_cents, charge_cents, currency, end_ms),
     )
 
 

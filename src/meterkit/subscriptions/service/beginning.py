@@ -8,6 +8,7 @@ from meterkit.catalog.scalars import DAY_MS
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionExistsError
 from meterkit.store.customers import Customers
+from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
 from meterkit.subscriptions.at_stripe.live import end, prices_of
@@ -43,6 +44,7 @@ class Beginning:
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
         self._customers = Customers(store)
+        self._states = States(store)
         self._api = api
 
     async def create(self, customer: str, plan: Plan, paid_seats: int) -> str | None:
@@ -61,7 +63,7 @@ class Beginning:
             mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
             if mine is not None:
                 return mine
-            self._refuse_in_force(customer, found)
+            await self._refuse_in_force(customer, found)
             for waiting in (one for one in found if one["status"] == "incomplete" and self._is_ours(one)):
                 if are_of(items_of(waiting), items):
                     return waiting
@@ -79,7 +81,7 @@ class Beginning:
         linked = await self._stripe_customer(customer)
         items = new_items(await prices_of(api, plan), paid_seats)
         found = await self._found(linked)
-        self._refuse_in_force(customer, found)
+        await self._refuse_in_force(customer, found)
         data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **_trial(plan, found)}
         asked: dict[str, Parameter] = {
             "mode": "subscription",
@@ -113,9 +115,12 @@ class Beginning:
         expand = [f"data.{name}" for name in SECRETS]
         return await self._api().list(_PATH, {"customer": linked, "status": "all", "expand": expand})
 
-    def _refuse_in_force(self, customer: str, found: Sequence[Mapping[str, Any]]) -> None:
+    async def _refuse_in_force(self, customer: str, found: Sequence[Mapping[str, Any]]) -> None:
+        """Raises SubscriptionExistsError. One that counted still does where the plans file lost its price."""
+        _, state = await self._states.read(customer)
+        known = None if state.subscription is None else state.subscription.id
         for one in found:
-            if one["status"] not in ENDED | _NEVER_BEGAN and self._is_ours(one):
+            if one["status"] not in ENDED | _NEVER_BEGAN and (self._is_ours(one) or one["id"] == known):
                 raise SubscriptionExistsError(customer, subscription=one["id"])
 
     def _is_ours(self, found: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from meterkit.subscriptions.at_stripe.live import LiveSubscription, prices_of
 from meterkit.subscriptions.at_stripe.once import persistently
 from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.changes import course_of, over_limit, paid_seats, seats_on
-from meterkit.subscriptions.rules.costs import Terms, cost_of
+from meterkit.subscriptions.rules.costs import Terms, cost_of, ends_trial
 from meterkit.subscriptions.service.results import Preview
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ __all__ = ["Changing"]
 
 _NEEDS_CUSTOMER: Final = "subscription_payment_intent_requires_action"
 _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})
+# What is changed at once gives back what was never paid; the invoice of it, once paid, would end the dunning.
+_OWING: Final = _UNPAID | {"past_due"}
 
 
 class Changing:
@@ -91,7 +93,9 @@ class Changing:
             elif course == "period_end":
                 await self._arrange(live, known, target)
             elif course == "now":
-                return await self._upgrade(live, target)
+                self._check_paid(customer, live, _OWING)
+                is_paid_now = ends_trial(known, current, wanted, self._store.now_ms())
+                return await self._upgrade(live, target, ends_trial=is_paid_now)
             return None
 
         secret = await persistently(attempt)
@@ -107,6 +111,7 @@ class Changing:
 
         async def attempt(again: int) -> None:
             live, known, current = await self._payable(customer, again)
+            self._check_paid(customer, live, _OWING)
             target = self._terms(known, current, current, seats)
             costs.append(self._cost(known, current, target))
             await live.forget_awaited()
@@ -218,14 +223,18 @@ class Changing:
     async def _payable(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState, Plan]:
         """The same of a subscription that can be changed, and its plan."""
         live, known = await self._live(customer, again)
-        if live.found["status"] in _UNPAID:
-            raise SubscriptionError(
-                f"the subscription {live.id} of customer {customer!r} is {live.found['status']}:"
-                " it has to be paid for first"
-            )
+        self._check_paid(customer, live, _UNPAID)
         return live, known, self._plan_of(customer, known)
 
-    async def _upgrade(self, live: LiveSubscription, target: Terms) -> str | None:
+    def _check_paid(self, customer: str, live: LiveSubscription, refused: frozenset[str]) -> None:
+        status = live.found["status"]
+        if status in refused:
+            raise SubscriptionError(
+                f"the subscription {live.id} of customer {customer!r} is {status}:"
+                " it has to be paid for first"
+            )
+
+    async def _upgrade(self, live: LiveSubscription, target: Terms, *, ends_trial: bool) -> str | None:
         """Bring the items to what they are to be once that is paid; what is scheduled is taken back then.
 
         The client secret, where the customer has to confirm the payment first.
@@ -235,6 +244,8 @@ class Changing:
             "proration_behavior": "always_invoice",
             "payment_behavior": "error_if_incomplete",
         }
+        if ends_trial:
+            params["trial_end"] = "now"
         try:
             if params["items"]:
                 await live.update(params)
