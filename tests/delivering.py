@@ -16,6 +16,8 @@ from meterkit.decisions.keys import meter_token
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
@@ -112,8 +114,12 @@ async def desk(
         kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,
         aclosing_transport(url, kind=kit.settings.stripe_transport, clock=clock) as transport,
     ):
-        flusher = Flusher(kit.store, transport)
-        yield Desk(kit=kit, emulator=emulator, clock=clock, url=url, flusher=flusher, transport=transport)
+        summaries = StripeSummaries(StripeApi(kit.settings))
+        try:
+            flusher = Flusher(kit.store, transport, summaries=summaries)
+            yield Desk(kit=kit, emulator=emulator, clock=clock, url=url, flusher=flusher, transport=transport)
+        finally:
+            await summaries.close()
 
 
 @asynccontextmanager

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from meterkit.delivery.summaries import StripeSummaries
 from meterkit.delivery.transports import transport_of
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -31,11 +33,13 @@ async def flusher_for(store: Store, settings: Settings) -> AsyncGenerator[Flushe
         SettingsError: no Stripe key is set.
     """
     transport = transport_of(settings)
+    summaries = StripeSummaries(StripeApi(settings))
     try:
         module: Any = import_module("meterkit.delivery.flusher")
-        yield module.Flusher(store, transport, calls_per_s=settings.meter_events_per_s)
+        yield module.Flusher(store, transport, calls_per_s=settings.meter_events_per_s, summaries=summaries)
     finally:
         await transport.close()
+        await summaries.close()
 
 
 async def flush_forever(

@@ -10,6 +10,7 @@ from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
 from meterkit.errors import MeterkitError, StoreError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from meterkit.delivery.sending import Transport
+    from meterkit.delivery.summaries import Summaries
     from meterkit.store.intents import Attempt, Move
     from meterkit.store.sealing import Sealing
     from meterkit.store.store import Store
@@ -39,6 +41,7 @@ _SHARDS_AT_ONCE: Final = 8
 _IDLE_FIRST_S: Final = 0.2
 _IDLE_MAX_S: Final = 5.0
 _YOUNG_S: Final = 2.1
+_COMPARE_EVERY_MS: Final = 60_000
 
 
 class Flusher:
@@ -53,6 +56,7 @@ class Flusher:
         calls_per_s: at most so many calls to Stripe per second.
         calls_at_once: at most so many calls to Stripe in flight.
         timeout_s: how long the transport may take for one call.
+        summaries: what says whether Stripe has an intent whose first try is long ago; None: it stays parked.
     """
 
     def __init__(
@@ -63,8 +67,11 @@ class Flusher:
         calls_per_s: float = 800.0,
         calls_at_once: int = 128,
         timeout_s: float = 10.0,
+        summaries: Summaries | None = None,
     ) -> None:
         self._store = store
+        self._comparer = None if summaries is None else Comparer(store, summaries)
+        self._compared_ms = 0
         self._sender = Sender(
             store, transport, calls_per_s=calls_per_s, calls_at_once=calls_at_once, timeout_s=timeout_s
         )
@@ -112,6 +119,7 @@ class Flusher:
         outbox = Outbox(self._store, await self._store.admin())
         flush = _Pass(outbox=outbox, retries=everything)
         deadline, idle_s = monotonic() + timeout_s, _IDLE_FIRST_S
+        await self._compare(flush.report, is_alone=is_alone)
         while True:
             before = flush.progress
             seal_ms = None if everything else self._store.now_ms()
@@ -145,6 +153,13 @@ class Flusher:
             what = "1 intent is" if retried == 1 else f"{retried} intents are"
             _logger.warning("%s tried again later: %s", what, flush.report.why)
         return flush.report
+
+    async def _compare(self, report: FlushReport, *, is_alone: bool) -> None:
+        """Compare what is due with Stripe's summaries; in the background now and then."""
+        now_ms = self._store.now_ms()
+        if self._comparer is not None and (is_alone or now_ms >= self._compared_ms + _COMPARE_EVERY_MS):
+            self._compared_ms = now_ms
+            await self._comparer.compare_due(report)
 
     async def _idle(self, span_s: float) -> None:
         with suppress(TimeoutError):

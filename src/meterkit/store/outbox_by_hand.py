@@ -114,7 +114,13 @@ class Intents:
             wait_ms = compare_in_ms(kept.first_ms, now_ms)
             after = _and_why("parked, to be compared with Stripe's summary", reason)
             return await steer(
-                self._store, kept, "parked", cause=cause, why=why, compare_in_ms=wait_ms, after=after
+                self._store,
+                kept,
+                "parked",
+                cause=cause,
+                compare_in_ms=wait_ms,
+                after=after,
+                more={"why": why},
             )
 
         return await self._done("redriven", identifier, redriven, reason, by)
@@ -133,7 +139,7 @@ class Intents:
 
         async def parked(kept: Kept, cause: str) -> bool:
             why = _and_why("parked by hand", reason)
-            return await steer(self._store, kept, "parked", cause=cause, why=why, after=why)
+            return await steer(self._store, kept, "parked", cause=cause, after=why, more={"why": why})
 
         return await self._done("parked", identifier, parked, reason, by)
 

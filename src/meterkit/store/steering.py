@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.decisions.periods import from_ms
@@ -18,6 +19,7 @@ __all__ = ["Kept", "Steered", "find_kept", "steer"]
 
 _CHANGED: Final = 1
 _CANNOT_BE_COUNTED: Final = 2
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _OF_ITS_PLACE: Final = ("why", "look", "looked")
 
 Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
@@ -65,9 +67,9 @@ class Kept:
             f"{self.fields['state']}: {self.value} of {self.fields['event']} at {minute}, {self.identifier}"
         )
 
-    def renamed(self, identifier: str) -> Kept:
-        """The same, as it is to be delivered under a new identifier."""
-        fields = {**self.fields, "key": identifier, "first": "0", "attempts": "0"}
+    def renamed(self, identifier: str, now_ms: int) -> Kept:
+        """The same, as it is to be delivered under a new identifier, and as if it were sealed now."""
+        fields = {**self.fields, "key": identifier, "first": "0", "attempts": "0", "at": str(now_ms)}
         return replace(self, identifier=identifier, fields=fields)
 
 
@@ -97,7 +99,7 @@ async def steer(
     after: str = "",
     to_be: Kept | None = None,
     compare_in_ms: int | None = None,
-    **more: str,
+    more: Mapping[str, str] = _NOTHING,
 ) -> bool:
     """Take an intent into a state, at once with the totals, unless it has changed since it was read.
 
@@ -109,7 +111,7 @@ async def steer(
         after: what became of it, for that ledger; empty: nothing is entered.
         to_be: what it is to be besides; default: as it was read.
         compare_in_ms: how long until it is compared with Stripe's summaries; None: it is not.
-        more: its further fields, such as ``why``.
+        more: its further fields: ``why``; ``look`` and ``looked``, what Stripe's summary said, and when.
 
     Raises:
         StoreError: the store does not answer, or the customer's totals cannot be counted in.

@@ -1,0 +1,146 @@
+"""Intents that Stripe may have are compared with its summaries: delivered, replaced, or left to a person."""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal
+from http import HTTPStatus
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.delivery.report import REPORTED
+from meterkit.delivery.verdicts import Judged, Look, judge
+from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.store.steering import Kept, steer
+from meterkit.store.waiting import count_members
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.summaries import Summaries
+    from meterkit.delivery.verdicts import Verdict
+    from meterkit.store.store import Store
+
+__all__ = ["CAUSE", "Comparer"]
+
+_logger = logging.getLogger("meterkit.delivery")
+
+CAUSE: Final = "reconcile"
+"""Of what a comparison has changed, in the ledger of the customer."""
+
+_PAGE: Final = 100
+_LATER_MS: Final = 600_000
+_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_MINUTE_S: Final = 60
+
+
+class Comparer:
+    """Compares what is due to be compared; see :func:`meterkit.delivery.verdicts.judge`.
+
+    Any number may work at once: an intent changes only where it is still as it was read.
+
+    Args:
+        store: where the intents are.
+        summaries: what Stripe says.
+    """
+
+    def __init__(self, store: Store, summaries: Summaries) -> None:
+        self._store = store
+        self._summaries = summaries
+
+    async def compare_due(self, report: FlushReport) -> None:
+        """Compare all that is due; what Stripe has counts as delivered in the report.
+
+        Where Stripe does not answer, the rest of them waits.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        is_refreshed = False
+        async for kept in self._due():
+            try:
+                if not is_refreshed:
+                    await self._summaries.refresh()
+                    is_refreshed = True
+                report.delivered += await self.compare(kept) == "delivered"
+            except StripeError as error:
+                _logger.warning("intents are not compared with Stripe's summaries: %s", error)
+                await self._postpone(kept)
+                return
+
+    async def compare(self, kept: Kept) -> Verdict:
+        """Look at the summary of an intent's minute, and do what follows.
+
+        Returns:
+            The verdict; ``again``, too, where the intent has changed meanwhile.
+
+        Raises:
+            StripeError: Stripe does not answer, or refuses the key.
+            StoreError: the store does not answer.
+        """
+        judged = await self._judged(kept)
+        store, after = self._store, f"delivered: {judged.why}"
+        if judged.verdict == "again":
+            more = {"why": kept.fields.get("why", "")}
+            if judged.keep is not None:
+                more |= {"look": f"{judged.keep.counted}", "looked": f"{judged.keep.at_ms}"}
+            is_so = await steer(store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, more=more)
+        elif judged.verdict == "delivered":
+            is_so = await steer(store, kept, "delivered", cause=CAUSE, after=after)
+        elif judged.verdict == "replace":
+            anew = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
+            after = f"queued as {anew.identifier}: {judged.why}"
+            is_so = await steer(store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
+        else:
+            _logger.error(
+                "intent %s of customer %r stays parked: %s",
+                *(kept.identifier, kept.fields["customer"], judged.why),
+                extra=REPORTED,
+            )
+            more = {"why": judged.why}
+            is_so = await steer(store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", more=more)
+        return judged.verdict if is_so else "again"
+
+    async def _judged(self, kept: Kept) -> Judged:
+        fields, start_s = kept.fields, kept.minute_s
+        try:
+            counted = await self._summaries.counted(
+                fields["event"], fields["stripe"], start_s, start_s + _MINUTE_S
+            )
+        except StripeUnavailableError:
+            raise
+        except StripeError as error:
+            if error.status in _OF_THE_KEY:
+                raise
+            return Judged(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
+        now = Look(counted=counted, at_ms=self._store.now_ms())
+        before = None
+        if "looked" in fields:
+            before = Look(counted=Decimal(fields["look"]), at_ms=int(fields["looked"]))
+        return judge(
+            value=kept.value,
+            minute_ms=start_s * 1000,
+            first_attempt_ms=kept.first_ms,
+            before=before,
+            now=now,
+        )
+
+    async def _due(self) -> AsyncGenerator[Kept]:
+        store, admin = self._store, await self._store.admin()
+        for shard, _ in await count_members(store, admin, ("compare",), limit=store.now_ms()):
+            compare = store.keys.shard(shard, "compare")
+            due: list[bytes] = await admin.ask(
+                admin.client.zrangebyscore(compare, "-inf", store.now_ms(), start=0, num=_PAGE)
+            )
+            texts: list[Any] = await admin.ask(admin.client.hmget(store.keys.shard(shard, "intents"), due))
+            for member, data in zip(due, texts, strict=True):
+                kept = None if data is None else Kept.read(member.decode(), shard, data)
+                if kept is not None and kept.fields["state"] == "parked":
+                    yield kept
+
+    async def _postpone(self, kept: Kept) -> None:
+        admin = await self._store.admin()
+        later_ms = self._store.now_ms() + _LATER_MS
+        compare = self._store.keys.shard(kept.shard, "compare")
+        await admin.ask(admin.client.zadd(compare, {kept.identifier: later_ms}, xx=True))

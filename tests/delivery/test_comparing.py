@@ -1,0 +1,208 @@
+"""What Stripe may have and nobody knows of: compared with Stripe's summaries, and then delivered, once."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import NOW, desk
+from meterkit.delivery.comparing import Comparer
+from meterkit.delivery.report import FlushReport
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.stripe.api import StripeApi
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from delivering import Desk
+    from meterkit import HistoryEntry
+
+pytestmark = pytest.mark.anyio
+
+HOUR = timedelta(hours=1)
+TEN_MINUTES = timedelta(minutes=10)
+
+
+@asynccontextmanager
+async def ambiguous(store_url: str, *, when: str) -> AsyncGenerator[Desk]:
+    """A desk 24 hours after a request's answer was lost, before or after Stripe had counted it."""
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when=when)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(24 * HOUR)
+        await at.flush(everything=True, timeout_s=0)
+        (intent,) = await at.kit.outbox.list()
+        assert (intent.state, intent.first_attempt_at) == ("parked", NOW)
+        assert intent.compared_at is not None
+        assert abs(intent.compared_at - (NOW + 26 * HOUR)) < timedelta(seconds=1)
+        yield at
+
+
+async def looks(at: Desk, times: int = 2) -> None:
+    """Flush at 26 hours, and each ten minutes later."""
+    at.clock.set(NOW + 26 * HOUR + timedelta(seconds=1))
+    for _ in range(times):
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(TEN_MINUTES)
+
+
+async def places(at: Desk) -> dict[str, int]:
+    """Where acme's requests are, zeros left out."""
+    found: Any = (await at.kit.usage("acme"))["meters"]["requests"]
+    names = ("pending", "queued", "leased", "parked", "delivered", "dead")
+    assert sum(found[name] for name in names) == found["recorded"]
+    return {name: found[name] for name in names if found[name]}
+
+
+async def entries(at: Desk) -> list[HistoryEntry]:
+    """What was entered of acme's intents."""
+    return [entry for entry in await at.kit.customers.history("acme") if entry.kind == "intent"]
+
+
+def asked(at: Desk) -> int:
+    """How often a summary was asked for."""
+    return sum("event_summaries" in request.path for request in at.emulator.requests)
+
+
+async def test_i6_what_stripe_has_counted_though_its_answer_was_lost_is_delivered(store_url: str) -> None:
+    async with ambiguous(store_url, when="after") as at:
+        await at.flush(everything=True, timeout_s=0)
+        assert asked(at) == 0  # Not before 26 hours.
+        await looks(at, 1)
+        assert (asked(at), await places(at)) == (1, {"parked": 6})
+        at.clock.advance(timedelta(seconds=-2))
+        await at.flush(everything=True, timeout_s=0)
+        assert asked(at) == 1  # And ten minutes later.
+        at.clock.advance(timedelta(seconds=2))
+        report = await at.flush(everything=True)
+        assert (report.delivered, report.is_complete) == (1, True)
+        assert (asked(at), await places(at)) == (2, {"delivered": 6})
+        (entry,) = await entries(at)
+        assert (entry.cause, entry.after) == (
+            "reconcile",
+            "delivered: Stripe's summary of its minute said 6, twice",
+        )
+        assert at.accepted("acme") == 6
+
+
+async def test_i6_what_stripe_has_not_counted_is_sent_under_a_new_identifier(store_url: str) -> None:
+    async with ambiguous(store_url, when="before") as at:
+        (before,) = await at.kit.outbox.list()
+        await looks(at, 1)
+        assert (at.accepted("acme"), await places(at)) == (0, {"parked": 6})
+        report = await at.flush(everything=True)
+        assert report.is_complete
+        assert await places(at) == {"delivered": 6}
+        (event,) = at.emulator.events
+        assert event.identifier != before.identifier
+        assert (int(event.value), event.timestamp) == (6, int(before.minute.timestamp()))
+        (entry,) = await entries(at)
+        assert entry.before == f"parked: 6 of api_requests at 2031-06-10T12:00Z, {before.identifier}"
+        assert entry.after == f"queued as {event.identifier}: Stripe's summary of its minute said 0, twice"
+
+
+async def test_a_sum_that_is_another_waits_for_a_person_and_for_nothing_else(store_url: str) -> None:
+    async with ambiguous(store_url, when="after") as at:
+        # Somebody else sends to this meter, too.
+        api = StripeApi(at.kit.settings)
+        minute = str(int(NOW.replace(second=0).timestamp()))
+        payload = {"stripe_customer_id": "cus_acme", "value": "1"}
+        form = {"event_name": "api_requests", "payload": payload, "timestamp": minute, "identifier": "other"}
+        await api.post("/v1/billing/meter_events", form)
+        await api.close()
+        await looks(at)
+        assert await places(at) == {"parked": 6}
+        (intent,) = await at.kit.outbox.list()
+        assert (intent.why, intent.compared_at) == (
+            "Stripe's summary of its minute says 7, and it is 6",
+            None,
+        )
+        await looks(at)
+        assert asked(at) == 2
+        # Once a person has looked at it, it is compared anew.
+        redriven = await at.kit.outbox.redrive(intent.identifier)
+        assert (redriven.state, redriven.compared_at) == ("parked", at.clock.now())
+        await at.flush(everything=True, timeout_s=0)
+        assert asked(at) == 3
+
+
+async def test_a_minute_older_than_35_days_is_not_sent_again(store_url: str) -> None:
+    async with ambiguous(store_url, when="before") as at:
+        at.clock.set(NOW + timedelta(days=36))
+        for _ in range(2):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(TEN_MINUTES)
+        (intent,) = await at.kit.outbox.list()
+        assert (intent.state, "older than 35 days" in intent.why) == ("parked", True)
+        assert at.accepted("acme") == 0
+
+
+async def test_while_stripe_does_not_answer_nothing_is_decided(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ambiguous(store_url, when="before") as at:
+        at.emulator.fail_next("error", status=401, path="/v1/billing/meters")
+        await looks(at, 1)
+        assert await places(at) == {"parked": 6}
+        assert "not compared with Stripe's summaries" in caplog.text
+        (intent,) = await at.kit.outbox.list()
+        assert intent.compared_at is not None
+        assert intent.compared_at > at.clock.now() - timedelta(seconds=5)
+        await looks(at, 3)
+        assert (await at.flush(everything=True)).is_complete
+        assert at.accepted("acme") == 6
+
+
+async def test_a_meter_that_is_gone_at_stripe_is_told_to_a_person(store_url: str) -> None:
+    async with ambiguous(store_url, when="after") as at:
+        client: Any = (await at.kit.store.admin()).client
+        (intent,) = await at.kit.outbox.list()
+        for shard in range(at.kit.store.keys.shards):
+            key = at.kit.store.keys.shard(shard, "intents")
+            text = await client.hget(key, intent.identifier)
+            if text is not None:
+                await client.hset(key, intent.identifier, text.replace(b"api_requests", b"gone_requests"))
+        await looks(at, 1)
+        (intent,) = await at.kit.outbox.list()
+        assert "no meter with its event name" in intent.why
+
+
+async def test_two_that_compare_at_once_decide_once(store_url: str) -> None:
+    async with ambiguous(store_url, when="before") as at:
+        api = StripeApi(at.kit.settings)
+        other = Comparer(at.kit.store, StripeSummaries(api))
+        await looks(at, 1)
+        counted = StripeSummaries.counted
+
+        class Overtaken(StripeSummaries):
+            async def counted(self, *asked: Any) -> Any:
+                found = await counted(self, *asked)
+                await other.compare_due(FlushReport())
+                return found
+
+        await Comparer(at.kit.store, Overtaken(api)).compare_due(FlushReport())
+        await api.close()
+        assert len(await entries(at)) == 1
+        await at.flush(everything=True)
+        assert at.accepted("acme") == 6
+
+
+async def test_i6_a_flusher_in_the_background_compares_by_itself(store_url: str) -> None:
+    async with ambiguous(store_url, when="after") as at:
+        at.clock.set(NOW + 26 * HOUR + timedelta(seconds=1))
+        async with at.kit.flusher() as flusher:
+            reports: list[FlushReport] = []
+
+            def told(report: FlushReport) -> None:
+                reports.append(report)
+                at.clock.advance(TEN_MINUTES)
+                if len(reports) == 2:
+                    flusher.stop()
+
+            await flusher.run(every_s=0.01, told=told)
+        assert await places(at) == {"delivered": 6}
