@@ -435,6 +435,24 @@ async def test_a_key_of_another_account_takes_nobodys_subscription(store_url: st
         assert await waiting(at) == 0
 
 
+async def test_after_hours_without_stripe_nobody_waits_for_an_hour_more(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        for number in range(12):
+            at.customer(f"c{number}")
+            await at.subscribe(f"c{number}")
+        await at.bring()
+        at.emulator.fail_next("error", status=503, path="*", times=None)
+        for _ in range(150):
+            await at.kit.webhooks.work_off()
+            at.clock.advance(timedelta(minutes=2))
+        assert await waiting(at) == 12
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(minutes=2))
+        await at.kit.webhooks.work_off()
+        assert await waiting(at) == 0
+        assert (await at.kit.customers.get("c7")).plan == "pro"
+
+
 async def test_fifty_at_once_look_at_a_customer_a_few_times_and_agree(store_url: str) -> None:
     async with hooked(store_url) as at:
         at.customer()

@@ -12,6 +12,7 @@ __all__ = ["Night", "due_shards"]
 
 _DAY_MS: Final = 86_400_000
 _NIGHT_MS: Final = 6 * 3_600_000
+_LATE_MS: Final = 600_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,7 +40,8 @@ class Night:
 def due_shards(done: Night | None, now_ms: int, shards: int) -> Iterator[tuple[Night, int]]:
     """The turns that have begun and are not done, in order, and over how long (ms) each is spread.
 
-    A day that nobody was there for is left out; what is late of this one is done at once.
+    A day that nobody was there for is left out. What is late of this one is spread over as long as a night:
+    what is due first is looked at first, and events would wait behind everybody.
 
     Args:
         done: the last turn that was done.
@@ -52,4 +54,5 @@ def due_shards(done: Night | None, now_ms: int, shards: int) -> Iterator[tuple[N
     if done is not None and done.day > day:
         return  # Of a clock that was ahead.
     for shard in range(first, min(shards, into_ms // span_ms + 1)):
-        yield Night(day, shard), span_ms
+        is_late = into_ms >= (shard + 1) * span_ms + _LATE_MS
+        yield Night(day, shard), _NIGHT_MS if is_late else span_ms

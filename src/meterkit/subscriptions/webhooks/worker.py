@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -146,6 +147,9 @@ class HookWorker:
     async def _failed(self, entry: Entry, error: Exception) -> None:
         next_ = next_of(error, entry.attempts)
         self._note(next_, error)
+        if next_.scope == "answer" and self._breaker.admits(self._store.now_ms()) != "all":
+            # It is not the entry's fault, and the breaker sees to it that Stripe is asked rarely.
+            next_ = replace(next_, delay_ms=min(next_.delay_ms, _ANSWER_MS[1]), counts=False)
         why = str(error) or type(error).__name__
         # Nobody else would hear of an error that is not ours.
         unexpected = None if isinstance(error, MeterkitError | TimeoutError) else error
