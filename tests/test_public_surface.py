@@ -88,6 +88,7 @@ NAMES = [
     "SyncMeterKit",
     "SyncReservation",
     "SyncSubscriptions",
+    "SyncWebhooks",
     "TrialEnding",
     "Undelivered",
     "UnknownFeatureError",

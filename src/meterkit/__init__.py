@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         SyncMeterKit,
         SyncReservation,
         SyncSubscriptions,
+        SyncWebhooks,
     )
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.objects import usage_of
@@ -148,6 +149,7 @@ __all__ = [
     "SyncMeterKit",
     "SyncReservation",
     "SyncSubscriptions",
+    "SyncWebhooks",
     "TrialEnding",
     "Undelivered",
     "UnknownFeatureError",
@@ -216,6 +218,7 @@ _HOMES = {
     "SyncMeterKit": "meterkit.sync",
     "SyncReservation": "meterkit.sync",
     "SyncSubscriptions": "meterkit.sync",
+    "SyncWebhooks": "meterkit.sync",
     "TrialEnding": "meterkit.notify",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
     from meterkit.subscriptions.service.service import Subscriptions
+    from meterkit.subscriptions.webhooks.webhooks import Webhooks
     from meterkit.tokens.call_usage import CallUsage
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SyncMeterKit",
     "SyncReservation",
     "SyncSubscriptions",
+    "SyncWebhooks",
 ]
 
 
@@ -51,6 +53,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     gauges: Gauges
     outbox: Intents
     subscriptions: Subscriptions
+    webhooks: Webhooks
 
     @property
     def catalog(self) -> Catalog: ...
@@ -105,6 +108,7 @@ class SyncMeterKit:
         self.gauges = SyncGauges(kit.gauges, loop)
         self.outbox = SyncIntents(kit.outbox, loop)
         self.subscriptions = SyncSubscriptions(kit.subscriptions, loop)
+        self.webhooks = SyncWebhooks(kit.webhooks, loop)
 
     @property
     def catalog(self) -> Catalog:
@@ -246,3 +250,12 @@ class SyncSubscriptions:
         self.cancel = loop.blocking(subscriptions.cancel)
         self.resume = loop.blocking(subscriptions.resume)
         self.invoices = loop.blocking(subscriptions.invoices)
+
+
+class SyncWebhooks:
+    """Shows what became of Stripe's events, and has them worked off again; as ``kit.webhooks``."""
+
+    def __init__(self, webhooks: Webhooks, loop: LoopThread) -> None:
+        self.backlog = loop.blocking(webhooks.backlog)
+        self.dead = loop.blocking(webhooks.dead)
+        self.redrive = loop.blocking(webhooks.redrive)

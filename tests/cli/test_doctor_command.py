@@ -10,6 +10,7 @@ import pytest
 
 from meterkit import MeterKit
 from meterkit.cli.doctor.examination import examine
+from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 from meterkit.testing import StripeEmulator
 from servers import Server, spawn_server
 from servers_acl import DOCUMENTED, NEEDED, url_of_user
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 CHECKS = (
     *("server", "rights", "persistence", "eviction", "replication", "clock", "shards", "scripts", "keys"),
-    *("pending", "intents", "unlinked", "undelivered", "throughput", "links"),
+    *("pending", "intents", "unlinked", "undelivered", "throughput", "links", "webhooks"),
 )
 
 
@@ -92,7 +93,7 @@ def test_where_nothing_is_wrong_nothing_is_found(shell: Shell, sound: Server, st
         "METERKIT_STRIPE_API_BASE": stripe_url,
     }
     done = shell.run("doctor")
-    assert (0, "nothing found in 16 checks\n", "") == (done.code, done.out, done.err)
+    assert (0, "nothing found in 17 checks\n", "") == (done.code, done.out, done.err)
     told = shell.run("doctor", "--json").json
     assert ([], {}) == (told["findings"], told["not_looked_at"])
     assert tuple(told["looked_at"]) == (*CHECKS, "stripe")
@@ -178,7 +179,7 @@ async def test_another_number_of_shards(directory: Path, sound: Server) -> None:
     found = await examined(directory, sound.url)
     (finding,) = found.findings
     assert (finding.check, finding.cure) == ("shards", "set METERKIT_SHARDS=8")
-    assert set(found.not_looked_at) == {*CHECKS[-6:], "stripe"}
+    assert set(found.not_looked_at) == {*CHECKS[-7:], "stripe"}
     assert (await examined(directory, sound.url, shards=8)).findings == []
 
 
@@ -217,6 +218,29 @@ async def test_usage_that_nobody_seals(directory: Path, sound: Server) -> None:
     finding = await of_check("pending", directory, sound.url, clock=lambda: time() + 4.1 * 3600)
     assert finding.problem == "usage of 2 customers has been due for up to 4 h and is not on its way"
     assert "meterkit worker" in finding.cure
+
+
+async def test_webhooks_that_wait_fail_or_are_given_up(directory: Path, sound: Server) -> None:
+    async with kit_of(directory, sound.url) as kit, kit:
+        queue = HookQueue(kit.store)
+        for name in ("cus_waits", "cus_fails", "cus_dead"):
+            await queue.look(name, "evt_1")
+        failing, dead = await queue.take_one("cus_fails"), await queue.take_one("cus_dead")
+        assert isinstance(failing, Entry)
+        assert isinstance(dead, Entry)
+        await queue.later(failing, "cus_fails is refused", delay_ms=3_600_000, counts=True)
+        await queue.give_up(dead, "cus_dead is refused")
+    finding = await of_check("webhooks", directory, sound.url)
+    assert finding.problem == "1 Stripe customer is given up, cus_dead: cus_dead is refused"
+    found = (await examined(directory, sound.url, clock=lambda: time() + 3300)).findings
+    assert [finding.problem.partition(":")[0] for finding in found if finding.check == "webhooks"] == [
+        "1 Stripe customer has been to be looked at for up to 55 min",
+        "1 Stripe customer is given up, cus_dead",
+    ]
+    found = (await examined(directory, sound.url, clock=lambda: time() + 2.1 * 3600)).findings
+    assert [finding.problem for finding in found if finding.check == "webhooks"][1] == (
+        "looks at cus_fails have failed for up to 2 h: cus_fails is refused"
+    )
 
 
 async def test_usage_that_stripe_does_not_take(

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -20,12 +21,15 @@ from starlette.routing import Mount, Route
 from faults import eventually
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 pytestmark = pytest.mark.anyio
 
+NOW = datetime(2031, 6, 10, 12, tzinfo=UTC)
 BOARD = Path(__file__).parents[2] / "docs" / "assets" / "grafana.json"
 PLANS = """\
 schema: 1
@@ -142,7 +146,41 @@ async def test_a_store_that_is_away_is_told_of() -> None:
     assert 1 == found["meterkit_store_breaker_open", ()]
     assert 1 == found["meterkit_degraded_requests_total", ()]
     assert 1 == found[requests("free", "success")]
-    assert not [name for name in found if name[0].startswith("meterkit_delivery")]
+    assert not [name for name in found if name[0].startswith(("meterkit_delivery", "meterkit_webhook"))]
+
+
+async def test_webhooks_that_wait_and_are_given_up_are_told_with_the_age_of_the_oldest(
+    any_store_url: str,
+) -> None:
+    clock = Clock(NOW)
+    kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, clock=clock)
+    async with kit, client_of(app_of(kit)) as client:
+        queue = HookQueue(kit.store)
+
+        async def waiting() -> dict[str, tuple[float, float]]:
+            found = await samples(client)
+            return {
+                state: (
+                    found["meterkit_webhook_items", (("state", state),)],
+                    found["meterkit_webhook_age_seconds", (("state", state),)],
+                )
+                for state in ("due", "later", "dead")
+            }
+
+        assert await waiting() == {"due": (0, 0), "later": (0, 0), "dead": (0, 0)}
+        for nth in range(4):
+            await queue.look(f"cus_{nth}", "evt_1")
+            clock.advance(timedelta(seconds=1))
+        await queue.look("cus_4", "reconcile", delay_ms=60_000)
+        assert await waiting() == {"due": (4, 4), "later": (1, 0), "dead": (0, 0)}
+        for entry in await queue.take(2):
+            await queue.give_up(entry, "refused")
+            clock.advance(timedelta(seconds=10))
+        (taken,) = await queue.take(1)
+        assert await waiting() == {"due": (1, 21), "later": (2, 0), "dead": (2, 20)}
+        await queue.done(taken)
+        await kit.webhooks.redrive()
+        assert await waiting() == {"due": (3, 21), "later": (1, 0), "dead": (0, 0)}
 
 
 async def test_each_query_of_the_board_names_what_is_exported(store_url: str) -> None:

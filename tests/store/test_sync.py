@@ -81,6 +81,7 @@ def test_all_of_it_works_without_a_loop(any_store_url: str) -> None:
         assert not kit.allows("bob", "export")
         kit.grants.add("bob", {"requests": 7}, grant_id="g")
         assert [7] == [grant.quantity for grant in kit.grants.list("bob")]
+        assert (kit.webhooks.backlog().entries, kit.webhooks.dead(), kit.webhooks.redrive()) == (0, [], 0)
         kit.gauges.set("bob", "seats", 3)
         assert 3 == kit.gauges.get("bob", "seats")
         assert "usd" == kit.catalog.currency

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from meterkit.errors import StoreError
 from meterkit.insights.deliveries import read_deliveries
+from meterkit.insights.webhooks import read_webhooks
 from meterkit.redis.tallies import BUCKETS_S
 
 try:
@@ -51,7 +52,7 @@ def metrics_app(kit: _Kit) -> ASGIApp:
             raise RuntimeError(f"metrics_app serves HTTP, not {scope['type']}; mount it in an app")
         del receive
         registry = CollectorRegistry()
-        registry.register(_Collected(list(_families(tallies, store, await _deliveries(store)))))
+        registry.register(_Collected([*_families(tallies, store), *await _stored_families(store)]))
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         encode, content_type = choose_encoder(accept)
         head = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
@@ -73,16 +74,42 @@ class _Collected:
         return self._families
 
 
-async def _deliveries(store: Store) -> Mapping[str, Waiting]:
+async def _stored_families(store: Store) -> list[Metric]:
     if store.is_off:
-        return {}
+        return []
     try:
-        return await read_deliveries(store)
+        waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
     except StoreError:
-        return {}  # meterkit_store_connected says so; the counts of this process are served all the same.
+        return []  # meterkit_store_connected says so; the counts of this process are served all the same.
+    return [
+        *_waiting_families(
+            "delivery",
+            waiting,
+            items="What waits to be delivered to Stripe: customers (pending, unlinked) or intents.",
+            age="How long the oldest is overdue (pending, queued), or in its state (parked, dead).",
+        ),
+        *_waiting_families(
+            "webhook",
+            webhooks,
+            items="Stripe customers that webhooks name: to be looked at now (due), later, given up (dead).",
+            age="How long the oldest is overdue (due), or given up (dead).",
+        ),
+    ]
 
 
-def _families(tallies: Tallies, store: Store, waiting: Mapping[str, Waiting]) -> Iterable[Metric]:
+def _waiting_families(
+    name: str, waiting: Mapping[str, Waiting], *, items: str, age: str
+) -> tuple[Metric, Metric]:
+    """How many are in each state, and how old the oldest is."""
+    counts: Any = GaugeMetricFamily(f"meterkit_{name}_items", items, labels=("state",))
+    ages: Any = GaugeMetricFamily(f"meterkit_{name}_age_seconds", age, labels=("state",))
+    for state, found in waiting.items():
+        counts.add_metric((state,), found.items)
+        ages.add_metric((state,), found.age_s)
+    return counts, ages
+
+
+def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
     requests: Any = CounterMetricFamily(
         "meterkit_requests",
         "Requests, by the plan of their customer, what they came to, and why they were refused.",
@@ -123,18 +150,3 @@ def _families(tallies: Tallies, store: Store, waiting: Mapping[str, Waiting]) ->
         "Settlements that the store has lost, or that found no room to wait.",
         value=sum(lane.lost for lane in lanes),
     )
-    items: Any = GaugeMetricFamily(
-        "meterkit_delivery_items",
-        "What waits to be delivered to Stripe: customers (pending, unlinked) or intents.",
-        labels=("state",),
-    )
-    ages: Any = GaugeMetricFamily(
-        "meterkit_delivery_age_seconds",
-        "How long the oldest is overdue (pending, queued), or in its state (parked, dead).",
-        labels=("state",),
-    )
-    for state, found in waiting.items():
-        items.add_metric((state,), found.items)
-        ages.add_metric((state,), found.age_s)
-    yield items
-    yield ages

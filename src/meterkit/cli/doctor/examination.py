@@ -13,6 +13,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from meterkit.cli.doctor import findings, several
 from meterkit.cli.doctor.examined import Examination
 from meterkit.cli.doctor.findings import Finding
+from meterkit.cli.doctor.hooks import look_at_webhooks
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.delivery.mapping import meter_differences
 from meterkit.errors import MeterkitError, StoreError, StripeError
@@ -351,6 +352,10 @@ async def _stripe(kit: MeterKit) -> _Looked:
     return f"{len(meters):,} meters", findings.meters_at_stripe(meter_differences(kit.catalog, meters))
 
 
+async def _webhooks(seen: _Seen) -> _Looked:
+    return await look_at_webhooks(seen.kit, seen.admin)
+
+
 _Checks: TypeAlias = "Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]"
 
 _OF_SERVER: Final[_Checks] = {
@@ -371,6 +376,7 @@ _OF_STORE: Final[_Checks] = {
     "undelivered": _undelivered,
     "throughput": _throughput,
     "links": _links,
+    "webhooks": _webhooks,
 }
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:6], "shards", *_OF_SERVER)))
-_OF_CONTENT: Final[Sequence[str]] = ("pending", "intents", "unlinked", "undelivered", "throughput", "links")
+_OF_CONTENT: Final[Sequence[str]] = tuple(check for check in _OF_STORE if check != "shards")

@@ -32,6 +32,7 @@ __all__ = [
     "replication",
     "rights",
     "shards",
+    "span",
     "stray_keys",
     "throughput",
     "undelivered",
@@ -194,7 +195,7 @@ def clock(ahead_ms: int) -> list[Finding]:
     return [
         Finding(
             check="clock",
-            problem=f"the server's clock is {_span(apart_ms)} {where} this host's; {effect}",
+            problem=f"the server's clock is {span(apart_ms)} {where} this host's; {effect}",
             cure="have both hosts set their clocks by NTP (chrony, systemd-timesyncd)",
         )
     ]
@@ -257,7 +258,7 @@ def overdue(customers: int, oldest_ms: int) -> list[Finding]:
     return [
         Finding(
             check="pending",
-            problem=f"usage of {whose} has been due for up to {_span(oldest_ms)} and is not on its way",
+            problem=f"usage of {whose} has been due for up to {span(oldest_ms)} and is not on its way",
             cure=f"run `meterkit worker`, or set the Stripe key where the app runs; {_FLUSH}",
         )
     ]
@@ -270,7 +271,7 @@ def old_intent(customer: str, age_ms: int) -> list[Finding]:
     return [
         Finding(
             check="intents",
-            problem=f"an intent of customer {customer} is {_span(age_ms)} old, and Stripe does not have it",
+            problem=f"an intent of customer {customer} is {span(age_ms)} old, and Stripe does not have it",
             cure=_FLUSH,
         )
     ]
@@ -333,7 +334,7 @@ def throughput(*, customers: int, intents: int, interval_s: float, limit_per_s: 
         found.append(
             Finding(
                 check="throughput",
-                problem=f"{intents:,} intents wait, which takes {_span(int(intents / limit_per_s * 1000))}",
+                problem=f"{intents:,} intents wait, which takes {span(int(intents / limit_per_s * 1000))}",
                 cure=f"see that `meterkit worker` runs, and set a longer METERKIT_FLUSH_INTERVAL; {_FLUSH}",
             )
         )
@@ -388,7 +389,8 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED_MAX]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _span(span_ms: int) -> str:
+def span(span_ms: int) -> str:
+    """A span of time in its largest unit of which it has two."""
     seconds = span_ms // 1000
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
