@@ -431,7 +431,7 @@ async def test_i9_without_the_store_messages_pass_where_the_line_allows(
             assert allowed.is_open
             assert strict.heard() == []
             assert strict.sent[-1] == {"type": "websocket.close", "code": 1008, "reason": "store"}
-    assert "requests go undecided" in caplog.text
+    assert "requests are decided without the store" in caplog.text
 
 
 async def test_i7_what_a_websocket_holds_is_given_back_when_the_kit_stops() -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from meterkit.catalog import Rate
+from meterkit.decisions import in_process
 from meterkit.decisions.rates import rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
@@ -157,3 +158,36 @@ def test_a_bucket_is_exact(
         owed = max(Fraction(0), owed - Fraction(passed * refill, window))
         now, whole, rest, used = advance(BUCKET, window, refill, now + passed, now, whole, rest)
         assert (owed, ceil(owed)) == (whole + Fraction(rest, window), used)
+
+
+@PROPERTY
+@given(
+    kind=st.sampled_from([SLIDING, FIXED, BUCKET]),
+    window_ms=st.sampled_from([1000, 60_000, HOUR_MS, 30 * DAY_MS]),
+    refill=st.integers(1, 10**6),
+    before=st.integers(0, 5),
+    passed_ms=st.integers(0, 70 * DAY_MS),
+    counted=st.integers(0, 10**6),
+    previous=st.integers(0, 10**6),
+)
+def test_the_arithmetic_of_a_process_without_its_store_is_the_scripts(
+    advance: Advance,
+    kind: int,
+    window_ms: int,
+    refill: int,
+    before: int,
+    passed_ms: int,
+    counted: int,
+    previous: int,
+) -> None:
+    begun_ms = 1_800_000_000_000
+    now_ms = begun_ms + passed_ms
+    if kind == BUCKET:
+        refill, slot, previous = min(refill, window_ms), begun_ms, previous % window_ms
+    else:
+        refill, slot = 0, begun_ms // window_ms - before % 2
+    expected = advance(kind, window_ms, refill, now_ms, slot, counted, previous)
+    found, used = in_process.advance(
+        kind, window_ms, refill, in_process.Window(slot, counted, previous), now_ms
+    )
+    assert [*found, used] == expected

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.admitted import Admitted
+from meterkit.asgi.degraded import count_in_process
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.outcome import outcome_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.degraded import PolicyFields
     from meterkit.asgi.headers import LimitFields, ShadowFields
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
@@ -80,7 +82,7 @@ class Exchange(Admitted):
         self._reply = reply
         self._scope = scope
         self._send = send
-        self.limit_fields: LimitFields | ShadowFields | None = None
+        self.limit_fields: LimitFields | ShadowFields | PolicyFields | None = None
         self.decision: Decision | None = None
         self.in_doubt = False
         self._recorded: dict[str, int] | None = None
@@ -160,12 +162,12 @@ class Exchange(Admitted):
 
     def _with_fields(self, message: Message) -> Message:
         """A message that begins a response, with the limit fields of the decision among its headers."""
-        fields, decided = self.limit_fields, self._decided
-        if fields is None or decided is None:
+        fields = self.limit_fields
+        if fields is None:
             return message
         message = dict(message)
         headers = message.get("headers", ())
-        message["headers"] = fields.add(headers, decided, self._reply, self._scope["headers"])
+        message["headers"] = fields.add(headers, self._decided, self._reply, self._scope["headers"])
         return message
 
     def _ends(self, kind: str, message: Message) -> bool:
@@ -292,6 +294,8 @@ class Exchange(Admitted):
         digest = repeat_digest(self._route, self._scope) if billed and self._decided is None else None
         parts = [part for part in parts if part.recorded or part.rated]
         for part in reversed(parts):  # What remembers the key comes last.
+            if self._decided is None:
+                count_in_process(self._store, self._view, self._route, part.rated)
             mark = None if digest is None else Mark(digest, billed=part is parts[0])
             self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
 

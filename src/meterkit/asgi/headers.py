@@ -199,7 +199,7 @@ class LimitFields:
     def add(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        decided: PreparedDecision,
+        decided: PreparedDecision | None,
         reply: list[int],
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:
@@ -239,13 +239,15 @@ class LimitFields:
         items += (self._policy_pair, (b"ratelimit", text))
         return items
 
-    def _reset_s(self, decided: PreparedDecision, reply: list[int]) -> int | None:
+    def _reset_s(self, decided: PreparedDecision | None, reply: list[int]) -> int | None:
         """Seconds, rounded up, until more is left under the limit that the reply names."""
+        if decided is None:
+            return None
         _, now_ms, nth, left, before = reply
         reset = reset_ms(self._measures[nth - 1], left, before, now_ms, decided.period_end_ms(now_ms))
         return None if reset is None else (reset + 999) // 1000
 
-    def _fields(self, decided: PreparedDecision, reply: list[int]) -> list[tuple[bytes, bytes]]:
+    def _fields(self, decided: PreparedDecision | None, reply: list[int]) -> list[tuple[bytes, bytes]]:
         _, now_ms, nth, left, _ = reply
         return fields(
             self._mode,
@@ -287,7 +289,7 @@ class ShadowFields:
     def add(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        decided: PreparedDecision,
+        decided: PreparedDecision | None,
         reply: list[Any],
         request_headers: Iterable[tuple[bytes, bytes]],
     ) -> list[tuple[bytes, bytes]]:

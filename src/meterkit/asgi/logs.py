@@ -73,7 +73,7 @@ class TroubleLog:
     """Writes to the logger ``meterkit.asgi`` what is wrong with the store, the app or the plans file."""
 
     def __init__(self) -> None:
-        self._store = Sampler(1, _SPAN_S, partial(_count_more, "went undecided"))
+        self._store = Sampler(1, _SPAN_S, partial(_count_more, "were decided without the store"))
         self._identify = Sampler(1, _SPAN_S, partial(_count_more, "failed in identify"))
         self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
         self._wrong_types: set[type] = set()
@@ -82,8 +82,8 @@ class TroubleLog:
         """The customer is known, but not whether the request may be served."""
         if isinstance(error, StoreError | SettingsError):
             if self._store.admits():
-                policy = route.on_store_failure
-                _logger.error("requests go undecided (on_store_failure: %s): %s", policy, error)
+                message = "requests are decided without the store (on_store_failure: %s): %s"
+                _logger.error(message, route.on_store_failure, error)
         elif self._others.admits():
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
 

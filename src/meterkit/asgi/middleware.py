@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from meterkit.asgi.arguments import check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
+from meterkit.asgi.degraded import PolicyFields, decide_in_process
 from meterkit.asgi.exchange import Exchange
-from meterkit.asgi.headers import LimitFields, ShadowFields
-from meterkit.asgi.identify import client_ip
+from meterkit.asgi.headers import ShadowFields
 from meterkit.asgi.lifespan import lifespan
 from meterkit.asgi.logs import RefusalLog, TroubleLog
+from meterkit.asgi.plans_in_force import PlansInForce
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight, own_root_path
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
     from meterkit.catalog import Catalog, Outcome, Route
-    from meterkit.decisions.program import Program
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
@@ -53,7 +53,6 @@ _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _NEVER: Final = frozenset["Outcome"]()
-_PROGRAMS_MAX: Final = 1_000
 
 
 class Kit(Protocol):
@@ -183,7 +182,7 @@ class MeterMiddleware:
 
     async def _admit(
         self,
-        plans: _PlansInForce,
+        plans: PlansInForce,
         route: Route,
         scope: Scope,
         receive: Receive,
@@ -196,6 +195,7 @@ class MeterMiddleware:
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
+        prepare: Prepare | None = None
         lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)
@@ -223,9 +223,10 @@ class MeterMiddleware:
             passed: Exchange | Decision = error.decision
             decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
-            passed = self._undecided(error, lane, view, route, scope, send)
+            passed, decided = self._undecided(error, lane, view, route, prepare, scope, send)
         else:
             if reply[0] == ALLOWED and decided.waived is None:
+                decided.view.left.clear()
                 # As _kind_of has it, without a call: nearly every request passes here.
                 kind = (
                     Exchange
@@ -245,7 +246,7 @@ class MeterMiddleware:
         await self._refuser.refuse(passed, route, decided, view, scope, receive, send)
         return None
 
-    async def _uncounted(self, plans: _PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
+    async def _uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
         """A request that passes because enforcement is off; whose it is is asked for the app's sake only."""
         await self._kit.begin()  # What was counted before is delivered.
         try:
@@ -275,7 +276,7 @@ class MeterMiddleware:
         passed.take(replace(decision, allowed=True, shadow=True))
         return passed
 
-    async def _customer(self, plans: _PlansInForce, found: object, scope: Scope) -> CustomerView:
+    async def _customer(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
         """A customer not met before, or of nobody in particular."""
         if isawaitable(found):
             found = await found
@@ -311,32 +312,32 @@ class MeterMiddleware:
         lane: Lane | None,
         view: CustomerView | None,
         route: Route,
+        prepare: Prepare | None,
         scope: Scope,
         send: Send,
-    ) -> Exchange | Decision:
-        """A request that could not be decided: said, and served or not as its route has it."""
+    ) -> tuple[Exchange | Decision, PreparedDecision | None]:
+        """A request that the store could not decide: said, and served or not as route and plan have it.
+
+        With it comes what was asked of the plan, if it is refused.
+        """
         if view is None:  # So far only `identify` can have failed.
             self._troubles.unidentified(error, route)
-            return _UNIDENTIFIED
+            return _UNIDENTIFIED, None
         self._troubles.undecided(error, route)
-        shadow = route.enforcement == "shadow"
-        allowed = shadow or route.on_store_failure == "allow"
-        decision = Decision(
-            customer=view.customer,
-            plan=view.effective.plan.key,
-            allowed=allowed,
-            reason=None if allowed else "store",
-            degraded=True,
-            shadow=shadow,
-        )
-        if not allowed:
-            return decision
-        passed = _kind_of(scope, route)(self._kit.store, lane, view, route, None, [], scope, send)
+        store = self._kit.store
+        decision, decided = decide_in_process(store, view, route, prepare or _preparing(route))
+        if not decision.allowed:
+            return decision, decided
+        if decision.reason is not None:
+            self._log.shadowed(decision, route)
+        passed = _kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
         passed.take(decision)
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
-        return passed
+        if decided is not None and route.headers != "none":
+            passed.limit_fields = PolicyFields(decided, route.headers)
+        return passed, None
 
-    def _say_unmatched(self, scope: Scope, plans: _PlansInForce) -> None:
+    def _say_unmatched(self, scope: Scope, plans: PlansInForce) -> None:
         if not self._has_warned_unmatched:
             self._has_warned_unmatched = True
             self._troubles.unmatched(plans.cache.catalog.source, scope)
@@ -351,33 +352,11 @@ class MeterMiddleware:
                 " remove one of them"
             )
 
-    def _adopt(self, cache: CustomerCache) -> _PlansInForce:
+    def _adopt(self, cache: CustomerCache) -> PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
         without_mount = partial(self._troubles.without_mount, cache.catalog.source)
         router = Router(cache.catalog.routes, root_path=own_root_path(self.app), without_mount=without_mount)
-        return _PlansInForce(cache, router)
-
-
-class _PlansInForce:
-    """A plans file as the edge asks it; a request is decided by one, whichever is in force when it ends."""
-
-    def __init__(self, cache: CustomerCache, router: Router) -> None:
-        self.cache = cache
-        self.router = router
-        self.limit_fields: dict[Program, LimitFields] = {}
-        anonymous = cache.catalog.anonymous
-        self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
-
-    def nobody(self) -> CustomerView:
-        """Whose requests are that pass although nobody is known."""
-        return self.cache.get("unknown", anonymous=True)
-
-    def fields_of(self, program: Program, route: Route) -> LimitFields:
-        """The fields of a decision's answer, made once."""
-        if len(self.limit_fields) >= _PROGRAMS_MAX:
-            self.limit_fields.clear()
-        fields = self.limit_fields[program] = LimitFields(program, route.headers)
-        return fields
+        return PlansInForce(cache, router)
 
 
 class _UnservedError(Exception):

@@ -7,11 +7,11 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from meterkit.asgi.degraded import decide_in_process
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
 from meterkit.decisions.customer_state import holding_only
-from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import Demand, compile_program
 from meterkit.errors import StoreError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.logs import RefusalLog, TroubleLog
     from meterkit.catalog import Entitlement, Outcome, Route
+    from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
 
@@ -151,8 +152,9 @@ class WebSocketExchange(Exchange):
             decided, reply = await store.decide(view, partial(_message, route))
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is, if the route says so
             self._troubles.undecided(error, route)
-            if route.enforcement != "shadow" and route.on_store_failure != "allow":
-                return Decision(allowed=False, reason="store", degraded=True)
+            decision, _ = decide_in_process(store, view, route, partial(_message, route))
+            if not decision.allowed:
+                return decision
             # In doubt the decision may have counted it in rates.
             in_doubt = isinstance(error, StoreError) and error.executed is None
             counted = route.per_message

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from meterkit.catalog.features import check_feature
 from meterkit.decisions import verdict
 from meterkit.decisions.customer_state import refusal_without
+from meterkit.decisions.in_process import left_by
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
@@ -22,12 +23,13 @@ from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
+from meterkit.store.fallback import Fallback
 from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
 from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Held, Settlement
 from meterkit.store.used import Used
-from meterkit.store.views import CustomerCache
+from meterkit.store.views import CustomerCache, PreparedDecision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, UsageReply
     from meterkit.store.rate_usage import RateUsage
-    from meterkit.store.views import CustomerView, PreparedDecision
+    from meterkit.store.views import CustomerView
 
 __all__ = ["Prepare", "Store"]
 
@@ -95,6 +97,7 @@ class Store:
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
+        self.fallback = Fallback(self.now_ms)
         self.tallies: Tallies | None = None
         self.mark_span: Callable[[str | None, str | None, bool], None] | None = None
         self.use(catalog)
@@ -203,8 +206,20 @@ class Store:
                 return decision, [replies.REFUSED, reply[1]]
             reply = await lane.ask(decision)
 
+    def decide_in_process(self, view: CustomerView, prepare: Prepare) -> tuple[Decision, PreparedDecision]:
+        """Decide without asking the store, which is away; what was decided, and what was asked."""
+        decided, reply = self.fallback.decide(view, prepare)
+        return replace(self._told(decided, reply), degraded=True), decided
+
     def verdict(self, decision: PreparedDecision, reply: Any) -> Decision:
         """What a concluded reply says."""
+        if reply[0] == replies.REFUSED and decision.refusal is None:
+            # What the store has refused by is what is known of the customer should it be away.
+            end_ms = decision.period_end_ms(reply[1])
+            decision.view.left.update(left_by(decision.exact(), reply, end_ms))
+        return self._told(decision, reply)
+
+    def _told(self, decision: PreparedDecision, reply: Any) -> Decision:
         if decision.refusal is not None:
             return decision.refusal
         end_ms = decision.period_end_ms(reply[1])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from meterkit.catalog import Route
+    from meterkit.decisions.in_process import Left
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.program import Program
 
@@ -87,11 +88,7 @@ class PreparedDecision:
         self.digest, self.is_repeat = "", False
         self._reserving = reserving
         self._holds = mode != "c" and (program.holds or bool(reserved))
-        if self.shadow and mode in "df":
-            mode = "s"
-        if self.refusal is not None:
-            mode = "v"
-        self.mode = mode
+        self.mode = mode = "v" if self.refusal else "s" if self.shadow and mode in "df" else mode
         if reserving is None:
             self.held, self.recorded = program.held, program.settled
             self.packed = view.pack_decide(program, mode)
@@ -175,11 +172,12 @@ class CustomerView:
         prepaid: the grants and credits to look for, or None.
         decisions: about routes, by the route's identity.
         settlements: how settlements of some meters look, packed as far as that can be.
+        left: by the policies that have refused the customer last, what was left of them.
         shared: what is packed for all customers of the plan who have no state; None: this one has.
     """
 
     __slots__ = (
-        *("_prepared", "anonymous", "cache", "customer", "decisions", "effective"),
+        *("_prepared", "anonymous", "cache", "customer", "decisions", "effective", "left"),
         *("entitlements", "prepaid", "rev", "settlements", "shard", "shared", "state"),
     )
 
@@ -210,6 +208,7 @@ class CustomerView:
         self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid)
         self.decisions: dict[int, PreparedDecision] = {}
         self.settlements: dict[Any, Any] = {}
+        self.left: dict[str, Left] = {}
         self._prepared: dict[tuple[object, ...], Any] = {}
 
     @property

@@ -1,0 +1,81 @@
+"""Requests that the store cannot decide: limited within this process, by what is known of their customer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from meterkit.asgi.headers import fields, merge, policy_field
+from meterkit.decisions.decision import Decision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog import Route
+    from meterkit.catalog.models import Headers
+    from meterkit.store.store import Prepare, Store
+    from meterkit.store.views import CustomerView, PreparedDecision
+
+__all__ = ["PolicyFields", "count_in_process", "decide_in_process"]
+
+_logger: Final = logging.getLogger("meterkit.asgi")
+
+
+def decide_in_process(
+    store: Store, view: CustomerView, route: Route, prepare: Prepare
+) -> tuple[Decision, PreparedDecision | None]:
+    """What the route has for a request that the store cannot decide, and what was asked of the plan.
+
+    Never raises: what cannot be decided here either is served as the route says.
+    """
+    is_shadow = route.enforcement == "shadow"
+    if is_shadow or route.on_store_failure == "allow":
+        try:
+            return store.decide_in_process(view, prepare)
+        except Exception:
+            _logger.exception("a request under the line %a could not be decided in this process", route.match)
+    allowed = is_shadow or route.on_store_failure == "allow"
+    return Decision(
+        customer=view.customer,
+        plan=view.effective.plan.key,
+        allowed=allowed,
+        reason=None if allowed else "store",
+        degraded=True,
+        shadow=is_shadow,
+    ), None
+
+
+def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapping[str, int]) -> None:
+    """Count into rates what a request used beyond what it had asked for, as a model's tokens."""
+    asked = {*route.consume, *(reserve.meter for reserve in route.reserve)}
+    beyond = {meter: quantity for meter, quantity in rated.items() if meter not in asked}
+    if beyond:
+        store.fallback.count(view, beyond)
+
+
+class PolicyFields:
+    """Writes the one limit field that is true without the store: which policies there are.
+
+    What is left under them in this process is not what the customer has left.
+
+    Args:
+        decided: what was asked of the plan.
+        mode: which family of fields the route sends.
+    """
+
+    __slots__ = ("_ours",)
+
+    def __init__(self, decided: PreparedDecision, mode: Headers) -> None:
+        policies = policy_field([measure.policy for measure in decided.program.measures])
+        self._ours = fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0)
+
+    def add(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        decided: object,
+        reply: object,
+        request_headers: Iterable[tuple[bytes, bytes]],
+    ) -> list[tuple[bytes, bytes]]:
+        """See :meth:`meterkit.asgi.headers.LimitFields.add`."""
+        del decided, reply
+        return merge(headers, self._ours, expose=any(name == b"origin" for name, _ in request_headers))

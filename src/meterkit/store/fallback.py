@@ -1,0 +1,79 @@
+"""What stands in for a store that is away: rates counted in this process, what is known of customers."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.in_process import EMPTY, advance, weigh
+from meterkit.decisions.keys import rate_field
+from meterkit.decisions.rates import rate_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meterkit.decisions.in_process import Window
+    from meterkit.store.marked import Prepare
+    from meterkit.store.views import CustomerView, PreparedDecision
+
+__all__ = ["Fallback"]
+
+_CUSTOMERS_MAX: Final = 10_000
+
+
+class Fallback:
+    """Decides in place of a store that is away, for one process.
+
+    By the plan as it was last known, and the default plan where nothing is. Rates begin anew; what they have
+    counted is kept of ten thousand customers, and as many addresses: who has asked for nothing for longest is
+    forgotten first. May be asked from several threads.
+
+    Args:
+        now_ms: this process's clock.
+    """
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
+        self._counted: dict[bool, dict[str, dict[str, Window]]] = {False: {}, True: {}}
+        self._lock = Lock()
+
+    def decide(self, view: CustomerView, prepare: Prepare) -> tuple[PreparedDecision, list[int]]:
+        """What was decided, and a reply as the decision script's; counted in rates where it allows."""
+        now_ms = self._now_ms()
+        decided = prepare(as_of(view.cache.newest(view), now_ms), "d")
+        view = decided.view
+        with self._lock:
+            known = self._known(view)
+            reply, counts = weigh(decided.exact(), known, view.left, now_ms)
+            known.update(counts)
+        return decided, reply
+
+    def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
+        """Count into the rates of meters what was used without having been asked for."""
+        now_ms = self._now_ms()
+        with self._lock:
+            known = self._known(view)
+            for meter, quantity in quantities.items():
+                for rate in view.entitlements[meter].rates:
+                    field = rate_field(meter, rate.window_ms, rate.algorithm)
+                    kind, window, _, refill = rate_numbers(rate, meter)
+                    found, _ = advance(kind, window, refill, known.get(field, EMPTY), now_ms)
+                    known[field] = found._replace(counted=found.counted + quantity)
+
+    def _known(self, view: CustomerView) -> dict[str, Window]:
+        customers = self._counted[view.anonymous]
+        known = customers.pop(view.customer, None)
+        if known is None:
+            known = {}
+            if len(customers) >= _CUSTOMERS_MAX:
+                del customers[next(iter(customers))]
+        customers[view.customer] = known
+        return known
+
+
+def as_of(view: CustomerView, now_ms: int) -> CustomerView:
+    """What a state means by now: a trial, a grace or a period may have ended since it was looked at."""
+    effective = view.effective
+    if now_ms < min(effective.valid_until_ms, effective.bounds.end_ms):
+        return view
+    return view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])

@@ -1,0 +1,331 @@
+"""While the store is away, requests are limited in this process, by what is known of their customer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import meterkit
+from faults import Client, answer_ok, eventually, http_scope, kit_at, metered, settled, used
+from meterkit.catalog import loads
+from meterkit.store import fallback
+from meterkit.testing import Clock
+from proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from meterkit import Decision, MeterKit
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio]
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+anonymous: {plan: free, by: ip}
+meters:
+  requests: {unit: request}
+  output_tokens: {unit: token}
+  pages: {unit: page}
+features: [exports]
+credits:
+  coins: {costs: {pages: 1}}
+routes:
+  - {match: "GET /deny", consume: {requests: 1}, on_store_failure: deny}
+  - {match: "GET /exports", feature: exports, consume: {requests: 1}}
+  - {match: "GET /pages", consume: {pages: 1}}
+  - {match: "POST /chat", usage: openai}
+  - {match: "GET /shadow", consume: {requests: 1}, enforcement: shadow}
+  - {match: "GET /dear", consume: {requests: 2}}
+  - {match: "/billing/{path:path}", always: true}
+  - {match: "WS /live", per_message: {requests: 1}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: [5/minute, 8/hour], included: 100, overage: deny}
+      output_tokens: {rate: 50/hour}
+      pages: {included: 0, overage: deny}
+  bucket:
+    price: {amount_cents: 0, interval: month}
+    features: [exports]
+    meters:
+      requests: {rate: {limit: 1/second, algorithm: token-bucket, burst: 4}, included: 2, overage: deny}
+  pro:
+    price: {amount_cents: 0, interval: month}
+    trial: 14d
+    features: [exports]
+    meters:
+      requests: {rate: {limit: 20/minute, algorithm: fixed-window}, included: 100, overage: deny}
+"""
+
+
+class Outage:
+    """A kit that has lost its store, or will."""
+
+    def __init__(self, kit: MeterKit, proxy: TcpProxy, clock: Clock) -> None:
+        self.kit = kit
+        self.app = metered(kit)
+        self.clock = clock
+        self._proxy = proxy
+
+    @property
+    def lane(self) -> Any:
+        return self.kit.store.lanes[asyncio.get_running_loop()]
+
+    async def begins(self) -> None:
+        await settled(self.kit)
+        await self._proxy.set("refuse")
+        await eventually(lambda: self.lane.is_away)
+
+    async def ends(self) -> None:
+        await self._proxy.set("pass")
+        await eventually(lambda: self.lane.connected)
+        await settled(self.kit)
+
+    async def get(self, customer: str, path: str = "/") -> int:
+        return await Client(self.app).get(customer, path)
+
+    async def statuses(self, customer: str, times: int, path: str = "/") -> list[int]:
+        return [await self.get(customer, path) for _ in range(times)]
+
+    async def asked(self, customer: str, path: str = "/") -> tuple[int, dict[str, str], dict[str, Any]]:
+        client = Client(self.app)
+        status = await client.get(customer, path)
+        headers = {name.decode(): value.decode() for name, value in client.messages[0]["headers"]}
+        body = b"".join(message.get("body", b"") for message in client.messages)
+        return status, headers, json.loads(body) if body.startswith(b"{") else {}
+
+
+@asynccontextmanager
+async def outage(server: Server) -> AsyncGenerator[Outage]:
+    clock = Clock()
+    async with (
+        TcpProxy(server.port) as proxy,
+        kit_at(proxy.url, plans=loads(PLANS), clock=clock, store_timeout=0.2) as kit,
+    ):
+        yield Outage(kit, proxy, clock)
+
+
+async def test_i3_each_process_admits_what_the_plans_rates_allow_and_no_more(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        await store.kit.customers.set_plan("pro", "pro")
+        await store.get("pro")
+        await store.begins()
+        assert await store.statuses("unknown", 7) == [200] * 5 + [429] * 2
+        assert await store.statuses("pro", 22) == [200] * 20 + [429] * 2
+        store.clock.advance(timedelta(minutes=2))
+        # The hour goes on.
+        assert await store.statuses("unknown", 5) == [200] * 3 + [429] * 2
+        await store.ends()
+        # What was refused counts nowhere; all else is billed.
+        assert await used(store.kit, "unknown") == (8, 0)
+        assert await used(store.kit, "pro") == (21, 0)
+
+
+async def test_the_wait_that_a_refusal_tells_is_true(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        await store.kit.customers.set_plan("dripping", "bucket")
+        await store.kit.allows("dripping", "exports")  # Known from here on.
+        await store.begins()
+        for customer, times, name in (("acme", 5, "requests-1m"), ("dripping", 4, "requests-1s")):
+            assert await store.statuses(customer, times) == [200] * times
+            status, headers, problem = await store.asked(customer)
+            wait_s = int(headers["retry-after"])
+            assert status == 429
+            assert problem["violated-policies"] == [name]
+            assert headers["ratelimit"] == f'"{name}";r=0;t={wait_s}'
+            store.clock.advance(timedelta(seconds=wait_s - 1))
+            assert await store.get(customer) == 429
+            store.clock.advance(timedelta(seconds=1))
+            assert await store.get(customer) == 200
+
+
+async def test_an_answer_tells_the_policies_and_nothing_that_only_the_store_knows(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        healthy = (await store.asked("acme"))[1]
+        assert {"ratelimit", "ratelimit-policy"} <= healthy.keys()
+        await store.begins()
+        _, headers, _ = await store.asked("acme")
+        assert headers["ratelimit-policy"] == healthy["ratelimit-policy"]
+        assert "ratelimit" not in headers
+
+
+async def test_a_decision_without_the_store_says_so(valkey: Server) -> None:
+    seen: list[Decision] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(meterkit.current().decision)
+        await answer_ok(scope, receive, send)
+
+    async with outage(valkey) as store:
+        await store.begins()
+        await Client(metered(store.kit, app)).get("acme")
+    (decision,) = seen
+    assert (decision.allowed, decision.degraded, decision.customer, decision.plan) == (
+        True,
+        True,
+        "acme",
+        "free",
+    )
+    assert (decision.limit, decision.remaining) == ("requests-1m", 4)
+
+
+async def test_i3_the_suspended_and_those_without_a_feature_are_refused_by_what_is_known(
+    valkey: Server,
+) -> None:
+    async with outage(valkey) as store:
+        for customer in ("owes", "pays"):
+            await store.kit.customers.set_plan(customer, "pro")
+            await store.kit.customers.set_status(customer, "unpaid" if customer == "owes" else "active")
+            await store.get(customer)
+        await store.begins()
+        assert await store.get("pays") == 200
+        assert await store.get("pays", "/exports") == 200
+        assert await store.get("unknown", "/exports") == 403
+        status, _, problem = await store.asked("owes")
+        assert (status, problem["reason"]) == (402, "suspended")
+        assert await store.get("owes", "/billing/portal") == 200
+
+
+async def test_i3_those_who_were_out_of_credit_are_refused_until_the_store_has_allowed_them_again(
+    valkey: Server,
+) -> None:
+    async with outage(valkey) as store:
+        for customer in ("poor", "rich"):
+            await store.kit.grants.add(customer, {"coins": 1}, grant_id="first")
+            assert await store.statuses(customer, 1, "/pages") == [200]
+            await settled(store.kit)
+            assert await store.statuses(customer, 1, "/pages") == [402]
+        await store.kit.grants.add("rich", {"coins": 9}, grant_id="second")
+        assert await store.statuses("rich", 1, "/pages") == [200]
+        await store.kit.customers.set_plan("full", "bucket")
+        assert await store.statuses("full", 2) == [200] * 2
+        await settled(store.kit)
+        status, healthy, _ = await store.asked("full")
+        assert status == 429
+        await store.begins()
+        status, _, problem = await store.asked("poor", "/pages")
+        assert (status, problem["reason"]) == (402, "credits")
+        assert await store.get("rich", "/pages") == 200
+        assert await store.get("poor") == 200  # Another meter.
+        status, headers, problem = await store.asked("full")
+        assert (status, problem["violated-policies"]) == (429, ["requests-period"])
+        assert headers["retry-after"] == healthy["retry-after"]
+        store.clock.advance(timedelta(seconds=int(headers["retry-after"])))
+        assert await store.get("full") == 200  # A new period has begun.
+
+
+async def test_i4_what_the_clock_changes_it_changes_without_the_store(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        await store.kit.customers.set_plan("late", "pro")
+        await store.kit.customers.set_status("late", "past_due")
+        assert await store.get("late", "/exports") == 200
+        await store.begins()
+        assert await store.get("late", "/exports") == 200
+        store.clock.advance(timedelta(days=7))
+        assert await store.get("late", "/exports") == 403  # Restricted to the default plan: grace is over.
+        store.clock.advance(timedelta(days=14))
+        assert await store.get("late") == 402
+
+
+async def test_what_a_model_has_used_counts_in_the_rates_of_this_process(valkey: Server) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 60, "total_tokens": 61}
+    answer: dict[str, Any] = {
+        "id": "c",
+        "object": "chat.completion",
+        "model": "m",
+        "choices": [],
+        "usage": usage,
+    }
+
+    async def chat(scope: Any, receive: Any, send: Any) -> None:
+        del scope, receive
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+    async with outage(valkey) as store:
+        await store.begins()
+        app = metered(store.kit, chat)
+
+        async def post() -> int:
+            client = Client(app)
+            scope = http_scope("acme", "/chat")
+            scope["method"] = "POST"
+            return await client.ask(scope)
+
+        assert [await post() for _ in range(3)] == [200, 429, 429]
+        store.clock.advance(timedelta(hours=2))
+        assert await post() == 200
+        await store.ends()
+        assert await used(store.kit, "acme", "output_tokens") == (120, 0)
+
+
+async def test_a_route_that_denies_without_its_store_and_one_in_shadow_are_as_they_say(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with outage(valkey) as store:
+        await store.begins()
+        status, headers, problem = await store.asked("acme", "/deny")
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert problem["type"].endswith("temporary-reduced-capacity")
+        assert await store.statuses("acme", 8, "/shadow") == [200] * 8
+        assert "would be refused, but enforcement is shadow: customer='acme'" in caplog.text
+        assert await store.statuses("acme", 2) == [429] * 2
+        await store.ends()
+        assert await used(store.kit, "acme") == (8, 0)
+
+
+async def test_a_demand_that_no_window_holds_is_refused_and_takes_nothing(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        await store.begins()
+        assert await store.statuses("acme", 3, "/dear") == [200, 200, 429]
+        assert await store.statuses("acme", 2) == [200, 429]
+
+
+async def test_what_is_kept_of_customers_is_bounded_and_the_quietest_is_forgotten(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fallback, "_CUSTOMERS_MAX", 2)
+    async with outage(valkey) as store:
+        await store.begins()
+        assert await store.statuses("busy", 5) == [200] * 5
+        assert await store.statuses("quiet", 5) == [200] * 5
+        assert await store.get("busy") == 429
+        assert await store.get("third") == 200
+        assert await store.get("busy") == 429
+        assert await store.get("quiet") == 200
+
+
+async def test_messages_of_a_websocket_are_limited_too(valkey: Server) -> None:
+    sent: list[Any] = []
+    messages = iter([{"type": "websocket.connect"}, *[{"type": "websocket.receive", "text": "x"}] * 9])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            sent.append("message")
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async with outage(valkey) as store:
+        await store.begins()
+        scope = http_scope("acme", "/live")
+        scope["type"] = "websocket"
+        await metered(store.kit, app)(scope, receive, send)
+    assert sent == ["websocket.accept", *["message"] * 5, "websocket.close"]
