@@ -43,7 +43,7 @@ async def open_page(
     async def attempt(again: int) -> Mapping[str, Any]:
         opened = await _opened(api, linked)
         same = (one for one in opened if mark_of(one) == mark and one["expires_at"] - now_s >= _OPEN_S_MIN)
-        page = next(same, None)
+        page: Mapping[str, Any] | None = next(same, None)
         if page is None:
             page = await _new_page(api, {**asked, "metadata": {MARK: mark}}, opened, again)
         await close_pages(api, linked, but=page["id"])
