@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -27,7 +27,7 @@ TEN_MINUTES = timedelta(minutes=10)
 
 
 @asynccontextmanager
-async def ambiguous(store_url: str, *, when: str) -> AsyncGenerator[Desk]:
+async def ambiguous(store_url: str, *, when: Literal["before", "after"]) -> AsyncGenerator[Desk]:
     """A desk 24 hours after a request's answer was lost, before or after Stripe had counted it."""
     async with desk(store_url) as at:
         await at.link("acme")
@@ -112,7 +112,12 @@ async def test_a_sum_that_is_another_waits_for_a_person_and_for_nothing_else(sto
         api = StripeApi(at.kit.settings)
         minute = str(int(NOW.replace(second=0).timestamp()))
         payload = {"stripe_customer_id": "cus_acme", "value": "1"}
-        form = {"event_name": "api_requests", "payload": payload, "timestamp": minute, "identifier": "other"}
+        form: dict[str, Any] = {
+            "event_name": "api_requests",
+            "payload": payload,
+            "timestamp": minute,
+            "identifier": "other",
+        }
         await api.post("/v1/billing/meter_events", form)
         await api.close()
         await looks(at)
