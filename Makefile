@@ -36,6 +36,9 @@ OLDEST_LACKS := --deselect=tests/asgi/test_routing.py::test_inside_a_mount_the_l
 OLDEST_WARNS := -W ignore::pytest.PytestRemovedIn10Warning
 comma := ,
 
+# Tests start hundreds of processes: what one of them has compiled, the others read.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test field coverage mutants soak test-oldest test-sdks lint docs bench clean
@@ -48,9 +51,9 @@ demo: $(VENV)/.run
 	@printf '\n--- Next: tokens, credits, and a client that hangs up (examples/fastapi_ai)\n'
 	@$(BIN)/python examples/fastapi_ai/bill.py
 
-# Three at once on two cores: many tests wait, for a server that hangs or a timeout.
+# Four at once on two cores: many tests wait, for a server that hangs or a timeout.
 test: $(VENV)/.dev
-	$(BIN)/pytest -n 3 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 field: $(VENV)/.dev
 	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py $(ARGS)

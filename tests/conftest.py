@@ -182,7 +182,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("tasks_end_with_the_test")
     # Also those that a test asks for by name while it runs.
     for server in _running:
-        server.command("FLUSHALL")
+        server.ask("FLUSHALL")
     memory.empty()
     yield
     if request.node.get_closest_marker("leaves_keys"):
@@ -227,7 +227,7 @@ def _is_of_the_runner(task: asyncio.Task[Any]) -> bool:
 
 def _keys_without_ttl(server: Server) -> list[str]:
     allowed = [re.compile(pattern) for pattern in _without_ttl()]
-    keys: list[str] = server.command("EVAL", _KEYS_WITHOUT_TTL, 0)
+    keys: list[str] = server.ask("EVAL", _KEYS_WITHOUT_TTL, 0)
     return sorted(key for key in keys if not any(pattern.match(key) for pattern in allowed))
 
 

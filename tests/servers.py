@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from meterkit.redis.resp import pack
 
 _START_TIMEOUT_S: Final = 10.0
 _ATTEMPTS: Final = 5
@@ -80,6 +83,17 @@ class Server:
         client: Any = self.client(decode_responses=True)
         with client:
             return client.execute_command(*words)
+
+    def ask(self, *words: str | int) -> Any:
+        """As :meth:`command`, in the server's own words: quicker, as no client is made for it."""
+        reader = hiredis.Reader(encoding="utf-8")
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(pack(*words))
+            while (reply := reader.gets()) is False:
+                reader.feed(connection.recv(65_536))
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def signal(self, number: int) -> None:
         """Send a signal, for example ``SIGSTOP`` for a server that hangs or ``SIGKILL`` for one that died."""

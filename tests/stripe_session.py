@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from email.utils import parsedate_to_datetime
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from meterkit.stripe.request import API_VERSION
 from meterkit.stripe.result import Result
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping
 
     from meterkit.store.intents import Sealed
@@ -37,6 +39,12 @@ CONNECTION_ERROR: Final[Callable[[str], Exception]] = stripe.APIConnectionError
 SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    # To read all certificates anew takes longer than most tests.
+    return httpx.create_ssl_context()
+
+
 class HttpxClient(stripe.HTTPClient):
     """The SDK's way to the network: an httpx client of our own, asynchronous only. Made by :meth:`open`."""
 
@@ -58,6 +66,7 @@ class HttpxClient(stripe.HTTPClient):
             timeout=httpx.Timeout(timeout_s, connect=timeout_s / 2, pool=timeout_s / 2),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
             trust_env=trust_environment,
+            verify=_tls(),
         )
         return opened
 

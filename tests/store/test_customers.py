@@ -11,9 +11,8 @@ import pytest
 
 from delivering import CATALOG
 from faults import Client, before_asking, before_script, kit_at, metered, settled
-from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.errors import CustomerError, MeterkitError, PlansError, SettingsError, StoreError
+from meterkit.errors import CustomerError, MeterkitError, PlansError, StoreError
 
 if TYPE_CHECKING:
     from servers import Server
@@ -248,13 +247,6 @@ async def test_a_store_with_a_password_is_served_and_never_shown(
         valkey.command("ACL", "DELUSER", "app")
     assert "hunter2" not in caplog.text
     assert "wr0ng" not in caplog.text
-
-
-def test_what_delivery_cannot_work_with_is_refused_at_construction() -> None:
-    with pytest.raises(SettingsError, match="v2-stream is not in this release"):
-        MeterKit(
-            CATALOG, redis_url="redis://127.0.0.1:1", stripe_api_key="sk_test_1", stripe_transport="v2-stream"
-        )
 
 
 def test_two_meters_that_would_share_a_field_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Final, Literal
 
@@ -35,6 +36,7 @@ class Script:
     sha: str
 
 
+@cache
 def load(name: str, *, clock: Clock = "server", dialect: Dialect = "server") -> Script:
     """Read a script of this package.
 
