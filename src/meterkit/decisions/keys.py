@@ -182,6 +182,10 @@ class Keys:
         """String: the claim of the customer that a Stripe customer is linked to; see claim.lua."""
         return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")
 
+    def beginning(self, customer: str) -> str:
+        """String: who begins a subscription for a customer, for a minute at most."""
+        return self.shard(shard_of(customer, self.shards), f"b:{customer}")
+
     def formers(self, stripe_customer: str) -> str:
         """Hash: the customers that a Stripe customer was linked to, for 40 days after the last of them."""
         return self.shard(shard_of(stripe_customer, self.shards), f"f:{stripe_customer}")

@@ -64,7 +64,7 @@ class Beginning:
             if mine is not None:
                 return mine
             await self._refuse_in_force(customer, found)
-            for waiting in (one for one in found if one["status"] == "incomplete" and self._is_ours(one)):
+            for waiting in self._unpaid(found):
                 if are_of(items_of(waiting), items):
                     return waiting
                 await end(api, waiting["id"])
@@ -82,6 +82,8 @@ class Beginning:
         items = new_items(await prices_of(api, plan), paid_seats)
         found = await self._found(linked)
         await self._refuse_in_force(customer, found)
+        for waiting in self._unpaid(found):  # Else both could be paid for.
+            await end(api, waiting["id"])
         data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **_trial(plan, found)}
         asked: dict[str, Parameter] = {
             "mode": "subscription",
@@ -122,6 +124,10 @@ class Beginning:
         for one in found:
             if one["status"] not in ENDED | _NEVER_BEGAN and (self._is_ours(one) or one["id"] == known):
                 raise SubscriptionExistsError(customer, subscription=one["id"])
+
+    def _unpaid(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that wait for their first payment."""
+        return [one for one in found if one["status"] == "incomplete" and self._is_ours(one)]
 
     def _is_ours(self, found: Mapping[str, Any]) -> bool:
         """Whether it is of a plan of the plans file; others are none of our business."""

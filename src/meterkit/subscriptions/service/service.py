@@ -11,6 +11,7 @@ from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.once import key_of, persistently
 from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.changes import paid_seats
+from meterkit.subscriptions.service.alone import alone
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
 from meterkit.subscriptions.service.results import (
@@ -101,7 +102,9 @@ class Subscriptions:
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             SubscriptionError: the plan sells no seats beyond those that it includes.
         """
-        secret = await self._beginning.create(check_customer(customer), *self._asked(plan, seats))
+        wanted, paid = self._asked(plan, seats)
+        async with alone(self._store, check_customer(customer)):
+            secret = await self._beginning.create(customer, wanted, paid)
         return NewSubscription(subscription=await self._known(customer), client_secret=secret)
 
     async def checkout(
@@ -121,7 +124,8 @@ class Subscriptions:
         """
         wanted, paid = self._asked(plan, seats)
         urls = {"success_url": success_url, "cancel_url": cancel_url}
-        return await self._beginning.checkout(check_customer(customer), wanted, paid, urls)
+        async with alone(self._store, check_customer(customer)):
+            return await self._beginning.checkout(customer, wanted, paid, urls)
 
     async def portal(self, customer: str, *, return_url: str) -> Portal:
         """A page at Stripe where the customer manages means of payment, invoices and what else it allows.

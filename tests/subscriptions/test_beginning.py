@@ -1,0 +1,82 @@
+"""Two browsers of one customer begin a subscription at the same time: one comes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from meterkit.decisions.subscription import ENDED
+from shopping import shop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+
+async def begun(at: Shop) -> list[dict[str, Any]]:
+    """The subscriptions at Stripe that somebody could pay for."""
+    found = await at.stripe_list("/v1/subscriptions", status="all")
+    return [one for one in found if one["status"] not in ENDED]
+
+
+async def page(at: Shop, plan: str) -> None:
+    urls = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+    await at.kit.subscriptions.checkout("acme", plan, seats=1, **urls)
+
+
+async def race(*tries: Awaitable[object]) -> None:
+    async def run(one: Awaitable[object]) -> None:
+        await one
+
+    async with anyio.create_task_group() as tasks:
+        for one in tries:
+            tasks.start_soon(run, one)
+
+
+async def test_two_plans_that_are_begun_at_once_are_one_subscription(store_url: str) -> None:
+    async with shop(store_url) as at:
+        create = at.kit.subscriptions.create
+        # Whoever looks sees nothing before the others have looked, too.
+        at.emulator.fail_next("delay", delay_s=0.2, path="/v1/subscriptions", times=None)
+        await race(create("acme", "pro"), create("acme", "team"), create("acme", "pro", 12))
+        (one,) = await begun(at)
+        assert one["status"] == "incomplete"
+
+
+async def test_a_page_and_a_subscription_that_are_begun_at_once_are_one(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await race(
+            page(at, "pro"),
+            at.kit.subscriptions.create("acme", "team"),
+            page(at, "team"),
+        )
+        pages = await at.stripe_list("/v1/checkout/sessions", status="open")
+        assert len(pages) + len(await begun(at)) == 1
+
+
+async def test_who_has_died_meanwhile_keeps_others_waiting_for_a_minute_at_most(
+    store_url: str,
+) -> None:
+    async with shop(store_url) as at:
+        key = at.kit.store.keys.beginning("acme")
+        done = anyio.Event()
+
+        async def create() -> None:
+            await at.kit.subscriptions.create("acme", "pro")
+            done.set()
+
+        admin = await at.kit.store.admin()
+        await admin.ask(admin.client.set(key, "somebody else", px=60_000))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(create)
+            await anyio.sleep(0.3)
+            assert not done.is_set()
+            assert 0 < await admin.ask(admin.client.pttl(key)) <= 60_000
+            await admin.ask(admin.client.delete(key))
+        assert done.is_set()
+        assert not await admin.ask(admin.client.exists(key))
