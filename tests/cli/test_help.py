@@ -41,7 +41,7 @@ COMMANDS: Final = {
     "outbox": ("list", "show", "redrive", "park", "drop"),
     "grants": ("add", "list", "void", "ledger"),
     "plans": ("migrate",),
-    "stripe": ("emulator",),
+    "stripe": ("sync", "emulator"),
     "webhooks": ("list", "redrive"),
 }
 EVERY: Final = [
@@ -98,6 +98,7 @@ def test_each_command_is_told_in_a_whole_sentence(shell: Shell, group: str) -> N
         (("check",), ("--redis",)),
         (("routes",), ("--redis",)),
         (("stripe", "emulator"), ("--redis",)),
+        (("stripe", "sync"), ("--redis",)),
     ],
 )
 def test_options_that_change_nothing_are_taken_and_not_offered(

@@ -1,9 +1,10 @@
-"""``meterkit stripe``: what stands in for Stripe."""
+"""``meterkit stripe``: what a plans file needs at Stripe, and what stands in for Stripe."""
 
 from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -11,13 +12,17 @@ import typer
 
 from meterkit.catalog import load
 from meterkit.cli.options import whole_number
-from meterkit.cli.output import print_note
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
+from meterkit.cli.stripe_sync.syncing import sync as sync_with
 from meterkit.errors import SettingsError
+from meterkit.settings import Settings
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.cli.stripe_sync.syncing import Synced
     from meterkit.testing import StripeEmulator
 
 __all__ = ["commands"]
@@ -29,7 +34,59 @@ commands = typer.Typer(name="stripe", no_args_is_help=True)
 
 @commands.callback()
 def stripe() -> None:
-    """Run a stand-in for Stripe."""
+    """Make what is sold at Stripe, and run a stand-in for it."""
+
+
+@command(commands, unused=("redis",))
+async def sync(
+    session: Session,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be made, and make nothing.")
+    ] = False,
+) -> None:
+    """Make the meters and prices of the plans file at Stripe.
+
+    What is there already is found again, by lookup keys and metadata of its own. Prints what is there, what
+    was made, and the ids for the plans file. Exits 1, and makes nothing, where units would be billed twice.
+    """
+    settings = Settings.load(plans=session.plans)
+    catalog = load(settings.plans or "plans.yaml")
+    api = StripeApi(settings)
+    try:
+        done = await sync_with(api, catalog, dry_run=dry_run)
+    finally:
+        await api.close()
+    session.show(asdict(done), lambda: _tell_sync(done))
+    if done.problems:
+        raise typer.Exit(1)
+
+
+def _tell_sync(done: Synced) -> None:
+    rows = [
+        {
+            "what": line.what,
+            "name": line.name,
+            "": line.action,
+            "id": line.id,
+            "instead of": line.instead_of,
+        }
+        for line in done.lines
+    ]
+    if not done.problems:
+        print_records(rows, empty="the plans file sells nothing by Stripe")
+    if done.paste and all(price for prices in done.paste.values() for price in prices.values()):
+        typer.echo("\nfor the plans file:\nplans:")
+        for plan, prices in done.paste.items():
+            typer.echo(f"  {plan}:")
+            for line, price in prices.items():
+                typer.echo(f"    {line}: {{stripe_price: {price}}}")
+    for note in done.notes:
+        print_note(note)
+    for problem in done.problems:
+        print_note(problem)
+    if done.problems:
+        print_note("nothing was made")
 
 
 @command(commands, unused=("redis",))

@@ -1,0 +1,1 @@
+"""Meters, products and prices at Stripe, made from the plans file."""

@@ -1,0 +1,313 @@
+"""Meters, products and prices of a plans file at Stripe: made once, found again, refused where wrong."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from commands import Shell
+from delivering import STRIPE_KEY
+from meterkit.catalog import loads
+from meterkit.cli.stripe_sync.syncing import Synced, sync
+from meterkit.settings import Settings
+from meterkit.stripe.api import StripeApi
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: api_requests, report: usage}}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  pages:    {unit: page, stripe: {event_name: pdf_pages, report: none}}
+  seats:    {unit: seat, kind: gauge}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 10, overage: deny}
+      tokens: {included: 10, overage: deny}
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    seat_price: {amount_cents: 900}
+    meters:
+      requests: {included: 10_000, overage: {bill: {per: 1000, amount_cents: 12}}}
+      tokens: {included: 500, overage: {bill: {per: 3, amount_cents: 1}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of calls to Stripe have tests of their own."""
+    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
+    monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
+
+
+class Shop:
+    """An emulated account, and what syncs it."""
+
+    def __init__(self, emulator: StripeEmulator, api: StripeApi) -> None:
+        self.emulator = emulator
+        self.api = api
+
+    async def sync(self, plans: str = PLANS, *, dry_run: bool = False) -> Synced:
+        return await sync(self.api, loads(plans), dry_run=dry_run)
+
+    async def prices(self) -> dict[str, dict[str, Any]]:
+        """The active prices, by nickname."""
+        asked: Any = {"active": True, "expand": ["data.tiers"]}
+        return {price["nickname"]: price for price in await self.api.list("/v1/prices", asked)}
+
+    def changes(self) -> int:
+        """How often Stripe was asked to change something."""
+        return sum(request.method == "POST" for request in self.emulator.requests)
+
+
+@asynccontextmanager
+async def shop() -> AsyncGenerator[Shop]:
+    emulator = StripeEmulator()
+    async with emulator.serve() as url:
+        given: Any = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": url}
+        api = StripeApi(Settings.load(**given))
+        yield Shop(emulator, api)
+        await api.close()
+
+
+def actions(done: Synced) -> list[tuple[str, str, str]]:
+    return [(line.what, line.name, line.action) for line in done.lines]
+
+
+async def test_what_is_missing_is_made_and_asked_again_nothing_new_is() -> None:
+    async with shop() as at:
+        first = await at.sync()
+        assert (first.problems, first.notes) == ([], [])
+        assert actions(first) == [
+            ("meter", "api_requests", "made"),
+            ("meter", "ai_tokens", "made"),
+            ("product", "pro", "made"),
+            ("price", "pro, base", "made"),
+            ("price", "pro, seats", "made"),
+            ("price", "pro, requests", "made"),
+            ("price", "pro, tokens", "made"),
+        ]
+        prices, before = await at.prices(), at.changes()
+        base, seats = prices["pro, base"], prices["pro, seats"]
+        assert first.paste == {"pro": {"price": base["id"], "seat_price": seats["id"]}}
+        assert [price["unit_amount"] for price in (base, seats)] == [2900, 900]
+        again = await at.sync()
+        assert [line.id for line in again.lines] == [line.id for line in first.lines]
+        assert {line.action for line in again.lines} == {"is there"}
+        assert at.changes() == before
+
+
+async def test_overage_has_a_flat_price_and_all_usage_one_whose_first_tier_is_free() -> None:
+    # https://docs.stripe.com/api/prices/create: unit_amount_decimal of 12 places; no packages of tiers.
+    async with shop() as at:
+        await at.sync()
+        prices = await at.prices()
+        requests, tokens = prices["pro, requests"], prices["pro, tokens"]
+        meters = {meter["id"]: meter["event_name"] for meter in await at.api.list("/v1/billing/meters")}
+        assert meters[requests["recurring"]["meter"]] == "api_requests"
+        assert requests["tiers_mode"] == "graduated"
+        assert [(tier["up_to"], tier["unit_amount_decimal"]) for tier in requests["tiers"]] == [
+            (10_000, "0"),
+            (None, "0.012"),
+        ]
+        # A cent for three: no decimal says that, so that begun packages are billed.
+        assert (tokens["unit_amount"], tokens["transform_quantity"]) == (1, {"divide_by": 3, "round": "up"})
+        assert tokens["tiers_mode"] is None
+
+
+async def test_a_dry_run_says_the_same_and_makes_nothing() -> None:
+    async with shop() as at:
+        done = await at.sync(dry_run=True)
+        assert at.changes() == 0
+        assert {line.action for line in done.lines} == {"to make"}
+        assert len(done.lines) == 7
+        await at.sync()
+        done = await at.sync(PLANS.replace("2900", "3900"), dry_run=True)
+        assert [line.action for line in done.lines if line.name == "pro, base"] == ["to make"]
+        assert [line.action for line in done.lines if line.name == "pro, seats"] == ["is there"]
+
+
+async def test_a_price_that_differs_is_made_anew_and_the_old_one_is_named() -> None:
+    async with shop() as at:
+        first = await at.sync()
+        old = {line.name: line.id for line in first.lines}
+        plans = PLANS.replace("2900", "3900").replace("amount_cents: 12}", "amount_cents: 15}")
+        second = await at.sync(plans)
+        made = {line.name: line for line in second.lines if line.action == "made"}
+        assert {name: line.instead_of for name, line in made.items()} == {
+            name: old[name] for name in ("pro, base", "pro, requests")
+        }
+        assert any(old["pro, base"] in note and "cannot be changed" in note for note in second.notes)
+        prices = await at.prices()
+        assert prices["pro, requests"]["tiers"][1]["unit_amount_decimal"] == "0.015"
+        # The old price of usage would bill whoever subscribes next a second time; that of the base is kept.
+        assert not (await at.api.get(f"/v1/prices/{old['pro, requests']}"))["active"]
+        assert (await at.api.get(f"/v1/prices/{old['pro, base']}"))["active"]
+        third = await at.sync(plans)
+        assert {line.action for line in third.lines} == {"is there"}
+
+
+async def test_prices_that_the_plans_file_names_are_taken_as_they_are() -> None:
+    async with shop() as at:
+        first = await at.sync()
+        ids = first.paste["pro"]
+        named = PLANS.replace("2900, interval: month", f"2900, interval: month, stripe_price: {ids['price']}")
+        named = named.replace(
+            "{amount_cents: 900}", f"{{amount_cents: 900, stripe_price: {ids['seat_price']}}}"
+        )
+        again = await at.sync(named)
+        assert (again.paste, {line.action for line in again.lines}) == ({}, {"is there"})
+        gone = await at.sync(named.replace(ids["price"], "price_gone"))
+        assert gone.paste == {"pro": {"price": ids["price"]}}
+
+
+async def test_a_price_made_by_hand_that_fits_is_used() -> None:
+    async with shop() as at:
+        catalog = loads(
+            PLANS.replace("2900,", "2900, stripe_price: price_pro,").replace("usage}}", "overage}}")
+        )
+        at.emulator.add_plans(catalog)
+        done = await sync(at.api, catalog, dry_run=False)
+        assert done.problems == []
+        lines = {line.name: (line.action, line.id) for line in done.lines}
+        assert lines["pro, requests"] == ("is there", "price_pro_requests")
+        assert lines["pro, base"] == ("is there", "price_pro")
+        assert lines["pro, seats"][0] == "made"
+
+
+@pytest.mark.parametrize(
+    ("report", "price", "why"),
+    [
+        (
+            "overage",
+            {
+                "tiers_mode": "graduated",
+                "tiers": [{"up_to": 9, "unit_amount": 0}, {"up_to": "inf", "unit_amount": 1}],
+            },
+            "would give the included units a second time",
+        ),
+        ("usage", {"unit_amount_decimal": "0.012"}, "would bill the included units"),
+        ("usage", {"unit_amount": 7}, "would bill the included units"),
+        ("overage", {"unit_amount": 7}, "it is not what the plans file says"),
+    ],
+)
+async def test_a_price_that_would_bill_wrongly_is_refused_and_nothing_is_made(
+    report: str, price: dict[str, Any], why: str
+) -> None:
+    plans = PLANS.replace("report: usage", f"report: {report}")
+    async with shop() as at:
+        product = at.emulator.add_product("Pro", product_id="prod_pro")
+        base = at.emulator.add_price(2900, price_id="price_pro", product=product)
+        meter = at.emulator.add_meter("api_requests")
+        params: dict[str, Any] = {
+            "product": product,
+            "currency": "usd",
+            "recurring": {"interval": "month", "usage_type": "metered", "meter": meter},
+            **price,
+        }
+        params |= {"billing_scheme": "tiered"} if "tiers" in price else {}
+        theirs = await at.api.post("/v1/prices", params)
+        before = at.changes()
+        done = await at.sync(plans.replace("2900,", f"2900, stripe_price: {base},"))
+        assert (done.lines, at.changes()) == ([], before)
+        (problem,) = done.problems
+        assert theirs["id"] in problem
+        assert why in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            ("amount_cents: 2900, interval: month", "amount_cents: 2900, interval: year"),
+            "one free tier a year",
+        ),
+        (("per: 1000, amount_cents: 12", "per: 7, amount_cents: 12"), "tiers take no packages"),
+    ],
+)
+async def test_what_no_price_can_say_is_refused(change: tuple[str, str], why: str) -> None:
+    async with shop() as at:
+        done = await at.sync(PLANS.replace(*change))
+        (problem,) = done.problems
+        assert problem.startswith("plan pro, meter requests: ")
+        assert why in problem
+        assert at.changes() == 0
+
+
+async def test_usage_without_an_amount_is_noted() -> None:
+    async with shop() as at:
+        done = await at.sync(PLANS.replace("{bill: {per: 3, amount_cents: 1}}", "bill"))
+        assert (done.problems, len(done.notes)) == ([], 1)
+        assert "names no amount" in done.notes[0]
+
+
+async def test_a_meter_that_was_deactivated_is_active_again_and_one_that_adds_up_otherwise_is_refused() -> (
+    None
+):
+    async with shop() as at:
+        first = await at.sync()
+        meter = next(line.id for line in first.lines if line.name == "ai_tokens")
+        await at.api.post(f"/v1/billing/meters/{meter}/deactivate")
+        assert ("meter", "ai_tokens", "to reactivate") in actions(await at.sync(dry_run=True))
+        assert ("meter", "ai_tokens", "reactivated") in actions(await at.sync())
+        assert ("meter", "ai_tokens", "is there") in actions(await at.sync())
+    async with shop() as at:
+        at.emulator.add_meter("ai_tokens", formula="last")
+        done = await at.sync()
+        assert (done.lines, at.changes()) == ([], 0)
+        assert "aggregates by last" in done.problems[0]
+
+
+async def test_two_plans_of_one_price_cannot_be_told_apart() -> None:
+    more = "  max: {extends: pro, rank: 20}\n"
+    async with shop() as at:
+        done = await at.sync(PLANS.replace("2900,", "2900, stripe_price: price_pro,") + more)
+        assert done.problems == ["plan max: has the stripe_price of plan pro, and cannot be told from it"]
+        # Each of them gets prices of its own where the file names none.
+        done = await at.sync(PLANS + more)
+        assert [line.name for line in done.lines if line.what == "product"] == ["pro", "max"]
+
+
+async def test_what_is_made_can_be_subscribed_to() -> None:
+    async with shop() as at:
+        done = await at.sync()
+        prices = {line.name: line.id for line in done.lines if line.what == "price"}
+        at.emulator.add_payment_method(at.emulator.add_customer("cus_1"), "pm_card_visa")
+        items = [{"price": prices["pro, base"]}, {"price": prices["pro, requests"]}]
+        made = await at.api.post("/v1/subscriptions", {"customer": "cus_1", "items": items})
+        assert [item["price"]["id"] for item in made["items"]["data"]] == [
+            prices["pro, base"],
+            prices["pro, requests"],
+        ]
+
+
+def test_the_command(directory: Path) -> None:
+    (directory / "plans.yaml").write_text(PLANS)
+    emulator = StripeEmulator()
+    with emulator.running() as url:
+        shell = Shell(directory, METERKIT_STRIPE_API_KEY=STRIPE_KEY, METERKIT_STRIPE_API_BASE=url)
+        dry = shell.run("stripe", "sync", "--dry-run")
+        assert (dry.code, "to make" in dry.out, "stripe_price" in dry.out) == (0, True, False)
+        made = shell.run("stripe", "sync", "--json")
+        assert made.code == 0
+        price = made.json["paste"]["pro"]["price"]
+        again = shell.run("stripe", "sync")
+        assert f"    price: {{stripe_price: {price}}}" in again.out
+        (directory / "plans.yaml").write_text(PLANS.replace("per: 1000", "per: 7"))
+        refused = shell.run("stripe", "sync")
+        assert (refused.code, "nothing was made" in refused.err) == (1, True)
+        assert STRIPE_KEY not in made.out + made.err + refused.err
+    without = Shell(directory).run("stripe", "sync")
+    assert (without.code, "METERKIT_STRIPE_API_KEY" in without.err) == (2, True)
