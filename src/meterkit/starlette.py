@@ -102,6 +102,8 @@ async def respond(request: Request, *, billing: Billing, endpoint: Endpoint, cus
         customer,
         query=request.url.query,
         content_type=request.headers.get("content-type", ""),
+        sent_by=request.headers.get("origin"),
+        host=request.headers.get("host", ""),
         read=partial(_read, request),
     )
     return Response(answer.body, answer.status, headers=dict(answer.headers))

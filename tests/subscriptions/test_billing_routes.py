@@ -305,6 +305,31 @@ async def test_a_body_that_is_not_what_is_asked_for_is_refused(
         assert at.changes() == []
 
 
+async def test_another_site_changes_nothing_by_a_form(framework: Framework, store_url: str) -> None:
+    """A browser posts a form to wherever a page says, with its cookies; one without fields has no body."""
+    async with billing(framework, store_url) as (client, at):
+        begun = await at.subscribed()
+        before = len(at.changes())
+        form = {"content-type": "text/plain"}
+        evil = (
+            "https://evil.example",
+            "https://app.example.evil.example",
+            "https://app.example:8443",
+            "null",
+        )
+        for origin in evil:
+            for path in ("/subscription/cancel", "/subscription/resume", "/portal", "/subscription"):
+                answer = await client.post(path, headers={**form, "origin": origin})
+                assert told(answer) == (403, "origin-not-allowed")
+        assert len(at.changes()) == before
+        assert await at.kit.subscriptions.get("acme") == begun
+        # Pages of the app, of the host that is asked, and clients that are no browsers.
+        for origin in (*ORIGINS, "https://APP.example:443", "http://app", None):
+            headers = {} if origin is None else {"origin": origin}
+            assert given(await client.post("/subscription/resume", headers=headers))
+        assert given(await client.get("/subscription", headers={"origin": "https://evil.example"}))
+
+
 async def test_bodies_are_bounded_and_json(framework: Framework, store_url: str) -> None:
     async with billing(framework, store_url) as (client, at):
         pulled = 0

@@ -132,7 +132,10 @@ def test_a_checkout_is_looked_at_where_it_says_whose_it_is() -> None:
 
 @pytest.mark.parametrize(
     "broken",
-    [{"id": 5}, {"amount_due": "2900"}, {"amount_due": None}, {"amount_due": True}, {"currency": None}],
+    [
+        *({"id": 5}, {"amount_due": "2900"}, {"amount_due": None}, {"amount_due": True}, {"currency": None}),
+        {"amount_due": 10**4000},
+    ],
 )
 def test_a_payment_that_cannot_be_read_is_looked_at_and_not_told(broken: dict[str, object]) -> None:
     assert hint_of(event("invoice.payment_failed", {**INVOICE, **broken})) == LOOK

@@ -65,6 +65,8 @@ class Billing:
         *,
         query: str,
         content_type: str,
+        sent_by: str | None,
+        host: str,
         read: Callable[[], Awaitable[bytes | None]],
     ) -> Answer:
         """Do what a request asks for.
@@ -74,9 +76,13 @@ class Billing:
             customer: whose request it is, by the app; None: nobody's.
             query: what stands behind its path.
             content_type: of its body.
+            sent_by: the ``Origin`` of the page that has sent it; None: no page has.
+            host: that it was sent to.
             read: reads the body; None: it is too large.
         """
         try:
+            if endpoint.changes and sent_by is not None:
+                self._check_sender(sent_by, host)
             who = _customer(customer)
             asked = Asked(who, await self._body(endpoint, content_type, read), _query(endpoint, query))
             found = await endpoint.does(self._kit, asked)
@@ -105,6 +111,13 @@ class Billing:
             raise _invalid(error) from None
         self._check_urls(body, self._origins)
         return body
+
+    def _check_sender(self, sent_by: str, host: str) -> None:
+        """A form of any site is sent with the cookies of ours; the browser says which site it was."""
+        is_own = sent_by.lower() in {f"{scheme}://{host.lower()}" for scheme in ("http", "https")}
+        if not is_own and not is_of(sent_by, self._origins):
+            detail = "This request was sent by a page that is not of an allowed origin."
+            raise TroubleError(Trouble(kind=KINDS["origin"], detail=detail))
 
     @staticmethod
     def _check_urls(body: BaseModel, origins: frozenset[Origin]) -> None:

@@ -87,7 +87,13 @@ class Endpoint:
     def kinds(self) -> tuple[str, ...]:
         """All that it may answer besides, by the names of ``KINDS``."""
         body = ("request", "large", "media") if self.takes is not None else ()
-        return ("customer", "invalid_customer", *self.troubles, *body, "refused", "away")
+        changes = ("origin",) if self.changes else ()
+        return ("customer", "invalid_customer", *changes, *self.troubles, *body, "refused", "away")
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes anything, or makes a page where something can be changed."""
+        return self.method != "GET"
 
 
 def wrong(name: str, message: str) -> TroubleError:

@@ -61,6 +61,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "exists": Kind(409, f"{_URN}subscription-exists", "Subscription Exists"),
     "seats": Kind(409, f"{_URN}seats-in-use", "Seats In Use", {"seats": _COUNT, "used": _COUNT}),
     "conflict": Kind(409, f"{_URN}subscription-conflict", "Subscription Conflict"),
+    "origin": Kind(403, f"{_URN}origin-not-allowed", "Origin Not Allowed"),
     "url": Kind(400, f"{_URN}url-not-allowed", "URL Not Allowed", {"field": _TEXT}),
     "plan": Kind(422, f"{_URN}plan-unknown", "Plan Unknown", {"plan": _TEXT}),
     "request": Kind(

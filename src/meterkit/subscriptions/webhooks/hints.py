@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ALARMS", "TYPES", "Hint", "Note", "hint_of"]
 
 _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
+_WHOLE_MAX: Final = 10**15
 _CHECKOUT: Final = "checkout.session.completed"
 _TRIAL: Final = "customer.subscription.trial_will_end"
 _INVOICES: Final = ("created", "finalized", "paid", "payment_succeeded", "payment_failed")
@@ -182,4 +183,6 @@ def _id(value: object) -> str | None:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if abs(value) <= _WHOLE_MAX else None

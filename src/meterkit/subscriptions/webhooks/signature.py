@@ -31,7 +31,7 @@ _PARTS_MAX: Final = 16
 _HEADER_MAX: Final = 2048
 _TIME: Final = re.compile(r"[0-9]{1,12}")
 _SIGNATURE: Final = re.compile(r"[0-9a-f]{64}")
-_ID_MAX: Final = 255
+_NAME: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _OBJECTS: Final = ("event", "v2.core.event")
 
 _SAYS: Final[Mapping[Why, str]] = {
@@ -105,5 +105,5 @@ def _event(body: bytes) -> Event | Forged:
         return Forged("unreadable")
     event = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     texts = [event.get(name) for name in ("id", "type")]
-    is_named = all(isinstance(text, str) and 0 < len(text) <= _ID_MAX for text in texts)
+    is_named = all(isinstance(text, str) and _NAME.fullmatch(text) for text in texts)
     return event if is_named and event.get("object") in _OBJECTS else Forged("unreadable")
