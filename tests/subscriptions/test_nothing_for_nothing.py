@@ -203,6 +203,26 @@ async def test_nobody_pays_for_two_because_a_plan_has_left_the_file(store_url: s
         assert len(await at.stripe_list("/v1/subscriptions", status="all")) == 1
 
 
+async def test_what_gave_way_cannot_be_paid_for_any_more(store_url: str) -> None:
+    """A tab of the browser that was left open still has the secret of what the customer chose before."""
+    async with shop(store_url) as at:
+        service = at.kit.subscriptions
+        first, second = await service.create("acme", "pro"), await service.create("acme", "team")
+        await service.cancel("acme")
+        third = await service.create("acme", "team", 7)
+        for given_up in (first, second):
+            assert given_up.client_secret is not None
+            with pytest.raises(ValueError, match="no invoice that is open"):
+                at.emulator.confirm_payment(given_up.client_secret)
+            found = await at.stripe_subscription(given_up.subscription.id)
+            assert found["status"] == "incomplete_expired"
+        assert third.client_secret is not None
+        at.emulator.confirm_payment(third.client_secret)
+        known = await service.sync("acme")
+        assert known is not None
+        assert (known.id, known.status) == (third.subscription.id, "active")
+
+
 def urls_of(number: int) -> _Urls:
     return {"success_url": f"https://app.example/{number}", "cancel_url": "https://app.example/"}
 

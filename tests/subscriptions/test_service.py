@@ -67,7 +67,7 @@ async def test_what_is_asked_for_again_is_there_and_another_choice_takes_its_pla
         assert first == again
         other = await at.kit.subscriptions.create("acme", "team", 7)
         assert other.subscription.id != first.subscription.id
-        assert (await at.stripe_subscription(first.subscription.id))["status"] == "canceled"
+        assert (await at.stripe_subscription(first.subscription.id))["status"] == "incomplete_expired"
         assert other.client_secret is not None
         at.emulator.confirm_payment(other.client_secret)
         for plan in ("team", "pro"):
@@ -438,7 +438,7 @@ async def test_what_cannot_be_asked_for_is_refused_in_words(store_url: str) -> N
         for call in (service.change_plan("acme", "team"), service.set_seats("acme", 12)):
             with pytest.raises(SubscriptionError, match="incomplete"):
                 await call
-        assert (await service.cancel("acme")).status == "canceled"
+        assert (await service.cancel("acme")).status == "incomplete_expired"
         assert (await at.invoices())[-1]["status"] != "paid"
         assert "sk_test" not in repr(at.kit.subscriptions)
 

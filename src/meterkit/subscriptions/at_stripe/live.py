@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.at_stripe.items import Item
 
-__all__ = ["LiveSubscription", "end", "prices_of"]
+__all__ = ["LiveSubscription", "give_up", "prices_of"]
 
 _PATH: Final = "/v1/subscriptions"
 _SCHEDULES: Final = "/v1/subscription_schedules"
@@ -198,17 +198,28 @@ class LiveSubscription:
         (https://docs.stripe.com/billing/subscriptions/prorations).
         """
         status = self.found["status"]
+        if status == "incomplete":
+            await give_up(self.api, self.found, self.again)
+            return
         params = {"invoice_now": True, "prorate": give_back and status == "active"}
-        await end(self.api, self.id, None if status == "incomplete" else params)
+        try:
+            await self.api.delete(f"{_PATH}/{self.id}", params, idempotency_key=key_of("end", self.id))
+        except StripeError as error:
+            if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
+                raise
 
 
-async def end(api: StripeApi, subscription: str, params: Mapping[str, Parameter] | None = None) -> None:
-    """End a subscription at once. Raises StripeError; not where it has ended, as then that is done."""
-    try:
-        await api.delete(f"{_PATH}/{subscription}", params, idempotency_key=key_of("end", subscription))
-    except StripeError as error:
-        if error.status != HTTPStatus.NOT_FOUND:
-            raise
+async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> None:
+    """End a subscription that is not paid for yet, by voiding its invoice.
+
+    That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and nobody
+    can pay it any more: where the subscription alone is canceled, a page that is open in a browser can.
+
+    Raises:
+        StripeError: Stripe refuses, as where it has been paid by now; or does not answer.
+    """
+    path = f"/v1/invoices/{id_in(found, 'latest_invoice')}/void"
+    await api.post(path, idempotency_key=key_of("void", path, again))
 
 
 def _signs(items: Sequence[Item]) -> list[list[object]]:

@@ -11,7 +11,7 @@ from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
-from meterkit.subscriptions.at_stripe.live import end, prices_of
+from meterkit.subscriptions.at_stripe.live import give_up, prices_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
 from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER
@@ -67,7 +67,7 @@ class Beginning:
             for waiting in self._unpaid(found):
                 if are_of(items_of(waiting), items):
                     return waiting
-                await end(api, waiting["id"])
+                await give_up(api, waiting, again)
             await close_pages(api, linked)  # Else another one could be begun there.
             metadata = {CUSTOMER: customer, MARK: key}
             asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
@@ -83,7 +83,7 @@ class Beginning:
         found = await self._found(linked)
         await self._refuse_in_force(customer, found)
         for waiting in self._unpaid(found):  # Else both could be paid for.
-            await end(api, waiting["id"])
+            await give_up(api, waiting)
         data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **_trial(plan, found)}
         asked: dict[str, Parameter] = {
             "mode": "subscription",
