@@ -14,15 +14,23 @@ if TYPE_CHECKING:
 
     from meterkit.testing import StripeEmulator
 
-__all__ = ["account"]
+__all__ = ["account", "reached"]
 
 
 @asynccontextmanager
-async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[stripe.StripeClient]:
+async def account(
+    emulator: StripeEmulator, *, key: str = "sk_test_1", timeout_s: float = 60.0
+) -> AsyncGenerator[stripe.StripeClient]:
     """Serve the emulator and yield a client of it."""
-    async with emulator.serve() as url:
-        session = StripeSession(key, api_base=url, events_base=url, timeout_s=60)
-        try:
-            yield session.client
-        finally:
-            await session.close()
+    async with emulator.serve() as url, reached(url, key=key, timeout_s=timeout_s) as client:
+        yield client
+
+
+@asynccontextmanager
+async def reached(url: str, *, key: str, timeout_s: float) -> AsyncGenerator[stripe.StripeClient]:
+    """Yield a client of an emulator that is served."""
+    session = StripeSession(key, api_base=url, events_base=url, timeout_s=timeout_s)
+    try:
+        yield session.client
+    finally:
+        await session.close()

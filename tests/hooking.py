@@ -8,18 +8,19 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from delivering import STRIPE_KEY
+from emulated import reached
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.starlette import stripe_webhook
 from meterkit.store.state_changes import States
 from meterkit.testing import Clock, StripeEmulator
-from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     import stripe
 
+    from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.testing.emulator.webhooks.deliveries import Delivery
 
@@ -109,7 +110,9 @@ def shop(clock: Clock, **options: Any) -> StripeEmulator:
     return emulator
 
 
-def hooked_kit(store_url: str, stripe_url: str, clock: Clock, **settings: Any) -> MeterKit:
+def hooked_kit(
+    store_url: str, stripe_url: str, clock: Clock, *, catalog: Catalog = CATALOG, **settings: Any
+) -> MeterKit:
     """A kit whose Stripe is an emulator; what works off webhooks runs when it is told to."""
     given: dict[str, Any] = {
         "flush": False,
@@ -118,7 +121,7 @@ def hooked_kit(store_url: str, stripe_url: str, clock: Clock, **settings: Any) -
         "stripe_api_key": STRIPE_KEY,
         "stripe_webhook_secret": SECRET,
     }
-    return MeterKit(CATALOG, clock=clock, redis_url=store_url, stripe_api_base=stripe_url, **given | settings)
+    return MeterKit(catalog, clock=clock, redis_url=store_url, stripe_api_base=stripe_url, **given | settings)
 
 
 @asynccontextmanager
@@ -133,8 +136,5 @@ async def hooked(
         hooked_kit(store_url, url, clock, **settings) as kit,
     ):
         emulator.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
-        session = StripeSession(STRIPE_KEY, api_base=url, timeout_s=10)
-        try:
-            yield Hooked(kit=kit, emulator=emulator, clock=clock, client=session.client, url=url)
-        finally:
-            await session.close()
+        async with reached(url, key=STRIPE_KEY, timeout_s=10.0) as client:
+            yield Hooked(kit=kit, emulator=emulator, clock=clock, client=client, url=url)

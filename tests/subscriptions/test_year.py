@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import STRIPE_KEY
-from meterkit import MeterKit
+from hooking import hooked
 from meterkit.catalog import loads
 from meterkit.errors import SeatsInUseError
-from meterkit.starlette import stripe_webhook
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from meterkit import MeterKit
+
 pytestmark = pytest.mark.anyio
 
-SECRET: Final = "whsec_year"
-HOOK: Final = "http://app/webhooks/stripe"
 SECOND: Final = timedelta(seconds=1)
 HOUR: Final = timedelta(hours=1)
-DAY: Final = timedelta(days=1)
 CATALOG: Final = loads("""
 schema: 1
 currency: usd
@@ -131,23 +128,9 @@ class Year:
 async def acme(store_url: str) -> AsyncGenerator[Year]:
     clock = Clock(at(1, 31))
     stripe = StripeEmulator(clock=clock, automatic_webhooks=False, after_retries="past_due")
-    async with (
-        stripe.serve() as url,
-        MeterKit(
-            CATALOG,
-            clock=clock,
-            redis_url=store_url,
-            shards=4,
-            store_timeout=10.0,
-            stripe_api_key=STRIPE_KEY,
-            stripe_api_base=url,
-            stripe_webhook_secret=SECRET,
-            flush=False,
-        ) as kit,
-    ):
-        stripe.add_plans(CATALOG)
-        stripe.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
-        yield Year(kit=kit, stripe=stripe, clock=clock)
+    stripe.add_plans(CATALOG)
+    async with hooked(store_url, clock=clock, emulator=stripe, catalog=CATALOG) as found:
+        yield Year(kit=found.kit, stripe=stripe, clock=clock)
 
 
 async def begin(year: Year) -> None:

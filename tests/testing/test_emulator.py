@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 import stripe
 
+from emulated import account
 from meterkit.testing import Clock, StripeEmulator
-from stripe_session import StripeSession
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
 
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SECOND = int(NOW.timestamp())
-
-
-@asynccontextmanager
-async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[stripe.StripeClient]:
-    async with emulator.serve() as url:
-        session = StripeSession(key, api_base=url, events_base=url, timeout_s=60)
-        try:
-            yield session.client
-        finally:
-            await session.close()
 
 
 def ready(**options: Any) -> tuple[StripeEmulator, Clock]:

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import stripe
 
+from emulated import account
 from meterkit.testing import Clock, StripeEmulator
 from meterkit.testing.emulator.webhooks.events import changes, matches
-from stripe_session import StripeSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from meterkit.testing.emulator.replies import JsonObject
 
 pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SECOND = int(NOW.timestamp())
-
-
-@asynccontextmanager
-async def account(emulator: StripeEmulator, *, key: str = "sk_test_1") -> AsyncGenerator[stripe.StripeClient]:
-    async with emulator.serve() as url:
-        session = StripeSession(key, api_base=url, events_base=url, timeout_s=60)
-        try:
-            yield session.client
-        finally:
-            await session.close()
 
 
 async def test_each_change_of_a_customer_is_an_event() -> None:

@@ -16,8 +16,8 @@ import pytest
 import stripe
 from anyio.lowlevel import checkpoint
 
+from emulated import account
 from meterkit.testing import Clock, Fault, StripeEmulator
-from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -82,12 +82,8 @@ class Sender:
 
 @asynccontextmanager
 async def served(emulator: StripeEmulator, *, timeout_s: float = 60.0) -> AsyncGenerator[Sender]:
-    async with emulator.serve() as url:
-        session = StripeSession("sk_test_1", api_base=url, timeout_s=timeout_s)
-        try:
-            yield Sender(session.client)
-        finally:
-            await session.close()
+    async with account(emulator, timeout_s=timeout_s) as client:
+        yield Sender(client)
 
 
 @pytest.mark.anyio

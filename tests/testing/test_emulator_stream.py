@@ -11,8 +11,8 @@ import httpx
 import pytest
 import stripe
 
+from emulated import reached
 from meterkit.testing import Clock, StripeEmulator
-from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -61,10 +61,8 @@ async def room() -> AsyncGenerator[Room]:
     emulator = StripeEmulator(clock=clock)
     emulator.add_customer("cus_1")
     emulator.add_meter("api_requests")
-    async with emulator.serve() as url:
-        sdk = StripeSession(KEY, api_base=url, events_base=url, timeout_s=5.0)
-        yield Room(emulator=emulator, clock=clock, url=url, client=sdk.client)
-        await sdk.close()
+    async with emulator.serve() as url, reached(url, key=KEY, timeout_s=5.0) as client:
+        yield Room(emulator=emulator, clock=clock, url=url, client=client)
 
 
 def event(identifier: object = "a", **fields: Any) -> dict[str, Any]:

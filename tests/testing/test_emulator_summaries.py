@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stripe
 
+from emulated import account
 from meterkit.testing import Clock, StripeEmulator
-from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -60,12 +60,8 @@ async def books(
     emulator.add_customer("cus_1")
     emulator.add_customer("cus_2")
     meter = emulator.add_meter("calls", formula=formula, time_window=time_window)
-    async with emulator.serve() as url:
-        session = StripeSession("sk_test_1", api_base=url, timeout_s=60)
-        try:
-            yield Books(session.client, meter=meter, clock=clock)
-        finally:
-            await session.close()
+    async with account(emulator) as client:
+        yield Books(client, meter=meter, clock=clock)
 
 
 async def test_start_is_inside_and_end_is_outside() -> None:

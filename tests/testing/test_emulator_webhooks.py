@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,11 @@ from starlette.applications import Starlette
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from emulated import account
 from meterkit.testing import Clock, StripeEmulator
 from meterkit.testing.emulator.server import serve
-from stripe_session import StripeSession
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from starlette.requests import Request
 
     from meterkit.testing.emulator.webhooks.signing import Forgery
@@ -66,16 +63,6 @@ def ready(*codes: int, **options: Any) -> tuple[StripeEmulator, Receiver, Clock,
     clock, receiver = Clock(NOW), Receiver(*codes)
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False)
     return emulator, receiver, clock, emulator.add_endpoint(HOOK, app=receiver.app, **options)
-
-
-@asynccontextmanager
-async def account(emulator: StripeEmulator) -> AsyncGenerator[stripe.StripeClient]:
-    async with emulator.serve() as url:
-        session = StripeSession("sk_test_1", api_base=url, events_base=url, timeout_s=60)
-        try:
-            yield session.client
-        finally:
-            await session.close()
 
 
 async def test_the_official_sdk_takes_what_is_delivered() -> None:

@@ -31,17 +31,18 @@ def bill(
     draft: bool = True,
     auto_advance: bool = True,
 ) -> Invoice:
-    """Make an invoice of the lines that wait for one and of these, and return it; see :func:`draft_of`."""
-    invoice = draft_of(
-        account,
-        subscription,
-        [*account.invoices.pending.pop(subscription.id, []), *lines],
-        reason=reason,
-        usages=usages,
-        since=since,
-        draft=draft,
-        auto_advance=auto_advance,
-    )
+    """Make an invoice of the lines that wait for one and of these, and return it; see :func:`draft_of`.
+
+    ``draft`` says whether it stays one for an hour (https://docs.stripe.com/billing/invoices/subscription),
+    ``auto_advance`` whether it is finalized and collected by itself.
+    """
+    waiting = account.invoices.pending.pop(subscription.id, [])
+    invoice = draft_of(account, subscription, [*waiting, *lines], reason=reason, usages=usages, since=since)
+    invoice.auto_advance = auto_advance
+    if not draft:
+        invoice.finalizes_at = None
+    if not draft or not auto_advance:
+        invoice.next_payment_attempt = None
     account.invoices.add(invoice)
     subscription.latest_invoice = invoice.id
     return invoice
@@ -55,10 +56,8 @@ def draft_of(
     reason: str,
     usages: Sequence[Usage] = (),
     since: int | None = None,
-    draft: bool = True,
-    auto_advance: bool = True,
 ) -> Invoice:
-    """Return an invoice that nobody knows of yet.
+    """Return an invoice that nobody knows of yet: it advances by itself, after an hour as a draft.
 
     Args:
         account: what it is of.
@@ -67,8 +66,6 @@ def draft_of(
         reason: ``billing_reason``.
         usages: what is counted until it is finalized.
         since: where the period begins that it closes; None: it closes none.
-        draft: whether it stays one for an hour (https://docs.stripe.com/billing/invoices/subscription).
-        auto_advance: whether it is finalized and collected by itself.
     """
     now = account.now
     customer = account.customers.find(subscription.customer)
@@ -88,11 +85,11 @@ def draft_of(
         customer_name=customer.texts["name"],
         lines=list(lines),
         usages=list(usages),
-        auto_advance=auto_advance,
+        auto_advance=True,
         collection_method=subscription.collection_method,
         days_until_due=subscription.days_until_due,
-        finalizes_at=now + HOUR_S if draft else None,
-        next_payment_attempt=now + HOUR_S if draft and auto_advance and is_charged else None,
+        finalizes_at=now + HOUR_S,
+        next_payment_attempt=now + HOUR_S if is_charged else None,
         starting_balance=customer.balance,
     )
     count_usage(account, subscription, invoice)

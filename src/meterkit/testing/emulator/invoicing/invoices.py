@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.testing.emulator.replies import JsonObject, missing_resource, no_such
+from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.replies import JsonObject, no_such
 from meterkit.testing.emulator.selling.prices import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from decimal import Decimal
 
     from meterkit.testing.emulator.selling.prices import Price
@@ -268,22 +268,21 @@ class Invoice:
         return {"quote_details": None, "subscription_details": details, "type": "subscription_details"}
 
 
-class Invoices:
+class Invoices(Registry[Invoice]):
     """All invoices of the emulated account, oldest first, and the lines that wait for one.
 
     Attributes:
         pending: subscription to the invoice items that its next invoice takes up.
     """
 
+    what = "invoice"
+
     def __init__(self) -> None:
-        self._by_id: dict[str, Invoice] = {}
+        super().__init__()
         self._moving: dict[str, Invoice] = {}
         self._of: defaultdict[str, list[Invoice]] = defaultdict(list)
         self._numbers = Counter[str]()
         self.pending: dict[str, list[Line]] = {}
-
-    def __iter__(self) -> Iterator[Invoice]:
-        return iter(self._by_id.values())
 
     def add(self, invoice: Invoice) -> None:
         """Take over an invoice."""
@@ -313,18 +312,3 @@ class Invoices:
         """Return the next number of a customer's invoices; they are numbered when they are finalized."""
         self._numbers[customer_id] += 1
         return self._numbers[customer_id]
-
-    def find(self, invoice_id: str, *, param: str | None = None) -> Invoice:
-        """Return an invoice.
-
-        Raises:
-            ApiError: there is none: 404; 400 where ``param`` named it.
-        """
-        invoice = self._by_id.get(invoice_id)
-        if invoice is not None:
-            return invoice
-        raise (
-            no_such("invoice", invoice_id)
-            if param is None
-            else missing_resource("invoice", invoice_id, param=param)
-        )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from meterkit.testing.emulator.replies import JsonObject, no_such
+from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from meterkit.testing.emulator.replies import JsonObject
     from meterkit.testing.emulator.selling.prices import Prices
     from meterkit.testing.emulator.selling.products import Products
     from meterkit.testing.emulator.webhooks.events import Emit
@@ -113,26 +112,18 @@ class CheckoutSession:
         }
 
 
-class CheckoutSessions:
+class CheckoutSessions(Registry[CheckoutSession]):
     """All checkout sessions of the emulated account, oldest first."""
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._by_id: dict[str, CheckoutSession] = {}
+    what = "checkout.session"
 
-    def __iter__(self) -> Iterator[CheckoutSession]:
-        return iter(self._by_id.values())
+    def __init__(self, emit: Emit) -> None:
+        super().__init__()
+        self._emit = emit
 
     def add(self, session: CheckoutSession) -> None:
         """Take over a session."""
         self._by_id[session.id] = session
-
-    def find(self, session_id: str) -> CheckoutSession:
-        """Return a session. Raises ApiError, 404, if there is none."""
-        session = self._by_id.get(session_id)
-        if session is None:
-            raise no_such("checkout.session", session_id)
-        return session
 
     def lapse(self, *, now: float) -> None:
         """Expire the open sessions whose time is over, each at its own second."""

@@ -6,11 +6,10 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_resource, no_such
+from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.replies import ApiError, JsonObject, no_such
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from meterkit.testing.emulator.webhooks.events import Emit
 
 __all__ = ["Entitlements", "Feature", "Features", "entitlement_to_json"]
@@ -45,15 +44,14 @@ class Feature:
         }
 
 
-class Features:
+class Features(Registry[Feature]):
     """All features of the emulated account, and which products have them."""
 
-    def __init__(self) -> None:
-        self._by_id: dict[str, Feature] = {}
-        self._of_products: dict[str, dict[str, str]] = {}
+    what = "entitlement feature"
 
-    def __iter__(self) -> Iterator[Feature]:
-        return iter(self._by_id.values())
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_products: dict[str, dict[str, str]] = {}
 
     def add(self, feature: Feature) -> None:
         """Take over a feature. Raises ApiError where an active one has its lookup key."""
@@ -61,17 +59,6 @@ class Features:
             message = f"An active feature already uses the lookup key {feature.lookup_key}."
             raise ApiError(message, param="lookup_key")
         self._by_id[feature.id] = feature
-
-    def find(self, feature_id: str, *, param: str | None = None) -> Feature:
-        """Return a feature. Raises ApiError, 404, or 400 where ``param`` named it, if there is none."""
-        feature = self._by_id.get(feature_id)
-        if feature is not None:
-            return feature
-        raise (
-            no_such("entitlement feature", feature_id)
-            if param is None
-            else missing_resource("entitlement feature", feature_id, param=param)
-        )
 
     def attach(self, product: str, feature: Feature, *, attachment: str) -> None:
         """Give a product a feature. Raises ApiError where it has it, or the feature is archived."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_resource, no_such
+from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.replies import ApiError, JsonObject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from decimal import Decimal
 
     from meterkit.testing.emulator.selling.amounts import Pricing
@@ -116,17 +116,10 @@ class Price:
         ]
 
 
-class Prices:
+class Prices(Registry[Price]):
     """All prices of the emulated account, oldest first."""
 
-    def __init__(self) -> None:
-        self._by_id: dict[str, Price] = {}
-
-    def __iter__(self) -> Iterator[Price]:
-        return iter(self._by_id.values())
-
-    def __contains__(self, price_id: str) -> bool:
-        return price_id in self._by_id
+    what = "price"
 
     def add(self, price: Price, *, transfer_lookup_key: bool = False) -> None:
         """Take over a price.
@@ -139,19 +132,6 @@ class Prices:
             raise ValueError(f"there is already a price {price.id}: choose another id")
         self.claim_lookup_key(price, transfer=transfer_lookup_key)
         self._by_id[price.id] = price
-
-    def find(self, price_id: str, *, param: str | None = None) -> Price:
-        """Return a price.
-
-        Raises:
-            ApiError: there is none: 404; 400 where ``param`` named it.
-        """
-        price = self._by_id.get(price_id)
-        if price is not None:
-            return price
-        raise (
-            no_such("price", price_id) if param is None else missing_resource("price", price_id, param=param)
-        )
 
     def claim_lookup_key(self, price: Price, *, transfer: bool) -> None:
         """Make sure that a price's lookup key names it alone.

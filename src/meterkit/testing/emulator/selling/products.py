@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_resource, no_such
+from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.replies import ApiError, JsonObject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from meterkit.testing.emulator.call import Params
 
 __all__ = ["TEXTS", "Product", "Products"]
@@ -62,14 +61,10 @@ class Product:
         }
 
 
-class Products:
+class Products(Registry[Product]):
     """All products of the emulated account, oldest first."""
 
-    def __init__(self) -> None:
-        self._by_id: dict[str, Product] = {}
-
-    def __iter__(self) -> Iterator[Product]:
-        return iter(self._by_id.values())
+    what = "product"
 
     def add(self, product: Product) -> None:
         """Take over a product. Raises ApiError if its id is taken."""
@@ -80,18 +75,3 @@ class Products:
     def remove(self, product: Product) -> None:
         """Forget a product."""
         del self._by_id[product.id]
-
-    def find(self, product_id: str, *, param: str | None = None) -> Product:
-        """Return a product.
-
-        Raises:
-            ApiError: there is none: 404; 400 where ``param`` named it.
-        """
-        product = self._by_id.get(product_id)
-        if product is not None:
-            return product
-        raise (
-            no_such("product", product_id)
-            if param is None
-            else missing_resource("product", product_id, param=param)
-        )

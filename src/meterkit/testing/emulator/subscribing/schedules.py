@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from meterkit.testing.emulator.replies import JsonObject, no_such
+from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from meterkit.testing.emulator.replies import JsonObject
     from meterkit.testing.emulator.selling.prices import Price
 
 __all__ = ["Phase", "PhaseItem", "Schedule", "Schedules"]
@@ -139,21 +138,11 @@ class Schedule:
         }
 
 
-class Schedules:
+class Schedules(Registry[Schedule]):
     """All subscription schedules of the emulated account, oldest first."""
 
-    def __init__(self) -> None:
-        self._by_id: dict[str, Schedule] = {}
-
-    def __iter__(self) -> Iterator[Schedule]:
-        return iter(self._by_id.values())
+    what = "subscription schedule"
 
     def add(self, schedule: Schedule) -> None:
         """Take over a schedule."""
         self._by_id[schedule.id] = schedule
-
-    def find(self, schedule_id: str) -> Schedule:
-        """Return a schedule. Raises ApiError, 404, if there is none."""
-        if schedule_id not in self._by_id:
-            raise no_such("subscription schedule", schedule_id)
-        return self._by_id[schedule_id]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.testing.emulator.replies import JsonObject, missing_resource, no_such
+from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.replies import JsonObject, no_such
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from meterkit.testing.emulator.selling.prices import Price
 
 __all__ = ["ENDED", "Debit", "Item", "PendingUpdate", "Status", "Subscription", "Subscriptions"]
@@ -247,33 +246,14 @@ class Subscription:
         return {"paused": {**why, "transitioned_at": self.paused_at}}
 
 
-class Subscriptions:
+class Subscriptions(Registry[Subscription]):
     """All subscriptions of the emulated account, oldest first."""
 
-    def __init__(self) -> None:
-        self._by_id: dict[str, Subscription] = {}
-
-    def __iter__(self) -> Iterator[Subscription]:
-        return iter(self._by_id.values())
+    what = "subscription"
 
     def put(self, subscription: Subscription) -> None:
         """Take over a subscription, in the place of the one that has its id."""
         self._by_id[subscription.id] = subscription
-
-    def find(self, subscription_id: str, *, param: str | None = None) -> Subscription:
-        """Return a subscription.
-
-        Raises:
-            ApiError: there is none: 404; 400 where ``param`` named it.
-        """
-        found = self._by_id.get(subscription_id)
-        if found is not None:
-            return found
-        raise (
-            no_such("subscription", subscription_id)
-            if param is None
-            else missing_resource("subscription", subscription_id, param=param)
-        )
 
     def of_item(self, item_id: str) -> tuple[Subscription, Item]:
         """Return an item and the subscription that has it. Raises ApiError, 404, if there is none."""
