@@ -57,6 +57,7 @@ plans:
 """
 CATALOG = loads(PLANS)
 FREE, TEAM, PRO, PRO_YEAR = CATALOG.plans.values()
+BY_YEAR = replace(PRO_YEAR, key="by_year", price=replace(PRO_YEAR.price, included_per="interval"))
 START, END = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
 HALF = datetime(2031, 6, 16, tzinfo=UTC)
 KNOWN = SubscriptionState(
@@ -82,6 +83,11 @@ PRICES = PlanPrices(base="price_pro", seat="price_pro_seat", metered=METERED)
         (PRO, TEAM, "team", "keep"),  # It is scheduled already.
         (PRO, PRO_YEAR, None, "now"),  # Of one rank: an upgrade, whatever the prices say.
         (PRO_YEAR, PRO, None, "now"),
+        (BY_YEAR, PRO, None, "period_end"),  # What is included for a year would be so twice.
+        (BY_YEAR, PRO, "pro", "keep"),
+        (BY_YEAR, TEAM, None, "period_end"),
+        (BY_YEAR, replace(PRO, rank=11), None, "now"),
+        (PRO, BY_YEAR, None, "now"),
         (PRO, PRO, None, "keep"),
         (PRO, PRO, "team", "take_back"),
     ],
@@ -95,6 +101,7 @@ def test_the_plans_file_says_when_each_takes_effect() -> None:
     assert course_of(TEAM, PRO, pending=None, changes=changes) == "period_end"
     assert course_of(TEAM, PRO, pending="pro", changes=changes) == "keep"
     assert course_of(PRO, TEAM, pending=None, changes=changes) == "now"
+    assert course_of(BY_YEAR, TEAM, pending=None, changes=changes) == "period_end"
 
 
 def test_seats_beyond_those_included_are_paid_and_stay_with_the_next_plan() -> None:

@@ -28,6 +28,23 @@ class _Urls(TypedDict):
 
 
 MINUTES = timedelta(minutes=5)
+BY_YEAR = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 10, overage: deny}}}
+  month:
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_month}
+    meters: {requests: {included: 10, overage: deny}}
+  year:
+    rank: 10
+    price: {amount_cents: 10000, interval: year, included_per: interval, stripe_price: price_year}
+    meters: {requests: {included: 120, overage: deny}}
+"""
 
 
 async def admitted(at: Shop, requests: int) -> int:
@@ -104,6 +121,20 @@ async def test_what_was_never_paid_is_not_given_back(store_url: str) -> None:
         at.clock.advance(timedelta(hours=2))
         at.emulator.advance()
         assert await balance(at) == 0
+
+
+async def test_what_is_included_for_a_year_is_so_once_a_year(store_url: str) -> None:
+    async with shop(store_url, catalog=loads(BY_YEAR)) as at:
+        await at.subscribed(plan="year")
+        at.clock.advance(timedelta(days=45))
+        assert await admitted(at, 121) == 120
+        for plan in ("month", "year", "month"):
+            found = (await at.kit.subscriptions.change_plan("acme", plan)).subscription
+            assert found.plan == "year"
+            assert (found.pending_change is None) == (plan == "year")
+            at.clock.advance(timedelta(days=32))
+            assert await admitted(at, 1) == 0
+        assert [invoice["total"] for invoice in await at.invoices()] == [10_000]
 
 
 async def test_of_the_pages_to_subscribe_on_one_is_open_so_that_nobody_is_tried_twice(store_url: str) -> None:

@@ -41,7 +41,8 @@ def course_of(current: Plan, wanted: Plan, *, pending: str | None, changes: Chan
 
     ``now``, or at the ``period_end``: a plan of a lower rank is a downgrade, any other an upgrade. The plan
     that is in force needs none: ``take_back`` what is scheduled, or ``keep`` it all as it is, as where the
-    same is scheduled already.
+    same is scheduled already. What includes by the year is left for a plan of a higher rank, or else when the
+    year ends: who came back to it would have the whole year's quantity anew.
 
     Args:
         current: the plan that the subscription has.
@@ -52,7 +53,13 @@ def course_of(current: Plan, wanted: Plan, *, pending: str | None, changes: Chan
     if wanted.key == current.key:
         return "keep" if pending is None else "take_back"
     when = changes.downgrade if wanted.rank < current.rank else changes.upgrade
+    if wanted.rank <= current.rank and _by_year(current) and not _by_year(wanted):
+        when = "period_end"
     return "keep" if when == "period_end" and pending == wanted.key else when
+
+
+def _by_year(plan: Plan) -> bool:
+    return (plan.price.interval, plan.price.included_per) == ("year", "interval")
 
 
 def sells_seats(plan: Plan) -> bool:
