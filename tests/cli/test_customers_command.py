@@ -38,6 +38,13 @@ def test_an_unknown_customer_is_on_the_default_plan(stored: Shell) -> None:
     assert (0, UNKNOWN) == (done.code, done.json)
 
 
+def test_a_plan_that_was_set_is_taken_back(stored: Shell) -> None:
+    stored.run("customers", "set-plan", "acme", "pro")
+    assert stored.run("customers", "set-plan", "acme", "--clear", "--json").json["plan"] == UNKNOWN["plan"]
+    for asked in ((), ("pro", "--clear")):
+        assert "give PLAN, or --clear" in stored.run("customers", "set-plan", "acme", *asked).err
+
+
 def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     assert stored.run("customers", "set-plan", "acme", "pro").code == 0
     assert stored.run("customers", "link", "acme", "cus_1").code == 0

@@ -269,7 +269,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("link", None, "Stripe customer: found a value of type NoneType; allowed is an id like cus_123"),
     ("link", b"cus_1", "Stripe customer: found a value of type bytes"),
     ("set_plan", [], "plan: found a value of type list; allowed are the plans "),
-    ("set_plan", None, "plan: found a value of type NoneType"),
+    ("set_plan", 7, "plan: found a value of type int"),
     ("set_status", [], "status: found a value of type list; allowed are active, "),
     ("set_status", "none", "status: found 'none'; allowed are .*, canceled and None"),
     ("override", None, "override: found a value of type NoneType; allowed is a mapping of meters"),

@@ -112,8 +112,16 @@ async def unlink(session: Session, customer: CustomerArgument) -> None:
 
 
 @command(commands)
-async def set_plan(session: Session, customer: CustomerArgument, plan: PlanArgument) -> None:
+async def set_plan(
+    session: Session,
+    customer: CustomerArgument,
+    plan: PlanArgument = None,
+    *,
+    clear: Annotated[bool, typer.Option("--clear", help="Take the plan back that was set.")] = False,
+) -> None:
     """Put a customer on a plan, at once."""
+    if clear == (plan is not None):
+        raise typer.BadParameter("give PLAN, or --clear")
     await _change(session, customer, lambda customers: customers.set_plan(customer, plan))
 
 

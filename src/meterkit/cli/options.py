@@ -121,7 +121,8 @@ def _completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
 
 CustomerArgument = Annotated[str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.")]
 PlanArgument = Annotated[
-    str, typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=_completion("plans"))
+    str | None,
+    typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=_completion("plans")),
 ]
 OldPlanArgument = Annotated[str, typer.Argument(metavar="FROM", help="The plan that customers leave.")]
 NewPlanArgument = Annotated[

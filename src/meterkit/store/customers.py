@@ -83,13 +83,15 @@ class Customers:
         """What has changed for a customer, and why: the last thousand changes or so, the oldest first."""
         return await history_of(self._store, check_customer(customer))
 
-    async def set_plan(self, customer: str, plan: str) -> Customer:
+    async def set_plan(self, customer: str, plan: str | None) -> Customer:
         """Put a customer on a plan, at once, until the plan of the customer's subscription changes.
+
+        None takes it back: that of the subscription counts again, or the default plan.
 
         Raises:
             UnknownPlanError: the plans file has no such plan.
         """
-        if not is_text(plan) or plan not in self._store.catalog.plans:
+        if plan is not None and (not is_text(plan) or plan not in self._store.catalog.plans):
             raise UnknownPlanError.of(plan, self._store.catalog.plans)
         return await self._change(customer, lambda state: replace(state, plan=plan))
 

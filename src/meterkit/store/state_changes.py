@@ -92,7 +92,7 @@ class States:
         for _ in range(_TRIES):
             found = await self.find(customer)
             changed = change(found.state)
-            if changed == found.state and found.rev != NO_STATE:
+            if changed == found.state and found.rev != NO_STATE and not self._is_behind(found):
                 return found.state
             if await self._put(customer, found, changed, cause):
                 return changed
@@ -106,6 +106,11 @@ class States:
             found = await self.find(customer)
             if found.rev == NO_STATE or await self._put(customer, found, found.state, ""):
                 return
+
+    def _is_behind(self, found: Found) -> bool:
+        """Whether the clock, or another plans file, has changed something that is not entered yet."""
+        steps, _ = follow(found.force, found.state, self._store.catalog, self._store.now_ms())
+        return bool(steps)
 
     async def _put(self, customer: str, found: Found, changed: CustomerState, cause: str) -> bool:
         """Store a state, with what that changes, unless somebody was faster."""
