@@ -29,6 +29,7 @@ NAMES = [
     "CallUsage",
     "Catalog",
     "Checkout",
+    "Corrected",
     "CreditsLow",
     "Current",
     "Customer",

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         UsageThreshold,
     )
     from meterkit.settings import Settings
+    from meterkit.store.corrections import Corrected
     from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
     from meterkit.store.customers import Customers
@@ -90,6 +91,7 @@ __all__ = [
     "CallUsage",
     "Catalog",
     "Checkout",
+    "Corrected",
     "CreditsLow",
     "Current",
     "Customer",
@@ -172,6 +174,7 @@ _HOMES = {
     "CallUsage": "meterkit.tokens.call_usage",
     "Catalog": "meterkit.catalog",
     "Checkout": "meterkit.subscriptions.service.results",
+    "Corrected": "meterkit.store.corrections",
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.admitted",
     "Customer": "meterkit.store.customer",

@@ -23,7 +23,8 @@ from meterkit.errors import MeterkitError
 from meterkit.notify import Handlers, Teller
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.redis.url import choose_store
-from meterkit.serving import Serving
+from meterkit.serving import Serving, warn_of_choices
+from meterkit.store.corrections import Asked, correct
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings, SettingsKeywords
+    from meterkit.store.corrections import Corrected
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
     from meterkit.sync import SyncMeterKit
@@ -99,12 +101,7 @@ class MeterKit:
         if self.settings.delivers:
             transport_of(self.settings)  # What it cannot work with is refused now, not later by a task.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
-        if self.settings.redis_url is None:
-            _logger.warning(
-                "the store is %s: %s; set METERKIT_REDIS_URL to choose one", choice.address, choice.why
-            )
-        if not catalog.routes:
-            _logger.warning("%s has no routes: no request is decided", catalog.source)
+        warn_of_choices(self.settings, choice, catalog)
         self.store = Store.of(choice.address, catalog, self.settings, clock)
         self.customers = Customers(self.store)
         self.grants = Grants(self.store)
@@ -305,6 +302,29 @@ class MeterKit:
         view = self.store.cache.get(check_customer(customer))
         read = partial(captured, view.cache, reserved=dict(quantities), check=check)
         return Reservation(self.store, view, quantities, read)
+
+    async def correct(
+        self,
+        customer: str,
+        quantities: Mapping[str, int],
+        *,
+        reason: str,
+        correction_id: str,
+        by: str = "api",
+    ) -> Sequence[Corrected]:
+        """Take back units that were recorded in this billing period, once an id; a result a meter.
+
+        Overage goes before credits, grants and included. What Stripe was sent stays recorded: there is a
+        grant for it from the next period on, or it is said what to credit by hand. ``reason``, and ``by``
+        whom, are entered into the customer's ledger.
+
+        Raises:
+            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
+            MeterkitError: the id was used for something else, or a text cannot be used.
+            StoreError: the store does not answer.
+        """
+        asked = Asked(quantities, reason=reason, correction_id=correction_id, by=by)
+        return await correct(self.store, customer, asked)
 
     async def usage(self, customer: str) -> CustomerUsage:
         """What the customer has used in this period; an unknown one is shown on the default plan.

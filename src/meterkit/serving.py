@@ -18,13 +18,25 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
+    from meterkit.catalog import Catalog
     from meterkit.redis.lane import Lane
+    from meterkit.redis.url import Choice
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["Serving"]
+__all__ = ["Serving", "warn_of_choices"]
 
 _logger = logging.getLogger("meterkit")
+
+
+def warn_of_choices(settings: Settings, choice: Choice, catalog: Catalog) -> None:
+    """Say which store was chosen where none is named, and where no request is decided."""
+    if settings.redis_url is None:
+        _logger.warning(
+            "the store is %s: %s; set METERKIT_REDIS_URL to choose one", choice.address, choice.why
+        )
+    if not catalog.routes:
+        _logger.warning("%s has no routes: no request is decided", catalog.source)
 
 
 class Serving:

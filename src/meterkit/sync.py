@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings
+    from meterkit.store.corrections import Corrected
     from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.customers import Customers
@@ -73,6 +74,15 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
         self, customer: str, obj: object, *, event_id: str | None = None
     ) -> CallUsage | None: ...
     def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation: ...
+    async def correct(
+        self,
+        customer: str,
+        quantities: Mapping[str, int],
+        *,
+        reason: str,
+        correction_id: str,
+        by: str = "api",
+    ) -> Sequence[Corrected]: ...
     async def usage(self, customer: str) -> CustomerUsage: ...
     async def rates(self, customer: str) -> Sequence[RateUsage]: ...
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
@@ -99,6 +109,7 @@ class SyncMeterKit:
         self.consume = loop.blocking(kit.consume)
         self.record = loop.blocking(kit.record)
         self.record_usage = loop.blocking(kit.record_usage)
+        self.correct = loop.blocking(kit.correct)
         self.usage = loop.blocking(kit.usage)
         self.rates = loop.blocking(kit.rates)
         self.flush = loop.blocking(kit.flush)

@@ -22,6 +22,7 @@ COMMANDS: Final = {
         "outbox",
         "usage",
         "customers",
+        "correct",
         "grants",
         "plans",
         "stripe",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = (
     *("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall"),
-    "steer",
+    *("steer", "restore"),
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
@@ -70,7 +70,8 @@ class Checks:
         self.keys, self.seen = Keys("mk", 1), Counter[str]()
         self.shas = {(name, 0): self._load(text) for name, text in texts.items()}
         for skew in SKEWS:
-            self.shas["seal", skew] = self._load(texts["seal"].replace(_CLOCK, f"{_CLOCK} + {skew}"))
+            for name in ("seal", "restore"):
+                self.shas[name, skew] = self._load(texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}"))
         self.empty()
 
     def empty(self) -> None:

@@ -14,6 +14,7 @@ from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.resp import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
+from store.delivery_corrections import ONCE, Restore, restore
 from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
@@ -99,7 +100,10 @@ class Delivery(Checks):
             customer.begin(self.wall, self._view(name, self.wall))
         kinds = (customer.included, customer.overage, customer.granted, customer.credited)
         recorded = self.random.choice(kinds)
-        if sum(counts[meter] for counts in kinds) + quantity <= 9 * 10**15:
+        sealed = (intent for intent in self.shard.intents.values() if intent.customer == name)
+        # What was taken back may be on its way all the same, and come back from there.
+        waits = customer.pending[meter] + sum(one.value for one in sealed if one.token == meter_token(meter))
+        if max(waits, sum(counts[meter] for counts in kinds)) + quantity <= 9 * 10**15:
             recorded[meter] += quantity
             if self.random.random() < 0.9:
                 customer.pending[meter] += quantity
@@ -235,25 +239,48 @@ class Delivery(Checks):
 
     def seal_broken(self, name: str) -> None:
         """A field that must be a whole number is none: nothing is done."""
-        customer, view = (
-            self.shard.customers[name],
-            self._view(name, max(self.wall, self.shard.customers[name].seen)),
-        )
-        counters = packed_of(self._stored().get(f"c:{name}", {}))
-        fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
-        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdxz"]
-        if not any(fields.values()):
+        broken = self._break(name)
+        if broken is None:
             return
-        key = self.random.choice([key for key, names in fields.items() if names])
-        field = self.random.choice(fields[key])
-        self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "-1", ""))))
+        view, key, field = broken
         terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
         argv: list[str | bytes] = [view.rev, pack_numbers(terms), "f" * 32, name, f"cus_{name}", "[]"]
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox")
         reply, found = self.ask("seal", keys, *argv, self.wall)
+        self._mend(name, key, found)
+        self.check(f"seal broken {field}", [4, self.wall, field.encode()], reply, found)
+
+    def restore_broken(self, name: str) -> None:
+        """So it is with units that are to be taken back."""
+        broken = self._break(name)
+        if broken is None:
+            return
+        view, key, field = broken
+        terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
+        own = [f"{kind}:{name}" for kind in "cstgjh"]
+        argv: list[str | bytes] = [view.rev, pack_numbers(terms), name, '{"meters": []}']
+        reply, found = self.ask("restore", (*own[:3], "unlinked", *own[3:], "r:2"), *argv, self.wall)
+        self._mend(name, key, found)
+        self.check(f"restore broken {field}", [4, self.wall, field.encode()], reply, found)
+
+    def _break(self, name: str) -> tuple[View, str, str] | None:
+        """Have a field of the counters or totals be no whole number; its key, and its name."""
+        customer = self.shard.customers[name]
+        view = self._view(name, max(self.wall, customer.seen))
+        counters = packed_of(self._stored().get(f"c:{name}", {}))
+        fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
+        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdxz"]
+        if not any(fields.values()):
+            return None
+        key = self.random.choice([key for key, names in fields.items() if names])
+        field = self.random.choice(fields[key])
+        self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "-1", ""))))
+        return view, key, field
+
+    def _mend(self, name: str, key: str, found: dict[str, Any]) -> None:
+        customer = self.shard.customers[name]
         self.store(key)
         found[key] = texts_of(customer.fields() if key[0] == "c" else customer.closed)
-        self.check(f"seal broken {field}", [4, self.wall, field.encode()], reply, found)
 
     def move(self, _: str) -> None:
         latest = list(self.shard.intents)[-4:]
@@ -365,6 +392,56 @@ class Delivery(Checks):
             compare_ms=self.random.choice((None, 0, 600_000)) if state == "parked" else None,
             entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
         )
+
+    def restore(self, name: str) -> None:
+        """Units are taken back; now and then they were before, or a count is no number."""
+        customer = self.shard.customers[name]
+        view = self._view(name, max(self.wall, customer.seen))
+        meters = self.random.sample(METERS, self.random.choice((1, 2)))
+        reports = {"included": self.random.random() < 0.3, "overage": self.random.random() < 0.7}
+        quantities = {meter: self.random.choice((0, 1, 700, 10**15 - 1)) for meter in meters}
+        flags = (int(reports["included"]), int(reports["overage"]))
+        asked = {
+            "meters": [
+                [meter, meter_token(meter), quantity, *flags, 3] for meter, quantity in quantities.items()
+            ],
+            "reason": "a loop",
+            "by": "ada",
+        }
+        text = json.dumps(asked)
+        if self.random.random() < 0.9:
+            self.shard.strings.pop(ONCE, None)
+            self.store(ONCE)
+        skew = self.random.choice((0, 0, 0, -60_001, 60_001))
+        times = Times(wall=self.wall, claimed=self.wall - skew)
+        keys = (
+            f"c:{name}",
+            f"s:{name}",
+            f"t:{name}",
+            "unlinked",
+            f"g:{name}",
+            f"j:{name}",
+            f"h:{name}",
+            ONCE,
+        )
+        until_ms = min(view.valid_until_ms, view.next_end_ms)
+        terms = pack_numbers([until_ms, *view.period, view.next_end_ms, 0, 0])
+        restored = Restore(quantities=quantities, reported=reports, text=text, entries=("a loop", "ada"))
+        reply, found = self._ask_restore(keys, (view.rev, terms, name, text), times)
+        expected, kept = restore(self.shard, name, view, restored, times)
+        if reply[0] <= 1 and len(reply) > 2:
+            told = reply.pop().decode()
+            if kept is not None:
+                assert json.loads(told) == kept
+                self.shard.strings[ONCE] = told
+            assert told == self.shard.strings[ONCE]
+        self.check(f"restore {name} {view} {restored} {times}", expected, reply, found)
+
+    def _ask_restore(
+        self, keys: tuple[str, ...], argv: tuple[str | bytes, ...], times: Times
+    ) -> tuple[Any, dict[str, Any]]:
+        """Ask at another time than the server's: what is asked of it is told the difference."""
+        return self.ask("restore", keys, *argv, times.claimed, skew=times.wall - times.claimed)
 
     def recall(self, name: str) -> None:
         rev = self._rev(name)
@@ -512,6 +589,8 @@ _DEEDS: Final = (
     (Delivery.move, 40),
     (Delivery.move_broken, 6),
     (Delivery.steer, 25),
+    (Delivery.restore, 25),
+    (Delivery.restore_broken, 6),
     (Delivery.recall, 10),
     (Delivery.count, 4),
     (Delivery.amend, 12),

@@ -152,7 +152,7 @@ class Shard:
     def seal(self, name: str, view: View, asked: Seal, times: Times) -> tuple[list[Any], list[Intent]]:
         """The reply, and the intents made, which have no identifiers yet."""
         customer = self.customers[name]
-        now, ending = _stand(customer, view, times)
+        now, ending = stand(customer, view, times)
         if ending:
             return ending, []
         if not asked.stripe:
@@ -344,7 +344,8 @@ class Shard:
         self.customers[name] = Customer(rev=gone.rev, data=gone.data, closed=gone.closed)
 
 
-def _stand(customer: Customer, view: View, times: Times) -> tuple[int, Answer | None]:
+def stand(customer: Customer, view: View, times: Times) -> tuple[int, Answer | None]:
+    """The time, and the reply where that ends it."""
     now = max(times.wall, customer.seen)
     is_known = customer.rev == view.rev
     if not is_known or not view.period[0] <= now < min(view.valid_until_ms, view.next_end_ms):

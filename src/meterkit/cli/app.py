@@ -9,6 +9,7 @@ import typer
 
 import meterkit
 from meterkit.cli import (
+    correct,
     customers,
     demo,
     doctor,
@@ -35,21 +36,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _PARTS = (
-    *(
-        demo,
-        plans,
-        routes,
-        doctor,
-        worker,
-        flush,
-        outbox,
-        usage,
-        customers,
-        grants,
-        migrate,
-        stripe,
-        webhooks,
-    ),
+    *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
+    *(stripe, webhooks),
 )
 for part in _PARTS:
     app.add_typer(part.commands)

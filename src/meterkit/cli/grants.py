@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.kit import MeterKit
     from meterkit.store.grants import Grant, LedgerEntry
 
-__all__ = ["commands"]
+__all__ = ["commands", "quantities_of"]
 
 commands = typer.Typer(
     name="grants",
@@ -87,7 +87,7 @@ async def add(
             "give --id ID, your own name of this grant, such as the id of an invoice: the same id grants"
             " once, so that a command that is repeated does not grant twice"
         )
-    given = _quantities(quantities)
+    given = quantities_of(quantities)
     effective_at, expires_at = _instant("--effective", effective), _instant("--expires", expires)
     async with session.kit(customer) as kit:
         hint = await hint_of_new(kit, customer)
@@ -166,7 +166,8 @@ async def _named(kit: MeterKit, customer: str, grant_id: str) -> Sequence[Grant]
     return [grant for grant in every if (grant.source, grant.grant_id) == ("app", grant_id)]
 
 
-def _quantities(entries: Iterable[str]) -> dict[str, int]:
+def quantities_of(entries: Iterable[str]) -> dict[str, int]:
+    """What is written as NAME=QUANTITY; what cannot be read ends the command with 2."""
     found: dict[str, int] = {}
     for entry in entries:
         name, _, quantity = entry.partition("=")

@@ -135,9 +135,10 @@ async def drop(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Give intents up: their usage is counted as dead, and Stripe is never sent it.
+    """Give intents up: Stripe is never sent their usage.
 
-    Asks first. Entered into the customer's ledger, with who and why (`meterkit customers history`).
+    It is counted as dead. Asks first. Entered into the customer's ledger, with who and why: see
+    `meterkit customers history`.
     """
     if not reason:
         raise typer.BadParameter("give --reason TEXT: it is entered into the customer's ledger")

@@ -178,6 +178,11 @@ class Keys:
         digest = blake2b(name, digest_size=16).hexdigest()
         return self.shard(shard, f"e:{digest}")
 
+    def correction(self, shard: int, customer: str, correction_id: str) -> str:
+        """String: what was asked and done under an id of the app's for a correction, for 400 days."""
+        digest = blake2b(f"{customer}\0{correction_id}".encode(), digest_size=16).hexdigest()
+        return self.shard(shard, f"r:{digest}")
+
     def link(self, stripe_customer: str) -> str:
         """String: the claim of the customer that a Stripe customer is linked to; see claim.lua."""
         return self.shard(shard_of(stripe_customer, self.shards), f"l:{stripe_customer}")

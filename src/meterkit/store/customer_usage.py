@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.decisions.customer_state import Access, Status
 
-__all__ = ["CustomerUsage", "Deliveries", "MeterUsage", "PeriodUsage", "gone_tokens", "usage_of"]
+__all__ = [
+    "CustomerUsage",
+    "Deliveries",
+    "MeterUsage",
+    "PeriodUsage",
+    "gone_tokens",
+    "price_cents",
+    "usage_of",
+]
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
@@ -240,7 +248,7 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "included": "unlimited" if entitlement.included is None else entitlement.included,
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
-        "overage_cents": _price_cents(counts.overage, entitlement),
+        "overage_cents": price_cents(counts.overage, entitlement),
     }
 
 
@@ -291,7 +299,7 @@ def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, 
     return max(0, left)
 
 
-def _price_cents(overage: int, entitlement: Entitlement) -> int | None:
+def price_cents(overage: int, entitlement: Entitlement) -> int | None:
     """What overage costs in minor units: exact until here, rounded half to even."""
     per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
     if per is None or amount_cents is None:

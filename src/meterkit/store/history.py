@@ -24,11 +24,12 @@ class HistoryEntry:
         kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``subscription``: another one;
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
-            comparison with Stripe's summaries.
+            comparison with Stripe's summaries; ``correction``: units that were to be taken back.
         at: from when on it holds (UTC).
         before, after: in words; None: there was, or is, none.
         cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,
-            ``api``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent`` who did it.
+            ``api``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent`` and a ``correction``
+            who did it.
     """
 
     kind: str

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Sealer", "Sealing"]
+__all__ = ["Sealer", "Sealing", "kept_ms"]
 
 _STALE: Final = 2
 _BROKEN: Final = 4
@@ -137,7 +137,7 @@ class Sealer:
 
     def _arguments(self, view: CustomerView) -> list[str | int | bytes]:
         state = view.state
-        terms = view.terms(_keep_ms(view))
+        terms = view.terms(kept_ms(view))
         names = [part for token, counted in self._meters.items() for part in (token, counted.event_name)]
         asked = [token_hex(16), view.customer, state.stripe_customer or ""]
         asked.append(json.dumps(state.minutes_taken_ms))
@@ -182,7 +182,7 @@ class Sealer:
         return True
 
 
-def _keep_ms(view: CustomerView) -> int:
+def kept_ms(view: CustomerView) -> int:
     """How long the counters of all rates that a customer has must live."""
     found = [given.rates for given in view.entitlements.values()]
     found += [route.rates for route in view.cache.catalog.routes]

@@ -1,0 +1,204 @@
+"""``kit.correct``: recorded units are taken back; of what Stripe was sent it is said what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.catalog.quantity import check_quantities
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.program import reported_parts
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.store.arguments import shown
+from meterkit.store.customer_id import check_customer, is_customer
+from meterkit.store.customer_usage import price_cents
+from meterkit.store.grants import Grants
+from meterkit.store.sealing import kept_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = ["Asked", "Corrected", "correct"]
+
+_ID_MAX: Final = 200
+_TEXT_MAX: Final = 500
+_TRIES: Final = 8
+_REPEATED, _STALE, _CLOCK, _BROKEN = 1, 2, 3, 4
+
+_How = Literal["grant", "by_hand"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrected:
+    """What became of the units of one meter that were to be taken back, in its unit.
+
+    ``asked`` = ``taken_back`` + ``granted_next`` + ``by_hand`` + ``never_billed`` + ``beyond``.
+
+    Attributes:
+        asked: how many were to be taken back.
+        taken_back: how many are not recorded any more: ``overage`` + ``credited`` + ``granted`` +
+            ``included``. Credits and grants that paid for them have them back, unless they have expired.
+        granted_next: how many Stripe was sent already, for which there is a grant from the next period on.
+        by_hand: how many Stripe was sent already, for which somebody must credit the customer.
+        by_hand_cents: what ``by_hand`` costs as overage by the price in the plans file, rounded half to even;
+            None where it gives none.
+        never_billed: how many stay recorded and are on no bill: Stripe never accepted them.
+        beyond: how many more were asked for than were recorded in this period.
+        is_repeated: whether this was done before, under the same id.
+    """
+
+    meter: str
+    asked: int
+    taken_back: int
+    overage: int
+    credited: int
+    granted: int
+    included: int
+    granted_next: int
+    by_hand: int
+    by_hand_cents: int | None
+    never_billed: int
+    beyond: int
+    is_repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be taken back: meter to units; why, under which id, and who asks."""
+
+    quantities: Mapping[str, int]
+    _: KW_ONLY
+    reason: str
+    correction_id: str
+    by: str
+
+
+async def correct(store: Store, customer: str, given: Asked) -> Sequence[Corrected]:
+    """Take recorded units back, once an id; see :meth:`meterkit.MeterKit.correct`."""
+    _check(store, customer, given)
+    correction_id, quantities = given.correction_id, given.quantities
+    reply, is_repeated = await _restore(store, customer, given)
+    asked, done = json.loads(reply["asked"]), reply["done"]
+    if [(name, quantity) for name, _, quantity, *_ in asked["meters"]] != list(quantities.items()):
+        before = ", ".join(f"{name}={quantity}" for name, _, quantity, *_ in asked["meters"])
+        raise MeterkitError(f"correction_id: {correction_id!r:.80} was used for something else: {before}")
+    usage = await store.usage(customer)
+    view = store.cache.get(customer)
+    found: list[Corrected] = []
+    for name, quantity in quantities.items():
+        overage, credited, granted, included, sent, beyond, _, _ = map(int, done[name].split(" "))
+        billed = min(sent, _on_its_way(store, usage, name))
+        how: _How = asked["how"][name]
+        by_hand = billed if how == "by_hand" else 0
+        found.append(
+            Corrected(
+                meter=name,
+                asked=quantity,
+                taken_back=overage + credited + granted + included,
+                overage=overage,
+                credited=credited,
+                granted=granted,
+                included=included,
+                granted_next=billed - by_hand,
+                by_hand=by_hand,
+                by_hand_cents=price_cents(by_hand, view.entitlements[name]),
+                never_billed=sent - billed,
+                beyond=beyond,
+                is_repeated=is_repeated,
+            )
+        )
+    granted_next = {one.meter: one.granted_next for one in found if one.granted_next}
+    if granted_next:
+        # Its id grants once: whoever asks again after an error here gets it, and nobody gets it twice.
+        grant_id, begins = f"correction/{correction_id}", from_ms(int(reply["ends"]))
+        await Grants(store).add(customer, granted_next, grant_id=grant_id, effective_at=begins)
+    return found
+
+
+async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str, Any], bool]:
+    """What was asked and done under an id, now or before; whether before."""
+    script, admin = store.scripts["restore"], await store.admin()
+    await admin.load(script)
+    for _ in range(_TRIES):
+        view = store.cache.get(customer)
+        keys = view.keys
+        names = [
+            keys.counters,
+            keys.state,
+            keys.totals,
+            keys.unlinked,
+            keys.grants,
+            keys.ledger,
+            keys.history,
+        ]
+        names.append(store.keys.correction(keys.shard, customer, given.correction_id))
+        arguments = (view.rev, view.terms(kept_ms(view)), customer, _text_of(given, view), admin.now_ms())
+        # Text would not do for the numbers among them.
+        reply: Any = await admin.ask(admin.client.evalsha(script.sha, len(names), *names, *arguments))
+        if reply[0] == _STALE:
+            view.cache.learn(view, reply)
+        elif reply[0] == _CLOCK:
+            raise StoreError(
+                "this host's clock and the store's differ by more than 60 s: nothing is corrected"
+            )
+        elif reply[0] == _BROKEN:
+            raise StoreError(f"the field {reply[2].decode()} of {customer!r} is not a whole number")
+        else:
+            return json.loads(reply[2]), reply[0] == _REPEATED
+    raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was corrected; try again")
+
+
+def _text_of(given: Asked, view: CustomerView) -> str:
+    catalog = view.cache.catalog
+    paid_with: Mapping[str, tuple[str, int]] = {} if view.prepaid is None else view.prepaid.paid_with
+    meters: list[list[str | int]] = []
+    for name, quantity in given.quantities.items():
+        _, cost = paid_with.get(name, ("", 0))
+        parts = reported_parts(view.entitlements[name], catalog.meters[name])
+        meters.append([name, meter_token(name), quantity, *parts, cost])
+    how = {name: _how(view, name) for name in given.quantities}
+    told = {"id": given.correction_id, "by": given.by, "reason": given.reason}
+    return json.dumps({**told, "how": how, "meters": meters})
+
+
+def _how(view: CustomerView, meter: str) -> _How:
+    """Whether a grant is worth what Stripe was sent: where the next period is billed as this one is."""
+    entitlement, subscription = view.entitlements[meter], view.state.subscription
+    ends = subscription is not None and subscription.cancel_at_ms is not None
+    goes_on = view.effective.access in {"full", "grace"} and not ends
+    is_billed = entitlement.included is not None and entitlement.overage.mode == "bill"
+    return "grant" if goes_on and is_billed else "by_hand"
+
+
+def _on_its_way(store: Store, usage: CustomerUsage, meter: str) -> int:
+    """What Stripe has, may have or will get of a meter in this period, under its event or a derived one's."""
+    names = [meter, *(other.name for other in store.catalog.meters.values() if other.source == meter)]
+    counts = [usage["meters"][name] for name in names]
+    return sum(one["delivered"] + one["queued"] + one["leased"] + one["parked"] for one in counts)
+
+
+def _check(store: Store, customer: str, given: Asked) -> None:
+    check_customer(customer)
+    if not given.quantities:
+        raise MeterkitError("quantities: found none; name one meter at least")
+    check_quantities(given.quantities, store.catalog.meters)
+    _check_text("reason", given.reason)
+    _check_text("by", given.by)
+    correction_id: object = given.correction_id
+    if not is_customer(correction_id) or len(correction_id.encode()) > _ID_MAX:
+        raise MeterkitError(
+            f"correction_id: found {shown(correction_id)}; allowed is a text of 1 to {_ID_MAX} bytes without"
+            " control characters"
+        )
+
+
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= _TEXT_MAX:
+        allowed = f"a text of 1 to {_TEXT_MAX} characters, for the ledger of the customer"
+        raise MeterkitError(f"{what}: found {shown(value)}; allowed is {allowed}")
