@@ -195,7 +195,8 @@ async def test_a_trial_is_ended_early_or_added() -> None:
         ({"default_payment_method": "pm_none"}, "No such PaymentMethod: 'pm_none'"),
         ({"customer": "cus_none"}, "No such customer: 'cus_none'"),
         ({"items": []}, "Missing required param: items"),
-        ({"add_invoice_items": [{"price": "price_10"}]}, "not emulated"),
+        ({"backdate_start_date": SECOND - DAY}, "`backdate_start_date` is not emulated"),
+        ({"automatic_tax": {"enabled": True}}, "Stripe Tax has not been activated on your account"),
         ({"colour": "red"}, "Received unknown parameter: colour"),
     ],
 )

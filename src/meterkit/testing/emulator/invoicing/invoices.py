@@ -47,6 +47,7 @@ class Line:
     Attributes:
         amount: minor units of the currency; a credit is negative.
         start: of the time it is for, in Unix seconds, as is ``end``.
+        item: id of the subscription item that it charges; None: it charges something else, once.
         proration: whether it corrects a period that is under way.
         invoice_item: its id as an invoice item, which what a change brings about is first.
     """
@@ -60,7 +61,7 @@ class Line:
     quantity: Decimal
     unit_amount: Decimal
     subscription: str
-    item: str
+    item: str | None
     proration: bool = False
     invoice_item: str | None = None
 
@@ -78,17 +79,7 @@ class Line:
             "invoice": invoice.id,
             "livemode": invoice.livemode,
             "metadata": dict(invoice.subscription_metadata),
-            "parent": {
-                "invoice_item_details": None,
-                "subscription_item_details": {
-                    "invoice_item": self.invoice_item,
-                    "proration": self.proration,
-                    "proration_details": {"credited_items": None},
-                    "subscription": self.subscription,
-                    "subscription_item": self.item,
-                },
-                "type": "subscription_item_details",
-            },
+            "parent": self._parent(),
             "period": {"end": self.end, "start": self.start},
             "pretax_credit_amounts": [],
             "pricing": {
@@ -101,6 +92,24 @@ class Line:
             "subscription": self.subscription,
             "subtotal": self.amount,
             "taxes": [],
+        }
+
+    def _parent(self) -> JsonObject:
+        """Return what it comes of (https://docs.stripe.com/api/invoice-line-item/object#invoice_line_item_object-parent)."""
+        kind = "invoice_item_details" if self.item is None else "subscription_item_details"
+        details: JsonObject = {
+            "invoice_item": self.invoice_item,
+            "proration": self.proration,
+            "proration_details": {"credited_items": None},
+            "subscription": self.subscription,
+        }
+        if self.item is not None:
+            details["subscription_item"] = self.item
+        return {
+            "invoice_item_details": None,
+            "subscription_item_details": None,
+            kind: details,
+            "type": kind,
         }
 
 

@@ -8,6 +8,7 @@ from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.billing import draft_of
 from meterkit.testing.emulator.invoicing.charges import period_line, unused_lines, usage_of
+from meterkit.testing.emulator.invoicing.taxes import refuse_tax
 from meterkit.testing.emulator.replies import (
     ApiError,
     JsonObject,
@@ -42,6 +43,7 @@ def _create(account: Account, call: Call) -> JsonObject:
         *("subscription", "subscription_details"),
         expandable=None,
     )
+    refuse_tax(params)
     details = params.hash("subscription_details") or Params("")
     details.only(*DETAILS)
     if params.given("subscription") is None:

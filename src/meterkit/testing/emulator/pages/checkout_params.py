@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.invoicing.taxes import refuse_tax
 from meterkit.testing.emulator.pages.checkout import CheckoutLine, CheckoutSession
 from meterkit.testing.emulator.replies import ApiError, missing_parameter, missing_resource, new_id
 from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
@@ -41,6 +42,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
     )
     if params.required("mode") != "subscription":
         raise ApiError("The emulator has Checkout Sessions in `subscription` mode only.", param="mode")
+    refuse_tax(params)
     customer = _customer(account, params)
     lines, currency = _lines(account, params)
     data = params.hash("subscription_data")

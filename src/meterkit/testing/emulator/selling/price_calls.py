@@ -118,7 +118,8 @@ def _list(account: Account, call: Call) -> JsonObject:
     found = [
         price.to_json()
         for price in reversed(tuple(account.prices))
-        if active in {None, price.active}
+        if not price.inline
+        and active in {None, price.active}
         and is_in(price.created)
         and product in {None, price.product}
         and currency in {None, price.currency}

@@ -46,6 +46,7 @@ class Price:
 
     Attributes:
         product: its id.
+        inline: whether it was described where it is used: nothing else can use it, and no list shows it.
         pricing: what a quantity costs.
         recurring: None: it is charged once.
     """
@@ -57,6 +58,7 @@ class Price:
     pricing: Pricing
     livemode: bool = False
     active: bool = True
+    inline: bool = False
     recurring: Recurring | None = None
     lookup_key: str | None = None
     nickname: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.replies import ApiError, missing_parameter
+from meterkit.testing.emulator.selling.inline_prices import named_price
 from meterkit.testing.emulator.subscribing.revision import Wanted
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["ITEM_PARAMS", "read_item", "read_items", "recurring_price"]
 ITEMS_MAX: Final = 20
 # Accepted and without effect.
 IGNORED: Final = ("billing_thresholds", "clear_usage", "current_trial", "discounts", "tax_rates")
-ITEM_PARAMS: Final = ("metadata", "price", "quantity", *IGNORED)
+ITEM_PARAMS: Final = ("metadata", "price", "price_data", "quantity", *IGNORED)
 
 
 def read_items(account: Account, params: Params, *, of: Subscription | None) -> list[Wanted]:
@@ -57,7 +58,7 @@ def read_item(
         message = f"No such subscription item: '{item_id}'"
         raise ApiError(message, code="resource_missing", param=params.path("id"))
     price = None
-    if "price" in params:
+    if "price" in params or "price_data" in params:
         price = recurring_price(account, params, currency=None if of is None else of.currency)
     elif item_id is None:
         raise missing_parameter(params.path("price"))
@@ -72,24 +73,8 @@ def read_item(
 
 
 def recurring_price(account: Account, params: Params, *, currency: str | None) -> Price:
-    """Return the price that a call names. Raises ApiError if it cannot be subscribed to."""
-    price = account.prices.find(params.required("price"), param=params.path("price"))
-    if not price.active:
-        message = "The price specified is inactive. This field only accepts active prices."
-        raise ApiError(message, param=params.path("price"))
-    if price.recurring is None:
-        message = (
-            "The price specified is set to `type=one_time` but this field only accepts prices with "
-            "`type=recurring`."
-        )
-        raise ApiError(message, param=params.path("price"))
-    if currency not in {None, price.currency}:
-        message = (
-            f"The price specified only supports `{price.currency}`. This doesn't match the expected "
-            f"currency: `{currency}`."
-        )
-        raise ApiError(message, param=params.path("price"))
-    return price
+    """Return the price that a call names or describes. Raises ApiError if it cannot be subscribed to."""
+    return named_price(account, params, currency=currency, recurs=True)
 
 
 def refuse_same_prices(wanted: Sequence[Wanted], *, of: Subscription | None) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.invoicing.taxes import refuse_tax
 from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_parameter, new_id
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
@@ -183,6 +184,10 @@ def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> P
         *("add_invoice_items", "duration", "end_date", "items", "metadata", "proration_behavior"),
         *("start_date", "trial", "trial_end", *IGNORED),
     )
+    refuse_tax(params)
+    if params.hashes("add_invoice_items"):
+        message = "`add_invoice_items` of phases are not emulated."
+        raise ApiError(message, param=params.path("add_invoice_items"))
     began = params.integer("start_date")
     if is_first and began is None:
         raise missing_parameter(params.path("start_date"))
@@ -230,7 +235,7 @@ def _end_of(params: Params, *, start: int, items: list[PhaseItem]) -> int:
 
 
 def _phase_item(account: Account, params: Params) -> PhaseItem:
-    params.only("price", "quantity", *ITEM_IGNORED)
+    params.only("price", "price_data", "quantity", *ITEM_IGNORED)
     price = recurring_price(account, params, currency=None)
     quantity = params.integer("quantity")
     if price.is_metered and quantity is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.invoicing.taxes import refuse_tax
 from meterkit.testing.emulator.replies import ApiError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     Raises:
         ApiError: Stripe would refuse it.
     """
+    refuse_tax(params)
     params.amend("metadata", subscription.metadata)
     if "description" in params:
         subscription.description = params.text("description") or None

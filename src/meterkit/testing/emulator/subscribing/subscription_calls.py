@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.invoicing.added import added_lines
 from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.collection import attempt, can_pay, finalize, method_of
 from meterkit.testing.emulator.replies import (
@@ -42,7 +43,6 @@ CREATED_WITH: Final = (
     *("add_invoice_items", "backdate_start_date", "billing_cycle_anchor", "billing_mode", "currency"),
     *("customer", "items", "payment_behavior", "proration_behavior", "trial_end", "trial_period_days"),
 )
-NOT_EMULATED: Final = ("add_invoice_items", "backdate_start_date")
 STATUSES: Final = (
     *("active", "all", "canceled", "ended", "incomplete", "incomplete_expired", "past_due", "paused"),
     *("trialing", "unpaid"),
@@ -64,9 +64,8 @@ def _create(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/create."""
     params = call.params
     params.only(*CREATED_WITH, *SETTINGS, *IGNORED, expandable=None)
-    for name in NOT_EMULATED:
-        if name in params:
-            raise ApiError(f"`{name}` is not emulated.", param=name)
+    if "backdate_start_date" in params:
+        raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
     customer = params.required("customer")
     if not account.customers.exists(customer):
         raise missing_resource("customer", customer, param="customer")
@@ -99,6 +98,7 @@ def subscribe(
         raise ApiError(message, param="payment_behavior")
     draft = _draft(account, params, wanted, customer=customer, call=call)
     lines = begin_items(account, draft, prorate=params.text("proration_behavior") != "none")
+    lines += added_lines(account, draft, params)
     is_charged = draft.collection_method == "charge_automatically"
     due = is_charged and is_due(account, draft, lines)
     if due and behavior != "default_incomplete":
@@ -219,8 +219,6 @@ def _update(account: Account, call: Call) -> JsonObject:
         *("add_invoice_items", "trial_end", *SETTINGS, *IGNORED),
         expandable=None,
     )
-    if "add_invoice_items" in params:
-        raise ApiError("`add_invoice_items` is not emulated.", param="add_invoice_items")
     if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
         message = "A canceled subscription can only update its cancellation_details and metadata."
         raise ApiError(message)
@@ -240,6 +238,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     apply_settings(account, draft, params)
     wanted = read_items(account, params, of=subscription)
     change = rearrange(account, draft, wanted, params)
+    change.lines.extend(added_lines(account, draft, params))
     apply_cancellation(draft, params, now=account.now)
     if draft.cancel_at_period_end and draft.status not in ENDED:
         draft.cancel_at = draft.renews_at

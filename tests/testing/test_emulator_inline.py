@@ -1,0 +1,171 @@
+"""Prices that are described where they are used, what is charged once beside a subscription, and tax."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Final
+
+import pytest
+import stripe
+
+from emulated import account
+from subscribing import SECOND, amounts, invoice_of, item_of, items_of, refusal, shop, subscribe
+
+pytestmark = pytest.mark.anyio
+
+INLINE: Final[dict[str, Any]] = {
+    "currency": "usd",
+    "product": "prod_pro",
+    "recurring": {"interval": "month"},
+    "unit_amount": 1234,
+}
+ONCE: Final[dict[str, Any]] = {"currency": "usd", "product": "prod_pro", "unit_amount": 5000}
+LATEST: Final = ["latest_invoice"]
+MONTH: Final = timedelta(days=30)  # April.
+TAX: Final[dict[str, Any]] = {"automatic_tax": {"enabled": True}}
+NO_TAX: Final = "Stripe Tax has not been activated on your account"
+
+
+async def test_a_price_may_be_described_where_it_is_subscribed_to() -> None:
+    """https://docs.stripe.com/api/subscriptions/create#create_subscription-items-price_data."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, items=[{"price_data": INLINE, "quantity": 2}])
+        price = item_of(made).price
+        assert (price.product, price.unit_amount, price.type) == ("prod_pro", 1234, "recurring")
+        assert amounts(invoice_of(made)) == [2468]
+        clock.advance(MONTH)
+        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        assert amounts(invoice_of(renewed)) == [2468]
+
+
+async def test_a_described_price_is_in_no_list_and_nothing_else_can_use_it() -> None:
+    """ "A list of your active prices, excluding inline prices" (https://docs.stripe.com/api/prices/list)."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, items=[{"price_data": INLINE}])
+        price = item_of(made).price
+        listed = await client.v1.prices.list_async({"product": "prod_pro"})
+        assert sorted(each.id for each in listed.data) == ["price_10", "price_20"]
+        assert (await client.v1.prices.retrieve_async(price.id)).active is False
+        with pytest.raises(stripe.InvalidRequestError, match="The price specified is inactive"):
+            await subscribe(client, price.id)
+
+
+async def test_an_item_changes_to_a_described_price_and_a_preview_shows_it() -> None:
+    """https://docs.stripe.com/api/subscriptions/update#update_subscription-items-price_data."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        clock.advance(timedelta(days=15))
+        wanted: Any = [{"id": item_of(made).id, "price_data": INLINE}]
+        details: Any = {"items": wanted, "proration_behavior": "always_invoice"}
+        shown = await client.v1.invoices.create_preview_async(
+            {"subscription": made.id, "subscription_details": details}
+        )
+        asked: Any = {"items": wanted, "proration_behavior": "always_invoice", "expand": LATEST}
+        changed = await client.v1.subscriptions.update_async(made.id, asked)
+        assert amounts(shown) == amounts(invoice_of(changed)) == [-500, 617]
+        assert [item.price.unit_amount for item in items_of(changed)] == [1234]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (
+            {"price_data": INLINE, "price": "price_10"},
+            "specify one of these parameters: price, price_data",
+        ),
+        ({"price_data": {**INLINE, "product": "prod_none"}}, "No such product: 'prod_none'"),
+        ({"price_data": ONCE}, r"Missing required param: items\[0\]\[price_data\]\[recurring\]"),
+        ({"price_data": {**INLINE, "nickname": "a"}}, "Received unknown parameter"),
+        ({"price_data": {**INLINE, "unit_amount": -1}}, "Invalid non-negative integer"),
+    ],
+)
+async def test_what_a_described_price_cannot_be(item: Any, message: str) -> None:
+    """https://docs.stripe.com/api/subscriptions/create#create_subscription-items-price_data."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        with pytest.raises(stripe.InvalidRequestError, match=message):
+            await subscribe(client, items=[item])
+
+
+async def test_what_is_added_once_is_on_the_first_invoice_alone() -> None:
+    """ "Appended to the next invoice" (…/api/subscriptions/create#create_subscription-add_invoice_items)."""
+    emulator, clock = shop()
+    emulator.add_price(700, price_id="price_setup", product=emulator.add_product("Set-up"), interval=None)
+    async with account(emulator) as client:
+        added = [{"price": "price_setup"}, {"price_data": ONCE, "quantity": 2}]
+        made = await subscribe(client, add_invoice_items=added)
+        invoice = invoice_of(made)
+        assert amounts(invoice) == [1000, 700, 10_000]
+        assert (invoice.status, invoice.amount_paid) == ("paid", 11_700)
+        line = invoice.lines.data[1]
+        assert (line.description, line.period.start, line.period.end) == ("Set-up", SECOND, SECOND)
+        assert line.parent is not None
+        assert (line.parent.type, line.parent.subscription_item_details) == ("invoice_item_details", None)
+        assert line.parent.invoice_item_details is not None
+        assert line.parent.invoice_item_details.subscription == made.id
+        assert len(items_of(made)) == 1
+        clock.advance(MONTH)
+        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        assert amounts(invoice_of(renewed)) == [1000]
+
+
+async def test_what_a_change_adds_waits_for_the_next_invoice() -> None:
+    """https://docs.stripe.com/api/subscriptions/update#update_subscription-add_invoice_items."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        asked: Any = {"add_invoice_items": [{"price_data": ONCE}], "expand": LATEST}
+        same = await client.v1.subscriptions.update_async(made.id, asked)
+        assert amounts(invoice_of(same)) == [1000]
+        clock.advance(MONTH)
+        renewed = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        assert amounts(invoice_of(renewed)) == [5000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ([{"price": "price_10"}], "`type=recurring` but this field only accepts prices with `type=one_time`"),
+        ([{"quantity": 1}], "Missing required param"),
+        ([{"price_data": {**ONCE, "currency": "eur"}}], "only supports `eur`"),
+        ([{"price_data": ONCE, "quantity": -1}], "greater than or equal to 0"),
+        ([{"price_data": ONCE}] * 21, "at most 20"),
+    ],
+)
+async def test_what_cannot_be_added(added: Any, message: str) -> None:
+    """https://docs.stripe.com/api/subscriptions/create#create_subscription-add_invoice_items."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        with pytest.raises(stripe.InvalidRequestError, match=message):
+            await subscribe(client, add_invoice_items=added)
+
+
+async def test_tax_is_refused_wherever_it_is_asked_for() -> None:
+    """In the words of an account without Stripe Tax (https://github.com/wasp-lang/open-saas/issues/78)."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, automatic_tax={"enabled": False})
+        assert NO_TAX in str((await refusal(client, made.id, **TAX)).user_message)
+        preview: Any = {"subscription": made.id, **TAX}
+        with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
+            await client.v1.invoices.create_preview_async(preview)
+        page: Any = {
+            "mode": "subscription",
+            "line_items": [{"price": "price_10", "quantity": 1}],
+            "success_url": "https://app.example/done",
+            **TAX,
+        }
+        with pytest.raises(stripe.InvalidRequestError, match=NO_TAX):
+            await client.v1.checkout.sessions.create_async(page)
+        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        phase = {"start_date": SECOND, "items": [{"price": "price_10"}]}
+        for extra, message in (
+            (TAX, NO_TAX),
+            ({"add_invoice_items": [{"price_data": ONCE}]}, "not emulated"),
+        ):
+            phases: Any = {"phases": [{**phase, **extra}]}
+            with pytest.raises(stripe.InvalidRequestError, match=message):
+                await client.v1.subscription_schedules.update_async(schedule.id, phases)
