@@ -206,3 +206,20 @@ def test_where_plans_are_sold_the_lines_of_the_billing_routes_are_named() -> Non
     assert loads(SOLD.replace('{match: "*"', lines)).notes == ()
     assert loads(SOLD.replace("stripe_price: price_pro", "stripe_price: null")).notes == ()
     assert loads(SOLD.replace('routes:\n  - {match: "*", consume: {requests: 1}}\n', "")).notes == ()
+
+
+def test_a_trial_in_which_usage_without_end_would_be_free_is_named() -> None:
+    billed = SOLD.replace("{unit: request}", "{unit: request, stripe: {event_name: r}}")
+    trial = "stripe_price: price_pro}, trial: 14d, meters: {requests: {included: 5, overage: bill}}}"
+    found = [
+        note
+        for note in loads(billed.replace("stripe_price: price_pro}}", trial)).notes
+        if "trial" in note.path
+    ]
+    ((line, path, kind),) = [(note.line, note.path, note.kind) for note in found]
+    assert (line, path, kind) == (9, "plans.pro.trial", "informs")
+    assert "requests can be used in it without end" in found[0].message
+    capped = trial.replace("overage: bill", "overage: {bill: {cap: 100}}")
+    for plan in (capped, trial.replace(" trial: 14d,", "")):
+        loaded = loads(billed.replace("stripe_price: price_pro}}", plan))
+        assert not [note for note in loaded.notes if "trial" in note.message]

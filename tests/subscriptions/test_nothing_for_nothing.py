@@ -12,7 +12,7 @@ import pytest
 from delivering import kit_for
 from meterkit import StripeError, SubscriptionError, SubscriptionExistsError
 from meterkit.catalog import loads
-from shopping import HALF, PLANS, shop
+from shopping import CATALOG, HALF, PLANS, shop
 
 if TYPE_CHECKING:
     from shopping import Shop
@@ -121,6 +121,25 @@ async def test_what_was_never_paid_is_not_given_back(store_url: str) -> None:
         at.clock.advance(timedelta(hours=2))
         at.emulator.advance()
         assert await balance(at) == 0
+
+
+async def test_usage_of_a_trial_is_on_no_invoice_which_the_plans_file_tells_of(
+    store_url: str,
+) -> None:
+    async with shop(store_url) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.add_payment_method(linked)
+        await at.kit.record("acme", "tokens", 1_000_000)
+        at.clock.advance(timedelta(minutes=10))
+        await at.kit.flush(everything=True)
+        assert int(at.emulator.accepted(linked, "ai_tokens")) == 1_000_000 - 100
+        at.clock.advance(timedelta(days=15))
+        at.emulator.advance()
+        assert [invoice["total"] for invoice in await at.invoices()] == [0, 2000]
+    (note,) = [note for note in CATALOG.notes if note.path == "plans.tried.trial"]
+    assert "tokens can be used in it without end" in note.message
 
 
 async def test_what_is_included_for_a_year_is_so_once_a_year(store_url: str) -> None:

@@ -9,7 +9,7 @@ from meterkit.catalog.coverage import covers
 from meterkit.catalog.match_syntax import parse_match
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog.coverage import Match
     from meterkit.catalog.entitlements import EntitlementTable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Route,
     )
 
-__all__ = ["log_notes", "note_billing_lines", "note_entitlement", "note_unreachable", "summary"]
+__all__ = ["log_notes", "note_billing_lines", "note_entitlement", "note_trial", "note_unreachable", "summary"]
 
 _logger = logging.getLogger("meterkit")
 _plans_logger = logging.getLogger("meterkit.plans")
@@ -67,6 +67,33 @@ def note_entitlement(
         f" `{meter.name}: {{included: N}}` to include a quantity and refuse more, or"
         f" `{meter.name}: {{included: 0, overage: bill}}` if it is meant so",
     )
+
+
+def note_trial(
+    entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter], trial: Place, problems: Problems
+) -> None:
+    """Say so where a plan with a trial bills a meter without end: Stripe bills no usage of a trial.
+
+    https://docs.stripe.com/billing/subscriptions/trials/free-trials
+
+    Args:
+        entitlements: what the plan gives, defaults applied.
+        meters: of the file.
+        trial: where the plan's trial stands.
+        problems: where it is said.
+    """
+    endless = [
+        name
+        for name, given in entitlements.items()
+        if given.overage.mode == "bill" and given.overage.cap is None and meters[name].stripe is not None
+    ]
+    if endless:
+        problems.note(
+            trial,
+            "informs",
+            f"Stripe bills no usage of a trial, so {', '.join(endless)} can be used in it without end and"
+            " without payment; write a ceiling, `overage: {bill: {cap: N}}`, if that is too much",
+        )
 
 
 def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -> None:

@@ -9,7 +9,7 @@ from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, d
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter
 from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
-from meterkit.catalog.notes import note_entitlement
+from meterkit.catalog.notes import note_entitlement, note_trial
 from meterkit.catalog.scalars import NAME, cents, duration, integer, quantity, text
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
 
@@ -164,6 +164,8 @@ def _build_entitlements(values: PlanTable, declared: Declared) -> dict[str, Enti
         written = listed.get(name)
         built[name] = default_entitlement(meter) if written is None else build_entitlement(written, meter)
         note_entitlement(built[name], meter, written, values.node.place, values.problems)
+    if values.trial_ms is not None:
+        note_trial(built, kept(declared.meters), values.place("trial_ms"), values.problems)
     return built
 
 
