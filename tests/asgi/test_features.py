@@ -215,5 +215,6 @@ async def test_while_the_store_is_away_the_kit_cannot_say_and_requests_go_on(
         await proxy.set("refuse")
         with pytest.raises(StoreError):
             await at.kit.allows("acme", "full")
-        # As a route's own feature is not looked at then.
-        assert (await at.client.get("/full")).json() == [True, True, True]
+        assert (await at.client.get("/full")).status_code == 403  # By what is known.
+        other = {"x-customer-id": "other"}
+        assert (await at.client.get("/full", headers=other)).json() == [True, True, True]

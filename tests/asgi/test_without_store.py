@@ -187,10 +187,15 @@ async def test_i3_the_suspended_and_those_without_a_feature_are_refused_by_what_
             await store.kit.customers.set_plan(customer, "pro")
             await store.kit.customers.set_status(customer, "unpaid" if customer == "owes" else "active")
             await store.get(customer)
+        for customer, path in (("free", "/"), ("refused", "/exports")):
+            await store.get(customer, path)
         await store.begins()
         assert await store.get("pays") == 200
         assert await store.get("pays", "/exports") == 200
-        assert await store.get("unknown", "/exports") == 403
+        assert await store.get("free", "/exports") == 403
+        assert await store.get("refused", "/exports") == 403
+        # It may be one who pays.
+        assert await store.statuses("unknown", 6, "/exports") == [200] * 5 + [429]
         status, _, problem = await store.asked("owes")
         assert (status, problem["reason"]) == (402, "suspended")
         assert await store.get("owes", "/billing/portal") == 200

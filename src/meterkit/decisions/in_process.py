@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.program import Program
 
-__all__ = ["EMPTY", "Left", "Window", "advance", "left_by", "weigh"]
+__all__ = ["EMPTY", "NOTHING_LEFT", "Left", "Window", "advance", "left_by", "weigh"]
 
 _COUNTS: Final = 3  # The first numbers of a program; then come those of its rates.
 _NUMBERS: Final = 6  # Of each rate: kind, window, limit, refill, needed, taken.
@@ -52,6 +52,9 @@ class Left(NamedTuple):
     quantity: int
     is_backed: bool
     until_ms: int
+
+
+NOTHING_LEFT: Final[Mapping[str, Left]] = {}
 
 
 def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> tuple[Window, int]:

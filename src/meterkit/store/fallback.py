@@ -5,7 +5,8 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.in_process import EMPTY, advance, weigh
+from meterkit.decisions.customer_state import NO_STATE
+from meterkit.decisions.in_process import EMPTY, NOTHING_LEFT, advance, weigh
 from meterkit.decisions.keys import rate_field
 from meterkit.decisions.rates import rate_numbers
 
@@ -24,9 +25,9 @@ _CUSTOMERS_MAX: Final = 10_000
 class Fallback:
     """Decides in place of a store that is away, for one process.
 
-    By the plan as it was last known, and the default plan where nothing is. Rates begin anew; what they have
-    counted is kept of ten thousand customers, and as many addresses: who has asked for nothing for longest is
-    forgotten first. May be asked from several threads.
+    By the plan as it was last known, and by the rates of the default plan where nothing is. Rates begin anew;
+    what they have counted is kept of ten thousand customers, and as many addresses: who has asked for nothing
+    for longest is forgotten first. May be asked from several threads.
 
     Args:
         now_ms: this process's clock.
@@ -44,7 +45,7 @@ class Fallback:
         view = decided.view
         with self._lock:
             known = self._known(view)
-            reply, counts = weigh(decided.exact(), known, view.left, now_ms)
+            reply, counts = weigh(decided.exact(), known, view.left or NOTHING_LEFT, now_ms)
             known.update(counts)
         return decided, reply
 
@@ -69,6 +70,11 @@ class Fallback:
                 del customers[next(iter(customers))]
         customers[view.customer] = known
         return known
+
+
+def is_known(view: CustomerView) -> bool:
+    """Whether the plan is the customer's, and not just that of whoever has not been looked up yet."""
+    return view.anonymous or view.rev != NO_STATE or view.left is not None
 
 
 def as_of(view: CustomerView, now_ms: int) -> CustomerView:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from meterkit.catalog.features import check_feature
 from meterkit.decisions import verdict
 from meterkit.decisions.customer_state import refusal_without
-from meterkit.decisions.in_process import left_by
+from meterkit.decisions.in_process import NOTHING_LEFT, left_by
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
@@ -23,7 +23,7 @@ from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
-from meterkit.store.fallback import Fallback
+from meterkit.store.fallback import Fallback, is_known
 from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
 from meterkit.store.rate_usage import rates_of
@@ -207,21 +207,26 @@ class Store:
             reply = await lane.ask(decision)
 
     def decide_in_process(self, view: CustomerView, prepare: Prepare) -> tuple[Decision, PreparedDecision]:
-        """Decide without asking the store, which is away; what was decided, and what was asked."""
+        """Decide without asking the store, which is away; what was decided, and what was asked.
+
+        Who is not known yet is limited by the rates of the default plan, and lacks no feature: it may be one
+        who pays.
+        """
         decided, reply = self.fallback.decide(view, prepare)
-        return replace(self._told(decided, reply), degraded=True), decided
+        refusal = decided.refusal if is_known(view) else None
+        return replace(refusal or self._weighed(decided, reply), degraded=True), decided
 
     def verdict(self, decision: PreparedDecision, reply: Any) -> Decision:
         """What a concluded reply says."""
+        view = decision.view
+        view.left = view.left or NOTHING_LEFT
         if reply[0] == replies.REFUSED and decision.refusal is None:
             # What the store has refused by is what is known of the customer should it be away.
             end_ms = decision.period_end_ms(reply[1])
-            decision.view.left.update(left_by(decision.exact(), reply, end_ms))
-        return self._told(decision, reply)
+            view.left = {**view.left, **left_by(decision.exact(), reply, end_ms)}
+        return decision.refusal or self._weighed(decision, reply)
 
-    def _told(self, decision: PreparedDecision, reply: Any) -> Decision:
-        if decision.refusal is not None:
-            return decision.refusal
+    def _weighed(self, decision: PreparedDecision, reply: Any) -> Decision:
         end_ms = decision.period_end_ms(reply[1])
         if reply[0] == replies.ALLOWED:
             found = verdict.allowed(decision.program, reply, end_ms)

@@ -172,7 +172,8 @@ class CustomerView:
         prepaid: the grants and credits to look for, or None.
         decisions: about routes, by the route's identity.
         settlements: how settlements of some meters look, packed as far as that can be.
-        left: by the policies that have refused the customer last, what was left of them.
+        left: by the policies that have refused the customer last, what was left of them; None: the store has
+            not decided anything about the customer yet.
         shared: what is packed for all customers of the plan who have no state; None: this one has.
     """
 
@@ -208,7 +209,7 @@ class CustomerView:
         self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid)
         self.decisions: dict[int, PreparedDecision] = {}
         self.settlements: dict[Any, Any] = {}
-        self.left: dict[str, Left] = {}
+        self.left: Mapping[str, Left] | None = None
         self._prepared: dict[tuple[object, ...], Any] = {}
 
     @property
