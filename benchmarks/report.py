@@ -10,6 +10,8 @@ import streams_report
 import webhooks
 from variants import BY_NAME
 
+import delivery
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -169,6 +171,7 @@ PARTS: tuple[Callable[[dict], Table], ...] = (
     streams_report.races,
     grants.table,
     webhooks.table,
+    delivery.table,
     _targets,
 )
 

@@ -28,6 +28,8 @@ from machine import Cores, describe, redis_server
 from variants import BY_NAME, Variant, chosen
 from worker import spread
 
+import delivery
+
 # What is measured on the other loop, too.
 ON_BOTH_LOOPS = (
     *("bare", "limits-sliding", "throttled-fixed", "composite"),
@@ -109,6 +111,8 @@ def measure(options: argparse.Namespace) -> dict:
         granted = grants.measure(cores)
         note("webhooks")
         posted = webhooks.measure(redis_url, cores, 1_000 if options.quick else webhooks.EVENTS)
+        note("delivery")
+        delivered = delivery.measure(redis_url, cores, 500 if options.quick else delivery.CUSTOMERS)
         note("a store far away")
         away = far.measure(redis_url, cores, loop, size) if not options.only else {}
         note("imports and first requests")
@@ -126,6 +130,7 @@ def measure(options: argparse.Namespace) -> dict:
             "streams": streamed,
             "grants": granted,
             "webhooks": posted,
+            "delivery": delivered,
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }

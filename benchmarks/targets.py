@@ -120,12 +120,27 @@ def _webhooks(found: dict) -> list[Target]:
     ]
 
 
+def _delivery(found: dict) -> list[Target]:
+    aims = {"v1": 300, "v2-stream": 5_000}
+    targets = [
+        Target(f"usage delivered by {transport}", aims[transport], "events/s", "more", seen["per_second"])
+        for transport, seen in found.items()
+    ]
+    return targets + [
+        Target(
+            f"a flusher by {transport}, 100 events/s", 25, "% of a core", "less", seen["core_percent_at_100"]
+        )
+        for transport, seen in found.items()
+    ]
+
+
 def judged(result: dict, peers: list[str]) -> list[dict]:
     """Every target that the run can speak of, with what was reached."""
     found = _in_process(result["timed"], [peer for peer in peers if peer in result["timed"]])
     found += _over_http(result["http"])
     found += _requests_of_streams(result["timed"]) + _streams(result.get("streams", {}))
     found += _webhooks(result.get("webhooks", {}))
+    found += _delivery(result.get("delivery", {}))
     if THREE in result["probes"]:
         size = result["probes"][THREE]
         reached = size["bytes_of_one_customer"] or size["bytes_all_per_customer"]

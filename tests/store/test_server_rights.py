@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from delivering import CATALOG, PLANS, desk, kit_for
+from delivering import CATALOG, PLANS, desk, kit_for, until
+from hooking import hooked
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
 from meterkit.cli.app import app as cli
+from meterkit.delivery.refused import take_refusals
 from meterkit.redis import scripts
 from meterkit.redis.server import COMMANDS, commands_to_try, rights_refusal
+from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock
 from servers import redis_binary, spawn_server
 from servers_acl import DOCUMENTED, NEEDED, url_of_user
@@ -25,6 +28,7 @@ from servers_acl import DOCUMENTED, NEEDED, url_of_user
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from meterkit import SubscriptionChanged
     from servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -97,6 +101,59 @@ async def test_the_documented_rights_are_enough_for_all_that_a_kit_does(server: 
     assert {entry["object"] for entry in refused} <= {"client|setinfo"}
 
 
+async def test_and_for_webhooks_gauges_handlers_and_changes_of_subscriptions(server: Server) -> None:
+    server.command("ACL", "LOG", "RESET")
+    told: list[str] = []
+    async with hooked(url_of_user(server)) as at:
+
+        @at.kit.on("subscription.changed")
+        def changed(event: SubscriptionChanged) -> None:
+            told.append(event.customer)
+
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        assert (await at.state()).subscription is not None
+        assert await at.bring(at.emulator.webhook_events[-1]) == [200]  # A repeat.
+        await at.kit.webhooks.sweep()
+        assert (await at.kit.webhooks.dead(), await at.kit.webhooks.redrive()) == ([], 0)
+        await at.kit.subscriptions.change_plan("acme", "max")
+        await at.kit.gauges.set("acme", "seats", 2, event_id="g1")
+        await at.kit.gauges.adjust("acme", "seats", 1)
+        assert await at.kit.gauges.get("acme", "seats") == 3
+        await at.kit.rates("acme")
+        assert await at.kit.customers.history("acme")
+        await until(lambda: "acme" in told)
+    refused: list[dict[str, Any]] = server.command("ACL", "LOG")
+    assert {entry["object"] for entry in refused} <= {"client|setinfo"}
+
+
+async def test_and_for_streams_refusals_and_what_is_done_by_hand(server: Server) -> None:
+    server.command("ACL", "LOG", "RESET")
+    async with desk(url_of_user(server), stripe_transport="v2-stream") as at:
+        api = StripeApi(at.kit.settings)
+        await at.kit.customers.link("lost", "cus_unknown")
+        for customer in ("lost", "stranger"):
+            await at.kit.record(customer, "requests", 7)
+        await at.flush(everything=True)
+        for event in at.emulator.thin_events:
+            await take_refusals(at.kit.store, api, event.id)
+        await api.close()
+        (dead,) = await at.kit.outbox.list(state="dead")
+        queued = await at.kit.outbox.redrive(dead.identifier)
+        parked = await at.kit.outbox.park(queued.identifier)
+        assert (await at.kit.outbox.show(parked.identifier)).state == "parked"
+        await at.kit.outbox.redrive(parked.identifier)
+        at.emulator.add_customer("cus_unknown")
+        at.clock.advance(timedelta(seconds=3))
+        await at.flush(everything=True)
+        assert at.accepted("unknown") == 7
+        await at.kit.customers.unlink("lost")
+        await at.kit.customers.link("stranger", "cus_unknown")
+    refused: list[dict[str, Any]] = server.command("ACL", "LOG")
+    assert {entry["object"] for entry in refused} <= {"client|setinfo"}
+
+
 def test_and_for_the_command_line(server: Server, tmp_path: Path) -> None:
     url, plans = url_of_user(server), tmp_path / "plans.yaml"
     plans.write_text(WITH_CREDITS)
@@ -106,6 +163,9 @@ def test_and_for_the_command_line(server: Server, tmp_path: Path) -> None:
         "grants add acme tokens=10 --id gift",
         "grants list acme",
         "usage acme",
+        "customers history acme",
+        "outbox list",
+        "webhooks list",
         "customers show acme",
         "customers list",
         "grants void acme gift",
