@@ -199,6 +199,10 @@ class Keys:
         """Hash: what Stripe accepted on the day of an instant, for 36 days."""
         return self.shard(shard, f"delivered:{now_ms // 86_400_000}")
 
+    def totals(self, shard: int, customer: str) -> str:
+        """Hash: closed periods of a customer of that shard, and what became of sealed usage."""
+        return self.shard(shard, f"t:{customer}")
+
     def turns(self, shard: int) -> str:
         """Sorted set: customers by when the clock changes something for them."""
         return self.shard(shard, "turns")

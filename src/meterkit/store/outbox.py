@@ -195,7 +195,7 @@ class Outbox:
         keys = [self._keys.shard(shard, name) for name in names]
         keys.append(self._keys.delivered(shard, self._store.now_ms()))
         keys += [self._keys.shard(shard, name) for name in ("parked", "dead", "compare")]
-        keys += [self._keys.customer(move.intent.customer).totals for move in moves]
+        keys += [self._keys.totals(shard, move.intent.customer) for move in moves]
         asked = [
             (move.intent.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
             for move in moves
