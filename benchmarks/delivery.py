@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tables import Table
 
-CUSTOMERS, METERS, AT_ONCE = 10_000, 3, 32
+CUSTOMERS, METERS, AT_ONCE = 10_000, 3, 12
 TRANSPORTS = ("v1", "v2-stream")
 PLANS = """
 schema: 1
