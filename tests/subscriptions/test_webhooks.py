@@ -435,6 +435,24 @@ async def test_a_key_of_another_account_takes_nobodys_subscription(store_url: st
         assert await waiting(at) == 0
 
 
+async def test_a_plan_among_more_items_than_stripe_shows_is_found(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        product = at.emulator.add_product("Add-ons")
+        addons = [at.emulator.add_price(100 + number, product=product) for number in range(12)]
+        items = [{"price": price} for price in (*addons, "price_pro")]
+        subscription = await at.subscribe(items=[*items, {"price": "price_seat", "quantity": 2}])
+        await at.settle()
+        state = await at.state()
+        assert state.subscription is not None
+        assert (state.subscription.plan, state.subscription.seats) == ("pro", 5)
+        # What is not shown is there, and is not had twice.
+        await at.kit.subscriptions.change_plan("acme", "max")
+        found = await at.client.v1.subscription_items.list_async({"subscription": subscription, "limit": 100})
+        prices = [item.price.id for item in found.data]
+        assert sorted(prices) == sorted([*addons, "price_max"])
+
+
 async def test_after_hours_without_stripe_nobody_waits_for_an_hour_more(store_url: str) -> None:
     async with hooked(store_url) as at:
         for number in range(12):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.at_stripe.items import Item
 
-__all__ = ["LiveSubscription", "give_up", "prices_of"]
+__all__ = ["LiveSubscription", "give_up", "prices_of", "whole"]
 
 _PATH: Final = "/v1/subscriptions"
 _SCHEDULES: Final = "/v1/subscription_schedules"
@@ -71,7 +71,7 @@ class LiveSubscription:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
-        return cls(api=api, found=found, again=again)
+        return cls(api=api, found=await whole(api, found), again=again)
 
     @property
     def id(self) -> str:
@@ -207,6 +207,15 @@ class LiveSubscription:
         except StripeError as error:
             if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
                 raise
+
+
+async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
+    """A subscription with all of its items: Stripe may show only the first of them. Raises StripeError."""
+    items = part_of(found, "items")
+    if items.get("has_more") is not True:
+        return found
+    listed = await api.list("/v1/subscription_items", {"subscription": str(found["id"])})
+    return {**found, "items": {**items, "data": listed, "has_more": False}}
 
 
 async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> None:

@@ -11,7 +11,7 @@ from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
-from meterkit.subscriptions.at_stripe.live import give_up, prices_of
+from meterkit.subscriptions.at_stripe.live import give_up, prices_of, whole
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
 from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER
@@ -115,7 +115,9 @@ class Beginning:
     async def _found(self, linked: str) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had."""
         expand = [f"data.{name}" for name in SECRETS]
-        return await self._api().list(_PATH, {"customer": linked, "status": "all", "expand": expand})
+        api = self._api()
+        found = await api.list(_PATH, {"customer": linked, "status": "all", "expand": expand})
+        return [await whole(api, one) for one in found]
 
     async def _refuse_in_force(self, customer: str, found: Sequence[Mapping[str, Any]]) -> None:
         """Raises SubscriptionExistsError. One that counted still does where the plans file lost its price."""

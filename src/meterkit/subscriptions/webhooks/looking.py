@@ -9,6 +9,7 @@ from meterkit.decisions.customer_state import with_subscription
 from meterkit.errors import StripeError
 from meterkit.store.notices import tell
 from meterkit.store.state_changes import States
+from meterkit.subscriptions.at_stripe.live import whole
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
 from meterkit.subscriptions.at_stripe.reading import asks_for_payment_method, in_force, read_subscription
 from meterkit.subscriptions.webhooks.linking import LINK, Linking
@@ -98,12 +99,13 @@ class Looker:
         """
         asked = {"customer": linked, "status": "all", "expand": _EXPAND}
         try:
-            return await self._api().list("/v1/subscriptions", asked)
+            found = await self._api().list("/v1/subscriptions", asked)
         except StripeError as error:
             is_gone = error.code == _GONE and error.param == "customer"
             if is_gone and not (is_known and await self._is_strange(linked)):
                 return []
             raise
+        return [await whole(self._api(), one) for one in found]
 
     async def _is_strange(self, linked: str) -> bool:
         """Whether Stripe does not even know that there was such a customer: of a deleted one it does."""

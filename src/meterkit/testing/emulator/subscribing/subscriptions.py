@@ -17,6 +17,8 @@ __all__ = ["ENDED", "Debit", "Item", "PendingUpdate", "Status", "Subscription", 
 Status = Literal[
     "incomplete", "incomplete_expired", "trialing", "active", "past_due", "unpaid", "canceled", "paused"
 ]
+# Of up to 20, as of every list that is shown inside of something else: https://docs.stripe.com/api/pagination.
+ITEMS_SHOWN: Final = 10
 ENDED: Final = ("canceled", "incomplete_expired")
 
 
@@ -213,8 +215,8 @@ class Subscription:
             "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
             "items": {
                 "object": "list",
-                "data": [item.to_json() for item in self.items],
-                "has_more": False,
+                "data": [item.to_json() for item in self.items[:ITEMS_SHOWN]],
+                "has_more": len(self.items) > ITEMS_SHOWN,
                 "total_count": len(self.items),
                 "url": f"/v1/subscription_items?subscription={self.id}",
             },
