@@ -11,8 +11,8 @@ from meterkit.delivery.customer_delivery import deliver_customer, undelivered
 from meterkit.delivery.refused import take_refusals
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.service.last_invoice import until_billed
 from meterkit.subscriptions.service.service import Subscriptions
-from meterkit.subscriptions.service.settling import until_billed
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from meterkit.subscriptions.at_stripe.items import (
     updates,
 )
 from meterkit.subscriptions.at_stripe.once import key_of
-from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.changes import OverLimit, course_of, over_limit, paid_seats, seats_on
+from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.costs import Terms, cost_of
 
 if TYPE_CHECKING:

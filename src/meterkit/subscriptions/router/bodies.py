@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from meterkit.subscriptions.rules.asked import SEATS_MAX
+from meterkit.subscriptions.rules.checks import SEATS_MAX
 
 __all__ = [
     "CancelBody",

@@ -6,30 +6,28 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import NoSubscriptionError, SeatsInUseError, StripeError, SubscriptionError
+from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.items import are_of, next_items, updates
-from meterkit.subscriptions.at_stripe.live import LiveSubscription, prices_of
+from meterkit.subscriptions.at_stripe.live import LiveSubscription
 from meterkit.subscriptions.at_stripe.once import persistently
-from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.changes import course_of, over_limit, paid_seats, seats_on
+from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.costs import Terms, cost_of, ends_trial
+from meterkit.subscriptions.service.applying import Applying
 from meterkit.subscriptions.service.results import Preview
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.rules.proration import Proration
 
 __all__ = ["Changing"]
 
-_NEEDS_CUSTOMER: Final = "subscription_payment_intent_requires_action"
 _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})
 # What is changed at once gives back what was never paid; the invoice of it, once paid, would end the dunning.
 _OWING: Final = _UNPAID | {"past_due"}
@@ -58,6 +56,7 @@ class Changing:
         self._api = api
         self._fetch = fetch
         self._deliver = deliver
+        self._applying = Applying(store, api)
 
     async def preview(self, customer: str, plan: str | None, seats: int | None) -> Preview:
         """What a change would cost and what would be above its limits, from what is known here."""
@@ -82,20 +81,19 @@ class Changing:
             live, known, current = await self._payable(customer, again)
             target = self._terms(known, current, wanted, None)
             costs.append(self._cost(known, current, target))
-            if live.awaited is not None:
-                if are_of(live.awaited, await self._items(live, target)):
-                    return live.client_secret
-                await live.forget_awaited()
+            if await self._applying.is_awaited(live, target):
+                return live.client_secret
+            await live.forget_awaited()
             pending = known.pending_plan if live.schedule is not None else None
             course = course_of(current, wanted, pending=pending, changes=self._catalog.billing.changes)
             if course == "take_back":
                 await live.release()
             elif course == "period_end":
-                await self._arrange(live, known, target)
+                await self._applying.arrange(live, known, target)
             elif course == "now":
                 self._check_paid(customer, live, _OWING)
                 is_paid_now = ends_trial(known, current, wanted, self._store.now_ms())
-                return await self._upgrade(live, target, ends_trial=is_paid_now)
+                return await self._applying.upgrade(live, target, ends_trial=is_paid_now)
             return None
 
         secret = await persistently(attempt)
@@ -119,11 +117,9 @@ class Changing:
             if live.schedule is not None and later is not None:
                 after = Terms(plan=later, seats=self._seats_on(later, target))
                 if (known.seats, known.pending_seats) != (target.seats, after.seats):
-                    await self._arrange(live, known, after, now=target)
+                    await self._applying.arrange(live, known, after, now=target)
             else:
-                items = await self._updates(live, target)
-                if items:
-                    await live.update({"items": items, "proration_behavior": "create_prorations"})
+                await self._applying.update(live, target)
 
         await persistently(attempt)
         return costs[0]
@@ -233,61 +229,3 @@ class Changing:
                 f"the subscription {live.id} of customer {customer!r} is {status}:"
                 " it has to be paid for first"
             )
-
-    async def _upgrade(self, live: LiveSubscription, target: Terms, *, ends_trial: bool) -> str | None:
-        """Bring the items to what they are to be once that is paid; what is scheduled is taken back then.
-
-        The client secret, where the customer has to confirm the payment first.
-        """
-        params: dict[str, Parameter] = {
-            "items": await self._updates(live, target),
-            "proration_behavior": "always_invoice",
-            "payment_behavior": "error_if_incomplete",
-        }
-        if ends_trial:
-            params["trial_end"] = "now"
-        try:
-            if params["items"]:
-                await live.update(params)
-        except StripeError as error:
-            if error.code != _NEEDS_CUSTOMER or error.is_replayed or live.schedule is not None:
-                raise
-            return await self._await_customer(live, params, error)
-        await live.release()
-        return None
-
-    @staticmethod
-    async def _await_customer(
-        live: LiveSubscription, params: Mapping[str, Parameter], refused: StripeError
-    ) -> str | None:
-        """Have an upgrade wait until its customer has confirmed the payment; the client secret of that."""
-        try:
-            return await live.update_once_paid(params)
-        except StripeError as error:
-            if error.type == "invalid_request_error":  # Not every change can wait at Stripe.
-                raise refused from error
-            raise
-
-    async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
-        """What brings the items to what they are to be; empty where nothing is to be done."""
-        prices = await prices_of(self._api(), target.plan)
-        paid = paid_seats(target.plan, self._seat_meter, target.seats)
-        return updates(live.items, self._catalog, prices, paid)
-
-    async def _arrange(
-        self, live: LiveSubscription, known: SubscriptionState, later: Terms, *, now: Terms | None = None
-    ) -> None:
-        """Have the items be what they are to be later when the period ends, and now what is given."""
-        if live.is_ending:
-            raise SubscriptionError(f"the subscription {live.id} is to end: resume it before it is changed")
-        await live.arrange(
-            await self._items(live, later),
-            now=None if now is None else await self._items(live, now),
-            change_s=known.end_ms // 1000,
-            interval=later.plan.price.interval,
-        )
-
-    async def _items(self, live: LiveSubscription, terms: Terms) -> list[dict[str, Parameter]]:
-        prices = await prices_of(self._api(), terms.plan)
-        paid = paid_seats(terms.plan, self._seat_meter, terms.seats)
-        return next_items(live.items, self._catalog, prices, paid)

@@ -9,8 +9,8 @@ from meterkit.errors import NoSubscriptionError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.once import key_of, persistently
-from meterkit.subscriptions.rules.asked import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.changes import paid_seats
+from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.service.alone import alone
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
