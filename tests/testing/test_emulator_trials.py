@@ -482,7 +482,7 @@ async def test_what_cannot_have_a_schedule() -> None:
     emulator, _ = shop()
     async with account(emulator) as client:
         create = client.v1.subscription_schedules.create_async
-        with pytest.raises(stripe.InvalidRequestError, match="give `from_subscription`"):
+        with pytest.raises(stripe.InvalidRequestError, match="Missing required param: phases"):
             await create({"customer": "cus_1"})
         with pytest.raises(stripe.InvalidRequestError, match="No such subscription: 'sub_x'"):
             await create({"from_subscription": "sub_x"})

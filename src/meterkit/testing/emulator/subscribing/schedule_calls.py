@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.call import PAGING, Params
 from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.taxes import refuse_tax
-from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_parameter, new_id
+from meterkit.testing.emulator.replies import (
+    ApiError,
+    JsonObject,
+    missing_parameter,
+    missing_resource,
+    new_id,
+)
 from meterkit.testing.emulator.selling.prices import Recurring
+from meterkit.testing.emulator.subscribing.beginning import begin
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
 from meterkit.testing.emulator.subscribing.ending import end
 from meterkit.testing.emulator.subscribing.item_params import recurring_price
@@ -19,7 +26,7 @@ from meterkit.testing.emulator.subscribing.updates import commit, rearrange
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
-    from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.call import Call
 
 __all__ = ["SCHEDULE_CALLS"]
 
@@ -36,18 +43,53 @@ ITEM_IGNORED: Final = ("billing_thresholds", "discounts", "metadata", "tax_rates
 
 
 def _create(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_schedules/create."""
+    params = call.params
+    params.only(
+        *("from_subscription", "metadata", "phases", "end_behavior", "customer", "start_date"),
+        *("billing_mode", "default_settings"),
+        expandable=None,
+    )
+    subscription_id = params.given("from_subscription")
+    if subscription_id is not None:
+        return _of_subscription(account, call, subscription_id)
+    customer = params.required("customer")
+    if not account.customers.exists(customer):
+        raise missing_resource("customer", customer, param="customer")
+    refuse_tax(params.hash("default_settings") or Params(""))
+    start = _start_of(params, now=account.now)
+    schedule = Schedule(
+        id=new_id("sub_sched_1", length=23),
+        customer=customer,
+        created=account.now,
+        livemode=call.livemode,
+        phases=_phases(account, params, start=start),
+        status="not_started",
+        end_behavior=params.choice("end_behavior", END_BEHAVIORS) or "release",
+    )
+    params.amend("metadata", schedule.metadata)
+    account.schedules.add(schedule)
+    if start == account.now:
+        begin(account, schedule)
+    account.emit("subscription_schedule.created", schedule.to_json())
+    return expanded(account, schedule.to_json(), params)
+
+
+def _start_of(params: Params, *, now: int) -> int:
+    """Now, or later; one in the past would backdate the subscription."""
+    start = now if params.text("start_date") in {None, "now"} else params.integer("start_date") or now
+    if start < now:
+        message = "`start_date` in the past, which backdates a subscription, is not emulated."
+        raise ApiError(message, param="start_date")
+    return start
+
+
+def _of_subscription(account: Account, call: Call, subscription_id: str) -> JsonObject:
     """Of a subscription that there is, which gets one phase: its present period.
 
     https://docs.stripe.com/api/subscription_schedules/create#create_subscription_schedule-from_subscription
     """
     params = call.params
-    params.only(
-        "from_subscription", "metadata", "phases", "end_behavior", "customer", "start_date", expandable=None
-    )
-    subscription_id = params.given("from_subscription")
-    if subscription_id is None:
-        message = "Only schedules of subscriptions that there are are emulated: give `from_subscription`."
-        raise ApiError(message, param="from_subscription")
     for name in ("phases", "end_behavior", "customer", "start_date"):
         if name in params:
             message = f"You cannot set `{name}` if `from_subscription` is set."
@@ -116,7 +158,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     behavior = params.choice("end_behavior", END_BEHAVIORS)
     subscription = account.subscriptions.find(schedule.subscription or "")
     if "phases" in params:
-        phases = _phases(account, params, schedule)
+        phases = _phases(account, params, start=schedule.phases[schedule.place].start, is_known=True)
         draft = subscription.copy()
         changes = wanted_by(phases[0], subscription)
         rearranged = rearrange(account, draft, changes, params.just("proration_behavior"))
@@ -143,6 +185,11 @@ def _release(account: Account, call: Call) -> JsonObject:
 def _cancel(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/cancel: the subscription with it, at once."""
     call.params.only("invoice_now", "prorate", expandable=None)
+    schedule = account.schedules.find(call.object_id)
+    if schedule.status == "not_started":
+        schedule.status, schedule.canceled_at = "canceled", account.now
+        account.emit("subscription_schedule.canceled", schedule.to_json())
+        return expanded(account, schedule.to_json(), call.params)
     schedule = _running(account, call, verb="cancel")
     invoice_now, prorate = call.params.boolean("invoice_now"), call.params.boolean("prorate")
     end(
@@ -156,6 +203,8 @@ def _cancel(account: Account, call: Call) -> JsonObject:
 
 def _running(account: Account, call: Call, *, verb: str) -> Schedule:
     schedule = account.schedules.find(call.object_id)
+    if schedule.status == "not_started":
+        raise ApiError(f"To {verb} a subscription schedule that has not begun is not emulated.")
     if schedule.status != "active":
         message = (
             f"You cannot {verb} a subscription schedule that is currently in the `{schedule.status}` status. "
@@ -165,17 +214,17 @@ def _running(account: Account, call: Call, *, verb: str) -> Schedule:
     return schedule
 
 
-def _phases(account: Account, params: Params, schedule: Schedule) -> list[Phase]:
+def _phases(account: Account, params: Params, *, start: int, is_known: bool = False) -> list[Phase]:
+    """The phases that a call gives, from ``start`` on; of a schedule that ``is_known`` the first names it."""
     given = params.hashes("phases")
     if not given:
         raise missing_parameter("phases")
     if len(given) > PHASES_MAX:
         raise ApiError(f"A schedule can have at most {PHASES_MAX} current and future phases.", param="phases")
-    current = schedule.phases[schedule.place]
     phases: list[Phase] = []
     for each in given:
-        start = phases[-1].end if phases else current.start
-        phases.append(_phase(account, each, start=start, is_first=not phases))
+        start = phases[-1].end if phases else start
+        phases.append(_phase(account, each, start=start, is_first=is_known and not phases))
     return phases
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.charges import period_line, usage_of
 from meterkit.testing.emulator.invoicing.collection import attempt, finalize, method_of, void
 from meterkit.testing.emulator.invoicing.invoices import Invoice
+from meterkit.testing.emulator.subscribing.beginning import begin, begins_at
 from meterkit.testing.emulator.subscribing.ending import end
 from meterkit.testing.emulator.subscribing.phases import enter_phase, phase_ends_at
+from meterkit.testing.emulator.subscribing.schedules import Schedule
 from meterkit.testing.emulator.subscribing.statuses import pause, set_status
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.replies import JsonObject
 
 __all__ = ["advance"]
+
+Moving: TypeAlias = Invoice | Subscription | Schedule
 
 # https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses: incomplete.
 INCOMPLETE_S: Final = 23 * 3_600
@@ -39,14 +43,16 @@ def advance(account: Account) -> None:
         queue = _Queue(account)
         for invoice in account.invoices.moving():
             queue.put(invoice)
-        for subscription in account.subscriptions:
-            queue.put(subscription)
+        for each in (*account.subscriptions, *account.schedules):
+            queue.put(each)
         while (turn := queue.take()) is not None:
             due, each = turn
             account.checkouts.lapse(now=due)
             with account.at(due):
                 if isinstance(each, Invoice):
                     _turn_invoice(account, each)
+                elif isinstance(each, Schedule):
+                    begin(account, each)
                 else:
                     _turn(account, each)
             queue.put_what_moved(each)
@@ -58,19 +64,22 @@ class _Queue:
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        self._heap: list[tuple[int, int, int, Invoice | Subscription]] = []
+        self._heap: list[tuple[int, int, int, Moving]] = []
         self._due: dict[str, int | None] = {}
         self._places = count()
 
-    def put(self, each: Invoice | Subscription) -> None:
-        """Queue an invoice or a subscription for when it is due next, if it is."""
-        due = each.turns_at if isinstance(each, Invoice) else _turns_at(self._account, each)
+    def put(self, each: Moving) -> None:
+        """Queue an invoice, a subscription or a schedule for when it is due next, if it is."""
+        if isinstance(each, Invoice):
+            due = each.turns_at
+        else:
+            due = begins_at(each) if isinstance(each, Schedule) else _turns_at(self._account, each)
         if due != self._due.get(each.id):
             self._due[each.id] = due
             if due is not None:
                 heappush(self._heap, (due, isinstance(each, Subscription), next(self._places), each))
 
-    def take(self) -> tuple[int, Invoice | Subscription] | None:
+    def take(self) -> tuple[int, Moving] | None:
         """Take what is due first; None where nothing is due yet."""
         while self._heap and self._heap[0][0] <= self._account.behaviour.clock():
             due, _, _, each = heappop(self._heap)
@@ -79,9 +88,9 @@ class _Queue:
                 return due, each
         return None
 
-    def put_what_moved(self, each: Invoice | Subscription) -> None:
+    def put_what_moved(self, each: Moving) -> None:
         """Queue anew what a turn may have moved: a subscription and its invoices."""
-        subscription_id = each.subscription if isinstance(each, Invoice) else each.id
+        subscription_id = each.id if isinstance(each, Subscription) else each.subscription or ""
         self.put(self._account.subscriptions.find(subscription_id))
         for invoice in self._account.invoices.of(subscription_id):
             self.put(invoice)
