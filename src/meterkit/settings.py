@@ -209,11 +209,18 @@ class Settings(BaseSettings):
         return self.stripe_api_key is not None if self.flush is None else self.flush
 
     @property
-    def meter_events_per_s(self) -> float:
-        """How many meter events a second are sent to Stripe at most."""
+    def meter_event_calls_per_s(self) -> float:
+        """How many calls a second are made to send meter events to Stripe, at most."""
         # https://docs.stripe.com/rate-limits: live 1,000 meter events a second, in a sandbox 25 requests.
         is_sandbox = not self.live and (self.stripe_events_base or self.stripe_api_base) is None
         return 20.0 if is_sandbox else 800.0
+
+    @property
+    def meter_events_per_s(self) -> float:
+        """How many meter events a second are sent to Stripe, at most."""
+        # Of a stream live 10,000 events a second, and a hundred in a call.
+        calls = self.meter_event_calls_per_s
+        return calls if self.stripe_transport == "v1" else min(8_000.0, 100 * calls)
 
     @property
     def live(self) -> bool:

@@ -276,6 +276,17 @@ async def test_more_events_than_are_sent(directory: Path, sound: Server, stripe_
     finding = await the_finding(directory, sound.url, **settings, flush_interval=0.05)
     assert finding.check == "throughput"
     assert "makes 820 meter events a second at least; 800 are sent" in finding.problem
+    streams = {**settings, "stripe_transport": "v2-stream", "stripe_webhook_secret": "whsec_1"}
+    assert (await examined(directory, sound.url, **streams, flush_interval=0.05)).findings == []
+
+
+async def test_streams_whose_refusals_nobody_hears_of(
+    directory: Path, sound: Server, stripe_url: str
+) -> None:
+    settings: dict[str, Any] = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url}
+    finding = await the_finding(directory, sound.url, **settings, stripe_transport="v2-stream")
+    assert finding.check == "stripe"
+    assert "METERKIT_STRIPE_WEBHOOK_SECRET" in finding.cure
 
 
 async def test_a_link_that_was_not_made_to_its_end(directory: Path, sound: Server) -> None:

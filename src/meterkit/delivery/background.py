@@ -36,7 +36,9 @@ async def flusher_for(store: Store, settings: Settings) -> AsyncGenerator[Flushe
     summaries = StripeSummaries(StripeApi(settings))
     try:
         module: Any = import_module("meterkit.delivery.flusher")
-        yield module.Flusher(store, transport, calls_per_s=settings.meter_events_per_s, summaries=summaries)
+        yield module.Flusher(
+            store, transport, calls_per_s=settings.meter_event_calls_per_s, summaries=summaries
+        )
     finally:
         await transport.close()
         await summaries.close()

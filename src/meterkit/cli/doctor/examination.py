@@ -349,7 +349,9 @@ async def _stripe(kit: MeterKit) -> _Looked:
         return "", [refused]
     finally:
         await api.close()
-    return f"{len(meters):,} meters", findings.meters_at_stripe(meter_differences(kit.catalog, meters))
+    found = findings.meters_at_stripe(meter_differences(kit.catalog, meters))
+    is_told = kit.settings.stripe_transport == "v1" or bool(kit.settings.stripe_webhook_secret)
+    return f"{len(meters):,} meters", found if is_told else [*found, findings.UNTOLD]
 
 
 async def _webhooks(seen: _Seen) -> _Looked:

@@ -20,6 +20,7 @@ __all__ = [
     "CLOCK_APART_MS",
     "INTENT_OLD_MS",
     "OVERDUE_MS",
+    "UNTOLD",
     "Finding",
     "clock",
     "eviction",
@@ -327,7 +328,8 @@ def throughput(*, customers: int, intents: int, interval_s: float, limit_per_s: 
                 check="throughput",
                 problem=f"usage of {customers:,} customers each {interval_s:g} s makes"
                 f" {customers / interval_s:,.0f} meter events a second at least; {limit_per_s:,.0f} are sent",
-                cure=f"set METERKIT_FLUSH_INTERVAL to {longer:,.0f} at least",
+                cure=f"set METERKIT_FLUSH_INTERVAL to {longer:,.0f} at least, or"
+                " METERKIT_STRIPE_TRANSPORT to v2-stream",
             )
         )
     if intents / limit_per_s > max(_BACKLOG_S, interval_s):
@@ -352,6 +354,15 @@ def half_linked(claims: Sequence[tuple[str, str]]) -> list[Finding]:
         )
         for customer, stripe_customer in claims
     ]
+
+
+UNTOLD: Final = Finding(
+    check="stripe",
+    problem="usage goes by meter event streams, and nobody hears of what Stripe refuses of them: no webhook"
+    " secret is set",
+    cure="have Stripe post its thin events about meters to the webhook endpoint, and set"
+    " METERKIT_STRIPE_WEBHOOK_SECRET",
+)
 
 
 def meters_at_stripe(differences: Iterable[str]) -> list[Finding]:
