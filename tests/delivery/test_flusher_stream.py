@@ -116,7 +116,7 @@ async def test_a_batch_that_has_no_session_waits_and_nothing_of_it_is_dead(store
 async def test_no_event_is_to_blame_where_no_session_is_given(store_url: str, status: int) -> None:
     async with stream_desk(store_url) as at:
         await record_some(at, 3)
-        at.emulator.fail_next("error", status=status, path=SESSION, message="No such meter event.")
+        at.emulator.fail_next("error", status=status, path=SESSION, message="Odd.")
         report = await at.flush(everything=True, timeout_s=0)
         assert (report.delivered, report.dead, report.parked, calls(at)) == (0, 0, 0, [])
         at.clock.advance(timedelta(minutes=2))

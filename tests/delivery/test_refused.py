@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import desk
+from delivering import delivered, desk
 from hooking import SECRET
 from meterkit import MeterkitError
 from meterkit.delivery.refused import take_refusals
@@ -113,8 +113,26 @@ async def test_what_was_refused_has_another_identifier_and_is_left_alone_by_flus
         assert len(at.emulator.requests) == before
 
 
-async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str) -> None:
+async def test_it_is_taken_off_the_period_that_it_was_of(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown")
+        for quantity, month, day in ((7, 6, 28), (9, 7, 5), (11, 7, 9)):
+            at.clock.set(datetime(2031, month, day, tzinfo=UTC))
+            await at.kit.record("lost", "requests", quantity)
+            await at.flush(everything=True)
+        june, july = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
+        seen: list[tuple[int, ...]] = []
+        for event in at.emulator.thin_events[:2]:
+            await take_refusals(at.kit.store, api, event.id)
+            totals = await at.totals("lost")
+            seen.append(
+                tuple(delivered(totals, begin, "requests", kind) for begin in (june, july) for kind in "dx")
+            )
+    assert seen == [(0, 7, 20, 0), (0, 7, 11, 9)]
+
+
+async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str, valkey: Server) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
         await at.kit.customers.link("lost", "cus_unknown")
         await at.kit.record("lost", "requests", 7)
         at.emulator.fail_next("drop", when="after")
@@ -122,6 +140,7 @@ async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str) 
         assert await places(at, "lost") == {"queued": 7}
         await take_all(at, api)
         assert await places(at, "lost") == {"dead": 7}
+        assert valkey.command("ZCARD", "mk:{0}:outbox") == 0
         at.clock.advance(timedelta(minutes=5))
         assert (await at.flush(everything=True)).delivered == 0
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from meterkit.cli.doctor import findings, several
+from meterkit.cli.doctor import findings, several, stripe_findings
 from meterkit.cli.doctor.examined import Examination
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.doctor.hooks import look_at_webhooks
@@ -343,15 +343,15 @@ async def _stripe(kit: MeterKit) -> _Looked:
     try:
         meters = await api.list("/v1/billing/meters")
     except StripeError as error:
-        refused = findings.refused_by_stripe(error)
+        refused = stripe_findings.refused_by_stripe(error)
         if isinstance(refused, str):
             raise _UnseenError(refused) from None
         return "", [refused]
     finally:
         await api.close()
-    found = findings.meters_at_stripe(meter_differences(kit.catalog, meters))
+    found = stripe_findings.meters_at_stripe(meter_differences(kit.catalog, meters))
     is_told = kit.settings.stripe_transport == "v1" or bool(kit.settings.stripe_webhook_secret)
-    return f"{len(meters):,} meters", found if is_told else [*found, findings.UNTOLD]
+    return f"{len(meters):,} meters", found if is_told else [*found, stripe_findings.UNTOLD]
 
 
 async def _webhooks(seen: _Seen) -> _Looked:
