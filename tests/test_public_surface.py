@@ -68,6 +68,7 @@ NAMES = [
     "Proration",
     "QuantityError",
     "RateUsage",
+    "Reconciled",
     "Reservation",
     "SeatsInUseError",
     "Settings",

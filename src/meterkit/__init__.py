@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision, GaugeLevel
     from meterkit.delivery.flusher import Flusher
+    from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport, Unsealed
     from meterkit.errors import (
         CustomerError,
@@ -130,6 +131,7 @@ __all__ = [
     "Proration",
     "QuantityError",
     "RateUsage",
+    "Reconciled",
     "Reservation",
     "SeatsInUseError",
     "Settings",
@@ -207,6 +209,7 @@ _HOMES = {
     "Preview": "meterkit.subscriptions.service.results",
     "Proration": "meterkit.subscriptions.rules.proration",
     "RateUsage": "meterkit.store.rate_usage",
+    "Reconciled": "meterkit.delivery.reconciling",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
     "StreamTap": "meterkit.tokens.tap",

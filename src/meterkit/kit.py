@@ -18,6 +18,7 @@ from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import flush_forever, flusher_for
+from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError
 from meterkit.notify import Handlers, Teller
@@ -57,8 +58,7 @@ if TYPE_CHECKING:
 __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
-_HANDLERS_S = 5.0
-_LOOK_EVERY_S = 2.0
+_HANDLERS_S, _LOOK_EVERY_S = 5.0, 2.0
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
@@ -108,6 +108,7 @@ class MeterKit:
         self.gauges = Gauges(self.store)
         self.outbox = Intents(self.store)
         stripe = StripeAccess(self.settings)
+        self.reconcile = Reconciler(self.store, stripe.api).reconcile
         self.webhooks = webhooks_of(self.store, self.settings, stripe)
         self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch)
         self._handlers = Handlers()
@@ -315,8 +316,7 @@ class MeterKit:
         """Take back units that were recorded in this billing period, once an id; a result a meter.
 
         Overage goes before credits, grants and included. What Stripe was sent stays recorded: there is a
-        grant for it from the next period on, or it is said what to credit by hand. ``reason``, and ``by``
-        whom, are entered into the customer's ledger.
+        grant for it from the next period on, or it is said what to credit by hand.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.gauges import Gauges
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
+    from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings
     from meterkit.store.corrections import Corrected
@@ -83,6 +84,9 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
         correction_id: str,
         by: str = "api",
     ) -> Sequence[Corrected]: ...
+    async def reconcile(
+        self, customer: str | None = None, *, at: datetime | None = None, repair: bool = False
+    ) -> Sequence[Reconciled]: ...
     async def usage(self, customer: str) -> CustomerUsage: ...
     async def rates(self, customer: str) -> Sequence[RateUsage]: ...
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
@@ -110,6 +114,7 @@ class SyncMeterKit:
         self.record = loop.blocking(kit.record)
         self.record_usage = loop.blocking(kit.record_usage)
         self.correct = loop.blocking(kit.correct)
+        self.reconcile = loop.blocking(kit.reconcile)
         self.usage = loop.blocking(kit.usage)
         self.rates = loop.blocking(kit.rates)
         self.flush = loop.blocking(kit.flush)

@@ -25,6 +25,7 @@ COMMANDS: Final = {
         "correct",
         "grants",
         "plans",
+        "reconcile",
         "stripe",
         "webhooks",
     ),

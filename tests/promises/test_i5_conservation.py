@@ -83,6 +83,7 @@ class Walk:
         self.second = second
         self.random = Random(seed)  # noqa: S311 - a schedule, not a secret
         self.linked: set[str] = set()
+        self.corrected: list[tuple[str, str, str]] = []
         self.recorded: dict[tuple[str, str, str], int] = {}
         self.steps: list[Callable[[], Coroutine[Any, Any, None]]] = [
             *[self.record] * 6,
@@ -91,6 +92,7 @@ class Walk:
             self.fault,
             self.link,
             *[self.see_to] * 2,
+            self.correct,
             *[self.wait] * 2,
             self.month,
         ]
@@ -156,6 +158,14 @@ class Walk:
             chosen = self.random.choice(["redrive", "park", "drop"])
             await getattr(outbox, chosen)(identifier, reason="the test wants it")
 
+    async def correct(self) -> None:
+        """Somebody takes units back."""
+        customer, meter = self.random.choice(CUSTOMERS), self.random.choice(list(REPORTED))
+        asked, name = {meter: self.random.choice([1, 50, 10**9])}, f"c-{len(self.corrected)}"
+        (found,) = await self.at.kit.correct(customer, asked, reason="a walk", correction_id=name)
+        self._count(customer, meter, -found.taken_back)
+        self.corrected.append((customer, str(bounds_at(self.at.clock.now_ms).start_ms), meter))
+
     async def wait(self) -> None:
         self.at.clock.advance(timedelta(seconds=self.random.choice([1, 30, 70, 400, 7_000])))
 
@@ -169,6 +179,10 @@ class Walk:
         for (owner, period, meter), quantity in self.recorded.items():
             if owner == customer:
                 counts = found.get((period, meter), {})
+                if (owner, period, meter) in self.corrected:  # What was sent stays in its class.
+                    paid = sum(counts.get(kind, 0) for kind in "igco")
+                    assert paid == quantity, (customer, period, meter)
+                    continue
                 within = min(quantity, INCLUDED.get(meter, quantity))
                 expected = (within, quantity - within)
                 assert (counts.get("i", 0), counts.get("o", 0)) == expected, (customer, period, meter)

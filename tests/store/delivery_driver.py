@@ -432,9 +432,9 @@ class Delivery(Checks):
         if reply[0] <= 1 and len(reply) > 2:
             told = reply.pop().decode()
             if kept is not None:
-                assert json.loads(told) == kept
+                self._compare("what is kept", kept, json.loads(told))
                 self.shard.strings[ONCE] = told
-            assert told == self.shard.strings[ONCE]
+            self._compare("what is told", self.shard.strings[ONCE], told)
         self.check(f"restore {name} {view} {restored} {times}", expected, reply, found)
 
     def _ask_restore(

@@ -18,6 +18,7 @@ from meterkit.cli import (
     migrate,
     outbox,
     plans,
+    reconcile,
     routes,
     stripe,
     usage,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
+    reconcile,
     *(stripe, webhooks),
 )
 for part in _PARTS:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
 
-__all__ = ["commands"]
+__all__ = ["commands", "day_of"]
 
 commands = typer.Typer()
 
@@ -64,7 +64,7 @@ async def usage(
         raise typer.BadParameter("give CUSTOMER or --all")
     if as_csv and session.json:
         raise typer.BadParameter("give --csv or --json")
-    at_ms = None if period is None else to_ms(_day(period))
+    at_ms = None if period is None else to_ms(day_of(period))
     async with session.kit(customer) as kit:
         if customer is None:
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
@@ -79,7 +79,8 @@ async def usage(
         session.show(found, lambda: _tell(found, rates, kit.catalog.currency))
 
 
-def _day(text: str) -> datetime:
+def day_of(text: str) -> datetime:
+    """A day, or the first of a month, in UTC; what cannot be read ends the command with 2."""
     try:
         found = datetime.fromisoformat(f"{text}-01" if len(text) == len("2026-10") else text)
     except ValueError:

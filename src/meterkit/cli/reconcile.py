@@ -1,0 +1,76 @@
+"""``meterkit reconcile``: our books against Stripe's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.session import Session, command
+from meterkit.cli.usage import day_of
+
+if TYPE_CHECKING:
+    from meterkit import Reconciled
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+_RARE: Final = frozenset({"waiting", "parked", "late", "dead", "advice"})
+
+
+@command(commands)
+async def reconcile(
+    session: Session,
+    customer: Annotated[
+        str | None, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer. Default: all.")
+    ] = None,
+    *,
+    period: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE",
+            help="The billing period that this day lies in, such as 2026-10-01 or 2026-10, in UTC.",
+        ),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Do what is unambiguous about what Stripe may have.")
+    ] = False,
+) -> None:
+    """Compare what was delivered with what Stripe has counted.
+
+    To the unit, for each customer and meter. Of a period that is over this is its close report. Exits 1 where
+    there is a difference, or something is parked.
+    """
+    at = None if period is None else day_of(period)
+    async with session.kit() as kit:
+        found = await kit.reconcile(customer, at=at, repair=repair)
+    rows = [_row(one) for one in found]
+    session.show(
+        [{**asdict(one), "agrees": one.agrees} for one in found],
+        lambda: print_records(rows, rare=_RARE, empty="nothing of this period goes to Stripe"),
+    )
+    differing = [one for one in found if not one.agrees]
+    if differing:
+        if not session.json:
+            print_note(f"{len(differing)} of {len(found)} do not agree with Stripe")
+        raise typer.Exit(1)
+
+
+def _row(one: Reconciled) -> dict[str, object]:
+    return {
+        "customer": one.customer,
+        "meter": one.meter,
+        "period": f"{date_and_time(one.period_start)}{'' if one.is_closed else ', open'}",
+        "recorded": one.recorded,
+        "waiting": one.waiting,
+        "parked": one.parked,
+        "delivered": one.delivered,
+        "confirmed": "unknown" if one.confirmed is None else one.confirmed,
+        "difference": "unknown" if one.difference is None else one.difference,
+        "late": one.late,
+        "dead": one.dead,
+        "advice": one.advice,
+    }

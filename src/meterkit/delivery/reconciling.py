@@ -1,0 +1,217 @@
+"""``kit.reconcile``: what was recorded, delivered by our books, and counted by Stripe, to the unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.ambiguity import may_be_sent_again
+from meterkit.decisions.periods import check_aware, to_ms
+from meterkit.delivery.comparing import CAUSE, Comparer
+from meterkit.delivery.report import FlushReport
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import StripeError
+from meterkit.store.all_usage import customers_with_counts
+from meterkit.store.customer_id import check_customer
+from meterkit.store.history import history_of
+from meterkit.store.outbox_by_hand import Intents
+from meterkit.store.state_changes import States
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+__all__ = ["Reconciled", "Reconciler"]
+
+_MINUTE_MS: Final = 60_000
+_AHEAD_MS: Final = 4 * _MINUTE_MS
+_AT_ONCE: Final = 100
+_NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled:
+    """One customer, meter and period: our books and Stripe's, in the meter's unit.
+
+    Attributes:
+        stripe_customer: None: the customer is not linked.
+        event_name: of the meter at Stripe.
+        period_start, period_end: of the billing period.
+        is_closed: whether that is over: then this is its close report.
+        recorded: all that was recorded, what does not go to Stripe included.
+        waiting: pending, unlinked, queued or being sent.
+        parked: Stripe may have it, or a person must decide.
+        delivered: accepted by Stripe, by our books.
+        confirmed: what Stripe's summaries say that it has counted; None: it has no such customer or meter.
+        difference: ``confirmed`` - ``delivered``; None where the former is.
+        late: came for this period when it was closed.
+        dead: never accepted, or dropped.
+        advice: what to do; empty: nothing, the books agree.
+    """
+
+    customer: str
+    stripe_customer: str | None
+    meter: str
+    event_name: str
+    period_start: datetime
+    period_end: datetime
+    is_closed: bool
+    recorded: int
+    waiting: int
+    parked: int
+    delivered: int
+    confirmed: int | None
+    difference: int | None
+    late: int
+    dead: int
+    advice: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether Stripe has counted what was delivered, and nothing is parked."""
+        return self.difference in {None, 0} and not (
+            self.parked or (self.delivered and self.difference is None)
+        )
+
+
+class Reconciler:
+    """Compares our books with Stripe's.
+
+    Args:
+        store: where usage is counted.
+        api: the way to Stripe; made when it is first needed.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._api = api
+
+    async def reconcile(
+        self, customer: str | None = None, *, at: datetime | None = None, repair: bool = False
+    ) -> Sequence[Reconciled]:
+        """Each customer and meter that something of a period goes to Stripe of, compared with Stripe's books.
+
+        Args:
+            customer: whose; default: of all.
+            at: an instant of the period (aware), of the last 400 days; default: now.
+            repair: have what Stripe may have compared with the summary of its minute, and do what follows:
+                see :meth:`meterkit.Intents.redrive`. That takes two looks, ten minutes apart.
+
+        Raises:
+            CustomerError, MeterkitError: an argument cannot be used.
+            SettingsError: no Stripe key is set.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        if at is not None:
+            check_aware("at", at)
+        store, summaries = self._store, StripeSummaries(self._api())
+        await summaries.refresh()
+        if customer is None:
+            customers = await customers_with_counts(store)
+        else:
+            customers = [check_customer(customer)]
+        if repair:
+            await self._repair(customer, summaries)
+        at_ms = None if at is None else to_ms(at)
+        found: list[Reconciled] = []
+        for first in range(0, len(customers), _AT_ONCE):
+            for usage in await store.usage_of_many(customers[first : first + _AT_ONCE], at_ms=at_ms):
+                found += await self._of_customer(usage, summaries)
+        return found
+
+    async def _repair(self, customer: str | None, summaries: StripeSummaries) -> None:
+        """Have what Stripe may have compared, and compare what is due."""
+        outbox, now_ms = Intents(self._store), self._store.now_ms()
+        for intent in await outbox.list(state="parked", customer=customer, limit=100_000):
+            first = intent.first_attempt_at
+            is_open = first is not None and not may_be_sent_again(to_ms(first), now_ms)
+            if is_open and intent.compared_at is None:
+                await outbox.redrive(intent.identifier, by=CAUSE)
+        await Comparer(self._store, summaries).compare_due(FlushReport())
+
+    async def _of_customer(self, usage: CustomerUsage, summaries: StripeSummaries) -> list[Reconciled]:
+        customer, period, now_ms = usage["customer"], usage["period"], self._store.now_ms()
+        _, state = await States(self._store).read(customer)
+        start_ms, end_ms = to_ms(period["start"]), to_ms(period["end"])
+        # A minute that something is stamped with lies wholly in the period.
+        start_s = -(-start_ms // _MINUTE_MS) * 60
+        end_s = min(end_ms, now_ms + _AHEAD_MS) // _MINUTE_MS * 60
+        found: list[Reconciled] = []
+        for name, meter in self._store.catalog.meters.items():
+            counts = usage["meters"][name]
+            waiting = counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
+            parked, delivered = counts["parked"], counts["delivered"]
+            if meter.stripe is None or not (
+                waiting or parked or delivered or counts["late"] or counts["dead"]
+            ):
+                continue
+            event_name, confirmed = meter.stripe.event_name, None
+            if state.stripe_customer is not None and start_s < end_s:
+                confirmed = await _counted(summaries, event_name, state.stripe_customer, (start_s, end_s))
+            difference = None if confirmed is None else confirmed - delivered
+            found.append(
+                Reconciled(
+                    customer=customer,
+                    stripe_customer=state.stripe_customer,
+                    meter=name,
+                    event_name=event_name,
+                    period_start=period["start"],
+                    period_end=period["end"],
+                    is_closed=end_ms <= now_ms,
+                    recorded=counts["recorded"],
+                    waiting=waiting,
+                    parked=parked,
+                    delivered=delivered,
+                    confirmed=confirmed,
+                    difference=difference,
+                    late=counts["late"],
+                    dead=counts["dead"],
+                    advice=await self._advice(usage, difference, parked, delivered),
+                )
+            )
+        return found
+
+    async def _advice(self, usage: CustomerUsage, difference: int | None, parked: int, delivered: int) -> str:
+        """What a person must do; empty: nothing."""
+        if difference is None:
+            return "Stripe has no such meter or customer, or the customer is not linked any more" * bool(
+                delivered
+            )
+        if not difference and not parked:
+            return ""
+        start = usage["period"]["start"]
+        entries = await history_of(self._store, usage["customer"])
+        if any(entry.kind == "link" and entry.at >= start and entry.before for entry in entries):
+            return (
+                "the link has changed in this period: what went to the other Stripe customer is not seen here"
+            )
+        if parked and 0 <= difference <= parked:
+            return (
+                f"{parked} are parked, of which Stripe may have {difference}: --repair compares what can be,"
+                " `meterkit outbox list --state parked` has the rest"
+            )
+        if difference > 0:
+            return f"Stripe has {difference} more than was delivered: something else sends to this meter"
+        return (
+            f"Stripe has counted {-difference} less than it accepted: it counts within minutes, else see its"
+            " meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
+        )
+
+
+async def _counted(
+    summaries: StripeSummaries, event_name: str, stripe_customer: str, span_s: tuple[int, int]
+) -> int | None:
+    """What Stripe has counted; None where it has no such customer or meter."""
+    try:
+        counted = await summaries.counted(event_name, stripe_customer, *span_s)
+    except StripeError as error:
+        if error.status not in _NOT_THERE:
+            raise
+        return None
+    return None if counted is None else int(counted)
