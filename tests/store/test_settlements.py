@@ -216,6 +216,7 @@ class Line:
         self.fenced: list[str] = []
         self.warnings: list[str] = []
         self.connected = True
+        self.spool = None
         self.tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -235,6 +236,9 @@ class Line:
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self.tasks.append(asyncio.create_task(work))
         return self.tasks[-1]
+
+    def later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+        raise NotImplementedError  # Only what goes to a spool is waited for.
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)

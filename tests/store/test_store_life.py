@@ -136,11 +136,12 @@ async def test_stopping_settles_what_is_left(valkey: Server) -> None:
 @pytest.mark.anyio
 @pytest.mark.each_loop
 async def test_stopping_without_a_store_ends_and_says_what_is_not_settled(
-    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.1)
+    (tmp_path / "spool").touch()  # Nothing can be put into it.
     async with TcpProxy(valkey.port) as proxy:
-        kit = kit_at(proxy.url)
+        kit = kit_at(proxy.url, spool_dir=tmp_path / "spool")
         await kit.start()
         await proxy.set("refuse")
         for number in range(12):

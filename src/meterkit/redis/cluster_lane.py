@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from meterkit.redis.connection import Call, ReplyError
-    from meterkit.redis.producer import QueueLane
     from meterkit.redis.reconnect import AnyConnection
+    from meterkit.redis.settling import QueueLane, Spooling
 
 __all__ = ["ClusterLane"]
 
@@ -78,7 +78,12 @@ class ClusterLane(Lane):
         super()._on_connection(connection)
         if isinstance(connection, ClusterConnection):
             # What is on its way to where a shard was may still be applied: fencing has the last word.
-            connection.on_place = lambda shard: self.queues[shard].disconnected()
+            connection.on_place = self._on_place
+
+    def _on_place(self, shard: int) -> None:
+        self.queues[shard].disconnected()
+        if self.spool is not None and self.at(shard) is not None:
+            self.spool.connected()
 
 
 class _ShardLane:
@@ -101,6 +106,11 @@ class _ShardLane:
         """Whether nothing that begins now will be ended."""
         return self._lane.stopping
 
+    @property
+    def spool(self) -> Spooling | None:
+        """Where settlements go that cannot be sent."""
+        return self._lane.spool
+
     async def fence(self, key: str) -> int:
         """Fence a producer; the last number it applied."""
         return await self._lane.fence_at(self._shard, key)
@@ -114,6 +124,10 @@ class _ShardLane:
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
         """Run in the background until the lane stops; None where it has stopped."""
         return self._lane.spawn(work)
+
+    def later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+        """Have something done after some seconds."""
+        return self._lane.later(after_s, do)
 
     def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""

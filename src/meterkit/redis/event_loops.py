@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
+    from meterkit.redis.settling import Spooling
     from meterkit.redis.tallies import Tallies
     from meterkit.redis.url import Place
 
@@ -52,6 +53,7 @@ class EventLoops:
     Attributes:
         lanes: of each event loop.
         tallies: what each lane counts durations in; None: nothing is counted.
+        new_spool: makes the spool of a lane; None: it has none.
         before_stop: awaited in a loop before what belongs to it is closed.
 
     Raises:
@@ -86,6 +88,7 @@ class EventLoops:
         self._forked: list[object] = []
         self._inspected: set[str] = set()
         self.tallies: Tallies | None = None
+        self.new_spool: Callable[[Lane], Spooling] | None = None
         self.before_stop: Callable[[], Awaitable[None]] = _nothing
         _everywhere.add(self)
 
@@ -127,6 +130,7 @@ class EventLoops:
                 now_ms=lambda: int(self._clock() * 1000),
             )
             lane.measure(self.tallies)
+            lane.spool = None if self.new_spool is None else self.new_spool(lane)
             await self._keep(loop)
             lane.begin()
         return lane

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
     from meterkit.redis.connection import Call
-    from meterkit.redis.producer import QueueLane, Settlement
     from meterkit.redis.reconnect import AnyConnection, Connector
     from meterkit.redis.scripts import Script
+    from meterkit.redis.settling import QueueLane, Settlement, Spooling
     from meterkit.redis.tallies import Tallies
 
 __all__ = ["Lane", "waited_for"]
@@ -57,6 +57,7 @@ class Lane:
             :func:`~meterkit.redis.connection.give_up`, or uses :meth:`ask`.
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
+        spool: where settlements wait on disk; None: they wait in memory, and are lost with the process.
         is_served: whether the kit was started for this event loop, not only its store.
     """
 
@@ -86,6 +87,7 @@ class Lane:
         self._loading: set[AnyConnection] = set()
         self._warned_at = -_WARN_EVERY_S
         self.stopping = False
+        self.spool: Spooling | None = None
         self.queues = [SettlementQueue(self.lane_of(shard), keys, shard) for shard in range(keys.shards)]
 
     def lane_of(self, shard: int) -> QueueLane:
@@ -118,6 +120,10 @@ class Lane:
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._drain()
+        for queue in self.queues:
+            queue.spill()
+        if self.spool is not None:
+            await self.spool.flush()
         self.stopping = True
         self.renewal.stop()
         if self._producer_renewal is not None:
@@ -126,20 +132,23 @@ class Lane:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        left = [] if self.spool is None else [*await self.spool.close()]
         await self._reconnector.stop()
-        left = [settlement for queue in self.queues for settlement in queue.abandon()]
+        left += [settlement for queue in self.queues for settlement in queue.abandon()]
         if left:
             _tell_lost(left)
 
     @property
     def unsettled(self) -> int:
         """Settlements that the store has not acknowledged."""
-        return sum(queue.unsettled for queue in self.queues)
+        waiting = 0 if self.spool is None else self.spool.kept
+        return waiting + sum(queue.unsettled for queue in self.queues)
 
     @property
     def lost(self) -> int:
         """Settlements that the store acknowledged and has lost since, or that found no room to wait."""
-        return sum(queue.lost for queue in self.queues)
+        lost = 0 if self.spool is None else self.spool.lost
+        return lost + sum(queue.lost for queue in self.queues)
 
     @property
     def connected(self) -> bool:
@@ -218,6 +227,10 @@ class Lane:
         task.add_done_callback(self._done)
         return task
 
+    def later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
+        """Have something done after some seconds."""
+        return self._loop.call_later(after_s, do)
+
     def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""
         now = self._loop.time()
@@ -240,6 +253,8 @@ class Lane:
         if connection is None:
             for queue in self.queues:
                 queue.disconnected()
+        elif self.spool is not None:
+            self.spool.connected()
 
     def measure(self, tallies: Tallies | None) -> None:
         """Have the durations of requests counted, or not."""
@@ -268,7 +283,7 @@ class Lane:
                 queue.resume()
             if self._connection is not None:
                 await self.replies()
-            if not self.unsettled:
+            if not self.unsettled or (self.spool is not None and self.is_away):
                 return
             self._reconnector.begin()
             await asyncio.sleep(_DRAIN_PAUSE_S)

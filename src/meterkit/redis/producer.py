@@ -14,97 +14,34 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import QuantityError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.resp import pack_each, pack_numbers
+from meterkit.redis.settle_replies import DAMAGED, DUPLICATE, OK, REFUSED, STALE
+from meterkit.redis.settling import Sent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-
     from meterkit.decisions.keys import Keys
+    from meterkit.redis.settling import QueueLane, Settlement
 
-__all__ = ["QueueLane", "Settlement", "SettlementQueue", "pack_sequence"]
+__all__ = ["SettlementQueue", "pack_sequence"]
 
 _log = logging.getLogger("meterkit.store")
 
 _ERROR: Final = -1
-_OK: Final = 0
 _OK_LENGTH: Final = 2
-_DUPLICATE: Final = 1
-_STALE: Final = 4
-_REFUSED: Final = 6
-_DAMAGED: Final = 7
 
 _WAITING_MAX: Final = 10_000
+_SPILL_AFTER_S: Final = 1.0
 _PAUSE_MAX_S: Final = 1.0
 _WINDOW_FIRST: Final = 16
-
-
-class Settlement(Protocol):
-    """What a request came to, ready to be numbered."""
-
-    slot: int
-    waiter: asyncio.Future[None] | None
-
-    @property
-    def customer(self) -> str:
-        """Whose it is."""
-        ...
-
-    def pack(self) -> tuple[bytes, bytes]:
-        """The request up to the producer's key, and from there to its place, by the state in force."""
-        ...
-
-    def on_stale(self, reply: list[Any]) -> None:
-        """Take the state that the store has come to since."""
-
-    def on_refused(self, field: bytes) -> None:
-        """Take word that the store can never apply this."""
-
-    def on_damaged(self, field: bytes) -> None:
-        """Take word that the store cannot apply this: what it keeps of the customer is damaged."""
-
-    def on_notices(self, notices: list[bytes]) -> None:
-        """Take word of the credits whose balance has become low by it, and of its being late."""
 
 
 def pack_sequence(slot: int, sequence: int) -> bytes:
     """The slot of a settlement's holds and its number, as the request ends but for the clock."""
     return b"$16\r\n%b\r\n" % pack_numbers((slot, sequence))
-
-
-class QueueLane(Protocol):
-    """What a queue needs of the lane."""
-
-    @property
-    def stopping(self) -> bool:
-        """Whether nothing that begins now will be ended."""
-        ...
-
-    @property
-    def post(self) -> Callable[[Sequence[bytes], Any], None] | None:
-        """Sends a request whose reply goes to a receiver; None while there is no connection."""
-        ...
-
-    async def fence(self, key: str) -> int:
-        """Fence a producer, waiting for a connection if there is none.
-
-        Returns:
-            The last number that it applied; -1 where the store has no record of it.
-        """
-        ...
-
-    async def replies(self) -> None:
-        """Wait for a connection if there is none, and until all that was sent on it is answered."""
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
-        """Run in the background until the lane stops; None where it has stopped."""
-        ...
-
-    def warn(self, message: str) -> None:
-        """Say what goes wrong, but not again and again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -144,32 +81,32 @@ class Producer:
         settlement = self.inflight.popleft()
         answer: list[Any] = reply if isinstance(reply, list) and reply else [_ERROR]
         code = answer[0]
-        if code == _OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.unapplied:
+        if code == OK and len(answer) == _OK_LENGTH and settlement.waiter is None and not self.unapplied:
             # As below, but shorter: nearly all end so.
             self.acknowledged += 1
             self.queue.pause_s = 0.0
             return
-        if self.unapplied or code not in {_OK, _DUPLICATE, _REFUSED, _DAMAGED}:
+        if self.unapplied or code not in {OK, DUPLICATE, REFUSED, DAMAGED}:
             if isinstance(reply, ReplyError) and reply.of_script:
                 self.failed[len(self.unapplied)] = str(reply)
-            elif code == _DAMAGED:
+            elif code == DAMAGED:
                 self.failed[len(self.unapplied)] = f"field {answer[1].decode()} is not a whole number"
             self.unapplied.append(settlement)
-            if code == _STALE:
+            if code == STALE:
                 self.queue.take_state(settlement, answer)
             self.queue.restart(reply)
             return
         self.acknowledged += 1
         self.queue.pause_s = 0.0
-        if code == _REFUSED:
+        if code == REFUSED:
             _resolve(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
             settlement.on_refused(answer[1])
-        elif code == _DAMAGED:
+        elif code == DAMAGED:
             why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
             _resolve(settlement, StoreError(why, executed=False))
             settlement.on_damaged(answer[1])
         _resolve(settlement, None)
-        if code == _OK and len(answer) > _OK_LENGTH:
+        if code == OK and len(answer) > _OK_LENGTH:
             settlement.on_notices(answer[_OK_LENGTH:])
 
 
@@ -193,7 +130,7 @@ class SettlementQueue:
     """
 
     __slots__ = (
-        *("_keys", "_lane", "_recovering", "_recovery", "_shard"),
+        *("_is_away", "_keys", "_lane", "_patience", "_recovering", "_recovery", "_shard"),
         *("lost", "pause_s", "producer", "waiting"),
     )
 
@@ -203,6 +140,8 @@ class SettlementQueue:
         self._shard = shard
         self._recovering = False
         self._recovery: asyncio.Task[None] | None = None
+        self._is_away = False
+        self._patience: asyncio.TimerHandle | None = None
         self.lost = 0
         self.pause_s = 0.0
         self.waiting: deque[Settlement] = deque()
@@ -220,17 +159,43 @@ class SettlementQueue:
             return
         if self._lane.stopping:
             self._lose(settlement, "it came after the kit was stopped")
-        elif len(self.waiting) >= _WAITING_MAX:
+        elif len(self.waiting) >= _WAITING_MAX and self._lane.spool is None:
             self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
         else:
             self.waiting.append(settlement)
+            if self._is_away or len(self.waiting) > _WAITING_MAX:
+                self.spill()
             self.restart(None)
+
+    def spill(self) -> None:
+        """Hand to the spool, if there is one, what the store has not acknowledged."""
+        spool, producer = self._lane.spool, self.producer
+        if spool is None or not self.unsettled:
+            return
+        # Its late replies are nobody's: fencing has the last word.
+        sent = [
+            (settlement, Sent(producer.key, producer.acknowledged + nth, producer.acknowledged))
+            for nth, settlement in enumerate(producer.unsettled, start=1)
+        ]
+        kept: list[tuple[Settlement, Sent | None]] = [
+            *sent,
+            *((settlement, None) for settlement in self.waiting),
+        ]
+        for left in (producer.inflight, producer.unapplied, producer.unanswered, self.waiting):
+            left.clear()
+        self.producer = self._new_producer()
+        if self._recovery is not None:
+            self._recovery.cancel()
+            self._recovery, self._recovering = None, False
+        spool.keep(self._shard, kept)
 
     def restart(self, why: Any) -> None:
         """Begin anew with another producer."""
-        if not self._recovering:
+        if not self._recovering and self.unsettled:
             if isinstance(why, Exception):
                 self._lane.warn(f"settlements are sent again: {why}")
+            if self._patience is None and self._lane.spool is not None:
+                self._patience = self._lane.later(_SPILL_AFTER_S, self._lose_patience)
             self._recovery = self._lane.spawn(self._recover())
             self._recovering = self._recovery is not None
 
@@ -244,7 +209,7 @@ class SettlementQueue:
 
     def disconnected(self) -> None:
         """Take word that what is in flight will not be answered."""
-        producer = self.producer
+        producer, self._is_away = self.producer, False
         if producer.inflight:
             producer.unanswered += producer.inflight
             producer.inflight.clear()
@@ -289,6 +254,16 @@ class SettlementQueue:
         post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
         return True
 
+    def _lose_patience(self) -> None:
+        self._patience = None
+        if self.unsettled and self._lane.spool is not None and not self._lane.stopping:
+            if self._lane.post is None:
+                # A short hiccup touches no disk; from now on all that comes goes there at once.
+                self._is_away = True
+                self.spill()
+            else:
+                self._patience = self._lane.later(_SPILL_AFTER_S, self._lose_patience)
+
     async def _recover(self) -> None:
         try:
             while True:
@@ -300,7 +275,8 @@ class SettlementQueue:
                 else:
                     return
         finally:
-            self._recovering = False
+            if self._recovery is asyncio.current_task():
+                self._recovering = False
 
     async def _settle_what_is_left(self) -> None:
         window = _WINDOW_FIRST

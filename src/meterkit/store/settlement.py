@@ -9,6 +9,7 @@ from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.derived import derived_from
 from meterkit.decisions.further import joined
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.kinds import TOKEN_BUCKET
 from meterkit.decisions.program import reported_parts
 from meterkit.decisions.rates import rate_numbers
 from meterkit.redis.resp import pack_each
@@ -51,7 +52,8 @@ class Settlement:
         used: what is recorded and counted into rates.
         correction: what rates have counted of it before.
         event_key: the key that remembers an event id of the app; else None.
-        occurred_ms: when it happened, if the app says so; else None.
+        occurred_ms: when it happened, if the app says so or it has waited in the spool; else None.
+        rated_ms: when rates are to count it, if that is over; else 0.
         mark: of a request with an idempotency key; else None. It has no event id then.
         waiter: done once the store has acknowledged; None where nobody waits.
 
@@ -69,6 +71,7 @@ class Settlement:
             "held",
             "mark",
             "occurred_ms",
+            "rated_ms",
             "slot",
             "used",
             "view",
@@ -85,6 +88,7 @@ class Settlement:
         correction: Correction = _NOTHING_TO_CORRECT,
         event_key: str | None = None,
         occurred_ms: int | None = None,
+        rated_ms: int = 0,
         mark: Mark | None = None,
         waiter: asyncio.Future[None] | None = None,
     ) -> None:
@@ -96,6 +100,7 @@ class Settlement:
         self.correction = correction
         self.event_key = event_key
         self.occurred_ms = occurred_ms
+        self.rated_ms = rated_ms
         self.mark = mark
         self.waiter = waiter
         self._packed: tuple[CustomerView, tuple[bytes, bytes]] | None = None
@@ -170,6 +175,12 @@ class Settlement:
             quantity = measured[rate.source] if rate.source else used.rated.get(rate.meter, 0)
             if rate.is_corrected:
                 numbers += (*rate.terms, quantity - correction.reserved[rate.meter], correction.at_ms)
+            elif self.rated_ms:
+                numbers += (
+                    *rate.terms,
+                    rate.unleaked(quantity, view.cache.now_ms() - self.rated_ms),
+                    self.rated_ms,
+                )
             else:
                 numbers += (*rate.terms, quantity, 0)
         numbers += shape.thresholds
@@ -308,6 +319,13 @@ class _Rated(NamedTuple):
     source: str | None
     terms: tuple[int, int, int]
     is_corrected: bool
+
+    def unleaked(self, quantity: int, passed_ms: int) -> int:
+        """What a bucket still has of a quantity that long ago; a window goes by when that was."""
+        kind, window, refill = self.terms
+        if kind != TOKEN_BUCKET:
+            return quantity
+        return max(0, quantity - max(0, passed_ms) * refill // window)
 
 
 class _Shape(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from meterkit.catalog.features import check_feature
 from meterkit.decisions import verdict
@@ -28,11 +29,13 @@ from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
 from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Held, Settlement
+from meterkit.store.spool import Spool, SpoolsLeft
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache, PreparedDecision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
@@ -49,6 +52,8 @@ __all__ = ["Prepare", "Store"]
 
 _logger = logging.getLogger("meterkit.store")
 
+_SPOOL_S: Final = 1.0
+
 
 class Store:
     """Where decisions are made and usage is counted; ``start``, ``lane``, ``stop``, ``admin`` are its links'.
@@ -61,6 +66,7 @@ class Store:
         timeout_s, start_timeout_s: how long a request may wait for the store, and how long starting tries.
         seal_delay_ms: how long pending usage waits before it is sealed.
         deliver_without_persistence: whether usage may be delivered from a store that forgets it at a restart.
+        spool_dir: where usage waits while the store is away; None: in memory.
         clock: seconds since the epoch. Any other than the system's replaces the server's too: for tests.
     """
 
@@ -75,6 +81,7 @@ class Store:
         start_timeout_s: float = 5.0,
         seal_delay_ms: int = 300_000,
         deliver_without_persistence: bool = False,
+        spool_dir: Path | None = None,
         clock: Callable[[], float] = time,
     ) -> None:
         self.address = address
@@ -94,6 +101,8 @@ class Store:
             start_timeout_s=start_timeout_s,
             clock=clock,
         )
+        if spool_dir is not None and address.kind != "memory":
+            loops.new_spool = partial(self._new_spool, spool_dir)
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
@@ -115,6 +124,7 @@ class Store:
             seal_delay_ms=int(settings.flush_interval * 1000),
             # Test keys bill nobody: trying meterkit on any server is to be easy.
             deliver_without_persistence=settings.deliver_without_persistence or not settings.live,
+            spool_dir=settings.spool_dir,
             clock=clock,
         )
 
@@ -314,7 +324,7 @@ class Store:
         lane.queues[settlement.view.shard].settle(settlement)
 
     async def acknowledged(self, settlements: Sequence[Settlement], lane: Lane | None = None) -> None:
-        """Settle, and wait for the store's word on the first; where that takes too long, go on without it.
+        """Settle, and wait for the store's word on the first; where that takes too long, for the spool's.
 
         Raises:
             QuantityError, StoreError: it can never be recorded, or is lost.
@@ -323,11 +333,33 @@ class Store:
         waiter = settlements[0].waiter = asyncio.get_running_loop().create_future()
         for settlement in settlements:
             self.settle(lane, settlement)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await waiter
-        except TimeoutError:
+        done, _ = await asyncio.wait([waiter], timeout=self._timeout_s)
+        if not done and lane.spool is not None:
+            lane.queues[settlements[0].view.shard].spill()
+            done, _ = await asyncio.wait([waiter], timeout=_SPOOL_S)
+        if done:
+            waiter.result()
+        else:
             _logger.warning("the store has not acknowledged what was recorded yet; it is kept and sent again")
+
+    async def send_spools(self) -> SpoolsLeft:
+        """Send what waits in spools, those of processes that are gone among them.
+
+        Raises:
+            StoreError: the store is away.
+        """
+        spool = (await self.lane()).spool
+        return await spool.send_all() if isinstance(spool, Spool) else SpoolsLeft(0, ())
+
+    def _new_spool(self, directory: Path, lane: Lane) -> Spool:
+        return Spool(
+            directory,
+            lane=lane,
+            cache=lambda: self.cache,
+            keys=self.keys,
+            store=str(self.address),
+            now_ms=self.now_ms,
+        )
 
     def _take_late_reply(self, decision: PreparedDecision, decided_ms: int) -> None:
         """Give back what was held for a request that no longer waits for its decision."""

@@ -1,0 +1,215 @@
+"""Records of a spool are sent to the store: each is applied once, whoever sends it and however often."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.keys import shard_of
+from meterkit.errors import StoreError
+from meterkit.redis import settle_replies as replies
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.resp import pack_each
+from meterkit.store.settlement import Settlement
+from meterkit.store.spooled import read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.settling import QueueLane, Sent
+    from meterkit.store.views import CustomerCache
+
+__all__ = ["Replay", "RewindError"]
+
+_log = logging.getLogger("meterkit.store")
+
+_WINDOW: Final = 128  # Requests wait behind so many at most.
+_PAUSE_FIRST_S: Final = 0.01
+_PAUSE_MAX_S: Final = 1.0
+_FAILURES_MAX: Final = 2
+
+
+class RewindError(Exception):
+    """The store has lost the last of what it had applied: all is sent again, from the beginning."""
+
+
+class _Entry:
+    """A record on its way."""
+
+    __slots__ = ("failures", "number", "reply", "sent", "settlement", "shard")
+
+    def __init__(self, number: int, shard: int, settlement: Settlement, sent: Sent | None) -> None:
+        self.number = number
+        self.shard = shard
+        self.settlement = settlement
+        self.sent = sent
+        self.failures = 0
+        self.reply: Any = None
+
+    def received(self, reply: Any) -> None:
+        """Take the store's reply."""
+        self.reply = reply
+
+    def blank(self, number: int | None = None) -> _Entry:
+        """What takes this one's number, or one before it, and changes nothing."""
+        return _Entry(number or self.number, self.shard, Settlement(self.settlement.view), None)
+
+
+class Replay:
+    """Sends the records of one spool.
+
+    They are numbered by the file's own producer, in each shard from 1: what was applied before is a
+    *duplicate*. Of a settlement that had been sent before it came into the spool, its producer of then is
+    fenced first, which tells whether it was applied; its number is taken by one that changes nothing.
+
+    Args:
+        producer: the file's.
+        lane_of: the way of a shard's settlements.
+        cache: the customers, by the plans file of now.
+        keys: names of keys.
+
+    Attributes:
+        done: in each shard, the last number that the store has.
+        lost: settlements that it can never apply, or has lost.
+    """
+
+    def __init__(
+        self, producer: str, *, lane_of: Callable[[int], QueueLane], cache: CustomerCache, keys: Keys
+    ) -> None:
+        self._producer = producer
+        self._lane_of = lane_of
+        self._cache = cache
+        self._keys = keys
+        self._fenced: dict[str, int] = {}
+        self.done: dict[int, int] = {}
+        self.lost = 0
+
+    async def send(self, records: Sequence[bytes]) -> None:
+        """Have records applied, in order.
+
+        Raises:
+            StoreError: the store is away again; what was applied stays.
+            RewindError: the records before these are to be sent again.
+        """
+        for at in range(0, len(records), _WINDOW):
+            entries = [self._entry(record) for record in records[at : at + _WINDOW]]
+            await self._apply([await self._unless_applied(entry) for entry in entries])
+
+    def _entry(self, record: bytes) -> _Entry:
+        try:
+            number, settlement, sent = read(record, self._cache)
+            return _Entry(number, settlement.view.shard, settlement, sent)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others behind it are to be applied
+            found = json.loads(record)
+            customer = str(found["c"])
+            self._lose(1, f"that of {customer!r} cannot be read: {error!r}")
+            nothing = Settlement(self._cache.get(customer))
+            return _Entry(found["n"], shard_of(customer, self._keys.shards), nothing, None)
+
+    async def _unless_applied(self, entry: _Entry) -> _Entry:
+        """An entry, or what takes its number where it was applied before it came into the spool."""
+        sent = entry.sent
+        if sent is None:
+            return entry
+        last = self._fenced.get(sent.producer)
+        if last is None:
+            last = self._fenced[sent.producer] = await self._lane_of(entry.shard).fence(sent.producer)
+            if 0 <= last < sent.acknowledged:
+                self._lose(sent.acknowledged - last, "the store lost what it had acknowledged")
+        if last < 0 < sent.acknowledged:
+            # As the queue has it: nobody knows whether it was applied, and in doubt it is not billed.
+            self._lose(1, "the store has no record any more of what it had acknowledged")
+            return entry.blank()
+        return entry.blank() if sent.number <= last else entry
+
+    async def _apply(self, entries: list[_Entry]) -> None:
+        pause_s = _PAUSE_FIRST_S
+        while entries:
+            before = len(entries)
+            for entry in entries:
+                self._post(entry)
+            for shard in dict.fromkeys(entry.shard for entry in entries):
+                await self._lane_of(shard).replies()
+            entries = await self._left(entries)
+            if len(entries) >= before:
+                await asyncio.sleep(pause_s)
+                pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
+
+    def _post(self, entry: _Entry) -> None:
+        post = self._lane_of(entry.shard).post
+        if post is None:
+            raise StoreError("the store is away again", executed=False)
+        try:
+            head, tail = entry.settlement.pack()
+        except Exception as error:  # noqa: BLE001 - a meter may be gone from the plans file, for example
+            self._lose(1, f"that of {entry.settlement.customer!r} cannot be packed: {error!r}")
+            entry.settlement = Settlement(entry.settlement.view)
+            head, tail = entry.settlement.pack()
+        producer = pack_each([self._keys.producer(entry.shard, self._producer)])
+        entry.reply = None
+        post((head, producer, tail, pack_sequence(entry.settlement.slot, entry.number)), entry)
+
+    async def _left(self, entries: Iterable[_Entry]) -> list[_Entry]:
+        """What was not applied yet: of each shard all from the first that was not."""
+        left: list[_Entry] = []
+        behind: set[int] = set()
+        for entry in entries:
+            if entry.shard not in behind:
+                again = await self._again(entry)
+                if not again:
+                    self.done[entry.shard] = entry.number
+                    continue
+                behind.add(entry.shard)
+                left += again
+            else:
+                left.append(entry)
+        return left
+
+    async def _again(self, entry: _Entry) -> list[_Entry]:
+        """What is to be sent in place of the first of its shard that is not done; nothing: it is."""
+        reply, settlement = entry.reply, entry.settlement
+        if isinstance(reply, ReplyError):
+            return await self._failed(entry, reply)
+        if not isinstance(reply, list) or not reply:
+            raise StoreError("the store is away again", executed=None)
+        answer: list[Any] = reply
+        match answer[0]:
+            case replies.OK | replies.DUPLICATE:
+                settlement.on_notices(answer[2:])
+            case replies.REFUSED:
+                self._lose(1, f"that of {settlement.customer!r} can never be recorded")
+                settlement.on_refused(answer[1])
+            case replies.DAMAGED:
+                self._lose(1, f"that of {settlement.customer!r} cannot be recorded")
+                settlement.on_damaged(answer[1])
+            case replies.STALE:
+                settlement.on_stale(answer)
+                return [entry]
+            case replies.GAP if not answer[1]:
+                # Its record of the file's producer is gone: what went before may be there, or not.
+                self._lose(entry.number - 1, "the store has no record any more of what it had applied")
+                return [*(entry.blank(number) for number in range(1, entry.number)), entry]
+            case replies.GAP:
+                raise RewindError
+            case _:
+                raise StoreError(f"the store does not take what was spooled: {answer}", executed=False)
+        return []
+
+    async def _failed(self, entry: _Entry, reply: ReplyError) -> list[_Entry]:
+        if not reply.of_script:
+            # Fencing waits until the store serves: where its scripts are gone it loads them.
+            await self._lane_of(entry.shard).fence(self._keys.producer(entry.shard, f"{self._producer}-0"))
+            return [entry]
+        entry.failures += 1
+        if entry.failures < _FAILURES_MAX:
+            return [entry]
+        self._lose(1, f"that of {entry.settlement.customer!r} failed: {reply}")
+        return [entry.blank()]
+
+    def _lose(self, count: int, why: str) -> None:
+        self.lost += count
+        _log.error("%d settlements of a spool are lost: %s", count, why)

@@ -1,0 +1,377 @@
+"""The spool: where settlements wait on disk while the store is away, and from where they are sent once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.store.frames import HEAD_BYTES, Header, SpoolError, TornError, frame
+from meterkit.store.replay import Replay, RewindError
+from meterkit.store.spool_file import SpoolFile, spools_of
+from meterkit.store.spooled import write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.lane import Lane
+    from meterkit.redis.settling import Sent
+    from meterkit.store.settlement import Settlement
+    from meterkit.store.views import CustomerCache
+
+__all__ = ["Spool", "SpoolsLeft"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("meterkit.store")
+
+_BYTES_MAX: Final = 1 << 30
+"""Of one event loop's spool: four million settlements or so. What comes then is counted as lost."""
+_UNWRITTEN_MAX: Final = 64 << 20
+"""Bytes that wait in memory where the disk takes none."""
+_DAYS_MAX: Final = 7
+_AGAIN_S: Final = 1.0
+_FLUSH_TRIES: Final = 2
+
+
+class SpoolsLeft(NamedTuple):
+    """What became of the spools of processes that are gone.
+
+    Attributes:
+        sent: settlements that were sent.
+        refused: why spools were left as they are, a clause each.
+    """
+
+    sent: int
+    refused: tuple[str, ...]
+
+
+class _Kept(NamedTuple):
+    """A record that is not on disk yet."""
+
+    shard: int
+    number: int
+    frame: bytes
+    settlement: Settlement
+
+
+class Spool:
+    """The spool of one event loop; its file is made when it is first needed, and removed when all is sent.
+
+    Args:
+        directory: where all spools lie.
+        lane: the event loop's.
+        cache: the customers, by the plans file of now.
+        keys: names of keys.
+        store: the address of the store, without credentials.
+        now_ms: this process's clock.
+
+    Attributes:
+        lost: settlements that found no room, or that the store can never apply.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        lane: Lane,
+        cache: Callable[[], CustomerCache],
+        keys: Keys,
+        store: str,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._directory = directory
+        self._lane = lane
+        self._cache = cache
+        self._keys = keys
+        self._store = store
+        self._now_ms = now_ms
+        # By its name a file is known to be of this store; the header says it in full.
+        whose = f"{store} {keys.prefix} {keys.shards}"
+        self._name = blake2b(whose.encode(), digest_size=8).hexdigest()
+        self._file: SpoolFile | None = None
+        self._producer = token_hex(8)
+        self._numbers: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+        self._unwritten: list[_Kept] = []
+        self._unwritten_bytes = 0
+        self._written = asyncio.Event()
+        self._is_writing = self._is_failing = self._is_wanted = False
+        self._writer: asyncio.Task[None] | None = None
+        self._replaying: asyncio.Task[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._refused: dict[Path, str] = {}
+        self._said: set[Path] = set()
+        self.lost = 0
+
+    @property
+    def kept(self) -> int:
+        """Settlements of this event loop that wait here."""
+        return sum(self._numbers.values()) - sum(self._done.values())
+
+    # What the lane and its queues call.
+
+    def keep(self, shard: int, settlements: Sequence[tuple[Settlement, Sent | None]]) -> None:
+        """Take settlements of a shard, in order; whoever waits for one is told once it is on disk."""
+        at_ms = self._now_ms()
+        for settlement, sent in settlements:
+            number = self._numbers.get(shard, 0) + 1
+            data = frame(write(settlement, number, at_ms, sent))
+            size = 0 if self._file is None else self._file.end
+            if self._unwritten_bytes > _UNWRITTEN_MAX or size + self._unwritten_bytes > _BYTES_MAX:
+                self._lose(settlement)
+                continue
+            self._numbers[shard] = number
+            self._unwritten.append(_Kept(shard, number, data, settlement))
+            self._unwritten_bytes += len(data)
+        self._begin_writing()
+
+    def connected(self) -> None:
+        """Send what waits, this event loop's own first, and then that of processes that are gone."""
+        self._is_wanted = True
+        if self._replaying is None or self._replaying.done():
+            self._replaying = self._lane.spawn(self._replay())
+
+    async def flush(self) -> None:
+        """Write what is not written, as far as that can be done."""
+        for _ in range(_FLUSH_TRIES):
+            if self._unwritten:
+                await self._write_once()
+
+    async def close(self) -> Sequence[Settlement]:
+        """Leave what waits to the next start; what could not be written, and is lost."""
+        lost = [kept.settlement for kept in self._unwritten]
+        self.lost += len(lost)
+        file, self._file = self._file, None
+        if file is not None and self.kept > len(lost):
+            _log.warning(
+                "%d settlements wait in %s: the next start sends them, or meterkit flush --all",
+                self.kept - len(lost),
+                file.path,
+            )
+            await self._in_thread(file.close)
+        elif file is not None:
+            await self._in_thread(file.remove)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+        return lost
+
+    async def send_all(self) -> SpoolsLeft:
+        """Send what waits, and wait for it; what became of the spools of processes that are gone.
+
+        Raises:
+            StoreError: the store is away.
+        """
+        if self._replaying is not None:
+            await asyncio.wait([self._replaying])
+        await self._send_own()
+        return await self._send_left()
+
+    # Writing.
+
+    def _begin_writing(self) -> None:
+        if self._unwritten and (self._writer is None or self._writer.done()):
+            self._writer = self._lane.spawn(self._write())
+
+    async def _write(self) -> None:
+        while self._unwritten:
+            if not await self._write_once():
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _write_once(self) -> bool:
+        """Bring onto disk what waits by now, all at once; whether that could be done."""
+        if self._is_writing:
+            await self._written.wait()
+            return True
+        batch, self._is_writing = list(self._unwritten), True
+        self._written.clear()
+        try:
+            if self._file is None:
+                self._file = await self._in_thread(
+                    SpoolFile.create, self._directory, self._name, self._header()
+                )
+            await self._in_thread(self._file.append, b"".join(kept.frame for kept in batch))
+        except (OSError, MeterkitError) as error:
+            self._is_failing = True
+            self._lane.warn(f"usage cannot be written to {self._directory} and waits in memory: {error}")
+            return False
+        finally:
+            self._is_writing = False
+            self._written.set()
+        self._is_failing = False
+        self._forget(batch)
+        for kept in batch:
+            waiter = kept.settlement.waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        return True
+
+    def _forget(self, batch: Sequence[_Kept]) -> None:
+        gone = {(kept.shard, kept.number) for kept in batch}
+        self._unwritten = [kept for kept in self._unwritten if (kept.shard, kept.number) not in gone]
+        self._unwritten_bytes = sum(len(kept.frame) for kept in self._unwritten)
+
+    def _header(self) -> Header:
+        return Header(
+            store=self._store,
+            prefix=self._keys.prefix,
+            shards=self._keys.shards,
+            producer=self._producer,
+            made_ms=self._now_ms(),
+        )
+
+    def _lose(self, settlement: Settlement) -> None:
+        self.lost += 1
+        self._lane.warn(
+            f"the spool in {self._directory} is full, and usage is lost ({self.lost} settlements so far); the"
+            f" last was of customer {settlement.customer!r}"
+        )
+        waiter = settlement.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(
+                StoreError("not recorded: the store is away and the spool is full", executed=False)
+            )
+
+    # Sending.
+
+    async def _replay(self) -> None:
+        while self._is_wanted:
+            self._is_wanted = False
+            try:
+                await self._send_own()
+                await self._send_left()
+            except (StoreError, OSError) as error:
+                self._lane.warn(f"what is spooled is sent later: {error}")
+                if self._lane.connected:
+                    self._is_wanted = True
+                    await asyncio.sleep(_AGAIN_S)
+
+    async def _send_own(self) -> None:
+        """Send what is in this event loop's own spool; meanwhile more may be added to it."""
+        if not self.kept and self._file is None:
+            return
+        kept, replay = self.kept, self._sender(self._producer)
+        at = None
+        try:
+            while True:
+                while self._is_writing or (self._unwritten and not self._is_failing):
+                    self._begin_writing()
+                    await self._written.wait()
+                    await asyncio.sleep(0)
+                at = at if self._file is None else at or self._file.begins
+                if self._file is not None and at is not None and at < self._file.end:
+                    try:
+                        records, behind = await self._in_thread(self._file.read, at)
+                    except SpoolError as error:
+                        self.lost += self.kept
+                        _log.error("%s: %s; %d settlements are lost", self._file.path, error, self.kept)
+                        break
+                    at = await self._sent(replay, records, behind)
+                elif self._unwritten:  # The disk takes nothing; the store does.
+                    batch = list(self._unwritten)
+                    at = await self._sent(replay, [one.frame[HEAD_BYTES:] for one in batch], at)
+                    self._forget(batch)
+                else:
+                    break
+        finally:
+            self.lost += replay.lost
+        file, self._file = self._file, None
+        self._producer, self._numbers, self._done = token_hex(8), {}, {}
+        if file is not None:
+            await self._in_thread(file.remove)
+        if kept:
+            _log.info("%d settlements that had waited in the spool are sent", kept)
+
+    async def _sent(self, replay: Replay, records: Sequence[bytes], behind: int | None) -> int | None:
+        """Send records; where to go on: behind them, or from the beginning."""
+        try:
+            await replay.send(records)
+        except RewindError:
+            return None
+        finally:
+            self._done.update(replay.done)
+        return behind
+
+    async def _send_left(self) -> SpoolsLeft:
+        """Send what is in the spools of processes that are gone."""
+        sent = 0
+        self._refused.clear()
+        for path in await self._in_thread(lambda: list(spools_of(self._directory, self._name))):
+            if self._file is not None and path == self._file.path:
+                continue
+            try:
+                file = await self._in_thread(SpoolFile.claim, path)
+            except (SpoolError, OSError, MeterkitError) as error:
+                self._refuse(path, f"it cannot be read: {error}")
+                continue
+            if file is not None:
+                sent += await self._send_file(file)
+        return SpoolsLeft(sent, tuple(f"{path}: {why}" for path, why in self._refused.items()))
+
+    async def _send_file(self, file: SpoolFile) -> int:
+        """Send the spool of a process that is gone; how many settlements that were."""
+        header, sent = file.header, 0
+        why = self._why_not(header)
+        if why is not None:
+            self._refuse(file.path, why)
+            await self._in_thread(file.close)
+            return 0
+        replay, at, is_damaged = self._sender(header.producer), file.begins, False
+        try:
+            while True:
+                try:
+                    records, behind = await self._in_thread(file.read, at)
+                except SpoolError as error:
+                    is_damaged = not isinstance(error, TornError)
+                    _log.error("%s: %s; they are left out", file.path, error)
+                    break
+                if not records:
+                    break
+                try:
+                    await replay.send(records)
+                except RewindError:
+                    at, sent = file.begins, 0
+                else:
+                    at, sent = behind, sent + len(records)
+        except BaseException:
+            await self._in_thread(file.close)
+            raise
+        finally:
+            self.lost += replay.lost
+        await self._in_thread(file.set_aside if is_damaged else file.remove)
+        _log.warning("%d settlements of a process that is gone are sent: %s", sent, file.path)
+        return sent
+
+    def _why_not(self, header: Header) -> str | None:
+        own = (self._store, self._keys.prefix, self._keys.shards)
+        if (header.store, header.prefix, header.shards) != own:
+            whose = f"{header.store}, prefix {header.prefix}, {header.shards} shards"
+            return f"it belongs to another store: {whose}"
+        days = (self._now_ms() - header.made_ms) // 86_400_000
+        if days >= _DAYS_MAX:
+            return (
+                f"it was begun {days} days ago, and the store has forgotten what it has applied of it: sent"
+                " again, it might be billed twice. Look whether its usage is recorded, record what is not by"
+                " hand, and remove the file"
+            )
+        return None
+
+    def _refuse(self, path: Path, why: str) -> None:
+        self._refused[path] = why
+        if path not in self._said:
+            self._said.add(path)
+            _log.error("the spool %s is not sent: %s", path, why)
+
+    def _sender(self, producer: str) -> Replay:
+        return Replay(producer, lane_of=self._lane.lane_of, cache=self._cache(), keys=self._keys)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="meterkit-spool")
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)

@@ -1,0 +1,154 @@
+"""One spool file: appended to by whoever holds its lock, and read by whoever holds it next. Blocks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final, Self
+
+from meterkit.redis.filelock import FileLock
+from meterkit.redis.private_directory import make_directory
+from meterkit.store.frames import FRAME_BYTES_MAX, Header, SpoolError, TornError, split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["SpoolFile", "spools_of"]
+
+_SUFFIX: Final = ".spool"
+_READ_BYTES: Final = 1 << 18
+
+
+class SpoolFile:
+    """A file whose lock is held. The kernel drops the lock with the process: so the dead are told apart.
+
+    Attributes:
+        path: where it lies.
+        header: whose it is.
+        begins: where the records begin.
+        end: where the next record goes.
+    """
+
+    def __init__(self, path: Path, lock: FileLock, header: Header, *, begins: int, end: int) -> None:
+        self.path = path
+        self.header = header
+        self.begins = begins
+        self.end = end
+        self._lock = lock
+
+    @classmethod
+    def create(cls, directory: Path, name: str, header: Header) -> Self:
+        """Begin a file.
+
+        Raises:
+            SettingsError: the directory cannot be used.
+            StoreError, OSError: the file cannot be made or written.
+        """
+        make_directory(directory)
+        path = directory / f"{name}-{header.producer}{_SUFFIX}"
+        lock = FileLock(path)
+        if not lock.acquire():
+            raise OSError(f"{path} is in use")
+        try:
+            found = cls(path, lock, header, begins=0, end=0)
+            found.append(header.dump())
+            _sync_directory(directory)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            lock.close()
+            raise
+        found.begins = found.end
+        return found
+
+    @classmethod
+    def claim(cls, path: Path) -> Self | None:
+        """Take over a file that nobody holds; None: somebody does, or it is gone, or nothing is in it.
+
+        Raises:
+            SpoolError: it cannot be read.
+            StoreError, OSError: it cannot be opened.
+        """
+        lock = FileLock(path)
+        if not lock.acquire():
+            return None
+        try:
+            status = os.fstat(lock.fileno())
+            if not status.st_nlink or not status.st_size:
+                # Sent and removed meanwhile; or its process died before it wrote anything.
+                path.unlink(missing_ok=True)
+                lock.close()
+                return None
+            header, begins = Header.read(os.pread(lock.fileno(), _READ_BYTES, 0))
+        except BaseException:
+            lock.close()
+            raise
+        return cls(path, lock, header, begins=begins, end=status.st_size)
+
+    def append(self, data: bytes) -> None:
+        """Write to the end, onto the disk; where that fails nothing is added.
+
+        Raises:
+            OSError: there is no room, for example.
+        """
+        at = self.end
+        try:
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(self._lock.fileno(), view, at)
+                at, view = at + written, view[written:]
+            os.fdatasync(self._lock.fileno())
+        except OSError:
+            os.ftruncate(self._lock.fileno(), self.end)
+            raise
+        self.end = at
+
+    def read(self, at: int) -> tuple[list[bytes], int]:
+        """The next records from a place on, and the place behind them; none at the end.
+
+        Raises:
+            TornError: what follows is no whole record.
+            SpoolError: what follows is damaged.
+        """
+        data = os.pread(self._lock.fileno(), min(_READ_BYTES, self.end - at), at)
+        records, used, is_damaged = split(data)
+        if (
+            not (records or is_damaged) and at + len(data) < self.end
+        ):  # One that is larger than what was read.
+            data = os.pread(self._lock.fileno(), min(FRAME_BYTES_MAX, self.end - at), at)
+            records, used, is_damaged = split(data)
+        if not records and data:
+            kind, what = (SpoolError, "are damaged") if is_damaged else (TornError, "are no whole record")
+            raise kind(f"{self.end - at} bytes at its end {what}")
+        return records, at + used
+
+    def remove(self) -> None:
+        """Remove the file: all that was in it is in the store."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def set_aside(self) -> None:
+        """Leave the file to whoever looks at what is damaged in it."""
+        self.path.rename(self.path.with_suffix(".damaged"))
+        self.close()
+
+    def close(self) -> None:
+        """Leave the file to whoever comes next."""
+        self._lock.close()
+
+
+def spools_of(directory: Path, name: str) -> Iterator[Path]:
+    """The files of a store, the oldest first; also those that are held."""
+    try:
+        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{name}-*{_SUFFIX}")]
+    except OSError:
+        return
+    for _, path in sorted(found):
+        yield path
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
