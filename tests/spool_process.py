@@ -75,7 +75,7 @@ class Commands:
 
     async def state(self) -> dict[str, Any]:
         """How the store is reached, and what waits for it."""
-        lane = self.kit.store.lanes[asyncio.get_running_loop()]
+        lane: Any = self.kit.store.lanes[asyncio.get_running_loop()]
         unwritten: list[Any] = vars(lane.spool)["_unwritten"]
         unspooled = sum(queue.unsettled for queue in lane.queues) + len(unwritten)
         return {"away": lane.is_away, "unsettled": lane.unsettled, "unspooled": unspooled, "lost": lane.lost}

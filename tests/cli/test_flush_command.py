@@ -27,6 +27,7 @@ DONE: dict[str, object] = {
     "left": 0,
     "undelivered": [],
     "unsealed": [],
+    "spools": {"sent": 0, "refused": []},
 }
 
 

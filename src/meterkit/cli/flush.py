@@ -11,6 +11,7 @@ import typer
 
 from meterkit.cli.options import seconds
 from meterkit.cli.session import Session, command, started
+from meterkit.store.spool import NO_SPOOLS
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -28,8 +29,8 @@ async def flush(
         bool,
         typer.Option(
             "--all",
-            help="Also seal what is still open, try at once what waits for a retry, and wait for what may not"
-            " be sent yet.",
+            help="Also send the spools of processes that are gone, seal what is still open, try at once what"
+            " waits for a retry, and wait for what may not be sent yet.",
         ),
     ] = False,
     timeout_s: Annotated[
@@ -45,15 +46,24 @@ async def flush(
 ) -> None:
     """Deliver to Stripe what is due, once.
 
-    Exits 1 if Stripe does not have all that linked customers used.
+    Exits 1 if Stripe does not have all that linked customers used, or a spool could not be sent.
     """
     kit = session.make_kit()
     logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
     # A missing key is said before the store is waited for.
     async with kit.flusher() as flusher, started(kit):
+        spools = await kit.store.send_spools() if everything else NO_SPOOLS
         report = await flusher.flush(everything=everything, timeout_s=timeout_s)
-    session.show(asdict(report), lambda: _tell(report))
-    raise typer.Exit(int(not report.is_complete))
+
+    def tell() -> None:
+        if spools.sent:
+            typer.echo(f"spools of processes that are gone: {spools.sent} settlements sent")
+        for refused in spools.refused:
+            typer.echo(f"spool left as it is: {refused}")
+        _tell(report)
+
+    session.show(asdict(report) | {"spools": spools._asdict()}, tell)
+    raise typer.Exit(int(not report.is_complete or bool(spools.refused)))
 
 
 def _tell(report: FlushReport) -> None:

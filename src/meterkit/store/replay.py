@@ -171,12 +171,12 @@ class Replay:
 
     async def _again(self, entry: _Entry) -> list[_Entry]:
         """What is to be sent in place of the first of its shard that is not done; nothing: it is."""
-        reply, settlement = entry.reply, entry.settlement
-        if isinstance(reply, ReplyError):
-            return await self._failed(entry, reply)
-        if not isinstance(reply, list) or not reply:
+        if isinstance(entry.reply, ReplyError):
+            return await self._failed(entry, entry.reply)
+        settlement = entry.settlement
+        answer: list[Any] | None = entry.reply
+        if not answer:
             raise StoreError("the store is away again", executed=None)
-        answer: list[Any] = reply
         match answer[0]:
             case replies.OK | replies.DUPLICATE:
                 settlement.on_notices(answer[2:])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.store.settlement import Settlement
     from meterkit.store.views import CustomerCache
 
-__all__ = ["Spool", "SpoolsLeft"]
+__all__ = ["NO_SPOOLS", "Spool", "SpoolsLeft"]
 
 T = TypeVar("T")
 
@@ -44,12 +44,16 @@ class SpoolsLeft(NamedTuple):
     """What became of the spools of processes that are gone.
 
     Attributes:
-        sent: settlements that were sent.
+        sent: settlements that were sent, since this event loop was started.
         refused: why spools were left as they are, a clause each.
     """
 
     sent: int
     refused: tuple[str, ...]
+
+
+NO_SPOOLS: Final = SpoolsLeft(0, ())
+"""There were none."""
 
 
 class _Kept(NamedTuple):
@@ -108,6 +112,7 @@ class Spool:
         self._thread: ThreadPoolExecutor | None = None
         self._refused: dict[Path, str] = {}
         self._said: set[Path] = set()
+        self._sent_of_gone = 0
         self.lost = 0
 
     @property
@@ -300,7 +305,6 @@ class Spool:
 
     async def _send_left(self) -> SpoolsLeft:
         """Send what is in the spools of processes that are gone."""
-        sent = 0
         self._refused.clear()
         for path in await self._in_thread(lambda: list(spools_of(self._directory, self._name))):
             if self._file is not None and path == self._file.path:
@@ -311,8 +315,8 @@ class Spool:
                 self._refuse(path, f"it cannot be read: {error}")
                 continue
             if file is not None:
-                sent += await self._send_file(file)
-        return SpoolsLeft(sent, tuple(f"{path}: {why}" for path, why in self._refused.items()))
+                self._sent_of_gone += await self._send_file(file)
+        return SpoolsLeft(self._sent_of_gone, tuple(f"{path}: {why}" for path, why in self._refused.items()))
 
     async def _send_file(self, file: SpoolFile) -> int:
         """Send the spool of a process that is gone; how many settlements that were."""

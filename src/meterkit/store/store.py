@@ -29,7 +29,7 @@ from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
 from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Held, Settlement
-from meterkit.store.spool import Spool, SpoolsLeft
+from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache, PreparedDecision
 
@@ -349,7 +349,7 @@ class Store:
             StoreError: the store is away.
         """
         spool = (await self.lane()).spool
-        return await spool.send_all() if isinstance(spool, Spool) else SpoolsLeft(0, ())
+        return await spool.send_all() if isinstance(spool, Spool) else NO_SPOOLS
 
     def _new_spool(self, directory: Path, lane: Lane) -> Spool:
         return Spool(
