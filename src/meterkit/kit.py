@@ -348,8 +348,8 @@ class MeterKit:
         """Deliver to Stripe what is due, once.
 
         Args:
-            everything: send the spools of processes that are gone, seal what is still open, try at once what
-                waits for a retry, and wait for what may not be sent yet.
+            everything: seal what is still open, try at once what waits for a retry, and wait for what may not
+                be sent yet.
             timeout_s: with ``everything``, how long to wait without progress.
 
         Raises:
@@ -357,8 +357,6 @@ class MeterKit:
             StoreError: the store does not answer.
         """
         async with self.flusher() as flusher:
-            if everything:
-                await self.store.send_spools()
             return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:

@@ -9,6 +9,11 @@ import pytest
 
 from commands import TIMEOUT_S, first_line
 from meterkit import MeterKit
+from meterkit.store.frames import frame
+from meterkit.store.settlement import Settlement
+from meterkit.store.spool_file import SpoolFile, name_and_header
+from meterkit.store.spooled import write
+from meterkit.store.used import Used
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -196,3 +201,29 @@ def test_a_taken_port_is_told_with_a_way_out(shell: Shell) -> None:
             done.code,
             done.err.partition(";")[0],
         )
+
+
+async def test_all_sends_the_spools_of_processes_that_are_gone(
+    delivering: Shell, directory: Path, store_url: str, emulator: StripeEmulator, tmp_path: Path
+) -> None:
+    spools = tmp_path / "spools"
+    delivering.environment["METERKIT_SPOOL_DIR"] = str(spools)
+    await record(directory, store_url, 5)
+    kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
+    name, header = name_and_header(
+        kit.store.keys, store=str(kit.store.address), producer="gone", now_ms=kit.store.now_ms()
+    )
+    file = SpoolFile.create(spools, name, header)
+    settlement = Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": 7}))
+    file.append(frame(write(settlement, 1, kit.store.now_ms(), None)))
+    file.close()
+    done = delivering.run("flush", "--all", "--json")
+    assert (0, {"sent": 1, "refused": []}) == (done.code, done.json["spools"])
+    assert emulator.accepted("cus_1", "ai_tokens") == 12
+    assert [] == list(spools.glob("*.spool"))
+    file.path.write_bytes(b"no spool")
+    done = delivering.run("flush", "--all")
+    assert done.code == 1
+    assert (
+        f"spool left as it is: {file.path}: it cannot be read: it does not begin as a spool does" in done.out
+    )

@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
+import subprocess
+import sys
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from faults import Client, eventually, kit_at, metered, settled, used
+from faults import PLANS, Client, catalog, eventually, kit_at, metered, settled, used
+from meterkit.errors import StoreError
 from meterkit.redis import producer
-from meterkit.store import frames
+from meterkit.store import frames, spool
+from meterkit.store.replay import Replay, RewindError
 from meterkit.store.settlement import Settlement
+from meterkit.store.spool_file import SpoolFile
 from meterkit.store.used import Used
+from meterkit.testing import Clock
 from proxy import TcpProxy
+from servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
@@ -49,6 +58,10 @@ def settle(kit: MeterKit, customer: str, quantity: int) -> None:
     """Record without waiting, as the end of a request does."""
     view = kit.store.cache.get(customer)
     kit.store.settle(lane_of(kit), Settlement(view, used=Used(recorded={"tokens": quantity})))
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in spools(directory))
 
 
 @asynccontextmanager
@@ -83,7 +96,7 @@ async def test_i9_usage_of_an_outage_goes_to_the_spool_and_is_sent_once(
         await away(kit, proxy)
         for n in range(50):
             assert await Client(app).get(f"customer-{n % 7}") == 200
-        await eventually(lambda: sum(path.stat().st_size for path in spools(tmp_path)) > 3000)
+        await eventually(lambda: _size(tmp_path) > 3000)
         assert all(queue.unsettled == 0 for queue in lane_of(kit).queues)
         assert lane_of(kit).unsettled == 50
         await back(kit, proxy)
@@ -185,3 +198,288 @@ async def test_a_spool_is_this_users_alone_and_says_nothing_that_it_need_not(
 
 def _begins(file: Path) -> int:
     return frames.Header.read(file.read_bytes())[1]
+
+
+# Periods, and states that have changed meanwhile.
+
+
+@pytest.mark.parametrize("late_usage", ["next_period", "dead_letter"])
+async def test_spooled_usage_belongs_to_the_period_in_which_it_ended(
+    valkey: Server, tmp_path: Path, late_usage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(datetime(2031, 6, 30, 23, 50, tzinfo=UTC))
+    plans = catalog(f"{PLANS}\nbilling: {{late_usage: {late_usage}}}\n")
+    async with outage(valkey, tmp_path, clock=clock, plans=plans) as (kit, proxy):
+        await kit.record("acme", "tokens", 1)
+        await kit.record("early", "tokens", 1)
+        await away(kit, proxy)
+        await kit.record("acme", "tokens", 10)
+        await kit.record("early", "tokens", 20)
+        # One is sent while its period goes on, the other one once that is over.
+        await back(kit, proxy)
+        assert (await used(kit, "early", "tokens"))[0] == 21
+        await away(kit, proxy)
+        await kit.record("acme", "tokens", 300)
+        clock.advance(timedelta(minutes=20))
+        await kit.record("acme", "tokens", 4000)
+        await back(kit, proxy)
+        july = (await kit.usage("acme"))["meters"]["tokens"]["recorded"]
+        assert july == (4300 if late_usage == "next_period" else 4000)
+        assert "2031-06-01" in caplog.text
+
+
+async def test_what_is_spooled_goes_by_the_plan_that_is_in_force_when_it_is_sent(
+    valkey: Server, tmp_path: Path
+) -> None:
+    async with (
+        outage(valkey, tmp_path) as (kit, proxy),
+        kit_at(valkey.url, spool_dir=tmp_path) as other,
+    ):
+        await kit.record("acme", "tokens", 1)
+        await away(kit, proxy)
+        for _ in range(10):
+            await kit.record("acme", "tokens", 10)
+        await other.customers.set_plan("acme", "narrow")  # 25 are included.
+        await back(kit, proxy)
+        found = (await kit.usage("acme"))["meters"]["tokens"]
+        assert (found["recorded"], found["overage"]) == (101, 76)
+
+
+@pytest.mark.parametrize(("hours", "expected"), [(0, [429]), (3, [200, 200, 200, 429])])
+async def test_rates_count_what_was_spooled_when_it_happened(
+    valkey: Server, tmp_path: Path, hours: int, expected: list[int]
+) -> None:
+    clock = Clock(datetime(2031, 6, 10, 12, 0, tzinfo=UTC))
+    async with outage(valkey, tmp_path, clock=clock) as (kit, proxy):
+        await kit.customers.set_plan("acme", "narrow")  # Three an hour.
+        await kit.check("acme", "requests")
+        await away(kit, proxy)
+        app = metered(kit)
+        assert [await Client(app).get("acme") for _ in range(4)] == [200, 200, 200, 429]
+        await eventually(lambda: not any(queue.unsettled for queue in lane_of(kit).queues))
+        clock.advance(timedelta(hours=hours))
+        await back(kit, proxy)
+        assert await used(kit, "acme") == (3, 0)
+        assert [await Client(app).get("acme") for _ in expected] == expected
+
+
+# Files that are not as they should be.
+
+
+async def spooled(server: Server, directory: Path, records: int = 6) -> tuple[Path, int]:
+    """The spool of a process that is gone, and the port by which its store was reached."""
+    async with outage(server, directory) as (kit, proxy):
+        await away(kit, proxy)
+        for _ in range(records):
+            await kit.record("acme", "tokens", 5)
+        port = proxy.port
+    (file,) = spools(directory)
+    return file, port
+
+
+@asynccontextmanager
+async def next_start(server: Server, directory: Path, port: int, **settings: Any) -> AsyncGenerator[MeterKit]:
+    """A kit that reaches the store as the one before did."""
+    proxy = TcpProxy(server.port)
+    proxy.port = port
+    async with proxy, kit_at(proxy.url, spool_dir=directory, **settings) as kit:
+        await eventually(lambda: lane_of(kit).connected)
+        yield kit
+
+
+async def test_a_torn_end_is_left_out_and_told_of(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, port = await spooled(valkey, tmp_path)
+    os.truncate(file, file.stat().st_size - 7)
+    async with next_start(valkey, tmp_path, port) as kit:
+        assert await kit.store.send_spools() == (5, ())
+        assert await used(kit, "acme", "tokens") == (25, 0)
+    assert "bytes at its end are no whole record; they are left out" in caplog.text
+    assert spools(tmp_path) == []
+
+
+async def test_what_follows_on_damage_is_kept_aside(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, port = await spooled(valkey, tmp_path)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    async with next_start(valkey, tmp_path, port) as kit:
+        sent, _ = await kit.store.send_spools()
+        assert 0 < sent < 6
+        assert await used(kit, "acme", "tokens") == (5 * sent, 0)
+    assert "bytes at its end are damaged" in caplog.text
+    assert spools(tmp_path) == []
+    assert os.access(file.with_suffix(".damaged"), os.R_OK)
+
+
+async def test_a_spool_of_another_store_is_left_alone(valkey: Server, tmp_path: Path) -> None:
+    file, port = await spooled(valkey, tmp_path)
+    async with next_start(valkey, tmp_path, port, key_prefix="other") as kit:
+        assert await kit.store.send_spools() == (0, ())
+        assert await used(kit, "acme", "tokens") == (0, 0)
+    assert spools(tmp_path) == [file]
+
+
+async def test_a_spool_that_is_too_old_is_refused_with_words(valkey: Server, tmp_path: Path) -> None:
+    file, port = await spooled(valkey, tmp_path)
+    clock = Clock(datetime.now(UTC) + timedelta(days=8))
+    async with next_start(valkey, tmp_path, port, clock=clock) as kit:
+        _, (refused,) = await kit.store.send_spools()
+        assert refused.startswith(f"{file}: it was begun 8 days ago")
+        assert "remove the file" in refused
+    assert spools(tmp_path) == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"meterkit spool 2\n", "it is of format 2, and this release reads up to 1; upgrade this process"),
+        (b"#!/bin/sh\n", "it does not begin as a spool does"),
+        (b"meterkit spool 1\nxx", "its header is damaged"),
+    ],
+)
+async def test_i12_a_file_that_cannot_be_read_is_left_and_named(
+    valkey: Server, tmp_path: Path, content: bytes, why: str
+) -> None:
+    file, port = await spooled(valkey, tmp_path)
+    file.write_bytes(content)
+    async with next_start(valkey, tmp_path, port) as kit:
+        _, (refused,) = await kit.store.send_spools()
+        assert why in refused
+    assert spools(tmp_path) == [file]
+
+
+async def test_a_meter_that_is_gone_from_the_plans_file_loses_its_records_and_no_others(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with outage(valkey, tmp_path) as (kit, proxy):
+        await away(kit, proxy)
+        await kit.record("acme", "tokens", 5)
+        await kit.record("acme", "requests", 2)
+        port = proxy.port
+    plans = PLANS.replace("tokens", "words")
+    async with next_start(valkey, tmp_path, port, plans=catalog(plans)) as kit:
+        assert await kit.store.send_spools() == (2, ())
+        assert await used(kit, "acme", "requests") == (2, 0)
+        assert lane_of(kit).lost == 1
+    assert "that of 'acme' cannot be packed: KeyError('tokens')" in caplog.text
+
+
+# A store that has forgotten what it had applied.
+
+
+async def test_i11_of_a_spool_whose_record_is_gone_what_went_before_is_lost_and_the_rest_is_sent(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, port = await spooled(valkey, tmp_path)
+    async with next_start(valkey, tmp_path / "none", port) as kit:
+        found, replay, records = half_sent_of(kit, file)
+        await replay.send(records[:3])
+        for key in valkey.command("KEYS", f"*:w:{found.header.producer}"):
+            valkey.command("DEL", key)  # As volatile-lru does: the counters stay.
+        await replay.send(records[3:])
+        assert replay.lost == 3
+        assert await used(kit, "acme", "tokens") == (30, 0)
+        found.remove()
+    assert "the store has no record any more of what it had applied" in caplog.text
+
+
+async def test_i11_where_the_store_is_behind_what_it_has_of_a_spool_all_is_sent_again(
+    valkey: Server, tmp_path: Path
+) -> None:
+    file, port = await spooled(valkey, tmp_path)
+    async with next_start(valkey, tmp_path / "none", port) as kit:
+        found, replay, records = half_sent_of(kit, file)
+        await replay.send(records[:3])
+        (key,) = valkey.command("KEYS", f"*:w:{found.header.producer}")
+        # As after a failover, by which the counters are behind as well.
+        valkey.command("SET", key, 2, "PX", 10_000)
+        with pytest.raises(RewindError):
+            await replay.send(records[3:])
+        await replay.send(records)
+        assert replay.lost == 0
+        assert await used(kit, "acme", "tokens") == (35, 0)
+        found.remove()
+
+
+def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, Replay, list[bytes]]:
+    """A spool that a test sends by parts."""
+    found = SpoolFile.claim(file)
+    assert found is not None
+    store = kit.store
+    replay = Replay(found.header.producer, lane_of=lane_of(kit).lane_of, cache=store.cache, keys=store.keys)
+    return found, replay, found.read(found.begins)[0]
+
+
+FULL = """
+import asyncio, json, resource, signal, sys
+from pathlib import Path
+sys.path[:0] = {path!r}
+from faults import kit_at
+from meterkit.redis import producer
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+producer._SPILL_AFTER_S = 0.05
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+async def main():
+    url, spools = "redis://127.0.0.1:{port}/0", Path({directory!r})
+    kit = kit_at(url, spool_dir=spools, store_timeout=0.05, start_timeout=0.1)
+    await kit.start()
+    await kit.record("acme", "tokens", 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))
+    for _ in range(20):
+        await asyncio.sleep(0)
+        view = kit.store.cache.get("acme")
+        from meterkit.store.settlement import Settlement
+        from meterkit.store.used import Used
+        kit.store.settle(await kit.store.lane(), Settlement(view, used=Used(recorded={{"tokens": 1}})))
+    await asyncio.sleep(0.5)
+    lane = await kit.store.lane()
+    print("full", lane.unsettled, lane.lost)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    await asyncio.sleep(1.5)
+    await kit.stop()
+    print("lost", lane.lost)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_full_disk_is_waited_for_and_said(valkey: Server, tmp_path: Path) -> None:
+    port = free_port()
+    program = FULL.format(path=[str(Path(__file__).parent.parent)], port=port, directory=str(tmp_path))
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "full 21 0\nlost 0\n", done.stderr
+    assert "usage cannot be written to" in done.stderr
+    async with next_start(valkey, tmp_path, port) as kit:
+        await kit.store.send_spools()
+        assert await used(kit, "acme", "tokens") == (21, 0)
+
+
+async def test_a_spool_that_is_full_counts_what_it_cannot_keep(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spool, "_BYTES_MAX", 600)
+    async with outage(valkey, tmp_path) as (kit, proxy):
+        await away(kit, proxy)
+        kept = 0
+        while spools(tmp_path) == [] or _size(tmp_path) <= 600:
+            await kit.record("acme", "tokens", 1)
+            kept += 1
+        with pytest.raises(StoreError, match="the spool is full"):
+            await kit.record("acme", "tokens", 1)
+        assert lane_of(kit).lost == 1
+        assert "is full, and usage is lost (1 settlements so far)" in caplog.text
+        await back(kit, proxy)
+        assert await used(kit, "acme", "tokens") == (kept, 0)

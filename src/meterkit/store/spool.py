@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.frames import HEAD_BYTES, Header, SpoolError, TornError, frame
 from meterkit.store.replay import Replay, RewindError
-from meterkit.store.spool_file import SpoolFile, spools_of
+from meterkit.store.spool_file import SpoolFile, name_and_header, spools_of
 from meterkit.store.spooled import write
 
 if TYPE_CHECKING:
@@ -96,9 +95,7 @@ class Spool:
         self._keys = keys
         self._store = store
         self._now_ms = now_ms
-        # By its name a file is known to be of this store; the header says it in full.
-        whose = f"{store} {keys.prefix} {keys.shards}"
-        self._name = blake2b(whose.encode(), digest_size=8).hexdigest()
+        self._name, _ = name_and_header(keys, store=store, producer="", now_ms=0)
         self._file: SpoolFile | None = None
         self._producer = token_hex(8)
         self._numbers: dict[int, int] = {}
@@ -198,9 +195,10 @@ class Spool:
         self._written.clear()
         try:
             if self._file is None:
-                self._file = await self._in_thread(
-                    SpoolFile.create, self._directory, self._name, self._header()
+                _, header = name_and_header(
+                    self._keys, store=self._store, producer=self._producer, now_ms=self._now_ms()
                 )
+                self._file = await self._in_thread(SpoolFile.create, self._directory, self._name, header)
             await self._in_thread(self._file.append, b"".join(kept.frame for kept in batch))
         except (OSError, MeterkitError) as error:
             self._is_failing = True
@@ -215,21 +213,14 @@ class Spool:
             waiter = kept.settlement.waiter
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
+        if self._lane.connected:
+            self.connected()  # Nobody else says so: the store is slow, not away, or is back meanwhile.
         return True
 
     def _forget(self, batch: Sequence[_Kept]) -> None:
         gone = {(kept.shard, kept.number) for kept in batch}
         self._unwritten = [kept for kept in self._unwritten if (kept.shard, kept.number) not in gone]
         self._unwritten_bytes = sum(len(kept.frame) for kept in self._unwritten)
-
-    def _header(self) -> Header:
-        return Header(
-            store=self._store,
-            prefix=self._keys.prefix,
-            shards=self._keys.shards,
-            producer=self._producer,
-            made_ms=self._now_ms(),
-        )
 
     def _lose(self, settlement: Settlement) -> None:
         self.lost += 1
@@ -348,8 +339,8 @@ class Spool:
             raise
         finally:
             self.lost += replay.lost
-        await self._in_thread(file.set_aside if is_damaged else file.remove)
         _log.warning("%d settlements of a process that is gone are sent: %s", sent, file.path)
+        await self._in_thread(file.set_aside if is_damaged else file.remove)
         return sent
 
     def _why_not(self, header: Header) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.redis.filelock import FileLock
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["SpoolFile", "spools_of"]
+    from meterkit.decisions.keys import Keys
+
+__all__ = ["SpoolFile", "name_and_header", "spools_of"]
 
 _SUFFIX: Final = ".spool"
 _READ_BYTES: Final = 1 << 18
@@ -134,6 +137,20 @@ class SpoolFile:
     def close(self) -> None:
         """Leave the file to whoever comes next."""
         self._lock.close()
+
+
+def name_and_header(keys: Keys, *, store: str, producer: str, now_ms: int) -> tuple[str, Header]:
+    """What the names of a store's files begin with, and the header of one.
+
+    Args:
+        keys: names of its keys.
+        store: its address, without credentials.
+        producer: who numbers the records.
+        now_ms: when the file is begun.
+    """
+    header = Header(store=store, prefix=keys.prefix, shards=keys.shards, producer=producer, made_ms=now_ms)
+    whose = f"{store} {keys.prefix} {keys.shards}"
+    return blake2b(whose.encode(), digest_size=8).hexdigest(), header
 
 
 def spools_of(directory: Path, name: str) -> Iterator[Path]:
