@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from faults import Client, kit_at, metered
 from meterkit.redis import producer
@@ -76,7 +76,7 @@ class Commands:
     async def state(self) -> dict[str, Any]:
         """How the store is reached, and what waits for it."""
         lane: Any = self.kit.store.lanes[asyncio.get_running_loop()]
-        unwritten: list[Any] = vars(lane.spool)["_unwritten"]
+        unwritten = cast("list[object]", vars(lane.spool)["_unwritten"])
         unspooled = sum(queue.unsettled for queue in lane.queues) + len(unwritten)
         return {"away": lane.is_away, "unsettled": lane.unsettled, "unspooled": unspooled, "lost": lane.lost}
 
