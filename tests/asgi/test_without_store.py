@@ -217,6 +217,7 @@ async def test_i3_those_who_were_out_of_credit_are_refused_until_the_store_has_a
         await settled(store.kit)
         status, healthy, _ = await store.asked("full")
         assert status == 429
+        assert await store.get("poor") == 200  # That it is allowed another meter says nothing of this one.
         await store.begins()
         status, _, problem = await store.asked("poor", "/pages")
         assert (status, problem["reason"]) == (402, "credits")

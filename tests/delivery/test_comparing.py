@@ -178,6 +178,24 @@ async def test_a_meter_that_is_gone_at_stripe_is_told_to_a_person(store_url: str
         assert "no meter with its event name" in intent.why
 
 
+async def test_what_is_damaged_of_a_customer_holds_up_nobody(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ambiguous(store_url, when="after") as at:
+        admin = await at.kit.store.admin()
+        totals = at.kit.store.keys.customer("acme").totals
+        counted: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(totals))
+        (parked,) = (name for name, value in counted.items() if name.endswith(b"k") and value == b"6")
+        await admin.ask(admin.client.hset(totals, mapping={parked: "six"}))
+        await looks(at)  # Flushes, and does not raise.
+        assert "of customer 'acme' cannot be compared" in caplog.text
+        await admin.ask(admin.client.hset(totals, mapping={parked: "6"}))
+        await at.flush(everything=True)
+        at.clock.advance(TEN_MINUTES)
+        await at.flush(everything=True)
+        assert await places(at) == {"delivered": 6}
+
+
 async def test_two_that_compare_at_once_decide_once(store_url: str) -> None:
     async with ambiguous(store_url, when="before") as at:
         api = StripeApi(at.kit.settings)

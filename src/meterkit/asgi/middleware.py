@@ -24,7 +24,7 @@ from meterkit.asgi.routing import Router, is_preflight, own_root_path
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.in_process import NOTHING_LEFT
+from meterkit.decisions.in_process import NOTHING_LEFT, left_where_allowed
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.event_loops import running_loop
@@ -227,7 +227,8 @@ class MeterMiddleware:
             passed, decided = self._undecided(error, lane, view, route, prepare, scope, send)
         else:
             if reply[0] == ALLOWED and decided.waived is None:
-                decided.view.left = NOTHING_LEFT
+                left = decided.view.left
+                decided.view.left = left_where_allowed(left, decided.program) if left else NOTHING_LEFT
                 # As _kind_of has it, without a call: nearly every request passes here.
                 kind = (
                     Exchange

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.program import Program
 
-__all__ = ["EMPTY", "NOTHING_LEFT", "Left", "Window", "advance", "left_by", "weigh"]
+__all__ = ["EMPTY", "NOTHING_LEFT", "Left", "Window", "advance", "left_by", "left_where_allowed", "weigh"]
 
 _COUNTS: Final = 3  # The first numbers of a program; then come those of its rates.
 _NUMBERS: Final = 6  # Of each rate: kind, window, limit, refill, needed, taken.
@@ -142,3 +142,9 @@ def left_by(program: Program, reply: Sequence[int], period_end_ms: int) -> dict[
             if measure.needed > quantity:
                 found[measure.policy.name] = Left(quantity, is_backed, reply[2] or period_end_ms)
     return found
+
+
+def left_where_allowed(left: Mapping[str, Left], program: Program) -> Mapping[str, Left]:
+    """What is left after a request was allowed: under the policies that it met there is something again."""
+    met = {measure.policy.name for measure in program.measures}
+    return {name: found for name, found in left.items() if name not in met} or NOTHING_LEFT

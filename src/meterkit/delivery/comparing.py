@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.delivery.report import REPORTED
 from meterkit.delivery.verdicts import Judged, Look, judge
-from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.store.steering import Kept, steer
 from meterkit.store.waiting import count_members
 
@@ -68,6 +68,14 @@ class Comparer:
                 _logger.warning("intents are not compared with Stripe's summaries: %s", error)
                 await self._postpone(kept)
                 return
+            except StoreError as error:
+                # What is kept of one customer may be damaged; that holds up nobody else.
+                _logger.warning(
+                    "intent %s of customer %r cannot be compared: %s",
+                    *(kept.identifier, kept.fields["customer"], error),
+                    extra=REPORTED,
+                )
+                await self._postpone(kept)
 
     async def compare(self, kept: Kept) -> Verdict:
         """Look at the summary of an intent's minute, and do what follows.

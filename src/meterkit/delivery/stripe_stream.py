@@ -120,7 +120,9 @@ class StripeStreamTransport:
         result = _read(answer)
         if result.status != HTTPStatus.UNAUTHORIZED:
             return classify(result)
-        is_renewed, self._session = self._session is not session, None
+        is_renewed = self._session is not session
+        if not is_renewed:
+            self._session = None
         if result.code == _SESSION_OVER and (is_renewed or session.age_s() > _YOUNG_S):
             # Stripe has none of it; the next try has another session.
             return Outcome(kind="not_done", detail="the session for the stream was over", refused=True)
