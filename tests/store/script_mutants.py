@@ -64,8 +64,13 @@ class Mutant:
         def read(path: str) -> str:
             return wrong if path == self.file else source(path)
 
-        with patch.object(scripts, "_read", read):
-            return load()
+        # They are put together once; this time from another source, and afterwards from the right one again.
+        scripts.load.cache_clear()
+        try:
+            with patch.object(scripts, "_read", read):
+                return load()
+        finally:
+            scripts.load.cache_clear()
 
 
 @cache
