@@ -97,6 +97,26 @@ async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(
     assert "7 units of api_requests of customer 'lost' are dead" in told[0].getMessage()
 
 
+async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url: str) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 60)
+        await at.flush(everything=True)
+        await at.kit.record("acme", "requests", 50)
+        at.emulator.fail_next("drop", when="after")
+        at.clock.advance(timedelta(minutes=1))
+        await at.flush(everything=True, timeout_s=0)
+        (intent,) = await at.kit.outbox.list()
+        await at.kit.outbox.drop(intent.identifier, reason="billed by hand")
+        assert await places(at, "acme") == {"delivered": 60, "dead": 50}
+        at.emulator.report_meter_errors(
+            "api_requests", code="archived_meter", identifiers=[intent.identifier], count=1
+        )
+        await take_all(at, api)
+        assert await places(at, "acme") == {"delivered": 60, "dead": 50}
+        assert await at.kit.outbox.list() == []
+
+
 async def test_what_was_refused_has_another_identifier_and_is_left_alone_by_flushes(store_url: str) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         await at.kit.customers.link("lost", "cus_unknown")

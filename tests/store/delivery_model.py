@@ -230,7 +230,8 @@ class Shard:
         del self.intents[asked.identifier]
         self.compare.pop(asked.identifier, None)
         if intent.state in {"delivered", "dropped"}:
-            self.delivered[asked.new_identifier] = intent.short()
+            dropped = "dropped|" if intent.state == "dropped" else ""
+            self.delivered[dropped + asked.new_identifier] = intent.short()
             self.keep("delivered:1", DELIVERED_MS)
         else:
             self.intents[asked.new_identifier] = intent
