@@ -135,7 +135,7 @@ class Comparer:
         )
 
     async def _due(self) -> AsyncGenerator[Kept]:
-        store, admin = self._store, await self._store.admin()
+        store, admin = self._store, (await self._store.admin()).for_delivery()
         for shard, _ in await count_members(store, admin, ("compare",), limit=store.now_ms()):
             compare = store.keys.shard(shard, "compare")
             due: list[bytes] = await admin.ask(
@@ -148,7 +148,7 @@ class Comparer:
                     yield kept
 
     async def _postpone(self, kept: Kept) -> None:
-        admin = await self._store.admin()
+        admin = (await self._store.admin()).for_delivery()
         later_ms = self._store.now_ms() + _LATER_MS
         compare = self._store.keys.shard(kept.shard, "compare")
         await admin.ask(admin.client.zadd(compare, {kept.identifier: later_ms}, xx=True))

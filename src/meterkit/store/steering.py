@@ -79,7 +79,7 @@ async def find_kept(store: Store, identifier: str) -> Kept | None:
     Raises:
         StoreError: the store does not answer.
     """
-    admin = await store.admin()
+    admin = (await store.admin()).for_delivery()
     pipe = admin.client.pipeline(transaction=False)
     for shard in range(store.keys.shards):
         pipe.hget(store.keys.shard(shard, "intents"), identifier)
@@ -120,7 +120,7 @@ async def steer(
     fields = {name: text for name, text in to_be.fields.items() if name not in _OF_ITS_PLACE}
     fields |= {"state": state, **{name: text for name, text in more.items() if text}}
     entry = ("intent", str(store.now_ms()), kept.in_words(), after, cause)
-    admin = await store.admin()
+    admin = (await store.admin()).for_delivery()
     names = ("intents", "outbox", "parked", "dead", "compare")
     reply: list[Any] = await admin.run(
         store.scripts["steer"],
