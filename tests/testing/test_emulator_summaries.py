@@ -42,6 +42,13 @@ class Books:
             }
         )
 
+    async def cancel(self, number: int, *, event_name: str = "calls") -> str:
+        """Cancel the event that was sent as that; the status of it."""
+        adjustment = await self._client.v1.billing.meter_event_adjustments.create_async(
+            {"type": "cancel", "event_name": event_name, "cancel": {"identifier": f"i{number}"}}
+        )
+        return adjustment.status
+
     async def read(self, start: int, end: int, **more: Any) -> list[tuple[int, int, float]]:
         params: Any = {"customer": "cus_1", "start_time": start, "end_time": end, **more}
         page = await self._client.v1.billing.meters.event_summaries.list_async(self._meter, params)
@@ -149,3 +156,23 @@ async def test_corrections_may_be_negative() -> None:
         await book.send("5", at=SECOND)
         await book.send("-2", at=SECOND)
         assert await book.read(SECOND, SECOND + 60) == [(0, 60, 3.0)]
+
+
+async def test_an_event_is_cancelled_within_24_hours() -> None:
+    """https://docs.stripe.com/api/billing/meter-event-adjustment/create."""
+    async with books() as book:
+        for value in ("10", "100"):
+            await book.send(value, at=SECOND)
+        book.clock.advance(timedelta(hours=24))
+        assert await book.cancel(1) == "pending"
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 100.0)]
+        await book.cancel(1)  # Again: it stays so.
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 100.0)]
+        with pytest.raises(stripe.InvalidRequestError, match="No event of calls with identifier i3"):
+            await book.cancel(3)
+        with pytest.raises(stripe.InvalidRequestError, match="No event of tokens with identifier i2"):
+            await book.cancel(2, event_name="tokens")
+        book.clock.advance(timedelta(seconds=1))
+        with pytest.raises(stripe.InvalidRequestError, match="was received within 24 hours"):
+            await book.cancel(2)
+        assert await book.read(SECOND, SECOND + 60) == [(0, 60, 100.0)]

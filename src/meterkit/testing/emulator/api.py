@@ -68,6 +68,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.reactivate(call)),
     ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
     ("POST", METER_EVENTS, lambda account, call: account.events.create(call)),
+    ("POST", "/v1/billing/meter_event_adjustments", lambda account, call: account.events.adjust(call)),
     ("POST", "/v2/billing/meter_event_session", create_session),
     ("POST", METER_EVENT_STREAM, stream_events),
     *PRODUCT_CALLS,

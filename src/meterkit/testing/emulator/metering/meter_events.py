@@ -1,4 +1,4 @@
-"""Meter events v1: what is accepted, what is refused, and what counts."""
+"""Meter events v1: what is accepted, what is refused, what counts, and what is cancelled."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MeterEvent", "MeterEvents"]
 
+CANCELLED_S_MAX: Final = 86_400
 PAST_S_MAX: Final = 35 * 86_400
 FUTURE_S_MAX: Final = 5 * 60
 DIGITS_MAX: Final = 15
@@ -109,6 +110,42 @@ class MeterEvents:
             payload=payload,
         )
         return self._accept(event, lose=call.lose).to_json()
+
+    def adjust(self, call: Call) -> JsonObject:
+        """``POST /v1/billing/meter_event_adjustments``: cancels an event that was received within 24 hours.
+
+        An invoice that is finalized keeps it (https://docs.stripe.com/billing/subscriptions/usage-based/meters/configure).
+        """
+        params = call.params
+        params.only("event_name", "type", "cancel")
+        event_name = params.required("event_name", length_max=100)
+        params.required("type")
+        params.choice("type", ("cancel",))
+        cancel = params.hash("cancel")
+        if cancel is None:
+            raise missing_parameter("cancel")
+        cancel.only("identifier")
+        identifier = cancel.required("identifier", length_max=100)
+        found = [
+            place
+            for place, event in enumerate(self.accepted)
+            if (event.event_name, event.identifier) == (event_name, identifier)
+            and call.now - event.received_at <= CANCELLED_S_MAX
+        ]
+        if not found:
+            raise ApiError(
+                f"No event of {event_name} with identifier {identifier} was received within 24 hours.",
+                param=cancel.path("identifier"),
+            )
+        self.accepted[found[-1]] = replace(self.accepted[found[-1]], counted=False)
+        return {
+            "object": "billing.meter_event_adjustment",
+            "cancel": {"identifier": identifier},
+            "event_name": event_name,
+            "livemode": call.livemode,
+            "status": "pending",
+            "type": "cancel",
+        }
 
     def _accept(self, event: MeterEvent, *, lose: bool) -> MeterEvent:
         now = event.received_at
