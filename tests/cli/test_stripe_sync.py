@@ -44,6 +44,20 @@ plans:
       tokens: {included: 500, overage: {bill: {per: 3, amount_cents: 1}}}
 """
 
+PARTS = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  requests: {unit: request, stripe: {event_name: api_requests}}
+  large:    {unit: request, from: requests, where: {model: "*-large*"}, stripe: {event_name: large_requests}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {included: 10_000, overage: {bill: {per: 1000, amount_cents: 12}}}
+"""
+
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,14 +284,98 @@ async def test_a_meter_that_was_deactivated_is_active_again_and_one_that_adds_up
         assert "aggregates by last" in done.problems[0]
 
 
-async def test_two_plans_of_one_price_cannot_be_told_apart() -> None:
+async def test_a_plan_that_inherits_the_price_of_another_is_noted_and_the_rest_is_made() -> None:
     more = "  max: {extends: pro, rank: 20}\n"
+    named = PLANS.replace("2900,", "2900, stripe_price: price_pro,")
     async with shop() as at:
-        done = await at.sync(PLANS.replace("2900,", "2900, stripe_price: price_pro,") + more)
-        assert done.problems == ["plan max: has the stripe_price of plan pro, and cannot be told from it"]
+        done = await at.sync(named + more)
+        assert done.problems == []
+        assert [line.name for line in done.lines if line.what == "product"] == ["pro"]
+        (note,) = done.notes
+        assert note.startswith("plan max: has the stripe_price of plan pro, and whoever subscribes to it has")
         # Each of them gets prices of its own where the file names none.
         done = await at.sync(PLANS + more)
         assert [line.name for line in done.lines if line.what == "product"] == ["pro", "max"]
+
+
+async def test_a_plan_with_an_inherited_price_and_another_amount_would_be_sold_wrongly() -> None:
+    more = "  max: {extends: pro, rank: 20, price: {amount_cents: 9900}}\n"
+    async with shop() as at:
+        done = await at.sync(PLANS.replace("2900,", "2900, stripe_price: price_pro,") + more)
+        assert at.changes() == 0
+        (problem,) = done.problems
+        assert problem.startswith(
+            "plan max: has the stripe_price of plan pro (2900 minor units of usd a month)"
+        )
+        assert "another price (9900 minor units" in problem
+
+
+@pytest.mark.parametrize(
+    ("listed", "amount"),
+    [
+        ("", "0.012"),
+        ("      large: {included: 50, overage: deny}", "0.012"),
+        ("      large: {included: 50, overage: {bill: {per: 1000, amount_cents: 40}}}", "0.04"),
+    ],
+)
+async def test_a_derived_meter_has_the_price_of_its_source_or_its_own(listed: str, amount: str) -> None:
+    async with shop() as at:
+        done = await at.sync(PARTS + listed)
+        assert (done.problems, done.notes) == ([], [])
+        assert ("price", "pro, large", "made") in actions(done)
+        prices = await at.prices()
+        large, whole = prices["pro, large"], prices["pro, requests"]
+        meters = {meter["id"]: meter["event_name"] for meter in await at.api.list("/v1/billing/meters")}
+        assert meters[large["recurring"]["meter"]] == "large_requests"
+        # What is sent is beyond what the source includes: nothing of it is free.
+        assert (large["unit_amount_decimal"], large["tiers_mode"]) == (amount, None)
+        assert (whole["unit_amount_decimal"], large["product"]) == ("0.012", whole["product"])
+        assert {line.action for line in (await at.sync(PARTS + listed)).lines} == {"is there"}
+
+
+async def test_a_derived_meter_without_an_amount_is_refused_until_somebody_has_made_its_price() -> None:
+    plans = PARTS.replace("overage: {bill: {per: 1000, amount_cents: 12}}", "overage: bill")
+    async with shop() as at:
+        product = at.emulator.add_product("Pro", product_id="prod_pro")
+        base = at.emulator.add_price(2900, price_id="price_pro", product=product)
+        plans = plans.replace("2900,", f"2900, stripe_price: {base},")
+        meter, before = at.emulator.add_meter("large_requests"), at.changes()
+        done = await at.sync(plans)
+        assert (done.lines, at.changes()) == ([], before)
+        (problem,) = done.problems
+        assert problem.startswith(
+            "plan pro, meter large: a part of requests, billed under an event of its own"
+        )
+        assert "on no invoice" in problem
+        params: Any = {"product": product, "currency": "usd", "unit_amount": 1}
+        params["recurring"] = {"interval": "month", "usage_type": "metered", "meter": meter}
+        await at.api.post("/v1/prices", params)
+        assert (await at.sync(plans)).problems == []
+
+
+@pytest.mark.parametrize(
+    ("of_whole", "of_part", "found"),
+    [
+        ("usage", "overage", "requests has `report: usage`"),
+        ("overage", "usage", "large has `report: usage`"),
+        ("usage", "usage", "requests has `report: usage` and large has `report: usage`"),
+        ("usage", "none", "requests has `report: usage`"),
+    ],
+)
+async def test_a_derived_meter_and_a_source_of_which_all_usage_is_sent_are_refused(
+    of_whole: str, of_part: str, found: str
+) -> None:
+    plans = PARTS.replace("api_requests", f"api_requests, report: {of_whole}")
+    plans = plans.replace("large_requests", f"large_requests, report: {of_part}")
+    async with shop() as at:
+        done = await at.sync(plans)
+        assert (done.lines, at.changes()) == ([], 0)
+        (problem,) = done.problems
+        assert problem.startswith(f"plan pro, meter large: {found}, and it is a part of requests: ")
+        assert "gives included units a second time" in problem
+        assert "write `report: overage` for both" in problem
+        # Where the source includes nothing, all of it is overage.
+        assert (await at.sync(plans.replace("included: 10_000", "included: 0"))).problems == []
 
 
 async def test_what_is_made_can_be_subscribed_to() -> None:

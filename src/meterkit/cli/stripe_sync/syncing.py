@@ -103,10 +103,12 @@ class _Syncing:
                 self._meters[meter["event_name"]] = meter
         missing = "Stripe has no active meter"
         done.problems += [told for told in meter_differences(self._catalog, meters) if missing not in told]
-        found = [await self._find(product) for product in wanted]
+        for product in wanted:
+            done.problems += product.problems
+            done.notes += product.notes
+        found = [await self._find(product) for product in wanted if product.prices]
         for product in found:
-            done.problems += [*product.wanted.problems, *self._doubled(product)]
-            done.notes += product.wanted.notes
+            done.problems += [*self._doubled(product), *self._unpriced(product)]
         if not done.problems:
             await self._make_meters()
             for product in found:
@@ -150,6 +152,12 @@ class _Syncing:
             used = fitting if len(fitting) == 1 and wanted.key not in found.prices else []
             told += [_why_not(price, wanted) for price in others if price not in used]
         return told
+
+    def _unpriced(self, found: _Found) -> list[str]:
+        """Meters that would be sent what no price of the product bills."""
+        priced = {shape_of(price).meter for price in found.beside}
+        meters = {name: self._meters.get(name, {}).get("id", "") for name in found.wanted.unpriced}
+        return [told for name, told in found.wanted.unpriced.items() if meters[name] not in priced]
 
     def _others(self, found: _Found, wanted: WantedPrice) -> list[Mapping[str, Any]]:
         meter = self._meters.get(wanted.shape.meter or "")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.cli.stripe_sync.parts import billed_as, split_wrongly
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,6 +23,11 @@ _DECIMAL_PLACES: Final = 12
 _NO_AMOUNT: Final = (
     "billed, and the file names no amount: write overage: {bill: {per: …, amount_cents: …}}, or make its"
     " price at Stripe by hand"
+)
+_NO_AMOUNT_OF_PART: Final = (
+    "billed under an event of its own, and the file names no amount for either: without a price on it these"
+    " units are on no invoice; write overage: {bill: {per: …, amount_cents: …}} for one of them, or make its"
+    " price at Stripe by hand, on the plan's product"
 )
 _YEARLY_TIERS: Final = (
     "report: usage sends all units, and a price of a year has one free tier a year, not one a month: use"
@@ -89,6 +96,7 @@ class WantedProduct:
     Attributes:
         problems: combinations that would bill wrongly.
         notes: what is right, and may surprise.
+        unpriced: by event name, why it is a problem where its product has no price on that meter.
     """
 
     plan: str
@@ -96,26 +104,37 @@ class WantedProduct:
     prices: tuple[WantedPrice, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    unpriced: Mapping[str, str]
 
 
 def wanted_of(catalog: Catalog) -> list[WantedProduct]:
     """The products that a plans file needs: its plans that cost something, or name a price of Stripe's."""
     products = [_product(catalog, plan) for plan in catalog.plans.values()]
-    sold, known = list[WantedProduct](), dict[str, str]()
+    sold, known = list[WantedProduct](), dict[str, WantedProduct]()
     for product in products:
         base = product.prices[0]
         is_priced = len(product.prices) > 1 or base.shape.unit > 0 or base.stripe_price is not None
-        if not is_priced:
-            continue
-        first = known.setdefault(base.stripe_price or base.key, product.plan)
-        if first == product.plan:
-            sold.append(product)
-        else:
-            problem = f"plan {product.plan}: has the stripe_price of plan {first}, and cannot be told from it"
-            sold.append(
-                WantedProduct(plan=product.plan, name=product.name, prices=(), problems=(problem,), notes=())
-            )
+        if is_priced or product.problems:
+            first = known.setdefault(base.stripe_price or base.key, product)
+            sold.append(product if first is product else _of_one_price(first, product))
     return sold
+
+
+def _of_one_price(first: WantedProduct, product: WantedProduct) -> WantedProduct:
+    """A plan that inherits the ``stripe_price`` of another: who subscribes has the first one of the file."""
+    ours, theirs = product.prices[0].shape, first.prices[0].shape
+    begins = f"plan {product.plan}: has the stripe_price of plan {first.plan}"
+    if ours == theirs:
+        told = (
+            f"{begins}, and whoever subscribes to it has plan {first.plan}: nothing is made of"
+            f" {product.plan}; give it a stripe_price of its own to sell it"
+        )
+        return replace(product, prices=(), problems=(), notes=(told,), unpriced={})
+    told = (
+        f"{begins} ({theirs}), and another price ({ours}): it would be sold as that one; give it a"
+        " stripe_price of its own"
+    )
+    return replace(product, prices=(), problems=(told,), notes=(), unpriced={})
 
 
 def shape_of(price: Mapping[str, Any]) -> Shape:
@@ -180,18 +199,30 @@ def _product(catalog: Catalog, plan: Plan) -> WantedProduct:
     if seat is not None:
         shape = Shape(currency=catalog.currency, interval=price.interval, unit=Decimal(seat.amount_cents))
         prices.append(_fixed(plan, "seat_price", "seats", shape, seat.stripe_price))
-    for name, entitlement in plan.entitlements.items():
-        meter = catalog.meters[name]
-        if meter.stripe is None or meter.stripe.report == "none" or entitlement.overage.mode != "bill":
+    unpriced = dict[str, str]()
+    for meter in catalog.meters.values():
+        begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", split_wrongly(catalog, plan, meter)
+        entitlement = billed_as(plan, meter)
+        if wrongly is not None:
+            problems.append(begins + wrongly)
+        elif meter.stripe is None or meter.stripe.report == "none" or entitlement is None:
             continue
-        found = _metered(catalog, plan, meter, entitlement)
-        if isinstance(found, WantedPrice):
-            prices.append(found)
+        elif meter.source is not None and entitlement.overage.amount_cents is None:
+            unpriced[meter.stripe.event_name] = f"{begins}a part of {meter.source}, {_NO_AMOUNT_OF_PART}"
         else:
-            told, is_problem = found
-            (problems if is_problem else notes).append(f"plan {plan.key}, meter {name}: {told}")
+            found = _metered(catalog, plan, meter, entitlement)
+            if isinstance(found, WantedPrice):
+                prices.append(found)
+            else:
+                told, is_problem = found
+                (problems if is_problem else notes).append(begins + told)
     return WantedProduct(
-        plan=plan.key, name=plan.name, prices=tuple(prices), problems=tuple(problems), notes=tuple(notes)
+        plan=plan.key,
+        name=plan.name,
+        prices=tuple(prices),
+        problems=tuple(problems),
+        notes=tuple(notes),
+        unpriced=unpriced,
     )
 
 
