@@ -187,6 +187,42 @@ async def test_prices_that_the_plans_file_names_are_taken_as_they_are() -> None:
         assert gone.paste == {"pro": {"price": ids["price"]}}
 
 
+async def test_an_archived_price_that_the_plans_file_names_is_a_problem() -> None:
+    async with shop() as at:
+        first = await at.sync()
+        ids = first.paste["pro"]
+        named = PLANS.replace("2900, interval: month", f"2900, interval: month, stripe_price: {ids['price']}")
+        await at.api.post(f"/v1/prices/{ids['price']}", {"active": False})
+        before = at.changes()
+        done = await at.sync(named)
+        assert (done.lines, at.changes()) == ([], before)
+        (problem,) = done.problems
+        assert problem.startswith(
+            f"pro, base: the plans file names the price {ids['price']}, which is archived"
+        )
+
+
+async def test_a_metered_price_of_another_product_is_not_taken_for_the_plans_own() -> None:
+    async with shop() as at:
+        first = await at.sync()
+        old = {line.name: line.id for line in first.lines}
+        product = at.emulator.add_product("Pro, anew", product_id="prod_anew")
+        base = at.emulator.add_price(2900, price_id="price_anew", product=product)
+        named = PLANS.replace("2900,", f"2900, stripe_price: {base},")
+        done = await at.sync(named)
+        assert done.problems == []
+        lines = {line.name: line for line in done.lines if line.what == "price"}
+        assert (lines["pro, base"].action, lines["pro, requests"].action) == ("is there", "made")
+        made = await at.api.get(f"/v1/prices/{lines['pro, requests'].id}")
+        assert (made["product"], made["lookup_key"]) == (product, "meterkit:pro:meter:requests")
+        assert any(old["pro, requests"] in note and "is of the product" in note for note in done.notes)
+        # Whoever subscribed to the old product still pays by it.
+        assert (await at.api.get(f"/v1/prices/{old['pro, requests']}"))["active"]
+        again = await at.sync(named)
+        assert {line.action for line in again.lines} == {"is there"}
+        assert again.notes == []
+
+
 async def test_a_price_made_by_hand_that_fits_is_used() -> None:
     async with shop() as at:
         catalog = loads(

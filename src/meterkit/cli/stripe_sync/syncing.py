@@ -25,6 +25,8 @@ _METERS: Final = "/v1/billing/meters"
 _PRICES: Final = "/v1/prices"
 _PRODUCTS: Final = "/v1/products"
 _PLAN: Final = "meterkit_plan"
+# https://docs.stripe.com/api/prices/list#list_prices-lookup_keys
+_KEYS_AT_ONCE: Final = 10
 _TIERS: Final = ("data.tiers",)
 _FREE_TWICE: Final = (
     "what is sent is overage alone (report: overage), and its free tier would give the included units a"
@@ -103,12 +105,13 @@ class _Syncing:
                 self._meters[meter["event_name"]] = meter
         missing = "Stripe has no active meter"
         done.problems += [told for told in meter_differences(self._catalog, meters) if missing not in told]
-        for product in wanted:
-            done.problems += product.problems
-            done.notes += product.notes
-        found = [await self._find(product) for product in wanted if product.prices]
+        for plan in wanted:
+            done.problems += plan.problems
+            done.notes += plan.notes
+        found = [await self._find(plan) for plan in wanted if plan.prices]
         for product in found:
-            done.problems += [*self._doubled(product), *self._unpriced(product)]
+            done.problems += [*_archived(product), *self._doubled(product), *self._unpriced(product)]
+            done.notes += [_elsewhere(price, product.product) for price in product.elsewhere]
         if not done.problems:
             await self._make_meters()
             for product in found:
@@ -118,9 +121,11 @@ class _Syncing:
     async def _find(self, wanted: WantedProduct) -> _Found:
         """What Stripe has of a plan."""
         keys = [price.key for price in wanted.prices]
-        asked: dict[str, Any] = {"lookup_keys": keys, "active": True, "expand": _TIERS}
-        listed = await self._api.list(_PRICES, asked) if keys else []
-        prices: dict[str, Mapping[str, Any]] = {price["lookup_key"]: price for price in listed}
+        prices: dict[str, Mapping[str, Any]] = {}
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            page = keys[start : start + _KEYS_AT_ONCE]
+            asked: dict[str, Any] = {"lookup_keys": page, "active": True, "expand": _TIERS}
+            prices |= {price["lookup_key"]: price for price in await self._api.list(_PRICES, asked)}
         for price in wanted.prices:
             named = None if price.stripe_price is None else await self._named(price.stripe_price)
             if named is not None:
@@ -132,7 +137,16 @@ class _Syncing:
                     product = one["id"]
         asked = {"product": product, "active": True, "expand": _TIERS}
         beside = await self._api.list(_PRICES, asked) if product is not None else []
-        return _Found(wanted=wanted, product=product, prices=prices, beside=beside)
+        # A subscription takes the metered prices of its base price's product, and no others.
+        metered = {price.key for price in wanted.prices if price.shape.meter is not None}
+        elsewhere = {key for key in metered & prices.keys() if prices[key]["product"] != product}
+        return _Found(
+            wanted=wanted,
+            product=product,
+            prices={key: price for key, price in prices.items() if key not in elsewhere},
+            beside=beside,
+            elsewhere=[prices[key] for key in keys if key in elsewhere],
+        )
 
     async def _named(self, price_id: str) -> Mapping[str, Any] | None:
         try:
@@ -257,12 +271,33 @@ class _Found:
         product: Stripe's id; None: there is none yet.
         prices: by lookup key, those that are ours or that the plans file names.
         beside: all active prices of the product.
+        elsewhere: metered ones with our lookup keys, of other products.
     """
 
     wanted: WantedProduct
     product: str | None
     prices: Mapping[str, Mapping[str, Any]]
     beside: Sequence[Mapping[str, Any]]
+    elsewhere: Sequence[Mapping[str, Any]]
+
+
+def _archived(found: _Found) -> list[str]:
+    """Prices that the plans file names and nobody can subscribe to."""
+    return [
+        f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which is archived at Stripe,"
+        " so that nobody can subscribe to it; make it active there, or take it out of the file, and sync"
+        " again"
+        for wanted in found.wanted.prices
+        if wanted.key in found.prices and not found.prices[wanted.key]["active"]
+    ]
+
+
+def _elsewhere(price: Mapping[str, Any], product: str | None) -> str:
+    return (
+        f"{price['nickname'] or price['lookup_key']}: {price['id']} is of the product {price['product']}, and"
+        f" a subscription has the metered prices of {product} alone, which is that of the base price: it"
+        " stays active, and is no price of this plan"
+    )
 
 
 def _why_not(price: Mapping[str, Any], wanted: WantedPrice) -> str:
