@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from meterkit.decisions.keys import meter_token
 from store.delivery_model import TOTALS_MS, stand
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ CLASSES = ("overage", "credited", "granted", "included")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
-    """What is to be taken back: meter to quantity; which of included and overage is reported."""
+    """What is to be taken back: meter to quantity; whether included units are reported too."""
 
     quantities: Mapping[str, int]
-    reported: Mapping[str, bool]
+    included_too: bool
     text: str
     entries: tuple[str, str]
 
@@ -40,17 +41,34 @@ def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -
     if closed != customer.closed:
         shard.keep(f"t:{name}", TOTALS_MS)
     done: dict[str, str] = {}
+    start = customer.period[0] if customer.period else view.period_at(now)[0]
     for meter, quantity in asked.quantities.items():
-        left, taken, sent = quantity, dict[str, int](), 0
+        left, taken, sent, owed = quantity, dict[str, int](), 0, 0
+        known = f"{start}|{meter_token(meter)}"
+        sealed = sum(customer.closed.get(known + letter, 0) for letter in "qlkdxz")
+        going = sum(customer.closed.get(known + letter, 0) for letter in "qlkd")
+        repaid = customer.closed.get(f"{known}r", 0)
+        behind = customer.included[meter] if asked.included_too else 0
         for kind in CLASSES:
             counts = getattr(customer, kind)
-            part = min(left, counts[meter])
+            most = counts[meter] - (repaid if kind == "overage" else 0)
+            part = min(left, max(0, most))
             left -= part
-            missing = max(0, part - customer.pending[meter]) if asked.reported.get(kind) else 0
+            missing = 0
+            if kind == "overage" or (kind == "included" and asked.included_too):
+                off = min(part, customer.pending[meter])
+                first = behind if kind == "overage" else 0
+                unsent = max(0, counts[meter] + first - customer.pending[meter] - sealed)
+                customer.pending[meter] -= off
+                missing = part - off - min(part - off, unsent, counts[meter])
+            if kind == "overage":
+                owed = max(0, min(missing, going - behind - repaid))
             taken[kind], sent = part - missing, sent + missing
             counts[meter] -= part - missing
-            customer.pending[meter] -= part - missing if asked.reported.get(kind) else 0
-        done[meter] = " ".join(map(str, (*taken.values(), sent, left, 0, 0)))
+        if owed:
+            customer.closed[f"{known}r"] = repaid + owed
+            shard.keep(f"t:{name}", TOTALS_MS)
+        done[meter] = " ".join(map(str, (*taken.values(), sent, owed, left, 0, 0)))
         words = f"{sum(taken.values())} taken back, {sent} sent to Stripe before, {left} never recorded: "
         reason, by = asked.entries
         shard.histories[name].append(

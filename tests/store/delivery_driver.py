@@ -398,12 +398,12 @@ class Delivery(Checks):
         customer = self.shard.customers[name]
         view = self._view(name, max(self.wall, customer.seen))
         meters = self.random.sample(METERS, self.random.choice((1, 2)))
-        reports = {"included": self.random.random() < 0.3, "overage": self.random.random() < 0.7}
+        included_too = self.random.random() < 0.3
         quantities = {meter: self.random.choice((0, 1, 700, 10**15 - 1)) for meter in meters}
-        flags = (int(reports["included"]), int(reports["overage"]))
         asked = {
             "meters": [
-                [meter, meter_token(meter), quantity, *flags, 3] for meter, quantity in quantities.items()
+                [meter, meter_token(meter), quantity, 3, [[meter_token(meter), int(included_too)]]]
+                for meter, quantity in quantities.items()
             ],
             "reason": "a loop",
             "by": "ada",
@@ -426,7 +426,9 @@ class Delivery(Checks):
         )
         until_ms = min(view.valid_until_ms, view.next_end_ms)
         terms = pack_numbers([until_ms, *view.period, view.next_end_ms, 0, 0])
-        restored = Restore(quantities=quantities, reported=reports, text=text, entries=("a loop", "ada"))
+        restored = Restore(
+            quantities=quantities, included_too=included_too, text=text, entries=("a loop", "ada")
+        )
         reply, found = self._ask_restore(keys, (view.rev, terms, name, text), times)
         expected, kept = restore(self.shard, name, view, restored, times)
         if reply[0] <= 1 and len(reply) > 2:

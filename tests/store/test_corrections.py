@@ -11,6 +11,7 @@ from delivering import CATALOG, NOW, PLANS, desk
 from meterkit import MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
 from meterkit.catalog import loads
 from meterkit.decisions.prepaid import MICRO
+from meterkit.store.grants import Grants
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ PAID = loads(
         "tokens:   {included: 100, overage: bill}",
         "tokens:   {included: 100, overage: {bill: {per: 10, amount_cents: 3}}}",
     )
+)
+# Another plan bills no overage.
+FREE = "price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 100, overage: deny}}"
+DENIED = loads(f"{PLANS}  free: {{{FREE}}}\n")
+# What a large model writes goes to Stripe under an event of its own.
+DERIVED = loads(
+    PLANS.replace("tokens:   {unit", "output_tokens: {unit")
+    .replace("tokens:   {included", "output_tokens: {included")
+    .replace(
+        "pages:    {unit: page, ", 'large: {unit: token, from: output_tokens, where: {model: "*-large"}, '
+    )
+    .replace("pdf_pages, report: none", "pdf_pages")
 )
 
 
@@ -208,9 +221,114 @@ async def test_included_units_that_are_reported_come_off_what_is_pending(any_sto
         await at.flush(everything=True)
         await at.kit.record("acme", "requests", 5)
         found = await correct(at.kit, 15, meter="requests")
-        assert (found.included, found.granted_next) == (5, 10)
+        assert (found.included, found.granted_next, found.never_billed) == (5, 0, 10)
         after = (await at.kit.usage("acme"))["meters"]["requests"]
         assert (after["recorded"], after["pending"], after["delivered"]) == (40, 0, 40)
+
+
+async def test_a_plan_that_bills_no_overage_by_now_takes_off_what_is_pending(any_store_url: str) -> None:
+    async with desk(any_store_url, catalog=DENIED) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "tokens", 200)
+        await at.kit.customers.set_plan("acme", "free")
+        found = await correct(at.kit, 100)
+        assert (found.taken_back, found.overage) == (100, 100)
+        after = await tokens(at.kit)
+        assert (after["recorded"], after["pending"]) == (100, 0)
+        assert (await at.flush(everything=True)).is_complete
+        assert at.accepted("acme", "ai_tokens") == 0
+
+
+async def test_what_was_sent_stays_recorded_whatever_the_plan_bills_by_now(any_store_url: str) -> None:
+    async with desk(any_store_url, catalog=DENIED) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "tokens", 200)
+        await at.flush(everything=True)
+        await at.kit.customers.set_plan("acme", "free")
+        await at.kit.record("acme", "tokens", 7)  # Overage of a plan that bills none.
+        found = await correct(at.kit, 107)
+        assert (found.taken_back, found.overage, found.by_hand) == (7, 7, 100)
+        assert (await tokens(at.kit))["delivered"] == 100
+
+
+async def test_units_that_were_sent_are_paid_back_once_whatever_the_id(any_store_url: str) -> None:
+    async with desk(any_store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "tokens", 200)
+        await at.flush(everything=True)
+        first = await correct(at.kit, 60, id_="x")
+        second = await correct(at.kit, 60, id_="y")
+        third = await correct(at.kit, 100, id_="z")
+        assert (first.granted_next, second.granted_next, third.granted_next) == (60, 40, 0)
+        assert (second.included, third.included, third.beyond) == (20, 80, 20)
+        assert sum(grant.quantity for grant in await at.kit.grants.list("acme")) == 100
+        # Those of the next period are others.
+        at.clock.set(JULY + timedelta(minutes=1))
+        await at.kit.record("acme", "tokens", 300)
+        await at.flush(everything=True)
+        assert (await correct(at.kit, 100, id_="later")).granted_next == 100
+
+
+async def test_a_repeat_in_the_next_period_grants_what_an_error_has_kept(
+    any_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise StoreError("the store is away")
+
+    async with desk(any_store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "tokens", 200)
+        await at.flush(everything=True)
+        with monkeypatch.context() as broken:
+            broken.setattr(Grants, "add", fail)
+            with pytest.raises(StoreError, match="is away"):
+                await correct(at.kit, 100)
+        at.clock.set(JULY + timedelta(minutes=1))
+        again = await correct(at.kit, 100)
+        assert (again.granted_next, again.never_billed, again.is_repeated) == (100, 0, True)
+        (grant,) = await at.kit.grants.list("acme")
+        assert (grant.quantity, grant.effective_at) == (100, JULY)
+
+
+async def test_what_is_pending_under_a_derived_event_is_never_sent(any_store_url: str) -> None:
+    async with desk(any_store_url, catalog=DERIVED) as at:
+        await at.link("acme")
+        for written in (100, 80):
+            used = {"prompt_tokens": 1, "completion_tokens": written, "total_tokens": written + 1}
+            answer: dict[str, Any] = {
+                "object": "chat.completion",
+                "model": "a-large",
+                "choices": [],
+                "usage": used,
+            }
+            await at.kit.record_usage("acme", answer)
+        assert (await at.kit.usage("acme"))["meters"]["large"]["pending"] == 80
+        found = await correct(at.kit, 30, meter="output_tokens")
+        assert (found.taken_back, found.overage) == (30, 30)
+        assert (await at.flush(everything=True)).is_complete
+        assert at.accepted("acme", "pdf_pages") == 50
+        found = await correct(at.kit, 50, meter="output_tokens", id_="t-2")
+        assert (found.taken_back, found.granted_next) == (0, 50)
+
+
+async def test_included_units_that_were_sent_cost_nothing_to_pay_back(any_store_url: str) -> None:
+    async with desk(any_store_url) as at:  # report: usage
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 1_030)
+        await at.flush(everything=True)
+        found = await correct(at.kit, 130, meter="requests")
+        assert (found.granted_next, found.by_hand, found.never_billed) == (30, 0, 100)
+        after = (await at.kit.usage("acme"))["meters"]["requests"]
+        assert (after["recorded"], after["delivered"]) == (1_030, 1_030)
+
+
+async def test_the_order_of_the_meters_is_no_matter(any_store_url: str) -> None:
+    async with desk(any_store_url) as at:
+        await at.kit.record("acme", "tokens", 5)
+        await at.kit.record("acme", "rows", 5)
+        for quantities in ({"tokens": 1, "rows": 2}, {"rows": 2, "tokens": 1}):
+            found = await at.kit.correct("acme", quantities, reason="a loop", correction_id="t-1")
+            assert {one.meter: one.taken_back for one in found} == {"tokens": 1, "rows": 2}
 
 
 async def test_a_change_of_the_customer_meanwhile_is_no_matter(any_store_url: str) -> None:

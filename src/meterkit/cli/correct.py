@@ -87,6 +87,6 @@ def _lines(one: Corrected, currency: str) -> Iterator[str]:
         sum_of = "" if cents is None else f", {cents // 100}.{cents % 100:02d} {currency.upper()} as overage"
         yield f"{one.by_hand:,} were sent to Stripe: credit them by hand{sum_of}"
     if one.never_billed:
-        yield f"{one.never_billed:,} stay recorded: Stripe never accepted them, and they are on no bill"
+        yield f"{one.never_billed:,} stay recorded and cost nothing: not accepted by Stripe, or included"
     if one.beyond:
-        yield f"{one.beyond:,} were never recorded in this period"
+        yield f"{one.beyond:,} were not recorded in this period, or corrected before"

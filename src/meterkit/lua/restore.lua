@@ -1,19 +1,22 @@
 #!lua
 -- restore: takes recorded units of this period back, once an id: overage before credits before grants before included.
--- What is reported of them comes off what is pending; what Stripe was sent already is told, and stays recorded.
+-- What is pending of them comes off that, whatever the plan reports by now; what was sealed already is told, and stays
+-- recorded. Overage for which there was compensation in this period counts as taken back, whatever the id.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] stream  ledger of changes
 -- KEYS[8] string  remembers this correction: what was asked, and what was done
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
---       Stripe was sent, for whoever asks again; meters: {its name, token, quantity, report included (0/1), report
---       overage (0/1), what a credited unit costs (micro-credits)} each
+--       Stripe was sent, for whoever asks again; meters: {its name, token, quantity, what a credited unit costs
+--       (micro-credits), events: its own token and those of its derived meters, whether each is sent included units
+--       too (0/1)} each
 --       last: the caller's clock (ms)
 -- terms as of `seal`
 -- A correction is remembered for 400 days.
 -- Reply {0, now, JSON: asked, ARGV[4]; ends, of the period (ms); done, by meter: units that were taken back as overage,
---       credited, granted and included, that Stripe was sent, and that were never recorded; then what grants got
---       back, in units, and credits, in micro-credits}    {1, now, the same of the first time}    {2, now, rev, state} stale
+--       credited, granted and included, that were sealed before, of those the overage that Stripe has or will get
+--       and that there must be compensation for, and that were never recorded; then what grants got back, in
+--       units, and credits, in micro-credits}    {1, now, the same of the first time}    {2, now, rev, state} stale
 --       {3, now} clock    {4, now, field} not a whole number; but for the first, nothing is done
 --include confirm_view
 --include close_period
@@ -26,7 +29,7 @@ local until_ms, first_start_ms, first_end_ms, next_end_ms = struct.unpack('<dddd
 local call, text, totals = redis.call, string.format, {}
 
 local head, meters, damaged = read_counters(counters_key)
-damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdxz]$'})
+damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdxzr]$'})
 if damaged then
   return {4, server_ms(caller_ms), damaged}
 end
@@ -49,36 +52,78 @@ end
 local period = text('%.0f', head and head.begins_ms or starts_ms)
 local done, entries = {}, {}
 
-local function take(meter, name, left, reported)
-  local part = math.min(left, meter[name])
-  local sent = reported == 1 and math.max(0, part - meter.pending) or 0
-  meter[name] = meter[name] - (part - sent)
-  meter.pending = meter.pending - reported * (part - sent)
-  return left - part, part - sent, sent
+local function total(token, letter)
+  return (totals[period .. '|' .. token .. letter] or 0) + 0
+end
+
+-- Takes units of a class: those that are pending, then those that never were; the others were sealed.
+--   `behind`: units of another class that the same events were sent first
+-- Returns what is left to take, what was taken, what was sealed.
+local function take(meter, class, left, most, tokens, behind)
+  local part, pending, unsent = math.min(left, most), 0, meter[class] + behind
+  for _, token in ipairs(tokens) do
+    local place = meters[token]
+    if place then
+      unsent = math.max(0, unsent - place.pending)
+      local off = math.min(part - pending, place.pending)
+      place.pending, pending = place.pending - off, pending + off
+    end
+    for letter in string.gmatch('qlkdxz', '.') do
+      unsent = math.max(0, unsent - total(token, letter))
+    end
+  end
+  local taken = pending + math.min(part - pending, unsent, meter[class])
+  meter[class] = meter[class] - taken
+  return left - part, taken, part - taken
+end
+
+-- Of overage that was sealed: what Stripe has or will get, behind included units and what there was compensation for.
+local function to_compensate(sealed, tokens, behind)
+  local sent = -behind
+  for _, token in ipairs(tokens) do
+    for letter in string.gmatch('qlkd', '.') do
+      sent = sent + total(token, letter)
+    end
+  end
+  return math.max(0, math.min(sealed, sent))
 end
 
 for i, one in ipairs(correction.meters) do
-  local name, token, quantity, reports_included, reports_overage, cost = unpack(one)
+  local name, token, quantity, cost, events = unpack(one)
   local meter, left = meters[token] or open_meter(EMPTY_METER), quantity
-  local overage, credited, granted, included, sent_overage, sent_included
-  local paid = meter.credited
-  left, overage, sent_overage = take(meter, 'overage', left, reports_overage)
-  left, credited = take(meter, 'credited', left, 0)
-  left, granted = take(meter, 'granted', left, 0)
-  left, included, sent_included = take(meter, 'included', left, reports_included)
+  local overage, credited, granted, included, sealed, sealed_included
+  local paid, repaid, tokens, sent_included = meter.credited, total(token, 'r'), {}, {}
+  for _, event in ipairs(events) do
+    tokens[#tokens + 1] = event[1]
+    sent_included[#sent_included + 1] = event[2] == 1 and event[1] or nil
+  end
+  local behind = #sent_included == #tokens and meter.included or 0
+  left, overage, sealed = take(meter, 'overage', left, math.max(0, meter.overage - repaid), tokens, behind)
+  local owed = to_compensate(sealed, tokens, behind + repaid)
+  left, credited = take(meter, 'credited', left, meter.credited, {}, 0)
+  left, granted = take(meter, 'granted', left, meter.granted, {}, 0)
+  left, included, sealed_included = take(meter, 'included', left, meter.included, sent_included, 0)
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited)
   local micro = credited == paid and MOST or credited * cost
   if credited > 0 then
     micro = give_units_back(grants_key, ledger_key, 'c', name, period, micro, now)
   end
   local units = granted > 0 and give_units_back(grants_key, ledger_key, 'm', name, period, granted, now) or 0
-  if meters[token] then
-    call('HSET', counters_key, token .. 'm', pack_meter(meter))
+  for _, changed in ipairs(tokens) do
+    if meters[changed] then
+      call('HSET', counters_key, changed .. 'm', pack_meter(meters[changed]))
+    end
   end
-  local taken, sent = overage + credited + granted + included, sent_overage + sent_included
+  if owed > 0 then
+    local field = period .. '|' .. token .. 'r'
+    totals[field] = text('%.0f', repaid + owed)
+    call('HSET', totals_key, field, totals[field])
+    call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
+  end
+  local taken, sent = overage + credited + granted + included, sealed + sealed_included
   -- As text: in JSON a number has 14 digits here.
-  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, left, units,
-    credited > 0 and micro or 0)
+  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed, left,
+    units, credited > 0 and micro or 0)
   entries[i] = {
     'correction', text('%.0f', now), text('%.0f of %s to be taken back', quantity, name),
     text('%.0f taken back, %.0f sent to Stripe before, %.0f never recorded: %s', taken, sent, left, correction.reason),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.quantity import check_quantities
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.program import reported_parts
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.arguments import shown
 from meterkit.store.customer_id import check_customer, is_customer
@@ -20,7 +19,7 @@ from meterkit.store.sealing import kept_ms
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.catalog import Meter
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
@@ -48,8 +47,9 @@ class Corrected:
         by_hand: how many Stripe was sent already, for which somebody must credit the customer.
         by_hand_cents: what ``by_hand`` costs as overage by the price in the plans file, rounded half to even;
             None where it gives none.
-        never_billed: how many stay recorded and are on no bill: Stripe never accepted them.
-        beyond: how many more were asked for than were recorded in this period.
+        never_billed: how many stay recorded and cost nothing: Stripe never accepted them, or they are
+            included.
+        beyond: how many more were asked for than were recorded in this period and not corrected before.
         is_repeated: whether this was done before, under the same id.
     """
 
@@ -85,15 +85,13 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
     correction_id, quantities = given.correction_id, given.quantities
     reply, is_repeated = await _restore(store, customer, given)
     asked, done = json.loads(reply["asked"]), reply["done"]
-    if [(name, quantity) for name, _, quantity, *_ in asked["meters"]] != list(quantities.items()):
+    if {name: quantity for name, _, quantity, *_ in asked["meters"]} != dict(quantities):
         before = ", ".join(f"{name}={quantity}" for name, _, quantity, *_ in asked["meters"])
         raise MeterkitError(f"correction_id: {correction_id!r:.80} was used for something else: {before}")
-    usage = await store.usage(customer)
     view = store.cache.get(customer)
     found: list[Corrected] = []
     for name, quantity in quantities.items():
-        overage, credited, granted, included, sent, beyond, _, _ = map(int, done[name].split(" "))
-        billed = min(sent, _on_its_way(store, usage, name))
+        overage, credited, granted, included, sent, billed, beyond, _, _ = map(int, done[name].split(" "))
         how: _How = asked["how"][name]
         by_hand = billed if how == "by_hand" else 0
         found.append(
@@ -157,14 +155,22 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
 def _text_of(given: Asked, view: CustomerView) -> str:
     catalog = view.cache.catalog
     paid_with: Mapping[str, tuple[str, int]] = {} if view.prepaid is None else view.prepaid.paid_with
-    meters: list[list[str | int]] = []
+    meters: list[list[Any]] = []
     for name, quantity in given.quantities.items():
         _, cost = paid_with.get(name, ("", 0))
-        parts = reported_parts(view.entitlements[name], catalog.meters[name])
-        meters.append([name, meter_token(name), quantity, *parts, cost])
+        meters.append([name, meter_token(name), quantity, cost, _events(name, catalog.meters)])
     how = {name: _how(view, name) for name in given.quantities}
     told = {"id": given.correction_id, "by": given.by, "reason": given.reason}
     return json.dumps({**told, "how": how, "meters": meters})
+
+
+def _events(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, int]]:
+    """Under whose events its units go, its own or a derived meter's, and whether included ones do (1)."""
+    derived = (other for other in meters.values() if other.source == meter and other.stripe is not None)
+    return [
+        (meter_token(one.name), int(one.stripe is not None and one.stripe.report == "usage"))
+        for one in (meters[meter], *derived)
+    ]
 
 
 def _how(view: CustomerView, meter: str) -> _How:
@@ -174,13 +180,6 @@ def _how(view: CustomerView, meter: str) -> _How:
     goes_on = view.effective.access in {"full", "grace"} and not ends
     is_billed = entitlement.included is not None and entitlement.overage.mode == "bill"
     return "grant" if goes_on and is_billed else "by_hand"
-
-
-def _on_its_way(store: Store, usage: CustomerUsage, meter: str) -> int:
-    """What Stripe has, may have or will get of a meter in this period, under its event or a derived one's."""
-    names = [meter, *(other.name for other in store.catalog.meters.values() if other.source == meter)]
-    counts = [usage["meters"][name] for name in names]
-    return sum(one["delivered"] + one["queued"] + one["leased"] + one["parked"] for one in counts)
 
 
 def _check(store: Store, customer: str, given: Asked) -> None:
