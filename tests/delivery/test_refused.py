@@ -117,6 +117,26 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
         assert await at.kit.outbox.list() == []
 
 
+async def test_what_nobody_at_stripe_had_stays_addressed_to_nobody_after_another_link(store_url: str) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        await at.flush(everything=True)
+        await take_all(at, api)
+        await at.kit.customers.unlink("lost")
+        await at.link("lost")
+        (intent,) = await at.kit.outbox.list()
+        assert (await at.kit.outbox.redrive(intent.identifier)).stripe_customer == "cus_unknown"
+        # What comes after the link is billed rightly; what was sent before is billed by hand.
+        await at.kit.record("lost", "requests", 2)
+        await at.flush(everything=True)
+        assert at.accepted("lost") == 2
+        await take_all(at, api)
+        (again,) = await at.kit.outbox.list()
+        await at.kit.outbox.drop(again.identifier, reason="billed by hand")
+        assert await places(at, "lost") == {"delivered": 2, "dead": 7}
+
+
 async def test_what_was_refused_has_another_identifier_and_is_left_alone_by_flushes(store_url: str) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         await at.kit.customers.link("lost", "cus_unknown")
@@ -204,7 +224,8 @@ async def test_what_is_not_named_is_said_with_its_count_and_what_to_do(
     (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert told.startswith("500 of 500 meter events of meter mtr_")
     assert "meter_event_customer_not_found (500)" in told
-    assert "meterkit customers link" in told
+    assert "meterkit customers unlink and link" in told
+    assert "bill it by hand" in told
 
 
 async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> None:

@@ -21,7 +21,10 @@ _logger = logging.getLogger("meterkit.delivery")
 _CURES: Final = {
     "archived_meter": "reactivate the meter at Stripe",
     "no_meter": "make a meter of that event name at Stripe: meterkit stripe sync",
-    "meter_event_customer_not_found": "link the customer to one of this account: meterkit customers link",
+    "meter_event_customer_not_found": (
+        "link the customer to one of this account for what comes, meterkit customers unlink and link; what"
+        " was sent stays addressed to the old one: bill it by hand"
+    ),
 }
 _CURE: Final = "meterkit doctor compares the meters at Stripe with the plans file"
 
