@@ -7,7 +7,9 @@ import importlib
 import logging
 import os
 import re
+import shutil
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -196,6 +198,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     for server in _running:
         server.ask("FLUSHALL")
     memory.empty()
+    # What a test before has spooled for this store would be sent to it.
+    shutil.rmtree(Path(os.environ["XDG_STATE_HOME"]) / "meterkit", ignore_errors=True)
     yield
     if request.node.get_closest_marker("leaves_keys"):
         return

@@ -108,7 +108,7 @@ def command_exists(words: list[str]) -> bool:
 def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert command_exists(["flush", "--all"])
     assert not command_exists(["flush", "--everything"])
-    assert not command_exists(["reconcile"])
+    assert not command_exists(["rename"])
     assert not command_exists(["customers", "rename"])
 
 
