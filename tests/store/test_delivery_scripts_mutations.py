@@ -38,6 +38,8 @@ MORE_SWAPS: Final = (
     (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
 )
 EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
+# Its lives have no grants, credits and derived meters yet: tests/store/test_corrections.py shows what restore does.
+UNMET: Final = re.compile(r"restore\.lua: ")
 SEEDS: Final = (0, 1)
 STEPS: Final = 2400
 SAMPLE: Final = 40
@@ -67,7 +69,11 @@ def is_caught(mutant: Mutant, wire: Wire, right: Mapping[int, Mapping[str, int]]
 
 @cache
 def chosen() -> list[Mutant]:
-    every = [mutant for mutant in mutants(FILES, MORE_SWAPS) if str(mutant) not in EQUIVALENT]
+    every = [
+        mutant
+        for mutant in mutants(FILES, MORE_SWAPS)
+        if str(mutant) not in EQUIVALENT and not UNMET.match(str(mutant))
+    ]
     return every if ALL else sample_of(every, SAMPLE)
 
 
