@@ -38,7 +38,7 @@ MORE_SWAPS: Final = (
     (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
 )
 EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
-# Its lives have no grants, credits and derived meters yet: tests/store/test_corrections.py shows what restore does.
+# Its lives have neither grants nor derived meters: tests/store/test_corrections.py shows what restore does.
 UNMET: Final = re.compile(r"restore\.lua: ")
 SEEDS: Final = (0, 1)
 STEPS: Final = 2400
