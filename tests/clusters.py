@@ -169,7 +169,7 @@ def spawn_watched(
         password: what sentinels ask of their clients.
         down_after_ms: after how long a silent master counts as failed; see :func:`spawn_cluster`.
     """
-    with ExitStack() as stack, TemporaryDirectory(prefix="mk-") as folder:
+    with TemporaryDirectory(prefix="mk-") as folder, ExitStack() as stack:
         master = stack.enter_context(spawn_server(*args))
         following = ("--replicaof", f"127.0.0.1 {master.port}")
         replica = stack.enter_context(spawn_server(*args, *following))

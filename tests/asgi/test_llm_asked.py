@@ -375,13 +375,14 @@ def five_ms_of_work() -> None:
 
 def test_any_body_is_read_within_some_milliseconds() -> None:
     slow = hostile()
-    # Up to 0.7 on a machine with nothing else to do; that others empty its caches makes no verdict.
+    # Up to 0.7 on a machine with nothing else to do, ten times that where a body is read more than once;
+    # that others empty its caches makes no verdict.
     for _ in range(5):
         allowed = cpu_s(five_ms_of_work)
         slow = {
             name: (body, coding)
             for name, (body, coding) in slow.items()
-            if cpu_s(partial(held, body, coding=coding)) > 1.5 * allowed
+            if cpu_s(partial(held, body, coding=coding)) > 3 * allowed
         }
     assert list(slow) == []
 

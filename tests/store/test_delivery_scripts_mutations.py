@@ -42,7 +42,7 @@ EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
 UNMET: Final = re.compile(r"restore\.lua: ")
 SEEDS: Final = (0, 1)
 STEPS: Final = 2400
-SAMPLE: Final = 40
+SAMPLE: Final = 24
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 
 

@@ -43,6 +43,7 @@ FILES: Final = (
 SEEDS: Final = 3
 STEPS: Final = 2500
 SAMPLE: Final = 20
+SHARES: Final = 2  # Tests, so that several processes may share them.
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 SEEN: Final = frozenset(
     {
@@ -90,15 +91,16 @@ def test_the_store_within_the_process_does_what_the_model_does(kind: type[GaugeW
 
 
 @pytest.mark.timeout(600)
-def test_every_mutant_is_caught(valkey: Server) -> None:
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_mutant_is_caught(valkey: Server, share: int) -> None:
     survivors: list[str] = []
     with server_wire(valkey) as wire:
         every = [mutant for mutant in mutants(FILES) if str(mutant) not in EQUIVALENT]
-        for mutant in every if ALL else sample_of(every, SAMPLE):
+        for mutant in (every if ALL else sample_of(every, SAMPLE))[share::SHARES]:
             texts = mutant.texts(load_texts)
             try:
-                for kind in KINDS:
-                    for seed in range(SEEDS):
+                for seed in range(SEEDS):
+                    for kind in KINDS:
                         live(wire, texts, seed, kind=kind)
             except (MismatchError, TypeError, ValueError):  # Also what cannot be read at all.
                 continue
