@@ -43,6 +43,20 @@ async def places(at: Desk, customer: str, meter: str = "requests") -> dict[str, 
     return {name: found[name] for name in names if found[name]}
 
 
+async def compare(at: Desk) -> None:
+    """Have compared what was redriven: three hours later, and ten minutes after that."""
+    for hours, minutes in ((3, 1), (0, 10)):
+        at.clock.advance(timedelta(hours=hours, minutes=minutes))
+        await at.flush(everything=True, timeout_s=0)
+
+
+async def switch(api: StripeApi, event_name: str, what: str) -> None:
+    """Deactivate the meter of an event name at Stripe, or reactivate it."""
+    for meter in await api.list("/v1/billing/meters"):
+        if meter["event_name"] == event_name:
+            await api.post(f"/v1/billing/meters/{meter['id']}/{what}")
+
+
 async def take_all(at: Desk, api: StripeApi) -> None:
     """Take all reports of the emulated account."""
     for event in at.emulator.thin_events:
@@ -127,6 +141,7 @@ async def test_what_nobody_at_stripe_had_stays_addressed_to_nobody_after_another
         await at.link("lost")
         (intent,) = await at.kit.outbox.list()
         assert (await at.kit.outbox.redrive(intent.identifier)).stripe_customer == "cus_unknown"
+        await compare(at)
         # What comes after the link is billed rightly; what was sent before is billed by hand.
         await at.kit.record("lost", "requests", 2)
         await at.flush(everything=True)
@@ -147,10 +162,67 @@ async def test_what_was_refused_has_another_identifier_and_is_left_alone_by_flus
         ((name, kept),) = (await client.hgetall("mk:{0}:intents")).items()
         assert name.decode().endswith("-1r")
         intent = json.loads(kept)
-        assert (intent["key"], intent["first"], intent["attempts"]) == (name.decode(), "0", "0")
+        now = f"{at.kit.store.now_ms()}"
+        found = (intent["key"], intent["first"], intent["refused"], intent["attempts"])
+        assert found == (name.decode(), now, now, "0")
         before = len(at.emulator.requests)
         await at.flush(everything=True)
         assert len(at.emulator.requests) == before
+
+
+async def test_i6_a_late_report_on_an_earlier_try_never_bills_twice(store_url: str) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await switch(api, "api_requests", "deactivate")
+        at.emulator.fail_next("drop", when="after")  # Taken and refused, and nobody hears of either.
+        await at.flush(everything=True, timeout_s=0)
+        await switch(api, "api_requests", "reactivate")
+        at.clock.advance(timedelta(minutes=1))
+        assert (await at.flush(everything=True)).delivered == 1
+        await take_all(at, api)
+        assert await places(at, "acme") == {"parked": 7}
+        (intent,) = await at.kit.outbox.list()
+        assert intent.first_attempt_at == at.clock.now()
+        redriven = await at.kit.outbox.redrive(intent.identifier)
+        assert (redriven.state, redriven.compared_at) == ("parked", at.clock.now() + timedelta(hours=3))
+        await compare(at)
+        assert await places(at, "acme") == {"delivered": 7}
+        assert at.accepted("acme") == 7
+
+
+async def test_what_stripe_has_no_try_of_is_sent_once_it_is_compared(store_url: str) -> None:
+    async with streaming(store_url) as (at, api):
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await switch(api, "api_requests", "deactivate")
+        await at.flush(everything=True)
+        await take_all(at, api)
+        await switch(api, "api_requests", "reactivate")
+        (intent,) = await at.kit.outbox.list()
+        await at.kit.outbox.redrive(intent.identifier)
+        await compare(at)
+        await at.flush(everything=True)
+        assert await places(at, "acme") == {"delivered": 7}
+        assert at.accepted("acme") == 7
+        assert [event.identifier.endswith("r") for event in at.emulator.events] == [False]
+
+
+async def test_the_meters_are_asked_for_once_however_many_a_report_names(
+    store_url: str, valkey: Server
+) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        for customer in ("lost", "gone", "none"):
+            await at.kit.customers.link(customer, f"cus_{customer}")
+            await at.kit.record(customer, "requests", 7)
+        await at.flush(everything=True)
+        first, others = at.emulator.thin_events  # The first call of a flusher is alone.
+        await take_refusals(at.kit.store, api, first.id)
+        valkey.command("CONFIG", "RESETSTAT")
+        await take_refusals(at.kit.store, api, others.id)
+        stats = valkey.command("INFO", "commandstats")
+        assert stats["cmdstat_hgetall"]["calls"] == 1
+        assert [await places(at, name) for name in ("lost", "gone", "none")] == [{"dead": 7}] * 3
 
 
 async def test_it_is_taken_off_the_period_that_it_was_of(store_url: str) -> None:

@@ -129,7 +129,7 @@ class Comparer:
         return judge(
             value=kept.value,
             minute_ms=start_s * 1000,
-            first_attempt_ms=kept.first_ms,
+            first_attempt_ms=kept.tried_since_ms,
             before=before,
             now=now,
         )

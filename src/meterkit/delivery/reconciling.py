@@ -17,6 +17,7 @@ from meterkit.store.customer_id import check_customer
 from meterkit.store.history import history_of
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.state_changes import States
+from meterkit.store.steering import is_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -131,7 +132,7 @@ class Reconciler:
         for intent in await outbox.list(state="parked", customer=customer, limit=100_000):
             first = intent.first_attempt_at
             is_open = first is not None and not may_be_sent_again(to_ms(first), now_ms)
-            if is_open and intent.compared_at is None:
+            if (is_open or is_refused(intent.identifier)) and intent.compared_at is None:
                 await outbox.redrive(intent.identifier, by=CAUSE)
         await Comparer(self._store, summaries).compare_due(FlushReport())
 

@@ -6,7 +6,8 @@
 -- KEYS[5] hash  its customer's totals
 -- ARGV  1 the identifier    2 the new one    3 the next state: parked or dead    4 why    5 the meter's token
 --       6 the customer      last: the caller's clock (ms)
--- Delivered usage is of the period that its timestamp lies in.
+-- Delivered usage is of the period that its timestamp lies in. What Stripe refused may be one try of several, of which
+-- it has another: so the intent keeps its first attempt, or gets this instant, by which it had been tried.
 -- Reply 1 done    0 nobody has it any more    2 it is being sent    3 its customer's totals cannot be counted in
 --include server_ms
 --include recount
@@ -15,13 +16,13 @@ local id, new_id, state, why, token, customer, caller_ms = unpack(ARGV)
 local call, text = redis.call, string.format
 local kept, short = call('HGET', intents_key, id), call('HGET', delivered_key, id)
 local intent
-local names = redis.pcall('HKEYS', totals_key)
-if names.err then
-  return 3
-end
 if kept then
   intent = cjson.decode(kept)
 elseif short then
+  local names = redis.pcall('HKEYS', totals_key)
+  if names.err then
+    return 3
+  end
   local owner, stripe_customer, event, time, value = unpack(cjson.decode(short))
   local begins_ms, period = -1, nil
   for _, name in ipairs(names) do
@@ -43,8 +44,10 @@ if counted and tonumber(counted) < tonumber(intent.value) or not recount(totals_
   return 3
 end
 local now = server_ms(caller_ms)
-intent.state, intent.key, intent.why, intent.first, intent.attempts = state, new_id, why, '0', '0'
-intent.at = intent.at or text('%.0f', now)
+local at = text('%.0f', now)
+intent.state, intent.key, intent.why, intent.refused, intent.attempts = state, new_id, why, at, '0'
+intent.first = (intent.first or '0') ~= '0' and intent.first or at
+intent.at = intent.at or at
 call('HDEL', intents_key, id)
 call('ZREM', outbox_key, id)
 call('HDEL', delivered_key, id)

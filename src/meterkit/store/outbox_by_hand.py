@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
@@ -12,7 +13,7 @@ from meterkit.store.arguments import is_text, shown
 from meterkit.store.customer_id import check_customer
 from meterkit.store.intents import Intent, IntentState
 from meterkit.store.outbox import Outbox
-from meterkit.store.steering import Kept, find_kept, steer
+from meterkit.store.steering import Kept, find_kept, is_refused, steer
 from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class Intents:
 
         It is sent again under the same identifier where that is counted once for certain: its first try is
         younger than 23 hours, or Stripe certainly has nothing of it. Else it stays parked, and 26 hours
-        after its first try it is compared with Stripe's summary of its minute: see ``compared_at``.
+        after its first try it is compared with Stripe's summary of its minute: see ``compared_at``. So is
+        what Stripe took and refused later, three hours after that: it may have another try of it.
 
         Args:
             identifier: of the intent.
@@ -99,19 +101,14 @@ class Intents:
 
         async def redriven(kept: Kept, cause: str) -> bool:
             now_ms = self._store.now_ms()
-            if may_be_sent_again(kept.first_ms, now_ms):
+            if may_be_sent_again(kept.first_ms, now_ms) and not is_refused(identifier):
                 # Stripe answers a known idempotency key with what it answered then.
-                again = Kept(
-                    identifier=kept.identifier,
-                    shard=kept.shard,
-                    text=kept.text,
-                    fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"},
-                )
+                again = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
                 return await steer(
                     self._store, kept, "queued", cause=cause, to_be=again, after=_and_why("queued", reason)
                 )
             why = "Stripe may have it: it is compared with Stripe's summary of its minute"
-            wait_ms = compare_in_ms(kept.first_ms, now_ms)
+            wait_ms = compare_in_ms(kept.tried_since_ms, now_ms)
             after = _and_why("parked, to be compared with Stripe's summary", reason)
             return await steer(
                 self._store,

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.store.event_names import read_meters
+from meterkit.store.steering import REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
 __all__ = ["Refusable", "Refusing"]
@@ -18,7 +20,6 @@ __all__ = ["Refusable", "Refusing"]
 _DAY_MS: Final = 86_400_000
 _DAYS_NEAR: Final = 3
 _DAYS_KEPT: Final = 37
-_ANEW: Final = "r"
 
 Refused = Literal["done", "gone", "sending", "damaged"]
 """What became of it: it is parked or dead, nobody has it any more, it is just being sent, or its customer's
@@ -55,6 +56,7 @@ class Refusing:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._meters: Mapping[str, Counted] | None = None
 
     async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
         """By identifier, what is known of each: of the last days first, then of all 37 that are kept."""
@@ -72,18 +74,19 @@ class Refusing:
         """Have it parked or dead, under a new identifier, and counted so, at once."""
         keys = self._store.keys
         admin = await self._store.admin()
-        meters = await read_meters(admin, keys, self._store.catalog)
-        tokens = [token for token, counted in meters.items() if counted.event_name == one.event_name]
+        if self._meters is None:
+            self._meters = await read_meters(admin, keys, self._store.catalog)
+        tokens = [token for token, counted in self._meters.items() if counted.event_name == one.event_name]
         names = [keys.shard(one.shard, name) for name in ("intents", "outbox")]
         names += [keys.delivered(one.shard, one.day_ms), keys.shard(one.shard, state)]
         names.append(keys.customer(one.customer).totals)
-        arguments = (one.identifier, one.identifier + _ANEW, state, why, "".join(tokens[:1]), one.customer)
+        arguments = (one.identifier, one.identifier + REFUSED, state, why, "".join(tokens[:1]), one.customer)
         return _REFUSED[await admin.run(self._store.scripts["refuse"], names, *arguments)]
 
     async def _look(self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]) -> list[Refusable]:
         keys = self._store.keys
         server = await (await self._store.admin()).at(keys.shard(shard, "intents"))
-        anew = [identifier + _ANEW for identifier in identifiers]
+        anew = [identifier + REFUSED for identifier in identifiers]
         pipe = server.client.pipeline(transaction=False)
         pipe.hmget(keys.shard(shard, "intents"), [*identifiers, *anew])
         for day_ms in days_ms:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.decisions.ambiguity import SURE_MS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["Kept", "Steered", "find_kept", "steer"]
+__all__ = ["REFUSED", "Kept", "Steered", "find_kept", "is_refused", "steer"]
 
 _CHANGED: Final = 1
 _CANNOT_BE_COUNTED: Final = 2
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _OF_ITS_PLACE: Final = ("why", "look", "looked")
+
+REFUSED: Final = "r"
+"""Ends the identifier of what Stripe has taken and refused later; see refuse.lua."""
 
 Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
 """A state that an intent is taken into; ``dropped``: it is counted as dead, and kept no longer."""
@@ -51,6 +55,12 @@ class Kept:
         return int(self.fields["first"])
 
     @property
+    def tried_since_ms(self) -> int:
+        """The first attempt that a comparison goes by: what was refused later was tried before that."""
+        refused_ms = int(self.fields.get("refused", "0"))
+        return refused_ms - SURE_MS if refused_ms else self.first_ms
+
+    @property
     def minute_s(self) -> int:
         """Its timestamp in Unix seconds."""
         return int(self.fields["time"])
@@ -69,8 +79,14 @@ class Kept:
 
     def renamed(self, identifier: str, now_ms: int) -> Kept:
         """The same, as it is to be delivered under a new identifier, and as if it were sealed now."""
-        fields = {**self.fields, "key": identifier, "first": "0", "attempts": "0", "at": str(now_ms)}
+        kept = {name: text for name, text in self.fields.items() if name != "refused"}
+        fields = {**kept, "key": identifier, "first": "0", "attempts": "0", "at": str(now_ms)}
         return replace(self, identifier=identifier, fields=fields)
+
+
+def is_refused(identifier: str) -> bool:
+    """Whether an intent is what Stripe has taken and refused later: it may have another try of it."""
+    return identifier.endswith(REFUSED)
 
 
 async def find_kept(store: Store, identifier: str) -> Kept | None:
