@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
     from pathlib import Path
 
-__all__ = ["run_forked"]
+__all__ = ["forks", "run_forked"]
 
 # What commands import, the rarer ones only once they run.
 IMPORTED_BEFORE: Final = [
     *("meterkit.cli.app", "meterkit.kit", "meterkit.cli.doctor.examination", "meterkit.sync"),
-    *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "redis.asyncio", "aiohttp", "limits"),
+    *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "meterkit.delivery.stripe_stream"),
+    *("meterkit.testing", "meterkit.testing.emulator.server", "redis.asyncio", "aiohttp"),
 ]
 
 
 @cache
-def _forks() -> ForkServerContext:
+def forks() -> ForkServerContext:
+    """What makes processes that are forked from that one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED_BEFORE)
     return context
@@ -52,7 +54,7 @@ def run_forked(
         streams: the files of its standard input, output and errors.
         timeout_s: after that it is aborted.
     """
-    process = _forks().Process(target=_command, args=(list(arguments), directory, dict(environment), streams))
+    process = forks().Process(target=_command, args=(list(arguments), directory, dict(environment), streams))
     process.start()
     process.join(timeout_s)
     code = process.exitcode

@@ -117,12 +117,14 @@ class Lease:
         return self._asked() + span_s + 1 < _LEASE_MS / 1000
 
     async def outlives(self, span_s: float) -> bool:
-        """Whether the lease is held for that long, taken or renewed if need be."""
+        """Whether the lease is held for that long, taken or renewed if need be; never again once it ran out."""
         if self._is_held(span_s):
             return True
         async with self._renewing:
             if self._is_held(span_s):
                 return True
+            if _LEASE_MS / 1000 <= self._asked() < inf:
+                return False  # Somebody else may have had it meanwhile, and sent what was leased under it.
             asked = stopwatch(self._clock)
             if not await self.outbox.lease(self.shard, ttl_ms=_LEASE_MS):
                 return False

@@ -1,0 +1,74 @@
+"""I6: flushers are killed between any two steps, Stripe fails as it likes: billed is what was recorded.
+
+Each seed is another life. 50 of them; ``make soak`` has ten times as many, by ``METERKIT_CRASH_SEEDS=500``.
+``METERKIT_CRASH_SEED=17`` runs that one alone.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from crash_process import SharedClock
+from crashing import Drawn, start_of
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+
+SEEDS: Final = range(int(os.environ.get("METERKIT_CRASH_SEEDS", "50")))
+ALONE: Final = os.environ.get("METERKIT_CRASH_SEED")
+SHARES: Final = 10  # Tests, so that several processes may share them.
+
+
+@asynccontextmanager
+async def born(seed: int, server: Server, directory: Path) -> AsyncGenerator[Drawn]:
+    """A life that has not begun."""
+    server.ask("FLUSHALL")
+    file = directory / f"{seed}.clock"
+    clock = SharedClock(file, start_of(seed))
+    emulator = StripeEmulator(clock=clock)
+    async with emulator.serve() as url:
+        yield Drawn(seed, server, url, emulator, clock, file)
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+async def test_i6_what_is_billed_is_what_was_recorded(valkey: Server, tmp_path: Path, share: int) -> None:
+    seeds = SEEDS[share::SHARES] if ALONE is None else [int(ALONE)][: share == 0]
+    for seed in seeds:
+        async with born(seed, valkey, tmp_path) as life:
+            ended = await life.lead()
+        alone = f"alone: METERKIT_CRASH_SEED={seed} pytest {__name__.replace('.', '/')}.py"
+        assert ended.left == [], alone
+        assert ended.billed == ended.recorded, alone
+
+
+async def test_i6_who_stood_while_others_had_its_shard_sends_nothing_of_what_it_had(
+    valkey: Server, tmp_path: Path
+) -> None:
+    # It was refused what another had sent, of whom nobody heard again: that counted as never tried.
+    async with born(0, valkey, tmp_path) as life:
+        life.life["shards"], life.life["transport"] = 1, "v2-stream"
+        async with life.begin() as kit:
+            await life.record(kit)
+            stands = life.start({"how": "stop", "step": "attempt", "when": "after", "nth": 1})
+            assert await life.ends(stands) == "stopped"
+            await life.wait(70)
+            life.expire_leases()
+            life.emulator.fail_next("drop", when="after")
+            other = life.start({"how": "kill", "step": "send", "when": "after", "nth": 1})
+            assert await life.ends(other) == "ended"
+            life.expire_leases()
+            life.emulator.fail_next("error", status=429, times=None)
+            await life.go_on(stands)
+            await life.wait(25 * 3600)
+            ended = await life.end(kit)
+    assert (ended.left, ended.billed) == ([], ended.recorded)
