@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
 
-# Meter to what of it is reported, in the plans of delivering.py: its included units too, or only what is beyond.
+# In the plans of delivering.py: meter to what of it is reported, its included units too or only the rest.
 REPORTED: Final[Mapping[str, tuple[str, ...]]] = {
     "requests": ("i", "o"),
     "tokens": ("o",),
