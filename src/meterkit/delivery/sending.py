@@ -117,7 +117,7 @@ class Lease:
         return self._asked() + span_s + 1 < _LEASE_MS / 1000
 
     async def outlives(self, span_s: float) -> bool:
-        """Whether the lease is held for that long, taken or renewed if need be; never again once it ran out."""
+        """Whether the lease is held for that long, taken or renewed if need be; not once it ran out."""
         if self._is_held(span_s):
             return True
         async with self._renewing:
