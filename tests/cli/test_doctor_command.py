@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 CHECKS = (
-    *("server", "rights", "persistence", "eviction", "replication", "clock", "shards", "scripts", "keys"),
-    *("pending", "intents", "unlinked", "undelivered", "throughput", "links", "webhooks"),
+    *("server", "rights", "persistence", "durability", "eviction", "replication", "clock", "shards"),
+    *("scripts", "keys", "breaker"),
+    *("pending", "intents", "unlinked", "undelivered", "throughput", "links", "webhooks", "spool"),
 )
 
 
@@ -93,7 +94,7 @@ def test_where_nothing_is_wrong_nothing_is_found(shell: Shell, sound: Server, st
         "METERKIT_STRIPE_API_BASE": stripe_url,
     }
     done = shell.run("doctor")
-    assert (0, "nothing found in 17 checks\n", "") == (done.code, done.out, done.err)
+    assert (0, "nothing found in 20 checks\n", "") == (done.code, done.out, done.err)
     told = shell.run("doctor", "--json").json
     assert ([], {}) == (told["findings"], told["not_looked_at"])
     assert tuple(told["looked_at"]) == (*CHECKS, "stripe")
@@ -114,7 +115,8 @@ def test_findings_are_told_with_their_cures_and_what_was_not_looked_at(shell: Sh
 def test_a_store_that_is_away_is_a_finding_and_no_more_is_asked_of_it(shell: Shell) -> None:
     done = shell.run("doctor", "--redis", "redis://127.0.0.1:1", "--json")
     assert (1, ["server"]) == (done.code, [finding["check"] for finding in done.json["findings"]])
-    assert tuple(done.json["not_looked_at"]) == (*CHECKS[1:], "stripe")
+    assert tuple(done.json["not_looked_at"]) == (*CHECKS[1:-1], "stripe")
+    assert "0 files in" in done.json["looked_at"]["spool"]
 
 
 def test_a_store_of_another_process_alone_is_not_looked_at(shell: Shell) -> None:
@@ -179,7 +181,7 @@ async def test_another_number_of_shards(directory: Path, sound: Server) -> None:
     found = await examined(directory, sound.url)
     (finding,) = found.findings
     assert (finding.check, finding.cure) == ("shards", "set METERKIT_SHARDS=8")
-    assert set(found.not_looked_at) == {*CHECKS[-7:], "stripe"}
+    assert set(found.not_looked_at) == {*CHECKS[-8:-1], "stripe"}
     assert (await examined(directory, sound.url, shards=8)).findings == []
 
 

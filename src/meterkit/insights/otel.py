@@ -5,20 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from meterkit.redis.tallies import everywhere
+from meterkit.store.spools import SPOOL_STATES, look_at_spools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from opentelemetry.metrics import CallbackOptions, Observation
 
+    from meterkit.redis.lane import Lane
+    from meterkit.store.spools import SpoolSeen
     from meterkit.store.store import Store
 
     MarkSpan = Callable[[str | None, str | None, bool], None]
 
 __all__ = ["observe"]
+
+_observed: WeakSet[Store] = WeakSet()
+
+_GAUGES: Final[Mapping[str, Callable[[list[Lane]], int]]] = {
+    "meterkit.store.connected": lambda lanes: int(bool(lanes) and all(lane.connected for lane in lanes)),
+    "meterkit.store.breaker.open": lambda lanes: int(any(lane.is_away for lane in lanes)),
+    "meterkit.settlements.waiting": lambda lanes: sum(lane.unsettled for lane in lanes),
+}
+_COUNTERS: Final[Mapping[str, Callable[[list[Lane]], int]]] = {
+    "meterkit.store.breaker.opened": lambda lanes: sum(lane.opened for lane in lanes),
+    "meterkit.settlements.lost": lambda lanes: sum(lane.lost for lane in lanes),
+}
 
 
 def observe(store: Store) -> None:
@@ -35,7 +51,9 @@ def observe(store: Store) -> None:
     from opentelemetry.trace import get_tracer_provider  # noqa: PLC0415 - likewise
 
     if _is_set(get_meter_provider()):
+        _observed.add(store)
         _make_instruments()
+        _make_instruments_of_stores()
         store.tally()
     if _is_set(get_tracer_provider()):
         store.mark_span = _marks_span()
@@ -91,3 +109,59 @@ def _make_instruments() -> None:
     meter.create_observable_counter("meterkit.requests.degraded", [degraded], unit="{request}")
     meter.create_observable_counter("meterkit.decisions", [decisions], unit="{decision}")
     meter.create_observable_counter("meterkit.decisions.duration", [duration], unit="s")
+
+
+@cache
+def _make_instruments_of_stores() -> None:
+    """How the stores of all kits are reached, and what waits for them in this process and on this host."""
+    from opentelemetry import metrics  # noqa: PLC0415 - an extra, looked for above
+    from opentelemetry.metrics import Observation  # noqa: PLC0415 - likewise
+
+    def of_lanes(count: Callable[[list[Lane]], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        return lambda _: [Observation(count(_lanes()))]
+
+    def spools(_: CallbackOptions) -> Iterable[Observation]:
+        seen = _spools()
+        for state in SPOOL_STATES:
+            size = sum(one.size for one in seen if one.state == state)
+            yield Observation(size, {"meterkit.state": state})
+
+    def ages(_: CallbackOptions) -> Iterable[Observation]:
+        seen = _spools()
+        now_ms = max((store.now_ms() for store in list(_observed)), default=0)
+        for state in SPOOL_STATES:
+            begun = [one.begun_ms for one in seen if one.state == state]
+            yield Observation((now_ms - min(begun, default=now_ms)) / 1000, {"meterkit.state": state})
+
+    meter = metrics.get_meter("meterkit")
+    for name, count in _GAUGES.items():
+        meter.create_observable_gauge(name, [of_lanes(count)])
+    for name, count in _COUNTERS.items():
+        meter.create_observable_counter(name, [of_lanes(count)])
+    meter.create_observable_gauge("meterkit.spool.size", [spools], unit="By")
+    meter.create_observable_gauge("meterkit.spool.age", [ages], unit="s")
+
+
+def _lanes() -> list[Lane]:
+    """Those of all event loops of all kits; asked for in an exporter's thread."""
+    return [lane for store in list(_observed) for lane in tuple(store.lanes.values())]
+
+
+def _spools() -> list[SpoolSeen]:
+    """What lies in the directories of all kits, each looked at once."""
+    found: dict[str, SpoolSeen] = {}
+    looked = set[tuple[object, ...]]()
+    for store in list(_observed):
+        directory, address, keys = store.spool_dir, str(store.address), store.keys
+        if directory is None or (directory, address, keys) in looked:
+            continue
+        looked.add((directory, address, keys))
+        try:
+            seen = look_at_spools(directory, keys, store=address, now_ms=store.now_ms())
+        except OSError:
+            continue
+        for one in seen:
+            # One kit's own is another's foreign, where they share a directory.
+            if str(one.path) not in found or found[str(one.path)].state == "foreign":
+                found[str(one.path)] = one
+    return list(found.values())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meterkit.errors import StoreError
 from meterkit.insights.deliveries import read_deliveries
+from meterkit.insights.keeping import read_keeping
 from meterkit.insights.webhooks import read_webhooks
+from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
+from meterkit.store.spools import SPOOL_STATES, look_at_spools
 
 try:
     from prometheus_client import CollectorRegistry
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit.insights.deliveries import Waiting
+    from meterkit.insights.keeping import Kept
     from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
 
@@ -52,7 +57,8 @@ def metrics_app(kit: _Kit) -> ASGIApp:
             raise RuntimeError(f"metrics_app serves HTTP, not {scope['type']}; mount it in an app")
         del receive
         registry = CollectorRegistry()
-        registry.register(_Collected([*_families(tallies, store), *await _stored_families(store)]))
+        spooled, stored = await _spool_families(store), await _stored_families(store)
+        registry.register(_Collected([*_families(tallies, store), *spooled, *stored]))
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         encode, content_type = choose_encoder(accept)
         head = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
@@ -79,9 +85,11 @@ async def _stored_families(store: Store) -> list[Metric]:
         return []
     try:
         waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
+        keeping = await read_keeping(store)
     except StoreError:
         return []  # meterkit_store_connected says so; the counts of this process are served all the same.
     return [
+        *_keeping_families(keeping),
         *_waiting_families(
             "delivery",
             waiting,
@@ -107,6 +115,46 @@ def _waiting_families(
         counts.add_metric((state,), found.items)
         ages.add_metric((state,), found.age_s)
     return counts, ages
+
+
+def _keeping_families(kept: Kept) -> Iterable[Metric]:
+    ways: Any = GaugeMetricFamily(
+        "meterkit_store_durability",
+        "Servers by how it is made sure that they keep what is to be delivered; none: they do not.",
+        labels=("way",),
+    )
+    for way in DURABILITIES:
+        ways.add_metric((way,), kept.ways.get(way, 0))
+    yield ways
+    if kept.replicas is not None:
+        yield GaugeMetricFamily(
+            "meterkit_store_replicas",
+            "Replicas that follow, of the server with the fewest.",
+            value=kept.replicas,
+        )
+
+
+async def _spool_families(store: Store) -> Iterable[Metric]:
+    if store.spool_dir is None:
+        return []
+    now_ms = store.now_ms()
+    try:
+        seen = await to_thread(
+            look_at_spools, store.spool_dir, store.keys, store=str(store.address), now_ms=now_ms
+        )
+    except OSError:
+        return []  # Doctor says why; what cannot be spooled waits in memory, and is counted as waiting.
+    files: Any = GaugeMetricFamily("meterkit_spool_files", "Spools on this host.", labels=("state",))
+    sizes: Any = GaugeMetricFamily("meterkit_spool_bytes", "What is in them.", labels=("state",))
+    ages: Any = GaugeMetricFamily(
+        "meterkit_spool_age_seconds", "How long ago the oldest of them was begun.", labels=("state",)
+    )
+    for state in SPOOL_STATES:
+        found = [one for one in seen if one.state == state]
+        files.add_metric((state,), len(found))
+        sizes.add_metric((state,), sum(one.size for one in found))
+        ages.add_metric((state,), max((now_ms - one.begun_ms for one in found), default=0) / 1000)
+    return [files, sizes, ages]
 
 
 def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
@@ -139,6 +187,11 @@ def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
         "meterkit_store_breaker_open",
         "1 where an event loop of this process answers without the store, which is away.",
         value=int(any(lane.is_away for lane in lanes)),
+    )
+    yield CounterMetricFamily(
+        "meterkit_store_breaker_opened",
+        "How often the store was away, by each event loop, and by each node of a cluster.",
+        value=sum(lane.opened for lane in lanes),
     )
     yield GaugeMetricFamily(
         "meterkit_settlements_waiting",

@@ -117,6 +117,11 @@ class ClusterConnection:
         """Whether no request waits for one of the nodes."""
         return any(node.link.is_open for node in self._nodes.values())
 
+    @property
+    def opened(self) -> int:
+        """How often the nodes that there are now were away."""
+        return sum(node.link.opened for node in self._nodes.values())
+
     async def connected(self, shard: int) -> AnyConnection:
         """Wait for a connection to the node that has a shard, whichever that is by then."""
         while (connection := self.at(shard)) is None:

@@ -34,6 +34,12 @@ class ClusterLane(Lane):
         cluster = self._connection
         return super().is_away or (isinstance(cluster, ClusterConnection) and cluster.is_away)
 
+    @property
+    def opened(self) -> int:
+        """How often the breaker has opened; of a cluster, those of the nodes that it has now included."""
+        cluster = self._connection
+        return super().opened + (cluster.opened if isinstance(cluster, ClusterConnection) else 0)
+
     async def again(self, call: Call, reply: ReplyError) -> Any:
         """Answer an error reply to a call: where another node can execute it, send it there.
 

@@ -30,12 +30,14 @@ class Keeping:
         address: where the store is.
         needed: whether nothing may be delivered from a store that keeps nothing.
         kind: of the store's address: a ``sentinel`` or a ``cluster`` has others take over.
+        tells: whether the log is told of what endangers the data.
     """
 
     admin: Admin
     address: Address
     needed: bool
     kind: str = "tcp"
+    tells: bool = True
 
     async def way(self) -> Durability:
         """How to make sure that what is written now is kept.
@@ -62,7 +64,7 @@ class Keeping:
             self._complain()
         elif way == "age":
             if has_file is None:
-                self.admin.say_once(
+                self._say_once(
                     f"the store at {self.address} does not let its user ask whether it keeps what it is told"
                     " (WAITAOF, INFO): what is delivered waits two seconds instead; give the user +waitaof"
                     " +wait +info"
@@ -121,9 +123,11 @@ class Keeping:
                 " not matter, METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
                 executed=False,
             )
-        self.admin.say_once(
-            f"{where} and deliver it again; with a live Stripe key nothing would be delivered"
-        )
+        self._say_once(f"{where} and deliver it again; with a live Stripe key nothing would be delivered")
+
+    def _say_once(self, message: str) -> None:
+        if self.tells:
+            self.admin.say_once(message)
 
     async def _answers(self, *commands: tuple[str | int, ...]) -> list[Any]:
         """What the server says to some commands, asked at once; its refusals are answers as well."""
@@ -145,7 +149,7 @@ class Keeping:
                 " matter, METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
                 executed=False,
             )
-        self.admin.say_once(
+        self._say_once(
             f"{where} and if it restarts, what was delivered is forgotten and may be delivered again; set"
             " appendonly yes before it bills real customers"
         )

@@ -161,6 +161,11 @@ class Lane:
         return self._reconnector.is_open
 
     @property
+    def opened(self) -> int:
+        """How often the breaker has opened; of a cluster, those of the nodes that it has now included."""
+        return self._reconnector.opened
+
+    @property
     def trouble(self) -> MeterkitError | None:
         """Why no request can be sent; None where one can."""
         return self._reconnector.trouble

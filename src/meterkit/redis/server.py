@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "COMMANDS",
+    "DURABILITIES",
     "OPTIONAL_COMMANDS",
     "Durability",
     "acl_rules",
     "commands_to_try",
     "durability_of",
     "eviction_warning",
+    "following",
+    "follows",
     "rights_refusal",
     "words_to_try",
 ]
@@ -22,6 +25,7 @@ __all__ = [
 Durability = Literal["WAITAOF", "WAIT", "WAITAOF and WAIT", "age", "none"]
 """How it is made sure that the server keeps a write: it is asked until its disk, a replica, or both have the
 write; the write is left to grow old enough; or there is no way."""
+DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
 
 # Complete requests: told of fewer words than a command needs, some servers crash where they look for its keys
 # (https://github.com/redis/redis/issues/14843). KEY stands for a key of a shard.
@@ -78,6 +82,7 @@ OPTIONAL_COMMANDS: Final = ("WAIT", "INFO", "CONFIG|GET", "WAITAOF")
 """The commands without which delivery waits longer, and what endangers the data is not noticed."""
 
 _KEEPS_ALL: Final = "noeviction"
+_REPLICA_LAG_S: Final = 10
 
 
 def acl_rules(prefix: str, commands: Iterable[str]) -> str:
@@ -144,6 +149,18 @@ def eviction_warning(memory: Mapping[str, str]) -> str | None:
         f"the server's maxmemory-policy is {policy}: {when} it throws away {lost}; set maxmemory-policy"
         f" {_KEEPS_ALL}"
     )
+
+
+def following(info: Mapping[str, str]) -> int:
+    """How many replicas follow a server; by ``INFO replication``."""
+    return sum(follows(text) for name, text in info.items() if name.removeprefix("slave").isdecimal())
+
+
+def follows(replica: str) -> bool:
+    """Whether a replica is there and at most ten seconds behind; by its line of ``INFO replication``."""
+    parts = (part.partition("=") for part in replica.split(","))
+    fields = {name: value for name, _, value in parts}
+    return fields.get("state") == "online" and int(fields.get("lag") or 0) <= _REPLICA_LAG_S
 
 
 def durability_of(*, waits_for_disk: bool, has_file: bool | None, replicas: int | None) -> Durability:

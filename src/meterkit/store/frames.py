@@ -12,7 +12,16 @@ import zlib
 from dataclasses import asdict, dataclass
 from typing import Final, Self
 
-__all__ = ["FRAME_BYTES_MAX", "HEAD_BYTES", "Header", "SpoolError", "TornError", "frame", "split"]
+__all__ = [
+    "FRAME_BYTES_MAX",
+    "HEADER_BYTES_MAX",
+    "HEAD_BYTES",
+    "Header",
+    "SpoolError",
+    "TornError",
+    "frame",
+    "split",
+]
 
 VERSION: Final = 1
 _MAGIC: Final = b"meterkit spool "
@@ -21,6 +30,8 @@ _RECORD_BYTES_MAX: Final = 1 << 20
 FRAME_BYTES_MAX: Final = _RECORD_BYTES_MAX + _FRAME.size
 HEAD_BYTES: Final = _FRAME.size
 """What stands before a record."""
+HEADER_BYTES_MAX: Final = 1 << 12
+"""The beginning of a file has its header within so many."""
 
 
 class SpoolError(ValueError):

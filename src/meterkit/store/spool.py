@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.store.frames import HEAD_BYTES, Header, SpoolError, TornError, frame
+from meterkit.store.frames import HEAD_BYTES, SpoolError, TornError, frame
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.spool_file import SpoolFile, name_and_header, spools_of
 from meterkit.store.spooled import write
+from meterkit.store.spools import why_not_sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +36,6 @@ _BYTES_MAX: Final = 1 << 30
 """Of one event loop's spool: four million settlements or so. What comes then is counted as lost."""
 _UNWRITTEN_MAX: Final = 64 << 20
 """Bytes that wait in memory where the disk takes none."""
-_DAYS_MAX: Final = 7
 _AGAIN_S: Final = 1.0
 _FLUSH_TRIES: Final = 2
 
@@ -312,9 +313,10 @@ class Spool:
     async def _send_file(self, file: SpoolFile) -> int:
         """Send the spool of a process that is gone; how many settlements that were."""
         header, sent = file.header, 0
-        why = self._why_not(header)
-        if why is not None:
-            self._refuse(file.path, why)
+        own = replace(header, store=self._store, prefix=self._keys.prefix, shards=self._keys.shards)
+        refusal = why_not_sent(header, own, self._now_ms())
+        if refusal is not None:
+            self._refuse(file.path, refusal[1])
             await self._in_thread(file.close)
             return 0
         replay, at, is_damaged = self._sender(header.producer), file.begins, False
@@ -342,20 +344,6 @@ class Spool:
         _log.warning("%d settlements of a process that is gone are sent: %s", sent, file.path)
         await self._in_thread(file.set_aside if is_damaged else file.remove)
         return sent
-
-    def _why_not(self, header: Header) -> str | None:
-        own = (self._store, self._keys.prefix, self._keys.shards)
-        if (header.store, header.prefix, header.shards) != own:
-            whose = f"{header.store}, prefix {header.prefix}, {header.shards} shards"
-            return f"it belongs to another store: {whose}"
-        days = (self._now_ms() - header.made_ms) // 86_400_000
-        if days >= _DAYS_MAX:
-            return (
-                f"it was begun {days} days ago, and the store has forgotten what it has applied of it: sent"
-                " again, it might be billed twice. Look whether its usage is recorded, record what is not by"
-                " hand, and remove the file"
-            )
-        return None
 
     def _refuse(self, path: Path, why: str) -> None:
         self._refused[path] = why

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
 
-__all__ = ["SpoolFile", "name_and_header", "spools_of"]
+__all__ = ["DAMAGED", "SUFFIX", "SpoolFile", "name_and_header", "spools_of"]
 
-_SUFFIX: Final = ".spool"
+SUFFIX: Final = ".spool"
+DAMAGED: Final = ".damaged"
+"""Of what was put aside."""
+
+# Whoever looks who has a file has it for a moment.
+_LOOKED_AT_S: Final = 0.01
 _READ_BYTES: Final = 1 << 18
 
 
@@ -48,9 +53,9 @@ class SpoolFile:
             StoreError, OSError: the file cannot be made or written.
         """
         make_directory(directory)
-        path = directory / f"{name}-{header.producer}{_SUFFIX}"
+        path = directory / f"{name}-{header.producer}{SUFFIX}"
         lock = FileLock(path)
-        if not lock.acquire():
+        if not lock.acquire(timeout_s=_LOOKED_AT_S):
             raise OSError(f"{path} is in use")
         try:
             found = cls(path, lock, header, begins=0, end=0)
@@ -72,7 +77,7 @@ class SpoolFile:
             StoreError, OSError: it cannot be opened.
         """
         lock = FileLock(path)
-        if not lock.acquire():
+        if not lock.acquire(timeout_s=_LOOKED_AT_S):
             return None
         try:
             status = os.fstat(lock.fileno())
@@ -131,7 +136,7 @@ class SpoolFile:
 
     def set_aside(self) -> None:
         """Leave the file to whoever looks at what is damaged in it."""
-        self.path.rename(self.path.with_suffix(".damaged"))
+        self.path.rename(self.path.with_suffix(DAMAGED))
         self.close()
 
     def close(self) -> None:
@@ -156,7 +161,7 @@ def name_and_header(keys: Keys, *, store: str, producer: str, now_ms: int) -> tu
 def spools_of(directory: Path, name: str) -> Iterator[Path]:
     """The files of a store, the oldest first; also those that are held."""
     try:
-        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{name}-*{_SUFFIX}")]
+        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{name}-*{SUFFIX}")]
     except OSError:
         return
     for _, path in sorted(found):

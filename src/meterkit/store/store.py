@@ -87,6 +87,7 @@ class Store:
         self.address = address
         self.keys = Keys(prefix, shards)
         self.deliver_without_persistence = deliver_without_persistence
+        self.spool_dir = spool_dir if address.kind != "memory" else None
         if clock is not time and address.kind != "memory":
             clock = not_past(clock, str(address))
         self.clock = clock
@@ -101,8 +102,8 @@ class Store:
             start_timeout_s=start_timeout_s,
             clock=clock,
         )
-        if spool_dir is not None and address.kind != "memory":
-            loops.new_spool = partial(self._new_spool, spool_dir)
+        if self.spool_dir is not None:
+            loops.new_spool = partial(self._new_spool, self.spool_dir)
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None

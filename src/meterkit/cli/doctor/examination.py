@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from meterkit.cli.doctor import findings, several, stripe_findings
-from meterkit.cli.doctor.examined import Examination
+from meterkit.cli.doctor import findings, several
+from meterkit.cli.doctor.examined import Examination, UnseenError
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.doctor.hooks import look_at_webhooks
+from meterkit.cli.doctor.serving import full, look_at_breaker, look_at_durability
+from meterkit.cli.doctor.spools import look_at_spool_directory
+from meterkit.cli.doctor.stripe_meters import look_at_meters
 from meterkit.decisions.keys import WITHOUT_TTL
-from meterkit.delivery.mapping import meter_differences
-from meterkit.errors import MeterkitError, StoreError, StripeError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
 from meterkit.redis.server import words_to_try
 from meterkit.store.links import owner_of
 from meterkit.store.outbox import Outbox
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -44,19 +45,16 @@ _Looked = tuple[str, list[Finding]]
 _UNSEEN_INFO: Final = "the server's user may not ask for INFO"
 
 
-class _UnseenError(Exception):
-    """It cannot be looked at; the message says why."""
-
-
 async def examine(kit: MeterKit) -> Examination:
     """Look at everything. Reads only, apart from what any start of meterkit tells a store."""
     found = Examination()
     if kit.store.address.kind == "memory":
-        for check in (*_OF_SERVER, *_OF_STORE):
+        for check in (*_OF_SERVER, *_OF_STORE, "spool"):
             found.not_looked_at[check] = "memory:// lives in one process: an app's is not seen from here"
     else:
         await _examine_store(kit, found)
-    await _try("stripe", _stripe, kit, found)
+        await _try("spool", look_at_spool_directory, kit, found)
+    await _try("stripe", look_at_meters, kit, found)
     return found
 
 
@@ -113,7 +111,7 @@ async def _try(
 ) -> None:
     try:
         found.looked_at[check], more = await look(where)
-    except (_UnseenError, MeterkitError) as error:
+    except (UnseenError, MeterkitError) as error:
         found.not_looked_at[check] = str(error)
     else:
         found.findings += more
@@ -144,7 +142,7 @@ class _Seen:
                 told: dict[str, object] = await self.admin.ask(self.client.info("everything"))
             except StoreError as error:
                 if isinstance(error.__cause__, ResponseError):
-                    raise _UnseenError(_UNSEEN_INFO) from error
+                    raise UnseenError(_UNSEEN_INFO) from error
                 raise
             self._info = {name: _text(value) for name, value in told.items()}
         return self._info
@@ -174,14 +172,14 @@ async def _rights(seen: _Seen) -> _Looked:
             cure = f"add it: ACL SETUSER {user} +eval"
             return "", [Finding(check="rights", problem=str(error), cure=cure)]
         if isinstance(error.__cause__, ResponseError):
-            raise _UnseenError(f"the server does not say what its user may do: {error.__cause__}") from error
+            raise UnseenError(f"the server does not say what its user may do: {error.__cause__}") from error
         raise
     return f"user {user}", findings.rights(refused, user=user, prefix=store.keys.prefix)
 
 
 async def _persistence(seen: _Seen) -> _Looked:
     info: Mapping[str, str] = {}
-    with suppress(_UnseenError):
+    with suppress(UnseenError):
         info = await seen.info()
     appendfsync = await _appendfsync(seen)
     if appendfsync == "no" and info.get("aof_enabled") == "1":
@@ -189,7 +187,7 @@ async def _persistence(seen: _Seen) -> _Looked:
     else:
         way = await seen.keeping.way()
         if way == "age" and not info:
-            raise _UnseenError(_UNSEEN_INFO)
+            raise UnseenError(_UNSEEN_INFO)
     accepted = seen.kit.settings.deliver_without_persistence
     return f"by {way}", findings.persistence(way, info, appendfsync=appendfsync, is_accepted=accepted)
 
@@ -205,9 +203,19 @@ async def _appendfsync(seen: _Seen) -> str | None:
     return told.get("appendfsync")
 
 
+async def _durability(seen: _Seen) -> _Looked:
+    if await _appendfsync(seen) == "no":
+        raise UnseenError("the server never knows what is on its disk (appendfsync no)")
+    keys, admin = seen.kit.store.keys, await seen.kit.store.admin()
+    for key in (keys.shard(shard, "doctor") for shard in range(keys.shards)):
+        if (await admin.at(key)).address == seen.admin.address:
+            return await look_at_durability(seen.keeping, await seen.keeping.way(), key)
+    return "has no keys", []
+
+
 async def _eviction(seen: _Seen) -> _Looked:
     info = await seen.info()
-    return info.get("maxmemory_policy", ""), findings.eviction(info)
+    return info.get("maxmemory_policy", ""), [*findings.eviction(info), *full(info)]
 
 
 async def _replication(seen: _Seen) -> _Looked:
@@ -325,7 +333,7 @@ async def _throughput(seen: _Seen) -> _Looked:
 
 async def _links(seen: _Seen) -> _Looked:
     if seen.claims is None:
-        raise _UnseenError("the keys could not be looked at")
+        raise UnseenError("the keys could not be looked at")
     half: list[tuple[str, str]] = []
     for key in seen.claims[:_CLAIMS_MAX]:
         claim: bytes | None = await seen.admin.ask(seen.client.get(key))
@@ -336,22 +344,8 @@ async def _links(seen: _Seen) -> _Looked:
     return f"{min(len(seen.claims), _CLAIMS_MAX):,} links", findings.half_linked(half)
 
 
-async def _stripe(kit: MeterKit) -> _Looked:
-    if kit.settings.stripe_api_key is None:
-        raise _UnseenError("no Stripe key is set (METERKIT_STRIPE_API_KEY)")
-    api = StripeApi(kit.settings)
-    try:
-        meters = await api.list("/v1/billing/meters")
-    except StripeError as error:
-        refused = stripe_findings.refused_by_stripe(error)
-        if isinstance(refused, str):
-            raise _UnseenError(refused) from None
-        return "", [refused]
-    finally:
-        await api.close()
-    found = stripe_findings.meters_at_stripe(meter_differences(kit.catalog, meters))
-    is_told = kit.settings.stripe_transport == "v1" or bool(kit.settings.stripe_webhook_secret)
-    return f"{len(meters):,} meters", found if is_told else [*found, stripe_findings.UNTOLD]
+async def _breaker(seen: _Seen) -> _Looked:
+    return await look_at_breaker(seen.kit, seen.admin)
 
 
 async def _webhooks(seen: _Seen) -> _Looked:
@@ -364,6 +358,7 @@ _OF_SERVER: Final[_Checks] = {
     "server": _server,
     "rights": _rights,
     "persistence": _persistence,
+    "durability": _durability,
     "eviction": _eviction,
     "replication": _replication,
     "clock": _clock,
@@ -372,6 +367,7 @@ _OF_SERVER: Final[_Checks] = {
 }
 _OF_STORE: Final[_Checks] = {
     "shards": _shards,
+    "breaker": _breaker,
     "pending": _pending,
     "intents": _intents,
     "unlinked": _unlinked,
@@ -380,5 +376,5 @@ _OF_STORE: Final[_Checks] = {
     "links": _links,
     "webhooks": _webhooks,
 }
-_ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:6], "shards", *_OF_SERVER)))
-_OF_CONTENT: Final[Sequence[str]] = tuple(check for check in _OF_STORE if check != "shards")
+_ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:7], "shards", *_OF_SERVER)))
+_OF_CONTENT: Final[Sequence[str]] = tuple(check for check in _OF_STORE if check not in {"shards", "breaker"})

@@ -10,7 +10,11 @@ from meterkit.cli.doctor.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Examination"]
+__all__ = ["Examination", "UnseenError"]
+
+
+class UnseenError(Exception):
+    """It cannot be looked at; the message says why."""
 
 
 @dataclass(slots=True, kw_only=True)

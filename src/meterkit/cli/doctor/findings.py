@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import FORMAT
-from meterkit.redis.server import eviction_warning, rights_refusal
+from meterkit.redis.server import eviction_warning, follows, rights_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,6 @@ INTENT_OLD_MS: Final = 60 * 60_000
 """How old an intent may be that Stripe does not have."""
 
 _BACKLOG_S: Final = 600
-_REPLICA_LAG_S: Final = 10
 _NAMED_MAX: Final = 5
 _REDIS_LEAST: Final = (7, 0)
 _VALKEY_LEAST: Final = (8, 0)
@@ -172,14 +171,8 @@ def replication(info: Mapping[str, str]) -> list[Finding]:
             cure="look at the replica's log and at the network between the two",
         )
         for name, text in info.items()
-        if name.removeprefix("slave").isdecimal() and not _follows(text)
+        if name.removeprefix("slave").isdecimal() and not follows(text)
     ]
-
-
-def _follows(replica: str) -> bool:
-    parts = (part.partition("=") for part in replica.split(","))
-    fields = {name: value for name, _, value in parts}
-    return fields.get("state") == "online" and int(fields.get("lag") or 0) <= _REPLICA_LAG_S
 
 
 def clock(ahead_ms: int) -> list[Finding]:

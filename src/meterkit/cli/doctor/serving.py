@@ -1,0 +1,143 @@
+"""Whether the store serves as requests and deliveries want it: in time, taking writes, keeping them."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from meterkit.cli.doctor.findings import Finding
+from meterkit.decisions.keys import FORMAT
+from meterkit.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit import MeterKit
+    from meterkit.redis.admin import Admin
+    from meterkit.redis.durability import Keeping
+    from meterkit.redis.server import Durability
+
+__all__ = ["full", "late", "look_at_breaker", "look_at_durability", "refusing", "unkept"]
+
+_TRIES: Final = 5
+_GONE_MS: Final = 10_000
+_FULL: Final = 0.9
+_CURES: Final[Mapping[str, str]] = {
+    "used memory": "give it more memory (maxmemory), or find who fills it",
+    "MISCONF": "its snapshot or its append-only file cannot be written: give its disk room, and look at"
+    " its log",
+    "read only": "name its master; behind sentinels or in a cluster it is found",
+    "NOREPLICAS": "start its replicas: it takes writes with as many as min-replicas-to-write says",
+}
+
+
+async def look_at_breaker(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
+    """Ask what opens and closes the breaker of each process: whether a write is taken, and how soon.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    key, took_s = kit.store.keys.meta, list[float]()
+    is_new = await admin.ask(admin.client.hget(key, "format")) is None
+    for _ in range(_TRIES):
+        began = perf_counter()
+        try:
+            # As each connection of an app does; what is there stays as it is.
+            probe = admin.client.ping() if is_new else admin.client.hsetnx(key, "format", FORMAT)
+            await admin.ask(probe)
+        except StoreError as error:
+            if not isinstance(error.__cause__, ResponseError) or isinstance(
+                error.__cause__, NoPermissionError
+            ):
+                raise
+            return "open", [refusing(str(error))]
+        took_s.append(perf_counter() - began)
+    typical_s, timeout_s = median(took_s), kit.settings.store_timeout
+    return f"answers within {typical_s * 1000:.1f} ms", late(typical_s, timeout_s)
+
+
+def refusing(words: str) -> Finding:
+    """The store takes no writes; in its own words."""
+    cure = next((cure for word, cure in _CURES.items() if word in words), "look at the server's log")
+    return Finding(
+        check="breaker",
+        problem=f"{words}: it takes no writes, so each process decides without it (on_store_failure), and"
+        " usage"
+        " waits in spools",
+        cure=cure,
+    )
+
+
+def late(typical_s: float, timeout_s: float) -> list[Finding]:
+    """Whether the store answers well within the store timeout."""
+    if typical_s <= timeout_s / 2:
+        return []
+    return [
+        Finding(
+            check="breaker",
+            problem=f"an answer takes {typical_s:.2g} s, and a request waits {timeout_s:g} s for it"
+            " (METERKIT_STORE_TIMEOUT): now and then, or always, requests are decided without the store",
+            cure="keep the store in the zone of the app, see what it is busy with (SLOWLOG GET), or set a"
+            " longer"
+            " METERKIT_STORE_TIMEOUT",
+        )
+    ]
+
+
+async def look_at_durability(keeping: Keeping, way: Durability, key: str) -> tuple[str, list[Finding]]:
+    """Have a write kept, as before each delivery; how that is done, and how soon.
+
+    Args:
+        keeping: of a server.
+        way: how it is made sure there.
+        key: which the server has; it is written, and gone after ten seconds.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    commands = keeping.commands(way)
+    if not commands:
+        text = "no promise" if way == "none" else "by age: what is two seconds old counts as kept"
+        return text, []
+    began = perf_counter()
+    pipe: Any = keeping.admin.for_delivery().client.pipeline(transaction=False)
+    pipe.set(key, 1, px=_GONE_MS)
+    for command in commands:
+        pipe.execute_command(*command)
+    replies: Sequence[Any] = await keeping.admin.ask(pipe.execute(raise_on_error=False))
+    try:
+        for reply in replies[1:]:
+            await keeping.check(reply)
+    except StoreError as error:
+        return way, [unkept(str(error))]
+    promise = {"WAITAOF": "its disk", "WAIT": "a replica"}.get(way, "its disk and a replica")
+    return f"{way}: on {promise} within {(perf_counter() - began) * 1000:.0f} ms", []
+
+
+def unkept(why: str) -> Finding:
+    """The store does not keep what is to be sent, in time."""
+    return Finding(
+        check="durability",
+        problem=f"{why.partition(';')[0]}: nothing is delivered to Stripe until it does",
+        cure="see to the server's disk (INFO persistence, LATENCY DOCTOR) and to its replicas (INFO"
+        " replication)",
+    )
+
+
+def full(memory: Mapping[str, str]) -> list[Finding]:
+    """Whether the server has room; by ``INFO memory``."""
+    most, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
+    if not most or used < _FULL * most:
+        return []
+    return [
+        Finding(
+            check="memory",
+            problem=f"the server uses {used / most:.0%} of its maxmemory of {most:,} bytes: full, it refuses"
+            " writes, and requests are decided without it",
+            cure="raise maxmemory; a customer takes one to three kilobytes, and nothing of them may be"
+            " evicted",
+        )
+    ]

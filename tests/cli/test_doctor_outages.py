@@ -1,0 +1,189 @@
+"""What the doctor says of outages: a store that does not serve in time, spools that nobody sends, no room."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from clusters import spawn_watched
+from delivering import CATALOG
+from faults import stopped
+from meterkit import MeterKit
+from meterkit.cli.doctor.examination import examine
+from meterkit.cli.doctor.spools import no_room
+from meterkit.store.frames import frame
+from meterkit.store.settlement import Settlement
+from meterkit.store.spool_file import SpoolFile, name_and_header
+from meterkit.store.spooled import write
+from meterkit.store.used import Used
+from meterkit.testing import Clock
+from proxy import TcpProxy
+from servers import spawn_server
+
+if TYPE_CHECKING:
+    from commands import Shell
+    from meterkit.cli.doctor.examination import Examination
+    from meterkit.cli.doctor.findings import Finding
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+NOBODY = 65_534
+
+
+async def seen_at(url: str, **settings: Any) -> Examination:
+    settings.setdefault("deliver_without_persistence", True)
+    kit = MeterKit(CATALOG, redis_url=url, flush=False, **settings)
+    try:
+        return await examine(kit)
+    finally:
+        await kit.store.stop()
+
+
+def of_check(check: str, found: Examination) -> list[Finding]:
+    return [finding for finding in found.findings if finding.check == check]
+
+
+def left_behind(kit: MeterKit, directory: Path, *, days: float = 0, quantity: int = 7) -> SpoolFile:
+    """A spool as a process writes it; it is held until it is closed."""
+    made_ms = int((time() - days * 86_400) * 1000)
+    name, header = name_and_header(
+        kit.store.keys, store=str(kit.store.address), producer=f"of{days:g}", now_ms=made_ms
+    )
+    file = SpoolFile.create(directory, name, header)
+    settlement = Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": quantity}))
+    file.append(frame(write(settlement, 1, made_ms, None)))
+    return file
+
+
+async def test_a_spool_that_was_left_is_found_and_what_is_to_be_done_sends_it(
+    stored: Shell, directory: Path, store_url: str, tmp_path: Path
+) -> None:
+    spools = tmp_path / "spools"
+    stored.environment |= {
+        "METERKIT_SPOOL_DIR": str(spools),
+        "METERKIT_DELIVER_WITHOUT_PERSISTENCE": "on",
+        "METERKIT_STRIPE_API_KEY": "sk_test_1",
+        "METERKIT_STRIPE_API_BASE": "http://127.0.0.1:1",
+    }
+    kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
+    left_behind(kit, spools).close()
+    done = stored.run("doctor", "--json")
+    (finding,) = [one for one in done.json["findings"] if one["check"] == "spool"]
+    assert finding["problem"].startswith(f"1 spool of a process that is gone lies in {spools}, ")
+    assert "not billed, until it is sent" in finding["problem"]
+    assert finding["cure"].startswith("run `meterkit flush --all` on this host")
+    assert done.json["looked_at"]["spool"] == f"1 file in {spools} of this host"
+    assert "settlements sent" in stored.run("flush", "--all", "--timeout", "0.1").out
+    done = stored.run("doctor", "--json")
+    assert [one for one in done.json["findings"] if one["check"] == "spool"] == []
+
+
+async def test_spools_that_are_never_sent_are_named_with_why_and_what_to_do(
+    store_url: str, tmp_path: Path
+) -> None:
+    kit = MeterKit(CATALOG, redis_url=store_url, flush=False)
+    other = MeterKit(CATALOG, redis_url=store_url, flush=False, key_prefix="other")
+    old = left_behind(kit, tmp_path, days=9)
+    foreign = left_behind(other, tmp_path, days=1)
+    damaged = left_behind(kit, tmp_path, days=2)
+    old.close()
+    foreign.close()
+    damaged.set_aside()
+    found = of_check("spool", await seen_at(store_url, spool_dir=tmp_path))
+    one, two, three = (finding.problem for finding in found)
+    assert foreign.path.name in one
+    assert "prefix other" in one
+    assert two.startswith(f"{old.path} is never sent: it was begun 9 days ago, and the store has forgotten")
+    assert three.startswith(str(damaged.path.with_suffix(".damaged")))
+    assert "METERKIT_KEY_PREFIX" in found[0].cure
+    assert found[1].cure.startswith("Look whether its usage is recorded")
+
+
+async def test_a_process_that_does_not_get_rid_of_its_spool_is_found_after_a_while(
+    store_url: str, tmp_path: Path
+) -> None:
+    kit = MeterKit(CATALOG, redis_url=store_url, flush=False)
+    file = left_behind(kit, tmp_path)
+    assert of_check("spool", await seen_at(store_url, spool_dir=tmp_path)) == []
+    later = Clock(datetime.now(UTC) + timedelta(minutes=40))
+    (finding,) = of_check("spool", await seen_at(store_url, spool_dir=tmp_path, clock=later))
+    assert finding.problem.startswith("a process has a spool of up to 40 min, ")
+    file.close()
+
+
+async def test_a_directory_that_nothing_can_be_kept_in_is_found_before_an_outage(
+    store_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    for directory, why in ((file / "spools", "is no directory"), (open_to_all, "others may write in the")):
+        (finding,) = of_check("spool", await seen_at(store_url, spool_dir=directory))
+        assert why in finding.problem
+        assert finding.problem.startswith(f"usage of an outage cannot be kept in {directory}: ")
+        assert finding.cure.startswith("set METERKIT_SPOOL_DIR")
+    assert of_check("spool", await seen_at(store_url, spool_dir=tmp_path / "not" / "made")) == []
+
+
+def test_a_disk_without_room_is_found() -> None:
+    (finding,) = no_room(Path("/spools"), 3 << 20)
+    assert finding.problem.startswith("the disk of /spools has 3 MiB left")
+    assert no_room(Path("/spools"), 1 << 30) == []
+
+
+async def test_a_server_that_takes_no_writes_is_found_with_what_to_do() -> None:
+    with spawn_server() as server:
+        await seen_at(server.url)  # Nothing is written yet.
+        async with MeterKit(CATALOG, redis_url=server.url, flush=False):
+            pass
+        server.command("CONFIG", "SET", "maxmemory", 1)
+        found = await seen_at(server.url)
+        (finding,) = of_check("breaker", found)
+        assert "it takes no writes, so each process decides without it" in finding.problem
+        assert finding.cure.startswith("give it more memory")
+        (finding,) = of_check("memory", found)
+        assert "of its maxmemory of 1 bytes" in finding.problem
+        server.command("CONFIG", "SET", "maxmemory", 0)
+        server.command("CONFIG", "SET", "min-replicas-to-write", 1)
+        (finding,) = of_check("breaker", await seen_at(server.url))
+        assert finding.cure.startswith("start its replicas")
+
+
+async def test_a_server_that_answers_late_is_found_by_the_store_timeout() -> None:
+    with spawn_server() as server:
+        async with MeterKit(CATALOG, redis_url=server.url, flush=False):
+            pass
+        async with TcpProxy(server.port) as proxy:
+            await proxy.set("delay", delay_s=0.08)
+            found = await seen_at(proxy.url, store_timeout=0.1)
+            (finding,) = of_check("breaker", found)
+            assert "a request waits 0.1 s for it (METERKIT_STORE_TIMEOUT)" in finding.problem
+            assert of_check("breaker", await seen_at(proxy.url, store_timeout=10.0)) == []
+
+
+async def test_what_the_server_promises_of_its_disk_and_replicas_is_tried() -> None:
+    with spawn_watched("--appendonly", "yes") as watched:
+        found = await seen_at(watched.url)
+        assert found.looked_at["durability"].startswith("WAITAOF and WAIT: on its disk and a replica within ")
+        replica = next(server for server in watched.servers if server is not watched.master)
+        with stopped(replica):
+            (finding,) = of_check("durability", await seen_at(watched.url))
+        assert "did not make a lease durable within 5 s: nothing is delivered" in finding.problem
+        assert "INFO replication" in finding.cure
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_a_directory_of_somebody_else_is_found(store_url: str, tmp_path: Path) -> None:
+    directory = tmp_path / "spools"
+    directory.mkdir()
+    await asyncio.to_thread(os.chown, directory, NOBODY, NOBODY)
+    (finding,) = of_check("spool", await seen_at(store_url, spool_dir=directory))
+    assert f"belongs to user {NOBODY}" in finding.problem

@@ -1,0 +1,128 @@
+"""What a process tells of a store that is away and of what waits for it, as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from clusters import spawn_watched
+from faults import eventually, kit_at, settled
+from meterkit import metrics_app
+from meterkit.redis import producer
+from meterkit.store.spool_file import SpoolFile, name_and_header
+from meterkit.testing import Clock
+from proxy import TcpProxy
+from servers import spawn_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clusters import Cluster
+    from meterkit import MeterKit
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+
+async def told(kit: MeterKit) -> dict[str, float]:
+    """Each metric by its name, with the value of its only label."""
+    app = Starlette(routes=[Mount("/metrics", metrics_app(kit))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        text = (await client.get("/metrics/")).text
+    return {
+        " ".join((sample.name.removeprefix("meterkit_"), *sample.labels.values())): sample.value
+        for family in parse(text)
+        for sample in family.samples
+    }
+
+
+def spools(directory: Path) -> list[Path]:
+    return list(directory.glob("*.spool"))
+
+
+async def test_an_outage_is_told_as_it_comes_and_goes(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.05)
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        kit_at(proxy.url, store_timeout=0.1, spool_dir=tmp_path) as kit,
+    ):
+        lane = await kit.store.lane()
+        found = await told(kit)
+        assert (found["store_breaker_open"], found["store_breaker_opened_total"]) == (0, 0)
+        assert (found["spool_files held"], found["spool_bytes held"]) == (0, 0)
+        await proxy.set("refuse")
+        await eventually(lambda: lane.is_away)
+        await kit.record("acme", "tokens", 7)
+        found = await told(kit)
+        assert (found["store_breaker_open"], found["store_breaker_opened_total"]) == (1, 1)
+        assert (found["settlements_waiting"], found["settlements_lost_total"]) == (1, 0)
+        assert found["spool_files held"] == 1
+        assert found["spool_bytes held"] == sum(path.stat().st_size for path in spools(tmp_path))
+        assert "store_replicas" not in found
+        await proxy.set("pass")
+        await settled(kit)
+        await eventually(lambda: not spools(tmp_path))
+        found = await told(kit)
+        assert (found["store_breaker_open"], found["store_breaker_opened_total"]) == (0, 1)
+        assert (found["settlements_waiting"], found["spool_files held"]) == (0, 0)
+
+
+async def test_spools_that_nobody_has_are_told_with_the_age_of_the_oldest(
+    valkey: Server, tmp_path: Path
+) -> None:
+    clock = Clock(datetime(2031, 6, 10, 12, tzinfo=UTC))
+    async with kit_at(valkey.url, spool_dir=tmp_path, clock=clock) as kit:
+        store = kit.store
+        await told(kit)
+        for producer_id, days in (("a", 1), ("b", 2), ("c", 8)):
+            name, header = name_and_header(
+                store.keys,
+                store=str(store.address),
+                producer=producer_id,
+                now_ms=store.now_ms() - days * 86_400_000,
+            )
+            SpoolFile.create(tmp_path, name, header).close()
+        found = await told(kit)
+        assert (found["spool_files left"], found["spool_age_seconds left"]) == (2, 2 * 86_400)
+        assert (found["spool_files refused"], found["spool_age_seconds refused"]) == (1, 8 * 86_400)
+        clock.advance(timedelta(days=5))
+        found = await told(kit)
+        assert (found["spool_files left"], found["spool_files refused"]) == (1, 2)
+        assert found["spool_files foreign"] == found["spool_files damaged"] == found["spool_files held"] == 0
+
+
+async def test_how_the_store_keeps_what_it_is_told_is_a_number() -> None:
+    with spawn_watched("--appendonly", "yes") as watched:
+        async with kit_at(watched.url) as kit:
+            found = await told(kit)
+            assert (found["store_durability WAITAOF and WAIT"], found["store_replicas"]) == (1, 1)
+            replica = next(server for server in watched.servers if server is not watched.master)
+            replica.stop()
+            await asyncio.to_thread(watched.wait_until, lambda: not _replicas(watched.master))
+            found = await told(kit)
+            assert (found["store_durability WAITAOF"], found["store_replicas"]) == (1, 0)
+    with spawn_server("--appendonly", "yes", "--appendfsync", "no") as server:
+        async with kit_at(server.url) as kit:
+            found = await told(kit)
+            # What is never known to be on the disk counts as kept by nobody once it is waited for.
+            assert found["store_durability WAITAOF"] + found["store_durability none"] == 1
+
+
+def _replicas(server: Server) -> int:
+    return int(server.command("INFO", "replication")["connected_slaves"])
+
+
+async def test_each_node_of_a_cluster_counts(cluster: Cluster) -> None:
+    async with kit_at(cluster.url) as kit:
+        found = await told(kit)
+        assert (found["store_durability none"], found["store_replicas"]) == (3, 0)
+        assert found["store_breaker_opened_total"] == 0
