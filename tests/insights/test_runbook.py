@@ -1,0 +1,214 @@
+"""The runbook has an entry for each line of the log and each alert, and the alerts name what is exported."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families as parse
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from faults import kit_at
+from meterkit import metrics_app
+from promql import names_in, problems_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path(__file__).parents[2]
+SOURCE: Final = ROOT / "src" / "meterkit"
+PAGE: Final = (ROOT / "docs" / "runbook.md").read_text("utf-8")
+RULES: Final = ROOT / "docs" / "assets" / "alerts.yml"
+ROWS: Final = ("in plain words", "who is affected", "look at", "do", "it ends")
+NOT_LOGGED: Final = {"Usage of customers who are not linked", "Metrics are missing"}
+
+LEVELS: Final = {"warning", "error", "exception", "critical"}
+WARNERS: Final = {"warn", "_warn", "say_once", "_say_once"}
+"""Functions of ours that log a warning."""
+
+WORDS: Final = 50
+"""So much of a line's beginning stands on the page; what comes then may be cut."""
+
+PASSED_ON: Final = {
+    # Where the words of a line come from elsewhere: what of them stands on the page.
+    "asgi/logs.py": ("token usage of a response is missing, and counts nothing",),
+    "catalog/notes.py": ("notes on the file, at start",),
+    "delivery/flusher.py": (
+        "keeps nothing: it has neither an append-only file nor a replica",
+        "has no replica that follows it now, and another server may take its place",
+        "has appendfsync no: it never knows what is on its disk",
+    ),
+    "redis/handshake.py": ("the server's maxmemory-policy is",),
+    "redis/reconnect.py": ("shards and METERKIT_SHARDS is", "has no right to"),
+    "subscriptions/webhooks/endpoint.py": ("no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET",),
+    "subscriptions/webhooks/webhooks.py": ("Stripe has accepted usage that it does not bill",),
+}
+WRITERS: Final = {
+    "asgi/exchange.py",
+    "redis/admin.py",
+    "redis/cluster_lane.py",
+    "redis/durability.py",
+    "redis/lane.py",
+}
+"""Where functions that warn are defined: their callers have the words."""
+
+
+def said(text: str) -> str:
+    """A text without what makes it Markdown, or what differs from case to case."""
+    return re.sub(r"\s*…[\s…]*", "…", re.sub(r"\s+", " ", text.replace("`", "")))
+
+
+def words_of(node: ast.expr, function: ast.AST) -> str | None:
+    """The words that a line of the log begins with; None: they come from elsewhere."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]", "…", node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words_of(part, function) or "…" for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return words_of(node.value, function)
+    if isinstance(node, ast.Name):
+        for found in ast.walk(function):
+            if isinstance(found, ast.Assign) and ast.unparse(found.targets[0]) == node.id:
+                return words_of(found.value, function)
+    return None
+
+
+def logged() -> Iterator[tuple[str, str | None]]:
+    """Each call that writes a line at WARNING or above: its file, and its words."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = path.relative_to(SOURCE).as_posix()
+        if name.startswith(("testing/", "cli/")):
+            continue
+        functions = [
+            node
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        seen = set[tuple[int, int]]()
+        for function in reversed(functions):  # The innermost first.
+            for call in ast.walk(function):
+                if not isinstance(call, ast.Call) or (call.lineno, call.col_offset) in seen:
+                    continue
+                seen.add((call.lineno, call.col_offset))
+                if (place := _place_of_words(call)) is not None:
+                    yield name, words_of(call.args[place], function)
+
+
+def _place_of_words(call: ast.Call) -> int | None:
+    """Which argument has the words; None: it writes no such line."""
+    function = call.func
+    if isinstance(function, ast.Name):
+        return 2 if function.id == "warn" else None
+    if not isinstance(function, ast.Attribute) or not call.args:
+        return None
+    owner = ast.unparse(function.value)
+    if function.attr in LEVELS and re.search(r"log|refusals", owner):
+        return 0
+    return 0 if function.attr in WARNERS and owner != "warnings" else None
+
+
+LINES: Final = list(logged())
+
+
+def test_the_lines_are_found() -> None:
+    assert len(LINES) > 80
+    assert ("store/spool.py", "the spool … is not sent: …") in LINES
+    assert ("delivery/sending.py", None) not in LINES
+
+
+@pytest.mark.parametrize("file", sorted({file for file, _ in LINES}))
+def test_each_line_of_the_log_has_an_entry(file: str) -> None:
+    page, missing = said(PAGE), list[str]()
+    for name, words in LINES:
+        if name != file:
+            continue
+        if words is None or not re.search(r"\w", words):
+            expected = () if file in WRITERS else PASSED_ON[file]
+        else:
+            expected = (said(words)[:WORDS].strip(" …:;,"),)
+        missing += [each for each in expected if each not in page]
+    assert missing == [], "docs/runbook.md says nothing of these lines of the log"
+
+
+def sections() -> dict[str, str]:
+    """The parts of the page, by their titles."""
+    parts = PAGE.split("\n### ")[1:]
+    return {part.partition("\n")[0]: part.partition("\n")[2].partition("\n## ")[0] for part in parts}
+
+
+def test_each_part_says_all_that_somebody_wants_to_know() -> None:
+    for title, text in sections().items():
+        rows = re.findall(r"^\| ([a-z ]+) \| (.+) \|$", text, re.MULTILINE)
+        assert tuple(row for row, _ in rows) == ROWS, title
+        assert all(told.strip() for _, told in rows), title
+        lines = re.findall(r"^- (?:WARNING|ERROR|CRITICAL) `meterkit(?:\.\w+)?`: `.+`", text, re.MULTILINE)
+        assert bool(lines) != (title in NOT_LOGGED), title
+        assert len(lines) == len(re.findall(r"^- ", text, re.MULTILINE)), title
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(RULES.read_text("utf-8"))["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def anchor_of(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.replace("'", "").lower()).strip("-")
+
+
+def test_each_alert_is_on_the_page_with_its_part() -> None:
+    anchors = {anchor_of(title): title for title in sections()}
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| \[(.+)\]\(#(.+)\) \|$", PAGE, re.MULTILINE)
+    expected: list[tuple[str, str, str, str]] = []
+    for rule in rules():
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        page, _, anchor = rule["annotations"]["runbook"].partition("#")
+        assert page == "runbook.md"
+        expected.append((rule["alert"], rule["labels"]["severity"], anchors[anchor], anchor))
+        assert rule["annotations"]["summary"]
+        assert re.fullmatch(r"\d+[mhd]", rule.get("for", "0m"))
+    assert rows == expected
+    assert len({row[0] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_each_expression_can_be_read(rule: dict[str, Any]) -> None:
+    assert problems_in(rule["expr"]) == []
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "max(meterkit_x",
+        "meterkit_x)",
+        "maxx(meterkit_x)",
+        "rate(meterkit_x)",
+        "meterkit_x > ",
+        "max(meterkit_x[5m])",
+        "meterkit_x ? 1",
+        "sum(rate(5[5m]))",
+    ],
+)
+def test_what_is_no_expression_is_refused(expression: str) -> None:
+    assert problems_in(expression)
+
+
+@pytest.mark.anyio
+async def test_the_alerts_name_what_is_exported_with_labels_that_it_has(store_url: str) -> None:
+    async with kit_at(store_url) as kit:
+        app = Starlette(routes=[Mount("/metrics", metrics_app(kit))])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            text = (await client.get("/metrics/")).text
+    samples = [sample for family in parse(text) for sample in family.samples]
+    exported = {sample.name for sample in samples}
+    states = {value for sample in samples for value in sample.labels.values()}
+    for rule in rules():
+        assert names_in(rule["expr"]) - exported == set(), rule["alert"]
+        for value in re.findall(r'(?:state|way)=~?"([^"]+)"', rule["expr"]):
+            assert set(value.split("|")) <= states, rule["alert"]
