@@ -88,6 +88,20 @@ async def test_what_is_parked_waits_and_what_is_refused_is_said(
         assert stored.run("outbox", "redrive", "a", "--all").code == 2
 
 
+async def test_what_a_person_has_parked_is_redriven_by_name_alone(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    async with dead(stored, directory, store_url) as intent:
+        assert stored.run("outbox", "redrive", intent.identifier).code == 0
+        assert stored.run("outbox", "park", intent.identifier, "--reason", "a wrong price").code == 0
+        left = stored.run("outbox", "redrive", "--all")
+        assert (left.code, left.out) == (0, "")
+        assert "1 parked by hand stay so: name them" in left.err
+        (listed,) = stored.run("outbox", "list", "--json").json
+        assert (listed["state"], listed["why"]) == ("parked", "parked by hand: a wrong price")
+        assert stored.run("outbox", "redrive", intent.identifier).out.startswith("redriven: 25 of tokens")
+
+
 async def test_dropping_wants_a_reason_and_a_yes(stored: Shell, directory: Path, store_url: str) -> None:
     async with dead(stored, directory, store_url) as intent:
         assert stored.run("outbox", "drop", intent.identifier).code == 2

@@ -164,6 +164,24 @@ async def test_while_stripe_does_not_answer_nothing_is_decided(
         assert at.accepted("acme") == 6
 
 
+async def test_i6_a_clock_that_is_not_stripes_compares_nothing(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with ambiguous(store_url, when="before") as at:
+        # This host's clock is hours ahead: the first try is not as long ago as it says.
+        at.emulator.clock = lambda: at.clock() - 3 * 3_600
+        await looks(at, 3)
+        assert await places(at) == {"parked": 6}
+        assert (asked(at), at.accepted("acme")) == (0, 0)
+        assert "this host's clock and Stripe's differ by 10800 s" in caplog.text
+        at.emulator.clock = at.clock
+        for _ in range(2):
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(TEN_MINUTES)
+        await at.flush(everything=True)
+        assert await places(at) == {"delivered": 6}
+
+
 async def test_a_meter_that_is_gone_at_stripe_is_told_to_a_person(store_url: str) -> None:
     async with ambiguous(store_url, when="after") as at:
         client: Any = (await at.kit.store.admin()).client

@@ -225,6 +225,90 @@ async def test_the_meters_are_asked_for_once_however_many_a_report_names(
         assert [await places(at, name) for name in ("lost", "gone", "none")] == [{"dead": 7}] * 3
 
 
+async def by_key(at: Desk, *customers: str) -> str:
+    """Send a request of each customer, all but the first in one call; the idempotency key of that."""
+    at.emulator.reports_name = "idempotency_key"
+    for customer in customers:
+        await at.kit.record(customer, "requests", 7)
+    await at.flush(everything=True)
+    keys = [sent.idempotency_key or "" for sent in at.emulator.requests if "stream" in sent.path]
+    assert [key.startswith("batch-") for key in keys] == [False, True]
+    return keys[-1]
+
+
+async def test_of_a_batch_that_a_report_names_those_of_nobody_at_stripe_are_dead(store_url: str) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.link("acme", "beta", "zeta")
+        for name in ("lost", "gone"):
+            await at.kit.customers.link(name, f"cus_{name}")
+        await by_key(at, "acme", "beta", "gone", "lost", "zeta")
+        await take_all(at, api)
+        found = {name: await places(at, name) for name in ("acme", "beta", "gone", "lost", "zeta")}
+        one = {"delivered": 7}
+        assert found == {"acme": one, "beta": one, "gone": {"dead": 7}, "lost": {"dead": 7}, "zeta": one}
+
+
+async def test_of_a_batch_all_are_parked_whose_meter_takes_nothing(store_url: str) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.link("acme", "beta", "zeta")
+        await switch(api, "api_requests", "deactivate")
+        await at.kit.record("zeta", "tokens", 150)
+        await by_key(at, "acme", "beta", "zeta")
+        await take_all(at, api)
+        assert [await places(at, name) for name in ("acme", "beta", "zeta")] == [{"parked": 7}] * 3
+        assert await places(at, "zeta", "tokens") == {"delivered": 50}
+
+
+async def test_where_nobody_can_tell_which_of_a_batch_is_meant_all_are_named(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.link("acme", "beta", "zeta")
+        key = await by_key(at, "acme", "beta", "zeta")
+        at.emulator.report_meter_errors(
+            "api_requests", code="timestamp_too_far_in_past", identifiers=[key], count=1
+        )
+        await take_all(at, api)
+        assert [await places(at, name) for name in ("acme", "beta", "zeta")] == [{"delivered": 7}] * 3
+        sent = [event.identifier for event in at.emulator.events[1:]]
+    assert "refuses 1 of these intents, which were sent in one call, and does not say which" in caplog.text
+    assert all(identifier in caplog.text for identifier in sent)
+
+
+async def test_a_batch_whose_reply_was_lost_is_known_by_its_key_and_forgotten_in_time(
+    store_url: str, valkey: Server
+) -> None:
+    async with streaming(store_url, shards=1) as (at, api):
+        await at.link("acme")
+        for name in ("gone", "lost"):
+            await at.kit.customers.link(name, f"cus_{name}")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True)
+        at.emulator.reports_name = "idempotency_key"
+        for name in ("gone", "lost"):
+            await at.kit.record(name, "requests", 7)
+        at.emulator.fail_next("drop", when="after")
+        await at.flush(everything=True, timeout_s=0)
+        assert await places(at, "lost") == {"queued": 7}
+        await take_all(at, api)
+        assert [await places(at, name) for name in ("gone", "lost")] == [{"dead": 7}] * 2
+        (key,) = valkey.command("KEYS", "mk:{0}:batches:*")
+        assert 0 < valkey.command("PTTL", key) <= 8 * 86_400_000
+
+
+async def test_one_event_by_itself_is_known_by_its_idempotency_key(store_url: str) -> None:
+    async with desk(store_url) as at:
+        at.emulator.reports_name = "idempotency_key"
+        at.emulator.refuse_unknown_customers = False
+        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.record("lost", "requests", 7)
+        await at.flush(everything=True)
+        api = StripeApi(at.kit.settings)
+        await take_all(at, api)
+        await api.close()
+        assert await places(at, "lost") == {"dead": 7}
+
+
 async def test_it_is_taken_off_the_period_that_it_was_of(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
         await at.kit.customers.link("lost", "cus_unknown")

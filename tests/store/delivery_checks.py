@@ -136,6 +136,7 @@ class Checks:
             "intents": {known: intent.stored() for known, intent in shard.intents.items()},
             "outbox": shard.outbox,
             "delivered:1": shard.delivered,
+            "batches:1": shard.batches,
             "parked": shard.parked,
             "dead": shard.dead,
             "compare": shard.compare,
@@ -147,6 +148,7 @@ class Checks:
             **shard.strings,
             **{f"g:{name}": grants for name, grants in shard.grants.items()},
             **{f"j:{name}": ledger for name, ledger in shard.ledgers.items()},
+            **{f"k:{name}": digests for name, digests in shard.corrections.items()},
         }
         for name, entries in shard.histories.items():
             stored[f"h:{name}"] = [dict(zip(_ENTRY, entry, strict=True)) for entry in entries]
@@ -172,6 +174,8 @@ class Checks:
             elif isinstance(content, list):
                 for entry in cast("list[dict[str, str]]", content):
                     self.wire(pack("XADD", key, "*", *(part for field in entry.items() for part in field)))
+            elif isinstance(content, set):
+                self.wire(pack("SADD", key, *cast("set[str]", content)))
             elif short in _SORTED:
                 self.wire(pack("ZADD", key, *(part for name, at in content.items() for part in (at, name))))
             else:

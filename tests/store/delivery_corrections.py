@@ -25,6 +25,7 @@ class Restore:
     quantities: Mapping[str, int]
     included_too: bool
     text: str
+    digest: str
     entries: tuple[str, str]
 
 
@@ -80,5 +81,7 @@ def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -
     if not waits:
         shard.unlinked.pop(name, None)
     shard.keep(ONCE, TOTALS_MS)
+    shard.corrections.setdefault(name, set()).add(asked.digest)
+    shard.keep(f"k:{name}", TOTALS_MS)
     ends = view.period_at(now)[1]
     return [0, now], {"asked": asked.text, "done": done, "ends": str(ends)}

@@ -258,8 +258,9 @@ class Delivery(Checks):
         view, key, field = broken
         terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
         own = [f"{kind}:{name}" for kind in "cstgjh"]
-        argv: list[str | bytes] = [view.rev, pack_numbers(terms), name, '{"meters": []}']
-        reply, found = self.ask("restore", (*own[:3], "unlinked", *own[3:], "r:2"), *argv, self.wall)
+        argv: list[str | bytes] = [view.rev, pack_numbers(terms), name, '{"meters": []}', "2"]
+        names = (*own[:3], "unlinked", *own[3:], "r:2", f"k:{name}")
+        reply, found = self.ask("restore", names, *argv, self.wall)
         self._mend(name, key, found)
         self.check(f"restore broken {field}", [4, self.wall, field.encode()], reply, found)
 
@@ -293,8 +294,12 @@ class Delivery(Checks):
         token = self.random.choice((*TOKENS, *[self.shard.strings.get("lease", "nobody")] * 9))
         moves = [self._move(identifier) for identifier in wanted]
         names = [intent.customer if intent is not None else "ada" for intent in intents]
-        reply, found = self._ask_move(token, states, moves, names)
-        expected = self.shard.move(token, states, moves, self.wall)
+        batches = {
+            f"batch-{nth}": " ".join(self.random.sample(wanted, len(wanted)))
+            for nth in range(self.random.choice((0, 0, 1, 2)))
+        }
+        reply, found = self._ask_move(token, states, moves, names, batches)
+        expected = self.shard.move(token, states, moves, batches, self.wall)
         self.check(f"move {token} {states} {moves}", expected, reply, found)
 
     def move_broken(self, _: str) -> None:
@@ -310,7 +315,7 @@ class Delivery(Checks):
         else:
             wrong = self.random.choice(("x", "1.5", "", "1x"))
             self.wire(pack("HSET", self._key(key), f"{intent.period}|{intent.token}{kind}", wrong))
-        reply, found = self._ask_move(token, [intent.state], [move], [intent.customer])
+        reply, found = self._ask_move(token, [intent.state], [move], [intent.customer], {})
         self.shard.ttls[key] = DAY_MS
         self.store(key)
         found[key] = texts_of(self.shard.customers[intent.customer].closed)
@@ -330,14 +335,20 @@ class Delivery(Checks):
         )
 
     def _ask_move(
-        self, token: str, states: Sequence[str], moves: Sequence[Move], names: Sequence[str]
+        self,
+        token: str,
+        states: Sequence[str],
+        moves: Sequence[Move],
+        names: Sequence[str],
+        batches: Mapping[str, str],
     ) -> tuple[Any, dict[str, Any]]:
-        shared = ("intents", "outbox", "lease", "delivered:1", "parked", "dead", "compare")
+        shared = ("intents", "outbox", "lease", "delivered:1", "parked", "dead", "compare", "batches:1")
         asked = [
             (move.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
             for move in moves
         ]
-        argv = (token, "".join(f"{state} " for state in states), json.dumps(asked))
+        sent = json.dumps(list(batches.items()))
+        argv = (token, "".join(f"{state} " for state in states), json.dumps(asked), sent)
         return self.ask("move", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
 
     def steer(self, _: str) -> None:
@@ -423,13 +434,18 @@ class Delivery(Checks):
             f"j:{name}",
             f"h:{name}",
             ONCE,
+            f"k:{name}",
         )
         until_ms = min(view.valid_until_ms, view.next_end_ms)
         terms = pack_numbers([until_ms, *view.period, view.next_end_ms, 0, 0])
         restored = Restore(
-            quantities=quantities, included_too=included_too, text=text, entries=("a loop", "ada")
+            quantities=quantities,
+            included_too=included_too,
+            text=text,
+            digest=f"{self.random.randrange(9)}",
+            entries=("a loop", "ada"),
         )
-        reply, found = self._ask_restore(keys, (view.rev, terms, name, text), times)
+        reply, found = self._ask_restore(keys, (view.rev, terms, name, text, restored.digest), times)
         expected, kept = restore(self.shard, name, view, restored, times)
         if reply[0] <= 1 and len(reply) > 2:
             told = reply.pop().decode()
@@ -513,9 +529,12 @@ class Delivery(Checks):
             f"i:{name}",
             f"h:{name}",
             "turns",
+            f"k:{name}",
         )
         reply, found = self.ask("forget", keys, read, name, self.wall)
         reply[1:2] = [min(1, fields) for fields in reply[1:2]]
+        if reply[0] == 0:
+            reply[-1].sort()
         self.check(f"forget {name} {read}", self.shard.forget(name, read), reply, found)
 
     def forget_moved(self, name: str) -> None:

@@ -21,6 +21,7 @@ AHEAD_MS: Final = 3 * MINUTE_MS
 KEPT_MS: Final = 35 * DAY_MS
 DELIVERED_MS: Final = 36 * DAY_MS
 TOTALS_MS: Final = 400 * DAY_MS
+BATCHES_MS: Final = 8 * DAY_MS
 WRITER_MS: Final = 8 * DAY_MS
 NOTICES_MS: Final = 7 * DAY_MS
 LETTERS: Final = {"queued": "q", "leased": "l", "parked": "k", "delivered": "d", "dead": "x"}
@@ -130,11 +131,13 @@ class Shard:
         self.intents: dict[str, Intent] = {}
         self.outbox: dict[str, int] = {}
         self.delivered: dict[str, list[str]] = {}
+        self.batches: dict[str, str] = {}
         self.parked: dict[str, int] = {}
         self.dead: dict[str, int] = {}
         self.compare: dict[str, int] = {}
         self.grants: dict[str, dict[str, str]] = {}
         self.ledgers: dict[str, dict[str, str]] = {}
+        self.corrections: dict[str, set[str]] = {}
         self.strings: dict[str, str] = {}
         self.forces: dict[str, str] = {}
         self.turns: dict[str, int] = {}
@@ -176,9 +179,14 @@ class Shard:
                 customer.lives = max(customer.period[1] + asked.outlive_ms, now + asked.live_ms)
         return [0, now, len(made), len(waits), *sorted(nameless + others)], made
 
-    def move(self, token: str, states: Sequence[str], moves: Sequence[Move], now: int) -> list[Any]:
+    def move(
+        self, token: str, states: Sequence[str], moves: Sequence[Move], batches: Mapping[str, str], now: int
+    ) -> list[Any]:
         if self.strings.get("lease") != token:
             return [2]
+        self.batches |= batches
+        if batches:
+            self.keep("batches:1", BATCHES_MS)
         return [0, now, *(self._move(states, move, now) for move in moves)]
 
     def _move(self, states: Sequence[str], asked: Move, now: int) -> list[int]:
@@ -305,7 +313,7 @@ class Shard:
             customer.lives = self.unlinked[name] = max(customer.period[1], seal_at_ms) + KEPT_MS
         return [0]
 
-    def forget(self, name: str, read: str) -> Answer:
+    def forget(self, name: str, read: str) -> list[Any]:
         customer = self.customers[name]
         if customer.rev != read:
             return [1]
@@ -319,11 +327,13 @@ class Shard:
         # Of the counters' fields it is only known whether there are any.
         counted = [int(bool(customer.fields())), int(bool(customer.data)), len(customer.closed)]
         counted += [len(grants), len(ledger), 0, 0, len(self.histories[name])]
-        for kept in (self.customers, self.grants, self.ledgers, self.forces, self.turns, self.histories):
+        digests = sorted(digest.encode() for digest in self.corrections.get(name, ()))
+        mine = (self.customers, self.grants, self.ledgers, self.forces, self.turns, self.histories)
+        for kept in (*mine, self.corrections):
             kept.pop(name, None)
         self.members.discard(name)
         self.unlinked.pop(name, None)
-        return [0, *counted]
+        return [0, *counted, digests]
 
     def claim(self, link: str, read: str, owner: str) -> int:
         if self.strings.get(link, "") != read:

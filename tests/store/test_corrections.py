@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit import Corrected
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -180,6 +181,22 @@ async def test_an_id_corrects_once_and_only_what_it_did(any_store_url: str) -> N
         await at.kit.record("zeta", "tokens", 30)
         (other,) = await at.kit.correct("zeta", {"tokens": 30}, reason="a loop", correction_id="t-1")
         assert (other.taken_back, other.is_repeated) == (30, False)
+
+
+async def test_of_a_customer_who_is_deleted_no_correction_is_remembered(
+    store_url: str, valkey: Server
+) -> None:
+    async with desk(store_url, catalog=PAID) as at:
+        for customer in ("acme", "zeta"):
+            await at.kit.record(customer, "tokens", 130)
+            for nth in range(3):
+                await at.kit.correct(customer, {"tokens": 9}, reason="x", correction_id=f"t-{nth}")
+        assert len(valkey.command("KEYS", "mk:{*}:r:*")) == 6
+        erased = await at.kit.customers.delete("acme")
+        assert erased.corrections == 3
+        assert len(valkey.command("KEYS", "mk:{*}:r:*")) == 3
+        assert len(valkey.command("KEYS", "mk:{*}:k:*")) == 1
+        assert (await at.kit.customers.delete("zeta")).corrections == 3
 
 
 async def test_nothing_goes_below_zero(any_store_url: str) -> None:

@@ -53,6 +53,40 @@ plans:
 """)
 
 
+DERIVED: Final = loads("""
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  tokens: {unit: token, stripe: {event_name: ai_tokens}}
+  large:  {unit: token, from: tokens, where: {model: "*-large"}, stripe: {event_name: ai_large}}
+  small:  {unit: token, from: tokens, where: {model: "*-small"}, stripe: {event_name: ai_small}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
+    meters:
+      tokens: {included: 10, overage: {bill: {per: 1000, amount_cents: 12}}}
+      small:  {included: 0, overage: {bill: {per: 1000, amount_cents: 3}}}
+""")
+
+
+async def test_a_derived_meter_that_no_plan_lists_has_the_price_of_its_source() -> None:
+    emulator = StripeEmulator()
+    emulator.add_plans(DERIVED)
+    async with account(emulator) as client:
+        prices = {each.id: each for each in (await client.v1.prices.list_async({"limit": 100})).data}
+    amounts = {name: each.unit_amount for name, each in prices.items()}
+    assert amounts == {
+        "price_pro": 2_900,
+        "price_pro_tokens": 12,
+        "price_pro_large": 12,
+        "price_pro_small": 3,
+    }
+    large = prices["price_pro_large"]
+    assert large.transform_quantity is not None
+    assert large.transform_quantity.to_dict() == {"divide_by": 1_000, "round": "up"}
+
+
 async def test_what_a_plans_file_sells_is_sold() -> None:
     emulator = StripeEmulator()
     meter = emulator.add_meter("ai_tokens")

@@ -93,7 +93,11 @@ async def redrive(
     ] = None,
     *,
     everything: Annotated[
-        bool, typer.Option("--all", help="All that are parked or dead; with --customer, of that one.")
+        bool,
+        typer.Option(
+            "--all",
+            help="All that are parked or dead, but for those parked by hand; with --customer, of that one.",
+        ),
     ] = False,
     customer: _Customer = None,
     reason: _Reason = "",
@@ -163,7 +167,10 @@ async def _undelivered(kit: MeterKit, customer: str | None) -> list[str]:
     found: list[Intent] = []
     for state in ("parked", "dead"):
         found += await kit.outbox.list(state=state, customer=customer, limit=_MOST)
-    return [intent.identifier for intent in found]
+    left = sum(intent.is_parked_by_hand for intent in found)
+    if left:
+        print_note(f"{left} parked by hand stay so: name them to redrive them")
+    return [intent.identifier for intent in found if not intent.is_parked_by_hand]
 
 
 async def _each(

@@ -142,6 +142,7 @@ class CustomerKeys:
     levels: str
     marks: str
     history: str
+    corrections: str
     dirty: str
     unlinked: str
     notices: str
@@ -178,9 +179,8 @@ class Keys:
         digest = blake2b(name, digest_size=16).hexdigest()
         return self.shard(shard, f"e:{digest}")
 
-    def correction(self, shard: int, customer: str, correction_id: str) -> str:
+    def correction(self, shard: int, digest: str) -> str:
         """String: what was asked and done under an id of the app's for a correction, for 400 days."""
-        digest = blake2b(f"{customer}\0{correction_id}".encode(), digest_size=16).hexdigest()
         return self.shard(shard, f"r:{digest}")
 
     def link(self, stripe_customer: str) -> str:
@@ -198,6 +198,10 @@ class Keys:
     def delivered(self, shard: int, now_ms: int) -> str:
         """Hash: what Stripe accepted on the day of an instant, for 36 days."""
         return self.shard(shard, f"delivered:{now_ms // 86_400_000}")
+
+    def batches(self, shard: int, now_ms: int) -> str:
+        """Hash: the idempotency keys of batches that were sent on the day of an instant, for 8 days."""
+        return self.shard(shard, f"batches:{now_ms // 86_400_000}")
 
     def totals(self, shard: int, customer: str) -> str:
         """Hash: closed periods of a customer of that shard, and what became of sealed usage."""
@@ -229,6 +233,7 @@ class Keys:
             levels=self.shard(shard, f"{space}v:{customer}"),
             marks=self.shard(shard, f"{space}i:{customer}"),
             history=self.shard(shard, f"{space}h:{customer}"),
+            corrections=self.shard(shard, f"{space}k:{customer}"),
             dirty=self.shard(shard, "dirty"),
             unlinked=self.shard(shard, "unlinked"),
             notices=self.notices(shard),

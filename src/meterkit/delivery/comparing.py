@@ -8,6 +8,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
 from meterkit.delivery.verdicts import Judged, Look, judge
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
@@ -52,7 +53,7 @@ class Comparer:
     async def compare_due(self, report: FlushReport) -> None:
         """Compare all that is due; what Stripe has counts as delivered in the report.
 
-        Where Stripe does not answer, the rest of them waits.
+        Where Stripe does not answer, or this host's clock is not Stripe's, the rest of them waits.
 
         Raises:
             StoreError: the store does not answer.
@@ -63,6 +64,9 @@ class Comparer:
                 if not is_refreshed:
                     await self._summaries.refresh()
                     is_refreshed = True
+                if not self._is_clock_right():
+                    await self._postpone(kept)
+                    return
                 report.delivered += await self.compare(kept) == "delivered"
             except StripeError as error:
                 _logger.warning("intents are not compared with Stripe's summaries: %s", error)
@@ -76,6 +80,18 @@ class Comparer:
                     extra=REPORTED,
                 )
                 await self._postpone(kept)
+
+    def _is_clock_right(self) -> bool:
+        """Whether this host's clock is Stripe's: it says how long ago a first try was. Else that is said."""
+        server_time_s = self._summaries.server_time_s
+        apart_s = 0.0 if server_time_s is None else abs(server_time_s - self._store.clock())
+        if apart_s > CLOCKS_APART_S:
+            _logger.error(
+                "this host's clock and Stripe's differ by %d s: what Stripe may have is compared when they"
+                " agree",
+                apart_s,
+            )
+        return apart_s <= CLOCKS_APART_S
 
     async def compare(self, kept: Kept) -> Verdict:
         """Look at the summary of an intent's minute, and do what follows.

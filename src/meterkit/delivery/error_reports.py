@@ -13,12 +13,27 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Cause", "ErrorReport", "Sample", "identifiers_of", "read_report", "state_of"]
+__all__ = [
+    "BATCH",
+    "Cause",
+    "ErrorReport",
+    "Sample",
+    "batches_of",
+    "identifiers_of",
+    "is_of_meter",
+    "read_report",
+    "state_of",
+]
+
+BATCH: Final = "batch-"
+"""Begins the idempotency key of a call with several intents."""
 
 _SAMPLES_MAX: Final = 1_000
 _WORDS_MAX: Final = 200
 # The idempotency key of a later try is the identifier and eight hex digits.
 _KEY: Final = re.compile(r"(?P<identifier>[0-9a-f]{32}(-[0-9]{1,6})?r*)(-[0-9a-f]{8})?")
+_BATCH_KEY: Final = re.compile(rf"{BATCH}[0-9a-f]{{32}}")
+_OF_THE_METER: Final = frozenset({"archived_meter", "no_meter"})
 # What another setting at Stripe would have taken, somebody can send again. The rest never will be.
 _DEAD: Final = frozenset(
     {
@@ -97,6 +112,21 @@ def identifiers_of(report: ErrorReport) -> dict[str, tuple[str, str]]:
             if match is not None:
                 found[match["identifier"]] = (cause.code, sample.message)
     return found
+
+
+def batches_of(report: ErrorReport) -> dict[Cause, dict[str, str]]:
+    """Of our calls with several intents that a report names: for each cause, their keys to Stripe's words."""
+    found: dict[Cause, dict[str, str]] = {}
+    for cause in report.causes:
+        keys = {sample.name: sample.message for sample in cause.samples if _BATCH_KEY.fullmatch(sample.name)}
+        if keys:
+            found[cause] = keys
+    return found
+
+
+def is_of_meter(code: str) -> bool:
+    """Whether a code says that a meter takes nothing at all."""
+    return code in _OF_THE_METER
 
 
 def state_of(code: str) -> Literal["parked", "dead"]:

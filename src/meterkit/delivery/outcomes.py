@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.result import Result
 
-__all__ = ["Kind", "Outcome", "Scope", "Step", "classify"]
+__all__ = ["CLOCKS_APART_S", "Kind", "Outcome", "Scope", "Step", "classify"]
+
+CLOCKS_APART_S: Final = 60
+"""Beyond it this host's clock and Stripe's do not agree, and what goes by a clock waits until they do."""
 
 Kind = Literal[
     "delivered",
@@ -88,12 +91,14 @@ class Outcome:
         request_id: Stripe's name for the request, for its support; None where unknown.
         answered: whether anybody answered.
         refused: whether Stripe certainly does not have it from this try: it says so, or nothing was sent.
+        batch: the idempotency key, where several intents were sent in one call; empty: one was.
     """
 
     kind: Kind
     detail: str
     answered: bool = True
     refused: bool = False
+    batch: str = ""
     new_key: bool = False
     server_time_s: int | None = None
     request_id: str | None = None

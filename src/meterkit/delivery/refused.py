@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.error_reports import identifiers_of, read_report, state_of
+from meterkit.delivery.refused_batches import blamed
 from meterkit.errors import MeterkitError
 from meterkit.store.refusing import Refusing
 
@@ -32,8 +33,9 @@ _CURE: Final = "meterkit doctor compares the meters at Stripe with the plans fil
 async def take_refusals(store: Store, api: StripeApi, event_id: str) -> None:
     """Fetch what an event tells of meter events that Stripe does not count, and do with each what it says.
 
-    An intent that it names is parked or dead, with Stripe's words, and counted so. Stripe names only some of
-    the events: how many are left, and what to do, is logged. Repeated, it does nothing again.
+    An intent that it names, by itself or by the call that it was sent in, is parked or dead, with Stripe's
+    words, and counted so. Stripe names only some of the events: how many are left, and what to do, is logged.
+    Repeated, it does nothing again.
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
@@ -41,7 +43,8 @@ async def take_refusals(store: Store, api: StripeApi, event_id: str) -> None:
         MeterkitError: an intent is just being sent; it is to be tried again.
     """
     report = read_report(await api.get(f"/v2/core/events/{event_id}"))
-    named, refusing = identifiers_of(report), Refusing(store)
+    refusing = Refusing(store)
+    named = await blamed(api, refusing, report) | identifiers_of(report)
     found = await refusing.find(named)
     apart, sending = 0, list[str]()
     for identifier, one in found.items():

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
+from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
 from meterkit.store.intents import Move
 from meterkit.stripe.breaker import Breaker
@@ -34,7 +35,6 @@ _LEASE_MS: Final = 60_000
 _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
 _RETRY_MAX_MS: Final = 600_000
-_CLOCKS_APART_S: Final = 60
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create: 10,000 a second in live mode.
 _EVENTS_PER_S: Final = 8_000
 
@@ -249,7 +249,7 @@ class Sender:
         systemic = {"first_ms": _SYSTEMIC_FIRST_MS, "most_ms": _RETRY_MAX_MS}
         if outcome.server_time_s is not None:
             apart_s = abs(outcome.server_time_s - self._store.clock())
-        is_clock_right = apart_s <= _CLOCKS_APART_S
+        is_clock_right = apart_s <= CLOCKS_APART_S
         if outcome.scope == "account" or not is_clock_right:
             self.breaker.trip(now_ms, **systemic)
             if self.breaker.is_alert_due(now_ms):
@@ -279,7 +279,7 @@ class Sender:
     def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
         sealed = attempt.intent
         if outcome.delivered:
-            return Move(intent=sealed, state="delivered")
+            return Move(intent=sealed, state="delivered", batch=outcome.batch)
         is_parked = outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right)
         # What was refused for certain, Stripe need not remember.
         untried = outcome.refused and attempt.first_ms == attempt.now_ms
@@ -296,6 +296,7 @@ class Sender:
             key=f"{sealed.identifier}-{token_hex(4)}" if outcome.new_key else "",
             untried=untried,
             why=outcome.detail,
+            batch="" if outcome.refused else outcome.batch,
         )
 
     def _give_back(self, attempt: Attempt) -> Move:

@@ -12,6 +12,7 @@ from secrets import token_hex
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.error_reports import BATCH
 from meterkit.delivery.outcomes import Outcome, classify
 from meterkit.delivery.sending import stopwatch
 from meterkit.delivery.stripe_v1 import CUSTOMER_KEY, VALUE_KEY
@@ -107,19 +108,22 @@ class StripeStreamTransport:
         session = self._session
         if self._closed or session is None:
             return _not_sent("the transport is closed" if self._closed else "there is no session")
+        # The identifiers say what Stripe has. A batch that is sent again may be made up in another way.
+        key, batch = f"{intents[0].identifier}-{token_hex(4)}", ""
+        if len(intents) > 1:
+            key = batch = f"{BATCH}{token_hex(16)}"
         headers = {
             **self._headers,
             "Authorization": f"Bearer {session.token}",
-            # The identifiers say what Stripe has. A batch that is sent again may be made up in another way.
-            "Idempotency-Key": token_hex(16),
+            "Idempotency-Key": key,
         }
         body = json.dumps({"events": [_event(intent) for intent in intents]}, separators=(",", ":"))
         answer = await self._client(self._events_base).request("POST", STREAM_PATH, headers, body.encode())
         if isinstance(answer, Result):
-            return classify(answer)
+            return replace(classify(answer), batch=batch)
         result = _read(answer)
         if result.status != HTTPStatus.UNAUTHORIZED:
-            return classify(result)
+            return replace(classify(result), batch=batch)
         is_renewed = self._session is not session
         if not is_renewed:
             self._session = None

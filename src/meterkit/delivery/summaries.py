@@ -16,6 +16,11 @@ __all__ = ["StripeSummaries", "Summaries"]
 class Summaries(Protocol):
     """Tells what Stripe has counted."""
 
+    @property
+    def server_time_s(self) -> int | None:
+        """Stripe's clock at its last answer, in Unix seconds; None: it has told none."""
+        ...
+
     async def refresh(self) -> None:
         """Ask which meters there are, before the next questions."""
         ...
@@ -37,6 +42,11 @@ class StripeSummaries:
     def __init__(self, api: StripeApi) -> None:
         self._api = api
         self._meters: Mapping[str, Sequence[str]] = {}
+
+    @property
+    def server_time_s(self) -> int | None:
+        """Stripe's clock at its last answer, in Unix seconds; None: it has told none."""
+        return self._api.server_time_s
 
     async def refresh(self) -> None:
         """Ask which meters there are, those that are deactivated included."""

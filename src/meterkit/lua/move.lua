@@ -5,21 +5,24 @@
 -- KEYS[4] hash  delivered in these days: what Stripe has accepted          KEYS[5] zset  parked: since when (ms)
 -- KEYS[6] zset  dead: since when (ms)
 -- KEYS[7] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
--- KEYS[8...] hash  an intent: its customer's totals
+-- KEYS[8] hash  batches of these days: idempotency key to the intents that it was sent with
+-- KEYS[9...] hash  an intent: its customer's totals
 -- ARGV  1 lease token    2 the states they may be in, each followed by a space    3 moves: a JSON array of an array
 --       an intent: its identifier; its next state: leased, queued, delivered, parked or dead; how long until it
 --       is due (ms, with queued), or compared (ms, with parked; 0: never); its next idempotency key or empty (with
 --       queued); why or empty; 1 where it certainly was not accepted, so that no first attempt counts, else 0
---       last: the caller's clock (ms)
+--       4 batches that Stripe may have taken: a JSON array of an array a batch: its idempotency key, its intents, each
+--       followed by a space but the last      last: the caller's clock (ms)
 -- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
--- was delivered is kept for 36 days, in short.
+-- was delivered is kept for 36 days, in short; what a batch was made up of for 8 days.
 -- Reply {0, now, of each intent {0, first attempt (ms), attempts}, {1} no such intent or in another state, or
 --       {2} it cannot be counted}    {2} the lease is lost
 --include server_ms
 --include recount
 local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key, compare_key = unpack(KEYS, 1, 7)
-local first_totals = 8 -- Among the keys.
-local token, states, moves, caller_ms = ARGV[1], ARGV[2], cjson.decode(ARGV[3]), ARGV[#ARGV]
+local batches_key, first_totals = KEYS[8], 9 -- The latter among the keys.
+local token, states, asked, sent, caller_ms = unpack(ARGV)
+local moves, batches = cjson.decode(asked), cjson.decode(sent)
 local call, text = redis.call, string.format
 if call('GET', lease_key) ~= token then
   return {2}
@@ -85,6 +88,10 @@ for i, move in ipairs(moves) do
     end
   end
   reply[i + 2] = answer
+end
+for _, batch in ipairs(batches) do
+  call('HSET', batches_key, batch[1], batch[2])
+  call('PEXPIRE', batches_key, EIGHT_DAYS_MS)
 end
 reply[2] = now
 return reply

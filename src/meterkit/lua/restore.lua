@@ -5,11 +5,12 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] stream  ledger of changes
--- KEYS[8] string  remembers this correction: what was asked, and what was done
+-- KEYS[8] string  remembers this correction: what was asked, and what was done    KEYS[9] set  digests of the ids of
+-- the customer's corrections, each of which ends the name of such a key
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
 --       Stripe was sent, for whoever asks again; meters: {its name, token, quantity, what a credited unit costs
 --       (micro-credits), events: its own token and those of its derived meters, whether each is sent included units
---       too (0/1)} each
+--       too (0/1)} each    5 the digest of its id
 --       last: the caller's clock (ms)
 -- terms as of `seal`
 -- A correction is remembered for 400 days.
@@ -22,8 +23,9 @@
 --include close_period
 --include give_units_back
 --include enter
-local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key, history_key, once_key = unpack(KEYS)
-local rev, terms, customer, asked = unpack(ARGV, 1, 4)
+local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
+local history_key, once_key, corrections_key = unpack(KEYS, 7)
+local rev, terms, customer, asked, digest = unpack(ARGV, 1, 5)
 local caller_ms, correction = ARGV[#ARGV], cjson.decode(asked)
 local until_ms, first_start_ms, first_end_ms, next_end_ms = struct.unpack('<dddd', terms)
 local call, text, totals = redis.call, string.format, {}
@@ -143,4 +145,6 @@ end
 enter(history_key, entries)
 local kept = cjson.encode({asked = asked, done = done, ends = text('%.0f', finishes_ms)})
 call('SET', once_key, kept, 'PX', FOUR_HUNDRED_DAYS_MS)
+call('SADD', corrections_key, digest)
+call('PEXPIRE', corrections_key, FOUR_HUNDRED_DAYS_MS)
 return {0, now, kept}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import KW_ONLY, dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.quantity import check_quantities
@@ -135,8 +136,11 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
             keys.ledger,
             keys.history,
         ]
-        names.append(store.keys.correction(keys.shard, customer, given.correction_id))
-        arguments = (view.rev, view.terms(kept_ms(view)), customer, _text_of(given, view), admin.now_ms())
+        name = f"{customer}\0{given.correction_id}".encode()
+        digest = blake2b(name, digest_size=16).hexdigest()
+        names += [store.keys.correction(keys.shard, digest), keys.corrections]
+        terms = view.terms(kept_ms(view))
+        arguments = (view.rev, terms, customer, _text_of(given, view), digest, admin.now_ms())
         # Text would not do for the numbers among them.
         reply: Any = await admin.ask(admin.client.evalsha(script.sha, len(names), *names, *arguments))
         if reply[0] == _STALE:

@@ -11,6 +11,8 @@ from meterkit.store.links import Links
 from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.store.store import Store
 
 __all__ = ["Deleted", "delete"]
@@ -37,6 +39,7 @@ class Deleted:
         idempotency_keys: digests of the customer's own keys of requests.
         history: changes in the ledger of the customer.
         notices: events that handlers were told or were to be told of.
+        corrections: what was asked and done by ``kit.correct``, of 400 days.
     """
 
     customer: str
@@ -50,6 +53,7 @@ class Deleted:
     idempotency_keys: int
     history: int
     notices: int
+    corrections: int
 
 
 async def delete(store: Store, customer: str) -> Deleted:
@@ -58,6 +62,7 @@ async def delete(store: Store, customer: str) -> Deleted:
     names = [keys.counters, keys.state, keys.totals]
     names += [store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
     names += [keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)]
+    names.append(keys.corrections)
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
         reply: list[Any] = await admin.run(store.scripts["forget"], names, rev, customer)
@@ -72,7 +77,7 @@ async def delete(store: Store, customer: str) -> Deleted:
             linked = state.stripe_customer
             if linked is not None:
                 await Links(store).withdraw(customer, linked)
-            _, counters, set_up, periods, grants, grant_ledger, gauges, idempotency_keys, history = reply
+            _, counters, set_up, periods, grants, grant_ledger, gauges, idempotency_keys, history, ids = reply
             return Deleted(
                 customer=customer,
                 state=set_up,
@@ -85,8 +90,18 @@ async def delete(store: Store, customer: str) -> Deleted:
                 idempotency_keys=idempotency_keys,
                 history=history,
                 notices=await _forget_notices(store, customer),
+                corrections=await _forget_corrections(store, keys.shard, ids),
             )
     raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
+
+
+async def _forget_corrections(store: Store, shard: int, digests: Sequence[bytes]) -> int:
+    """Erase what was done under the ids of corrections; how many there were."""
+    if not digests:
+        return 0
+    admin = await store.admin()
+    names = [store.keys.correction(shard, digest.decode()) for digest in digests]
+    return int(await admin.ask(admin.client.delete(*names)))
 
 
 async def _forget_notices(store: Store, customer: str) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
 __all__ = [
+    "BY_HAND",
     "Attempt",
     "Intent",
     "IntentState",
@@ -20,6 +21,9 @@ __all__ = [
     "Work",
     "read_intent",
 ]
+
+BY_HAND: Final = "parked by hand"
+"""Begins why an intent is parked that a person has parked."""
 
 State = Literal["leased", "queued", "delivered", "parked", "dead"]
 IntentState = Literal["queued", "leased", "parked", "dead"]
@@ -67,7 +71,8 @@ class Move:
 
     Into ``queued`` it goes with a delay, a new idempotency key or an empty one, and ``untried`` where Stripe
     certainly knows nothing of it, as if it had never been tried. Into ``parked`` it goes with the delay after
-    which it is compared with Stripe's summaries, 0: it is not.
+    which it is compared with Stripe's summaries, 0: it is not. ``batch``: the idempotency key of a call with
+    several intents that Stripe may have taken, by which it may tell of them later; empty: there was none.
     """
 
     intent: Sealed
@@ -76,6 +81,7 @@ class Move:
     key: str = ""
     untried: bool = False
     why: str = ""
+    batch: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +141,11 @@ class Intent:
     sealed_at: datetime
     age_s: int
     compared_at: datetime | None
+
+    @property
+    def is_parked_by_hand(self) -> bool:
+        """Whether a person has parked it: it is redriven where it is named, and not with all others."""
+        return self.state == "parked" and self.why.startswith(BY_HAND)
 
 
 def read_intent(identifier: str, due_ms: int, fields: Mapping[str, str]) -> Sealed:

@@ -195,12 +195,18 @@ class Outbox:
         keys = [self._keys.shard(shard, name) for name in names]
         keys.append(self._keys.delivered(shard, self._store.now_ms()))
         keys += [self._keys.shard(shard, name) for name in ("parked", "dead", "compare")]
+        keys.append(self._keys.batches(shard, self._store.now_ms()))
         keys += [self._keys.totals(shard, move.intent.customer) for move in moves]
         asked = [
             (move.intent.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
             for move in moves
         ]
-        return keys, [self.token, states, json.dumps(asked)]
+        batches: dict[str, list[str]] = {}
+        for move in moves:
+            if move.batch:
+                batches.setdefault(move.batch, []).append(move.intent.identifier)
+        sent = [(batch, " ".join(identifiers)) for batch, identifiers in batches.items()]
+        return keys, [self.token, states, json.dumps(asked), json.dumps(sent)]
 
     def _answers(self, moves: Sequence[Move], reply: Any) -> Iterable[tuple[Move, list[int]]]:
         """The moves that were made. Says whose totals cannot be counted in."""

@@ -11,7 +11,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import is_text, shown
 from meterkit.store.customer_id import check_customer
-from meterkit.store.intents import Intent, IntentState
+from meterkit.store.intents import BY_HAND, Intent, IntentState
 from meterkit.store.outbox import Outbox
 from meterkit.store.steering import Kept, find_kept, is_refused, steer
 from meterkit.store.waiting import count_members
@@ -135,7 +135,7 @@ class Intents:
         """
 
         async def parked(kept: Kept, cause: str) -> bool:
-            why = _and_why("parked by hand", reason)
+            why = _and_why(BY_HAND, reason)
             return await steer(self._store, kept, "parked", cause=cause, after=why, more={"why": why})
 
         return await self._done("parked", identifier, parked, reason, by)

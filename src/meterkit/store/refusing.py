@@ -20,6 +20,7 @@ __all__ = ["Refusable", "Refusing"]
 _DAY_MS: Final = 86_400_000
 _DAYS_NEAR: Final = 3
 _DAYS_KEPT: Final = 37
+_DAYS_OF_BATCHES: Final = 9
 
 Refused = Literal["done", "gone", "sending", "damaged"]
 """What became of it: it is parked or dead, nobody has it any more, it is just being sent, or its customer's
@@ -33,6 +34,7 @@ class Refusable:
     """Sealed usage that is on its way to Stripe or delivered, or was refused before.
 
     Attributes:
+        stripe_customer: whom it was addressed to.
         value: in the meter's unit.
         day_ms: of the day that it was delivered on; any where it was not.
         is_apart: whether it is parked or dead already.
@@ -40,6 +42,7 @@ class Refusable:
 
     identifier: str
     customer: str
+    stripe_customer: str
     event_name: str
     value: int
     shard: int
@@ -70,6 +73,22 @@ class Refusing:
                     found[one.identifier] = one
         return found
 
+    async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
+        """Idempotency key to the intents that were sent with it, of eight days."""
+        wanted, now_ms = list(batches), self._store.now_ms()
+        found: dict[str, list[str]] = {}
+        admin, keys = await self._store.admin(), self._store.keys
+        for shard in range(keys.shards):
+            server = await admin.at(keys.shard(shard, "intents"))
+            pipe = server.client.pipeline(transaction=False)
+            for day in range(-1, _DAYS_OF_BATCHES):
+                pipe.hmget(keys.batches(shard, now_ms - day * _DAY_MS), wanted)
+            for texts in await server.ask(pipe.execute()):
+                found |= {
+                    batch: text.decode().split(" ") for batch, text in zip(wanted, texts, strict=True) if text
+                }
+        return found
+
     async def refuse(self, one: Refusable, *, state: Literal["parked", "dead"], why: str) -> Refused:
         """Have it parked or dead, under a new identifier, and counted so, at once."""
         keys = self._store.keys
@@ -98,22 +117,24 @@ class Refusing:
         ):
             if data is not None:
                 kept: dict[str, Any] = json.loads(data)
-                one = _refusable(identifier, kept["customer"], kept["event"], kept["value"], shard)
+                told = (kept["customer"], kept["stripe"], kept["event"], kept["value"])
+                one = _refusable(identifier, told, shard)
                 found.append(replace(one, is_apart=is_anew or kept["state"] in {"parked", "dead"}))
         for day_ms, lines in zip(days_ms, delivered, strict=True):
             for identifier, data in zip(identifiers, lines, strict=True):
                 if data is not None:
-                    customer, _, event_name, _, value = json.loads(data)
-                    found.append(_refusable(identifier, customer, event_name, value, shard, day_ms))
+                    customer, stripe_customer, event_name, _, value = json.loads(data)
+                    told = (customer, stripe_customer, event_name, value)
+                    found.append(_refusable(identifier, told, shard, day_ms))
         return found
 
 
-def _refusable(
-    identifier: str, customer: str, event_name: str, value: str, shard: int, day_ms: int = 0
-) -> Refusable:
+def _refusable(identifier: str, told: tuple[str, str, str, str], shard: int, day_ms: int = 0) -> Refusable:
+    customer, stripe_customer, event_name, value = told
     return Refusable(
         identifier=identifier,
         customer=customer,
+        stripe_customer=stripe_customer,
         event_name=event_name,
         value=int(value),
         shard=shard,

@@ -57,6 +57,9 @@ class StripeApi:
         timeout_s: for one request, from the connection to the last byte of the answer.
         pause_first_s: about how long to wait before a request is sent again; longer each time.
 
+    Attributes:
+        server_time_s: Stripe's clock at its last answer, in Unix seconds; None: it has told none yet.
+
     Raises:
         ImportError: the ``stripe`` extra is not installed.
         SettingsError: no Stripe key is set.
@@ -74,6 +77,7 @@ class StripeApi:
         self._headers = headers_of(settings.stripe_api_key.get_secret_value())
         self._timeout_s = timeout_s
         self._pause_first_s = pause_first_s
+        self.server_time_s: int | None = None
         is_sandbox = not settings.live and settings.stripe_api_base is None
         self._calls_per_s = _PER_ENDPOINT_S if is_sandbox else _LIVE_PER_S
         self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = WeakKeyDictionary()
@@ -146,6 +150,7 @@ class StripeApi:
             await line.pace("/".join(path.split("/")[:_PATH_PARTS]), self._calls_per_s)
             answer = await line.client.request(method, target, headers, body)
             result = answer if isinstance(answer, Result) else _read(answer)
+            self.server_time_s = result.server_time_s
             if not isinstance(answer, Result) and result.failure is None and _is_good(answer):
                 return object_in(answer.body)
             if not isinstance(answer, Result) and "idempotent-replayed" in answer.headers:

@@ -23,6 +23,7 @@ class Behaviour:
     summary_lag_s: float = 0.0
     identifier_memory_s: float = 86_400
     refuse_unknown_customers: bool = True
+    reports_name: Literal["identifier", "idempotency_key"] = "identifier"
     retry_days: Sequence[int] = (3, 5, 7)
     after_retries: Literal["cancel", "unpaid", "past_due"] = "cancel"
     automatic_webhooks: bool = True

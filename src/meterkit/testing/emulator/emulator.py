@@ -91,6 +91,8 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
         identifier_memory_s: how long an identifier is refused a second time.
         refuse_unknown_customers: else their events are answered with 200 and not counted. Both have been
             observed. The latter are reported by a thin event.
+        reports_name: what of a refused event those reports name: Stripe's reference says the request's
+            idempotency key, one of its pages the event's identifier.
         retry_days: how many days after a failed payment of an invoice the next is tried, one number a retry.
         after_retries: what becomes of a subscription when the last retry has failed.
         automatic_webhooks: whether events are delivered by themselves while the emulator is served, as they

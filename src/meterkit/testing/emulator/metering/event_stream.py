@@ -52,6 +52,8 @@ def stream_events(account: Account, call: Call) -> JsonObject:
     for streamed in list(_read(call.body)):
         _take(account, call, streamed, wrong)
     for (meter, code), identifiers in wrong.items():
+        if account.behaviour.reports_name == "idempotency_key":
+            identifiers = [call.idempotency_key or ""] * len(identifiers)  # noqa: PLW2901 - the same events
         told = meter_errors(meter, code=code, identifiers=identifiers, count=len(identifiers), now=call.now)
         account.tell_thin(told)
     return {}

@@ -109,7 +109,9 @@ class MeterEvents:
             livemode=call.livemode,
             payload=payload,
         )
-        return self._accept(event, lose=call.lose).to_json()
+        by_key = self.behaviour.reports_name == "idempotency_key"
+        name = (call.idempotency_key or "") if by_key else identifier
+        return self._accept(event, lose=call.lose, name=name).to_json()
 
     def adjust(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meter_event_adjustments``: cancels an event that was received within 24 hours.
@@ -147,7 +149,7 @@ class MeterEvents:
             "type": "cancel",
         }
 
-    def _accept(self, event: MeterEvent, *, lose: bool) -> MeterEvent:
+    def _accept(self, event: MeterEvent, *, lose: bool, name: str) -> MeterEvent:
         now = event.received_at
         _check_timestamp(event.timestamp, now=now)
         known = self.customers.exists(event.customer)
@@ -165,7 +167,7 @@ class MeterEvents:
                 meter_errors(
                     event.meter,
                     code="meter_event_customer_not_found",
-                    identifiers=[event.identifier],
+                    identifiers=[name],
                     count=1,
                     now=now,
                 )
