@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import RedisError
 
-from counters import flat_of
+from conserving import REPORTED, SOMEWHERE, assert_conserved, sample
 from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for
 from meterkit import MeterkitError, StoreError
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock
@@ -23,48 +22,13 @@ from meterkit.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from conserving import Sample
     from delivering import Desk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 
-# Meter to what of it is reported: its included units too, or only what is beyond.
-REPORTED = {"requests": ("i", "o"), "tokens": ("o",), "pages": (), "rows": ()}
 INCLUDED = {"requests": 1_000, "tokens": 100, "pages": 0}  # Of rows there is no end.
-SOMEWHERE = "pqlkdxz"  # pending or unlinked, queued, leased, parked, delivered, dead, dropped
 CUSTOMERS = ("acme", "zeta", "mono")
-Sample = dict[tuple[str, str], dict[str, int]]
-
-
-async def sample(at: Desk, customer: str) -> Sample:
-    """(period, meter) to its counts, all read in one instant."""
-    store = at.kit.store
-    keys, admin = store.keys.customer(customer), await store.admin()
-    names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
-    reply = await admin.run(store.scripts["usage"], names)
-    counters, totals = (
-        dict(zip([x.decode() for x in flat[::2]], flat[1::2], strict=True)) for flat in reply[3:5]
-    )
-    counters = flat_of(counters)
-    tokens = {meter_token(meter): meter for meter in REPORTED}
-    found: Sample = {}
-    for name, value in totals.items():
-        period, _, field = name.partition("|")
-        if field[:4] in tokens and len(field) == 5:
-            found.setdefault((period, tokens[field[:4]]), {})[field[4]] = int(value)
-    for name, value in counters.items():
-        if name[:4] in tokens and name[4:] in {"i", "o", "p"}:
-            place = found.setdefault((counters["b"], tokens[name[:4]]), {})
-            place[name[4:]] = place.get(name[4:], 0) + int(value)
-    return found
-
-
-async def assert_conserved(at: Desk) -> None:
-    for customer in CUSTOMERS:
-        for (period, meter), counts in (await sample(at, customer)).items():
-            reportable = sum(counts.get(kind, 0) for kind in REPORTED[meter])
-            kept = sum(counts.get(kind, 0) for kind in SOMEWHERE)
-            assert reportable == kept, (customer, period, meter, counts)
-            assert min(counts.values()) >= 0, (customer, period, meter, counts)
 
 
 async def leases_run_out(at: Desk) -> None:
@@ -126,7 +90,7 @@ class Walk:
             await asyncio.sleep(self.random.random() / 50)
             flushing[0].cancel()
         while not all(task.done() for task in flushing):
-            await assert_conserved(self.at)
+            await assert_conserved(self.at.kit, CUSTOMERS)
         for task in flushing:
             with suppress(asyncio.CancelledError):
                 task.result()
@@ -197,9 +161,9 @@ async def test_i5_whatever_happens_usage_is_somewhere_once(any_store_url: str, s
         walk = Walk(at, Flusher(other.store, at.transport), seed)
         for _ in range(60):
             await walk.step()
-            await assert_conserved(at)
+            await assert_conserved(at.kit, CUSTOMERS)
         for customer in CUSTOMERS:
-            walk.assert_recorded(customer, await sample(at, customer))
+            walk.assert_recorded(customer, await sample(at.kit, customer))
 
         # In the end Stripe has what was recorded and reportable, but for what it refused for good.
         while len(walk.linked) < len(CUSTOMERS):
@@ -209,9 +173,9 @@ async def test_i5_whatever_happens_usage_is_somewhere_once(any_store_url: str, s
             await leases_run_out(at)
             await at.flush(everything=True, timeout_s=0)
             at.clock.advance(timedelta(minutes=11))
-        await assert_conserved(at)
+        await assert_conserved(at.kit, CUSTOMERS)
         for customer in CUSTOMERS:
-            found = await sample(at, customer)
+            found = await sample(at.kit, customer)
             for event, meter in (("api_requests", "requests"), ("ai_tokens", "tokens")):
                 counts = [value for (_, name), value in found.items() if name == meter]
                 final = {kind: sum(count.get(kind, 0) for count in counts) for kind in SOMEWHERE}
@@ -239,9 +203,9 @@ async def test_i5_a_store_that_goes_away_in_the_middle_of_a_flush_changes_nothin
         with suppress(StoreError):
             await at.flush(everything=True, timeout_s=0)
         at.transport.send = send  # type: ignore[method-assign] # the fault is over
-        await assert_conserved(at)
+        await assert_conserved(at.kit, CUSTOMERS)
         await at.flush(everything=True, timeout_s=0)
-        await assert_conserved(at)
+        await assert_conserved(at.kit, CUSTOMERS)
         for customer in CUSTOMERS:
             assert at.accepted(customer) == 5
         assert STRIPE_KEY not in repr(at.transport)
@@ -276,14 +240,14 @@ async def test_i5_holds_where_a_plan_counts_by_another_interval_in_mid_period(
             at.clock.advance(timedelta(hours=hours))
             if random.random() < 0.5:
                 await at.flush(everything=random.random() < 0.7, timeout_s=0)
-            await assert_conserved(at)
+            await assert_conserved(at.kit, CUSTOMERS)
         for _ in range(3):
             await leases_run_out(at)
             await at.flush(everything=True, timeout_s=0)
             at.clock.advance(timedelta(minutes=11))
-        await assert_conserved(at)
+        await assert_conserved(at.kit, CUSTOMERS)
         for customer in CUSTOMERS:
-            counts = (await sample(at, customer)).values()
+            counts = (await sample(at.kit, customer)).values()
             # Stripe takes nothing older than 35 days: that waits for a person.
             too_late = sum(count.get("x", 0) + count.get("k", 0) for count in counts)
             assert at.accepted(customer) == recorded[customer] - too_late
