@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 # Months of the calendar, and months that begin and end within a minute.
 ANCHORS: Final = {"ada": None, "bob": START_MS - 20 * DAY_MS + 30_000, "cid": START_MS + 4 * SLOT_MS + 1}
 # An event's name may be anything, also what stands for another meter.
-EVENTS: Final = {"requests": meter_token("rows"), "tokens": "tokens", "pages": "pdf_pages", "rows": "db rows"}
+# Pages have another name by now.
+EVENTS: Final = {"requests": meter_token("rows"), "tokens": "tokens", "pages": "db rows", "rows": "db rows"}
 QUANTITIES: Final = (1, 2, 700, 10**15 - 1, 10**15, 2 * 10**15 - 2, 3 * 10**15 + 5, 9 * 10**15)
 TOKENS: Final = ("worker-a", "worker-b")
 WRITERS: Final = ("w:1", "w:2")

@@ -371,6 +371,11 @@ def _count(customer: Customer, intent: Intent, quantity: int) -> None:
     customer.closed[field] = customer.closed.get(field, 0) + quantity
 
 
+def _sharing(asked: Seal, token: str) -> list[str]:
+    """The meters of an event name, which share its minutes."""
+    return [other for other, event in asked.events.items() if event == asked.events.get(token)]
+
+
 def _seal_closed(
     name: str, customer: Customer, asked: Seal, now: int
 ) -> tuple[list[Intent], list[int], list[tuple[bytes, bytes]]]:
@@ -380,7 +385,8 @@ def _seal_closed(
         period, token, kind = field.partition("|")[0], field[-5:-1], field[-1]
         if kind != "p" or not pending:
             continue
-        minute = (customer.closed[f"{period}|e"] // MINUTE_MS - 1) * MINUTE_MS
+        before = sum(other < token for other in _sharing(asked, token))
+        minute = (customer.closed[f"{period}|e"] // MINUTE_MS - 1 - before) * MINUTE_MS
         while minute in asked.taken:
             minute -= MINUTE_MS
         if token not in asked.events:
@@ -405,17 +411,19 @@ def _seal_open(
     if customer.period is None:  # Nothing is kept of an open one.
         return made, waits, nameless
     begins, ends = customer.period
-    for meter, pending in customer.pending.items():
-        token = meter_token(meter)
+    for meter in sorted(customer.pending, key=meter_token):
+        token, pending = meter_token(meter), customer.pending[meter]
         if pending and token not in asked.events:
             waits.append(now + MINUTE_MS)
             nameless.append((token.encode(), b"%d" % pending))
         elif pending:
             this = now // MINUTE_MS * MINUTE_MS
-            minute = max(-(-begins // MINUTE_MS) * MINUTE_MS, this, customer.stamps[meter] + MINUTE_MS)
+            sharing = _sharing(asked, token)
+            stamped = max(customer.stamps[other] for other in METERS if meter_token(other) in sharing)
+            minute = max(-(-begins // MINUTE_MS) * MINUTE_MS, this, stamped + MINUTE_MS)
             while minute in asked.taken:
                 minute += MINUTE_MS
-            is_full = minute > ends // MINUTE_MS * MINUTE_MS - 2 * MINUTE_MS
+            is_full = minute > (ends // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
             if not is_full and minute <= now + AHEAD_MS:
                 value = min(pending, VALUE_MAX)
                 event = asked.events[token]

@@ -10,30 +10,25 @@
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, and live at least (all ms)
--- An intent's timestamp is a whole minute inside its period that no other intent of the meter has, at most three
--- ahead; the last one of a period is kept for what is sealed after it. Where none is free yet, the usage stays
+-- An intent's timestamp is a whole minute inside its period that no other intent of the event name has, at most three
+-- ahead; the last one of a period is kept for what is sealed after it, for each meter of that name one. Where none is free yet, the usage stays
 -- pending; so does that of a meter without an event name. Where a field that must be a whole number is none,
 -- nothing is done.
 -- Reply {0, now, intents made, meters still pending, of each without an event name its token and what is
 --       pending...}    {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
---include confirm_view
---include close_period
+--include confirm_counters
+--include close_past
+--include intend
+--include in_order
 local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key = unpack(KEYS)
 local rev, terms, nonce, customer, stripe_customer, minutes = unpack(ARGV, 1, 6)
 local first_event, caller_ms = 7, ARGV[#ARGV] -- The event's token: its place in ARGV.
-local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
+local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
 local call, floor = redis.call, math.floor
-local totals, events, taken, nameless = {}, {}, {}, {}
+local events, taken, nameless = {}, {}, {}
 
-local head, meters, damaged = read_counters(counters_key)
-damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdxz]$'})
-if damaged then
-  return {4, server_ms(caller_ms), damaged}
-end
--- Where the counters are gone, usage of periods that are over may have been taken back all the same.
-local known = head or {seen_ms = 0, ends_ms = 0, rev = ''}
-local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
-  next_end_ms, caller_ms, known.rev, known.seen_ms, known.ends_ms, false)
+local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
+  rev, terms, caller_ms)
 if verdict then
   return verdict
 end
@@ -41,12 +36,7 @@ if stripe_customer == '' then
   call('ZREM', dirty_key, customer)
   return {0, now, 0, 0}
 end
-if head and head.ends_ms ~= finishes_ms then
-  close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
-  head, meters = read_counters(counters_key)
-  totals = {}
-  whole_numbers(totals_key, totals, {})
-end
+head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
 for i = first_event, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
 end
@@ -56,18 +46,27 @@ end
 local made, left, due = 0, 0, nil
 
 -- Stripe takes 15 digits in a value; what is beyond stays behind. Returns that.
-local function intend(period, token, quantity, minute)
+local function put(period, token, quantity, minute)
   local value = math.min(quantity, VALUE_MOST)
   made = made + 1
-  local id = nonce .. '-' .. made
-  call('HSET', intents_key, id, cjson.encode({
-    v = '1', state = 'queued', customer = customer, stripe = stripe_customer, period = period, meter = token,
-    event = events[token], value = string.format('%.0f', value), time = string.format('%.0f', minute / 1000),
-    first = '0', attempts = '0', key = id, at = string.format('%.0f', now),
-  }))
-  call('ZADD', outbox_key, now, id)
-  call('HINCRBY', totals_key, period .. '|' .. token .. 'q', string.format('%.0f', value))
+  intend(intents_key, outbox_key, totals_key, nonce .. '-' .. made, {
+    customer = customer, stripe = stripe_customer, period = period, meter = token, event = events[token],
+    value = string.format('%.0f', value),
+  }, minute, now)
   return quantity - value
+end
+
+-- The meters of an event name, such as one and its name of before, share its minutes. Returns how many there are, how
+-- many stand before this one, and the last minute that one of them has.
+local function sharing(token)
+  local count, before, stamped_ms = 0, 0, 0
+  for other, event in pairs(events) do
+    if event == events[token] then
+      count, before = count + 1, before + (other < token and 1 or 0)
+      stamped_ms = math.max(stamped_ms, meters[other] and meters[other].stamped_ms or 0)
+    end
+  end
+  return count, before, stamped_ms
 end
 
 local function wait(at_ms)
@@ -86,7 +85,8 @@ for name, value in pairs(totals) do
   if quantity > 0 and not events[token] then
     wait_for_name(token, quantity)
   elseif quantity > 0 then
-    local minute = (floor(totals[period .. '|e'] / MINUTE_MS) - 1) * MINUTE_MS
+    local _, before = sharing(token)
+    local minute = (floor(totals[period .. '|e'] / MINUTE_MS) - 1 - before) * MINUTE_MS
     while taken[minute] do
       minute = minute - MINUTE_MS
     end
@@ -94,24 +94,26 @@ for name, value in pairs(totals) do
       wait(minute - 3 * MINUTE_MS)
     else
       while quantity > 0 do
-        quantity = intend(period, token, quantity, minute)
+        quantity = put(period, token, quantity, minute)
       end
       call('HDEL', totals_key, name)
     end
   end
 end
-for token, meter in pairs(meters) do
+for _, token in ipairs(in_order(meters)) do
+  local meter = meters[token]
   if meter.pending > 0 and not events[token] then
     wait_for_name(token, meter.pending)
   elseif meter.pending > 0 then
     local first = math.ceil(head.begins_ms / MINUTE_MS) * MINUTE_MS
-    local last = (floor(head.ends_ms / MINUTE_MS) - 2) * MINUTE_MS
-    local minute = math.max(first, floor(now / MINUTE_MS) * MINUTE_MS, meter.stamped_ms + MINUTE_MS)
+    local count, _, stamped_ms = sharing(token)
+    local last = (floor(head.ends_ms / MINUTE_MS) - 1 - count) * MINUTE_MS
+    local minute = math.max(first, floor(now / MINUTE_MS) * MINUTE_MS, stamped_ms + MINUTE_MS)
     while taken[minute] do
       minute = minute + MINUTE_MS
     end
     if minute <= last and minute <= now + 3 * MINUTE_MS then
-      meter.pending = intend(string.format('%.0f', head.begins_ms), token, meter.pending, minute)
+      meter.pending = put(string.format('%.0f', head.begins_ms), token, meter.pending, minute)
       meter.stamped_ms = minute
       call('HSET', counters_key, token .. 'm', pack_meter(meter))
     end

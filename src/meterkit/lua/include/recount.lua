@@ -1,18 +1,18 @@
 -- recount: counts an intent in its customer's totals as in another state than before.
 --   totals_key: hash; from, to: queued, leased, delivered, parked, dead or dropped
 -- Returns whether that could be done; where not, nothing is done.
+--include count_of
 local function recount(totals_key, intent, from, to)
-  local letters = {queued = 'q', leased = 'l', delivered = 'd', parked = 'k', dead = 'x', dropped = 'z'}
-  local field = intent.period .. '|' .. intent.meter
-  local before, after = field .. letters[from], field .. letters[to]
+  local before, value = count_of(intent, from)
+  local after = count_of(intent, to)
   local counted = redis.pcall('HMGET', totals_key, before, after)
   for i = 1, 2 do
     if counted.err or counted[i] and not string.find(counted[i], '^%-?%d+$') then
       return false
     end
   end
-  redis.call('HINCRBY', totals_key, before, '-' .. intent.value)
-  redis.call('HINCRBY', totals_key, after, intent.value)
+  redis.call('HINCRBY', totals_key, before, '-' .. value)
+  redis.call('HINCRBY', totals_key, after, value)
   redis.call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
   return true
 end
