@@ -27,7 +27,7 @@ _USUAL: Final = {
     "stripe_webhook_secret": "STRIPE_WEBHOOK_SECRET",
 }
 # A path of a base address may be a secret of a proxy.
-_NOT_SHOWN: Final = frozenset({*_USUAL, "stripe_api_base", "stripe_events_base"})
+_NOT_SHOWN: Final = frozenset({*_USUAL, "stripe_api_base", "stripe_events_base", "audit_url"})
 _BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
 _TEST_KEYS: Final = ("sk_test_", "rk_test_")
 
@@ -43,6 +43,14 @@ def _secret_key(secret: SecretStr) -> SecretStr:
     if secret.get_secret_value().startswith("pk_"):
         raise ValueError
     return _one_word(secret)
+
+
+def _database(secret: SecretStr) -> SecretStr:
+    kind, _, rest = secret.get_secret_value().partition("://")
+    is_file = kind.partition("+")[0] == "sqlite" and rest.removeprefix("/") not in {"", ":memory:"}
+    if not is_file and not (kind.partition("+")[0] == "postgresql" and rest):
+        raise ValueError
+    return secret
 
 
 def _by_comma(value: object) -> object:
@@ -101,6 +109,7 @@ class SettingsKeywords(TypedDict, total=False):
     spool_dir: str | os.PathLike[str] | None
     deliver_without_persistence: bool | None
     flush: bool | None
+    audit_url: str | SecretStr | None
     enforcement: Literal["on", "shadow", "off"] | None
 
 
@@ -126,6 +135,7 @@ class Settings(BaseSettings):
         deliver_without_persistence: whether usage is delivered with a live key from a store that has neither
             an append-only file nor a replica: it may be billed again after a restart of the store.
         flush: whether the flusher runs in this process; None: where a Stripe key is set.
+        audit_url: the database of the audit log, as SQLAlchemy names it; None: there is none.
         enforcement: over what the plans file says: ``on``, ``shadow``, or ``off``: nothing is decided or
             counted; None: as the file says.
     """
@@ -167,6 +177,13 @@ class Settings(BaseSettings):
     )
     deliver_without_persistence: Annotated[bool, Field(description="on or off")] = False
     flush: Annotated[bool | None, Field(description="on or off")] = None
+    audit_url: Annotated[
+        Annotated[SecretStr, AfterValidator(_database)] | None,
+        Field(
+            description="the URL of a database by SQLAlchemy: postgresql+DRIVER://USER:PASSWORD@HOST/NAME, or"
+            " sqlite:///FILE"
+        ),
+    ] = None
     enforcement: Annotated[Literal["on", "shadow", "off"] | None, Field(description="on, shadow or off")] = (
         None
     )

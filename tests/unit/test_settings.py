@@ -47,6 +47,7 @@ def test_defaults() -> None:
         "spool_dir": Path("/home/someone/.local/state/meterkit"),
         "deliver_without_persistence": False,
         "flush": None,
+        "audit_url": None,
         "enforcement": None,
     }
 
@@ -257,3 +258,24 @@ def test_secrets_are_not_printed() -> None:
 def test_an_unknown_keyword_is_refused_with_the_nearest_spelling() -> None:
     assert refusal(redis_ulr="redis://x") == "there is no setting redis_ulr; did you mean redis_url?"
     assert refusal(zzz=1).startswith("there is no setting zzz; there are redis_url, plans, ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql+psycopg://ada:s3cret@db/books", "postgresql://db/books", "sqlite:////var/lib/audit.db"],
+)
+def test_the_database_of_the_audit_log_is_a_secret(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERKIT_AUDIT_URL", url)
+    settings = Settings.load()
+    assert settings.audit_url is not None
+    assert settings.audit_url.get_secret_value() == url
+    assert url not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize("url", ["mysql://ada:s3cret@db/books", "sqlite://", "sqlite:///:memory:", "s3cret"])
+def test_another_database_is_refused_and_not_shown(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERKIT_AUDIT_URL", url)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load()
+    assert "METERKIT_AUDIT_URL: found a value that is not shown here" in str(caught.value)
+    assert "s3cret" not in str(caught.value)

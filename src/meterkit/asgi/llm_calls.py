@@ -209,7 +209,7 @@ def _used(amounts: _Amounts) -> list[Used]:
 
 def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
     """What calls amount to, on the meters that are declared as plain counters."""
-    plain, by_model, sources = compiled.counters, compiled.derives, compiled.catalog.billing.sources
+    plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
     found: _Amounts = {}
     for call in calls:
         key = (call.model, call.provider) if by_model else _ALL

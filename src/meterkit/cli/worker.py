@@ -16,6 +16,7 @@ from meterkit.cli.json_lines import log_as_json, logs_as_json
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.errors import MeterkitError
+from meterkit.insights.audit.draining import audit_tasks
 from meterkit.store.turns import follow_turns
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ async def worker(
     if log_format == "json":
         log_as_json()
     kit = session.make_kit()
+    audit = audit_tasks(kit.store, kit.settings, is_worker=True)
     # A missing key is said before the store is waited for.
     async with (
         stop_signal() as stop,
@@ -66,7 +68,7 @@ async def worker(
         )
         loop, beside = asyncio.get_running_loop(), BackgroundTasks()
         beside.keep(loop, "turns", lambda: follow_turns(kit.store))
-        for name, work in kit.webhooks.tasks.items():
+        for name, work in {**kit.webhooks.tasks, **audit}.items():
             beside.keep(loop, name, work)
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.

@@ -56,6 +56,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
+    r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # what is recorded and not in the database of the audit log yet
     r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare)$",  # deliveries to Stripe
     r"^[\w.-]+:\{0\}:hooks:(entries|due|dead)$",  # Stripe customers to be looked at
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
@@ -214,6 +215,14 @@ class Keys:
     def notices(self, shard: int) -> str:
         """Stream: what has happened to customers, for the handlers of the app."""
         return self.shard(shard, "notices")
+
+    def audit(self, shard: int) -> str:
+        """Stream: what was recorded and is not in the database of the audit log yet."""
+        return self.shard(shard, "audit")
+
+    def audit_sums(self, shard: int) -> str:
+        """Hash: the same, added up where that stream is full; see fold.lua."""
+        return self.shard(shard, "audit:sums")
 
     def hooks(self, name: str) -> str:
         """What Stripe's events hint at, all in one shard: ``entries``, ``due``, and so on; see hint.lua."""

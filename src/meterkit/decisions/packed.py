@@ -16,7 +16,7 @@ __all__ = ["Head", "MeterCounts", "unpack_field"]
 _NUMBER_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _SMALL_END: Final = 0x80
 _SHORT_TEXT, _SHORT_TEXT_END = 0xA0, 0xC0
-_TEXT: Final = 0xD9
+_TEXTS: Final = {0xD9: 1, 0xDA: 2}
 _BELOW_ZERO: Final = 0xE0
 _HEAD: Final = (int, int, int, int, bytes)
 _METER: Final = (*(int,) * 6, bytes)
@@ -44,8 +44,8 @@ def _unpack(packed: bytes) -> list[int | bytes]:
             values.append(kind if kind < _SMALL_END else kind - 0x100)
             continue
         size = _NUMBER_BYTES.get(kind, kind - _SHORT_TEXT if _SHORT_TEXT <= kind < _SHORT_TEXT_END else -1)
-        if kind == _TEXT and at < len(packed):
-            size, at = packed[at], at + 1
+        if kind in _TEXTS and at < len(packed):
+            size, at = int.from_bytes(packed[at : at + _TEXTS[kind]], "big"), at + _TEXTS[kind]
         part = packed[at : at + size]
         if size < 0 or len(part) < size:
             raise ValueError(f"not packed: {packed!r:.80}")

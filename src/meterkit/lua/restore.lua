@@ -6,7 +6,7 @@
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] stream  ledger of changes
 -- KEYS[8] string  remembers this correction: what was asked, and what was done    KEYS[9] set  digests of the ids of
--- the customer's corrections, each of which ends the name of such a key
+-- the customer's corrections, each of which ends the name of such a key    KEYS[10] stream  optional: of the audit log
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
 --       Stripe was sent, for whoever asks again; meters: {its name, token, quantity, what a credited unit costs
 --       (micro-credits), events: its own token and those of its derived meters, whether each is sent included units
@@ -23,12 +23,13 @@
 --include close_period
 --include give_units_back
 --include enter
+--include enter_correction
 local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
-local history_key, once_key, corrections_key = unpack(KEYS, 7)
+local history_key, once_key, corrections_key, audit_key = unpack(KEYS, 7)
 local rev, terms, customer, asked, digest = unpack(ARGV, 1, 5)
 local caller_ms, correction = ARGV[#ARGV], cjson.decode(asked)
 local until_ms, first_start_ms, first_end_ms, next_end_ms = struct.unpack('<dddd', terms)
-local call, text, totals = redis.call, string.format, {}
+local call, text, totals, entries = redis.call, string.format, {}, {}
 
 local head, meters, damaged = read_counters(counters_key)
 damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdxzr]$'})
@@ -51,8 +52,7 @@ if head and head.ends_ms ~= finishes_ms then
   totals = {}
   whole_numbers(totals_key, totals, {})
 end
-local period = text('%.0f', head and head.begins_ms or starts_ms)
-local done, entries = {}, {}
+local period, done, _, untouched = text('%.0f', head and head.begins_ms or starts_ms), {}, read_counters(counters_key)
 
 local function total(token, letter)
   return (totals[period .. '|' .. token .. letter] or 0) + 0
@@ -143,6 +143,7 @@ if not waits then
   call('ZREM', unlinked_key, customer)
 end
 enter(history_key, entries)
+enter_correction(audit_key, customer, now, period, correction, untouched, meters)
 local kept = cjson.encode({asked = asked, done = done, ends = text('%.0f', finishes_ms)})
 call('SET', once_key, kept, 'PX', FOUR_HUNDRED_DAYS_MS)
 call('SADD', corrections_key, digest)

@@ -8,11 +8,13 @@
 -- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger    KEYS[8] stream  with grants: notices
 -- the last of KEYS  optional: string, remembers an event id of the app, which counts once in 35 days;
 --       or zset: idempotency keys (see first_of)
+--       where there is an audit log, behind that: stream of the audit log
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
 --       key: digest, billed: 1 where it is remembered from now on
---       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate
+--       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
+--       log: what else is known of the usage
 --       then the slot of the holds and the number, as doubles; the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
@@ -31,6 +33,9 @@
 --include give_back
 --include take_number
 --include expire_at
+--audited --include enter_usage
+--audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
+--audited local noted = {nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
 local rev, terms, customer, further, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[#ARGV]
 local call, read, pack, names = redis.call, struct.unpack, cmsgpack.pack, 3 -- Of fields[2] the name is ARGV[names + 2].
@@ -89,8 +94,7 @@ for place = 2, meters + 1 do
     if besides_in then
       granted, credited, occurred_before, stamped_ms = besides_in(besides)
     end
-    local paid = pay and granted + credited or 0
-    if included + overage + paid + quantity > MOST then
+    if included + overage + (pay and granted + credited or 0) + quantity > MOST then
       refused, quantity = refused or name, 0
     elseif late then
       late_units[string.sub(name, 1, 4)] = quantity
@@ -109,6 +113,8 @@ for place = 2, meters + 1 do
     end
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     included, overage, pending = included + within, overage + beyond, pending + reported
+    --audited noted[n + 1], noted[n + 2], noted[n + 3], noted[n + 4] = name, within, by_grants, by_credits
+    --audited noted[n + 5], noted[n + 6], n = beyond, reported, n + 6
     besides = besides_in and pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms) or besides
   end
   write[w + 1], write[w + 2], w = name,
@@ -141,12 +147,11 @@ if notices_key then -- As above.
   words[#words + 1] = notify(notices_key, customer, pay and keep_grants(notices) or notices, now, begins_ms, ends_ms)
 end
 
-local is_linked = seal_delay_ms >= 0
+--audited enter_usage(audit_key, producer_key, number, customer, now, begins_ms, late, told, noted)
 local new_expiry_ms = math.max(now + lasts_ms, has_recorded and ends_ms + outlive_ms or 0)
-if begins_to_wait then
-  local due_ms = is_linked and math.min(now + seal_delay_ms, ends_ms) or ends_ms + THIRTY_FIVE_DAYS_MS
-  call('ZADD', waiting_key, 'NX', due_ms, customer)
-  new_expiry_ms = is_linked and NEVER_MS or math.max(new_expiry_ms, due_ms)
+if begins_to_wait then -- As above.
+--include await_seal
+  new_expiry_ms = await_seal(waiting_key, customer, seal_delay_ms, ends_ms, new_expiry_ms, now)
 end
 write[3] = pack(FORM, now, begins_ms, ends_ms, math.max(expires_ms, new_expiry_ms), rev)
 call('HSET', unpack(write, 1, w))

@@ -7,17 +7,20 @@
 -- KEYS[5] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
 -- KEYS[6] hash  its customer's totals    KEYS[7] stream  its customer's ledger of changes
 -- KEYS[8] hash  delivered in these days: what Stripe has accepted, and what was dropped
+-- KEYS[9] stream  optional: of the audit log
 -- ARGV  1 the intent    2 as it was read (JSON)    3 its identifier from now on
 --       4 what it is to be (JSON), with its state: queued, parked, dead, delivered or dropped
 --       5 how long until it is compared (ms); empty: it is not    6 entries (JSON, see enter)
+--       7 what the audit log is told of one that is dropped (JSON)
 --       last: the caller's clock (ms)
 -- Reply {0, now} done    {1, now} it is not as it was read any more    {2, now} its customer's totals cannot be
 --       counted in; but for the first, nothing is done
 --include server_ms
 --include recount
 --include enter
-local intents_key, outbox_key, parked_key, dead_key, compare_key, totals_key, history_key, delivered_key = unpack(KEYS)
-local id, read, new_id, text, compare_in_ms, entries = unpack(ARGV)
+local intents_key, outbox_key, parked_key, dead_key, compare_key, totals_key, history_key, delivered_key, audit_key =
+  unpack(KEYS)
+local id, read, new_id, text, compare_in_ms, entries, dropped = unpack(ARGV)
 local call, now = redis.call, server_ms(ARGV[#ARGV])
 if call('HGET', intents_key, id) ~= read then
   return {1, now}
@@ -48,4 +51,7 @@ if compare_in_ms ~= '' then
   call('ZADD', compare_key, now + compare_in_ms, new_id)
 end
 enter(history_key, cjson.decode(entries))
+if audit_key and intent.state == 'dropped' then
+  call('XADD', audit_key, '*', 'k', 'dropped', 'd', dropped, 'at', string.format('%.0f', now))
+end
 return {0, now}

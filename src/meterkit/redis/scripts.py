@@ -14,12 +14,13 @@ __all__ = ["NAMES", "Script", "load"]
 NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),
-    *("tell", "hint", "take", "finish", "steer", "restore", "refuse"),
+    *("tell", "hint", "take", "finish", "steer", "restore", "refuse", "fold", "unfold"),
 )
 
 Clock = Literal["server", "caller"]
 Dialect = Literal["server", "fake"]
 
+_AUDITED: Final = re.compile(r"^ *--audited (.*\n)", re.MULTILINE)
 _INCLUDES: Final = re.compile(r"(?:^--include \w+\n)+", re.MULTILINE)
 _INCLUDE: Final = re.compile(r"^--include (\w+)\n", re.MULTILINE)
 _CONSTANT: Final = re.compile(r"^local ([A-Z_]+) = (\S+)", re.MULTILINE)
@@ -37,7 +38,9 @@ class Script:
 
 
 @cache
-def load(name: str, *, clock: Clock = "server", dialect: Dialect = "server") -> Script:
+def load(
+    name: str, *, clock: Clock = "server", dialect: Dialect = "server", is_audited: bool = False
+) -> Script:
     """Read a script of this package.
 
     Args:
@@ -46,8 +49,10 @@ def load(name: str, *, clock: Clock = "server", dialect: Dialect = "server") -> 
             that a server never mixes the two.
         dialect: ``fake`` leaves out the first line, ``#!lua …``, and brings the libraries along: fakeredis
             knows neither.
+        is_audited: with the lines that begin with ``--audited``: what the audit log costs, others do not pay.
     """
-    text = _with_includes(_read(f"{name}.lua"), clock)
+    text = _AUDITED.sub(r"\1" if is_audited else "", _read(f"{name}.lua"))
+    text = _with_includes(text, clock)
     constants = dict(_CONSTANT.findall(_read("shared/constants.lua")))
     text = _NAME.sub(lambda match: constants.get(match[0], match[0]), text)
     if dialect == "fake":

@@ -33,6 +33,7 @@ class CompiledCatalog:
         keys: names of keys.
         decide: the script that decides.
         settle: the script that settles.
+        settle_audited: the one that enters what it records into the audit log, too; None: there is none.
         seal_delay_ms: how long pending usage waits before it is sealed.
         now_ms: this process's clock.
         on_unclaimed: takes an allowed decision whose waiter was cancelled, and when it was made (ms).
@@ -42,6 +43,7 @@ class CompiledCatalog:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
+        by_model: whether usage is told apart by model and provider.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class CompiledCatalog:
         now_ms: Callable[[], int],
         on_unclaimed: Callable[[Any, int], None],
         on_notice: Callable[[int], None] = lambda _shard: None,
+        settle_audited: Script | None = None,
     ) -> None:
         self.catalog = catalog
         self.keys = keys
         self.decide = decide
         self.settle = settle
+        self.settle_audited = settle_audited
         self.seal_delay_ms = seal_delay_ms
         self.now_ms = now_ms
         self.on_unclaimed = on_unclaimed
@@ -71,6 +75,7 @@ class CompiledCatalog:
         self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None for meter in catalog.meters.values())
+        self.by_model = self.derives or settle_audited is not None
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
@@ -116,7 +121,8 @@ class CompiledCatalog:
                 entitlements,
                 self.catalog,
                 demands_of(route, self.catalog),
-                billed_always=route.charge_on == BILLED_ON_ATTEMPT,
+                # What decisions record themselves is in no audit log.
+                billed_always=route.charge_on == BILLED_ON_ATTEMPT and self.settle_audited is None,
                 rates_only=route.always,
                 prepaid=prepaid,
                 route=route,

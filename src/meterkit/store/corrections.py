@@ -139,6 +139,7 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
         name = f"{customer}\0{given.correction_id}".encode()
         digest = blake2b(name, digest_size=16).hexdigest()
         names += [store.keys.correction(keys.shard, digest), keys.corrections]
+        names += [store.keys.audit(keys.shard)] * store.is_audited
         terms = view.terms(kept_ms(view))
         arguments = (view.rev, terms, customer, _text_of(given, view), digest, admin.now_ms())
         # Text would not do for the numbers among them.

@@ -63,6 +63,7 @@ async def delete(store: Store, customer: str) -> Deleted:
     names += [store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
     names += [keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)]
     names.append(keys.corrections)
+    names += [store.keys.audit(keys.shard)] * store.is_audited
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
         reply: list[Any] = await admin.run(store.scripts["forget"], names, rev, customer)

@@ -13,6 +13,7 @@ from meterkit.decisions.kinds import TOKEN_BUCKET
 from meterkit.decisions.program import reported_parts
 from meterkit.decisions.rates import rate_numbers
 from meterkit.redis.resp import pack_each
+from meterkit.store.audited import audit_keys, audited_by, told_of
 from meterkit.store.held import Correction, Held, Mark
 from meterkit.store.used import NOTHING_USED, Used
 
@@ -184,7 +185,7 @@ class Settlement:
             else:
                 numbers += (*rate.terms, quantity, 0)
         numbers += shape.thresholds
-        event = () if self.event_key is None else (self.event_key,)
+        event: tuple[str, ...] = () if self.event_key is None else (self.event_key,)
         if self.mark is not None:
             event = (view.keys.marks,)
         paying = shape.paying
@@ -193,10 +194,11 @@ class Settlement:
         if self.mark is not None:
             marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
             paying = joined(marked, paying)
-        own = pack_each((*event, view.rev, view.terms(*numbers), self.customer, paying))
+        own = pack_each((view.rev, view.terms(*numbers), self.customer, paying))
+        told = pack_each((told_of(self.used, self.occurred_ms),)) if shape.audit else b""
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = self._head(view, shape, events=1) if event else shape.head
-        return head, b"".join((shape.names, own, shape.fields))
+        return head, b"".join((shape.names, pack_each(event), shape.audit, own, shape.fields, told))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
@@ -220,6 +222,7 @@ class Settlement:
         shape = like or self._shape(view, derived)
         keys = view.keys
         return shape._replace(
+            audit=pack_each(audit_keys(view)),
             head=self._head(view, shape, events=0),
             names=pack_each((keys.grants, keys.ledger, keys.notices) if shape.has_more else ()),
         )
@@ -229,10 +232,12 @@ class Settlement:
         keys = view.keys
         pending = keys.unlinked if view.state.stripe_customer is None else keys.dirty
         named = (keys.counters, keys.state, keys.totals, pending)
-        count = len(named) + 1 + 3 * shape.has_more + events
-        parts: tuple[str | int, ...] = ("EVALSHA", view.cache.settle.sha, count, *named)
+        audited = audited_by(view)
+        is_audited = audited is not None
+        count = len(named) + 1 + 3 * shape.has_more + events + is_audited
+        parts: tuple[str | int, ...] = ("EVALSHA", (audited or view.cache.settle).sha, count, *named)
         # Behind the keys: rev, terms, customer, what is said besides, fields, slot and number, clock.
-        return b"*%d\r\n%b" % (3 + count + 4 + shape.width + 2, pack_each(parts))
+        return b"*%d\r\n%b" % (3 + count + 4 + is_audited + shape.width + 2, pack_each(parts))
 
     def _shape(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
         linked = view.state.stripe_customer is not None
@@ -249,6 +254,7 @@ class Settlement:
         return _Shape(
             head=b"",
             names=b"",
+            audit=b"",
             fields=pack_each(fields),
             width=len(fields),
             has_more=prepaid is not None or bool(thresholds),
@@ -334,6 +340,7 @@ class _Shape(NamedTuple):
     Attributes:
         head: the request up to the producer's key, where there is no event.
         names: the keys behind that, but for the one of an event id.
+        audit: those of the audit log; empty: there is none.
         fields: the fields that are read, ``width`` of them.
         has_more: whether the keys of grants and of notices are among the names.
         paying: what grants and credits pay, as JSON; empty: nothing.
@@ -341,6 +348,7 @@ class _Shape(NamedTuple):
 
     head: bytes
     names: bytes
+    audit: bytes
     fields: bytes
     width: int
     has_more: bool

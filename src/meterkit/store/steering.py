@@ -21,6 +21,8 @@ __all__ = ["REFUSED", "Kept", "Steered", "find_kept", "is_refused", "steer"]
 _CHANGED: Final = 1
 _CANNOT_BE_COUNTED: Final = 2
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+# What Stripe refused later; and of one that stands for usage of many minutes.
+_OF_ITS_PAST: Final = ("refused", "since", "base")
 _OF_ITS_PLACE: Final = ("why", "look", "looked")
 
 REFUSED: Final = "r"
@@ -79,8 +81,8 @@ class Kept:
 
     def renamed(self, identifier: str, now_ms: int) -> Kept:
         """The same, as it is to be delivered under a new identifier, and as if it were sealed now."""
-        kept = {name: text for name, text in self.fields.items() if name != "refused"}
-        fields = {**kept, "key": identifier, "first": "0", "attempts": "0", "at": str(now_ms)}
+        known = {name: text for name, text in self.fields.items() if name not in _OF_ITS_PAST}
+        fields = {**known, "key": identifier, "first": "0", "attempts": "0", "at": str(now_ms)}
         return replace(self, identifier=identifier, fields=fields)
 
 
@@ -143,10 +145,12 @@ async def steer(
         [
             *(store.keys.shard(kept.shard, name) for name in names),
             *(keys.totals, keys.history, store.keys.delivered(kept.shard, store.now_ms())),
+            *[store.keys.audit(kept.shard)] * store.is_audited,
         ],
         *(kept.identifier, kept.text, to_be.identifier, json.dumps(fields)),
         "" if compare_in_ms is None else compare_in_ms,
         json.dumps([entry] if after else []),
+        json.dumps({**kept.fields, "id": kept.identifier, "by": cause, "reason": after}),
     )
     if reply[0] == _CANNOT_BE_COUNTED:
         raise StoreError(

@@ -66,6 +66,7 @@ class Store:
         timeout_s, start_timeout_s: how long a request may wait for the store, and how long starting tries.
         seal_delay_ms: how long pending usage waits before it is sealed.
         deliver_without_persistence: whether usage may be delivered from a store that forgets it at a restart.
+        is_audited: whether what is recorded is entered into the audit log.
         spool_dir: where usage waits while the store is away; None: in memory.
         clock: seconds since the epoch. Any other than the system's replaces the server's too: for tests.
     """
@@ -81,6 +82,7 @@ class Store:
         start_timeout_s: float = 5.0,
         seal_delay_ms: int = 300_000,
         deliver_without_persistence: bool = False,
+        is_audited: bool = False,
         spool_dir: Path | None = None,
         clock: Callable[[], float] = time,
     ) -> None:
@@ -88,12 +90,15 @@ class Store:
         self.keys = Keys(prefix, shards)
         self.deliver_without_persistence = deliver_without_persistence
         self.spool_dir = spool_dir if address.kind != "memory" else None
+        self.is_audited = is_audited
         if clock is not time and address.kind != "memory":
             clock = not_past(clock, str(address))
         self.clock = clock
         self._timeout_s = timeout_s
         self._seal_delay_ms = seal_delay_ms
         self.scripts = {name: self._script(name) for name in scripts.NAMES}
+        if is_audited:
+            self.scripts["settle audited"] = self._script("settle", is_audited=True)
         self.loops = loops = EventLoops(
             address,
             self.keys,
@@ -125,6 +130,7 @@ class Store:
             seal_delay_ms=int(settings.flush_interval * 1000),
             # Test keys bill nobody: trying meterkit on any server is to be easy.
             deliver_without_persistence=settings.deliver_without_persistence or not settings.live,
+            is_audited=settings.audit_url is not None,
             spool_dir=settings.spool_dir,
             clock=clock,
         )
@@ -140,6 +146,7 @@ class Store:
             now_ms=self.now_ms,
             on_unclaimed=self._take_late_reply,
             on_notice=self._take_notice,
+            settle_audited=self.scripts.get("settle audited"),
         )
 
     @property
@@ -371,9 +378,10 @@ class Store:
     def _take_notice(self, shard: int) -> None:
         self.on_notice(shard)  # As it is by then.
 
-    def _script(self, name: str) -> Script:
+    def _script(self, name: str, *, is_audited: bool = False) -> Script:
         return scripts.load(
             name,
+            is_audited=is_audited,
             clock="server" if self.clock is time else "caller",
             dialect="fake" if self.address.kind == "memory" else "server",
         )

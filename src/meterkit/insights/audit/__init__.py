@@ -1,0 +1,1 @@
+"""The audit log: every recorded usage event, in a database of the app's own choice."""

@@ -1,0 +1,159 @@
+"""The table of the audit log, in SQLite or PostgreSQL, through SQLAlchemy; each call blocks."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import MeterkitError, SettingsError
+from meterkit.insights.audit.entries import CLASSES, Row
+
+try:
+    from sqlalchemy import (
+        BigInteger,
+        Column,
+        Index,
+        MetaData,
+        NullPool,
+        Table,
+        Text,
+        create_engine,
+        distinct,
+        func,
+        select,
+    )
+    from sqlalchemy.dialects import postgresql, sqlite
+    from sqlalchemy.exc import SQLAlchemyError
+except ImportError as error:
+    raise ImportError(
+        "the audit log needs SQLAlchemy; install it with: pip install 'meterkit[audit]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+    from sqlalchemy import Connection, Insert
+
+__all__ = ["TABLE", "Database", "Sums", "insert_once"]
+
+Sums = dict[int, dict[str, dict[str, int]]]
+"""By period (its first instant, ms) and meter, the units of each class."""
+
+_COUNTED: Final = ("recorded", "summed", "corrected")
+_TEXTS: Final = ("event", "meter", "kind", "customer")
+_MAY_LACK: Final = ("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details")
+_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details")
+
+TABLE: Final = Table(
+    "meterkit_audit",
+    MetaData(),
+    *(
+        Column(
+            name,
+            Text if name in _ALL_TEXTS else BigInteger,
+            primary_key=name in {"event", "meter"},
+            nullable=name in _MAY_LACK,
+        )
+        for name in Row._fields
+    ),
+    Index("meterkit_audit_of_customer", "customer", "period_start_ms"),
+)
+"""A row for each event and meter; see :class:`meterkit.insights.audit.entries.Row`."""
+
+
+def insert_once(dialect: str) -> Insert:
+    """The statement that inserts a row unless it is there."""
+    made: Any = postgresql.insert(TABLE) if dialect == "postgresql" else sqlite.insert(TABLE)
+    statement: Insert = made.on_conflict_do_nothing(index_elements=["event", "meter"])
+    return statement
+
+
+class Database:
+    """Where the audit log is kept. The table is made where it is missing.
+
+    A connection is opened for each call and closed with it: nothing is shared by processes or threads.
+
+    Args:
+        url: by SQLAlchemy; its driver must not be an asynchronous one.
+
+    Raises:
+        SettingsError: the URL cannot be used, or its driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            what = f"its driver is not installed ({error})" if isinstance(error, ImportError) else "no URL"
+            raise SettingsError(
+                "audit_url", f"METERKIT_AUDIT_URL: a value that is not shown here cannot be used: {what}"
+            ) from None
+        if self._engine.dialect.is_async:
+            raise SettingsError(
+                "audit_url",
+                f"METERKIT_AUDIT_URL: found the asynchronous driver {self._engine.driver}; allowed are those"
+                " that block, such as postgresql+psycopg and sqlite",
+            )
+        self._is_made = False
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        """Insert rows, all or none; those that are there already stay as they are.
+
+        Raises:
+            MeterkitError: the database does not take them.
+        """
+        if rows:
+            with self._begun() as connection:
+                statement = insert_once(self._engine.dialect.name)
+                connection.execute(statement, [row._asdict() for row in rows])
+
+    def customers(self) -> list[str]:
+        """Whoever has used something, sorted.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        with self._begun() as connection:
+            found = connection.execute(select(distinct(TABLE.c.customer)))
+            return sorted(str(name) for (name,) in found)
+
+    def sums(self, customer: str) -> tuple[Sums, Mapping[int, int]]:
+        """What a customer has used since it was deleted, if it was; and, by period, when last (ms).
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        table = TABLE.c
+        own = table.customer == customer
+        units = [func.sum(table[name]) for name in CLASSES]
+        with self._begun() as connection:
+            last = select(func.max(table.recorded_at_ms)).where(own, table.kind == "deleted")
+            deleted_ms = connection.execute(last).scalar()
+            asked = select(table.period_start_ms, table.meter, func.max(table.recorded_at_ms), *units).where(
+                own, table.kind.in_(_COUNTED), table.recorded_at_ms > (deleted_ms or 0)
+            )
+            found: list[Any] = list(connection.execute(asked.group_by(table.period_start_ms, table.meter)))
+        sums: Sums = {}
+        last_ms: dict[int, int] = {}
+        for row in found:
+            period_ms, meter, recorded_ms = row[:3]
+            by_class = zip(CLASSES, map(int, row[3:]), strict=True)
+            sums.setdefault(period_ms, {})[meter] = dict(by_class)
+            last_ms[period_ms] = max(last_ms.get(period_ms, 0), recorded_ms)
+        return sums, last_ms
+
+    @contextmanager
+    def _begun(self) -> Generator[Connection]:
+        try:
+            if not self._is_made:
+                TABLE.metadata.create_all(self._engine)
+                self._is_made = True
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            # The driver's own words: SQLAlchemy's have the statement, and neither is to have the URL.
+            words = " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())
+            password = self._engine.url.password
+            if password:
+                words = words.replace(str(password), "***")
+            raise MeterkitError(f"the database of the audit log failed: {words:.300}") from None

@@ -1,0 +1,211 @@
+"""The audit log's streams are drained into its database, in batches, each entry into it once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, suppress
+from importlib import import_module
+from secrets import token_hex
+from time import time
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from meterkit.decisions.keys import HOOKS_SHARD, meter_token
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.insights.audit.entries import Row, rows_of
+from meterkit.store.event_names import read_meters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+
+    from meterkit.insights.audit.database import Database
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+
+__all__ = ["Drainer", "audit_tasks", "drainer_of"]
+
+_logger = logging.getLogger("meterkit.audit")
+
+_EVERY_S: Final = 2.0
+_PAGE: Final = 500
+MOST: Final = 50_000
+"""Entries that wait in a shard one by one; far more than a page."""
+_LEASE_MS: Final = 30_000
+# What is younger may be lost by the store that has it, and come again under another name.
+_LEAST_AGE_MS: Final = 2_000
+_TRY_LEASE_S: Final = 0.2
+
+
+def drainer_of(store: Store, settings: Settings) -> Drainer:
+    """What drains a store's audit log, by the settings.
+
+    Raises:
+        SettingsError: none is asked for, or its database cannot be used.
+        ImportError: SQLAlchemy is not installed.
+    """
+    # SQLAlchemy takes a while to import, and is wanted by few.
+    database: type[Database] = import_module("meterkit.insights.audit.database").Database
+    return Drainer(
+        store, database("" if settings.audit_url is None else settings.audit_url.get_secret_value())
+    )
+
+
+def audit_tasks(
+    store: Store, settings: Settings, *, is_worker: bool = False
+) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+    """What runs beside an event loop so that the audit log is drained; nothing where there is none."""
+    if settings.audit_url is None or (settings.flush is False and not is_worker):
+        return {}
+    return {"audit": drainer_of(store, settings).run}
+
+
+class Drainer:
+    """Takes entries out of the streams once they are in the database.
+
+    Of all processes one drains at a time; where two did, each row would still be inserted once.
+
+    Args:
+        store: where the streams are.
+        database: where the entries go.
+        least_age_ms: how old an entry is to be before :meth:`once` takes it.
+    """
+
+    def __init__(self, store: Store, database: Database, *, least_age_ms: int = _LEAST_AGE_MS) -> None:
+        self._least_age_ms = least_age_ms
+        self._store = store
+        self.database = database
+        self._token = token_hex(16)
+        self._unread: set[str] = set()
+        self._has_failed = False
+
+    async def run(self) -> None:
+        """Drain what comes, beside the running event loop, until cancelled."""
+        while True:
+            await self.once()
+            await asyncio.sleep(_EVERY_S)
+
+    async def once(self) -> None:
+        """Drain what has waited for a while, unless another process does; where that fails, it is logged."""
+        try:
+            async with self.lease(within_s=0.0) as is_held:
+                if is_held:
+                    await self.fold()
+                    await self.drain(least_age_ms=self._least_age_ms)
+        except MeterkitError as error:
+            if not self._has_failed:
+                _logger.warning(
+                    "the audit log is not drained; what is recorded waits in the store: %s", error
+                )
+            self._has_failed = True
+        else:
+            if self._has_failed and is_held:
+                _logger.warning("the audit log is drained again")
+                self._has_failed = False
+
+    @asynccontextmanager
+    async def lease(self, *, within_s: float) -> AsyncGenerator[bool]:
+        """Keep others from draining; whether that could be had in time."""
+        is_held = await self._lease(_LEASE_MS)
+        for _ in range(0 if is_held else int(within_s / _TRY_LEASE_S)):
+            await anyio.sleep(_TRY_LEASE_S)
+            is_held = await self._lease(_LEASE_MS)
+            if is_held:
+                break
+        try:
+            yield is_held
+        finally:
+            if is_held:
+                with anyio.CancelScope(shield=True), suppress(StoreError):
+                    await self._lease(0)
+
+    async def fold(self, most: int = MOST) -> None:
+        """Add up what is beyond ``most`` entries of a shard: of these single events are not told apart.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        store, admin = self._store, await self._store.admin()
+        for shard, entries in await self._waiting():
+            left, keys = entries > most, [store.keys.audit(shard), store.keys.audit_sums(shard)]
+            if left:
+                _logger.warning(
+                    "%d entries of the audit log wait in shard %d: some are added up", entries, shard
+                )
+            while left:
+                left = bool(await admin.run(store.scripts["fold"], keys, most))
+
+    async def drain(self, *, least_age_ms: int = 0) -> int:
+        """Drain all shards once; how many entries are left.
+
+        Raises:
+            StoreError: the store does not answer.
+            MeterkitError: the database does not.
+        """
+        left = 0
+        for shard, _ in await self._waiting():
+            left += await self.drain_shard(shard, least_age_ms=least_age_ms)
+        return left
+
+    async def drain_shard(self, shard: int, *, least_age_ms: int = 0) -> int:
+        """Drain one shard; how many entries are left in it.
+
+        Raises:
+            StoreError: the store does not answer.
+            MeterkitError: the database does not.
+        """
+        store, admin = self._store, await self._store.admin()
+        stream, sums, client = store.keys.audit(shard), store.keys.audit_sums(shard), admin.client
+        last, most = "-", f"{int(time() * 1000) - least_age_ms}"
+        names = await self._meters()
+        while True:
+            page: list[Any] = await admin.ask(client.xrange(stream, min=last, max=most, count=_PAGE))
+            rows: list[Row] = []
+            done = [name for name, fields in page if self._read(shard, name.decode(), fields, names, rows)]
+            if done:
+                await asyncio.to_thread(self.database.insert, rows)
+                await admin.ask(client.xdel(stream, *done))
+                await self._lease(_LEASE_MS)
+            if len(page) == _PAGE:
+                last = f"({page[-1][0].decode()}"
+            elif await admin.ask(client.exists(sums)):
+                await admin.run(store.scripts["unfold"], [stream, sums])
+                last, most = "-", "+"
+            else:
+                return int(await admin.ask(client.xlen(stream)))
+
+    def _read(
+        self, shard: int, name: str, fields: Mapping[bytes, bytes], names: Mapping[str, str], rows: list[Row]
+    ) -> bool:
+        try:
+            rows += rows_of(shard, name, fields, lambda token: names.get(token, token))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if name not in self._unread:
+                self._unread.add(name)
+                _logger.error("entry %s of shard %d of the audit log is left: %r", name, shard, error)  # noqa: TRY400 - where it was tells nothing
+            return False
+        return True
+
+    async def _meters(self) -> Mapping[str, str]:
+        store = self._store
+        known = await read_meters(await store.admin(), store.keys, store.catalog)
+        return {token: one.meter for token, one in known.items()} | {
+            meter_token(name): name for name in store.catalog.meters
+        }
+
+    async def _waiting(self) -> list[tuple[int, int]]:
+        """The shards in which something waits, and how many entries."""
+        store, admin = self._store, await self._store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        for shard in range(store.keys.shards):
+            pipe.xlen(store.keys.audit(shard))
+            pipe.exists(store.keys.audit_sums(shard))
+        found: list[int] = await admin.ask(pipe.execute())
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return [(shard, entries) for shard, (entries, sums) in enumerate(pairs) if entries or sums]
+
+    async def _lease(self, ttl_ms: int) -> bool:
+        store = self._store
+        admin, key = await store.admin(), store.keys.shard(HOOKS_SHARD, "audit:lease")
+        return bool(await admin.run(store.scripts["lease"], [key], self._token, ttl_ms))

@@ -1,0 +1,152 @@
+"""Entries of the audit log, as the scripts leave them in a stream, and the rows that they come to. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.decisions.packed import unpack_field
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["CLASSES", "Row", "rows_of"]
+
+CLASSES: Final = ("included", "granted", "credited", "overage", "reported", "late")
+"""The quantities of a row, in the order of the scripts."""
+
+_NOTED: Final = 6  # A meter's field, and all classes but the last.
+_BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
+_FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
+
+
+class Row(NamedTuple):
+    """What one event has recorded of one meter, or taken back of it (below 0), in the meter's unit.
+
+    Attributes:
+        event: names the event; two rows of one event are of two meters.
+        kind: ``recorded``; ``summed``: many events of which only the sum is known; ``corrected``; ``dropped``
+            from the outbox; ``deleted``: the customer was.
+        period_start_ms: the billing period that it counts in; None: of none.
+        occurred_at_ms: when it happened, where that is not when it was recorded.
+        late_of_ms: the first instant of the period that it happened in, where that was closed.
+        quantity: of a ``dropped`` one what Stripe is not sent, else included + granted + credited + overage.
+        reported: how many of them go to Stripe under the meter's own event.
+        late: how many of them were late.
+        details: of a correction its id, of both who and why, as JSON.
+    """
+
+    event: str
+    meter: str
+    kind: str
+    customer: str
+    period_start_ms: int | None
+    recorded_at_ms: int
+    quantity: int = 0
+    included: int = 0
+    granted: int = 0
+    credited: int = 0
+    overage: int = 0
+    reported: int = 0
+    late: int = 0
+    occurred_at_ms: int | None = None
+    late_of_ms: int | None = None
+    model: str | None = None
+    provider: str | None = None
+    details: str | None = None
+
+
+def rows_of(
+    shard: int, name: str, fields: Mapping[bytes, bytes], meter_of: Callable[[str], str]
+) -> list[Row]:
+    """The rows of an entry.
+
+    Args:
+        shard: whose stream.
+        name: of the entry there.
+        fields: what it holds.
+        meter_of: a meter by its token.
+
+    Raises:
+        ValueError, LookupError, TypeError: another release wrote it.
+    """
+    packed = fields.get(b"e")
+    found = _other(f"{shard}/{name}", fields) if packed is None else _recorded(shard, unpack_field(packed))
+    return [row._replace(meter=meter_of(row.meter) if row.meter else "") for row in found]
+
+
+def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
+    producer, number, customer, now_ms, period_ms, late, told = values[:_BEFORE]
+    at, model, provider = (*told.decode("utf-8", "replace").replace("\0", "").split("\n"), "", "")[:3]
+    for place in range(_BEFORE, len(values), _NOTED):
+        field, *units = values[place : place + _NOTED]
+        included, granted, credited, overage, reported = units
+        quantity = included + granted + credited + overage
+        if quantity:
+            yield Row(
+                event=f"{shard}/{producer.decode().rpartition(':')[2]}/{number}",
+                meter=field.decode()[:-_FIELD_LETTER],
+                kind="recorded",
+                customer=customer.decode(),
+                period_start_ms=period_ms,
+                recorded_at_ms=now_ms,
+                quantity=quantity,
+                included=included,
+                granted=granted,
+                credited=credited,
+                overage=overage,
+                reported=reported,
+                late=quantity if late else 0,
+                occurred_at_ms=int(at) if at else None,
+                late_of_ms=int(late) if late else None,
+                model=model or None,
+                provider=provider or None,
+            )
+
+
+def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
+    kind, data = fields[b"k"].decode(), fields[b"d"].decode()
+    if kind == "corrected":
+        yield from _corrected(event, json.loads(data))
+        return
+    at_ms = int(fields[b"at"])
+    if kind == "deleted":
+        yield Row(event, "", kind, data, None, at_ms)
+    elif kind == "dropped":
+        intent = json.loads(data)
+        told = {"id": intent["id"], "by": intent["by"], "reason": intent["reason"]}
+        yield Row(
+            event,
+            intent["meter"],
+            kind,
+            intent["customer"],
+            int(intent["period"]),
+            at_ms,
+            int(intent["value"]),
+            details=_text(told),
+        )
+    elif kind == "summed":
+        period, meter, customer = data.split("|", 2)
+        units, name = int(fields[b"q"]), CLASSES[int(meter[4:]) - 1]
+        quantity = units if name in CLASSES[:4] else 0
+        places: dict[str, Any] = {name: units}
+        yield Row(event, meter[:4], kind, customer, int(period), at_ms, quantity, **places)
+    else:
+        raise ValueError(f"an entry of kind {kind!r:.40}")
+
+
+def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
+    details = _text({name: told[name] for name in ("id", "by", "reason")})
+    for token, text in told["meters"].items():
+        included, granted, credited, overage, reported, late = (-int(units) for units in text.split(" "))
+        quantity = included + granted + credited + overage
+        if quantity or reported:
+            yield Row(
+                *(event, token, "corrected", told["customer"], int(told["period"]), int(told["at"])),
+                *(quantity, included, granted, credited, overage, reported, late),
+                details=details,
+            )
+
+
+def _text(told: Mapping[str, str]) -> str:
+    return json.dumps(told, ensure_ascii=True).replace("\\u0000", "")

@@ -1,0 +1,40 @@
+#!lua
+-- fold: adds the last entries of a stream of the audit log that is too long to the sums beside it, by period, meter,
+-- class of units and customer: only single events are not told apart then. Whoever drains the stream is at its other end.
+--
+-- KEYS[1] stream  of the audit log    KEYS[2] hash  sums: PERIOD|METER CLASS|CUSTOMER to units
+-- ARGV  1 how long it may be    last: the caller's clock (ms)
+-- Reply how many entries are gone
+local stream, sums = KEYS[1], KEYS[2]
+local call, text, most, gone = redis.call, string.format, tonumber(ARGV[1]), {}
+local over = call('XLEN', stream) - most
+if over <= 0 then
+  return 0
+end
+
+local function add(begins_ms, customer, field, ...)
+  for class, quantity in ipairs({...}) do
+    if quantity > 0 then
+      call('HINCRBY', sums, text('%.0f|%s%d|%s', begins_ms, string.sub(field, 1, 4), class, customer),
+        text('%.0f', quantity))
+    end
+  end
+end
+
+for _, entry in ipairs(call('XREVRANGE', stream, '+', '-', 'COUNT', math.min(over, AUDIT_FOLDED))) do
+  local id, fields = unpack(entry)
+  local values = fields[1] == 'e' and {cmsgpack.unpack(fields[2])} or {}
+  if values[1] == FORM then
+    local _, _, _, customer, _, begins_ms, late = unpack(values)
+    for place = 9, #values, 6 do
+      local field, included, granted, credited, overage, reported = unpack(values, place, place + 5)
+      local units = included + granted + credited + overage
+      add(begins_ms, customer, field, included, granted, credited, overage, reported, late ~= '' and units or 0)
+    end
+    gone[#gone + 1] = id
+  end
+end
+if gone[1] then
+  call('XDEL', stream, unpack(gone))
+end
+return #gone

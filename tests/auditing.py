@@ -1,0 +1,77 @@
+"""A kit with an audit log, and what stands in its database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import create_engine, select
+
+from delivering import Desk, desk
+from meterkit.insights.audit.database import TABLE, Database
+from meterkit.insights.audit.draining import Drainer
+from meterkit.insights.audit.entries import CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
+
+    from meterkit import MeterKit
+
+COUNTED: Final = ("recorded", "summed", "corrected")
+
+
+def rows_in(url: str) -> list[dict[str, Any]]:
+    """All rows of the audit log, in the order in which they were recorded."""
+    engine = create_engine(url)
+    try:
+        TABLE.metadata.create_all(engine)
+        with engine.connect() as connection:
+            found = connection.execute(select(TABLE).order_by(TABLE.c.recorded_at_ms, TABLE.c.event))
+            return [dict(row) for row in found.mappings()]
+    finally:
+        engine.dispose()
+
+
+def sums_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, int]]:
+    """By customer, meter and period the units of each class."""
+    found: dict[tuple[str, str, int], dict[str, int]] = {}
+    for row in rows:
+        if row["kind"] in COUNTED:
+            place = (row["customer"], row["meter"], row["period_start_ms"])
+            sums = found.setdefault(place, dict.fromkeys((*CLASSES, "quantity"), 0))
+            for name in sums:
+                sums[name] += row[name]
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """A desk with an audit log."""
+
+    desk: Desk
+    url: str
+    drainer: Drainer
+
+    @property
+    def kit(self) -> MeterKit:
+        return self.desk.kit
+
+    async def rows(self) -> list[dict[str, Any]]:
+        """What stands in the database once all is drained."""
+        assert await self.drainer.drain() == 0
+        return await asyncio.to_thread(rows_in, self.url)
+
+
+def sqlite_in(directory: Path) -> str:
+    """The URL of a database in a directory."""
+    return f"sqlite:///{directory}/audit.db"
+
+
+@asynccontextmanager
+async def audited(store_url: str, url: str, **more: Any) -> AsyncGenerator[Audited]:
+    """A desk whose kit keeps an audit log, which is drained when the test says so."""
+    async with desk(store_url, audit_url=url, **more) as at:
+        yield Audited(desk=at, url=url, drainer=Drainer(at.kit.store, Database(url), least_age_ms=0))

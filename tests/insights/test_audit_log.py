@@ -1,0 +1,162 @@
+"""The audit log: every recorded usage event is in it, once, and its sums are the counters."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from auditing import audited, sqlite_in, sums_of
+from delivering import PLANS
+from meterkit import MeterKit, SettingsError
+from meterkit.catalog import loads
+from meterkit.decisions.periods import to_ms
+from meterkit.store.used import Used
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from auditing import Audited
+
+pytestmark = pytest.mark.anyio
+
+WITH_CREDITS = loads(PLANS.replace("routes:", "credits:\n  ai: {costs: {tokens: 2}}\nroutes:"))
+
+
+async def agrees(at: Audited, *customers: str) -> None:
+    """The sums of the log are what the counters say, meter by meter."""
+    sums = sums_of(await at.rows())
+    for customer in customers:
+        usage = await at.kit.usage(customer)
+        period_ms = to_ms(usage["period"]["start"])
+        meters: dict[str, Any] = dict(usage["meters"])
+        for meter, counts in meters.items():
+            found = sums.get((customer, meter, period_ms), {})
+            assert (customer, meter, found.get("quantity", 0)) == (customer, meter, counts["recorded"])
+            assert found.get("overage", 0) == counts["overage"]
+            places = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
+            assert found.get("reported", 0) == sum(counts[place] for place in places)
+
+
+async def test_an_event_is_entered_with_how_it_was_paid(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_CREDITS) as at:
+        await at.desk.link("acme")
+        await at.kit.grants.add("acme", {"tokens": 20}, grant_id="g")
+        await at.kit.grants.add("acme", {"ai": 10}, grant_id="c")
+        await at.kit.record("acme", "tokens", 130)
+        (row,) = await at.rows()
+        assert await at.rows() == [row]
+        await agrees(at, "acme")
+    told = {name: row[name] for name in ("kind", "customer", "meter", "quantity")}
+    assert told == {"kind": "recorded", "customer": "acme", "meter": "tokens", "quantity": 130}
+    paid = {name: row[name] for name in ("included", "granted", "credited", "overage", "reported", "late")}
+    assert paid == {
+        "included": 100,
+        "granted": 20,
+        "credited": 5,
+        "overage": 5,
+        "reported": 5,
+        "late": 0,
+    }
+
+
+async def test_an_event_that_counts_once_is_entered_once(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path)) as at:
+        for _ in range(3):
+            await at.kit.record("acme", "tokens", 7, event_id="e-1")
+        rows = await at.rows()
+        assert [(row["meter"], row["quantity"]) for row in rows] == [("tokens", 7)]
+
+
+async def test_model_and_time_of_use_are_known(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path)) as at:
+        begun = at.desk.clock.now()
+        await at.kit.record("acme", "rows", 1, occurred_at=begun - timedelta(hours=1))
+        async with at.kit.reserve("acme", {"tokens": 50}) as held:
+            await held.capture({"tokens": 9}, model="small\n\ud800\0", provider="openai")
+        first, second = sorted(await at.rows(), key=lambda row: row["quantity"])
+    assert (first["occurred_at_ms"], first["model"]) == (to_ms(begun) - 3_600_000, None)
+    assert (second["model"], second["provider"], second["occurred_at_ms"]) == ("small ?", "openai", None)
+
+
+async def test_corrections_and_drops_are_entered(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path)) as at:
+        await at.desk.link("acme")
+        await at.kit.record("acme", "tokens", 150)
+        await at.kit.correct("acme", {"tokens": 70}, reason="a loop", correction_id="t-1", by="ada")
+        await agrees(at, "acme")
+        (row,) = (row for row in await at.rows() if row["kind"] == "corrected")
+        assert (row["quantity"], row["overage"], row["included"], row["reported"]) == (-70, -50, -20, -50)
+        assert json.loads(row["details"]) == {"id": "t-1", "by": "ada", "reason": "a loop"}
+        await at.kit.record("acme", "tokens", 60)
+        at.desk.emulator.fail_next("error", status=400, code="invalid_value")
+        await at.desk.flush(everything=True)
+        listed = await at.kit.outbox.list()
+        for intent in listed:
+            await at.kit.outbox.drop(intent.identifier, reason="a test", by="ada")
+        dropped = [row for row in await at.rows() if row["kind"] == "dropped"]
+        assert [row["quantity"] for row in dropped] == [intent.quantity for intent in listed]
+        await agrees(at, "acme")
+
+
+async def test_late_usage_is_marked(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path)) as at:
+        june = at.desk.clock.now()
+        await at.kit.record("acme", "tokens", 1)
+        at.desk.clock.advance(timedelta(days=40))
+        await at.kit.record("acme", "tokens", 2)
+        await at.kit.record("acme", "tokens", 4, occurred_at=june)
+        rows = await at.rows()
+        late = [row for row in rows if row["late"]]
+        assert [(row["quantity"], row["late"]) for row in late] == [(4, 4)]
+        assert late[0]["late_of_ms"] == rows[0]["period_start_ms"] < late[0]["period_start_ms"]
+        await agrees(at, "acme")
+
+
+async def test_anonymous_visitors_are_not_entered(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        view = at.kit.store.cache.get("192.0.2.1", anonymous=True)
+        await at.kit.store.record(view, Used.of({"rows": 1}), event_id=None)
+        assert await at.rows() == []
+
+
+async def test_without_the_setting_nothing_is_entered(store_url: str) -> None:
+    async with MeterKit(loads(PLANS), redis_url=store_url, flush=False) as kit:
+        await kit.record("acme", "rows", 1)
+        admin: Any = await kit.store.admin()
+        assert "settle audited" not in kit.store.scripts
+        assert await admin.client.keys("*audit*") == []
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite+aiosqlite:////tmp/a.db", "asynchronous driver|not installed"),
+        ("postgresql+nosuch://ada:s3cret@db/books", "cannot be used"),
+    ],
+)
+def test_a_driver_that_cannot_be_used_is_refused_at_construction(url: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as caught:
+        MeterKit(loads(PLANS), redis_url="memory://", audit_url=url, flush=True)
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_a_database_that_is_away_is_told_once_and_nothing_is_lost(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = tmp_path / "later"
+    async with audited(store_url, sqlite_in(away)) as at:
+        for _ in range(3):
+            await at.kit.record("acme", "tokens", 5)
+            with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
+                await at.drainer.once()
+        assert [record.getMessage()[:30] for record in caplog.records] == ["the audit log is not drained; "]
+        assert (await at.kit.consume("acme", "tokens", 1)).allowed
+        away.mkdir()
+        await at.drainer.once()
+        assert caplog.records[-1].getMessage() == "the audit log is drained again"
+        await agrees(at, "acme")
+        assert len(await at.rows()) == 4
