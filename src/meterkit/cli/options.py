@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from datetime import UTC, datetime
 from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -23,6 +24,7 @@ __all__ = [
     "MeterArgument",
     "NewPlanArgument",
     "OldPlanArgument",
+    "PeriodOption",
     "PlanArgument",
     "common_options",
     "plans_path",
@@ -82,6 +84,18 @@ def seconds(value: str) -> float:
     return found
 
 
+def _day(value: str) -> datetime:
+    """Read a day, or a month as its first day, in UTC where nothing else is said."""
+    text = str(value)
+    try:
+        found = datetime.fromisoformat(f"{text}-01" if len(text) == len("2026-10") else text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"found {text!r:.40}; allowed is a day such as 2026-10-01, or 2026-10 for its first"
+        ) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
 _COMMON: Final[dict[str, dict[str, Any]]] = {
     "plans": {"metavar": "FILE", "help": "The plans file. Default: METERKIT_PLANS, else plans.yaml."},
     "redis": {
@@ -120,6 +134,15 @@ def _completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
 
 
 CustomerArgument = Annotated[str, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer.")]
+PeriodOption = Annotated[
+    datetime | None,
+    typer.Option(
+        "--period",
+        parser=_day,
+        metavar="DATE",
+        help="The billing period that this day lies in, such as 2026-10-01 or 2026-10, in UTC.",
+    ),
+]
 PlanArgument = Annotated[
     str | None,
     typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=_completion("plans")),

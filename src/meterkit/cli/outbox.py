@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.cli.options import whole_number
-from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.output import date_and_time, print_note, print_records, span
 from meterkit.cli.session import Session, command
 from meterkit.errors import MeterkitError
 from meterkit.store.intents import IntentState
@@ -226,7 +226,7 @@ def _row(intent: Intent) -> dict[str, object]:
         "minute": date_and_time(intent.minute),
         "first attempt": "" if intent.first_attempt_at is None else date_and_time(intent.first_attempt_at),
         "attempts": intent.attempts,
-        "age": _span(intent.age_s),
+        "age": span(intent.age_s * 1000),
         "compared": "" if intent.compared_at is None else date_and_time(intent.compared_at),
         "why": intent.why,
     }
@@ -246,10 +246,3 @@ def _print_one(intent: Intent) -> None:
             typer.echo(
                 f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}"
             )
-
-
-def _span(span_s: int) -> str:
-    for unit, length_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if span_s >= 2 * length_s:
-            return f"{span_s // length_s} {unit}"
-    return f"{span_s} s"

@@ -24,6 +24,7 @@ __all__ = [
     "print_note",
     "print_records",
     "print_table",
+    "span",
     "stdout_console",
     "to_json",
 ]
@@ -90,6 +91,15 @@ def print_note(text: str, *, level: int = logging.INFO) -> None:
 def date_and_time(moment: datetime) -> str:
     """An instant in a table: in UTC, to the second."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def span(span_ms: int) -> str:
+    """A span of time in its largest unit of which it has two."""
+    seconds = span_ms // 1000
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
 
 
 def _plain(value: object) -> object:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
-from meterkit.cli.usage import day_of
 
 if TYPE_CHECKING:
     from meterkit import Reconciled
@@ -28,13 +28,7 @@ async def reconcile(
         str | None, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer. Default: all.")
     ] = None,
     *,
-    period: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATE",
-            help="The billing period that this day lies in, such as 2026-10-01 or 2026-10, in UTC.",
-        ),
-    ] = None,
+    period: PeriodOption = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Do what is unambiguous about what Stripe may have.")
     ] = False,
@@ -44,9 +38,8 @@ async def reconcile(
     To the unit, for each customer and meter. Of a period that is over this is its close report. Exits 1 where
     there is a difference, or something is parked.
     """
-    at = None if period is None else day_of(period)
     async with session.kit() as kit:
-        found = await kit.reconcile(customer, at=at, repair=repair)
+        found = await kit.reconcile(customer, at=period, repair=repair)
     rows = [_row(one) for one in found]
     session.show(
         [{**asdict(one), "agrees": one.agrees} for one in found],

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import sys
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records, to_json
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
 
-__all__ = ["commands", "day_of"]
+__all__ = ["commands"]
 
 commands = typer.Typer()
 
@@ -45,13 +45,7 @@ async def usage(
     every: Annotated[
         bool, typer.Option("--all", help="Show every customer that has used something, sorted by id.")
     ] = False,
-    period: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATE",
-            help="Show the billing period that this day lies in, such as 2026-10-01 or 2026-10, in UTC.",
-        ),
-    ] = None,
+    period: PeriodOption = None,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV, a line for each customer and meter.")
     ] = False,
@@ -64,7 +58,7 @@ async def usage(
         raise typer.BadParameter("give CUSTOMER or --all")
     if as_csv and session.json:
         raise typer.BadParameter("give --csv or --json")
-    at_ms = None if period is None else to_ms(day_of(period))
+    at_ms = None if period is None else to_ms(period)
     async with session.kit(customer) as kit:
         if customer is None:
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
@@ -77,17 +71,6 @@ async def usage(
         _write_csv([found], headed=True)
     else:
         session.show(found, lambda: _tell(found, rates, kit.catalog.currency))
-
-
-def day_of(text: str) -> datetime:
-    """A day, or the first of a month, in UTC; what cannot be read ends the command with 2."""
-    try:
-        found = datetime.fromisoformat(f"{text}-01" if len(text) == len("2026-10") else text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"--period: found {text!r:.40}; allowed is a day such as 2026-10-01, or 2026-10 for its first"
-        ) from None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 async def _tell_all(

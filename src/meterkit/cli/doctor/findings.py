@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from meterkit.cli.output import span
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis.server import eviction_warning, follows, rights_refusal
 
@@ -29,7 +30,6 @@ __all__ = [
     "replication",
     "rights",
     "shards",
-    "span",
     "stray_keys",
     "throughput",
     "undelivered",
@@ -349,12 +349,3 @@ def named(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = len(names) - _NAMED_MAX
     return ", ".join(names[:_NAMED_MAX]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def span(span_ms: int) -> str:
-    """A span of time in its largest unit of which it has two."""
-    seconds = span_ms // 1000
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"

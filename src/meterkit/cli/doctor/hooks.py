@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.cli.doctor.findings import Finding, named, span
+from meterkit.cli.doctor.findings import Finding, named
+from meterkit.cli.output import span
 from meterkit.insights.webhooks import read_webhooks
 
 if TYPE_CHECKING:

@@ -125,8 +125,7 @@ class LiveSubscription:
     async def forget_awaited(self) -> None:
         """Give up a change that its customer has not confirmed."""
         if self.awaited is not None:
-            path = f"/v1/invoices/{id_in(self.found, 'latest_invoice')}/void"
-            await self.api.post(path, idempotency_key=key_of("void", path, self.again))
+            await _void_latest(self.api, self.found, self.again)
 
     async def release(self) -> None:
         """Take back what is scheduled; it stays as it is now."""
@@ -227,6 +226,10 @@ async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> N
     Raises:
         StripeError: Stripe refuses, as where it has been paid by now; or does not answer.
     """
+    await _void_latest(api, found, again)
+
+
+async def _void_latest(api: StripeApi, found: Mapping[str, Any], again: int) -> None:
     path = f"/v1/invoices/{id_in(found, 'latest_invoice')}/void"
     await api.post(path, idempotency_key=key_of("void", path, again))
 
