@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -76,8 +77,10 @@ def dumped(server: Server) -> str:
                 "set": client.smembers,
                 "stream": client.xrange,
                 "string": client.get,
-            }.get(kind)
-            value = client.zrange(key, 0, -1, withscores=True) if read is None else read(key)
+                "list": partial(client.lrange, start=0, end=-1),
+                "zset": partial(client.zrange, start=0, end=-1, withscores=True),
+            }[kind]
+            value = read(key)
             lines.append(f"{key!r} {value!r}")
         lines += [repr(entry) for entry in client.execute_command("CLIENT", "LIST").splitlines()]
     return "\n".join(lines)

@@ -25,7 +25,6 @@ NAMES: Final = (
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 
-_ENTRY: Final = ("kind", "at", "from", "to", "cause")
 _NOTICE: Final = ("kind", "customer", "of", "numbers", "data")
 _CLOCK: Final = "return tonumber(caller_ms)"
 _SORTED: Final = ("dirty", "unlinked", "outbox", "parked", "dead", "compare", "turns")
@@ -46,7 +45,7 @@ local reply, rows = script(), {}
 for i, key in ipairs(redis.call('KEYS', '*')) do
   local kind = redis.call('TYPE', key).ok
   local read = {hash = {'HGETALL', key}, zset = {'ZRANGE', key, 0, -1, 'WITHSCORES'}, set = {'SMEMBERS', key},
-    string = {'GET', key}, stream = {'XRANGE', key, '-', '+'}}
+    string = {'GET', key}, stream = {'XRANGE', key, '-', '+'}, list = {'LRANGE', key, 0, -1}}
   local found = redis.call(unpack(read[kind]))
   rows[i] = {key, kind, redis.call('PTTL', key), redis.call('PEXPIRETIME', key), found}
 end
@@ -151,7 +150,7 @@ class Checks:
             **{f"k:{name}": digests for name, digests in shard.corrections.items()},
         }
         for name, entries in shard.histories.items():
-            stored[f"h:{name}"] = [dict(zip(_ENTRY, entry, strict=True)) for entry in entries]
+            stored[f"h:{name}"] = [list(entry) for entry in entries]
         for name, customer in shard.customers.items():
             stored[f"c:{name}"] = texts_of(customer.fields())
             force = {"force": shard.forces[name]} if name in shard.forces else {}
@@ -237,4 +236,5 @@ _READ: Final[Mapping[str, Callable[[Any], Any]]] = {
     "set": _members,
     "string": bytes.decode,
     "stream": _entries,
+    "list": lambda found: list(map(json.loads, found)),
 }

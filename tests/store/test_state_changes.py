@@ -24,6 +24,7 @@ from subscribed import END, INSTANT, NOW, PLANS, fetched, kit_of, recorder, subs
 if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.store.customer_usage import PeriodUsage
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -36,6 +37,21 @@ async def lines(kit: MeterKit, customer: str = "acme") -> list[tuple[str, str | 
         (entry.kind, entry.before, entry.after, entry.cause)
         for entry in await kit.customers.history(customer)
     ]
+
+
+async def test_the_ledger_keeps_the_last_thousand_changes_in_little_room(valkey: Server) -> None:
+    async with kit_of(valkey.url, Clock(NOW)) as kit:
+        key = kit.store.keys.customer("acme").history
+        await kit.customers.set_plan("acme", "pro")
+        assert valkey.command("MEMORY", "USAGE", key) < 256
+        (entry,) = valkey.command("LRANGE", key, "0", "-1")
+        valkey.command("RPUSH", key, *[entry] * 999)
+        await kit.customers.set_plan("acme", "free")
+        assert await lines(kit) == [
+            *[("plan", "free", "pro", "operator")] * 999,
+            ("plan", "pro", "free", "operator"),
+        ]
+        assert valkey.command("MEMORY", "USAGE", key) / 1000 < 100
 
 
 async def test_each_transition_is_entered_with_its_cause(any_store_url: str) -> None:

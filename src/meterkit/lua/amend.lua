@@ -5,7 +5,7 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] set  customers with state
 -- KEYS[4] zset  dirty       KEYS[5] zset  unlinked    KEYS[6] zset  turns: customers by when the clock changes them
--- KEYS[7] stream  ledger of changes    KEYS[8] stream  notices    KEYS[9] hash  levels of gauges
+-- KEYS[7] list  ledger of changes    KEYS[8] stream  notices    KEYS[9] hash  levels of gauges
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer            5 linked (0/1)  6 now: when to seal what was waiting for the link (ms)
 --       7 what was in force when it was told last, as it was read (JSON, empty: nothing)    8 what is in force now

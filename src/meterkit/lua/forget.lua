@@ -4,7 +4,7 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals    KEYS[4] set  customers with state
 -- KEYS[5] zset  dirty       KEYS[6] zset  unlinked    KEYS[7] hash  grants    KEYS[8] hash  their ledger
--- KEYS[9] hash  levels of gauges    KEYS[10] zset  idempotency keys    KEYS[11] stream  ledger of changes
+-- KEYS[9] hash  levels of gauges    KEYS[10] zset  idempotency keys    KEYS[11] list  ledger of changes
 -- KEYS[12] zset  turns              KEYS[13] set  digests of the ids of its corrections
 -- KEYS[14] stream  optional: of the audit log
 -- ARGV  1 the rev that was read   2 the customer   last: the caller's clock (ms)
@@ -37,7 +37,7 @@ if undelivered then
 end
 local reply = {0, #call('HKEYS', counters_key), call('EXISTS', state_key), #totals / 2, #call('HKEYS', grants_key),
   #call('HKEYS', ledger_key), #call('HKEYS', levels_key), call('ZCOUNT', marks_key, '-inf', '+inf'),
-  #call('XRANGE', history_key, '-', '+'), call('SMEMBERS', corrections_key)}
+  call('LLEN', history_key), call('SMEMBERS', corrections_key)}
 call('DEL', counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key, history_key,
   corrections_key)
 call('SREM', customers_key, customer)

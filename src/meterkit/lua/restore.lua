@@ -4,7 +4,7 @@
 -- recorded. Overage for which there was compensation in this period counts as taken back, whatever the id.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
--- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] stream  ledger of changes
+-- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] list  ledger of changes
 -- KEYS[8] string  remembers this correction: what was asked, and what was done    KEYS[9] set  digests of the ids of
 -- the customer's corrections, each of which ends the name of such a key    KEYS[10] stream  optional: of the audit log
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that

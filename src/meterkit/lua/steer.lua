@@ -5,7 +5,7 @@
 -- KEYS[1] hash  intents     KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] zset  parked: since when (ms)
 -- KEYS[4] zset  dead: since when (ms)
 -- KEYS[5] zset  compare: parked ones that Stripe may have, by when they are compared with its summaries (ms)
--- KEYS[6] hash  its customer's totals    KEYS[7] stream  its customer's ledger of changes
+-- KEYS[6] hash  its customer's totals    KEYS[7] list  its customer's ledger of changes
 -- KEYS[8] hash  delivered in these days: what Stripe has accepted, and what was dropped
 -- KEYS[9] stream  optional: of the audit log
 -- ARGV  1 the intent    2 as it was read (JSON)    3 its identifier from now on

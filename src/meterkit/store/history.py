@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import from_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from meterkit.store.store import Store
@@ -46,16 +47,12 @@ async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
         StoreError: the store does not answer.
     """
     admin = await store.admin()
-    found = await admin.ask(admin.client.xrange(store.keys.customer(customer).history))
-    return [_entry(fields) for _, fields in found]
+    found = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
+    return [_entry(entry) for entry in found]
 
 
-def _entry(fields: Mapping[bytes, bytes]) -> HistoryEntry:
-    named = {name.decode(): value.decode() for name, value in fields.items()}
+def _entry(entry: bytes) -> HistoryEntry:
+    kind, at_ms, before, after, cause = json.loads(entry)
     return HistoryEntry(
-        kind=named["kind"],
-        at=from_ms(int(named["at"])),
-        before=named["from"] or None,
-        after=named["to"] or None,
-        cause=named["cause"],
+        kind=kind, at=from_ms(int(at_ms)), before=before or None, after=after or None, cause=cause
     )

@@ -7,7 +7,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from meterkit.cli.doctor.findings import Finding, named, span
+from meterkit.cli.doctor.findings import Finding, named
+from meterkit.cli.output import span
 from meterkit.errors import SettingsError
 from meterkit.redis.private_directory import check_directory
 from meterkit.store.spools import look_at_spools

@@ -1,9 +1,8 @@
--- enter: enters what has changed for a customer into the ledger of that, which keeps the last thousand or so.
---   key: stream; entries: {what, from when on (ms, as text), before, after, cause} each
+-- enter: enters what has changed for a customer into the ledger of that, which keeps the last thousand.
+--   key: list; entries: {what, from when on (ms, as text), before, after, cause} each
 local function enter(key, entries)
   for _, entry in ipairs(entries) do
-    local kind, at, before, after, cause = unpack(entry)
-    redis.call('XADD', key, 'MAXLEN', '~', HISTORY_MOST, '*', 'kind', kind, 'at', at, 'from', before, 'to', after,
-      'cause', cause)
+    redis.call('RPUSH', key, cjson.encode(entry))
+    redis.call('LTRIM', key, -HISTORY_MOST, -1)
   end
 end
