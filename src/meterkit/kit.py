@@ -17,7 +17,7 @@ from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms
 from meterkit.decisions.program import Demand
-from meterkit.delivery.background import flush_forever, flusher_for
+from meterkit.delivery.background import delivery_tasks, flusher_for
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError
@@ -115,8 +115,7 @@ class MeterKit:
         teller = Teller(self.store, self._handlers)
         tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
         if self.settings.delivers:
-            every_s = min(5.0, self.settings.flush_interval)
-            tasks["flush"] = partial(flush_forever, self.flusher, every_s=every_s)
+            tasks |= delivery_tasks(self.store, self.settings, self.flusher, stripe.api)
             tasks |= self.webhooks.tasks
         tasks["turns"] = partial(follow_turns, self.store, is_wanted=self._follows_turns)
         if self._plans is not None:

@@ -15,9 +15,11 @@ from meterkit.cli.flush import summary
 from meterkit.cli.json_lines import log_as_json, logs_as_json
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
+from meterkit.delivery.closing import Closer
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import audit_tasks
 from meterkit.store.turns import follow_turns
+from meterkit.subscribing import StripeAccess
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -68,6 +70,8 @@ async def worker(
         )
         loop, beside = asyncio.get_running_loop(), BackgroundTasks()
         beside.keep(loop, "turns", lambda: follow_turns(kit.store))
+        stripe = StripeAccess(kit.settings)
+        beside.keep(loop, "closes", Closer(kit.store, stripe.api).run)
         for name, work in {**kit.webhooks.tasks, **audit}.items():
             beside.keep(loop, name, work)
         told = asyncio.create_task(stop.wait())
@@ -76,6 +80,7 @@ async def worker(
         told.cancel()
         flusher.stop()
         await beside.end(loop)  # What they have begun they give back.
+        await stripe.close()
         try:
             await running
         except MeterkitError:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.closing import Closer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.delivery.transports import transport_of
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.delivery.flusher import Flusher
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["flush_forever", "flusher_for"]
+__all__ = ["delivery_tasks", "flush_forever", "flusher_for"]
+
+_PASS_EVERY_S: Final = 5.0
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -55,3 +59,17 @@ async def flush_forever(
         except Exception:
             _logger.exception("the flusher ended by an error; it begins anew")
             await asyncio.sleep(every_s)
+
+
+def delivery_tasks(
+    store: Store,
+    settings: Settings,
+    flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
+    api: Callable[[], StripeApi],
+) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+    """What runs beside an event loop that delivers: the flusher, and who looks at the closes of periods."""
+    every_s = min(_PASS_EVERY_S, settings.flush_interval)
+    return {
+        "flush": partial(flush_forever, flusher, every_s=every_s),
+        "closes": Closer(store, api).run,
+    }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
+    from meterkit.delivery.summaries import Summaries
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -123,7 +124,7 @@ class Reconciler:
         found: list[Reconciled] = []
         for first in range(0, len(customers), _AT_ONCE):
             for usage in await store.usage_of_many(customers[first : first + _AT_ONCE], at_ms=at_ms):
-                found += await self._of_customer(usage, summaries)
+                found += await self.of_customer(usage, summaries)
         return found
 
     async def _repair(self, customer: str | None, summaries: StripeSummaries) -> None:
@@ -136,7 +137,8 @@ class Reconciler:
                 await outbox.redrive(intent.identifier, by=CAUSE)
         await Comparer(self._store, summaries).compare_due(FlushReport())
 
-    async def _of_customer(self, usage: CustomerUsage, summaries: StripeSummaries) -> list[Reconciled]:
+    async def of_customer(self, usage: CustomerUsage, summaries: Summaries) -> list[Reconciled]:
+        """The same of one customer, by its usage of a period and what Stripe says."""
         customer, period, now_ms = usage["customer"], usage["period"], self._store.now_ms()
         _, state = await States(self._store).read(customer)
         start_ms, end_ms = to_ms(period["start"]), to_ms(period["end"])
@@ -206,7 +208,7 @@ class Reconciler:
 
 
 async def _counted(
-    summaries: StripeSummaries, event_name: str, stripe_customer: str, span_s: tuple[int, int]
+    summaries: Summaries, event_name: str, stripe_customer: str, span_s: tuple[int, int]
 ) -> int | None:
     """What Stripe has counted; None where it has no such customer or meter."""
     try:

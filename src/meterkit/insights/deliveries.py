@@ -19,6 +19,7 @@ STATES: Final = {
     "queued": "outbox",
     "parked": "parked",
     "dead": "dead",
+    "unconfirmed": "unclosed",
 }
 """A state to the sorted set of each shard that has what is in it."""
 _STATE_OF: Final = {name: state for state, name in STATES.items()}
@@ -29,9 +30,9 @@ class Waiting(NamedTuple):
     """What is in one state.
 
     Attributes:
-        items: customers (pending, unlinked), or intents.
-        age_s: how long the oldest is overdue (pending, queued), or in this state (parked, dead); of unlinked
-            0, whose time of expiry is kept instead.
+        items: customers (pending, unlinked), intents, or periods whose close is not confirmed in time.
+        age_s: how long the oldest is overdue (pending, queued), in this state (parked, dead), or over
+            (unconfirmed); of unlinked 0, whose time of expiry is kept instead.
     """
 
     items: int

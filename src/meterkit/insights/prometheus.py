@@ -93,8 +93,10 @@ async def _stored_families(store: Store) -> list[Metric]:
         *_waiting_families(
             "delivery",
             waiting,
-            items="What waits to be delivered to Stripe: customers (pending, unlinked) or intents.",
-            age="How long the oldest is overdue (pending, queued), or in its state (parked, dead).",
+            items="What waits to be delivered to Stripe: customers (pending, unlinked), intents; closes of"
+            " periods.",
+            age="How long the oldest is overdue (pending, queued), in its state (parked, dead), or over"
+            " (unconfirmed).",
         ),
         *_waiting_families(
             "webhook",

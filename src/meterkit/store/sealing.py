@@ -20,6 +20,7 @@ from redis.exceptions import (
 
 from meterkit.decisions.rates import keep_ms_of
 from meterkit.errors import StoreError
+from meterkit.store.closes import Closes, ends_to_close
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,9 +113,11 @@ class Sealer:
 
     async def _page(self, customers: Sequence[str], sealing: Sealing) -> None:
         script, left = self._store.scripts["seal"], list(customers)
+        closes = Closes(self._store, self._admin)
         await self._admin.load(script)
         for _ in range(_TRIES):
             views = [self._store.cache.get(customer) for customer in left]
+            await closes.note(self._shard, ends_to_close(views, self._store.now_ms()))
             pipe = self._client.pipeline(transaction=False)
             for view in views:
                 keys = self._keys_of(view)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from meterkit.cli.doctor import findings, several
+from meterkit.cli.doctor.closes import look_at_closes
 from meterkit.cli.doctor.examined import Examination, UnseenError
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.doctor.hooks import look_at_webhooks
@@ -344,6 +345,10 @@ async def _links(seen: _Seen) -> _Looked:
     return f"{min(len(seen.claims), _CLAIMS_MAX):,} links", findings.half_linked(half)
 
 
+async def _closes(seen: _Seen) -> _Looked:
+    return await look_at_closes(seen.kit, seen.admin)
+
+
 async def _breaker(seen: _Seen) -> _Looked:
     return await look_at_breaker(seen.kit, seen.admin)
 
@@ -374,6 +379,7 @@ _OF_STORE: Final[_Checks] = {
     "undelivered": _undelivered,
     "throughput": _throughput,
     "links": _links,
+    "closes": _closes,
     "webhooks": _webhooks,
 }
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:7], "shards", *_OF_SERVER)))

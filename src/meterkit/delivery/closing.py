@@ -1,0 +1,186 @@
+"""The close of each period: Stripe has counted all of it, or somebody is told before the invoice is final."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from random import SystemRandom
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.delivery.reconciling import Reconciler
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import StoreError, StripeError
+from meterkit.store.closes import CLOSE_AFTER_MS, Close, Closes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meterkit.delivery.reconciling import Reconciled
+    from meterkit.delivery.summaries import Summaries
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+__all__ = ["IN_TIME_MS", "Closer", "Looked", "told_end"]
+
+_logger = logging.getLogger("meterkit.delivery")
+
+_jitter = SystemRandom().uniform
+
+# https://docs.stripe.com/billing/subscriptions/usage-based/meters/configure: an invoice stays a draft for an
+# hour by default; what comes after that is never billed. A quarter of it is left to whoever is told.
+IN_TIME_MS: Final = 45 * 60_000
+_EVERY_S: Final = 60.0
+_AGAIN_MS: Final = 5 * 60_000
+_LATER_MS: Final = 3_600_000
+_GIVEN_UP_MS: Final = 36 * 86_400_000
+_LEASE_MS: Final = 60_000
+_NAMED_MAX: Final = 5
+
+
+class Looked(NamedTuple):
+    """What became of the closes that were due.
+
+    Attributes:
+        confirmed: Stripe has counted what was delivered, and nothing waits.
+        open: not yet, and there is time.
+        late: not in time, with why; each is said once.
+    """
+
+    confirmed: int
+    open: int
+    late: Sequence[str]
+
+
+class Closer:
+    """Confirms the close of each period; one process at a time does, whichever has the lease.
+
+    Args:
+        store: where usage is counted.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._api = api
+        self._reconciler = Reconciler(store, api)
+        self._token = token_hex(8)
+        self._has_failed = False
+
+    async def run(self) -> None:
+        """Look each minute, until cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
+            await self.turn()
+
+    async def turn(self) -> None:
+        """Look at what is due, unless another process does. Raises nothing but cancellation."""
+        try:
+            if await self._lease(_LEASE_MS):
+                try:
+                    await self.look()
+                finally:
+                    with suppress(StoreError):  # It runs out by itself.
+                        await self._lease(0)
+            self._has_failed = False
+        except StoreError as error:
+            if not self._has_failed:
+                _logger.warning("closes of billing periods are confirmed later: %s", error)
+            self._has_failed = True
+        except Exception:
+            _logger.exception("closes of billing periods are confirmed later")
+
+    async def look(self) -> Looked:
+        """Look at the closes that are due, and say once which are not confirmed in time.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        closes = Closes(self._store, (await self._store.admin()).for_delivery())
+        confirmed, left, late, silent = 0, 0, list[str](), ""
+        summaries: StripeSummaries | None = None
+        async for close in closes.due():
+            if not await self._lease(_LEASE_MS):
+                break
+            why: str | None = silent
+            try:
+                if summaries is None and not silent:
+                    summaries = StripeSummaries(self._api())
+                    await summaries.refresh()
+                if summaries is not None and not silent:
+                    why = await self._why_open(closes, close, summaries)
+            except StripeError as error:
+                silent = why = f"Stripe does not say what it has counted: {error}"
+            if why is None:
+                confirmed += 1
+                continue
+            left += 1
+            if await self._leave(closes, close) and await closes.tell(close):
+                late.append(f"customer {close.customer!r}, until {told_end(close)}: {why}")
+        if late:
+            self._tell(late)
+        return Looked(confirmed, left - len(late), late)
+
+    async def _why_open(self, closes: Closes, close: Close, summaries: Summaries) -> str | None:
+        """Why a close is not confirmed; None: it is, or there is none, and it is forgotten."""
+        (usage,) = await self._store.usage_of_many([close.customer], at_ms=close.end_ms - 1)
+        end_ms = to_ms(usage["period"]["end"])
+        if end_ms > self._store.now_ms():
+            # The period goes on: a change of plan or of the subscription has moved its end.
+            await closes.note(close.shard, {f"{end_ms}:{close.customer}": end_ms + CLOSE_AFTER_MS})
+            await closes.forget(close)
+            return None
+        found = await self._reconciler.of_customer(usage, summaries)
+        whys = [why_open(one) for one in found]
+        if any(whys):
+            return "; ".join(filter(None, whys))
+        if await closes.forget(close):
+            _logger.info(
+                "the close of the period of customer %r until %s is confirmed now",
+                *(close.customer, from_ms(close.end_ms)),
+            )
+        return None
+
+    async def _leave(self, closes: Closes, close: Close) -> bool:
+        """Look at a close again later; whether its time is over."""
+        now_ms = self._store.now_ms()
+        if now_ms > close.end_ms + _GIVEN_UP_MS:
+            await closes.forget(close)
+            return False
+        is_late = now_ms >= close.end_ms + IN_TIME_MS
+        await closes.postpone(close, now_ms + (_LATER_MS if is_late else _AGAIN_MS))
+        return is_late
+
+    def _tell(self, late: Sequence[str]) -> None:
+        named = "; ".join(late[:_NAMED_MAX])
+        more = f"; and {len(late) - _NAMED_MAX:,} more" if len(late) > _NAMED_MAX else ""
+        number = len(late)
+        what = "the close of 1 billing period is"
+        if number > 1:
+            what = f"the closes of {number:,} billing periods are"
+        _logger.error(
+            "%s not confirmed %d minutes after the period's end, and Stripe makes an invoice final after"
+            " an hour:"
+            " %s%s. `meterkit reconcile CUSTOMER --period DATE` has the figures",
+            *(what, IN_TIME_MS // 60_000, named, more),
+        )
+
+    async def _lease(self, ttl_ms: int) -> bool:
+        admin = await self._store.admin()
+        key = self._store.keys.shard(0, "closing")
+        return bool(await admin.run(self._store.scripts["lease"], [key], self._token, ttl_ms))
+
+
+def told_end(close: Close) -> str:
+    """When the period was over."""
+    return f"{from_ms(close.end_ms):%Y-%m-%d %H:%M} UTC"
+
+
+def why_open(one: Reconciled) -> str:
+    """Why the close of a meter's period is not confirmed; empty: it is."""
+    if one.waiting or one.parked:
+        left = one.waiting + one.parked
+        return f"{left} of {one.meter} are not delivered ({one.waiting} wait, {one.parked} parked)"
+    return "" if one.agrees else f"{one.meter}: {one.advice}"

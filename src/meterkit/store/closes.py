@@ -1,0 +1,141 @@
+"""The periods that are to be closed: whose, and when each is looked at next; those that were not in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.customer_state import bounds_of
+from meterkit.store.waiting import count_members
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = ["CLOSE_AFTER_MS", "Close", "Closes", "ends_to_close"]
+
+CLOSE_AFTER_MS: Final = 10 * 60_000
+"""When a period that is over is looked at first: what was pending is sealed and sent by then, and counted."""
+
+_AFTER_A_ROLL_MS: Final = 2 * 3_600_000
+_KEPT_MS: Final = 45 * 86_400_000
+_PAGE: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """One customer's period whose close is to be confirmed.
+
+    Attributes:
+        end_ms: the first instant after it, as it was known when it was noted.
+    """
+
+    shard: int
+    customer: str
+    end_ms: int
+
+    @property
+    def member(self) -> str:
+        """What stands for it in the store."""
+        return f"{self.end_ms}:{self.customer}"
+
+    @classmethod
+    def read(cls, shard: int, member: bytes) -> Close:
+        """What stands for it in the store, read."""
+        end, _, customer = member.decode("utf-8", "surrogateescape").partition(":")
+        return cls(shard=shard, customer=customer, end_ms=int(end))
+
+
+def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
+    """The ends of periods that usage is sealed of, each by what stands for it: when it is looked at first.
+
+    For two hours after a period's beginning the one before is among them: what was pending of it is sealed
+    then.
+
+    Args:
+        views: whose usage is sealed.
+        now_ms: when.
+    """
+    found: dict[str, int] = {}
+    for view in views:
+        if view.state.stripe_customer is None:
+            continue
+        # By the clock: a view may be of the period before, which scripts know the end of.
+        bounds = bounds_of(view.state, view.effective.counting, now_ms)
+        ends = [bounds.end_ms]
+        if bounds.start_ms <= now_ms < bounds.start_ms + _AFTER_A_ROLL_MS:
+            ends.append(bounds.start_ms)
+        for end_ms in ends:
+            close = Close(shard=view.keys.shard, customer=view.customer, end_ms=end_ms)
+            found[close.member] = end_ms + CLOSE_AFTER_MS
+    return found
+
+
+class Closes:
+    """The closes that are to be confirmed, of all shards.
+
+    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    """
+
+    def __init__(self, store: Store, admin: Admin) -> None:
+        self._store = store
+        self._admin = admin
+
+    async def note(self, shard: int, ends: dict[str, int]) -> None:
+        """Remember what is to be looked at, and when first; what is remembered already stays as it is."""
+        if not ends:
+            return
+        key = self._store.keys.shard(shard, "closes")
+        pipe = self._admin.client.pipeline(transaction=False)
+        pipe.zadd(key, ends, nx=True)
+        pipe.pexpire(key, _KEPT_MS)
+        await self._admin.ask(pipe.execute())
+
+    async def due(self) -> AsyncGenerator[Close]:
+        """What is to be looked at by now; each must be confirmed, postponed or forgotten."""
+        now_ms = self._store.now_ms()
+        for shard, _ in await count_members(self._store, self._admin, ("closes",), limit=now_ms):
+            key = self._store.keys.shard(shard, "closes")
+            while True:
+                members: list[bytes] = await self._admin.ask(
+                    self._admin.client.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
+                )
+                for member in members:
+                    yield Close.read(shard, member)
+                if len(members) < _PAGE:
+                    break
+
+    async def postpone(self, close: Close, at_ms: int) -> None:
+        """Look at it again later."""
+        key = self._store.keys.shard(close.shard, "closes")
+        await self._admin.ask(self._admin.client.zadd(key, {close.member: at_ms}))
+
+    async def tell(self, close: Close) -> bool:
+        """Remember that somebody is told that it is not confirmed in time; whether nobody was told before."""
+        key = self._store.keys.shard(close.shard, "unclosed")
+        pipe = self._admin.client.pipeline(transaction=False)
+        pipe.zadd(key, {close.member: close.end_ms}, nx=True)
+        pipe.pexpire(key, _KEPT_MS)
+        added, _ = await self._admin.ask(pipe.execute())
+        return bool(added)
+
+    async def forget(self, close: Close) -> bool:
+        """It need not be looked at any more; whether somebody was told of it."""
+        names = ("closes", "unclosed")
+        pipe = self._admin.client.pipeline(transaction=False)
+        for name in names:
+            pipe.zrem(self._store.keys.shard(close.shard, name), close.member)
+        _, was_told = await self._admin.ask(pipe.execute())
+        return bool(was_told)
+
+    async def told(self, *, most: int) -> list[Close]:
+        """Those that were not confirmed in time and are not yet, the oldest first within each shard."""
+        found: list[Close] = []
+        for shard, _ in await count_members(self._store, self._admin, ("unclosed",), limit="+inf"):
+            key = self._store.keys.shard(shard, "unclosed")
+            members: list[Any] = await self._admin.ask(self._admin.client.zrange(key, 0, most - 1))
+            found += [Close.read(shard, member) for member in members]
+        return sorted(found, key=lambda close: close.end_ms)[:most]

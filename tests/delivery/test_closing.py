@@ -1,0 +1,221 @@
+"""The close of each period: confirmed in silence, or told once and in time to do something about it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+
+from delivering import NOW, STRIPE_KEY, desk
+from meterkit.cli.doctor.examination import examine
+from meterkit.delivery.closing import Closer
+from meterkit.insights.deliveries import read_deliveries
+from meterkit.stripe.api import StripeApi
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+JULY: Final = datetime(2031, 7, 1, tzinfo=UTC)
+MINUTE: Final = timedelta(minutes=1)
+
+
+class Closing:
+    """Looks at closes as a process does that delivers."""
+
+    def __init__(self, at: Desk) -> None:
+        self._at = at
+        self.api = StripeApi(at.kit.settings, pause_first_s=0.001)
+        self.closer = Closer(at.kit.store, lambda: self.api)
+
+    async def at(self, minutes: int) -> tuple[int, int, int]:
+        """Look so many minutes after June; how many are confirmed, open and late now."""
+        self._at.clock.set(JULY + minutes * MINUTE)
+        confirmed, left, late = await self.closer.look()
+        return confirmed, left, len(late)
+
+    async def unconfirmed(self) -> tuple[int, float]:
+        """What the metrics tell: how many, and since when the oldest period is over."""
+        found = (await read_deliveries(self._at.kit.store))["unconfirmed"]
+        return found.items, found.age_s
+
+
+@asynccontextmanager
+async def closing_of(at: Desk) -> AsyncGenerator[Closing]:
+    closing = Closing(at)
+    try:
+        yield closing
+    finally:
+        await closing.api.close()
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.ERROR and "not confirmed" in record.getMessage()
+    ]
+
+
+async def used_in_june(at: Desk, *customers: str, quantity: int = 7) -> None:
+    await at.link(*customers)
+    for customer in customers:
+        await at.kit.record(customer, "requests", quantity)
+
+
+async def test_a_close_that_stripe_confirms_is_silent(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme", "zeta")
+        await at.flush(everything=True)
+        assert await closing.closer.look() == (0, 0, [])
+        at.clock.set(JULY - MINUTE)
+        await at.kit.record("acme", "requests", 5)
+        at.clock.set(JULY + 2 * MINUTE)
+        await at.kit.record("acme", "requests", 1)
+        await at.flush(everything=True)
+        assert await closing.at(9) == (0, 0, 0)
+        assert await closing.at(11) == (2, 0, 0)
+        assert await closing.at(60) == (0, 0, 0)
+        assert await closing.unconfirmed() == (0, 0)
+        # July is closed in its turn.
+        at.clock.set(datetime(2031, 8, 1, 0, 11, tzinfo=UTC))
+        assert (await closing.closer.look()).confirmed == 1
+    assert errors(caplog) == []
+
+
+async def test_usage_of_the_last_minutes_alone_is_closed_too(store_url: str) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        at.clock.set(JULY - MINUTE)
+        await used_in_june(at, "acme")
+        at.clock.set(JULY + 4 * MINUTE)  # Nothing of it was sealed in June.
+        await at.flush(everything=True)
+        assert await closing.at(11) == (1, 0, 0)
+
+
+async def test_units_that_stripe_did_not_count_are_told_once_before_the_invoice_is_final(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "meterkit.delivery")
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme")
+        at.emulator.fail_next("lose")
+        await at.flush(everything=True)
+        assert await closing.at(11) == (0, 1, 0)
+        assert await closing.at(12) == (0, 0, 0)  # It is not asked again each minute.
+        assert await closing.at(30) == (0, 1, 0)
+        assert errors(caplog) == []
+        assert await closing.at(46) == (0, 0, 1)
+        (line,) = errors(caplog)
+        assert line.startswith(
+            "the close of 1 billing period is not confirmed 45 minutes after the period's end, and Stripe"
+            " makes"
+            " an invoice final after an hour: customer 'acme', until 2031-07-01 00:00 UTC: requests:"
+            " Stripe has counted 7 less than it accepted"
+        )
+        assert await closing.unconfirmed() == (1, 46 * 60)
+        assert await closing.at(107) == (0, 1, 0)
+        assert len(errors(caplog)) == 1
+        (finding,) = [found for found in (await examine(at.kit)).findings if found.check == "closes"]
+        assert "customer acme, until 2031-07-01 00:00 UTC" in finding.problem
+        assert "meterkit reconcile CUSTOMER --period" in finding.cure
+        # What Stripe lacked comes there by hand.
+        await sent_by_hand(at, 7)
+        assert await closing.at(170) == (1, 0, 0)
+        assert await closing.unconfirmed() == (0, 0)
+        assert "until 2031-07-01 00:00:00+00:00 is confirmed now" in caplog.text
+
+
+async def sent_by_hand(at: Desk, value: int) -> None:
+    fields: dict[str, Any] = {
+        "event_name": "api_requests",
+        "timestamp": int((JULY - timedelta(hours=1)).timestamp()),
+        "payload[stripe_customer_id]": "cus_acme",
+        "payload[value]": value,
+    }
+    async with httpx.AsyncClient() as client:
+        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+        done = await client.post(f"{at.url}/v1/billing/meter_events", data=fields, headers=headers)
+    assert done.status_code == 200, done.text
+
+
+async def test_usage_that_does_not_reach_stripe_in_time_is_told_with_how_much_waits(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        at.clock.set(JULY - 30 * MINUTE)
+        await used_in_june(at, *(f"c{number}" for number in range(7)))
+        at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
+        await at.flush(everything=True, timeout_s=0)
+        assert await closing.at(46) == (0, 0, 7)
+        (line,) = errors(caplog)
+        assert line.startswith("the closes of 7 billing periods are not confirmed")
+        assert "7 of requests are not delivered (7 wait, 0 parked)" in line
+        assert "and 2 more. `meterkit reconcile" in line
+        at.emulator.clear_faults()
+        await at.flush(everything=True)
+        assert await closing.at(107) == (7, 0, 0)
+        assert at.accepted("c0") == 7
+
+
+async def test_where_stripe_refuses_to_say_that_is_told_and_the_close_is_confirmed_later(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme", "zeta")
+        await at.flush(everything=True)
+        at.emulator.fail_next("error", status=401, times=None, path="/v1/billing/meters")
+        assert await closing.at(11) == (0, 2, 0)
+        assert errors(caplog) == []
+        assert await closing.at(47) == (0, 0, 2)
+        (line,) = errors(caplog)
+        assert "Stripe does not say what it has counted: " in line
+        at.emulator.clear_faults()
+        assert await closing.at(110) == (2, 0, 0)
+
+
+async def test_a_period_whose_end_has_moved_is_closed_when_it_is_over(store_url: str) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme")
+        await at.flush(everything=True)
+        (found,) = (await at.kit.reconcile("acme"))[:1]
+        assert found.period_end == JULY
+        key = at.kit.store.keys.shard(at.kit.store.keys.customer("acme").shard, "closes")
+        admin = await at.kit.store.admin()
+        # As if a subscription had ended the period on the 20th, and gave that up.
+        early = int(datetime(2031, 6, 20, tzinfo=UTC).timestamp() * 1000)
+        await admin.ask(admin.client.zadd(key, {f"{early}:acme": early + 600_000}))
+        at.clock.set(datetime(2031, 6, 20, 0, 11, tzinfo=UTC))
+        await closing.closer.look()
+        assert await admin.ask(admin.client.zscore(key, f"{early}:acme")) is None
+        assert await closing.at(11) == (1, 0, 0)
+
+
+async def test_one_process_looks_at_a_time_and_what_fails_ends_nothing(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at, closing_of(at) as one, closing_of(at) as other:
+        await used_in_june(at, "acme")
+        at.emulator.fail_next("lose")
+        await at.flush(everything=True)
+        at.clock.set(JULY + 50 * MINUTE)
+        admin = await at.kit.store.admin()
+        held = [at.kit.store.keys.shard(0, "closing")]
+        assert await admin.run(at.kit.store.scripts["lease"], held, "somebody", 60_000)
+        await one.closer.turn()
+        assert errors(caplog) == []
+        assert await admin.run(at.kit.store.scripts["lease"], held, "somebody", 0)
+        await one.closer.turn()
+        await other.closer.turn()
+        assert len(errors(caplog)) == 1
+        at.clock.set(NOW + timedelta(days=70))
+        await other.closer.turn()  # 36 days after its end it is let be.
+        assert await one.unconfirmed() == (0, 0)
