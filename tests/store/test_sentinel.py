@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,9 @@ async def test_i5_i6_what_was_sent_before_a_failover_is_not_sent_again() -> None
             dead.process.wait()
             await eventually(lambda: replaced(watched, dead.port))
             await at.kit.record("acme", "requests", 3)
+            # Another server: what waits is sent once Stripe has said that it has nothing of it.
+            assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+            at.clock.advance(timedelta(minutes=2))
             report = await at.flush(everything=True)
             counts = (await at.kit.usage("acme"))["meters"]["requests"]
             assert (report.left, at.accepted("acme")) == (0, counts["recorded"])

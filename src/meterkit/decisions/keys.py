@@ -57,7 +57,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
     r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # what is recorded and not in the database of the audit log yet
-    r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare)$",  # deliveries to Stripe
+    r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare|life)$",  # deliveries to Stripe
     r"^[\w.-]+:\{0\}:hooks:(entries|due|dead)$",  # Stripe customers to be looked at
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
+from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
@@ -72,6 +73,7 @@ class Flusher:
         self._store = store
         self._comparer = None if summaries is None else Comparer(store, summaries)
         self._compared_ms = 0
+        self._restarts = None if summaries is None else Restarts(store, summaries)
         self._sender = Sender(
             store, transport, calls_per_s=calls_per_s, calls_at_once=calls_at_once, timeout_s=timeout_s
         )
@@ -120,6 +122,8 @@ class Flusher:
         flush = _Pass(outbox=outbox, retries=everything)
         deadline, idle_s = monotonic() + timeout_s, _IDLE_FIRST_S
         await self._compare(flush.report, is_alone=is_alone)
+        if self._restarts is not None:
+            await self._restarts.begin()
         while True:
             before = flush.progress
             seal_ms = None if everything else self._store.now_ms()
@@ -177,7 +181,11 @@ class Flusher:
                 sealing = await outbox.seal(shard, due_ms=seal_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
                 self._tell(flush, sealing)
-                await self._send_due(flush, lease, max(sealing.now_ms, self._store.now_ms()))
+                is_known = self._restarts is None or await self._restarts.are_over(
+                    outbox, shard, flush.report
+                )
+                now_ms = max(sealing.now_ms, self._store.now_ms())
+                await self._send_due(flush, lease, now_ms, repeats=not is_known)
             finally:
                 # Also where taking it was cancelled: it may have been had. Another's lease stays as it is.
                 with suppress(StoreError):  # It runs out by itself.
@@ -210,7 +218,7 @@ class Flusher:
                     extra=REPORTED,
                 )
 
-    async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int) -> None:
+    async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int, *, repeats: bool) -> None:
         """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
         due_ms, sender = None if flush.retries else now_ms, self._sender
         while not sender.stopping.is_set():
@@ -218,22 +226,33 @@ class Flusher:
             if admitted == "none":
                 return
             if admitted == "all":
-                if not await self._send_page(flush, lease, due_ms, most=_INTENTS_PER_PAGE):
+                if not await self._send_page(flush, lease, due_ms, most=_INTENTS_PER_PAGE, repeats=repeats):
                     return
                 continue
             async with self._alone:
                 alone = sender.breaker.admits(self._store.now_ms()) == "one"
-                if alone and not await self._send_page(flush, lease, due_ms, most=1, alone=True):
+                if not alone:
+                    continue
+                if not await self._send_page(flush, lease, due_ms, most=1, alone=True, repeats=repeats):
                     return
 
     async def _send_page(
-        self, flush: _Pass, lease: Lease, due_ms: int | None, *, most: int, alone: bool = False
+        self,
+        flush: _Pass,
+        lease: Lease,
+        due_ms: int | None,
+        *,
+        most: int,
+        alone: bool = False,
+        repeats: bool = False,
     ) -> bool:
         """Send a page of intents; whether there were any."""
         outbox, closed = flush.outbox, self._sender.closed_meters()
         if self._sender.most > 1 and not alone:
             most = _CALLS_PER_PAGE * self._sender.most
-        due = await outbox.due(lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed)
+        due = await outbox.due(
+            lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed, repeats=repeats
+        )
         if not due:
             return False
         asked = stopwatch(self._store.clock)

@@ -64,6 +64,7 @@ class Sealing:
         nameless: usage that cannot be sealed.
         aside: customers whose usage cannot be read, and why.
         fine: customers whose usage could.
+        later: how often the usage of a customer and meter waits for a minute that is free.
     """
 
     made: int = 0
@@ -71,6 +72,7 @@ class Sealing:
     nameless: list[Nameless] = field(default_factory=list[Nameless])
     aside: dict[str, str] = field(default_factory=dict[str, str])
     fine: list[str] = field(default_factory=list[str])
+    later: int = 0
 
 
 class Sealer:
@@ -177,6 +179,7 @@ class Sealer:
         else:
             sealing.fine.append(customer)
             sealing.made += reply[2]
+            sealing.later += reply[3] - len(reply[4::2])
             sealing.now_ms = max(sealing.now_ms, reply[1])
             sealing.nameless += [
                 Nameless(customer=customer, meter_token=token.decode(), quantity=int(quantity))

@@ -1,0 +1,196 @@
+"""After the store has begun anew what Stripe has is compared with our books, before more is sent."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.delivery.report import REPORTED
+from meterkit.errors import StripeError
+from meterkit.store.server_lives import ServerLives
+from meterkit.store.steering import Kept, steer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterkit.delivery.report import FlushReport
+    from meterkit.delivery.summaries import Summaries
+    from meterkit.store.outbox import Outbox
+    from meterkit.store.server_lives import ServerLife
+    from meterkit.store.store import Store
+
+__all__ = ["Restarts"]
+
+_logger = logging.getLogger("meterkit.delivery")
+
+_CAUSE: Final = "reconcile"
+# Summaries are "eventually consistent" (https://docs.stripe.com/api/billing/meter-event-summary).
+_LAG_MS: Final = 120_000
+# What was tried before is sent first; that long it is waited for.
+_PATIENCE_MS: Final = 3_600_000
+_MINUTE_MS: Final = 60_000
+_AHEAD_MS: Final = 4 * _MINUTE_MS
+_PAGE: Final = 500
+_DELIVERED: Final = re.compile(rb"(\d+)\|(....)d")
+
+
+@dataclass(slots=True, kw_only=True)
+class _Line:
+    """What waits of one customer and meter, for one Stripe customer; none of it was tried, as far as we know.
+
+    Attributes:
+        unknown: how much Stripe has that the store does not know of.
+    """
+
+    waiting: list[Kept] = field(default_factory=list[Kept])
+    unknown: int = 0
+
+
+class Restarts:
+    """Says whether a shard may be delivered from, and sees to it that it may be.
+
+    A server that was restarted, restored from a backup or taken over by another may lack what it knew last:
+    usage that was delivered is pending once more, under no identifier that Stripe knows. So what waits then
+    is sent only where Stripe has not counted more than the store says was delivered. What was tried before is
+    sent all the same: Stripe counts its identifier once.
+
+    Args:
+        store: what is delivered from.
+        summaries: what Stripe says.
+    """
+
+    def __init__(self, store: Store, summaries: Summaries) -> None:
+        self._store = store
+        self._summaries = summaries
+        self._lives = ServerLives(store)
+        self._has_begun = False
+
+    async def begin(self) -> None:
+        """Have a new store know in which life it is. Raises StoreError where it does not answer."""
+        if not self._has_begun:
+            await self._lives.begin()
+            self._has_begun = True
+
+    async def are_over(self, outbox: Outbox, shard: int, report: FlushReport) -> bool:
+        """Whether all may be sent; else only what was tried before. For the holder of the shard's lease.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        life, now_ms = await self._lives.of(shard), self._store.now_ms()
+        if life.is_known:
+            return True
+        if not life.known:
+            await self._lives.confirm(shard, life)
+            return True
+        if life.noticed != life.now:
+            await self._lives.notice(shard, life)
+            _logger.warning(
+                "the store of shard %d was restarted, restored or taken over: what waits there is sent in two"
+                " minutes, once Stripe has said that it has nothing of it",
+                shard,
+            )
+            return False
+        if now_ms < life.noticed_ms + _LAG_MS:
+            return False
+        try:
+            return await self._compare(outbox, shard, life, report)
+        except StripeError as error:
+            _logger.warning("shard %d waits, as Stripe does not say what it has: %s", shard, error)
+            return False
+
+    async def _compare(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> bool:
+        sealing = await outbox.seal(shard, due_ms=None, most=-1)
+        report.sealed += sealing.made
+        waiting = await self._waiting(shard)
+        is_patient = self._store.now_ms() < life.noticed_ms + _PATIENCE_MS
+        if is_patient and (sealing.later or any(kept.first_ms for kept in waiting)):
+            return False
+        await self._summaries.refresh()
+        lines: dict[tuple[str, str, str, str], _Line] = {}
+        for kept in waiting:
+            fields = kept.fields
+            names = (fields["customer"], fields["meter"], fields["event"], fields["stripe"])
+            if not kept.first_ms:
+                lines.setdefault(names, _Line()).waiting.append(kept)
+        for names, line in lines.items():
+            line.unknown = await self._unknown(*names, line.waiting)
+            if line.unknown > 0:
+                await self._part(names, line, report)
+        await self._lives.confirm(shard, life)
+        return True
+
+    async def _waiting(self, shard: int) -> list[Kept]:
+        """What is queued, or was being sent."""
+        admin, keys = (await self._store.admin()).for_delivery(), self._store.keys
+        members: list[bytes] = await admin.ask(admin.client.zrange(keys.shard(shard, "outbox"), 0, -1))
+        found: list[Kept] = []
+        for start in range(0, len(members), _PAGE):
+            page = members[start : start + _PAGE]
+            texts: list[Any] = await admin.ask(admin.client.hmget(keys.shard(shard, "intents"), page))
+            found += (
+                Kept.read(member.decode(), shard, data)
+                for member, data in zip(page, texts, strict=True)
+                if data is not None
+            )
+        return found
+
+    async def _unknown(
+        self, customer: str, token: str, event_name: str, stripe_customer: str, waiting: Iterable[Kept]
+    ) -> int:
+        """What Stripe has counted since the first period of what waits, less what the store knows of."""
+        first_ms = min(int(kept.fields["period"]) for kept in waiting)
+        # A minute that something is stamped with lies wholly in its period.
+        start_s = -(-first_ms // _MINUTE_MS) * 60
+        end_s = (self._store.now_ms() + _AHEAD_MS) // _MINUTE_MS * 60
+        counted = await self._summaries.counted(event_name, stripe_customer, start_s, end_s)
+        admin = (await self._store.admin()).for_delivery()
+        totals: dict[bytes, bytes] = await admin.ask(
+            admin.client.hgetall(self._store.keys.customer(customer).totals)
+        )
+        known = sum(
+            int(value)
+            for name, value in totals.items()
+            if (match := _DELIVERED.fullmatch(name))
+            and int(match[1]) >= first_ms
+            and match[2].decode() == token
+        )
+        return 0 if counted is None else int(counted) - known
+
+    async def _part(self, names: tuple[str, str, str, str], line: _Line, report: FlushReport) -> None:
+        """Tell what Stripe has by the summary of its minute; the rest is parked while it may be there."""
+        customer, _, event_name, stripe_customer = names
+        left: list[Kept] = []
+        for kept in line.waiting:
+            counted = await self._summaries.counted(
+                event_name, stripe_customer, kept.minute_s, kept.minute_s + 60
+            )
+            if counted != kept.value:
+                left.append(kept)
+                continue
+            why = f"delivered: the store forgot it, Stripe's summary of its minute says {kept.value}"
+            if await steer(self._store, kept, "delivered", cause=_CAUSE, after=why):
+                line.unknown -= kept.value
+                report.delivered += 1
+        if line.unknown <= 0:
+            return
+        why = (
+            f"since the store came back, Stripe has {line.unknown} more of {event_name} than it says was"
+            " delivered: this may be among them"
+        )
+        parked = [
+            kept
+            for kept in left
+            if await steer(
+                self._store, kept, "parked", cause=_CAUSE, after=f"parked: {why}", more={"why": why}
+            )
+        ]
+        report.parked += len(parked)
+        _logger.error(
+            "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
+            " delivered; %d that wait are parked",
+            *(customer, line.unknown, event_name, sum(kept.value for kept in parked)),
+            extra=REPORTED,
+        )

@@ -1,0 +1,257 @@
+"""I6, I11: a store that comes back without the last of what it knew bills nothing twice, and tells of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from delivering import NOW, kit_for
+from faults import eventually
+from meterkit import StoreError
+from meterkit.testing import Clock, StripeEmulator
+from proxy import TcpProxy
+from servers import free_port, spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from meterkit import MeterKit
+    from meterkit.delivery.report import FlushReport
+    from servers import Server
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "always", "--aof-load-truncated", "yes")
+CUSTOMERS: Final = ("acme", "zeta")
+
+
+class House:
+    """A server whose directory can be put aside and back, Stripe, and a clock for both."""
+
+    def __init__(self, directory: Path, stripe: str, emulator: StripeEmulator, clock: Clock) -> None:
+        self.data, self.backup = directory / "data", directory / "backup"
+        self.stripe, self.emulator, self.clock = stripe, emulator, clock
+        self.port = free_port()
+        self.data.mkdir()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[tuple[MeterKit, Server]]:
+        """The store, until it is killed."""
+        with spawn_server(*KEEPS, port=self.port, directory=self.data) as server:
+            async with kit_for(server.url, self.stripe, clock=self.clock) as kit:
+                yield kit, server
+            server.signal(signal.SIGKILL)
+            server.process.wait()
+
+    def _file(self) -> Path:
+        return max(self.data.glob("appendonlydir/*.incr.aof"))
+
+    def written(self) -> int:
+        """How long the append-only file is."""
+        return self._file().stat().st_size
+
+    def cut(self, length: int) -> None:
+        """Have the append-only file end there."""
+        os.truncate(self._file(), length)
+
+    def back_up(self) -> None:
+        """Copy the files of a server that runs."""
+        shutil.copytree(self.data, self.backup)
+
+    def restore(self) -> None:
+        """Put the copy in the place of what the server has written since."""
+        shutil.rmtree(self.data)
+        self.backup.rename(self.data)
+
+    async def settle(self, kit: MeterKit) -> FlushReport:
+        """Deliver all that may be, however long that takes."""
+        for _ in range(5):
+            await kit.flush(everything=True, timeout_s=0)
+            self.clock.advance(timedelta(minutes=3))
+        return await kit.flush(everything=True, timeout_s=0)
+
+    def billed(self, customer: str, event_name: str = "api_requests") -> int:
+        return int(self.emulator.accepted(f"cus_{customer}", event_name))
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncGenerator[House]:
+    clock = Clock(NOW)
+    emulator = StripeEmulator(clock=clock, summary_lag_s=60)
+    for event in ("api_requests", "ai_tokens"):
+        emulator.add_meter(event)
+    for customer in CUSTOMERS:
+        emulator.add_customer(f"cus_{customer}")
+    async with emulator.serve() as url:
+        yield House(tmp_path, url, emulator, clock)
+
+
+async def linked(kit: MeterKit) -> None:
+    for customer in CUSTOMERS:
+        await kit.customers.link(customer, f"cus_{customer}")
+    await kit.flush()
+
+
+async def test_i6_what_was_pending_in_a_backup_and_delivered_since_is_not_billed_again(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house.open() as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        await kit.record("acme", "requests", 50)
+        assert (await kit.flush(everything=True)).delivered == 1
+        house.clock.advance(timedelta(hours=1))
+    house.restore()
+    async with house.open() as (kit, _):
+        await kit.record("zeta", "requests", 7)
+        report = await house.settle(kit)
+        assert (house.billed("acme"), house.billed("zeta")) == (150, 7)
+        # What was lost is told as a number, and what may be among it waits for a person.
+        (kept,) = report.undelivered
+        assert (kept.customer, kept.quantity, kept.state) == ("acme", 100, "parked")
+        assert "Stripe has 150 more of api_requests" in kept.why
+        assert "has lost what it knew of customer 'acme': Stripe has 150 more" in caplog.text
+        (entry,) = [entry for entry in await kit.customers.history("acme") if entry.kind == "intent"]
+        assert entry.cause == "reconcile"
+        # What comes from now on is billed as ever.
+        await kit.record("acme", "requests", 30)
+        await house.settle(kit)
+    assert house.billed("acme") == 180
+
+
+@pytest.mark.parametrize("hours", [1, 30])
+async def test_i6_what_was_sealed_in_a_backup_and_delivered_since_is_not_billed_again(
+    house: House, hours: int
+) -> None:
+    async with house.open() as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.emulator.fail_next("error", status=401)  # Refused for certain: it counts as never tried.
+        await kit.flush(everything=True, timeout_s=0)
+        house.back_up()
+        house.clock.advance(timedelta(minutes=5))
+        assert (await kit.flush(everything=True)).delivered == 1
+        house.clock.advance(timedelta(hours=hours))
+    house.restore()
+    async with house.open() as (kit, _):
+        # Its minute says what it is: nobody need look at it.
+        report = await house.settle(kit)
+        assert (report.left, report.undelivered) == (0, [])
+        assert (await kit.usage("acme"))["meters"]["requests"]["delivered"] == 100
+    assert house.billed("acme") == 100
+
+
+@pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.75, 1.0])
+async def test_i6_an_append_only_file_whose_end_is_cut_off_bills_nothing_twice(
+    house: House, part: float
+) -> None:
+    async with house.open() as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        before = house.written()
+        assert (await kit.flush(everything=True)).delivered == 1
+    house.cut(before + int((house.written() - before) * part))
+    house.clock.advance(timedelta(hours=25))
+    async with house.open() as (kit, _):
+        await kit.record("zeta", "requests", 7)
+        for _ in range(2):
+            await house.settle(kit)
+            house.clock.advance(timedelta(hours=27))
+    assert (house.billed("acme"), house.billed("zeta")) == (100, 7)
+
+
+async def test_i6_a_restart_that_loses_nothing_holds_up_what_waits_for_two_minutes(house: House) -> None:
+    async with house.open() as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        house.emulator.fail_next("drop", when="after")
+        await kit.flush(everything=True, timeout_s=0)
+        await kit.record("zeta", "requests", 7)
+    async with house.open() as (kit, _):
+        # Stripe counts an identifier once: what was tried before need not wait.
+        report = await kit.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.left) == (1, 1)
+        house.clock.advance(timedelta(seconds=119))
+        assert (await kit.flush(everything=True, timeout_s=0)).delivered == 0
+        house.clock.advance(timedelta(seconds=1))
+        report = await kit.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.left, report.undelivered) == (1, 0, [])
+        await kit.record("zeta", "requests", 8)
+        assert (await kit.flush(everything=True, timeout_s=0)).delivered == 1
+    assert (house.billed("acme"), house.billed("zeta")) == (100, 15)
+
+
+async def test_i6_while_stripe_does_not_say_what_it_has_nothing_new_is_sent(house: House) -> None:
+    async with house.open() as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+    async with house.open() as (kit, _):
+        house.emulator.fail_next("error", status=403, path="/v1/billing/meters", times=None)
+        report = await house.settle(kit)
+        assert (report.left, house.billed("acme")) == (1, 0)
+        house.emulator.clear_faults()
+        assert (await house.settle(kit)).left == 0
+    assert house.billed("acme") == 100
+
+
+async def test_i6_i11_a_replica_that_is_promoted_behind_a_partition_bills_nothing_twice(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
+        await eventually(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
+        async with (
+            TcpProxy(master.port) as address,
+            kit_for(address.url, house.stripe, clock=house.clock) as kit,
+        ):
+            await linked(kit)
+            await kit.record("acme", "requests", 100)
+            assert master.command("WAIT", 1, 5_000) == 1
+            # From here on they know nothing of each other; the app and the flusher are with the old one.
+            replica.command("REPLICAOF", "NO", "ONE")
+            await kit.record("acme", "requests", 20)
+            assert (await kit.flush(everything=True)).delivered == 1
+            vars(address)["_target_port"] = replica.port
+            await address.set("reset")
+            await address.set("pass")
+            await kit.record("zeta", "requests", 7)
+            with suppress(StoreError):  # By a connection that was reset.
+                await kit.flush()
+            report = await house.settle(kit)
+            await kit.record("acme", "requests", 5)  # The writer reappears.
+            await house.settle(kit)
+            lost = kit.store.lanes[asyncio.get_running_loop()].lost
+    assert (house.billed("acme"), house.billed("zeta")) == (125, 7)
+    assert [(kept.customer, kept.quantity) for kept in report.undelivered] == [("acme", 100)]
+    assert (lost, "1 settlements are lost" in caplog.text) == (1, True)
+
+
+async def test_i6_i11_a_store_that_is_emptied_bills_nothing_twice_and_tells_what_it_lost(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with house.open() as (kit, server):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        assert (await kit.flush(everything=True)).delivered == 1
+        await kit.record("acme", "requests", 20)
+        server.ask("FLUSHALL")
+        house.clock.advance(timedelta(minutes=5))
+        # The writer reappears; the store has no record of it any more.
+        await kit.record("acme", "requests", 30)
+        lost = kit.store.lanes[asyncio.get_running_loop()].lost
+        await linked(kit)
+        await kit.record("acme", "requests", 7)
+        report = await house.settle(kit)
+        assert report.left == 0
+    # 20 are lost; of the 100 nobody bills anything again.
+    assert house.billed("acme") == 137
+    assert (lost, "2 settlements are lost" in caplog.text) == (2, True)
