@@ -1,0 +1,41 @@
+"""I5, I6, I11 at length: everything is killed, cut and restarted at random, and the sums are exact.
+
+Some seconds of it; ``make soak`` has ten minutes, by ``METERKIT_SOAK_S=600``, and prints its figures.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from soaking import CUSTOMERS, Soak
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPAN_S: Final = float(os.environ.get("METERKIT_SOAK_S", "6"))
+# By customer and by shard; what a day or an event's id has goes by itself.
+PER_CUSTOMER: Final = {"c": 1, "s": 1, "t": 1, "h": 1, "l": 1, "f": 1}
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(SPAN_S + 300)]
+
+
+@pytest.mark.leaves_keys("it has a store of its own")
+async def test_i6_i11_whatever_is_killed_the_sums_are_exact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = await Soak(tmp_path, int(SPAN_S)).last(SPAN_S, every_s=0.6 if SPAN_S < 60 else 1.5)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{SPAN_S:.0f} s: {figures}\n" if SPAN_S >= 60 else "")
+    assert figures.left == []
+    assert figures.recorded == figures.billed
+    # Each event was told again until it was told as recorded: once, whoever died in between.
+    assert figures.recorded["events"] == figures.told
+    assert figures.told > 0
+    for kind, most in PER_CUSTOMER.items():
+        assert figures.keys.get(kind, 0) <= most * len(CUSTOMERS), kind
+    assert not figures.keys.keys() & {"intents", "outbox", "parked", "dead", "compare", "dirty"}
+    assert figures.grown_kib < 20_000
