@@ -347,8 +347,8 @@ class MeterKit:
         """Deliver to Stripe what is due, once.
 
         Args:
-            everything: seal what is still open, try at once what waits for a retry, and wait for what may not
-                be sent yet.
+            everything: send the spools of processes that are gone, seal what is still open, try at once what
+                waits for a retry, and wait for what may not be sent yet; as ``meterkit flush --all`` does.
             timeout_s: with ``everything``, how long to wait without progress.
 
         Raises:

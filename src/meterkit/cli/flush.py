@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,6 @@ import typer
 
 from meterkit.cli.options import seconds
 from meterkit.cli.session import Session, command, started
-from meterkit.store.spool import NO_SPOOLS
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -52,18 +50,17 @@ async def flush(
     logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
     # A missing key is said before the store is waited for.
     async with kit.flusher() as flusher, started(kit):
-        spools = await kit.store.send_spools() if everything else NO_SPOOLS
         report = await flusher.flush(everything=everything, timeout_s=timeout_s)
 
     def tell() -> None:
-        if spools.sent:
-            typer.echo(f"spools of processes that are gone: {spools.sent} settlements sent")
-        for refused in spools.refused:
+        if report.spools.sent:
+            typer.echo(f"spools of processes that are gone: {report.spools.sent} settlements sent")
+        for refused in report.spools.refused:
             typer.echo(f"spool left as it is: {refused}")
         _tell(report)
 
-    session.show(asdict(report) | {"spools": spools._asdict()}, tell)
-    raise typer.Exit(int(not report.is_complete or bool(spools.refused)))
+    session.show(report.as_json(), tell)
+    raise typer.Exit(int(not report.is_complete))
 
 
 def _tell(report: FlushReport) -> None:

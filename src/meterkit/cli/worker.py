@@ -93,7 +93,7 @@ async def worker(
 
 def _tell(report: FlushReport, *, json: bool) -> None:
     if json:
-        typer.echo(dumps(asdict(report)))
+        typer.echo(dumps(report.as_json()))
     elif not (report.sealed or report.delivered or report.retried or report.parked or report.dead):
         return
     elif logs_as_json():
@@ -105,5 +105,7 @@ def _tell(report: FlushReport, *, json: bool) -> None:
 def _figures(report: FlushReport) -> dict[str, int | str]:
     """What a line of the log can hold: of lists how much is in them, which may be all customers."""
     return {
-        name: value if isinstance(value, int | str) else len(value) for name, value in asdict(report).items()
+        name: value if isinstance(value, int | str) else len(value)
+        for name, value in asdict(report).items()
+        if name != "spools"  # A worker sends those of its own process alone.
     }

@@ -16,6 +16,7 @@ from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
+from meterkit.store.spool import NO_SPOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -103,12 +104,14 @@ class Flusher:
             _logger.error("%s", refusal)
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
-        """Do what is due; or everything, also what is still open, waiting for what may not be sent yet.
+        """Do what is due; or everything, spooled and still open, waiting for what may not be sent yet.
 
         Raises:
             StoreError: the store does not answer.
         """
+        spools = await self._store.send_spools() if everything else NO_SPOOLS
         report = await self._flush(everything=everything, timeout_s=timeout_s, is_alone=True)
+        report.spools = spools
         outbox = Outbox(self._store, await self._store.admin())
         report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
         report.unlinked = await outbox.unlinked()

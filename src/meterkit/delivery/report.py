@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.store.spool import NO_SPOOLS, SpoolsLeft
 
 if TYPE_CHECKING:
     from meterkit.store.intents import Undelivered
@@ -44,6 +46,8 @@ class FlushReport:
         unlinked: customers whose usage waits for a link to Stripe.
         undelivered: all intents that are parked or dead, of earlier flushes too.
         unsealed: usage that could not be sealed.
+        spools: what became of the spools of processes that are gone, by a flush of everything: how many
+            settlements were sent, and why files were left as they are.
     """
 
     sealed: int = 0
@@ -56,8 +60,13 @@ class FlushReport:
     unlinked: list[str] = field(default_factory=list[str])
     undelivered: list[Undelivered] = field(default_factory=list["Undelivered"])
     unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
+    spools: SpoolsLeft = NO_SPOOLS
 
     @property
     def is_complete(self) -> bool:
         """Whether Stripe has all that linked customers used."""
-        return not (self.left or self.undelivered or self.unsealed)
+        return not (self.left or self.undelivered or self.unsealed or self.spools.refused)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as the command line prints it."""
+        return asdict(self) | {"spools": self.spools._asdict()}

@@ -354,9 +354,11 @@ class Store:
         """Send what waits in spools, those of processes that are gone among them.
 
         Raises:
-            StoreError: the store is away.
+            StoreError: the store is away, and there are any.
         """
-        spool = (await self.lane()).spool
+        if self.spool_dir is None:
+            return NO_SPOOLS
+        spool = (await self.start()).spool  # Connected, if the store can be reached.
         return await spool.send_all() if isinstance(spool, Spool) else NO_SPOOLS
 
     def _new_spool(self, directory: Path, lane: Lane) -> Spool:

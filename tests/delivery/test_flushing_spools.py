@@ -1,0 +1,80 @@
+"""A flush of everything sends the spools of processes that are gone, from code as from the command line."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import desk, kit_for
+from meterkit.store.frames import frame
+from meterkit.store.settlement import Settlement
+from meterkit.store.spool_file import SpoolFile, name_and_header
+from meterkit.store.spooled import write
+from meterkit.store.used import Used
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from delivering import Desk
+    from meterkit import MeterKit
+
+pytestmark = pytest.mark.anyio
+
+
+def left_behind(kit: MeterKit, quantity: int, *, days: int = 0) -> Path:
+    """The spool of a process that is gone."""
+    store, directory = kit.store, kit.settings.spool_dir
+    now_ms = store.now_ms()
+    name, header = name_and_header(
+        store.keys, store=str(store.address), producer=f"gone{days}", now_ms=now_ms - days * 86_400_000
+    )
+    file = SpoolFile.create(directory, name, header)
+    settlement = Settlement(store.cache.get("acme"), used=Used(recorded={"requests": quantity}))
+    file.append(frame(write(settlement, 1, now_ms, None)))
+    file.close()
+    return file.path
+
+
+@asynccontextmanager
+async def desk_with_acme(store_url: str, directory: Path, **settings: Any) -> AsyncGenerator[Desk]:
+    async with desk(store_url, spool_dir=directory, **settings) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 5)
+        yield at
+
+
+@pytest.mark.each_store
+async def test_everything_is_all_that_was_used_also_what_is_spooled(store_url: str, tmp_path: Path) -> None:
+    async with desk_with_acme(store_url, tmp_path) as at:
+        file = left_behind(at.kit, 7)
+        report = await at.kit.flush()
+        assert (report.spools, file.exists()) == ((0, ()), True)
+        report = await at.kit.flush(everything=True)
+        assert (report.spools, report.is_complete, file.exists()) == ((1, ()), True, False)
+        assert at.accepted("acme") == 12
+
+
+async def test_a_kit_that_was_not_started_sends_them_too(store_url: str, tmp_path: Path) -> None:
+    async with desk_with_acme(store_url, tmp_path) as at:
+        other = kit_for(store_url, at.url, clock=at.clock, spool_dir=tmp_path)
+        file = left_behind(other, 7)
+        report = await other.flush(everything=True)
+        assert (report.spools, file.exists()) == ((1, ()), False)
+        assert at.accepted("acme") == 12
+        await other.stop()
+
+
+async def test_a_spool_that_is_left_as_it_is_leaves_a_flush_incomplete(
+    store_url: str, tmp_path: Path
+) -> None:
+    async with desk_with_acme(store_url, tmp_path) as at:
+        file = left_behind(at.kit, 7, days=8)
+        report = await at.kit.flush(everything=True)
+        assert report.spools.sent == 0
+        (refused,) = report.spools.refused
+        assert refused.startswith(f"{file}: it was begun 8 days ago")
+        assert (report.left, report.is_complete) == (0, False)
+        assert report.as_json()["spools"] == {"sent": 0, "refused": (refused,)}

@@ -1,0 +1,258 @@
+"""I9, I11 on each kind of store: whatever its servers do under load, no request fails and no unit is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from clusters import Cluster, Watched, spawn_cluster, spawn_watched
+from faults import Client, eventually, kit_at, metered, settled, stopped, used
+from meterkit.redis import producer
+from servers import Server, spawn_server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Generator
+    from pathlib import Path
+
+    from meterkit import MeterKit
+    from meterkit.redis.lane import Lane
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+
+CUSTOMERS: Final = tuple(f"customer-{number}" for number in range(8))
+TIMEOUT_S: Final = 0.25
+# What a request may take longer than the timeout where the machine is busy.
+SLACK_S: Final = 0.75
+AWAY_S: Final = 0.7
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hiccup is shorter here."""
+    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.1)
+
+
+@pytest.fixture
+def servers(request: pytest.FixtureRequest, store_url: str) -> list[Server]:
+    """Those that take the writes of the store that ``store_url`` names."""
+    kind = store_url.partition("://")[0]
+    if kind == "redis+cluster":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        return cluster.masters
+    if kind == "redis+sentinel":
+        watched: Watched = request.getfixturevalue("watched")
+        return [watched.master]
+    valkey: Server = request.getfixturevalue("valkey")
+    return [valkey]
+
+
+@contextmanager
+def hanging(servers: list[Server]) -> Generator[None]:
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(stopped(server))
+        yield
+
+
+@contextmanager
+def configured(servers: list[Server], option: str, value: int) -> Generator[None]:
+    for server in servers:
+        server.command("CONFIG", "SET", option, value)
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.command("CONFIG", "SET", option, 0)
+
+
+@contextmanager
+def full(servers: list[Server]) -> Generator[None]:
+    with configured(servers, "maxmemory", 1):
+        yield
+
+
+@contextmanager
+def without_replicas(servers: list[Server]) -> Generator[None]:
+    with configured(servers, "min-replicas-to-write", 3):
+        yield
+
+
+@contextmanager
+def forgetful(servers: list[Server]) -> Generator[None]:
+    for server in servers:
+        server.command("SCRIPT", "FLUSH")
+    yield
+
+
+@contextmanager
+def cutting(servers: list[Server]) -> Generator[None]:
+    for server in servers:
+        server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    yield
+
+
+class Served:
+    """What requests came to: how many of each customer were served, and how long the slowest took."""
+
+    def __init__(self) -> None:
+        self.of = dict.fromkeys(CUSTOMERS, 0)
+        self.statuses = set[int]()
+        self.slowest_s = 0.0
+
+
+@asynccontextmanager
+async def under_load(kit: MeterKit) -> AsyncGenerator[Served]:
+    """Have all customers use an app until the block ends, and all of it settled."""
+    app, over, served = metered(kit), asyncio.Event(), Served()
+
+    async def use(customer: str) -> None:
+        while not over.is_set():
+            began = time.perf_counter()
+            served.statuses.add(await Client(app).get(customer))
+            served.slowest_s = max(served.slowest_s, time.perf_counter() - began)
+            served.of[customer] += 1
+            await asyncio.sleep(0.005)
+
+    using = [asyncio.create_task(use(customer)) for customer in CUSTOMERS]
+    try:
+        yield served
+    finally:
+        over.set()
+        await asyncio.gather(*using)
+    await settled(kit)
+
+
+async def check(kit: MeterKit, served: Served, lost: int = 0) -> None:
+    """All were served in time, and each unit is recorded, once, but for those that are told to be lost."""
+    assert served.statuses == {200}
+    assert served.slowest_s < TIMEOUT_S + SLACK_S
+    found = {customer: (await used(kit, customer))[0] for customer in CUSTOMERS}
+    assert sum(served.of.values()) - sum(found.values()) == lost
+    if not lost:
+        assert found == served.of
+    assert min(served.of.values()) > 5
+
+
+def lane_of(kit: MeterKit) -> Lane:
+    return kit.store.lanes[asyncio.get_running_loop()]
+
+
+def spools(directory: Path) -> list[Path]:
+    return list(directory.glob("*.spool"))
+
+
+@pytest.mark.each_store
+@pytest.mark.parametrize("fault", [hanging, full, without_replicas], ids=lambda fault: fault.__name__)
+async def test_i9_i11_an_outage_under_load_costs_no_request_and_no_unit(
+    store_url: str, servers: list[Server], fault: Callable[[list[Server]], Any], tmp_path: Path
+) -> None:
+    async with kit_at(store_url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
+        async with under_load(kit) as served:
+            await asyncio.sleep(0.2)
+            with fault(servers):
+                await eventually(lambda: lane_of(kit).is_away)
+                await eventually(lambda: bool(spools(tmp_path)))
+                await asyncio.sleep(AWAY_S)
+                assert lane_of(kit).opened >= 1
+            await eventually(lambda: not lane_of(kit).is_away)
+            await asyncio.sleep(0.2)
+        await check(kit, served)
+        assert lane_of(kit).lost == 0
+        await eventually(lambda: not spools(tmp_path))
+
+
+@pytest.mark.each_store
+@pytest.mark.parametrize("fault", [forgetful, cutting], ids=lambda fault: fault.__name__)
+async def test_i9_what_is_over_at_once_costs_nothing_either(
+    store_url: str, servers: list[Server], fault: Callable[[list[Server]], Any], tmp_path: Path
+) -> None:
+    async with kit_at(store_url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
+        async with under_load(kit) as served:
+            for _ in range(3):
+                await asyncio.sleep(0.2)
+                with fault(servers):
+                    await asyncio.sleep(0.1)
+            await eventually(lambda: not lane_of(kit).is_away)
+        await check(kit, served)
+        assert lane_of(kit).lost == 0
+
+
+async def test_i9_one_node_of_a_cluster_that_hangs_spools_its_customers_alone(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
+        node = cluster.masters[1]
+        async with under_load(kit) as served:
+            await asyncio.sleep(0.2)
+            with stopped(node):
+                await eventually(lambda: bool(spools(tmp_path)))
+                await asyncio.sleep(AWAY_S)
+                own = {
+                    customer for customer in CUSTOMERS if cluster_place(kit, cluster, customer) is not node
+                }
+                others = {each: (await used_soon(kit, each)) for each in own}
+                assert own
+                assert all(found > 10 for found in others.values())
+            await eventually(lambda: not lane_of(kit).is_away)
+        await check(kit, served)
+        assert lane_of(kit).lost == 0
+
+
+def cluster_place(kit: MeterKit, cluster: Cluster, customer: str) -> Server:
+    """The node that has a customer; asked of one that answers."""
+    slot = int(cluster.masters[0].command("CLUSTER", "KEYSLOT", kit.store.keys.customer(customer).counters))
+    for first, last, (_, port, *_), *_ in cluster.masters[0].command("CLUSTER", "SLOTS"):
+        if first <= slot <= last:
+            return next(node for node in cluster.masters if node.port == port)
+    raise LookupError(customer)
+
+
+async def used_soon(kit: MeterKit, customer: str) -> int:
+    return (await used(kit, customer))[0]
+
+
+OPTIONS: Final = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+async def test_i9_i11_a_node_that_is_killed_and_comes_back_with_its_file_has_it_all(tmp_path: Path) -> None:
+    with spawn_cluster(*OPTIONS, "--cluster-require-full-coverage", "no") as cluster:
+        async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
+            async with under_load(kit) as served:
+                await asyncio.sleep(0.3)
+                node = cluster.masters[1]
+                bus = str(node.command("CONFIG", "GET", "cluster-port")["cluster-port"])
+                os.kill(node.pid, signal.SIGKILL)
+                node.process.wait()
+                await eventually(lambda: bool(spools(tmp_path)))
+                await asyncio.sleep(AWAY_S)
+                options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "30000", *OPTIONS)
+                more = ("--cluster-require-full-coverage", "no", "--cluster-port", bus)
+                back = spawn_server(*options, *more, directory=node.directory, port=node.port)
+                await eventually(lambda: not lane_of(kit).is_away)
+                await asyncio.sleep(0.3)
+            await check(kit, served)
+            assert lane_of(kit).lost == 0
+        back.stop()
+
+
+async def test_i9_a_failover_behind_sentinels_costs_no_request_and_what_is_lost_is_told(
+    tmp_path: Path,
+) -> None:
+    with spawn_watched(*OPTIONS, down_after_ms=300) as watched:
+        async with kit_at(watched.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path) as kit:
+            async with under_load(kit) as served:
+                await asyncio.sleep(0.3)
+                dead = watched.master
+                os.kill(dead.pid, signal.SIGKILL)
+                dead.process.wait()
+                await eventually(lambda: lane_of(kit).is_away)
+                await eventually(lambda: not lane_of(kit).is_away)
+                await asyncio.sleep(0.3)
+            assert watched.master is not dead
+            await check(kit, served, lost=lane_of(kit).lost)
