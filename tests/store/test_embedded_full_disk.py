@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from small_disk import run_on_a_small_disk
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOUNT: Final = 'mount -t tmpfs -o size=512k tmpfs "$0" && cd "$0" && exec "$@"'
-IN_A_NAMESPACE: Final = ("unshare", "--user", "--mount", "--map-root-user", "sh", "-c", MOUNT)
 BEGIN: Final = """
 import asyncio, time
 from pathlib import Path
@@ -31,20 +28,11 @@ default_plan: free
 meters: {requests: {unit: request}}
 plans: {free: {price: {amount_cents: 0, interval: month}}}
 ''')
-FILLED = Path("filled")
-
-def fill():
-    try:
-        with FILLED.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-    except OSError:
-        pass
-
-
 URL = f"embedded://{Path.cwd()}/store"
 """
-FULL_FROM_THE_BEGINNING: Final = """
+FULL_FROM_THE_BEGINNING: Final = (
+    BEGIN
+    + """
 fill()
 began = time.monotonic()
 for _ in range(2):  # With what the first try has left, too.
@@ -59,7 +47,10 @@ server.start()
 server.stop()
 print("served")
 """
-FILLS_UP: Final = """
+)
+FILLS_UP: Final = (
+    BEGIN
+    + """
 async def main():
     async with MeterKit(CATALOG, redis_url=URL, flush=False, store_timeout=5.0) as kit:
         fill()
@@ -82,6 +73,7 @@ async def main():
                 await asyncio.sleep(0.1)
 asyncio.run(main())
 """
+)
 
 
 @pytest.fixture
@@ -89,24 +81,6 @@ def folder() -> Iterator[Path]:
     """A folder with a short path: in the namespace nobody has another, which would shorten a socket's."""
     with tempfile.TemporaryDirectory(dir="/tmp") as path:
         yield Path(path)
-
-
-def run_on_a_small_disk(folder: Path, program: str) -> list[str]:
-    """What a program says whose working directory is a file system of half a megabyte."""
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*IN_A_NAMESPACE, str(folder), "true"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("this system lets its users make no file systems of their own")
-    done = subprocess.run(
-        [*IN_A_NAMESPACE, str(folder), sys.executable, "-c", BEGIN + program],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 def test_a_server_that_has_no_room_to_start_is_said_to_have_none(folder: Path) -> None:
