@@ -51,9 +51,9 @@ async def test_everything_is_all_that_was_used_also_what_is_spooled(store_url: s
     async with desk_with_acme(store_url, tmp_path) as at:
         file = left_behind(at.kit, 7)
         report = await at.kit.flush()
-        assert (report.spools, file.exists()) == ((0, ()), True)
+        assert (report.spooled, file.exists()) == (0, True)
         report = await at.kit.flush(everything=True)
-        assert (report.spools, report.is_complete, file.exists()) == ((1, ()), True, False)
+        assert (report.spooled, report.is_complete, file.exists()) == (1, True, False)
         assert at.accepted("acme") == 12
 
 
@@ -62,7 +62,7 @@ async def test_a_kit_that_was_not_started_sends_them_too(store_url: str, tmp_pat
         other = kit_for(store_url, at.url, clock=at.clock, spool_dir=tmp_path)
         file = left_behind(other, 7)
         report = await other.flush(everything=True)
-        assert (report.spools, file.exists()) == ((1, ()), False)
+        assert (report.spooled, file.exists()) == (1, False)
         assert at.accepted("acme") == 12
         await other.stop()
 
@@ -73,8 +73,8 @@ async def test_a_spool_that_is_left_as_it_is_leaves_a_flush_incomplete(
     async with desk_with_acme(store_url, tmp_path) as at:
         file = left_behind(at.kit, 7, days=8)
         report = await at.kit.flush(everything=True)
-        assert report.spools.sent == 0
-        (refused,) = report.spools.refused
+        assert report.spooled == 0
+        (refused,) = report.spools_left
         assert refused.startswith(f"{file}: it was begun 8 days ago")
         assert (report.left, report.is_complete) == (0, False)
-        assert report.as_json()["spools"] == {"sent": 0, "refused": (refused,)}
+        assert report.as_json()["spools"] == {"sent": 0, "refused": [refused]}

@@ -256,3 +256,22 @@ async def test_i9_a_failover_behind_sentinels_costs_no_request_and_what_is_lost_
                 await asyncio.sleep(0.3)
             assert watched.master is not dead
             await check(kit, served, lost=lane_of(kit).lost)
+
+
+async def test_i9_a_replica_that_takes_over_in_a_cluster_costs_no_request_and_what_is_lost_is_told(
+    tmp_path: Path,
+) -> None:
+    options = (*OPTIONS, "--cluster-require-full-coverage", "no")
+    with spawn_cluster(*options, replicas=True, node_timeout_ms=1_000) as cluster:
+        async with kit_at(cluster.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path, shards=16) as kit:
+            async with under_load(kit) as served:
+                await asyncio.sleep(0.3)
+                dead = cluster.masters[0]
+                os.kill(dead.pid, signal.SIGKILL)
+                dead.process.wait()
+                await eventually(lambda: lane_of(kit).is_away)
+                await eventually(lambda: bool(spools(tmp_path)))
+                await eventually(lambda: not lane_of(kit).is_away)
+                await asyncio.sleep(0.3)
+            await check(kit, served, lost=lane_of(kit).lost)
+            await eventually(lambda: not spools(tmp_path))

@@ -53,9 +53,9 @@ async def flush(
         report = await flusher.flush(everything=everything, timeout_s=timeout_s)
 
     def tell() -> None:
-        if report.spools.sent:
-            typer.echo(f"spools of processes that are gone: {report.spools.sent} settlements sent")
-        for refused in report.spools.refused:
+        if report.spooled:
+            typer.echo(f"spools of processes that are gone: {report.spooled} settlements sent")
+        for refused in report.spools_left:
             typer.echo(f"spool left as it is: {refused}")
         _tell(report)
 

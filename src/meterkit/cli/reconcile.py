@@ -14,11 +14,11 @@ from meterkit.cli.session import Session, command
 if TYPE_CHECKING:
     from meterkit import Reconciled
 
-__all__ = ["commands"]
+__all__ = ["RARE", "commands", "row_of"]
 
 commands = typer.Typer()
 
-_RARE: Final = frozenset({"waiting", "parked", "late", "dead", "advice"})
+RARE: Final = frozenset({"waiting", "parked", "late", "dead", "advice"})
 
 
 @command(commands)
@@ -40,10 +40,10 @@ async def reconcile(
     """
     async with session.kit() as kit:
         found = await kit.reconcile(customer, at=period, repair=repair)
-    rows = [_row(one) for one in found]
+    rows = [row_of(one) for one in found]
     session.show(
         [{**asdict(one), "agrees": one.agrees} for one in found],
-        lambda: print_records(rows, rare=_RARE, empty="nothing of this period goes to Stripe"),
+        lambda: print_records(rows, rare=RARE, empty="nothing of this period goes to Stripe"),
     )
     differing = [one for one in found if not one.agrees]
     if differing:
@@ -52,7 +52,8 @@ async def reconcile(
         raise typer.Exit(1)
 
 
-def _row(one: Reconciled) -> dict[str, object]:
+def row_of(one: Reconciled) -> dict[str, object]:
+    """A row of the table."""
     return {
         "customer": one.customer,
         "meter": one.meter,

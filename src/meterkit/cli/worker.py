@@ -107,5 +107,5 @@ def _figures(report: FlushReport) -> dict[str, int | str]:
     return {
         name: value if isinstance(value, int | str) else len(value)
         for name, value in asdict(report).items()
-        if name != "spools"  # A worker sends those of its own process alone.
+        if not name.startswith("spool")  # A worker sends those of its own process alone.
     }

@@ -111,7 +111,7 @@ class Flusher:
         """
         spools = await self._store.send_spools() if everything else NO_SPOOLS
         report = await self._flush(everything=everything, timeout_s=timeout_s, is_alone=True)
-        report.spools = spools
+        report.spooled, report.spools_left = spools.sent, list(spools.refused)
         outbox = Outbox(self._store, await self._store.admin())
         report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
         report.unlinked = await outbox.unlinked()

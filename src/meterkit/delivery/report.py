@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.store.spool import NO_SPOOLS, SpoolsLeft
-
 if TYPE_CHECKING:
     from meterkit.store.intents import Undelivered
 
@@ -46,8 +44,8 @@ class FlushReport:
         unlinked: customers whose usage waits for a link to Stripe.
         undelivered: all intents that are parked or dead, of earlier flushes too.
         unsealed: usage that could not be sealed.
-        spools: what became of the spools of processes that are gone, by a flush of everything: how many
-            settlements were sent, and why files were left as they are.
+        spooled: settlements sent, by a flush of everything, from spools of processes that are gone.
+        spools_left: such spools that were left as they are, and why.
     """
 
     sealed: int = 0
@@ -60,13 +58,16 @@ class FlushReport:
     unlinked: list[str] = field(default_factory=list[str])
     undelivered: list[Undelivered] = field(default_factory=list["Undelivered"])
     unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
-    spools: SpoolsLeft = NO_SPOOLS
+    spooled: int = 0
+    spools_left: list[str] = field(default_factory=list[str])
 
     @property
     def is_complete(self) -> bool:
         """Whether Stripe has all that linked customers used."""
-        return not (self.left or self.undelivered or self.unsealed or self.spools.refused)
+        return not (self.left or self.undelivered or self.unsealed or self.spools_left)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as the command line prints it."""
-        return asdict(self) | {"spools": self.spools._asdict()}
+        found = asdict(self)
+        found["spools"] = {"sent": found.pop("spooled"), "refused": found.pop("spools_left")}
+        return found

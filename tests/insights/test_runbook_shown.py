@@ -1,0 +1,107 @@
+"""What the runbook shows of commands is what they say, word for word."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from meterkit.cli.doctor import findings, spools, stripe_findings
+from meterkit.cli.doctor.closes import unconfirmed
+from meterkit.cli.doctor.hooks import Failing, given_up, overdue
+from meterkit.cli.doctor.serving import full, late, refusing, unkept
+from meterkit.cli.output import print_records
+from meterkit.cli.reconcile import RARE, row_of
+from meterkit.delivery.reconciling import Reconciled
+from meterkit.errors import StripeError
+from meterkit.store.closes import Close
+from meterkit.store.intents import Undelivered
+from meterkit.store.spools import SpoolSeen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.cli.doctor.findings import Finding
+    from meterkit.store.spools import SpoolState
+
+PAGE: Final = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text("utf-8")
+NOW: Final = datetime(2026, 11, 1, 0, 50, tzinfo=UTC)
+NOW_MS: Final = int(NOW.timestamp() * 1000)
+JUNE_END: Final = datetime(2026, 11, 1, tzinfo=UTC)
+SPOOLS: Final = Path("/var/lib/meterkit")
+HOUR_MS: Final = 3_600_000
+STORE: Final = "the store at redis://10.0.0.5:6379/0"
+
+
+def seen(name: str, size: int, hours: int, why: str = "") -> SpoolSeen:
+    state: SpoolState = "refused" if why else "left"
+    return SpoolSeen(path=SPOOLS / name, state=state, size=size, begun_ms=NOW_MS - hours * HOUR_MS, why=why)
+
+
+def refused_key() -> list[Finding]:
+    error = StripeError("Stripe refused: Invalid API Key provided: sk_live_…", status=401)
+    found = stripe_findings.refused_by_stripe(error)
+    assert not isinstance(found, str)
+    return [found]
+
+
+TOO_OLD: Final = (
+    "it was begun 9 days ago, and the store has forgotten what it has applied of it: sent again, it might be"
+    " billed twice. Look whether its usage is recorded, record what is not by hand, and remove the file"
+)
+SHOWN: Final[Sequence[Finding]] = [
+    refusing(f"{STORE} failed: command not allowed when used memory > 'maxmemory'."),
+    *full({"maxmemory": "2147483648", "used_memory": "2147001344"}),
+    *late(0.21, 0.25),
+    *findings.persistence("none", {}, appendfsync=None, is_accepted=False),
+    unkept(f"{STORE} did not make a lease durable within 5 s; nothing is sent before it does"),
+    *spools.unsent([seen("3f0c-8a1f.spool", 4_813_004, 3)], NOW_MS),
+    *spools.unsent([seen("3f0c-11d2.spool", 90_210, 216, TOO_OLD)], NOW_MS),
+    *findings.overdue(1_204, 47 * 60_000),
+    *refused_key(),
+    *findings.undelivered(
+        [
+            Undelivered(
+                customer="ada", meter="tokens", quantity=1_500, state="dead", why="No such customer: 'cus_9'"
+            )
+        ]
+    ),
+    *findings.unlinked(["ada", "bob"]),
+    *unconfirmed([Close(shard=0, customer="ada", end_ms=int(JUNE_END.timestamp() * 1000))]),
+    *overdue(12, 9 * 60_000),
+    *given_up([Failing("cus_9", "it is linked to another customer", NOW_MS)]),
+]
+
+
+@pytest.mark.parametrize("finding", SHOWN, ids=lambda finding: finding.check)
+def test_what_doctor_is_shown_to_say_it_says(finding: Finding) -> None:
+    assert f"```text\n{finding.check}: {finding.problem}\n  cure: {finding.cure}\n```" in PAGE
+
+
+def test_what_reconcile_is_shown_to_say_it_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    report = Reconciled(
+        customer="ada",
+        stripe_customer="cus_9",
+        meter="tokens",
+        event_name="ai_tokens",
+        period_start=JUNE_END - timedelta(days=31),
+        period_end=JUNE_END,
+        is_closed=True,
+        recorded=130_000,
+        waiting=500,
+        parked=0,
+        delivered=29_500,
+        confirmed=29_500,
+        difference=0,
+        late=0,
+        dead=0,
+        advice="",
+    )
+    print_records([row_of(report)], rare=RARE)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert "\n".join(["```text", *lines, "```"]) in PAGE
