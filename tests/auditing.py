@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, select, update
 
 from delivering import Desk, desk
 from meterkit.insights.audit.database import TABLE, Database
@@ -63,6 +63,17 @@ class Audited:
         """What stands in the database once all is drained."""
         assert await self.drainer.drain() == 0
         return await asyncio.to_thread(rows_in, self.url)
+
+    async def move(self, period_start_ms: int) -> None:
+        """Have all rows in another period."""
+        await asyncio.to_thread(_move, self.url, period_start_ms)
+
+
+def _move(url: str, period_start_ms: int) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(update(TABLE).values(period_start_ms=period_start_ms))
+    engine.dispose()
 
 
 def sqlite_in(directory: Path) -> str:

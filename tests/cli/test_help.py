@@ -26,6 +26,7 @@ COMMANDS: Final = {
         "grants",
         "plans",
         "reconcile",
+        "audit",
         "stripe",
         "webhooks",
     ),
@@ -43,6 +44,7 @@ COMMANDS: Final = {
     "outbox": ("list", "show", "redrive", "park", "drop"),
     "grants": ("add", "list", "void", "ledger"),
     "plans": ("migrate",),
+    "audit": ("rebuild",),
     "stripe": ("sync", "emulator"),
     "webhooks": ("list", "redrive"),
 }

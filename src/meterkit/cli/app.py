@@ -9,6 +9,7 @@ import typer
 
 import meterkit
 from meterkit.cli import (
+    audit,
     correct,
     customers,
     demo,
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
-    reconcile,
+    *(reconcile, audit),
     *(stripe, webhooks),
 )
 for part in _PARTS:

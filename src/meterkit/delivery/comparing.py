@@ -128,16 +128,19 @@ class Comparer:
 
     async def _judged(self, kept: Kept) -> Judged:
         fields, start_s = kept.fields, kept.minute_s
+        span_s = (start_s, start_s + _MINUTE_S)
+        if "since" in fields:  # It stands for usage of all minutes before its own, but for what was known of.
+            span_s = (int(fields["since"]), start_s)
         try:
-            counted = await self._summaries.counted(
-                fields["event"], fields["stripe"], start_s, start_s + _MINUTE_S
-            )
+            counted = await self._summaries.counted(fields["event"], fields["stripe"], *span_s)
         except StripeUnavailableError:
             raise
         except StripeError as error:
             if error.status in _OF_THE_KEY:
                 raise
             return Judged(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
+        if counted is not None:
+            counted -= int(fields.get("base", "0"))
         now = Look(counted=counted, at_ms=self._store.now_ms())
         before = None
         if "looked" in fields:

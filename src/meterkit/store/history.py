@@ -25,7 +25,8 @@ class HistoryEntry:
         kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``subscription``: another one;
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
-            comparison with Stripe's summaries; ``correction``: units that were to be taken back.
+            comparison with Stripe's summaries; ``correction``: units that were to be taken back;
+            ``rebuilt``: units that were lost and are recorded again, from the audit log.
         at: from when on it holds (UTC).
         before, after: in words; None: there was, or is, none.
         cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,

@@ -18,7 +18,6 @@ try:
         Table,
         Text,
         create_engine,
-        distinct,
         func,
         select,
     )
@@ -114,7 +113,7 @@ class Database:
             MeterkitError: the database does not answer.
         """
         with self._begun() as connection:
-            found = connection.execute(select(distinct(TABLE.c.customer)))
+            found = connection.execute(select(TABLE.c.customer).distinct())
             return sorted(str(name) for (name,) in found)
 
     def sums(self, customer: str) -> tuple[Sums, Mapping[int, int]]:
@@ -132,7 +131,8 @@ class Database:
             asked = select(table.period_start_ms, table.meter, func.max(table.recorded_at_ms), *units).where(
                 own, table.kind.in_(_COUNTED), table.recorded_at_ms > (deleted_ms or 0)
             )
-            found: list[Any] = list(connection.execute(asked.group_by(table.period_start_ms, table.meter)))
+            grouped: Any = asked.group_by(table.period_start_ms, table.meter)
+            found: Any = connection.execute(grouped).all()
         sums: Sums = {}
         last_ms: dict[int, int] = {}
         for row in found:

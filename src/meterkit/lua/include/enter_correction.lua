@@ -3,12 +3,12 @@
 --   correction: id, by, reason; period: as text
 local function enter_correction(stream, customer, now, period, correction, before, after)
   local taken = {}
-  for token, was in pairs(stream and before or {}) do
+  for token, was in pairs(stream and before or taken) do
     local is = after[token]
     taken[token] = string.format('%.0f %.0f %.0f %.0f %.0f %.0f', was.included - is.included, was.granted - is.granted,
       was.credited - is.credited, was.overage - is.overage, was.pending - is.pending, was.late - is.late)
   end
-  if stream then
+  if next(taken) then
     local what = {customer = customer, at = string.format('%.0f', now), period = period, id = correction.id,
       by = correction.by, reason = correction.reason, meters = taken}
     redis.call('XADD', stream, '*', 'k', 'corrected', 'd', cjson.encode(what))

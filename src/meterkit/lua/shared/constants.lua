@@ -24,6 +24,7 @@ local REMEMBERED_MOST = 10000 -- Idempotency keys of a customer.
 local MINUTE_MS = 60000
 local HOLD_SLOT_MS = 300000
 local QUARTER_HOUR_MS = 900000
+local HOUR_MS = 3600000
 local DAY_MS = 86400000
 local SEVEN_DAYS_MS = 604800000
 local EIGHT_DAYS_MS = 691200000

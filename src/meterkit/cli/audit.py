@@ -1,0 +1,90 @@
+"""``meterkit audit``: counters are rebuilt from the audit log."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from meterkit.cli.options import PeriodOption
+from meterkit.cli.outbox import operator
+from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.session import Session, command, started
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import SettingsError
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.stripe.api import StripeApi
+
+if TYPE_CHECKING:
+    from meterkit.insights.audit.rebuilding import Rebuilt
+
+__all__ = ["commands"]
+
+commands = typer.Typer(name="audit", help="Work with the audit log of recorded usage.", no_args_is_help=True)
+
+_RARE: Final = frozenset({"delivered", "parked", "advice"})
+
+
+@commands.callback()
+def _group() -> None:
+    """Work with the audit log of recorded usage."""
+
+
+@command(commands)
+async def rebuild(
+    session: Session,
+    *,
+    customer: Annotated[
+        str | None,
+        typer.Option("--customer", metavar="CUSTOMER", help="Your own id of one customer. Default: all."),
+    ] = None,
+    period: PeriodOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+) -> None:
+    """Raise counters that the store has lost to what the audit log has.
+
+    Nothing is lowered, and nothing that goes to Stripe is sent by it: what Stripe may have is parked until
+    that is compared. A period that is over is only compared, where it is asked for. What waits for the
+    database is drained first. Exits 1 where something is left to be done, with --dry-run where something
+    differs.
+    """
+    kit = session.make_kit()
+    if kit.settings.audit_url is None:
+        raise SettingsError("audit_url", "no audit log is kept: METERKIT_AUDIT_URL names its database")
+    drainer = drainer_of(kit.store, kit.settings)
+    async with AsyncExitStack() as stack:
+        summaries = None
+        if kit.settings.stripe_api_key is not None:
+            summaries = StripeSummaries(StripeApi(kit.settings))
+            stack.push_async_callback(summaries.close)
+        await stack.enter_async_context(started(kit))
+        rebuilder = Rebuilder(kit.store, drainer, summaries)
+        found = await rebuilder.rebuild(customer, at=period, dry_run=dry_run, by=operator())
+    rows = [_row(one) for one in found]
+    session.show(
+        [asdict(one) for one in found],
+        lambda: print_records(rows, rare=_RARE, empty="the counters have all that the audit log has"),
+    )
+    if dry_run and found:
+        print_note("nothing was changed: --dry-run")
+    if any(dry_run or not one.is_done for one in found):
+        raise typer.Exit(1)
+
+
+def _row(one: Rebuilt) -> dict[str, object]:
+    return {
+        "customer": one.customer,
+        "meter": one.meter,
+        "period": date_and_time(one.period_start),
+        "recorded": one.recorded,
+        "audited": one.audited,
+        "raised": one.raised,
+        "delivered": one.delivered,
+        "parked": one.parked,
+        "advice": one.advice,
+    }

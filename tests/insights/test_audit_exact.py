@@ -1,0 +1,194 @@
+"""The log has each event once, whoever dies; its sums are the counters, whatever a customer's life was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from sqlalchemy.dialects import postgresql, sqlite
+
+from auditing import audited, sqlite_in, sums_of
+from delivering import PLANS
+from meterkit.catalog import loads
+from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.insights.audit.database import insert_once
+
+if TYPE_CHECKING:
+    from auditing import Audited
+
+pytestmark = pytest.mark.anyio
+
+TESTS: Final = Path(__file__).parents[1]
+CUSTOMERS: Final = ("acme", "umbrella", "x" * 256)
+LIFE: Final = loads(
+    PLANS.replace("routes:", "credits:\n  ai: {costs: {tokens: 2}}\nroutes:").replace(
+        "rows:     {unit: row}", "large: {unit: token, from: tokens, where: {model: '*-large'}}"
+    )
+)
+
+
+async def test_a_drainer_that_is_killed_before_it_acknowledges_enters_nothing_twice(
+    store_url: str, audit_url: str
+) -> None:
+    async with audited(store_url, audit_url) as at:
+        await at.desk.link("acme")
+        for quantity in range(1, 41):
+            await at.kit.record("acme", "tokens", quantity)
+        told = json.dumps({"store": store_url, "database": audit_url, "shards": 4})
+        for _ in range(2):
+            done = subprocess.run(  # noqa: ASYNC221 - nothing else is to go on meanwhile
+                [sys.executable, str(TESTS / "audit_process.py"), told],
+                env={"PYTHONPATH": f"{TESTS}", "PATH": ""},
+                check=False,
+                timeout=100,
+                capture_output=True,
+            )
+            assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        admin: Any = await at.kit.store.admin()
+        keys = at.kit.store.keys
+        assert await admin.client.xlen(keys.audit(keys.customer("acme").shard)) == 40
+        rows = await at.rows()
+        assert Counter(row["quantity"] for row in rows) == Counter(range(1, 41))
+        (sums,) = sums_of(rows).values()
+        assert sums["quantity"] == (await at.kit.usage("acme"))["meters"]["tokens"]["recorded"] == 820
+
+
+async def test_entries_that_are_too_many_are_added_up_to_the_unit(any_store_url: str, audit_url: str) -> None:
+    async with audited(any_store_url, audit_url) as at:
+        await at.desk.link("acme")
+        for nth in range(300):
+            await at.kit.record("acme", "tokens" if nth % 3 else "rows", nth + 1)
+        await at.drainer.fold(10)
+        rows = await at.rows()
+        assert Counter(row["kind"] for row in rows)["recorded"] == 10
+        sums = sums_of(rows)
+        usage: dict[str, Any] = dict((await at.kit.usage("acme"))["meters"])
+        for (_, meter, _), units in sums.items():
+            assert (units["quantity"], units["overage"]) == (
+                usage[meter]["recorded"],
+                usage[meter]["overage"],
+            )
+            assert units["reported"] == usage[meter]["pending"]
+        assert len(sums) == 2
+
+
+async def test_that_they_are_added_up_is_logged(
+    store_url: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        for _ in range(3):
+            await at.kit.record("acme", "rows", 1)
+        with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
+            await at.drainer.fold(2)
+    assert "3 entries of the audit log wait in shard" in caplog.text
+
+
+class Life:
+    """What may happen to customers, in an order that a number fixes."""
+
+    def __init__(self, at: Audited, seed: int) -> None:
+        self.at = at
+        self.random = Random(seed)  # noqa: S311 - the same life each time
+        self.nth = 0
+
+    async def step(self) -> None:
+        self.nth += 1
+        name = self.random.choice(CUSTOMERS)
+        steps = (self.record, self.consume, self.reserve, self.correct, self.settle_outbox, self.wait)
+        weights = (8, 4, 4, 2, 2, 1)
+        (step,) = self.random.choices(steps, weights)
+        await step(name)
+
+    async def record(self, name: str) -> None:
+        kit, now = self.at.kit, self.at.desk.clock.now()
+        late = now - timedelta(days=self.random.choice((0, 0, 3)))
+        event_id = f"e{self.random.randrange(30)}" if self.random.random() < 0.3 else None
+        quantity = self.random.randrange(60)
+        await kit.record(name, "tokens", quantity, event_id=event_id, occurred_at=late)
+
+    async def consume(self, name: str) -> None:
+        await self.at.kit.consume(name, "requests", self.random.randrange(1, 400))
+
+    async def reserve(self, name: str) -> None:
+        async with self.at.kit.reserve(name, {"tokens": 50}) as held:
+            if self.random.random() < 0.7:
+                model = self.random.choice(("m-large", "m-small"))
+                await held.capture({"tokens": self.random.randrange(90)}, model=model)
+
+    async def correct(self, name: str) -> None:
+        meter = self.random.choice(("tokens", "requests"))
+        asked = {meter: self.random.randrange(1, 80)}
+        await self.at.kit.correct(name, asked, reason="r", correction_id=f"c{self.nth}", by="ada")
+
+    async def settle_outbox(self, name: str) -> None:
+        at = self.at
+        await at.kit.grants.add(name, {"tokens": 20}, grant_id=f"g{self.nth}")
+        if self.random.random() < 0.4:
+            at.desk.emulator.fail_next("error", status=400, code="invalid_value")
+        await at.desk.flush(everything=True, timeout_s=0.0)
+        for intent in await at.kit.outbox.list(state="dead"):
+            await at.kit.outbox.drop(intent.identifier, reason="r", by="ada")
+
+    async def wait(self, _: str) -> None:
+        self.at.desk.clock.advance(timedelta(days=self.random.choice((1, 1, 9))))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_sums_are_the_counters_after_any_life(any_store_url: str, audit_url: str, seed: int) -> None:
+    async with audited(any_store_url, audit_url, catalog=LIFE) as at:
+        await at.desk.link("acme", "umbrella")
+        life = Life(at, seed)
+        for _ in range(120):
+            await life.step()
+            if life.nth % 40 == 0:
+                await at.drainer.fold(5)
+                await at.drainer.drain()
+        rows = await at.rows()
+        sums = sums_of(rows)
+        kinds = {row["kind"] for row in rows}
+        assert {"recorded", "corrected", "summed"} <= kinds
+        seen = 0
+        for (customer, meter, period_ms), units in sums.items():
+            now = await at.kit.usage(customer)
+            is_open = to_ms(now["period"]["start"]) == period_ms
+            when = None if is_open else to_ms(from_ms(period_ms) + timedelta(hours=1))
+            (usage,) = await at.kit.store.usage_of_many([customer], at_ms=when)
+            counts: dict[str, Any] = dict(usage["meters"][meter])
+            assert units["quantity"] == counts["recorded"], (customer, meter, period_ms)
+            assert units["overage"] == counts["overage"]
+            places = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
+            assert units["reported"] == sum(counts[place] for place in places)
+            seen += 1
+        assert seen > 5
+
+
+async def test_a_customer_who_is_deleted_is_entered(any_store_url: str, audit_url: str) -> None:
+    async with audited(any_store_url, audit_url) as at:
+        await at.kit.record("gone", "pages", 1)
+        at.desk.clock.advance(timedelta(seconds=1))
+        await at.kit.customers.delete("gone")
+        assert [row["kind"] for row in await at.rows()] == ["recorded", "deleted"]
+
+
+@pytest.mark.each_store
+async def test_each_kind_of_store_is_drained(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        for nth in range(20):
+            await at.kit.record(f"c{nth}", "rows", nth + 1)
+        await at.drainer.fold(1)
+        assert sum(row["quantity"] for row in await at.rows()) == 210
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgresql"])
+def test_a_row_that_is_there_stays_as_it_is(name: str) -> None:
+    dialect: Any = {"sqlite": sqlite, "postgresql": postgresql}[name].dialect()
+    assert "ON CONFLICT (event, meter) DO NOTHING" in str(insert_once(name).compile(dialect=dialect))
