@@ -314,8 +314,8 @@ class MeterKit:
     ) -> Sequence[Corrected]:
         """Take back units that were recorded in this billing period, once an id; a result a meter.
 
-        Overage goes before credits, grants and included. What Stripe was sent stays recorded: there is a
-        grant for it from the next period on, or it is said what to credit by hand.
+        Overage goes before credits, grants and included. What Stripe has, a meter event takes back. Where
+        that cannot be, there is a grant from the next period on, or it is said what to credit by hand.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.

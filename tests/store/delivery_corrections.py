@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions.keys import meter_token
-from store.delivery_model import TOTALS_MS, stand
+from store.delivery_model import AHEAD_MS, METERS, TOTALS_MS, VALUE_MAX, Intent, free_minute, stand
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from store.delivery_model import Shard
-    from store.script_model import Times, View
+    from store.script_model import Customer, Times, View
 
 ONCE = "r:1"
 CLASSES = ("overage", "credited", "granted", "included")
@@ -20,13 +20,26 @@ CLASSES = ("overage", "credited", "granted", "included")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
-    """What is to be taken back: meter to quantity; whether included units are reported too."""
+    """What is to be taken back: meter to quantity; of which meters included units are reported too.
+
+    Attributes:
+        tokens: meter to what stands for it and for the meters derived from it.
+        included_too: those of them that are sent included units too.
+        stripe: whom all that was delivered went to; empty: nobody.
+        events: token to event name.
+        taken: minutes that no intent may have (ms).
+    """
 
     quantities: Mapping[str, int]
-    included_too: bool
+    tokens: Mapping[str, Sequence[str]]
+    included_too: Sequence[str]
     text: str
     digest: str
     entries: tuple[str, str]
+    stripe: str
+    nonce: str
+    events: Mapping[str, str]
+    taken: Sequence[int]
 
 
 def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -> tuple[list[Any], Any]:
@@ -43,38 +56,9 @@ def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -
         shard.keep(f"t:{name}", TOTALS_MS)
     done: dict[str, str] = {}
     start = customer.period[0] if customer.period else view.period_at(now)[0]
+    work = _Work(shard, name, asked, start, now)
     for meter, quantity in asked.quantities.items():
-        left, taken, sent, owed = quantity, dict[str, int](), 0, 0
-        known = f"{start}|{meter_token(meter)}"
-        sealed = sum(customer.closed.get(known + letter, 0) for letter in "qlkdxz")
-        going = sum(customer.closed.get(known + letter, 0) for letter in "qlkd")
-        repaid = customer.closed.get(f"{known}r", 0)
-        behind = customer.included[meter] if asked.included_too else 0
-        for kind in CLASSES:
-            counts = getattr(customer, kind)
-            most = counts[meter] - (repaid if kind == "overage" else 0)
-            part = min(left, max(0, most))
-            left -= part
-            missing = 0
-            if kind == "overage" or (kind == "included" and asked.included_too):
-                off = min(part, customer.pending[meter])
-                first = behind if kind == "overage" else 0
-                unsent = max(0, counts[meter] + first - customer.pending[meter] - sealed)
-                customer.pending[meter] -= off
-                missing = part - off - min(part - off, unsent, counts[meter])
-            if kind == "overage":
-                owed = max(0, min(missing, going - behind - repaid))
-            taken[kind], sent = part - missing, sent + missing
-            counts[meter] -= part - missing
-        if owed:
-            customer.closed[f"{known}r"] = repaid + owed
-            shard.keep(f"t:{name}", TOTALS_MS)
-        done[meter] = " ".join(map(str, (*taken.values(), sent, owed, left, 0, 0)))
-        words = f"{sum(taken.values())} taken back, {sent} sent to Stripe before, {left} never recorded: "
-        reason, by = asked.entries
-        shard.histories[name].append(
-            ["correction", str(now), f"{quantity} of {meter} to be taken back", words + reason, by]
-        )
+        done[meter] = work.take(meter, quantity)
     waits = any(customer.pending.values()) or any(
         count for field, count in customer.closed.items() if field[-1] == "p"
     )
@@ -85,3 +69,94 @@ def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -
     shard.keep(f"k:{name}", TOTALS_MS)
     ends = view.period_at(now)[1]
     return [0, now], {"asked": asked.text, "done": done, "ends": str(ends)}
+
+
+class _Work:
+    """One correction."""
+
+    def __init__(self, shard: Shard, name: str, asked: Restore, start: int, now: int) -> None:
+        self.shard, self.name, self.asked, self.start, self.now = shard, name, asked, start, now
+        self.customer: Customer = shard.customers[name]
+        self.made = 0
+
+    def count(self, token: str, letter: str) -> int:
+        return self.customer.closed.get(f"{self.start}|{token}{letter}", 0)
+
+    def net(self, tokens: Sequence[str], letters: str) -> int:
+        """What was sealed of meters and is in some states, less what was taken back."""
+        return sum(
+            self.count(token, letter) - self.count(token, letter.upper())
+            for token in tokens
+            for letter in letters
+        )
+
+    def take(self, meter: str, quantity: int) -> str:
+        customer, asked = self.customer, self.asked
+        tokens = asked.tokens[meter]
+        names = {meter_token(other): other for other in METERS}
+        too = [token for token in tokens if token in asked.included_too]
+        repaid = self.count(meter_token(meter), "r")
+        behind = customer.included[meter] if len(too) == len(tokens) else 0
+        left, taken, missing = quantity, dict[str, int](), dict[str, int]()
+        for kind in CLASSES:
+            counts = getattr(customer, kind)
+            part = min(left, max(0, counts[meter] - (repaid if kind == "overage" else 0)))
+            left -= part
+            reported = {"overage": tokens, "included": too}.get(kind, ())
+            unsent, off = counts[meter] + (behind if kind == "overage" else 0), 0
+            for token in reported:
+                known = names.get(token)
+                if known is not None:
+                    unsent = max(0, unsent - customer.pending[known])
+                    less = min(part - off, customer.pending[known])
+                    customer.pending[known] -= less
+                    off += less
+                unsent = max(0, unsent - self.net([token], "qlkdxz"))
+            done = off + min(part - off, unsent, counts[meter])
+            counts[meter] -= done
+            taken[kind], missing[kind] = done, part - done
+        owed = max(0, min(missing["overage"], self.net(tokens, "qlkd") - behind - repaid))
+        back = self.at_stripe(tokens, owed)
+        back_included = self.at_stripe(too, missing["included"])
+        customer.overage[meter] -= back
+        customer.included[meter] -= back_included
+        taken["overage"] += back
+        taken["included"] += back_included
+        owed -= back
+        if owed:
+            customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed
+            self.shard.keep(f"t:{self.name}", TOTALS_MS)
+        sent = sum(missing.values()) - back - back_included
+        words = f"{sum(taken.values())} taken back, {sent} sent to Stripe before, {left} never recorded: "
+        reason, by = asked.entries
+        told = f"{quantity} of {meter} to be taken back"
+        self.shard.histories[self.name].append(["correction", str(self.now), told, words + reason, by])
+        return " ".join(map(str, (*taken.values(), sent, owed, left, 0, 0, back + back_included)))
+
+    def at_stripe(self, tokens: Sequence[str], most: int) -> int:
+        """Take back what is delivered, an event each, while there is a minute for it; how much."""
+        customer, asked, done = self.customer, self.asked, 0
+        if customer.period is None or not asked.stripe:
+            return 0
+        for token in tokens:
+            there = self.count(token, "d") - sum(self.count(token, letter) for letter in "QLKDXZ")
+            part = min(most - done, there, VALUE_MAX)
+            names = {meter_token(other): other for other, stamp in customer.stamps.items() if stamp}
+            if part <= 0 or token not in asked.events or token not in names:
+                continue
+            minute, last = free_minute(customer, asked.events, asked.taken, token, self.now)
+            if minute > min(last, self.now + AHEAD_MS):
+                continue
+            self.made, done = self.made + 1, done + part
+            identifier = f"{asked.nonce}-{self.made}"
+            intent = Intent(
+                *(self.name, asked.stripe, customer.period[0], token, asked.events[token], -part, minute),
+                at=self.now,
+                key=identifier,
+            )
+            self.shard.intents[identifier], self.shard.outbox[identifier] = intent, self.now
+            field = intent.field("queued")
+            customer.closed[field] = customer.closed.get(field, 0) + part
+            customer.stamps[names[token]] = minute
+            self.shard.keep(f"t:{self.name}", TOTALS_MS)
+        return done

@@ -164,9 +164,9 @@ class Delivery(Checks):
     def plant_moved(self, name: str) -> None:
         """Nothing is on its way of a customer, or in one state only."""
         customer = self.shard.customers[name]
-        kept = self.random.choice(("", *"qlkdx"))
+        kept = self.random.choice(("", *"qlkdxQLKX"))
         customer.closed = {
-            field: count for field, count in customer.closed.items() if field[-1] not in "qlkdxpz"
+            field: count for field, count in customer.closed.items() if field[-1].lower() not in "qlkdxpz"
         }
         if kept:
             self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
@@ -259,8 +259,8 @@ class Delivery(Checks):
         view, key, field = broken
         terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
         own = [f"{kind}:{name}" for kind in "cstgjh"]
-        argv: list[str | bytes] = [view.rev, pack_numbers(terms), name, '{"meters": []}', "2"]
-        names = (*own[:3], "unlinked", *own[3:], "r:2", f"k:{name}")
+        argv: list[str | bytes] = [view.rev, pack_numbers(terms), name, '{"meters": []}', "2", "{}"]
+        names = (*own[:3], "unlinked", *own[3:], "r:2", f"k:{name}", "intents", "outbox")
         reply, found = self.ask("restore", names, *argv, self.wall)
         self._mend(name, key, found)
         self.check(f"restore broken {field}", [4, self.wall, field.encode()], reply, found)
@@ -271,7 +271,7 @@ class Delivery(Checks):
         view = self._view(name, max(self.wall, customer.seen))
         counters = packed_of(self._stored().get(f"c:{name}", {}))
         fields = {f"c:{name}": [field for field in counters if field[-1] in "hm"]}
-        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdxz"]
+        fields[f"t:{name}"] = [field for field in customer.closed if field[-1] in "epigcoqlkdxzrQLKDXZ"]
         if not any(fields.values()):
             return None
         key = self.random.choice([key for key, names in fields.items() if names])
@@ -310,12 +310,12 @@ class Delivery(Checks):
             return
         identifier, intent = self.random.choice(list(self.shard.intents.items()))
         move, key = self._move(identifier), f"t:{intent.customer}"
-        kind = LETTERS[self.random.choice((intent.state, move.state))]
+        field = intent.field(self.random.choice((intent.state, move.state)))
         if self.random.random() < 0.3:
             self.wire(pack("SET", self._key(key), "text"))
         else:
             wrong = self.random.choice(("x", "1.5", "", "1x"))
-            self.wire(pack("HSET", self._key(key), f"{intent.period}|{intent.token}{kind}", wrong))
+            self.wire(pack("HSET", self._key(key), field, wrong))
         reply, found = self._ask_move(token, [intent.state], [move], [intent.customer], {})
         self.shard.ttls[key] = DAY_MS
         self.store(key)
@@ -373,8 +373,7 @@ class Delivery(Checks):
         known, customer = self.shard.intents[asked.identifier], self.shard.customers[asked.intent.customer]
         if known.state == asked.intent.state:
             return
-        kind = STEERED[self.random.choice((known.state, asked.intent.state))]
-        field = f"{known.period}|{known.token}{kind}"
+        field = known.field(self.random.choice((known.state, asked.intent.state)))
         self.wire(pack("HSET", self._key(key), field, self.random.choice(("x", "1.5", "", "1x"))))
         reply, found = self._ask_steer(asked)
         self.store(key)
@@ -410,11 +409,20 @@ class Delivery(Checks):
         customer = self.shard.customers[name]
         view = self._view(name, max(self.wall, customer.seen))
         meters = self.random.sample(METERS, self.random.choice((1, 2)))
-        included_too = self.random.random() < 0.3
         quantities = {meter: self.random.choice((0, 1, 700, 10**15 - 1)) for meter in meters}
+        # Another meter may be derived from it.
+        tokens = {
+            meter: [meter_token(one) for one in dict.fromkeys((meter, self.random.choice((meter, *METERS))))]
+            for meter in meters
+        }
+        every = [token for of in tokens.values() for token in of]
+        included_too = [token for token in dict.fromkeys(every) if self.random.random() < 0.4]
         asked = {
             "meters": [
-                [meter, meter_token(meter), quantity, 3, [[meter_token(meter), int(included_too)]]]
+                [
+                    *(meter, meter_token(meter), quantity, 3),
+                    [[token, int(token in included_too)] for token in tokens[meter]],
+                ]
                 for meter, quantity in quantities.items()
             ],
             "reason": "a loop",
@@ -436,17 +444,33 @@ class Delivery(Checks):
             f"h:{name}",
             ONCE,
             f"k:{name}",
+            "intents",
+            "outbox",
         )
         until_ms = min(view.valid_until_ms, view.next_end_ms)
         terms = pack_numbers([until_ms, *view.period, view.next_end_ms, 0, 0])
         restored = Restore(
             quantities=quantities,
+            tokens=tokens,
             included_too=included_too,
             text=text,
+            stripe=self.random.choice(("", *[f"cus_{name}"] * 4)),
+            nonce=f"{self.random.getrandbits(128):032x}",
+            events={
+                meter_token(meter): event for meter, event in EVENTS.items() if self.random.random() < 0.9
+            },
+            taken=[self.wall // MINUTE_MS * MINUTE_MS] * self.random.choice((0, 0, 1)),
             digest=f"{self.random.randrange(9)}",
             entries=("a loop", "ada"),
         )
-        reply, found = self._ask_restore(keys, (view.rev, terms, name, text, restored.digest), times)
+        sending = {
+            "stripe": restored.stripe,
+            "nonce": restored.nonce,
+            "events": restored.events,
+            "taken": restored.taken,
+        }
+        argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
+        reply, found = self._ask_restore(keys, argv, times)
         expected, kept = restore(self.shard, name, view, restored, times)
         if reply[0] <= 1 and len(reply) > 2:
             told = reply.pop().decode()
@@ -455,6 +479,34 @@ class Delivery(Checks):
                 self.shard.strings[ONCE] = told
             self._compare("what is told", self.shard.strings[ONCE], told)
         self.check(f"restore {name} {view} {restored} {times}", expected, reply, found)
+        self.seen["taken back at Stripe"] += f"{restored.nonce}-1" in self.shard.intents
+        self.seen["taken back at Stripe under two events"] += f"{restored.nonce}-2" in self.shard.intents
+
+    def restore_delivered(self, name: str) -> None:
+        """So are units that Stripe has, some of which were taken back before."""
+        self.plant_usage(name)
+        customer = self.shard.customers[name]
+        for meter in METERS:
+            field = f"{customer.begun[0]}|{meter_token(meter)}"
+            included, overage = self.random.choice((0, 0, 5)), self.random.choice((0, 5, 700))
+            customer.included[meter], customer.overage[meter] = included, overage
+            customer.pending[meter] = self.random.choice((0, 0, 0, 2))
+            for letter in "qlkdxzQLKDXZr":
+                customer.closed.pop(f"{field}{letter}", None)
+            customer.closed[f"{field}d"] = self.random.choice((0, overage, overage + included, 10**15 + 5))
+            for letter in self.random.sample("qlkxzQLKDXZr", self.random.choice((0, 0, 1, 2))):
+                customer.closed[f"{field}{letter}"] = self.random.choice((0, 1, 2))
+            ahead = self.random.choice((None, -9, -1, 0, 1, 2, 3))
+            customer.stamps[meter] = 0 if ahead is None else (self.wall // MINUTE_MS + ahead) * MINUTE_MS
+        self.shard.intents = {
+            known: intent for known, intent in self.shard.intents.items() if intent.customer != name
+        }
+        for scores in (self.shard.outbox, self.shard.parked, self.shard.dead, self.shard.compare):
+            for known in set(scores) - set(self.shard.intents):
+                del scores[known]
+        self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
+        self.store(f"c:{name}", f"t:{name}", "intents", "outbox", "parked", "dead", "compare")
+        self.restore(name)
 
     def _ask_restore(
         self, keys: tuple[str, ...], argv: tuple[str | bytes, ...], times: Times
@@ -612,6 +664,7 @@ _DEEDS: Final = (
     (Delivery.move_broken, 6),
     (Delivery.steer, 25),
     (Delivery.restore, 25),
+    (Delivery.restore_delivered, 16),
     (Delivery.restore_broken, 6),
     (Delivery.recall, 10),
     (Delivery.count, 4),

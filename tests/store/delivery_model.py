@@ -64,6 +64,11 @@ class Intent:
             **({"why": self.why} if self.why else {}),
         }
 
+    def field(self, state: str) -> str:
+        """Where it is counted: apart where it takes units back."""
+        letter = STEERED[state]
+        return f"{self.period}|{self.token}{letter if self.value >= 0 else letter.upper()}"
+
     def short(self) -> list[str]:
         return [self.customer, self.stripe, self.event, str(self.minute // 1000), str(self.value)]
 
@@ -227,9 +232,9 @@ class Shard:
             return [1, now]
         if known.state != intent.state:
             customer = self.customers[intent.customer]
-            for state, quantity in ((known.state, -known.value), (intent.state, known.value)):
-                field = f"{known.period}|{known.token}{STEERED[state]}"
-                customer.closed[field] = customer.closed.get(field, 0) + quantity
+            for state, way in ((known.state, -1), (intent.state, 1)):
+                field = known.field(state)
+                customer.closed[field] = customer.closed.get(field, 0) + way * abs(known.value)
             self.keep(f"t:{intent.customer}", TOTALS_MS)
             places = {"queued": self.outbox, "parked": self.parked, "dead": self.dead}
             places[known.state].pop(asked.identifier)
@@ -256,6 +261,8 @@ class Shard:
         for identifier in identifiers:
             intent = self.intents.get(identifier)
             if intent is None or intent.state != "queued" or intent.first or intent.customer != name:
+                continue
+            if intent.value < 0:  # It goes to whom it takes something from.
                 continue
             _count(customer, intent, -intent.value)
             if customer.period is not None and customer.period[0] == intent.period:
@@ -318,9 +325,9 @@ class Shard:
         if customer.rev != read:
             return [1]
         states = {field[-1] for field, count in customer.closed.items() if count}
-        if name in self.dirty or states & set("ql"):
+        if name in self.dirty or states & set("qlQL"):
             return [2]
-        if states & set("kx"):
+        if states & set("kxKX"):
             return [3]
         customer = self.customers[name]
         grants, ledger = self.grants.get(name, {}), self.ledgers.get(name, {})
@@ -367,13 +374,27 @@ def stand(customer: Customer, view: View, times: Times) -> tuple[int, Answer | N
 
 
 def _count(customer: Customer, intent: Intent, quantity: int) -> None:
-    field = f"{intent.period}|{intent.token}{LETTERS[intent.state]}"
-    customer.closed[field] = customer.closed.get(field, 0) + quantity
+    field = intent.field(intent.state)
+    customer.closed[field] = customer.closed.get(field, 0) + (quantity if intent.value >= 0 else -quantity)
 
 
-def _sharing(asked: Seal, token: str) -> list[str]:
+def _sharing(events: Mapping[str, str], token: str) -> list[str]:
     """The meters of an event name, which share its minutes."""
-    return [other for other, event in asked.events.items() if event == asked.events.get(token)]
+    return [other for other, event in events.items() if event == events.get(token)]
+
+
+def free_minute(
+    customer: Customer, events: Mapping[str, str], taken: Sequence[int], token: str, now: int
+) -> tuple[int, int]:
+    """The first minute that an intent of this period may have, and the last that one can."""
+    assert customer.period is not None
+    begins, ends = customer.period
+    sharing = _sharing(events, token)
+    stamped = max(customer.stamps[other] for other in METERS if meter_token(other) in sharing)
+    minute = max(-(-begins // MINUTE_MS) * MINUTE_MS, now // MINUTE_MS * MINUTE_MS, stamped + MINUTE_MS)
+    while minute in taken:
+        minute += MINUTE_MS
+    return minute, (ends // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
 
 
 def _seal_closed(
@@ -385,7 +406,7 @@ def _seal_closed(
         period, token, kind = field.partition("|")[0], field[-5:-1], field[-1]
         if kind != "p" or not pending:
             continue
-        before = sum(other < token for other in _sharing(asked, token))
+        before = sum(other < token for other in _sharing(asked.events, token))
         minute = (customer.closed[f"{period}|e"] // MINUTE_MS - 1 - before) * MINUTE_MS
         while minute in asked.taken:
             minute -= MINUTE_MS
@@ -417,13 +438,8 @@ def _seal_open(
             waits.append(now + MINUTE_MS)
             nameless.append((token.encode(), b"%d" % pending))
         elif pending:
-            this = now // MINUTE_MS * MINUTE_MS
-            sharing = _sharing(asked, token)
-            stamped = max(customer.stamps[other] for other in METERS if meter_token(other) in sharing)
-            minute = max(-(-begins // MINUTE_MS) * MINUTE_MS, this, stamped + MINUTE_MS)
-            while minute in asked.taken:
-                minute += MINUTE_MS
-            is_full = minute > (ends // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
+            minute, last = free_minute(customer, asked.events, asked.taken, token, now)
+            is_full = minute > last
             if not is_full and minute <= now + AHEAD_MS:
                 value = min(pending, VALUE_MAX)
                 event = asked.events[token]

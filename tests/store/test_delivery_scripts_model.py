@@ -29,6 +29,7 @@ ANSWERS = {
         "steer 0",
         "steer 1",
         "steer 2",
+        "taken back at Stripe",
         "restore 0",
         "restore 1",
         "restore 2",
@@ -50,7 +51,7 @@ def test_the_scripts_of_delivery_do_what_the_model_does(valkey: Server, seed: in
         for _ in range(1500):
             delivery.step()
     # A driver that never gets a script to say something has not tested it.
-    assert ANSWERS <= set(delivery.seen)
+    assert ANSWERS <= {answer for answer, times in delivery.seen.items() if times}
 
 
 def test_redis_delivers_as_the_model_does(redis_server: Server) -> None:

@@ -80,6 +80,8 @@ def _lines(one: Corrected, currency: str) -> Iterator[str]:
     classes = {name: getattr(one, name) for name in ("overage", "credited", "granted", "included")}
     parts = ", ".join(f"{units:,} {name}" for name, units in classes.items() if units)
     yield f"{one.taken_back:,} of {one.asked:,} taken back" + (f": {parts}" if parts else "")
+    if one.sent_back:
+        yield f"{one.sent_back:,} of them Stripe has: a meter event of so many less is on its way"
     if one.granted_next:
         yield f"{one.granted_next:,} were sent to Stripe: there is a grant for them from the next period on"
     if one.by_hand:

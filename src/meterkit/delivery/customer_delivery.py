@@ -65,4 +65,5 @@ async def undelivered(store: Store, customer: str) -> int:
         StoreError: the store does not answer.
     """
     meters = (await store.usage(customer))["meters"].values()
-    return sum(meter["pending"] + meter["queued"] + meter["leased"] for meter in meters)
+    # What takes units back, less than nothing, is on its way as well.
+    return sum(meter["pending"] + abs(meter["queued"]) + abs(meter["leased"]) for meter in meters)

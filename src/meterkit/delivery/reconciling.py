@@ -194,7 +194,7 @@ class Reconciler:
             return (
                 "the link has changed in this period: what went to the other Stripe customer is not seen here"
             )
-        if parked and 0 <= difference <= parked:
+        if parked and min(0, parked) <= difference <= max(0, parked):
             return (
                 f"{parked} are parked, of which Stripe may have {difference}: --repair compares what can be,"
                 " `meterkit outbox list --state parked` has the rest"

@@ -90,7 +90,10 @@ def calls_of(attempts: Iterable[Attempt], *, most: int) -> list[list[list[Attemp
         lines.setdefault((attempt.intent.customer, attempt.intent.event_name), []).append(attempt)
     beside: list[list[list[Attempt]]] = []
     for line in lines.values():
-        if beside and len(beside[-1]) == 1 and len(beside[-1][0]) + len(line) <= most:
+        if any(attempt.intent.value < 0 for attempt in line):
+            # What takes units back goes by itself: streams are not documented to take it.
+            beside.append([[attempt] for attempt in line])
+        elif beside and len(beside[-1]) == 1 and len(beside[-1][0]) + len(line) <= most:
             beside[-1][0] += line
         else:
             beside.append([line[start : start + most] for start in range(0, len(line), most)])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.delivery.error_reports import BATCH
 from meterkit.delivery.outcomes import Outcome, classify
 from meterkit.delivery.sending import stopwatch
-from meterkit.delivery.stripe_v1 import CUSTOMER_KEY, VALUE_KEY
+from meterkit.delivery.stripe_v1 import CUSTOMER_KEY, VALUE_KEY, StripeV1Transport
 from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
 from meterkit.stripe.result import ERROR_TYPES, Result, object_in, read_result
 
@@ -49,6 +49,7 @@ class StripeStreamTransport:
 
     An answer of 200 says that Stripe has the batch, not that it counts: what it finds wrong with an event
     later, its thin events tell. An identifier that Stripe has already is not counted again, without a word.
+    What takes units back, with a value below 0, goes by meter events v1.
 
     The connections are made when first needed; from then on the transport belongs to that event loop.
 
@@ -86,6 +87,7 @@ class StripeStreamTransport:
         self._base = api_base or API_BASE
         self._events_base = events_base or api_base or EVENTS_BASE
         self._clock = clock
+        self._below_0 = StripeV1Transport(api_key, api_base=api_base, timeout_s=timeout_s)
         self._clients: dict[str, HttpClient] = {}
         self._closed = False
         self._session: _Session | None = None
@@ -105,6 +107,9 @@ class StripeStreamTransport:
 
     async def send(self, *intents: Sealed) -> Outcome:
         """Try once to deliver intents, all or none of them. Raises nothing but cancellation."""
+        if len(intents) == 1 and intents[0].value < 0:
+            # "The value must be a positive integer" (payload_invalid_value), says the reference of API v2.
+            return await self._below_0.send(*intents)
         session = self._session
         if self._closed or session is None:
             return _not_sent("the transport is closed" if self._closed else "there is no session")
@@ -135,6 +140,7 @@ class StripeStreamTransport:
     async def close(self) -> None:
         """Close all connections. Closing twice is harmless; what is sent afterwards is not done."""
         self._closed = True
+        await self._below_0.close()
         clients, self._clients = self._clients, {}
         for http in clients.values():
             await http.close()

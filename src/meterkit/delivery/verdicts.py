@@ -49,7 +49,7 @@ def judge(*, value: int, minute_ms: int, first_attempt_ms: int, before: Look | N
     """Tell what becomes of an intent that Stripe may have.
 
     Args:
-        value: its quantity.
+        value: its quantity; below 0: it takes units back.
         minute_ms: its timestamp.
         first_attempt_ms: when it was tried first.
         before: the look before this one; None: there was none.
@@ -79,6 +79,13 @@ def _judge_two(value: int, minute_ms: int, before: Look, now: Look) -> Judged:
         return Judged(verdict="delivered", why=f"Stripe's summary of its minute said {value}, twice")
     if now.counted != 0:
         why = f"Stripe's summary of its minute says {now.counted}, and it is {value}"
+        return Judged(verdict="person", why=why)
+    if value < 0:
+        why = (
+            "it takes units back, and Stripe's summary of its minute says 0, which it may say of less than"
+            " nothing: look at the customer's meter at Stripe; if they are counted still, credit them by"
+            " hand; then drop it"
+        )
         return Judged(verdict="person", why=why)
     if minute_ms < now.at_ms - PAST_MS:
         why = "Stripe does not have it, and takes nothing older than 35 days: bill it by hand"

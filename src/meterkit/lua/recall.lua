@@ -27,7 +27,9 @@ for i = 3, #ARGV - 1 do
   local id = ARGV[i]
   local found = call('HGET', intents_key, id)
   local intent = found and cjson.decode(found)
-  if intent and intent.state == 'queued' and intent.first == '0' and intent.customer == customer then
+  -- What takes units back goes to the Stripe customer that has them.
+  local is_own = intent and intent.customer == customer and string.sub(intent.value, 1, 1) ~= '-'
+  if is_own and intent.state == 'queued' and intent.first == '0' then
     local field = intent.period .. '|' .. intent.meter
     call('HINCRBY', totals_key, field .. 'q', '-' .. intent.value)
     if intent.period == period then

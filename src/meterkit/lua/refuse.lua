@@ -39,8 +39,9 @@ if not intent or intent.customer ~= customer or intent.state == 'parked' or inte
 elseif intent.state == 'leased' then
   return 2
 end
-local counted = intent.state == 'delivered' and call('HGET', totals_key, intent.period .. '|' .. intent.meter .. 'd')
-if counted and tonumber(counted) < tonumber(intent.value) or not recount(totals_key, intent, intent.state, state) then
+local field, value = count_of(intent, intent.state)
+local counted = intent.state == 'delivered' and call('HGET', totals_key, field)
+if counted and tonumber(counted) < tonumber(value) or not recount(totals_key, intent, intent.state, state) then
   return 3
 end
 local now = server_ms(caller_ms)

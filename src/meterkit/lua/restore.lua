@@ -1,44 +1,44 @@
 #!lua
 -- restore: takes recorded units of this period back, once an id: overage before credits before grants before included.
 -- What is pending of them comes off that, whatever the plan reports by now; what was sealed already is told, and stays
--- recorded. Overage for which there was compensation in this period counts as taken back, whatever the id.
+-- recorded, unless Stripe has it: then an intent with a value below 0 takes it back there. Overage for which there was
+-- compensation in this period counts as taken back, whatever the id.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] list  ledger of changes
 -- KEYS[8] string  remembers this correction: what was asked, and what was done    KEYS[9] set  digests of the ids of
--- the customer's corrections, each of which ends the name of such a key    KEYS[10] stream  optional: of the audit log
+-- the customer's corrections, each of which ends the name of such a key    KEYS[10] hash  intents    KEYS[11] zset  outbox
+-- KEYS[12] stream  optional: of the audit log
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
 --       Stripe was sent, for whoever asks again; meters: {its name, token, quantity, what a credited unit costs
 --       (micro-credits), events: its own token and those of its derived meters, whether each is sent included units
---       too (0/1)} each    5 the digest of its id
+--       too (0/1)} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
+--       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
+--       taken: minutes that the Stripe customer's intents of another customer have (ms)
 --       last: the caller's clock (ms)
 -- terms as of `seal`
 -- A correction is remembered for 400 days.
 -- Reply {0, now, JSON: asked, ARGV[4]; ends, of the period (ms); done, by meter: units that were taken back as overage,
 --       credited, granted and included, that were sealed before, of those the overage that Stripe has or will get
 --       and that there must be compensation for, and that were never recorded; then what grants got back, in
---       units, and credits, in micro-credits}    {1, now, the same of the first time}    {2, now, rev, state} stale
---       {3, now} clock    {4, now, field} not a whole number; but for the first, nothing is done
---include confirm_view
---include close_period
+--       units, and credits, in micro-credits; and how many of those taken back Stripe was sent before}
+--       {1, now, the same of the first time}    {2, now, rev, state} stale    {3, now} clock
+--       {4, now, field} not a whole number; but for the first, nothing is done
+--include confirm_counters
+--include close_past
 --include give_units_back
 --include enter
 --include enter_correction
+--include take_back
+--include as_set
 local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
-local history_key, once_key, corrections_key, audit_key = unpack(KEYS, 7)
-local rev, terms, customer, asked, digest = unpack(ARGV, 1, 5)
-local caller_ms, correction = ARGV[#ARGV], cjson.decode(asked)
-local until_ms, first_start_ms, first_end_ms, next_end_ms = struct.unpack('<dddd', terms)
-local call, text, totals, entries = redis.call, string.format, {}, {}
+local history_key, once_key, corrections_key, intents_key, outbox_key, audit_key = unpack(KEYS, 7)
+local rev, terms, customer, asked, digest, how_to_send = unpack(ARGV, 1, 6)
+local caller_ms, correction, sending = ARGV[#ARGV], cjson.decode(asked), cjson.decode(how_to_send)
+local call, text, entries = redis.call, string.format, {}
 
-local head, meters, damaged = read_counters(counters_key)
-damaged = damaged or whole_numbers(totals_key, totals, {'|e$', '|....[pigcomqlkdxzr]$'})
-if damaged then
-  return {4, server_ms(caller_ms), damaged}
-end
-local known = head or {seen_ms = 0, ends_ms = 0, rev = ''}
-local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
-  next_end_ms, caller_ms, known.rev, known.seen_ms, known.ends_ms, false)
+local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
+  rev, terms, caller_ms)
 if verdict then
   return verdict
 end
@@ -46,16 +46,19 @@ local before = call('GET', once_key)
 if before then
   return {1, now, before}
 end
-if head and head.ends_ms ~= finishes_ms then
-  close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
-  head, meters = read_counters(counters_key)
-  totals = {}
-  whole_numbers(totals_key, totals, {})
-end
+head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
+sending.customer, sending.made, sending.taken = customer, 0, as_set(sending.taken)
+local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key}
 local period, done, _, untouched = text('%.0f', head and head.begins_ms or starts_ms), {}, read_counters(counters_key)
 
-local function total(token, letter)
-  return (totals[period .. '|' .. token .. letter] or 0) + 0
+-- How many units of a meter were sealed and are in some states, without those that were taken back again.
+local function sealed_in(token, letters)
+  local sum = 0
+  for letter in string.gmatch(letters, '.') do
+    local field = period .. '|' .. token
+    sum = sum + (totals[field .. letter] or 0) - (totals[field .. string.upper(letter)] or 0)
+  end
+  return sum
 end
 
 -- Takes units of a class: those that are pending, then those that never were; the others were sealed.
@@ -70,9 +73,7 @@ local function take(meter, class, left, most, tokens, behind)
       local off = math.min(part - pending, place.pending)
       place.pending, pending = place.pending - off, pending + off
     end
-    for letter in string.gmatch('qlkdxz', '.') do
-      unsent = math.max(0, unsent - total(token, letter))
-    end
+    unsent = math.max(0, unsent - sealed_in(token, 'qlkdxz'))
   end
   local taken = pending + math.min(part - pending, unsent, meter[class])
   meter[class] = meter[class] - taken
@@ -83,9 +84,7 @@ end
 local function to_compensate(sealed, tokens, behind)
   local sent = -behind
   for _, token in ipairs(tokens) do
-    for letter in string.gmatch('qlkd', '.') do
-      sent = sent + total(token, letter)
-    end
+    sent = sent + sealed_in(token, 'qlkd')
   end
   return math.max(0, math.min(sealed, sent))
 end
@@ -94,7 +93,8 @@ for i, one in ipairs(correction.meters) do
   local name, token, quantity, cost, events = unpack(one)
   local meter, left = meters[token] or open_meter(EMPTY_METER), quantity
   local overage, credited, granted, included, sealed, sealed_included
-  local paid, repaid, tokens, sent_included = meter.credited, total(token, 'r'), {}, {}
+  local paid, repaid = meter.credited, (totals[period .. '|' .. token .. 'r'] or 0) + 0
+  local tokens, sent_included, back, back_included = {}, {}, 0, 0
   for _, event in ipairs(events) do
     tokens[#tokens + 1] = event[1]
     sent_included[#sent_included + 1] = event[2] == 1 and event[1] or nil
@@ -105,6 +105,12 @@ for i, one in ipairs(correction.meters) do
   left, credited = take(meter, 'credited', left, meter.credited, {}, 0)
   left, granted = take(meter, 'granted', left, meter.granted, {}, 0)
   left, included, sealed_included = take(meter, 'included', left, meter.included, sent_included, 0)
+  if head and sending.stripe ~= '' then
+    back = take_back(keys, head, meters, totals, sending, tokens, owed, now)
+    back_included = take_back(keys, head, meters, totals, sending, sent_included, sealed_included, now)
+  end
+  meter.overage, meter.included = meter.overage - back, meter.included - back_included
+  overage, included, owed = overage + back, included + back_included, owed - back
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited)
   local micro = credited == paid and MOST or credited * cost
   if credited > 0 then
@@ -122,10 +128,10 @@ for i, one in ipairs(correction.meters) do
     call('HSET', totals_key, field, totals[field])
     call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
   end
-  local taken, sent = overage + credited + granted + included, sealed + sealed_included
+  local taken, sent = overage + credited + granted + included, sealed + sealed_included - back - back_included
   -- As text: in JSON a number has 14 digits here.
-  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed, left,
-    units, credited > 0 and micro or 0)
+  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
+    left, units, credited > 0 and micro or 0, back + back_included)
   entries[i] = {
     'correction', text('%.0f', now), text('%.0f of %s to be taken back', quantity, name),
     text('%.0f taken back, %.0f sent to Stripe before, %.0f never recorded: %s', taken, sent, left, correction.reason),

@@ -18,6 +18,8 @@
 --       pending...}    {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
 --include confirm_counters
 --include close_past
+--include free_minute
+--include as_set
 --include intend
 --include in_order
 local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key = unpack(KEYS)
@@ -25,7 +27,7 @@ local rev, terms, nonce, customer, stripe_customer, minutes = unpack(ARGV, 1, 6)
 local first_event, caller_ms = 7, ARGV[#ARGV] -- The event's token: its place in ARGV.
 local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
 local call, floor = redis.call, math.floor
-local events, taken, nameless = {}, {}, {}
+local events, taken, nameless = {}, as_set(cjson.decode(minutes)), {}
 
 local now, verdict, head, meters, totals, starts_ms, finishes_ms = confirm_counters(counters_key, state_key, totals_key,
   rev, terms, caller_ms)
@@ -40,9 +42,6 @@ head, meters, totals = close_past(counters_key, totals_key, head, meters, totals
 for i = first_event, #ARGV - 1, 2 do
   events[ARGV[i]] = ARGV[i + 1]
 end
-for _, minute in ipairs(cjson.decode(minutes)) do
-  taken[minute] = true
-end
 local made, left, due = 0, 0, nil
 
 -- Stripe takes 15 digits in a value; what is beyond stays behind. Returns that.
@@ -54,19 +53,6 @@ local function put(period, token, quantity, minute)
     value = string.format('%.0f', value),
   }, minute, now)
   return quantity - value
-end
-
--- The meters of an event name, such as one and its name of before, share its minutes. Returns how many there are, how
--- many stand before this one, and the last minute that one of them has.
-local function sharing(token)
-  local count, before, stamped_ms = 0, 0, 0
-  for other, event in pairs(events) do
-    if event == events[token] then
-      count, before = count + 1, before + (other < token and 1 or 0)
-      stamped_ms = math.max(stamped_ms, meters[other] and meters[other].stamped_ms or 0)
-    end
-  end
-  return count, before, stamped_ms
 end
 
 local function wait(at_ms)
@@ -85,7 +71,7 @@ for name, value in pairs(totals) do
   if quantity > 0 and not events[token] then
     wait_for_name(token, quantity)
   elseif quantity > 0 then
-    local _, before = sharing(token)
+    local _, before = sharing(events, meters, token)
     local minute = (floor(totals[period .. '|e'] / MINUTE_MS) - 1 - before) * MINUTE_MS
     while taken[minute] do
       minute = minute - MINUTE_MS
@@ -105,13 +91,7 @@ for _, token in ipairs(in_order(meters)) do
   if meter.pending > 0 and not events[token] then
     wait_for_name(token, meter.pending)
   elseif meter.pending > 0 then
-    local first = math.ceil(head.begins_ms / MINUTE_MS) * MINUTE_MS
-    local count, _, stamped_ms = sharing(token)
-    local last = (floor(head.ends_ms / MINUTE_MS) - 1 - count) * MINUTE_MS
-    local minute = math.max(first, floor(now / MINUTE_MS) * MINUTE_MS, stamped_ms + MINUTE_MS)
-    while taken[minute] do
-      minute = minute + MINUTE_MS
-    end
+    local minute, last = free_minute(head, meters, events, taken, token, now)
     if minute <= last and minute <= now + 3 * MINUTE_MS then
       meter.pending = put(string.format('%.0f', head.begins_ms), token, meter.pending, minute)
       meter.stamped_ms = minute

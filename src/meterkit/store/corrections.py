@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import KW_ONLY, dataclass
 from hashlib import blake2b
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.quantity import check_quantities
@@ -14,7 +15,9 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.arguments import shown
 from meterkit.store.customer_id import check_customer, is_customer
 from meterkit.store.customer_usage import price_cents
+from meterkit.store.event_names import read_meters
 from meterkit.store.grants import Grants
+from meterkit.store.history import history_of
 from meterkit.store.sealing import kept_ms
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ class Corrected:
         asked: how many were to be taken back.
         taken_back: how many are not recorded any more: ``overage`` + ``credited`` + ``granted`` +
             ``included``. Credits and grants that paid for them have them back, unless they have expired.
+        sent_back: how many of these Stripe has: it is sent a meter event of so many less than nothing, on the
+            way to the bill as any other.
         granted_next: how many Stripe was sent already, for which there is a grant from the next period on.
         by_hand: how many Stripe was sent already, for which somebody must credit the customer.
         by_hand_cents: what ``by_hand`` costs as overage by the price in the plans file, rounded half to even;
@@ -61,6 +66,7 @@ class Corrected:
     credited: int
     granted: int
     included: int
+    sent_back: int
     granted_next: int
     by_hand: int
     by_hand_cents: int | None
@@ -92,7 +98,8 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
     view = store.cache.get(customer)
     found: list[Corrected] = []
     for name, quantity in quantities.items():
-        overage, credited, granted, included, sent, billed, beyond, _, _ = map(int, done[name].split(" "))
+        numbers = [*map(int, done[name].split(" ")), 0]  # What was done before 0.2 has one number less.
+        overage, credited, granted, included, sent, billed, beyond, _, _, sent_back = numbers[:10]
         how: _How = asked["how"][name]
         by_hand = billed if how == "by_hand" else 0
         found.append(
@@ -104,6 +111,7 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
                 credited=credited,
                 granted=granted,
                 included=included,
+                sent_back=sent_back,
                 granted_next=billed - by_hand,
                 by_hand=by_hand,
                 by_hand_cents=price_cents(by_hand, view.entitlements[name]),
@@ -124,6 +132,10 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
     """What was asked and done under an id, now or before; whether before."""
     script, admin = store.scripts["restore"], await store.admin()
     await admin.load(script)
+    events = {
+        token: counted.event_name
+        for token, counted in (await read_meters(admin, store.keys, store.catalog)).items()
+    }
     for _ in range(_TRIES):
         view = store.cache.get(customer)
         keys = view.keys
@@ -139,9 +151,16 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
         name = f"{customer}\0{given.correction_id}".encode()
         digest = blake2b(name, digest_size=16).hexdigest()
         names += [store.keys.correction(keys.shard, digest), keys.corrections]
+        names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
         names += [store.keys.audit(keys.shard)] * store.is_audited
-        terms = view.terms(kept_ms(view))
-        arguments = (view.rev, terms, customer, _text_of(given, view), digest, admin.now_ms())
+        sending = {
+            "stripe": await _one_stripe_customer(store, view),
+            "nonce": token_hex(16),
+            "events": events,
+            "taken": list(view.state.minutes_taken_ms),
+        }
+        asked = (_text_of(given, view), digest, json.dumps(sending))
+        arguments = (view.rev, view.terms(kept_ms(view)), customer, *asked, admin.now_ms())
         # Text would not do for the numbers among them.
         reply: Any = await admin.ask(admin.client.evalsha(script.sha, len(names), *names, *arguments))
         if reply[0] == _STALE:
@@ -155,6 +174,15 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
         else:
             return json.loads(reply[2]), reply[0] == _REPEATED
     raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was corrected; try again")
+
+
+async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
+    """The Stripe customer that has all that was delivered in this period; empty: none, or more than one."""
+    linked = view.state.stripe_customer or ""
+    entries = await history_of(store, view.customer) if linked else ()
+    start = from_ms(view.effective.bounds.start_ms)
+    is_another = any(entry.kind == "link" and entry.before and entry.at >= start for entry in entries)
+    return "" if is_another else linked
 
 
 def _text_of(given: Asked, view: CustomerView) -> str:

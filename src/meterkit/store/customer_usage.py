@@ -35,7 +35,7 @@ __all__ = [
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
-_TO_DELIVER: Final = re.compile(r"\|....[pqlkx]$")
+_TO_DELIVER: Final = re.compile(r"\|....[pqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
 _CLOSED: Final = {"i": "included", "o": "overage", "g": "granted", "c": "credited", "p": "pending"}
 _NONE: Final = MappingProxyType(dict[str, str]())
@@ -230,8 +230,10 @@ class _View:
         return MeterCounts.read(self._counters.get(f"{token}m"))
 
     def delivery(self, token: str, kind: str) -> int:
-        """What became of this period's usage after it was sealed."""
-        return int(self._totals.get(f"{self.start_ms}|{token}{kind}", 0))
+        """What became of this period's usage after it was sealed, less what is taken back in that state."""
+        kept, field = self._totals, f"{self.start_ms}|{token}"
+        back = 0 if kind.isupper() else int(kept.get(f"{field}{kind.upper()}", 0))
+        return int(kept.get(f"{field}{kind}", 0)) - back
 
 
 def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, linked: bool) -> MeterUsage:

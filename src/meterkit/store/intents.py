@@ -35,7 +35,7 @@ class Sealed:
     """An intent as the outbox keeps it.
 
     Attributes:
-        value: quantity in the meter's unit.
+        value: quantity in the meter's unit; below 0: it takes units back that Stripe has.
         timestamp: Unix seconds, a whole minute.
         key: the idempotency key of the next try.
         sealed_ms: when it was made.
@@ -113,7 +113,7 @@ class Intent:
         stripe_customer: whom it is addressed to.
         meter: its name in the plans file; that of an earlier one where it has gone from there.
         event_name: of the meter at Stripe.
-        quantity: in the meter's unit.
+        quantity: in the meter's unit; below 0: it takes units back that Stripe has.
         minute: the meter event's timestamp: it decides which invoice it is on.
         period_start: the first instant of the billing period that it is of.
         state: ``queued``; ``leased``: it is being sent; ``parked``: it waits for a person or a comparison;

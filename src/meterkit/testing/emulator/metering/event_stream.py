@@ -108,7 +108,8 @@ def _problem(
     first_match: list[tuple[bool, MeterErrorCode | None]] = [
         (not customer, "meter_event_no_customer_defined"),
         (not account.customers.exists(customer), "meter_event_customer_not_found"),
-        (not NUMBER.fullmatch(value), "meter_event_invalid_value"),
+        # "The value must be a positive integer", says the reference of API v2: negative ones are for v1.
+        (not NUMBER.fullmatch(value) or value.startswith("-"), "meter_event_invalid_value"),
         (len(digits) > DIGITS_MAX, "meter_event_value_too_many_digits"),
         (timestamp < int(now) - PAST_S_MAX, "timestamp_too_far_in_past"),
         (timestamp > int(now) + FUTURE_S_MAX, "timestamp_in_future"),

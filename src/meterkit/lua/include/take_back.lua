@@ -1,0 +1,34 @@
+-- take_back: takes back units that Stripe has, by intents with values below 0: one for an event, in a minute of its own.
+--   keys: of intents, outbox, totals and counters; head, meters: as read_counters gives them; totals: as read, brought up
+--   to date; sending: customer, stripe, nonce (32 hex digits), made: how many intents by now, events: token to event name,
+--   taken: minutes that they may not have (ms); tokens: whose events, in this order; most: how many units
+-- What is delivered is taken back once, whatever becomes of the intent that takes it back. Returns how many units are.
+--include free_minute
+--include intend
+--include pack_meter
+local function take_back(keys, head, meters, totals, sending, tokens, most, now)
+  local text, done = string.format, 0
+  for _, token in ipairs(tokens) do
+    local field = text('%.0f|%s', head.begins_ms, token)
+    local there, meter = (totals[field .. 'd'] or 0) + 0, meters[token]
+    for letter in string.gmatch('QLKDXZ', '.') do
+      there = there - (totals[field .. letter] or 0)
+    end
+    local part = math.min(most - done, there, VALUE_MOST)
+    -- Without a stamp nobody knows which minutes are free.
+    if part > 0 and meter and meter.stamped_ms > 0 and sending.events[token] then
+      local minute, last = free_minute(head, meters, sending.events, sending.taken, token, now)
+      if minute <= last and minute <= now + 3 * MINUTE_MS then
+        sending.made, done, meter.stamped_ms = sending.made + 1, done + part, minute
+        intend(keys.intents, keys.outbox, keys.totals, sending.nonce .. '-' .. sending.made, {
+          customer = sending.customer, stripe = sending.stripe, period = text('%.0f', head.begins_ms), meter = token,
+          event = sending.events[token], value = text('-%.0f', part),
+        }, minute, now)
+        totals[field .. 'Q'] = text('%.0f', (totals[field .. 'Q'] or 0) + part)
+        redis.call('HSET', keys.counters, token .. 'm', pack_meter(meter))
+        redis.call('PEXPIRE', keys.totals, FOUR_HUNDRED_DAYS_MS)
+      end
+    end
+  end
+  return done
+end

@@ -1,0 +1,181 @@
+"""Units that Stripe has are taken back there, by meter events of less than nothing: once, never below 0."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import NOW, desk
+from meterkit import CustomerError
+
+if TYPE_CHECKING:
+    from delivering import Desk
+    from meterkit import Corrected
+
+pytestmark = pytest.mark.anyio
+
+JULY = datetime(2031, 7, 1, tzinfo=UTC)
+
+
+async def correct(at: Desk, quantity: int, *, meter: str = "tokens", id_: str = "t-1") -> Corrected:
+    (found,) = await at.kit.correct("acme", {meter: quantity}, reason="a loop", correction_id=id_)
+    parts = (found.taken_back, found.granted_next, found.by_hand, found.never_billed, found.beyond)
+    assert found.asked == sum(parts) == quantity
+    assert found.sent_back <= found.taken_back == found.overage + found.included
+    return found
+
+
+async def places(at: Desk, meter: str = "tokens") -> dict[str, int]:
+    """Where what is reported is, zeros left out: it adds up to what was recorded of it."""
+    found: Any = (await at.kit.usage("acme"))["meters"][meter]
+    names = ("pending", "queued", "leased", "parked", "delivered", "dead")
+    reported = found["overage"] if meter == "tokens" else found["recorded"]
+    assert sum(found[name] for name in names) == reported
+    return {name: found[name] for name in names if found[name]}
+
+
+async def deliver(at: Desk, quantity: int = 130, meter: str = "tokens") -> None:
+    await at.link("acme")
+    await at.kit.record("acme", meter, quantity)
+    assert (await at.flush(everything=True)).is_complete
+
+
+@pytest.mark.parametrize("transport", ["v1", "v2-stream"])
+async def test_i6_delivered_units_are_taken_back_in_their_period(store_url: str, transport: str) -> None:
+    async with desk(store_url, stripe_transport=transport) as at:
+        await deliver(at)
+        found = await correct(at, 20)
+        assert (found.taken_back, found.overage, found.sent_back) == (20, 20, 20)
+        assert await places(at) == {"delivered": 30, "queued": -20}
+        (intent,) = await at.kit.outbox.list()
+        assert (intent.quantity, intent.minute) == (-20, NOW.replace(second=0) + timedelta(minutes=1))
+        assert (await at.flush(everything=True)).is_complete
+        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 10}, 10)
+        assert [int(event.value) for event in at.emulator.events] == [30, -20]
+        (line,) = await at.kit.reconcile("acme")
+        assert (line.recorded, line.delivered, line.confirmed, line.agrees) == (110, 10, 10, True)
+        # What comes after it has a minute of its own.
+        await at.kit.record("acme", "tokens", 5)
+        await at.flush(everything=True)
+        assert len({event.timestamp for event in at.emulator.events}) == 3
+
+
+@pytest.mark.each_store
+async def test_more_than_stripe_has_is_never_taken_back_there(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        first, second = await correct(at, 25), await correct(at, 40, id_="t-2")
+        again = await correct(at, 40, id_="t-2")
+        assert (first.sent_back, second.sent_back, second.included) == (25, 5, 35)
+        assert (again.sent_back, again.is_repeated) == (5, True)
+        await at.flush(everything=True)
+        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({}, 0)
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["recorded"] == 65
+
+
+async def test_included_units_that_were_reported_are_taken_back_behind_overage(store_url: str) -> None:
+    async with desk(store_url) as at:  # report: usage
+        await deliver(at, 1_030, "requests")
+        found = await correct(at, 130, meter="requests")
+        assert (found.overage, found.included, found.sent_back) == (30, 100, 130)
+        await at.flush(everything=True)
+        assert (await places(at, "requests"), at.accepted("acme")) == ({"delivered": 900}, 900)
+
+
+async def test_what_is_pending_goes_first_and_what_is_on_its_way_is_not_touched(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        await at.kit.record("acme", "tokens", 6)
+        at.emulator.fail_next("error", status=429)
+        at.clock.advance(timedelta(minutes=5))
+        await at.flush(everything=True, timeout_s=0)
+        await at.kit.record("acme", "tokens", 4)
+        assert await places(at) == {"delivered": 30, "queued": 6, "pending": 4}
+        found = await correct(at, 40)
+        assert (found.taken_back, found.sent_back, found.granted_next) == (34, 30, 6)
+        assert await places(at) == {"delivered": 30, "queued": 6 - 30}
+        await at.flush(everything=True)
+        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 6}, 6)
+
+
+async def test_i6_a_lost_answer_takes_nothing_back_twice(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        await correct(at, 20)
+        at.emulator.fail_next("drop", when="after")
+        await at.flush(everything=True, timeout_s=0)
+        assert await places(at) == {"delivered": 30, "queued": -20}
+        at.clock.advance(timedelta(minutes=1))
+        assert (await at.flush(everything=True)).is_complete
+        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 10}, 10)
+
+
+@pytest.mark.parametrize(("when", "place"), [("after", "delivered"), ("before", "parked")])
+async def test_i6_what_is_not_known_after_a_day_is_compared_and_never_sent_again(
+    store_url: str, when: Any, place: str
+) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        await correct(at, 20)
+        at.emulator.fail_next("drop", when=when)
+        await at.flush(everything=True, timeout_s=0)
+        for hours in (24, 3, 1):
+            at.clock.advance(timedelta(hours=hours))
+            await at.flush(everything=True, timeout_s=0)
+        found = {"delivered": 10} if place == "delivered" else {"delivered": 30, "parked": -20}
+        assert await places(at) == found
+        assert at.accepted("acme", "ai_tokens") == (10 if when == "after" else 30)
+        whys = [one.why for one in await at.kit.outbox.list()]
+        assert all("it takes units back" in why for why in whys)
+        assert len(whys) == (place == "parked")
+
+
+async def test_what_stripe_refuses_to_take_back_is_dead_and_said(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        await correct(at, 20)
+        at.emulator.fail_next("error", status=400, message="The value in the event payload is wrong.")
+        await at.flush(everything=True, timeout_s=0)
+        assert await places(at) == {"delivered": 30, "dead": -20}
+        with pytest.raises(CustomerError, match="parked or dead"):
+            await at.kit.customers.delete("acme")
+        (intent,) = await at.kit.outbox.list()
+        await at.kit.outbox.redrive(intent.identifier)
+        await at.flush(everything=True)
+        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 10}, 10)
+
+
+async def test_where_no_minute_of_the_period_is_left_there_is_a_grant(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        at.clock.set(JULY - timedelta(seconds=59))
+        found = await correct(at, 20)
+        assert (found.sent_back, found.granted_next) == (0, 20)
+        assert await places(at) == {"delivered": 30}
+
+
+async def test_what_takes_back_stays_addressed_to_whom_it_was_delivered(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        await correct(at, 20)
+        await at.kit.customers.unlink("acme")
+        at.emulator.add_customer("cus_other")
+        await at.kit.customers.link("acme", "cus_other")
+        await at.flush(everything=True)
+        assert at.accepted("acme", "ai_tokens") == 10
+        assert int(at.emulator.accepted("cus_other", "ai_tokens")) == 0
+        # And from now on nobody can tell what which of them has.
+        assert (await correct(at, 10, id_="t-2")).granted_next == 10
+
+
+async def test_it_is_dropped_by_hand_as_any_other(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await deliver(at)
+        await correct(at, 20)
+        (intent,) = await at.kit.outbox.list()
+        await at.kit.outbox.drop(intent.identifier, reason="credited by hand")
+        assert await places(at) == {"delivered": 30, "dead": -20}
+        # What was once taken back is not taken back again.
+        assert (await correct(at, 30, id_="t-2")).sent_back == 10
