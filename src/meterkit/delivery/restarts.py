@@ -33,7 +33,7 @@ _PATIENCE_MS: Final = 3_600_000
 _MINUTE_MS: Final = 60_000
 _AHEAD_MS: Final = 4 * _MINUTE_MS
 _PAGE: Final = 500
-_DELIVERED: Final = re.compile(rb"(\d+)\|(....)d")
+_DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,7 +151,8 @@ class Restarts:
             admin.client.hgetall(self._store.keys.customer(customer).totals)
         )
         known = sum(
-            int(value)
+            # What takes units back is counted apart.
+            int(value) * (1 if match[3] == b"d" else -1)
             for name, value in totals.items()
             if (match := _DELIVERED.fullmatch(name))
             and int(match[1]) >= first_ms
