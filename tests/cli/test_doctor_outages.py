@@ -16,11 +16,12 @@ from delivering import CATALOG
 from faults import stopped
 from meterkit import MeterKit
 from meterkit.cli.doctor.examination import examine
-from meterkit.cli.doctor.spools import no_room
+from meterkit.cli.doctor.spools import growing, no_room
 from meterkit.store.frames import frame
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool_file import SpoolFile, name_and_header
 from meterkit.store.spooled import write
+from meterkit.store.spools import SpoolSeen
 from meterkit.store.used import Used
 from meterkit.testing import Clock
 from proxy import TcpProxy
@@ -137,6 +138,16 @@ def test_a_disk_without_room_is_found() -> None:
     (finding,) = no_room(Path("/spools"), 3 << 20)
     assert finding.problem.startswith("the disk of /spools has 3 MiB left")
     assert no_room(Path("/spools"), 1 << 30) == []
+
+
+def test_a_spool_that_is_near_its_bound_is_found() -> None:
+    seen = [
+        SpoolSeen(path=Path("/spools/a.spool"), state="held", size=900 << 20, begun_ms=0),
+        SpoolSeen(path=Path("/spools/b.spool"), state="held", size=700 << 20, begun_ms=0),
+    ]
+    (finding,) = growing(seen)
+    assert finding.problem.startswith("a.spool: 900 MiB of 1,024 MiB; what comes beyond is lost")
+    assert growing(seen[1:]) == []
 
 
 async def test_a_server_that_takes_no_writes_is_found_with_what_to_do() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from delivering import NOW, STRIPE_KEY, desk
 from meterkit.cli.doctor.examination import examine
+from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
 from meterkit.insights.deliveries import read_deliveries
 from meterkit.stripe.api import StripeApi
@@ -219,3 +220,31 @@ async def test_one_process_looks_at_a_time_and_what_fails_ends_nothing(
         at.clock.set(NOW + timedelta(days=70))
         await other.closer.turn()  # 36 days after its end it is let be.
         assert await one.unconfirmed() == (0, 0)
+
+
+async def test_what_cannot_be_noted_holds_up_no_delivery(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at:
+        keys, admin = at.kit.store.keys, await at.kit.store.admin()
+        odd = keys.shard(keys.customer("acme").shard, "closes")
+        await admin.ask(admin.client.set(odd, "of somebody else", px=600_000))
+        await used_in_june(at, "acme")
+        assert (await at.flush(everything=True)).is_complete
+        assert at.accepted("acme") == 7
+    assert "ends of billing periods cannot be noted, and are not looked at: " in caplog.text
+
+
+async def test_a_customer_whose_books_are_damaged_holds_up_no_others_close(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme", "zeta", "beta")
+        await at.flush(everything=True)
+        keys, admin = at.kit.store.keys, await at.kit.store.admin()
+        june = int(NOW.replace(day=1, hour=0, minute=0, second=0).timestamp() * 1000)
+        field = f"{june}|{meter_token('requests')}d"
+        await admin.ask(admin.client.hset(keys.customer("acme").totals, field, "odd"))
+        assert await closing.at(46) == (2, 0, 1)
+        (line,) = errors(caplog)
+        assert "customer 'acme', until 2031-07-01 00:00 UTC: it cannot be looked at: ValueError" in line

@@ -470,7 +470,7 @@ async def test_a_full_disk_is_waited_for_and_said(valkey: Server, tmp_path: Path
 async def test_a_spool_that_is_full_counts_what_it_cannot_keep(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(spool, "_BYTES_MAX", 600)
+    monkeypatch.setattr(spool, "SPOOL_BYTES_MAX", 600)
     async with outage(valkey, tmp_path) as (kit, proxy):
         await away(kit, proxy)
         kept = 0

@@ -113,6 +113,8 @@ class Closer:
                     why = await self._why_open(closes, close, summaries)
             except StripeError as error:
                 silent = why = f"Stripe does not say what it has counted: {error}"
+            except Exception as error:  # noqa: BLE001 - what is kept of one customer holds up no other
+                why = f"it cannot be looked at: {error!r:.200}"
             if why is None:
                 confirmed += 1
                 continue

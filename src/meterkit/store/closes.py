@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import bounds_of
+from meterkit.errors import StoreError
 from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
@@ -77,12 +78,19 @@ def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
 class Closes:
     """The closes that are to be confirmed, of all shards.
 
-    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    Each method but one raises :class:`~meterkit.errors.StoreError` where the store does not answer.
     """
 
     def __init__(self, store: Store, admin: Admin) -> None:
         self._store = store
         self._admin = admin
+
+    async def note_sealed(self, shard: int, views: Iterable[CustomerView]) -> None:
+        """Remember the periods of usage that is to be sealed; where that fails, it holds up no delivery."""
+        try:
+            await self.note(shard, ends_to_close(views, self._store.now_ms()))
+        except StoreError as error:
+            self._admin.say_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
 
     async def note(self, shard: int, ends: dict[str, int]) -> None:
         """Remember what is to be looked at, and when first; what is remembered already stays as it is."""

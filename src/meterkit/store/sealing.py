@@ -20,7 +20,7 @@ from redis.exceptions import (
 
 from meterkit.decisions.rates import keep_ms_of
 from meterkit.errors import StoreError
-from meterkit.store.closes import Closes, ends_to_close
+from meterkit.store.closes import Closes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,7 +119,7 @@ class Sealer:
         await self._admin.load(script)
         for _ in range(_TRIES):
             views = [self._store.cache.get(customer) for customer in left]
-            await closes.note(self._shard, ends_to_close(views, self._store.now_ms()))
+            await closes.note_sealed(self._shard, views)
             pipe = self._client.pipeline(transaction=False)
             for view in views:
                 keys = self._keys_of(view)

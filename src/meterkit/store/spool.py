@@ -14,7 +14,7 @@ from meterkit.store.frames import HEAD_BYTES, SpoolError, TornError, frame
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.spool_file import SpoolFile, name_and_header, spools_of
 from meterkit.store.spooled import write
-from meterkit.store.spools import why_not_sent
+from meterkit.store.spools import SPOOL_BYTES_MAX, why_not_sent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +32,6 @@ T = TypeVar("T")
 
 _log = logging.getLogger("meterkit.store")
 
-_BYTES_MAX: Final = 1 << 30
-"""Of one event loop's spool: four million settlements or so. What comes then is counted as lost."""
 _UNWRITTEN_MAX: Final = 64 << 20
 """Bytes that wait in memory where the disk takes none."""
 _AGAIN_S: Final = 1.0
@@ -127,7 +125,7 @@ class Spool:
             number = self._numbers.get(shard, 0) + 1
             data = frame(write(settlement, number, at_ms, sent))
             size = 0 if self._file is None else self._file.end
-            if self._unwritten_bytes > _UNWRITTEN_MAX or size + self._unwritten_bytes > _BYTES_MAX:
+            if self._unwritten_bytes > _UNWRITTEN_MAX or size + self._unwritten_bytes > SPOOL_BYTES_MAX:
                 self._lose(settlement)
                 continue
             self._numbers[shard] = number

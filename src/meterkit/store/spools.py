@@ -16,12 +16,23 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
 
-__all__ = ["DAYS_MAX", "SPOOL_STATES", "SpoolSeen", "SpoolState", "look_at_spools", "why_not_sent"]
+__all__ = [
+    "DAYS_MAX",
+    "SPOOL_BYTES_MAX",
+    "SPOOL_STATES",
+    "SpoolSeen",
+    "SpoolState",
+    "look_at_spools",
+    "why_not_sent",
+]
 
 SpoolState = Literal["held", "left", "refused", "foreign", "damaged"]
 SPOOL_STATES: Final[tuple[SpoolState, ...]] = ("held", "left", "refused", "foreign", "damaged")
 """A process has it; none does any more, and the next one sends it; it is never sent, being too old, or not to
 be read; it is of another store; what was damaged in it was put aside."""
+
+SPOOL_BYTES_MAX: Final = 1 << 30
+"""Of one event loop's spool: four million settlements or so. What comes then is counted as lost."""
 
 DAYS_MAX: Final = 7
 """The store keeps a producer's last number for eight days: what is older might be applied twice."""

@@ -11,7 +11,7 @@ from meterkit.cli.doctor.findings import Finding, named
 from meterkit.cli.output import span
 from meterkit.errors import SettingsError
 from meterkit.redis.private_directory import check_directory
-from meterkit.store.spools import look_at_spools
+from meterkit.store.spools import SPOOL_BYTES_MAX, look_at_spools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.store.spools import SpoolSeen, SpoolState
 
-__all__ = ["HELD_MS", "ROOM_BYTES", "lasting", "look_at_spool_directory", "no_room", "unsent", "unusable"]
+__all__ = [
+    "HELD_MS",
+    "ROOM_BYTES",
+    "growing",
+    "lasting",
+    "look_at_spool_directory",
+    "no_room",
+    "unsent",
+    "unusable",
+]
 
 HELD_MS: Final = 15 * 60_000
 """How old the spool of a process that runs may be: within a second of the store's return it is on its way."""
@@ -28,6 +37,7 @@ ROOM_BYTES: Final = 64 << 20
 """How much room there must be: as much as waits in memory where the disk takes nothing."""
 
 _MIB: Final = 1 << 20
+_LARGE: Final = 0.8
 
 
 async def look_at_spool_directory(kit: MeterKit) -> tuple[str, list[Finding]]:
@@ -46,7 +56,12 @@ def _look(kit: MeterKit) -> tuple[str, list[Finding]]:
         [unusable(directory, why)] if why else no_room(directory, shutil.disk_usage(_made(directory)).free)
     )
     files = "1 file" if len(seen) == 1 else f"{len(seen):,} files"
-    return f"{files} in {directory} of this host", [*found, *unsent(seen, now_ms), *lasting(seen, now_ms)]
+    return f"{files} in {directory} of this host", [
+        *found,
+        *unsent(seen, now_ms),
+        *growing(seen),
+        *lasting(seen, now_ms),
+    ]
 
 
 def _why_unusable(directory: Path) -> str:
@@ -135,6 +150,21 @@ def unsent(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
             " remove the file",
         )
         for one in _of("damaged", seen)
+    ]
+
+
+def growing(seen: Sequence[SpoolSeen]) -> list[Finding]:
+    """Spools that are near the size at which usage is lost."""
+    large = [one for one in _of("held", seen) if one.size > _LARGE * SPOOL_BYTES_MAX]
+    if not large:
+        return []
+    return [
+        Finding(
+            check="spool",
+            problem=f"{named([one.path.name for one in large])}: {_mib(large[0].size)} of"
+            f" {_mib(SPOOL_BYTES_MAX)}; what comes beyond is lost, and counted",
+            cure="bring the store back; more processes take more, as each has a spool of its own",
+        )
     ]
 
 
