@@ -14,6 +14,8 @@ import pytest
 from clusters import Cluster, Watched, spawn_cluster, spawn_watched
 from faults import Client, eventually, kit_at, metered, settled, stopped, used
 from meterkit.redis import producer
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
 from servers import Server, spawn_server
 
 if TYPE_CHECKING:
@@ -84,6 +86,18 @@ def without_replicas(servers: list[Server]) -> Generator[None]:
 
 
 @contextmanager
+def pausing_writes(servers: list[Server]) -> Generator[None]:
+    """They answer what reads, and nothing that writes."""
+    for server in servers:
+        server.command("CLIENT", "PAUSE", 60_000, "WRITE")
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.command("CLIENT", "UNPAUSE")
+
+
+@contextmanager
 def forgetful(servers: list[Server]) -> Generator[None]:
     for server in servers:
         server.command("SCRIPT", "FLUSH")
@@ -147,8 +161,18 @@ def spools(directory: Path) -> list[Path]:
     return list(directory.glob("*.spool"))
 
 
+def settle_in_doubt(kit: MeterKit, served: Served) -> None:
+    """Send settlements of whom nobody knows for a while whether they were applied."""
+    for customer in CUSTOMERS:
+        used = Used(recorded={"requests": 1})
+        kit.store.settle(lane_of(kit), Settlement(kit.store.cache.get(customer), used=used))
+        served.of[customer] += 1
+
+
 @pytest.mark.each_store
-@pytest.mark.parametrize("fault", [hanging, full, without_replicas], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault", [hanging, pausing_writes, full, without_replicas], ids=lambda fault: fault.__name__
+)
 async def test_i9_i11_an_outage_under_load_costs_no_request_and_no_unit(
     store_url: str, servers: list[Server], fault: Callable[[list[Server]], Any], tmp_path: Path
 ) -> None:
@@ -156,6 +180,7 @@ async def test_i9_i11_an_outage_under_load_costs_no_request_and_no_unit(
         async with under_load(kit) as served:
             await asyncio.sleep(0.2)
             with fault(servers):
+                settle_in_doubt(kit, served)
                 await eventually(lambda: lane_of(kit).is_away)
                 await eventually(lambda: bool(spools(tmp_path)))
                 await asyncio.sleep(AWAY_S)
