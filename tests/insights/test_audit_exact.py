@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
@@ -11,19 +12,26 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 
-from auditing import audited, sqlite_in, sums_of
+from auditing import audited, rows_in, sqlite_in, sums_of
 from delivering import PLANS
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms, to_ms
-from meterkit.insights.audit.database import insert_once
+from meterkit.insights.audit.database import Database, insert_once
+from meterkit.insights.audit.draining import Drainer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from auditing import Audited
+    from meterkit.insights.audit.entries import Row
 
 pytestmark = pytest.mark.anyio
 
@@ -192,3 +200,55 @@ async def test_each_kind_of_store_is_drained(store_url: str, tmp_path: Path) -> 
 def test_a_row_that_is_there_stays_as_it_is(name: str) -> None:
     dialect: Any = {"sqlite": sqlite, "postgresql": postgresql}[name].dialect()
     assert "ON CONFLICT (event, meter) DO NOTHING" in str(insert_once(name).compile(dialect=dialect))
+
+
+class Hanging(Database):
+    """Takes rows once it is let."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.asked, self.may = Event(), Event()
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        self.asked.set()
+        assert self.may.wait(60)
+        super().insert(rows)
+
+
+async def test_a_database_that_hangs_holds_up_nothing_and_what_it_has_is_added_up_nowhere(
+    store_url: str, tmp_path: Path
+) -> None:
+    database = Hanging(sqlite_in(tmp_path))
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        await asyncio.gather(*(at.kit.record("acme", "rows", nth + 1) for nth in range(700)))
+        drainer = Drainer(at.kit.store, database, least_age_ms=0)
+        draining = asyncio.create_task(drainer.once())
+        try:
+            assert await asyncio.to_thread(database.asked.wait, 60)
+            assert (await at.kit.consume("acme", "rows", 1)).allowed
+            await drainer.fold(520)
+            (shard,) = await entries_of(at)
+            assert shard == 520
+        finally:
+            database.may.set()
+            await draining
+        sums = sums_of(await at.rows())
+        (units,) = sums.values()
+        assert units["quantity"] == (await at.kit.usage("acme"))["meters"]["rows"]["recorded"] == 245_351
+
+
+async def entries_of(at: Audited) -> list[int]:
+    """How many entries wait, by shard."""
+    admin: Any = await at.kit.store.admin()
+    keys = at.kit.store.keys
+    lengths = [await admin.client.xlen(keys.audit(shard)) for shard in range(keys.shards)]
+    return [length for length in lengths if length]
+
+
+async def test_an_app_drains_by_itself_what_it_counts(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with MeterKit(loads(PLANS), redis_url=store_url, shards=4, audit_url=url) as kit:
+        await kit.record("acme", "rows", 3)
+        with anyio.fail_after(60):
+            while not await asyncio.to_thread(rows_in, url):  # noqa: ASYNC110 - a thread of the kit's does it
+                await anyio.sleep(0.1)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib import import_module
 from secrets import token_hex
 from time import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 __all__ = ["Drainer", "audit_tasks", "drainer_of"]
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("meterkit.audit")
 
@@ -58,7 +63,8 @@ def audit_tasks(
     """What runs beside an event loop so that the audit log is drained; nothing where there is none."""
     if settings.audit_url is None or (settings.flush is False and not is_worker):
         return {}
-    return {"audit": drainer_of(store, settings).run}
+    drainer = drainer_of(store, settings)
+    return {"audit": drainer.run, "audit bound": drainer.keep_bound}
 
 
 class Drainer:
@@ -78,7 +84,9 @@ class Drainer:
         self.database = database
         self._token = token_hex(16)
         self._unread: set[str] = set()
-        self._has_failed = False
+        self._has_failed = self._is_full = False
+        # Of its own: where the database hangs, whatever else runs in threads does not.
+        self._threads: dict[int, ThreadPoolExecutor] = {}
 
     async def run(self) -> None:
         """Drain what comes, beside the running event loop, until cancelled."""
@@ -86,12 +94,21 @@ class Drainer:
             await self.once()
             await asyncio.sleep(_EVERY_S)
 
+    async def keep_bound(self) -> None:
+        """Keep the streams from growing too long, beside the running event loop, until cancelled.
+
+        Whether or not the database answers: so it waits for nothing but the store.
+        """
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            with suppress(StoreError):  # It is tried again, and others say what is wrong with it.
+                await self.fold()
+
     async def once(self) -> None:
         """Drain what has waited for a while, unless another process does; where that fails, it is logged."""
         try:
             async with self.lease(within_s=0.0) as is_held:
                 if is_held:
-                    await self.fold()
                     await self.drain(least_age_ms=self._least_age_ms)
         except MeterkitError as error:
             if not self._has_failed:
@@ -127,14 +144,15 @@ class Drainer:
             StoreError: the store does not answer.
         """
         store, admin = self._store, await self._store.admin()
-        for shard, entries in await self._waiting():
-            left, keys = entries > most, [store.keys.audit(shard), store.keys.audit_sums(shard)]
-            if left:
-                _logger.warning(
-                    "%d entries of the audit log wait in shard %d: some are added up", entries, shard
-                )
-            while left:
-                left = bool(await admin.run(store.scripts["fold"], keys, most))
+        waiting = {shard: entries for shard, entries in await self._waiting() if entries > most}
+        if waiting and not self._is_full:
+            shard, entries = max(waiting.items(), key=lambda one: one[1])
+            _logger.warning("%d entries of the audit log wait in shard %d: some are added up", entries, shard)
+        self._is_full = bool(waiting)
+        for shard in waiting:
+            keys = [store.keys.audit(shard), store.keys.audit_sums(shard)]
+            while await admin.run(store.scripts["fold"], keys, most):
+                pass
 
     async def drain(self, *, least_age_ms: int = 0) -> int:
         """Drain all shards once; how many entries are left.
@@ -164,7 +182,7 @@ class Drainer:
             rows: list[Row] = []
             done = [name for name, fields in page if self._read(shard, name.decode(), fields, names, rows)]
             if done:
-                await asyncio.to_thread(self.database.insert, rows)
+                await self.in_thread(partial(self.database.insert, rows))
                 await admin.ask(client.xdel(stream, *done))
                 await self._lease(_LEASE_MS)
             if len(page) == _PAGE:
@@ -174,6 +192,14 @@ class Drainer:
                 last, most = "-", "+"
             else:
                 return int(await admin.ask(client.xlen(stream)))
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Have the database asked in a thread; one call at a time."""
+        pool = self._threads.get(os.getpid())
+        if pool is None:
+            # Threads do not survive a fork.
+            self._threads = {os.getpid(): (pool := ThreadPoolExecutor(1, "meterkit-audit"))}
+        return await asyncio.get_running_loop().run_in_executor(pool, call)
 
     def _read(
         self, shard: int, name: str, fields: Mapping[bytes, bytes], names: Mapping[str, str], rows: list[Row]
