@@ -65,7 +65,7 @@ local function park(token, meter, asked, value, delivered)
     event = asked.event, value = text('%.0f', value), time = text('%.0f', minute / 1000),
     first = text('%.0f', now - DAY_MS), attempts = '1', key = wanted.id .. '-' .. #made + 1, at = text('%.0f', now),
     why = 'rebuilt from the audit log: Stripe may have it', since = text('%.0f', first_ms / 1000),
-    base = text('%.0f', total(token, 'qlkd') + delivered),
+    base = text('%.0f', total(token, 'qlkd') - total(token, 'QLKD') + delivered),
   }
   return minute <= last_ms
 end
@@ -79,7 +79,7 @@ for token, asked in pairs(wanted.meters) do
     raised = raised + lacks[place]
   end
   local is_left = sent > 0 and (wanted.stripe == '' or asked.event == '')
-  local delivered = is_left and 0 or math.min(sent, math.max(0, asked.counted - total(token, 'd')))
+  local delivered = is_left and 0 or math.min(sent, math.max(0, asked.counted - total(token, 'd') + total(token, 'D')))
   local parked = is_left and 0 or math.min(sent - delivered, VALUE_MOST)
   if raised + sent > 0 then
     lacks[6], lacks[7], lacks[8] = delivered, parked, is_left and math.max(raised, sent) or 0
