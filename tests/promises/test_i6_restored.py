@@ -40,6 +40,7 @@ class House:
         self.data, self.backup = directory / "data", directory / "backup"
         self.stripe, self.emulator, self.clock = stripe, emulator, clock
         self.port = free_port()
+        self.meters = [emulator.add_meter(event) for event in ("api_requests", "ai_tokens")]
         self.data.mkdir()
 
     @asynccontextmanager
@@ -86,8 +87,6 @@ class House:
 async def house(tmp_path: Path) -> AsyncGenerator[House]:
     clock = Clock(NOW)
     emulator = StripeEmulator(clock=clock, summary_lag_s=60)
-    for event in ("api_requests", "ai_tokens"):
-        emulator.add_meter(event)
     for customer in CUSTOMERS:
         emulator.add_customer(f"cus_{customer}")
     async with emulator.serve() as url:
@@ -189,6 +188,42 @@ async def test_i6_a_restart_that_loses_nothing_holds_up_what_waits_for_two_minut
         await kit.record("zeta", "requests", 8)
         assert (await kit.flush(everything=True, timeout_s=0)).delivered == 1
     assert (house.billed("acme"), house.billed("zeta")) == (100, 15)
+
+
+async def test_i6_a_restart_holds_up_a_busy_customer_for_five_minutes_at_most(house: House) -> None:
+    async with house.open() as (kit, _):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+    async with house.open() as (kit, _):
+        # More than a minute can take is always pending.
+        for _ in range(32):
+            await kit.record("acme", "requests", 1)
+            await kit.flush(everything=True, timeout_s=0)
+            house.clock.advance(timedelta(seconds=10))
+        assert house.billed("acme") > 100
+        await house.settle(kit)
+    assert house.billed("acme") == 132
+
+
+async def test_i6_a_customer_of_whom_stripe_says_nothing_holds_up_nobody_else(house: House) -> None:
+    async with house.open() as (kit, _):
+        await linked(kit)
+        for customer in CUSTOMERS:
+            await kit.record(customer, "requests", 5)
+    async with house.open() as (kit, server):
+        await kit.customers.link("zeno", "cus_zeno")
+        await kit.record("zeno", "requests", 5)
+        server.ask("HSET", kit.store.keys.customer("zeno").totals, "damaged|e", "x")
+        await kit.flush()
+        house.clock.advance(timedelta(minutes=2))
+        path = f"/v1/billing/meters/{house.meters[0]}/event_summaries"
+        house.emulator.fail_next("error", status=400, path=path)
+        report = await house.settle(kit)
+        (kept,) = report.undelivered
+        assert (kept.quantity, kept.state) == (5, "parked")
+        assert "Stripe does not say whether it has this" in kept.why
+        assert [one.customer for one in report.unsealed] == ["zeno"]
+    assert sorted(map(house.billed, CUSTOMERS)) == [0, 5]
 
 
 async def test_i6_while_stripe_does_not_say_what_it_has_nothing_new_is_sent(house: House) -> None:

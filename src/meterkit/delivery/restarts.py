@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.delivery.report import REPORTED
-from meterkit.errors import StripeError
+from meterkit.errors import StoreError, StripeError
 from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import Kept, steer
 
@@ -28,8 +29,11 @@ _logger = logging.getLogger("meterkit.delivery")
 _CAUSE: Final = "reconcile"
 # Summaries are "eventually consistent" (https://docs.stripe.com/api/billing/meter-event-summary).
 _LAG_MS: Final = 120_000
+# What was pending then is sealed by now: it waited for a free minute, or for the end of its period.
+_SEALED_MS: Final = 300_000
 # What was tried before is sent first; that long it is waited for.
 _PATIENCE_MS: Final = 3_600_000
+_OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 _MINUTE_MS: Final = 60_000
 _AHEAD_MS: Final = 4 * _MINUTE_MS
 _PAGE: Final = 500
@@ -105,8 +109,9 @@ class Restarts:
         sealing = await outbox.seal(shard, due_ms=None, most=-1)
         report.sealed += sealing.made
         waiting = await self._waiting(shard)
-        is_patient = self._store.now_ms() < life.noticed_ms + _PATIENCE_MS
-        if is_patient and (sealing.later or any(kept.first_ms for kept in waiting)):
+        passed_ms = self._store.now_ms() - life.noticed_ms
+        is_tried = any(kept.first_ms for kept in waiting)
+        if (sealing.later and passed_ms < _SEALED_MS) or (is_tried and passed_ms < _PATIENCE_MS):
             return False
         await self._summaries.refresh()
         lines: dict[tuple[str, str, str, str], _Line] = {}
@@ -116,9 +121,29 @@ class Restarts:
             if not kept.first_ms:
                 lines.setdefault(names, _Line()).waiting.append(kept)
         for names, line in lines.items():
-            line.unknown = await self._unknown(*names, line.waiting)
-            if line.unknown > 0:
-                await self._part(names, line, report)
+            try:
+                line.unknown = await self._unknown(*names, line.waiting)
+                if line.unknown > 0:
+                    await self._part(names, line, report)
+            except StripeError as error:
+                if error.status not in _OF_THE_CUSTOMER:
+                    raise
+                why = f"the store has come back, and Stripe does not say whether it has this: {error}"
+                for kept in await self._park(line.waiting, why, report):
+                    _logger.warning(
+                        "intent %s of customer %r is parked: %s",
+                        kept.identifier,
+                        names[0],
+                        why,
+                        extra=REPORTED,
+                    )
+            except StoreError as error:
+                # What is kept of one customer may be damaged: of that nothing is sent, and the others go on.
+                _logger.warning(
+                    "intent %s of customer %r cannot be compared: %s",
+                    *(line.waiting[0].identifier, names[0], error),
+                    extra=REPORTED,
+                )
         await self._lives.confirm(shard, life)
         return True
 
@@ -154,7 +179,8 @@ class Restarts:
             # What takes units back is counted apart.
             int(value) * (1 if match[3] == b"d" else -1)
             for name, value in totals.items()
-            if (match := _DELIVERED.fullmatch(name))
+            if value.isdigit()
+            and (match := _DELIVERED.fullmatch(name))
             and int(match[1]) >= first_ms
             and match[2].decode() == token
         )
@@ -181,17 +207,21 @@ class Restarts:
             f"since the store came back, Stripe has {line.unknown} more of {event_name} than it says was"
             " delivered: this may be among them"
         )
-        parked = [
-            kept
-            for kept in left
-            if await steer(
-                self._store, kept, "parked", cause=_CAUSE, after=f"parked: {why}", more={"why": why}
-            )
-        ]
-        report.parked += len(parked)
+        parked = await self._park(left, why, report)
         _logger.error(
             "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
             " delivered; %d that wait are parked",
             *(customer, line.unknown, event_name, sum(kept.value for kept in parked)),
             extra=REPORTED,
         )
+
+    async def _park(self, intents: Iterable[Kept], why: str, report: FlushReport) -> list[Kept]:
+        """Leave intents to a person; those that were as they were read."""
+        after, more = f"parked: {why}", {"why": why}
+        parked = [
+            kept
+            for kept in intents
+            if await steer(self._store, kept, "parked", cause=_CAUSE, after=after, more=more)
+        ]
+        report.parked += len(parked)
+        return parked
