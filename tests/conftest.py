@@ -108,15 +108,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_state_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests spool, and the processes that they start, stays with them."""
-    before = os.environ.get("XDG_STATE_HOME")
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
-    yield
-    if before is None:
-        del os.environ["XDG_STATE_HOME"]
-    else:
-        os.environ["XDG_STATE_HOME"] = before
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests spool stays with them; a store that is slow on a busy machine is not away."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patched.setenv("METERKIT_STORE_TIMEOUT", "2")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -210,7 +210,7 @@ async def test_i9_the_first_request_waits_for_the_store_no_longer_than_others(
     kit = kit_for("redis://127.0.0.1:1/0", "http://127.0.0.1:1", clock=time.time, store_timeout=0.05)
     begun = time.monotonic()
     await wrapped(kit)(http_scope(), no_more, ignore)
-    assert time.monotonic() - begun < 2.5
+    assert time.monotonic() - begun < 4
     await kit.stop()
 
 

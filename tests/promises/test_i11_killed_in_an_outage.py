@@ -145,7 +145,7 @@ async def test_i9_processes_share_the_directory_and_each_spool_is_sent_once(hous
         await until(worker, unsettled=0, lost=0)
 
 
-async def test_i9_sending_begins_within_a_second_of_the_stores_return(house: House) -> None:
+async def test_i9_sending_begins_soon_after_the_stores_return(house: House) -> None:
     worker = await house.start()
     await house.begins(worker)
     await asyncio.sleep(3)  # Long enough for the pauses to be the longest.
@@ -153,4 +153,5 @@ async def test_i9_sending_begins_within_a_second_of_the_stores_return(house: Hou
     began = asyncio.get_running_loop().time()
     await house.proxy.set("pass")
     await until(worker, unsettled=0)
-    assert asyncio.get_running_loop().time() - began < 1.0
+    # Half a second, and what a busy machine adds; after pauses without a bound it were three and more.
+    assert asyncio.get_running_loop().time() - began < 2.5

@@ -285,7 +285,7 @@ async def test_i1_a_lost_script_costs_one_more_call_and_one_load(valkey: Server)
 
 
 async def test_i9_a_hung_server_costs_a_request_one_timeout_and_no_hold(valkey: Server) -> None:
-    async with kit_at(valkey.url, store_timeout=0.5) as kit:
+    async with kit_at(valkey.url, store_timeout=2.0) as kit:
         app = metered(kit)
         await Client(app).get("acme")
         await settled(kit)
@@ -294,11 +294,11 @@ async def test_i9_a_hung_server_costs_a_request_one_timeout_and_no_hold(valkey: 
             allowed, denied = await asyncio.gather(Client(app).get("acme"), Client(app).get("acme", "/deny"))
             first = time.monotonic() - began
             assert (allowed, denied) == (200, 503)
-            assert 0.49 < first < 1.0
+            assert 1.99 < first < 4.0
             began = time.monotonic()
             assert await Client(app).get("acme", "/deny") == 503
             # The connection is known to be gone: answered at once, or after the time of a new one.
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < 4.0
         await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
         assert await Client(app).get("acme", "/deny") == 200
 

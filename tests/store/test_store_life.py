@@ -52,7 +52,7 @@ def run_program(program: str, url: str) -> tuple[str, str, int]:
         from faults import Client, kit_at, metered, settled, used
         from meterkit.store.settlement import Settlement
         from meterkit.store.used import Used
-        kit = kit_at({url!r})
+        kit = kit_at({url!r}, store_timeout=5.0)  # What is slow on a busy machine is not away.
         app = metered(kit)
         def post(quantity):
             lane = kit.store.lanes[asyncio.get_running_loop()]
@@ -361,7 +361,7 @@ def test_i7_a_loop_may_be_closed_without_the_store(valkey: Server) -> None:
         loop.run_until_complete(kit.start())
         began = time.monotonic()
         loop.close()
-        print(time.monotonic() - began < 2, kit.store.lanes)
+        print(time.monotonic() - began < 4, kit.store.lanes)
     """
     stdout, stderr, code = run_program(program, valkey.url)
     assert (stdout, code) == ("True {}\n", 0)

@@ -143,7 +143,7 @@ async def test_a_server_that_hangs_is_waited_for_one_timeout_and_its_late_reply_
         began = time.monotonic()
         with pytest.raises(StoreError, match="did not answer within") as caught:
             await lane_of(kit).ask(call)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 5.0
         assert caught.value.executed is None
         await proxy.set("pass")
         await eventually(lambda: call.orphans == [[0, b"late"]])
@@ -222,9 +222,9 @@ async def test_a_server_with_a_wrong_certificate_is_refused_until_it_has_the_rig
         said = f"the store at rediss://127.0.0.1:{proxy.port}/0 cannot be reached: {words}"
         valkey.command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "+@all")
         async with kit_at(url, start_timeout=0.3, store_timeout=5.0) as kit:
+            assert await trouble(kit) == said
             loud = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
             assert loud == [f"{said}; trying again until it can"]
-            assert await trouble(kit) == said
             with pytest.raises(StoreError) as caught:
                 await kit.usage("acme")
             assert str(caught.value) == f"the store at rediss://127.0.0.1:{proxy.port}/0 failed: {words}"
@@ -243,9 +243,9 @@ async def test_a_certificate_of_no_authority_that_the_system_knows_is_refused(pr
 
 
 async def test_a_server_without_tls_is_refused(valkey: Server, authority: Authority) -> None:
-    async with kit_at(secured(valkey.port, authority), start_timeout=0) as kit:
+    async with kit_at(secured(valkey.port, authority), start_timeout=0, store_timeout=0.5) as kit:
         assert await trouble(kit) == (
-            f"the store at rediss://127.0.0.1:{valkey.port}/0 cannot be reached: no answer within 0.25 s;"
+            f"the store at rediss://127.0.0.1:{valkey.port}/0 cannot be reached: no answer within 0.5 s;"
             " where it does not speak TLS, the URL begins with redis://"
         )
         with pytest.raises(StoreError, match="failed: Timeout connecting to server"):

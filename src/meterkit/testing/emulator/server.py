@@ -25,6 +25,7 @@ __all__ = ["abort", "running", "serve", "serve_forever"]
 
 BACKLOG: Final = 128
 SHUTDOWN_S: Final = 1
+KEEP_ALIVE_S: Final = 3600  # A test that was busy meanwhile finds its connection as it left it.
 # On, for 0 seconds: closing discards what is unsent and sends a reset.
 LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
@@ -120,5 +121,6 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
