@@ -9,7 +9,17 @@ from typing import Final, Literal
 
 from meterkit.errors import MeterkitError
 
-__all__ = ["HOLD_SLOT_MS", "Bounds", "bounds_at", "check_aware", "from_ms", "iso", "occurred_ms", "to_ms"]
+__all__ = [
+    "HOLD_SLOT_MS",
+    "Bounds",
+    "bounds_at",
+    "check_aware",
+    "first_minute_s",
+    "from_ms",
+    "iso",
+    "occurred_ms",
+    "to_ms",
+]
 
 HOLD_SLOT_MS: Final = 300_000
 """How long one of the two slots of holds lasts."""
@@ -51,6 +61,15 @@ def occurred_ms(occurred_at: datetime, now_ms: int) -> int:
 def from_ms(ms: int) -> datetime:
     """The aware UTC instant of milliseconds since the epoch."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+
+
+def first_minute_s(start_ms: int) -> int:
+    """The first whole minute of a period, in Unix seconds: what is stamped lies wholly in its period.
+
+    Args:
+        start_ms: the first instant of the period.
+    """
+    return -(-start_ms // 60_000) * 60
 
 
 def iso(moment: datetime) -> str:

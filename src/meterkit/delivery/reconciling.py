@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.ambiguity import may_be_sent_again
-from meterkit.decisions.periods import check_aware, to_ms
+from meterkit.decisions.periods import check_aware, first_minute_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
@@ -142,8 +142,7 @@ class Reconciler:
         customer, period, now_ms = usage["customer"], usage["period"], self._store.now_ms()
         _, state = await States(self._store).read(customer)
         start_ms, end_ms = to_ms(period["start"]), to_ms(period["end"])
-        # A minute that something is stamped with lies wholly in the period.
-        start_s = -(-start_ms // _MINUTE_MS) * 60
+        start_s = first_minute_s(start_ms)
         end_s = min(end_ms, now_ms + _AHEAD_MS) // _MINUTE_MS * 60
         found: list[Reconciled] = []
         for name, meter in self._store.catalog.meters.items():

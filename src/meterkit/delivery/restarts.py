@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.periods import first_minute_s
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
 from meterkit.store.server_lives import ServerLives
@@ -167,8 +168,7 @@ class Restarts:
     ) -> int:
         """What Stripe has counted since the first period of what waits, less what the store knows of."""
         first_ms = min(int(kept.fields["period"]) for kept in waiting)
-        # A minute that something is stamped with lies wholly in its period.
-        start_s = -(-first_ms // _MINUTE_MS) * 60
+        start_s = first_minute_s(first_ms)
         end_s = (self._store.now_ms() + _AHEAD_MS) // _MINUTE_MS * 60
         counted = await self._summaries.counted(event_name, stripe_customer, start_s, end_s)
         admin = (await self._store.admin()).for_delivery()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Protocol
 
+from meterkit.stripe.summaries import counted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -72,12 +74,9 @@ class StripeSummaries:
         meters = self._meters.get(event_name)
         if meters is None:
             return None
-        span: dict[str, str | int] = {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
         total = Decimal(0)
         for meter in meters:
-            for summary in await self._api.list(f"/v1/billing/meters/{meter}/event_summaries", span):
-                # A float, exact for whole numbers of up to 15 digits.
-                total += Decimal(repr(summary["aggregated_value"]))
+            total += await counted(self._api, meter, stripe_customer, start_s, end_s)
         return total.to_integral_value() if total == total.to_integral_value() else total
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ from meterkit.errors import QuantityError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.resp import pack_each, pack_numbers
 from meterkit.redis.settle_replies import DAMAGED, DUPLICATE, OK, REFUSED, STALE
-from meterkit.redis.settling import Sent
+from meterkit.redis.settling import Sent, resolve
 
 if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
@@ -99,26 +99,15 @@ class Producer:
         self.acknowledged += 1
         self.queue.pause_s = 0.0
         if code == REFUSED:
-            _resolve(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
+            resolve(settlement, QuantityError("not recorded: the period's total would pass 9 * 10^15"))
             settlement.on_refused(answer[1])
         elif code == DAMAGED:
             why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
-            _resolve(settlement, StoreError(why, executed=False))
+            resolve(settlement, StoreError(why, executed=False))
             settlement.on_damaged(answer[1])
-        _resolve(settlement, None)
+        resolve(settlement, None)
         if code == OK and len(answer) > _OK_LENGTH:
             settlement.on_notices(answer[_OK_LENGTH:])
-
-
-def _resolve(settlement: Settlement, error: Exception | None) -> None:
-    """Tell whoever waits how a settlement ended; the first word counts."""
-    waiter = settlement.waiter
-    if waiter is None or waiter.done():
-        return
-    if error is None:
-        waiter.set_result(None)
-    else:
-        waiter.set_exception(error)
 
 
 class SettlementQueue:
@@ -233,7 +222,7 @@ class SettlementQueue:
         """Give up what is not acknowledged; what that is."""
         left = [*self.producer.unsettled, *self.waiting]
         for settlement in left:
-            _resolve(settlement, StoreError("the kit was stopped before the store answered"))
+            resolve(settlement, StoreError("the kit was stopped before the store answered"))
         self.waiting.clear()
         self.producer = self._new_producer()
         return left
@@ -308,7 +297,7 @@ class SettlementQueue:
             why = "the store has no record any more of what it had acknowledged: it was restarted without its"
             why += " data, or evicts keys (its maxmemory-policy is to be noeviction)"
             for settlement in unknown:
-                _resolve(settlement, StoreError(f"it is not known whether this is recorded: {why}"))
+                resolve(settlement, StoreError(f"it is not known whether this is recorded: {why}"))
             self._count_lost(acknowledged + len(unknown), why)
             return
         unapplied = producer.unsettled
@@ -322,13 +311,13 @@ class SettlementQueue:
                 # Its number may be used up, and another time it would end as it did, before all others.
                 self._lose(settlement, f"that of {settlement.customer!r} failed: {producer.failed[place]}")
             elif place < applied:
-                _resolve(settlement, None)
+                resolve(settlement, None)
             else:
                 again.append(settlement)
         self.waiting.extendleft(reversed(again))
 
     def _lose(self, settlement: Settlement, why: str) -> None:
-        _resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
+        resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
         self._count_lost(1, why)
 
     def _count_lost(self, count: int, why: str) -> None:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
 
-__all__ = ["QueueLane", "Sent", "Settlement", "Spooling"]
+__all__ = ["QueueLane", "Sent", "Settlement", "Spooling", "resolve"]
 
 
 class Settlement(Protocol):
@@ -119,3 +119,14 @@ class QueueLane(Protocol):
 
     def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""
+
+
+def resolve(settlement: Settlement, error: Exception | None) -> None:
+    """Tell whoever waits how a settlement ended; the first word counts."""
+    waiter = settlement.waiter
+    if waiter is None or waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)

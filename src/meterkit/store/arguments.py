@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from meterkit.errors import MeterkitError
 
-__all__ = ["entitlements_given", "is_text", "plain", "shown"]
+__all__ = ["check_text", "entitlements_given", "is_text", "plain", "shown"]
+
+_TEXT_MAX: Final = 500
 
 
 def is_text(value: object) -> bool:
@@ -18,6 +20,14 @@ def is_text(value: object) -> bool:
 def shown(value: object) -> str:
     """A value for a message, cut short; of another type than text only that."""
     return f"{value!r:.80}" if isinstance(value, str) else f"a value of type {type(value).__name__}"
+
+
+def check_text(what: str, value: object, *, may_be_empty: bool = False) -> None:
+    """See that something is a text for the ledger of a customer. Raises MeterkitError where it is none."""
+    if not isinstance(value, str) or len(value) > _TEXT_MAX or not (value or may_be_empty):
+        most = f"{_TEXT_MAX} characters at most" if may_be_empty else f"1 to {_TEXT_MAX} characters"
+        allowed = f"a text of {most}, for the ledger of the customer"
+        raise MeterkitError(f"{what}: found {shown(value)}; allowed is {allowed}")
 
 
 def entitlements_given(overrides: object) -> dict[str, Mapping[str, object]]:

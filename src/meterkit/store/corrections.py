@@ -12,7 +12,7 @@ from meterkit.catalog.quantity import check_quantities
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.store.arguments import shown
+from meterkit.store.arguments import check_text, shown
 from meterkit.store.customer_id import check_customer, is_customer
 from meterkit.store.customer_usage import price_cents
 from meterkit.store.event_names import read_meters
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "Corrected", "correct"]
 
 _ID_MAX: Final = 200
-_TEXT_MAX: Final = 500
 _TRIES: Final = 8
 _REPEATED, _STALE, _CLOCK, _BROKEN = 1, 2, 3, 4
 
@@ -220,17 +219,11 @@ def _check(store: Store, customer: str, given: Asked) -> None:
     if not given.quantities:
         raise MeterkitError("quantities: found none; name one meter at least")
     check_quantities(given.quantities, store.catalog.meters)
-    _check_text("reason", given.reason)
-    _check_text("by", given.by)
+    check_text("reason", given.reason)
+    check_text("by", given.by)
     correction_id: object = given.correction_id
     if not is_customer(correction_id) or len(correction_id.encode()) > _ID_MAX:
         raise MeterkitError(
             f"correction_id: found {shown(correction_id)}; allowed is a text of 1 to {_ID_MAX} bytes without"
             " control characters"
         )
-
-
-def _check_text(what: str, value: object) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= _TEXT_MAX:
-        allowed = f"a text of 1 to {_TEXT_MAX} characters, for the ledger of the customer"
-        raise MeterkitError(f"{what}: found {shown(value)}; allowed is {allowed}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import is_text, shown
+from meterkit.store.arguments import check_text, is_text, shown
 from meterkit.store.customer_id import check_customer
 from meterkit.store.intents import BY_HAND, Intent, IntentState
 from meterkit.store.outbox import Outbox
@@ -26,7 +26,6 @@ __all__ = ["Intents"]
 
 _PLACES: Final = {"queued": "outbox", "leased": "outbox", "parked": "parked", "dead": "dead"}
 _PAGE: Final = 500
-_TEXT_MAX: Final = 500
 _TRIES: Final = 8
 
 _Verb = Literal["redriven", "parked", "dropped"]
@@ -168,8 +167,8 @@ class Intents:
         self, verb: _Verb, identifier: str, act: Callable[[Kept, str], Awaitable[bool]], reason: str, by: str
     ) -> Intent:
         """Do it to an intent that is in a state for it, again where it has changed meanwhile; it, then."""
-        _check_text("reason", reason)
-        _check_text("by", by)
+        check_text("reason", reason, may_be_empty=True)
+        check_text("by", by, may_be_empty=True)
         for _ in range(_TRIES):
             kept = await self._found(identifier)
             state = kept.fields["state"]
@@ -257,10 +256,3 @@ def _age(intent: Intent) -> tuple[float, str]:
 
 def _and_why(what: str, reason: str) -> str:
     return f"{what}: {reason}" if reason else what
-
-
-def _check_text(what: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) > _TEXT_MAX:
-        raise MeterkitError(
-            f"{what}: found {shown(value)}; allowed is a text of {_TEXT_MAX} characters at most"
-        )

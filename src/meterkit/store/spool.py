@@ -10,6 +10,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.settling import resolve
 from meterkit.store.frames import HEAD_BYTES, SpoolError, TornError, frame
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.spool_file import SpoolFile, name_and_header, spools_of
@@ -209,9 +210,7 @@ class Spool:
         self._is_failing = False
         self._forget(batch)
         for kept in batch:
-            waiter = kept.settlement.waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            resolve(kept.settlement, None)
         if self._lane.connected:
             self.connected()  # Nobody else says so: the store is slow, not away, or is back meanwhile.
         return True
@@ -227,11 +226,8 @@ class Spool:
             f"the spool in {self._directory} is full, and usage is lost ({self.lost} settlements so far); the"
             f" last was of customer {settlement.customer!r}"
         )
-        waiter = settlement.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(
-                StoreError("not recorded: the store is away and the spool is full", executed=False)
-            )
+        why = "not recorded: the store is away and the spool is full"
+        resolve(settlement, StoreError(why, executed=False))
 
     # Sending.
 

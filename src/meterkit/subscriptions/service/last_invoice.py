@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.periods import first_minute_s, to_ms
+from meterkit.stripe.summaries import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +57,7 @@ async def until_billed(
         for meter in await api.list("/v1/billing/meters", {"status": "active"})
         if meter["event_name"] in sent
     }
-    # A minute that something is stamped with lies wholly in the period.
-    start_s = -(-to_ms(usage["period"]["start"]) // 1000 // _MINUTE_S) * _MINUTE_S
+    start_s = first_minute_s(to_ms(usage["period"]["start"]))
     missing = partial(_missing, api, meters, stripe_customer, start_s)
     deadline = monotonic() + timeout_s
     while left := await missing(_begun_s(store)):
@@ -96,9 +96,7 @@ async def _missing(
     """How much of what was sent to meters Stripe has not counted in a span (Unix seconds)."""
     if end_s <= start_s:  # The first minute of the period has not begun.
         return sum(sent.values())
-    span: dict[str, str | int] = {"customer": stripe_customer, "start_time": start_s, "end_time": end_s}
     missing = 0
     for meter, quantity in sent.items():
-        found = await api.list(f"/v1/billing/meters/{meter}/event_summaries", span)
-        missing += max(0, quantity - int(sum(summary["aggregated_value"] for summary in found)))
+        missing += max(0, quantity - int(await counted(api, meter, stripe_customer, start_s, end_s)))
     return missing
