@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from delivering import NOW, STRIPE_KEY, desk
+from delivering import NOW, STRIPE_KEY, desk, until
 from meterkit.cli.doctor.examination import examine
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
@@ -248,3 +248,18 @@ async def test_a_customer_whose_books_are_damaged_holds_up_no_others_close(
         assert await closing.at(46) == (2, 0, 1)
         (line,) = errors(caplog)
         assert "customer 'acme', until 2031-07-01 00:00 UTC: it cannot be looked at: ValueError" in line
+
+
+async def test_processes_that_deliver_look_by_themselves(
+    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.closing._EVERY_S", 0.02)
+    async with desk(store_url, flush=True, flush_interval=0.05) as at:
+        at.clock.set(JULY - 30 * MINUTE)
+        at.emulator.fail_next("lose")
+        await used_in_june(at, "acme")
+        at.clock.advance(timedelta(minutes=2))
+        await until(lambda: any(one.path == "/v1/billing/meter_events" for one in at.emulator.requests))
+        at.clock.set(JULY + 46 * MINUTE)
+        await until(lambda: len(errors(caplog)) == 1)
+    assert len(errors(caplog)) == 1
