@@ -21,17 +21,23 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from auditing import audited, rows_in, sqlite_in, sums_of
 from delivering import PLANS
+from faults import eventually, kit_at, settled, used
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.insights.audit.database import Database, insert_once
 from meterkit.insights.audit.draining import Drainer
+from meterkit.store.settlement import Settlement
+from meterkit.store.used import Used
+from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from auditing import Audited
     from meterkit.insights.audit.entries import Row
+    from proxy import Mode
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -252,3 +258,32 @@ async def test_an_app_drains_by_itself_what_it_counts(store_url: str, tmp_path: 
         with anyio.fail_after(60):
             while not await asyncio.to_thread(rows_in, url):  # noqa: ASYNC110 - a thread of the kit's does it
                 await anyio.sleep(0.1)
+
+
+@pytest.mark.parametrize("mode", ["drop_reply", "cut"])
+async def test_what_was_in_doubt_in_an_outage_is_entered_once(
+    valkey: Server, tmp_path: Path, mode: Mode
+) -> None:
+    url = sqlite_in(tmp_path)
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        kit_at(proxy.url, store_timeout=0.1, spool_dir=tmp_path / "spool", audit_url=url, flush=False) as kit,
+    ):
+        await kit.record("acme", "tokens", 1)
+        lane, view = kit.store.lanes[asyncio.get_running_loop()], kit.store.cache.get("acme")
+        await proxy.set(mode, cut_after=5)
+        for _ in range(20):
+            kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 10})))
+        await eventually(lambda: not lane.connected)
+        await proxy.set("refuse")
+        for _ in range(20):
+            kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 100})))
+        await eventually(lambda: not any(one.unsettled for one in lane.queues))
+        await proxy.set("pass")
+        await settled(kit)
+        drainer = Drainer(kit.store, Database(url))
+        assert await drainer.drain() == 0
+        rows = await asyncio.to_thread(rows_in, url)
+        assert Counter(row["quantity"] for row in rows) == {1: 1, 10: 20, 100: 20}
+        assert {row["occurred_at_ms"] is None for row in rows if row["quantity"] == 100} == {False}
+        assert (await used(kit, "acme", "tokens"))[0] == 2201
