@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from auditing import rows_in
+from commands import Shell
+from faults import eventually
 from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from commands import Shell
 
 pytestmark = pytest.mark.anyio
 
@@ -38,3 +41,23 @@ async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path, store_u
     assert stored.run("usage", "acme", "--json").json["meters"]["requests"]["recorded"] == 25
     assert stored.run("audit", "rebuild").code == 0
     assert stored.run("audit", "rebuild", "--period", "soon").code == 2
+
+
+async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) -> None:
+    url = f"sqlite:///{directory}/audit.db"
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
+        await kit.record("acme", "requests", 7)
+        with emulator.running() as stripe:
+            shell = Shell(
+                directory,
+                METERKIT_REDIS_URL=store_url,
+                METERKIT_STRIPE_API_KEY="sk_test_1",
+                METERKIT_STRIPE_API_BASE=stripe,
+                METERKIT_AUDIT_URL=url,
+            )
+            with shell.running("worker") as worker:
+                await eventually(lambda: [row["quantity"] for row in rows_in(url)] == [7])
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(60) == 0
