@@ -63,7 +63,8 @@ HOUR_S: Final = 3_600
 MONTH_S: Final = 25 * 24 * HOUR_S  # At most, as Stripe takes nothing that is older than 35 days.
 _SENDING: Final = ("send", "settle")
 _PATIENCE_S: Final = 60.0
-_ROUNDS: Final = 8
+# Long enough for each comparison: 26 hours after the first try, and ten minutes later again; twice.
+_REST_S: Final = (3 * MINUTE_S, 27 * HOUR_S, *[11 * MINUTE_S] * 3, 27 * HOUR_S, *[11 * MINUTE_S] * 3)
 
 # Each seed begins with the next of these, and of the faults, so that none is left to chance.
 POINTS: Final = tuple(product(STEPS, WHENS))
@@ -243,29 +244,27 @@ class Drawn:
 
     async def wait(self, span_s: float) -> None:
         """Let time pass; nothing that is on its way takes a day."""
-        if self.is_late:
-            await asyncio.sleep(LATE_S)
-            self.is_late = False
-        await asyncio.sleep(0.02)
+        is_long = self.is_late and span_s > 2 * HOUR_S
+        await asyncio.sleep(LATE_S if is_long else 0.02)
         self.clock.advance(span_s)
 
     async def _end_of_month(self) -> None:
         end_s = bounds_at(self.clock.now_ms).end_ms / 1000
         ahead_s = end_s - self.random.choice((90, 30, 0, -1)) - self.clock()
         if 0 < ahead_s < MONTH_S:
-            self.clock.advance(ahead_s)
+            await self.wait(ahead_s)
 
     async def _finish(self, kit: MeterKit) -> list[str]:
         self.emulator.clear_faults()
         left: list[str] = []
-        for _ in range(_ROUNDS):
+        for span_s in _REST_S:
             self.expire_leases()
             report = await kit.flush(everything=True, timeout_s=0)
             left = [f"{one.quantity} of {one.customer} {one.state}: {one.why}" for one in report.undelivered]
             left += [f"{report.left} left: {report.why}"] * bool(report.left)
             if not left:
                 break
-            await self.wait(self.random.choice((3 * MINUTE_S, 11 * MINUTE_S, 27 * HOUR_S)))
+            await self.wait(span_s)
         return left
 
     def _billed(self) -> dict[Place, int]:
