@@ -116,8 +116,10 @@ class Database:
             found = connection.execute(select(TABLE.c.customer).distinct())
             return sorted(str(name) for (name,) in found)
 
-    def sums(self, customer: str) -> tuple[Sums, Mapping[int, int]]:
+    def sums(self, customer: str, since_ms: int) -> tuple[Sums, Mapping[int, int]]:
         """What a customer has used since it was deleted, if it was; and, by period, when last (ms).
+
+        ``since_ms``: of periods that began then or later.
 
         Raises:
             MeterkitError: the database does not answer.
@@ -129,7 +131,10 @@ class Database:
             last = select(func.max(table.recorded_at_ms)).where(own, table.kind == "deleted")
             deleted_ms = connection.execute(last).scalar()
             asked = select(table.period_start_ms, table.meter, func.max(table.recorded_at_ms), *units).where(
-                own, table.kind.in_(_COUNTED), table.recorded_at_ms > (deleted_ms or 0)
+                own,
+                table.period_start_ms >= since_ms,
+                table.kind.in_(_COUNTED),
+                table.recorded_at_ms > (deleted_ms or 0),
             )
             grouped: Any = asked.group_by(table.period_start_ms, table.meter)
             found: Any = connection.execute(grouped).all()

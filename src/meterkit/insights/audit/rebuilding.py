@@ -31,6 +31,7 @@ __all__ = ["Rebuilder", "Rebuilt", "Summaries"]
 _LEASE_S: Final = 35.0
 _TRIES: Final = 8
 _SAME_PERIOD_MS: Final = 120_000  # A period that begins later than that after another is another one.
+_LONGEST_MS: Final = 400 * 86_400_000  # More than any period.
 _MINUTE_MS: Final = 60_000
 _AHEAD_MS: Final = 4 * _MINUTE_MS
 _OF_COUNTERS: Final = (*CLASSES[:4], "late")
@@ -149,7 +150,8 @@ class Rebuilder:
         counted: dict[str, int] | None = None
         for _ in range(_TRIES):
             await drainer.drain_shard(store.keys.customer(customer).shard)
-            sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer)
+            since_ms = (store.now_ms() if at_ms is None else at_ms) - _LONGEST_MS
+            sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer, since_ms)
             (usage,) = await store.usage_of_many([customer], at_ms=at_ms)
             start_ms = to_ms(usage["period"]["start"])
             period_ms = next((one for one in sums if abs(one - start_ms) < _SAME_PERIOD_MS), None)
