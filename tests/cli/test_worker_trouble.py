@@ -82,6 +82,9 @@ async def test_i9_a_worker_whose_store_is_killed_delivers_once_it_is_back(
             hear(worker, "this flush failed, the next one goes on from there")
             with spawn_server(*kept, port=port, directory=data) as revived:
                 await record(directory, revived.url, 8)
+                hear(worker, "was restarted, restored or taken over")
+                for key in revived.ask("KEYS", "mk:*:life"):
+                    revived.ask("HSET", key, "noticed_ms", 1)  # Two minutes are over.
                 wait_for(lambda: emulator.accepted("cus_1", "ai_tokens") == 33)
                 worker.send_signal(signal.SIGTERM)
                 assert worker.wait(TIMEOUT_S) == 0
