@@ -395,3 +395,23 @@ async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> No
         await at.kit.webhooks.work_off()
         assert await places(at, "lost") == {"dead": 7}
         assert (await at.kit.webhooks.backlog()).entries == 0
+
+
+async def test_what_takes_units_back_and_is_refused_later_is_dead(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 30)
+        await at.flush(everything=True)
+        await at.kit.correct("acme", {"requests": 20}, reason="a loop", correction_id="t-1")
+        await at.flush(everything=True)
+        assert await places(at, "acme") == {"delivered": 10}
+        at.emulator.report_meter_errors(
+            "api_requests",
+            code="meter_event_invalid_value",
+            identifiers=[at.emulator.events[-1].identifier],
+            count=1,
+        )
+        api = StripeApi(at.kit.settings)
+        await take_all(at, api)
+        await api.close()
+        assert await places(at, "acme") == {"delivered": 30, "dead": -20}

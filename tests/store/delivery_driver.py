@@ -15,7 +15,7 @@ from meterkit.decisions.periods import bounds_at
 from meterkit.redis.resp import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
 from store.delivery_corrections import ONCE, Restore, restore
-from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Seal, Steer
+from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
 from store.script_plans import START_MS
@@ -404,6 +404,26 @@ class Delivery(Checks):
             entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
         )
 
+    def refuse(self, name: str) -> None:
+        """Stripe tells of something that it does not count."""
+        sent = [known for known in self.shard.delivered if not known.startswith("dropped|")]
+        identifier = self.random.choice((*sent * 3, *self.shard.intents, "nobody"))
+        intent, short = self.shard.intents.get(identifier), self.shard.delivered.get(identifier)
+        owner = intent.customer if intent is not None else short[0] if short is not None else name
+        event = intent.event if intent is not None else short[2] if short is not None else "tokens"
+        asked = Refuse(
+            identifier=identifier,
+            new_identifier=f"{self.random.getrandbits(64):x}r",
+            state=self.random.choice(("parked", "dead")),
+            why="refused",
+            token=self.random.choice([meter_token(meter) for meter in METERS if EVENTS[meter] == event]),
+            customer=self.random.choice((*[owner] * 9, name)),
+        )
+        keys = ("intents", "outbox", "delivered:1", asked.state, f"t:{asked.customer}")
+        argv = (identifier, asked.new_identifier, asked.state, asked.why, asked.token, asked.customer)
+        reply, found = self.ask("refuse", keys, *argv, self.wall)
+        self.check(f"refuse {asked}", self.shard.refuse(asked, self.wall), reply, found)
+
     def restore(self, name: str) -> None:
         """Units are taken back; now and then they were before, or a count is no number."""
         customer = self.shard.customers[name]
@@ -666,6 +686,7 @@ _DEEDS: Final = (
     (Delivery.restore, 25),
     (Delivery.restore_delivered, 16),
     (Delivery.restore_broken, 6),
+    (Delivery.refuse, 20),
     (Delivery.recall, 10),
     (Delivery.count, 4),
     (Delivery.amend, 12),

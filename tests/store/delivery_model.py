@@ -45,6 +45,7 @@ class Intent:
     attempts: int = 0
     key: str = ""
     why: str = ""
+    refused: int = 0
 
     def stored(self) -> dict[str, str]:
         return {
@@ -62,6 +63,7 @@ class Intent:
             "key": self.key,
             "at": str(self.at),
             **({"why": self.why} if self.why else {}),
+            **({"refused": str(self.refused)} if self.refused else {}),
         }
 
     def field(self, state: str) -> str:
@@ -120,6 +122,18 @@ class Amend:
     turn_ms: int
     entries: list[list[str]]
     notices: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """What Stripe has refused later: how it is called, whose it is, and what is to become of it."""
+
+    identifier: str
+    new_identifier: str
+    state: str
+    why: str
+    token: str
+    customer: str
 
 
 class Shard:
@@ -252,6 +266,43 @@ class Shard:
             self.compare[asked.new_identifier] = now + asked.compare_ms
         self.histories[intent.customer] += asked.entries
         return [0, now]
+
+    def refuse(self, asked: Refuse, now: int) -> int:
+        customer = self.customers[asked.customer]
+        intent = self.intents.get(asked.identifier) or self._delivered(asked, customer, now)
+        if intent is None or intent.customer != asked.customer or intent.state in {"parked", "dead"}:
+            return 0
+        if intent.state == "leased":
+            return 2
+        counted = customer.closed.get(intent.field("delivered"))
+        if intent.state == "delivered" and counted is not None and counted < abs(intent.value):
+            return 3
+        _count(customer, intent, -intent.value)
+        intent.state = asked.state
+        _count(customer, intent, intent.value)
+        self.keep(f"t:{asked.customer}", TOTALS_MS)
+        intent.key, intent.why, intent.attempts = asked.new_identifier, asked.why, 0
+        intent.refused, intent.first = now, intent.first or now
+        for place in (self.intents, self.outbox, self.delivered):
+            place.pop(asked.identifier, None)
+        self.intents[asked.new_identifier] = intent
+        (self.parked if asked.state == "parked" else self.dead)[asked.new_identifier] = now
+        return 1
+
+    def _delivered(self, asked: Refuse, customer: Customer, now: int) -> Intent | None:
+        """What was delivered, of the last period before its minute that something was delivered of."""
+        if asked.identifier not in self.delivered:
+            return None
+        owner, stripe, event, time, value = self.delivered[asked.identifier]
+        minute = int(time) * 1000
+        kind = "D" if value.startswith("-") else "d"
+        begins = [int(field[:-6]) for field in customer.closed if field.endswith(f"|{asked.token}{kind}")]
+        period = max((begin for begin in begins if begin <= minute), default=None)
+        if period is None:
+            return None
+        intent = Intent(owner, stripe, period, asked.token, event, int(value), minute, at=now)
+        intent.state = "delivered"
+        return intent
 
     def recall(self, name: str, rev: str, identifiers: Sequence[str], now: int) -> Answer:
         customer = self.customers[name]

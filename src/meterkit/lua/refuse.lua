@@ -24,9 +24,9 @@ elseif short then
     return 3
   end
   local owner, stripe_customer, event, time, value = unpack(cjson.decode(short))
-  local begins_ms, period = -1, nil
+  local begins_ms, period, kind = -1, nil, token .. (string.sub(value, 1, 1) == '-' and 'D' or 'd')
   for _, name in ipairs(names) do
-    local begin = string.sub(name, -5) == token .. 'd' and string.match(name, '^(%d+)|')
+    local begin = string.sub(name, -5) == kind and string.match(name, '^(%d+)|')
     if begin and tonumber(begin) <= time * 1000 and tonumber(begin) > begins_ms then
       begins_ms, period = tonumber(begin), begin
     end
