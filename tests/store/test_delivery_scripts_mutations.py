@@ -42,7 +42,7 @@ EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
 # what is refused they have no damaged totals, and nothing in a period's first minute: test_refused.py does.
 UNMET: Final = re.compile(
     r"restore\.lua: .*(give_units|micro|units,|granted|cost|correction\.|to_compensate\(sealed)"
-    r"|\w+\.lua: .*(audit|untouched)|refuse\.lua: (return 3|if begin )"
+    r"|\w+\.lua: .*(audit|untouched)|refuse\.lua: (return 3|if begin |local begins_ms)"
 )
 SEEDS: Final = (0, 1)
 STEPS: Final = 2400
