@@ -324,7 +324,7 @@ async def test_what_is_unknown_is_settled_by_trying_again(action: str, when: str
 
 
 async def test_a_server_that_hangs_costs_one_timeout() -> None:
-    async with emulated(timeout_s=0.2) as (emulator, transport):
+    async with emulated(timeout_s=1.0) as (emulator, transport):
         emulator.fail_next("hang")
         with anyio.fail_after(2):
             assert (await transport.send(INTENT)).kind == "unknown"

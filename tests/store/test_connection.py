@@ -289,7 +289,7 @@ async def test_what_was_not_sent_was_certainly_not_executed(to_server: Opener, v
 async def test_a_lost_reply_fails_every_sent_request_as_unknown(
     proxy: TcpProxy, to_proxy: Opener, mode: Any
 ) -> None:
-    connection = await to_proxy(timeout_s=0.1)
+    connection = await to_proxy(timeout_s=0.5)
     calls = [Echo(f"call-{n}") for n in range(10)]
     futures = [connection.call(call) for call in calls]
     await asyncio.sleep(0)

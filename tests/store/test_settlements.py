@@ -121,7 +121,7 @@ async def test_i6_scripts_flushed_in_the_middle_of_a_storm_lose_nothing_and_coun
 async def test_i6_lost_replies_and_cut_connections_lose_nothing_and_count_nothing_twice(
     proxy: TcpProxy, mode: Any
 ) -> None:
-    async with kit_at(proxy.url, store_timeout=0.05) as kit:
+    async with kit_at(proxy.url, store_timeout=0.5) as kit:
         books = Books(kit)
         for cut_after in (0, 1, 7, 33, 100):
             books.settle(50)
@@ -137,7 +137,7 @@ async def test_i6_lost_replies_and_cut_connections_lose_nothing_and_count_nothin
 
 
 async def test_i6_a_server_that_hangs_settles_each_once(valkey: Server) -> None:
-    async with kit_at(valkey.url, store_timeout=0.05) as kit:
+    async with kit_at(valkey.url, store_timeout=0.5) as kit:
         books = Books(kit)
         for _ in range(3):
             books.settle(100)
@@ -591,7 +591,7 @@ async def test_recording_while_the_server_hangs_returns_after_one_timeout_and_is
 async def test_i6_an_event_id_sent_again_after_a_lost_reply_counts_once(
     proxy: TcpProxy, valkey: Server
 ) -> None:
-    async with kit_at(proxy.url, store_timeout=0.05) as kit:
+    async with kit_at(proxy.url, store_timeout=0.5) as kit:
         await proxy.set("drop_reply")
         await kit.record("acme", "tokens", 10, event_id="evt-1")
         await proxy.set("pass")

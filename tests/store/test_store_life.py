@@ -205,7 +205,7 @@ async def test_a_hung_server_does_not_keep_the_kit_from_stopping(
 ) -> None:
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.2)
     sockets, loop = open_sockets(), asyncio.get_running_loop()
-    kit = kit_at(valkey.url, store_timeout=0.1)
+    kit = kit_at(valkey.url, store_timeout=0.5)
     await kit.start()
     with stopped(valkey):
         with pytest.raises(StoreError):
