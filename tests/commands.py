@@ -60,16 +60,10 @@ class Shell:
         return done
 
     @contextmanager
-    def running(self, *arguments: str, first: str = "") -> Generator[subprocess.Popen[str]]:
-        """Run a command beside the test; it is killed if it has not ended with the block.
-
-        Args:
-            arguments: of ``python -m meterkit``.
-            first: what its process runs before it, to wait less long than it does in earnest.
-        """
-        program = f"{first}\nimport runpy\nrunpy.run_module('meterkit', run_name='__main__', alter_sys=True)"
+    def running(self, *arguments: str) -> Generator[subprocess.Popen[str]]:
+        """Run a command beside the test; it is killed if it has not ended with the block."""
         with subprocess.Popen(
-            [sys.executable, "-c", program, *arguments],
+            [sys.executable, "-m", "meterkit", *arguments],
             cwd=self.directory,
             env=self.environment,
             stdin=subprocess.DEVNULL,

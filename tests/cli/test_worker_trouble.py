@@ -74,8 +74,7 @@ async def test_i9_a_worker_whose_store_is_killed_delivers_once_it_is_back(
     with emulator.running() as stripe_url, spawn_server(*kept, port=port, directory=data) as server:
         await record(directory, server.url, 25)
         shell = delivering(directory, server.url, stripe_url)
-        sooner = "from meterkit.delivery import restarts; restarts._LAG_MS = 1_000"
-        with shell.running("worker", first=sooner) as worker:
+        with shell.running("worker") as worker:
             # Its pass is over, and its leases are given back: else they would have to run out.
             assert "delivered 1," in first_line(worker)
             server.signal(signal.SIGKILL)
