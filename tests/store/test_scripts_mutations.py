@@ -15,7 +15,7 @@ import pytest
 
 from meterkit.redis.resp import pack
 from store.script_checks import MismatchError
-from store.script_driver import World, life
+from store.script_driver import AgingWorld, World, life
 from store.script_gauges import GaugeWorld
 from store.script_mutants import CONSTANTS, equivalents, mutants, sample_of, source, wrongs
 from store.script_paid import PaidWorld
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
+AGING: Final[Lives] = ((AgingWorld, 0), (AgingWorld, 2))
 FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 PURSE: Final = (
     *("grant_of", "grants", "recur", "before", "add_up", "balance", "balance_text", "backing_of"),
@@ -43,12 +44,13 @@ PURSE: Final = (
 COUNTING: Final = (
     *("confirm_view", "head_of", "window_of", "meter_of", "besides_of", "live_holds", "give_back"),
     *("advance", "correct", "take_number", "expire_at", "overdue", "count_late", "crossed", "notify"),
-    *("close_period", "read_counters", "open_meter", "are_whole", "pack_meter", "forget_periods"),
+    *("close_period", "read_counters", "open_meter", "are_whole", "pack_meter", "await_seal"),
 )
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *FURTHER[:2], *PLAIN, *PAID[1:], *FURTHER[2:])),
     **dict.fromkeys((*(f"include/{name}.lua" for name in COUNTING), CONSTANTS), PLAIN + PAID),
+    "include/forget_periods.lua": AGING + PLAIN + PAID,
     **dict.fromkeys(("grant.lua", "void.lua"), PAID),
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
 }
