@@ -280,6 +280,8 @@ async def test_i6_after_faults_of_streams_stripe_has_what_was_recorded(store_url
         assert report.left == 0
     assert dead.keys() <= {"acme"}  # The refusal that was of contents.
     for customer in customers:
-        assert at.accepted(customer) == recorded[customer] - dead.get(customer, 0)
+        # What is refused for good may have been taken by an earlier try, whose answer was lost.
+        at_least = recorded[customer] - dead.get(customer, 0)
+        assert at_least <= at.accepted(customer) <= recorded[customer]
     stamps = [(event.customer, event.meter, event.timestamp) for event in at.emulator.events]
     assert len(set(stamps)) == len(stamps)

@@ -276,6 +276,7 @@ async def test_what_was_in_doubt_in_an_outage_is_entered_once(
             kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 10})))
         await eventually(lambda: not lane.connected)
         await proxy.set("refuse")
+        await eventually(lambda: not lane.connected)
         for _ in range(20):
             kit.store.settle(lane, Settlement(view, used=Used(recorded={"tokens": 100})))
         await eventually(lambda: not any(one.unsettled for one in lane.queues))

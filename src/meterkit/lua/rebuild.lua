@@ -72,7 +72,7 @@ end
 
 for token, asked in pairs(wanted.meters) do
   local meter, units, raised = meters[token] or open_meter(EMPTY_METER), asked.units, 0
-  local sent = math.max(0, units[6] - meter.pending - total(token, 'pqlkdxz'))
+  local sent = math.max(0, units[6] - meter.pending - total(token, 'pqlkdxz') + total(token, 'QLKDXZ'))
   local lacks = {}
   for place, class in ipairs(classes) do
     lacks[place] = math.max(0, units[place] - meter[class])

@@ -47,7 +47,7 @@ if before then
   return {1, now, before}
 end
 head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
-sending.customer, sending.made, sending.taken = customer, 0, as_set(sending.taken)
+sending.customer, sending.made, sending.back, sending.taken = customer, 0, {}, as_set(sending.taken)
 local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key}
 local period, done, _, untouched = text('%.0f', head and head.begins_ms or starts_ms), {}, read_counters(counters_key)
 
@@ -149,7 +149,7 @@ if not waits then
   call('ZREM', unlinked_key, customer)
 end
 enter(history_key, entries)
-enter_correction(audit_key, customer, now, period, correction, untouched, meters)
+enter_correction(audit_key, customer, now, period, correction, untouched, meters, sending.back)
 local kept = cjson.encode({asked = asked, done = done, ends = text('%.0f', finishes_ms)})
 call('SET', once_key, kept, 'PX', FOUR_HUNDRED_DAYS_MS)
 call('SADD', corrections_key, digest)

@@ -1,12 +1,13 @@
 -- enter_correction: enters into the audit log what a correction has taken back.
 --   stream: nil: there is none; before, after: by its token each meter's numbers, as open_meter gives them
---   correction: id, by, reason; period: as text
-local function enter_correction(stream, customer, now, period, correction, before, after)
+--   correction: id, by, reason; period: as text; back: by its token what Stripe is told to take back
+local function enter_correction(stream, customer, now, period, correction, before, after, back)
   local taken = {}
   for token, was in pairs(stream and before or taken) do
     local is = after[token]
     taken[token] = string.format('%.0f %.0f %.0f %.0f %.0f %.0f', was.included - is.included, was.granted - is.granted,
-      was.credited - is.credited, was.overage - is.overage, was.pending - is.pending, was.late - is.late)
+      was.credited - is.credited, was.overage - is.overage, was.pending - is.pending + (back[token] or 0),
+      was.late - is.late)
   end
   if next(taken) then
     local what = {customer = customer, at = string.format('%.0f', now), period = period, id = correction.id,

@@ -1,7 +1,7 @@
 -- take_back: takes back units that Stripe has, by intents with values below 0: one for an event, in a minute of its own.
 --   keys: of intents, outbox, totals and counters; head, meters: as read_counters gives them; totals: as read, brought up
 --   to date; sending: customer, stripe, nonce (32 hex digits), made: how many intents by now, events: token to event name,
---   taken: minutes that they may not have (ms); tokens: whose events, in this order; most: how many units
+--   taken: minutes that they may not have (ms), back: by token what is taken back so far; tokens: whose events, in this order; most: how many units
 -- What is delivered is taken back once, whatever becomes of the intent that takes it back. Returns how many units are.
 --include free_minute
 --include intend
@@ -24,6 +24,7 @@ local function take_back(keys, head, meters, totals, sending, tokens, most, now)
           customer = sending.customer, stripe = sending.stripe, period = text('%.0f', head.begins_ms), meter = token,
           event = sending.events[token], value = text('-%.0f', part),
         }, minute, now)
+        sending.back[token] = (sending.back[token] or 0) + part
         totals[field .. 'Q'] = text('%.0f', (totals[field .. 'Q'] or 0) + part)
         redis.call('HSET', keys.counters, token .. 'm', pack_meter(meter))
         redis.call('PEXPIRE', keys.totals, FOUR_HUNDRED_DAYS_MS)
