@@ -63,8 +63,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # What takes long begins first: else one process is at it alone when all others have ended.
-    items.sort(key=lambda item: not item.get_closest_marker("timeout"))
     if config.getoption("--whole"):
         return
     left = [item for item in items if item.get_closest_marker("whole")]

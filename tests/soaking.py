@@ -21,7 +21,7 @@ from meterkit import StoreError
 from meterkit.testing import StripeEmulator
 from proxy import TcpProxy
 from servers import Server, free_port, spawn_server
-from soak_process import SHARDS, Place, deliver, hurry, kit_of, serve
+from soak_process import SHARDS, Place, deliver, kit_of, serve
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
@@ -205,7 +205,6 @@ class Soak:
 
     async def _come_to_rest(self) -> None:
         """What is spooled is sent, what waits is delivered; then everything is counted."""
-        hurry()
         async with kit_of(self.place, self.clock) as kit:
             for _ in range(200):
                 if not list(self.spools.glob("*.spool")):
