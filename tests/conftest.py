@@ -213,7 +213,10 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def logging_stays_as_it_was() -> Iterator[None]:
     """The command line sets levels and filters, also where a test runs it in this process."""
-    loggers = [logging.getLogger(name) for name in ("meterkit", "meterkit.plans", "meterkit.delivery")]
+    names = ("meterkit", "meterkit.plans", "meterkit.delivery", "meterkit.store")
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)  # What is run for all tests of a module may have set it, too.
     before = [(logger.level, list(logger.filters)) for logger in loggers]
     yield
     for logger, (level, filters) in zip(loggers, before, strict=True):
