@@ -44,6 +44,21 @@ async def ambiguous(store_url: str, *, when: Literal["before", "after"]) -> Asyn
         yield at
 
 
+@asynccontextmanager
+async def refused(store_url: str, *, when: Literal["before", "after"]) -> AsyncGenerator[Desk]:
+    """A desk where Stripe had failed, before or after it had counted a request, and refused its repeat."""
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("error", when=when, status=500)
+        await at.flush(everything=True, timeout_s=0)
+        at.emulator.fail_next("error", when="before", status=400)
+        at.clock.advance(timedelta(minutes=1))
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.parked, report.dead) == (1, 0)
+        yield at
+
+
 async def looks(at: Desk, times: int = 2) -> None:
     """Flush at 26 hours, and each ten minutes later."""
     at.clock.set(NOW + 26 * HOUR + timedelta(seconds=1))
@@ -68,6 +83,24 @@ async def entries(at: Desk) -> list[HistoryEntry]:
 def asked(at: Desk) -> int:
     """How often a summary was asked for."""
     return sum("event_summaries" in request.path for request in at.emulator.requests)
+
+
+async def test_i6_what_is_refused_after_a_try_without_an_answer_may_have_been_counted(store_url: str) -> None:
+    async with refused(store_url, when="after") as at:
+        (intent,) = await at.kit.outbox.list()
+        assert (intent.state, intent.compared_at) == ("parked", NOW + 26 * HOUR)
+        assert "compared with Stripe's summary" in intent.why
+        await looks(at)
+        assert await places(at) == {"delivered": 6}
+        assert at.accepted("acme") == 6
+
+
+async def test_i6_what_is_refused_and_was_not_counted_before_is_sent_anew(store_url: str) -> None:
+    async with refused(store_url, when="before") as at:
+        at.emulator.fail_next("error", when="before", status=400)
+        await looks(at, 3)
+        # Refused under its new identifier, of which there was no other try: Stripe has nothing of it.
+        assert (at.accepted("acme"), await places(at)) == (0, {"dead": 6})
 
 
 async def test_i6_what_stripe_has_counted_though_its_answer_was_lost_is_delivered(store_url: str) -> None:

@@ -286,10 +286,15 @@ class Sender:
         is_parked = outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right)
         # What was refused for certain, Stripe need not remember.
         untried = outcome.refused and attempt.first_ms == attempt.now_ms
-        if is_parked or outcome.step == "dead":
-            return Move(
-                intent=sealed, state="parked" if is_parked else "dead", why=outcome.detail, untried=untried
-            )
+        if is_parked:
+            return Move(intent=sealed, state="parked", why=outcome.detail, untried=untried)
+        if outcome.step == "dead" and untried:
+            return Move(intent=sealed, state="dead", why=outcome.detail, untried=True)
+        if outcome.step == "dead":
+            # An earlier try was not answered: Stripe may have taken it then.
+            why = f"{outcome.detail} (tried before: it is compared with Stripe's summary of its minute)"
+            wait_ms = max(1, compare_in_ms(attempt.first_ms, attempt.now_ms))
+            return Move(intent=sealed, state="parked", why=why, delay_ms=wait_ms)
         wait_ms = _SYSTEMIC_FIRST_MS if outcome.alert else _RETRY_FIRST_MS
         wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
         return Move(
