@@ -85,6 +85,7 @@ class TcpProxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _refuse(self) -> None:
+        self._mode = "refuse"
         server, self._server = self._server, None
         if server is not None:
             server.close()
@@ -108,6 +109,7 @@ class TcpProxy:
         try:
             if self._mode == "reset":
                 _reset(writer)
+            if self._mode in {"reset", "refuse"}:  # It may have been on its way when the last were closed.
                 return
             await self._connect(reader, writer)
         except (OSError, asyncio.CancelledError):

@@ -9,8 +9,11 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from random import randrange
 from typing import Any, Final, Self
 
 import hiredis
@@ -42,12 +45,19 @@ def redis_binary() -> Path | None:
     return Path(on_path) if on_path else None
 
 
+# Below those that systems hand out by themselves, so that nobody else takes one before it is used; each
+# process goes round from a place of its own.
+_FIRST: Final = randrange(10_000, 32_000)  # noqa: S311 - a place, not a secret
+_ports: Final[cycle[int]] = cycle([*range(_FIRST, 32_000), *range(10_000, _FIRST)])
+
+
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free, and that nobody is likely to take before it is used."""
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

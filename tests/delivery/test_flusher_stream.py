@@ -254,7 +254,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
 async def test_i6_after_faults_of_streams_stripe_has_what_was_recorded(store_url: str, seed: int) -> None:
     random = Random(seed)  # noqa: S311 - a schedule, not a secret
     customers = ("acme", "zeta", "mira")
-    recorded = dict.fromkeys(customers, 0)
+    recorded: dict[str, int] = dict.fromkeys(customers, 0)
     async with stream_desk(store_url, shards=2) as at:
         await at.link(*customers)
         for _ in range(25):
