@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import audit
 import far
 import grants
+import outage
 import streams_report
 import webhooks
 from variants import BY_NAME
@@ -162,6 +164,7 @@ PARTS: tuple[Callable[[dict], Table], ...] = (
     _on_uvloop(_timed),
     _on_uvloop(_http),
     far.table,
+    outage.table,
     _imports,
     _first,
     streams_report.requests,
@@ -172,6 +175,7 @@ PARTS: tuple[Callable[[dict], Table], ...] = (
     grants.table,
     webhooks.table,
     delivery.table,
+    audit.table,
     _targets,
 )
 

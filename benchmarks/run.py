@@ -13,9 +13,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import audit
 import far
 import grants
 import inprocess
+import outage
 import overhttp
 import report
 import startup
@@ -113,8 +115,12 @@ def measure(options: argparse.Namespace) -> dict:
         posted = webhooks.measure(redis_url, cores, 1_000 if options.quick else webhooks.EVENTS)
         note("delivery")
         delivered = delivery.measure(redis_url, cores, 500 if options.quick else delivery.CUSTOMERS)
+        note("the audit log")
+        audited = audit.measure(cores)
         note("a store far away")
         away = far.measure(redis_url, cores, loop, size) if not options.only else {}
+        note("a store that is away")
+        outages = outage.measure(redis_url, cores, loop, size) if not options.only else {}
         note("imports and first requests")
         first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
         result = {
@@ -131,6 +137,8 @@ def measure(options: argparse.Namespace) -> dict:
             "grants": granted,
             "webhooks": posted,
             "delivery": delivered,
+            "audit": audited,
+            "outage": outages,
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }

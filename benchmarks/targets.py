@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from variants import BY_NAME
+
 DECIDE, SETTLE = "meterkit-decide", "meterkit-settle"
 SLIDING, COMPOSITE, THREE = "limits-sliding", "composite", "meterkit-three"
 STREAM = "meterkit-stream"
@@ -127,10 +129,37 @@ def _delivery(found: dict) -> list[Target]:
         for transport, seen in found.items()
     ]
     return targets + [
-        Target(
-            f"a flusher by {transport}, 100 events/s", 25, "% of a core", "less", seen["core_percent_at_100"]
-        )
+        Target(f"a flusher by {transport}: {what}", aim, unit, "less", seen[key])
         for transport, seen in found.items()
+        for key, what, aim, unit in (
+            ("core_percent_at_100", "100 events/s", 25, "% of a core"),
+            ("idle_pass_ms", "an idle pass", 0.5, "ms of CPU"),
+            ("bytes_kept", "kept of each event", 100, "bytes"),
+        )
+    ]
+
+
+def _audit(found: dict) -> list[Target]:
+    return [
+        Target(f"the audit log, {whose} time of a settlement", 2, "us", "less", seen["on"] - seen["off"])
+        for whose, seen in found.items()
+    ]
+
+
+def _outage(found: dict) -> list[Target]:
+    return [
+        Target(
+            f"{BY_NAME[name].title.split(':')[0]}, its store away: {what}",
+            aim,
+            unit,
+            "less",
+            seen["without"][key] - seen["with"][key],
+        )
+        for name, seen in found.items()
+        for key, what, aim, unit in (
+            ("over_bare_us", "CPU over that with its store", 3, "us"),
+            ("p99_us", "p99 over that with its store", 0, "us"),
+        )
     ]
 
 
@@ -140,7 +169,8 @@ def judged(result: dict, peers: list[str]) -> list[dict]:
     found += _over_http(result["http"])
     found += _requests_of_streams(result["timed"]) + _streams(result.get("streams", {}))
     found += _webhooks(result.get("webhooks", {}))
-    found += _delivery(result.get("delivery", {}))
+    found += _delivery(result.get("delivery", {})) + _audit(result.get("audit", {}))
+    found += _outage(result.get("outage", {}))
     if THREE in result["probes"]:
         size = result["probes"][THREE]
         reached = size["bytes_of_one_customer"] or size["bytes_all_per_customer"]
