@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Route
     from meterkit.catalog.models import Headers
+    from meterkit.decisions.program import Program
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -59,14 +60,14 @@ class PolicyFields:
     What is left under them in this process is not what the customer has left.
 
     Args:
-        decided: what was asked of the plan.
+        program: what was asked of the plan.
         mode: which family of fields the route sends.
     """
 
     __slots__ = ("_ours",)
 
-    def __init__(self, decided: PreparedDecision, mode: Headers) -> None:
-        policies = policy_field([measure.policy for measure in decided.program.measures])
+    def __init__(self, program: Program, mode: Headers) -> None:
+        policies = policy_field([measure.policy for measure in program.measures])
         self._ours = fields(mode, policies=policies, limit=None, remaining=None, reset_s=None, now_s=0)
 
     def add(

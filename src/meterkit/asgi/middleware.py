@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from meterkit.asgi.arguments import check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
-from meterkit.asgi.degraded import PolicyFields, decide_in_process
+from meterkit.asgi.degraded import decide_in_process
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.headers import ShadowFields
 from meterkit.asgi.lifespan import lifespan
@@ -224,7 +224,7 @@ class MeterMiddleware:
             passed: Exchange | Decision = error.decision
             decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
-            passed, decided = self._undecided(error, lane, view, route, prepare, scope, send)
+            passed, decided = self._undecided(error, plans, lane, view, route, prepare, scope, send)
         else:
             if reply[0] == ALLOWED and decided.waived is None:
                 left = decided.view.left
@@ -311,6 +311,7 @@ class MeterMiddleware:
     def _undecided(
         self,
         error: Exception,
+        plans: PlansInForce,
         lane: Lane | None,
         view: CustomerView | None,
         route: Route,
@@ -336,7 +337,7 @@ class MeterMiddleware:
         passed.take(decision)
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
         if decided is not None and route.headers != "none":
-            passed.limit_fields = PolicyFields(decided, route.headers)
+            passed.limit_fields = plans.policies_of(decided.program, route)
         return passed, None
 
     def _say_unmatched(self, scope: Scope, plans: PlansInForce) -> None:

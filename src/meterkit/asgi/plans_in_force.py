@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.asgi.degraded import PolicyFields
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
 
@@ -25,6 +26,7 @@ class PlansInForce:
         self.cache = cache
         self.router = router
         self.limit_fields: dict[Program, LimitFields] = {}
+        self._policy_fields: dict[Program, PolicyFields] = {}
         anonymous = cache.catalog.anonymous
         self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
 
@@ -37,4 +39,13 @@ class PlansInForce:
         if len(self.limit_fields) >= _PROGRAMS_MAX:
             self.limit_fields.clear()
         fields = self.limit_fields[program] = LimitFields(program, route.headers)
+        return fields
+
+    def policies_of(self, program: Program, route: Route) -> PolicyFields:
+        """The fields of an answer that was decided without the store, made once."""
+        fields = self._policy_fields.get(program)
+        if fields is None:
+            if len(self._policy_fields) >= _PROGRAMS_MAX:
+                self._policy_fields.clear()
+            fields = self._policy_fields[program] = PolicyFields(program, route.headers)
         return fields

@@ -109,7 +109,7 @@ def weigh(
         left = limit - used - taken
         if left / limit < share:
             nearest, least, share, before = nth + 1, left, left / limit, found.before
-        counts[program.fields[nth]] = found._replace(counted=found.counted + taken)
+        counts[program.fields[nth]] = Window(found.slot, found.counted + taken, found.before)
     backed: list[int] = []
     for measure in program.measures[program.numbers[0] :]:
         quantity = measure.limit

@@ -29,18 +29,29 @@ _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
 
-def allowed(program: Program, reply: Sequence[int], period_end_ms: int) -> Decision:
+def allowed(
+    program: Program,
+    reply: Sequence[int],
+    period_end_ms: int,
+    *,
+    customer: str | None = None,
+    plan: str | None = None,
+    degraded: bool = False,
+) -> Decision:
     """The decision behind ``{0, now, n, remaining, before}``."""
     _, now_ms, nth, remaining, before = reply
     if not nth:
-        return Decision(allowed=True)
+        return Decision(customer=customer, plan=plan, allowed=True, degraded=degraded)
     measure = program.measures[nth - 1]
     reset = reset_ms(measure, remaining, before, now_ms, period_end_ms)
     return Decision(
+        customer=customer,
+        plan=plan,
         allowed=True,
         limit=measure.policy.name,
         remaining=max(0, remaining),
         reset_after=None if reset is None else timedelta(milliseconds=reset),
+        degraded=degraded,
     )
 
 

@@ -172,7 +172,8 @@ class SettlementQueue:
         ]
         for left in (producer.inflight, producer.unapplied, producer.unanswered, self.waiting):
             left.clear()
-        self.producer = self._new_producer()
+        if producer.sequence:
+            self.producer = self._new_producer()
         if self._recovery is not None:
             self._recovery.cancel()
             self._recovery, self._recovering = None, False

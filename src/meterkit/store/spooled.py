@@ -6,7 +6,7 @@ No prompt, body or credential is in it: customer, quantities, model and provider
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from meterkit.redis.settling import Sent
 from meterkit.store.held import Correction, Held, Mark
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerCache
 
 __all__ = ["Spooled", "read", "write"]
+
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Spooled(NamedTuple):
@@ -63,7 +65,7 @@ def write(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) ->
     found.update(
         {name: value for name, value in more.items() if value or (name == "measured" and value is not None)}
     )
-    return json.dumps(found, separators=(",", ":")).encode()
+    return _to_json(found).encode()
 
 
 def read(record: bytes, cache: CustomerCache) -> Spooled:

@@ -232,7 +232,9 @@ class Store:
         """
         decided, reply = self.fallback.decide(view, prepare)
         refusal = decided.refusal if is_known(view) else None
-        return replace(refusal or self._weighed(decided, reply), degraded=True), decided
+        if refusal is not None:
+            return replace(refusal, degraded=True), decided
+        return self._weighed(decided, reply, degraded=True), decided
 
     def verdict(self, decision: PreparedDecision, reply: Any) -> Decision:
         """What a concluded reply says."""
@@ -244,17 +246,20 @@ class Store:
             view.left = {**view.left, **left_by(decision.exact(), reply, end_ms)}
         return decision.refusal or self._weighed(decision, reply)
 
-    def _weighed(self, decision: PreparedDecision, reply: Any) -> Decision:
-        end_ms = decision.period_end_ms(reply[1])
+    def _weighed(self, decision: PreparedDecision, reply: Any, *, degraded: bool = False) -> Decision:
+        view, end_ms = decision.view, decision.period_end_ms(reply[1])
+        customer, plan = view.customer, view.effective.plan.key
         if reply[0] == replies.ALLOWED:
-            found = verdict.allowed(decision.program, reply, end_ms)
-        elif reply[0] == replies.IN_FLIGHT:
-            found = verdict.IN_FLIGHT
+            found = verdict.allowed(
+                decision.program, reply, end_ms, customer=customer, plan=plan, degraded=degraded
+            )
         else:
-            found = verdict.refused(decision.exact(), reply, end_ms)
-        view = decision.view
-        found = replace(found, customer=view.customer, plan=view.effective.plan.key)
-        return replace(decision.waived or found, allowed=True, shadow=True) if decision.shadow else found
+            is_in_flight = reply[0] == replies.IN_FLIGHT
+            found = verdict.IN_FLIGHT if is_in_flight else verdict.refused(decision.exact(), reply, end_ms)
+            found = replace(found, customer=customer, plan=plan, degraded=degraded)
+        if not decision.shadow:
+            return found
+        return replace(decision.waived or found, allowed=True, shadow=True, degraded=degraded)
 
     async def check(self, view: CustomerView, demands: Mapping[str, Demand]) -> Decision:
         """Look only: whether a demand would be allowed now."""
