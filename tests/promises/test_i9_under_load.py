@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from faults import Client, eventually, kit_at, metered, settled, used
-from servers import spawn_server
+from meterkit.errors import StoreError
+from servers import free_port, spawn_server
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
+
+    from meterkit import MeterKit
+    from meterkit.redis.lane import Lane
+    from servers import Server
 
 pytestmark = [pytest.mark.anyio]
 
@@ -24,52 +30,109 @@ SLACK_S = 0.75
 OPTIONS = ("--appendonly", "yes", "--appendfsync", "always")
 
 
-async def test_i9_a_server_that_hangs_dies_and_turns_read_only_under_load_costs_no_request_and_no_unit(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "server").mkdir()
-    server = spawn_server(*OPTIONS, directory=tmp_path / "server")
-    async with kit_at(server.url, store_timeout=TIMEOUT_S, spool_dir=tmp_path / "spool") as kit:
-        app, over = metered(kit), asyncio.Event()
-        served = dict.fromkeys((f"customer-{n}" for n in range(CUSTOMERS)), 0)
-        slowest = 0.0
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a server, again and again on one port and with one file."""
+    folder, port = tmp_path / "server", free_port()
+    started: list[Server] = []
+    folder.mkdir()
+
+    def start(*options: str) -> Server:
+        started.append(spawn_server(*OPTIONS, *options, port=port, directory=folder))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@asynccontextmanager
+async def loaded(server: Server, spools: Path) -> AsyncGenerator[tuple[MeterKit, Lane]]:
+    """Ask all the while; each request is served in time, and in the end all that was is counted."""
+    served, slowest_s = dict.fromkeys((f"customer-{n}" for n in range(CUSTOMERS)), 0), 0.0
+    over = asyncio.Event()
+    async with kit_at(server.url, store_timeout=TIMEOUT_S, spool_dir=spools) as kit:
+        app, lane = metered(kit), await kit.store.lane()
 
         async def ask(nth: int) -> None:
-            nonlocal slowest
+            nonlocal slowest_s
             customer = f"customer-{nth % CUSTOMERS}"
             while not over.is_set():
                 began = time.perf_counter()
                 assert await Client(app).get(customer) == 200
-                slowest = max(slowest, time.perf_counter() - began)
+                slowest_s = max(slowest_s, time.perf_counter() - began)
                 served[customer] += 1
                 await asyncio.sleep(0.005)
 
-        lane = await kit.store.lane()
-        load = [asyncio.create_task(ask(nth)) for nth in range(10)]
-        await asyncio.sleep(0.3)
+        asking = [asyncio.create_task(ask(nth)) for nth in range(10)]
+        try:
+            await asyncio.sleep(0.3)
+            yield kit, lane
+            await asyncio.sleep(0.2)
+        finally:
+            over.set()
+            await asyncio.gather(*asking)
+        await settled(kit)
+        assert slowest_s < TIMEOUT_S + SLACK_S
+        assert {customer: (await used(kit, customer))[0] for customer in served} == served
+        assert lane.lost == 0
+        assert sum(served.values()) > 100
+
+
+async def refused(kit: MeterKit, word: str) -> bool:
+    """Whether the store refuses to decide, with that word."""
+    try:
+        await kit.check("customer-0", "requests")
+    except StoreError as error:
+        return word in str(error)
+    return False
+
+
+async def test_i9_a_server_that_hangs_dies_and_turns_read_only_under_load_costs_no_request_and_no_unit(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start()
+    async with loaded(server, tmp_path / "spool") as (_, lane):
         server.signal(signal.SIGSTOP)
         await asyncio.sleep(1.6)
         server.signal(signal.SIGCONT)
         await eventually(lambda: lane.connected)
         server.command("SCRIPT", "FLUSH")
         await asyncio.sleep(0.2)
-        os.kill(server.pid, signal.SIGKILL)
-        server.stop()
+        await asyncio.to_thread(server.stop)  # kill -9
         await asyncio.sleep(1.6)
         assert list((tmp_path / "spool").glob("*.spool"))
-        server = spawn_server(*OPTIONS, directory=tmp_path / "server", port=server.port)
+        server = await asyncio.to_thread(start)
         await eventually(lambda: lane.connected)
         server.command("REPLICAOF", "127.0.0.1", "1")
         await eventually(lambda: lane.is_away)
         await asyncio.sleep(0.3)
         server.command("REPLICAOF", "NO", "ONE")
         await eventually(lambda: lane.connected)
-        await asyncio.sleep(0.2)
-        over.set()
-        await asyncio.gather(*load)
-        await settled(kit)
-        assert slowest < TIMEOUT_S + SLACK_S
-        assert {customer: (await used(kit, customer))[0] for customer in served} == served
-        assert lane.lost == 0
-        assert sum(served.values()) > 500
-    server.stop()
+
+
+async def test_i9_a_server_that_loads_its_file_under_load_costs_no_request_and_no_unit(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = start()
+    server.command("EVAL", "for n = 1, 5000 do redis.call('SET', 'mk-test:' .. n, n, 'EX', 900) end", 0)
+    async with loaded(server, tmp_path / "spool") as (kit, lane):
+        await asyncio.to_thread(server.stop)  # kill -9
+        await asyncio.to_thread(
+            start, "--key-load-delay", "100"
+        )  # In microseconds; clients are heard every 1,024 commands.
+        await eventually(lambda: refused(kit, "LOADING"))
+        await eventually(lambda: lane.connected)
+
+
+async def test_i9_a_server_that_cannot_save_under_load_costs_no_request_and_no_unit(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    server, in_the_way = start("--save", "3600 1000000"), tmp_path / "server" / "dump.rdb"
+    async with loaded(server, tmp_path / "spool") as (kit, lane):
+        in_the_way.mkdir()
+        server.command("BGSAVE")
+        await eventually(lambda: refused(kit, "MISCONF"))
+        in_the_way.rmdir()
+        server.command("BGSAVE")
+        await eventually(lambda: lane.connected)
