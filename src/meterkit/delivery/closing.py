@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from random import SystemRandom
-from secrets import token_hex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
@@ -14,6 +12,7 @@ from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError, StripeError
 from meterkit.store.closes import CLOSE_AFTER_MS, Close, Closes
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +65,7 @@ class Closer:
         self._store = store
         self._api = api
         self._reconciler = Reconciler(store, api)
-        self._token = token_hex(8)
+        self._lease = TaskLease(store, store.keys.shard(0, "closing"), lasts_ms=_LEASE_MS)
         self._has_failed = False
 
     async def run(self) -> None:
@@ -78,12 +77,9 @@ class Closer:
     async def turn(self) -> None:
         """Look at what is due, unless another process does. Raises nothing but cancellation."""
         try:
-            if await self._lease(_LEASE_MS):
-                try:
+            async with self._lease.held() as is_held:
+                if is_held:
                     await self.look()
-                finally:
-                    with suppress(StoreError):  # It runs out by itself.
-                        await self._lease(0)
             self._has_failed = False
         except StoreError as error:
             if not self._has_failed:
@@ -100,16 +96,14 @@ class Closer:
         """
         closes = Closes(self._store, (await self._store.admin()).for_delivery())
         confirmed, left, late, silent = 0, 0, list[str](), ""
-        summaries: StripeSummaries | None = None
+        summaries: Summaries | None = None
         async for close in closes.due():
-            if not await self._lease(_LEASE_MS):
+            if not await self._lease.take():
                 break
             why: str | None = silent
             try:
-                if summaries is None and not silent:
-                    summaries = StripeSummaries(self._api())
-                    await summaries.refresh()
-                if summaries is not None and not silent:
+                if not silent:
+                    summaries = summaries or await self._summaries()
                     why = await self._why_open(closes, close, summaries)
             except StripeError as error:
                 silent = why = f"Stripe does not say what it has counted: {error}"
@@ -124,6 +118,11 @@ class Closer:
         if late:
             self._tell(late)
         return Looked(confirmed, left - len(late), late)
+
+    async def _summaries(self) -> Summaries:
+        summaries = StripeSummaries(self._api())
+        await summaries.refresh()
+        return summaries
 
     async def _why_open(self, closes: Closes, close: Close, summaries: Summaries) -> str | None:
         """Why a close is not confirmed; None: it is, or there is none, and it is forgotten."""
@@ -168,11 +167,6 @@ class Closer:
             " %s%s. `meterkit reconcile CUSTOMER --period DATE` has the figures",
             *(what, IN_TIME_MS // 60_000, named, more),
         )
-
-    async def _lease(self, ttl_ms: int) -> bool:
-        admin = await self._store.admin()
-        key = self._store.keys.shard(0, "closing")
-        return bool(await admin.run(self._store.scripts["lease"], [key], self._token, ttl_ms))
 
 
 def told_end(close: Close) -> str:

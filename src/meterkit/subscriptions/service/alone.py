@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from secrets import token_hex
+from contextlib import asynccontextmanager
+from math import inf
 from typing import TYPE_CHECKING, Final
 
-import anyio
-
-from meterkit.errors import StoreError
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["alone"]
 
 _LEASE_MS: Final = 60_000
-_PAUSE_S: Final = 0.1
 
 
 @asynccontextmanager
@@ -31,14 +27,6 @@ async def alone(store: Store, customer: str) -> AsyncGenerator[None]:
     Raises:
         StoreError: the store does not answer.
     """
-    admin = await store.admin()
-    lease = partial(admin.run, store.scripts["lease"], [store.keys.beginning(customer)], token_hex(16))
-    while True:
-        if await lease(_LEASE_MS):
-            break
-        await anyio.sleep(_PAUSE_S)
-    try:
+    lease = TaskLease(store, store.keys.beginning(customer), lasts_ms=_LEASE_MS)
+    async with lease.held(within_s=inf):
         yield
-    finally:
-        with anyio.CancelScope(shield=True), suppress(StoreError):
-            await lease(0)

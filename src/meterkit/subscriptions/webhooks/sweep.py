@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from random import SystemRandom
-from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
+from meterkit.store.task_lease import TaskLease
 from meterkit.subscriptions.webhooks.hints import TYPES, hint_of
 from meterkit.subscriptions.webhooks.nights import Night, due_shards
 
@@ -52,7 +51,7 @@ class Sweeper:
         self._store = store
         self._api = api
         self._queue = queue
-        self._token = token_hex(8)
+        self._lease = TaskLease(store, store.keys.hooks("sweep"), lasts_ms=_LEASE_MS)
         self._told = False
 
     async def run(self) -> None:
@@ -64,13 +63,11 @@ class Sweeper:
     async def turn(self) -> None:
         """Do what is due, unless another process does. Raises nothing but cancellation."""
         try:
-            if self._sells() and await self._lease(_LEASE_MS):
-                try:
-                    await self._sweep_if_due()
-                    await self._night()
-                finally:
-                    with suppress(StoreError):  # It runs out by itself.
-                        await self._lease(0)
+            if self._sells():
+                async with self._lease.held() as is_held:
+                    if is_held:
+                        await self._sweep_if_due()
+                        await self._night()
             self._told = False
         except (StripeError, StoreError) as error:
             if not self._told:
@@ -132,10 +129,6 @@ class Sweeper:
     def _sells(self) -> bool:
         """Whether there is a plan whose subscriptions Stripe has: else there is nothing to look for."""
         return any(plan.price.stripe_price is not None for plan in self._store.catalog.plans.values())
-
-    async def _lease(self, ttl_ms: int) -> bool:
-        admin, key = await self._store.admin(), self._store.keys.hooks("sweep")
-        return bool(await admin.run(self._store.scripts["lease"], [key], self._token, ttl_ms))
 
     async def _read(self, name: str) -> str:
         admin = await self._store.admin()
