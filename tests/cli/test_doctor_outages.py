@@ -6,7 +6,6 @@ import asyncio
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,15 +16,11 @@ from faults import stopped
 from meterkit import MeterKit
 from meterkit.cli.doctor.examination import examine
 from meterkit.cli.doctor.spools import growing, no_room
-from meterkit.store.frames import frame
-from meterkit.store.settlement import Settlement
-from meterkit.store.spool_file import SpoolFile, name_and_header
-from meterkit.store.spooled import write
 from meterkit.store.spools import SpoolSeen
-from meterkit.store.used import Used
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server
+from spooling import spool_with
 
 if TYPE_CHECKING:
     from commands import Shell
@@ -50,18 +45,6 @@ def of_check(check: str, found: Examination) -> list[Finding]:
     return [finding for finding in found.findings if finding.check == check]
 
 
-def left_behind(kit: MeterKit, directory: Path, *, days: float = 0, quantity: int = 7) -> SpoolFile:
-    """A spool as a process writes it; it is held until it is closed."""
-    made_ms = int((time() - days * 86_400) * 1000)
-    name, header = name_and_header(
-        kit.store.keys, store=str(kit.store.address), producer=f"of{days:g}", now_ms=made_ms
-    )
-    file = SpoolFile.create(directory, name, header)
-    settlement = Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": quantity}))
-    file.append(frame(write(settlement, 1, made_ms, None)))
-    return file
-
-
 async def test_a_spool_that_was_left_is_found_and_what_is_to_be_done_sends_it(
     stored: Shell, directory: Path, store_url: str, tmp_path: Path
 ) -> None:
@@ -73,7 +56,7 @@ async def test_a_spool_that_was_left_is_found_and_what_is_to_be_done_sends_it(
         "METERKIT_STRIPE_API_BASE": "http://127.0.0.1:1",
     }
     kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
-    left_behind(kit, spools).close()
+    spool_with(kit, spools, "tokens", 7).close()
     done = stored.run("doctor", "--json")
     (finding,) = [one for one in done.json["findings"] if one["check"] == "spool"]
     assert finding["problem"].startswith(f"1 spool of a process that is gone lies in {spools}, ")
@@ -90,9 +73,9 @@ async def test_spools_that_are_never_sent_are_named_with_why_and_what_to_do(
 ) -> None:
     kit = MeterKit(CATALOG, redis_url=store_url, flush=False)
     other = MeterKit(CATALOG, redis_url=store_url, flush=False, key_prefix="other")
-    old = left_behind(kit, tmp_path, days=9)
-    foreign = left_behind(other, tmp_path, days=1)
-    damaged = left_behind(kit, tmp_path, days=2)
+    old = spool_with(kit, tmp_path, "tokens", 7, days=9)
+    foreign = spool_with(other, tmp_path, "tokens", 7, days=1)
+    damaged = spool_with(kit, tmp_path, "tokens", 7, days=2)
     old.close()
     foreign.close()
     damaged.set_aside()
@@ -110,7 +93,7 @@ async def test_a_process_that_does_not_get_rid_of_its_spool_is_found_after_a_whi
     store_url: str, tmp_path: Path
 ) -> None:
     kit = MeterKit(CATALOG, redis_url=store_url, flush=False)
-    file = left_behind(kit, tmp_path)
+    file = spool_with(kit, tmp_path, "tokens", 7)
     assert of_check("spool", await seen_at(store_url, spool_dir=tmp_path)) == []
     later = Clock(datetime.now(UTC) + timedelta(minutes=40))
     (finding,) = of_check("spool", await seen_at(store_url, spool_dir=tmp_path, clock=later))

@@ -9,12 +9,8 @@ import pytest
 
 from commands import TIMEOUT_S, first_line
 from meterkit import MeterKit
-from meterkit.store.frames import frame
-from meterkit.store.settlement import Settlement
-from meterkit.store.spool_file import SpoolFile, name_and_header
-from meterkit.store.spooled import write
-from meterkit.store.used import Used
 from meterkit.testing import StripeEmulator
+from spooling import spool_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,12 +206,7 @@ async def test_all_sends_the_spools_of_processes_that_are_gone(
     delivering.environment["METERKIT_SPOOL_DIR"] = str(spools)
     await record(directory, store_url, 5)
     kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
-    name, header = name_and_header(
-        kit.store.keys, store=str(kit.store.address), producer="gone", now_ms=kit.store.now_ms()
-    )
-    file = SpoolFile.create(spools, name, header)
-    settlement = Settlement(kit.store.cache.get("acme"), used=Used(recorded={"tokens": 7}))
-    file.append(frame(write(settlement, 1, kit.store.now_ms(), None)))
+    file = spool_with(kit, spools, "tokens", 7)
     file.close()
     done = delivering.run("flush", "--all", "--json")
     assert (0, {"sent": 1, "refused": []}) == (done.code, done.json["spools"])

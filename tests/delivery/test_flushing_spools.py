@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delivering import desk, kit_for
-from meterkit.store.frames import frame
-from meterkit.store.settlement import Settlement
-from meterkit.store.spool_file import SpoolFile, name_and_header
-from meterkit.store.spooled import write
-from meterkit.store.used import Used
+from spooling import spool_with
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -26,14 +22,7 @@ pytestmark = pytest.mark.anyio
 
 def left_behind(kit: MeterKit, quantity: int, *, days: int = 0) -> Path:
     """The spool of a process that is gone."""
-    store, directory = kit.store, kit.settings.spool_dir
-    now_ms = store.now_ms()
-    name, header = name_and_header(
-        store.keys, store=str(store.address), producer=f"gone{days}", now_ms=now_ms - days * 86_400_000
-    )
-    file = SpoolFile.create(directory, name, header)
-    settlement = Settlement(store.cache.get("acme"), used=Used(recorded={"requests": quantity}))
-    file.append(frame(write(settlement, 1, now_ms, None)))
+    file = spool_with(kit, kit.settings.spool_dir, "requests", quantity, days=days)
     file.close()
     return file.path
 

@@ -16,10 +16,10 @@ from clusters import spawn_watched
 from faults import eventually, kit_at, settled
 from meterkit import metrics_app
 from meterkit.redis import producer
-from meterkit.store.spool_file import SpoolFile, name_and_header
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server
+from spooling import spool_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,16 +81,9 @@ async def test_spools_that_nobody_has_are_told_with_the_age_of_the_oldest(
 ) -> None:
     clock = Clock(datetime(2031, 6, 10, 12, tzinfo=UTC))
     async with kit_at(valkey.url, spool_dir=tmp_path, clock=clock) as kit:
-        store = kit.store
         await told(kit)
-        for producer_id, days in (("a", 1), ("b", 2), ("c", 8)):
-            name, header = name_and_header(
-                store.keys,
-                store=str(store.address),
-                producer=producer_id,
-                now_ms=store.now_ms() - days * 86_400_000,
-            )
-            SpoolFile.create(tmp_path, name, header).close()
+        for days in (1, 2, 8):
+            spool_with(kit, tmp_path, "requests", 1, days=days).close()
         found = await told(kit)
         assert (found["spool_files left"], found["spool_age_seconds left"]) == (2, 2 * 86_400)
         assert (found["spool_files refused"], found["spool_age_seconds refused"]) == (1, 8 * 86_400)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.keys import Keys
-from meterkit.store.spool_file import SpoolFile, name_and_header
+from meterkit.store.frames import Header
+from meterkit.store.spool_file import SpoolFile
 from meterkit.store.spools import SpoolSeen, look_at_spools
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ DAY_MS = 86_400_000
 def spool_of(
     directory: Path, producer: str, *, store: str = STORE, keys: Keys = KEYS, age_ms: int = 0
 ) -> SpoolFile:
-    name, header = name_and_header(keys, store=store, producer=producer, now_ms=NOW_MS - age_ms)
-    return SpoolFile.create(directory, name, header)
+    header = replace(Header.of(keys, store), producer=producer, made_ms=NOW_MS - age_ms)
+    return SpoolFile.create(directory, header)
 
 
 def seen_in(directory: Path) -> Sequence[SpoolSeen]:

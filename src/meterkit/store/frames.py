@@ -10,7 +10,10 @@ import json
 import struct
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from meterkit.decisions.keys import Keys
 
 __all__ = [
     "FRAME_BYTES_MAX",
@@ -57,8 +60,23 @@ class Header:
     store: str
     prefix: str
     shards: int
-    producer: str
-    made_ms: int
+    producer: str = ""
+    made_ms: int = 0
+
+    @classmethod
+    def of(cls, keys: Keys, store: str) -> Self:
+        """What the headers of a store's files have in common.
+
+        Args:
+            keys: names of its keys.
+            store: its address, without credentials.
+        """
+        return cls(store=store, prefix=keys.prefix, shards=keys.shards)
+
+    @property
+    def whose(self) -> str:
+        """What tells the store apart from all others."""
+        return f"{self.store} {self.prefix} {self.shards}"
 
     def dump(self) -> bytes:
         """The beginning of a file."""

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settling import resolve
-from meterkit.store.frames import HEAD_BYTES, SpoolError, TornError, frame
+from meterkit.store.frames import HEAD_BYTES, Header, SpoolError, TornError, frame
 from meterkit.store.replay import Replay, RewindError
-from meterkit.store.spool_file import SpoolFile, name_and_header, spools_of
+from meterkit.store.spool_file import SpoolFile, spools_of
 from meterkit.store.spooled import write
 from meterkit.store.spools import SPOOL_BYTES_MAX, why_not_sent
 
@@ -93,9 +93,8 @@ class Spool:
         self._lane = lane
         self._cache = cache
         self._keys = keys
-        self._store = store
+        self._own = Header.of(keys, store)
         self._now_ms = now_ms
-        self._name, _ = name_and_header(keys, store=store, producer="", now_ms=0)
         self._file: SpoolFile | None = None
         self._producer = token_hex(8)
         self._numbers: dict[int, int] = {}
@@ -195,10 +194,8 @@ class Spool:
         self._written.clear()
         try:
             if self._file is None:
-                _, header = name_and_header(
-                    self._keys, store=self._store, producer=self._producer, now_ms=self._now_ms()
-                )
-                self._file = await self._in_thread(SpoolFile.create, self._directory, self._name, header)
+                header = replace(self._own, producer=self._producer, made_ms=self._now_ms())
+                self._file = await self._in_thread(SpoolFile.create, self._directory, header)
             await self._in_thread(self._file.append, b"".join(kept.frame for kept in batch))
         except (OSError, MeterkitError) as error:
             self._is_failing = True
@@ -292,7 +289,7 @@ class Spool:
     async def _send_left(self) -> SpoolsLeft:
         """Send what is in the spools of processes that are gone."""
         self._refused.clear()
-        for path in await self._in_thread(lambda: list(spools_of(self._directory, self._name))):
+        for path in await self._in_thread(lambda: list(spools_of(self._directory, self._own))):
             if self._file is not None and path == self._file.path:
                 continue
             try:
@@ -307,8 +304,7 @@ class Spool:
     async def _send_file(self, file: SpoolFile) -> int:
         """Send the spool of a process that is gone; how many settlements that were."""
         header, sent = file.header, 0
-        own = replace(header, store=self._store, prefix=self._keys.prefix, shards=self._keys.shards)
-        refusal = why_not_sent(header, own, self._now_ms())
+        refusal = why_not_sent(header, self._own, self._now_ms())
         if refusal is not None:
             self._refuse(file.path, refusal[1])
             await self._in_thread(file.close)

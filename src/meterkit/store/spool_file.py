@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from meterkit.decisions.keys import Keys
 
-__all__ = ["DAMAGED", "SUFFIX", "SpoolFile", "name_and_header", "spools_of"]
+__all__ = ["DAMAGED", "SUFFIX", "SpoolFile", "spools_of"]
 
 SUFFIX: Final = ".spool"
 DAMAGED: Final = ".damaged"
@@ -45,7 +44,7 @@ class SpoolFile:
         self._lock = lock
 
     @classmethod
-    def create(cls, directory: Path, name: str, header: Header) -> Self:
+    def create(cls, directory: Path, header: Header) -> Self:
         """Begin a file.
 
         Raises:
@@ -53,7 +52,7 @@ class SpoolFile:
             StoreError, OSError: the file cannot be made or written.
         """
         make_directory(directory)
-        path = directory / f"{name}-{header.producer}{SUFFIX}"
+        path = directory / f"{_name(header)}-{header.producer}{SUFFIX}"
         lock = FileLock(path)
         if not lock.acquire(timeout_s=_LOOKED_AT_S):
             raise OSError(f"{path} is in use")
@@ -144,28 +143,19 @@ class SpoolFile:
         self._lock.close()
 
 
-def name_and_header(keys: Keys, *, store: str, producer: str, now_ms: int) -> tuple[str, Header]:
-    """What the names of a store's files begin with, and the header of one.
-
-    Args:
-        keys: names of its keys.
-        store: its address, without credentials.
-        producer: who numbers the records.
-        now_ms: when the file is begun.
-    """
-    header = Header(store=store, prefix=keys.prefix, shards=keys.shards, producer=producer, made_ms=now_ms)
-    whose = f"{store} {keys.prefix} {keys.shards}"
-    return blake2b(whose.encode(), digest_size=8).hexdigest(), header
-
-
-def spools_of(directory: Path, name: str) -> Iterator[Path]:
-    """The files of a store, the oldest first; also those that are held."""
+def spools_of(directory: Path, own: Header) -> Iterator[Path]:
+    """The files of the store that a header is of, the oldest first; also those that are held."""
     try:
-        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{name}-*{SUFFIX}")]
+        found = [(path.stat().st_mtime, path) for path in directory.glob(f"{_name(own)}-*{SUFFIX}")]
     except OSError:
         return
     for _, path in sorted(found):
         yield path
+
+
+def _name(header: Header) -> str:
+    """What the names of a store's files begin with."""
+    return blake2b(header.whose.encode(), digest_size=8).hexdigest()
 
 
 def _sync_directory(directory: Path) -> None:

@@ -74,7 +74,7 @@ def look_at_spools(directory: Path, keys: Keys, *, store: str, now_ms: int) -> S
         paths = [path for path in directory.iterdir() if path.suffix in {SUFFIX, DAMAGED}]
     except FileNotFoundError:
         return []
-    own = Header(store=store, prefix=keys.prefix, shards=keys.shards, producer="", made_ms=0)
+    own = Header.of(keys, store)
     seen = [_look(path, own, now_ms) for path in paths]
     return sorted((one for one in seen if one is not None), key=lambda one: one.begun_ms)
 
@@ -84,10 +84,10 @@ def why_not_sent(header: Header, own: Header, now_ms: int) -> tuple[SpoolState, 
 
     Args:
         header: the file's.
-        own: what a file of this store has.
+        own: what those of the store's files have in common.
         now_ms: this process's clock.
     """
-    if (header.store, header.prefix, header.shards) != (own.store, own.prefix, own.shards):
+    if header.whose != own.whose:
         whose = f"{header.store}, prefix {header.prefix}, {header.shards} shards"
         return "foreign", f"it belongs to another store: {whose}"
     days = (now_ms - header.made_ms) // _DAY_MS
