@@ -5,36 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from meterkit.insights.lanes import LANE_FIGURES
+from meterkit.insights.spools import spools_by_state
 from meterkit.redis.tallies import everywhere
-from meterkit.store.spools import SPOOL_STATES, look_at_spools
+from meterkit.store.spools import look_at_spools
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Observation
 
+    from meterkit.insights.spools import SpoolsInState
     from meterkit.redis.lane import Lane
-    from meterkit.store.spools import SpoolSeen
+    from meterkit.redis.tallies import Tallies
+    from meterkit.store.spools import SpoolSeen, SpoolState
     from meterkit.store.store import Store
 
     MarkSpan = Callable[[str | None, str | None, bool], None]
+    Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
 __all__ = ["observe"]
 
 _observed: WeakSet[Store] = WeakSet()
-
-_GAUGES: Final[Mapping[str, Callable[[list[Lane]], int]]] = {
-    "meterkit.store.connected": lambda lanes: int(bool(lanes) and all(lane.connected for lane in lanes)),
-    "meterkit.store.breaker.open": lambda lanes: int(any(lane.is_away for lane in lanes)),
-    "meterkit.settlements.waiting": lambda lanes: sum(lane.unsettled for lane in lanes),
-}
-_COUNTERS: Final[Mapping[str, Callable[[list[Lane]], int]]] = {
-    "meterkit.store.breaker.opened": lambda lanes: sum(lane.opened for lane in lanes),
-    "meterkit.settlements.lost": lambda lanes: sum(lane.lost for lane in lanes),
-}
 
 
 def observe(store: Store) -> None:
@@ -95,20 +90,20 @@ def _make_instruments() -> None:
             labels = {"meterkit.plan": plan, "meterkit.outcome": outcome, "meterkit.reason": reason}
             yield Observation(number, labels)
 
-    def degraded(_: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(sum(tallies.degraded for tallies in everywhere()))
-
-    def decisions(_: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(sum(sum(tallies.durations) for tallies in everywhere()))
-
-    def duration(_: CallbackOptions) -> Iterable[Observation]:
-        yield Observation(sum(tallies.duration_s for tallies in everywhere()))
+    def of_tallies(count: Callable[[Tallies], float]) -> Observe:
+        return lambda _: [Observation(sum(map(count, everywhere())))]
 
     meter = metrics.get_meter("meterkit")
     meter.create_observable_counter("meterkit.requests", [requests], unit="{request}")
-    meter.create_observable_counter("meterkit.requests.degraded", [degraded], unit="{request}")
-    meter.create_observable_counter("meterkit.decisions", [decisions], unit="{decision}")
-    meter.create_observable_counter("meterkit.decisions.duration", [duration], unit="s")
+    meter.create_observable_counter(
+        "meterkit.requests.degraded", [of_tallies(lambda tallies: tallies.degraded)], unit="{request}"
+    )
+    meter.create_observable_counter(
+        "meterkit.decisions", [of_tallies(lambda tallies: sum(tallies.durations))], unit="{decision}"
+    )
+    meter.create_observable_counter(
+        "meterkit.decisions.duration", [of_tallies(lambda tallies: tallies.duration_s)], unit="s"
+    )
 
 
 @cache
@@ -117,29 +112,20 @@ def _make_instruments_of_stores() -> None:
     from opentelemetry import metrics  # noqa: PLC0415 - an extra, looked for above
     from opentelemetry.metrics import Observation  # noqa: PLC0415 - likewise
 
-    def of_lanes(count: Callable[[list[Lane]], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def of_lanes(count: Callable[[Sequence[Lane]], int]) -> Observe:
         return lambda _: [Observation(count(_lanes()))]
 
-    def spools(_: CallbackOptions) -> Iterable[Observation]:
-        seen = _spools()
-        for state in SPOOL_STATES:
-            size = sum(one.size for one in seen if one.state == state)
-            yield Observation(size, {"meterkit.state": state})
-
-    def ages(_: CallbackOptions) -> Iterable[Observation]:
-        seen = _spools()
-        now_ms = max((store.now_ms() for store in list(_observed)), default=0)
-        for state in SPOOL_STATES:
-            begun = [one.begun_ms for one in seen if one.state == state]
-            yield Observation((now_ms - min(begun, default=now_ms)) / 1000, {"meterkit.state": state})
+    def of_spools(figure: Callable[[SpoolsInState], float]) -> Observe:
+        return lambda _: [
+            Observation(figure(found), {"meterkit.state": state}) for state, found in _spools().items()
+        ]
 
     meter = metrics.get_meter("meterkit")
-    for name, count in _GAUGES.items():
-        meter.create_observable_gauge(name, [of_lanes(count)])
-    for name, count in _COUNTERS.items():
-        meter.create_observable_counter(name, [of_lanes(count)])
-    meter.create_observable_gauge("meterkit.spool.size", [spools], unit="By")
-    meter.create_observable_gauge("meterkit.spool.age", [ages], unit="s")
+    for figure in LANE_FIGURES:
+        create = meter.create_observable_counter if figure.only_grows else meter.create_observable_gauge
+        create(f"meterkit.{figure.name}", [of_lanes(figure.of)])
+    meter.create_observable_gauge("meterkit.spool.size", [of_spools(lambda found: found.size)], unit="By")
+    meter.create_observable_gauge("meterkit.spool.age", [of_spools(lambda found: found.age_s)], unit="s")
 
 
 def _lanes() -> list[Lane]:
@@ -147,7 +133,7 @@ def _lanes() -> list[Lane]:
     return [lane for store in list(_observed) for lane in tuple(store.lanes.values())]
 
 
-def _spools() -> list[SpoolSeen]:
+def _spools() -> Mapping[SpoolState, SpoolsInState]:
     """What lies in the directories of all kits, each looked at once."""
     found: dict[str, SpoolSeen] = {}
     looked = set[tuple[object, ...]]()
@@ -164,4 +150,5 @@ def _spools() -> list[SpoolSeen]:
             # One kit's own is another's foreign, where they share a directory.
             if str(one.path) not in found or found[str(one.path)].state == "foreign":
                 found[str(one.path)] = one
-    return list(found.values())
+    now_ms = max((store.now_ms() for store in list(_observed)), default=0)
+    return spools_by_state(found.values(), now_ms)

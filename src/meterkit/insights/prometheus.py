@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meterkit.errors import StoreError
 from meterkit.insights.deliveries import read_deliveries
 from meterkit.insights.keeping import read_keeping
+from meterkit.insights.lanes import LANE_FIGURES
+from meterkit.insights.spools import spools_by_state
 from meterkit.insights.webhooks import read_webhooks
 from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
-from meterkit.store.spools import SPOOL_STATES, look_at_spools
+from meterkit.store.spools import look_at_spools
 
 try:
     from prometheus_client import CollectorRegistry
@@ -151,11 +153,10 @@ async def _spool_families(store: Store) -> Iterable[Metric]:
     ages: Any = GaugeMetricFamily(
         "meterkit_spool_age_seconds", "How long ago the oldest of them was begun.", labels=("state",)
     )
-    for state in SPOOL_STATES:
-        found = [one for one in seen if one.state == state]
-        files.add_metric((state,), len(found))
-        sizes.add_metric((state,), sum(one.size for one in found))
-        ages.add_metric((state,), max((now_ms - one.begun_ms for one in found), default=0) / 1000)
+    for state, found in spools_by_state(seen, now_ms).items():
+        files.add_metric((state,), found.files)
+        sizes.add_metric((state,), found.size)
+        ages.add_metric((state,), found.age_s)
     return [files, sizes, ages]
 
 
@@ -180,28 +181,6 @@ def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
         sum_value=tallies.duration_s,
     )
     lanes = list(store.lanes.values())
-    yield GaugeMetricFamily(
-        "meterkit_store_connected",
-        "1 where every event loop of this process has its connection to the store.",
-        value=int(bool(lanes) and all(lane.connected for lane in lanes)),
-    )
-    yield GaugeMetricFamily(
-        "meterkit_store_breaker_open",
-        "1 where an event loop of this process answers without the store, which is away.",
-        value=int(any(lane.is_away for lane in lanes)),
-    )
-    yield CounterMetricFamily(
-        "meterkit_store_breaker_opened",
-        "How often the store was away, by each event loop, and by each node of a cluster.",
-        value=sum(lane.opened for lane in lanes),
-    )
-    yield GaugeMetricFamily(
-        "meterkit_settlements_waiting",
-        "Usage that the store has not acknowledged yet, in settlements.",
-        value=sum(lane.unsettled for lane in lanes),
-    )
-    yield CounterMetricFamily(
-        "meterkit_settlements_lost",
-        "Settlements that the store has lost, or that found no room to wait.",
-        value=sum(lane.lost for lane in lanes),
-    )
+    for figure in LANE_FIGURES:
+        family = CounterMetricFamily if figure.only_grows else GaugeMetricFamily
+        yield family(f"meterkit_{figure.name.replace('.', '_')}", figure.meaning, value=figure.of(lanes))
