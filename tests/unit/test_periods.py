@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.decisions.periods import Bounds, bounds_at, from_ms, to_ms
+from meterkit.decisions.periods import Bounds, bounds_at, from_ms, stamped_span_s, to_ms
 
 Interval = Literal["month", "year"]
 
@@ -107,3 +107,23 @@ def test_an_instant_of_another_zone_is_the_same_instant() -> None:
 def test_part_of_a_millisecond_is_left_out() -> None:
     assert to_ms(datetime(1970, 1, 1, 0, 0, 0, 1999, tzinfo=UTC)) == 1
     assert Bounds(start_ms=0, end_ms=31 * 86_400_000, next_end_ms=59 * 86_400_000) == bounds_at(0)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "start", "now", "end", "expected"),
+    [
+        ("three minutes ahead of this one, all of it", "2026-11-01T00:00:00", "2026-11-20T12:00:59", None,
+         ("2026-11-01T00:00:00", "2026-11-20T12:04:00")),
+        ("no minute that begins before the period", "2026-11-01T00:00:01", "2026-11-20T12:00:00", None,
+         ("2026-11-01T00:01:00", "2026-11-20T12:04:00")),
+        ("nor one that ends behind it", "2026-11-01T00:00:00", "2026-11-20T12:00:00", "2026-11-20T12:02:59",
+         ("2026-11-01T00:00:00", "2026-11-20T12:02:00")),
+        ("all of one that is over", "2026-11-01T00:00:00", "2027-01-05T00:00:00", "2026-12-01T00:00:00",
+         ("2026-11-01T00:00:00", "2026-12-01T00:00:00")),
+    ],
+)  # fmt: skip
+def test_the_minutes_that_intents_can_have(
+    sentence: str, start: str, now: str, end: str | None, expected: tuple[str, str]
+) -> None:
+    span_s = stamped_span_s(ms(start), ms(now), end_ms=None if end is None else ms(end))
+    assert span_s == tuple(ms(edge) // 1000 for edge in expected), sentence

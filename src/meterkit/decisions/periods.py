@@ -18,6 +18,7 @@ __all__ = [
     "from_ms",
     "iso",
     "occurred_ms",
+    "stamped_span_s",
     "to_ms",
 ]
 
@@ -25,6 +26,9 @@ HOLD_SLOT_MS: Final = 300_000
 """How long one of the two slots of holds lasts."""
 
 _MONTHS = {"month": 1, "year": 12}
+_MINUTE_MS: Final = 60_000
+_MINUTES_AHEAD: Final = 3
+"""An intent's minute is at most so many ahead when it is sealed; see seal.lua."""
 
 
 def to_ms(moment: datetime) -> int:
@@ -69,7 +73,21 @@ def first_minute_s(start_ms: int) -> int:
     Args:
         start_ms: the first instant of the period.
     """
-    return -(-start_ms // 60_000) * 60
+    return -(-start_ms // _MINUTE_MS) * 60
+
+
+def stamped_span_s(start_ms: int, now_ms: int, *, end_ms: int | None = None) -> tuple[int, int]:
+    """The minutes that a period's intents can have by now: from the first second to the one behind them.
+
+    Args:
+        start_ms: the first instant of the period.
+        now_ms: now.
+        end_ms: the first instant after it; None: it goes on.
+    """
+    behind_ms = now_ms + (_MINUTES_AHEAD + 1) * _MINUTE_MS
+    if end_ms is not None:
+        behind_ms = min(behind_ms, end_ms)
+    return first_minute_s(start_ms), behind_ms // _MINUTE_MS * 60
 
 
 def iso(moment: datetime) -> str:

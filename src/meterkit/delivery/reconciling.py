@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.ambiguity import may_be_sent_again
-from meterkit.decisions.periods import check_aware, first_minute_s, to_ms
+from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Reconciled", "Reconciler"]
 
-_MINUTE_MS: Final = 60_000
-_AHEAD_MS: Final = 4 * _MINUTE_MS
 _AT_ONCE: Final = 100
 _NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 
@@ -141,9 +139,8 @@ class Reconciler:
         """The same of one customer, by its usage of a period and what Stripe says."""
         customer, period, now_ms = usage["customer"], usage["period"], self._store.now_ms()
         _, state = await States(self._store).read(customer)
-        start_ms, end_ms = to_ms(period["start"]), to_ms(period["end"])
-        start_s = first_minute_s(start_ms)
-        end_s = min(end_ms, now_ms + _AHEAD_MS) // _MINUTE_MS * 60
+        end_ms = to_ms(period["end"])
+        start_s, end_s = stamped_span_s(to_ms(period["start"]), now_ms, end_ms=end_ms)
         found: list[Reconciled] = []
         for name, meter in self._store.catalog.meters.items():
             counts = usage["meters"][name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.periods import first_minute_s
+from meterkit.decisions.periods import stamped_span_s
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
 from meterkit.store.server_lives import ServerLives
@@ -35,8 +35,6 @@ _SEALED_MS: Final = 300_000
 # What was tried before is sent first; that long it is waited for.
 _PATIENCE_MS: Final = 3_600_000
 _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
-_MINUTE_MS: Final = 60_000
-_AHEAD_MS: Final = 4 * _MINUTE_MS
 _PAGE: Final = 500
 _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 
@@ -168,9 +166,8 @@ class Restarts:
     ) -> int:
         """What Stripe has counted since the first period of what waits, less what the store knows of."""
         first_ms = min(int(kept.fields["period"]) for kept in waiting)
-        start_s = first_minute_s(first_ms)
-        end_s = (self._store.now_ms() + _AHEAD_MS) // _MINUTE_MS * 60
-        counted = await self._summaries.counted(event_name, stripe_customer, start_s, end_s)
+        span_s = stamped_span_s(first_ms, self._store.now_ms())
+        counted = await self._summaries.counted(event_name, stripe_customer, *span_s)
         admin = (await self._store.admin()).for_delivery()
         totals: dict[bytes, bytes] = await admin.ask(
             admin.client.hgetall(self._store.keys.customer(customer).totals)
