@@ -12,7 +12,8 @@ from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
 from meterkit.delivery.verdicts import Judged, Look, judge
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.store.steering import Kept, steer
+from meterkit.store.kept_intents import Kept
+from meterkit.store.steering import steer
 from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Comparer:
                 # What is kept of one customer may be damaged; that holds up nobody else.
                 _logger.warning(
                     "intent %s of customer %r cannot be compared: %s",
-                    *(kept.identifier, kept.fields["customer"], error),
+                    *(kept.identifier, kept.customer, error),
                     extra=REPORTED,
                 )
                 await self._postpone(kept)
@@ -119,7 +120,7 @@ class Comparer:
         else:
             _logger.error(
                 "intent %s of customer %r stays parked: %s",
-                *(kept.identifier, kept.fields["customer"], judged.why),
+                *(kept.identifier, kept.customer, judged.why),
                 extra=REPORTED,
             )
             more = {"why": judged.why}

@@ -15,9 +15,9 @@ from meterkit.errors import StripeError
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customer_id import check_customer
 from meterkit.store.history import history_of
+from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.state_changes import States
-from meterkit.store.steering import is_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,19 +6,22 @@ import logging
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import stamped_span_s
+from meterkit.delivery.comparing import CAUSE
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
+from meterkit.store.kept_intents import kept_in
 from meterkit.store.server_lives import ServerLives
-from meterkit.store.steering import Kept, steer
+from meterkit.store.steering import steer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from meterkit.delivery.report import FlushReport
     from meterkit.delivery.summaries import Summaries
+    from meterkit.store.kept_intents import Kept
     from meterkit.store.outbox import Outbox
     from meterkit.store.server_lives import ServerLife
     from meterkit.store.store import Store
@@ -27,7 +30,6 @@ __all__ = ["Restarts"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
-_CAUSE: Final = "reconcile"
 # Summaries are "eventually consistent" (https://docs.stripe.com/api/billing/meter-event-summary).
 _LAG_MS: Final = 120_000
 # What was pending then is sealed by now: it waited for a free minute, or for the end of its period.
@@ -35,11 +37,10 @@ _SEALED_MS: Final = 300_000
 # What was tried before is sent first; that long it is waited for.
 _PATIENCE_MS: Final = 3_600_000
 _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
-_PAGE: Final = 500
 _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class _Line:
     """What waits of one customer and meter, for one Stripe customer; none of it was tried, as far as we know.
 
@@ -47,7 +48,11 @@ class _Line:
         unknown: how much Stripe has that the store does not know of.
     """
 
-    waiting: list[Kept] = field(default_factory=list[Kept])
+    customer: str
+    meter_token: str
+    event_name: str
+    stripe_customer: str
+    waiting: list[Kept] = field(default_factory=list["Kept"])
     unknown: int = 0
 
 
@@ -113,64 +118,48 @@ class Restarts:
         if (sealing.later and passed_ms < _SEALED_MS) or (is_tried and passed_ms < _PATIENCE_MS):
             return False
         await self._summaries.refresh()
-        lines: dict[tuple[str, str, str, str], _Line] = {}
-        for kept in waiting:
-            fields = kept.fields
-            names = (fields["customer"], fields["meter"], fields["event"], fields["stripe"])
-            if not kept.first_ms:
-                lines.setdefault(names, _Line()).waiting.append(kept)
-        for names, line in lines.items():
-            try:
-                line.unknown = await self._unknown(*names, line.waiting)
-                if line.unknown > 0:
-                    await self._part(names, line, report)
-            except StripeError as error:
-                if error.status not in _OF_THE_CUSTOMER:
-                    raise
-                why = f"the store has come back, and Stripe does not say whether it has this: {error}"
-                for kept in await self._park(line.waiting, why, report):
-                    _logger.warning(
-                        "intent %s of customer %r is parked: %s",
-                        kept.identifier,
-                        names[0],
-                        why,
-                        extra=REPORTED,
-                    )
-            except StoreError as error:
-                # What is kept of one customer may be damaged: of that nothing is sent, and the others go on.
-                _logger.warning(
-                    "intent %s of customer %r cannot be compared: %s",
-                    *(line.waiting[0].identifier, names[0], error),
-                    extra=REPORTED,
-                )
+        for line in _lines(waiting):
+            await self._compare_line(line, report)
         await self._lives.confirm(shard, life)
         return True
 
     async def _waiting(self, shard: int) -> list[Kept]:
         """What is queued, or was being sent."""
-        admin, keys = (await self._store.admin()).for_delivery(), self._store.keys
-        members: list[bytes] = await admin.ask(admin.client.zrange(keys.shard(shard, "outbox"), 0, -1))
-        found: list[Kept] = []
-        for start in range(0, len(members), _PAGE):
-            page = members[start : start + _PAGE]
-            texts: list[Any] = await admin.ask(admin.client.hmget(keys.shard(shard, "intents"), page))
-            found += (
-                Kept.read(member.decode(), shard, data)
-                for member, data in zip(page, texts, strict=True)
-                if data is not None
-            )
-        return found
+        admin = (await self._store.admin()).for_delivery()
+        return [kept async for page in kept_in(self._store, admin, shard, "outbox") for kept in page]
 
-    async def _unknown(
-        self, customer: str, token: str, event_name: str, stripe_customer: str, waiting: Iterable[Kept]
-    ) -> int:
+    async def _compare_line(self, line: _Line, report: FlushReport) -> None:
+        """Leave a line to be sent where Stripe has nothing of it; else tell apart what it may have."""
+        try:
+            line.unknown = await self._unknown(line)
+            if line.unknown > 0:
+                await self._part(line, report)
+        except StripeError as error:
+            if error.status not in _OF_THE_CUSTOMER:
+                raise
+            why = f"the store has come back, and Stripe does not say whether it has this: {error}"
+            for kept in await self._park(line.waiting, why, report):
+                _logger.warning(
+                    "intent %s of customer %r is parked: %s",
+                    *(kept.identifier, line.customer, why),
+                    extra=REPORTED,
+                )
+        except StoreError as error:
+            # What is kept of one customer may be damaged: of that nothing is sent, and the others go on.
+            _logger.warning(
+                "intent %s of customer %r cannot be compared: %s",
+                *(line.waiting[0].identifier, line.customer, error),
+                extra=REPORTED,
+            )
+
+    async def _unknown(self, line: _Line) -> int:
         """What Stripe has counted since the first period of what waits, less what the store knows of."""
-        first_ms = min(int(kept.fields["period"]) for kept in waiting)
+        first_ms = min(int(kept.fields["period"]) for kept in line.waiting)
         span_s = stamped_span_s(first_ms, self._store.now_ms())
-        counted = await self._summaries.counted(event_name, stripe_customer, *span_s)
+        counted = await self._summaries.counted(line.event_name, line.stripe_customer, *span_s)
         admin = (await self._store.admin()).for_delivery()
         totals: dict[bytes, bytes] = await admin.ask(
-            admin.client.hgetall(self._store.keys.customer(customer).totals)
+            admin.client.hgetall(self._store.keys.customer(line.customer).totals)
         )
         known = sum(
             # What takes units back is counted apart.
@@ -179,36 +168,35 @@ class Restarts:
             if value.isdigit()
             and (match := _DELIVERED.fullmatch(name))
             and int(match[1]) >= first_ms
-            and match[2].decode() == token
+            and match[2].decode() == line.meter_token
         )
         return 0 if counted is None else int(counted) - known
 
-    async def _part(self, names: tuple[str, str, str, str], line: _Line, report: FlushReport) -> None:
+    async def _part(self, line: _Line, report: FlushReport) -> None:
         """Tell what Stripe has by the summary of its minute; the rest is parked while it may be there."""
-        customer, _, event_name, stripe_customer = names
         left: list[Kept] = []
         for kept in line.waiting:
             counted = await self._summaries.counted(
-                event_name, stripe_customer, kept.minute_s, kept.minute_s + 60
+                line.event_name, line.stripe_customer, kept.minute_s, kept.minute_s + 60
             )
             if counted != kept.value:
                 left.append(kept)
                 continue
             why = f"delivered: the store forgot it, Stripe's summary of its minute says {kept.value}"
-            if await steer(self._store, kept, "delivered", cause=_CAUSE, after=why):
+            if await steer(self._store, kept, "delivered", cause=CAUSE, after=why):
                 line.unknown -= kept.value
                 report.delivered += 1
         if line.unknown <= 0:
             return
         why = (
-            f"since the store came back, Stripe has {line.unknown} more of {event_name} than it says was"
+            f"since the store came back, Stripe has {line.unknown} more of {line.event_name} than it says was"
             " delivered: this may be among them"
         )
         parked = await self._park(left, why, report)
         _logger.error(
             "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
             " delivered; %d that wait are parked",
-            *(customer, line.unknown, event_name, sum(kept.value for kept in parked)),
+            *(line.customer, line.unknown, line.event_name, sum(kept.value for kept in parked)),
             extra=REPORTED,
         )
 
@@ -218,7 +206,18 @@ class Restarts:
         parked = [
             kept
             for kept in intents
-            if await steer(self._store, kept, "parked", cause=_CAUSE, after=after, more=more)
+            if await steer(self._store, kept, "parked", cause=CAUSE, after=after, more=more)
         ]
         report.parked += len(parked)
         return parked
+
+
+def _lines(waiting: Iterable[Kept]) -> Iterable[_Line]:
+    """What was not tried, as far as we know, line by line."""
+    lines: dict[tuple[str, str, str, str], _Line] = {}
+    for kept in waiting:
+        if not kept.first_ms:
+            fields = kept.fields
+            names = (kept.customer, fields["meter"], fields["event"], fields["stripe"])
+            lines.setdefault(names, _Line(*names)).waiting.append(kept)
+    return lines.values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from secrets import token_hex
@@ -12,6 +11,7 @@ from meterkit.decisions.customer_state import with_subscription
 from meterkit.errors import CustomerError, StoreError
 from meterkit.store.arguments import is_text, shown
 from meterkit.store.customer_id import check_customer
+from meterkit.store.kept_intents import kept_in
 from meterkit.store.relinking import (
     minutes_taken_ms,
     pending_minutes_ms,
@@ -112,18 +112,10 @@ class Links:
         if state.stripe_customer is not None:
             return
         keys = self._store.keys.customer(customer)
-        shared = [self._store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
-        names = [*shared, keys.totals, keys.counters, keys.state, keys.unlinked]
-        client = admin.client
-        queued: list[bytes] = await admin.ask(client.zrange(shared[1], 0, -1))
-        for start in range(0, len(queued), _PAGE):
-            page = queued[start : start + _PAGE]
-            kept: list[bytes | None] = await admin.ask(client.hmget(shared[0], page))
-            own = [
-                member.decode()
-                for member, data in zip(page, kept, strict=True)
-                if data is not None and json.loads(data)["customer"] == customer
-            ]
+        names = [self._store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
+        names += [keys.totals, keys.counters, keys.state, keys.unlinked]
+        async for page in kept_in(self._store, admin, keys.shard, "outbox", most=_PAGE):
+            own = [kept.identifier for kept in page if kept.customer == customer]
             if own:
                 await admin.run(self._store.scripts["recall"], names, rev, customer, *own)
 

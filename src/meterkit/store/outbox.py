@@ -12,6 +12,7 @@ from meterkit.errors import StoreError
 from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
 from meterkit.store.intents import Attempt, Move, Sealed, Undelivered, Work, read_intent
+from meterkit.store.kept_intents import kept_in
 from meterkit.store.sealing import Sealer, Sealing
 from meterkit.store.waiting import count_members
 
@@ -76,24 +77,19 @@ class Outbox:
         """All intents that are parked or dead, those of one customer beside each other."""
         meters, found = await self.meters(), list[Undelivered]()
         states: tuple[Literal["parked", "dead"], ...] = ("parked", "dead")
-        for shard, name in await self._count(states, limit="+inf"):
-            members = await self._admin.ask(self._client.zrange(self._keys.shard(shard, name), 0, -1))
-            for start in range(0, len(members), _PAGE):
-                page = members[start : start + _PAGE]
-                intents = self._keys.shard(shard, "intents")
-                for data in await self._admin.ask(self._client.hmget(intents, page)):
-                    if data is not None:
-                        kept = json.loads(data)
-                        counted = meters.get(kept["meter"])
-                        found.append(
-                            Undelivered(
-                                customer=kept["customer"],
-                                meter=kept["event"] if counted is None else counted.meter,
-                                quantity=int(kept["value"]),
-                                state=kept["state"],
-                                why=kept.get("why", ""),
-                            )
+        for shard, state in await self._count(states, limit="+inf"):
+            async for page in kept_in(self._store, self._admin, shard, state):
+                for kept in page:
+                    counted = meters.get(kept.fields["meter"])
+                    found.append(
+                        Undelivered(
+                            customer=kept.customer,
+                            meter=kept.fields["event"] if counted is None else counted.meter,
+                            quantity=kept.value,
+                            state=state,
+                            why=kept.fields.get("why", ""),
                         )
+                    )
         return sorted(found, key=lambda one: (one.customer, one.meter, one.state))
 
     async def unlinked(self) -> list[str]:

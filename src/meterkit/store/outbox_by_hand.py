@@ -12,20 +12,21 @@ from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_text, is_text, shown
 from meterkit.store.customer_id import check_customer
 from meterkit.store.intents import BY_HAND, Intent, IntentState
+from meterkit.store.kept_intents import find_kept, is_refused, kept_in
 from meterkit.store.outbox import Outbox
-from meterkit.store.steering import Kept, find_kept, is_refused, steer
+from meterkit.store.steering import steer
 from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from meterkit.store.event_names import Counted
+    from meterkit.store.kept_intents import Kept
     from meterkit.store.store import Store
 
 __all__ = ["Intents"]
 
 _PLACES: Final = {"queued": "outbox", "leased": "outbox", "parked": "parked", "dead": "dead"}
-_PAGE: Final = 500
 _TRIES: Final = 8
 
 _Verb = Literal["redriven", "parked", "dropped"]
@@ -209,20 +210,12 @@ class Intents:
         for at, place in await count_members(self._store, admin, places, limit="+inf"):
             if shard not in {None, at}:
                 continue
-            members: list[bytes] = await admin.ask(client.zrange(keys.shard(at, place), 0, -1))
             looks = await admin.ask(client.zrange(keys.shard(at, "compare"), 0, -1, withscores=True))
             compared_ms = {member.decode(): int(score) for member, score in looks}
-            for start in range(0, len(members), _PAGE):
-                page = members[start : start + _PAGE]
-                texts = await admin.ask(client.hmget(keys.shard(at, "intents"), page))
-                read = [
-                    Kept.read(member.decode(), at, data)
-                    for member, data in zip(page, texts, strict=True)
-                    if data is not None
-                ]
+            async for page in kept_in(self._store, admin, at, place):
                 yield [
                     _intent(kept, meters, compared_ms, now_ms)
-                    for kept in read
+                    for kept in page
                     if state in {None, kept.fields["state"]}
                 ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.store.event_names import read_meters
-from meterkit.store.steering import REFUSED
+from meterkit.store.kept_intents import REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -1,111 +1,28 @@
-"""Intents that nobody is sending: found by identifier, and taken from state to state, with an entry."""
+"""Intents that nobody is sending are taken from state to state, with an entry."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.decisions.ambiguity import SURE_MS
-from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.store.kept_intents import Kept
     from meterkit.store.store import Store
 
-__all__ = ["REFUSED", "Kept", "Steered", "find_kept", "is_refused", "steer"]
+__all__ = ["Steered", "steer"]
 
 _CHANGED: Final = 1
 _CANNOT_BE_COUNTED: Final = 2
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
-# What Stripe refused later; and of one that stands for usage of many minutes.
-_OF_ITS_PAST: Final = ("refused", "since", "base")
 _OF_ITS_PLACE: Final = ("why", "look", "looked")
-
-REFUSED: Final = "r"
-"""Ends the identifier of what Stripe has taken and refused later; see refuse.lua."""
 
 Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
 """A state that an intent is taken into; ``dropped``: it is counted as dead, and kept no longer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """An intent as the store keeps it; see seal.lua.
-
-    Attributes:
-        text: the same as it was read; what it is compared by.
-    """
-
-    identifier: str
-    shard: int
-    text: str
-    fields: Mapping[str, str]
-
-    @classmethod
-    def read(cls, identifier: str, shard: int, data: bytes) -> Kept:
-        """An intent from what is kept under its identifier."""
-        text = data.decode()
-        return cls(identifier=identifier, shard=shard, text=text, fields=json.loads(text))
-
-    @property
-    def first_ms(self) -> int:
-        """When it was tried first; 0: Stripe certainly has nothing of it."""
-        return int(self.fields["first"])
-
-    @property
-    def tried_since_ms(self) -> int:
-        """The first attempt that a comparison goes by: what was refused later was tried before that."""
-        refused_ms = int(self.fields.get("refused", "0"))
-        return refused_ms - SURE_MS if refused_ms else self.first_ms
-
-    @property
-    def minute_s(self) -> int:
-        """Its timestamp in Unix seconds."""
-        return int(self.fields["time"])
-
-    @property
-    def value(self) -> int:
-        """Its quantity in the meter's unit."""
-        return int(self.fields["value"])
-
-    def in_words(self) -> str:
-        """What it is, for the ledger."""
-        minute = from_ms(self.minute_s * 1000).strftime("%Y-%m-%dT%H:%MZ")
-        return (
-            f"{self.fields['state']}: {self.value} of {self.fields['event']} at {minute}, {self.identifier}"
-        )
-
-    def renamed(self, identifier: str, now_ms: int) -> Kept:
-        """The same, as it is to be delivered under a new identifier, and as if it were sealed now."""
-        known = {name: text for name, text in self.fields.items() if name not in _OF_ITS_PAST}
-        fields = {**known, "key": identifier, "first": "0", "attempts": "0", "at": str(now_ms)}
-        return replace(self, identifier=identifier, fields=fields)
-
-
-def is_refused(identifier: str) -> bool:
-    """Whether an intent is what Stripe has taken and refused later: it may have another try of it."""
-    return identifier.endswith(REFUSED)
-
-
-async def find_kept(store: Store, identifier: str) -> Kept | None:
-    """An intent by its identifier, in whichever shard it is.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    admin = (await store.admin()).for_delivery()
-    pipe = admin.client.pipeline(transaction=False)
-    for shard in range(store.keys.shards):
-        pipe.hget(store.keys.shard(shard, "intents"), identifier)
-    found: list[bytes | None] = await admin.ask(pipe.execute())
-    for shard, data in enumerate(found):
-        if data is not None:
-            return Kept.read(identifier, shard, data)
-    return None
 
 
 async def steer(
@@ -134,7 +51,7 @@ async def steer(
     Raises:
         StoreError: the store does not answer, or the customer's totals cannot be counted in.
     """
-    to_be, keys = to_be or kept, store.keys.customer(kept.fields["customer"])
+    to_be, keys = to_be or kept, store.keys.customer(kept.customer)
     fields = {name: text for name, text in to_be.fields.items() if name not in _OF_ITS_PLACE}
     fields |= {"state": state, **{name: text for name, text in more.items() if text}}
     entry = ("intent", str(store.now_ms()), kept.in_words(), after, cause)
