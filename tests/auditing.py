@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import create_engine, select, update
 
 from delivering import Desk, desk
+from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.database import TABLE, Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.audit.entries import CLASSES
+from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
 
     from meterkit import MeterKit
+    from meterkit.insights.audit.rebuilt import Rebuilt
 
 COUNTED: Final = ("recorded", "summed", "corrected")
 
@@ -86,3 +90,20 @@ async def audited(store_url: str, url: str, **more: Any) -> AsyncGenerator[Audit
     """A desk whose kit keeps an audit log, which is drained when the test says so."""
     async with desk(store_url, audit_url=url, **more) as at:
         yield Audited(desk=at, url=url, drainer=Drainer(at.kit.store, Database(url), least_age_ms=0))
+
+
+async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Sequence[Rebuilt]:
+    """Rebuild counters, with what Stripe says or without."""
+    summaries = StripeSummaries(StripeApi(log.kit.settings)) if asks_stripe else None
+    try:
+        return await Rebuilder(log.kit.store, log.drainer, summaries).rebuild(**more)
+    finally:
+        if summaries is not None:
+            await summaries.close()
+
+
+async def lose_all(at: Audited) -> None:
+    """The store is emptied, and whoever holds the app's own records sets the customer up again."""
+    admin: Any = await at.kit.store.admin()
+    await admin.client.flushall()
+    at.kit.store.use(at.kit.store.catalog)

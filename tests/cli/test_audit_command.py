@@ -43,6 +43,33 @@ async def test_lost_counters_are_rebuilt(stored: Shell, directory: Path, store_u
     assert stored.run("audit", "rebuild", "--period", "soon").code == 2
 
 
+async def test_a_damaged_customer_is_named_and_the_exit_code_is_1(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    url = f"sqlite:///{directory}/audit.db"
+    stored.environment["METERKIT_AUDIT_URL"] = url
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
+        for nth, name in enumerate(("acme", "umbrella", "zeta"), 1):
+            await kit.record(name, "requests", nth)
+        assert stored.run("audit", "rebuild").code == 0
+        admin: Any = await kit.store.admin()
+        await admin.client.flushall()
+        await admin.client.set(kit.store.keys.customer("umbrella").counters, "text")
+    done = stored.run("audit", "rebuild")
+    words = " ".join(done.out.split())
+    assert (done.code, "nothing is rebuilt of this" in words) == (1, True)
+    again = stored.run("audit", "rebuild", "--json")
+    assert (again.code, [(row["customer"], row["period_start"]) for row in again.json]) == (
+        1,
+        [("umbrella", None)],
+    )
+    usage = [
+        stored.run("usage", name, "--json").json["meters"]["requests"]["recorded"]
+        for name in ("acme", "zeta")
+    ]
+    assert usage == [1, 3]
+
+
 async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) -> None:
     url = f"sqlite:///{directory}/audit.db"
     emulator = StripeEmulator()

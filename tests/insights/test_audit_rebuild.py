@@ -7,37 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from auditing import audited, sqlite_in
-from delivering import CATALOG
+from auditing import audited, lose_all, rebuild, sqlite_in
 from meterkit import MeterkitError
-from meterkit.delivery.summaries import StripeSummaries
-from meterkit.insights.audit.rebuilding import Rebuilder
-from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from auditing import Audited
-    from meterkit.insights.audit.rebuilding import Rebuilt
 
 pytestmark = pytest.mark.anyio
-
-
-async def rebuild(log: Audited, *, asks_stripe: bool = True, **more: Any) -> Sequence[Rebuilt]:
-    summaries = StripeSummaries(StripeApi(log.kit.settings)) if asks_stripe else None
-    try:
-        return await Rebuilder(log.kit.store, log.drainer, summaries).rebuild(**more)
-    finally:
-        if summaries is not None:
-            await summaries.close()
-
-
-async def lose_all(at: Audited) -> None:
-    """The store is emptied, and whoever holds the app's own records sets the customer up again."""
-    admin: Any = await at.kit.store.admin()
-    await admin.client.flushall()
-    at.kit.store.use(CATALOG)
 
 
 async def tokens(at: Audited, customer: str = "acme") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from meterkit.insights.audit.rebuilding import Rebuilt
+    from meterkit.insights.audit.rebuilt import Rebuilt
 
 __all__ = ["commands"]
 
@@ -50,8 +50,8 @@ async def rebuild(
 
     Nothing is lowered, and nothing that goes to Stripe is sent by it: what Stripe may have is parked until
     that is compared. A period that is over is only compared, where it is asked for. What waits for the
-    database is drained first. Exits 1 where something is left to be done, with --dry-run where something
-    differs.
+    database is drained first. A customer of whom nothing can be rebuilt is named with the reason, and the
+    others are. Exits 1 where something is left to be done, with --dry-run where something differs.
     """
     kit = session.make_kit()
     if kit.settings.audit_url is None:
@@ -80,7 +80,7 @@ def _row(one: Rebuilt) -> dict[str, object]:
     return {
         "customer": one.customer,
         "meter": one.meter,
-        "period": date_and_time(one.period_start),
+        "period": "" if one.period_start is None else date_and_time(one.period_start),
         "recorded": one.recorded,
         "audited": one.audited,
         "raised": one.raised,

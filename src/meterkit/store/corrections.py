@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.quantity import check_quantities
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_text, shown
+from meterkit.store.confirming import ask_confirmed
 from meterkit.store.customer_id import check_customer, is_customer
 from meterkit.store.customer_usage import price_cents
 from meterkit.store.event_names import read_meters
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.catalog import Meter
+    from meterkit.store.confirming import Call
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
 __all__ = ["Asked", "Corrected", "correct"]
 
 _ID_MAX: Final = 200
-_TRIES: Final = 8
-_REPEATED, _STALE, _CLOCK, _BROKEN = 1, 2, 3, 4
+_REPEATED: Final = 1
 
 _How = Literal["grant", "by_hand"]
 
@@ -129,14 +130,11 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
 
 async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str, Any], bool]:
     """What was asked and done under an id, now or before; whether before."""
-    script, admin = store.scripts["restore"], await store.admin()
-    await admin.load(script)
-    events = {
-        token: counted.event_name
-        for token, counted in (await read_meters(admin, store.keys, store.catalog)).items()
-    }
-    for _ in range(_TRIES):
-        view = store.cache.get(customer)
+    known = await read_meters(await store.admin(), store.keys, store.catalog)
+    events = {token: counted.event_name for token, counted in known.items()}
+    digest = blake2b(f"{customer}\0{given.correction_id}".encode(), digest_size=16).hexdigest()
+
+    async def call(view: CustomerView) -> Call:
         keys = view.keys
         names = [
             keys.counters,
@@ -147,8 +145,6 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
             keys.ledger,
             keys.history,
         ]
-        name = f"{customer}\0{given.correction_id}".encode()
-        digest = blake2b(name, digest_size=16).hexdigest()
         names += [store.keys.correction(keys.shard, digest), keys.corrections]
         names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
         names += [store.keys.audit(keys.shard)] * store.is_audited
@@ -159,20 +155,10 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
             "taken": list(view.state.minutes_taken_ms),
         }
         asked = (_text_of(given, view), digest, json.dumps(sending))
-        arguments = (view.rev, view.terms(kept_ms(view)), customer, *asked, admin.now_ms())
-        # Text would not do for the numbers among them.
-        reply: Any = await admin.ask(admin.client.evalsha(script.sha, len(names), *names, *arguments))
-        if reply[0] == _STALE:
-            view.cache.learn(view, reply)
-        elif reply[0] == _CLOCK:
-            raise StoreError(
-                "this host's clock and the store's differ by more than 60 s: nothing is corrected"
-            )
-        elif reply[0] == _BROKEN:
-            raise StoreError(f"the field {reply[2].decode()} of {customer!r} is not a whole number")
-        else:
-            return json.loads(reply[2]), reply[0] == _REPEATED
-    raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was corrected; try again")
+        return names, (view.rev, view.terms(kept_ms(view)), customer, *asked)
+
+    reply = await ask_confirmed(store, store.scripts["restore"], customer, call, done="corrected")
+    return json.loads(reply[2]), reply[0] == _REPEATED
 
 
 async def _one_stripe_customer(store: Store, view: CustomerView) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Sealer", "Sealing", "kept_ms"]
+__all__ = ["Sealer", "Sealing", "is_of_the_server", "kept_ms"]
 
 _STALE: Final = 2
 _BROKEN: Final = 4
@@ -162,7 +162,7 @@ class Sealer:
         customer = view.customer
         if isinstance(reply, ResponseError):
             # One customer whose keys are not what they must be does not hold up the others of its shard.
-            if isinstance(reply, _OF_THE_SERVER) or str(reply).startswith(_CODES_OF_THE_SERVER):
+            if is_of_the_server(reply):
                 raise StoreError(f"the store failed: {reply}") from reply
             sealing.aside[customer] = str(reply)
         elif reply[0] == _STALE:
@@ -193,3 +193,8 @@ def kept_ms(view: CustomerView) -> int:
     found = [given.rates for given in view.entitlements.values()]
     found += [route.rates for route in view.cache.catalog.routes]
     return keep_ms_of(rate for rates in found for rate in rates)
+
+
+def is_of_the_server(error: ResponseError) -> bool:
+    """Whether a server speaks of itself, and not of the key that it was asked for."""
+    return isinstance(error, _OF_THE_SERVER) or str(error).startswith(_CODES_OF_THE_SERVER)

@@ -1,0 +1,141 @@
+"""What rebuilding comes to, customer by customer and meter by meter. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.insights.audit.entries import CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from meterkit.store.customer_usage import CustomerUsage
+
+    Units = Mapping[str, int]
+    """Of a meter, by class."""
+
+__all__ = ["Rebuilt", "astray", "compared", "left_alone", "rebuilt"]
+
+_TO_BE_LINKED: Final = (
+    "it goes to Stripe and the customer is not linked: `meterkit customers link`, then rebuild again"
+)
+_TO_BE_COMPARED: Final = (
+    "Stripe may have what is parked: it is compared with Stripe's summaries after two hours, by whoever"
+    " delivers or by `meterkit reconcile --repair`"
+)
+_IS_OVER: Final = "the period is over: compare by hand, and bill what is missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """A customer, meter and period that the audit log has more of than the counters, in the meter's unit.
+
+    Attributes:
+        meter: empty: nothing could be done for the customer, and ``advice`` says why.
+        period_start: of the billing period; None: nothing could be done for the customer.
+        recorded: what the counters had.
+        audited: what the audit log has.
+        raised: how many units are recorded now that were not; with ``dry_run`` those that would be.
+        delivered: how many of those that go to Stripe it has, by its own summaries.
+        parked: how many of those it may have.
+        advice: what to do; empty: nothing.
+        is_done: whether nothing is left to be done here.
+    """
+
+    customer: str
+    meter: str
+    period_start: datetime | None
+    recorded: int
+    audited: int
+    raised: int
+    delivered: int
+    parked: int
+    advice: str
+    is_done: bool
+
+
+def rebuilt(usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int]) -> Rebuilt:
+    """What was missing of a meter in its period, ``units`` as of rebuild.lua."""
+    *classes, _, delivered, parked, left = units
+    advice = _TO_BE_LINKED if left else _TO_BE_COMPARED if parked else ""
+    return Rebuilt(
+        customer=usage["customer"],
+        meter=meter,
+        period_start=usage["period"]["start"],
+        recorded=_recorded(usage, meter),
+        audited=_audited(sums[meter]),
+        raised=0 if left else sum(classes),
+        delivered=delivered,
+        parked=parked,
+        advice=advice,
+        is_done=not left,
+    )
+
+
+def compared(usage: CustomerUsage, sums: Mapping[str, Units]) -> list[Rebuilt]:
+    """Of a period that is over: what the log has more of."""
+    return [
+        _left(usage, meter, usage["period"]["start"], _audited(units), _IS_OVER)
+        for meter, units in sums.items()
+        if _audited(units) > _recorded(usage, meter)
+    ]
+
+
+def astray(
+    usage: CustomerUsage, sums: Mapping[int, Mapping[str, Units]], last_ms: Mapping[int, int]
+) -> list[Rebuilt]:
+    """What was recorded in these days, in a period that the store does not know: it has lost the customer."""
+    start = usage["period"]["start"]
+    advice = (
+        f"its period begins {start:%Y-%m-%dT%H:%MZ} by the store: have its subscription or plan known again"
+        " first (`meterkit customers show`), then rebuild"
+    )
+    return [
+        _left(usage, meter, from_ms(period_ms), _audited(units), advice)
+        for period_ms, meters in sums.items()
+        if last_ms[period_ms] >= to_ms(start)
+        for meter, units in meters.items()
+    ]
+
+
+def left_alone(customer: str, why: str) -> Rebuilt:
+    """A customer for whom nothing could be done."""
+    return Rebuilt(
+        customer=customer,
+        meter="",
+        period_start=None,
+        recorded=0,
+        audited=0,
+        raised=0,
+        delivered=0,
+        parked=0,
+        advice=f"nothing is rebuilt of this customer: {why}",
+        is_done=False,
+    )
+
+
+def _left(usage: CustomerUsage, meter: str, start: datetime, audited: int, advice: str) -> Rebuilt:
+    return Rebuilt(
+        customer=usage["customer"],
+        meter=meter,
+        period_start=start,
+        recorded=_recorded(usage, meter) if start == usage["period"]["start"] else 0,
+        audited=audited,
+        raised=0,
+        delivered=0,
+        parked=0,
+        advice=advice,
+        is_done=False,
+    )
+
+
+def _recorded(usage: CustomerUsage, meter: str) -> int:
+    found = usage["meters"].get(meter)
+    return 0 if found is None else found["recorded"]
+
+
+def _audited(units: Units) -> int:
+    return sum(units[name] for name in CLASSES[:4])

@@ -1,0 +1,135 @@
+"""A customer of whom nothing can be rebuilt is named, and keeps no other from being rebuilt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from auditing import audited, lose_all, rebuild, sqlite_in
+from meterkit import StoreError, StripeError
+from meterkit.decisions.keys import meter_token
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from auditing import Audited
+    from meterkit.decisions.keys import CustomerKeys
+
+    Damage = Callable[[Any, CustomerKeys], Awaitable[Any]]
+
+pytestmark = pytest.mark.anyio
+
+ROWS: Final = meter_token("rows")
+DAMAGES: Final[dict[str, Damage]] = {
+    "a meter": lambda client, keys: client.hset(keys.counters, f"{ROWS}m", "many"),
+    "the head": lambda client, keys: client.hset(keys.counters, "h", "many"),
+    "no counters": lambda client, keys: client.set(keys.counters, "text"),
+    "a total": lambda client, keys: client.hset(keys.totals, f"1|{ROWS}d", "many"),
+    "the end of a period": lambda client, keys: client.hset(keys.totals, "1|e", "1.5"),
+    "no totals": lambda client, keys: client.set(keys.totals, "text"),
+    "no state": lambda client, keys: client.set(keys.state, "text"),
+    "half a state": lambda client, keys: client.hset(keys.state, mapping={"rev": "2:9", "data": '{"plan"'}),
+    "another state": lambda client, keys: client.hset(keys.state, mapping={"rev": "2:9", "data": "[1]"}),
+    "no ledger": lambda client, keys: client.set(keys.history, "text"),
+}
+
+
+async def used_by(at: Audited, *customers: str) -> Any:
+    """Each has used rows, and the store has lost all."""
+    for nth, name in enumerate(customers, 1):
+        await at.kit.record(name, "rows", nth)
+    await at.drainer.drain()
+    await lose_all(at)
+    admin: Any = await at.kit.store.admin()
+    return admin.client
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_damaged_customer_is_named_and_the_others_are_rebuilt(
+    store_url: str, tmp_path: Path, damage: str
+) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        client = await used_by(at, "acme", "beta", "zeta")
+        keys = at.kit.store.keys.customer("beta")
+        await DAMAGES[damage](client, keys)
+        for is_dry in (True, False):
+            found = {one.customer: one for one in await rebuild(at, dry_run=is_dry)}
+            left = found.pop("beta")
+            if is_dry and damage == "no ledger":
+                continue  # It is only entered into where something is done.
+            assert (left.meter, left.period_start, left.raised, left.is_done) == ("", None, 0, False)
+            assert left.advice.startswith("nothing is rebuilt of this customer: ")
+            told = {name: (one.raised, one.is_done) for name, one in found.items()}
+            assert told == {"acme": (1, True), "zeta": (3, True)}
+        for key in (keys.counters, keys.totals, keys.state, keys.history):
+            await client.delete(key)
+        at.kit.store.use(at.kit.store.catalog)
+        (mended,) = await rebuild(at)
+        assert (mended.customer, mended.raised) == ("beta", 2)
+
+
+async def test_entries_that_cannot_be_read_keep_only_their_shard_from_being_rebuilt(
+    store_url: str, tmp_path: Path
+) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        client = await used_by(at, "acme", "beta", "zeta")
+        keys = at.kit.store.keys
+        shard = keys.customer("beta").shard
+        await client.xadd(keys.audit(shard), {"k": "of another release", "d": "", "at": 1})
+        found = {one.customer: one for one in await rebuild(at)}
+        beside = {name for name in found if keys.customer(name).shard == shard}
+        assert "acme" in set(found) - beside
+        assert "entries of its shard still wait" in found["beta"].advice
+        assert {name for name, one in found.items() if not one.is_done} == beside
+
+
+async def test_a_customer_whom_stripe_does_not_have_is_named(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        await at.desk.link("acme")
+        for name in ("acme", "gone"):
+            await at.kit.record(name, "tokens", 130)
+        await at.drainer.drain()
+        await lose_all(at)
+        await at.kit.customers.link("gone", "cus_gone")
+        await at.kit.customers.link("acme", "cus_acme")
+        # The meters and what it has of acme are told; of the other Stripe knows nobody.
+        at.desk.emulator.fail_next("error", status=404, path="*", skip=2)
+        found = {one.customer: one for one in await rebuild(at)}
+        assert (found["acme"].parked, found["acme"].is_done) == (30, True)
+        assert found["gone"].is_done is False
+        assert "Stripe does not say what it has: " in found["gone"].advice
+
+
+async def test_what_concerns_all_customers_ends_it(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        await at.desk.link("acme")
+        await at.kit.record("acme", "tokens", 130)
+        client = await used_by(at, "beta")
+        await at.kit.customers.link("acme", "cus_acme")
+        at.desk.emulator.fail_next("error", status=401, path="/v1/billing/meters", code="api_key_expired")
+        with pytest.raises(StripeError):
+            await rebuild(at)
+        await client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(StoreError):
+                await rebuild(at)
+        finally:
+            await client.config_set("maxmemory", 0)
+
+
+async def test_meters_are_asked_for_once_however_many_customers_there_are(
+    store_url: str, tmp_path: Path
+) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        await at.desk.link("acme", "beta", "zeta")
+        for name in ("acme", "beta", "zeta"):
+            await at.kit.record(name, "tokens", 130)
+        await used_by(at)
+        for name in ("acme", "beta", "zeta"):
+            await at.kit.customers.link(name, f"cus_{name}")
+        before = len(at.desk.emulator.requests)
+        assert [one.parked for one in await rebuild(at)] == [30, 30, 30]
+        asked = [one.path for one in at.desk.emulator.requests[before:]]
+        assert asked.count("/v1/billing/meters") == 1
