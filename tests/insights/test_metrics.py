@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from textwrap import dedent
 from typing import TYPE_CHECKING
 
 import httpx
@@ -23,6 +20,7 @@ from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
+from told import said_by
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -183,8 +181,9 @@ async def test_webhooks_that_wait_and_are_given_up_are_told_with_the_age_of_the_
         assert await waiting() == {"due": (3, 21), "later": (1, 0), "dead": (0, 0)}
 
 
-async def test_each_query_of_the_board_names_what_is_exported(store_url: str) -> None:
-    kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False)
+async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tmp_path: Path) -> None:
+    audit_url = f"sqlite:///{tmp_path}/audit.db"
+    kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False, audit_url=audit_url)
     async with kit, client_of(app_of(kit)) as client:
         await client.get("/x")
         exported = {name for name, _ in await samples(client)}
@@ -195,20 +194,6 @@ async def test_each_query_of_the_board_names_what_is_exported(store_url: str) ->
     assert set() == asked - exported
     unseen = {name for name in exported - asked if not name.endswith(("_created", "_sum", "_count"))}
     assert set() == unseen
-
-
-def said_by(program: str, directory: Path) -> str:
-    (directory / "plans.yaml").write_text(PLANS)
-    done = subprocess.run(
-        [sys.executable, "-c", dedent(program)],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert 0 == done.returncode, done.stderr
-    return done.stdout
 
 
 async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
@@ -238,7 +223,7 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
 
         asyncio.run(main())
     """
-    lines = said_by(program, tmp_path).splitlines()
+    lines = said_by(program, tmp_path, plans=PLANS).splitlines()
     assert "meterkit.requests ['client_error', 'free', 'none'] 10" in lines
     assert "meterkit.requests.degraded [] 0" in lines
     assert any(line.startswith("meterkit.decisions [] ") for line in lines)
@@ -277,7 +262,7 @@ async def test_the_span_that_serves_a_request_says_what_was_decided(tmp_path: Pa
 
         asyncio.run(main())
     """
-    lines = said_by(program, tmp_path).splitlines()
+    lines = said_by(program, tmp_path, plans=PLANS).splitlines()
     assert lines == [
         "{'meterkit.plan': 'free'}",
         "0",
@@ -298,7 +283,7 @@ async def test_where_only_the_api_is_there_as_with_fastapi_nothing_is_counted(tm
 
         asyncio.run(main())
     """
-    assert said_by(program, tmp_path).split() == ["None", "None"]
+    assert said_by(program, tmp_path, plans=PLANS).split() == ["None", "None"]
 
 
 async def test_without_both_packages_nothing_is_counted_and_the_cure_is_named(tmp_path: Path) -> None:
@@ -312,6 +297,6 @@ async def test_without_both_packages_nothing_is_counted_and_the_cure_is_named(tm
         except ImportError as error:
             print(error)
     """
-    counted, cure = said_by(program, tmp_path).splitlines()
+    counted, cure = said_by(program, tmp_path, plans=PLANS).splitlines()
     assert "None" == counted
     assert "meterkit[prometheus]" in cure

@@ -6,41 +6,24 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families as parse
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from clusters import spawn_watched
 from faults import eventually, kit_at, settled
-from meterkit import metrics_app
 from meterkit.redis import producer
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server
 from spooling import spool_with
+from told import told
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from clusters import Cluster
-    from meterkit import MeterKit
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
-
-
-async def told(kit: MeterKit) -> dict[str, float]:
-    """Each metric by its name, with the value of its only label."""
-    app = Starlette(routes=[Mount("/metrics", metrics_app(kit))])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
-        text = (await client.get("/metrics/")).text
-    return {
-        " ".join((sample.name.removeprefix("meterkit_"), *sample.labels.values())): sample.value
-        for family in parse(text)
-        for sample in family.samples
-    }
 
 
 def spools(directory: Path) -> list[Path]:

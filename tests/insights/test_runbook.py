@@ -201,8 +201,10 @@ def test_what_is_no_expression_is_refused(expression: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_alerts_name_what_is_exported_with_labels_that_it_has(store_url: str) -> None:
-    async with kit_at(store_url) as kit:
+async def test_the_alerts_name_what_is_exported_with_labels_that_it_has(
+    store_url: str, tmp_path: Path
+) -> None:
+    async with kit_at(store_url, audit_url=f"sqlite:///{tmp_path}/audit.db") as kit:
         app = Starlette(routes=[Mount("/metrics", metrics_app(kit))])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
             text = (await client.get("/metrics/")).text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from meterkit.cli.doctor import findings, spools, stripe_findings
+from meterkit.cli.doctor.audit_log import added_up, undrained
 from meterkit.cli.doctor.closes import unconfirmed
 from meterkit.cli.doctor.hooks import Failing, given_up, overdue
 from meterkit.cli.doctor.serving import full, late, refusing, unkept
@@ -16,6 +17,7 @@ from meterkit.cli.output import print_records
 from meterkit.cli.reconcile import RARE, row_of
 from meterkit.delivery.reconciling import Reconciled
 from meterkit.errors import StripeError
+from meterkit.insights.audit.backlog import Backlog
 from meterkit.store.closes import Close
 from meterkit.store.intents import Undelivered
 from meterkit.store.spools import SpoolSeen
@@ -59,6 +61,8 @@ SHOWN: Final[Sequence[Finding]] = [
     unkept(f"{STORE} did not make a lease durable within 5 s; nothing is sent before it does"),
     *spools.unsent([seen("3f0c-8a1f.spool", 4_813_004, 3)], NOW_MS),
     *spools.unsent([seen("3f0c-11d2.spool", 90_210, 216, TOO_OLD)], NOW_MS),
+    *undrained(48_112, 3 * HOUR_MS, is_kept=True),
+    *added_up(Backlog(1_612_400, NOW_MS, 12)),
     *findings.overdue(1_204, 47 * 60_000),
     *refused_key(),
     *findings.undelivered(

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from meterkit.insights.audit.backlog import noted
 from meterkit.insights.lanes import LANE_FIGURES
 from meterkit.insights.spools import spools_by_state
 from meterkit.redis.tallies import everywhere
@@ -120,12 +121,24 @@ def _make_instruments_of_stores() -> None:
             Observation(figure(found), {"meterkit.state": state}) for state, found in _spools().items()
         ]
 
+    # Of the audit logs that this process drains, as it saw them within the last seconds.
+    def undrained(_: CallbackOptions) -> Iterable[Observation]:
+        found = noted(list(_observed)).values()
+        return [Observation(sum(one.entries for one in found))] if found else []
+
+    def undrained_age(_: CallbackOptions) -> Iterable[Observation]:
+        found = noted(list(_observed)).items()
+        ages = [backlog.age_s(store.now_ms()) for store, backlog in found]
+        return [Observation(max(ages))] if ages else []
+
     meter = metrics.get_meter("meterkit")
     for figure in LANE_FIGURES:
         create = meter.create_observable_counter if figure.only_grows else meter.create_observable_gauge
         create(f"meterkit.{figure.name}", [of_lanes(figure.of)])
     meter.create_observable_gauge("meterkit.spool.size", [of_spools(lambda found: found.size)], unit="By")
     meter.create_observable_gauge("meterkit.spool.age", [of_spools(lambda found: found.age_s)], unit="s")
+    meter.create_observable_gauge("meterkit.audit.waiting", [undrained], unit="{entry}")
+    meter.create_observable_gauge("meterkit.audit.age", [undrained_age], unit="s")
 
 
 def _lanes() -> list[Lane]:

@@ -6,6 +6,7 @@ from asyncio import to_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meterkit.errors import StoreError
+from meterkit.insights.audit.backlog import read_backlog
 from meterkit.insights.deliveries import read_deliveries
 from meterkit.insights.keeping import read_keeping
 from meterkit.insights.lanes import LANE_FIGURES
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from meterkit.insights.audit.backlog import Backlog
     from meterkit.insights.deliveries import Waiting
     from meterkit.insights.keeping import Kept
     from meterkit.redis.tallies import Tallies
@@ -88,6 +90,7 @@ async def _stored_families(store: Store) -> list[Metric]:
     try:
         waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
         keeping = await read_keeping(store)
+        backlog = await read_backlog(store) if store.is_audited else None
     except StoreError:
         return []  # meterkit_store_connected says so; the counts of this process are served all the same.
     return [
@@ -106,7 +109,24 @@ async def _stored_families(store: Store) -> list[Metric]:
             items="Stripe customers that webhooks name: to be looked at now (due), later, given up (dead).",
             age="How long the oldest is overdue (due), or given up (dead).",
         ),
+        *(() if backlog is None else _audit_families(backlog, store.now_ms())),
     ]
+
+
+def _audit_families(backlog: Backlog, now_ms: int) -> Iterable[Metric]:
+    yield GaugeMetricFamily(
+        "meterkit_audit_waiting",
+        "Entries of the audit log that are not in its database yet.",
+        value=backlog.entries,
+    )
+    yield GaugeMetricFamily(
+        "meterkit_audit_age_seconds", "How long the oldest of them has waited.", value=backlog.age_s(now_ms)
+    )
+    yield GaugeMetricFamily(
+        "meterkit_audit_full_shards",
+        "Shards in which so many wait that the youngest are added up.",
+        value=backlog.full_shards,
+    )
 
 
 def _waiting_families(

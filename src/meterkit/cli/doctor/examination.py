@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from meterkit.cli.doctor import findings, several
+from meterkit.cli.doctor.audit_log import look_at_audit_log
 from meterkit.cli.doctor.closes import look_at_closes
 from meterkit.cli.doctor.examined import Examination, UnseenError
 from meterkit.cli.doctor.findings import Finding
@@ -357,6 +358,10 @@ async def _webhooks(seen: _Seen) -> _Looked:
     return await look_at_webhooks(seen.kit, seen.admin)
 
 
+async def _audit(seen: _Seen) -> _Looked:
+    return await look_at_audit_log(seen.kit)
+
+
 _Checks: TypeAlias = "Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]"
 
 _OF_SERVER: Final[_Checks] = {
@@ -381,6 +386,7 @@ _OF_STORE: Final[_Checks] = {
     "links": _links,
     "closes": _closes,
     "webhooks": _webhooks,
+    "audit": _audit,
 }
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:7], "shards", *_OF_SERVER)))
 _OF_CONTENT: Final[Sequence[str]] = tuple(check for check in _OF_STORE if check not in {"shards", "breaker"})

@@ -17,17 +17,19 @@ import anyio
 
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 
+    from meterkit.insights.audit.backlog import Waiting
     from meterkit.insights.audit.database import Database
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["Drainer", "audit_tasks", "drainer_of"]
+__all__ = ["MOST", "Drainer", "audit_tasks", "drainer_of"]
 
 T = TypeVar("T")
 
@@ -97,12 +99,15 @@ class Drainer:
     async def keep_bound(self) -> None:
         """Keep the streams from growing too long, beside the running event loop, until cancelled.
 
-        Whether or not the database answers: so it waits for nothing but the store.
+        Whether or not the database answers: so it waits for nothing but the store. What waits is noted for
+        metrics.
         """
         while True:
             await asyncio.sleep(_EVERY_S)
             with suppress(StoreError):  # It is tried again, and others say what is wrong with it.
-                await self.fold()
+                waiting = await waiting_shards(self._store)
+                note(self._store, await backlog_of(self._store, waiting))
+                await self._fold(waiting, MOST)
 
     async def once(self) -> None:
         """Drain what has waited for a while, unless another process does; where that fails, it is logged."""
@@ -143,14 +148,19 @@ class Drainer:
         Raises:
             StoreError: the store does not answer.
         """
+        await self._fold(await waiting_shards(self._store), most)
+
+    async def _fold(self, waiting: Sequence[Waiting], most: int) -> None:
         store, admin = self._store, await self._store.admin()
-        waiting = {shard: entries for shard, entries in await self._waiting() if entries > most}
-        if waiting and not self._is_full:
-            shard, entries = max(waiting.items(), key=lambda one: one[1])
-            _logger.warning("%d entries of the audit log wait in shard %d: some are added up", entries, shard)
-        self._is_full = bool(waiting)
-        for shard in waiting:
-            keys = [store.keys.audit(shard), store.keys.audit_sums(shard)]
+        full = [one for one in waiting if one.entries > most]
+        if full and not self._is_full:
+            first = max(full, key=lambda one: one.entries)
+            _logger.warning(
+                "%d entries of the audit log wait in shard %d: some are added up", first.entries, first.shard
+            )
+        self._is_full = bool(full)
+        for one in full:
+            keys = [store.keys.audit(one.shard), store.keys.audit_sums(one.shard)]
             while await admin.run(store.scripts["fold"], keys, most):
                 pass
 
@@ -162,8 +172,8 @@ class Drainer:
             MeterkitError: the database does not.
         """
         left = 0
-        for shard, _ in await self._waiting():
-            left += await self.drain_shard(shard, least_age_ms=least_age_ms)
+        for one in await waiting_shards(self._store):
+            left += await self.drain_shard(one.shard, least_age_ms=least_age_ms)
         return left
 
     async def drain_shard(self, shard: int, *, least_age_ms: int = 0) -> int:
@@ -176,9 +186,11 @@ class Drainer:
         store, admin = self._store, await self._store.admin()
         stream, sums, client = store.keys.audit(shard), store.keys.audit_sums(shard), admin.client
         last, most = "-", f"{int(time() * 1000) - least_age_ms}"
-        names = await self._meters()
+        names: Mapping[str, str] = {}
         while True:
             page: list[Any] = await admin.ask(client.xrange(stream, min=last, max=most, count=_PAGE))
+            if page and not names:
+                names = await self._meters()
             rows: list[Row] = []
             done = [name for name, fields in page if self._read(shard, name.decode(), fields, names, rows)]
             if done:
@@ -219,17 +231,6 @@ class Drainer:
         return {token: one.meter for token, one in known.items()} | {
             meter_token(name): name for name in store.catalog.meters
         }
-
-    async def _waiting(self) -> list[tuple[int, int]]:
-        """The shards in which something waits, and how many entries."""
-        store, admin = self._store, await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        for shard in range(store.keys.shards):
-            pipe.xlen(store.keys.audit(shard))
-            pipe.exists(store.keys.audit_sums(shard))
-        found: list[int] = await admin.ask(pipe.execute())
-        pairs = zip(found[::2], found[1::2], strict=True)
-        return [(shard, entries) for shard, (entries, sums) in enumerate(pairs) if entries or sums]
 
     async def _lease(self, ttl_ms: int) -> bool:
         store = self._store

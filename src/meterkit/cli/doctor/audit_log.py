@@ -1,0 +1,65 @@
+"""What is wrong with how the audit log is drained: entries that nobody takes into its database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.cli.doctor.findings import Finding
+from meterkit.cli.output import span
+from meterkit.insights.audit.backlog import read_backlog
+from meterkit.insights.audit.draining import MOST
+
+if TYPE_CHECKING:
+    from meterkit import MeterKit
+    from meterkit.insights.audit.backlog import Backlog
+
+__all__ = ["OVERDUE_MS", "added_up", "look_at_audit_log", "undrained"]
+
+OVERDUE_MS: Final = 15 * 60_000
+"""How long an entry may wait: whoever drains takes it within seconds."""
+
+
+async def look_at_audit_log(kit: MeterKit) -> tuple[str, list[Finding]]:
+    """How many entries wait, and what is wrong with that.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    backlog = await read_backlog(kit.store)
+    age_ms = int(backlog.age_s(kit.store.now_ms()) * 1000)
+    found = undrained(backlog.entries, age_ms, is_kept=kit.store.is_audited)
+    return f"{backlog.entries:,} entries wait", [*found, *added_up(backlog)]
+
+
+def undrained(entries: int, oldest_ms: int, *, is_kept: bool) -> list[Finding]:
+    """Entries that wait too long; ``is_kept``: whether the settings here name the database."""
+    if oldest_ms <= OVERDUE_MS:
+        return []
+    what = "1 entry of the audit log has" if entries == 1 else f"{entries:,} entries of the audit log have"
+    cure = (
+        "see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT_URL; the log of one that"
+        " does has the database's own words (meterkit.audit)"
+    )
+    return [
+        Finding(
+            check="audit",
+            problem=f"{what} waited for up to {span(oldest_ms)} for the database: events are not in it, and"
+            f" beyond {MOST:,} in a shard they are added up",
+            cure=cure if is_kept else f"METERKIT_AUDIT_URL is not set here; {cure}",
+        )
+    ]
+
+
+def added_up(backlog: Backlog) -> list[Finding]:
+    """Shards in which more wait than are told apart."""
+    if not backlog.full_shards:
+        return []
+    where = "1 shard has" if backlog.full_shards == 1 else f"{backlog.full_shards:,} shards have"
+    return [
+        Finding(
+            check="audit",
+            problem=f"{where} so many entries of the audit log waiting that the youngest are added up: no"
+            " unit is lost, and single events are not told apart",
+            cure="bring the database of METERKIT_AUDIT_URL back; what waits is drained within minutes",
+        )
+    ]

@@ -1,0 +1,150 @@
+"""An operator is told that entries wait for the database of the audit log: how many, and since when."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from auditing import audited, sqlite_in
+from delivering import PLANS
+from faults import kit_at
+from meterkit import MeterKit
+from meterkit.cli.doctor.examination import examine
+from meterkit.insights.audit.backlog import read_backlog
+from told import said_by, told
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from auditing import Audited
+    from meterkit.cli.doctor.findings import Finding
+
+pytestmark = pytest.mark.anyio
+
+NAMES: Final = ("audit_waiting", "audit_age_seconds", "audit_full_shards")
+
+
+async def metrics(at: Audited) -> tuple[float, ...]:
+    found = await told(at.kit)
+    return tuple(found[name] for name in NAMES)
+
+
+async def findings(kit: MeterKit) -> list[Finding]:
+    found = await examine(kit)
+    return [one for one in found.findings if one.check == "audit"]
+
+
+@pytest.mark.each_store
+async def test_what_waits_is_told_with_the_age_of_the_oldest(any_store_url: str, tmp_path: Path) -> None:
+    away = tmp_path / "later"
+    async with audited(any_store_url, sqlite_in(away)) as at:
+        assert await metrics(at) == (0, 0, 0)
+        for name in ("acme", "beta", "zeta"):
+            await at.kit.record(name, "rows", 1)
+            at.desk.clock.advance(timedelta(minutes=20))
+        await at.kit.correct("zeta", {"rows": 1}, reason="r", correction_id="c", by="ada")
+        await at.kit.customers.delete("beta")
+        assert await metrics(at) == (5, 3600, 0)
+        await at.drainer.once()
+        assert await metrics(at) == (5, 3600, 0)
+        for _ in range(4):
+            await at.kit.record("acme", "rows", 1)
+        await at.drainer.fold(4)
+        assert (await metrics(at))[1:] == (3600, 1)
+        away.mkdir()
+        await at.drainer.once()
+        assert await metrics(at) == (0, 0, 0)
+
+
+async def test_the_age_of_what_cannot_be_read_is_that_of_its_name(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        admin: Any = await at.kit.store.admin()
+        now_ms = at.kit.store.now_ms()
+        for shard, (age_ms, fields) in enumerate(
+            ((9_000, {"k": "of another release", "d": "", "at": 1}), (7_000, {"e": b"\xfe\x01"}))
+        ):
+            await admin.client.xadd(at.kit.store.keys.audit(shard), fields, id=f"{now_ms - age_ms}-0")
+        backlog = await read_backlog(at.kit.store)
+        assert (backlog.entries, backlog.age_s(now_ms)) == (2, 9.0)
+        assert backlog.age_s(now_ms - 60_000) == 0.0
+
+
+async def test_where_no_audit_log_is_kept_nothing_is_told_of_it(store_url: str) -> None:
+    async with kit_at(store_url, flush=False) as kit:
+        assert not [name for name in await told(kit) if name.startswith("audit")]
+
+
+async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_path: Path) -> None:
+    away = tmp_path / "later"
+    async with audited(store_url, sqlite_in(away)) as at:
+        await at.kit.record("acme", "rows", 1)
+        at.desk.clock.advance(timedelta(minutes=15))
+        assert await findings(at.kit) == []
+        at.desk.clock.advance(timedelta(minutes=32))
+        (finding,) = await findings(at.kit)
+        assert finding.problem.startswith(
+            "1 entry of the audit log has waited for up to 47 min for the database"
+        )
+        assert finding.cure.startswith(
+            "see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT"
+        )
+        for _ in range(3):
+            await at.kit.record("acme", "rows", 1)
+        await at.drainer.fold(2)
+        first, second = await findings(at.kit)
+        assert first.problem.startswith("2 entries of the audit log have waited")
+        assert second.problem.startswith("1 shard has so many entries of the audit log waiting")
+        settings: dict[str, Any] = {
+            "redis_url": store_url,
+            "shards": 4,
+            "flush": False,
+            "clock": at.desk.clock,
+        }
+        other = MeterKit(at.kit.store.catalog, **settings)
+        first, second = await findings(other)
+        assert first.cure.startswith("METERKIT_AUDIT_URL is not set here; ")
+        await other.store.stop()
+        away.mkdir()
+        await at.drainer.once()
+        assert await findings(at.kit) == []
+        assert (await examine(at.kit)).looked_at["audit"] == "0 entries wait"
+
+
+async def test_opentelemetrys_provider_gets_what_a_process_that_drains_has_seen(tmp_path: Path) -> None:
+    program = """
+        import asyncio
+        from meterkit import MeterKit
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+        reader = InMemoryMetricReader()
+        metrics.set_meter_provider(MeterProvider([reader]))
+
+        def seen():
+            return {
+                metric.name: [(dict(point.attributes), point.value) for point in metric.data.data_points]
+                for resource in reader.get_metrics_data().resource_metrics
+                for scope in resource.scope_metrics
+                for metric in scope.metrics
+                if "audit" in metric.name
+            }
+
+        async def main():
+            async with MeterKit(redis_url="memory://", audit_url="sqlite:////not/there/audit.db") as kit:
+                print(seen())
+                for name in ("secret-ada", "secret-bob"):
+                    await kit.record(name, "requests", 1)
+                while "meterkit.audit.age" not in seen():
+                    await asyncio.sleep(0.05)
+                found = seen()
+                print(found["meterkit.audit.waiting"])
+                ((labels, age_s),) = found["meterkit.audit.age"]
+                print(labels, 0 < age_s < 60)
+
+        asyncio.run(main())
+    """
+    said = said_by(program, tmp_path, plans=PLANS)
+    assert said.splitlines() == ["{}", "[({}, 2)]", "{} True"]
