@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from redis.exceptions import ResponseError
 
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.periods import check_aware, first_minute_s, to_ms
+from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import CLASSES
 from meterkit.insights.audit.rebuilt import astray, compared, left_alone, rebuilt
@@ -39,8 +39,6 @@ _LEASE_S: Final = 35.0
 _TRIES: Final = 8
 _SAME_PERIOD_MS: Final = 120_000  # A period that begins later than that after another is another one.
 _LONGEST_MS: Final = 400 * 86_400_000  # More than any period.
-_MINUTE_MS: Final = 60_000
-_AHEAD_MS: Final = 4 * _MINUTE_MS
 _OF_COUNTERS: Final = (*CLASSES[:4], "late")
 _PARKED: Final = 6  # Among the numbers of a meter; see rebuild.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
@@ -240,8 +238,7 @@ class Rebuilder:
             await self._summaries.refresh()
             run.is_refreshed = True
         start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
-        start_s = first_minute_s(start_ms)
-        end_s = min(end_ms, self._store.now_ms() + _AHEAD_MS) // _MINUTE_MS * 60
+        start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
         found: dict[str, int] = {}
         for name in asked if start_s < end_s else ():
             event = run.known[_token_of(name, run.known)].event_name
