@@ -216,12 +216,17 @@ def logging_stays_as_it_was() -> Iterator[None]:
     names = ("meterkit", "meterkit.plans", "meterkit.delivery", "meterkit.store")
     loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
-        logger.setLevel(logging.NOTSET)  # What is run for all tests of a module may have set it, too.
+        _set_level(logger, logging.NOTSET)  # What is run for all tests of a module may have set it, too.
     before = [(logger.level, list(logger.filters)) for logger in loggers]
     yield
     for logger, (level, filters) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
+        _set_level(logger, level)
         logger.filters[:] = filters
+
+
+def _set_level(logger: logging.Logger, level: int) -> None:
+    if logger.level != level:  # To set it makes every logger of the process think anew.
+        logger.setLevel(level)
 
 
 @pytest.fixture
