@@ -25,6 +25,7 @@ __all__ = ["abort", "running", "serve", "serve_forever"]
 
 BACKLOG: Final = 128
 SHUTDOWN_S: Final = 1
+CLOSING_TURNS: Final = 3  # Of the event loop, until a connection that was closed is gone.
 KEEP_ALIVE_S: Final = 3600  # A test that was busy meanwhile finds its connection as it left it.
 # On, for 0 seconds: closing discards what is unsent and sends a reset.
 LINGER_RESET: Final = struct.pack("ii", 1, 0)
@@ -52,11 +53,41 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to the process that it is a guest of."""
+    """A server that leaves signals to the process that it is a guest of, and ends at once when it is told to.
+
+    Uvicorn looks ten times a second whether it is to end, and whether it has: longer than most tests take.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        """Have it end."""
+        self.should_exit = True
+        self._told.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._told.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        if state.tasks:
+            _, hung = await asyncio.wait(list(state.tasks), timeout=SHUTDOWN_S)
+            for task in hung:
+                task.cancel()
+        for _ in range(CLOSING_TURNS):
+            await asyncio.sleep(0)
+        await self.lifespan.shutdown()
 
 
 def abort(scope: Scope, reset: bool) -> bool:
@@ -80,7 +111,7 @@ async def serve(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[str]:
         try:
             yield url
         finally:
-            server.should_exit = True
+            server.end()
             await task
 
 
