@@ -320,7 +320,9 @@ async def test_where_the_store_is_away_requests_pass_or_are_refused_as_the_route
         decisions.append(current().decision)
         await hello(scope, receive, send)
 
-    kit = MeterKit(loads(PLANS), redis_url="redis://127.0.0.1:1", store_timeout=0.05, clock=Clock(NOW))
+    kit = MeterKit(
+        loads(PLANS), redis_url="redis://127.0.0.1:1", store_timeout=0.05, start_timeout=0.1, clock=Clock(NOW)
+    )
     wrapped = MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
     transport = httpx.ASGITransport(app=wrapped)
     async with kit, httpx.AsyncClient(transport=transport, base_url="http://app", headers=HEADERS) as client:

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from commands import Shell
 from meterkit import MeterKit
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from commands import Shell
 
 pytestmark = pytest.mark.anyio
 
@@ -111,7 +110,8 @@ async def test_the_store_may_be_named_after_the_subcommand(shell: Shell, store_u
     assert shell.run("usage", "acme", "--redis", store_url, "--plans", "plans.yaml").code == 0
 
 
-async def test_a_store_that_does_not_answer_is_one_message_and_unhealthy(shell: Shell) -> None:
+async def test_a_store_that_does_not_answer_is_one_message_and_unhealthy(directory: Path) -> None:
+    shell = Shell(directory, METERKIT_START_TIMEOUT="0.2")
     done = shell.run("usage", "acme", "--redis", "redis://:hunter2@127.0.0.1:1")
     assert (1, "") == (done.code, done.out)
     assert "redis://127.0.0.1:1/0" in done.err

@@ -164,7 +164,9 @@ async def test_i10_errors_of_settings_and_of_the_store_name_no_secret(
     with spawn_server() as server:
         server.command("CONFIG", "SET", "requirepass", "another")
         url = f"redis://user:{PASSWORD}@127.0.0.1:{server.port}/0"
-        kit = kit_for(url, "http://127.0.0.1:1", clock=lambda: 1_937_000_000.0, store_timeout=1.0)
+        kit = kit_for(
+            url, "http://127.0.0.1:1", clock=lambda: 1_937_000_000.0, store_timeout=1.0, start_timeout=1.0
+        )
         wrapped = MeterMiddleware(model, kit=kit, identify=lambda _: "acme")
         transport = httpx.ASGITransport(app=wrapped)
         async with kit, httpx.AsyncClient(transport=transport, base_url="http://app") as client:

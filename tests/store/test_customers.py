@@ -241,7 +241,7 @@ async def test_a_store_with_a_password_is_served_and_never_shown(
         async with kit_at(f"redis://app:hunter2@127.0.0.1:{valkey.port}/3", plans=CATALOG) as kit:
             assert (await kit.consume("a", "rows", 2)).allowed
             assert (await kit.usage("a"))["meters"]["rows"]["recorded"] == 2
-        async with kit_at(f"redis://app:wr0ng@127.0.0.1:{valkey.port}/3", plans=CATALOG):
+        async with kit_at(f"redis://app:wr0ng@127.0.0.1:{valkey.port}/3", plans=CATALOG, start_timeout=1.0):
             assert "WRONGPASS" in caplog.text
     finally:
         valkey.command("ACL", "DELUSER", "app")

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-def kit_at(server: Server) -> MeterKit:
-    return MeterKit(CATALOG, redis_url=server.url, shards=4, flush=False, store_timeout=2.0)
+def kit_at(server: Server, *, start_timeout: float | None = None) -> MeterKit:
+    return MeterKit(
+        CATALOG,
+        redis_url=server.url,
+        shards=4,
+        flush=False,
+        store_timeout=2.0,
+        start_timeout=start_timeout,
+    )
 
 
 async def used(kit: MeterKit) -> int:
@@ -46,7 +53,7 @@ async def test_a_read_only_replica_is_named_and_nothing_is_decided_there() -> No
             await kit.record("acme", "requests", 3)
         await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
         await until(lambda: replica.command("DBSIZE") == master.command("DBSIZE"))
-        async with kit_at(replica) as kit:
+        async with kit_at(replica, start_timeout=0.2) as kit:
             with pytest.raises(StoreError):
                 await kit.consume("acme", "requests")
             with pytest.raises(StoreError, match="read only replica"):
