@@ -12,6 +12,7 @@ import httpx
 from delivering import STRIPE_KEY, kit_for
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
+from stripe_session import tls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -123,12 +124,12 @@ class Shop:
     async def stripe_change(self, path: str, **params: str) -> None:
         """Change something at Stripe past the kit, as a person does in its Dashboard."""
         headers = {"authorization": f"Bearer {STRIPE_KEY}"}
-        async with httpx.AsyncClient(base_url=self.url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
             (await client.post(path, data=params)).raise_for_status()
 
     async def _asked(self, path: str, **query: str) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {STRIPE_KEY}"}
-        async with httpx.AsyncClient(base_url=self.url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
             answer = await client.get(path, params=query)
             found: dict[str, Any] = answer.raise_for_status().json()
             return found

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.intents import Sealed
 
-__all__ = ["HttpxClient", "StripeSession"]
+__all__ = ["HttpxClient", "StripeSession", "tls"]
 
 CONNECTIONS_MAX: Final = 100
 
@@ -40,8 +40,8 @@ SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 
 
 @cache
-def _tls() -> ssl.SSLContext:
-    # To read all certificates anew takes longer than most tests.
+def tls() -> ssl.SSLContext:
+    """For clients of httpx; to read all certificates anew for each of them takes longer than most tests."""
     return httpx.create_ssl_context()
 
 
@@ -66,7 +66,7 @@ class HttpxClient(stripe.HTTPClient):
             timeout=httpx.Timeout(timeout_s, connect=timeout_s / 2, pool=timeout_s / 2),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
             trust_env=trust_environment,
-            verify=_tls(),
+            verify=tls(),
         )
         return opened
 

@@ -31,13 +31,6 @@ FREE_ONLY = """
 """
 
 
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of calls to Stripe have tests of their own."""
-    monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
-    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
-
-
 def sweeper(kit: MeterKit) -> Sweeper:
     webhooks: Any = kit.webhooks
     return Sweeper(kit.store, webhooks._api, HookQueue(kit.store))

@@ -35,14 +35,6 @@ pytestmark = pytest.mark.anyio
 HISTORY = 7
 
 
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of calls to Stripe have tests of their own."""
-    monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
-    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
-    monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
-
-
 @asynccontextmanager
 async def history(at: Hooked) -> AsyncGenerator[tuple[list[Event], list[list[dict[str, Any]]]]]:
     """Seven events of a subscription, and what Stripe had right after each of them."""

@@ -47,15 +47,6 @@ SUBSCRIPTIONS = "/v1/subscriptions"
 HASHES = ("mk:{0}:hooks:entries", "mk:{0}:hooks:dead")
 
 
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of calls to Stripe have tests of their own."""
-    monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
-    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
-    monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
-    monkeypatch.setattr("meterkit.stripe.api._PAUSE_FIRST_S", 0.001)
-
-
 def client_of(kit: MeterKit) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=stripe_webhook(kit))
     return httpx.AsyncClient(transport=transport, base_url="http://app")
