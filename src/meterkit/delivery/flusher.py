@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import SystemRandom
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
@@ -121,45 +121,55 @@ class Flusher:
     async def _flush(
         self, *, everything: bool = False, timeout_s: float = 0.0, is_alone: bool = False
     ) -> FlushReport:
-        outbox = Outbox(self._store, await self._store.admin())
-        flush = _Pass(outbox=outbox, retries=everything)
-        deadline, idle_s = monotonic() + timeout_s, _IDLE_FIRST_S
+        flush = _Pass(outbox=Outbox(self._store, await self._store.admin()), retries=everything)
+        deadline = monotonic() + timeout_s
         await self._compare(flush.report, is_alone=is_alone)
         if self._restarts is not None:
             await self._restarts.begin()
-        while True:
-            before = flush.progress
-            seal_ms = None if everything else self._store.now_ms()
-            work = await outbox.work(due_ms=seal_ms)
-            flush.report.unsealed.clear()
-            flush.tried.clear()
-            at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)
-            await _all(self._shard(flush, item.shard, seal_ms, at_once) for item in work)
-            # What waits for a retry was tried at once; from now on it waits as it should.
-            flush.retries = False
-            if not work or self._sender.stopping.is_set():
-                break
-            if before != flush.progress:
-                idle_s = _IDLE_FIRST_S
-                if everything:
-                    continue
-                break
-            if not everything:
-                if not (is_alone and flush.is_young) or flush.waited:
-                    break
+        if everything:
+            await self._until_all_is_done(flush, deadline)
+        else:
+            done = await self._round(flush, due_ms=self._store.now_ms())
+            if done == "nothing" and is_alone and flush.is_young:
                 # The store does not say what is on its disk: what was just sealed is given time to get there.
-                flush.waited = True
                 await asyncio.sleep(_YOUNG_S)
-                continue
-            if monotonic() >= deadline:
-                break
-            await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
-            idle_s = min(2 * idle_s, _IDLE_MAX_S)
+                await self._round(flush, due_ms=self._store.now_ms())
         if flush.report.why and not is_alone:  # Else the caller has the report.
             retried = flush.report.retried
             what = "1 intent is" if retried == 1 else f"{retried} intents are"
             _logger.warning("%s tried again later: %s", what, flush.report.why)
         return flush.report
+
+    async def _until_all_is_done(self, flush: _Pass, deadline: float) -> None:
+        """Seal and send everything, waiting until the deadline for what may not be sent yet."""
+        idle_s = _IDLE_FIRST_S
+        while (done := await self._round(flush, due_ms=None)) != "over":
+            if done == "something":
+                idle_s = _IDLE_FIRST_S
+                continue
+            if monotonic() >= deadline:
+                return
+            await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
+            idle_s = min(2 * idle_s, _IDLE_MAX_S)
+
+    async def _round(self, flush: _Pass, *, due_ms: int | None) -> Literal["something", "nothing", "over"]:
+        """Seal and send once what is due, or all (None).
+
+        Returns:
+            Whether that did something that need not be done again; ``over``: there was nothing left to do, or
+            nothing more is to be sent.
+        """
+        before = flush.progress
+        work = await flush.outbox.work(due_ms=due_ms)
+        flush.report.unsealed.clear()
+        flush.tried.clear()
+        at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)
+        await _all(self._shard(flush, item.shard, due_ms, at_once) for item in work)
+        # What waits for a retry was tried at once; from now on it waits as it should.
+        flush.retries = False
+        if not work or self._sender.stopping.is_set():
+            return "over"
+        return "nothing" if before == flush.progress else "something"
 
     async def _compare(self, report: FlushReport, *, is_alone: bool) -> None:
         """Compare what is due with Stripe's summaries; in the background now and then."""
@@ -172,7 +182,7 @@ class Flusher:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._sender.stopping.wait(), span_s)
 
-    async def _shard(self, flush: _Pass, shard: int, seal_ms: int | None, at_once: asyncio.Semaphore) -> None:
+    async def _shard(self, flush: _Pass, shard: int, due_ms: int | None, at_once: asyncio.Semaphore) -> None:
         outbox = flush.outbox
         async with at_once:
             if self._sender.stopping.is_set():
@@ -181,7 +191,7 @@ class Flusher:
             try:
                 if not await lease.outlives(0):
                     return
-                sealing = await outbox.seal(shard, due_ms=seal_ms, most=_CUSTOMERS_PER_SEAL)
+                sealing = await outbox.seal(shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
                 self._tell(flush, sealing)
                 is_known = self._restarts is None or await self._restarts.are_over(
@@ -287,14 +297,12 @@ class _Pass:
         retries: whether what waits for a retry is sent now.
         tried: the intents that it has sent in this round.
         is_young: whether an intent was not on disk for long enough.
-        waited: whether it has waited for that.
     """
 
     outbox: Outbox
     retries: bool
     tried: set[str] = field(default_factory=set[str])
     is_young: bool = False
-    waited: bool = False
     report: FlushReport = field(default_factory=FlushReport)
 
     @property
