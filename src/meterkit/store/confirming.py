@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StoreError
+from meterkit.store import replies
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["OfCustomerError", "ask_confirmed"]
 
 _TRIES: Final = 8
-# What `confirm_counters` ends a script with.
-_STALE: Final = 2
-_CLOCK: Final = 3
-_BROKEN: Final = 4
 
 
 class OfCustomerError(StoreError):
@@ -57,11 +54,11 @@ async def ask_confirmed(
         # Text would not do for the numbers among the arguments.
         asked = admin.client.evalsha(script.sha, len(names), *names, *arguments, admin.now_ms())
         reply: list[Any] = await admin.ask(asked)
-        if reply[0] == _CLOCK:
+        if reply[0] == replies.CLOCK:
             raise StoreError(f"this host's clock and the store's differ by more than 60 s: nothing is {done}")
-        if reply[0] == _BROKEN:
+        if reply[0] == replies.BROKEN:
             raise OfCustomerError(f"the field {reply[2].decode()} of {customer!r} is not a whole number")
-        if reply[0] != _STALE:
+        if reply[0] != replies.STALE:
             return reply
         try:
             view.cache.learn(view, reply)

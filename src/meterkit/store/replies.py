@@ -1,10 +1,24 @@
-"""The first element of a reply of the decision script; see the head of ``lua/decide.lua``."""
+"""The first element of a reply of the decision script, and of the others that confirm a customer's state.
+
+What each replies its head says: ``lua/decide.lua``, ``seal.lua``, ``restore.lua``, ``rebuild.lua``,
+``level.lua``. The settle script numbers its own; see :mod:`meterkit.redis.settle_replies`.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ALLOWED", "CLOCK", "HELD", "IN_FLIGHT", "REFUSED", "REFUSED_REPEAT", "REPEAT", "STALE"]
+__all__ = [
+    "ALLOWED",
+    "BROKEN",
+    "CLOCK",
+    "HELD",
+    "IN_FLIGHT",
+    "REFUSED",
+    "REFUSED_REPEAT",
+    "REPEAT",
+    "STALE",
+]
 
 ALLOWED: Final = 0
 REFUSED: Final = 1
@@ -12,6 +26,8 @@ STALE: Final = 2
 """The store has another state of the customer, which comes with it."""
 CLOCK: Final = 3
 """The store's clock and the caller's are too far apart to decide."""
+BROKEN: Final = 4
+"""A field that must be a whole number is none, says whatever confirms counters."""
 _COUNTED: Final = 5
 """Refused, but counted and held all the same."""
 REPEAT: Final = 6

@@ -20,6 +20,7 @@ from redis.exceptions import (
 
 from meterkit.decisions.rates import keep_ms_of
 from meterkit.errors import StoreError
+from meterkit.store import replies
 from meterkit.store.closes import Closes
 
 if TYPE_CHECKING:
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sealer", "Sealing", "is_of_the_server", "kept_ms"]
 
-_STALE: Final = 2
-_BROKEN: Final = 4
 _TRIES: Final = 5
+_PAGE: Final = 50
 _ASIDE_MS: Final = 600_000
 # What a server says of itself, and not of the key that it was asked for. Redis-py has classes of some such
 # errors, whose messages lack the code.
@@ -104,10 +104,9 @@ class Sealer:
         members: list[bytes] = await self._admin.ask(
             self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
         )
-        sealing = Sealing()
-        for start in range(0, len(members), most if most > 0 else 50):
-            page = [member.decode() for member in members[start : start + (most if most > 0 else 50)]]
-            await self._page(page, sealing)
+        sealing, customers = Sealing(), [member.decode() for member in members]
+        for start in range(0, len(customers), _PAGE):
+            await self._page(customers[start : start + _PAGE], sealing)
         for customer in sealing.aside:
             later = self._store.now_ms() + _ASIDE_MS
             await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
@@ -124,10 +123,10 @@ class Sealer:
             for view in views:
                 keys = self._keys_of(view)
                 pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view))
-            replies: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
+            answers: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
             left = [
                 view.customer
-                for view, reply in zip(views, replies, strict=True)
+                for view, reply in zip(views, answers, strict=True)
                 if not self._is_sealed(view, reply, sealing)
             ]
             if not left:
@@ -165,16 +164,16 @@ class Sealer:
             if is_of_the_server(reply):
                 raise StoreError(f"the store failed: {reply}") from reply
             sealing.aside[customer] = str(reply)
-        elif reply[0] == _STALE:
+        elif reply[0] == replies.STALE:
             try:
                 view.cache.learn(view, reply)
             except StoreError as error:  # It cannot be read; that holds up nobody else.
                 sealing.aside[customer] = str(error)
                 return True
             return False
-        elif reply[0] == _BROKEN:
+        elif reply[0] == replies.BROKEN:
             sealing.aside[customer] = f"the field {reply[2].decode()} is not a whole number"
-        elif reply[0] != 0:
+        elif reply[0] == replies.CLOCK:
             raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
         else:
             sealing.fine.append(customer)

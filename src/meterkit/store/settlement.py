@@ -27,7 +27,6 @@ __all__ = ["Correction", "Held", "Mark", "Settlement", "settlement_of"]
 
 _logger = logging.getLogger("meterkit.store")
 
-_NOTHING: Final[dict[str, int]] = {}
 _LATE: Final = "late "
 _NOTICE: Final = "notice"
 # Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for

@@ -309,10 +309,10 @@ class Store:
         self, customers: Sequence[str], *, at_ms: int | None = None
     ) -> Sequence[CustomerUsage]:
         """What customers have used, in one round trip: in this period, or in that of another instant."""
-        replies = await self._usage_replies(customers)
+        answers = await self._usage_replies(customers)
         admin = await self.admin()
         found: list[CustomerUsage] = []
-        for customer, reply in zip(customers, replies, strict=True):
+        for customer, reply in zip(customers, answers, strict=True):
             gone = await names_of(gone_tokens(self.catalog, reply), admin, self.keys, self.catalog)
             found.append(usage_of(customer, self.catalog, reply, gone, at_ms=at_ms))
         return found
