@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["LANE_FIGURES", "LaneFigure"]
 
 
-class LaneFigure(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LaneFigure:
     """One figure of all lanes of a process.
 
     Attributes:
