@@ -215,12 +215,12 @@ def logging_stays_as_it_was() -> Iterator[None]:
     """The command line sets levels and filters, also where a test runs it in this process."""
     names = ("meterkit", "meterkit.plans", "meterkit.delivery", "meterkit.store")
     loggers = [logging.getLogger(name) for name in names]
+    before = [list(logger.filters) for logger in loggers]
     for logger in loggers:
         _set_level(logger, logging.NOTSET)  # What is run for all tests of a module may have set it, too.
-    before = [(logger.level, list(logger.filters)) for logger in loggers]
     yield
-    for logger, (level, filters) in zip(loggers, before, strict=True):
-        _set_level(logger, level)
+    for logger, filters in zip(loggers, before, strict=True):
+        _set_level(logger, logging.NOTSET)
         logger.filters[:] = filters
 
 

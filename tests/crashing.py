@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from crash_process import STEPS, WHENS, Crash, Life, SharedClock, flush
-from delivering import NOW, kit_for
+from delivering import FAULTS, NOW, kit_for
 from forked_command import forks
 from meterkit.catalog import loads
 from meterkit.decisions.periods import bounds_at
@@ -45,15 +45,8 @@ plans:
 EVENTS: Final = {"requests": "api_requests", "tokens": "ai_tokens"}
 # Longer than a flusher waits for an answer: it comes, and takes effect, after the next try.
 LATE_S: Final = 0.45
-FAULTS: Final[tuple[Mapping[str, Any], ...]] = (
-    {"action": "drop", "when": "before"},
-    {"action": "drop", "when": "after"},
-    {"action": "reset", "when": "after"},
-    {"action": "error", "when": "before", "status": 500},
-    {"action": "error", "when": "after", "status": 500},
-    {"action": "error", "when": "after", "status": 503},
-    {"action": "error", "when": "before", "status": 429},
-    {"action": "error", "when": "before", "status": 409},
+MISHAPS: Final[tuple[Mapping[str, Any], ...]] = (
+    *FAULTS,
     {"action": "delay", "when": "after", "delay_s": 0.01},
     {"action": "delay", "when": "after", "delay_s": LATE_S},
     {"action": "delay", "when": "before", "delay_s": LATE_S},
@@ -171,7 +164,7 @@ class Drawn:
     def _fail(self) -> None:
         for nth in range(self.random.randint(0, 3) or self.is_new):
             fault = dict(
-                FAULTS[self.seed % len(FAULTS)] if self.is_new and nth == 0 else self.random.choice(FAULTS)
+                MISHAPS[self.seed % len(MISHAPS)] if self.is_new and nth == 0 else self.random.choice(MISHAPS)
             )
             self.is_late = self.is_late or fault.get("delay_s") == LATE_S
             self.emulator.fail_next(skip=self.random.choice((0, 0, 1, 2)), **fault)

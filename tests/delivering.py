@@ -21,7 +21,7 @@ from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from meterkit.catalog import Catalog
     from meterkit.delivery.flusher import FlushReport
@@ -50,6 +50,18 @@ plans:
 """
 CATALOG: Final = loads(PLANS)
 EVENTS: Final = ("api_requests", "ai_tokens", "pdf_pages")
+# What may become of a call, as ``emulator.fail_next`` takes it: its usage is counted once all the same.
+FAULTS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"action": "drop", "when": "before"},
+    {"action": "drop", "when": "after"},
+    {"action": "reset", "when": "after"},
+    {"action": "error", "when": "before", "status": 500},
+    {"action": "error", "when": "after", "status": 500},
+    {"action": "error", "when": "after", "status": 503},
+    {"action": "error", "when": "before", "status": 429},
+    {"action": "error", "when": "before", "status": 409},
+)
+KEY_REFUSED: Final[Mapping[str, Any]] = {"action": "error", "when": "before", "status": 401}
 
 
 class RunningClock:

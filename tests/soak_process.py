@@ -71,11 +71,6 @@ def kit_of(place: Place, clock: Callable[[], float] | None = None) -> MeterKit:
     )
 
 
-def hurry() -> None:
-    """Have a restart of the store hold up delivery for less than its two minutes."""
-    setattr(restarts, "_LAG_MS", _LAG_MS)  # noqa: B010 - it is another one here, knowingly
-
-
 def serve(place: Place, port: int) -> None:
     """Be an app: ``/calls`` is metered, ``/events`` records under the id that it is told, once."""
     logging.disable(logging.CRITICAL)
@@ -100,7 +95,7 @@ def serve(place: Place, port: int) -> None:
 def deliver(place: Place) -> None:
     """Be a flusher."""
     logging.disable(logging.CRITICAL)
-    hurry()
+    setattr(restarts, "_LAG_MS", _LAG_MS)  # noqa: B010 - it is another one here, knowingly
     asyncio.run(_deliver(place))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from crashing import FAULTS
+from crashing import MISHAPS
 from delivering import NOW
 from forked_command import forks
 from meterkit import StoreError
@@ -154,7 +154,7 @@ class Soak:
         self.figures.grown_kib = _memory_kib(self.apps[0]) - grown
 
     async def _fail_stripe(self) -> None:
-        self.emulator.fail_next(times=self.random.randint(1, 5), **self.random.choice(FAULTS))
+        self.emulator.fail_next(times=self.random.randint(1, 5), **self.random.choice(MISHAPS))
 
     async def _fail_proxy(self) -> None:
         mode: Any = self.random.choice(("reset", "refuse", "blackhole", "drop_reply", "cut"))

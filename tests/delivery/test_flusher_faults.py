@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from answering import answer, answering
-from delivering import NOW, STRIPE_KEY, aclosing_transport, desk, kit_for
+from delivering import FAULTS, NOW, STRIPE_KEY, aclosing_transport, desk, kit_for
 from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from delivering import Desk
 
 pytestmark = pytest.mark.anyio
@@ -32,21 +34,11 @@ async def intents(at: Desk, customer: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        {"action": "drop", "when": "before"},
-        {"action": "drop", "when": "after"},
-        {"action": "reset", "when": "after"},
-        {"action": "delay", "when": "before", "delay_s": 0.05},
-        {"action": "error", "when": "before", "status": 500},
-        {"action": "error", "when": "after", "status": 500},
-        {"action": "error", "when": "after", "status": 503},
-        {"action": "error", "when": "before", "status": 429},
-        {"action": "error", "when": "before", "status": 409},
-    ],
+    [*FAULTS, {"action": "delay", "when": "before", "delay_s": 0.05}],
     ids=lambda fault: "-".join(str(part) for part in fault.values()),
 )
 async def test_whatever_becomes_of_a_reply_usage_is_counted_once(
-    store_url: str, fault: dict[str, Any]
+    store_url: str, fault: Mapping[str, Any]
 ) -> None:
     async with desk(store_url) as at:
         await at.link("acme", "zeta")

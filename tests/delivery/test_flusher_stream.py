@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, desk, until
+from delivering import FAULTS, KEY_REFUSED, NOW, desk, until
 from meterkit.testing import Clock
 from workers import workers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager
 
     from delivering import Desk
@@ -67,22 +68,12 @@ async def test_the_setting_chooses_the_stream(store_url: str) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        {"action": "drop", "when": "before"},
-        {"action": "drop", "when": "after"},
-        {"action": "reset", "when": "after"},
-        {"action": "delay", "when": "before", "delay_s": 0.05},
-        {"action": "error", "when": "before", "status": 500},
-        {"action": "error", "when": "after", "status": 500},
-        {"action": "error", "when": "after", "status": 503},
-        {"action": "error", "when": "before", "status": 429},
-        {"action": "error", "when": "before", "status": 401},
-    ],
+    [*FAULTS, KEY_REFUSED, {"action": "delay", "when": "before", "delay_s": 0.05}],
     ids=lambda fault: "-".join(str(part) for part in fault.values()),
 )
 @pytest.mark.parametrize("skip", [0, 1])
 async def test_i6_whatever_becomes_of_the_reply_to_a_batch_each_of_it_is_counted_once(
-    store_url: str, fault: dict[str, Any], skip: int
+    store_url: str, fault: Mapping[str, Any], skip: int
 ) -> None:
     async with stream_desk(store_url, shards=1) as at:
         at.emulator.fail_next(**fault, skip=skip, times=1 if fault["action"] == "delay" else 2)
@@ -237,13 +228,9 @@ async def test_i6_what_a_killed_process_left_of_a_batch_is_delivered_once_by_the
     assert len(at.emulator.events) == 5
 
 
-FAULTS: tuple[dict[str, Any], ...] = (
-    {"action": "drop", "when": "after"},
-    {"action": "drop", "when": "before"},
-    {"action": "reset", "when": "after"},
-    {"action": "error", "when": "after", "status": 500},
-    {"action": "error", "when": "before", "status": 429},
-    {"action": "error", "when": "before", "status": 401},
+OF_STREAMS: Final[tuple[Mapping[str, Any], ...]] = (
+    *FAULTS,
+    KEY_REFUSED,
     {"action": "error", "when": "before", "status": 400, "customer": "cus_acme"},
     {"action": "drop", "when": "before", "path": SESSION},
     {"action": "error", "when": "before", "status": 500, "path": SESSION},
@@ -263,7 +250,7 @@ async def test_i6_after_faults_of_streams_stripe_has_what_was_recorded(store_url
                 await at.kit.record(customer, "requests", quantity)
                 recorded[customer] += quantity
             if random.random() < 0.6:
-                at.emulator.fail_next(**random.choice(FAULTS))
+                at.emulator.fail_next(**random.choice(OF_STREAMS))
             if random.random() < 0.1:
                 at.emulator.end_sessions()
             await at.flush(everything=random.random() < 0.3, timeout_s=0)

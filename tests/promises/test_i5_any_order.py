@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from conserving import assert_conserved, sample
-from delivering import NOW, aclosing_transport, kit_for
+from delivering import FAULTS, NOW, aclosing_transport, kit_for
 from meterkit.decisions.periods import bounds_at
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import FlushReport
@@ -32,7 +32,7 @@ from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
 
     from meterkit import MeterKit
     from meterkit.delivery.sending import Elapsed
@@ -47,15 +47,6 @@ INCLUDED: Final = {"requests": 0, "tokens": 100}  # Of what is recorded, so much
 SHARD: Final = 0
 LEASE_S: Final = 60
 LIFE_S: Final = 30 * 86_400  # Stripe takes nothing that is older than 35 days.
-FAULTS: Final[tuple[dict[str, Any], ...]] = (
-    {"action": "drop", "when": "before"},
-    {"action": "drop", "when": "after"},
-    {"action": "reset", "when": "after"},
-    {"action": "error", "when": "before", "status": 500},
-    {"action": "error", "when": "after", "status": 500},
-    {"action": "error", "when": "before", "status": 429},
-    {"action": "error", "when": "before", "status": 409},
-)
 WHICH: Final = st.integers(0, 1)
 
 
@@ -226,7 +217,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.sending)
     @rule(which=WHICH, fault=st.sampled_from((*FAULTS, *[None] * 4)))
-    def deliver(self, which: int, fault: dict[str, Any] | None) -> None:
+    def deliver(self, which: int, fault: Mapping[str, Any] | None) -> None:
         self.world.emulator.clear_faults()
         if fault is not None:
             self.world.emulator.fail_next(**fault)

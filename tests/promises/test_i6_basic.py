@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from delivering import STRIPE_KEY, desk
+from delivering import FAULTS, KEY_REFUSED, STRIPE_KEY, desk
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -20,16 +20,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 JUNE = datetime(2031, 6, 1, tzinfo=UTC)
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
 AUGUST = datetime(2031, 8, 1, tzinfo=UTC)
-FAULTS: tuple[dict[str, Any], ...] = (
-    {"action": "drop", "when": "after"},
-    {"action": "drop", "when": "before"},
-    {"action": "reset", "when": "after"},
-    {"action": "error", "when": "after", "status": 500},
-    {"action": "error", "when": "before", "status": 503},
-    {"action": "error", "when": "before", "status": 429},
-    {"action": "error", "when": "before", "status": 409},
-    {"action": "error", "when": "before", "status": 401},
-)
 
 
 async def summary(at: Desk, meter: str, customer: str, start: datetime, end: datetime) -> int:
@@ -64,7 +54,7 @@ async def test_i6_after_faults_the_summaries_are_what_was_recorded(any_store_url
                 recorded[customer, month] += quantity
                 tokens[customer, month] += quantity
             if random.random() < 0.6:
-                at.emulator.fail_next(**random.choice(FAULTS))
+                at.emulator.fail_next(**random.choice((*FAULTS, KEY_REFUSED)))
             await at.flush(everything=random.random() < 0.3, timeout_s=0)
             at.clock.advance(timedelta(seconds=random.choice([20, 60, 301, 900])))
         at.emulator.clear_faults()

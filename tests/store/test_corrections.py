@@ -52,8 +52,11 @@ async def correct(kit: MeterKit, quantity: int, *, meter: str = "tokens", id_: s
     return found
 
 
-async def relink(at: Desk) -> None:
-    """Link acme to another Stripe customer: at the one before nothing is taken back any more."""
+async def sent_for_good(at: Desk, meter: str, quantity: int) -> None:
+    """Stripe gets what acme has used, and acme another Stripe customer: nothing is taken back there."""
+    await at.link("acme")
+    await at.kit.record("acme", meter, quantity)
+    await at.flush(everything=True)
     at.emulator.add_customer("cus_other")
     await at.kit.customers.unlink("acme")
     await at.kit.customers.link("acme", "cus_other")
@@ -135,10 +138,7 @@ async def test_what_cannot_be_taken_back_at_stripe_is_granted_from_the_next_peri
     any_store_url: str,
 ) -> None:
     async with desk(any_store_url, catalog=PAID) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 130)
-        await at.flush(everything=True)
-        await relink(at)
+        await sent_for_good(at, "tokens", 130)
         await at.kit.record("acme", "tokens", 5)
         found = await correct(at.kit, 25)
         assert (found.taken_back, found.granted_next, found.by_hand) == (5, 20, 0)
@@ -154,10 +154,7 @@ async def test_what_cannot_be_taken_back_at_stripe_is_granted_from_the_next_peri
 
 async def test_where_nothing_follows_the_sum_is_said(any_store_url: str) -> None:
     async with desk(any_store_url, catalog=PAID) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 130)
-        await at.flush(everything=True)
-        await relink(at)
+        await sent_for_good(at, "tokens", 130)
         await at.kit.customers.set_status("acme", "unpaid")
         found = await correct(at.kit, 25)
         assert (found.granted_next, found.by_hand, found.by_hand_cents) == (0, 25, 8)  # 7.5 cents
@@ -245,10 +242,7 @@ async def test_a_period_that_is_over_is_not_corrected(any_store_url: str) -> Non
 
 async def test_included_units_that_are_reported_come_off_what_is_pending(any_store_url: str) -> None:
     async with desk(any_store_url) as at:  # report: usage
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 40)
-        await at.flush(everything=True)
-        await relink(at)
+        await sent_for_good(at, "requests", 40)
         await at.kit.record("acme", "requests", 5)
         found = await correct(at.kit, 15, meter="requests")
         assert (found.included, found.granted_next, found.never_billed) == (5, 0, 10)
@@ -271,10 +265,7 @@ async def test_a_plan_that_bills_no_overage_by_now_takes_off_what_is_pending(any
 
 async def test_what_was_sent_stays_recorded_whatever_the_plan_bills_by_now(any_store_url: str) -> None:
     async with desk(any_store_url, catalog=DENIED) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 200)
-        await at.flush(everything=True)
-        await relink(at)
+        await sent_for_good(at, "tokens", 200)
         await at.kit.customers.set_plan("acme", "free")
         await at.kit.record("acme", "tokens", 7)  # Overage of a plan that bills none.
         found = await correct(at.kit, 107)
@@ -284,10 +275,7 @@ async def test_what_was_sent_stays_recorded_whatever_the_plan_bills_by_now(any_s
 
 async def test_units_that_were_sent_are_paid_back_once_whatever_the_id(any_store_url: str) -> None:
     async with desk(any_store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 200)
-        await at.flush(everything=True)
-        await relink(at)
+        await sent_for_good(at, "tokens", 200)
         first = await correct(at.kit, 60, id_="x")
         second = await correct(at.kit, 60, id_="y")
         third = await correct(at.kit, 100, id_="z")
@@ -309,10 +297,7 @@ async def test_a_repeat_in_the_next_period_grants_what_an_error_has_kept(
         raise StoreError("the store is away")
 
     async with desk(any_store_url) as at:
-        await at.link("acme")
-        await at.kit.record("acme", "tokens", 200)
-        await at.flush(everything=True)
-        await relink(at)
+        await sent_for_good(at, "tokens", 200)
         with monkeypatch.context() as broken:
             broken.setattr(Grants, "add", fail)
             with pytest.raises(StoreError, match="is away"):
@@ -349,10 +334,7 @@ async def test_what_is_pending_under_a_derived_event_is_never_sent(any_store_url
 
 async def test_included_units_that_were_sent_cost_nothing_to_pay_back(any_store_url: str) -> None:
     async with desk(any_store_url) as at:  # report: usage
-        await at.link("acme")
-        await at.kit.record("acme", "requests", 1_030)
-        await at.flush(everything=True)
-        await relink(at)
+        await sent_for_good(at, "requests", 1_030)
         found = await correct(at.kit, 130, meter="requests")
         assert (found.granted_next, found.by_hand, found.never_billed) == (30, 0, 100)
         after = (await at.kit.usage("acme"))["meters"]["requests"]
