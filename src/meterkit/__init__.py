@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
     from meterkit.store.customers import Customers
     from meterkit.store.deletion import Deleted
-    from meterkit.store.grants import Grant, Grants, LedgerEntry
+    from meterkit.store.grant import Grant, LedgerEntry
+    from meterkit.store.grants import Grants
     from meterkit.store.history import HistoryEntry
     from meterkit.store.intents import Intent, Undelivered
     from meterkit.store.outbox_by_hand import Intents
@@ -189,13 +190,13 @@ _HOMES = {
     "Flusher": "meterkit.delivery.flusher",
     "GaugeLevel": "meterkit.decisions.decision",
     "Gauges": "meterkit.asgi.gauges",
-    "Grant": "meterkit.store.grants",
+    "Grant": "meterkit.store.grant",
     "Grants": "meterkit.store.grants",
     "HistoryEntry": "meterkit.store.history",
     "Intent": "meterkit.store.intents",
     "Intents": "meterkit.store.outbox_by_hand",
     "Invoice": "meterkit.subscriptions.service.results",
-    "LedgerEntry": "meterkit.store.grants",
+    "LedgerEntry": "meterkit.store.grant",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
     "MeterUsage": "meterkit.store.customer_usage",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.kit import MeterKit
-    from meterkit.store.grants import Grant, LedgerEntry
+    from meterkit.store.grant import Grant, LedgerEntry
 
 __all__ = ["commands", "quantities_of"]
 
