@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.cli.doctor import stripe_findings
 from meterkit.cli.doctor.examined import UnseenError
-from meterkit.delivery.mapping import meter_differences
+from meterkit.delivery.meter_differences import meter_differences
 from meterkit.errors import StripeError
 from meterkit.stripe.api import StripeApi
 

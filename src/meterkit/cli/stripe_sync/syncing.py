@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.cli.stripe_sync.wanted import params_of, shape_of, wanted_of
-from meterkit.delivery.mapping import meter_differences
+from meterkit.delivery.meter_differences import meter_differences
 from meterkit.errors import StripeError
 
 if TYPE_CHECKING:

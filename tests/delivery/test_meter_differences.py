@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from delivering import CATALOG
-from meterkit.delivery.mapping import meter_differences
+from meterkit.delivery.meter_differences import meter_differences
 from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio
