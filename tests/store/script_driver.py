@@ -17,7 +17,8 @@ from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.program import Demand, compile_program
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack, pack_each
-from meterkit.store.settlement import Correction, Settlement
+from meterkit.store.held import Correction
+from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS

@@ -17,7 +17,8 @@ from meterkit.decisions.verdict import refused
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack, pack_each
 from meterkit.redis.scripts import Script
-from meterkit.store.settlement import Held, Settlement
+from meterkit.store.held import Held
+from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache, PreparedDecision
 from store.script_checks import MismatchError
 from store.script_counts import DAY_MS, SLOT_MS

@@ -11,7 +11,8 @@ from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.program import Demand, compile_program
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack_each
-from meterkit.store.settlement import Correction, Held, Settlement
+from meterkit.store.held import Correction, Held
+from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache
 from store.script_checks import Checks

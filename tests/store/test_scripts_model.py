@@ -20,7 +20,8 @@ from meterkit.redis import scripts
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack_each
 from meterkit.store.customer_usage import usage_of
-from meterkit.store.settlement import Held, Settlement
+from meterkit.store.held import Held
+from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
 from store.script_counts import DAY_MS
 from store.script_driver import World, life

@@ -17,7 +17,8 @@ from meterkit.asgi.reading import Reading
 from meterkit.asgi.repeats import repeat_digest
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.settlement import Mark, Settlement, settlement_of
+from meterkit.store.held import Mark
+from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.used import Used, add
 
 if TYPE_CHECKING:

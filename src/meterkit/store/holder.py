@@ -10,8 +10,9 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
+from meterkit.store.held import Correction, Held, Mark
 from meterkit.store.marked import MarkedDecision
-from meterkit.store.settlement import Correction, Held, Mark, Settlement, settlement_of
+from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.used import NOTHING_USED, add
 
 if TYPE_CHECKING:

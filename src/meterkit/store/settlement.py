@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["Correction", "Held", "Mark", "Settlement", "settlement_of"]
+__all__ = ["Settlement", "settlement_of"]
 
 _logger = logging.getLogger("meterkit.store")
 
@@ -35,8 +35,6 @@ _OWN_EVENT, _SENT_ON, _TAKES_OVER = 0, 1, 2
 _THRESHOLD_NUMBERS: Final = 4
 # The numbers of a request in flight: as of a meter of which one is held, and nothing recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
-
-
 _NOTHING_HELD: Final = Held()
 _NOTHING_TO_CORRECT: Final = Correction()
 

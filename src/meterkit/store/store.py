@@ -25,10 +25,11 @@ from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
 from meterkit.store.fallback import Fallback, is_known
+from meterkit.store.held import Held
 from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
 from meterkit.store.rate_usage import rates_of
-from meterkit.store.settlement import Held, Settlement
+from meterkit.store.settlement import Settlement
 from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache, PreparedDecision
