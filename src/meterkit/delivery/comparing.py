@@ -105,14 +105,14 @@ class Comparer:
             StoreError: the store does not answer.
         """
         judged = await self._judged(kept)
-        store, after = self._store, f"delivered: {judged.why}"
+        store = self._store
         if judged.verdict == "again":
             more = {"why": kept.fields.get("why", "")}
             if judged.keep is not None:
                 more |= {"look": f"{judged.keep.counted}", "looked": f"{judged.keep.at_ms}"}
             is_so = await steer(store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, more=more)
         elif judged.verdict == "delivered":
-            is_so = await steer(store, kept, "delivered", cause=CAUSE, after=after)
+            is_so = await steer(store, kept, "delivered", cause=CAUSE, after=f"delivered: {judged.why}")
         elif judged.verdict == "replace":
             anew = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
             after = f"queued as {anew.identifier}: {judged.why}"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BY_HAND",
+    "CANNOT_BE_COUNTED",
     "Attempt",
     "Intent",
     "IntentState",
@@ -24,6 +25,9 @@ __all__ = [
 
 BY_HAND: Final = "parked by hand"
 """Begins why an intent is parked that a person has parked."""
+
+CANNOT_BE_COUNTED: Final = 2
+"""What move.lua and steer.lua say of an intent where its customer's totals cannot be counted in."""
 
 State = Literal["leased", "queued", "delivered", "parked", "dead"]
 IntentState = Literal["queued", "leased", "parked", "dead"]

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.errors import StoreError
 from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
-from meterkit.store.intents import Attempt, Move, Sealed, Undelivered, Work, read_intent
+from meterkit.store.intents import (
+    CANNOT_BE_COUNTED,
+    Attempt,
+    Move,
+    Sealed,
+    Undelivered,
+    Work,
+    read_intent,
+)
 from meterkit.store.kept_intents import kept_in
 from meterkit.store.sealing import Sealer, Sealing
 from meterkit.store.waiting import count_members
@@ -27,7 +35,6 @@ __all__ = ["Outbox"]
 
 _logger = logging.getLogger("meterkit.store")
 
-_CANNOT_BE_COUNTED: Final = 2
 _SURELY_ON_DISK_MS: Final = 2_000
 _PAGE: Final = 500
 _DEPTH: Final = 20_000
@@ -211,7 +218,7 @@ class Outbox:
         for move, answer in zip(moves, reply[2:], strict=False):
             if answer[0] == 0:
                 yield move, answer
-            elif answer[0] == _CANNOT_BE_COUNTED:
+            elif answer[0] == CANNOT_BE_COUNTED:
                 _logger.error(
                     "intent %s of customer %r waits: what the store keeps under %s cannot be counted in",
                     move.intent.identifier,

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.errors import StoreError
+from meterkit.store.intents import CANNOT_BE_COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Steered", "steer"]
 
 _CHANGED: Final = 1
-_CANNOT_BE_COUNTED: Final = 2
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _OF_ITS_PLACE: Final = ("why", "look", "looked")
 
@@ -69,7 +69,7 @@ async def steer(
         json.dumps([entry] if after else []),
         json.dumps({**kept.fields, "id": kept.identifier, "by": cause, "reason": after}),
     )
-    if reply[0] == _CANNOT_BE_COUNTED:
+    if reply[0] == CANNOT_BE_COUNTED:
         raise StoreError(
             f"intent {kept.identifier} stays as it is: what the store keeps under {keys.totals} cannot be"
             " counted in"
