@@ -66,6 +66,8 @@ class Sampler:
 _logger = logging.getLogger("meterkit.asgi")
 
 _SPAN_S: Final = 10.0
+# An outage may last for hours, and the store's own logger tells of its beginning and of its end.
+_AWAY_SPAN_S: Final = 60.0
 _SHOWN_MAX: Final = 100
 
 
@@ -73,7 +75,8 @@ class TroubleLog:
     """Writes to the logger ``meterkit.asgi`` what is wrong with the store, the app or the plans file."""
 
     def __init__(self) -> None:
-        self._store = Sampler(1, _SPAN_S, partial(_count_more, "were decided without the store"))
+        self._store = Sampler(1, _AWAY_SPAN_S, self._count_away)
+        self._away_s = 0.0
         self._identify = Sampler(1, _SPAN_S, partial(_count_more, "failed in identify"))
         self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
         self._wrong_types: set[type] = set()
@@ -84,8 +87,16 @@ class TroubleLog:
             if self._store.admits():
                 message = "requests are decided without the store (on_store_failure: %s): %s"
                 _logger.error(message, route.on_store_failure, error)
+            self._away_s = monotonic()
         elif self._others.admits():
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
+
+    def _count_away(self, number: int) -> None:
+        # Told when the span is over, by when the store may be back for long.
+        _logger.error(
+            "%d more requests were decided without the store within %.0f s, the last of them %.0f s ago",
+            *(number, _AWAY_SPAN_S, monotonic() - self._away_s),
+        )
 
     def unidentified(self, error: Exception, route: Route) -> None:
         """``identify`` raised."""

@@ -44,6 +44,7 @@ _IDLE_FIRST_S: Final = 0.2
 _IDLE_MAX_S: Final = 5.0
 _YOUNG_S: Final = 2.1
 _COMPARE_EVERY_MS: Final = 60_000
+_SAY_AGAIN_S: Final = 3600.0
 
 
 class Flusher:
@@ -80,6 +81,7 @@ class Flusher:
         )
         self._alone = asyncio.Lock()
         self._aside: set[tuple[str, str]] = set()
+        self._failures = _Failures()
 
     def stop(self) -> None:
         """Send nothing more. What is under way is waited for: at most the time that one call may take."""
@@ -91,11 +93,13 @@ class Flusher:
         Raises:
             Exception: what ``told`` raises; nothing else ends it.
         """
-        await _logged(self._check())
+        await self._failures.logged(self._check())
         while not self._sender.stopping.is_set():
-            report = await _logged(self._flush())
-            if report is not None and told is not None:
-                told(report)
+            report = await self._failures.logged(self._flush())
+            if report is not None:
+                self._failures.are_over()
+                if told is not None:
+                    told(report)
             await self._idle(_jitter(0.8, 1.2) * every_s)
 
     async def _check(self) -> None:
@@ -322,16 +326,30 @@ class _Pass:
                 report.why = move.why
 
 
-async def _logged(work: Coroutine[Any, Any, _T]) -> _T | None:
-    """What came of it; None where it failed, which is logged: this goes on until the process ends."""
-    results = await asyncio.gather(work, return_exceptions=True)
-    result: _T | BaseException = results[0]
-    if not isinstance(result, BaseException):
-        return result
-    # Nobody else would hear of an error that is not ours.
-    unexpected = None if isinstance(result, MeterkitError) else result
-    _logger.error("this flush failed, the next one goes on from there: %s", result, exc_info=unexpected)
-    return None
+class _Failures:
+    """Logs why passes fail: each kind of error once, and each hour for as long as no pass has succeeded."""
+
+    def __init__(self) -> None:
+        self._said_s: dict[type[BaseException], float] = {}
+
+    async def logged(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """What came of it; None where it failed: this goes on until the process ends."""
+        results = await asyncio.gather(work, return_exceptions=True)
+        result: _T | BaseException = results[0]
+        if not isinstance(result, BaseException):
+            return result
+        now, kind = monotonic(), type(result)
+        if now - self._said_s.get(kind, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
+            self._said_s[kind] = now
+            # Nobody else would hear of an error that is not ours.
+            unexpected = None if isinstance(result, MeterkitError) else result
+            message = "this flush failed, the next one goes on from there: %s"
+            _logger.error(message, result, exc_info=unexpected)
+        return None
+
+    def are_over(self) -> None:
+        """A pass has succeeded."""
+        self._said_s.clear()
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import stamped_span_s
@@ -37,6 +38,7 @@ _SEALED_MS: Final = 300_000
 # What was tried before is sent first; that long it is waited for.
 _PATIENCE_MS: Final = 3_600_000
 _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
+_SAY_AGAIN_S: Final = 3600.0
 _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 
 
@@ -74,6 +76,8 @@ class Restarts:
         self._summaries = summaries
         self._lives = ServerLives(store)
         self._has_begun = False
+        self._said: set[str | None] = set()
+        self._waits_said_s: dict[str | None, float] = {}
 
     async def begin(self) -> None:
         """Have a new store know in which life it is. Raises StoreError where it does not answer."""
@@ -95,19 +99,35 @@ class Restarts:
             return True
         if life.noticed != life.now:
             await self._lives.notice(shard, life)
-            _logger.warning(
-                "the store of shard %d was restarted, restored or taken over: what waits there is sent in two"
-                " minutes, once Stripe has said that it has nothing of it",
-                shard,
-            )
+            self._say_noticed(shard, life)
             return False
         if now_ms < life.noticed_ms + _LAG_MS:
             return False
         try:
             return await self._compare(outbox, shard, life, report)
         except StripeError as error:
-            _logger.warning("shard %d waits, as Stripe does not say what it has: %s", shard, error)
+            self._say_unknown(shard, life, error)
             return False
+
+    def _say_noticed(self, shard: int, life: ServerLife) -> None:
+        """Once of a server, which may have a hundred shards."""
+        if life.now not in self._said:
+            self._said.add(life.now)
+            _logger.warning(
+                "the store was restarted, restored or taken over, as shard %d says: what waits there and in"
+                " the server's other shards is sent in two minutes, once Stripe has said that it has nothing"
+                " of it",
+                shard,
+            )
+
+    def _say_unknown(self, shard: int, life: ServerLife, error: StripeError) -> None:
+        """Once of a server, and each hour: each pass asks again for each shard."""
+        now = monotonic()
+        if now - self._waits_said_s.get(life.now, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
+            self._waits_said_s[life.now] = now
+            _logger.warning(
+                "shard %d waits, and others may, as Stripe does not say what it has: %s", shard, error
+            )
 
     async def _compare(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> bool:
         sealing = await outbox.seal(shard, due_ms=None, most=-1)
