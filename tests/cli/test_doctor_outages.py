@@ -181,3 +181,22 @@ async def test_a_directory_of_somebody_else_is_found(store_url: str, tmp_path: P
     await asyncio.to_thread(os.chown, directory, NOBODY, NOBODY)
     (finding,) = of_check("spool", await seen_at(store_url, spool_dir=directory))
     assert f"belongs to user {NOBODY}" in finding.problem
+
+
+async def test_who_is_not_let_in_is_told_to_correct_the_password() -> None:
+    with spawn_server() as server:
+        server.ask("CONFIG", "SET", "requirepass", "right")
+        for said in ("", ":wrong@", "nobody:right@"):
+            found = await seen_at(f"redis://{said}127.0.0.1:{server.port}/0")
+            (finding,) = of_check("server", found)
+            assert finding.cure.startswith("correct user and password in METERKIT_REDIS_URL")
+            assert "wrong" not in finding.problem
+
+
+async def test_where_nobody_answers_tls_may_be_what_is_wrong() -> None:
+    with spawn_server() as server:
+        (finding,) = of_check("server", await seen_at(f"rediss://127.0.0.1:{server.port}/0"))
+        assert finding.cure.endswith("where it does not speak TLS, the URL begins with redis://")
+        with stopped(server):
+            (finding,) = of_check("server", await seen_at(server.url))
+        assert finding.cure.endswith("where it expects TLS, the URL begins with rediss://")

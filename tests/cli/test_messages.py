@@ -11,7 +11,7 @@ import pytest
 
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
-from servers import free_port
+from servers import free_port, spawn_server
 
 if TYPE_CHECKING:
     from commands import Shell
@@ -185,3 +185,11 @@ def test_a_host_that_there_is_not_is_said_without_numbers(shell: Shell) -> None:
     done = shell.run("customers", "list", "--redis", "redis://nowhere.invalid")
     assert (1, 1) == (done.code, len(done.err.splitlines()))
     assert "Errno" not in done.err
+
+
+def test_a_store_that_is_there_and_refuses_is_what_doctor_is_for(shell: Shell) -> None:
+    shell.environment |= {"METERKIT_START_TIMEOUT": "0.2"}
+    with spawn_server("--maxmemory", "1", "--maxmemory-policy", "noeviction") as server:
+        done = shell.run("usage", "ada", "--redis", server.url)
+    assert (1, "") == (done.code, done.out)
+    assert done.err.endswith("used memory > 'maxmemory'.; `meterkit doctor` says what to do\n")

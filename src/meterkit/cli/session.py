@@ -108,7 +108,10 @@ async def started(kit: meterkit.MeterKit, *, waits: bool = False) -> AsyncGenera
             await stack.enter_async_context(kit)
         trouble = (await kit.store.lane()).trouble
         if trouble is not None and not waits:
-            raise StoreError(f"{trouble}; --redis or METERKIT_REDIS_URL names another") from trouble
+            is_there = "cannot be reached" not in str(trouble)
+            names_another = "--redis or METERKIT_REDIS_URL names another"
+            cure = "`meterkit doctor` says what to do" if is_there else names_another
+            raise StoreError(f"{trouble}; {cure}") from trouble
         if kit.store.address.kind == "memory":
             print_note("memory:// lives in this process only: what an app has counted is not in it")
         yield

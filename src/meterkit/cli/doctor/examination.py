@@ -16,7 +16,7 @@ from meterkit.cli.doctor.closes import look_at_closes
 from meterkit.cli.doctor.examined import Examination, UnseenError
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.doctor.hooks import look_at_webhooks
-from meterkit.cli.doctor.serving import full, look_at_breaker, look_at_durability
+from meterkit.cli.doctor.serving import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.cli.doctor.spools import look_at_spool_directory
 from meterkit.cli.doctor.stripe_meters import look_at_meters
 from meterkit.decisions.keys import WITHOUT_TTL
@@ -91,18 +91,17 @@ async def _examine_store(kit: MeterKit, found: Examination) -> None:
 async def _answering(admin: Admin, found: Examination) -> list[Admin]:
     """The servers that answer; what is wrong with the others is a finding."""
     answering: list[Admin] = []
-    cure = "see that it runs; --redis or METERKIT_REDIS_URL names another"
     try:
         servers = await admin.servers()
     except StoreError as error:
-        found.findings.append(Finding(check="server", problem=str(error), cure=cure))
+        found.findings.append(unreachable(error, admin.address))
         return []
     for server in servers:
         try:
             await server.ask(server.client.ping())
         except StoreError as error:
             if not isinstance(error.__cause__, NoPermissionError):
-                found.findings.append(Finding(check="server", problem=str(error), cure=cure))
+                found.findings.append(unreachable(error, server.address))
                 continue
         answering.append(server)
     return answering

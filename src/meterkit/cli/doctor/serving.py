@@ -6,7 +6,8 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
+from redis.exceptions import TimeoutError as NoAnswerError
 
 from meterkit.cli.doctor.findings import Finding
 from meterkit.decisions.keys import FORMAT
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.redis.durability import Keeping
     from meterkit.redis.server import Durability
+    from meterkit.redis.url import Address
 
-__all__ = ["full", "late", "look_at_breaker", "look_at_durability", "refusing", "unkept"]
+__all__ = ["full", "late", "look_at_breaker", "look_at_durability", "refusing", "unkept", "unreachable"]
 
 _TRIES: Final = 5
 _GONE_MS: Final = 10_000
@@ -57,6 +59,21 @@ async def look_at_breaker(kit: MeterKit, admin: Admin) -> tuple[str, list[Findin
         took_s.append(perf_counter() - began)
     typical_s, timeout_s = median(took_s), kit.settings.store_timeout
     return f"answers within {typical_s * 1000:.1f} ms", late(typical_s, timeout_s)
+
+
+def unreachable(error: StoreError, address: Address) -> Finding:
+    """The server does not answer, or does not let us in."""
+    cure = "see that it runs; --redis or METERKIT_REDIS_URL names another"
+    if isinstance(error.__cause__, AuthenticationError):
+        cure = "correct user and password in METERKIT_REDIS_URL; a `%`, `@` or `/` in them is percent-encoded"
+    elif isinstance(error.__cause__, NoAnswerError) and address.kind == "tcp":
+        wants = (
+            "expects TLS, the URL begins with rediss://"
+            if address.tls is None
+            else "does not speak TLS, the URL begins with redis://"
+        )
+        cure = f"see that it runs, and that the network lets this host there; where it {wants}"
+    return Finding(check="server", problem=str(error), cure=cure)
 
 
 def refusing(words: str) -> Finding:
