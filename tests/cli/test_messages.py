@@ -193,3 +193,16 @@ def test_a_store_that_is_there_and_refuses_is_what_doctor_is_for(shell: Shell) -
         done = shell.run("usage", "ada", "--redis", server.url)
     assert (1, "") == (done.code, done.out)
     assert done.err.endswith("used memory > 'maxmemory'.; `meterkit doctor` says what to do\n")
+
+
+def test_a_key_that_stripe_refuses_is_said_with_the_setting_that_names_it(
+    stored: Shell, store_url: str
+) -> None:
+    with StripeEmulator(api_keys=["sk_test_new"]).running() as url:
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_old", "METERKIT_STRIPE_API_BASE": url}
+        for command in (("reconcile", "--redis", store_url), ("stripe", "sync", "--dry-run")):
+            done = stored.run(*command)
+            assert (1, "") == (done.code, done.out)
+            assert done.err.endswith(
+                "; METERKIT_STRIPE_API_KEY is to be a secret or restricted key of the account\n"
+            )

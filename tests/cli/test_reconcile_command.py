@@ -29,6 +29,7 @@ async def test_books_are_compared(stored: Shell, directory: Path, store_url: str
         ) as kit:
             nothing = stored.run("reconcile")
             assert (nothing.code, nothing.out) == (0, "")
+            assert "nothing is known of customer acne" in stored.run("reconcile", "acne").err
             await kit.customers.link("acme", "cus_acme")
             await kit.record("acme", "tokens", 25)
             await kit.flush(everything=True)

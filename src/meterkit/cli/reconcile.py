@@ -10,6 +10,7 @@ import typer
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
+from meterkit.cli.unknown_customers import note_unknown
 
 if TYPE_CHECKING:
     from meterkit import Reconciled
@@ -39,6 +40,8 @@ async def reconcile(
     there is a difference, or something is parked.
     """
     async with session.kit() as kit:
+        if customer is not None:
+            await note_unknown(kit, customer, shown="")
         found = await kit.reconcile(customer, at=period, repair=repair)
     rows = [row_of(one) for one in found]
     session.show(

@@ -12,13 +12,14 @@ import sys
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import update_wrapper
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import meterkit
 from meterkit.cli.options import Command, common_options
 from meterkit.cli.output import print_json, print_note
 from meterkit.cli.unknown_customers import note_missing_plan
-from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError
+from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Generator
@@ -182,7 +183,7 @@ def tell(command: Callable[[], None]) -> int:
         if isinstance(error, ImportError) and error.name is not None:
             raise  # Not a missing extra, which names its cure.
         prefix = "" if isinstance(error, PlansError) else "meterkit: "
-        print_note(f"{prefix}{error}", level=logging.ERROR)
+        print_note(f"{prefix}{error}{_cure_of(error)}", level=logging.ERROR)
         return WRONG_USAGE if isinstance(error, SettingsError | ImportError) else REFUSED
     except OSError as error:
         if error.errno not in _NO_ROOM:
@@ -191,6 +192,13 @@ def tell(command: Callable[[], None]) -> int:
         _forget_output()
         return REFUSED
     return 0
+
+
+def _cure_of(error: Exception) -> str:
+    """What to do where Stripe lets nobody in; its own words say what was found only."""
+    if isinstance(error, StripeError) and error.status == HTTPStatus.UNAUTHORIZED:
+        return "; METERKIT_STRIPE_API_KEY is to be a secret or restricted key of the account"
+    return ""
 
 
 def _forget_output() -> None:

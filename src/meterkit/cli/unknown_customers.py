@@ -21,10 +21,12 @@ _COMPARED_MAX: Final = 5_000
 """Among more customers than this the nearest one is not looked for: it would take seconds."""
 
 
-async def note_unknown(kit: MeterKit, customer: str) -> None:
-    """Say so where nothing is known of a customer that is shown."""
+async def note_unknown(
+    kit: MeterKit, customer: str, *, shown: str = " This is what a new customer would have"
+) -> None:
+    """Say so where nothing is known of a customer that is asked for, and what is ``shown`` then."""
     if not await kit.customers.known(customer):
-        print_note(f"{await _unknown(kit, customer)} This is what a new customer would have")
+        print_note(f"{await _unknown(kit, customer)}{shown}")
 
 
 def note_missing_plan(kit: MeterKit, customer: Customer) -> None:
