@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.delivery.summaries import Summaries
-    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
@@ -137,44 +137,46 @@ class Reconciler:
 
     async def of_customer(self, usage: CustomerUsage, summaries: Summaries) -> list[Reconciled]:
         """The same of one customer, by its usage of a period and what Stripe says."""
-        customer, period, now_ms = usage["customer"], usage["period"], self._store.now_ms()
-        _, state = await States(self._store).read(customer)
-        end_ms = to_ms(period["end"])
+        _, state = await States(self._store).read(usage["customer"])
+        return [
+            await self._of_meter(usage, name, meter.stripe.event_name, state.stripe_customer, summaries)
+            for name, meter in self._store.catalog.meters.items()
+            if meter.stripe is not None and _goes_to_stripe(usage["meters"][name])
+        ]
+
+    async def _of_meter(
+        self,
+        usage: CustomerUsage,
+        name: str,
+        event_name: str,
+        stripe_customer: str | None,
+        summaries: Summaries,
+    ) -> Reconciled:
+        period, counts, now_ms = usage["period"], usage["meters"][name], self._store.now_ms()
+        end_ms, confirmed = to_ms(period["end"]), None
         start_s, end_s = stamped_span_s(to_ms(period["start"]), now_ms, end_ms=end_ms)
-        found: list[Reconciled] = []
-        for name, meter in self._store.catalog.meters.items():
-            counts = usage["meters"][name]
-            waiting = counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
-            parked, delivered = counts["parked"], counts["delivered"]
-            if meter.stripe is None or not (
-                waiting or parked or delivered or counts["late"] or counts["dead"]
-            ):
-                continue
-            event_name, confirmed = meter.stripe.event_name, None
-            if state.stripe_customer is not None and start_s < end_s:
-                confirmed = await _counted(summaries, event_name, state.stripe_customer, (start_s, end_s))
-            difference = None if confirmed is None else confirmed - delivered
-            found.append(
-                Reconciled(
-                    customer=customer,
-                    stripe_customer=state.stripe_customer,
-                    meter=name,
-                    event_name=event_name,
-                    period_start=period["start"],
-                    period_end=period["end"],
-                    is_closed=end_ms <= now_ms,
-                    recorded=counts["recorded"],
-                    waiting=waiting,
-                    parked=parked,
-                    delivered=delivered,
-                    confirmed=confirmed,
-                    difference=difference,
-                    late=counts["late"],
-                    dead=counts["dead"],
-                    advice=await self._advice(usage, difference, parked, delivered),
-                )
-            )
-        return found
+        if stripe_customer is not None and start_s < end_s:
+            confirmed = await _counted(summaries, event_name, stripe_customer, (start_s, end_s))
+        parked, delivered = counts["parked"], counts["delivered"]
+        difference = None if confirmed is None else confirmed - delivered
+        return Reconciled(
+            customer=usage["customer"],
+            stripe_customer=stripe_customer,
+            meter=name,
+            event_name=event_name,
+            period_start=period["start"],
+            period_end=period["end"],
+            is_closed=end_ms <= now_ms,
+            recorded=counts["recorded"],
+            waiting=_waiting(counts),
+            parked=parked,
+            delivered=delivered,
+            confirmed=confirmed,
+            difference=difference,
+            late=counts["late"],
+            dead=counts["dead"],
+            advice=await self._advice(usage, difference, parked, delivered),
+        )
 
     async def _advice(self, usage: CustomerUsage, difference: int | None, parked: int, delivered: int) -> str:
         """What a person must do; empty: nothing."""
@@ -201,6 +203,18 @@ class Reconciler:
             f"Stripe has counted {-difference} less than it accepted: it counts within minutes, else see its"
             " meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
         )
+
+
+def _waiting(counts: MeterUsage) -> int:
+    """How much of a meter is on its way."""
+    return counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
+
+
+def _goes_to_stripe(counts: MeterUsage) -> bool:
+    """Whether anything of a meter goes there, or should."""
+    return bool(
+        _waiting(counts) or counts["parked"] or counts["delivered"] or counts["late"] or counts["dead"]
+    )
 
 
 async def _counted(
