@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["Kept", "read_keeping"]
+__all__ = ["StoreDurability", "read_keeping"]
 
 
-class Kept(NamedTuple):
+class StoreDurability(NamedTuple):
     """How what is told is kept.
 
     Attributes:
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
     replicas: int | None
 
 
-async def read_keeping(store: Store) -> Kept:
+async def read_keeping(store: Store) -> StoreDurability:
     """Ask each server; nothing is logged.
 
     Raises:
@@ -46,7 +46,7 @@ async def read_keeping(store: Store) -> Kept:
         ways[await _way(keeping)] += 1
         replicas.append(await _replicas(server) if store.address.kind != "memory" else 0)
     known = [number for number in replicas if number is not None]
-    return Kept(ways, min(known) if len(known) == len(replicas) else None)
+    return StoreDurability(ways, min(known) if len(known) == len(replicas) else None)
 
 
 async def _way(keeping: Keeping) -> Durability:

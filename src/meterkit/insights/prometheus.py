@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from meterkit.insights.audit.backlog import Backlog
     from meterkit.insights.deliveries import Waiting
-    from meterkit.insights.keeping import Kept
+    from meterkit.insights.keeping import StoreDurability
     from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
 
@@ -141,20 +141,20 @@ def _waiting_families(
     return counts, ages
 
 
-def _keeping_families(kept: Kept) -> Iterable[Metric]:
+def _keeping_families(durability: StoreDurability) -> Iterable[Metric]:
     ways: Any = GaugeMetricFamily(
         "meterkit_store_durability",
         "Servers by how it is made sure that they keep what is to be delivered; none: they do not.",
         labels=("way",),
     )
     for way in DURABILITIES:
-        ways.add_metric((way,), kept.ways.get(way, 0))
+        ways.add_metric((way,), durability.ways.get(way, 0))
     yield ways
-    if kept.replicas is not None:
+    if durability.replicas is not None:
         yield GaugeMetricFamily(
             "meterkit_store_replicas",
             "Replicas that follow, of the server with the fewest.",
-            value=kept.replicas,
+            value=durability.replicas,
         )
 
 
