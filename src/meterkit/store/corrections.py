@@ -137,17 +137,11 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
     async def call(view: CustomerView) -> Call:
         keys = view.keys
         names = [
-            keys.counters,
-            keys.state,
-            keys.totals,
-            keys.unlinked,
-            keys.grants,
-            keys.ledger,
-            keys.history,
+            *(keys.counters, keys.state, keys.totals, keys.unlinked, keys.grants, keys.ledger, keys.history),
+            *(store.keys.correction(keys.shard, digest), keys.corrections),
+            *(store.keys.shard(keys.shard, name) for name in ("intents", "outbox")),
+            *[store.keys.audit(keys.shard)] * store.is_audited,
         ]
-        names += [store.keys.correction(keys.shard, digest), keys.corrections]
-        names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
-        names += [store.keys.audit(keys.shard)] * store.is_audited
         sending = {
             "stripe": await _one_stripe_customer(store, view),
             "nonce": token_hex(16),

@@ -137,16 +137,16 @@ def usage_of(
     is_past = at_ms is not None and view.go_back(at_ms)
     entitlements = entitlements_of(state, effective, catalog)
     filled = _fields(levels)
-    gauges = (
-        {}
-        if is_past
-        else {
-            name: _gauge(entitlements[name], view, Level.read(filled.get(name)), keeps=effective.keeps_limits)
-            for name, meter in catalog.meters.items()
-            if meter.kind == "gauge"
-        }
-    )
     linked, subscription = state.stripe_customer is not None, state.subscription
+
+    def of_meter(name: str) -> MeterUsage:
+        if is_past:
+            return _counts_of(meter_token(name), view, linked=linked)
+        if catalog.meters[name].kind == "gauge":
+            level = Level.read(filled.get(name))
+            return _gauge(entitlements[name], view, level, keeps=effective.keeps_limits)
+        return _meter(name, entitlements, view, linked=linked)
+
     return {
         "customer": customer,
         "plan": effective.plan.key,
@@ -161,12 +161,7 @@ def usage_of(
         "features": sorted(effective.plan.features),
         "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
         "meters": {
-            **{
-                name: _counts_of(meter_token(name), view, linked=linked)
-                if is_past
-                else gauges.get(name) or _meter(name, entitlements, view, linked=linked)
-                for name in catalog.meters
-            },
+            **{name: of_meter(name) for name in catalog.meters},
             **{name: _counts_of(token, view, linked=linked) for token, name in gone.items()},
         },
     }
@@ -215,12 +210,10 @@ class _View:
     def counted(self, token: str) -> MeterCounts:
         """What is counted of a meter in this period."""
         if self._is_past and not self._is_open:
-            return MeterCounts(
-                **{name: self.delivery(token, kind) for kind, name in _CLOSED.items()},
-            )
-        if self._is_past:
-            return self._stored(token)
-        return MeterCounts() if self._over else self._stored(token)
+            return MeterCounts(**{name: self.delivery(token, kind) for kind, name in _CLOSED.items()})
+        if self._over and not self._is_past:
+            return MeterCounts()
+        return self._stored(token)
 
     def held(self, token: str) -> int:
         """What live holds hold."""

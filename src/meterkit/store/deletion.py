@@ -59,11 +59,13 @@ class Deleted:
 async def delete(store: Store, customer: str) -> Deleted:
     """Forget a customer; see :meth:`meterkit.Customers.delete`."""
     admin, keys, states = await store.admin(), store.keys.customer(check_customer(customer)), States(store)
-    names = [keys.counters, keys.state, keys.totals]
-    names += [store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked]
-    names += [keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)]
-    names.append(keys.corrections)
-    names += [store.keys.audit(keys.shard)] * store.is_audited
+    names = [
+        *(keys.counters, keys.state, keys.totals),
+        *(store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked),
+        *(keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)),
+        keys.corrections,
+        *[store.keys.audit(keys.shard)] * store.is_audited,
+    ]
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
         reply: list[Any] = await admin.run(store.scripts["forget"], names, rev, customer)

@@ -105,21 +105,21 @@ class Refusing:
     async def _look(self, shard: int, identifiers: Sequence[str], days_ms: Sequence[int]) -> list[Refusable]:
         keys = self._store.keys
         server = await (await self._store.admin()).at(keys.shard(shard, "intents"))
-        anew = [identifier + REFUSED for identifier in identifiers]
+        names = [(identifier, identifier) for identifier in identifiers]
+        names += [(identifier + REFUSED, identifier) for identifier in identifiers]
         pipe = server.client.pipeline(transaction=False)
-        pipe.hmget(keys.shard(shard, "intents"), [*identifiers, *anew])
+        pipe.hmget(keys.shard(shard, "intents"), [name for name, _ in names])
         for day_ms in days_ms:
             pipe.hmget(keys.delivered(shard, day_ms), list(identifiers))
         intents, *delivered = await server.ask(pipe.execute())
         found: list[Refusable] = []
-        for identifier, data, is_anew in zip(
-            [*identifiers, *identifiers], intents, [False] * len(anew) + [True] * len(anew), strict=True
-        ):
+        for (name, identifier), data in zip(names, intents, strict=True):
             if data is not None:
                 kept: dict[str, Any] = json.loads(data)
                 told = (kept["customer"], kept["stripe"], kept["event"], kept["value"])
                 one = _refusable(identifier, told, shard)
-                found.append(replace(one, is_apart=is_anew or kept["state"] in {"parked", "dead"}))
+                is_apart = name != identifier or kept["state"] in {"parked", "dead"}
+                found.append(replace(one, is_apart=is_apart))
         for day_ms, lines in zip(days_ms, delivered, strict=True):
             for identifier, data in zip(identifiers, lines, strict=True):
                 if data is not None:
