@@ -19,7 +19,7 @@ import anyio
 import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 
-from auditing import audited, rows_in, sqlite_in, sums_of
+from auditing import audited, rebuild, rows_in, sqlite_in, sums_of
 from delivering import PLANS
 from faults import eventually, kit_at, settled, used
 from meterkit import MeterKit
@@ -183,6 +183,7 @@ async def test_sums_are_the_counters_after_any_life(any_store_url: str, audit_ur
             assert units["reported"] == sum(counts[place] for place in places)
             seen += 1
         assert seen > 5
+        assert await rebuild(at, dry_run=True) == []
 
 
 async def test_a_customer_who_is_deleted_is_entered(any_store_url: str, audit_url: str) -> None:

@@ -124,19 +124,6 @@ async def test_corrections_stay_and_deleted_customers_do_not_come_back(
         assert (done.customer, done.raised, done.audited) == ("acme", 5, 5)
 
 
-async def test_a_period_that_is_over_is_only_compared(any_store_url: str, tmp_path: Path) -> None:
-    async with audited(any_store_url, sqlite_in(tmp_path)) as at:
-        june = at.desk.clock.now()
-        await at.kit.record("acme", "rows", 9)
-        await at.drainer.drain()
-        await lose_all(at)
-        at.desk.clock.advance(timedelta(days=30))
-        assert await rebuild(at) == []
-        (one,) = await rebuild(at, at=june)
-        assert (one.recorded, one.audited, one.raised, one.is_done) == (0, 9, 0, False)
-        assert "over" in one.advice
-
-
 async def test_nothing_is_rebuilt_while_the_database_is_away(store_url: str, tmp_path: Path) -> None:
     async with audited(store_url, sqlite_in(tmp_path / "away")) as at:
         await at.kit.record("acme", "rows", 9)

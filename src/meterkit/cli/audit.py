@@ -49,7 +49,7 @@ async def rebuild(
     """Raise counters that the store has lost to what the audit log has.
 
     Nothing is lowered, and nothing that goes to Stripe is sent by it: what Stripe may have is parked until
-    that is compared. A period that is over is only compared, where it is asked for. What waits for the
+    that is compared. Of periods that are over it is only said what is missing. What waits for the
     database is drained first. A customer of whom nothing can be rebuilt is named with the reason, and the
     others are. Exits 1 where something is left to be done, with --dry-run where something differs.
     """

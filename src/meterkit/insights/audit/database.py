@@ -136,8 +136,8 @@ class Database:
                 table.kind.in_(_COUNTED),
                 table.recorded_at_ms > (deleted_ms or 0),
             )
-            grouped: Any = asked.group_by(table.period_start_ms, table.meter)
-            found: Any = connection.execute(grouped).all()
+            of = (table.period_start_ms, table.meter)
+            found: Any = connection.execute(asked.group_by(*of).order_by(*of)).all()
         sums: Sums = {}
         last_ms: dict[int, int] = {}
         for row in found:

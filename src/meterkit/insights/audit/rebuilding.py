@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Protocol
 
 from redis.exceptions import ResponseError
 
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import CLASSES
-from meterkit.insights.audit.rebuilt import astray, compared, left_alone, rebuilt
+from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
 from meterkit.store.confirming import OfCustomerError, ask_confirmed
 from meterkit.store.customer_id import check_customer
-from meterkit.store.event_names import read_meters
+from meterkit.store.customer_usage import gone_tokens, usage_of
+from meterkit.store.event_names import names_of, read_meters
 from meterkit.store.sealing import is_of_the_server, kept_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
     from decimal import Decimal
 
+    from meterkit.insights.audit.database import Sums
     from meterkit.insights.audit.draining import Drainer
     from meterkit.insights.audit.rebuilt import Rebuilt
     from meterkit.store.confirming import Call
@@ -38,7 +43,10 @@ __all__ = ["Rebuilder", "Summaries"]
 _LEASE_S: Final = 35.0
 _TRIES: Final = 8
 _SAME_PERIOD_MS: Final = 120_000  # A period that begins later than that after another is another one.
-_LONGEST_MS: Final = 400 * 86_400_000  # More than any period.
+_DAY_MS: Final = 86_400_000
+_LONGEST_MS: Final = 400 * _DAY_MS  # More than any period.
+_MONTH_MS: Final = 31 * _DAY_MS
+_LONG_OVER_MS: Final = 36 * _DAY_MS  # Nobody asks for the close of a period any longer.
 _OF_COUNTERS: Final = (*CLASSES[:4], "late")
 _PARKED: Final = 6  # Among the numbers of a meter; see rebuild.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
@@ -77,6 +85,25 @@ class _Run:
     is_refreshed: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Books:
+    """What the store has of a customer, as of one instant.
+
+    Attributes:
+        usage_at: the usage of the period of any instant (``at_ms``; None: now).
+        stripe_customer: the one that is linked.
+    """
+
+    customer: str
+    usage_at: Callable[..., CustomerUsage]
+    stripe_customer: str | None
+
+    def ends_ms(self, start_ms: int) -> int:
+        """When a period is over that began then, at the earliest where that is not known any more."""
+        known = self.usage_at(at_ms=start_ms + _SAME_PERIOD_MS)["period"]["end"]
+        return max(to_ms(known), start_ms + _MONTH_MS)
+
+
 class Rebuilder:
     """Compares the counters of open periods with the audit log, and raises those that are lower.
 
@@ -110,8 +137,8 @@ class Rebuilder:
 
         Args:
             customer: whose; default: of all.
-            at: an instant of the period (aware); of one that is over it is only said what differs.
-                Default: now.
+            at: an instant of a period (aware); of one that is over it is only said what is missing.
+                Default: the open period is rebuilt, and the same is said of those of the last 400 days.
             dry_run: say what would be done.
             by: who does it, for the ledger of the customer.
 
@@ -151,25 +178,73 @@ class Rebuilder:
             await drainer.drain_shard(store.keys.customer(customer).shard)
             since_ms = (store.now_ms() if run.at_ms is None else run.at_ms) - _LONGEST_MS
             sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer, since_ms)
-            (usage,) = await store.usage_of_many([customer], at_ms=run.at_ms)
-            start_ms = to_ms(usage["period"]["start"])
+            books = await self._books(customer)
+            usage = books.usage_at(at_ms=None)
+            start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
+            begun_ms = start_ms - _SAME_PERIOD_MS
+            past = [one for one in sorted(sums) if one <= begun_ms and last_ms[one] < start_ms]
+            if run.at_ms is not None and not start_ms <= run.at_ms < end_ms:
+                asked = [one for one in past if one <= run.at_ms < books.ends_ms(one)][-1:]
+                return await self._compare(books, sums, (*past, start_ms), asked, run)
+            told: list[Rebuilt] = []
+            if run.at_ms is None:
+                told = await self._compare(books, sums, (*past, start_ms), past, run)
             period_ms = next((one for one in sums if abs(one - start_ms) < _SAME_PERIOD_MS), None)
             if period_ms is None:
-                return [] if run.at_ms is not None else astray(usage, sums, last_ms)
-            if to_ms(usage["period"]["end"]) <= store.now_ms():
-                return compared(usage, sums[period_ms])
+                return [*told, *astray(usage, sums, last_ms)]
             if counted is None:
                 missing = await self._raise(usage, sums[period_ms], {}, run, dry=True)
                 if missing is None:
                     continue
-                counted = await self._counted(usage, missing, run)
+                counted = await self._counted(books, missing, run)
             done = await self._raise(usage, sums[period_ms], counted, run, dry=run.dry)
             if done is not None:
-                return [rebuilt(usage, sums[period_ms], name, units) for name, units in done.items()]
+                units = sums[period_ms]
+                return [*told, *(rebuilt(usage, units, name, lacks) for name, lacks in done.items())]
         raise OfCustomerError(
             "entries of its shard still wait for the database of the audit log: usage comes too fast just"
             " now, or one cannot be read"
         )
+
+    async def _books(self, customer: str) -> _Books:
+        store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
+        names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
+        reply = await admin.run(store.scripts["usage"], names)
+        gone = await names_of(gone_tokens(store.catalog, reply), admin, store.keys, store.catalog)
+        return _Books(
+            customer=customer,
+            usage_at=partial(usage_of, customer, store.catalog, reply, gone),
+            stripe_customer=CustomerState.parse(reply[2]).stripe_customer,
+        )
+
+    async def _compare(
+        self, books: _Books, sums: Sums, starts_ms: Sequence[int], asked: Collection[int], run: _Run
+    ) -> list[Rebuilt]:
+        """Of periods that are over: what the log has more of, and what Stripe has of that.
+
+        Args:
+            books: what the store has.
+            sums: of the log.
+            starts_ms: of all periods that the log knows, up to the one that is open.
+            asked: of those that are to be compared.
+            run: this one.
+        """
+        found: list[Rebuilt] = []
+        for one, next_ms in pairwise(starts_ms):
+            if one not in asked:
+                continue
+            usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
+            is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
+            for meter, units in sums[one].items():
+                lacks = lacking(usage, meter, units)
+                if not lacks.recorded and not lacks.reported:
+                    continue
+                counted: int | None = None
+                if lacks.reported and not is_long_over:
+                    # Until the next one that the log knows of there was nothing.
+                    counted = await self._count(books, meter, (one, next_ms), run)
+                found.append(over(usage, one, meter, units, counted=counted, is_long_over=is_long_over))
+        return found
 
     async def _raise(
         self,
@@ -227,23 +302,28 @@ class Rebuilder:
         }
 
     async def _counted(
-        self, usage: CustomerUsage, missing: Mapping[str, Sequence[int]], run: _Run
+        self, books: _Books, missing: Mapping[str, Sequence[int]], run: _Run
     ) -> dict[str, int]:
         """What Stripe has counted of those meters of which it may have what is missing."""
-        stripe_customer = self._store.cache.get(usage["customer"]).state.stripe_customer
-        asked = [name for name, units in missing.items() if units[_PARKED]]
-        if not asked or self._summaries is None or stripe_customer is None:
-            return {}
+        period = books.usage_at(at_ms=None)["period"]
+        span_ms = to_ms(period["start"]), to_ms(period["end"])
+        found: dict[str, int] = {}
+        for name in (name for name, units in missing.items() if units[_PARKED]):
+            found[name] = await self._count(books, name, span_ms, run) or 0
+        return found
+
+    async def _count(self, books: _Books, meter: str, span_ms: tuple[int, int], run: _Run) -> int | None:
+        """What Stripe has counted of a meter from one instant to another; None: nobody can be asked."""
+        counted = run.known.get(_token_of(meter, run.known))
+        start_ms, end_ms = span_ms
+        start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
+        if self._summaries is None or books.stripe_customer is None or counted is None or start_s >= end_s:
+            return None
         if not run.is_refreshed:
             await self._summaries.refresh()
             run.is_refreshed = True
-        start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
-        start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
-        found: dict[str, int] = {}
-        for name in asked if start_s < end_s else ():
-            event = run.known[_token_of(name, run.known)].event_name
-            found[name] = int(await self._summaries.counted(event, stripe_customer, start_s, end_s) or 0)
-        return found
+        asked = (counted.event_name, books.stripe_customer, start_s, end_s)
+        return int(await self._summaries.counted(*asked) or 0)
 
 
 def _token_of(name: str, known: Mapping[str, Counted]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.insights.audit.entries import CLASSES
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Units = Mapping[str, int]
     """Of a meter, by class."""
 
-__all__ = ["Rebuilt", "astray", "compared", "left_alone", "rebuilt"]
+__all__ = ["Lacking", "Rebuilt", "astray", "lacking", "left_alone", "over", "rebuilt"]
 
 _TO_BE_LINKED: Final = (
     "it goes to Stripe and the customer is not linked: `meterkit customers link`, then rebuild again"
@@ -26,7 +26,12 @@ _TO_BE_COMPARED: Final = (
     "Stripe may have what is parked: it is compared with Stripe's summaries after two hours, by whoever"
     " delivers or by `meterkit reconcile --repair`"
 )
-_IS_OVER: Final = "the period is over: compare by hand, and bill what is missing"
+_OF_GRANTS: Final = (
+    "grants or credits paid for some of it, and what they have left is not rebuilt: add them again by their"
+    " ids (`meterkit grants list`)"
+)
+_IS_OVER: Final = "the period is over, and is not rebuilt: "
+_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +65,11 @@ class Rebuilt:
 def rebuilt(usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int]) -> Rebuilt:
     """What was missing of a meter in its period, ``units`` as of rebuild.lua."""
     *classes, _, delivered, parked, left = units
-    advice = _TO_BE_LINKED if left else _TO_BE_COMPARED if parked else ""
+    _, granted, credited, _ = classes
+    advices = (
+        _TO_BE_LINKED if left else _TO_BE_COMPARED if parked else "",
+        _OF_GRANTS if granted + credited and not left else "",
+    )
     return Rebuilt(
         customer=usage["customer"],
         meter=meter,
@@ -70,18 +79,63 @@ def rebuilt(usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: 
         raised=0 if left else sum(classes),
         delivered=delivered,
         parked=parked,
-        advice=advice,
+        advice="; ".join(filter(None, advices)),
         is_done=not left,
     )
 
 
-def compared(usage: CustomerUsage, sums: Mapping[str, Units]) -> list[Rebuilt]:
-    """Of a period that is over: what the log has more of."""
-    return [
-        _left(usage, meter, usage["period"]["start"], _audited(units), _IS_OVER)
-        for meter, units in sums.items()
-        if _audited(units) > _recorded(usage, meter)
-    ]
+class Lacking(NamedTuple):
+    """What the books of a period that is over lack of a meter.
+
+    Attributes:
+        recorded: units that were recorded.
+        reported: units that were to go to Stripe and are nowhere on the way there.
+        delivered: units that Stripe has, by the books.
+    """
+
+    recorded: int
+    reported: int
+    delivered: int
+
+
+def lacking(usage: CustomerUsage, meter: str, units: Units) -> Lacking:
+    """By the usage of that period, and what the audit log has."""
+    counts: Mapping[str, Any] = usage["meters"].get(meter) or {}
+    reported = units["reported"] - sum(counts.get(place, 0) for place in _PLACES)
+    recorded = _audited(units) - counts.get("recorded", 0)
+    return Lacking(max(0, recorded), max(0, reported), counts.get("delivered", 0))
+
+
+def over(
+    usage: CustomerUsage, start_ms: int, meter: str, units: Units, *, counted: int | None, is_long_over: bool
+) -> Rebuilt:
+    """A meter of a period that is over, of which the log has more than the books.
+
+    ``counted``: what Stripe has counted in it; None: it was not asked.
+    """
+    lacks = lacking(usage, meter, units)
+    delivered = 0 if counted is None else min(lacks.reported, max(0, counted - lacks.delivered))
+    unbilled = lacks.reported - delivered
+    if not lacks.reported:
+        advice = "nothing that is missing was to be billed"
+    elif not unbilled:
+        advice = "Stripe has all of it that was to be billed"
+    elif counted is None:
+        advice = f"compare the {lacks.reported} units that were to be billed with its invoice"
+    else:
+        advice = f"Stripe lacks {unbilled} units that were to be billed: bill them by an invoice item"
+    return Rebuilt(
+        customer=usage["customer"],
+        meter=meter,
+        period_start=from_ms(start_ms),
+        recorded=_audited(units) - lacks.recorded,
+        audited=_audited(units),
+        raised=0,
+        delivered=delivered,
+        parked=0,
+        advice=_IS_OVER + advice,
+        is_done=not unbilled or is_long_over,
+    )
 
 
 def astray(
