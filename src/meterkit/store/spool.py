@@ -245,20 +245,18 @@ class Spool:
         if not self.kept and self._file is None:
             return
         kept, replay = self.kept, self._sender(self._producer)
-        at = None
+        at = 0
         try:
             while True:
-                while self._is_writing or (self._unwritten and not self._is_failing):
-                    self._begin_writing()
-                    await self._written.wait()
-                    await asyncio.sleep(0)
-                at = at if self._file is None else at or self._file.begins
-                if self._file is not None and at is not None and at < self._file.end:
+                await self._until_written()
+                file = self._file
+                at = at if file is None else max(at, file.begins)
+                if file is not None and at < file.end:
                     try:
-                        records, behind = await self._in_thread(self._file.read, at)
+                        records, behind = await self._in_thread(file.read, at)
                     except SpoolError as error:
                         self.lost += self.kept
-                        _log.error("%s: %s; %d settlements are lost", self._file.path, error, self.kept)
+                        _log.error("%s: %s; %d settlements are lost", file.path, error, self.kept)
                         break
                     at = await self._sent(replay, records, behind)
                 elif self._unwritten:  # The disk takes nothing; the store does.
@@ -276,12 +274,19 @@ class Spool:
         if kept:
             _log.info("%d settlements that had waited in the spool are sent", kept)
 
-    async def _sent(self, replay: Replay, records: Sequence[bytes], behind: int | None) -> int | None:
-        """Send records; where to go on: behind them, or from the beginning."""
+    async def _until_written(self) -> None:
+        """Wait until all that is kept is on disk, or the disk takes nothing."""
+        while self._is_writing or (self._unwritten and not self._is_failing):
+            self._begin_writing()
+            await self._written.wait()
+            await asyncio.sleep(0)
+
+    async def _sent(self, replay: Replay, records: Sequence[bytes], behind: int) -> int:
+        """Send records; where to go on: behind them, or from the beginning (0)."""
         try:
             await replay.send(records)
         except RewindError:
-            return None
+            return 0
         finally:
             self._done.update(replay.done)
         return behind
