@@ -21,7 +21,7 @@ import pytest
 from faults import PLANS, Client, catalog, eventually, kit_at, metered, settled, used
 from meterkit.errors import StoreError
 from meterkit.redis import producer
-from meterkit.store import frames, spool
+from meterkit.store import frames, spool, spool_file
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool_file import SpoolFile
@@ -31,7 +31,7 @@ from proxy import TcpProxy
 from servers import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from meterkit import MeterKit
     from meterkit.redis.lane import Lane
@@ -403,6 +403,36 @@ async def test_i11_where_the_store_is_behind_what_it_has_of_a_spool_all_is_sent_
         assert replay.lost == 0
         assert await used(kit, "acme", "tokens") == (35, 0)
         found.remove()
+
+
+async def test_i11_a_store_that_falls_behind_while_it_is_sent_to_gets_all_of_the_spool_again(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_file, "_READ_BYTES", 200)  # Two records or so at a time.
+    send, sent = Replay.send, list[int]()
+
+    async def sending(self: Replay, records: Sequence[bytes]) -> None:
+        await send(self, records)
+        sent.append(len(records))
+        if len(sent) == 2:
+            (file,) = spools(tmp_path)
+            header, _ = frames.Header.read(file.read_bytes())
+            (key,) = valkey.command("KEYS", f"*:w:{header.producer}")
+            valkey.command("SET", key, 1, "PX", 10_000)  # As after a failover, but for the counters.
+
+    async with outage(valkey, tmp_path) as (kit, proxy):
+        await kit.record("acme", "tokens", 1)
+        await away(kit, proxy)
+        for _ in range(8):
+            settle(kit, "acme", 10)
+        lane = lane_of(kit)
+        await eventually(lambda: lane.unsettled == 8 and not any(one.unsettled for one in lane.queues))
+        monkeypatch.setattr(Replay, "send", sending)
+        await back(kit, proxy)
+        before = sent[0] + sent[1]
+        assert sum(sent[2:]) == 8
+        assert await used(kit, "acme", "tokens") == (1 + 80 + 10 * (before - 1), 0)
+        assert lane.lost == 0
 
 
 def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, Replay, list[bytes]]:
