@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
@@ -202,7 +203,7 @@ class Flusher:
                     outbox, shard, flush.report
                 )
                 now_ms = max(sealing.now_ms, self._store.now_ms())
-                await self._send_due(flush, lease, now_ms, repeats=not is_known)
+                await self._send_due(flush, lease, now_ms, only_repeats=not is_known)
             finally:
                 # Also where taking it was cancelled: it may have been had. Another's lease stays as it is.
                 with suppress(StoreError):  # It runs out by itself.
@@ -235,40 +236,34 @@ class Flusher:
                     extra=REPORTED,
                 )
 
-    async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int, *, repeats: bool) -> None:
+    async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int, *, only_repeats: bool) -> None:
         """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
         due_ms, sender = None if flush.retries else now_ms, self._sender
+        send_page = partial(self._send_page, flush, lease, due_ms, only_repeats=only_repeats)
         while not sender.stopping.is_set():
             admitted = sender.breaker.admits(self._store.now_ms())
             if admitted == "none":
                 return
             if admitted == "all":
-                if not await self._send_page(flush, lease, due_ms, most=_INTENTS_PER_PAGE, repeats=repeats):
+                if not await send_page(alone=False):
                     return
                 continue
             async with self._alone:
-                alone = sender.breaker.admits(self._store.now_ms()) == "one"
-                if not alone:
-                    continue
-                if not await self._send_page(flush, lease, due_ms, most=1, alone=True, repeats=repeats):
+                if sender.breaker.admits(self._store.now_ms()) != "one":
+                    continue  # The one before has shown whether others pass.
+                if not await send_page(alone=True):
                     return
 
     async def _send_page(
-        self,
-        flush: _Pass,
-        lease: Lease,
-        due_ms: int | None,
-        *,
-        most: int,
-        alone: bool = False,
-        repeats: bool = False,
+        self, flush: _Pass, lease: Lease, due_ms: int | None, *, alone: bool, only_repeats: bool
     ) -> bool:
-        """Send a page of intents; whether there were any."""
+        """Send a page of intents, or one that is ``alone``; whether there were any."""
         outbox, closed = flush.outbox, self._sender.closed_meters()
-        if self._sender.most > 1 and not alone:
-            most = _CALLS_PER_PAGE * self._sender.most
+        most = _CALLS_PER_PAGE * self._sender.most if self._sender.most > 1 else _INTENTS_PER_PAGE
+        if alone:
+            most = 1
         due = await outbox.due(
-            lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed, repeats=repeats
+            lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed, only_repeats=only_repeats
         )
         if not due:
             return False

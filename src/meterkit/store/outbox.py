@@ -124,12 +124,12 @@ class Outbox:
         most: int,
         tried: Collection[str] = (),
         closed: Collection[str] = (),
-        repeats: bool = False,
+        only_repeats: bool = False,
     ) -> list[Sealed]:
         """Intents to send, the oldest first, in turn by customer and meter.
 
         Where one has many, the others are looked for behind them. Those that were ``tried`` are passed over,
-        and so are event names that are ``closed``; with ``repeats``, also what was never sent before.
+        and so are event names that are ``closed``; with ``only_repeats``, so is what was never sent before.
         """
         outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
         limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[Sealed]]()
@@ -143,7 +143,7 @@ class Outbox:
             for (member, score), data in zip(members, kept, strict=True):
                 identifier = member.decode()
                 fields: dict[str, str] = {} if data is None else json.loads(data)
-                if fields and identifier not in tried and not (repeats and fields["first"] == "0"):
+                if fields and identifier not in tried and not (only_repeats and fields["first"] == "0"):
                     sealed = read_intent(identifier, int(score), fields)
                     line = found.setdefault((sealed.customer, sealed.event_name), [])
                     if sealed.event_name not in closed and len(line) < _PER_CUSTOMER_AND_METER:
