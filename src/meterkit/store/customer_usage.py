@@ -35,6 +35,8 @@ __all__ = [
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
+# What totals are named by: the class that usage was in when its period was closed (close_period.lua), and the
+# state of what was sealed (count_of.lua), in capitals of what takes units back.
 _TO_DELIVER: Final = re.compile(r"\|....[pqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
 _CLOSED: Final = {"i": "included", "o": "overage", "g": "granted", "c": "credited", "p": "pending"}
