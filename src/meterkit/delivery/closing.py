@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from random import SystemRandom
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -113,7 +114,7 @@ class Closer:
                 confirmed += 1
                 continue
             left += 1
-            if await self._leave(closes, close) and await closes.tell(close):
+            if await self._put_off(closes, close) and await closes.tell(close):
                 late.append(f"customer {close.customer!r}, until {told_end(close)}: {why}")
         if late:
             self._tell(late)
@@ -130,13 +131,13 @@ class Closer:
         end_ms = to_ms(usage["period"]["end"])
         if end_ms > self._store.now_ms():
             # The period goes on: a change of plan or of the subscription has moved its end.
-            await closes.note(close.shard, {f"{end_ms}:{close.customer}": end_ms + CLOSE_AFTER_MS})
+            await closes.note(close.shard, {replace(close, end_ms=end_ms).member: end_ms + CLOSE_AFTER_MS})
             await closes.forget(close)
             return None
         found = await self._reconciler.of_customer(usage, summaries)
-        whys = [why_open(one) for one in found]
-        if any(whys):
-            return "; ".join(filter(None, whys))
+        whys = list(filter(None, map(_why_meter_is_open, found)))
+        if whys:
+            return "; ".join(whys)
         if await closes.forget(close):
             _logger.info(
                 "the close of the period of customer %r until %s is confirmed now",
@@ -144,8 +145,8 @@ class Closer:
             )
         return None
 
-    async def _leave(self, closes: Closes, close: Close) -> bool:
-        """Look at a close again later; whether its time is over."""
+    async def _put_off(self, closes: Closes, close: Close) -> bool:
+        """Have a close looked at again later, or no more; whether somebody is to be told of it."""
         now_ms = self._store.now_ms()
         if now_ms > close.end_ms + _GIVEN_UP_MS:
             await closes.forget(close)
@@ -163,8 +164,7 @@ class Closer:
             what = f"the closes of {number:,} billing periods are"
         _logger.error(
             "%s not confirmed %d minutes after the period's end, and Stripe makes an invoice final after"
-            " an hour:"
-            " %s%s. `meterkit reconcile CUSTOMER --period DATE` has the figures",
+            " an hour: %s%s. `meterkit reconcile CUSTOMER --period DATE` has the figures",
             *(what, IN_TIME_MS // 60_000, named, more),
         )
 
@@ -174,7 +174,7 @@ def told_end(close: Close) -> str:
     return f"{from_ms(close.end_ms):%Y-%m-%d %H:%M} UTC"
 
 
-def why_open(one: Reconciled) -> str:
+def _why_meter_is_open(one: Reconciled) -> str:
     """Why the close of a meter's period is not confirmed; empty: it is."""
     if one.waiting or one.parked:
         left = one.waiting + one.parked
