@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["IN_TIME_MS", "Closer", "Looked", "told_end"]
+__all__ = ["Closer", "Looked"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -31,7 +31,7 @@ _jitter = SystemRandom().uniform
 
 # https://docs.stripe.com/billing/subscriptions/usage-based/meters/configure: an invoice stays a draft for an
 # hour by default; what comes after that is never billed. A quarter of it is left to whoever is told.
-IN_TIME_MS: Final = 45 * 60_000
+_IN_TIME_MS: Final = 45 * 60_000
 _EVERY_S: Final = 60.0
 _AGAIN_MS: Final = 5 * 60_000
 _LATER_MS: Final = 3_600_000
@@ -115,7 +115,7 @@ class Closer:
                 continue
             left += 1
             if await self._put_off(closes, close) and await closes.tell(close):
-                late.append(f"customer {close.customer!r}, until {told_end(close)}: {why}")
+                late.append(f"customer {close.customer!r}, until {close.told_end}: {why}")
         if late:
             self._tell(late)
         return Looked(confirmed, left - len(late), late)
@@ -151,7 +151,7 @@ class Closer:
         if now_ms > close.end_ms + _GIVEN_UP_MS:
             await closes.forget(close)
             return False
-        is_late = now_ms >= close.end_ms + IN_TIME_MS
+        is_late = now_ms >= close.end_ms + _IN_TIME_MS
         await closes.postpone(close, now_ms + (_LATER_MS if is_late else _AGAIN_MS))
         return is_late
 
@@ -165,13 +165,8 @@ class Closer:
         _logger.error(
             "%s not confirmed %d minutes after the period's end, and Stripe makes an invoice final after"
             " an hour: %s%s. `meterkit reconcile CUSTOMER --period DATE` has the figures",
-            *(what, IN_TIME_MS // 60_000, named, more),
+            *(what, _IN_TIME_MS // 60_000, named, more),
         )
-
-
-def told_end(close: Close) -> str:
-    """When the period was over."""
-    return f"{from_ms(close.end_ms):%Y-%m-%d %H:%M} UTC"
 
 
 def _why_meter_is_open(one: Reconciled) -> str:

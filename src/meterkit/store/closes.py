@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import bounds_of
+from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 from meterkit.store.waiting import count_members
 
@@ -42,6 +43,11 @@ class Close:
     def member(self) -> str:
         """What stands for it in the store."""
         return f"{self.end_ms}:{self.customer}"
+
+    @property
+    def told_end(self) -> str:
+        """When the period was over, for people."""
+        return f"{from_ms(self.end_ms):%Y-%m-%d %H:%M} UTC"
 
     @classmethod
     def read(cls, shard: int, member: bytes) -> Close:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.cli.doctor.findings import Finding, named
-from meterkit.delivery.closing import told_end
 from meterkit.store.closes import Closes
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def unconfirmed(closes: Sequence[Close]) -> list[Finding]:
     if not closes:
         return []
     count = "1 billing period is" if len(closes) == 1 else f"{len(closes):,} billing periods are"
-    whose = named([f"of customer {close.customer}, until {told_end(close)}" for close in closes])
+    whose = named([f"of customer {close.customer}, until {close.told_end}" for close in closes])
     return [
         Finding(
             check="closes",
