@@ -1,4 +1,4 @@
-"""What the build adds to the pages: drawings in the page, screens, and tables made from the code."""
+"""What the build adds to the pages: drawings in the page, screens, words that wrap, and tables made from the code."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ IMAGE = re.compile(
     r'<p>\s*<img alt="([^"]*)" src="[^"]*?assets/(drawings|screens)/([\w-]+)\.svg"\s*/?>\s*</p>'
 )
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>~?(?:[a-z_]+\.)*")
+# A block of no language: nothing in it is coloured.
+TEXT = re.compile(r'<div class="highlight">(<pre><span></span><code>[^<]*</code></pre>)')
+# Without a space, and longer than the longest setting: an address, a path.
+LONG = re.compile(r"<code>([^\s<]{37,})</code>")
 STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
 # Scripts of the theme for what these pages do not use: diagrams, badges of repositories, old browsers.
 HOST = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com)/[^\"`]*")
@@ -75,7 +79,13 @@ MADE = {
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Put drawings into the page, where they follow its colours, and tidy the roles of docstrings."""
+    html = TEXT.sub(_said, LONG.sub(r'<code class="mk-long">\1</code>', html))
     return IMAGE.sub(_inline, ROLE.sub("<code>", html))
+
+
+def _said(found: re.Match[str]) -> str:
+    block = found.group(1)
+    return f'<div class="highlight{"" if "─" in block else " mk-said"}">{block}'
 
 
 def _inline(found: re.Match[str]) -> str:
