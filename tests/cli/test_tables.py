@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit import MeterKit
+from meterkit.cli.output import print_records
 from meterkit.cli.table import fit
 
 if TYPE_CHECKING:
@@ -167,3 +168,19 @@ def test_columns_get_what_they_need_and_never_more_than_there_is(
         return
     assert sum(found) + gaps == min(sum(natural) + gaps, width)
     assert all(low <= got <= high for low, got, high in zip(least, found, natural, strict=True))
+
+
+def test_what_is_told_in_sentences_has_some_words_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = "rebuilt from the audit log: Stripe may have it, and it is compared with Stripe's summary first"
+    intents: list[dict[str, object]] = [
+        {"intent": "f49f2c9213c9189bb21688164d7b66d1-1", "customer": "acme", "minute": "2026-11-22 01:12:00Z"}
+        | {"first attempt": "2026-11-21 01:08:32Z", "quantity": 9, "why": why}
+    ]
+    for columns, lines in ((110, 6), (60, 7)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        print_records(intents)
+        said = capsys.readouterr().out.rstrip().splitlines()
+        assert len(said) <= lines + 1, said
+        assert any("rebuilt from the audit" in line for line in said)
