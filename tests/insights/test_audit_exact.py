@@ -194,6 +194,17 @@ async def test_a_customer_who_is_deleted_is_entered(any_store_url: str, audit_ur
         assert [row["kind"] for row in await at.rows()] == ["recorded", "deleted"]
 
 
+@pytest.mark.parametrize("length", [31, 32, 255, 256])
+async def test_a_customer_of_any_length_is_counted_and_entered(
+    any_store_url: str, length: int, tmp_path: Path
+) -> None:
+    customer = "x" * length
+    async with audited(any_store_url, sqlite_in(tmp_path)) as at:
+        await at.kit.record(customer, "rows", 3)
+        assert (await at.kit.usage(customer))["meters"]["rows"]["recorded"] == 3
+        assert [(row["customer"], row["quantity"]) for row in await at.rows()] == [(customer, 3)]
+
+
 @pytest.mark.each_store
 async def test_each_kind_of_store_is_drained(store_url: str, tmp_path: Path) -> None:
     async with audited(store_url, sqlite_in(tmp_path)) as at:

@@ -11,4 +11,9 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.subscriptions.webhooks.worker._PAUSE_S", 0.0)
     monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
     monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
-    monkeypatch.setattr("meterkit.stripe.api._jitter", lambda *_: 0.001)
+    monkeypatch.setattr("meterkit.stripe.api._jitter", _hardly)
+
+
+def _hardly(least: float, most: float) -> float:
+    del least, most
+    return 0.001

@@ -13,11 +13,13 @@ function struct.unpack(format, text, at) -- doubles only: '<' and a 'd' each
   values[#format] = place
   return unpack(values)
 end
-function cmsgpack.pack(...) -- texts of up to 255 bytes, whole numbers from -32
+function cmsgpack.pack(...) -- texts of up to 65,535 bytes, whole numbers from -32
   local parts = {}
   for i, value in ipairs({...}) do
     if type(value) == 'string' then
-      parts[i] = (#value < 32 and string.char(160 + #value) or string.char(217, #value)) .. value
+      local size = #value
+      parts[i] = (size < 32 and string.char(160 + size) or size < 2 ^ 8 and string.char(217, size)
+        or string.char(218, math.floor(size / 256), size % 256)) .. value
     elseif value < 128 then
       parts[i] = string.char(value % 256)
     else
@@ -41,6 +43,8 @@ function cmsgpack.unpack(text)
       size = kind - 160
     elseif kind == 217 then
       size, at = string.byte(text, at + 1), at + 1
+    elseif kind == 218 then
+      size, at = string.byte(text, at + 1) * 256 + string.byte(text, at + 2), at + 2
     elseif kind >= 204 and kind < 208 then
       size, value = 2 ^ (kind - 204), 0
     else
