@@ -103,12 +103,14 @@ class Fetched:
             paths = [PLUGIN, ROOT / "src", self.packages]
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(map(str, paths)),
-                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONDONTWRITEBYTECODE": "",  # What one run has compiled, the next ones read.
                 "SUITE_WRAPPER": wrapper,
                 "SUITE_OUTCOMES": str(found),
             }
             environment.pop("PYTEST_ADDOPTS", None)
             command = [sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider"]
+            # Only which test ends how is asked for; to tell why, each module would be compiled in another way.
+            command.append("--assert=plain")
             run = subprocess.run(
                 [*command, "-k", "not trio", *arguments],
                 cwd=self.source,
