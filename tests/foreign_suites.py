@@ -109,7 +109,7 @@ class Fetched:
             }
             environment.pop("PYTEST_ADDOPTS", None)
             command = [sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider"]
-            # Only which test ends how is asked for; to tell why, each module would be compiled in another way.
+            # Only how each test ends is asked for; to tell why, modules are compiled in another way.
             command.append("--assert=plain")
             run = subprocess.run(
                 [*command, "-k", "not trio", *arguments],

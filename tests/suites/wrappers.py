@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
@@ -54,7 +55,7 @@ plans:
 headers: {headers}
 """
 # Some suites set a clock that no store agrees with: what is not taken then is not waited for at the end.
-event_loops._DRAIN_S = 0.1
+patch.object(event_loops, "_DRAIN_S", 0.1).start()
 OURS = (b"ratelimit", b"ratelimit-policy")
 EXPOSED = b"access-control-expose-headers"
 
