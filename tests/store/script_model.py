@@ -182,7 +182,7 @@ class Customer:
         periods = {name.partition("|")[0] for name in self.closed}
         for period in periods:
             names = [name for name in self.closed if name.startswith(f"{period}|")]
-            is_open = any(name[-1] in "pqlkx" and self.closed[name] for name in names)
+            is_open = any(name[-1] in "pqlkxQLKX" and self.closed[name] for name in names)
             ended = self.closed.get(f"{period}|e", int(period))
             if not is_open and ended + 400 * DAY_MS <= now:
                 for name in names:

@@ -1,0 +1,338 @@
+"""What rebuilding counters must come to, said once more in Python, and a driver that compares the two."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.keys import FORMAT, meter_token
+from meterkit.decisions.periods import bounds_at
+from meterkit.redis import scripts
+from meterkit.redis.resp import pack, pack_numbers
+from store import delivery_checks
+from store.delivery_checks import Checks, texts_of
+from store.delivery_model import METERS, TOTALS_MS, VALUE_MAX, Intent, stand
+from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
+from store.script_model import NEVER_MS, Times, View
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from store.delivery_model import Shard
+    from store.script_model import Customer
+    from store.script_wires import Wire
+
+NAME: Final = "ada"
+CLASSES: Final = ("included", "granted", "credited", "overage", "marked")
+ALL: Final = "pqlkdxz"
+BACK: Final = "QLKDXZ"
+ANCHORS: Final = (None, START_MS - 20 * DAY_MS + 30_000)
+BIG: Final = (1, 40, 700, VALUE_MAX, 2 * 10**15)
+KEYS: Final = ("c:ada", "s:ada", "t:ada", "intents", "parked", "compare", "audit", "h:ada")
+
+
+@dataclass(slots=True)
+class Parked(Intent):
+    """An intent that stands for usage of many minutes."""
+
+    since: int = 0
+    base: int = 0
+
+    def stored(self) -> dict[str, str]:
+        return {**Intent.stored(self), "since": str(self.since), "base": str(self.base)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the log has: meter to units of each class, and those that go to Stripe."""
+
+    dry: bool
+    period: int
+    stripe: str
+    identifier: str
+    minutes: list[int]
+    units: Mapping[str, list[int]]
+    events: Mapping[str, str]
+    counted: Mapping[str, int]
+
+    def text(self) -> str:
+        meters = {
+            meter_token(meter): {
+                "name": meter,
+                "units": units,
+                "event": self.events[meter],
+                "counted": self.counted[meter],
+            }
+            for meter, units in self.units.items()
+        }
+        told = {"dry": int(self.dry), "period": self.period, "stripe": self.stripe, "by": "ada"}
+        return json.dumps({**told, "id": self.identifier, "minutes": self.minutes, "meters": meters})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lives:
+    """How long counters live: behind their period, and at least (ms)."""
+
+    outlive_ms: int
+    least_ms: int
+
+
+class Rebuilt:
+    """One rebuild of one customer."""
+
+    def __init__(self, shard: Shard, view: View, wanted: Wanted, lives: Lives, now: int) -> None:
+        self.shard, self.view, self.wanted, self.lives, self.now = shard, view, wanted, lives, now
+        self.customer: Customer = shard.customers[NAME]
+        self.done: dict[str, str] = {}
+        self.made: list[Parked] = []
+        self.entries: list[list[str]] = []
+        self.start, self.finish = view.period_at(now)
+        self.begins = self.customer.period[0] if self.customer.period else self.start
+        self.raised: dict[str, tuple[list[int], int]] = {}
+        self._delivered: list[tuple[str, int]] = []
+
+    def total(self, meter: str, letters: str) -> int:
+        return sum(
+            self.customer.closed.get(f"{self.begins}|{meter_token(meter)}{letter}", 0) for letter in letters
+        )
+
+    def reply(self) -> list[Any]:
+        """The reply, but for its last where that is JSON; the model is changed as the store must be."""
+        if abs(self.begins - self.wanted.period) >= 2 * MINUTE_MS:
+            return [5, self.now, str(self.begins).encode()]
+        for meter in self.wanted.units:
+            if not self._of(meter):
+                return [6, self.now]
+        if self.raised and not self.wanted.dry:
+            self._write()
+        return [0, self.now]
+
+    def _of(self, meter: str) -> bool:
+        """What is missing of a meter; whether what is to be parked has a minute."""
+        customer, wanted = self.customer, self.wanted
+        units = wanted.units[meter]
+        lacks = [
+            max(0, asked - getattr(customer, kind)[meter])
+            for asked, kind in zip(units, CLASSES, strict=False)
+        ]
+        known = customer.pending[meter] + self.total(meter, ALL) - self.total(meter, BACK)
+        sent = max(0, units[5] - known)
+        is_left = sent > 0 and not (wanted.stripe and wanted.events[meter])
+        there = max(0, wanted.counted[meter] - self.total(meter, "d") + self.total(meter, "D"))
+        delivered = 0 if is_left else min(sent, there)
+        parked = 0 if is_left else min(sent - delivered, VALUE_MAX)
+        if sum(lacks) + sent == 0:
+            return True
+        left = max(sum(lacks), sent) if is_left else 0
+        self.done[meter_token(meter)] = " ".join(map(str, (*lacks, delivered, parked, left)))
+        if is_left:
+            return True
+        minute, last = self._minute(meter)
+        self.raised[meter] = lacks, minute if parked else 0
+        if parked:
+            self._park(meter, parked, delivered, minute)
+        words = f"{sum(lacks[:4])} of {meter}: {delivered} delivered, {parked} parked"
+        self.entries.append(["rebuilt", str(self.now), "", words, "ada"])
+        if delivered:
+            field = f"{self.begins}|{meter_token(meter)}d"
+            self._delivered.append((field, delivered))
+        return not parked or minute <= last
+
+    def _minute(self, meter: str) -> tuple[int, int]:
+        first = -(-self.begins // MINUTE_MS) * MINUTE_MS
+        ahead = (self.now // MINUTE_MS + 4) * MINUTE_MS
+        minute = max(first, ahead, self.customer.stamps[meter] + MINUTE_MS)
+        while minute in self.wanted.minutes:
+            minute += MINUTE_MS
+        return minute, (self.finish // MINUTE_MS - 2) * MINUTE_MS
+
+    def _park(self, meter: str, value: int, delivered: int, minute: int) -> None:
+        self.made.append(
+            Parked(
+                *(NAME, self.wanted.stripe, self.begins, meter_token(meter), self.wanted.events[meter]),
+                *(value, minute),
+                at=self.now,
+                state="parked",
+                first=self.now - DAY_MS,
+                attempts=1,
+                why="rebuilt from the audit log: Stripe may have it",
+                since=-(-self.begins // MINUTE_MS) * 60,
+                base=self.total(meter, "qlkd") - self.total(meter, "QLKD") + delivered,
+            )
+        )
+
+    def _write(self) -> None:
+        customer, shard, now = self.customer, self.shard, self.now
+        for meter, (lacks, minute) in self.raised.items():
+            for kind, more in zip(CLASSES, lacks, strict=True):
+                getattr(customer, kind)[meter] += more
+            if minute:
+                customer.stamps[meter] = minute
+        for field, more in self._delivered:
+            customer.closed[field] = customer.closed.get(field, 0) + more
+        for intent in self.made:
+            field = intent.field("parked")
+            customer.closed[field] = customer.closed.get(field, 0) + intent.value
+        if customer.closed:
+            shard.keep(f"t:{NAME}", TOTALS_MS)
+        shard.histories[NAME] += self.entries
+        before = customer.lives if customer.period else 0
+        customer.lives = max(before, self.finish + self.lives.outlive_ms, now + self.lives.least_ms)
+        customer.seen, customer.period, customer.cached = now, (self.begins, self.finish), self.view.rev
+
+
+class Rebuilding(Checks):
+    """A customer of whom the store has less than the log, anew in each step."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random, *, slack_ms: int = 0) -> None:
+        super().__init__(wire, texts, slack_ms=slack_ms)
+        self.random = random
+
+    def step(self) -> None:
+        """Plant, rebuild, and compare all that is stored."""
+        self.empty()
+        random = self.random
+        anchor = random.choice(ANCHORS)
+        bounds = bounds_at(START_MS + random.randrange(40 * DAY_MS), anchor_ms=anchor)
+        near_end = bounds.end_ms - random.randrange(9 * MINUTE_MS)
+        now = random.choice((near_end, bounds.start_ms + random.randrange(DAY_MS), bounds.start_ms))
+        customer = self._plant(bounds.start_ms, bounds.end_ms, now, anchor)
+        now = max(now, customer.seen)
+        rev = random.choice((*[customer.rev] * 19, f"{FORMAT}:other"))
+        view = View(
+            rev=rev,
+            valid_until_ms=NEVER_MS,
+            period=(bounds.start_ms, bounds.end_ms),
+            next_end_ms=bounds.next_end_ms,
+            entitlements={},
+            linked=True,
+            seal_delay_ms=0,
+        )
+        wanted = self._wanted(customer, view, now)
+        lives = Lives(
+            outlive_ms=random.choice((900_000, 40 * DAY_MS)),
+            least_ms=random.choice((900_000, 90 * DAY_MS)),
+        )
+        self._rebuild(customer, view, wanted, lives, now)
+
+    def _plant(self, start: int, end: int, now: int, anchor: int | None) -> Customer:
+        random, customer = self.random, self.shard.customers[NAME]
+        customer.rev, customer.data = f"{FORMAT}:7", "{}"
+        before = bounds_at(start - 1, anchor_ms=anchor)
+        customer.period = random.choice(
+            (*[(start, end)] * 5, *[(before.start_ms, before.end_ms)] * 3, (start - 90_000, end), None)
+        )
+        if customer.period is not None:
+            customer.seen = now - random.choice((0, 1, SLOT_MS))
+            customer.lives = random.choice((now + DAY_MS, now + 120 * DAY_MS, NEVER_MS))
+            customer.cached = random.choice((customer.rev, None))
+            for meter in random.sample(METERS, 2):
+                for kind in (*CLASSES[:4], "pending"):
+                    getattr(customer, kind)[meter] = random.choice((0, 0, *BIG[:3]))
+                customer.marked[meter] = random.choice((0, 0, 1))
+                customer.stamps[meter] = (
+                    random.choice((0, now // MINUTE_MS + random.randrange(-2, 9))) * MINUTE_MS
+                )
+                customer.holds[meter].take(customer.seen, random.choice((0, 3)))
+        begins = start if customer.period is None else customer.period[0]
+        for meter in METERS:
+            for letter in random.sample(ALL + BACK + "ru", random.choice((0, 0, 2, 5))):
+                period = random.choice((*[begins] * 5, begins - 31 * DAY_MS))
+                customer.closed[f"{period}|{meter_token(meter)}{letter}"] = random.choice((0, 1, 7, 40))
+        for ended_ms in random.sample(range(5), random.choice((0, 0, 1, 3))):
+            self._plant_old(customer, now - 400 * DAY_MS + ended_ms - 3)
+        if customer.closed:
+            self.shard.ttls[f"t:{NAME}"] = DAY_MS
+        self.store(*KEYS[:3])
+        return customer
+
+    def _plant_old(self, customer: Customer, ended_ms: int) -> None:
+        """What is known of a period that ended about as long ago as periods are known."""
+        random = self.random
+        begun_ms = ended_ms - random.choice((0, 31 * DAY_MS))
+        if begun_ms < ended_ms:
+            customer.closed[f"{begun_ms}|e"] = ended_ms
+        for letter in random.sample(ALL + BACK + "iou", random.choice((1, 2, 4))):
+            customer.closed[f"{begun_ms}|{meter_token('rows')}{letter}"] = random.choice((0, 0, 5))
+
+    def _wanted(self, customer: Customer, view: View, now: int) -> Wanted:
+        random = self.random
+        meters = random.sample(METERS, random.choice((1, 1, 2, 3)))
+        is_closed = customer.period is not None and customer.period[1] != view.period_at(now)[1]
+        begins = customer.period[0] if customer.period and not is_closed else view.period_at(now)[0]
+        shift = random.choice((*[0] * 9, 119_999, -119_999, 120_000, -120_000))
+        this = now // MINUTE_MS * MINUTE_MS
+        units: dict[str, list[int]] = {}
+        for meter in meters:
+            counts = [0 if is_closed else getattr(customer, kind)[meter] for kind in CLASSES]
+            more = [max(0, count + random.choice((-1, 0, 0, *BIG[:3]))) for count in counts]
+            units[meter] = [*more, random.choice((0, 7, 40, 100, *BIG))]
+        return Wanted(
+            dry=random.random() < 0.2,
+            period=begins + shift,
+            stripe=random.choice(("", *["cus_1"] * 5)),
+            identifier=f"{random.getrandbits(128):032x}",
+            minutes=random.sample([this + nth * MINUTE_MS for nth in range(9)], random.choice((0, 2, 5))),
+            units=units,
+            events={meter: random.choice(("", *[f"event {meter}"] * 5)) for meter in meters},
+            counted={meter: random.choice((0, 0, 3, 41, 900, *BIG)) for meter in meters},
+        )
+
+    def _rebuild(self, customer: Customer, view: View, wanted: Wanted, lives: Lives, now: int) -> None:
+        shard = self.shard
+        terms = [view.valid_until_ms, *view.period, view.next_end_ms, lives.outlive_ms, lives.least_ms]
+        waits = self.random.random() < 0.05
+        if waits:
+            self.wire(pack("XADD", self._key("audit"), "*", "k", "x"))
+        argv = (view.rev, pack_numbers(terms), NAME, wanted.text())
+        reply, found = self.ask("rebuild", KEYS, *argv, now)
+        if waits:
+            found.pop("audit")
+            self.wire(pack("DEL", self._key("audit")))
+        at, ending = stand(customer, view, Times(wall=now, claimed=now))
+        if ending is not None:
+            self.check("rebuild not", ending, reply, found)
+            return
+        if waits:
+            self.check("rebuild waits", [1, at], reply, found)
+            return
+        closed = dict(customer.closed)
+        customer.roll(at, view)
+        if closed != customer.closed:
+            shard.keep(f"t:{NAME}", TOTALS_MS)
+        work = Rebuilt(shard, view, wanted, lives, at)
+        expected = work.reply()
+        if expected[0] == 0:
+            self._compare("what was missing", work.done, json.loads(reply.pop() or "{}") or {})
+            if work.raised and not wanted.dry:
+                self._adopt(work, found)
+        self.check(f"rebuild {wanted} {texts_of(closed)}", expected, reply, found)
+        self.seen["parked"] += bool(work.made)
+        self.seen["left"] += any(not text.endswith(" 0") for text in work.done.values())
+
+    def _adopt(self, work: Rebuilt, found: dict[str, Any]) -> None:
+        """Give what was parked its identifiers, and the ledger its order: meters come in none."""
+        texts = found.get("intents", {})
+        for nth in range(1, len(work.made) + 1):
+            identifier = f"{work.wanted.identifier}-{nth}"
+            for intent in work.made:
+                intent.key = identifier
+            chosen = next((one for one in work.made if one.stored() == texts.get(identifier)), None)
+            self._compare("an intent", True, chosen is not None)
+            if chosen is not None:
+                work.made.remove(chosen)
+                self.shard.intents[identifier] = chosen
+                self.shard.parked[identifier] = work.now
+                self.shard.compare[identifier] = work.now + 120 * MINUTE_MS
+        self.shard.histories[NAME].sort()
+        if f"h:{NAME}" in found:
+            found[f"h:{NAME}"].sort()
+
+
+def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
+    """The scripts under a clock that is set, with that of rebuilding."""
+    rebuild = scripts.load("rebuild", clock="caller", dialect=dialect).text
+    return {**delivery_checks.load_texts(dialect), "rebuild": rebuild}
