@@ -35,7 +35,7 @@ Step = Literal["acknowledge", "retry", "park", "dead"]
 Scope = Literal["intent", "meter", "account"]
 
 # What to do, what else would be answered so, and whether a person must be told.
-MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
+_MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
     "delivered": ("acknowledge", "intent", False),
     "duplicate": ("acknowledge", "intent", False),
     "unknown": ("retry", "intent", False),
@@ -49,28 +49,28 @@ MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
     "permanent": ("dead", "intent", True),
 }
 
-OF_CONTENTS: Final = frozenset({"duplicate", "no_meter", "timestamp", "mapping", "permanent"})
-REFUSAL_TYPE: Final = "invalid_request_error"
-IDEMPOTENCY_TYPE: Final = "idempotency_error"
+_OF_CONTENTS: Final = frozenset({"duplicate", "no_meter", "timestamp", "mapping", "permanent"})
+_REFUSAL_TYPE: Final = "invalid_request_error"
+_IDEMPOTENCY_TYPE: Final = "idempotency_error"
 
 # Meter events v1 have no error code for these, only a text (an identifier that Stripe has already, a
 # meter that is unknown or deactivated); v2 has codes. The last two say that the key or the version is
 # wrong for this account, which no single event is to blame for.
-DUPLICATE_TEXT: Final = "already exists with identifier"
-DUPLICATE_CODES: Final = frozenset({"duplicate_meter_event"})
-NO_METER_TEXTS: Final = ("no active meter", "no such meter")
-NO_METER_CODES: Final = frozenset({"no_meter", "archived_meter"})
-SYSTEMIC_TEXTS: Final = ("a similar object exists in", "stripe api version")
-SYSTEMIC_STATUSES: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-BUSY_STATUSES: Final = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
-NO_CUSTOMER_TEXT: Final = "no such customer"
-TIMESTAMP_PARAM: Final = "timestamp"
-TIMESTAMP_TEXT: Final = "event timestamp"
+_DUPLICATE_TEXT: Final = "already exists with identifier"
+_DUPLICATE_CODES: Final = frozenset({"duplicate_meter_event"})
+_NO_METER_TEXTS: Final = ("no active meter", "no such meter")
+_NO_METER_CODES: Final = frozenset({"no_meter", "archived_meter"})
+_SYSTEMIC_TEXTS: Final = ("a similar object exists in", "stripe api version")
+_SYSTEMIC_STATUSES: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_BUSY_STATUSES: Final = frozenset({HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS})
+_NO_CUSTOMER_TEXT: Final = "no such customer"
+_TIMESTAMP_PARAM: Final = "timestamp"
+_TIMESTAMP_TEXT: Final = "event timestamp"
 # A meter says which keys of the payload hold the customer and the value. Complaints about the payload are
 # taken for one that lacks there, but for those about the form of the value, which no other key would mend.
-MAPPING_CODES: Final = frozenset({"payload_no_customer_defined", "payload_no_value_defined"})
-PAYLOAD: Final = "payload"
-VALUE_TEXT: Final = "the value in the event payload"
+_MAPPING_CODES: Final = frozenset({"payload_no_customer_defined", "payload_no_value_defined"})
+_PAYLOAD: Final = "payload"
+_VALUE_TEXT: Final = "the value in the event payload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,22 +111,22 @@ class Outcome:
     @property
     def step(self) -> Step:
         """What to do: ``retry`` later, ``park`` for a person, ``dead``: to the dead letters."""
-        return MEANS[self.kind][0]
+        return _MEANS[self.kind][0]
 
     @property
     def scope(self) -> Scope:
         """What else would be answered so: nothing but this intent, all of its meter, or whatever is sent."""
-        return MEANS[self.kind][1]
+        return _MEANS[self.kind][1]
 
     @property
     def is_of_contents(self) -> bool:
         """Whether what was sent is to blame: of a batch, one event or more of it."""
-        return self.kind in OF_CONTENTS
+        return self.kind in _OF_CONTENTS
 
     @property
     def alert(self) -> bool:
         """Whether a person must be told."""
-        return MEANS[self.kind][2]
+        return _MEANS[self.kind][2]
 
 
 def classify(result: Result) -> Outcome:
@@ -152,25 +152,25 @@ def _kind(result: Result) -> Kind:
     is_stripes = result.type in ERROR_TYPES
     # Stripe refuses an event with 400. Any other status answers something else than this event: a wrong
     # address, the state of the account.
-    of_event = status == HTTPStatus.BAD_REQUEST or NO_CUSTOMER_TEXT in text
+    of_event = status == HTTPStatus.BAD_REQUEST or _NO_CUSTOMER_TEXT in text
     first_match: list[tuple[bool, Kind]] = [
         (result.failure == "not_sent", "not_done"),
         (result.failure == "unreadable", "unreadable"),
         (result.failure is not None or status >= HTTPStatus.INTERNAL_SERVER_ERROR, "unknown"),
         (status < HTTPStatus.MULTIPLE_CHOICES, "delivered"),
-        (status in SYSTEMIC_STATUSES, "systemic"),
-        (status in BUSY_STATUSES, "not_done"),
-        (result.code in DUPLICATE_CODES or (is_stripes and DUPLICATE_TEXT in text), "duplicate"),
-        (result.code in NO_METER_CODES, "no_meter"),
+        (status in _SYSTEMIC_STATUSES, "systemic"),
+        (status in _BUSY_STATUSES, "not_done"),
+        (result.code in _DUPLICATE_CODES or (is_stripes and _DUPLICATE_TEXT in text), "duplicate"),
+        (result.code in _NO_METER_CODES, "no_meter"),
         (not is_stripes, "systemic"),
-        (result.type == IDEMPOTENCY_TYPE, "bug"),
+        (result.type == _IDEMPOTENCY_TYPE, "bug"),
         (result.should_retry is True, "not_done"),
-        (any(told in text for told in NO_METER_TEXTS), "no_meter"),
-        (result.type != REFUSAL_TYPE or not of_event, "systemic"),
-        (any(told in text for told in SYSTEMIC_TEXTS), "systemic"),
-        (param == TIMESTAMP_PARAM or TIMESTAMP_TEXT in text, "timestamp"),
-        (NO_CUSTOMER_TEXT in text or VALUE_TEXT in text, "permanent"),
-        (PAYLOAD in text or PAYLOAD in param or result.code in MAPPING_CODES, "mapping"),
+        (any(told in text for told in _NO_METER_TEXTS), "no_meter"),
+        (result.type != _REFUSAL_TYPE or not of_event, "systemic"),
+        (any(told in text for told in _SYSTEMIC_TEXTS), "systemic"),
+        (param == _TIMESTAMP_PARAM or _TIMESTAMP_TEXT in text, "timestamp"),
+        (_NO_CUSTOMER_TEXT in text or _VALUE_TEXT in text, "permanent"),
+        (_PAYLOAD in text or _PAYLOAD in param or result.code in _MAPPING_CODES, "mapping"),
         (True, "permanent"),
     ]
     return next(kind for holds, kind in first_match if holds)
@@ -181,6 +181,6 @@ def _is_refused(result: Result, kind: Kind) -> bool:
         return True
     # Whoever else answers may have passed the request on. And a key in use tells of another request than this
     # one, sent again on the way, which may be accepted.
-    is_in_use = result.status == HTTPStatus.CONFLICT or result.type == IDEMPOTENCY_TYPE
+    is_in_use = result.status == HTTPStatus.CONFLICT or result.type == _IDEMPOTENCY_TYPE
     is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}
     return result.type in ERROR_TYPES and not is_in_use and not is_open

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["EVENTS_BASE", "StripeStreamTransport"]
 
 EVENTS_BASE: Final = "https://meter-events.stripe.com"
-SESSION_PATH: Final = "/v2/billing/meter_event_session"
-STREAM_PATH: Final = "/v2/billing/meter_event_stream"
+_SESSION_PATH: Final = "/v2/billing/meter_event_session"
+_STREAM_PATH: Final = "/v2/billing/meter_event_stream"
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create
-EVENTS_MAX: Final = 100
+_EVENTS_MAX: Final = 100
 
 _JSON: Final = {"Content-Type": "application/json"}
 _SESSION_OVER: Final = "billing_meter_event_session_expired"
@@ -69,7 +69,7 @@ class StripeStreamTransport:
         ImportError: if the ``stripe`` extra is not installed.
     """
 
-    most = EVENTS_MAX
+    most = _EVENTS_MAX
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class StripeStreamTransport:
             "Idempotency-Key": key,
         }
         body = json.dumps({"events": [_event(intent) for intent in intents]}, separators=(",", ":"))
-        answer = await self._client(self._events_base).request("POST", STREAM_PATH, headers, body.encode())
+        answer = await self._client(self._events_base).request("POST", _STREAM_PATH, headers, body.encode())
         if isinstance(answer, Result):
             return replace(classify(answer), batch=batch)
         result = _read(answer)
@@ -154,7 +154,7 @@ class StripeStreamTransport:
             return _not_sent("the transport is closed")
         age_s = stopwatch(self._clock)
         headers = {**self._headers, "Idempotency-Key": token_hex(16)}
-        answer = await self._client(self._base).request("POST", SESSION_PATH, headers, b"{}")
+        answer = await self._client(self._base).request("POST", _SESSION_PATH, headers, b"{}")
         if isinstance(answer, Result):
             return _not_sent(f"there is no session for the stream: {answer.message}")
         self._session = _session_in(object_in(answer.body), age_s) if answer.status == HTTPStatus.OK else None

@@ -19,7 +19,7 @@ __all__ = ["CUSTOMER_KEY", "VALUE_KEY", "StripeV1Transport"]
 
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
-PATH: Final = "/v1/billing/meter_events"
+_PATH: Final = "/v1/billing/meter_events"
 
 
 class StripeV1Transport:
@@ -75,9 +75,9 @@ class StripeV1Transport:
         body = urlencode(_form(intent)).encode()
         if self._http is None:
             self._http = client_of(self._base, timeout_s=self.timeout_s)
-        answer = await self._http.request("POST", PATH, headers, body)
+        answer = await self._http.request("POST", _PATH, headers, body)
         if not isinstance(answer, Result):
-            answer = read_answer(answer, identifier=intent.identifier)
+            answer = _read_answer(answer, identifier=intent.identifier)
         return classify(answer)
 
     async def close(self) -> None:
@@ -98,7 +98,7 @@ def _form(intent: Sealed) -> dict[str, str]:
     }
 
 
-def read_answer(answer: Answer, *, identifier: str) -> Result:
+def _read_answer(answer: Answer, *, identifier: str) -> Result:
     """What an answer says of the meter event that it should be about."""
     if object_in(answer.body).get("identifier") == identifier:
         return read_result(answer)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["Judged", "Look", "Verdict", "judge"]
 
 # https://docs.stripe.com/api/billing/meter-event/create: "within the past 35 calendar days"; less an hour.
-PAST_MS: Final = 35 * 86_400_000 - 3_600_000
+_PAST_MS: Final = 35 * 86_400_000 - 3_600_000
 # What is pending of a closed period is sealed into several intents of one minute where no value can hold it.
-SPLIT_AT: Final = 10**15 - 1
+_SPLIT_AT: Final = 10**15 - 1
 
 Verdict = Literal["again", "delivered", "replace", "person"]
 """Look again; Stripe has it; Stripe does not, and it is sent under a new identifier; somebody must decide."""
@@ -57,7 +57,7 @@ def judge(*, value: int, minute_ms: int, first_attempt_ms: int, before: Look | N
     """
     if now.at_ms < first_attempt_ms + COMPARED_MS:
         return Judged(verdict="again", wait_ms=first_attempt_ms + COMPARED_MS - now.at_ms)
-    if value >= SPLIT_AT:
+    if value >= _SPLIT_AT:
         return Judged(
             verdict="person",
             why=f"its minute may have another intent of {value}: its summary does not tell them apart",
@@ -87,7 +87,7 @@ def _judge_two(value: int, minute_ms: int, before: Look, now: Look) -> Judged:
             " hand; then drop it"
         )
         return Judged(verdict="person", why=why)
-    if minute_ms < now.at_ms - PAST_MS:
+    if minute_ms < now.at_ms - _PAST_MS:
         why = "Stripe does not have it, and takes nothing older than 35 days: bill it by hand"
         return Judged(verdict="person", why=why)
     return Judged(verdict="replace", why="Stripe's summary of its minute said 0, twice")

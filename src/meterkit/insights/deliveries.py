@@ -23,7 +23,7 @@ STATES: Final = {
 }
 """A state to the sorted set of each shard that has what is in it."""
 _STATE_OF: Final = {name: state for state, name in STATES.items()}
-_KEPT_UNLINKED: Final = "unlinked"
+_BY_EXPIRY: Final = "unlinked"  # Its set is sorted by when usage expires, not by since when it waits.
 
 
 class Waiting(NamedTuple):
@@ -56,6 +56,6 @@ async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
     for ((_, name), number), first in zip(counts.items(), found, strict=True):
         state = _STATE_OF[name]
         before = waiting[state]
-        overdue_s = max(0.0, (now_ms - first[0][1]) / 1000) if first and state != _KEPT_UNLINKED else 0.0
+        overdue_s = max(0.0, (now_ms - first[0][1]) / 1000) if first and state != _BY_EXPIRY else 0.0
         waiting[state] = Waiting(before.items + number, max(before.age_s, overdue_s))
     return waiting

@@ -28,6 +28,7 @@ __all__ = [
     "Deliveries",
     "MeterUsage",
     "PeriodUsage",
+    "UsageReply",
     "gone_tokens",
     "price_cents",
     "usage_of",

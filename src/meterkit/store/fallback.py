@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meterkit.store.marked import Prepare
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["Fallback"]
+__all__ = ["Fallback", "is_known"]
 
 _CUSTOMERS_MAX: Final = 10_000
 
@@ -41,7 +41,7 @@ class Fallback:
     def decide(self, view: CustomerView, prepare: Prepare) -> tuple[PreparedDecision, list[int]]:
         """What was decided, and a reply as the decision script's; counted in rates where it allows."""
         now_ms = self._now_ms()
-        decided = prepare(as_of(view.cache.newest(view), now_ms), "d")
+        decided = prepare(_as_of(view.cache.newest(view), now_ms), "d")
         view = decided.view
         with self._lock:
             known = self._known(view)
@@ -77,7 +77,7 @@ def is_known(view: CustomerView) -> bool:
     return view.anonymous or view.rev != NO_STATE or view.left is not None
 
 
-def as_of(view: CustomerView, now_ms: int) -> CustomerView:
+def _as_of(view: CustomerView, now_ms: int) -> CustomerView:
     """What a state means by now: a trial, a grace or a period may have ended since it was looked at."""
     effective = view.effective
     if now_ms < min(effective.valid_until_ms, effective.bounds.end_ms):

@@ -26,7 +26,7 @@ __all__ = [
     "split",
 ]
 
-VERSION: Final = 1
+_VERSION: Final = 1
 _MAGIC: Final = b"meterkit spool "
 _FRAME: Final = struct.Struct("<II")
 _RECORD_BYTES_MAX: Final = 1 << 20
@@ -80,7 +80,7 @@ class Header:
 
     def dump(self) -> bytes:
         """The beginning of a file."""
-        return b"%b%d\n%b" % (_MAGIC, VERSION, frame(json.dumps(asdict(self)).encode()))
+        return b"%b%d\n%b" % (_MAGIC, _VERSION, frame(json.dumps(asdict(self)).encode()))
 
     @classmethod
     def read(cls, data: bytes) -> tuple[Self, int]:
@@ -93,8 +93,8 @@ class Header:
         version = line.removeprefix(_MAGIC)
         if not (line.startswith(_MAGIC) and version.isdigit() and len(version) < _FRAME.size):
             raise SpoolError("it does not begin as a spool does")
-        if int(version) > VERSION:
-            newer = f"it is of format {int(version)}, and this release reads up to {VERSION}"
+        if int(version) > _VERSION:
+            newer = f"it is of format {int(version)}, and this release reads up to {_VERSION}"
             raise SpoolError(f"{newer}; upgrade this process")
         records, _, _ = split(rest)
         if not records:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
-__all__ = ["Refusable", "Refusing"]
+__all__ = ["Refusable", "Refused", "Refusing"]
 
 _DAY_MS: Final = 86_400_000
 _DAYS_NEAR: Final = 3

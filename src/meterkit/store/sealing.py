@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Sealer", "Sealing", "is_of_the_server", "kept_ms"]
+__all__ = ["Nameless", "Sealer", "Sealing", "is_of_the_server", "kept_ms"]
 
 _TRIES: Final = 5
 _PAGE: Final = 50

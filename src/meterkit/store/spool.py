@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_SPOOLS", "Spool", "SpoolsLeft"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _log = logging.getLogger("meterkit.store")
 
@@ -349,7 +349,7 @@ class Spool:
     def _sender(self, producer: str) -> Replay:
         return Replay(producer, lane_of=self._lane.lane_of, cache=self._cache(), keys=self._keys)
 
-    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="meterkit-spool")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)

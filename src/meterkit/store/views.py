@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CustomerCache", "CustomerView", "PreparedDecision"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _CUSTOMERS_MAX: Final = 10_000
 _PREPARED_MAX: Final = 256
@@ -300,9 +300,9 @@ class CustomerView:
             keeps=self.effective.keeps_limits,
         )
 
-    def once(self, key: tuple[object, ...], prepare: Callable[[], T]) -> T:
+    def once(self, key: tuple[object, ...], prepare: Callable[[], _T]) -> _T:
         """What was prepared for a key before; where there is too much of it, all is prepared anew."""
-        found: T | None = self._prepared.get(key)
+        found: _T | None = self._prepared.get(key)
         if found is None:
             if len(self._prepared) >= _PREPARED_MAX:
                 self._prepared.clear()
