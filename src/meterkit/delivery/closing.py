@@ -135,7 +135,7 @@ class Closer:
             await closes.forget(close)
             return None
         found = await self._reconciler.of_customer(usage, summaries)
-        whys = list(filter(None, map(_why_meter_is_open, found)))
+        whys = [why for one in found if (why := _why_meter_is_open(one))]
         if whys:
             return "; ".join(whys)
         if await closes.forget(close):
