@@ -175,8 +175,14 @@ def test_what_is_told_in_sentences_has_some_words_a_line(
 ) -> None:
     why = "rebuilt from the audit log: Stripe may have it, and it is compared with Stripe's summary first"
     intents: list[dict[str, object]] = [
-        {"intent": "f49f2c9213c9189bb21688164d7b66d1-1", "customer": "acme", "minute": "2026-11-22 01:12:00Z"}
-        | {"first attempt": "2026-11-21 01:08:32Z", "quantity": 9, "why": why}
+        {
+            "intent": "f49f2c9213c9189bb21688164d7b66d1-1",
+            "customer": "acme",
+            "minute": "2026-11-22 01:12:00Z",
+            "first attempt": "2026-11-21 01:08:32Z",
+            "quantity": 9,
+            "why": why,
+        }
     ]
     for columns, lines in ((110, 6), (60, 7)):
         monkeypatch.setenv("COLUMNS", str(columns))
