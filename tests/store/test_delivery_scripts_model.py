@@ -8,6 +8,8 @@ import pytest
 
 from store.delivery_checks import load_texts
 from store.delivery_driver import Delivery
+from store.recalling import Recalling
+from store.refusing import Refusing
 from store.script_driver import life
 from store.script_wires import fake_wire, server_wire
 
@@ -70,3 +72,18 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
     delivery = Delivery(fake_wire(), load_texts("fake"), life(112), slack_ms=1000)
     for _ in range(500):
         delivery.step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [
+        (Recalling, {"recall 0", "recall 1"}),
+        (Refusing, {"refuse 0", "refuse 1", "refuse 2", "refuse 3"}),
+    ],
+)
+def test_so_they_do_in_lives_of_their_own(valkey: Server, kind: type[Delivery], answers: set[str]) -> None:
+    with server_wire(valkey) as wire:
+        delivery = kind(wire, load_texts(), life(7))
+        for _ in range(500):
+            delivery.step()
+    assert answers <= set(+delivery.seen)

@@ -41,7 +41,7 @@ elseif intent.state == 'leased' then
 end
 local field, value = count_of(intent, intent.state)
 local counted = intent.state == 'delivered' and call('HGET', totals_key, field)
-if counted and tonumber(counted) < tonumber(value) or not recount(totals_key, intent, intent.state, state) then
+if counted and (tonumber(counted) or -1) < tonumber(value) or not recount(totals_key, intent, intent.state, state) then
   return 3
 end
 local now = server_ms(caller_ms)
