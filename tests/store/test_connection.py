@@ -257,9 +257,9 @@ async def test_a_request_sent_later_has_its_own_time(proxy: TcpProxy, to_proxy: 
 
 
 async def test_a_quiet_connection_has_no_timer(to_server: Opener) -> None:
-    connection = await to_server(timeout_s=0.05)
+    connection = await to_server(timeout_s=0.5)
     await connection.call(Echo("one"))
-    await asyncio.sleep(0.12)
+    await asyncio.sleep(1.05)
     assert connection.open
     assert connection._watchdog is None
     assert not connection._sent
