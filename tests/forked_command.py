@@ -26,6 +26,7 @@ IMPORTED_BEFORE: Final = [
     *("meterkit.cli.app", "meterkit.kit", "meterkit.cli.doctor.examination", "meterkit.sync"),
     *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "meterkit.delivery.stripe_stream"),
     *("meterkit.testing", "meterkit.testing.emulator.server", "redis.asyncio", "aiohttp"),
+    *("meterkit.redis.admin", "meterkit.redis.cluster_client", "meterkit.stripe.http"),
 ]
 
 

@@ -20,6 +20,7 @@ from commands import TIMEOUT_S
 from forked_program import forked_program
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
+from servers import free_port
 from shown_blocks import ROOT, Shown, shown
 
 if TYPE_CHECKING:
@@ -48,12 +49,6 @@ def ports() -> dict[str, str]:
 
 def of(page: str, language: str) -> list[str]:
     return [block.text for block in SHOWN if (block.page, block.language) == (page, language)]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -87,5 +87,7 @@ def _with_includes(text: str, clock: Clock) -> str:
     return _INCLUDES.sub(inline_all, text)
 
 
+@cache
 def _read(path: str) -> str:
+    # Many scripts include the same: each process that begins would read them three times over.
     return (resources.files("meterkit") / "lua" / path).read_text(encoding="utf-8")
