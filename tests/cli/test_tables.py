@@ -6,23 +6,24 @@ import fcntl
 import os
 import pty
 import struct
-import subprocess
-import sys
 import termios
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands import TIMEOUT_S
+from forked_command import run_forked
 from meterkit import MeterKit
 from meterkit.cli.output import print_records
 from meterkit.cli.table import fit
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from commands import Shell
 
 LONG = "customer-with-a-rather-long-identifier@example.com"
@@ -34,27 +35,23 @@ def on_terminal(shell: Shell, *arguments: str, columns: int) -> list[str]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = shell.environment | {"TERM": "xterm", "NO_COLOR": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", "meterkit", *arguments],
-        cwd=shell.directory,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=theirs,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    streams = (Path(os.devnull), Path(os.ttyname(theirs)), Path(os.devnull))
+    with ThreadPoolExecutor(1) as reader:
+        said = reader.submit(all_of, ours)
+        code = run_forked(arguments, shell.directory, variables, streams, timeout_s=TIMEOUT_S)
         os.close(theirs)
-        said = b""
-        try:
-            while piece := os.read(ours, 4096):
-                said += piece
-        except OSError:
-            pass  # Linux' word for the end of a terminal.
-        finally:
-            os.close(ours)
-    assert process.returncode == 0
-    return [
-        line.rstrip() for line in said.decode().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
-    ]
+        lines = said.result().decode().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+    assert code == 0
+    return [line.rstrip() for line in lines]
+
+
+def all_of(terminal: int) -> bytes:
+    """What is written to a terminal until nobody has it any more."""
+    said = b""
+    with os.fdopen(terminal, "rb", buffering=0) as ours, suppress(OSError):  # Linux' word for its end.
+        while piece := ours.read(4096):
+            said += piece
+    return said
 
 
 @pytest.fixture
