@@ -46,6 +46,7 @@ app.add_middleware(MeterMiddleware, kit=kit, identify=identify.header("x-custome
 config = uvicorn.Config(app, port=0, log_level="warning", access_log=False)
 server = uvicorn.Server(config)
 socket = config.bind_socket()
+socket.listen()
 print(socket.getsockname()[1], flush=True)
 server.run(sockets=[socket])
 """

@@ -490,6 +490,7 @@ async def test_i9_a_refusing_server_is_a_clear_error_and_never_a_crash(
 
         await eventually(told)
         assert await Client(app).get("acme", "/deny") == 503
+        caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert [await Client(app).get(f"c{n}", "/") for n in range(20)] == [200] * 20
             await asyncio.sleep(0.3)

@@ -19,7 +19,7 @@ __all__ = ["fit", "table"]
 _GAP: Final = 2
 _WORD_MAX: Final = 18
 """Longer ids are cut rather than put a whole table below each other; quantities and dates never are."""
-_SENTENCE_FROM: Final = 40
+_SENTENCE: Final = re.compile(r"(?=.{41})(\S+ ){4}.*")  # Else it is a path, or a few names.
 _SENTENCE_LEAST: Final = 28
 _QUANTITY: Final = re.compile(r"-?[0-9,]+(\.[0-9]+)?|unlimited|")
 
@@ -28,7 +28,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) 
     """Rows of texts as a table; wrapped between words, or else as a list, where it would be too wide."""
     cells = [[name, *(row[nth] for row in rows)] for nth, name in enumerate(columns)]
     natural = [max(map(cell_len, column)) for column in cells]
-    least = [_least(column, widest) for column, widest in zip(cells, natural, strict=True)]
+    least = [_least(column) for column in cells]
     widths = fit(natural, least, width)
     if widths is None:
         return _below_each_other(columns, rows)
@@ -41,13 +41,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) 
     return [found]
 
 
-def _least(column: Sequence[str], widest: int) -> int:
+def _least(column: Sequence[str]) -> int:
     """How wide a column is at least: its longest word, and of what is told in sentences some words a line."""
     words = (word for cell in column for word in cell.split(" "))
     longest = max(
         cell_len(word) if _QUANTITY.fullmatch(word) else min(cell_len(word), _WORD_MAX) for word in words
     )
-    return max(longest, _SENTENCE_LEAST) if widest > _SENTENCE_FROM else longest
+    return max(longest, _SENTENCE_LEAST) if any(map(_SENTENCE.match, column)) else longest
 
 
 def fit(natural: Sequence[int], least: Sequence[int], width: int) -> list[int] | None:
