@@ -6,23 +6,21 @@ import asyncio
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
-from secrets import token_hex
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-import anyio
 
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.store.event_names import read_meters
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from meterkit.insights.audit.backlog import Waiting
     from meterkit.insights.audit.database import Database
@@ -42,7 +40,6 @@ MOST: Final = 50_000
 _LEASE_MS: Final = 30_000
 # What is younger may be lost by the store that has it, and come again under another name.
 _LEAST_AGE_MS: Final = 2_000
-_TRY_LEASE_S: Final = 0.2
 
 
 def drainer_of(store: Store, settings: Settings) -> Drainer:
@@ -84,7 +81,7 @@ class Drainer:
         self._least_age_ms = least_age_ms
         self._store = store
         self.database = database
-        self._token = token_hex(16)
+        self.lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "audit:lease"), lasts_ms=_LEASE_MS)
         self._unread: set[str] = set()
         self._has_failed = self._is_full = False
         # Of its own: where the database hangs, whatever else runs in threads does not.
@@ -112,7 +109,7 @@ class Drainer:
     async def once(self) -> None:
         """Drain what has waited for a while, unless another process does; where that fails, it is logged."""
         try:
-            async with self.lease(within_s=0.0) as is_held:
+            async with self.lease.held() as is_held:
                 if is_held:
                     await self.drain(least_age_ms=self._least_age_ms)
         except MeterkitError as error:
@@ -125,22 +122,6 @@ class Drainer:
             if self._has_failed and is_held:
                 _logger.warning("the audit log is drained again")
                 self._has_failed = False
-
-    @asynccontextmanager
-    async def lease(self, *, within_s: float) -> AsyncGenerator[bool]:
-        """Keep others from draining; whether that could be had in time."""
-        is_held = await self._lease(_LEASE_MS)
-        for _ in range(0 if is_held else int(within_s / _TRY_LEASE_S)):
-            await anyio.sleep(_TRY_LEASE_S)
-            is_held = await self._lease(_LEASE_MS)
-            if is_held:
-                break
-        try:
-            yield is_held
-        finally:
-            if is_held:
-                with anyio.CancelScope(shield=True), suppress(StoreError):
-                    await self._lease(0)
 
     async def fold(self, most: int = MOST) -> None:
         """Add up what is beyond ``most`` entries of a shard: of these single events are not told apart.
@@ -196,7 +177,7 @@ class Drainer:
             if done:
                 await self.in_thread(partial(self.database.insert, rows))
                 await admin.ask(client.xdel(stream, *done))
-                await self._lease(_LEASE_MS)
+                await self.lease.take()
             if len(page) == _PAGE:
                 last = f"({page[-1][0].decode()}"
             elif await admin.ask(client.exists(sums)):
@@ -231,8 +212,3 @@ class Drainer:
         return {token: one.meter for token, one in known.items()} | {
             meter_token(name): name for name in store.catalog.meters
         }
-
-    async def _lease(self, ttl_ms: int) -> bool:
-        store = self._store
-        admin, key = await store.admin(), store.keys.shard(HOOKS_SHARD, "audit:lease")
-        return bool(await admin.run(store.scripts["lease"], [key], self._token, ttl_ms))

@@ -153,7 +153,7 @@ class Rebuilder:
         if customer is not None:
             check_customer(customer)
         store, drainer = self._store, self._drainer
-        async with drainer.lease(within_s=_LEASE_S) as is_held:
+        async with drainer.lease.held(within_s=_LEASE_S) as is_held:
             if not is_held:
                 raise MeterkitError("another process drains the audit log; try again in a minute")
             await drainer.drain()
