@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.delivery.comparing import Comparer
+from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
@@ -45,7 +46,6 @@ _IDLE_FIRST_S: Final = 0.2
 _IDLE_MAX_S: Final = 5.0
 _YOUNG_S: Final = 2.1
 _COMPARE_EVERY_MS: Final = 60_000
-_SAY_AGAIN_S: Final = 3600.0
 
 
 class Flusher:
@@ -82,7 +82,7 @@ class Flusher:
         )
         self._alone = asyncio.Lock()
         self._aside: set[tuple[str, str]] = set()
-        self._failures = _Failures()
+        self._failures = Hourly()
 
     def stop(self) -> None:
         """Send nothing more. What is under way is waited for: at most the time that one call may take."""
@@ -94,14 +94,30 @@ class Flusher:
         Raises:
             Exception: what ``told`` raises; nothing else ends it.
         """
-        await self._failures.logged(self._check())
+        await self._logged(self._check())
         while not self._sender.stopping.is_set():
-            report = await self._failures.logged(self._flush())
+            report = await self._logged(self._flush())
             if report is not None:
-                self._failures.are_over()
+                self._failures.forget()
                 if told is not None:
                     told(report)
             await self._idle(_jitter(0.8, 1.2) * every_s)
+
+    async def _logged(self, work: Coroutine[Any, Any, _T]) -> _T | None:
+        """What came of it; None where it failed: this goes on until the process ends.
+
+        Each kind of error is said, and said again each hour for as long as no pass has succeeded.
+        """
+        results = await asyncio.gather(work, return_exceptions=True)
+        result: _T | BaseException = results[0]
+        if not isinstance(result, BaseException):
+            return result
+        if self._failures.is_due(type(result)):
+            # Nobody else would hear of an error that is not ours.
+            unexpected = None if isinstance(result, MeterkitError) else result
+            message = "this flush failed, the next one goes on from there: %s"
+            _logger.error(message, result, exc_info=unexpected)
+        return None
 
     async def _check(self) -> None:
         refusal = await Outbox(self._store, await self._store.admin()).refusal()
@@ -319,32 +335,6 @@ class _Pass:
             elif move.why:
                 report.retried += 1
                 report.why = move.why
-
-
-class _Failures:
-    """Logs why passes fail: each kind of error once, and each hour for as long as no pass has succeeded."""
-
-    def __init__(self) -> None:
-        self._said_s: dict[type[BaseException], float] = {}
-
-    async def logged(self, work: Coroutine[Any, Any, _T]) -> _T | None:
-        """What came of it; None where it failed: this goes on until the process ends."""
-        results = await asyncio.gather(work, return_exceptions=True)
-        result: _T | BaseException = results[0]
-        if not isinstance(result, BaseException):
-            return result
-        now, kind = monotonic(), type(result)
-        if now - self._said_s.get(kind, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
-            self._said_s[kind] = now
-            # Nobody else would hear of an error that is not ours.
-            unexpected = None if isinstance(result, MeterkitError) else result
-            message = "this flush failed, the next one goes on from there: %s"
-            _logger.error(message, result, exc_info=unexpected)
-        return None
-
-    def are_over(self) -> None:
-        """A pass has succeeded."""
-        self._said_s.clear()
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

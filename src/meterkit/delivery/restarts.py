@@ -6,11 +6,11 @@ import logging
 import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import stamped_span_s
 from meterkit.delivery.comparing import CAUSE
+from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
 from meterkit.store.kept_intents import kept_in
@@ -38,7 +38,6 @@ _SEALED_MS: Final = 300_000
 # What was tried before is sent first; that long it is waited for.
 _PATIENCE_MS: Final = 3_600_000
 _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
-_SAY_AGAIN_S: Final = 3600.0
 _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 
 
@@ -77,7 +76,7 @@ class Restarts:
         self._lives = ServerLives(store)
         self._has_begun = False
         self._said: set[str | None] = set()
-        self._waits_said_s: dict[str | None, float] = {}
+        self._waits = Hourly()
 
     async def begin(self) -> None:
         """Have a new store know in which life it is. Raises StoreError where it does not answer."""
@@ -122,9 +121,7 @@ class Restarts:
 
     def _say_unknown(self, shard: int, life: ServerLife, error: StripeError) -> None:
         """Once of a server, and each hour: each pass asks again for each shard."""
-        now = monotonic()
-        if now - self._waits_said_s.get(life.now, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
-            self._waits_said_s[life.now] = now
+        if self._waits.is_due(life.now):
             _logger.warning(
                 "shard %d waits, and others may, as Stripe does not say what it has: %s", shard, error
             )
