@@ -6,7 +6,6 @@ A sample of the mutants, another one whenever a script changes; all of them, in 
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -57,7 +56,6 @@ FILES: Final[Mapping[str, Lives]] = {
 STEPS: Final = 5000
 SAMPLE: Final = 12
 SHARES: Final = 4  # Tests, so that several processes may share them.
-ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
 EQUIVALENT: Final = equivalents("script_equivalents.txt")
 
 
@@ -106,7 +104,7 @@ def is_caught(mutant: Mutant, wire: Wire, rightly: Rightly) -> bool:
 @cache
 def chosen() -> list[Mutant]:
     every = [mutant for mutant in mutants(tuple(FILES)) if str(mutant) not in EQUIVALENT]
-    return every if ALL else sample_of(every, SAMPLE)
+    return sample_of(every, SAMPLE)
 
 
 @pytest.mark.timeout(3600)
