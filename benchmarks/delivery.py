@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import redis.asyncio
 from machine import Cores, await_port, free_port, redis_server
+from tables import show
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -168,10 +169,7 @@ def table(result: dict) -> Table:
 def main() -> None:
     cores = Cores()
     with redis_server(cores) as redis_url:
-        title, head, rows = table({"delivery": measure(redis_url, cores)})
-    print(title)
-    for row in (head, *rows):
-        print("  ".join(cell.rjust(20) if place else cell.ljust(26) for place, cell in enumerate(row)))
+        show(table({"delivery": measure(redis_url, cores)}))
 
 
 if __name__ == "__main__":

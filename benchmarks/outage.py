@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from inprocess import FULL, Size, Worker, database
 from machine import Cores, redis_server
+from tables import show
 from variants import BY_NAME
 
 if TYPE_CHECKING:
@@ -74,10 +75,7 @@ def table(result: dict) -> Table:
 def main() -> None:
     cores = Cores()
     with redis_server(cores) as redis_url:
-        title, head, rows = table({"outage": measure(redis_url, cores, "asyncio", FULL)})
-    print(title)
-    for row in (head, *rows):
-        print("  ".join(cell.rjust(18) if place else cell.ljust(62) for place, cell in enumerate(row)))
+        show(table({"outage": measure(redis_url, cores, "asyncio", FULL)}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import grants
 import outage
 import streams_report
 import webhooks
+from tables import aligned
 from variants import BY_NAME
 
 import delivery
@@ -17,7 +18,7 @@ import delivery
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tables import Row, Table
+    from tables import Table
 
 
 def _span(figure: dict, digits: int = 1) -> str:
@@ -184,16 +185,6 @@ def _tables(result: dict) -> Iterable[Table]:
     return (table for part in PARTS if (table := part(result))[2])
 
 
-def _aligned(head: Row, rows: list[Row]) -> list[str]:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [
-        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        for row in rows
-    ]
-    top = [head[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(head[1:], widths[1:], strict=True))]
-    return ["  ".join(line) for line in [top, *lines]]
-
-
 def _disturbance(result: dict) -> list[str]:
     """How much of its core the bare app got: it never waits, so less than all of it went to others."""
     if "bare" not in result["timed"]:
@@ -225,7 +216,7 @@ def _machine_lines(result: dict) -> list[str]:
 def as_text(result: dict) -> str:
     lines = _machine_lines(result)
     for title, head, rows in _tables(result):
-        lines += ["", f"== {title}", *_aligned(head, rows)]
+        lines += ["", f"== {title}", *aligned(head, rows)]
     if result["skipped"]:
         lines += ["", "== Skipped", *(f"{name}: {why}" for name, why in result["skipped"].items())]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ import uvicorn
 from machine import Cores, await_port, free_port, redis_server
 from starlette.applications import Starlette
 from starlette.routing import Route
+from tables import show
 
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
@@ -134,10 +135,7 @@ def table(result: dict) -> Table:
 def main() -> None:
     cores = Cores()
     with redis_server(cores) as redis_url:
-        title, head, rows = table({"webhooks": measure(redis_url, cores)})
-    print(title)
-    for row in (head, *rows):
-        print("  ".join(cell.rjust(12) if place else cell.ljust(20) for place, cell in enumerate(row)))
+        show(table({"webhooks": measure(redis_url, cores)}))
 
 
 if __name__ == "__main__":
