@@ -213,15 +213,20 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def logging_stays_as_it_was() -> Iterator[None]:
     """The command line sets levels and filters, also where a test runs it in this process."""
-    names = ("meterkit", "meterkit.plans", "meterkit.delivery", "meterkit.store")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [list(logger.filters) for logger in loggers]
-    for logger in loggers:
+    before = {logger: list(logger.filters) for logger in _own_loggers()}
+    for logger in before:
         _set_level(logger, logging.NOTSET)  # What is run for all tests of a module may have set it, too.
     yield
-    for logger, filters in zip(loggers, before, strict=True):
+    for logger in _own_loggers():
         _set_level(logger, logging.NOTSET)
-        logger.filters[:] = filters
+        logger.filters[:] = before.get(logger, ())
+
+
+def _own_loggers() -> list[logging.Logger]:
+    """All of meterkit's that there are: a page of the docs may set any of them."""
+    known = logging.Logger.manager.loggerDict
+    named = (logger for name, logger in known.items() if name.partition(".")[0] == "meterkit")
+    return [logger for logger in named if isinstance(logger, logging.Logger)]
 
 
 def _set_level(logger: logging.Logger, level: int) -> None:
