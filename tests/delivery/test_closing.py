@@ -102,6 +102,16 @@ async def test_usage_of_the_last_minutes_alone_is_closed_too(store_url: str) -> 
         assert await closing.at(11) == (1, 0, 0)
 
 
+async def test_a_close_of_which_all_was_taken_back_waits_for_stripe_too(store_url: str) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme")
+        await at.flush(everything=True)
+        await at.kit.correct("acme", {"requests": 7}, reason="a loop", correction_id="c-1")
+        at.emulator.fail_next("lose")
+        await at.flush(everything=True)
+        assert await closing.at(11) == (0, 1, 0)
+
+
 async def test_units_that_stripe_did_not_count_are_told_once_before_the_invoice_is_final(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -81,6 +81,19 @@ async def test_units_that_stripe_accepted_and_did_not_count_are_a_difference(sto
     assert "counted 7 less than it accepted" in found.advice
 
 
+async def test_a_meter_of_which_all_was_taken_back_is_compared(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True)
+        await at.kit.correct("acme", {"requests": 7}, reason="a loop", correction_id="c-1")
+        at.emulator.fail_next("lose")
+        await at.flush(everything=True)
+        found = await of_acme(at)
+        assert (found.recorded, found.delivered, found.confirmed, found.difference) == (0, 0, 7, 7)
+        assert (found.agrees, "7 were taken back there" in found.advice) == (False, True)
+
+
 async def test_what_is_parked_and_there_is_delivered_by_a_repair_that_looks_twice(store_url: str) -> None:
     async with desk(store_url) as at:
         await at.link("acme")

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.ambiguity import may_be_sent_again
+from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
 from meterkit.delivery.report import FlushReport
@@ -14,13 +15,14 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customer_id import check_customer
+from meterkit.store.customer_usage import TAKEN_BACK
 from meterkit.store.history import history_of
 from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.delivery.summaries import Summaries
@@ -138,11 +140,27 @@ class Reconciler:
     async def of_customer(self, usage: CustomerUsage, summaries: Summaries) -> list[Reconciled]:
         """The same of one customer, by its usage of a period and what Stripe says."""
         _, state = await States(self._store).read(usage["customer"])
-        return [
-            await self._of_meter(usage, name, meter.stripe.event_name, state.stripe_customer, summaries)
+        events = {
+            name: meter.stripe.event_name
             for name, meter in self._store.catalog.meters.items()
-            if meter.stripe is not None and _goes_to_stripe(usage["meters"][name])
+            if meter.stripe is not None
+        }
+        taken_back = await self._taken_back(usage, list(events))
+        return [
+            await self._of_meter(usage, name, event_name, state.stripe_customer, summaries, taken_back[name])
+            for name, event_name in events.items()
+            if taken_back[name] or _goes_to_stripe(usage["meters"][name])
         ]
+
+    async def _taken_back(self, usage: CustomerUsage, meters: Sequence[str]) -> Mapping[str, int]:
+        """By meter the delivered units that were taken back: where nothing is left, Stripe was sent some."""
+        if not meters:
+            return {}
+        admin, keys = await self._store.admin(), self._store.keys.customer(usage["customer"])
+        start_ms = to_ms(usage["period"]["start"])
+        fields = [f"{start_ms}|{meter_token(name)}{TAKEN_BACK}" for name in meters]
+        found = await admin.ask(admin.client.hmget(keys.totals, fields))
+        return {name: int(units or 0) for name, units in zip(meters, found, strict=True)}
 
     async def _of_meter(
         self,
@@ -151,6 +169,7 @@ class Reconciler:
         event_name: str,
         stripe_customer: str | None,
         summaries: Summaries,
+        taken_back: int,
     ) -> Reconciled:
         period, counts, now_ms = usage["period"], usage["meters"][name], self._store.now_ms()
         end_ms, confirmed = to_ms(period["end"]), None
@@ -175,10 +194,12 @@ class Reconciler:
             difference=difference,
             late=counts["late"],
             dead=counts["dead"],
-            advice=await self._advice(usage, difference, parked, delivered),
+            advice=await self._advice(usage, difference, parked, delivered, taken_back),
         )
 
-    async def _advice(self, usage: CustomerUsage, difference: int | None, parked: int, delivered: int) -> str:
+    async def _advice(
+        self, usage: CustomerUsage, difference: int | None, parked: int, delivered: int, taken_back: int
+    ) -> str:
         """What a person must do; empty: nothing."""
         if difference is None:
             return "Stripe has no such meter or customer, or the customer is not linked any more" * bool(
@@ -196,6 +217,11 @@ class Reconciler:
             return (
                 f"{parked} are parked, of which Stripe may have {difference}: --repair compares what can be,"
                 " `meterkit outbox list --state parked` has the rest"
+            )
+        if 0 < difference <= taken_back:
+            return (
+                f"Stripe has {difference} more than was delivered, and {taken_back} were taken back there: it"
+                " counts within minutes, else see its meter error reports, and cancelled events"
             )
         if difference > 0:
             return f"Stripe has {difference} more than was delivered: something else sends to this meter"
