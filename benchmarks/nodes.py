@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import redis
 from inprocess import FULL, QUICK, Size, Worker
-from machine import Cores, await_port, describe, free_port, server_binary
+from machine import Cores, await_port, describe, free_port, server_binaries, started
 from variants import BY_NAME
 
 from meterkit.redis.cluster import slot_of
@@ -46,14 +45,11 @@ def servers(count: int, cores: Cores) -> Iterator[tuple[str, list[redis.Redis]]]
         buses: dict[int, int] = {}
         for _ in range(count):
             port, folder = free_port(), stack.enter_context(tempfile.TemporaryDirectory())
-            command = [server_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder]
-            command += ["--save", "", "--appendonly", "no"]
+            options = ["--port", str(port), "--bind", "127.0.0.1"]
             if count > 1:
                 buses[port] = free_port()
-                command += ["--cluster-enabled", "yes", "--cluster-port", str(buses[port])]
-            with cores.on(cores.server):
-                server = stack.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-            stack.callback(server.terminate)
+                options += ["--cluster-enabled", "yes", "--cluster-port", str(buses[port])]
+            stack.enter_context(started(server_binaries()[0], cores, folder, *options))
             await_port(port)
             ports.append(port)
         clients = [redis.Redis(port=port, decode_responses=True) for port in ports]

