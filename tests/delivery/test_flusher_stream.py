@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from delivering import FAULTS, KEY_REFUSED, NOW, desk, until
+from meterkit.store.batches import intents_in
 from meterkit.testing import Clock
 from workers import workers
 
@@ -57,6 +58,20 @@ async def test_a_hundred_intents_go_in_a_call(any_store_url: str) -> None:
         usage = (await at.kit.usage("c7"))["meters"]["requests"]
         assert (usage["delivered"], usage["queued"] + usage["leased"]) == (8, 0)
     assert len(at.emulator.events) == 230
+
+
+async def test_what_is_kept_of_a_batch_is_short(store_url: str, valkey: Server) -> None:
+    async with stream_desk(store_url, shards=1) as at:
+        await record_some(at, 230)
+        await at.flush(everything=True)
+        sent = [event.identifier for event in at.emulator.events]
+        assert len(set(sent)) == 230
+        (key,) = valkey.command("KEYS", "mk:{0}:batches:*")
+        # 40 where each identifier is kept as it is.
+        assert valkey.command("MEMORY", "USAGE", key) / 230 < 14
+        kept: list[str] = valkey.command("HVALS", key)
+        # The first call of a process has one event, and is known by that.
+        assert sorted(one for text in kept for one in intents_in(text)) == sorted(sent[1:])
 
 
 async def test_the_setting_chooses_the_stream(store_url: str) -> None:

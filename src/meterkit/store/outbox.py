@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.errors import StoreError
 from meterkit.redis.durability import Keeping
+from meterkit.store.batches import batch_text
 from meterkit.store.event_names import read_meters, remember_meters
 from meterkit.store.intents import (
     CANNOT_BE_COUNTED,
@@ -210,7 +211,7 @@ class Outbox:
         for move in moves:
             if move.batch:
                 batches.setdefault(move.batch, []).append(move.intent.identifier)
-        sent = [(batch, " ".join(identifiers)) for batch, identifiers in batches.items()]
+        sent = [(batch, batch_text(identifiers)) for batch, identifiers in batches.items()]
         return keys, [self.token, states, json.dumps(asked), json.dumps(sent)]
 
     def _answers(self, moves: Sequence[Move], reply: Any) -> Iterable[tuple[Move, list[int]]]:

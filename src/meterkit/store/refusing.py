@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.store.batches import intents_in
 from meterkit.store.event_names import read_meters
 from meterkit.store.kept_intents import REFUSED
 
@@ -85,7 +86,9 @@ class Refusing:
                 pipe.hmget(keys.batches(shard, now_ms - day * _DAY_MS), wanted)
             for texts in await server.ask(pipe.execute()):
                 found |= {
-                    batch: text.decode().split(" ") for batch, text in zip(wanted, texts, strict=True) if text
+                    batch: intents_in(text.decode())
+                    for batch, text in zip(wanted, texts, strict=True)
+                    if text
                 }
         return found
 

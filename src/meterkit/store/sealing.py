@@ -21,10 +21,11 @@ from redis.exceptions import (
 from meterkit.decisions.rates import keep_ms_of
 from meterkit.errors import StoreError
 from meterkit.store import replies
+from meterkit.store.batches import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.store.closes import Closes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
     from meterkit.store.event_names import Counted
@@ -115,6 +116,7 @@ class Sealer:
     async def _page(self, customers: Sequence[str], sealing: Sealing) -> None:
         script, left = self._store.scripts["seal"], list(customers)
         closes = Closes(self._store, self._admin)
+        nonces = _nonces()
         await self._admin.load(script)
         for _ in range(_TRIES):
             views = [self._store.cache.get(customer) for customer in left]
@@ -122,7 +124,7 @@ class Sealer:
             pipe = self._client.pipeline(transaction=False)
             for view in views:
                 keys = self._keys_of(view)
-                pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view))
+                pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view, next(nonces)))
             answers: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
             left = [
                 view.customer
@@ -139,11 +141,11 @@ class Sealer:
         own = [keys.counters, keys.state, keys.totals, keys.dirty]
         return own + [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
 
-    def _arguments(self, view: CustomerView) -> list[str | int | bytes]:
+    def _arguments(self, view: CustomerView, nonce: str) -> list[str | int | bytes]:
         state = view.state
         terms = view.terms(kept_ms(view))
         names = [part for token, counted in self._meters.items() for part in (token, counted.event_name)]
-        asked = [token_hex(16), view.customer, state.stripe_customer or ""]
+        asked = [nonce, view.customer, state.stripe_customer or ""]
         asked.append(json.dumps(state.minutes_taken_ms))
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
@@ -185,6 +187,15 @@ class Sealer:
                 for token, quantity in zip(reply[4::2], reply[5::2], strict=True)
             ]
         return True
+
+
+def _nonces() -> Iterator[str]:
+    """What identifiers begin with, another one for each customer.
+
+    It is mostly the same for all of a page: what is kept of a batch is short then.
+    """
+    page, digits = token_hex(SEALED_DIGITS // 2), NONCE_DIGITS - SEALED_DIGITS
+    return (f"{page}{nth:0{digits}x}" for nth in range(16**digits))
 
 
 def kept_ms(view: CustomerView) -> int:
