@@ -190,9 +190,29 @@ def test_a_host_that_there_is_not_is_said_without_numbers(shell: Shell) -> None:
 def test_a_store_that_is_there_and_refuses_is_what_doctor_is_for(shell: Shell) -> None:
     shell.environment |= {"METERKIT_START_TIMEOUT": "0.2"}
     with spawn_server("--maxmemory", "1", "--maxmemory-policy", "noeviction") as server:
-        done = shell.run("usage", "ada", "--redis", server.url)
+        done = shell.run("customers", "set-plan", "ada", "pro", "--redis", server.url)
     assert (1, "") == (done.code, done.out)
     assert done.err.endswith("used memory > 'maxmemory'.; `meterkit doctor` says what to do\n")
+
+
+def test_a_store_that_takes_no_writes_is_read_from(shell: Shell) -> None:
+    shell.environment |= {"METERKIT_START_TIMEOUT": "0.2", "METERKIT_SHARDS": "4"}
+    with spawn_server() as server:
+        shell.environment["METERKIT_REDIS_URL"] = server.url
+        shell.run("customers", "set-plan", "ada", "pro")
+        server.command("CONFIG", "SET", "maxmemory", 1)
+        server.command("SCRIPT", "FLUSH")
+        done = shell.run("usage", "ada", "--json")
+        assert (done.code, done.json["plan"]) == (0, "pro")
+        assert "refuses to serve: OOM" in done.err
+        assert done.err.endswith("; it is only read from\n")
+        assert shell.run("outbox", "list", "--json").json == []
+        assert [one["customer"] for one in shell.run("customers", "list", "--json").json] == ["ada"]
+        # Those that write are still refused, and so is a number of shards that is not the store's.
+        assert shell.run("outbox", "park", "x").err.endswith("; `meterkit doctor` says what to do\n")
+        shell.environment["METERKIT_SHARDS"] = "8"
+        done = shell.run("usage", "ada")
+    assert (done.code, "has 4 shards and METERKIT_SHARDS is 8" in done.err) == (2, True)
 
 
 def test_a_key_that_stripe_refuses_is_said_with_the_setting_that_names_it(

@@ -45,7 +45,7 @@ async def show(session: Session, customer: CustomerArgument) -> None:
 
     One that nobody set up is on the default plan.
     """
-    async with session.kit() as kit:
+    async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)
         _show(session, kit, await kit.customers.get(customer))
 
@@ -53,7 +53,7 @@ async def show(session: Session, customer: CustomerArgument) -> None:
 @command(commands, "list")
 async def list_all(session: Session) -> None:
     """List all customers that somebody set up."""
-    async with session.kit() as kit:
+    async with session.kit(reads=True) as kit:
         every = sorted([one async for one in kit.customers.list()], key=lambda one: one.customer)
         for customer in every:
             note_missing_plan(kit, customer)
@@ -198,7 +198,7 @@ async def history(session: Session, customer: CustomerArgument) -> None:
 
     The oldest first; the last thousand changes or so.
     """
-    async with session.kit() as kit:
+    async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.customers.history(customer)
     session.show(

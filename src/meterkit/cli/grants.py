@@ -113,7 +113,7 @@ async def list_all(session: Session, customer: CustomerArgument) -> None:
 
     The plan's grants are among them.
     """
-    async with session.kit(customer) as kit:
+    async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
         _show(session, customer, await kit.grants.list(customer))
 
@@ -140,7 +140,7 @@ async def ledger(session: Session, customer: CustomerArgument) -> None:
 
     With --json, credits are counted in millionths of a credit.
     """
-    async with session.kit(customer) as kit:
+    async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.grants.ledger(customer)
     session.show([asdict(entry) for entry in found], lambda: _print_ledger(customer, found))

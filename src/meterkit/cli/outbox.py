@@ -66,7 +66,7 @@ async def list_all(
 
     Exits 1 where something is parked or dead: it waits for somebody.
     """
-    async with session.kit() as kit:
+    async with session.kit(reads=True) as kit:
         found = await kit.outbox.list(state=state, customer=customer, limit=limit)
     _show(session, found)
     if len(found) == limit:
@@ -80,7 +80,7 @@ async def show(
     session: Session, intent: Annotated[str, typer.Argument(metavar="INTENT", help="Its identifier.")]
 ) -> None:
     """Show one intent with all that is known of it."""
-    async with session.kit() as kit:
+    async with session.kit(reads=True) as kit:
         found = await kit.outbox.show(intent)
     session.show(asdict(found), lambda: _print_one(found))
 

@@ -39,7 +39,7 @@ async def reconcile(
     To the unit, for each customer and meter. Of a period that is over this is its close report. Exits 1 where
     there is a difference, or something is parked.
     """
-    async with session.kit() as kit:
+    async with session.kit(reads=not repair) as kit:
         if customer is not None:
             await note_unknown(kit, customer, shown="")
         found = await kit.reconcile(customer, at=period, repair=repair)

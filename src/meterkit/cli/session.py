@@ -7,6 +7,7 @@ import errno
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -30,6 +31,8 @@ __all__ = ["Session", "command", "reload_signal", "started", "stop_signal", "tel
 
 REFUSED = 1
 WRONG_USAGE = 2
+# What a server answers that can be read from: it is full, a replica, without its disk or without replicas.
+_NO_WRITES: Final = re.compile(r"refuses to serve: (?:OOM|READONLY|MISCONF|NOREPLICAS)\b")
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -50,10 +53,15 @@ class Session:
         return meterkit.MeterKit(self.plans, redis_url=self.redis, flush=False)
 
     @asynccontextmanager
-    async def kit(self, customer: str | None = None) -> AsyncGenerator[meterkit.MeterKit]:
-        """A started kit; it is noted where the plan of the ``customer`` that is asked for is missing."""
+    async def kit(
+        self, customer: str | None = None, *, reads: bool = False
+    ) -> AsyncGenerator[meterkit.MeterKit]:
+        """A started kit; it is noted where the plan of the ``customer`` that is asked for is missing.
+
+        ``reads``: what is done with it changes nothing, and needs no store that takes writes.
+        """
         kit = self.make_kit()
-        async with started(kit):
+        async with started(kit, reads=reads):
             if customer is not None:
                 note_missing_plan(kit, await kit.customers.get(customer))
             yield kit
@@ -93,12 +101,15 @@ def command(
 
 
 @asynccontextmanager
-async def started(kit: meterkit.MeterKit, *, waits: bool = False) -> AsyncGenerator[None]:
+async def started(
+    kit: meterkit.MeterKit, *, waits: bool = False, reads: bool = False
+) -> AsyncGenerator[None]:
     """Start and stop a kit.
 
     Args:
         kit: the kit.
         waits: go on where the store cannot be reached, until it can.
+        reads: go on where the store takes no writes, and say so.
 
     Raises:
         StoreError: the store cannot be reached, unless ``waits``.
@@ -108,7 +119,9 @@ async def started(kit: meterkit.MeterKit, *, waits: bool = False) -> AsyncGenera
         with _raised_and_not_logged(logging.CRITICAL if waits else logging.ERROR):
             await stack.enter_async_context(kit)
         trouble = (await kit.store.lane()).trouble
-        if trouble is not None and not waits:
+        if trouble is not None and reads and _NO_WRITES.search(str(trouble)):
+            print_note(f"{trouble}; it is only read from")
+        elif trouble is not None and not waits:
             is_there = "cannot be reached" not in str(trouble)
             names_another = "--redis or METERKIT_REDIS_URL names another"
             cure = "`meterkit doctor` says what to do" if is_there else names_another

@@ -59,7 +59,7 @@ async def usage(
     if as_csv and session.json:
         raise typer.BadParameter("give --csv or --json")
     at_ms = None if period is None else to_ms(period)
-    async with session.kit(customer) as kit:
+    async with session.kit(customer, reads=True) as kit:
         if customer is None:
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
                 await _tell_all(pages, session, kit.catalog.currency, as_csv=as_csv)

@@ -27,7 +27,7 @@ async def list_all(session: Session) -> None:
     Each with its reason. Exits 1 where there are any. How many wait to be looked at is noted, and what alarms
     there were.
     """
-    async with session.kit() as kit:
+    async with session.kit(reads=True) as kit:
         dead, backlog = await kit.webhooks.dead(), await kit.webhooks.backlog()
     rows = [
         {

@@ -202,14 +202,16 @@ async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None
         connection.ask("HSETNX", keys.meta, "shards", keys.shards),
         connection.ask("HMGET", keys.meta, "format", "shards"),
     )
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            raise _refused(address, reply)
+    # Those that are refused nothing but writes go on to what is written: so who only reads may trust it.
+    refusal = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+    found = replies[-1]
+    if refusal is not None and (isinstance(found, ReplyError) or None in found):
+        raise _refused(address, refusal)
     try:
-        written, shards = (int(value) for value in replies[-1])
+        written, shards = (int(value) for value in found)
     except (TypeError, ValueError):
         raise StoreError(
-            f"the store at {address} holds at {keys.meta} what meterkit did not write: {replies[-1]}",
+            f"the store at {address} holds at {keys.meta} what meterkit did not write: {found}",
             executed=False,
         ) from None
     if written > FORMAT:
@@ -231,6 +233,8 @@ async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None
             f"the store at {address} has {shards} shards and METERKIT_SHARDS is {keys.shards}; "
             f"the number is fixed once a store is in use: set it to {shards}",
         )
+    if refusal is not None:
+        raise _refused(address, refusal)
 
 
 def _refused(address: Address, reply: ReplyError) -> StoreError:

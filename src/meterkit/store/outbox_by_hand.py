@@ -11,9 +11,9 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_text, is_text, shown
 from meterkit.store.customer_id import check_customer
+from meterkit.store.event_names import read_meters
 from meterkit.store.intents import BY_HAND, Intent, IntentState
 from meterkit.store.kept_intents import find_kept, is_refused, kept_in
-from meterkit.store.outbox import Outbox
 from meterkit.store.steering import steer
 from meterkit.store.waiting import count_members
 
@@ -201,7 +201,7 @@ class Intents:
         return _intent(kept, await self._meters(), compared_ms, self._store.now_ms())
 
     async def _meters(self) -> Mapping[str, Counted]:
-        return await Outbox(self._store, await self._store.admin()).meters()
+        return await read_meters(await self._store.admin(), self._store.keys, self._store.catalog)
 
     async def _pages(self, state: IntentState | None, shard: int | None) -> AsyncGenerator[Sequence[Intent]]:
         admin, meters = await self._store.admin(), await self._meters()
