@@ -10,6 +10,7 @@ import pytest
 
 from delivering import CATALOG, until
 from meterkit import MeterKit, StoreError
+from proxy import TcpProxy
 from servers import free_port, spawn_server
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-def kit_at(server: Server, *, start_timeout: float | None = None) -> MeterKit:
+def kit_at(server: Server | TcpProxy, *, start_timeout: float | None = None) -> MeterKit:
     return MeterKit(
         CATALOG,
         redis_url=server.url,
@@ -60,6 +61,17 @@ async def test_a_read_only_replica_is_named_and_nothing_is_decided_there() -> No
                 await kit.customers.set_plan("acme", "pro")
             assert await used(kit) == 3  # It may be read.
         assert master.command("INFO", "replication")["role"] == "master"
+
+
+async def test_a_connection_that_was_reset_is_an_error_of_the_store_on_every_python(valkey: Server) -> None:
+    """From 3.12 on asyncio meets it with an AttributeError: https://github.com/python/cpython/issues/136234."""
+    async with TcpProxy(valkey.port) as proxy, kit_at(proxy) as kit:
+        assert await used(kit) == 0
+        await proxy.set("reset")
+        await proxy.set("pass")
+        with pytest.raises(StoreError):
+            await used(kit)
+        assert await used(kit) == 0
 
 
 async def test_a_full_server_refuses_and_usage_arrives_when_there_is_room() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from importlib import import_module
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio import (
@@ -156,6 +157,10 @@ class Admin:
             reply = await answer
         except (RedisError, OSError) as error:
             raise StoreError(f"the store at {self._address} failed: {self._words(error)}") from error
+        except (AttributeError, TypeError) as error:
+            if not _is_of_a_lost_connection(error):
+                raise
+            raise StoreError(f"the store at {self._address} failed: its connection was lost") from error
         if self._address.kind == "memory":
             # From Python 3.12 on fakeredis answers without giving way: others must get their turn.
             await asyncio.sleep(0)
@@ -172,6 +177,12 @@ class Admin:
         for other in (*([] if delivery is None else [delivery]), *self._nodes.values()):
             await other.close()
         await self.client.aclose(close_connection_pool=True)
+
+
+def _is_of_a_lost_connection(error: Exception) -> bool:
+    """Whether asyncio has met a connection just lost: https://github.com/python/cpython/issues/136234."""
+    *_, (innermost, _) = walk_tb(error.__traceback__)
+    return innermost.f_code.co_name == "writelines"
 
 
 class _TlsConnection(SSLConnection):
