@@ -12,6 +12,7 @@ import shutil
 import socket
 import ssl
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,6 +279,23 @@ async def test_a_server_with_tls_is_refused_where_the_url_names_none(
         assert words.startswith(f"the store at redis://127.0.0.1:{proxy.port}/0 cannot be reached: ")
         assert words.endswith("; where it expects TLS, the URL begins with rediss://")
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("is_secured", [True, False])
+async def test_a_store_that_hangs_and_was_there_is_no_matter_of_the_url(
+    valkey: Server, proxy: TcpProxy, url: str, *, is_secured: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        if not is_secured:
+            proxy = await stack.enter_async_context(TcpProxy(valkey.port))
+            url = proxy.url
+        kit = await stack.enter_async_context(kit_at(url, store_timeout=0.05))
+        await proxy.set("reset")
+        await proxy.set("blackhole")
+        silent = re.compile("cannot be reached: .*within 0.05 s")
+        await eventually(lambda: bool(silent.search(str(lane_of(kit).trouble))))
+        assert "the URL" not in str(lane_of(kit).trouble)
+        await proxy.set("pass")
 
 
 async def test_the_alert_of_a_server_with_tls_is_understood(caplog: pytest.LogCaptureFixture) -> None:

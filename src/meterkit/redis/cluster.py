@@ -89,8 +89,11 @@ async def find(
     *,
     timeout_s: float,
     clock: Callable[[], float],
+    is_known: bool = False,
 ) -> Slots:
     """Ask the nodes in turn where the slots are: those that are known, then those that the URL names.
+
+    ``is_known``: whether the URL has led to the store before.
 
     Raises:
         StoreError: none of them says so; the message has the words of the last one.
@@ -98,16 +101,23 @@ async def find(
     trouble: StoreError | None = None
     for place in dict.fromkeys((*known, *address.places)):
         try:
-            return await _ask(address.at(place), place, timeout_s=timeout_s, clock=clock)
+            return await _ask(address.at(place), place, timeout_s=timeout_s, clock=clock, is_known=is_known)
         except StoreError as error:
             trouble = error
     why = "no node is named" if trouble is None else trouble
     raise StoreError(f"the cluster {address} cannot be reached: {why}", executed=False) from trouble
 
 
-async def _ask(address: Address, place: Place, *, timeout_s: float, clock: Callable[[], float]) -> Slots:
+async def _ask(
+    address: Address, place: Place, *, timeout_s: float, clock: Callable[[], float], is_known: bool
+) -> Slots:
     connection: Connection = await connect(
-        address, (), timeout_s=timeout_s, on_end=lambda _connection, _why, _unsent: None, clock=clock
+        address,
+        (),
+        timeout_s=timeout_s,
+        on_end=lambda _connection, _why, _unsent: None,
+        clock=clock,
+        is_known=is_known,
     )
     try:
         reply = await connection.ask("CLUSTER", "SLOTS")

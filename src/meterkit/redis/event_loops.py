@@ -181,7 +181,12 @@ class EventLoops:
         """Connect to a server; the first time in this process, see that it is fit."""
         loaded = tuple(self._scripts.values())
         connection = await connect(
-            address, loaded, timeout_s=self._timeout_s, on_end=on_end, clock=self._clock
+            address,
+            loaded,
+            timeout_s=self._timeout_s,
+            on_end=on_end,
+            clock=self._clock,
+            is_known=self._is_known,
         )
         try:
             named = address if self._address.places else self._address
@@ -191,6 +196,11 @@ class EventLoops:
             await connection.close()
             raise
         return connection
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether this process has been connected before."""
+        return bool(self._inspected)
 
     async def _connect_to_cluster(self) -> AnyConnection:
         slots = await self._find(())
@@ -217,12 +227,16 @@ class EventLoops:
         return connection
 
     async def _find(self, known: Iterable[Place]) -> Slots:
-        return await cluster.find(self._address, known, timeout_s=self._timeout_s, clock=self._clock)
+        return await cluster.find(
+            self._address, known, timeout_s=self._timeout_s, clock=self._clock, is_known=self._is_known
+        )
 
     async def _reachable(self) -> Address:
         """The server itself: the one that is started, or the one that the sentinels name."""
         if self._address.kind == "sentinel":
-            return await master_of(self._address, timeout_s=self._timeout_s, clock=self._clock)
+            return await master_of(
+                self._address, timeout_s=self._timeout_s, clock=self._clock, is_known=self._is_known
+            )
         if self._server is None:
             return self._address
         return Address(kind="unix", path=await asyncio.to_thread(self._server.start))

@@ -44,6 +44,7 @@ async def connect(
     timeout_s: float,
     on_end: OnEnd,
     clock: Callable[[], float] = time,
+    is_known: bool = False,
 ) -> Connection:
     """Open a connection: authenticated, on its database, all scripts loaded.
 
@@ -53,6 +54,7 @@ async def connect(
         timeout_s: how long each step may take, and afterwards each request.
         on_end: called once, when no further request can be taken.
         clock: seconds since the epoch.
+        is_known: whether the URL has led to the store before: then its silence is no matter of the URL.
 
     Raises:
         StoreError: the store cannot be reached, refuses the credentials or does not answer in time.
@@ -77,13 +79,13 @@ async def connect(
                 _, connection = await loop.create_connection(protocol, address.host, address.port)
             else:
                 _, connection = await loop.create_unix_connection(protocol, address.path)
-        await _prepare(connection, address, scripts)
+        await _prepare(connection, address, scripts, "" if is_known else _wanted(address))
     except BaseException as error:
         if connection is not None:
             await connection.close()
         if not isinstance(error, OSError | TimeoutError):
             raise
-        why = _words(error, address.tls) or _silence(error, address.tls, timeout_s)
+        why = _words(error, address.tls) or _silence(error, None if is_known else address.tls, timeout_s)
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     return connection
 
@@ -103,29 +105,29 @@ def _silence(error: OSError, tls: Tls | None, timeout_s: float) -> str:
     return found if tls is None else f"{found}; where it does not speak TLS, the URL begins with redis://"
 
 
-async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script]) -> None:
+async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script], hint: str) -> None:
     # Step by step: a server that does not let us in closes the connection at the first large request, and
     # its words may be lost with it.
     if address.password is not None:
         user = () if address.username is None else (address.username,)
-        await _answered(address, connection.ask("AUTH", *user, address.password))
+        await _answered(address, hint, connection.ask("AUTH", *user, address.password))
     if address.db:
-        await _answered(address, connection.ask("SELECT", address.db))
+        await _answered(address, hint, connection.ask("SELECT", address.db))
     # The name is for people who look at the server; a user without the right to set it needs none.
     named = connection.ask("CLIENT", "SETNAME", "meterkit")
     await asyncio.wait([named])
     reply: Any = named.exception() or named.result()
     if not (isinstance(reply, ReplyError) and reply.code == _NO_RIGHT):
-        await _answered(address, named)
-    await _answered(address, *(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
+        await _answered(address, hint, named)
+    await _answered(address, hint, *(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
 
 
-async def _answered(address: Address, *asked: asyncio.Future[Any]) -> None:
-    """Wait for replies; none of them may be an error."""
+async def _answered(address: Address, hint: str, *asked: asyncio.Future[Any]) -> None:
+    """Wait for replies; none of them may be an error. ``hint``: what silence may come of."""
     try:
         replies = await asyncio.gather(*asked)
     except StoreError as error:
-        why = f"{error}{_wanted(address)}"
+        why = f"{error}{hint}"
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     for reply in replies:
         if isinstance(reply, ReplyError):

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["master_of", "named_by"]
 
 
-async def master_of(address: Address, *, timeout_s: float, clock: Callable[[], float]) -> Address:
+async def master_of(
+    address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
+) -> Address:
     """Ask all sentinels at once; as soon as more than half of them agree, they are believed.
 
     Where so many do not answer in time, what most of those say that do: one alone may have been cut off from
@@ -29,12 +31,13 @@ async def master_of(address: Address, *, timeout_s: float, clock: Callable[[], f
         address: of the kind ``sentinel``.
         timeout_s: how long a sentinel may take.
         clock: seconds since the epoch.
+        is_known: whether the URL has led to the store before.
 
     Raises:
         StoreError: none of them knows the master; the message has the words of the last one.
     """
     asked = [
-        asyncio.ensure_future(named_by(place, address, timeout_s=timeout_s, clock=clock))
+        asyncio.ensure_future(named_by(place, address, timeout_s=timeout_s, clock=clock, is_known=is_known))
         for place in address.places
     ]
     said: Counter[Place] = Counter()
@@ -58,11 +61,18 @@ async def master_of(address: Address, *, timeout_s: float, clock: Callable[[], f
     return address.at(said.most_common(1)[0][0])
 
 
-async def named_by(place: Place, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> Place:
+async def named_by(
+    place: Place, address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
+) -> Place:
     """Where the master is by the word of one sentinel. Raises StoreError where it does not say so."""
     sentinel = address.sentinel_at(place)
     connection = await connect(
-        sentinel, (), timeout_s=timeout_s, on_end=lambda _connection, _why, _unsent: None, clock=clock
+        sentinel,
+        (),
+        timeout_s=timeout_s,
+        on_end=lambda _connection, _why, _unsent: None,
+        clock=clock,
+        is_known=is_known,
     )
     try:
         reply = await connection.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
