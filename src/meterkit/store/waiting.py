@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
@@ -30,9 +32,7 @@ async def count_members(
     Raises:
         StoreError: the store does not answer.
     """
-    wanted = tuple(names)
-    places = [(shard, name) for shard in range(store.keys.shards) for name in wanted]
-    keys = [store.keys.shard(shard, name) for shard, name in places]
+    places, keys = _of_all_shards(store.keys, tuple(names))
     if store.address.kind != "cluster":
         reply: list[int] = await admin.run(store.scripts["count"], keys, limit)
         return {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
@@ -42,3 +42,10 @@ async def count_members(
     replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
     found = [1 if isinstance(reply, Exception) else reply for reply in replies]
     return {place: members for place, members in zip(places, found, strict=True) if members}
+
+
+@lru_cache(maxsize=64)
+def _of_all_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[str]]:
+    """The sets of these names, by shard and name, and their keys: each pass of a flusher asks the same."""
+    places = [(shard, name) for shard in range(keys.shards) for name in names]
+    return places, [keys.shard(shard, name) for shard, name in places]
