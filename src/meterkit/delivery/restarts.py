@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.periods import stamped_span_s
+from meterkit.decisions.periods import from_ms, stamped_span_s
 from meterkit.delivery.comparing import CAUSE
 from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
+from meterkit.store.delivered import delivered_lately
+from meterkit.store.history import history_of
 from meterkit.store.kept_intents import kept_in
 from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import steer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from meterkit.delivery.report import FlushReport
     from meterkit.delivery.summaries import Summaries
@@ -135,8 +137,9 @@ class Restarts:
         if (sealing.later and passed_ms < _SEALED_MS) or (is_tried and passed_ms < _PATIENCE_MS):
             return False
         await self._summaries.refresh()
+        names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}
         for line in _lines(waiting):
-            await self._compare_line(line, report)
+            await self._compare_line(line, names, report)
         await self._lives.confirm(shard, life)
         return True
 
@@ -145,10 +148,10 @@ class Restarts:
         admin = (await self._store.admin()).for_delivery()
         return [kept async for page in kept_in(self._store, admin, shard, "outbox") for kept in page]
 
-    async def _compare_line(self, line: _Line, report: FlushReport) -> None:
+    async def _compare_line(self, line: _Line, names: Mapping[str, str], report: FlushReport) -> None:
         """Leave a line to be sent where Stripe has nothing of it; else tell apart what it may have."""
         try:
-            line.unknown = await self._unknown(line)
+            line.unknown = await self._unknown(line, names)
             if line.unknown > 0:
                 await self._part(line, report)
         except StripeError as error:
@@ -169,11 +172,15 @@ class Restarts:
                 extra=REPORTED,
             )
 
-    async def _unknown(self, line: _Line) -> int:
+    async def _unknown(self, line: _Line, names: Mapping[str, str]) -> int:
         """What Stripe has counted since the first period of what waits, less what the store knows of."""
         first_ms = min(int(kept.fields["period"]) for kept in line.waiting)
         span_s = stamped_span_s(first_ms, self._store.now_ms())
         counted = await self._summaries.counted(line.event_name, line.stripe_customer, *span_s)
+        if counted is None:
+            return 0
+        if await self._is_relinked(line.customer, first_ms):
+            return int(counted) - await self._delivered_to(line, span_s[0])
         admin = (await self._store.admin()).for_delivery()
         totals: dict[bytes, bytes] = await admin.ask(
             admin.client.hgetall(self._store.keys.customer(line.customer).totals)
@@ -185,9 +192,27 @@ class Restarts:
             if value.isdigit()
             and (match := _DELIVERED.fullmatch(name))
             and int(match[1]) >= first_ms
-            and match[2].decode() == line.meter_token
+            # Of all meters of the event name: one may have had another name in the plans file.
+            and names.get(match[2].decode()) == line.event_name
         )
-        return 0 if counted is None else int(counted) - known
+        return int(counted) - known
+
+    async def _is_relinked(self, customer: str, since_ms: int) -> bool:
+        """Whether something since then may have gone to another Stripe customer; totals do not say."""
+        since = from_ms(since_ms)
+        entries = await history_of(self._store, customer)
+        return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
+
+    async def _delivered_to(self, line: _Line, since_s: int) -> int:
+        """What went to a line's Stripe customer, as far as each delivery is kept."""
+        admin = (await self._store.admin()).for_delivery()
+        shard = self._store.keys.customer(line.customer).shard
+        whose = (line.customer, line.stripe_customer, line.event_name)
+        units = 0
+        async for one in delivered_lately(admin, self._store.keys, shard):
+            if (one.customer, one.stripe_customer, one.event_name) == whose and one.time_s >= since_s:
+                units += one.value
+        return units
 
     async def _part(self, line: _Line, report: FlushReport) -> None:
         """Tell what Stripe has by the summary of its minute; the rest is parked while it may be there."""

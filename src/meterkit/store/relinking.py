@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+from meterkit.store.delivered import delivered_lately
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -15,7 +17,6 @@ __all__ = ["minutes_taken_ms", "pending_minutes_ms", "remember_former", "used_mi
 
 _MINUTE_MS: Final = 60_000
 _DAY_MS: Final = 86_400_000
-_DAYS_KEPT: Final = 37
 _FORMERS_MS: Final = 40 * _DAY_MS
 
 
@@ -66,10 +67,7 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
             intent = json.loads(data)
             if intent["stripe"] == stripe_customer:
                 used.add(int(intent["time"]) * 1000)
-        for day in range(_DAYS_KEPT + 1):
-            key = keys.delivered(shard, admin.now_ms() + _DAY_MS - day * _DAY_MS)
-            for line in await admin.ask(client.hvals(key)):
-                _, to, _, time_s, *_ = json.loads(line)
-                if to == stripe_customer:
-                    used.add(int(time_s) * 1000)
+        async for one in delivered_lately(admin, keys, shard):
+            if one.stripe_customer == stripe_customer:
+                used.add(one.time_s * 1000)
     return used

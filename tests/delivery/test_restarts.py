@@ -1,0 +1,306 @@
+"""A store that may have forgotten what Stripe has: what is told apart, sent, left to a person, and when.
+
+That the store lacks something is Stripe having more than it: an event that it knows nothing of. Servers that
+are really killed and restored are in ``tests/promises/test_i6_restored.py``.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from delivering import NOW, PLANS, desk, kit_for
+from meterkit.catalog import loads
+from meterkit.store.intents import Sealed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from datetime import datetime
+
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+EVENTS_PATH: Final = "/v1/billing/meter_events"
+LAG: Final = timedelta(minutes=2)
+MINUTE: Final = timedelta(minutes=1)
+MAY: Final = NOW - timedelta(days=20)
+
+
+@asynccontextmanager
+async def linked(store_url: str, *customers: str, **settings: Any) -> AsyncGenerator[Desk]:
+    """A desk of one shard that has been in one life so far, with customers that are linked."""
+    async with desk(store_url, shards=1, **settings) as at:
+        await at.link(*(customers or ("acme",)))
+        await at.flush()
+        yield at
+
+
+async def begin_anew(at: Desk, **fields: Any) -> None:
+    """Have the shard have been delivered from in another life of the server than this one."""
+    admin = await at.kit.store.admin()
+    fields = {"known": "another life", **fields}
+    await admin.ask(admin.client.hset(at.kit.store.keys.shard(0, "life"), mapping=fields))
+
+
+async def have_at_stripe(
+    at: Desk, quantity: int, *, minute: datetime = NOW - timedelta(hours=1), customer: str = "cus_acme"
+) -> None:
+    """Deliver what the store does not know of: what it has forgotten."""
+    second = int(minute.replace(second=0).timestamp())
+    sealed = Sealed(
+        identifier=f"forgotten-{second}-{quantity}",
+        customer="acme",
+        stripe_customer=customer,
+        period="0",
+        meter_token="",
+        event_name="api_requests",
+        value=quantity,
+        timestamp=second,
+        key=f"forgotten-{second}-{quantity}",
+        sealed_ms=0,
+        due_ms=0,
+    )
+    assert (await at.transport.send(sealed)).delivered
+
+
+async def come_back(at: Desk, after: timedelta = LAG) -> None:
+    """Have the flusher meet the new life, and let that time pass."""
+    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+    at.clock.advance(after)
+
+
+def _ms(instant: datetime) -> int:
+    return int(instant.timestamp() * 1000)
+
+
+async def states(at: Desk) -> list[tuple[int, str]]:
+    """What is not delivered: quantities and states."""
+    return sorted((one.quantity, one.state) for one in await at.kit.outbox.list())
+
+
+async def test_i6_one_unit_that_stripe_has_and_the_store_does_not_is_enough(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await have_at_stripe(at, 1)
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 1)
+
+
+async def test_i6_what_minutes_tell_apart_is_delivered_and_what_else_waits_is_sent(store_url: str) -> None:
+    async with linked(store_url) as at:
+        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+        for quantity in (5, 5, 7):
+            await at.kit.record("acme", "requests", quantity)
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(MINUTE)
+        at.emulator.clear_faults()
+        minutes = sorted(intent.minute for intent in await at.kit.outbox.list())
+        for minute in minutes[:2]:
+            await have_at_stripe(at, 5, minute=minute)
+        await begin_anew(at)
+        at.clock.advance(timedelta(minutes=10))
+        await come_back(at)
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.parked, at.accepted("acme")) == (3, 0, 17)
+
+
+async def test_i6_what_other_meters_or_earlier_periods_had_delivered_hides_nothing(store_url: str) -> None:
+    async with linked(store_url) as at:
+        at.clock.set(MAY)
+        await at.kit.record("acme", "requests", 100)
+        await at.flush(everything=True)
+        at.clock.set(NOW)
+        await at.kit.record("acme", "tokens", 200)
+        await at.flush(everything=True)
+        await have_at_stripe(at, 6)
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 106)
+
+
+async def test_i6_what_was_delivered_of_each_period_that_waits_is_compared(store_url: str) -> None:
+    async with linked(store_url) as at:
+        at.clock.set(MAY)
+        await at.kit.record("acme", "requests", 20)
+        await have_at_stripe(at, 6, minute=MAY)
+        at.clock.set(NOW)
+        await at.kit.record("acme", "requests", 3)
+        await begin_anew(at)
+        await come_back(at)
+        await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([(3, "parked"), (20, "parked")], 6)
+
+
+async def test_i6_units_that_were_taken_back_are_not_taken_for_delivered(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 50)
+        await at.flush(everything=True)
+        await at.kit.correct("acme", {"requests": 40}, reason="counted twice", correction_id="one")
+        at.clock.advance(MINUTE)
+        await at.flush(everything=True)
+        assert at.accepted("acme") == 10
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
+        await have_at_stripe(at, 4)
+        await at.kit.record("acme", "requests", 5)
+        await begin_anew(at)
+        await come_back(at)
+        await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([(5, "parked")], 20)
+
+
+async def test_i6_what_waits_for_a_free_minute_is_compared_too(store_url: str) -> None:
+    async with linked(store_url) as at:
+        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+        for quantity in range(1, 7):  # More than the minutes that may be ahead can take.
+            await at.kit.record("acme", "requests", quantity)
+            await at.flush(everything=True, timeout_s=0)
+        at.emulator.clear_faults()
+        await have_at_stripe(at, 100)
+        await begin_anew(at)
+        await at.flush(everything=True, timeout_s=0)
+        await begin_anew(at, noticed_ms=_ms(NOW - LAG))
+        await at.flush(everything=True, timeout_s=0)
+        for _ in range(2):
+            at.clock.advance(MINUTE)
+            await at.flush(everything=True, timeout_s=0)
+        assert {state for _, state in await states(at)} == {"parked"}
+        assert (sum(quantity for quantity, _ in await states(at)), at.accepted("acme")) == (21, 100)
+
+
+async def test_i6_what_was_delivered_under_the_earlier_name_of_a_meter_is_not_taken_for_forgotten(
+    store_url: str,
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 50)
+        await at.flush(everything=True)
+        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+        async with (
+            kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit,
+            kit.flusher() as flusher,
+        ):
+            at.clock.advance(timedelta(hours=1))
+            await kit.record("acme", "calls", 6)
+            await begin_anew(at)
+            await flusher.flush(everything=True, timeout_s=0)
+            at.clock.advance(LAG)
+            report = await flusher.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.parked, at.accepted("acme")) == (1, 0, 56)
+
+
+@pytest.mark.parametrize("forgotten", [0, 6])
+async def test_i6_what_went_to_an_earlier_stripe_customer_hides_nothing(
+    store_url: str, forgotten: int
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 50)
+        await at.flush(everything=True)
+        await at.kit.customers.unlink("acme")
+        at.emulator.add_customer("cus_other")
+        await at.kit.customers.link("acme", "cus_other")
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.record("acme", "requests", 20)
+        await at.flush(everything=True)
+        at.clock.advance(timedelta(hours=1))
+        if forgotten:
+            await have_at_stripe(at, forgotten, customer="cus_other")
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        report = await at.flush(everything=True, timeout_s=0)
+        assert (report.delivered, report.parked) == ((0, 1) if forgotten else (1, 0))
+        assert (at.accepted("acme"), at.accepted("other")) == (50, 26)
+
+
+async def test_i6_another_life_met_while_one_is_waited_for_is_waited_for_anew(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at, noticed="a third life", noticed_ms=_ms(NOW - timedelta(hours=1)))
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        await come_back(at, LAG - timedelta(seconds=1))
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        at.clock.advance(timedelta(seconds=1))
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
+
+
+async def test_i6_what_was_tried_is_counted_before_anything_is_told_by_what_stripe_has(
+    store_url: str,
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("error", status=500, when="after", path=EVENTS_PATH)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.record("acme", "requests", 7)
+        await begin_anew(at)
+        at.emulator.fail_next("error", status=503, times=None, path=EVENTS_PATH)
+        await come_back(at, 10 * MINUTE)
+        await at.flush(everything=True, timeout_s=0)
+        at.emulator.clear_faults()
+        at.clock.advance(10 * MINUTE)
+        for _ in range(2):
+            await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([], 13)
+
+
+async def test_i6_what_was_tried_holds_up_the_others_for_an_hour_at_most(store_url: str) -> None:
+    async with linked(store_url, "acme", "zeta") as at:
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when="before", path=EVENTS_PATH)
+        await at.flush(everything=True, timeout_s=0)
+        await at.kit.record("zeta", "tokens", 107)
+        await begin_anew(at)
+        await have_at_stripe(at, 4)
+        at.emulator.fail_next("error", status=503, times=None, path=EVENTS_PATH)
+        await come_back(at, timedelta(hours=1))
+        await at.flush(everything=True, timeout_s=0)
+        admin = await at.kit.store.admin()
+        life = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
+        assert life[b"noticed"] == b""
+        # What Stripe counts once by its identifier is left as it is.
+        assert await states(at) == [(6, "queued"), (7, "queued")]
+
+
+@pytest.mark.parametrize(("status", "state"), [(404, "parked"), (403, "queued"), (500, "queued")])
+async def test_i6_what_stripe_does_not_say_now_is_waited_for_and_what_it_never_will_is_for_a_person(
+    store_url: str, status: int, state: str
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        # Which meters there are is asked first.
+        at.emulator.fail_next("error", status=status, times=None, skip=1, path="*")
+        await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([(6, state)], 0)
+
+
+async def test_i6_what_is_damaged_of_one_customer_holds_up_no_other(store_url: str) -> None:
+    async with linked(store_url, "acme", "zeta") as at:
+        await at.kit.record("acme", "requests", 3)
+        await at.flush(everything=True)
+        at.clock.advance(MINUTE)
+        for customer in ("acme", "zeta"):
+            await at.kit.record(customer, "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        await have_at_stripe(at, 6)
+        admin = await at.kit.store.admin()
+        totals = at.kit.store.keys.customer("acme").totals
+        for field in await admin.ask(admin.client.hkeys(totals)):
+            await admin.ask(admin.client.hset(totals, field, "x"))
+        at.clock.advance(LAG)
+        for _ in range(2):
+            await at.flush(everything=True, timeout_s=0)
+        assert (at.accepted("acme"), at.accepted("zeta")) == (9, 6)
