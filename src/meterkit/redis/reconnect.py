@@ -28,7 +28,7 @@ _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MAX_S: Final = 0.5
 # A server that answers at times is not asked again and again: the pause grows until a connection has lasted.
 _STEADY_S: Final = 1.0
-_SAY_EVERY_S: Final = 10.0
+_SAY_EVERY_S: Final = 60.0
 _ENDED_MAX: Final = 8
 
 
@@ -110,8 +110,10 @@ class Reconnector:
         self._ended: deque[AnyConnection] = deque()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self._said_at = self._told_at = -_SAY_EVERY_S
+        self._said_at = self._told_at = self._away_since - _SAY_EVERY_S
         self._said = self._is_told = False
+        self._unsaid = self._told_opened = 0
+        self._telling: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Connect in the background, unless that is under way already."""
@@ -185,6 +187,8 @@ class Reconnector:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._end_opening()
+        if self._telling is not None:
+            self._telling.cancel()
         self._lose_patience()
         for connection in (*self._ended, *([self.connection] if self.connection else [])):
             await connection.close()
@@ -266,9 +270,8 @@ class Reconnector:
             self._wait(future, call)
         if self._stopped:
             self._lose_patience()
-        elif not connection.silent_s and now - self._said_at >= _SAY_EVERY_S:
-            self._said_at, self._said = now, True
-            _log.warning("the store's connection ended: %s; connecting again", why)
+        elif not connection.silent_s:
+            self._say_ended(why)
         self.begin()
 
     def _keep_for_late_replies(self, connection: AnyConnection) -> None:
@@ -306,12 +309,41 @@ class Reconnector:
             self._opening.cancel()
             self._opening = None
 
+    def _say_ended(self, why: str) -> None:
+        """Say that a connection has ended, once a minute."""
+        now, before = self._loop.time(), self._unsaid
+        if now - self._said_at < _SAY_EVERY_S:
+            self._unsaid += 1
+            return
+        self._said_at, self._said, self._unsaid = now, True, 0
+        often = f" (and {_times(before)} more since that was said last)" if before else ""
+        _log.warning("the store's connection ended: %s; connecting again%s", why, often)
+
     def _say_away(self) -> None:
-        """Say that the store is away: once, and not again and again where it comes and goes."""
-        now = self._loop.time()
-        if not self._is_told and now - self._told_at >= _SAY_EVERY_S:
-            self._told_at, self._is_told = now, True
-            _log.error("%s; trying again until it can", self._why)
+        """Say that the store is away: once, and where it comes and goes once a minute."""
+        now, due = self._loop.time(), self._told_at + _SAY_EVERY_S
+        if self._is_told:
+            return
+        if now < due:
+            # An outage that is no blip is told then, too.
+            if self._telling is None:
+                self._telling = self._loop.call_at(due, self._say_again)
+            return
+        before = self.opened - self._told_opened - 1 if self._told_opened else 0
+        often = f" (it was away {_times(before)} more since that was said last)" if before > 0 else ""
+        self._told_at, self._told_opened, self._is_told = now, self.opened, True
+        _log.error("%s; trying again until it can%s", self._why, often)
+
+    def _say_again(self) -> None:
+        """Say a minute later that the store is still away, or how often it was."""
+        self._telling = None
+        if self.is_open:
+            self._say_away()
+            return
+        now, times = self._loop.time(), _times(self.opened - self._told_opened)
+        past_s = now - self._told_at
+        _log.warning("the store was away again, %s within %.0f s; it is there now", times, past_s)
+        self._told_at, self._told_opened = now, self.opened
 
     def _lose_patience(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -326,6 +358,10 @@ class Reconnector:
 
     def _away(self) -> StoreError:
         return StoreError(f"the store is not connected: {self._why}", executed=False)
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
 
 
 def _nothing() -> None:
