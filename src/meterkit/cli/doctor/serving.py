@@ -149,11 +149,14 @@ def full(memory: Mapping[str, str]) -> list[Finding]:
     most, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
     if not most or used < _FULL * most:
         return []
+    if used <= most:
+        state = f"uses {used / most:.0%} of its maxmemory of {most:,} bytes: full, it refuses"
+    else:
+        state = f"uses {used:,} bytes, more than its maxmemory of {most:,}: it refuses"
     return [
         Finding(
             check="memory",
-            problem=f"the server uses {used / most:.0%} of its maxmemory of {most:,} bytes: full, it refuses"
-            " writes, and requests are decided without it",
+            problem=f"the server {state} writes, and requests are decided without it",
             cure="raise maxmemory; a customer takes one to three kilobytes, and nothing of them may be"
             " evicted",
         )
