@@ -115,12 +115,11 @@ async def test_i9_a_server_that_loads_its_file_under_load_costs_no_request_and_n
     start: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = start()
-    server.command("EVAL", "for n = 1, 5000 do redis.call('SET', 'mk-test:' .. n, n, 'EX', 900) end", 0)
+    server.command("EVAL", "for n = 1, 15000 do redis.call('SET', 'mk-test:' .. n, n, 'EX', 900) end", 0)
     async with loaded(server, tmp_path / "spool") as (kit, lane):
         await asyncio.to_thread(server.stop)  # kill -9
-        await asyncio.to_thread(
-            start, "--key-load-delay", "100"
-        )  # In microseconds; clients are heard every 1,024 commands.
+        # In microseconds; clients are heard every 1,024 commands, and wait less than they may for an answer.
+        await asyncio.to_thread(start, "--key-load-delay", "40")
         await eventually(lambda: refused(kit, "LOADING"))
         await eventually(lambda: lane.connected)
 

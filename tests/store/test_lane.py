@@ -140,7 +140,7 @@ async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
     ]
     assert [name for name, _ in told] == [reply for _, reply in told]
     # The storm is one: many are answered, many are not, and some replies come for nobody.
-    assert len(told) > 200
+    assert len(told) > 50
     assert sum(isinstance(result, StoreError) for result in results) > 20
     assert sum(isinstance(result, asyncio.CancelledError | TimeoutError) for result in results) > 20
     orphans = [(call.name, reply[1].decode()) for call in calls for reply in call.orphans]
