@@ -14,7 +14,6 @@ from meterkit.store.outbox import Outbox
 
 if TYPE_CHECKING:
     from delivering import Desk
-    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -67,21 +66,18 @@ async def test_nobody_is_set_aside_for_what_a_server_says_of_itself(
 
 
 async def test_scripts_that_a_server_lost_are_given_to_it_again(
-    store_url: str, valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # R8: between the loading of a script and its use.
     async with desk(store_url, shards=1) as at:
         await at.link("acme", "zeta")
         for customer in ("acme", "zeta"):
             await at.kit.record(customer, "requests", 6)
-        admin = (await at.kit.store.admin()).for_delivery()
-        load = admin.load
 
-        async def load_and_lose(script: Script) -> None:
-            await load(script)
-            valkey.command("SCRIPT", "FLUSH")
+        def lose(pipe: Any, _text: str) -> None:
+            pipe.execute_command("SCRIPT", "FLUSH")
 
-        monkeypatch.setattr(admin, "load", load_and_lose)
+        monkeypatch.setattr("redis.asyncio.client.Pipeline.script_load", lose)
         with pytest.raises(StoreError):
             await at.flush(everything=True, timeout_s=0)
         monkeypatch.undo()

@@ -208,15 +208,17 @@ class Sender:
         moves: list[Move] = []
         async with self._calls:
             await self._pace(len(attempts))
-            held_back = [one for one in attempts if not self._may_send(one.intent.event_name, alone=alone)]
-            moves += map(self._give_back, held_back)
-            attempts = [one for one in attempts if one not in held_back]
+            names = {one.intent.event_name for one in attempts}
+            closed = {name for name in names if not self._may_send(name, alone=alone)}
+            moves += [self._give_back(one) for one in attempts if one.intent.event_name in closed]
+            attempts = [one for one in attempts if one.intent.event_name not in closed]
             outcome = await self._transport.ready() if attempts else None
             if outcome is None:
                 if not (attempts and await lease.outlives(self._timeout_s)):
                     return moves
-                ambiguous = [one for one in attempts if _is_ambiguous(one, asked)]
-                moves += [_park(one, asked) for one in ambiguous]
+                passed_ms = int(asked() * 1000)
+                ambiguous = [one for one in attempts if _is_ambiguous(one, passed_ms)]
+                moves += [_park(one, passed_ms) for one in ambiguous]
                 attempts = [one for one in attempts if one not in ambiguous]
                 if not attempts:
                     return moves
@@ -318,19 +320,19 @@ class Sender:
             await asyncio.sleep(at - now)
 
 
-def _now_ms(attempt: Attempt, asked: Elapsed) -> int:
-    """The store's clock by now, at least."""
-    return attempt.now_ms + int(asked() * 1000)
+def _is_ambiguous(attempt: Attempt, passed_ms: int) -> bool:
+    """Whether Stripe, which remembers an identifier for 24 hours, may have forgotten that it has this one.
+
+    Args:
+        attempt: the intent.
+        passed_ms: since it was leased, at least.
+    """
+    return not may_be_sent_again(attempt.first_ms, attempt.now_ms + passed_ms)
 
 
-def _is_ambiguous(attempt: Attempt, asked: Elapsed) -> bool:
-    """Whether Stripe, which remembers an identifier for 24 hours, may have forgotten that it has this one."""
-    return not may_be_sent_again(attempt.first_ms, _now_ms(attempt, asked))
-
-
-def _park(attempt: Attempt, asked: Elapsed) -> Move:
+def _park(attempt: Attempt, passed_ms: int) -> Move:
     """Park an intent until it is compared with Stripe's summary."""
-    sealed, wait_ms = attempt.intent, compare_in_ms(attempt.first_ms, _now_ms(attempt, asked))
+    sealed, wait_ms = attempt.intent, compare_in_ms(attempt.first_ms, attempt.now_ms + passed_ms)
     why = "first tried more than 23 hours ago: it is compared with Stripe's summary of its minute"
     _logger.warning(
         "intent %s of customer %r is parked: %s", *(sealed.identifier, sealed.customer, why), extra=REPORTED

@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from http import HTTPStatus
 from importlib.util import find_spec
 from secrets import token_hex
@@ -194,13 +195,18 @@ def _session_in(body: dict[str, Any], age_s: Elapsed) -> _Session | None:
     return _Session(token, age_s, ends.total_seconds())
 
 
+@lru_cache(maxsize=1024)
+def _instant(timestamp: int) -> str:
+    """A minute as Stripe takes it: many events have the same."""
+    return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _event(intent: Sealed) -> dict[str, Any]:
-    instant = datetime.fromtimestamp(intent.timestamp, UTC)
     return {
         "event_name": intent.event_name,
         "identifier": intent.identifier,
         "payload": {CUSTOMER_KEY: intent.stripe_customer, VALUE_KEY: f"{intent.value:d}"},
-        "timestamp": f"{instant:%Y-%m-%dT%H:%M:%SZ}",
+        "timestamp": _instant(intent.timestamp),
     }
 
 

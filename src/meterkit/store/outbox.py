@@ -141,9 +141,10 @@ class Outbox:
             if not members:
                 break
             kept = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
-            for (member, score), data in zip(members, kept, strict=True):
+            # As one text: each by itself would take twice as long.
+            page: list[dict[str, str]] = json.loads(b"[%b]" % b",".join(data or b"{}" for data in kept))
+            for (member, score), fields in zip(members, page, strict=True):
                 identifier = member.decode()
-                fields: dict[str, str] = {} if data is None else json.loads(data)
                 if fields and identifier not in tried and not (only_repeats and fields["first"] == "0"):
                     sealed = read_intent(identifier, int(score), fields)
                     line = found.setdefault((sealed.customer, sealed.event_name), [])
@@ -170,22 +171,22 @@ class Outbox:
             return []
         moves = [Move(intent=sealed, state="leased") for sealed in intents]
         keys, arguments = self._move(shard, moves, "queued leased ")
-        await server.load(script)
-        client = server.client
-        pipe = client.pipeline(transaction=False)
+        pipe = server.client.pipeline(transaction=False)
+        pipe.script_load(script.text)
         pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._admin.now_ms())
         waits = keeping.commands(durability)
         for wait in waits:
             pipe.execute_command(*wait)
         replies: list[Any] = await server.ask(pipe.execute(raise_on_error=False))
         for _ in waits:
-            await keeping.check(replies.pop(1))
+            await keeping.check(replies.pop(2))
         for reply in replies:
             if isinstance(reply, Exception):
                 raise StoreError(f"the store failed: {reply}") from reply
+        made = replies[1]
         return [
-            Attempt(intent=move.intent, now_ms=replies[0][1], first_ms=reply[1], attempts=reply[2])
-            for move, reply in self._answers(moves, replies[0])
+            Attempt(intent=move.intent, now_ms=made[1], first_ms=reply[1], attempts=reply[2])
+            for move, reply in self._answers(moves, made)
         ]
 
     async def settle(self, shard: int, moves: Sequence[Move]) -> list[Move]:

@@ -117,15 +117,17 @@ class Sealer:
         script, left = self._store.scripts["seal"], list(customers)
         closes = Closes(self._store, self._admin)
         nonces = _nonces()
-        await self._admin.load(script)
         for _ in range(_TRIES):
             views = [self._store.cache.get(customer) for customer in left]
             await closes.note_sealed(self._shard, views)
             pipe = self._client.pipeline(transaction=False)
+            pipe.script_load(script.text)
             for view in views:
                 keys = self._keys_of(view)
                 pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view, next(nonces)))
-            answers: list[Any] = await self._admin.ask(pipe.execute(raise_on_error=False))
+            loaded, *answers = await self._admin.ask(pipe.execute(raise_on_error=False))
+            if isinstance(loaded, Exception):
+                raise StoreError(f"the store failed: {loaded}") from loaded
             left = [
                 view.customer
                 for view, reply in zip(views, answers, strict=True)

@@ -142,7 +142,8 @@ def _event(event: object, at: str) -> _Streamed:
     for name, value in cast("dict[str, object]", payload).items():
         if not isinstance(value, str):
             raise _refused(f"{at}.payload.{name} must be a string.")
-    identifier, timestamp = told.get("identifier", str(uuid4())), told.get("timestamp")
+    identifier = told["identifier"] if "identifier" in told else str(uuid4())
+    timestamp = told.get("timestamp")
     for name, text in (("event_name", told.get("event_name")), ("identifier", identifier)):
         if not isinstance(text, str) or not 1 <= len(text) <= TEXT_MAX:
             raise _refused(f"{at}.{name} must be a string of 1 to {TEXT_MAX} characters.")
