@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +69,41 @@ async def test_a_damaged_customer_is_named_and_the_exit_code_is_1(
         for name in ("acme", "zeta")
     ]
     assert usage == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite:////nowhere/at/all.db", "unable to open database file"),
+        ("postgresql+psycopg://meter:SECRETpw@127.0.0.1:1/audit", "failed"),
+    ],
+)
+def test_a_database_of_the_audit_log_that_cannot_be_used_is_found(
+    stored: Shell, url: str, words: str
+) -> None:
+    stored.environment["METERKIT_AUDIT_URL"] = url
+    done = stored.run("doctor", "--json")
+    (finding,) = [one for one in done.json["findings"] if one["check"] == "database"]
+    assert words in finding["problem"]
+    assert "METERKIT_AUDIT_URL" in finding["cure"]
+    assert "SECRET" not in done.out + done.err
+
+
+def test_a_database_of_the_audit_log_is_read_and_nothing_is_made_in_it(
+    stored: Shell, directory: Path
+) -> None:
+    url = f"sqlite:///{directory}/audit.db"
+    stored.environment["METERKIT_AUDIT_URL"] = url
+    seen = stored.run("doctor", "--json").json
+    assert seen["looked_at"]["database"] == "its table is made when first needed"
+    assert rows_in(url) == []  # It makes the table.
+    assert stored.run("doctor", "--json").json["looked_at"]["database"] == "its table is read"
+    with sqlite3.connect(directory / "audit.db") as database:
+        database.execute("ALTER TABLE meterkit_audit DROP COLUMN quantity")
+    (finding,) = [
+        one for one in stored.run("doctor", "--json").json["findings"] if one["check"] == "database"
+    ]
+    assert "no such column: meterkit_audit.quantity" in finding["problem"]
 
 
 async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) -> None:

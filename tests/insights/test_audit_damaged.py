@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from auditing import audited, lose_all, rebuild, sqlite_in
+from auditing import audited, lose_all, rebuild, rows_in, sqlite_in
 from meterkit import StoreError, StripeError
+from meterkit.cli.doctor.audit_log import look_at_audit_log
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
@@ -83,6 +85,36 @@ async def test_entries_that_cannot_be_read_keep_only_their_shard_from_being_rebu
         assert "acme" in set(found) - beside
         assert "entries of its shard still wait" in found["beta"].advice
         assert {name for name, one in found.items() if not one.is_done} == beside
+
+
+@pytest.mark.parametrize("part", ["entries", "sums"])
+async def test_a_shard_whose_keys_are_something_else_is_told_and_the_others_are_drained(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        keys, names = at.kit.store.keys, ("acme", "beta", "zeta")
+        client = await used_by(at, *names)
+        shard = keys.customer("beta").shard
+        others = [name for name in names if keys.customer(name).shard != shard]
+        for name in others:
+            await at.kit.record(name, "rows", 7)
+        key = keys.audit(shard) if part == "entries" else keys.audit_sums(shard)
+        await client.set(key, "text")
+        for _ in range(2):
+            await at.drainer.drain()
+        found = {one.customer: one for one in await rebuild(at)}
+        assert (found["beta"].is_done, [found[name].is_done for name in others]) == (
+            False,
+            [True] * len(others),
+        )
+        drained = [row for row in await asyncio.to_thread(rows_in, at.url) if row["quantity"] == 7]
+        assert sorted(row["customer"] for row in drained) == others != []
+        told = [record.getMessage() for record in caplog.records if record.name == "meterkit.audit"]
+        assert len([line for line in told if f"shard {shard} of the audit log is left" in line]) == 1
+        _, findings = await look_at_audit_log(at.kit)
+        unread = [one for one in findings if one.problem.startswith(f"the audit log of shard {shard} cannot")]
+        assert len(unread) == (part == "entries")
+        await client.delete(key)
 
 
 async def test_a_customer_whom_stripe_does_not_have_is_named(store_url: str, tmp_path: Path) -> None:

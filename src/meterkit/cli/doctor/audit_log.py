@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.output import span
-from meterkit.insights.audit.backlog import read_backlog
-from meterkit.insights.audit.draining import MOST
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.backlog import backlog_of, waiting_shards
+from meterkit.insights.audit.draining import MOST, drainer_of
 
 if TYPE_CHECKING:
-    from meterkit import MeterKit
-    from meterkit.insights.audit.backlog import Backlog
+    from collections.abc import Sequence
 
-__all__ = ["OVERDUE_MS", "added_up", "look_at_audit_log", "undrained"]
+    from meterkit import MeterKit
+    from meterkit.insights.audit.backlog import Backlog, Waiting
+
+__all__ = ["OVERDUE_MS", "added_up", "look_at_audit_database", "look_at_audit_log", "undrained"]
 
 OVERDUE_MS: Final = 15 * 60_000
 """How long an entry may wait: whoever drains takes it within seconds."""
@@ -25,10 +29,37 @@ async def look_at_audit_log(kit: MeterKit) -> tuple[str, list[Finding]]:
     Raises:
         StoreError: the store does not answer.
     """
-    backlog = await read_backlog(kit.store)
+    waiting = await waiting_shards(kit.store)
+    backlog = await backlog_of(kit.store, waiting)
     age_ms = int(backlog.age_s(kit.store.now_ms()) * 1000)
     found = undrained(backlog.entries, age_ms, is_kept=kit.store.is_audited)
-    return f"{backlog.entries:,} entries wait", [*found, *added_up(backlog)]
+    return f"{backlog.entries:,} entries wait", [*found, *added_up(backlog), *_no_streams(waiting)]
+
+
+async def look_at_audit_database(kit: MeterKit) -> tuple[str, list[Finding]]:
+    """Whether the database of the audit log can be connected to, and its table be read."""
+    try:
+        is_made = await asyncio.to_thread(drainer_of(kit.store, kit.settings).database.look)
+    except MeterkitError as error:
+        cure = (
+            "see that the database runs, and that METERKIT_AUDIT_URL has its address, its name and a user who"
+            " may read, write and make the table meterkit_audit; what is recorded waits in the store"
+        )
+        return "", [Finding(check="database", problem=str(error), cure=cure)]
+    return "its table is read" if is_made else "its table is made when first needed", []
+
+
+def _no_streams(waiting: Sequence[Waiting]) -> list[Finding]:
+    """Shards of which nothing can be drained."""
+    return [
+        Finding(
+            check="audit",
+            problem=f"the audit log of shard {one.shard} cannot be read: {one.trouble}",
+            cure="something else writes under meterkit's prefix: see what the key is (TYPE), and rename it",
+        )
+        for one in waiting
+        if one.trouble
+    ]
 
 
 def undrained(entries: int, oldest_ms: int, *, is_kept: bool) -> list[Finding]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
+from redis.exceptions import ResponseError
+
+from meterkit.errors import StoreError
 from meterkit.insights.audit.entries import rows_of
+from meterkit.store.sealing import is_of_the_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +26,13 @@ class Waiting(NamedTuple):
 
     Attributes:
         is_full: whether the youngest are added up beside them; see fold.lua.
+        trouble: why nobody can say how many there are; empty: there is none.
     """
 
     shard: int
     entries: int
     is_full: bool
+    trouble: str = ""
 
 
 class Backlog(NamedTuple):
@@ -50,6 +56,8 @@ class Backlog(NamedTuple):
 async def waiting_shards(store: Store) -> Sequence[Waiting]:
     """The shards in which something waits, in one round trip.
 
+    One whose stream is none, as something else has written there, is among them with why: the others go on.
+
     Raises:
         StoreError: the store does not answer.
     """
@@ -58,11 +66,17 @@ async def waiting_shards(store: Store) -> Sequence[Waiting]:
     for shard in range(store.keys.shards):
         pipe.xlen(store.keys.audit(shard))
         pipe.exists(store.keys.audit_sums(shard))
-    found: list[int] = await admin.ask(pipe.execute())
-    pairs = zip(found[::2], found[1::2], strict=True)
-    return [
-        Waiting(shard, entries, bool(sums)) for shard, (entries, sums) in enumerate(pairs) if entries or sums
-    ]
+    found: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    waiting: list[Waiting] = []
+    for shard, (entries, sums) in enumerate(zip(found[::2], found[1::2], strict=True)):
+        for reply in (entries, sums):
+            if isinstance(reply, Exception) and not _is_of_the_stream(reply):
+                raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
+        if isinstance(entries, Exception):
+            waiting.append(Waiting(shard, 0, is_full=False, trouble=str(entries)))
+        elif entries or sums:
+            waiting.append(Waiting(shard, entries, bool(sums)))
+    return waiting
 
 
 async def backlog_of(store: Store, waiting: Sequence[Waiting]) -> Backlog:
@@ -103,6 +117,10 @@ def noted(stores: Iterable[Store]) -> Mapping[Store, Backlog]:
     """What was seen last of some stores; of those that nobody looks at: nothing."""
     found = ((store, _noted.get(store)) for store in stores)
     return {store: backlog for store, backlog in found if backlog is not None}
+
+
+def _is_of_the_stream(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and not is_of_the_server(error)
 
 
 def _entered_ms(name: str, fields: Mapping[bytes, Any]) -> int:

@@ -19,6 +19,7 @@ try:
         Text,
         create_engine,
         func,
+        inspect,
         select,
     )
     from sqlalchemy.dialects import postgresql, sqlite
@@ -106,6 +107,18 @@ class Database:
                 statement = insert_once(self._engine.dialect.name)
                 connection.execute(statement, [row._asdict() for row in rows])
 
+    def look(self) -> bool:
+        """Read from the table; whether it is there. It is not made.
+
+        Raises:
+            MeterkitError: the database does not answer, or the table cannot be read.
+        """
+        with self._words_kept(), self._engine.connect() as connection:
+            is_there = inspect(connection).has_table(TABLE.name)
+            if is_there:
+                connection.execute(select(TABLE).limit(1)).all()
+            return is_there
+
     def customers(self) -> list[str]:
         """Whoever has used something, sorted.
 
@@ -149,12 +162,18 @@ class Database:
 
     @contextmanager
     def _begun(self) -> Generator[Connection]:
-        try:
+        with self._words_kept():
             if not self._is_made:
                 TABLE.metadata.create_all(self._engine)
                 self._is_made = True
             with self._engine.begin() as connection:
                 yield connection
+
+    @contextmanager
+    def _words_kept(self) -> Generator[None]:
+        """Tell what fails in words that have no secret."""
+        try:
+            yield
         except SQLAlchemyError as error:
             # The driver's own words: SQLAlchemy's have the statement, and neither is to have the URL.
             words = " ".join(str(getattr(error, "orig", None) or type(error).__name__).split())

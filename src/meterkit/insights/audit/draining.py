@@ -12,11 +12,14 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from redis.exceptions import ResponseError
+
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.store.event_names import read_meters
+from meterkit.store.sealing import is_of_the_server
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
@@ -148,14 +151,27 @@ class Drainer:
     async def drain(self, *, least_age_ms: int = 0) -> int:
         """Drain all shards once; how many entries are left.
 
+        A shard of which the store keeps what cannot be read is left, and said once.
+
         Raises:
             StoreError: the store does not answer.
             MeterkitError: the database does not.
         """
         left = 0
         for one in await waiting_shards(self._store):
-            left += await self.drain_shard(one.shard, least_age_ms=least_age_ms)
+            try:
+                left += await self.drain_shard(one.shard, least_age_ms=least_age_ms)
+            except StoreError as error:
+                cause = error.__cause__
+                if not isinstance(cause, ResponseError) or is_of_the_server(cause):
+                    raise
+                self._say_left(one.shard, error)
         return left
+
+    def _say_left(self, shard: int, error: StoreError) -> None:
+        if f"{shard}" not in self._unread:
+            self._unread.add(f"{shard}")
+            _logger.error("shard %d of the audit log is left, as it cannot be read: %s", shard, error)
 
     async def drain_shard(self, shard: int, *, least_age_ms: int = 0) -> int:
         """Drain one shard; how many entries are left in it.
