@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from auditing import Audited
     from meterkit.decisions.keys import CustomerKeys
+    from meterkit.insights.audit.rebuilt import Rebuilt
 
     Damage = Callable[[Any, CustomerKeys], Awaitable[Any]]
 
@@ -115,6 +116,18 @@ async def test_a_shard_whose_keys_are_something_else_is_told_and_the_others_are_
         unread = [one for one in findings if one.problem.startswith(f"the audit log of shard {shard} cannot")]
         assert len(unread) == (part == "entries")
         await client.delete(key)
+
+
+async def test_a_rebuild_that_ends_early_has_told_what_it_did(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path)) as at:
+        await at.kit.record("zeta", "tokens", 130)
+        await used_by(at, "acme")
+        await at.desk.link("zeta")
+        at.desk.emulator.fail_next("error", status=401, path="*", times=None)
+        found: list[Rebuilt] = []
+        with pytest.raises(StripeError):
+            await rebuild(at, found=found)
+        assert [(one.customer, one.raised) for one in found] == [("acme", 1)]
 
 
 async def test_a_customer_whom_stripe_does_not_have_is_named(store_url: str, tmp_path: Path) -> None:

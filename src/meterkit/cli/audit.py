@@ -16,15 +16,19 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.insights.audit.rebuilt import Rebuilt
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from meterkit.insights.audit.rebuilt import Rebuilt
+    from collections.abc import Sequence
 
 __all__ = ["commands"]
 
 commands = typer.Typer(name="audit", help="Work with the audit log of recorded usage.", no_args_is_help=True)
 
+_ENDED_EARLY: Final = (
+    "it ended early: what is shown was done before. Run the same again for the rest: nothing is raised twice"
+)
 _RARE: Final = frozenset({"delivered", "parked", "advice"})
 
 
@@ -63,17 +67,25 @@ async def rebuild(
             summaries = StripeSummaries(StripeApi(kit.settings))
             stack.push_async_callback(summaries.close)
         await stack.enter_async_context(started(kit))
-        rebuilder = Rebuilder(kit.store, drainer, summaries)
-        found = await rebuilder.rebuild(customer, at=period, dry_run=dry_run, by=operator())
-    rows = [_row(one) for one in found]
-    session.show(
-        [asdict(one) for one in found],
-        lambda: print_records(rows, rare=_RARE, empty="the counters have all that the audit log has"),
-    )
+        rebuilder, found = Rebuilder(kit.store, drainer, summaries), list[Rebuilt]()
+        try:
+            await rebuilder.rebuild(customer, at=period, dry_run=dry_run, by=operator(), found=found)
+        except BaseException:  # Ctrl-C, too.
+            _show(session, found, empty="nothing was rebuilt")
+            print_note(_ENDED_EARLY)
+            raise
+    _show(session, found, empty="the counters have all that the audit log has")
     if dry_run and found:
         print_note("nothing was changed: --dry-run")
     if any(dry_run or not one.is_done for one in found):
         raise typer.Exit(1)
+
+
+def _show(session: Session, found: Sequence[Rebuilt], *, empty: str) -> None:
+    session.show(
+        [asdict(one) for one in found],
+        lambda: print_records([_row(one) for one in found], rare=_RARE, empty=empty),
+    )
 
 
 def _row(one: Rebuilt) -> dict[str, object]:

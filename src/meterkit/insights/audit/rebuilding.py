@@ -129,6 +129,7 @@ class Rebuilder:
         at: datetime | None = None,
         dry_run: bool = False,
         by: str = "api",
+        found: list[Rebuilt] | None = None,
     ) -> Sequence[Rebuilt]:
         """Rebuild counters; what was waiting for the database is drained first.
 
@@ -141,6 +142,7 @@ class Rebuilder:
                 Default: the open period is rebuilt, and the same is said of those of the last 400 days.
             dry_run: say what would be done.
             by: who does it, for the ledger of the customer.
+            found: what is told is put in here customer by customer: it is there, too, where this ends early.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used; somebody else drains; or the database
@@ -160,7 +162,7 @@ class Rebuilder:
             known = await read_meters(await store.admin(), store.keys, store.catalog)
             run = _Run(known=known, at_ms=None if at is None else to_ms(at), by=by, dry=dry_run)
             names = [customer] if customer else await asyncio.to_thread(drainer.database.customers)
-            found: list[Rebuilt] = []
+            found = [] if found is None else found
             for name in names:
                 try:
                     found += await self._of_customer(name, run)
