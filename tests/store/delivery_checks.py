@@ -144,6 +144,7 @@ class Checks:
                 dict(zip(_NOTICE, (kind, name, "", "", data), strict=True))
                 for kind, name, data in shard.notices
             ],
+            "audit": shard.audit,
             **shard.strings,
             **{f"g:{name}": grants for name, grants in shard.grants.items()},
             **{f"j:{name}": ledger for name, ledger in shard.ledgers.items()},

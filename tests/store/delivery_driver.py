@@ -365,7 +365,7 @@ class Delivery(Checks):
         if self.random.random() < 0.1:
             asked = replace(asked, read=f"{asked.read} ")
         reply, found = self._ask_steer(asked)
-        expected = self.shard.steer(asked, self.wall)
+        expected = self.shard.steer(asked, self.wall, is_audited=bool(self._audit()))
         self.check(f"steer {asked}", expected, reply, found)
 
     def _steer_broken(self, asked: Steer, key: str) -> None:
@@ -382,10 +382,20 @@ class Delivery(Checks):
 
     def _ask_steer(self, asked: Steer) -> tuple[Any, dict[str, Any]]:
         name = asked.intent.customer
-        keys = ("intents", "outbox", "parked", "dead", "compare", f"t:{name}", f"h:{name}", "delivered:1")
+        keys = (
+            "intents",
+            "outbox",
+            "parked",
+            "dead",
+            "compare",
+            f"t:{name}",
+            f"h:{name}",
+            "delivered:1",
+            *self._audit(),
+        )
         compare = "" if asked.compare_ms is None else asked.compare_ms
         argv = (asked.identifier, asked.read, asked.new_identifier, json.dumps(asked.intent.stored()))
-        return self.ask("steer", keys, *argv, compare, json.dumps(asked.entries), self.wall)
+        return self.ask("steer", keys, *argv, compare, json.dumps(asked.entries), asked.dropped, self.wall)
 
     def _steer(self, identifier: str, known: Intent) -> Steer:
         """Another state, or the same, under its identifier or another."""
@@ -401,6 +411,7 @@ class Delivery(Checks):
             new_identifier=f"{self.random.getrandbits(64):x}" if renamed else identifier,
             intent=replace(known, state=state, first=chosen, why=self.random.choice(("", "seen"))),
             compare_ms=self.random.choice((None, 0, 600_000)) if state == "parked" else None,
+            dropped=f"of {known.customer}",
             entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
         )
 
@@ -603,12 +614,14 @@ class Delivery(Checks):
             f"h:{name}",
             "turns",
             f"k:{name}",
+            *self._audit(),
         )
         reply, found = self.ask("forget", keys, read, name, self.wall)
         reply[1:2] = [min(1, fields) for fields in reply[1:2]]
         if reply[0] == 0:
             reply[-1].sort()
-        self.check(f"forget {name} {read}", self.shard.forget(name, read), reply, found)
+        expected = self.shard.forget(name, read, self.wall, is_audited=bool(self._audit()))
+        self.check(f"forget {name} {read}", expected, reply, found)
 
     def forget_moved(self, name: str) -> None:
         self.plant_moved(name)
@@ -637,6 +650,10 @@ class Delivery(Checks):
         self.check(f"usage {name}", expected, shown, found)
 
     # What deeds are made of.
+
+    def _audit(self) -> tuple[str, ...]:
+        """The key of the audit log; every other step there is none."""
+        return ("audit",) if self.steps % 2 else ()
 
     def _rev(self, name: str) -> str:
         return self.random.choice((*[self.shard.customers[name].rev] * 4, NO_REV, f"{FORMAT}:other"))

@@ -108,6 +108,7 @@ class Steer:
     intent: Intent
     compare_ms: int | None
     entries: list[list[str]]
+    dropped: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,7 @@ class Shard:
         self.turns: dict[str, int] = {}
         self.histories: defaultdict[str, list[list[str]]] = defaultdict(list)
         self.notices: list[list[str]] = []
+        self.audit: list[dict[str, str]] = []
         self.ttls: dict[str, int] = {}
         self.fresh: set[str] = set()
 
@@ -240,7 +242,11 @@ class Shard:
             del self.intents[identifier]
         return [0, intent.first, intent.attempts]
 
-    def steer(self, asked: Steer, now: int) -> list[int]:
+    def enter(self, kind: str, what: str, now: int) -> None:
+        """Enter something into the audit log."""
+        self.audit.append({"k": kind, "d": what, "at": str(now)})
+
+    def steer(self, asked: Steer, now: int, *, is_audited: bool) -> list[int]:
         known, intent = self.intents.get(asked.identifier), asked.intent
         if known is None or asked.read.endswith(" "):  # It was put there by whoever reads it wrong.
             return [1, now]
@@ -265,6 +271,8 @@ class Shard:
         if asked.compare_ms is not None:
             self.compare[asked.new_identifier] = now + asked.compare_ms
         self.histories[intent.customer] += asked.entries
+        if is_audited and intent.state == "dropped":
+            self.enter("dropped", asked.dropped, now)
         return [0, now]
 
     def refuse(self, asked: Refuse, now: int) -> int:
@@ -371,7 +379,7 @@ class Shard:
             customer.lives = self.unlinked[name] = max(customer.period[1], seal_at_ms) + KEPT_MS
         return [0]
 
-    def forget(self, name: str, read: str) -> list[Any]:
+    def forget(self, name: str, read: str, now: int, *, is_audited: bool) -> list[Any]:
         customer = self.customers[name]
         if customer.rev != read:
             return [1]
@@ -391,6 +399,8 @@ class Shard:
             kept.pop(name, None)
         self.members.discard(name)
         self.unlinked.pop(name, None)
+        if is_audited:
+            self.enter("deleted", name, now)
         return [0, *counted, digests]
 
     def claim(self, link: str, read: str, owner: str) -> int:
