@@ -93,6 +93,18 @@ async def test_a_lease_that_somebody_else_took_during_a_sleep_is_not_used_after_
         assert len(at.emulator.requests) == before + 1
 
 
+async def test_i6_what_was_leased_before_a_minute_of_sleep_is_left_to_the_next_pass(store_url: str) -> None:
+    # Nobody has the lease now; somebody may have had it, and have sent the other one meanwhile.
+    async with desk(store_url, shards=1) as at:
+        flusher, way = await two_to_send(at)
+        way.sleep, before = lambda: at.clock.advance(timedelta(minutes=1)), len(at.emulator.requests)
+        await flusher.flush()
+        assert len(at.emulator.requests) == before + 1
+        await flusher.flush()
+        assert len(at.emulator.requests) == before + 2
+    assert (at.accepted("zeta"), at.accepted("acme")) == (2, 6)
+
+
 async def test_time_does_not_run_backwards_where_the_wall_clock_is_set_back() -> None:
     clock = Clock(NOW)
     elapsed = stopwatch(clock)

@@ -129,6 +129,22 @@ async def test_i9_what_was_on_its_way_when_the_store_went_is_sent_once_whether_i
             assert lane_of(kit).lost == 0
 
 
+async def test_i9_what_never_came_to_the_store_is_sent_once_behind_what_it_has(
+    valkey: Server, tmp_path: Path
+) -> None:
+    async with outage(valkey, tmp_path) as (kit, proxy):
+        await kit.record("acme", "tokens", 1)
+        lane = lane_of(kit)
+        lane.post = lambda _packed, _receiver: None  # Written to a connection that nobody reads any more.
+        for quantity in (10, 100):
+            settle(kit, "acme", quantity)
+        await away(kit, proxy)
+        await eventually(lambda: not any(one.unsettled for one in lane.queues))
+        await back(kit, proxy)
+        assert await used(kit, "acme", "tokens") == (111, 0)
+        assert lane.lost == 0
+
+
 async def test_i9_a_short_hiccup_touches_no_disk(
     valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,60 @@
+"""What had been sent before it came into a spool: applied once, by the word of its producer of then."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from faults import kit_at, used
+from meterkit.redis.settling import Sent
+from meterkit.store.replay import Replay
+from meterkit.store.settlement import Settlement
+from meterkit.store.spooled import write
+from meterkit.store.used import Used
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+QUANTITIES: Final = (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("kept", "acknowledged", "recorded", "lost"),
+    [
+        pytest.param(None, 0, 12, 0, id="none of its producer's had been applied"),
+        pytest.param(5, 5, 12, 0, id="neither was applied without an answer"),
+        pytest.param(6, 5, 7, 0, id="the first was applied without an answer"),
+        pytest.param(7, 5, 0, 0, id="both were applied without an answer"),
+        # What follows on them was lost as well, and is recorded.
+        pytest.param(3, 5, 12, 2, id="the store has lost two that it had acknowledged"),
+        # Nobody knows whether they were applied: in doubt they are not billed.
+        pytest.param(None, 5, 0, 2, id="the store has no record of what it had acknowledged"),
+    ],
+)
+async def test_i6_what_was_sent_before_it_was_spooled_is_recorded_unless_the_store_may_have_it(
+    valkey: Server, tmp_path: Path, kept: int | None, acknowledged: int, recorded: int, lost: int
+) -> None:
+    async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
+        store, lane = kit.store, await kit.store.lane()
+        view = store.cache.get("acme")
+        earlier = store.keys.producer(view.shard, "0" * 16)
+        if kept is not None:
+            valkey.ask("SET", earlier, f"{kept}", "PX", "60000")
+        records = [
+            write(
+                Settlement(view, used=Used(recorded={"tokens": quantity})),
+                nth,
+                store.now_ms(),
+                Sent(earlier, acknowledged + nth, acknowledged),
+            )
+            for nth, quantity in enumerate(QUANTITIES, start=1)
+        ]
+        replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys)
+        await replay.send(records)
+        assert (await used(kit, "acme", "tokens"), replay.lost) == ((recorded, 0), lost)
+        assert replay.done == {view.shard: 2}
