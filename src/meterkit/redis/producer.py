@@ -146,9 +146,14 @@ class SettlementQueue:
         """Number a settlement and send it, or keep it until it can be sent."""
         if not self._recovering and self._send(settlement):
             return
+        spool = self._lane.spool
         if self._lane.stopping:
             self._lose(settlement, "it came after the kit was stopped")
-        elif len(self.waiting) >= _WAITING_MAX and self._lane.spool is None:
+        elif spool is not None and self._is_away and not self.unsettled:
+            spool.keep(
+                self._shard, [(settlement, None)]
+            )  # As below, but shorter: in an outage nearly all end so.
+        elif len(self.waiting) >= _WAITING_MAX and spool is None:
             self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
         else:
             self.waiting.append(settlement)

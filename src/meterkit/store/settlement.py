@@ -58,6 +58,7 @@ class Settlement:
     Attributes:
         customer: whose it is.
         slot: of what is given back.
+        spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.spooled`.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Settlement:
             "occurred_ms",
             "rated_ms",
             "slot",
+            "spooled",
             "used",
             "view",
         ),
@@ -101,6 +103,7 @@ class Settlement:
         self.rated_ms = rated_ms
         self.mark = mark
         self.waiter = waiter
+        self.spooled: bytes | None = None
         self._packed: tuple[CustomerView, tuple[bytes, bytes]] | None = None
 
     def pack(self) -> tuple[bytes, bytes]:

@@ -7,7 +7,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settling import resolve
@@ -55,13 +55,8 @@ NO_SPOOLS: Final = SpoolsLeft(0, ())
 """There were none."""
 
 
-class _Kept(NamedTuple):
-    """A record that is not on disk yet."""
-
-    shard: int
-    number: int
-    frame: bytes
-    settlement: Settlement
+_Kept: TypeAlias = "tuple[bytes, Settlement]"
+"""A record that is not on disk yet, framed, and its settlement."""
 
 
 class Spool:
@@ -101,6 +96,7 @@ class Spool:
         self._done: dict[int, int] = {}
         self._unwritten: list[_Kept] = []
         self._unwritten_bytes = 0
+        self._let_go = 0
         self._written = asyncio.Event()
         self._is_writing = self._is_failing = self._is_wanted = False
         self._writer: asyncio.Task[None] | None = None
@@ -121,16 +117,16 @@ class Spool:
     def keep(self, shard: int, settlements: Sequence[tuple[Settlement, Sent | None]]) -> None:
         """Take settlements of a shard, in order; whoever waits for one is told once it is on disk."""
         at_ms = self._now_ms()
+        size = 0 if self._file is None else self._file.end
         for settlement, sent in settlements:
-            number = self._numbers.get(shard, 0) + 1
-            data = frame(write(settlement, number, at_ms, sent))
-            size = 0 if self._file is None else self._file.end
             if self._unwritten_bytes > _UNWRITTEN_MAX or size + self._unwritten_bytes > SPOOL_BYTES_MAX:
                 self._lose(settlement)
                 continue
-            self._numbers[shard] = number
-            self._unwritten.append(_Kept(shard, number, data, settlement))
+            number = self._numbers.get(shard, 0) + 1
+            data = frame(write(settlement, number, at_ms, sent))
+            self._unwritten.append((data, settlement))
             self._unwritten_bytes += len(data)
+            self._numbers[shard] = number
         self._begin_writing()
 
     def connected(self) -> None:
@@ -147,7 +143,7 @@ class Spool:
 
     async def close(self) -> Sequence[Settlement]:
         """Leave what waits to the next start; what could not be written, and is lost."""
-        lost = [kept.settlement for kept in self._unwritten]
+        lost = [settlement for _, settlement in self._unwritten]
         self.lost += len(lost)
         file, self._file = self._file, None
         if file is not None and self.kept > len(lost):
@@ -190,13 +186,14 @@ class Spool:
         if self._is_writing:
             await self._written.wait()
             return True
-        batch, self._is_writing = list(self._unwritten), True
+        batch, behind = self._waiting()
+        self._is_writing = True
         self._written.clear()
         try:
             if self._file is None:
                 header = replace(self._own, producer=self._producer, made_ms=self._now_ms())
                 self._file = await self._in_thread(SpoolFile.create, self._directory, header)
-            await self._in_thread(self._file.append, b"".join(kept.frame for kept in batch))
+            await self._in_thread(self._file.append, b"".join([data for data, _ in batch]))
         except (OSError, MeterkitError) as error:
             self._is_failing = True
             self._lane.warn(f"usage cannot be written to {self._directory} and waits in memory: {error}")
@@ -205,17 +202,23 @@ class Spool:
             self._is_writing = False
             self._written.set()
         self._is_failing = False
-        self._forget(batch)
-        for kept in batch:
-            resolve(kept.settlement, None)
+        self._forget(behind)
+        for _, settlement in batch:
+            resolve(settlement, None)
         if self._lane.connected:
             self.connected()  # Nobody else says so: the store is slow, not away, or is back meanwhile.
         return True
 
-    def _forget(self, batch: Sequence[_Kept]) -> None:
-        gone = {(kept.shard, kept.number) for kept in batch}
-        self._unwritten = [kept for kept in self._unwritten if (kept.shard, kept.number) not in gone]
-        self._unwritten_bytes = sum(len(kept.frame) for kept in self._unwritten)
+    def _waiting(self) -> tuple[Sequence[_Kept], int]:
+        """What is not written by now, and the place behind it among all that was ever kept here."""
+        return list(self._unwritten), self._let_go + len(self._unwritten)
+
+    def _forget(self, behind: int) -> None:
+        """Let go of what was kept before a place, and is not yet: it is on disk, or in the store."""
+        gone = self._unwritten[: max(0, behind - self._let_go)]
+        self._let_go += len(gone)
+        del self._unwritten[: len(gone)]
+        self._unwritten_bytes -= sum([len(data) for data, _ in gone])
 
     def _lose(self, settlement: Settlement) -> None:
         self.lost += 1
@@ -260,9 +263,9 @@ class Spool:
                         break
                     at = await self._sent(replay, records, behind)
                 elif self._unwritten:  # The disk takes nothing; the store does.
-                    batch = list(self._unwritten)
-                    at = await self._sent(replay, [one.frame[HEAD_BYTES:] for one in batch], at)
-                    self._forget(batch)
+                    batch, behind = self._waiting()
+                    at = await self._sent(replay, [data[HEAD_BYTES:] for data, _ in batch], at)
+                    self._forget(behind)
                 else:
                     break
         finally:

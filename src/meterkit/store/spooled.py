@@ -44,11 +44,18 @@ def write(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) ->
         at_ms: when it happened.
         sent: see :class:`Spooled`.
     """
+    if settlement.spooled is None:
+        settlement.spooled = _unnumbered(settlement)
+    before = b"" if sent is None else b',"sent":' + _to_json(sent).encode()
+    return b'{"n":%d,"at":%d%b,%b' % (number, at_ms, before, settlement.spooled)
+
+
+def _unnumbered(settlement: Settlement) -> bytes:
+    """The end of a record: what is the same whenever the settlement happens. Most happen again and again."""
     held, used, correction, mark = settlement.held, settlement.used, settlement.correction, settlement.mark
-    found: dict[str, Any] = {"n": number, "c": settlement.customer, "at": at_ms}
+    found: dict[str, Any] = {"c": settlement.customer}
     more: dict[str, Any] = {
         "anonymous": settlement.view.anonymous,
-        "sent": None if sent is None else list(sent),
         "occurred": settlement.occurred_ms,
         "recorded": dict(used.recorded),
         "rated": dict(used.rated),
@@ -59,13 +66,13 @@ def write(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) ->
         if correction.reserved
         else None,
         "event": settlement.event_key,
-        "mark": None if mark is None else list(mark),
+        "mark": mark,
     }
     # Measured nothing is not the same as not told apart.
     found.update(
         {name: value for name, value in more.items() if value or (name == "measured" and value is not None)}
     )
-    return _to_json(found).encode()
+    return _to_json(found).encode()[1:]
 
 
 def read(record: bytes, cache: CustomerCache) -> Spooled:
