@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -168,8 +168,11 @@ async def test_a_decision_without_the_store_says_so(valkey: Server) -> None:
 
     async with outage(valkey) as store:
         await store.begins()
+        marks: list[tuple[str | None, str | None, bool]] = []
+        store.kit.store.mark_span = lambda plan, reason, degraded: marks.append((plan, reason, degraded))
         await Client(metered(store.kit, app)).get("acme")
     (decision,) = seen
+    assert marks[-1] == ("free", None, True)
     assert (decision.allowed, decision.degraded, decision.customer, decision.plan) == (
         True,
         True,
@@ -177,6 +180,52 @@ async def test_a_decision_without_the_store_says_so(valkey: Server) -> None:
         "free",
     )
     assert (decision.limit, decision.remaining) == ("requests-1m", 4)
+
+
+async def test_requests_that_end_in_other_ways_are_told_apart_although_most_of_them_settle_alike(
+    valkey: Server,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/more":
+            meterkit.record("requests", 10)
+        if scope["path"] == "/fails":
+            raise RuntimeError(scope["path"])
+        await answer_ok(scope, receive, send)
+
+    async with outage(valkey) as store:
+        await store.kit.customers.set_plan("acme", "pro")
+        await store.get("acme")
+        await store.begins()
+        store.app = metered(store.kit, app)
+        for path in ("/", "/more", "/fails", "/", "/dear", "/fails", "/more", "/"):
+            with suppress(RuntimeError):
+                assert await store.get("acme", path) == 200
+        # What failed counts in the rate, and is not billed; what the app has added is no part of the rate.
+        assert await store.statuses("acme", 12) == [200] * 11 + [429]
+        await store.ends()
+        assert await used(store.kit, "acme") == (1 + 3 + 22 + 2 + 11, 0)
+
+
+async def test_with_the_breaker_open_no_call_is_made_and_the_log_says_why(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def call(_: Any) -> Any:
+        raise AssertionError("the store was asked")
+
+    async with outage(valkey) as store:
+        await store.begins()
+        assert store.lane.is_open
+        with monkeypatch.context() as patch:
+            patch.setattr(store.lane, "call", call)
+            assert await store.get("acme") == 200
+        assert "could not be decided" not in caplog.text
+        assert (
+            "requests are decided without the store (on_store_failure: allow): the store is not"
+            in caplog.text
+        )
+        await store.ends()
+        assert not store.lane.is_open
+        assert "ratelimit" in (await store.asked("acme"))[1]
 
 
 async def test_i3_the_suspended_and_those_without_a_feature_are_refused_by_what_is_known(

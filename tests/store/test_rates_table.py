@@ -187,7 +187,5 @@ def test_the_arithmetic_of_a_process_without_its_store_is_the_scripts(
     else:
         refill, slot = 0, begun_ms // window_ms - before % 2
     expected = advance(kind, window_ms, refill, now_ms, slot, counted, previous)
-    found, used = in_process.advance(
-        kind, window_ms, refill, in_process.Window(slot, counted, previous), now_ms
-    )
+    found, used = in_process.advance(kind, window_ms, refill, (slot, counted, previous), now_ms)
     assert [*found, used] == expected

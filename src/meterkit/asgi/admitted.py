@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.refuser import Refuser
     from meterkit.catalog import Outcome, Route
+    from meterkit.redis.tallies import Tallies
+    from meterkit.store.fallback import Weighed
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
@@ -54,10 +57,11 @@ class Admitted(Holder):
         _charge_on: the outcomes that are billed.
         _reply: the store's, where it has decided.
         _scope, _send: the server's.
+        _weighed: how this process has decided in place of the store, or None.
     """
 
     __slots__ = (
-        *("_charge_on", "_reply", "_route", "_scope", "_send", "_view"),
+        *("_charge_on", "_reply", "_route", "_scope", "_send", "_view", "_weighed"),
         *("decision", "refuser", "server_receive"),
     )
 
@@ -67,6 +71,7 @@ class Admitted(Holder):
     _reply: list[int]
     _scope: Scope
     _send: Send
+    _weighed: Weighed | None
     decision: Decision | None
     server_receive: Receive
     refuser: Refuser
@@ -85,10 +90,39 @@ class Admitted(Holder):
         del error
         return False
 
+    def take(self, decision: Decision) -> None:
+        """Take note of a decision that is not just that the plan allows the request."""
+        self.decision = decision
+        if self._store.mark_span is not None:
+            self._store.mark_span(decision.plan, decision.reason, decision.degraded)
+
+    def take_weighed(self, decision: Decision | None, weighed: Weighed | None) -> None:
+        """Take note of what was decided without the store; a decision of None is one that just allows."""
+        self._weighed = weighed
+        if decision is not None:
+            self.take(decision)
+        elif weighed is not None and self._store.mark_span is not None:
+            self._store.mark_span(weighed.plan, None, True)
+
+    @abstractmethod
+    def _outcome(self) -> Outcome:
+        """What the request came to."""
+
+    def _tally(self, tallies: Tallies) -> None:
+        outcome = self._outcome()
+        decision, weighed = self.decision, self._weighed
+        if decision is not None:
+            tallies.ended(decision.plan, outcome, decision.reason, degraded=decision.degraded)
+        else:  # Allowed, and nobody has asked for more.
+            plan = self._view.effective.plan.key if weighed is None else weighed.plan
+            tallies.ended(plan, outcome, None, degraded=weighed is not None)
+
     def current(self) -> Current:
         """Who is served, and why."""
         if self.decision is None and self._decided is not None:
             self.decision = self._store.verdict(self._decided, self._reply)
+        elif self.decision is None and self._weighed is not None:
+            self.decision = self._store.weighed(*self._weighed, degraded=True)
         return Current(
             customer=self._view.customer,
             plan=self._view.effective.plan.key,

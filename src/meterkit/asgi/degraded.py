@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.catalog.models import Headers
     from meterkit.decisions.program import Program
+    from meterkit.store.fallback import Weighed
     from meterkit.store.store import Prepare, Store
-    from meterkit.store.views import CustomerView, PreparedDecision
+    from meterkit.store.views import CustomerView
 
 __all__ = ["PolicyFields", "count_in_process", "decide_in_process"]
 
@@ -24,10 +25,11 @@ _logger: Final = logging.getLogger("meterkit.asgi")
 
 def decide_in_process(
     store: Store, view: CustomerView, route: Route, prepare: Prepare
-) -> tuple[Decision, PreparedDecision | None]:
-    """What the route has for a request that the store cannot decide, and what was asked of the plan.
+) -> tuple[Decision | None, Weighed | None]:
+    """What the route has for a request that the store cannot decide, and how that was decided.
 
-    Never raises: what cannot be decided here either is served as the route says.
+    A decision of None is one that just allows. Never raises: what cannot be decided here either is served as
+    the route says.
     """
     is_shadow = route.enforcement == "shadow"
     if is_shadow or route.on_store_failure == "allow":
@@ -79,4 +81,9 @@ class PolicyFields:
     ) -> list[tuple[bytes, bytes]]:
         """See :meth:`meterkit.asgi.headers.LimitFields.add`."""
         del decided, reply
-        return merge(headers, self._ours, expose=any(name == b"origin" for name, _ in request_headers))
+        exposed = False
+        for name, _ in request_headers:
+            if name == b"origin":
+                exposed = True
+                break
+        return merge(headers, self._ours, expose=exposed)

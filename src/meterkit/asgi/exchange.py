@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
-    from meterkit.redis.tallies import Tallies
+    from meterkit.store.fallback import Weighed
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage
@@ -85,6 +85,7 @@ class Exchange(Admitted):
         self._send = send
         self.limit_fields: LimitFields | ShadowFields | PolicyFields | None = None
         self.decision: Decision | None = None
+        self._weighed: Weighed | None = None
         self.in_doubt = False
         self._recorded: dict[str, int] | None = None
         self._llm: LlmCalls | None = None
@@ -102,12 +103,6 @@ class Exchange(Admitted):
                 lane.live.add(self)
         if store.mark_span is not None:
             store.mark_span(view.effective.plan.key, None, False)
-
-    def take(self, decision: Decision) -> None:
-        """Take note of a decision that is not just that the plan allows the request."""
-        self.decision = decision
-        if self._store.mark_span is not None:
-            self._store.mark_span(decision.plan, decision.reason, decision.degraded)
 
     def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
         """Read the response's token usage as it is sent, where the route says so.
@@ -230,6 +225,11 @@ class Exchange(Admitted):
         # What the app has recorded of a request with an idempotency key goes with its mark, or not at all.
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
         if self._llm is not None or is_whole:
+            if decided is None and not (
+                recorded or self._llm or self.in_doubt or self._route.idempotency_header
+            ):
+                self._settle_undecided(lane, billed=billed)
+                return
             beside = Used(recorded, recorded) if decided is not None else self._undecided(recorded)
             self._settle_parts(lane, self._used_by_calls(outcome), beside, billed=billed)
             return
@@ -247,13 +247,6 @@ class Exchange(Admitted):
             self._store.settle(lane, settlement)
         if recorded:
             self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
-
-    def _tally(self, tallies: Tallies) -> None:
-        decision = self.decision
-        if decision is None:  # Allowed, and nobody has asked for more.
-            tallies.ended(self._view.effective.plan.key, self._outcome(), None, degraded=False)
-        else:
-            tallies.ended(decision.plan, self._outcome(), decision.reason, degraded=decision.degraded)
 
     def _used_by_calls(self, outcome: Outcome) -> Sequence[Used]:
         """What calls of language models have used, those of one model together."""
@@ -302,6 +295,16 @@ class Exchange(Admitted):
 
     def _settle_used(self, lane: Lane, used: Used) -> None:
         self._store.settle(lane, Settlement(self._view, used=used))
+
+    def _settle_undecided(self, lane: Lane, *, billed: bool) -> None:
+        """Settle what the route consumes and nothing else: without the store nearly every request ends so."""
+        view, counted = self._view, self._route.consume
+
+        def settlement() -> Settlement:
+            return Settlement(view, used=Used(counted if billed else _NOTHING, counted))
+
+        if counted:
+            self._store.settle(lane, view.once(("undecided", id(self._route), billed), settlement))
 
     def _undecided(self, recorded: Mapping[str, int]) -> Used:
         """What a request comes to that was decided without the store: its rates have not seen it either."""

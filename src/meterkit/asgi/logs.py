@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
+    from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
     from meterkit.tokens.call_usage import CallUsage, Note
 
@@ -69,6 +70,7 @@ _SPAN_S: Final = 10.0
 # An outage may last for hours, and the store's own logger tells of its beginning and of its end.
 _AWAY_SPAN_S: Final = 60.0
 _SHOWN_MAX: Final = 100
+_OF_THE_STORE: Final = (StoreError, SettingsError)
 
 
 class TroubleLog:
@@ -80,13 +82,20 @@ class TroubleLog:
         self._identify = Sampler(1, _SPAN_S, partial(_count_more, "failed in identify"))
         self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
         self._wrong_types: set[type] = set()
+        self._is_inner = False
 
-    def undecided(self, error: Exception, route: Route) -> None:
-        """The customer is known, but not whether the request may be served."""
-        if isinstance(error, StoreError | SettingsError):
+    def undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
+        """The customer is known, but not whether the request may be served.
+
+        Args:
+            error: why; None: the lane has its breaker open.
+            route: the line.
+            lane: the event loop's.
+        """
+        if error is None or isinstance(error, _OF_THE_STORE):
             if self._store.admits():
                 message = "requests are decided without the store (on_store_failure: %s): %s"
-                _logger.error(message, route.on_store_failure, error)
+                _logger.error(message, route.on_store_failure, error or (lane and lane.why_away()))
             self._away_s = monotonic()
         elif self._others.admits():
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
@@ -98,7 +107,7 @@ class TroubleLog:
             *(number, _AWAY_SPAN_S, monotonic() - self._away_s),
         )
 
-    def unidentified(self, error: Exception, route: Route) -> None:
+    def unidentified(self, error: Exception | None, route: Route) -> None:
         """``identify`` raised."""
         if self._identify.admits():
             message = "identify raised: the customer of a request under the line %a could not be determined"
@@ -113,6 +122,16 @@ class TroubleLog:
                 "identify returned a value of type %s; allowed is a text, the customer's id, or None: return"
                 " str(...) of it; until then the customer of such requests cannot be determined",
                 kind.__name__,
+            )
+
+    def inner(self) -> None:
+        """This kit has the request already: what this middleware was given is not asked; said once."""
+        if not self._is_inner:
+            self._is_inner = True
+            _logger.warning(
+                "MeterMiddleware wraps this app more than once for one kit: the outer one decides and counts,"
+                " the inner one passes every request on, and does not use its identify, on_denied and cors;"
+                " remove one of them"
             )
 
     def unmatched(self, source: str, scope: Scope) -> None:

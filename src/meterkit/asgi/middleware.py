@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from asyncio import CancelledError
 from dataclasses import replace
 from functools import partial
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.estimate import InputEstimator
 
 __all__ = ["Kit", "MeterMiddleware"]
-
-_logger = logging.getLogger("meterkit.asgi")
 
 _DECIDED: Final = frozenset({"http", "websocket"})
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
@@ -115,7 +112,6 @@ class MeterMiddleware:
         self._refuser = Refuser(on_denied, cors, kit.store, self._log)
         self._troubles = TroubleLog()
         self._mark = f"meterkit.{id(kit):x}"
-        self._is_inner = False
         self._has_warned_unmatched = False
         self._plans = self._adopt(kit.store.cache)
 
@@ -143,7 +139,11 @@ class MeterMiddleware:
         body = None
         if is_http and (route.reserve or route.storage_meter or route.idempotency_header):
             body = BufferedBody(scope, receive)
-        passed = await self._admit(plans, route, scope, receive, send, body)
+        passed = await (
+            self._uncounted(plans, route, scope, send)
+            if route.enforcement == "off"
+            else self._admit(plans, route, scope, receive, send, body)
+        )
         if passed is None:
             return
         if body is not None and body.untouched:
@@ -175,7 +175,7 @@ class MeterMiddleware:
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is not decided here."""
         if self._mark in scope:
-            self._say_inner()
+            self._troubles.inner()
         elif scope["type"] == "lifespan":
             await lifespan(self.app, self._kit, self._mark, scope, receive, send)
             return
@@ -191,12 +191,11 @@ class MeterMiddleware:
         body: BufferedBody | None,
     ) -> Exchange | None:
         """Decide a request; one that is refused is answered, and there is nothing to go on with."""
-        if route.enforcement == "off":
-            return await self._uncounted(plans, route, scope, send)
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
         prepare: Prepare | None = None
+        reply: Any = None
         lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)
@@ -209,24 +208,27 @@ class MeterMiddleware:
             prepare = None if body is None else await self._reserving(lane, view, route, body)
             known = None if prepare else view.decisions.get(id(route))
             decided = known or (prepare or _preparing(route))(view, "d")
-            pending = lane.call(decided)
-            try:
-                reply: Any = await pending
-            except CancelledError:
-                give_up(decided, pending)
-                raise
-            if isinstance(reply, ReplyError) or reply[0] > REFUSED:
-                prepare = prepare or _preparing(route)
-                decided, reply = await store.conclude(lane, decided, prepare, reply)
-                if decided.is_repeat:
-                    route = replace(route, charge_on=_NEVER)
+            if not lane.is_open:
+                pending = lane.call(decided)
+                try:
+                    reply = await pending
+                except CancelledError:
+                    give_up(decided, pending)
+                    raise
+                if isinstance(reply, ReplyError) or reply[0] > REFUSED:
+                    prepare = prepare or _preparing(route)
+                    decided, reply = await store.conclude(lane, decided, prepare, reply)
+                    if decided.is_repeat:
+                        route = replace(route, charge_on=_NEVER)
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
             decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
             passed, decided = self._undecided(error, plans, lane, view, route, prepare, scope, send)
         else:
-            if reply[0] == ALLOWED and decided.waived is None:
+            if reply is None:
+                passed, decided = self._undecided(None, plans, lane, view, route, prepare, scope, send)
+            elif reply[0] == ALLOWED and decided.waived is None:
                 left = decided.view.left
                 decided.view.left = left_where_allowed(left, decided.program) if left else NOTHING_LEFT
                 # As _kind_of has it, without a call: nearly every request passes here.
@@ -240,13 +242,11 @@ class MeterMiddleware:
                     program = decided.program
                     passed.limit_fields = plans.limit_fields.get(program) or plans.fields_of(program, route)
                 return passed
-            passed = self._refused(decided, reply, lane, route, scope, send)
+            else:
+                passed = self._refused(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
             return passed
-        if route.enforcement == "shadow":
-            return self._shadowed(passed, view or plans.nobody(), route, scope, send)
-        await self._refuser.refuse(passed, route, decided, view, scope, receive, send)
-        return None
+        return await self._unserved(passed, plans, route, decided, view, scope, receive, send)
 
     async def _uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
         """A request that passes because enforcement is off; whose it is is asked for the app's sake only."""
@@ -268,6 +268,23 @@ class MeterMiddleware:
         if refused is not None:
             raise _UnservedError(refused.refusal or _STORE_FAILED, refused)
         return await reserving(view.cache, route, body, estimate=self._kit.estimate_input)
+
+    async def _unserved(
+        self,
+        decision: Decision,
+        plans: PlansInForce,
+        route: Route,
+        decided: PreparedDecision | None,
+        view: CustomerView | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> Exchange | None:
+        """Answer a request that is refused; in shadow it goes on."""
+        if route.enforcement == "shadow":
+            return self._shadowed(decision, view or plans.nobody(), route, scope, send)
+        await self._refuser.refuse(decision, route, decided, view, scope, receive, send)
+        return None
 
     def _shadowed(
         self, decision: Decision, view: CustomerView, route: Route, scope: Scope, send: Send
@@ -310,7 +327,7 @@ class MeterMiddleware:
 
     def _undecided(
         self,
-        error: Exception,
+        error: Exception | None,
         plans: PlansInForce,
         lane: Lane | None,
         view: CustomerView | None,
@@ -321,39 +338,31 @@ class MeterMiddleware:
     ) -> tuple[Exchange | Decision, PreparedDecision | None]:
         """A request that the store could not decide: said, and served or not as route and plan have it.
 
-        With it comes what was asked of the plan, if it is refused.
+        Without an error the store was not asked, as the breaker is open. With a refusal comes what was asked
+        of the plan.
         """
         if view is None:  # So far only `identify` can have failed.
             self._troubles.unidentified(error, route)
             return _UNIDENTIFIED, None
-        self._troubles.undecided(error, route)
+        self._troubles.undecided(error, route, lane)
         store = self._kit.store
-        decision, decided = decide_in_process(store, view, route, prepare or _preparing(route))
-        if not decision.allowed:
-            return decision, decided
-        if decision.reason is not None:
-            self._log.shadowed(decision, route)
+        decision, weighed = decide_in_process(store, view, route, prepare or _preparing(route))
+        if decision is not None:
+            if not decision.allowed:
+                return decision, None if weighed is None else weighed.decided
+            if decision.reason is not None:
+                self._log.shadowed(decision, route)
         passed = _kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
-        passed.take(decision)
+        passed.take_weighed(decision, weighed)
         passed.in_doubt = isinstance(error, StoreError) and error.executed is None
-        if decided is not None and route.headers != "none":
-            passed.limit_fields = plans.policies_of(decided.program, route)
+        if weighed is not None and route.headers != "none":
+            passed.limit_fields = plans.policies_of(weighed.decided.program, route)
         return passed, None
 
     def _say_unmatched(self, scope: Scope, plans: PlansInForce) -> None:
         if not self._has_warned_unmatched:
             self._has_warned_unmatched = True
             self._troubles.unmatched(plans.cache.catalog.source, scope)
-
-    def _say_inner(self) -> None:
-        """Warn, once, that this kit has the request already: what this middleware was given is not asked."""
-        if not self._is_inner:
-            self._is_inner = True
-            _logger.warning(
-                "MeterMiddleware wraps this app more than once for one kit: the outer one decides and counts,"
-                " the inner one passes every request on, and does not use its identify, on_denied and cors;"
-                " remove one of them"
-            )
 
     def _adopt(self, cache: CustomerCache) -> PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.

@@ -153,7 +153,7 @@ class WebSocketExchange(Exchange):
         except Exception as error:  # noqa: BLE001 - the app is served whatever it is, if the route says so
             self._troubles.undecided(error, route)
             decision, _ = decide_in_process(store, view, route, partial(_message, route))
-            if not decision.allowed:
+            if decision is not None and not decision.allowed:
                 return decision
             # In doubt the decision may have counted it in rates.
             in_doubt = isinstance(error, StoreError) and error.executed is None

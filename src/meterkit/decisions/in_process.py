@@ -7,7 +7,7 @@ them is worked out alike, the wait included.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from meterkit.decisions.kinds import CEILING, FIXED_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.verdict import weighted
@@ -15,29 +15,20 @@ from meterkit.decisions.verdict import weighted
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.decisions.program import Program
+    from meterkit.decisions.program import Measure, Program
 
 __all__ = ["EMPTY", "NOTHING_LEFT", "Left", "Window", "advance", "left_by", "left_where_allowed", "weigh"]
 
-_COUNTS: Final = 3  # The first numbers of a program; then come those of its rates.
-_NUMBERS: Final = 6  # Of each rate: kind, window, limit, refill, needed, taken.
 
+Window: TypeAlias = tuple[int, int, int]
+"""What a rate has counted: slot, counted, before.
 
-class Window(NamedTuple):
-    """What a rate has counted.
+The slot is the window's number since the epoch; of a bucket, until when it is accounted for (ms). What is
+counted are units in it; of a bucket, whole units owed. Before that stand those of the window before; of a
+bucket, the rest owed in parts of a unit.
+"""
 
-    Attributes:
-        slot: the window's number since the epoch; of a bucket, until when it is accounted for (ms).
-        counted: units in it; of a bucket, whole units owed.
-        before: units in the window before; of a bucket, the rest owed in parts of a unit.
-    """
-
-    slot: int = 0
-    counted: int = 0
-    before: int = 0
-
-
-EMPTY: Final = Window()
+EMPTY: Final[Window] = (0, 0, 0)
 
 
 class Left(NamedTuple):
@@ -67,17 +58,18 @@ def advance(kind: int, window_ms: int, refill: int, at: Window, now_ms: int) -> 
         at: what was counted before.
         now_ms: the instant.
     """
+    slot, counted, before = at
     if kind == TOKEN_BUCKET:
-        rest = min(at.before, window_ms - 1)
-        owed = max(0, at.counted * window_ms + rest - refill * max(0, now_ms - at.slot))
+        rest = min(before, window_ms - 1)
+        owed = max(0, counted * window_ms + rest - refill * max(0, now_ms - slot))
         whole, rest = divmod(owed, window_ms)
-        return Window(now_ms, whole, rest), whole + (rest > 0)
-    slot = now_ms // window_ms
-    if at.slot != slot:
-        at = Window(slot, 0, at.counted if at.slot == slot - 1 else 0)
-    if kind == FIXED_WINDOW or not at.before:
-        return at, at.counted
-    return at, at.counted + weighted(at.before, window_ms - now_ms % window_ms, window_ms)
+        return (now_ms, whole, rest), whole + (rest > 0)
+    now = now_ms // window_ms
+    if slot != now:
+        counted, before = 0, counted if slot == now - 1 else 0
+    if kind == FIXED_WINDOW or not before:
+        return (now, counted, before), counted
+    return (now, counted, before), counted + weighted(before, window_ms - now_ms % window_ms, window_ms)
 
 
 def weigh(
@@ -97,32 +89,44 @@ def weigh(
         The reply, as the decision script's; and what the rates have counted then, empty where it refuses.
     """
     counts: dict[str, Window] = {}
-    told: list[int] = []
     nearest, least, share, before = 0, 0, inf, 0
-    is_refused = False
-    for nth in range(program.numbers[0]):
-        at = _COUNTS + nth * _NUMBERS
-        kind, window, limit, refill, needed, taken = program.numbers[at : at + _NUMBERS]
-        found, used = advance(kind, window, refill, known.get(program.fields[nth], EMPTY), now_ms)
-        told += (found.counted, found.before, 0)
-        is_refused = is_refused or used + needed > limit
+    for nth, (field, kind, window, limit, refill, needed, taken) in enumerate(program.rate_terms, start=1):
+        (slot, counted, earlier), used = advance(kind, window, refill, known.get(field, EMPTY), now_ms)
+        if used + needed > limit:
+            return _refused(program, known, left_of, now_ms), {}
         left = limit - used - taken
         if left / limit < share:
-            nearest, least, share, before = nth + 1, left, left / limit, found.before
-        counts[program.fields[nth]] = Window(found.slot, found.counted + taken, found.before)
-    backed: list[int] = []
-    for measure in program.measures[program.numbers[0] :]:
-        quantity = measure.limit
-        if measure.kind == CEILING:
-            known_left = left_of.get(measure.policy.name, None)
-            backed.append(int(known_left is not None and known_left.is_backed))
-            if known_left is not None and now_ms < known_left.until_ms:
-                quantity = known_left.quantity
-                is_refused = is_refused or measure.needed > quantity
-        told += (quantity, 0, 0)
-    if is_refused:
-        return [1, now_ms, 0, *told, *backed], {}
+            nearest, least, share, before = nth, left, left / limit, earlier
+        counts[field] = slot, counted + taken, earlier
+    for measure in program.measures if left_of else ():
+        quantity = _left(measure, left_of, now_ms)
+        if quantity is not None and measure.needed > quantity:
+            return _refused(program, known, left_of, now_ms), {}
     return [0, now_ms, nearest, least, before], counts
+
+
+def _refused(
+    program: Program, known: Mapping[str, Window], left_of: Mapping[str, Left], now_ms: int
+) -> list[int]:
+    """What is told of a request that is refused: how far each policy is used, the violated ones or not."""
+    told: list[int] = []
+    for field, kind, window, _, refill, _, _ in program.rate_terms:
+        (_, counted, before), _ = advance(kind, window, refill, known.get(field, EMPTY), now_ms)
+        told += (counted, before, 0)
+    backed: list[int] = []
+    for measure in program.measures[len(program.rate_terms) :]:
+        left = _left(measure, left_of, now_ms)
+        told += (measure.limit if left is None else left, 0, 0)
+        if measure.kind == CEILING:
+            last = left_of.get(measure.policy.name)
+            backed.append(int(last is not None and last.is_backed))
+    return [1, now_ms, 0, *told, *backed]
+
+
+def _left(measure: Measure, left_of: Mapping[str, Left], now_ms: int) -> int | None:
+    """What is left under a ceiling that has refused the customer last in this period; None: who knows."""
+    known = left_of.get(measure.policy.name) if measure.kind == CEILING else None
+    return None if known is None or now_ms >= known.until_ms else known.quantity
 
 
 def left_by(program: Program, reply: Sequence[int], period_end_ms: int) -> dict[str, Left]:

@@ -90,6 +90,7 @@ class Program:
         gauges: whether it looks at gauges.
         asked: where the numbers say what is asked of a meter: place, meter, and the least that is said.
         rates: the fields of the rates that count what is taken.
+        rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
     """
 
     measures: tuple[Measure, ...]
@@ -105,6 +106,7 @@ class Program:
     gauges: bool
     rates: frozenset[str]
     asked: tuple[tuple[int, str, int], ...]
+    rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
 
     def behind_terms(self, mode: str) -> tuple[str, ...]:
         """What follows a decision's terms: the mode, what else is looked at, the fields."""
@@ -155,8 +157,7 @@ def compile_program(
     measures = tuple(part.measure for part in parts)
     fields = (*(part.field for part in counted), *map(meter_field, recorded))
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
-    held = {name: demands[name].taken for name in capped if demands[name].taken}
-    behind = ""
+    held, behind = {name: demands[name].taken for name in capped if demands[name].taken}, ""
     if prepaid is not None and not rates_only:
         backed, fields, behind = _backed(demands, entitlements, prepaid, capped, fields)
         held.update(backed)
@@ -180,6 +181,7 @@ def compile_program(
         gauges=bool(gauges),
         rates=frozenset(part.field for part in rates),
         asked=tuple(_asked(parts)),
+        rate_terms=tuple(map(_rate_terms, rates)),
     )
 
 
@@ -214,6 +216,12 @@ class _Part:
     field: str
     numbers: tuple[int, ...]
     measure: Measure
+
+
+def _rate_terms(part: _Part) -> tuple[str, int, int, int, int, int, int]:
+    measure = part.measure
+    terms = measure.kind, measure.window, measure.limit, measure.refill, measure.needed
+    return part.field, *terms, part.numbers[-1]
 
 
 def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:

@@ -58,6 +58,8 @@ class Lane:
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
         spool: where settlements wait on disk; None: they wait in memory, and are lost with the process.
+        is_open: whether the breaker is open for all requests: none is sent. Where the store is a cluster, the
+            breakers of its nodes are not meant: there each call is told.
         is_served: whether the kit was started for this event loop, not only its store.
     """
 
@@ -75,6 +77,8 @@ class Lane:
         self._scripts = tuple(scripts)
         self._fence = fence
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._on_connection)
+        self._reconnector.on_open = self._on_open
+        self.is_open = False
         self._connection: AnyConnection | None = None
         self._tallies: Tallies | None = None
         self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
@@ -170,6 +174,10 @@ class Lane:
         """Why no request can be sent; None where one can."""
         return self._reconnector.trouble
 
+    def why_away(self) -> MeterkitError:
+        """What a call is told while the breaker is open."""
+        return self._reconnector.why_away()
+
     async def ask(self, call: Call) -> Any:
         """Send a request and wait for its reply; where the waiting is cancelled, nothing stays held.
 
@@ -252,8 +260,12 @@ class Lane:
             reply = await connection.ask(*request)
         return reply
 
+    def _on_open(self) -> None:
+        self.is_open = True
+
     def _on_connection(self, connection: AnyConnection | None) -> None:
         self._connection = connection
+        self.is_open = self._reconnector.is_open
         self._bind()
         if connection is None:
             for queue in self.queues:

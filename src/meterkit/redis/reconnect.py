@@ -153,6 +153,10 @@ class Reconnector:
             return None
         return self._refusal or StoreError(self._why, executed=False)
 
+    def why_away(self) -> MeterkitError:
+        """What is told to whoever asks while there is no connection."""
+        return self._refusal or StoreError(f"the store is not connected: {self._why}", executed=False)
+
     async def connected(self) -> AnyConnection:
         """Wait for a connection, however long that takes."""
         while self.connection is None:
@@ -170,10 +174,8 @@ class Reconnector:
         """
         if self.connection is not None:
             return self.connection.call(call, future)
-        if self._refusal is not None:
-            raise self._refusal
         if self._stopped or self.is_open:
-            raise self._away()
+            raise self.why_away()
         if future is None:
             future = self._loop.create_future()
         self._wait(future, call)
@@ -281,7 +283,7 @@ class Reconnector:
 
     def _wait(self, future: asyncio.Future[Any], call: Call) -> None:
         if self.is_open:
-            fail(future, self._away())
+            fail(future, self.why_away())
         else:
             self._waiting.append((self._loop.time() + self._timeout_s, future, call))
 
@@ -349,15 +351,12 @@ class Reconnector:
         waiting, self._waiting = self._waiting, []
         for _, future, _ in waiting:
             if not future.done():
-                fail(future, self._refusal or self._away())
+                fail(future, self.why_away())
 
     def _too_late(self, future: asyncio.Future[Any]) -> None:
         if not future.done():
             why = f"the store did not answer within {self._timeout_s:g} s"
             fail(future, StoreError(why, executed=None))
-
-    def _away(self) -> StoreError:
-        return StoreError(f"the store is not connected: {self._why}", executed=False)
 
 
 def _times(number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.in_process import EMPTY, NOTHING_LEFT, advance, weigh
@@ -17,9 +17,26 @@ if TYPE_CHECKING:
     from meterkit.store.marked import Prepare
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["Fallback", "is_known"]
+__all__ = ["Fallback", "Weighed", "is_known"]
 
 _CUSTOMERS_MAX: Final = 10_000
+
+
+class Weighed(NamedTuple):
+    """How a request was decided without the store.
+
+    Attributes:
+        decided: what was asked of the plan.
+        reply: as the decision script's.
+    """
+
+    decided: PreparedDecision
+    reply: list[int]
+
+    @property
+    def plan(self) -> str:
+        """The key of the plan by which that was."""
+        return self.decided.view.effective.plan.key
 
 
 class Fallback:
@@ -38,8 +55,8 @@ class Fallback:
         self._counted: dict[bool, dict[str, dict[str, Window]]] = {False: {}, True: {}}
         self._lock = Lock()
 
-    def decide(self, view: CustomerView, prepare: Prepare) -> tuple[PreparedDecision, list[int]]:
-        """What was decided, and a reply as the decision script's; counted in rates where it allows."""
+    def decide(self, view: CustomerView, prepare: Prepare) -> Weighed:
+        """Decide a request; it is counted in rates where that allows it."""
         now_ms = self._now_ms()
         decided = prepare(_as_of(view.cache.newest(view), now_ms), "d")
         view = decided.view
@@ -47,7 +64,7 @@ class Fallback:
             known = self._known(view)
             reply, counts = weigh(decided.exact(), known, view.left or NOTHING_LEFT, now_ms)
             known.update(counts)
-        return decided, reply
+        return Weighed(decided, reply)
 
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
         """Count into the rates of meters what was used without having been asked for."""
@@ -59,7 +76,8 @@ class Fallback:
                     field = rate_field(meter, rate.window_ms, rate.algorithm)
                     kind, window, _, refill = rate_numbers(rate, meter)
                     found, _ = advance(kind, window, refill, known.get(field, EMPTY), now_ms)
-                    known[field] = found._replace(counted=found.counted + quantity)
+                    slot, counted, before = found
+                    known[field] = slot, counted + quantity, before
 
     def _known(self, view: CustomerView) -> dict[str, Window]:
         customers = self._counted[view.anonymous]
@@ -80,6 +98,6 @@ def is_known(view: CustomerView) -> bool:
 def _as_of(view: CustomerView, now_ms: int) -> CustomerView:
     """What a state means by now: a trial, a grace or a period may have ended since it was looked at."""
     effective = view.effective
-    if now_ms < min(effective.valid_until_ms, effective.bounds.end_ms):
+    if now_ms < effective.valid_until_ms and now_ms < effective.bounds.end_ms:
         return view
     return view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])

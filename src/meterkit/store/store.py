@@ -24,7 +24,7 @@ from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
-from meterkit.store.fallback import Fallback, is_known
+from meterkit.store.fallback import Fallback, Weighed, is_known
 from meterkit.store.held import Held
 from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
@@ -225,17 +225,16 @@ class Store:
                 return decision, [replies.REFUSED, reply[1]]
             reply = await lane.ask(decision)
 
-    def decide_in_process(self, view: CustomerView, prepare: Prepare) -> tuple[Decision, PreparedDecision]:
-        """Decide without asking the store, which is away; what was decided, and what was asked.
+    def decide_in_process(self, view: CustomerView, prepare: Prepare) -> tuple[Decision | None, Weighed]:
+        """Decide without asking the store, which is away; what was decided (None: just allowed), and how.
 
-        Who is not known yet is limited by the rates of the default plan, and lacks no feature: it may be one
-        who pays.
+        Who is not known yet goes by the default plan's rates, and lacks no feature: it may be one who pays.
         """
-        decided, reply = self.fallback.decide(view, prepare)
-        refusal = decided.refusal if is_known(view) else None
-        if refusal is not None:
-            return replace(refusal, degraded=True), decided
-        return self._weighed(decided, reply, degraded=True), decided
+        decided, reply = weighed = self.fallback.decide(view, prepare)
+        if decided.refusal is not None and is_known(view):
+            return replace(decided.refusal, degraded=True), weighed
+        is_plain = reply[0] == replies.ALLOWED and not decided.shadow
+        return None if is_plain else self.weighed(decided, reply, degraded=True), weighed
 
     def verdict(self, decision: PreparedDecision, reply: Any) -> Decision:
         """What a concluded reply says."""
@@ -245,9 +244,10 @@ class Store:
             # What the store has refused by is what is known of the customer should it be away.
             end_ms = decision.period_end_ms(reply[1])
             view.left = {**view.left, **left_by(decision.exact(), reply, end_ms)}
-        return decision.refusal or self._weighed(decision, reply)
+        return decision.refusal or self.weighed(decision, reply)
 
-    def _weighed(self, decision: PreparedDecision, reply: Any, *, degraded: bool = False) -> Decision:
+    def weighed(self, decision: PreparedDecision, reply: Any, *, degraded: bool = False) -> Decision:
+        """What a reply says of the limits, whatever follows from the customer's state alone."""
         view, end_ms = decision.view, decision.period_end_ms(reply[1])
         customer, plan = view.customer, view.effective.plan.key
         if reply[0] == replies.ALLOWED:
