@@ -97,6 +97,10 @@ class Checks:
             found["intents"] = {known: json.loads(text) for known, text in found["intents"].items()}
         if "delivered:1" in found:
             found["delivered:1"] = {known: json.loads(text) for known, text in found["delivered:1"].items()}
+        if "audit" in found:
+            told = map(_audited, cast("list[dict[str, Any]]", found["audit"]))
+            found["audit"] = [entry for entry in told if entry["d"]]
+            found = {key: content for key, content in found.items() if content}
         return reply, found
 
     def check(self, what: str, expected: int | Sequence[Any], reply: Any, found: dict[str, Any]) -> None:
@@ -221,6 +225,15 @@ def fields_of(flat: list[bytes]) -> dict[str, bytes]:
 
 def texts_of(fields: Mapping[str, int | str]) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items()}
+
+
+def _audited(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the audit log; of a correction without the meters that stay as they are."""
+    if entry["k"] != "corrected":
+        return entry
+    what = json.loads(entry["d"])
+    what["meters"] = {token: text for token, text in what["meters"].items() if text != "0 0 0 0 0 0"}
+    return {**entry, "d": what if what["meters"] else None}
 
 
 def _members(names: Iterable[bytes]) -> set[str]:

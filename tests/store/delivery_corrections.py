@@ -42,7 +42,9 @@ class Restore:
     taken: Sequence[int]
 
 
-def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -> tuple[list[Any], Any]:
+def restore(
+    shard: Shard, name: str, view: View, asked: Restore, times: Times, *, is_audited: bool
+) -> tuple[list[Any], Any]:
     """The reply but for its last, and what that says."""
     customer = shard.customers[name]
     now, ending = stand(customer, view, times)
@@ -56,7 +58,7 @@ def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -
         shard.keep(f"t:{name}", TOTALS_MS)
     done: dict[str, str] = {}
     start = customer.period[0] if customer.period else view.period_at(now)[0]
-    work = _Work(shard, name, asked, start, now)
+    work, before = _Work(shard, name, asked, start, now), _numbers(customer)
     for meter, quantity in asked.quantities.items():
         done[meter] = work.take(meter, quantity)
     waits = any(customer.pending.values()) or any(
@@ -64,11 +66,33 @@ def restore(shard: Shard, name: str, view: View, asked: Restore, times: Times) -
     )
     if not waits:
         shard.unlinked.pop(name, None)
+    if is_audited:
+        _enter(shard, work, before)
     shard.keep(ONCE, TOTALS_MS)
     shard.corrections.setdefault(name, set()).add(asked.digest)
     shard.keep(f"k:{name}", TOTALS_MS)
     ends = view.period_at(now)[1]
     return [0, now], {"asked": asked.text, "done": done, "ends": str(ends)}
+
+
+def _numbers(customer: Customer) -> dict[str, tuple[int, ...]]:
+    """By token what the audit log is told of a meter."""
+    kinds = (customer.included, customer.granted, customer.credited, customer.overage, customer.pending)
+    return {meter_token(meter): tuple(counts[meter] for counts in kinds) for meter in METERS}
+
+
+def _enter(shard: Shard, work: _Work, before: Mapping[str, tuple[int, ...]]) -> None:
+    """Enter what was taken back of each meter; of one that stays as it is there is nothing to say."""
+    meters: dict[str, str] = {}
+    for token, numbers in _numbers(work.customer).items():
+        less = [was - now for was, now in zip(before[token], numbers, strict=True)]
+        less[-1] += work.back.get(token, 0)
+        if any(less):
+            meters[token] = " ".join(map(str, (*less, 0)))
+    if meters:
+        reason, by = work.asked.entries
+        who = {"customer": work.name, "at": str(work.now), "period": str(work.start)}
+        shard.enter("corrected", {**who, "id": "c-1", "by": by, "reason": reason, "meters": meters}, work.now)
 
 
 class _Work:
@@ -78,6 +102,7 @@ class _Work:
         self.shard, self.name, self.asked, self.start, self.now = shard, name, asked, start, now
         self.customer: Customer = shard.customers[name]
         self.made = 0
+        self.back: dict[str, int] = {}
 
     def count(self, token: str, letter: str) -> int:
         return self.customer.closed.get(f"{self.start}|{token}{letter}", 0)
@@ -148,6 +173,7 @@ class _Work:
             if minute > min(last, self.now + AHEAD_MS):
                 continue
             self.made, done = self.made + 1, done + part
+            self.back[token] = self.back.get(token, 0) + part
             identifier = f"{asked.nonce}-{self.made}"
             intent = Intent(
                 *(self.name, asked.stripe, customer.period[0], token, asked.events[token], -part, minute),

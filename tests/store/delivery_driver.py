@@ -456,6 +456,7 @@ class Delivery(Checks):
                 ]
                 for meter, quantity in quantities.items()
             ],
+            "id": "c-1",
             "reason": "a loop",
             "by": "ada",
         }
@@ -477,6 +478,7 @@ class Delivery(Checks):
             f"k:{name}",
             "intents",
             "outbox",
+            *self._audit(),
         )
         until_ms = min(view.valid_until_ms, view.next_end_ms)
         terms = pack_numbers([until_ms, *view.period, view.next_end_ms, 0, 0])
@@ -502,7 +504,8 @@ class Delivery(Checks):
         }
         argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
         reply, found = self._ask_restore(keys, argv, times)
-        expected, kept = restore(self.shard, name, view, restored, times)
+        audited = bool(self._audit())
+        expected, kept = restore(self.shard, name, view, restored, times, is_audited=audited)
         if reply[0] <= 1 and len(reply) > 2:
             told = reply.pop().decode()
             if kept is not None:

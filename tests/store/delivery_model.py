@@ -163,7 +163,7 @@ class Shard:
         self.turns: dict[str, int] = {}
         self.histories: defaultdict[str, list[list[str]]] = defaultdict(list)
         self.notices: list[list[str]] = []
-        self.audit: list[dict[str, str]] = []
+        self.audit: list[dict[str, Any]] = []
         self.ttls: dict[str, int] = {}
         self.fresh: set[str] = set()
 
@@ -242,9 +242,10 @@ class Shard:
             del self.intents[identifier]
         return [0, intent.first, intent.attempts]
 
-    def enter(self, kind: str, what: str, now: int) -> None:
-        """Enter something into the audit log."""
-        self.audit.append({"k": kind, "d": what, "at": str(now)})
+    def enter(self, kind: str, what: str | Mapping[str, Any], now: int) -> None:
+        """Enter something into the audit log; a correction has its time in what is said."""
+        entry: dict[str, Any] = {"k": kind, "d": what}
+        self.audit.append(entry if kind == "corrected" else {**entry, "at": str(now)})
 
     def steer(self, asked: Steer, now: int, *, is_audited: bool) -> list[int]:
         known, intent = self.intents.get(asked.identifier), asked.intent
