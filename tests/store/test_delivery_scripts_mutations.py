@@ -39,9 +39,11 @@ MORE_SWAPS: Final = (
     (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
 )
 EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
-# Its lives have no grants, with which tests/store/test_corrections.py shows restore.
+# Its lives have no grants to give units back to, with which tests/store/test_corrections.py shows restore,
+# and nothing is compensated a second time.
 UNMET: Final = re.compile(
-    r"restore\.lua: .*(give_units|micro|units,|granted|cost|correction\.|to_compensate\(sealed)"
+    r"restore\.lua: (local micro = |micro = give_units_back|local owed = to_compensate|.* -> .*"
+    r"('~', name, period, granted|'granted', left, meter\.granted, \{\}, 1|credited (<|> 1).* and micro))"
 )
 COMMON: Final[Mapping[int, type[Delivery]]] = {0: Delivery, 1: Delivery}
 # What some say is sure to be met in lives of their own.
