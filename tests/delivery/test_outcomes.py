@@ -169,9 +169,22 @@ def test_who_answers_in_stripes_place_may_have_passed_the_request_on(
     assert not classify(Result(status=status, type=error_type, message=OLD)).refused
 
 
-@pytest.mark.parametrize("result", [IN_FLIGHT, Result(status=409, type="idempotency_error")])
+@pytest.mark.parametrize(
+    "result",
+    [
+        IN_FLIGHT,
+        Result(status=409, type="idempotency_error"),
+        Result(status=400, type="idempotency_error"),
+    ],
+)
 def test_a_key_in_flight_tells_of_another_request_that_may_be_accepted(result: Result) -> None:
     assert not classify(result).refused
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_what_stripe_has_failed_at_it_may_have_taken(status: int) -> None:
+    # Else it would count as never tried, and be sent again when Stripe has forgotten its identifier.
+    assert not classify(Result(status=status, type="api_error", message=OLD)).refused
 
 
 def test_detail_tells_what_was_answered() -> None:

@@ -33,6 +33,9 @@ def look(counted: str | None, at_ms: int = LATER_MS) -> Look:
         (6, "5", "5", "person", "says 5, and it is 6"),
         (6, "6.5", "6.5", "person", "says 6.5"),
         (6, None, None, "person", "no meter"),
+        # Of what takes units back Stripe may say 0 where it has it.
+        (-6, "-6", "-6", "delivered", "said -6, twice"),
+        (-6, "0", "0", "person", "takes units back"),
         # What is more than a value may be is split within a minute.
         (10**15 - 1, "999999999999999", "999999999999999", "person", "another intent"),
         (10**15 - 2, "999999999999998", "999999999999998", "delivered", "twice"),
