@@ -451,6 +451,35 @@ async def test_i11_a_store_that_falls_behind_while_it_is_sent_to_gets_all_of_the
         assert lane.lost == 0
 
 
+async def test_i11_a_store_that_falls_behind_gets_again_what_the_disk_did_not_take(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, sent = Replay.send, list[int]()
+
+    async def sending(self: Replay, records: Sequence[bytes]) -> None:
+        await send(self, records)
+        sent.append(len(records))
+        if len(sent) == 1:
+            (key,) = valkey.command("KEYS", "*:w:*")
+            valkey.command("SET", key, 3, "PX", 10_000)  # As after a failover, but for the counters.
+            settle(kit, "acme", 100)
+            lane_of(kit).queues[kit.store.cache.get("acme").shard].spill()
+
+    directory = tmp_path / "spools"
+    async with outage(valkey, directory) as (kit, proxy):
+        (directory).write_text("no directory")
+        await away(kit, proxy)
+        for _ in range(8):
+            settle(kit, "acme", 10)
+        lane = lane_of(kit)
+        await eventually(lambda: lane.unsettled == 8 and not any(one.unsettled for one in lane.queues))
+        monkeypatch.setattr(Replay, "send", sending)
+        await back(kit, proxy)
+        assert sent[:2] == [8, 9]
+        assert lane.lost == 0
+        assert await used(kit, "acme", "tokens") == (80 + 50 + 100, 0)
+
+
 def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, Replay, list[bytes]]:
     """A spool that a test sends by parts."""
     found = SpoolFile.claim(file)

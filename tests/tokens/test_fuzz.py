@@ -112,8 +112,9 @@ def test_no_bytes_make_it_raise_nor_do_cuts_matter(
     whole = read(usage, kind, [body], complete=complete, coding=coding)
     pieces = read(usage, kind, chunks_of(body, cuts), complete=complete, coding=coding)
     if whole is not None and any("corrupt" in call.notes for call in whole[0]) and coding:
-        # How much of it comes out before a coding breaks is up to the decompressor.
-        assert all("corrupt" in call.notes for call in pieces[0])
+        # How much of it comes out before a coding breaks is up to the decompressor; what follows the end of
+        # br in a piece of its own is not looked at.
+        assert coding == b"br" or all("corrupt" in call.notes for call in pieces[0])
     else:
         assert whole == pieces
 

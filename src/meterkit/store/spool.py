@@ -202,23 +202,27 @@ class Spool:
             self._is_writing = False
             self._written.set()
         self._is_failing = False
-        self._forget(behind)
-        for _, settlement in batch:
-            resolve(settlement, None)
+        self._let_go_of(behind)
         if self._lane.connected:
             self.connected()  # Nobody else says so: the store is slow, not away, or is back meanwhile.
         return True
 
-    def _waiting(self) -> tuple[Sequence[_Kept], int]:
-        """What is not written by now, and the place behind it among all that was ever kept here."""
-        return list(self._unwritten), self._let_go + len(self._unwritten)
+    def _waiting(self, taken: int = 0) -> tuple[Sequence[_Kept], int]:
+        """What is not written by now, and the place behind it among all that was ever kept here.
 
-    def _forget(self, behind: int) -> None:
-        """Let go of what was kept before a place, and is not yet: it is on disk, or in the store."""
+        Args:
+            taken: the place from which on it is wanted.
+        """
+        return self._unwritten[max(0, taken - self._let_go) :], self._let_go + len(self._unwritten)
+
+    def _let_go_of(self, behind: int) -> None:
+        """Forget what was kept before a place, and is not yet: it is on disk, or in the store."""
         gone = self._unwritten[: max(0, behind - self._let_go)]
         self._let_go += len(gone)
         del self._unwritten[: len(gone)]
         self._unwritten_bytes -= sum([len(data) for data, _ in gone])
+        for _, settlement in gone:
+            resolve(settlement, None)
 
     def _lose(self, settlement: Settlement) -> None:
         self.lost += 1
@@ -248,7 +252,7 @@ class Spool:
         if not self.kept and self._file is None:
             return
         kept, replay = self.kept, self._sender(self._producer)
-        at = 0
+        at = taken = 0  # So far the file is sent, and what the disk does not take.
         try:
             while True:
                 await self._until_written()
@@ -256,20 +260,21 @@ class Spool:
                 at = at if file is None else max(at, file.begins)
                 if file is not None and at < file.end:
                     try:
-                        records, behind = await self._in_thread(file.read, at)
+                        records, after = await self._in_thread(file.read, at)
                     except SpoolError as error:
                         self.lost += self.kept
                         _log.error("%s: %s; %d settlements are lost", file.path, error, self.kept)
                         break
-                    at = await self._sent(replay, records, behind)
-                elif self._unwritten:  # The disk takes nothing; the store does.
-                    batch, behind = self._waiting()
-                    at = await self._sent(replay, [data[HEAD_BYTES:] for data, _ in batch], at)
-                    self._forget(behind)
+                    at, taken = (after, taken) if await self._sent(replay, records) else (0, 0)
+                elif self._let_go + len(self._unwritten) > taken:  # The disk takes nothing; the store does.
+                    batch, behind = self._waiting(taken)
+                    records = [data[HEAD_BYTES:] for data, _ in batch]
+                    at, taken = (at, behind) if await self._sent(replay, records) else (0, 0)
                 else:
                     break
         finally:
             self.lost += replay.lost
+        self._let_go_of(taken)  # Not before: until all is sent the store may forget it again.
         file, self._file = self._file, None
         self._producer, self._numbers, self._done = token_hex(8), {}, {}
         if file is not None:
@@ -284,15 +289,15 @@ class Spool:
             await self._written.wait()
             await asyncio.sleep(0)
 
-    async def _sent(self, replay: Replay, records: Sequence[bytes], behind: int) -> int:
-        """Send records; where to go on: behind them, or from the beginning (0)."""
+    async def _sent(self, replay: Replay, records: Sequence[bytes]) -> bool:
+        """Send records; whether they are applied, or else all is to be sent again, from the beginning."""
         try:
             await replay.send(records)
         except RewindError:
-            return 0
+            return False
         finally:
             self._done.update(replay.done)
-        return behind
+        return True
 
     async def _send_left(self) -> SpoolsLeft:
         """Send what is in the spools of processes that are gone."""
