@@ -112,6 +112,26 @@ async def test_a_close_of_which_all_was_taken_back_waits_for_stripe_too(store_ur
         assert await closing.at(11) == (0, 1, 0)
 
 
+async def test_a_close_waits_for_what_adds_up_to_nothing_too(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme")
+        await at.flush(everything=True)
+        at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
+        at.clock.set(JULY - 2 * MINUTE)
+        await at.kit.correct("acme", {"requests": 7}, reason="a loop", correction_id="c-1")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True, timeout_s=0)
+        assert await closing.at(46) == (0, 0, 1)
+        assert (
+            "14 of requests are not delivered (0 wait, 0 parked, less 7 that take units back)" in caplog.text
+        )
+        at.emulator.clear_faults()
+        await at.flush(everything=True)
+        assert await closing.at(107) == (1, 0, 0)
+
+
 async def test_units_that_stripe_did_not_count_are_told_once_before_the_invoice_is_final(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

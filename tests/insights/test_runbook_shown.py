@@ -104,6 +104,7 @@ def test_what_reconcile_is_shown_to_say_it_says(
         recorded=130_000,
         waiting=500,
         parked=0,
+        taking_back=0,
         delivered=29_500,
         confirmed=29_500,
         difference=0,

@@ -171,7 +171,8 @@ class Closer:
 
 def _why_meter_is_open(one: Reconciled) -> str:
     """Why the close of a meter's period is not confirmed; empty: it is."""
-    if one.waiting or one.parked:
-        left = one.waiting + one.parked
-        return f"{left} of {one.meter} are not delivered ({one.waiting} wait, {one.parked} parked)"
+    if one.waiting or one.parked or one.taking_back:
+        left = one.waiting + one.parked + 2 * one.taking_back
+        back = f", less {one.taking_back} that take units back" * bool(one.taking_back)
+        return f"{left} of {one.meter} are not delivered ({one.waiting} wait, {one.parked} parked{back})"
     return "" if one.agrees else f"{one.meter}: {one.advice}"

@@ -15,7 +15,7 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customer_id import check_customer
-from meterkit.store.customer_usage import TAKEN_BACK
+from meterkit.store.customer_usage import TAKEN_BACK, TAKING_BACK
 from meterkit.store.history import history_of
 from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
@@ -48,6 +48,7 @@ class Reconciled:
         recorded: all that was recorded, what does not go to Stripe included.
         waiting: pending, unlinked, queued or being sent.
         parked: Stripe may have it, or a person must decide.
+        taking_back: units that wait or are parked to take others back; they are subtracted there.
         delivered: accepted by Stripe, by our books.
         confirmed: what Stripe's summaries say that it has counted; None: it has no such customer or meter.
         difference: ``confirmed`` - ``delivered``; None where the former is.
@@ -66,6 +67,7 @@ class Reconciled:
     recorded: int
     waiting: int
     parked: int
+    taking_back: int
     delivered: int
     confirmed: int | None
     difference: int | None
@@ -149,18 +151,23 @@ class Reconciler:
         return [
             await self._of_meter(usage, name, event_name, state.stripe_customer, summaries, taken_back[name])
             for name, event_name in events.items()
-            if taken_back[name] or _goes_to_stripe(usage["meters"][name])
+            if any(taken_back[name]) or _goes_to_stripe(usage["meters"][name])
         ]
 
-    async def _taken_back(self, usage: CustomerUsage, meters: Sequence[str]) -> Mapping[str, int]:
-        """By meter the delivered units that were taken back: where nothing is left, Stripe was sent some."""
+    async def _taken_back(self, usage: CustomerUsage, meters: Sequence[str]) -> Mapping[str, tuple[int, int]]:
+        """By meter the delivered units that were taken back, and those that are yet to be.
+
+        Where nothing is left of either, Stripe was sent some, or is to be.
+        """
         if not meters:
             return {}
         admin, keys = await self._store.admin(), self._store.keys.customer(usage["customer"])
         start_ms = to_ms(usage["period"]["start"])
-        fields = [f"{start_ms}|{meter_token(name)}{TAKEN_BACK}" for name in meters]
+        kinds = TAKEN_BACK + TAKING_BACK
+        fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in meters for kind in kinds]
         found = await admin.ask(admin.client.hmget(keys.totals, fields))
-        return {name: int(units or 0) for name, units in zip(meters, found, strict=True)}
+        units = iter([int(value or 0) for value in found])
+        return {name: (next(units), sum(next(units) for _ in TAKING_BACK)) for name in meters}
 
     async def _of_meter(
         self,
@@ -169,7 +176,7 @@ class Reconciler:
         event_name: str,
         stripe_customer: str | None,
         summaries: Summaries,
-        taken_back: int,
+        taken_back: tuple[int, int],
     ) -> Reconciled:
         period, counts, now_ms = usage["period"], usage["meters"][name], self._store.now_ms()
         end_ms, confirmed = to_ms(period["end"]), None
@@ -189,12 +196,13 @@ class Reconciler:
             recorded=counts["recorded"],
             waiting=_waiting(counts),
             parked=parked,
+            taking_back=taken_back[1],
             delivered=delivered,
             confirmed=confirmed,
             difference=difference,
             late=counts["late"],
             dead=counts["dead"],
-            advice=await self._advice(usage, difference, parked, delivered, taken_back),
+            advice=await self._advice(usage, difference, parked, delivered, taken_back[0]),
         )
 
     async def _advice(

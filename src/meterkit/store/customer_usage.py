@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TAKEN_BACK",
+    "TAKING_BACK",
     "CustomerUsage",
     "Deliveries",
     "MeterUsage",
@@ -42,6 +43,8 @@ _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to s
 _TO_DELIVER: Final = re.compile(r"\|....[pqlkxQLKX]$")
 TAKEN_BACK: Final = "D"
 """The state that delivered units which take others back are counted in."""
+TAKING_BACK: Final = "QLK"
+"""Those of such units that are queued, being sent and parked."""
 _OF_METER: Final = re.compile(r"^....m$")
 _CLOSED: Final = {"i": "included", "o": "overage", "g": "granted", "c": "credited", "p": "pending"}
 _NONE: Final = MappingProxyType(dict[str, str]())
