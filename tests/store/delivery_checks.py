@@ -99,7 +99,7 @@ class Checks:
             found["delivered:1"] = {known: json.loads(text) for known, text in found["delivered:1"].items()}
         if "audit" in found:
             told = map(_audited, cast("list[dict[str, Any]]", found["audit"]))
-            found["audit"] = [entry for entry in told if entry["d"]]
+            found["audit"] = [entry for entry in told if entry is not None]
             found = {key: content for key, content in found.items() if content}
         return reply, found
 
@@ -227,13 +227,13 @@ def texts_of(fields: Mapping[str, int | str]) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items()}
 
 
-def _audited(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of the audit log; of a correction without the meters that stay as they are."""
-    if entry["k"] != "corrected":
+def _audited(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """An entry of the audit log; of a correction without meters that stay as they are, None without any."""
+    if entry.get("k") != "corrected":  # Or not one of ours at all.
         return entry
     what = json.loads(entry["d"])
     what["meters"] = {token: text for token, text in what["meters"].items() if text != "0 0 0 0 0 0"}
-    return {**entry, "d": what if what["meters"] else None}
+    return {**entry, "d": what} if what["meters"] else None
 
 
 def _members(names: Iterable[bytes]) -> set[str]:
