@@ -129,7 +129,21 @@ async def test_an_attempt_that_was_refused_for_certain_is_as_good_as_none(store_
         await at.ours.settle(0, [Move(intent=sealed, state="queued", untried=True)])
         at.clock.advance(timedelta(hours=30))
         (attempt,) = await at.ours.attempt(0, [sealed])
-        assert (attempt.attempts, attempt.now_ms - attempt.first_ms) == (2, 0)
+        assert (attempt.attempts, attempt.first_ms) == (2, 0)
+
+
+async def test_i6_a_second_try_at_the_very_instant_of_the_first_is_not_taken_for_it(store_url: str) -> None:
+    """It would count as never tried once it was refused, and be sent again when Stripe has forgotten it."""
+    async with bench(store_url) as at:
+        await at.sealed()
+        await at.ours.lease(0, ttl_ms=60_000)
+        (sealed, _) = await at.ours.due(0, due_ms=None, most=10)
+        (first,) = await at.ours.attempt(0, [sealed])
+        await at.ours.settle(0, [Move(intent=sealed, state="queued")])
+        (second,) = await at.ours.attempt(0, [sealed])
+        assert (first.attempts, first.first_ms) == (1, 0)
+        assert (second.attempts, second.first_ms) == (2, first.now_ms)
+        assert second.now_ms == first.now_ms
 
 
 @pytest.mark.parametrize("state", ["parked", "dead"])

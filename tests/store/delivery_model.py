@@ -219,7 +219,7 @@ class Shard:
         _count(customer, intent, -intent.value)
         for place in (self.parked, self.dead, self.compare):
             place.pop(identifier, None)
-        intent.first = 0 if asked.untried else intent.first
+        intent.first = tried = 0 if asked.untried else intent.first
         intent.state = asked.state
         _count(customer, intent, intent.value)
         self.keep(f"t:{intent.customer}", TOTALS_MS)
@@ -240,7 +240,7 @@ class Shard:
             self.delivered[identifier] = intent.short()
             self.keep("delivered:1", DELIVERED_MS)
             del self.intents[identifier]
-        return [0, intent.first, intent.attempts]
+        return [0, tried, intent.attempts]
 
     def enter(self, kind: str, what: str | Mapping[str, Any], now: int) -> None:
         """Enter something into the audit log; a correction has its time in what is said."""

@@ -287,7 +287,7 @@ class Sender:
             return Move(intent=sealed, state="delivered", batch=outcome.batch)
         is_parked = outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right)
         # What was refused for certain, Stripe need not remember.
-        untried = outcome.refused and attempt.first_ms == attempt.now_ms
+        untried = outcome.refused and not attempt.first_ms
         if is_parked:
             return Move(intent=sealed, state="parked", why=outcome.detail, untried=untried)
         if outcome.step == "dead" and untried:
@@ -295,7 +295,7 @@ class Sender:
         if outcome.step == "dead":
             # An earlier try was not answered: Stripe may have taken it then.
             why = f"{outcome.detail} (tried before: it is compared with Stripe's summary of its minute)"
-            wait_ms = max(1, compare_in_ms(attempt.first_ms, attempt.now_ms))
+            wait_ms = max(1, compare_in_ms(attempt.first_ms or attempt.now_ms, attempt.now_ms))
             return Move(intent=sealed, state="parked", why=why, delay_ms=wait_ms)
         wait_ms = _SYSTEMIC_FIRST_MS if outcome.alert else _RETRY_FIRST_MS
         wait_ms = min(_RETRY_MAX_MS, wait_ms * 2 ** min(attempt.attempts - 1, 10))
@@ -310,7 +310,7 @@ class Sender:
         )
 
     def _give_back(self, attempt: Attempt) -> Move:
-        return Move(intent=attempt.intent, state="queued", untried=attempt.first_ms == attempt.now_ms)
+        return Move(intent=attempt.intent, state="queued", untried=not attempt.first_ms)
 
     async def _pace(self, events: int) -> None:
         now = monotonic()

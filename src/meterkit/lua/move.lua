@@ -15,8 +15,8 @@
 --       short (store/batches.py)      last: the caller's clock (ms)
 -- An intent whose customer's totals cannot be counted in is left as it is, and due again in ten minutes. What
 -- was delivered is kept for 36 days, in short; what a batch was made up of for 8 days.
--- Reply {0, now, of each intent {0, first attempt (ms), attempts}, {1} no such intent or in another state, or
---       {2} it cannot be counted}    {2} the lease is lost
+-- Reply {0, now, of each intent {0, its first attempt before this (ms; 0: none), attempts}, {1} no such intent or in
+--       another state, or {2} it cannot be counted}    {2} the lease is lost
 --include server_ms
 --include recount
 local intents_key, outbox_key, lease_key, delivered_key, parked_key, dead_key, compare_key = unpack(KEYS, 1, 7)
@@ -29,12 +29,13 @@ if call('GET', lease_key) ~= token then
 end
 local now, reply = server_ms(caller_ms), {0}
 
--- Returns first attempt and attempts.
+-- Returns the first attempt before this, and attempts.
 local function enter(id, intent, delay, key, why, untried)
   local kept = true
   if untried == 1 then
     intent.first = '0'
   end
+  local tried_ms = tonumber(intent.first)
   if intent.state == 'leased' then
     intent.attempts = text('%.0f', intent.attempts + 1)
     if intent.first == '0' then
@@ -64,7 +65,7 @@ local function enter(id, intent, delay, key, why, untried)
     intent.why = why ~= '' and why or nil
     call('HSET', intents_key, id, cjson.encode(intent))
   end
-  return tonumber(intent.first), tonumber(intent.attempts)
+  return tried_ms, tonumber(intent.attempts)
 end
 
 for i, move in ipairs(moves) do

@@ -61,7 +61,13 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """An intent that was leased: the store's clock then, its first attempt, and how many there were."""
+    """An intent that was leased, to be sent.
+
+    Attributes:
+        now_ms: the store's clock then.
+        first_ms: when it was tried first before; 0: Stripe certainly has nothing of it.
+        attempts: how often it was tried, with this one.
+    """
 
     intent: Sealed
     now_ms: int
