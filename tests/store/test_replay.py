@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from faults import kit_at, used
+from meterkit.decisions.keys import meter_field
 from meterkit.redis.settling import Sent
 from meterkit.store.replay import Replay
 from meterkit.store.settlement import Settlement
@@ -58,3 +59,31 @@ async def test_i6_what_was_sent_before_it_was_spooled_is_recorded_unless_the_sto
         await replay.send(records)
         assert (await used(kit, "acme", "tokens"), replay.lost) == ((recorded, 0), lost)
         assert replay.done == {view.shard: 2}
+
+
+@pytest.mark.parametrize("value", ["a key of another type", "a field that is no number"])
+async def test_i11_what_follows_on_one_that_can_never_be_applied_is_recorded(
+    valkey: Server, tmp_path: Path, value: str
+) -> None:
+    async with kit_at(valkey.url, shards=1, spool_dir=tmp_path) as kit:
+        store, lane = kit.store, await kit.store.lane()
+        await kit.record("acme", "tokens", 1)
+        counters = store.keys.customer("acme").counters
+        if value == "a key of another type":
+            valkey.command("DEL", counters)
+            valkey.command("SET", counters, value)
+        else:
+            valkey.command("HSET", counters, meter_field("tokens"), value)
+        records = [
+            write(
+                Settlement(store.cache.get(customer), used=Used(recorded={"tokens": 5})),
+                nth,
+                store.now_ms(),
+                None,
+            )
+            for nth, customer in enumerate(("globex", "acme", "globex"), start=1)
+        ]
+        replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys)
+        await replay.send(records)
+        assert (await used(kit, "globex", "tokens"), replay.lost) == ((10, 0), 1)
+        assert replay.done == {0: 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import shard_of
@@ -30,7 +31,6 @@ _log = logging.getLogger("meterkit.store")
 _WINDOW: Final = 128  # Requests wait behind so many at most.
 _PAUSE_FIRST_S: Final = 0.01
 _PAUSE_MAX_S: Final = 1.0
-_FAILURES_MAX: Final = 2
 
 
 class RewindError(Exception):
@@ -40,14 +40,13 @@ class RewindError(Exception):
 class _Entry:
     """A record on its way."""
 
-    __slots__ = ("failures", "number", "reply", "sent", "settlement", "shard")
+    __slots__ = ("number", "reply", "sent", "settlement", "shard")
 
     def __init__(self, number: int, shard: int, settlement: Settlement, sent: Sent | None) -> None:
         self.number = number
         self.shard = shard
         self.settlement = settlement
         self.sent = sent
-        self.failures = 0
         self.reply: Any = None
 
     def received(self, reply: Any) -> None:
@@ -204,11 +203,18 @@ class Replay:
             # Fencing waits until the store serves: where its scripts are gone it loads them.
             await self._lane_of(entry.shard).fence(self._keys.producer(entry.shard, f"{self._producer}-0"))
             return [entry]
-        entry.failures += 1
-        if entry.failures < _FAILURES_MAX:
-            return [entry]
+        # Another time it would end as it did, or its number is used up and it would seem to be applied.
         self._lose(1, f"that of {entry.settlement.customer!r} failed: {reply}")
-        return [entry.blank()]
+        nobody = Settlement(self._cache.get(self._nobody_of(entry.shard)))
+        return [_Entry(entry.number, entry.shard, nobody, None)]
+
+    def _nobody_of(self, shard: int) -> str:
+        """A customer of a shard of whom nothing is kept that may be damaged.
+
+        What takes a number for it leaves an empty counter, which expires.
+        """
+        names = (f"{self._producer}-{nth}" for nth in count())
+        return next(name for name in names if shard_of(name, self._keys.shards) == shard)
 
     def _lose(self, count: int, why: str) -> None:
         self.lost += count
