@@ -179,6 +179,24 @@ async def test_i6_what_waits_for_a_free_minute_is_compared_too(store_url: str) -
         assert (sum(quantity for quantity, _ in await states(at)), at.accepted("acme")) == (21, 100)
 
 
+@pytest.mark.parametrize(("passed_s", "is_over"), [(299, False), (300, True)])
+async def test_i6_what_waits_for_a_free_minute_holds_up_the_others_for_five_minutes_at_most(
+    store_url: str, passed_s: int, *, is_over: bool
+) -> None:
+    async with linked(store_url) as at:
+        at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+        for quantity in range(1, 7):  # More than the minutes that may be ahead can take.
+            await at.kit.record("acme", "requests", quantity)
+            await at.flush(everything=True, timeout_s=0)
+        await begin_anew(at)
+        await at.flush(everything=True, timeout_s=0)
+        await begin_anew(at, noticed_ms=_ms(NOW) - passed_s * 1_000)
+        await at.flush(everything=True, timeout_s=0)
+        admin = await at.kit.store.admin()
+        life = await admin.ask(admin.client.hgetall(at.kit.store.keys.shard(0, "life")))
+        assert (life[b"known"] != b"another life") == is_over
+
+
 async def test_i6_what_was_delivered_under_the_earlier_name_of_a_meter_is_not_taken_for_forgotten(
     store_url: str,
 ) -> None:

@@ -1,10 +1,26 @@
-"""Rates counted in this process: where its clock goes back, and where the plans file changes a rate."""
+"""Rates counted in this process: clocks that go back, rates that change, and what is left."""
 
 from __future__ import annotations
 
-from meterkit.decisions.in_process import advance
-from meterkit.decisions.kinds import TOKEN_BUCKET
+import pytest
 
+from meterkit.catalog import loads
+from meterkit.decisions.in_process import Left, advance, left_by, weigh
+from meterkit.decisions.kinds import TOKEN_BUCKET
+from meterkit.decisions.program import Demand, Program, compile_program
+
+CATALOG = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      tokens: {included: 100, overage: deny, rate: 10/minute}
+""")
 REFILL = 5  # Units in a hundred milliseconds.
 WINDOW_MS = 100
 
@@ -17,3 +33,34 @@ def test_a_clock_that_goes_back_takes_nothing_from_a_bucket() -> None:
 def test_a_rest_in_parts_of_another_rate_is_less_than_a_unit() -> None:
     found, used = advance(TOKEN_BUCKET, WINDOW_MS, REFILL, (10_000, 7, 9_999), 10_000)
     assert (found, used) == ((10_000, 7, WINDOW_MS - 1), 8)
+
+
+def asking(quantity: int) -> Program:
+    return compile_program(
+        CATALOG.plans["free"].entitlements, CATALOG, {"tokens": Demand.of(quantity)}, in_flight=False
+    )
+
+
+def test_what_asks_for_nothing_takes_nothing_and_is_refused_where_nothing_is_left() -> None:
+    _, known = weigh(asking(0), {}, {}, 60_000)
+    assert weigh(asking(10), known, {}, 60_000)[0][0] == 0
+    _, known = weigh(asking(10), known, {}, 60_000)
+    assert weigh(asking(0), known, {}, 60_000)[0][0] == 1
+
+
+@pytest.mark.parametrize(("quantity", "now_ms", "is_refused"), [(5, 999, 0), (6, 999, 1), (6, 1_000, 0)])
+def test_what_was_left_when_it_was_refused_is_what_there_is_until_the_period_ends(
+    quantity: int, now_ms: int, is_refused: int
+) -> None:
+    (ceiling,) = left_by(asking(6), [1, 0, 1_000, 0, 0, 0, 5, 0, 0, 0], 9_000)
+    left = {ceiling: Left(5, is_backed=False, until_ms=1_000)}
+    assert weigh(asking(quantity), {}, left, now_ms)[0][0] == is_refused
+
+
+@pytest.mark.parametrize(("ends_ms", "until_ms"), [(1_000, 1_000), (0, 9_000)])
+def test_a_refusal_holds_until_the_period_ends_that_is_or_that_would_begin(
+    ends_ms: int, until_ms: int
+) -> None:
+    reply = [1, 0, ends_ms, 0, 0, 0, 5, 0, 0, 1]
+    assert list(left_by(asking(6), reply, 9_000).values()) == [Left(5, is_backed=True, until_ms=until_ms)]
+    assert left_by(asking(5), reply, 9_000) == {}
