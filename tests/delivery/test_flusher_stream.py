@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from random import Random
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -58,6 +59,20 @@ async def test_a_hundred_intents_go_in_a_call(any_store_url: str) -> None:
         usage = (await at.kit.usage("c7"))["meters"]["requests"]
         assert (usage["delivered"], usage["queued"] + usage["leased"]) == (8, 0)
     assert len(at.emulator.events) == 230
+
+
+async def test_events_are_paced_however_few_the_calls_are(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.sending._EVENTS_PER_S", 250)
+    async with stream_desk(store_url, shards=1) as at:
+        await record_some(at, 102)
+        began = monotonic()
+        assert (await at.flush(everything=True)).delivered == 102
+        assert (
+            monotonic() - began >= 0.4
+        )  # The third call waits until the hundred of the second had their time.
+        assert len(calls(at)) == 3
 
 
 async def test_what_is_kept_of_a_batch_is_short(store_url: str, valkey: Server) -> None:
