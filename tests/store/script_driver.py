@@ -46,6 +46,12 @@ def _wrongs(packed: bytes) -> tuple[bytes, ...]:
     )
 
 
+def _beyond(packed: bytes) -> tuple[bytes, ...]:
+    """The field with a number that is too low, or too high."""
+    _, *others = unpack_field(packed)
+    return pack_field(-1, *others), pack_field(MOST + 1, *others)
+
+
 def life(seed: int) -> Random:
     """Chances that can be had again."""
     return Random(seed)  # noqa: S311 - a failure must be repeatable, nothing is secret
@@ -242,7 +248,8 @@ class World(Requests):
         stored = self.fields(keys.counters)
         for field, packed in stored.items():
             if field[-1] in "hm":
-                for wrong in _wrongs(packed):
+                beyond = _beyond(packed) if field[-1] == "m" else ()
+                for wrong in (*_wrongs(packed), *beyond):
                     self._damage(name, keys.counters, field, wrong)
         begun = customer.period[0]
         counted = [field for field in flat_of(stored) if len(field) == 5 and field[-1] in "igcopm"]

@@ -43,7 +43,7 @@ EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
 # and nothing is compensated a second time.
 UNMET: Final = re.compile(
     r"restore\.lua: (local micro = |micro = give_units_back|local owed = to_compensate|.* -> .*"
-    r"('~', name, period, granted|'granted', left, meter\.granted, \{\}, 1|credited (<|> 1).* and micro))"
+    r"('~', name, period, granted|credited (<|> 1).* and micro))"
 )
 COMMON: Final[Mapping[int, type[Delivery]]] = {0: Delivery, 1: Delivery}
 # What some say is sure to be met in lives of their own.

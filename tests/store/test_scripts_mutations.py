@@ -14,6 +14,7 @@ import pytest
 
 from meterkit.redis.resp import pack
 from store.script_checks import MismatchError
+from store.script_corners import FullWorld, MonthWorld, TurnWorld
 from store.script_driver import AgingWorld, World, life
 from store.script_gauges import GaugeWorld
 from store.script_mutants import CONSTANTS, equivalents, mutants, sample_of, source, wrongs
@@ -48,9 +49,13 @@ COUNTING: Final = (
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *FURTHER[:2], *PLAIN, *PAID[1:], *FURTHER[2:])),
-    **dict.fromkeys((*(f"include/{name}.lua" for name in COUNTING), CONSTANTS), PLAIN + PAID),
+    **dict.fromkeys((f"include/{name}.lua" for name in COUNTING), PLAIN + PAID),
+    "include/advance.lua": (*PLAIN, *PAID, (MonthWorld, 0)),
+    "include/confirm_view.lua": (*PLAIN, *PAID, (TurnWorld, 0)),
     "include/forget_periods.lua": AGING + PLAIN + PAID,
-    **dict.fromkeys(("grant.lua", "void.lua"), PAID),
+    CONSTANTS: (*PLAIN, *PAID, *FURTHER[:1]),
+    "grant.lua": (*PAID, (FullWorld, 0)),
+    "void.lua": PAID,
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
 }
 STEPS: Final = 5000
