@@ -14,13 +14,18 @@ import pytest
 
 from delivering import NOW, PLANS, desk, kit_for
 from meterkit.catalog import loads
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import StoreError
 from meterkit.store.intents import Sealed
+from meterkit.store.server_lives import ServerLives
+from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from datetime import datetime
 
     from delivering import Desk
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -302,6 +307,52 @@ async def test_i6_what_stripe_does_not_say_now_is_waited_for_and_what_it_never_w
         at.emulator.fail_next("error", status=status, times=None, skip=1, path="*")
         await at.flush(everything=True, timeout_s=0)
         assert (await states(at), at.accepted("acme")) == ([(6, state)], 0)
+
+
+async def test_i6_where_the_store_goes_while_it_is_compared_nothing_is_sent(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with TcpProxy(valkey.port) as proxy, linked(proxy.url) as at:
+        await have_at_stripe(at, 6)
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        counted, confirm = StripeSummaries.counted, ServerLives.confirm
+
+        async def and_the_store_goes(self: StripeSummaries, *what: Any) -> Any:
+            try:
+                return await counted(self, *what)
+            finally:
+                await proxy.set("cut")
+
+        async def once_it_is_back(self: ServerLives, *what: Any) -> None:
+            await proxy.set("pass")
+            await confirm(self, *what)
+
+        monkeypatch.setattr(StripeSummaries, "counted", and_the_store_goes)
+        monkeypatch.setattr(ServerLives, "confirm", once_it_is_back)
+        with pytest.raises(StoreError):
+            await at.flush(everything=True, timeout_s=0)
+        monkeypatch.undo()
+        await proxy.set("pass")
+        # The lease could not be given back; the server goes by a clock of its own.
+        valkey.command("DEL", at.kit.store.keys.shard(0, "lease"))
+        await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 6)
+
+
+async def test_i6_what_is_damaged_of_one_customer_is_parked_where_it_can_be(store_url: str) -> None:
+    async with linked(store_url, "acme", "zeta") as at:
+        for customer in ("acme", "zeta"):
+            await at.kit.record(customer, "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        await have_at_stripe(at, 6)
+        admin = await at.kit.store.admin()
+        await admin.ask(admin.client.rpush(at.kit.store.keys.customer("acme").history, "no entry"))
+        for _ in range(2):
+            await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme"), at.accepted("zeta")) == ([(6, "parked")], 6, 6)
 
 
 async def test_i6_what_is_damaged_of_one_customer_holds_up_no_other(store_url: str) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from redis.exceptions import ResponseError
+
 from meterkit.decisions.periods import from_ms, stamped_span_s
 from meterkit.delivery.comparing import CAUSE
 from meterkit.delivery.hourly import Hourly
@@ -16,6 +18,7 @@ from meterkit.errors import StoreError, StripeError
 from meterkit.store.delivered import delivered_lately
 from meterkit.store.history import history_of
 from meterkit.store.kept_intents import kept_in
+from meterkit.store.sealing import is_of_the_server
 from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import steer
 
@@ -164,13 +167,26 @@ class Restarts:
                     *(kept.identifier, line.customer, why),
                     extra=REPORTED,
                 )
-        except StoreError as error:
-            # What is kept of one customer may be damaged: of that nothing is sent, and the others go on.
-            _logger.warning(
-                "intent %s of customer %r cannot be compared: %s",
-                *(line.waiting[0].identifier, line.customer, error),
-                extra=REPORTED,
+        except (StoreError, ValueError, TypeError) as error:
+            if not _is_damage(error):
+                raise
+            await self._leave(line, error, report)
+
+    async def _leave(self, line: _Line, error: Exception, report: FlushReport) -> None:
+        """Leave a line to a person: what is kept of its customer is damaged, and the others go on."""
+        _logger.warning(
+            "intent %s of customer %r cannot be compared: %s",
+            *(line.waiting[0].identifier, line.customer, error),
+            extra=REPORTED,
+        )
+        try:
+            await self._park(
+                line.waiting, f"the store has come back, and this cannot be compared: {error}", report
             )
+        except StoreError as refused:
+            if not _is_damage(refused):
+                raise
+            # Its totals cannot be counted in: until they can, it is not sent either.
 
     async def _unknown(self, line: _Line, names: Mapping[str, str]) -> int:
         """What Stripe has counted since the first period of what waits, less what the store knows of."""
@@ -252,6 +268,12 @@ class Restarts:
         ]
         report.parked += len(parked)
         return parked
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error says how what is kept of one customer is, and not that the store does not answer."""
+    cause = error.__cause__
+    return cause is None or (isinstance(cause, ResponseError) and not is_of_the_server(cause))
 
 
 def _lines(waiting: Iterable[Kept]) -> Iterable[_Line]:
