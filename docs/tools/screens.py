@@ -126,6 +126,7 @@ class Shell:
             name: value for name, value in os.environ.items() if not name.startswith(ours)
         } | {
             "METERKIT_REDIS_URL": f"embedded://{directory}/.meterkit",
+            "METERKIT_SPOOL_DIR": f"{directory}/spools",
             "FORCE_COLOR": "1",
             "COLUMNS": str(COLUMNS),
         }
