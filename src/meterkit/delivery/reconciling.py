@@ -16,7 +16,7 @@ from meterkit.errors import StripeError
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customer_usage import TAKEN_BACK, TAKING_BACK
-from meterkit.store.history import history_of
+from meterkit.store.history import is_relinked
 from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.state_changes import States
@@ -215,9 +215,7 @@ class Reconciler:
             )
         if not difference and not parked:
             return ""
-        start = usage["period"]["start"]
-        entries = await history_of(self._store, usage["customer"])
-        if any(entry.kind == "link" and entry.at >= start and entry.before for entry in entries):
+        if await is_relinked(self._store, usage["customer"], usage["period"]["start"]):
             return (
                 "the link has changed in this period: what went to the other Stripe customer is not seen here"
             )

@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from redis.exceptions import ResponseError
-
 from meterkit.decisions.periods import from_ms, stamped_span_s
 from meterkit.delivery.comparing import CAUSE
 from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
 from meterkit.store.delivered import delivered_lately
-from meterkit.store.history import history_of
+from meterkit.store.history import is_relinked
 from meterkit.store.kept_intents import kept_in
-from meterkit.store.sealing import is_of_the_server
+from meterkit.store.sealing import is_of_a_key
 from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import steer
 
@@ -195,7 +193,7 @@ class Restarts:
         counted = await self._summaries.counted(line.event_name, line.stripe_customer, *span_s)
         if counted is None:
             return 0
-        if await self._is_relinked(line.customer, first_ms):
+        if await is_relinked(self._store, line.customer, from_ms(first_ms)):  # Totals do not say to whom.
             return int(counted) - await self._delivered_to(line, span_s[0])
         admin = (await self._store.admin()).for_delivery()
         totals: dict[bytes, bytes] = await admin.ask(
@@ -212,12 +210,6 @@ class Restarts:
             and names.get(match[2].decode()) == line.event_name
         )
         return int(counted) - known
-
-    async def _is_relinked(self, customer: str, since_ms: int) -> bool:
-        """Whether something since then may have gone to another Stripe customer; totals do not say."""
-        since = from_ms(since_ms)
-        entries = await history_of(self._store, customer)
-        return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
 
     async def _delivered_to(self, line: _Line, since_s: int) -> int:
         """What went to a line's Stripe customer, as far as each delivery is kept."""
@@ -272,8 +264,7 @@ class Restarts:
 
 def _is_damage(error: Exception) -> bool:
     """Whether an error says how what is kept of one customer is, and not that the store does not answer."""
-    cause = error.__cause__
-    return cause is None or (isinstance(cause, ResponseError) and not is_of_the_server(cause))
+    return error.__cause__ is None or is_of_a_key(error.__cause__)
 
 
 def _lines(waiting: Iterable[Kept]) -> Iterable[_Line]:

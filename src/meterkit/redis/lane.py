@@ -58,8 +58,6 @@ class Lane:
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
         spool: where settlements wait on disk; None: they wait in memory, and are lost with the process.
-        is_open: whether the breaker is open for all requests: none is sent. Where the store is a cluster, the
-            breakers of its nodes are not meant: there each call is told.
         is_served: whether the kit was started for this event loop, not only its store.
     """
 
@@ -77,8 +75,6 @@ class Lane:
         self._scripts = tuple(scripts)
         self._fence = fence
         self._reconnector = Reconnector(connector, timeout_s=timeout_s, on_change=self._on_connection)
-        self._reconnector.on_open = self._on_open
-        self.is_open = False
         self._connection: AnyConnection | None = None
         self._tallies: Tallies | None = None
         self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
@@ -160,9 +156,17 @@ class Lane:
         return self._connection is not None
 
     @property
+    def is_open(self) -> bool:
+        """Whether the breaker is open for all requests: none is sent.
+
+        Where the store is a cluster, the breakers of its nodes are not meant: there each call is told.
+        """
+        return self._reconnector.is_open
+
+    @property
     def is_away(self) -> bool:
         """Whether the breaker is open: no request waits for the store. Of a cluster, for one of its nodes."""
-        return self._reconnector.is_open
+        return self.is_open
 
     @property
     def opened(self) -> int:
@@ -260,12 +264,8 @@ class Lane:
             reply = await connection.ask(*request)
         return reply
 
-    def _on_open(self) -> None:
-        self.is_open = True
-
     def _on_connection(self, connection: AnyConnection | None) -> None:
         self._connection = connection
-        self.is_open = self._reconnector.is_open
         self._bind()
         if connection is None:
             for queue in self.queues:

@@ -84,7 +84,6 @@ class Reconnector:
         connection: None while there is none.
         is_open: whether the store is away: no call waits for it. Also before the first connection.
         opened: how often that came to be.
-        on_open: told when it does.
     """
 
     def __init__(
@@ -103,7 +102,6 @@ class Reconnector:
         self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
         self.is_open = False
         self.opened = 0
-        self.on_open: Callable[[], None] = _nothing
         self._opening: asyncio.TimerHandle | None = None
         self._reaching = 0
         self._made_at, self._pause_s = self._away_since, 0.0
@@ -303,7 +301,6 @@ class Reconnector:
             self.opened += 1
             if not self._reaching:
                 self._say_away()
-            self.on_open()
         self._lose_patience()
 
     def _end_opening(self) -> None:
@@ -361,7 +358,3 @@ class Reconnector:
 
 def _times(number: int) -> str:
     return "once" if number == 1 else f"{number:,} times"
-
-
-def _nothing() -> None:
-    pass

@@ -18,7 +18,7 @@ from meterkit.store.customer_id import check_customer, is_customer
 from meterkit.store.customer_usage import price_cents
 from meterkit.store.event_names import read_meters
 from meterkit.store.grants import Grants
-from meterkit.store.history import history_of
+from meterkit.store.history import is_relinked
 from meterkit.store.sealing import kept_ms
 
 if TYPE_CHECKING:
@@ -158,10 +158,8 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
 async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
     """The Stripe customer that has all that was delivered in this period; empty: none, or more than one."""
     linked = view.state.stripe_customer or ""
-    entries = await history_of(store, view.customer) if linked else ()
     start = from_ms(view.effective.bounds.start_ms)
-    is_another = any(entry.kind == "link" and entry.before and entry.at >= start for entry in entries)
-    return "" if is_another else linked
+    return "" if linked and await is_relinked(store, view.customer, start) else linked
 
 
 def _text_of(given: Asked, view: CustomerView) -> str:

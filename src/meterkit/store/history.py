@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["HistoryEntry", "history_of"]
+__all__ = ["HistoryEntry", "history_of", "is_relinked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,16 @@ async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
     admin = await store.admin()
     found = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
     return [_entry(entry) for entry in found]
+
+
+async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
+    """Whether usage of a customer may have gone to another Stripe customer since then than to that of now.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    entries = await history_of(store, customer)
+    return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
 
 
 def _entry(entry: bytes) -> HistoryEntry:

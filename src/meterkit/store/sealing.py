@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Nameless", "Sealer", "Sealing", "is_of_the_server", "kept_ms"]
+__all__ = ["Nameless", "Sealer", "Sealing", "is_of_a_key", "is_of_the_server", "kept_ms"]
 
 _TRIES: Final = 5
 _PAGE: Final = 50
@@ -205,6 +205,11 @@ def kept_ms(view: CustomerView) -> int:
     found = [given.rates for given in view.entitlements.values()]
     found += [route.rates for route in view.cache.catalog.routes]
     return keep_ms_of(rate for rates in found for rate in rates)
+
+
+def is_of_a_key(error: object) -> bool:
+    """Whether a server has answered that a key is not what it was asked for."""
+    return isinstance(error, ResponseError) and not is_of_the_server(error)
 
 
 def is_of_the_server(error: ResponseError) -> bool:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from redis.exceptions import ResponseError
-
 from meterkit.errors import StoreError
 from meterkit.insights.audit.entries import rows_of
-from meterkit.store.sealing import is_of_the_server
+from meterkit.store.sealing import is_of_a_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -70,7 +68,7 @@ async def waiting_shards(store: Store) -> Sequence[Waiting]:
     waiting: list[Waiting] = []
     for shard, (entries, sums) in enumerate(zip(found[::2], found[1::2], strict=True)):
         for reply in (entries, sums):
-            if isinstance(reply, Exception) and not _is_of_the_stream(reply):
+            if isinstance(reply, Exception) and not is_of_a_key(reply):
                 raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
         if isinstance(entries, Exception):
             waiting.append(Waiting(shard, 0, is_full=False, trouble=str(entries)))
@@ -117,10 +115,6 @@ def noted(stores: Iterable[Store]) -> Mapping[Store, Backlog]:
     """What was seen last of some stores; of those that nobody looks at: nothing."""
     found = ((store, _noted.get(store)) for store in stores)
     return {store: backlog for store, backlog in found if backlog is not None}
-
-
-def _is_of_the_stream(error: Exception) -> bool:
-    return isinstance(error, ResponseError) and not is_of_the_server(error)
 
 
 def _entered_ms(name: str, fields: Mapping[bytes, Any]) -> int:

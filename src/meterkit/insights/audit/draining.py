@@ -12,14 +12,12 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from redis.exceptions import ResponseError
-
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.store.event_names import read_meters
-from meterkit.store.sealing import is_of_the_server
+from meterkit.store.sealing import is_of_a_key
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
@@ -162,8 +160,7 @@ class Drainer:
             try:
                 left += await self.drain_shard(one.shard, least_age_ms=least_age_ms)
             except StoreError as error:
-                cause = error.__cause__
-                if not isinstance(cause, ResponseError) or is_of_the_server(cause):
+                if not is_of_a_key(error.__cause__):
                     raise
                 self._say_left(one.shard, error)
         return left

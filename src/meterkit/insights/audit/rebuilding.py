@@ -10,8 +10,6 @@ from itertools import pairwise
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Protocol
 
-from redis.exceptions import ResponseError
-
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
@@ -22,7 +20,7 @@ from meterkit.store.confirming import OfCustomerError, ask_confirmed
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of, read_meters
-from meterkit.store.sealing import is_of_the_server, kept_ms
+from meterkit.store.sealing import is_of_a_key, kept_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -340,8 +338,7 @@ def _why_left(error: Exception) -> str | None:
     if isinstance(error, StripeError):
         return f"Stripe does not say what it has: {error}" if error.status in _NOT_THERE else None
     if isinstance(error, StoreError):
-        cause = error.__cause__
-        is_kept = isinstance(cause, ResponseError) and not is_of_the_server(cause)
+        is_kept = is_of_a_key(error.__cause__)
         return f"what the store keeps of it cannot be read: {error}" if is_kept else None
     if isinstance(error, MeterkitError):
         return None
