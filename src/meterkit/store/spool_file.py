@@ -103,7 +103,7 @@ class SpoolFile:
             while view:
                 written = os.pwrite(self._lock.fileno(), view, at)
                 at, view = at + written, view[written:]
-            os.fdatasync(self._lock.fileno())
+            os.fsync(self._lock.fileno())  # macOS has no fdatasync; at the end of a file it is no cheaper.
         except OSError:
             os.ftruncate(self._lock.fileno(), self.end)
             raise
