@@ -9,6 +9,7 @@ import pytest
 
 from delivering import NOW, desk
 from meterkit import CustomerError
+from meterkit.store.outbox import Outbox
 
 if TYPE_CHECKING:
     from delivering import Desk
@@ -60,6 +61,21 @@ async def test_i6_delivered_units_are_taken_back_in_their_period(store_url: str,
         await at.kit.record("acme", "tokens", 5)
         await at.flush(everything=True)
         assert len({event.timestamp for event in at.emulator.events}) == 3
+
+
+async def test_i6_what_is_delivered_of_others_meanwhile_does_not_go_with_what_is_taken_back(
+    store_url: str,
+) -> None:
+    # A batch with a value below 0 in it is taken, and Stripe counts nothing of that one.
+    async with desk(store_url, stripe_transport="v2-stream", shards=1) as at:
+        await at.link("zeta")
+        await deliver(at)
+        await correct(at, 20)
+        await at.kit.record("zeta", "tokens", 105)
+        await Outbox(at.kit.store, await at.kit.store.admin()).seal(0, due_ms=None, most=50)
+        assert (await at.flush(everything=True)).is_complete
+        assert (await places(at), at.accepted("acme", "ai_tokens")) == ({"delivered": 10}, 10)
+        assert at.accepted("zeta", "ai_tokens") == 5
 
 
 @pytest.mark.each_store

@@ -89,14 +89,17 @@ def calls_of(attempts: Iterable[Attempt], *, most: int) -> list[list[list[Attemp
     for attempt in attempts:
         lines.setdefault((attempt.intent.customer, attempt.intent.event_name), []).append(attempt)
     beside: list[list[list[Attempt]]] = []
+    shared: list[Attempt] = []  # The last call that further lines may join.
     for line in lines.values():
         if any(attempt.intent.value < 0 for attempt in line):
             # What takes units back goes by itself: streams are not documented to take it.
             beside.append([[attempt] for attempt in line])
-        elif beside and len(beside[-1]) == 1 and len(beside[-1][0]) + len(line) <= most:
-            beside[-1][0] += line
+        elif shared and len(shared) + len(line) <= most:
+            shared += line
         else:
-            beside.append([line[start : start + most] for start in range(0, len(line), most)])
+            calls = [line[start : start + most] for start in range(0, len(line), most)]
+            beside.append(calls)
+            shared = calls[0] if len(calls) == 1 else []
     return beside
 
 
