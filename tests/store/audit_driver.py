@@ -30,6 +30,7 @@ CLASSES: Final = ("included", "granted", "credited", "overage", "marked")
 ALL: Final = "pqlkdxz"
 BACK: Final = "QLKDXZ"
 ANCHORS: Final = (None, START_MS - 20 * DAY_MS + 30_000)
+EVENTS: Final = ("one", "two", "three")
 BIG: Final = (1, 40, 700, VALUE_MAX, 2 * 10**15)
 KEYS: Final = ("c:ada", "s:ada", "t:ada", "intents", "parked", "compare", "audit", "h:ada")
 
@@ -39,15 +40,21 @@ class Parked(Intent):
     """An intent that stands for usage of many minutes."""
 
     since: int = 0
+    till: int = 0
     base: int = 0
+    together: int = 0
 
     def stored(self) -> dict[str, str]:
-        return {**Intent.stored(self), "since": str(self.since), "base": str(self.base)}
+        names = ("since", "till", "base", "together")
+        return {**Intent.stored(self), **{name: str(getattr(self, name)) for name in names}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the log has: meter to units of each class, and those that go to Stripe."""
+    """What the log has: meter to units of each class, and those that go to Stripe.
+
+    ``events``: meter to event name, of all that are known; ``counted``: event name to what Stripe has of it.
+    """
 
     dry: bool
     period: int
@@ -63,12 +70,12 @@ class Wanted:
             meter_token(meter): {
                 "name": meter,
                 "units": units,
-                "event": self.events[meter],
-                "counted": self.counted[meter],
             }
             for meter, units in self.units.items()
         }
         told = {"dry": int(self.dry), "period": self.period, "stripe": self.stripe, "by": "ada"}
+        told |= {"events": {meter_token(meter): event for meter, event in self.events.items()}}
+        told |= {"counted": dict(self.counted)}
         return json.dumps({**told, "id": self.identifier, "minutes": self.minutes, "meters": meters})
 
 
@@ -93,17 +100,27 @@ class Rebuilt:
         self.begins = self.customer.period[0] if self.customer.period else self.start
         self.raised: dict[str, tuple[list[int], int]] = {}
         self._delivered: list[tuple[str, int]] = []
+        known = {event: sum(map(self._sealed, self._sharing(event))) for event in wanted.events.values()}
+        # By event name: what Stripe has that was not sealed by the books, and all else that it may have.
+        self._there = {event: max(0, wanted.counted.get(event, 0) - units) for event, units in known.items()}
+        self._base = {event: units + self._there[event] for event, units in known.items()}
 
     def total(self, meter: str, letters: str) -> int:
         return sum(
             self.customer.closed.get(f"{self.begins}|{meter_token(meter)}{letter}", 0) for letter in letters
         )
 
+    def _sharing(self, event: str) -> list[str]:
+        return [meter for meter, name in self.wanted.events.items() if name == event]
+
+    def _sealed(self, meter: str) -> int:
+        return self.total(meter, "qlkd") - self.total(meter, "QLKD")
+
     def reply(self) -> list[Any]:
         """The reply, but for its last where that is JSON; the model is changed as the store must be."""
         if abs(self.begins - self.wanted.period) >= 2 * MINUTE_MS:
             return [5, self.now, str(self.begins).encode()]
-        for meter in self.wanted.units:
+        for meter in sorted(self.wanted.units, key=meter_token):
             if not self._of(meter):
                 return [6, self.now]
         if self.raised and not self.wanted.dry:
@@ -120,9 +137,10 @@ class Rebuilt:
         ]
         known = customer.pending[meter] + self.total(meter, ALL) - self.total(meter, BACK)
         sent = max(0, units[5] - known)
-        is_left = sent > 0 and not (wanted.stripe and wanted.events[meter])
-        there = max(0, wanted.counted[meter] - self.total(meter, "d") + self.total(meter, "D"))
-        delivered = 0 if is_left else min(sent, there)
+        event = wanted.events.get(meter, "")
+        is_left = sent > 0 and not (wanted.stripe and event)
+        delivered = 0 if is_left else min(sent, self._there.get(event, 0))
+        self._there[event] = self._there.get(event, 0) - delivered
         parked = 0 if is_left else min(sent - delivered, VALUE_MAX)
         if sum(lacks) + sent == 0:
             return True
@@ -130,10 +148,10 @@ class Rebuilt:
         self.done[meter_token(meter)] = " ".join(map(str, (*lacks, delivered, parked, left)))
         if is_left:
             return True
-        minute, last = self._minute(meter)
+        minute, last = self._minute(event)
         self.raised[meter] = lacks, minute if parked else 0
         if parked:
-            self._park(meter, parked, delivered, minute)
+            self._park(meter, parked, minute)
         words = f"{sum(lacks[:4])} of {meter}: {delivered} delivered, {parked} parked"
         self.entries.append(["rebuilt", str(self.now), "", words, "ada"])
         if delivered:
@@ -141,18 +159,23 @@ class Rebuilt:
             self._delivered.append((field, delivered))
         return not parked or minute <= last
 
-    def _minute(self, meter: str) -> tuple[int, int]:
+    def _minute(self, event: str) -> tuple[int, int]:
+        """The minute that what is parked next has, and the last one that the period has for it."""
+        sharing = self._sharing(event)
+        stamps = [self.customer.stamps[meter] for meter in sharing]
+        stamps += [minute for meter, (_, minute) in self.raised.items() if meter in sharing]
         first = -(-self.begins // MINUTE_MS) * MINUTE_MS
         ahead = (self.now // MINUTE_MS + 4) * MINUTE_MS
-        minute = max(first, ahead, self.customer.stamps[meter] + MINUTE_MS)
+        minute = max(first, ahead, max(stamps, default=0) + MINUTE_MS)
         while minute in self.wanted.minutes:
             minute += MINUTE_MS
-        return minute, (self.finish // MINUTE_MS - 2) * MINUTE_MS
+        return minute, (self.finish // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
 
-    def _park(self, meter: str, value: int, delivered: int, minute: int) -> None:
+    def _park(self, meter: str, value: int, minute: int) -> None:
+        event = self.wanted.events[meter]
         self.made.append(
             Parked(
-                *(NAME, self.wanted.stripe, self.begins, meter_token(meter), self.wanted.events[meter]),
+                *(NAME, self.wanted.stripe, self.begins, meter_token(meter), event),
                 *(value, minute),
                 at=self.now,
                 state="parked",
@@ -160,9 +183,14 @@ class Rebuilt:
                 attempts=1,
                 why="rebuilt from the audit log: Stripe may have it",
                 since=-(-self.begins // MINUTE_MS) * 60,
-                base=self.total(meter, "qlkd") - self.total(meter, "QLKD") + delivered,
+                key=f"{self.wanted.identifier}-{len(self.made) + 1}",
+                base=self._base[event],
             )
         )
+        together = [intent for intent in self.made if intent.event == event]
+        for intent in together:
+            intent.till = together[0].minute // 1000
+            intent.together = sum(one.value for one in together)
 
     def _write(self) -> None:
         customer, shard, now = self.customer, self.shard, self.now
@@ -176,6 +204,8 @@ class Rebuilt:
         for intent in self.made:
             field = intent.field("parked")
             customer.closed[field] = customer.closed.get(field, 0) + intent.value
+            shard.intents[intent.key], shard.parked[intent.key] = intent, now
+            shard.compare[intent.key] = now + 120 * MINUTE_MS
         if customer.closed:
             shard.keep(f"t:{NAME}", TOTALS_MS)
         shard.histories[NAME] += self.entries
@@ -277,8 +307,8 @@ class Rebuilding(Checks):
             identifier=f"{random.getrandbits(128):032x}",
             minutes=random.sample([this + nth * MINUTE_MS for nth in range(9)], random.choice((0, 2, 5))),
             units=units,
-            events={meter: random.choice(("", *[f"event {meter}"] * 5)) for meter in meters},
-            counted={meter: random.choice((0, 0, 3, 41, 900, *BIG)) for meter in meters},
+            events={meter: random.choice(EVENTS) for meter in METERS if random.random() < 0.9},
+            counted={event: random.choice((0, 3, 41, 900, *BIG)) for event in random.sample(EVENTS, 2)},
         )
 
     def _rebuild(self, customer: Customer, view: View, wanted: Wanted, lives: Lives, now: int) -> None:
@@ -307,29 +337,10 @@ class Rebuilding(Checks):
         expected = work.reply()
         if expected[0] == 0:
             self._compare("what was missing", work.done, json.loads(reply.pop() or "{}") or {})
-            if work.raised and not wanted.dry:
-                self._adopt(work, found)
         self.check(f"rebuild {wanted} {texts_of(closed)}", expected, reply, found)
         self.seen["parked"] += bool(work.made)
+        self.seen["parked together"] += any(intent.till < intent.minute // 1000 for intent in work.made)
         self.seen["left"] += any(not text.endswith(" 0") for text in work.done.values())
-
-    def _adopt(self, work: Rebuilt, found: dict[str, Any]) -> None:
-        """Give what was parked its identifiers, and the ledger its order: meters come in none."""
-        texts = found.get("intents", {})
-        for nth in range(1, len(work.made) + 1):
-            identifier = f"{work.wanted.identifier}-{nth}"
-            for intent in work.made:
-                intent.key = identifier
-            chosen = next((one for one in work.made if one.stored() == texts.get(identifier)), None)
-            self._compare("an intent", True, chosen is not None)
-            if chosen is not None:
-                work.made.remove(chosen)
-                self.shard.intents[identifier] = chosen
-                self.shard.parked[identifier] = work.now
-                self.shard.compare[identifier] = work.now + 120 * MINUTE_MS
-        self.shard.histories[NAME].sort()
-        if f"h:{NAME}" in found:
-            found[f"h:{NAME}"].sort()
 
 
 def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:

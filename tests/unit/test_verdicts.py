@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_two_looks_that_agree_decide(
 
 
 def test_looks_are_ten_minutes_apart_and_none_is_taken_before_26_hours() -> None:
-    asked = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
+    asked: dict[str, Any] = {"value": 6, "minute_ms": FIRST_MS, "first_attempt_ms": FIRST_MS}
     early = judge(**asked, before=None, now=look("6", LATER_MS - 1))
     assert (early.verdict, early.wait_ms, early.keep) == ("again", 1, None)
     first = judge(**asked, before=None, now=look("6"))

@@ -129,9 +129,11 @@ class Comparer:
 
     async def _judged(self, kept: Kept) -> Judged:
         fields, start_s = kept.fields, kept.minute_s
-        span_s = (start_s, start_s + _MINUTE_S)
-        if "since" in fields:  # It stands for usage of all minutes before its own, but for what was known of.
-            span_s = (int(fields["since"]), start_s)
+        span_s, value, span = (start_s, start_s + _MINUTE_S), kept.value, "its minute"
+        if "since" in fields:  # It stands for usage of many minutes, but for what was known of.
+            span_s = (int(fields["since"]), int(fields.get("till", start_s)))
+            value = int(fields.get("together", value))
+            span = "what was rebuilt of its event name"
         try:
             counted = await self._summaries.counted(fields["event"], fields["stripe"], *span_s)
         except StripeUnavailableError:
@@ -147,7 +149,8 @@ class Comparer:
         if "looked" in fields:
             before = Look(counted=Decimal(fields["look"]), at_ms=int(fields["looked"]))
         return judge(
-            value=kept.value,
+            value=value,
+            span=span,
             minute_ms=start_s * 1000,
             first_attempt_ms=kept.tried_since_ms,
             before=before,

@@ -45,11 +45,21 @@ class Judged:
     keep: Look | None = None
 
 
-def judge(*, value: int, minute_ms: int, first_attempt_ms: int, before: Look | None, now: Look) -> Judged:
+def judge(
+    *,
+    value: int,
+    span: str = "its minute",
+    minute_ms: int,
+    first_attempt_ms: int,
+    before: Look | None,
+    now: Look,
+) -> Judged:
     """Tell what becomes of an intent that Stripe may have.
 
     Args:
-        value: its quantity; below 0: it takes units back.
+        value: its quantity, with that of all that the summary does not tell it from; below 0: it takes units
+            back.
+        span: what the summary is of.
         minute_ms: its timestamp.
         first_attempt_ms: when it was tried first.
         before: the look before this one; None: there was none.
@@ -68,17 +78,17 @@ def judge(*, value: int, minute_ms: int, first_attempt_ms: int, before: Look | N
         return Judged(verdict="again", wait_ms=APART_MS, keep=now)
     if now.at_ms < before.at_ms + APART_MS:
         return Judged(verdict="again", wait_ms=before.at_ms + APART_MS - now.at_ms, keep=before)
-    return _judge_two(value, minute_ms, before, now)
+    return _judge_two(value, span, minute_ms, before, now)
 
 
-def _judge_two(value: int, minute_ms: int, before: Look, now: Look) -> Judged:
+def _judge_two(value: int, span: str, minute_ms: int, before: Look, now: Look) -> Judged:
     if before.counted != now.counted:
-        why = f"Stripe's summary of its minute said {before.counted}, and {now.counted} later"
+        why = f"Stripe's summary of {span} said {before.counted}, and {now.counted} later"
         return Judged(verdict="person", why=why)
     if now.counted == value:
-        return Judged(verdict="delivered", why=f"Stripe's summary of its minute said {value}, twice")
+        return Judged(verdict="delivered", why=f"Stripe's summary of {span} said {value}, twice")
     if now.counted != 0:
-        why = f"Stripe's summary of its minute says {now.counted}, and it is {value}"
+        why = f"Stripe's summary of {span} says {now.counted}, and it is {value}"
         return Judged(verdict="person", why=why)
     if value < 0:
         why = (
@@ -90,4 +100,4 @@ def _judge_two(value: int, minute_ms: int, before: Look, now: Look) -> Judged:
     if minute_ms < now.at_ms - _PAST_MS:
         why = "Stripe does not have it, and takes nothing older than 35 days: bill it by hand"
         return Judged(verdict="person", why=why)
-    return Judged(verdict="replace", why="Stripe's summary of its minute said 0, twice")
+    return Judged(verdict="replace", why=f"Stripe's summary of {span} said 0, twice")

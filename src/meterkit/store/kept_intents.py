@@ -19,7 +19,7 @@ __all__ = ["REFUSED", "Kept", "find_kept", "is_refused", "kept_in"]
 
 _PAGE: Final = 500
 # What Stripe refused later; and of one that stands for usage of many minutes.
-_OF_ITS_PAST: Final = ("refused", "since", "base")
+_OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together")
 
 REFUSED: Final = "r"
 """Ends the identifier of what Stripe has taken and refused later; see refuse.lua."""

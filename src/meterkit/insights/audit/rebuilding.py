@@ -19,7 +19,7 @@ from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, r
 from meterkit.store.confirming import OfCustomerError, ask_confirmed
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customer_usage import gone_tokens, usage_of
-from meterkit.store.event_names import names_of, read_meters
+from meterkit.store.event_names import read_meters
 from meterkit.store.sealing import is_of_a_key, kept_ms
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ class _Run:
     by: str
     dry: bool
     is_refreshed: bool = False
+
+    def event_of(self, meter: str) -> str:
+        """The event name of a meter; empty: none is known."""
+        counted = self.known.get(_token_of(meter, self.known))
+        return "" if counted is None else counted.event_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +183,7 @@ class Rebuilder:
             await drainer.drain_shard(store.keys.customer(customer).shard)
             since_ms = (store.now_ms() if run.at_ms is None else run.at_ms) - _LONGEST_MS
             sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer, since_ms)
-            books = await self._books(customer)
+            books = await self._books(customer, run)
             usage = books.usage_at(at_ms=None)
             start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
             begun_ms = start_ms - _SAME_PERIOD_MS
@@ -206,11 +211,17 @@ class Rebuilder:
             " now, or one cannot be read"
         )
 
-    async def _books(self, customer: str) -> _Books:
+    async def _books(self, customer: str, run: _Run) -> _Books:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(store.scripts["usage"], names)
-        gone = await names_of(gone_tokens(store.catalog, reply), admin, store.keys, store.catalog)
+        gone = {token: token for token in gone_tokens(store.catalog, reply)}
+        # Also what is delivered, and all of that, under a name that the plans file has no longer.
+        gone |= {
+            token: counted.meter
+            for token, counted in run.known.items()
+            if counted.meter not in store.catalog.meters
+        }
         return _Books(
             customer=customer,
             usage_at=partial(usage_of, customer, store.catalog, reply, gone),
@@ -235,15 +246,23 @@ class Rebuilder:
                 continue
             usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
             is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
+            left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
             for meter, units in sums[one].items():
                 lacks = lacking(usage, meter, units)
                 if not lacks.recorded and not lacks.reported:
                     continue
-                counted: int | None = None
-                if lacks.reported and not is_long_over:
+                event = run.event_of(meter)
+                if lacks.reported and not is_long_over and event not in left:
                     # Until the next one that the log knows of there was nothing.
-                    counted = await self._count(books, meter, (one, next_ms), run)
-                found.append(over(usage, one, meter, units, counted=counted, is_long_over=is_long_over))
+                    counted = await self._count(books, event, (one, next_ms), run)
+                    known = {name for name in usage["meters"] if run.event_of(name) == event}
+                    delivered = sum(usage["meters"][name]["delivered"] for name in known)
+                    left[event] = None if counted is None else max(0, counted - delivered)
+                unknown = left.get(event)
+                told = over(usage, one, meter, units, unknown=unknown, is_long_over=is_long_over)
+                if unknown is not None:
+                    left[event] = unknown - told.delivered
+                found.append(told)
         return found
 
     async def _raise(
@@ -262,8 +281,6 @@ class Rebuilder:
             tokens[name]: {
                 "name": name,
                 "units": [max(0, units[one]) for one in (*_OF_COUNTERS, "reported")],
-                "event": known[tokens[name]].event_name if tokens[name] in known else "",
-                "counted": counted.get(name, 0),
             }
             for name, units in sums.items()
         }
@@ -278,6 +295,8 @@ class Rebuilder:
                 "by": run.by,
                 "minutes": state.minutes_taken_ms,
                 "meters": meters,
+                "events": {token: counted.event_name for token, counted in known.items()},
+                "counted": counted,
             }
             names = [keys.counters, keys.state, keys.totals]
             names += [
@@ -304,26 +323,22 @@ class Rebuilder:
     async def _counted(
         self, books: _Books, missing: Mapping[str, Sequence[int]], run: _Run
     ) -> dict[str, int]:
-        """What Stripe has counted of those meters of which it may have what is missing."""
+        """What Stripe has counted of those event names of which it may have what is missing."""
         period = books.usage_at(at_ms=None)["period"]
         span_ms = to_ms(period["start"]), to_ms(period["end"])
-        found: dict[str, int] = {}
-        for name in (name for name, units in missing.items() if units[_PARKED]):
-            found[name] = await self._count(books, name, span_ms, run) or 0
-        return found
+        asked = {run.event_of(name) for name, units in missing.items() if units[_PARKED]}
+        return {event: await self._count(books, event, span_ms, run) or 0 for event in sorted(asked)}
 
-    async def _count(self, books: _Books, meter: str, span_ms: tuple[int, int], run: _Run) -> int | None:
-        """What Stripe has counted of a meter from one instant to another; None: nobody can be asked."""
-        counted = run.known.get(_token_of(meter, run.known))
+    async def _count(self, books: _Books, event: str, span_ms: tuple[int, int], run: _Run) -> int | None:
+        """What Stripe has counted of an event name between two instants; None: nobody can be asked."""
         start_ms, end_ms = span_ms
         start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
-        if self._summaries is None or books.stripe_customer is None or counted is None or start_s >= end_s:
+        if self._summaries is None or books.stripe_customer is None or not event or start_s >= end_s:
             return None
         if not run.is_refreshed:
             await self._summaries.refresh()
             run.is_refreshed = True
-        asked = (counted.event_name, books.stripe_customer, start_s, end_s)
-        return int(await self._summaries.counted(*asked) or 0)
+        return int(await self._summaries.counted(event, books.stripe_customer, start_s, end_s) or 0)
 
 
 def _token_of(name: str, known: Mapping[str, Counted]) -> str:

@@ -90,12 +90,10 @@ class Lacking(NamedTuple):
     Attributes:
         recorded: units that were recorded.
         reported: units that were to go to Stripe and are nowhere on the way there.
-        delivered: units that Stripe has, by the books.
     """
 
     recorded: int
     reported: int
-    delivered: int
 
 
 def lacking(usage: CustomerUsage, meter: str, units: Units) -> Lacking:
@@ -103,24 +101,24 @@ def lacking(usage: CustomerUsage, meter: str, units: Units) -> Lacking:
     counts: Mapping[str, Any] = usage["meters"].get(meter) or {}
     reported = units["reported"] - sum(counts.get(place, 0) for place in _PLACES)
     recorded = _audited(units) - counts.get("recorded", 0)
-    return Lacking(max(0, recorded), max(0, reported), counts.get("delivered", 0))
+    return Lacking(max(0, recorded), max(0, reported))
 
 
 def over(
-    usage: CustomerUsage, start_ms: int, meter: str, units: Units, *, counted: int | None, is_long_over: bool
+    usage: CustomerUsage, start_ms: int, meter: str, units: Units, *, unknown: int | None, is_long_over: bool
 ) -> Rebuilt:
     """A meter of a period that is over, of which the log has more than the books.
 
-    ``counted``: what Stripe has counted in it; None: it was not asked.
+    ``unknown``: what Stripe has of its event name that the books do not know of; None: it was not asked.
     """
     lacks = lacking(usage, meter, units)
-    delivered = 0 if counted is None else min(lacks.reported, max(0, counted - lacks.delivered))
+    delivered = min(lacks.reported, unknown or 0)
     unbilled = lacks.reported - delivered
     if not lacks.reported:
         advice = "nothing that is missing was to be billed"
     elif not unbilled:
         advice = "Stripe has all of it that was to be billed"
-    elif counted is None:
+    elif unknown is None:
         advice = f"compare the {lacks.reported} units that were to be billed with its invoice"
     else:
         advice = f"Stripe lacks {unbilled} units that were to be billed: bill them by an invoice item"
