@@ -22,6 +22,7 @@ from redis.exceptions import NoScriptError, RedisError
 from meterkit.errors import StoreError
 from meterkit.redis.cluster import find
 from meterkit.redis.cluster_client import ClusterClient
+from meterkit.redis.names import addresses_of
 from meterkit.redis.sentinel import master_of
 
 if TYPE_CHECKING:
@@ -197,7 +198,18 @@ class _PackedConnection:
         return [_pack((*name.split(), *rest))]
 
 
-class _TcpConnection(_PackedConnection, Connection):
+class _NamedConnection(_PackedConnection):
+    """One to a host that may have a name; asyncio looks that up only where it can be looked up."""
+
+    async def _connect(self) -> None:
+        own: Any = self
+        inherited: Any = super()
+        async with asyncio.timeout(own.socket_connect_timeout):
+            await addresses_of(own.host)
+        await inherited._connect()  # noqa: SLF001 - what redis-py has its own connections override
+
+
+class _TcpConnection(_NamedConnection, Connection):
     pass
 
 
@@ -205,7 +217,7 @@ class _UnixConnection(_PackedConnection, UnixDomainSocketConnection):
     pass
 
 
-class _TlsConnection(_PackedConnection, SSLConnection):
+class _TlsConnection(_NamedConnection, SSLConnection):
     """redis-py's, with a context that is made already: its own reads files with each connection."""
 
     def __init__(self, *, context: ssl.SSLContext, **settings: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
+from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from meterkit.decisions.keys import FORMAT
 from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError
+from meterkit.redis.names import addresses_of
 from meterkit.redis.server import eviction_warning, rights_refusal, words_to_try
 from meterkit.redis.url import unusable
 
@@ -67,16 +69,8 @@ async def connect(
     connection: Connection | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            if address.tls is not None:
-                _, connection = await loop.create_connection(
-                    protocol,
-                    address.host,
-                    address.port,
-                    ssl=address.tls.context,
-                    server_hostname=address.host,
-                )
-            elif address.kind == "tcp":
-                _, connection = await loop.create_connection(protocol, address.host, address.port)
+            if address.kind == "tcp":
+                connection = await _connect_to_host(protocol, address)
             else:
                 _, connection = await loop.create_unix_connection(protocol, address.path)
         await _prepare(connection, address, scripts, "" if is_known else _wanted(address))
@@ -87,6 +81,21 @@ async def connect(
             raise
         why = _words(error, address.tls) or _silence(error, None if is_known else address.tls, timeout_s)
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
+    return connection
+
+
+async def _connect_to_host(protocol: Callable[[], Connection], address: Address) -> Connection:
+    """Connect to the first that takes it of the addresses that a name leads to."""
+    create = asyncio.get_running_loop().create_connection
+    tls: dict[str, Any] = {}
+    if address.tls is not None:
+        tls = {"ssl": address.tls.context, "server_hostname": address.host}
+    *others, last = await addresses_of(address.host)
+    for host in others:
+        with suppress(OSError):
+            _, connection = await create(protocol, host, address.port, **tls)
+            return connection
+    _, connection = await create(protocol, last, address.port, **tls)
     return connection
 
 

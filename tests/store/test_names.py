@@ -1,0 +1,166 @@
+"""Names of the store's host: a resolver that hangs costs the app nothing, and is asked once at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import pytest
+
+from faults import eventually, kit_at
+from meterkit.errors import StoreError
+from meterkit.redis.handshake import connect
+from meterkit.redis.names import addresses_of
+from meterkit.redis.url import Address
+from servers import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from meterkit.redis.connection import Connection
+
+pytestmark = pytest.mark.anyio
+
+NAME = "localhost"
+ASK: Final = socket.getaddrinfo
+
+
+class Resolver:
+    """The system's, but for one name: of that nothing is heard until it is let go.
+
+    Attributes:
+        addresses: what the name leads to.
+        answers: whether it is let go.
+        asked: how often that was asked.
+    """
+
+    def __init__(self) -> None:
+        self.addresses = ["127.0.0.1"]
+        self.answers = threading.Event()
+        self.asked = 0
+
+    def getaddrinfo(self, host: Any, *arguments: Any, **named: Any) -> Any:
+        if host != NAME:
+            return ASK(host, *arguments, **named)
+        self.asked += 1
+        self.answers.wait(30)
+        return [found for address in self.addresses for found in ASK(address, *arguments, **named)]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    made = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
+    yield made
+    made.answers.set()
+
+
+async def connected(port: int | None) -> Connection:
+    address = Address(kind="tcp", host=NAME, port=port or 0)
+    return await connect(address, (), timeout_s=10, on_end=lambda _connection, _why, _unsent: None)
+
+
+@pytest.mark.each_loop
+async def test_i9_a_resolver_that_hangs_keeps_no_thread_from_the_app_and_is_heard_however_late(
+    store_url: str, resolver: Resolver
+) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    url = f"redis://{NAME}:{urlsplit(store_url).port}/0"
+    async with kit_at(url, store_timeout=0.25, start_timeout=1) as kit:
+        admin = await kit.store.admin()
+        with pytest.raises(StoreError, match="cannot be reached: no answer within"):
+            await kit.consume("acme", "requests", 1)
+        with pytest.raises(StoreError, match="Timeout connecting"):
+            await admin.ask(admin.client.ping())
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: "free") == "free"
+        assert resolver.asked == 1
+        resolver.answers.set()
+        await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
+        assert (await kit.consume("acme", "requests", 1)).allowed
+        assert await admin.client.ping()
+
+
+@pytest.mark.each_loop
+async def test_the_addresses_of_a_name_are_tried_in_turn(store_url: str, resolver: Resolver) -> None:
+    resolver.addresses = ["127.0.0.77", "127.0.0.1"]
+    resolver.answers.set()
+    connection = await connected(urlsplit(store_url).port)
+    assert b"PONG" == await connection.ask("PING")
+    await connection.close()
+    with pytest.raises(StoreError, match=f"{NAME}:.* cannot be reached: Connection refused$"):
+        await connected(free_port())
+
+
+@pytest.mark.parametrize(("fresh_s", "found"), [(60.0, "127.0.0.1"), (0.0, "127.0.0.2")])
+async def test_what_is_found_too_late_is_for_whoever_asks_next_and_soon(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch, fresh_s: float, found: str
+) -> None:
+    monkeypatch.setattr("meterkit.redis.names._FRESH_S", fresh_s)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(addresses_of(NAME), 0.01)
+    resolver.answers.set()
+    await eventually(lambda: all(thread.name != "meterkit-names" for thread in threading.enumerate()))
+    resolver.addresses = ["127.0.0.2"]
+    assert [found] == await addresses_of(NAME)
+    assert ["127.0.0.2"] == await addresses_of(NAME)
+
+
+async def test_who_gives_up_ends_it_for_nobody_else(resolver: Resolver) -> None:
+    others = asyncio.create_task(addresses_of(NAME))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(addresses_of(NAME), 0.01)
+    resolver.answers.set()
+    assert ["127.0.0.1"] == await others
+    assert resolver.asked == 1
+
+
+async def test_a_name_that_no_host_can_have_is_an_error_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(UnicodeError):
+            await addresses_of(f"{'x' * 64}.example")
+
+
+FORKED = """
+import asyncio, os, socket, threading
+from meterkit.redis.handshake import connect
+from meterkit.redis.names import addresses_of
+from meterkit.redis.url import Address
+
+ask, begun = socket.getaddrinfo, threading.Event()
+
+def hang(*_, **__):
+    begun.set()
+    threading.Event().wait()
+
+async def give_up():
+    looking = asyncio.create_task(addresses_of("localhost"))
+    await asyncio.to_thread(begun.wait)
+    looking.cancel()
+
+socket.getaddrinfo = hang
+asyncio.run(give_up())
+child = os.fork()
+if child == 0:
+    socket.getaddrinfo = ask
+    print("127.0.0.1" in asyncio.run(addresses_of("localhost")), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_child_of_a_process_that_was_looking_up_a_name_looks_it_up_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
