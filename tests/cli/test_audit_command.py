@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +14,7 @@ from auditing import rows_in
 from commands import Shell
 from faults import eventually
 from meterkit import MeterKit
+from meterkit.cli.doctor.audit_log import look_at_audit_database
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -117,6 +120,7 @@ def test_a_database_of_the_audit_log_is_read_and_nothing_is_made_in_it(
     stored.environment["METERKIT_AUDIT_URL"] = url
     seen = stored.run("doctor", "--json").json
     assert seen["looked_at"]["database"] == "its table is made when first needed"
+    assert not (directory / "audit.db").exists()
     assert rows_in(url) == []  # It makes the table.
     assert stored.run("doctor", "--json").json["looked_at"]["database"] == "its table is read"
     with sqlite3.connect(directory / "audit.db") as database:
@@ -125,6 +129,20 @@ def test_a_database_of_the_audit_log_is_read_and_nothing_is_made_in_it(
         one for one in stored.run("doctor", "--json").json["findings"] if one["check"] == "database"
     ]
     assert "no such column: meterkit_audit.quantity" in finding["problem"]
+
+
+async def test_a_database_that_does_not_answer_is_not_waited_for(
+    directory: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.cli.doctor.audit_log.PATIENCE_S", 0.05)
+    url = f"sqlite:///{directory}/audit.db?timeout=3"
+    assert rows_in(url) == []
+    with closing(sqlite3.connect(directory / "audit.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url)
+        _, (finding,) = await look_at_audit_database(kit)
+        assert finding.problem == "the database of the audit log does not answer within 0.05 s"
+        assert "meterkit-doctor" in {thread.name for thread in threading.enumerate() if thread.daemon}
 
 
 async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) -> None:

@@ -10,6 +10,7 @@ from meterkit.cli.output import span
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.backlog import backlog_of, waiting_shards
 from meterkit.insights.audit.draining import MOST, drainer_of
+from meterkit.redis.daemon_thread import in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.insights.audit.backlog import Backlog, Waiting
 
-__all__ = ["OVERDUE_MS", "added_up", "look_at_audit_database", "look_at_audit_log", "undrained"]
+__all__ = ["OVERDUE_MS", "PATIENCE_S", "added_up", "look_at_audit_database", "look_at_audit_log", "undrained"]
 
 OVERDUE_MS: Final = 15 * 60_000
 """How long an entry may wait: whoever drains takes it within seconds."""
+
+PATIENCE_S: Final = 10.0
+"""How long the database may take: a driver may wait for minutes, or for ever."""
 
 
 async def look_at_audit_log(kit: MeterKit) -> tuple[str, list[Finding]]:
@@ -38,14 +42,17 @@ async def look_at_audit_log(kit: MeterKit) -> tuple[str, list[Finding]]:
 
 async def look_at_audit_database(kit: MeterKit) -> tuple[str, list[Finding]]:
     """Whether the database of the audit log can be connected to, and its table be read."""
+    look = drainer_of(kit.store, kit.settings).database.look
     try:
-        is_made = await asyncio.to_thread(drainer_of(kit.store, kit.settings).database.look)
-    except MeterkitError as error:
+        async with asyncio.timeout(PATIENCE_S):
+            is_made = await asyncio.wrap_future(in_daemon_thread(look, name="meterkit-doctor"))
+    except (MeterkitError, TimeoutError) as error:
+        problem = str(error) or f"the database of the audit log does not answer within {PATIENCE_S:g} s"
         cure = (
             "see that the database runs, and that METERKIT_AUDIT_URL has its address, its name and a user who"
             " may read, write and make the table meterkit_audit; what is recorded waits in the store"
         )
-        return "", [Finding(check="database", problem=str(error), cure=cure)]
+        return "", [Finding(check="database", problem=problem, cure=cure)]
     return "its table is read" if is_made else "its table is made when first needed", []
 
 

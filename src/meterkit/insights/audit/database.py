@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError, SettingsError
@@ -108,16 +110,25 @@ class Database:
                 connection.execute(statement, [row._asdict() for row in rows])
 
     def look(self) -> bool:
-        """Read from the table; whether it is there. It is not made.
+        """Read from the table; whether it is there. Neither it nor the file of SQLite is made.
 
         Raises:
             MeterkitError: the database does not answer, or the table cannot be read.
         """
+        if self._is_to_be_made():
+            return False
         with self._words_kept(), self._engine.connect() as connection:
             is_there = inspect(connection).has_table(TABLE.name)
             if is_there:
                 connection.execute(select(TABLE).limit(1)).all()
             return is_there
+
+    def _is_to_be_made(self) -> bool:
+        """Whether it is a file that is not there and can be made: SQLite makes it for whoever connects."""
+        name = self._engine.url.database or ""
+        if self._engine.dialect.name != "sqlite" or name.startswith("file:"):
+            return False
+        return not Path(name).exists() and os.access(Path(name).parent, os.W_OK)
 
     def customers(self) -> list[str]:
         """Whoever has used something, sorted.
