@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +17,7 @@ from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
+from meterkit.store.intents import Sealed
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
@@ -168,6 +169,32 @@ def kit_for(
         stripe_api_base=stripe_url,
         **given,
     )
+
+
+async def have_at_stripe(
+    at: Desk,
+    quantity: int,
+    *,
+    minute: datetime = NOW - timedelta(hours=1),
+    customer: str = "cus_acme",
+    event_name: str = "api_requests",
+) -> None:
+    """Deliver what the store does not know of, such as what it has forgotten."""
+    second = int(minute.replace(second=0).timestamp())
+    sealed = Sealed(
+        identifier=f"forgotten-{second}-{quantity}",
+        customer="acme",
+        stripe_customer=customer,
+        period="0",
+        meter_token="",
+        event_name=event_name,
+        value=quantity,
+        timestamp=second,
+        key=f"forgotten-{second}-{quantity}",
+        sealed_ms=0,
+        due_ms=0,
+    )
+    assert (await at.transport.send(sealed)).delivered
 
 
 def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = "d") -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from delivering import NOW, desk
+from delivering import NOW, desk, have_at_stripe
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
@@ -140,20 +140,19 @@ async def test_i6_what_stripe_has_not_counted_is_sent_under_a_new_identifier(sto
         assert entry.after == f"queued as {event.identifier}: Stripe's summary of its minute said 0, twice"
 
 
+async def test_i6_what_stripe_has_counted_in_the_minutes_beside_it_is_something_else(store_url: str) -> None:
+    async with ambiguous(store_url, when="before") as at:
+        for minutes in (-1, 1):
+            await have_at_stripe(at, 6, minute=NOW + timedelta(minutes=minutes))
+        await looks(at)
+        assert (await at.flush(everything=True)).is_complete
+        assert at.accepted("acme") == 3 * 6
+
+
 async def test_a_sum_that_is_another_waits_for_a_person_and_for_nothing_else(store_url: str) -> None:
     async with ambiguous(store_url, when="after") as at:
         # Somebody else sends to this meter, too.
-        api = StripeApi(at.kit.settings)
-        minute = str(int(NOW.replace(second=0).timestamp()))
-        payload = {"stripe_customer_id": "cus_acme", "value": "1"}
-        form: dict[str, Any] = {
-            "event_name": "api_requests",
-            "payload": payload,
-            "timestamp": minute,
-            "identifier": "other",
-        }
-        await api.post("/v1/billing/meter_events", form)
-        await api.close()
+        await have_at_stripe(at, 1, minute=NOW)
         await looks(at)
         assert await places(at) == {"parked": 6}
         (intent,) = await at.kit.outbox.list()
@@ -181,12 +180,15 @@ async def test_a_minute_older_than_35_days_is_not_sent_again(store_url: str) -> 
         assert at.accepted("acme") == 0
 
 
+@pytest.mark.parametrize("asked_before", [0, 1], ids=["meters", "a summary"])
+@pytest.mark.parametrize("fault", [{"action": "error", "status": 401}, {"action": "drop"}])
 async def test_while_stripe_does_not_answer_nothing_is_decided(
-    store_url: str, caplog: pytest.LogCaptureFixture
+    store_url: str, fault: dict[str, Any], asked_before: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ambiguous(store_url, when="before") as at:
-        at.emulator.fail_next("error", status=401, path="/v1/billing/meters")
+        at.emulator.fail_next(**fault, path="*", skip=asked_before, times=None)
         await looks(at, 1)
+        at.emulator.clear_faults()
         assert await places(at) == {"parked": 6}
         assert "not compared with Stripe's summaries" in caplog.text
         (intent,) = await at.kit.outbox.list()

@@ -271,7 +271,7 @@ async def test_an_unlink_takes_back_nothing_of_others(store_url: str) -> None:
 
 @pytest.mark.parametrize("state", ["leased", "delivered"])
 async def test_who_is_linked_to_a_former_customers_stripe_customer_has_minutes_of_its_own(
-    store_url: str, state: Any
+    store_url: str, state: Any, valkey: Server
 ) -> None:
     async with bench(store_url) as at:
         await at.sealed()
@@ -281,6 +281,9 @@ async def test_who_is_linked_to_a_former_customers_stripe_customer_has_minutes_o
         if state == "delivered":
             await at.ours.settle(0, [Move(intent=sealed, state=state) for sealed in intents])
         await at.kit.customers.unlink("acme")
+        # Longer than any delivery: usage of a closed period waits for a link for 35 days.
+        kept_ms = valkey.command("PTTL", at.kit.store.keys.formers("cus_acme"))
+        assert 36 * 86_400_000 < kept_ms <= 40 * 86_400_000
         await at.kit.customers.link("next", "cus_acme")
         await at.kit.record("next", "requests", 3)
         assert (await at.ours.seal(0, due_ms=None, most=50)).made == 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import desk
+from meterkit.store.kept_intents import kept_in
 from meterkit.store.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -70,3 +71,12 @@ async def test_an_outbox_is_looked_through_to_a_depth_at_a_time(
         outbox = await sealed(at)
         assert [intent.customer for intent in await outbox.due(0, due_ms=None, most=64)] == ["acme"] * 6
         assert (await at.flush(everything=True)).delivered == 13
+
+
+async def test_pages_of_what_is_kept_leave_nothing_out(store_url: str) -> None:
+    async with desk(store_url, shards=1) as at:
+        await sealed(at)
+        admin = await at.kit.store.admin()
+        pages = [page async for page in kept_in(at.kit.store, admin, 0, "outbox", most=5)]
+        assert [len(page) for page in pages] == [5, 5, 3]
+        assert len({kept.identifier for page in pages for kept in page}) == 13

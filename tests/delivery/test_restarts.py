@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, PLANS, desk, kit_for
+from delivering import NOW, PLANS, desk, have_at_stripe, kit_for
 from meterkit.catalog import loads
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError
-from meterkit.store.intents import Sealed
 from meterkit.store.server_lives import ServerLives
 from proxy import TcpProxy
 
@@ -49,27 +48,6 @@ async def begin_anew(at: Desk, **fields: Any) -> None:
     admin = await at.kit.store.admin()
     fields = {"known": "another life", **fields}
     await admin.ask(admin.client.hset(at.kit.store.keys.shard(0, "life"), mapping=fields))
-
-
-async def have_at_stripe(
-    at: Desk, quantity: int, *, minute: datetime = NOW - timedelta(hours=1), customer: str = "cus_acme"
-) -> None:
-    """Deliver what the store does not know of: what it has forgotten."""
-    second = int(minute.replace(second=0).timestamp())
-    sealed = Sealed(
-        identifier=f"forgotten-{second}-{quantity}",
-        customer="acme",
-        stripe_customer=customer,
-        period="0",
-        meter_token="",
-        event_name="api_requests",
-        value=quantity,
-        timestamp=second,
-        key=f"forgotten-{second}-{quantity}",
-        sealed_ms=0,
-        due_ms=0,
-    )
-    assert (await at.transport.send(sealed)).delivered
 
 
 async def come_back(at: Desk, after: timedelta = LAG) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from answering import answer, answering
@@ -60,8 +61,8 @@ EXPIRED = {"type": "temporary_session_expired", "code": "billing_meter_event_ses
 async def opened(
     api_base: str, *, clock: Clock | None = None, **settings: Any
 ) -> AsyncGenerator[StripeStreamTransport]:
-    clock = clock or Clock(NOW)
-    transport = StripeStreamTransport(KEY, api_base=api_base, timeout_s=5.0, clock=clock, **settings)
+    given: dict[str, Any] = {"timeout_s": 5.0, "clock": clock or Clock(NOW), **settings}
+    transport = StripeStreamTransport(KEY, api_base=api_base, **given)
     try:
         yield transport
     finally:
@@ -205,6 +206,14 @@ async def test_where_nobody_answers_nothing_was_sent() -> None:
     assert await transport.ready() is not None
 
 
+async def test_what_takes_units_back_has_no_more_time_than_a_batch() -> None:
+    emulator = StripeEmulator(clock=Clock(NOW))
+    emulator.fail_next("hang")
+    async with emulator.serve() as url, opened(url, timeout_s=0.1) as transport:
+        with anyio.fail_after(5):
+            assert (await transport.send(replace(INTENT, value=-3))).kind == "unknown"
+
+
 async def test_sessions_come_from_the_api_and_batches_go_to_the_host_of_events() -> None:
     api, events = StripeEmulator(clock=Clock(NOW)), StripeEmulator(clock=Clock(NOW))
     async with (
@@ -215,7 +224,12 @@ async def test_sessions_come_from_the_api_and_batches_go_to_the_host_of_events()
         await transport.ready()
         # That emulator has given out no such session.
         assert (await transport.send(INTENT)).kind == "systemic"
-    assert [request.path for request in api.requests] == ["/v2/billing/meter_event_session"]
+        # What takes units back is no stream's.
+        assert (await transport.send(replace(INTENT, value=-3))).kind == "no_meter"
+    assert [request.path for request in api.requests] == [
+        "/v2/billing/meter_event_session",
+        "/v1/billing/meter_events",
+    ]
     assert [request.path for request in events.requests] == ["/v2/billing/meter_event_stream"]
 
 

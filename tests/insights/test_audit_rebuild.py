@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from auditing import audited, lose_all, rebuild, sqlite_in
+from delivering import have_at_stripe
 from meterkit import MeterkitError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from auditing import Audited
 
 pytestmark = pytest.mark.anyio
+
+MAY_ENDS = datetime(2031, 6, 1, tzinfo=UTC)
 
 
 async def tokens(at: Audited, customer: str = "acme") -> dict[str, Any]:
@@ -85,11 +88,13 @@ async def test_what_stripe_counts_later_is_not_sent_again(store_url: str, tmp_pa
         await at.kit.customers.link("acme", "cus_acme")
         (done,) = await rebuild(at, asks_stripe=False)
         assert (done.delivered, done.parked, done.is_done) == (0, 50, True)
+        # Of the period before.
+        await have_at_stripe(at.desk, 8, minute=MAY_ENDS - timedelta(minutes=1), event_name="ai_tokens")
         await at.kit.record("acme", "tokens", 4)
         for minutes in (121, 11, 1):
             at.desk.clock.advance(timedelta(minutes=minutes))
             await at.desk.flush(everything=True)
-        assert at.desk.accepted("acme", "ai_tokens") == 54
+        assert at.desk.accepted("acme", "ai_tokens") == 54 + 8
         after = await tokens(at)
         assert (after["delivered"], after["parked"], after["overage"]) == (54, 0, 54)
 

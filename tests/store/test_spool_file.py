@@ -1,10 +1,11 @@
-"""A spool file on a disk that does not take what is written: nothing is added then."""
+"""A spool file: what a disk does not take is not added, and what was added is read again."""
 
 from __future__ import annotations
 
 import os
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,6 @@ from meterkit.store.spool_file import SpoolFile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from pathlib import Path
 
 HEADER = Header(store="redis://here", prefix="mk", shards=4, producer="p", made_ms=1)
 
@@ -28,6 +28,11 @@ def room_for(size: int) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def open_files() -> int:
+    """How many this process has."""
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 @pytest.fixture
@@ -58,3 +63,30 @@ def test_what_a_disk_does_not_say_it_has_is_not_added(file: SpoolFile) -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         file.append(frame(b"one"))
     assert file.end == before
+
+
+def test_what_cannot_be_begun_is_begun_once_there_is_room(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    held = open_files()
+    for _ in range(2):  # It is tried each second.
+        with room_for(40), pytest.raises(OSError, match="too large"):
+            SpoolFile.create(tmp_path, HEADER)
+    assert (list(tmp_path.glob("*.spool")), open_files()) == ([], held)
+    SpoolFile.create(tmp_path, HEADER).remove()
+
+
+def test_a_record_that_is_larger_than_what_is_read_at_once_is_read(file: SpoolFile) -> None:
+    large = bytes(300_000)
+    for record in (b"one", large, b"two"):
+        file.append(frame(record))
+    at, found = file.begins, list[bytes]()
+    while at < file.end:
+        records, at = file.read(at)
+        found += records
+    assert found == [b"one", large, b"two"]
+
+
+def test_what_is_sent_and_removed_meanwhile_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "gone.spool"  # Whoever asks for its lock makes it anew.
+    assert SpoolFile.claim(path) is None
+    assert not path.exists()

@@ -97,9 +97,8 @@ def calls_of(attempts: Iterable[Attempt], *, most: int) -> list[list[list[Attemp
         elif shared and len(shared) + len(line) <= most:
             shared += line
         else:
-            calls = [line[start : start + most] for start in range(0, len(line), most)]
-            beside.append(calls)
-            shared = calls[0] if len(calls) == 1 else []
+            beside.append([line[start : start + most] for start in range(0, len(line), most)])
+            shared = beside[-1][0]
     return beside
 
 
