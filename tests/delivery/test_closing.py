@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
 
-from delivering import NOW, STRIPE_KEY, desk, until
+from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for, until
+from meterkit.catalog import loads
 from meterkit.cli.doctor.examination import examine
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
@@ -163,6 +165,26 @@ async def test_units_that_stripe_did_not_count_are_told_once_before_the_invoice_
         assert await closing.at(170) == (1, 0, 0)
         assert await closing.unconfirmed() == (0, 0)
         assert "until 2031-07-01 00:00:00+00:00 is confirmed now" in caplog.text
+
+
+async def test_a_close_waits_for_what_was_used_under_a_former_name(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+    async with desk(store_url) as at:
+        at.clock.set(JULY - 30 * MINUTE)
+        await used_in_june(at, "acme")
+        at.emulator.fail_next("error", status=500, times=None, path="/v1/billing/meter_events")
+        await at.flush(everything=True, timeout_s=0)
+        async with (
+            kit_for(store_url, at.url, clock=at.clock, catalog=renamed) as kit,
+            closing_of(replace(at, kit=kit)) as closing,
+        ):
+            assert await closing.at(46) == (0, 0, 1)
+            assert "7 of requests are not delivered (7 wait, 0 parked)" in caplog.text
+            at.emulator.clear_faults()
+            await at.flush(everything=True)
+            assert await closing.at(107) == (1, 0, 0)
 
 
 async def sent_by_hand(at: Desk, value: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from delivering import desk
@@ -32,3 +34,23 @@ async def test_what_is_not_delivered_in_time_is_told(
         "3 units that customer 'acme' has used are not delivered within 0 s: they are not on the"
         " invoice that ends the subscription"
     )
+
+
+async def test_what_adds_up_to_nothing_is_on_its_way_too(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True)
+        at.emulator.fail_next("error", status=429, times=None, path="/v1/billing/meter_events")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True, timeout_s=0)
+        await at.kit.correct("acme", {"requests": 7}, reason="a loop", correction_id="c-1")
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["queued"] == 0
+        assert not await deliver_customer(at.kit.store, at.kit.flusher(), "acme", timeout_s=0)
+        assert "14 units that customer 'acme' has used are not delivered" in caplog.text
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(hours=1))
+        assert await deliver_customer(at.kit.store, at.kit.flusher(), "acme", timeout_s=10)
+        assert at.accepted("acme") == 7

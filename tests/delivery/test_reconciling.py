@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW, desk
+from delivering import NOW, PLANS, desk, kit_for
 from meterkit import MeterkitError, StripeError
+from meterkit.catalog import loads
+from meterkit.cli.doctor.examination import examine
+from meterkit.cli.flush import undelivered_lines
 
 if TYPE_CHECKING:
     from delivering import Desk
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
+RENAMED = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
 
 
 async def of_acme(at: Desk, *, repair: bool = False) -> Reconciled:
@@ -92,6 +96,49 @@ async def test_a_meter_of_which_all_was_taken_back_is_compared(store_url: str) -
         found = await of_acme(at)
         assert (found.recorded, found.delivered, found.confirmed, found.difference) == (0, 0, 7, 7)
         assert (found.agrees, "7 were taken back there" in found.advice) == (False, True)
+
+
+async def test_what_is_parked_is_told_where_it_adds_up_to_nothing(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True)
+        at.emulator.fail_next("error", status=429, times=None, path="/v1/billing/meter_events")
+        await at.kit.record("acme", "requests", 5)
+        await at.flush(everything=True, timeout_s=0)
+        await at.kit.correct("acme", {"requests": 5}, reason="a loop", correction_id="c-1")
+        for intent in await at.kit.outbox.list():
+            await at.kit.outbox.park(intent.identifier)
+        found = await of_acme(at)
+        assert (found.parked, found.taking_back, found.difference, found.agrees) == (0, 5, 0, False)
+        assert found.advice.startswith("5 and 5 that take units back are parked, of which Stripe may have 0:")
+        (line,) = undelivered_lines(await at.flush(everything=True, timeout_s=0))
+        assert line.startswith("parked: 5 and 5 that take units back of requests of customer acme in 2 int")
+        (finding,) = [one for one in (await examine(at.kit)).findings if one.check == "parked"]
+        assert finding.problem.startswith("5 and 5 that take units back of requests in 2 intents, of acme: ")
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_i6_what_was_delivered_under_a_former_name_is_compared_too(
+    store_url: str, is_lost: bool
+) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        if is_lost:
+            at.emulator.fail_next("lose")
+        await at.flush(everything=True)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=RENAMED) as renamed:
+            await renamed.record("acme", "calls", 4)
+            await renamed.flush(everything=True)
+            found = {one.meter: one for one in await renamed.reconcile("acme")}
+        assert {name: (one.delivered, one.recorded) for name, one in found.items()} == {
+            "calls": (4, 4),
+            "requests": (6, 6),
+        }
+        assert {(one.confirmed, one.difference, one.agrees) for one in found.values()} == {
+            (4, -6, False) if is_lost else (10, 0, True)
+        }
 
 
 async def test_what_is_parked_and_there_is_delivered_by_a_repair_that_looks_twice(store_url: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from meterkit.cli.options import seconds
+from meterkit.cli.output import units
 from meterkit.cli.session import Session, command, started
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def undelivered_lines(report: FlushReport) -> list[str]:
     for one in report.undelivered:
         groups.setdefault((one.state, one.customer, one.meter, one.why), []).append(one.quantity)
     return [
-        f"{state}: {sum(quantities)} of {meter} of customer {customer} in {_intents(len(quantities))}: {why}"
+        f"{state}: {units(quantities)} of {meter} of customer {customer}"
+        f" in {_intents(len(quantities))}: {why}"
         for (state, customer, meter, why), quantities in groups.items()
     ]
 

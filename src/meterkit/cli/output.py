@@ -70,6 +70,16 @@ def print_records(
     print_table(columns, [[record[name] for name in columns] for record in records], empty=empty)
 
 
+def units(quantities: Iterable[int]) -> str:
+    """What quantities of intents add up to: what is below 0 takes units back, and is told apart."""
+    given = list(quantities)
+    back = -sum(quantity for quantity in given if quantity < 0)
+    parts = [f"{sum(given) + back:,}"] * (sum(given) + back > 0) + [f"{back:,} that take units back"] * (
+        back > 0
+    )
+    return " and ".join(parts)
+
+
 def print_json(value: object) -> None:
     """Print a value as indented JSON; instants as ISO 8601 in UTC with Z."""
     typer.echo(to_json(value))

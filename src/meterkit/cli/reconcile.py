@@ -19,7 +19,7 @@ __all__ = ["RARE", "commands", "row_of"]
 
 commands = typer.Typer()
 
-RARE: Final = frozenset({"waiting", "parked", "late", "dead", "advice"})
+RARE: Final = frozenset({"waiting", "parked", "taking_back", "late", "dead", "advice"})
 
 
 @command(commands)
@@ -64,6 +64,7 @@ def row_of(one: Reconciled) -> dict[str, object]:
         "recorded": one.recorded,
         "waiting": one.waiting,
         "parked": one.parked,
+        "taking_back": one.taking_back,
         "delivered": one.delivered,
         "confirmed": "unknown" if one.confirmed is None else one.confirmed,
         "difference": "unknown" if one.difference is None else one.difference,

@@ -127,7 +127,7 @@ class Closer:
 
     async def _why_open(self, closes: Closes, close: Close, summaries: Summaries) -> str | None:
         """Why a close is not confirmed; None: it is, or there is none, and it is forgotten."""
-        (usage,) = await self._store.usage_of_many([close.customer], at_ms=close.end_ms - 1)
+        (usage,) = await self._store.usage_of_many([close.customer], at_ms=close.end_ms - 1, former=True)
         end_ms = to_ms(usage["period"]["end"])
         if end_ms > self._store.now_ms():
             # The period goes on: a change of plan or of the subscription has moved its end.

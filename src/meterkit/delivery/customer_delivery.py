@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from meterkit.store.taken_back import taken_back
+
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
@@ -64,6 +66,9 @@ async def undelivered(store: Store, customer: str) -> int:
     Raises:
         StoreError: the store does not answer.
     """
-    meters = (await store.usage(customer))["meters"].values()
-    # What takes units back, less than nothing, is on its way as well.
-    return sum(meter["pending"] + abs(meter["queued"]) + abs(meter["leased"]) for meter in meters)
+    usage = await store.usage(customer)
+    # What takes units back is subtracted there, and is on its way as well.
+    back = sum(2 * (units.queued + units.leased) for units in (await taken_back(store, usage)).values())
+    return back + sum(
+        meter["pending"] + meter["queued"] + meter["leased"] for meter in usage["meters"].values()
+    )

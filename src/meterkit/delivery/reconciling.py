@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.ambiguity import may_be_sent_again
-from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
 from meterkit.delivery.report import FlushReport
@@ -15,14 +14,15 @@ from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customer_id import check_customer
-from meterkit.store.customer_usage import TAKEN_BACK, TAKING_BACK
+from meterkit.store.event_names import read_meters
 from meterkit.store.history import is_relinked
 from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.state_changes import States
+from meterkit.store.taken_back import taken_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from meterkit.delivery.summaries import Summaries
@@ -50,8 +50,10 @@ class Reconciled:
         parked: Stripe may have it, or a person must decide.
         taking_back: units that wait or are parked to take others back; they are subtracted there.
         delivered: accepted by Stripe, by our books.
-        confirmed: what Stripe's summaries say that it has counted; None: it has no such customer or meter.
-        difference: ``confirmed`` - ``delivered``; None where the former is.
+        confirmed: what Stripe's summaries say that it has counted of the event name; None: it has no such
+            customer or meter.
+        difference: ``confirmed`` less what was delivered of all meters that have had this event name, such as
+            one that was renamed; None where ``confirmed`` is.
         late: came for this period when it was closed.
         dead: never accepted, or dropped.
         advice: what to do; empty: nothing, the books agree.
@@ -78,9 +80,29 @@ class Reconciled:
     @property
     def agrees(self) -> bool:
         """Whether Stripe has counted what was delivered, and nothing is parked."""
-        return self.difference in {None, 0} and not (
-            self.parked or (self.delivered and self.difference is None)
-        )
+        return not self.advice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfEvent:
+    """What is compared with Stripe's books: of all meters of one event name.
+
+    Attributes:
+        confirmed: what Stripe has counted; None: it has no such customer or meter.
+        parked: what is parked, but for ``parked_back``.
+        parked_back: parked units that take others back.
+        taken_back: delivered ones.
+    """
+
+    confirmed: int | None
+    delivered: int
+    parked: int
+    parked_back: int
+    taken_back: int
+
+    @property
+    def difference(self) -> int | None:
+        return None if self.confirmed is None else self.confirmed - self.delivered
 
 
 class Reconciler:
@@ -125,7 +147,8 @@ class Reconciler:
         at_ms = None if at is None else to_ms(at)
         found: list[Reconciled] = []
         for first in range(0, len(customers), _AT_ONCE):
-            for usage in await store.usage_of_many(customers[first : first + _AT_ONCE], at_ms=at_ms):
+            page = customers[first : first + _AT_ONCE]
+            for usage in await store.usage_of_many(page, at_ms=at_ms, former=True):
                 found += await self.of_customer(usage, summaries)
         return found
 
@@ -140,94 +163,89 @@ class Reconciler:
         await Comparer(self._store, summaries).compare_due(FlushReport())
 
     async def of_customer(self, usage: CustomerUsage, summaries: Summaries) -> list[Reconciled]:
-        """The same of one customer, by its usage of a period and what Stripe says."""
-        _, state = await States(self._store).read(usage["customer"])
-        events = {
-            name: meter.stripe.event_name
-            for name, meter in self._store.catalog.meters.items()
-            if meter.stripe is not None
-        }
-        taken_back = await self._taken_back(usage, list(events))
+        """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says."""
+        store = self._store
+        _, state = await States(store).read(usage["customer"])
+        known = await read_meters(await store.admin(), store.keys, store.catalog)
+        events = {counted.meter: counted.event_name for counted in known.values()}
+        back = await taken_back(store, usage)
+        meters = [
+            name
+            for name, counts in usage["meters"].items()
+            if name in events and (any(back[name]) or _goes_to_stripe(counts))
+        ]
+        sides: dict[str, _OfEvent] = {}
+        for event in dict.fromkeys(events[name] for name in meters):
+            named = [(usage["meters"][name], back[name]) for name in meters if events[name] == event]
+            sides[event] = _OfEvent(
+                confirmed=await self._confirmed(usage, event, state.stripe_customer, summaries),
+                delivered=sum(counts["delivered"] for counts, _ in named),
+                parked=sum(counts["parked"] + taken.parked for counts, taken in named),
+                parked_back=sum(taken.parked for _, taken in named),
+                taken_back=sum(taken.delivered for _, taken in named),
+            )
+        advices = {event: await self._advice(usage, side) for event, side in sides.items()}
+        period, end_ms = usage["period"], to_ms(usage["period"]["end"])
         return [
-            await self._of_meter(usage, name, event_name, state.stripe_customer, summaries, taken_back[name])
-            for name, event_name in events.items()
-            if any(taken_back[name]) or _goes_to_stripe(usage["meters"][name])
+            Reconciled(
+                customer=usage["customer"],
+                stripe_customer=state.stripe_customer,
+                meter=name,
+                event_name=events[name],
+                period_start=period["start"],
+                period_end=period["end"],
+                is_closed=end_ms <= store.now_ms(),
+                recorded=counts["recorded"],
+                waiting=_waiting(counts),
+                parked=counts["parked"],
+                taking_back=back[name].left,
+                delivered=counts["delivered"],
+                confirmed=sides[events[name]].confirmed,
+                difference=sides[events[name]].difference,
+                late=counts["late"],
+                dead=counts["dead"],
+                advice=advices[events[name]],
+            )
+            for name, counts in ((name, usage["meters"][name]) for name in meters)
         ]
 
-    async def _taken_back(self, usage: CustomerUsage, meters: Sequence[str]) -> Mapping[str, tuple[int, int]]:
-        """By meter the delivered units that were taken back, and those that are yet to be.
+    async def _confirmed(
+        self, usage: CustomerUsage, event_name: str, stripe_customer: str | None, summaries: Summaries
+    ) -> int | None:
+        """What Stripe has counted of an event name in a period; None: it has no such customer or meter."""
+        start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
+        start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
+        if stripe_customer is None or start_s >= end_s:
+            return None
+        try:
+            counted = await summaries.counted(event_name, stripe_customer, start_s, end_s)
+        except StripeError as error:
+            if error.status not in _NOT_THERE:
+                raise
+            return None
+        return None if counted is None else int(counted)
 
-        Where nothing is left of either, Stripe was sent some, or is to be.
-        """
-        if not meters:
-            return {}
-        admin, keys = await self._store.admin(), self._store.keys.customer(usage["customer"])
-        start_ms = to_ms(usage["period"]["start"])
-        kinds = TAKEN_BACK + TAKING_BACK
-        fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in meters for kind in kinds]
-        found = await admin.ask(admin.client.hmget(keys.totals, fields))
-        units = iter([int(value or 0) for value in found])
-        return {name: (next(units), sum(next(units) for _ in TAKING_BACK)) for name in meters}
-
-    async def _of_meter(
-        self,
-        usage: CustomerUsage,
-        name: str,
-        event_name: str,
-        stripe_customer: str | None,
-        summaries: Summaries,
-        taken_back: tuple[int, int],
-    ) -> Reconciled:
-        period, counts, now_ms = usage["period"], usage["meters"][name], self._store.now_ms()
-        end_ms, confirmed = to_ms(period["end"]), None
-        start_s, end_s = stamped_span_s(to_ms(period["start"]), now_ms, end_ms=end_ms)
-        if stripe_customer is not None and start_s < end_s:
-            confirmed = await _counted(summaries, event_name, stripe_customer, (start_s, end_s))
-        parked, delivered = counts["parked"], counts["delivered"]
-        difference = None if confirmed is None else confirmed - delivered
-        return Reconciled(
-            customer=usage["customer"],
-            stripe_customer=stripe_customer,
-            meter=name,
-            event_name=event_name,
-            period_start=period["start"],
-            period_end=period["end"],
-            is_closed=end_ms <= now_ms,
-            recorded=counts["recorded"],
-            waiting=_waiting(counts),
-            parked=parked,
-            taking_back=taken_back[1],
-            delivered=delivered,
-            confirmed=confirmed,
-            difference=difference,
-            late=counts["late"],
-            dead=counts["dead"],
-            advice=await self._advice(usage, difference, parked, delivered, taken_back[0]),
-        )
-
-    async def _advice(
-        self, usage: CustomerUsage, difference: int | None, parked: int, delivered: int, taken_back: int
-    ) -> str:
+    async def _advice(self, usage: CustomerUsage, side: _OfEvent) -> str:
         """What a person must do; empty: nothing."""
+        difference, parked = side.difference, _parked_in_words(side)
         if difference is None:
-            return "Stripe has no such meter or customer, or the customer is not linked any more" * bool(
-                delivered
-            )
+            gone = "Stripe has no such meter or customer, or the customer is not linked any more"
+            return gone * bool(side.delivered or parked)
         if not difference and not parked:
             return ""
         if await is_relinked(self._store, usage["customer"], usage["period"]["start"]):
             return (
                 "the link has changed in this period: what went to the other Stripe customer is not seen here"
             )
-        if parked and min(0, parked) <= difference <= max(0, parked):
+        if parked and -side.parked_back <= difference <= side.parked:
             return (
-                f"{parked} are parked, of which Stripe may have {difference}: --repair compares what can be,"
+                f"{parked}, of which Stripe may have {difference}: --repair compares what can be,"
                 " `meterkit outbox list --state parked` has the rest"
             )
-        if 0 < difference <= taken_back:
+        if 0 < difference <= side.taken_back:
             return (
-                f"Stripe has {difference} more than was delivered, and {taken_back} were taken back there: it"
-                " counts within minutes, else see its meter error reports, and cancelled events"
+                f"Stripe has {difference} more than was delivered, and {side.taken_back} were taken back"
+                " there: it counts within minutes, else see its meter error reports, and cancelled events"
             )
         if difference > 0:
             return f"Stripe has {difference} more than was delivered: something else sends to this meter"
@@ -235,6 +253,13 @@ class Reconciler:
             f"Stripe has counted {-difference} less than it accepted: it counts within minutes, else see its"
             " meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
         )
+
+
+def _parked_in_words(side: _OfEvent) -> str:
+    """What is parked of an event name; empty: nothing."""
+    parts = [f"{side.parked}"] * bool(side.parked)
+    parts += [f"{side.parked_back} that take units back"] * bool(side.parked_back)
+    return f"{' and '.join(parts)} are parked" if parts else ""
 
 
 def _waiting(counts: MeterUsage) -> int:
@@ -247,16 +272,3 @@ def _goes_to_stripe(counts: MeterUsage) -> bool:
     return bool(
         _waiting(counts) or counts["parked"] or counts["delivered"] or counts["late"] or counts["dead"]
     )
-
-
-async def _counted(
-    summaries: Summaries, event_name: str, stripe_customer: str, span_s: tuple[int, int]
-) -> int | None:
-    """What Stripe has counted; None where it has no such customer or meter."""
-    try:
-        counted = await summaries.counted(event_name, stripe_customer, *span_s)
-    except StripeError as error:
-        if error.status not in _NOT_THERE:
-            raise
-        return None
-    return None if counted is None else int(counted)

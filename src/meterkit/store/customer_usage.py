@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import Access, Status
 
 __all__ = [
-    "TAKEN_BACK",
-    "TAKING_BACK",
     "CustomerUsage",
     "Deliveries",
     "MeterUsage",
@@ -41,10 +39,6 @@ _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to s
 # What totals are named by: the class that usage was in when its period was closed (close_period.lua), and the
 # state of what was sealed (count_of.lua), in capitals of what takes units back.
 _TO_DELIVER: Final = re.compile(r"\|....[pqlkxQLKX]$")
-TAKEN_BACK: Final = "D"
-"""The state that delivered units which take others back are counted in."""
-TAKING_BACK: Final = "QLK"
-"""Those of such units that are queued, being sent and parked."""
 _OF_METER: Final = re.compile(r"^....m$")
 _CLOSED: Final = {"i": "included", "o": "overage", "g": "granted", "c": "credited", "p": "pending"}
 _NONE: Final = MappingProxyType(dict[str, str]())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.keys import Keys
@@ -61,13 +61,29 @@ async def read_meters(admin: Admin, keys: Keys, catalog: Catalog) -> Mapping[str
     return found | known_meters(catalog)
 
 
-async def names_of(tokens: Collection[str], admin: Admin, keys: Keys, catalog: Catalog) -> dict[str, str]:
-    """By token, the names of meters; a token that the store does not remember stands for itself.
+async def names_of(
+    gone: Sequence[Collection[str]],
+    admin: Admin,
+    keys: Keys,
+    catalog: Catalog,
+    *,
+    former: bool = False,
+) -> list[dict[str, str]]:
+    """By token, the names of meters that are not in this plans file, customer by customer.
+
+    Args:
+        gone: their tokens; one that the store does not remember stands for itself.
+        admin: asks the store.
+        keys: of the store.
+        catalog: the plans file.
+        former: also all others that the store remembers.
 
     Raises:
         StoreError: the store does not answer.
     """
-    if not tokens:
-        return {}
+    if not former and not any(gone):
+        return [{} for _ in gone]
     known = await read_meters(admin, keys, catalog)
-    return {token: known[token].meter if token in known else token for token in tokens}
+    names = {token: counted.meter for token, counted in known.items()}
+    more = {token: name for token, name in names.items() if former and name not in catalog.meters}
+    return [more | {token: names.get(token, token) for token in tokens} for tokens in gone]

@@ -307,16 +307,16 @@ class Store:
         return found
 
     async def usage_of_many(
-        self, customers: Sequence[str], *, at_ms: int | None = None
+        self, customers: Sequence[str], *, at_ms: int | None = None, former: bool = False
     ) -> Sequence[CustomerUsage]:
-        """What customers have used, in one round trip: in this period, or in that of another instant."""
-        answers = await self._usage_replies(customers)
-        admin = await self.admin()
-        found: list[CustomerUsage] = []
-        for customer, reply in zip(customers, answers, strict=True):
-            gone = await names_of(gone_tokens(self.catalog, reply), admin, self.keys, self.catalog)
-            found.append(usage_of(customer, self.catalog, reply, gone, at_ms=at_ms))
-        return found
+        """What customers have used: now, or in the period of an instant; ``former``: of all meters ever."""
+        replies, catalog = await self._usage_replies(customers), self.catalog
+        tokens = [gone_tokens(catalog, reply) for reply in replies]
+        gone = await names_of(tokens, await self.admin(), self.keys, catalog, former=former)
+        return [
+            usage_of(customer, catalog, reply, names, at_ms=at_ms)
+            for customer, reply, names in zip(customers, replies, gone, strict=True)
+        ]
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """How far the rates of a customer whose id is valid are used."""

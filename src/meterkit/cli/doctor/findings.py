@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.cli.output import span
+from meterkit.cli.output import span, units
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis.server import eviction_warning, follows, rights_refusal
 
@@ -295,7 +295,7 @@ def _undelivered(state: str, meter: str, found: Sequence[Undelivered]) -> Findin
     whose = named(sorted({one.customer for one in found}))
     return Finding(
         check=state,
-        problem=f"{sum(one.quantity for one in found):,} of {meter} in {count}, of {whose}: {found[0].why}",
+        problem=f"{units(one.quantity for one in found)} of {meter} in {count}, of {whose}: {found[0].why}",
         cure="`meterkit outbox list` names each; redrive what can be delivered by now, drop what cannot",
     )
 

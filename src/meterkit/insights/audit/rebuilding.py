@@ -19,7 +19,7 @@ from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, r
 from meterkit.store.confirming import OfCustomerError, ask_confirmed
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customer_usage import gone_tokens, usage_of
-from meterkit.store.event_names import read_meters
+from meterkit.store.event_names import names_of, read_meters
 from meterkit.store.sealing import is_of_a_key, kept_ms
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Rebuilder:
             await drainer.drain_shard(store.keys.customer(customer).shard)
             since_ms = (store.now_ms() if run.at_ms is None else run.at_ms) - _LONGEST_MS
             sums, last_ms = await asyncio.to_thread(drainer.database.sums, customer, since_ms)
-            books = await self._books(customer, run)
+            books = await self._books(customer)
             usage = books.usage_at(at_ms=None)
             start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
             begun_ms = start_ms - _SAME_PERIOD_MS
@@ -211,17 +211,12 @@ class Rebuilder:
             " now, or one cannot be read"
         )
 
-    async def _books(self, customer: str, run: _Run) -> _Books:
+    async def _books(self, customer: str) -> _Books:
         store, admin, keys = self._store, await self._store.admin(), self._store.keys.customer(customer)
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(store.scripts["usage"], names)
-        gone = {token: token for token in gone_tokens(store.catalog, reply)}
-        # Also what is delivered, and all of that, under a name that the plans file has no longer.
-        gone |= {
-            token: counted.meter
-            for token, counted in run.known.items()
-            if counted.meter not in store.catalog.meters
-        }
+        tokens = gone_tokens(store.catalog, reply)
+        (gone,) = await names_of([tokens], admin, store.keys, store.catalog, former=True)
         return _Books(
             customer=customer,
             usage_at=partial(usage_of, customer, store.catalog, reply, gone),
