@@ -113,6 +113,28 @@ async def test_i6_a_worker_whose_stripe_hangs_ends_in_time_and_bills_once(
     assert emulator.accepted("cus_1", "ai_tokens") == 25
 
 
+async def test_a_worker_that_asks_stripe_what_it_has_ends_at_once(
+    directory: Path, emulator: StripeEmulator
+) -> None:
+    with emulator.running() as stripe_url, spawn_server("--appendonly", "yes") as server:
+        await record(directory, server.url, 25)
+        shell = delivering(directory, server.url, stripe_url)
+        assert shell.run("flush", "--all").code == 0
+        await record(directory, server.url, 8)
+        emulator.fail_next("hang", path="*", times=None)
+        before = len(list(emulator.requests))
+        for key in server.ask("KEYS", "mk:*:life"):  # As if the server were another one since two minutes.
+            server.ask("HSET", key, "known", "another", "noticed_ms", 1)
+        with shell.running("worker") as worker:
+            hear(worker, "was restarted, restored or taken over")
+            for key in server.ask("KEYS", "mk:*:life"):
+                server.ask("HSET", key, "noticed_ms", 1)
+            wait_for(lambda: len(list(emulator.requests)) > before)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(CALL_S) == 0  # It would ask three times, for so long each.
+        assert emulator.accepted("cus_1", "ai_tokens") == 25
+
+
 async def test_a_worker_whose_output_nobody_reads_any_more_ends_instead_of_staying_idle(
     directory: Path, store_url: str, emulator: StripeEmulator
 ) -> None:

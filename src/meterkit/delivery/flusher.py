@@ -197,7 +197,18 @@ class Flusher:
         now_ms = self._store.now_ms()
         if self._comparer is not None and (is_alone or now_ms >= self._compared_ms + _COMPARE_EVERY_MS):
             self._compared_ms = now_ms
-            await self._comparer.compare_due(report)
+            await self._unless_stopping(self._comparer.compare_due(report))
+
+    async def _unless_stopping(self, asking: Coroutine[Any, Any, _T]) -> _T | None:
+        """What comes of asking Stripe what it has, which may take minutes; None: the next one asks anew."""
+        work, stop = asyncio.create_task(asking), asyncio.create_task(self._sender.stopping.wait())
+        try:
+            await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else None
+        finally:
+            work.cancel()
+            stop.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
 
     async def _idle(self, span_s: float) -> None:
         with suppress(TimeoutError):
@@ -215,8 +226,8 @@ class Flusher:
                 sealing = await outbox.seal(shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
                 self._tell(flush, sealing)
-                is_known = self._restarts is None or await self._restarts.are_over(
-                    outbox, shard, flush.report
+                is_known = self._restarts is None or await self._unless_stopping(
+                    self._restarts.are_over(outbox, shard, flush.report)
                 )
                 now_ms = max(sealing.now_ms, self._store.now_ms())
                 await self._send_due(flush, lease, now_ms, only_repeats=not is_known)
