@@ -14,6 +14,7 @@ import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,7 @@ import pytest
 from faults import PLANS, Client, catalog, eventually, kit_at, metered, settled, used
 from meterkit.errors import StoreError
 from meterkit.redis import producer
+from meterkit.redis.filelock import FileLock
 from meterkit.store import frames, spool, spool_file
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.settlement import Settlement
@@ -193,6 +195,46 @@ async def test_i11_a_kit_that_stops_without_its_store_leaves_what_waits_to_the_n
         assert sums == [50] * 3
         assert await used(kit, "acme", "tokens") == (1, 0)
     assert "31 settlements of a process that is gone are sent" in caplog.text
+
+
+@pytest.mark.parametrize("more", [0, 3])
+async def test_i11_a_directory_that_is_removed_in_an_outage_is_made_again_with_all_that_was_in_it(
+    valkey: Server, tmp_path: Path, more: int
+) -> None:
+    directory = tmp_path / "spools"
+    async with outage(valkey, directory) as (kit, proxy):
+        await away(kit, proxy)
+        await kit.record("acme", "tokens", 5)
+        rmtree(directory)
+        if more:
+            await kit.record("acme", "tokens", more)
+        port = proxy.port
+    async with next_start(valkey, directory, port) as kit:
+        assert await kit.store.send_spools() == (1 + (more > 0), ())
+        assert await used(kit, "acme", "tokens") == (5 + more, 0)
+    assert spools(directory) == []
+
+
+async def test_i11_a_file_that_another_process_takes_for_one_of_the_dead_as_it_is_begun_is_there(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = FileLock._open
+
+    def be_overtaken(lock: FileLock) -> None:
+        opened(lock)
+        monkeypatch.setattr(FileLock, "_open", opened)
+        (begun,) = spools(tmp_path)
+        assert SpoolFile.claim(begun) is None
+
+    async with outage(valkey, tmp_path) as (kit, proxy):
+        await away(kit, proxy)
+        monkeypatch.setattr(FileLock, "_open", be_overtaken)
+        await kit.record("acme", "tokens", 5)
+        assert FileLock._open is opened
+        port = proxy.port
+    async with next_start(valkey, tmp_path, port) as kit:
+        assert await kit.store.send_spools() == (1, ())
+        assert await used(kit, "acme", "tokens") == (5, 0)
 
 
 async def test_a_spool_is_this_users_alone_and_says_nothing_that_it_need_not(
@@ -495,6 +537,7 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 from faults import kit_at
 from meterkit.redis import producer
+from meterkit.redis.filelock import FileLock
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 producer._SPILL_AFTER_S = 0.05

@@ -1,15 +1,20 @@
 """A spool file: what a disk does not take is not added, and what was added is read again."""
 
+# pyright: reportPrivateUsage=false
+# Another process is made to come in between, where no call of ours is.
+
 from __future__ import annotations
 
 import os
 import resource
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meterkit.redis.filelock import FileLock
 from meterkit.store.frames import Header, frame
 from meterkit.store.spool_file import SpoolFile
 
@@ -90,3 +95,35 @@ def test_what_is_sent_and_removed_meanwhile_leaves_nothing(tmp_path: Path) -> No
     path = tmp_path / "gone.spool"  # Whoever asks for its lock makes it anew.
     assert SpoolFile.claim(path) is None
     assert not path.exists()
+
+
+def test_i11_what_was_removed_is_put_back_once_there_is_room(file: SpoolFile) -> None:
+    directory, held = file.path.parent, open_files()
+    file.append(frame(b"one"))
+    shutil.rmtree(directory)
+    with room_for(40), pytest.raises(OSError, match="too large"):
+        file.append(frame(b"two"))
+    assert (list(directory.glob("*.spool")), open_files()) == ([], held)
+    file.append(frame(b"two"))
+    assert ([file.path], open_files()) == (list(directory.glob("*.spool")), held)
+    file.close()
+    found = SpoolFile.claim(file.path)
+    assert found is not None
+    assert [b"one", b"two"] == found.read(found.begins)[0]
+    found.close()
+
+
+def test_i11_who_waited_for_the_file_that_was_removed_leaves_the_one_in_its_place(
+    file: SpoolFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = FileLock._open
+
+    def open_and_wait(lock: FileLock) -> None:
+        opened(lock)
+        monkeypatch.setattr(FileLock, "_open", opened)
+        file.path.unlink()
+        file.put_back()
+
+    monkeypatch.setattr(FileLock, "_open", open_and_wait)
+    assert SpoolFile.claim(file.path) is None
+    assert file.path.exists()

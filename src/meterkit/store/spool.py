@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -147,6 +148,8 @@ class Spool:
         self.lost += len(lost)
         file, self._file = self._file, None
         if file is not None and self.kept > len(lost):
+            with suppress(OSError, MeterkitError):
+                await self._in_thread(file.put_back)
             _log.warning(
                 "%d settlements wait in %s: the next start sends them, or meterkit flush --all",
                 self.kept - len(lost),

@@ -53,9 +53,7 @@ class SpoolFile:
         """
         make_directory(directory)
         path = directory / f"{_name(header)}-{header.producer}{SUFFIX}"
-        lock = FileLock(path)
-        if not lock.acquire(timeout_s=_LOOKED_AT_S):
-            raise OSError(f"{path} is in use")
+        lock = _lock_of(path)
         try:
             found = cls(path, lock, header, begins=0, end=0)
             found.append(header.dump())
@@ -81,8 +79,9 @@ class SpoolFile:
         try:
             status = os.fstat(lock.fileno())
             if not status.st_nlink or not status.st_size:
-                # Sent and removed meanwhile; or its process died before it wrote anything.
-                path.unlink(missing_ok=True)
+                # Sent and removed meanwhile; or its process died before it wrote anything, or is about to.
+                if status.st_nlink:
+                    path.unlink(missing_ok=True)
                 lock.close()
                 return None
             header, begins = Header.read(os.pread(lock.fileno(), _READ_BYTES, 0))
@@ -97,6 +96,7 @@ class SpoolFile:
         Raises:
             OSError: there is no room, for example.
         """
+        self.put_back()
         at = self.end
         try:
             view = memoryview(data)
@@ -108,6 +108,30 @@ class SpoolFile:
             os.ftruncate(self._lock.fileno(), self.end)
             raise
         self.end = at
+
+    def put_back(self) -> None:
+        """Make the file anew where it is not at its place any more, with all that is in it.
+
+        Whoever claimed it in the moment before it was locked has taken it for one that nobody will write to;
+        or somebody has removed its directory.
+
+        Raises:
+            SettingsError, StoreError, OSError: that cannot be done.
+        """
+        while not os.fstat(self._lock.fileno()).st_nlink:
+            make_directory(self.path.parent)
+            lock, at = _lock_of(self.path), 0
+            try:
+                while at < self.end:
+                    at += os.pwrite(lock.fileno(), os.pread(self._lock.fileno(), _READ_BYTES, at), at)
+                os.fsync(lock.fileno())
+                _sync_directory(self.path.parent)
+            except BaseException:
+                self.path.unlink(missing_ok=True)
+                lock.close()
+                raise
+            self._lock.close()
+            self._lock = lock
 
     def read(self, at: int) -> tuple[list[bytes], int]:
         """The next records from a place on, and the place behind them; none at the end.
@@ -141,6 +165,13 @@ class SpoolFile:
     def close(self) -> None:
         """Leave the file to whoever comes next."""
         self._lock.close()
+
+
+def _lock_of(path: Path) -> FileLock:
+    lock = FileLock(path)
+    if not lock.acquire(timeout_s=_LOOKED_AT_S):
+        raise OSError(f"{path} is in use")
+    return lock
 
 
 def spools_of(directory: Path, own: Header) -> Iterator[Path]:
