@@ -23,6 +23,7 @@ from meterkit.store.customer_usage import usage_of
 from meterkit.store.held import Held
 from meterkit.store.settlement import Settlement
 from meterkit.store.used import Used
+from store.script_corners import FullWorld, MonthWorld, TurnWorld
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
 from store.script_paid import PaidWorld
@@ -75,6 +76,15 @@ def test_the_scripts_do_what_the_model_does_with_grants_and_credits(wire: Wire, 
         world.check(name)
     told = {"credits.low", "balance", "grant 0", "grant 1", "grant 2", "grant 3", "void True", "void False"}
     assert SAID | told <= {what for what, times in world.seen.items() if times}
+
+
+@pytest.mark.parametrize("kind", [MonthWorld, TurnWorld, FullWorld])
+def test_the_scripts_do_what_the_model_does_in_corners(wire: Wire, kind: type[World]) -> None:
+    world = kind(wire, load_texts(), life(0))
+    for _ in range(1500):
+        world.step()
+    for name in CUSTOMERS:
+        world.check(name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
