@@ -1,12 +1,14 @@
-"""What taking recorded units back must come to; for grants see test_corrections.py."""
+"""What taking recorded units back must come to, at Stripe and of what grants have paid."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions.keys import meter_token
 from store.delivery_model import AHEAD_MS, METERS, TOTALS_MS, VALUE_MAX, Intent, free_minute, stand
+from store.script_counts import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 ONCE = "r:1"
 CLASSES = ("overage", "credited", "granted", "included")
+COST = 3
+"""Of a unit, in micro-credits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,11 @@ def restore(
     return [0, now], {"asked": asked.text, "done": done, "ends": str(ends)}
 
 
+def _turn(name: str, fields: Sequence[str]) -> tuple[int, int, int, str]:
+    """When a grant pays: by priority, expiry and creation."""
+    return int(fields[3]), int(fields[5]), int(fields[6]), name
+
+
 def _numbers(customer: Customer) -> dict[str, tuple[int, ...]]:
     """By token what the audit log is told of a meter."""
     kinds = (customer.included, customer.granted, customer.credited, customer.overage, customer.pending)
@@ -120,7 +129,7 @@ class _Work:
         tokens = asked.tokens[meter]
         names = {meter_token(other): other for other in METERS}
         too = [token for token in tokens if token in asked.included_too]
-        repaid = self.count(meter_token(meter), "r")
+        repaid, paid = self.count(meter_token(meter), "r"), customer.credited[meter]
         behind = customer.included[meter] if len(too) == len(tokens) else 0
         left, taken, missing = quantity, dict[str, int](), dict[str, int]()
         for kind in CLASSES:
@@ -151,12 +160,49 @@ class _Work:
         if owed:
             customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
+        # All that was paid by credits, to the micro-credit, whatever it cost; else so many units of it.
+        credits_back = MOST if taken["credited"] == paid else taken["credited"] * COST
+        micro = self.give_back("c", meter, credits_back) if taken["credited"] else 0
+        units = self.give_back("m", meter, taken["granted"]) if taken["granted"] else 0
         sent = sum(missing.values()) - back - back_included
         words = f"{sum(taken.values())} taken back, {sent} sent to Stripe before, {left} never recorded: "
         reason, by = asked.entries
         told = f"{quantity} of {meter} to be taken back"
         self.shard.histories[self.name].append(["correction", str(self.now), told, words + reason, by])
-        return " ".join(map(str, (*taken.values(), sent, owed, left, 0, 0, back + back_included)))
+        return " ".join(map(str, (*taken.values(), sent, owed, left, units, micro, back + back_included)))
+
+    def give_back(self, kind: str, meter: str, most: int) -> int:
+        """Give back to grants what they have paid, to those that pay last first; how much."""
+        grants, ledger = self.shard.grants.get(self.name, {}), self.shard.ledgers.get(self.name, {})
+        found: dict[str, tuple[list[str], str]] = {}
+        for line in ledger:
+            match = re.fullmatch(rf"burn (\S+) (\d+) (. {kind}:.+)", line)
+            if match and (match[1], int(match[2])) == (meter, self.start):
+                text = grants.get(match[3]) or self._away(match[3], ledger)
+                if text and int(text.split()[5]) > self.now:
+                    found[match[3]] = text.split(), line
+        given = 0
+        turns = sorted(found, key=lambda name: _turn(name, found[name][0]), reverse=True)
+        for name in turns:
+            fields, line = found[name]
+            part = min(most - given, int(ledger[line]), int(fields[2]))
+            if part:
+                fields[2] = str(int(fields[2]) - part)
+                grants[name], ledger[line] = " ".join(fields), str(int(ledger[line]) - part)
+                given += part
+        if given:
+            grants.pop("balance", None)
+            self.shard.grants[self.name] = grants
+        return given
+
+    @staticmethod
+    def _away(name: str, ledger: Mapping[str, str]) -> str:
+        """A grant that has left the list, all of it used; empty: there is none, or it was voided."""
+        if f"grant {name}" not in ledger or f"void {name}" in ledger:
+            return ""
+        quantity, priority, effective, expires, created = ledger[f"grant {name}"].split()
+        target = name.split(" ")[1]
+        return f"{target} {quantity} {quantity} {priority} {effective} {expires} {created} {expires}"
 
     def at_stripe(self, tokens: Sequence[str], most: int) -> int:
         """Take back what is delivered, an event each, while there is a minute for it; how much."""

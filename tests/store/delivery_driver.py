@@ -14,7 +14,7 @@ from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.resp import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
-from store.delivery_corrections import ONCE, Restore, restore
+from store.delivery_corrections import COST, ONCE, Restore, restore
 from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
@@ -451,7 +451,7 @@ class Delivery(Checks):
         asked = {
             "meters": [
                 [
-                    *(meter, meter_token(meter), quantity, 3),
+                    *(meter, meter_token(meter), quantity, COST),
                     [[token, int(token in included_too)] for token in tokens[meter]],
                 ]
                 for meter, quantity in quantities.items()
@@ -514,6 +514,10 @@ class Delivery(Checks):
             self._compare("what is told", self.shard.strings[ONCE], told)
         self.check(f"restore {name} {view} {restored} {times}", expected, reply, found)
         self.seen["taken back at Stripe"] += f"{restored.nonce}-1" in self.shard.intents
+        done: Mapping[str, str] = {} if kept is None else kept["done"]
+        for units in map(str.split, done.values()):
+            self.seen["units given back"] += units[7] != "0"
+            self.seen["credits given back"] += units[8] != "0"
         self.seen["taken back at Stripe under two events"] += f"{restored.nonce}-2" in self.shard.intents
 
     def restore_delivered(self, name: str) -> None:

@@ -10,6 +10,7 @@ from store.delivery_checks import load_texts
 from store.delivery_driver import Delivery
 from store.recalling import Recalling
 from store.refusing import Refusing
+from store.restoring import Restoring
 from store.script_driver import life
 from store.script_wires import fake_wire, server_wire
 
@@ -79,6 +80,7 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
     [
         (Recalling, {"recall 0", "recall 1"}),
         (Refusing, {"refuse 0", "refuse 1", "refuse 2", "refuse 3"}),
+        (Restoring, {"restore 0", "restore 1", "units given back", "credits given back"}),
     ],
 )
 def test_so_they_do_in_lives_of_their_own(valkey: Server, kind: type[Delivery], answers: set[str]) -> None:

@@ -17,6 +17,7 @@ from store.delivery_checks import NAMES, load_texts
 from store.delivery_driver import Delivery
 from store.recalling import Recalling
 from store.refusing import Refusing
+from store.restoring import Restoring
 from store.script_checks import MismatchError
 from store.script_driver import life
 from store.script_mutants import SWAPS, equivalents, mutants, sample_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 
-FILES: Final = tuple(f"{name}.lua" for name in NAMES)
+FILES: Final = (*(f"{name}.lua" for name in NAMES), "include/give_units_back.lua")
 MORE_SWAPS: Final = (
     *SWAPS,
     (r"(?<![\w.])floor(?=\()", ("math.ceil",)),
@@ -39,17 +40,13 @@ MORE_SWAPS: Final = (
     (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
 )
 EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
-# Its lives have no grants to give units back to, with which tests/store/test_corrections.py shows restore,
-# and nothing is compensated a second time.
-UNMET: Final = re.compile(
-    r"restore\.lua: (local micro = |micro = give_units_back|local owed = to_compensate|.* -> .*"
-    r"('~', name, period, granted|credited (<|> 1).* and micro))"
-)
 COMMON: Final[Mapping[int, type[Delivery]]] = {0: Delivery, 1: Delivery}
 # What some say is sure to be met in lives of their own.
 LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "recall.lua": {2: Recalling},
     "refuse.lua": {3: Refusing},
+    "restore.lua": {**COMMON, 4: Restoring},
+    "include/give_units_back.lua": {4: Restoring},
 }
 STEPS: Final = 2400
 SAMPLE: Final = 24
@@ -82,11 +79,7 @@ def is_caught(mutant: Mutant, wire: Wire, right: Mapping[int, Mapping[str, int]]
 
 @cache
 def chosen() -> list[Mutant]:
-    every = [
-        mutant
-        for mutant in mutants(FILES, MORE_SWAPS)
-        if str(mutant) not in EQUIVALENT and not UNMET.match(str(mutant))
-    ]
+    every = [mutant for mutant in mutants(FILES, MORE_SWAPS) if str(mutant) not in EQUIVALENT]
     return sample_of(every, SAMPLE)
 
 

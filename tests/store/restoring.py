@@ -1,0 +1,69 @@
+"""Lives in which units are taken back that grants and credits have paid for, or that had compensation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.keys import meter_token
+from store.delivery_driver import Delivery
+from store.delivery_model import METERS
+from store.script_counts import DAY_MS
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from store.script_model import Customer
+
+NAME: Final = "ada"
+NEVER_MS: Final = 9 * 10**15
+PAID: Final = (0, 1, 2, 700)
+
+
+class Restoring(Delivery):
+    """One customer's usage, anew in each step, of which some is taken back."""
+
+    def step(self) -> None:
+        """Plant usage, what paid for it and what became of it, and take some of it back."""
+        self.steps += 1
+        self.empty()
+        self.wall = START_MS + self.random.randrange(DAY_MS)
+        customer = self.shard.customers[NAME]
+        customer.rev, customer.data = "2:7", "{}"
+        self.plant_usage(NAME)
+        for meter in METERS:
+            self._plant_meter(customer, meter)
+        self.shard.ttls[f"t:{NAME}"] = DAY_MS
+        self.store(*(f"{kind}:{NAME}" for kind in "cstgj"))
+        self.restore(NAME)
+        self.shard.fresh.clear()
+        self.restore(NAME)  # What had compensation is as good as taken back.
+
+    def _plant_meter(self, customer: Customer, meter: str) -> None:
+        random, period = self.random, customer.begun[0]
+        for counts in (customer.granted, customer.credited):
+            counts[meter] = random.choice(PAID)
+        customer.overage[meter] = random.choice((0, 7, 700))
+        for letter in random.sample("qldxr", random.choice((0, 2, 3))):
+            customer.closed[f"{period}|{meter_token(meter)}{letter}"] = random.choice((1, 5, 700))
+        for kind in "mc":
+            for nth in range(random.choice((0, 1, 3))):
+                self._plant_grant(f"{random.choice('ap')} {kind}:{meter} {nth}", meter, period)
+
+    def _plant_grant(self, name: str, meter: str, period: int) -> None:
+        """A grant that paid for a meter: in the list, or it has left that, all of it used, or was voided."""
+        random = self.random
+        grants, ledger = self.shard.grants.setdefault(NAME, {}), self.shard.ledgers.setdefault(NAME, {})
+        used, expires = random.choice((1, 4, 2000)), self.wall + random.choice((0, 1, DAY_MS))
+        expires = random.choice((expires, NEVER_MS))
+        terms = f"{random.choice((1, 2))} 0 {expires} {random.choice((1, 2))}"
+        quantity = used if random.random() < 0.3 else used + 5
+        if random.random() < 0.8:
+            ledger[f"grant {name}"] = f"{quantity} {terms}"
+        if random.random() < 0.7:
+            grants[name] = f"{name.split()[1]} {quantity} {used} {terms} {expires}"
+        if random.random() < 0.2:
+            ledger[f"void {name}"] = "1"
+        if random.random() < 0.5:
+            grants["balance"] = "as it was"
+        by = random.choice((meter, meter, meter, "others"))
+        at = random.choice((period, period, period, period - DAY_MS))
+        ledger[f"burn {by} {at} {name}"] = str(random.choice((used, used, 1)))
