@@ -21,10 +21,12 @@ import asyncio, logging, sys
 sys.path[:0] = [{tests!r}]
 from faults import Client, eventually, kit_at, metered, settled, used
 from meterkit.redis import producer
+from meterkit.store import spool
 from proxy import TcpProxy
 
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
 producer._SPILL_AFTER_S = 0.05
+spool._WRITTEN_AT_ONCE_MAX = 30
 
 def spooled():
     return sum(path.stat().st_size for path in Path("spools").glob("*.spool"))

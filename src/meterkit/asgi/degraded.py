@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.headers import fields, merge, policy_field
 from meterkit.decisions.decision import Decision
+from meterkit.store.fallback import is_known
+from meterkit.store.replies import ALLOWED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,13 +31,19 @@ def decide_in_process(
 ) -> tuple[Decision | None, Weighed | None]:
     """What the route has for a request that the store cannot decide, and how that was decided.
 
-    A decision of None is one that just allows. Never raises: what cannot be decided here either is served as
+    A decision of None is one that just allows. Who is not known yet goes by the default plan's rates, and
+    lacks no feature: it may be one who pays. Never raises: what cannot be decided here either is served as
     the route says.
     """
     is_shadow = route.enforcement == "shadow"
     if is_shadow or route.on_store_failure == "allow":
         try:
-            return store.decide_in_process(view, prepare)
+            decided, reply = weighed = store.fallback.decide(view, prepare)
+            if decided.refusal is not None and is_known(view):
+                return replace(decided.refusal, degraded=True), weighed
+            if reply[0] == ALLOWED and not decided.shadow:
+                return None, weighed
+            return store.weighed(decided, reply, degraded=True), weighed
         except Exception:
             _logger.exception("a request under the line %a could not be decided in this process", route.match)
     allowed = is_shadow or route.on_store_failure == "allow"

@@ -298,13 +298,15 @@ class Exchange(Admitted):
 
     def _settle_undecided(self, lane: Lane, *, billed: bool) -> None:
         """Settle what the route consumes and nothing else: without the store nearly every request ends so."""
-        view, counted = self._view, self._route.consume
-
-        def settlement() -> Settlement:
-            return Settlement(view, used=Used(counted if billed else _NOTHING, counted))
-
-        if counted:
-            self._store.settle(lane, view.once(("undecided", id(self._route), billed), settlement))
+        counted = self._route.consume
+        if not counted:
+            return
+        known = {} if self._weighed is None else self._weighed.decided.unheld
+        settlement = known.get(billed)
+        if settlement is None:
+            used = Used(counted if billed else _NOTHING, counted)
+            settlement = known[billed] = Settlement(self._view, used=used)
+        self._store.settle(lane, settlement)
 
     def _undecided(self, recorded: Mapping[str, int]) -> Used:
         """What a request comes to that was decided without the store: its rates have not seen it either."""

@@ -34,13 +34,16 @@ class Sampler:
         most: how many lines a span may have.
         every_s: how long a span is, in seconds.
         tell: takes how many lines were kept back; called when the span is over, or by the next line.
+
+    Attributes:
+        last_s: when the last line came, by the monotonic clock.
     """
 
     def __init__(self, most: int, every_s: float, tell: Callable[[int], None]) -> None:
         self._most = most
         self._every_s = every_s
         self._tell = tell
-        self._began = -every_s
+        self._began = self.last_s = -every_s
         self._written = 0
         self._kept_back = 0
 
@@ -50,6 +53,7 @@ class Sampler:
         if now - self._began >= self._every_s:
             self._report()  # Also where the loop that was to do it has ended.
             self._began, self._written = now, 0
+        self.last_s = now
         if self._written < self._most:
             self._written += 1
             return True
@@ -78,7 +82,6 @@ class TroubleLog:
 
     def __init__(self) -> None:
         self._store = Sampler(1, _AWAY_SPAN_S, self._count_away)
-        self._away_s = 0.0
         self._identify = Sampler(1, _SPAN_S, partial(_count_more, "failed in identify"))
         self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
         self._wrong_types: set[type] = set()
@@ -96,7 +99,6 @@ class TroubleLog:
             if self._store.admits():
                 message = "requests are decided without the store (on_store_failure: %s): %s"
                 _logger.error(message, route.on_store_failure, error or (lane and lane.why_away()))
-            self._away_s = monotonic()
         elif self._others.admits():
             _logger.error("a request under the line %a could not be decided", route.match, exc_info=error)
 
@@ -104,7 +106,7 @@ class TroubleLog:
         # Told when the span is over, by when the store may be back for long.
         _logger.error(
             "%d more requests were decided without the store within %.0f s, the last of them %.0f s ago",
-            *(number, _AWAY_SPAN_S, monotonic() - self._away_s),
+            *(number, _AWAY_SPAN_S, monotonic() - self._store.last_s),
         )
 
     def unidentified(self, error: Exception | None, route: Route) -> None:

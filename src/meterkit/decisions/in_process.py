@@ -91,12 +91,17 @@ def weigh(
     counts: dict[str, Window] = {}
     nearest, least, share, before = 0, 0, inf, 0
     for nth, (field, kind, window, limit, refill, needed, taken) in enumerate(program.rate_terms, start=1):
-        (slot, counted, earlier), used = advance(kind, window, refill, known.get(field, EMPTY), now_ms)
+        slot, used, earlier = at = known.get(field, EMPTY)
+        counted = used
+        # As `advance` has it, without a call: in most windows something was counted, and before them nothing.
+        if earlier or kind == TOKEN_BUCKET or slot != now_ms // window:
+            (slot, counted, earlier), used = advance(kind, window, refill, at, now_ms)
         if used + needed > limit:
             return _refused(program, known, left_of, now_ms), {}
         left = limit - used - taken
-        if left / limit < share:
-            nearest, least, share, before = nth, left, left / limit, earlier
+        part = left / limit
+        if part < share:
+            nearest, least, share, before = nth, left, part, earlier
         counts[field] = slot, counted + taken, earlier
     for measure in program.measures if left_of else ():
         quantity = _left(measure, left_of, now_ms)

@@ -144,15 +144,15 @@ class SettlementQueue:
 
     def settle(self, settlement: Settlement) -> None:
         """Number a settlement and send it, or keep it until it can be sent."""
-        if not self._recovering and self._send(settlement):
-            return
-        spool = self._lane.spool
-        if self._lane.stopping:
+        lane = self._lane
+        spool = lane.spool
+        if self._is_away and spool is not None and lane.post is None and not lane.stopping:
+            # As below, but shorter: in an outage nearly all end so, and what was before them has gone there.
+            spool.keep(self._shard, [(settlement, None)])
+        elif not self._recovering and self._send(settlement):
+            pass
+        elif lane.stopping:
             self._lose(settlement, "it came after the kit was stopped")
-        elif spool is not None and self._is_away and not self.unsettled:
-            spool.keep(
-                self._shard, [(settlement, None)]
-            )  # As below, but shorter: in an outage nearly all end so.
         elif len(self.waiting) >= _WAITING_MAX and spool is None:
             self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
         else:

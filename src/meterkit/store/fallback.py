@@ -58,7 +58,12 @@ class Fallback:
     def decide(self, view: CustomerView, prepare: Prepare) -> Weighed:
         """Decide a request; it is counted in rates where that allows it."""
         now_ms = self._now_ms()
-        decided = prepare(_as_of(view.cache.newest(view), now_ms), "d")
+        view = view.cache.newest(view)
+        effective = view.effective
+        if now_ms >= effective.valid_until_ms or now_ms >= effective.bounds.end_ms:
+            # What its state means by now: a trial, a grace or a period has ended since it was looked at.
+            view = view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])
+        decided = prepare(view, "d")
         view = decided.view
         with self._lock:
             known = self._known(view)
@@ -93,11 +98,3 @@ class Fallback:
 def is_known(view: CustomerView) -> bool:
     """Whether the plan is the customer's, and not just that of whoever has not been looked up yet."""
     return view.anonymous or view.rev != NO_STATE or view.left is not None
-
-
-def _as_of(view: CustomerView, now_ms: int) -> CustomerView:
-    """What a state means by now: a trial, a grace or a period may have ended since it was looked at."""
-    effective = view.effective
-    if now_ms < effective.valid_until_ms and now_ms < effective.bounds.end_ms:
-        return view
-    return view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])

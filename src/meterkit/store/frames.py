@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FRAME_BYTES_MAX",
     "HEADER_BYTES_MAX",
-    "HEAD_BYTES",
     "Header",
     "SpoolError",
     "TornError",
@@ -31,8 +30,6 @@ _MAGIC: Final = b"meterkit spool "
 _FRAME: Final = struct.Struct("<II")
 _RECORD_BYTES_MAX: Final = 1 << 20
 FRAME_BYTES_MAX: Final = _RECORD_BYTES_MAX + _FRAME.size
-HEAD_BYTES: Final = _FRAME.size
-"""What stands before a record."""
 HEADER_BYTES_MAX: Final = 1 << 12
 """The beginning of a file has its header within so many."""
 

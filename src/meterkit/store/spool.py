@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settling import resolve
-from meterkit.store.frames import HEAD_BYTES, Header, SpoolError, TornError, frame
+from meterkit.store.frames import Header, SpoolError, TornError, frame
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.spool_file import SpoolFile, spools_of
-from meterkit.store.spooled import write
+from meterkit.store.spooled import size_of, write
 from meterkit.store.spools import SPOOL_BYTES_MAX, why_not_sent
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ _log = logging.getLogger("meterkit.store")
 
 _UNWRITTEN_MAX: Final = 64 << 20
 """Bytes that wait in memory where the disk takes none."""
+_WRITTEN_AT_ONCE_MAX: Final = 10_000
 _AGAIN_S: Final = 1.0
-_FLUSH_TRIES: Final = 2
 
 
 class SpoolsLeft(NamedTuple):
@@ -56,8 +56,8 @@ NO_SPOOLS: Final = SpoolsLeft(0, ())
 """There were none."""
 
 
-_Kept: TypeAlias = "tuple[bytes, Settlement]"
-"""A record that is not on disk yet, framed, and its settlement."""
+_Kept: TypeAlias = "tuple[Settlement, int, int, Sent | None]"
+"""What is not on disk yet, as :func:`~meterkit.store.spooled.write` takes it."""
 
 
 class Spool:
@@ -124,9 +124,8 @@ class Spool:
                 self._lose(settlement)
                 continue
             number = self._numbers.get(shard, 0) + 1
-            data = frame(write(settlement, number, at_ms, sent))
-            self._unwritten.append((data, settlement))
-            self._unwritten_bytes += len(data)
+            self._unwritten.append((settlement, number, at_ms, sent))
+            self._unwritten_bytes += size_of(settlement)
             self._numbers[shard] = number
         self._begin_writing()
 
@@ -138,13 +137,12 @@ class Spool:
 
     async def flush(self) -> None:
         """Write what is not written, as far as that can be done."""
-        for _ in range(_FLUSH_TRIES):
-            if self._unwritten:
-                await self._write_once()
+        while self._unwritten and await self._write_once():
+            pass
 
     async def close(self) -> Sequence[Settlement]:
         """Leave what waits to the next start; what could not be written, and is lost."""
-        lost = [settlement for _, settlement in self._unwritten]
+        lost = [settlement for settlement, _, _, _ in self._unwritten]
         self.lost += len(lost)
         file, self._file = self._file, None
         if file is not None and self.kept > len(lost):
@@ -185,7 +183,7 @@ class Spool:
                 await asyncio.sleep(_AGAIN_S)
 
     async def _write_once(self) -> bool:
-        """Bring onto disk what waits by now, all at once; whether that could be done."""
+        """Bring onto disk what waits by now, thousands at once; whether that could be done."""
         if self._is_writing:
             await self._written.wait()
             return True
@@ -196,7 +194,7 @@ class Spool:
             if self._file is None:
                 header = replace(self._own, producer=self._producer, made_ms=self._now_ms())
                 self._file = await self._in_thread(SpoolFile.create, self._directory, header)
-            await self._in_thread(self._file.append, b"".join([data for data, _ in batch]))
+            await self._in_thread(_append, self._file, batch)
         except (OSError, MeterkitError) as error:
             self._is_failing = True
             self._lane.warn(f"usage cannot be written to {self._directory} and waits in memory: {error}")
@@ -216,16 +214,19 @@ class Spool:
         Args:
             taken: the place from which on it is wanted.
         """
-        return self._unwritten[max(0, taken - self._let_go) :], self._let_go + len(self._unwritten)
+        first = max(0, taken - self._let_go)
+        batch = self._unwritten[first : first + _WRITTEN_AT_ONCE_MAX]
+        return batch, self._let_go + first + len(batch)
 
     def _let_go_of(self, behind: int) -> None:
         """Forget what was kept before a place, and is not yet: it is on disk, or in the store."""
         gone = self._unwritten[: max(0, behind - self._let_go)]
         self._let_go += len(gone)
         del self._unwritten[: len(gone)]
-        self._unwritten_bytes -= sum([len(data) for data, _ in gone])
-        for _, settlement in gone:
-            resolve(settlement, None)
+        self._unwritten_bytes -= sum([size_of(settlement) for settlement, _, _, _ in gone])
+        for settlement, _, _, _ in gone:
+            if settlement.waiter is not None:
+                resolve(settlement, None)
 
     def _lose(self, settlement: Settlement) -> None:
         self.lost += 1
@@ -271,7 +272,7 @@ class Spool:
                     at, taken = (after, taken) if await self._sent(replay, records) else (0, 0)
                 elif self._let_go + len(self._unwritten) > taken:  # The disk takes nothing; the store does.
                     batch, behind = self._waiting(taken)
-                    records = [data[HEAD_BYTES:] for data, _ in batch]
+                    records = [write(*kept) for kept in batch]
                     at, taken = (at, behind) if await self._sent(replay, records) else (0, 0)
                 else:
                     break
@@ -364,3 +365,8 @@ class Spool:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="meterkit-spool")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+
+def _append(file: SpoolFile, batch: Sequence[_Kept]) -> None:
+    """Write records and wait until they are on the disk; in a thread also they are made."""
+    file.append(b"".join([frame(write(*kept)) for kept in batch]))

@@ -16,8 +16,9 @@ from meterkit.store.used import Used
 if TYPE_CHECKING:
     from meterkit.store.views import CustomerCache
 
-__all__ = ["Spooled", "read", "write"]
+__all__ = ["Spooled", "read", "size_of", "write"]
 
+_NUMBERED_BYTES: Final = 64
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -44,10 +45,13 @@ def write(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) ->
         at_ms: when it happened.
         sent: see :class:`Spooled`.
     """
-    if settlement.spooled is None:
-        settlement.spooled = _unnumbered(settlement)
     before = b"" if sent is None else b',"sent":' + _to_json(sent).encode()
-    return b'{"n":%d,"at":%d%b,%b' % (number, at_ms, before, settlement.spooled)
+    return b'{"n":%d,"at":%d%b,%b' % (number, at_ms, before, settlement.spooled or _unnumbered(settlement))
+
+
+def size_of(settlement: Settlement) -> int:
+    """About how many bytes its record takes."""
+    return _NUMBERED_BYTES + len(settlement.spooled or _unnumbered(settlement))
 
 
 def _unnumbered(settlement: Settlement) -> bytes:
@@ -72,7 +76,8 @@ def _unnumbered(settlement: Settlement) -> bytes:
     found.update(
         {name: value for name, value in more.items() if value or (name == "measured" and value is not None)}
     )
-    return _to_json(found).encode()[1:]
+    settlement.spooled = end = _to_json(found).encode()[1:]
+    return end
 
 
 def read(record: bytes, cache: CustomerCache) -> Spooled:

@@ -24,7 +24,7 @@ from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of
-from meterkit.store.fallback import Fallback, Weighed, is_known
+from meterkit.store.fallback import Fallback
 from meterkit.store.held import Held
 from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
@@ -224,17 +224,6 @@ class Store:
             if stale > 1 and decision.refusal is not None:
                 return decision, [replies.REFUSED, reply[1]]
             reply = await lane.ask(decision)
-
-    def decide_in_process(self, view: CustomerView, prepare: Prepare) -> tuple[Decision | None, Weighed]:
-        """Decide without asking the store, which is away; what was decided (None: just allowed), and how.
-
-        Who is not known yet goes by the default plan's rates, and lacks no feature: it may be one who pays.
-        """
-        decided, reply = weighed = self.fallback.decide(view, prepare)
-        if decided.refusal is not None and is_known(view):
-            return replace(decided.refusal, degraded=True), weighed
-        is_plain = reply[0] == replies.ALLOWED and not decided.shadow
-        return None if is_plain else self.weighed(decided, reply, degraded=True), weighed
 
     def verdict(self, decision: PreparedDecision, reply: Any) -> Decision:
         """What a concluded reply says."""

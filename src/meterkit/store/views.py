@@ -58,13 +58,14 @@ class PreparedDecision:
         held: meter to what an allowed decision holds.
         recorded: meter to what is recorded besides the true quantities, when the request ends as billed.
         settlements: of requests so decided, by whether they are billed; each good for one slot of holds.
+        unheld: of requests that were so decided without the store, likewise.
         digest: of the request's idempotency key; empty: it has none.
         is_repeat: whether a request with that key was billed before.
     """
 
     __slots__ = (
         *("_holds", "_reserving", "digest", "held", "is_repeat", "mode", "packed", "program", "recorded"),
-        *("refusal", "reserved", "settlements", "shadow", "view", "waived"),
+        *("refusal", "reserved", "settlements", "shadow", "unheld", "view", "waived"),
     )
 
     def __init__(
@@ -84,6 +85,7 @@ class PreparedDecision:
         self.refusal = None if self.shadow else refusal
         self.waived = refusal if self.shadow else None
         self.settlements: dict[bool, Any] = {}
+        self.unheld: dict[bool, Any] = {}
         self.reserved = reserved
         self.digest, self.is_repeat = "", False
         self._reserving = reserving
@@ -257,10 +259,7 @@ class CustomerView:
     def prepare_holding(
         self, quantities: Mapping[str, int], mode: str = "d", *, route: Route | None = None
     ) -> PreparedDecision:
-        """The decision about quantities that are set aside until the true ones are known.
-
-        ``route`` is None off the request.
-        """
+        """The decision about quantities that are set aside; ``route`` is None off the request."""
         demands = {name: Demand.of(quantity) for name, quantity in quantities.items()}
         program = self.compile(demands, in_flight=False)
         return PreparedDecision(self, program, mode, route=route, reserved=quantities)
@@ -368,7 +367,8 @@ class CustomerCache(CompiledCatalog):
 
     def newest(self, view: CustomerView) -> CustomerView:
         """The newest view of the customer whom a view is of."""
-        return self.get(view.customer, anonymous=view.anonymous)
+        known = self._anonymous if view.anonymous else self.named
+        return known.get(view.customer, view)
 
     def learn(self, view: CustomerView, reply: list[Any]) -> CustomerView:
         """The view of a state that a script replied with, ``{code, now, rev, state}``; it is the newest now.
