@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import rmtree
@@ -371,6 +372,28 @@ async def test_what_follows_on_damage_is_kept_aside(
     assert "bytes at its end are damaged" in caplog.text
     assert spools(tmp_path) == []
     assert os.access(file.with_suffix(".damaged"), os.R_OK)
+
+
+async def test_i11_a_spool_that_the_disk_does_not_let_go_of_holds_up_no_other(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, port = await spooled(valkey, tmp_path, records=2)
+    first = SpoolFile.claim(file)
+    assert first is not None
+    (record, _), _ = first.read(first.begins)
+    first.close()
+    other = SpoolFile.create(tmp_path, replace(first.header, producer="other"))
+    other.append(frames.frame(record))
+    other.close()
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    os.utime(file, (1, 1))  # It is sent first; and the name that it is put aside under is taken.
+    file.with_suffix(".damaged").mkdir()
+    async with next_start(valkey, tmp_path, port) as kit:
+        await eventually(lambda: spools(tmp_path) == [file])
+        _, (refused,) = await kit.store.send_spools()
+        assert refused.startswith(f"{file}: it cannot be read to its end, or not be removed: [Errno 21]")
+        assert await used(kit, "acme", "tokens") == (5 + 5, 0)
+    assert "what is spooled is sent later" not in caplog.text
 
 
 async def test_a_spool_of_another_store_is_left_alone(valkey: Server, tmp_path: Path) -> None:

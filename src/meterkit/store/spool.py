@@ -315,7 +315,10 @@ class Spool:
                 self._refuse(path, f"it cannot be read: {error}")
                 continue
             if file is not None:
-                self._sent_of_gone += await self._send_file(file)
+                try:
+                    self._sent_of_gone += await self._send_file(file)
+                except OSError as error:
+                    self._refuse(path, f"it cannot be read to its end, or not be removed: {error}")
         return SpoolsLeft(self._sent_of_gone, tuple(f"{path}: {why}" for path, why in self._refused.items()))
 
     async def _send_file(self, file: SpoolFile) -> int:

@@ -154,13 +154,17 @@ class SpoolFile:
 
     def remove(self) -> None:
         """Remove the file: all that was in it is in the store."""
-        self.path.unlink(missing_ok=True)
-        self.close()
+        try:
+            self.path.unlink(missing_ok=True)
+        finally:
+            self.close()
 
     def set_aside(self) -> None:
         """Leave the file to whoever looks at what is damaged in it."""
-        self.path.rename(self.path.with_suffix(DAMAGED))
-        self.close()
+        try:
+            self.path.rename(self.path.with_suffix(DAMAGED))
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Leave the file to whoever comes next."""
