@@ -46,7 +46,7 @@ _LONGEST_MS: Final = 400 * _DAY_MS  # More than any period.
 _MONTH_MS: Final = 31 * _DAY_MS
 _LONG_OVER_MS: Final = 36 * _DAY_MS  # Nobody asks for the close of a period any longer.
 _OF_COUNTERS: Final = (*CLASSES[:4], "late")
-_PARKED: Final = 6  # Among the numbers of a meter; see rebuild.lua.
+_PARKED, _LEFT = 6, 7  # Among the numbers of a meter; see rebuild.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
 _NOT_THERE: Final = (400, 404)  # So Stripe answers of a customer that it does not have.
 _UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
@@ -205,7 +205,11 @@ class Rebuilder:
             done = await self._raise(usage, sums[period_ms], counted, run, dry=run.dry)
             if done is not None:
                 units = sums[period_ms]
-                return [*told, *(rebuilt(usage, units, name, lacks) for name, lacks in done.items())]
+                told += [
+                    rebuilt(usage, units, name, lacks, is_named=bool(run.event_of(name)))
+                    for name, lacks in done.items()
+                ]
+                return told
         raise OfCustomerError(
             "entries of its shard still wait for the database of the audit log: usage comes too fast just"
             " now, or one cannot be read"
@@ -241,13 +245,16 @@ class Rebuilder:
                 continue
             usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
             is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
+            found_lacking = {meter: lacking(usage, meter, units) for meter, units in sums[one].items()}
+            # Else what Stripe has may be of a meter whose event name nobody knows.
+            are_named = all(run.event_of(meter) for meter, lacks in found_lacking.items() if lacks.reported)
             left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
-            for meter, units in sums[one].items():
-                lacks = lacking(usage, meter, units)
+            for meter, lacks in found_lacking.items():
+                units = sums[one][meter]
                 if not lacks.recorded and not lacks.reported:
                     continue
                 event = run.event_of(meter)
-                if lacks.reported and not is_long_over and event not in left:
+                if lacks.reported and are_named and not is_long_over and event not in left:
                     # Until the next one that the log knows of there was nothing.
                     counted = await self._count(books, event, (one, next_ms), run)
                     known = {name for name in usage["meters"] if run.event_of(name) == event}
@@ -318,7 +325,12 @@ class Rebuilder:
     async def _counted(
         self, books: _Books, missing: Mapping[str, Sequence[int]], run: _Run
     ) -> dict[str, int]:
-        """What Stripe has counted of those event names of which it may have what is missing."""
+        """What Stripe has counted of those event names of which it may have what is missing.
+
+        Nothing is where that may be of a meter whose event name nobody knows.
+        """
+        if any(units[_LEFT] and not run.event_of(name) for name, units in missing.items()):
+            return {}
         period = books.usage_at(at_ms=None)["period"]
         span_ms = to_ms(period["start"]), to_ms(period["end"])
         asked = {run.event_of(name) for name, units in missing.items() if units[_PARKED]}

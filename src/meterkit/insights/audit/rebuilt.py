@@ -22,6 +22,10 @@ __all__ = ["Lacking", "Rebuilt", "astray", "lacking", "left_alone", "over", "reb
 _TO_BE_LINKED: Final = (
     "it goes to Stripe and the customer is not linked: `meterkit customers link`, then rebuild again"
 )
+_TO_BE_NAMED: Final = (
+    "it goes to Stripe and its event name is not known: start a process with the plans file that had this"
+    " meter, then rebuild again"
+)
 _TO_BE_COMPARED: Final = (
     "Stripe may have what is parked: it is compared with Stripe's summaries after two hours, by whoever"
     " delivers or by `meterkit reconcile --repair`"
@@ -62,12 +66,17 @@ class Rebuilt:
     is_done: bool
 
 
-def rebuilt(usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int]) -> Rebuilt:
-    """What was missing of a meter in its period, ``units`` as of rebuild.lua."""
+def rebuilt(
+    usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int], *, is_named: bool
+) -> Rebuilt:
+    """What was missing of a meter in its period, ``units`` as of rebuild.lua.
+
+    ``is_named``: whether its event name is known.
+    """
     *classes, _, delivered, parked, left = units
     _, granted, credited, _ = classes
     advices = (
-        _TO_BE_LINKED if left else _TO_BE_COMPARED if parked else "",
+        (_TO_BE_LINKED if is_named else _TO_BE_NAMED) if left else _TO_BE_COMPARED if parked else "",
         _OF_GRANTS if granted + credited and not left else "",
     )
     return Rebuilt(
