@@ -12,6 +12,7 @@ from meterkit import MeterkitError, StripeError
 from meterkit.catalog import loads
 from meterkit.cli.doctor.examination import examine
 from meterkit.cli.flush import undelivered_lines
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from delivering import Desk
@@ -72,6 +73,23 @@ async def test_a_period_that_is_over_has_its_close_report(store_url: str) -> Non
         True,
     )
     assert (july.recorded, july.delivered, july.confirmed, july.late, july.agrees) == (5, 5, 5, 0, True)
+
+
+async def test_what_went_to_an_earlier_meter_of_the_event_name_is_counted_with_it(store_url: str) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await at.flush(everything=True)
+        api = StripeApi(at.kit.settings)
+        (meter,) = [m for m in await api.list("/v1/billing/meters") if m["event_name"] == "api_requests"]
+        await api.post(f"/v1/billing/meters/{meter['id']}/deactivate", {})
+        await api.close()
+        at.emulator.add_meter("api_requests")
+        await at.kit.record("acme", "requests", 5)
+        at.clock.advance(timedelta(minutes=5))
+        await at.flush(everything=True)
+        found = await of_acme(at)
+    assert (found.delivered, found.confirmed, found.agrees) == (12, 12, True)
 
 
 async def test_units_that_stripe_accepted_and_did_not_count_are_a_difference(store_url: str) -> None:

@@ -13,12 +13,13 @@ import pytest
 
 from clusters import SERVICE, Watched, spawn_watched
 from delivering import CATALOG, desk
-from faults import eventually, stopped
+from faults import FakeRedis, eventually, stopped
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
 from meterkit.redis.sentinel import master_of
 from meterkit.redis.url import parse_redis_url
 from proxy import TcpProxy
+from servers import free_port
 from several import CUSTOMERS, recorded, under_load
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
+# What a sentinel says: where the master is, or nothing.
+OLD, NEW, AWAY, SILENT, STRANGE = 7001, 7002, "away", "silent", "strange"
 INCLUDED = 40
 LIMITED = f"""
 schema: 1
@@ -148,6 +151,36 @@ async def test_what_most_sentinels_say_is_believed(watched: Watched) -> None:
         async with kit_of(url) as kit:
             assert (await kit.consume("acme", "requests")).allowed
             assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        # One that was cut off knows of no failover; one that is away, or new, says nothing.
+        (OLD, NEW, NEW),
+        (AWAY, NEW, NEW),
+        (STRANGE, NEW, NEW),
+        (AWAY, AWAY, NEW),
+        # Those that stay silent are waited for, and then the others count.
+        (OLD, SILENT, NEW, SILENT, NEW),
+    ],
+)
+async def test_what_most_of_those_say_that_answer_is_believed(words: tuple[int | str, ...]) -> None:
+    def sentinel(word: int | str) -> FakeRedis:
+        named = b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n%a\r\n" % word
+        reply = {SILENT: b"", STRANGE: b"*-1\r\n"}.get(str(word), named)
+        return FakeRedis(lambda asked: reply if asked[0] == b"SENTINEL" else b"+OK\r\n")
+
+    async with AsyncExitStack() as stack:
+        ports = list[int]()
+        for word in words:
+            found = free_port() if word == AWAY else (await stack.enter_async_context(sentinel(word))).port
+            ports.append(found)
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        address = parse_redis_url(f"redis+sentinel://{hosts}/{SERVICE}")
+        async with asyncio.timeout(20):
+            master = await master_of(address, timeout_s=1.0 if SILENT in words else 10.0, clock=time)
+        assert master.port == NEW
 
 
 async def test_a_service_that_nobody_knows_is_named(watched: Watched) -> None:

@@ -280,10 +280,7 @@ class Reconnector:
             self._ended.popleft().drop()
 
     def _wait(self, future: asyncio.Future[Any], call: Call) -> None:
-        if self.is_open:
-            fail(future, self.why_away())
-        else:
-            self._waiting.append((self._loop.time() + self._timeout_s, future, call))
+        self._waiting.append((self._loop.time() + self._timeout_s, future, call))
 
     def _open_later(self) -> None:
         """Open where there is no connection by the end of the timeout."""
