@@ -200,6 +200,28 @@ async def test_i6_what_was_delivered_under_the_earlier_name_of_a_meter_is_not_ta
         assert (report.delivered, report.parked, at.accepted("acme")) == (1, 0, 56)
 
 
+@pytest.mark.parametrize("is_former", [True, False])
+async def test_i6_what_waits_of_both_names_of_a_meter_is_told_apart_by_its_minutes(
+    store_url: str, is_former: bool
+) -> None:
+    async with linked(store_url) as at:
+        renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=renamed, shards=1) as kit:
+            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+            await at.kit.record("acme", "requests", 6)
+            await kit.record("acme", "calls", 4)
+            await at.flush(everything=True, timeout_s=0)
+            at.emulator.clear_faults()
+            quantity = 6 if is_former else 4
+            (minute,) = [one.minute for one in await at.kit.outbox.list() if one.quantity == quantity]
+            await have_at_stripe(at, quantity, minute=minute)
+            await begin_anew(at)
+            at.clock.advance(timedelta(minutes=10))
+            await come_back(at)
+            report = await at.flush(everything=True, timeout_s=0)
+            assert (report.delivered, report.parked, at.accepted("acme")) == (2, 0, 10)
+
+
 @pytest.mark.parametrize("forgotten", [0, 6])
 async def test_i6_what_went_to_an_earlier_stripe_customer_hides_nothing(
     store_url: str, forgotten: int

@@ -46,14 +46,15 @@ _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 
 @dataclass(slots=True)
 class _Line:
-    """What waits of one customer and meter, for one Stripe customer; none of it was tried, as far as we know.
+    """What waits of one customer and event name, for one Stripe customer; none was tried, as far as we know.
+
+    That may be of two meters: one may have had another name in the plans file.
 
     Attributes:
         unknown: how much Stripe has that the store does not know of.
     """
 
     customer: str
-    meter_token: str
     event_name: str
     stripe_customer: str
     waiting: list[Kept] = field(default_factory=list["Kept"])
@@ -269,10 +270,10 @@ def _is_damage(error: Exception) -> bool:
 
 def _lines(waiting: Iterable[Kept]) -> Iterable[_Line]:
     """What was not tried, as far as we know, line by line."""
-    lines: dict[tuple[str, str, str, str], _Line] = {}
+    lines: dict[tuple[str, str, str], _Line] = {}
     for kept in waiting:
         if not kept.first_ms:
             fields = kept.fields
-            names = (kept.customer, fields["meter"], fields["event"], fields["stripe"])
+            names = (kept.customer, fields["event"], fields["stripe"])
             lines.setdefault(names, _Line(*names)).waiting.append(kept)
     return lines.values()
