@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -160,3 +162,31 @@ async def test_a_database_that_is_away_is_told_once_and_nothing_is_lost(
         assert caplog.records[-1].getMessage() == "the audit log is drained again"
         await agrees(at, "acme")
         assert len(await at.rows()) == 4
+
+
+HANGING = """
+import asyncio, sys, threading
+from meterkit import MeterKit
+from meterkit.insights.audit.draining import drainer_of
+
+async def stop():
+    kit = MeterKit(sys.argv[1], redis_url="memory://", flush=False, audit_url="sqlite://")
+    hanging = asyncio.create_task(drainer_of(kit.store, kit.settings).in_thread(threading.Event().wait))
+    await asyncio.sleep(0)
+    hanging.cancel()
+
+asyncio.run(stop())
+print(*(thread.name for thread in threading.enumerate()))
+"""
+
+
+def test_a_process_ends_although_the_database_hangs(tmp_path: Path) -> None:
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING, tmp_path / "plans.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.split() == ["MainThread", "meterkit-audit"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -16,6 +14,7 @@ from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
+from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.store.event_names import read_meters
 from meterkit.store.sealing import is_of_a_key
 from meterkit.store.task_lease import TaskLease
@@ -85,8 +84,6 @@ class Drainer:
         self.lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "audit:lease"), lasts_ms=_LEASE_MS)
         self._unread: set[str] = set()
         self._has_failed = self._is_full = False
-        # Of its own: where the database hangs, whatever else runs in threads does not.
-        self._threads: dict[int, ThreadPoolExecutor] = {}
 
     async def run(self) -> None:
         """Drain what comes, beside the running event loop, until cancelled."""
@@ -200,12 +197,11 @@ class Drainer:
                 return int(await admin.ask(client.xlen(stream)))
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """Have the database asked in a thread; one call at a time."""
-        pool = self._threads.get(os.getpid())
-        if pool is None:
-            # Threads do not survive a fork.
-            self._threads = {os.getpid(): (pool := ThreadPoolExecutor(1, "meterkit-audit"))}
-        return await asyncio.get_running_loop().run_in_executor(pool, call)
+        """Have the database asked in a thread of its own: where it hangs, nothing else does.
+
+        Nor does the end of the process: what it asks for then is done or not, and is asked for again.
+        """
+        return await asyncio.wrap_future(in_daemon_thread(call, name="meterkit-audit"))
 
     def _read(
         self, shard: int, name: str, fields: Mapping[bytes, bytes], names: Mapping[str, str], rows: list[Row]
