@@ -238,6 +238,21 @@ async def test_i11_a_file_that_another_process_takes_for_one_of_the_dead_as_it_i
         assert await used(kit, "acme", "tokens") == (5, 0)
 
 
+async def test_i11_what_ended_just_before_a_kit_stops_without_its_store_is_on_disk(
+    valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(producer, "_SPILL_AFTER_S", 60.0)
+    async with outage(valkey, tmp_path) as (kit, proxy):
+        await away(kit, proxy)
+        for n in range(3):
+            settle(kit, f"customer-{n}", 5)
+        port = proxy.port
+    assert "are lost" not in caplog.text
+    async with next_start(valkey, tmp_path, port) as kit:
+        await kit.store.send_spools()
+        assert [(await used(kit, f"customer-{n}", "tokens"))[0] for n in range(3)] == [5] * 3
+
+
 async def test_a_spool_is_this_users_alone_and_says_nothing_that_it_need_not(
     valkey: Server, tmp_path: Path
 ) -> None:
