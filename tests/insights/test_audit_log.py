@@ -170,7 +170,7 @@ from meterkit import MeterKit
 from meterkit.insights.audit.draining import drainer_of
 
 async def stop():
-    kit = MeterKit(sys.argv[1], redis_url="memory://", flush=False, audit_url="sqlite://")
+    kit = MeterKit(sys.argv[1], redis_url="memory://", audit_url="sqlite:///audit.db")
     hanging = asyncio.create_task(drainer_of(kit.store, kit.settings).in_thread(threading.Event().wait))
     await asyncio.sleep(0)
     hanging.cancel()
