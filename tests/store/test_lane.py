@@ -506,6 +506,24 @@ async def test_i9_a_refusing_server_is_a_clear_error_and_never_a_crash(
         await settled(kit)
 
 
+async def test_stopping_does_not_wait_for_a_server_that_refuses_for_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.1)
+
+    def refuse(words: list[bytes]) -> bytes:
+        return _as_a_store_that_works(words) if words[0] == b"EVAL" else b"-ERR user_script:1: a bug\r\n"
+
+    async with FakeRedis(like_redis(evalsha=refuse)) as fake:
+        kit = kit_at(fake.url, store_timeout=0.5)
+        await kit.start()
+        assert await Client(metered(kit)).get("acme", "/") == 200
+        lane = kit.store.lanes[asyncio.get_running_loop()]
+        assert (lane.connected, lane.unsettled) == (True, 1)
+        async with asyncio.timeout(20):
+            await kit.stop()
+
+
 def _as_a_store_that_works(words: list[bytes]) -> bytes:
     if words[0] == b"EVAL":
         return b"*0\r\n"  # It may do all that it is asked about before it is used.
