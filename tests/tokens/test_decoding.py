@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import sys
 import tracemalloc
 from importlib import import_module
@@ -116,7 +115,17 @@ def test_several_members_are_one_body() -> None:
         body = b"".join(PACKERS[coding](half) for half in halves)
         for step in (1, 1 << 20):
             assert b"".join(halves) == b"".join(unpack(opened(coding.encode()), body, step))
-    assert halves[0] == b"".join(unpack(opened(b"gzip"), gzip.compress(halves[0]) + b"\0\0"))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "deflate, raw"])
+def test_what_follows_the_end_is_padding_in_whatever_piece_it_comes(coding: str) -> None:
+    header = coding.partition(",")[0].encode()
+    for padding in (b"\0", b"\0\0\0\0", b"\x1f", b"\x1f\0", b"\x78\x9c"):
+        body = PACKERS[coding](b"abc") + padding
+        for step in (1, len(body) - len(padding), len(body)):
+            decoding = opened(header)
+            assert b"".join(unpack(decoding, body, step)) == b"abc"
+            assert not decoding.corrupt
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])

@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from meterkit.catalog.models import QUANTITY_MAX
@@ -106,6 +106,7 @@ def body_of(kind: str, events: list[Any]) -> bytes:
     coding=st.sampled_from([b"", b"gzip", b"deflate", b"br"]),
     complete=st.booleans(),
 )
+@example(usage="openai", kind=SSE_TYPE, body=b"\3\0\0\0", cuts=[2], coding=b"gzip", complete=True)
 def test_no_bytes_make_it_raise_nor_do_cuts_matter(
     usage: str, kind: str, body: bytes, cuts: list[int], coding: bytes, complete: bool
 ) -> None:

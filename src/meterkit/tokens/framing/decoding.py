@@ -43,33 +43,34 @@ _Maker: TypeAlias = "Callable[[], _Decoder]"
 
 def _inflate() -> _Decoder:
     """gzip, zlib and raw deflate."""
-    stream = zlib.decompressobj(_ZLIB_OR_GZIP)
-    head = b""
-    over = False
+    stream: Any = None  # Of the member that has begun and not ended.
+    held = b""  # Where the next one begins, as long as that does not tell what it is.
+    is_first, over = True, False
 
     def feed(data: bytes) -> Iterator[bytes]:
-        nonlocal stream, head, over
-        if len(head) < _HEADER_BYTES:
-            data = head + data
-            head = data[:_HEADER_BYTES]
-            if len(data) < _HEADER_BYTES:
-                return
-            if not _has_header(data):
-                stream = zlib.decompressobj(_RAW)
+        nonlocal stream, held, is_first, over
         while data and not over:
+            if stream is None:
+                held, data = b"", held + data
+                if len(data) < _HEADER_BYTES:
+                    held = data
+                    return
+                # Several members may follow one another; anything else after the end is padding.
+                over = not is_first and not data.startswith(_GZIP)
+                if over:
+                    return
+                is_first = False
+                stream = zlib.decompressobj(_ZLIB_OR_GZIP if _has_header(data) else _RAW)
             member = stream
             piece = member.decompress(data, _PIECE_BYTES)
             yield piece
             data = member.unconsumed_tail
-            if member.eof:
-                # Several members may follow one another; anything else after the end is padding.
-                data = member.unused_data
-                over = bool(data) and not data.startswith(_GZIP)
-                stream = zlib.decompressobj(_ZLIB_OR_GZIP)
             while not data and len(piece) == _PIECE_BYTES and not member.eof:
                 # The decompressor holds something back although it has no input left.
                 piece = member.decompress(b"", _PIECE_BYTES)
                 yield piece
+            if member.eof:
+                data, stream = member.unused_data, None
 
     return feed
 
