@@ -34,6 +34,7 @@ meters:
   requests: {unit: request}
   output_tokens: {unit: token}
   pages: {unit: page}
+  calls: {unit: call}
 features: [exports]
 credits:
   coins: {costs: {pages: 1}}
@@ -41,6 +42,7 @@ routes:
   - {match: "GET /deny", consume: {requests: 1}, on_store_failure: deny}
   - {match: "GET /exports", feature: exports, consume: {requests: 1}}
   - {match: "GET /pages", consume: {pages: 1}}
+  - {match: "GET /tries/{path:path}", consume: {calls: 1}, charge_on: attempt}
   - {match: "POST /chat", usage: openai}
   - {match: "GET /shadow", consume: {requests: 1}, enforcement: shadow}
   - {match: "GET /dear", consume: {requests: 2}}
@@ -65,6 +67,7 @@ plans:
     features: [exports]
     meters:
       requests: {rate: {limit: 20/minute, algorithm: fixed-window}, included: 100, overage: deny}
+      calls: {rate: 5/minute}
 """
 
 
@@ -204,6 +207,36 @@ async def test_requests_that_end_in_other_ways_are_told_apart_although_most_of_t
         assert await store.statuses("acme", 12) == [200] * 11 + [429]
         await store.ends()
         assert await used(store.kit, "acme") == (1 + 3 + 22 + 2 + 11, 0)
+
+
+async def test_i11_an_attempt_is_settled_before_the_app_is_called_and_once_whatever_follows(
+    valkey: Server,
+) -> None:
+    waiting: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        waiting.append(store.lane.unsettled)
+        if scope["path"] == "/tries/more":
+            meterkit.record("calls", 10)
+            meterkit.record("requests", 20)
+        if scope["path"] == "/tries/fails":
+            raise RuntimeError(scope["path"])
+        await answer_ok(scope, receive, send)
+
+    async with outage(valkey) as store:
+        await store.kit.customers.set_plan("acme", "pro")
+        await store.get("acme", "/tries/")
+        await store.begins()
+        store.app = metered(store.kit, app)
+        for path in ("/tries/", "/tries/more", "/tries/fails", "/tries/"):
+            with suppress(RuntimeError):
+                assert await store.get("acme", path) == 200
+        assert await store.get("acme", "/tries/") == 200
+        assert await store.get("acme", "/tries/") == 429
+        assert waiting == [1, 2, 4, 5, 6]  # What the app has recorded waits besides.
+        await store.ends()
+        meters = (await store.kit.usage("acme"))["meters"]
+        assert [meters[name]["recorded"] for name in ("calls", "requests")] == [1 + 5 + 10, 20]
 
 
 async def test_with_the_breaker_open_no_call_is_made_and_the_log_says_why(

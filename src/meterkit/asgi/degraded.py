@@ -27,18 +27,24 @@ _logger: Final = logging.getLogger("meterkit.asgi")
 
 
 def decide_in_process(
-    store: Store, view: CustomerView, route: Route, prepare: Prepare
+    store: Store, view: CustomerView, route: Route, prepare: Prepare | None
 ) -> tuple[Decision | None, Weighed | None]:
     """What the route has for a request that the store cannot decide, and how that was decided.
 
     A decision of None is one that just allows. Who is not known yet goes by the default plan's rates, and
     lacks no feature: it may be one who pays. Never raises: what cannot be decided here either is served as
     the route says.
+
+    Args:
+        store: which is away.
+        view: the customer.
+        route: the line.
+        prepare: makes what is asked; None: what the line asks of each request.
     """
     is_shadow = route.enforcement == "shadow"
     if is_shadow or route.on_store_failure == "allow":
         try:
-            decided, reply = weighed = store.fallback.decide(view, prepare)
+            decided, reply = weighed = store.fallback.decide(view, route, prepare)
             if decided.refusal is not None and is_known(view):
                 return replace(decided.refusal, degraded=True), weighed
             if reply[0] == ALLOWED and not decided.shadow:

@@ -55,12 +55,12 @@ class Exchange(Admitted):
 
     Attributes:
         limit_fields: writes the fields of the answer, or None.
-        in_doubt: whether the store may have decided, and counted, without our hearing of it.
+        is_counted: whether what its decision counts is counted, or may be, without a word of the store.
     """
 
     __slots__ = (
         *("_begun", "_complete", "_ending", "_failed", "_gone", "_llm", "_nothing_to_settle", "_reading"),
-        *("_recorded", "_status", "_trailers", "in_doubt", "limit_fields"),
+        *("_recorded", "_status", "_trailers", "is_counted", "limit_fields"),
     )
 
     def __init__(
@@ -86,7 +86,7 @@ class Exchange(Admitted):
         self.limit_fields: LimitFields | ShadowFields | PolicyFields | None = None
         self.decision: Decision | None = None
         self._weighed: Weighed | None = None
-        self.in_doubt = False
+        self.is_counted = False
         self._recorded: dict[str, int] | None = None
         self._llm: LlmCalls | None = None
         self._reading: Reading | None = None
@@ -226,7 +226,7 @@ class Exchange(Admitted):
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
         if self._llm is not None or is_whole:
             if decided is None and not (
-                recorded or self._llm or self.in_doubt or self._route.idempotency_header
+                recorded or self._llm or self.is_counted or self._route.idempotency_header
             ):
                 self._settle_undecided(lane, billed=billed)
                 return
@@ -296,23 +296,25 @@ class Exchange(Admitted):
     def _settle_used(self, lane: Lane, used: Used) -> None:
         self._store.settle(lane, Settlement(self._view, used=used))
 
+    def settle_attempt(self, decided: PreparedDecision) -> None:
+        """Settle at once what the store would have recorded with its decision, whatever follows on it."""
+        if not (self._lane is None or self.is_counted or decided.program.settles or decided.digest):
+            self._settle_undecided(self._lane, billed=True)
+            self.is_counted = self._nothing_to_settle = True
+
     def _settle_undecided(self, lane: Lane, *, billed: bool) -> None:
         """Settle what the route consumes and nothing else: without the store nearly every request ends so."""
-        counted = self._route.consume
-        if not counted:
-            return
         known = {} if self._weighed is None else self._weighed.decided.unheld
-        settlement = known.get(billed)
+        settlement, counted = known.get(billed), self._route.consume
         if settlement is None:
             used = Used(counted if billed else _NOTHING, counted)
             settlement = known[billed] = Settlement(self._view, used=used)
-        self._store.settle(lane, settlement)
+        if counted:
+            self._store.settle(lane, settlement)
 
     def _undecided(self, recorded: Mapping[str, int]) -> Used:
         """What a request comes to that was decided without the store: its rates have not seen it either."""
-        if self.in_doubt:
-            # What the decision itself counts may be counted. The rest is only recorded, not rated again:
-            # in doubt for the customer.
+        if self.is_counted:  # The rest is only recorded, not rated again: in doubt for the customer.
             return Used(add(self._view.prepare(self._route).program.settled, recorded), recorded)
         total = add(self._route.consume, recorded)
         return Used(total, total)

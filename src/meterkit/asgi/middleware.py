@@ -346,7 +346,7 @@ class MeterMiddleware:
             return _UNIDENTIFIED, None
         self._troubles.undecided(error, route, lane)
         store = self._kit.store
-        decision, weighed = decide_in_process(store, view, route, prepare or _preparing(route))
+        decision, weighed = decide_in_process(store, view, route, prepare)
         if decision is not None:
             if not decision.allowed:
                 return decision, None if weighed is None else weighed.decided
@@ -354,9 +354,11 @@ class MeterMiddleware:
                 self._log.shadowed(decision, route)
         passed = _kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
         passed.take_weighed(decision, weighed)
-        passed.in_doubt = isinstance(error, StoreError) and error.executed is None
-        if weighed is not None and route.headers != "none":
-            passed.limit_fields = plans.policies_of(weighed.decided.program, route)
+        passed.is_counted = isinstance(error, StoreError) and error.executed is None
+        if weighed is not None:
+            passed.settle_attempt(weighed.decided)
+            if route.headers != "none":
+                passed.limit_fields = plans.policies_of(weighed.decided.program, route)
         return passed, None
 
     def _say_unmatched(self, scope: Scope, plans: PlansInForce) -> None:

@@ -13,6 +13,7 @@ from meterkit.decisions.rates import rate_numbers
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from meterkit.catalog import Route
     from meterkit.decisions.in_process import Window
     from meterkit.store.marked import Prepare
     from meterkit.store.views import CustomerView, PreparedDecision
@@ -55,15 +56,18 @@ class Fallback:
         self._counted: dict[bool, dict[str, dict[str, Window]]] = {False: {}, True: {}}
         self._lock = Lock()
 
-    def decide(self, view: CustomerView, prepare: Prepare) -> Weighed:
-        """Decide a request; it is counted in rates where that allows it."""
+    def decide(self, view: CustomerView, route: Route, prepare: Prepare | None) -> Weighed:
+        """Decide a request of a line; it is counted in rates where that allows it.
+
+        ``prepare`` makes what is asked; None: what the line asks of each request.
+        """
         now_ms = self._now_ms()
         view = view.cache.newest(view)
         effective = view.effective
         if now_ms >= effective.valid_until_ms or now_ms >= effective.bounds.end_ms:
             # What its state means by now: a trial, a grace or a period has ended since it was looked at.
             view = view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])
-        decided = prepare(view, "d")
+        decided = view.prepare(route) if prepare is None else prepare(view, "d")
         view = decided.view
         with self._lock:
             known = self._known(view)
