@@ -255,6 +255,30 @@ async def test_i3_a_check_that_is_cancelled_gives_nothing_of_others_back(valkey:
         assert (await row(kit, "seconds"))[:2] == (0, 50)
 
 
+async def test_i3_a_reservation_that_is_cancelled_as_its_reply_comes_holds_nothing(store_url: str) -> None:
+    async with kit_on(store_url) as (kit, _):
+        await kit.record("acme", "seconds", 1)
+        lane: Any = await kit.store.lane()
+        call = lane.call
+
+        def cancelling(asked: Any) -> asyncio.Future[Any]:
+            lane.call = call
+            reply: asyncio.Future[Any] = call(asked)
+            reply.add_done_callback(lambda _: reserving.cancel())  # Before whoever waits for it goes on.
+            return reply
+
+        async def reserve() -> None:
+            async with kit.reserve("acme", {"seconds": 5}):
+                raise AssertionError("it was cancelled")
+
+        lane.call = cancelling
+        reserving = asyncio.create_task(reserve())
+        with pytest.raises(asyncio.CancelledError):
+            await reserving
+        await kit.record("acme", "seconds", 0)  # Waits for what was settled before.
+        assert (await row(kit, "seconds"))[:2] == (1, 0)
+
+
 async def test_a_decision_that_is_heard_when_the_kit_has_stopped_is_nobodys(store_url: str) -> None:
     async with kit_on(store_url) as (kit, _):
         view = kit.store.cache.get("acme")

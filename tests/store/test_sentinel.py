@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 
 LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
 # What a sentinel says: where the master is, or nothing.
-OLD, NEW, AWAY, SILENT, STRANGE = 7001, 7002, "away", "silent", "strange"
+OLD, NEW, AWAY, SILENT, STRANGE, REFUSED = 7001, 7002, "away", "silent", "strange", "refused"
 INCLUDED = 40
 LIMITED = f"""
 schema: 1
@@ -160,6 +160,7 @@ async def test_what_most_sentinels_say_is_believed(watched: Watched) -> None:
         (OLD, NEW, NEW),
         (AWAY, NEW, NEW),
         (STRANGE, NEW, NEW),
+        (REFUSED, NEW, NEW),
         (AWAY, AWAY, NEW),
         # Those that stay silent are waited for, and then the others count.
         (OLD, SILENT, NEW, SILENT, NEW),
@@ -168,7 +169,7 @@ async def test_what_most_sentinels_say_is_believed(watched: Watched) -> None:
 async def test_what_most_of_those_say_that_answer_is_believed(words: tuple[int | str, ...]) -> None:
     def sentinel(word: int | str) -> FakeRedis:
         named = b"*2\r\n$9\r\n127.0.0.1\r\n$4\r\n%a\r\n" % word
-        reply = {SILENT: b"", STRANGE: b"*-1\r\n"}.get(str(word), named)
+        reply = {SILENT: b"", STRANGE: b"*-1\r\n", REFUSED: b"-NOPERM no\r\n"}.get(str(word), named)
         return FakeRedis(lambda asked: reply if asked[0] == b"SENTINEL" else b"+OK\r\n")
 
     async with AsyncExitStack() as stack:
