@@ -9,7 +9,7 @@ from meterkit.decisions.in_process import Left, advance, left_by, weigh
 from meterkit.decisions.kinds import TOKEN_BUCKET
 from meterkit.decisions.program import Demand, Program, compile_program
 
-CATALOG = loads("""
+PLANS = """
 schema: 1
 currency: usd
 default_plan: free
@@ -20,7 +20,8 @@ plans:
     price: {amount_cents: 0, interval: month}
     meters:
       tokens: {included: 100, overage: deny, rate: 10/minute}
-""")
+"""
+CATALOG = loads(PLANS)
 REFILL = 5  # Units in a hundred milliseconds.
 WINDOW_MS = 100
 
@@ -46,6 +47,31 @@ def test_what_asks_for_nothing_takes_nothing_and_is_refused_where_nothing_is_lef
     assert weigh(asking(10), known, {}, 60_000)[0][0] == 0
     _, known = weigh(asking(10), known, {}, 60_000)
     assert weigh(asking(0), known, {}, 60_000)[0][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "now_ms", "counted"),
+    [
+        # Within the window, a quarter of which is over, in the next one, and in the one behind that.
+        *(("sliding-window", 75_000, 2 + 7), ("sliding-window", 135_000, 2), ("sliding-window", 195_000, 0)),
+        *(("fixed-window", 75_000, 2), ("fixed-window", 135_000, 0), ("fixed-window", 195_000, 0)),
+    ],
+)
+def test_what_is_weighed_is_what_the_rate_comes_to(algorithm: str, now_ms: int, counted: int) -> None:
+    catalog = loads(PLANS.replace("10/minute", f"{{limit: 10/minute, algorithm: {algorithm}}}"))
+    entitlements = catalog.plans["free"].entitlements
+
+    def asked(quantity: int) -> Program:
+        demands = {"tokens": Demand.of(quantity)}
+        return compile_program(entitlements, catalog, demands, in_flight=False)
+
+    ((field, kind, window_ms, _, refill, _, _),) = asked(1).rate_terms
+    known = {field: (1, 2, 9)}
+    reply, counts = weigh(asked(10 - counted), known, {}, now_ms)
+    assert (reply[0], reply[3]) == (0, 0)
+    (slot, before, earlier), _ = advance(kind, window_ms, refill, known[field], now_ms)
+    assert counts == {field: (slot, before + 10 - counted, earlier)}
+    assert weigh(asked(11 - counted), known, {}, now_ms)[0][0] == 1
 
 
 @pytest.mark.parametrize(("quantity", "now_ms", "is_refused"), [(5, 999, 0), (6, 999, 1), (6, 1_000, 0)])

@@ -358,7 +358,8 @@ class MeterMiddleware:
         if weighed is not None:
             passed.settle_attempt(weighed.decided)
             if route.headers != "none":
-                passed.limit_fields = plans.policies_of(weighed.decided.program, route)
+                program = weighed.decided.program
+                passed.limit_fields = plans.policy_fields.get(program) or plans.policies_of(program, route)
         return passed, None
 
     def _say_unmatched(self, scope: Scope, plans: PlansInForce) -> None:

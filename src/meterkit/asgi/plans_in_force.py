@@ -26,7 +26,7 @@ class PlansInForce:
         self.cache = cache
         self.router = router
         self.limit_fields: dict[Program, LimitFields] = {}
-        self._policy_fields: dict[Program, PolicyFields] = {}
+        self.policy_fields: dict[Program, PolicyFields] = {}
         anonymous = cache.catalog.anonymous
         self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
 
@@ -43,9 +43,7 @@ class PlansInForce:
 
     def policies_of(self, program: Program, route: Route) -> PolicyFields:
         """The fields of an answer that was decided without the store, made once."""
-        fields = self._policy_fields.get(program)
-        if fields is None:
-            if len(self._policy_fields) >= _PROGRAMS_MAX:
-                self._policy_fields.clear()
-            fields = self._policy_fields[program] = PolicyFields(program, route.headers)
+        if len(self.policy_fields) >= _PROGRAMS_MAX:
+            self.policy_fields.clear()
+        fields = self.policy_fields[program] = PolicyFields(program, route.headers)
         return fields

@@ -93,9 +93,11 @@ def weigh(
     for nth, (field, kind, window, limit, refill, needed, taken) in enumerate(program.rate_terms, start=1):
         slot, used, earlier = at = known.get(field, EMPTY)
         counted = used
-        # As `advance` has it, without a call: in most windows something was counted, and before them nothing.
-        if earlier or kind == TOKEN_BUCKET or slot != now_ms // window:
+        # As `advance` has it, without a call: most come into a window in which something was counted.
+        if kind == TOKEN_BUCKET or slot != now_ms // window:
             (slot, counted, earlier), used = advance(kind, window, refill, at, now_ms)
+        elif earlier and kind != FIXED_WINDOW:
+            used += weighted(earlier, window - now_ms % window, window)
         if used + needed > limit:
             return _refused(program, known, left_of, now_ms), {}
         left = limit - used - taken
