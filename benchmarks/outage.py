@@ -7,7 +7,9 @@ circuit breaker is open and usage goes to the spool. Rounds of both and of the b
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
+import tempfile
 from typing import TYPE_CHECKING
 
 from inprocess import FULL, Size, Worker, database
@@ -26,6 +28,8 @@ FIRST_DB = 52
 def measure(redis_url: str, cores: Cores, loop: str, size: Size) -> dict[str, dict[str, dict[str, float]]]:
     """Variant to ``with`` and ``without`` its store to figures, the median of all rounds."""
     with contextlib.ExitStack() as stack:
+        # Beside no spools of this user's own apps, and gone afterwards.
+        os.environ["METERKIT_SPOOL_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
 
         def worker(name: str, url: str) -> Worker:
             return stack.enter_context(Worker(BY_NAME[name], url, cores, loop))
