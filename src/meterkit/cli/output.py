@@ -72,11 +72,10 @@ def print_records(
 
 def units(quantities: Iterable[int]) -> str:
     """What quantities of intents add up to: what is below 0 takes units back, and is told apart."""
-    given = list(quantities)
-    back = -sum(quantity for quantity in given if quantity < 0)
-    parts = [f"{sum(given) + back:,}"] * (sum(given) + back > 0) + [f"{back:,} that take units back"] * (
-        back > 0
-    )
+    all_of_them = list(quantities)
+    given = sum(quantity for quantity in all_of_them if quantity > 0)
+    back = -sum(quantity for quantity in all_of_them if quantity < 0)
+    parts = [f"{given:,}"] * (given > 0) + [f"{back:,} that take units back"] * (back > 0)
     return " and ".join(parts)
 
 

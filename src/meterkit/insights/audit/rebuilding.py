@@ -250,7 +250,6 @@ class Rebuilder:
             are_named = all(run.event_of(meter) for meter, lacks in found_lacking.items() if lacks.reported)
             left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
             for meter, lacks in found_lacking.items():
-                units = sums[one][meter]
                 if not lacks.recorded and not lacks.reported:
                     continue
                 event = run.event_of(meter)
@@ -261,7 +260,8 @@ class Rebuilder:
                     delivered = sum(usage["meters"][name]["delivered"] for name in known)
                     left[event] = None if counted is None else max(0, counted - delivered)
                 unknown = left.get(event)
-                told = over(usage, one, meter, units, unknown=unknown, is_long_over=is_long_over)
+                units = sums[one][meter]
+                told = over(usage, one, meter, units, lacks, unknown=unknown, is_long_over=is_long_over)
                 if unknown is not None:
                     left[event] = unknown - told.delivered
                 found.append(told)

@@ -114,13 +114,19 @@ def lacking(usage: CustomerUsage, meter: str, units: Units) -> Lacking:
 
 
 def over(
-    usage: CustomerUsage, start_ms: int, meter: str, units: Units, *, unknown: int | None, is_long_over: bool
+    usage: CustomerUsage,
+    start_ms: int,
+    meter: str,
+    units: Units,
+    lacks: Lacking,
+    *,
+    unknown: int | None,
+    is_long_over: bool,
 ) -> Rebuilt:
-    """A meter of a period that is over, of which the log has more than the books.
+    """A meter of a period that is over, of which the log has more than the books: by what these lack.
 
     ``unknown``: what Stripe has of its event name that the books do not know of; None: it was not asked.
     """
-    lacks = lacking(usage, meter, units)
     delivered = min(lacks.reported, unknown or 0)
     unbilled = lacks.reported - delivered
     if not lacks.reported:
