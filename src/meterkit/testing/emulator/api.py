@@ -16,7 +16,7 @@ import anyio
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, compile_path
 
-from meterkit.testing.emulator.call import METER_EVENT_STREAM, METER_EVENTS, Call, Params
+from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
 from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS
 from meterkit.testing.emulator.invoicing.preview import PREVIEW_CALLS
@@ -35,6 +35,7 @@ from meterkit.testing.emulator.subscribing.pause_calls import PAUSE_CALLS
 from meterkit.testing.emulator.subscribing.schedule_calls import SCHEDULE_CALLS
 from meterkit.testing.emulator.subscribing.subscription_calls import SUBSCRIPTION_CALLS
 from meterkit.testing.emulator.subscribing.turns import advance
+from meterkit.testing.emulator.versions import read_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -250,6 +251,7 @@ class Api:
             request_id=request_id,
             inner_id=str(request.path_params.get("inner", "")),
             base_url=str(request.base_url).rstrip("/"),
+            version=read_version(request.headers.get("stripe-version"), default=API_VERSION),
         )
 
 

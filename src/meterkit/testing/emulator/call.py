@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import parse_qsl
 
+from meterkit.testing.emulator.metadata import refuse_long_metadata
 from meterkit.testing.emulator.replies import ApiError, missing_parameter, unknown_parameter
 
 if TYPE_CHECKING:
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.replies import JsonObject
 
-__all__ = ["METER_EVENTS", "METER_EVENT_STREAM", "PAGING", "Call", "Params"]
+__all__ = ["API_VERSION", "METER_EVENTS", "METER_EVENT_STREAM", "PAGING", "Call", "Params"]
 
+# Of the account, whose objects and events have its shapes.
+API_VERSION: Final = "2026-10-28.endive"
 METER_EVENTS: Final = "/v1/billing/meter_events"
 METER_EVENT_STREAM: Final = "/v2/billing/meter_event_stream"
 CUSTOMER_KEY: Final = "stripe_customer_id"
@@ -215,18 +218,25 @@ class Params:
         return dict(_flat(self._form))
 
     def amend(self, name: str, known: dict[str, str]) -> None:
-        """Change a map of texts, such as metadata: an empty value takes a key out, an empty map all.
+        """Change metadata: an empty value removes a key, an empty map all of them.
 
         https://docs.stripe.com/api/metadata
         """
         if self._form.get(name) == "":
             known.clear()
             return
-        for key, value in self.texts(name).items():
-            if value:
-                known[key] = value
-            else:
-                known.pop(key, None)
+        changed = known | self.texts(name)
+        for key in [key for key, value in changed.items() if not value]:
+            del changed[key]
+        refuse_long_metadata(changed, param=self.path(name))
+        known.clear()
+        known.update(changed)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata that a call gives a new object."""
+        given: dict[str, str] = {}
+        self.amend("metadata", given)
+        return given
 
     def page(self, items: Sequence[JsonObject], *, url: str) -> JsonObject:
         """Return the page of a list that is asked for: ``limit`` (10 where it is absent) and a cursor."""
@@ -235,6 +245,11 @@ class Params:
         if not 1 <= limit <= PAGE_MAX:
             raise ApiError(f"Invalid limit: {limit}; must be between 1 and {PAGE_MAX}", param="limit")
         shown = slice(limit)
+        if "starting_after" in self and "ending_before" in self:
+            # https://github.com/stripe/stripe-python/issues/585 has Stripe's words.
+            raise ApiError(
+                "Received both starting_after and ending_before parameters. Please pass in only one."
+            )
         if "starting_after" in self:
             items = items[self._cursor(items, "starting_after") + 1 :]
         elif "ending_before" in self:
@@ -270,6 +285,7 @@ class Call:
         base_url: where the emulator is, as the caller sees it.
         lose: whether a fault wants the event answered with 200 and not counted.
         body: the JSON object that a call of API v2 sends, whose ``params`` are empty.
+        version: the API version that it names, else the account's default.
     """
 
     method: str
@@ -284,6 +300,7 @@ class Call:
     base_url: str = ""
     lose: bool = False
     body: JsonObject = field(default_factory=dict[str, object])
+    version: str = API_VERSION
 
     @property
     def metered(self) -> set[tuple[str, str]]:

@@ -48,6 +48,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
     data = params.hash("subscription_data")
     if data is not None:
         data.only(*SUBSCRIPTION_FIELDS)
+        data.metadata()
     session_id = new_id("cs_live" if call.livemode else "cs_test", length=58)
     return CheckoutSession(
         id=session_id,
@@ -65,7 +66,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         locale=params.given("locale"),
         payment_method_collection=params.choice("payment_method_collection", ("always", "if_required"))
         or "always",
-        metadata=params.texts("metadata"),
+        metadata=params.metadata(),
         subscription_data={} if data is None else data.flat(),
         trial=data is not None and ("trial_period_days" in data or "trial_end" in data),
     )

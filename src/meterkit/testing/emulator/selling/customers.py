@@ -184,6 +184,7 @@ class Customers:
 
 
 def _apply(customer: Customer, *, params: Params) -> None:
+    params.amend("metadata", customer.metadata)
     for name in TEXTS:
         if name in params:
             customer.texts[name] = params.text(name) or None
@@ -195,4 +196,3 @@ def _apply(customer: Customer, *, params: Params) -> None:
         customer.address = {name: given.get(name, known[name]) or None for name in ADDRESS}
     balance = params.integer("balance")
     customer.balance = customer.balance if balance is None else balance
-    params.amend("metadata", customer.metadata)

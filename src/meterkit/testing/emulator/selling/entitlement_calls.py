@@ -40,10 +40,10 @@ def _update(account: Account, call: Call) -> JsonObject:
     params = call.params
     params.only("active", "metadata", "name")
     feature = account.features.find(call.object_id)
+    params.amend("metadata", feature.metadata)
     active = params.boolean("active")
     feature.active = feature.active if active is None else active
     feature.name = params.given("name") or feature.name
-    params.amend("metadata", feature.metadata)
     return feature.to_json()
 
 

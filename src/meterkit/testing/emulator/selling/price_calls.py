@@ -94,12 +94,12 @@ def _update(account: Account, call: Call) -> JsonObject:
     )
     price = account.prices.find(call.object_id)
     before, active = price.to_json(), params.boolean("active")
+    params.amend("metadata", price.metadata)
     if "lookup_key" in params:
         price.lookup_key = params.text("lookup_key") or None
         account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
     price.active = price.active if active is None else active
     price.nickname = params.text("nickname") if "nickname" in params else price.nickname
-    params.amend("metadata", price.metadata)
     account.emit("price.updated", price.to_json(), previous=before)
     return expanded(account, price.to_json(), params)
 

@@ -44,12 +44,12 @@ def _update(account: Account, call: Call) -> JsonObject:
     params.only("name", "active", "default_price", "metadata", *TEXTS, *IGNORED, expandable=None)
     product = account.products.find(call.object_id)
     before = product.to_json()
+    product.apply(params)
     wanted = params.given("default_price")
     if wanted is not None:
         product.default_price = account.prices.find(wanted, param="default_price").id
     if "name" in params:
         product.name = params.required("name")
-    product.apply(params)
     product.updated = int(call.now)
     account.emit("product.updated", product.to_json(), previous=before)
     return expanded(account, product.to_json(), params)

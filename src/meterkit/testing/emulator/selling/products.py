@@ -32,12 +32,12 @@ class Product:
 
     def apply(self, params: Params) -> None:
         """Take over what a call gives of it; its name and default price aside."""
+        params.amend("metadata", self.metadata)
         for name in TEXTS:
             if name in params:
                 self.texts[name] = params.text(name) or None
         active = params.boolean("active")
         self.active = self.active if active is None else active
-        params.amend("metadata", self.metadata)
 
     def to_json(self) -> JsonObject:
         """Return the product as Stripe shows it (https://docs.stripe.com/api/products/object)."""

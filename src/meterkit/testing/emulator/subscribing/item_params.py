@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["ITEM_PARAMS", "read_item", "read_items", "recurring_price"]
+__all__ = ["ITEM_PARAMS", "read_item", "read_items", "recurring_price", "refuse_same_price"]
 
 ITEMS_MAX: Final = 20
 # Accepted and without effect.
@@ -87,10 +87,21 @@ def refuse_same_prices(wanted: Sequence[Wanted], *, of: Subscription | None) -> 
             ids.append(item.price.id)
         elif not change.deleted:
             ids.append((change.price or item.price).id)
+    refuse_same_price(ids, param="items")
+
+
+def refuse_same_price(ids: Sequence[str], *, param: str) -> None:
+    """Refuse a price twice, in a subscription or in one phase of a schedule.
+
+    https://github.com/stripe-archive/submigrate/issues/1 has Stripe's words.
+
+    Raises:
+        ApiError: an id is there twice.
+    """
     for price_id in ids:
         if ids.count(price_id) > 1:
             message = f"Cannot add multiple subscription items with the same plan: {price_id}"
-            raise ApiError(message, param="items")
+            raise ApiError(message, param=param)
 
 
 def _quantity(params: Params, price: Price) -> int | None:

@@ -18,7 +18,7 @@ from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.subscribing.beginning import begin
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
 from meterkit.testing.emulator.subscribing.ending import end
-from meterkit.testing.emulator.subscribing.item_params import recurring_price
+from meterkit.testing.emulator.subscribing.item_params import recurring_price, refuse_same_price
 from meterkit.testing.emulator.subscribing.phases import release, wanted_by
 from meterkit.testing.emulator.subscribing.schedules import Phase, PhaseItem, Schedule
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
@@ -156,6 +156,8 @@ def _update(account: Account, call: Call) -> JsonObject:
     )
     before = schedule.to_json()
     behavior = params.choice("end_behavior", END_BEHAVIORS)
+    metadata = dict(schedule.metadata)
+    params.amend("metadata", metadata)
     subscription = account.subscriptions.find(schedule.subscription or "")
     if "phases" in params:
         phases = _phases(account, params, start=schedule.phases[schedule.place].start, is_known=True)
@@ -166,7 +168,7 @@ def _update(account: Account, call: Call) -> JsonObject:
         if draft.items != subscription.items or rearranged.lines:
             commit(account, subscription, draft, rearranged, behavior="allow_incomplete")
     schedule.end_behavior = behavior or schedule.end_behavior
-    params.amend("metadata", schedule.metadata)
+    schedule.metadata = metadata
     account.emit("subscription_schedule.updated", schedule.to_json(), previous=before)
     return expanded(account, schedule.to_json(), params)
 
@@ -250,6 +252,7 @@ def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> P
     items = [_phase_item(account, item) for item in params.hashes("items")]
     if not items:
         raise missing_parameter(params.path("items"))
+    refuse_same_price([item.price.id for item in items], param=params.path("items"))
     metadata: dict[str, str] = {}
     params.amend("metadata", metadata)
     finish = _end_of(params, start=start, items=items)

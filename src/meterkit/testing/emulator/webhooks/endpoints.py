@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.call import API_VERSION, PAGING
 from meterkit.testing.emulator.replies import JsonObject, missing_parameter, new_id, no_such
-from meterkit.testing.emulator.webhooks.events import API_VERSION, matches
+from meterkit.testing.emulator.webhooks.events import matches
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -142,8 +142,8 @@ class WebhookEndpoints:
 
 
 def _apply(endpoint: WebhookEndpoint, *, params: Params) -> None:
+    params.amend("metadata", endpoint.metadata)
     endpoint.url = params.given("url") or endpoint.url
     endpoint.events = tuple(params.texts("enabled_events").values()) or endpoint.events
     if "description" in params:
         endpoint.description = params.text("description") or None
-    endpoint.metadata |= params.texts("metadata")

@@ -6,15 +6,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.call import API_VERSION, PAGING
 from meterkit.testing.emulator.replies import ApiError, JsonObject, new_id, no_such
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
 
-__all__ = ["API_VERSION", "MEMORY_S", "Emit", "Event", "Events", "changes", "matches"]
+__all__ = ["MEMORY_S", "Emit", "Event", "Events", "changes", "matches"]
 
-API_VERSION: Final = "2026-10-28.endive"
 MEMORY_S: Final = 30 * 86_400
 TYPES_MAX: Final = 20
 
