@@ -319,7 +319,7 @@ def lifecycle() -> Drawing:
         told=(
             "A subscription that is active or trialing has full access. After a failed payment it is past due: in grace at"
             " first, restricted after the third failed attempt or when grace is over, suspended from suspend_after on; a"
-            " payment leads back to full access from each. Unpaid is suspended, paused and incomplete are restricted. One"
+            " payment leads back to full access from each. Unpaid is suspended, paused is restricted. One"
             " that is canceled or expired leaves full access to the default plan."
         ),
     )
@@ -329,7 +329,7 @@ def lifecycle() -> Drawing:
     drawing.box(196, 44, 130, 56, "active", kind="strong")
     drawing.box(396, 44, 228, 56, "past_due", small="an attempt to collect has failed", kind="warm")
     drawing.box(694, 44, 206, 56, "unpaid", small="Stripe has given up", kind="stop")
-    drawing.box(396, 146, 228, 56, "paused, incomplete", kind="warm")
+    drawing.box(396, 146, 228, 56, "paused", kind="warm")
     drawing.box(20, 146, 306, 56, "canceled, incomplete_expired", small="the end")
     drawing.line((150, 72), (193, 72))
     drawing.line((326, 62), (393, 62), colour="warm-edge")

@@ -153,7 +153,8 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
 
     The plan is the one set by hand, else the subscription's, else the default plan; so is the status. What
     they come to says :func:`~meterkit.decisions.dunning.standing_of`. A subscription that has ended leaves
-    the default plan, and so does a plan that the catalog does not have.
+    the default plan, and so does a plan that the catalog does not have. A subscription that was never paid
+    for, nor on trial, changes neither plan nor access; only its status is shown.
     """
     subscription = state.subscription
     status, failures, failed_at_ms, turn_ms = state.status, 1, state.status_since_ms, NEVER_MS
@@ -162,15 +163,21 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         if status is None:
             status, failures = subscription.status_at(now_ms), subscription.failures
             failed_at_ms = subscription.failed_since_ms()
+    is_unpaid_signup = state.status is None and subscription is not None and not subscription.has_begun
     standing = standing_of(
-        status, failures=failures, failed_at_ms=failed_at_ms, dunning=catalog.dunning, now_ms=now_ms
+        None if is_unpaid_signup else status,
+        failures=failures,
+        failed_at_ms=failed_at_ms,
+        dunning=catalog.dunning,
+        now_ms=now_ms,
     )
     default = catalog.plans[catalog.default_plan]
     named = _plan_named(state, status, now_ms)
     plan = default if named is None else catalog.plans.get(named, default)
     if standing.access == "restricted":
         plan = catalog.plans[catalog.dunning.restrict_to]
-    is_paid = subscription is not None and status not in ENDED and standing.access != "restricted"
+    has_begun = subscription is not None and subscription.has_begun
+    is_paid = has_begun and status not in ENDED and standing.access != "restricted"
     counting = _counting(state, plan, catalog, now_ms)
     return EffectivePlan(
         plan=plan,
@@ -192,7 +199,7 @@ def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str
         # What was set by hand after the end of a subscription was known stands.
         was_known = state.status is None and subscription is not None and subscription.status in ENDED
         return state.plan if was_known else None
-    if state.plan is not None or subscription is None:
+    if state.plan is not None or subscription is None or not subscription.has_begun:
         return state.plan
     return subscription.plan_at(now_ms)
 
@@ -218,23 +225,33 @@ def _counted_per(plan: Plan) -> Literal["month", "year"]:
 def with_subscription(state: CustomerState, subscription: SubscriptionState | None) -> CustomerState:
     """A state after its subscription was fetched from Stripe.
 
-    A plan (a status) that was set by hand stands until the subscription's own changes from what was known.
+    A plan (a status) that was set by hand stands until the subscription's own changes from what was known. A
+    subscription that was never paid for, nor on trial, changes neither.
     """
     known = state.subscription
     is_same = known is not None and subscription is not None and known.id == subscription.id
     if is_same and known is not None and subscription is not None:
         subscription = subscription.owing_since(known)
     changed = replace(state, subscription=subscription)
-    if known is None and subscription is None:
-        return state
-    if not is_same or known is None or subscription is None:
+    before, after = _begun(known), _begun(subscription)
+    has_only_signed_up = (
+        after is None and subscription is not None and (before is None or before.status in ENDED)
+    )
+    if has_only_signed_up or (before is None and after is None):
+        return changed
+    if not is_same or before is None or after is None:
         return replace(changed, plan=None, status=None, status_since_ms=0)
-    if known.status != subscription.status:
+    if before.status != after.status:
         changed = replace(changed, status=None, status_since_ms=0)
-    has_ended = subscription.status in ENDED and known.status not in ENDED
-    if known.plan != subscription.plan or has_ended:
+    has_ended = after.status in ENDED and before.status not in ENDED
+    if before.plan != after.plan or has_ended:
         changed = replace(changed, plan=None)
     return changed
+
+
+def _begun(subscription: SubscriptionState | None) -> SubscriptionState | None:
+    """A subscription that was ever paid for, or on trial; None: there is none."""
+    return subscription if subscription is not None and subscription.has_begun else None
 
 
 def refusal_of(customer: str, effective: EffectivePlan, route: Route | None) -> Decision | None:
