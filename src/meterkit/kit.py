@@ -15,7 +15,7 @@ from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.catalog.watch import WatchedPlans
-from meterkit.decisions.periods import occurred_ms
+from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import delivery_tasks, flusher_for
 from meterkit.delivery.reconciling import Reconciler
@@ -159,8 +159,7 @@ class MeterKit:
 
         It is called with what belongs to the event, for example a :class:`UsageThreshold`, in one of the
         processes that have handlers of the event: at least once, by its ``id`` a repeat is known. Where it
-        raises or takes longer than 30 s, that is logged, and it is told again a minute later, ten times in
-        all.
+        raises or takes longer than 30 s, that is logged; it is told again a minute later, at most ten times.
 
         Raises:
             MeterkitError: there is no such event.
@@ -325,22 +324,21 @@ class MeterKit:
         asked = Asked(quantities, reason=reason, correction_id=correction_id, by=by)
         return await correct(self.store, customer, asked)
 
-    async def usage(self, customer: str) -> CustomerUsage:
-        """What the customer has used in this period; an unknown one is shown on the default plan.
+    async def usage(self, customer: str, *, period: datetime | str | None = None) -> CustomerUsage:
+        """What the customer has used in a period; an unknown one is shown on the default plan.
+
+        ``period`` is an aware instant in it, or its id; None: this period. Of one that is over, it is not
+        known what was included, and nothing remains.
 
         Raises:
-            CustomerError: the id is not allowed.
+            CustomerError, MeterkitError: an argument cannot be used.
             StoreError: the store does not answer.
         """
-        return await self.store.usage(check_customer(customer))
+        at_ms = None if period is None else period_ms(period)
+        return await self.store.usage(check_customer(customer), at_ms=at_ms)
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
-        """How far the customer's rates are used now, and those of routes.
-
-        Raises:
-            CustomerError: the id is not allowed.
-            StoreError: the store does not answer.
-        """
+        """How far the customer's rates are used now, and those of routes; raises as :meth:`usage` does."""
         return await self.store.rates(check_customer(customer))
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,3 +53,66 @@ def test_what_cannot_be_corrected_is_said(
     done = stored.run(*words)
     assert (done.code, done.out) == (code, "")
     assert said in done.err
+
+
+async def test_a_dry_run_takes_nothing_back(stored: Shell, directory: Path, store_url: str) -> None:
+    """F-116: a mistyped quantity was taken back whole."""
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.record("acme", "tokens", 25)
+    right = stored.run("correct", "acme", "tokens=18", "--dry-run")
+    assert (right.code, right.out) == (
+        0,
+        "tokens: 18 are to be taken back; 25 are recorded in this period, 15 of them as overage\n",
+    )
+    wrong = stored.run("correct", "acme", "tokens=1_800", "--dry-run", "--json")
+    assert wrong.code == 1
+    assert wrong.json == [{"meter": "tokens", "asked": 1800, "recorded": 25, "overage": 15, "beyond": 1775}]
+    assert stored.run("correct", "acme", "tokenz=1", "--dry-run").code == 1
+    assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 25
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "is_asked", "left"),
+    [
+        (("tokens=13",), "n", True, 25),
+        (("tokens=13",), "y", True, 12),
+        (("tokens=12",), "", False, 13),
+        (("tokens=1800",), "n", True, 25),
+        (("tokens=13", "--yes"), "", False, 12),
+    ],
+)
+async def test_on_a_terminal_a_large_correction_asks_first(
+    stored: Shell,
+    directory: Path,
+    store_url: str,
+    words: tuple[str, ...],
+    answer: str,
+    is_asked: bool,
+    left: int,
+) -> None:
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.record("acme", "tokens", 25)
+    said, code = typed(stored, "correct", "acme", *words, "--reason", "typo", "--id", "T-1", answer=answer)
+    assert ("Take so much back?" in said, code) == (is_asked, int(answer == "n"))
+    assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == left
+
+
+def typed(shell: Shell, *words: str, answer: str) -> tuple[str, int]:
+    """The output and exit code of a command on a terminal with a typed answer."""
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            [sys.executable, "-m", "meterkit", *words],
+            cwd=shell.directory,
+            env=shell.environment,
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=100,
+            check=False,
+        )
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    return done.stdout.decode(), done.returncode

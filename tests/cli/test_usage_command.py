@@ -87,7 +87,7 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
     columns = ("meter", "used", "held", "included", "granted", "remaining", "overage", "price", "to send")
     assert [
         [*columns, "delivered"],
-        ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "5,002 eur cents", "2,001", "0"],
+        ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "EUR 50.02", "2,001", "0"],
         ["tokens", "7", "7", "10", "0", "3,000,003", "0", "0", "0"],  # No price.
     ] == rows
     assert {"ai": 1_200, "promo": 0} == found["balance"]

@@ -229,6 +229,8 @@ async def test_usage_is_that_of_the_kit(framework: Framework, store_url: str) ->
         for period in (found["period"]["id"], "2031-06-11", "2031-06", "2031-06-11T12:00:00+02:00"):
             past = given(await client.get("/usage", params={"period": period}))
             assert (past["meters"]["tokens"]["recorded"], past["period"]["id"]) == (40, found["period"]["id"])
+            same = await at.kit.usage("acme", period=period)
+            assert (same["period"], same["meters"]) == (kit["period"], past["meters"])
         assert given(await client.get("/usage"))["meters"]["tokens"]["recorded"] == 0
         for wrong in ("june", "2031-13", "1969-01-01", "9" * 400, "2031-06-11T99"):
             answer = await client.get("/usage", params={"period": wrong})

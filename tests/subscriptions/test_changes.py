@@ -174,8 +174,7 @@ def test_what_begins_with_the_next_period_or_is_on_trial_costs_nothing_now() -> 
     assert free.description == "team to pro: nothing is due for this period."
     now = cost_of(KNOWN, terms[0], Terms(plan=PRO, seats=13), when="now", **options)
     assert now.description == (
-        "12 to 13 seats now, for the time until 2031-07-01 00:00 UTC: 1350 usd cents less 900 that are"
-        " paid already."
+        "12 to 13 seats now, prorated to 2031-07-01 00:00 UTC: USD 13.50 charged, USD 9.00 credited."
     )
 
 

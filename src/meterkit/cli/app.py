@@ -22,6 +22,7 @@ from meterkit.cli import (
     reconcile,
     routes,
     stripe,
+    subscriptions,
     usage,
     webhooks,
     worker,
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
-    *(reconcile, audit),
+    *(subscriptions, reconcile, audit),
     *(stripe, webhooks),
 )
 for part in _PARTS:

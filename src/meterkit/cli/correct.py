@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meterkit.catalog.money import money
+from meterkit.catalog.quantity import check_quantities
 from meterkit.cli.grants import quantities_of
 from meterkit.cli.options import CustomerArgument
 from meterkit.cli.outbox import operator
@@ -15,9 +18,9 @@ from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from meterkit import Corrected
+    from meterkit import Corrected, CustomerUsage
 
 __all__ = ["commands"]
 
@@ -36,24 +39,37 @@ async def correct(
     ],
     *,
     reason: Annotated[
-        str | None,
-        typer.Option("--reason", metavar="TEXT", help="Required: why, for the ledger of the customer."),
-    ] = None,
+        str,
+        typer.Option(
+            "--reason",
+            metavar="TEXT",
+            help="Required: why, for the ledger of the customer.",
+            show_default=False,
+        ),
+    ] = "",
     correction_id: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--id",
             metavar="ID",
             help="Required: your own name of this correction, such as a ticket's. The same one corrects"
             " once.",
+            show_default=False,
         ),
-    ] = None,
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be taken back, and change nothing.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before a large correction on a terminal.")
+    ] = False,
 ) -> None:
     """Take back units that were recorded in this billing period.
 
-    Exits 1 where something is to be credited by hand, or was never recorded.
+    On a terminal it asks first where that is more than half of what was recorded. Exits 1 where something is
+    to be credited by hand, or was never recorded.
     """
-    if not reason or not correction_id:
+    if not dry_run and not (reason and correction_id):
         raise typer.BadParameter(
             "give --reason TEXT and --id ID: the one is entered into the customer's ledger, and with the"
             " other a command that is repeated does not correct twice"
@@ -61,11 +77,64 @@ async def correct(
     given = quantities_of(quantities)
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
+        check_quantities(given, kit.catalog.meters)
+        planned = _planned(given, await kit.usage(customer))
+        if dry_run:
+            session.show([asdict(one) for one in planned], lambda: _tell_planned(planned))
+            raise typer.Exit(int(any(one.beyond for one in planned)))
+        if not yes and sys.stdin.isatty() and any(one.is_large for one in planned):
+            _tell_planned(planned)
+            typer.confirm("Take so much back?", abort=True, err=True)
         found = await kit.correct(customer, given, reason=reason, correction_id=correction_id, by=operator())
         currency = kit.catalog.currency
     session.show([asdict(one) for one in found], lambda: _tell(found, correction_id, currency))
     if any(one.by_hand or one.beyond for one in found):
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """What a correction of one meter would take back, in its unit.
+
+    Attributes:
+        asked: the units to take back.
+        recorded: the units recorded in this period.
+        overage: those of them that are overage, which goes first.
+        beyond: the units that exceed the recorded ones.
+    """
+
+    meter: str
+    asked: int
+    recorded: int
+    overage: int
+    beyond: int
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it exceeds half of the recorded units, as a mistyped quantity often does."""
+        return 2 * self.asked > self.recorded
+
+
+def _planned(quantities: Mapping[str, int], usage: CustomerUsage) -> Sequence[_Planned]:
+    meters = usage["meters"]
+    return [
+        _Planned(
+            meter=name,
+            asked=asked,
+            recorded=meters[name]["recorded"],
+            overage=meters[name]["overage"],
+            beyond=max(0, asked - meters[name]["recorded"]),
+        )
+        for name, asked in quantities.items()
+    ]
+
+
+def _tell_planned(planned: Sequence[_Planned]) -> None:
+    for one in planned:
+        recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"
+        typer.echo(f"{one.meter}: {one.asked:,} are to be taken back; {recorded}")
+        if one.beyond:
+            typer.echo(f"{one.meter}: {one.beyond:,} more than were recorded: nothing comes of these")
 
 
 def _tell(found: Sequence[Corrected], correction_id: str, currency: str) -> None:
@@ -86,7 +155,7 @@ def _lines(one: Corrected, currency: str) -> Iterator[str]:
         yield f"{one.granted_next:,} were sent to Stripe: there is a grant for them from the next period on"
     if one.by_hand:
         cents = one.by_hand_cents
-        sum_of = "" if cents is None else f", {cents // 100}.{cents % 100:02d} {currency.upper()} as overage"
+        sum_of = "" if cents is None else f", {money(cents, currency)} as overage"
         yield f"{one.by_hand:,} were sent to Stripe: credit them by hand{sum_of}"
     if one.never_billed:
         yield f"{one.never_billed:,} stay recorded and cost nothing: not accepted by Stripe, or included"

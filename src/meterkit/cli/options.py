@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperCommand
 
 from meterkit.catalog import load
-from meterkit.errors import PlansError
+from meterkit.decisions.periods import from_ms, period_ms
+from meterkit.errors import MeterkitError, PlansError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -85,15 +86,14 @@ def seconds(value: str) -> float:
 
 
 def _day(value: str) -> datetime:
-    """Read a day, or a month as its first day, in UTC where nothing else is said."""
+    """Read a day, a month as its first day, or the id of a period; in UTC unless it has a zone."""
     text = str(value)
     try:
-        found = datetime.fromisoformat(f"{text}-01" if len(text) == len("2026-10") else text)
-    except ValueError:
+        return from_ms(period_ms(text))
+    except MeterkitError:
         raise typer.BadParameter(
             f"found {text!r:.40}; allowed is a day such as 2026-10-01, or 2026-10 for its first"
         ) from None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 _COMMON: Final[dict[str, dict[str, Any]]] = {

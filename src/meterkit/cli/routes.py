@@ -36,7 +36,7 @@ def routes(
         bool, typer.Option("--factory", help="APP is a function without arguments that makes the app.")
     ] = False,
 ) -> None:
-    """Show which line of the plans file takes each route of an app.
+    """Show which line of the plans file takes each route.
 
     The plans file is that of the app's MeterMiddleware; where it has none, that of --plans. Exits 1 if a
     route is unmetered, or a line takes no route.

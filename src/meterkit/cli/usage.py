@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.catalog.money import money
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records, to_json
 from meterkit.cli.session import Session, command
@@ -164,7 +165,7 @@ def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:
         "granted": meter["granted"],
         "remaining": meter["remaining"],
         "overage": meter["overage"],
-        "price": "" if cents is None else f"{cents:,} {currency} cents",
+        "price": "" if cents is None else money(cents, currency),
         "to send": meter["pending"] + meter["unlinked"] + meter["queued"] + meter["leased"],
         "delivered": meter["delivered"],
         "late": meter["late"],

@@ -18,6 +18,7 @@ __all__ = [
     "from_ms",
     "iso",
     "occurred_ms",
+    "period_ms",
     "stamped_span_s",
     "to_ms",
 ]
@@ -26,6 +27,7 @@ HOLD_SLOT_MS: Final = 300_000
 """How long one of the two slots of holds lasts."""
 
 _MONTHS = {"month": 1, "year": 12}
+_MONTH_DIGITS: Final = len("2026-10")
 _MINUTE_MS: Final = 60_000
 _MINUTES_AHEAD: Final = 3
 """An intent's minute is at most so many ahead when it is sealed; see seal.lua."""
@@ -60,6 +62,36 @@ def occurred_ms(occurred_at: datetime, now_ms: int) -> int:
             f"which is {from_ms(now_ms).isoformat()}, and a minute more"
         )
     return found_ms
+
+
+def period_ms(period: object) -> int:
+    """The instant that names a billing period, in milliseconds since the epoch.
+
+    Args:
+        period: an aware instant in it; or a text: its id, an instant, a day, or a month for its first day,
+            in UTC where it has no zone.
+
+    Raises:
+        MeterkitError: it is none of these, naive, or before 1970.
+    """
+    try:
+        if isinstance(period, str):
+            found = datetime.fromisoformat(f"{period}-01" if len(period) == _MONTH_DIGITS else period)
+            at_ms = to_ms(found if found.tzinfo is not None else found.replace(tzinfo=UTC))
+        elif isinstance(period, datetime):
+            check_aware("period", period)
+            at_ms = to_ms(period)
+        else:
+            at_ms = -1
+    except (ValueError, OverflowError):
+        at_ms = -1
+    if at_ms < 0:
+        shown = f"{period!r:.80}" if isinstance(period, str | datetime) else f"a {type(period).__name__}"
+        raise MeterkitError(
+            f"period: found {shown}; allowed is an aware datetime from 1970 on, the id of a period, a day"
+            " such as 2026-10-01, or a month such as 2026-10"
+        )
+    return at_ms
 
 
 def from_ms(ms: int) -> datetime:

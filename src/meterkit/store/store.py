@@ -286,13 +286,13 @@ class Store:
         key = None if event_id is None else self.keys.event(view.shard, view.customer, event_id)
         await self.acknowledged([Settlement(view, used=used, event_key=key, occurred_ms=occurred_ms)])
 
-    async def usage(self, customer: str) -> CustomerUsage:
-        """What a customer whose id is valid has used in this period.
+    async def usage(self, customer: str, *, at_ms: int | None = None) -> CustomerUsage:
+        """What a customer whose id is valid has used in this period, or in that of an instant.
 
         Raises:
             StoreError: the store does not answer.
         """
-        (found,) = await self.usage_of_many([customer])
+        (found,) = await self.usage_of_many([customer], at_ms=at_ms)
         return found
 
     async def usage_of_many(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from meterkit.decisions.periods import to_ms
-from meterkit.errors import NoSubscriptionError
+from meterkit.decisions.periods import period_ms
+from meterkit.errors import MeterkitError, NoSubscriptionError
 from meterkit.subscriptions.router.bodies import (
     CancelBody,
     CheckoutBody,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["ENDPOINTS", "Asked", "BillingKit", "Endpoint", "wrong"]
 
 _SEATS_DIGITS_MAX: Final = 15
-_MONTH: Final = len("2026-10")
 
 
 class BillingKit(Protocol):
@@ -111,18 +109,14 @@ def _seats_in(query: Mapping[str, str]) -> int | None:
 
 
 def _period_ms(query: Mapping[str, str]) -> int | None:
-    """The instant that a period is named by: its id, a day, or a month for its first one; UTC."""
+    """The instant that a period is named by; None: it is that of now."""
     written = query.get("period")
     if written is None:
         return None
     try:
-        found = datetime.fromisoformat(f"{written}-01" if len(written) == _MONTH else written)
-        at_ms = to_ms(found if found.tzinfo is not None else found.replace(tzinfo=UTC))
-    except (ValueError, OverflowError):
-        at_ms = -1
-    if at_ms < 0:
-        raise wrong("period", "must be a day such as 2026-10-01, a month, or the id of a period")
-    return at_ms
+        return period_ms(written)
+    except MeterkitError as error:
+        raise wrong("period", "must be a day such as 2026-10-01, a month, or the id of a period") from error
 
 
 async def _get(kit: BillingKit, asked: Asked) -> Subscription:

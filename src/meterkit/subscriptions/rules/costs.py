@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from meterkit.catalog.money import money
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.subscriptions.rules.changes import paid_seats
 from meterkit.subscriptions.rules.proration import Cycle, Line, Proration, proration_of
@@ -111,6 +112,6 @@ def _described(
     if not credit_cents and not charge_cents:
         return f"{change}: nothing is due for this period."
     return (
-        f"{change} now, for the time until {end}: {charge_cents} {currency} cents less"
-        f" {credit_cents} that are paid already."
+        f"{change} now, prorated to {end}: {money(charge_cents, currency)} charged,"
+        f" {money(credit_cents, currency)} credited."
     )

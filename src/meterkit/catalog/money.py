@@ -1,0 +1,26 @@
+"""Money for people: an integer of minor units as ``USD 14.50``. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["money"]
+
+# https://docs.stripe.com/currencies#zero-decimal; amounts of ISK and UGX have two decimals at Stripe.
+_WITHOUT: Final = frozenset(
+    {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}
+)
+_WITH_THREE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+
+
+def money(amount_cents: int, currency: str) -> str:
+    """An amount as people write it: ``USD 14.50``, ``JPY 1,450``, ``USD -4.83``.
+
+    Args:
+        amount_cents: in minor units of the currency.
+        currency: its code of three letters.
+    """
+    decimals = 0 if currency in _WITHOUT else 3 if currency in _WITH_THREE else 2
+    whole, rest = divmod(abs(amount_cents), 10**decimals)
+    fraction = f".{rest:0{decimals}d}" if decimals else ""
+    return f"{currency.upper()} {'-' * (amount_cents < 0)}{whole:,}{fraction}"

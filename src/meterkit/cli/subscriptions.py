@@ -1,0 +1,214 @@
+"""``meterkit subscriptions``: show and change the subscriptions of customers at Stripe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+
+import typer
+
+from meterkit.catalog.money import money
+from meterkit.cli.options import CustomerArgument, PlanArgument, whole_number
+from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.session import Session, command
+from meterkit.cli.unknown_customers import check_known, note_unknown
+from meterkit.errors import NoSubscriptionError
+from meterkit.subscriptions.rules.checks import SEATS_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from meterkit.subscriptions.rules.changes import OverLimit
+    from meterkit.subscriptions.service.results import Invoice, Subscription, SubscriptionChange
+
+__all__ = ["commands"]
+
+commands = typer.Typer(
+    name="subscriptions",
+    help="Show and change subscriptions at Stripe.",
+    no_args_is_help=True,
+)
+
+_RARE: Final = frozenset({"seats", "trial ends", "ends", "scheduled", "due", "paid"})
+"""Columns that are shown where there is something in them."""
+_Seats: Final = whole_number(1, SEATS_MAX)
+
+
+@command(commands)
+async def show(session: Session, customer: CustomerArgument) -> None:
+    """Show a customer's subscription.
+
+    As it was last fetched from Stripe. Exits 1 where none is known.
+    """
+    async with session.kit(customer, reads=True) as kit:
+        await note_unknown(kit, customer)
+        found = await kit.subscriptions.get(customer)
+    if found is None:
+        raise NoSubscriptionError(customer)
+    _show(session, found)
+
+
+@command(commands)
+async def preview(
+    session: Session,
+    customer: CustomerArgument,
+    *,
+    plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="Another plan.")] = None,
+    seats: Annotated[
+        int | None, typer.Option("--seats", parser=_Seats, metavar="N", help="Other seats, in all.")
+    ] = None,
+) -> None:
+    """Show what another plan or other seats cost.
+
+    Before taxes and discounts; and which gauges are filled further than that allows. Changes nothing.
+    """
+    if plan is None and seats is None:
+        raise typer.BadParameter("give --plan PLAN, --seats N, or both")
+    async with session.kit(customer, reads=True) as kit:
+        found = await kit.subscriptions.preview(customer, plan=plan, seats=seats)
+
+    def tell() -> None:
+        typer.echo(found.proration.description)
+        for line in _over(found.over_limit):
+            typer.echo(line)
+
+    session.show(asdict(found), tell)
+
+
+@command(commands)
+async def change(session: Session, customer: CustomerArgument, plan: PlanArgument = None) -> None:
+    """Put a subscription on another plan.
+
+    An upgrade takes effect now, a downgrade when the period ends. The plan in force takes back what is
+    scheduled.
+    """
+    if plan is None:
+        raise typer.BadParameter("give PLAN, a plan of the plans file")
+    async with session.kit(customer) as kit:
+        _tell_change(session, await kit.subscriptions.change_plan(customer, plan))
+
+
+@command(commands)
+async def seats(
+    session: Session,
+    customer: CustomerArgument,
+    number: Annotated[int, typer.Argument(metavar="N", parser=_Seats, help="Seats, in all.")],
+) -> None:
+    """Set the number of seats of a subscription, now."""
+    async with session.kit(customer) as kit:
+        _tell_change(session, await kit.subscriptions.set_seats(customer, number))
+
+
+@command(commands)
+async def cancel(
+    session: Session,
+    customer: CustomerArgument,
+    *,
+    immediately: Annotated[
+        bool, typer.Option("--immediately", help="Now, not when the period ends: its usage is billed first.")
+    ] = False,
+    give_back: Annotated[
+        bool,
+        typer.Option(
+            "--give-back",
+            help="With --immediately: what was paid for the rest of the period goes to the customer's"
+            " balance.",
+        ),
+    ] = False,
+) -> None:
+    """End a subscription with its period, or now."""
+    if give_back and not immediately:
+        raise typer.BadParameter("--give-back goes with --immediately: else the period is used up to its end")
+    async with session.kit(customer) as kit:
+        ended = await kit.subscriptions.cancel(customer, immediately=immediately, give_back=give_back)
+        _show(session, ended)
+
+
+@command(commands)
+async def resume(session: Session, customer: CustomerArgument) -> None:
+    """Have a subscription that is to end go on."""
+    async with session.kit(customer) as kit:
+        _show(session, await kit.subscriptions.resume(customer))
+
+
+@command(commands)
+async def invoices(session: Session, customer: CustomerArgument) -> None:
+    """List a customer's invoices, the youngest first."""
+    async with session.kit(customer, reads=True) as kit:
+        await note_unknown(kit, customer)
+        found = await kit.subscriptions.invoices(customer)
+    rows = [_invoice_row(invoice) for invoice in found]
+    session.show(
+        [asdict(invoice) for invoice in found],
+        lambda: print_records(rows, rare=_RARE, empty=f"{customer} has no invoices"),
+    )
+
+
+@command(commands)
+async def sync(session: Session, customer: CustomerArgument) -> None:
+    """Fetch a subscription from Stripe now.
+
+    Exits 1 where there is none of a plan of the plans file.
+    """
+    async with session.kit(customer) as kit:
+        await check_known(kit, customer)
+        found = await kit.subscriptions.sync(customer)
+    if found is None:
+        raise NoSubscriptionError(customer)
+    _show(session, found)
+
+
+def _show(session: Session, found: Subscription) -> None:
+    session.show(asdict(found), lambda: print_records([_row(found)], rare=_RARE))
+
+
+def _tell_change(session: Session, changed: SubscriptionChange) -> None:
+    def tell() -> None:
+        typer.echo(changed.proration.description)
+        print_records([_row(changed.subscription)], rare=_RARE)
+
+    if changed.client_secret is not None:
+        print_note("the customer has to confirm the payment first: until then nothing has changed")
+    session.show(asdict(cast("Any", changed)), tell)
+
+
+def _over(found: Iterable[OverLimit]) -> Iterable[str]:
+    for one in found:
+        yield f"{one.meter}: {one.used:,} in use, {one.limit:,} allowed: it may not grow until it fits"
+
+
+def _row(found: Subscription) -> dict[str, object]:
+    pending = found.pending_change
+    scheduled = ""
+    if pending is not None:
+        seats_text = f"{pending.seats} seats" if pending.seats else ""
+        scheduled = " ".join(filter(None, (pending.plan, seats_text, _when(pending.effective_at))))
+    return {
+        "customer": found.customer,
+        "subscription": found.id,
+        "plan": found.plan or "not in the plans file",
+        "status": found.status,
+        "access": found.access,
+        "seats": found.seats or "",
+        "period": f"{_when(found.current_period_start)} to {_when(found.current_period_end)}",
+        "trial ends": _when(found.trial_end) if found.status == "trialing" else "",
+        "ends": _when(found.cancel_at),
+        "scheduled": scheduled,
+    }
+
+
+def _invoice_row(invoice: Invoice) -> dict[str, object]:
+    return {
+        "invoice": invoice.number or invoice.id,
+        "status": invoice.status,
+        "total": money(invoice.total_cents, invoice.currency),
+        "due": money(invoice.amount_due_cents, invoice.currency),
+        "paid": money(invoice.amount_paid_cents, invoice.currency),
+        "created": _when(invoice.created_at),
+        "page": invoice.url or "",
+    }
+
+
+def _when(moment: datetime | None) -> str:
+    return "" if moment is None else date_and_time(moment)

@@ -1,0 +1,103 @@
+"""``meterkit subscriptions``: what ``kit.subscriptions`` does, for an operator."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+from shopping import CATALOG, PLANS, sell
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from commands import Shell
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def subscribed(stored: Shell, directory: Path, store_url: str) -> AsyncGenerator[StripeEmulator]:
+    """A shell whose Stripe is an emulator, where acme pays for 12 seats of pro."""
+    emulator = StripeEmulator()
+    sell(emulator, CATALOG)
+    emulator.add_customer("cus_acme", name="Acme")
+    emulator.add_payment_method("cus_acme", "pm_card_visa")
+    (directory / "plans.yaml").write_text(PLANS)
+    with emulator.running() as url:
+        key = "sk_test_1"
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": key, "METERKIT_STRIPE_API_BASE": url}
+        async with MeterKit(
+            directory / "plans.yaml",
+            redis_url=store_url,
+            flush=False,
+            stripe_api_key=key,
+            stripe_api_base=url,
+        ) as kit:
+            await kit.customers.link("acme", "cus_acme")
+            made = await kit.subscriptions.create("acme", "pro", 12)
+            assert made.client_secret is not None
+            emulator.confirm_payment(made.client_secret)
+        yield emulator
+
+
+async def test_a_subscription_is_shown_changed_and_ended(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    """F-116: there were no such commands."""
+    async with subscribed(stored, directory, store_url):
+        assert stored.run("subscriptions", "show", "acme", "--json").json["status"] == "incomplete"
+        synced = stored.run("subscriptions", "sync", "acme", "--json").json
+        assert (synced["status"], synced["plan"], synced["seats"]) == ("active", "pro", 12)
+        shown = stored.run("subscriptions", "show", "acme")
+        assert shown.code == 0
+        assert {"acme", "pro", "active", "full", "12"} <= set(shown.out.split())
+
+        asked = stored.run("subscriptions", "preview", "acme", "--seats", "13")
+        assert (asked.code, asked.out[:18]) == (0, "12 to 13 seats now")
+        assert "USD " in asked.out
+        assert "cents" not in asked.out
+        as_json = stored.run("subscriptions", "preview", "acme", "--plan", "team", "--json").json
+        assert (as_json["proration"]["net_cents"], as_json["over_limit"]) == (0, [])
+
+        more = stored.run("subscriptions", "seats", "acme", "13", "--json")
+        assert (more.code, more.json["subscription"]["seats"]) == (0, 13)
+        assert more.json["proration"]["currency"] == "usd"
+        later = stored.run("subscriptions", "change", "acme", "team")
+        assert (later.code, "pro to team" in later.out, "scheduled" in later.out) == (0, True, True)
+
+        ending = stored.run("subscriptions", "cancel", "acme", "--json").json
+        assert ending["cancel_at_period_end"] is True
+        assert stored.run("subscriptions", "resume", "acme", "--json").json["cancel_at_period_end"] is False
+        listed = stored.run("subscriptions", "invoices", "acme")
+        assert "USD 47.00" in listed.out  # 29.00 and two seats at 9.00.
+        assert {one["status"] for one in stored.run("subscriptions", "invoices", "acme", "--json").json} == {
+            "paid"
+        }
+        gone = stored.run("subscriptions", "cancel", "acme", "--immediately", "--give-back", "--json")
+        assert (gone.code, gone.json["status"]) == (0, "canceled")
+        assert stored.run("subscriptions", "resume", "acme").code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("show", "acme"), 1, "no subscription"),
+        (("sync", "acme"), 1, "nothing is known of customer acme"),
+        (("preview", "acme"), 2, "--plan PLAN"),
+        (("preview", "acme", "--seats", "0"), 2, "from 1 to"),
+        (("change", "acme"), 2, "give PLAN"),
+        (("change", "acme", "gold"), 1, "gold"),
+        (("seats", "acme", "some"), 2, "whole number"),
+        (("cancel", "acme", "--give-back"), 2, "--immediately"),
+        (("cancel", "acme"), 1, "no subscription"),
+    ],
+)
+def test_what_cannot_be_done_is_said(stored: Shell, words: tuple[str, ...], code: int, said: str) -> None:
+    done = stored.run("subscriptions", *words)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
