@@ -59,8 +59,10 @@ if TYPE_CHECKING:
     from meterkit.store.outbox_by_hand import Intents
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
+    from meterkit.subscriptions.at_stripe.newcomers import Misfit
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.rules.proration import Proration
+    from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.results import (
         Checkout,
         Invoice,
@@ -110,6 +112,8 @@ __all__ = [
     "Grant",
     "Grants",
     "HistoryEntry",
+    "ImportProgress",
+    "Imported",
     "Intent",
     "Intents",
     "Invoice",
@@ -118,6 +122,7 @@ __all__ = [
     "MeterMiddleware",
     "MeterUsage",
     "MeterkitError",
+    "Misfit",
     "NewSubscription",
     "NoSubscriptionError",
     "OverLimit",
@@ -193,6 +198,8 @@ _HOMES = {
     "Grant": "meterkit.store.grant",
     "Grants": "meterkit.store.grants",
     "HistoryEntry": "meterkit.store.history",
+    "ImportProgress": "meterkit.subscriptions.service.importing",
+    "Imported": "meterkit.subscriptions.service.importing",
     "Intent": "meterkit.store.intents",
     "Intents": "meterkit.store.outbox_by_hand",
     "Invoice": "meterkit.subscriptions.service.results",
@@ -200,6 +207,7 @@ _HOMES = {
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
     "MeterUsage": "meterkit.store.customer_usage",
+    "Misfit": "meterkit.subscriptions.at_stripe.newcomers",
     "NewSubscription": "meterkit.subscriptions.service.results",
     "OverLimit": "meterkit.subscriptions.rules.changes",
     "PaymentFailed": "meterkit.notify",

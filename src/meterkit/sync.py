@@ -266,6 +266,7 @@ class SyncSubscriptions:
         self.cancel = loop.blocking(subscriptions.cancel)
         self.resume = loop.blocking(subscriptions.resume)
         self.invoices = loop.blocking(subscriptions.invoices)
+        self.import_from_stripe = loop.blocking(subscriptions.import_from_stripe)
 
 
 class SyncWebhooks:

@@ -30,6 +30,7 @@ COMMANDS: Final = {
         "audit",
         "stripe",
         "webhooks",
+        "import",
     ),
     "customers": (
         "show",
@@ -49,6 +50,7 @@ COMMANDS: Final = {
     "audit": ("rebuild",),
     "stripe": ("sync", "emulator"),
     "webhooks": ("list", "redrive"),
+    "import": ("stripe",),
 }
 EVERY: Final = [
     tuple(filter(None, (group, command))) for group, commands in COMMANDS.items() for command in commands

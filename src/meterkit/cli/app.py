@@ -16,6 +16,7 @@ from meterkit.cli import (
     doctor,
     flush,
     grants,
+    importing,
     migrate,
     outbox,
     plans,
@@ -41,7 +42,7 @@ app = typer.Typer(
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
     *(subscriptions, reconcile, audit),
-    *(stripe, webhooks),
+    *(stripe, webhooks, importing),
 )
 for part in _PARTS:
     app.add_typer(part.commands)

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
 
-__all__ = ["asks_for_payment_method", "has_begun", "in_force", "is_sold_here", "read_subscription"]
+__all__ = [
+    "asks_for_payment_method",
+    "has_begun",
+    "has_payment_method",
+    "in_force",
+    "is_sold_here",
+    "read_subscription",
+]
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 _LIVELIEST_FIRST: Final[tuple[frozenset[str], ...]] = (
@@ -64,6 +71,12 @@ def asks_for_payment_method(found: Mapping[str, Any]) -> bool:
     ends = _trial_end_action(found)
     has_own = id_in(found, "default_payment_method") or id_in(found, "default_source")
     return found.get("status") == "trialing" and ends != "continue" and not has_own
+
+
+def has_payment_method(customer: Mapping[str, Any]) -> bool:
+    """Whether a Stripe customer has a payment method that its subscriptions use by default."""
+    settings = part_of(customer, "invoice_settings")
+    return bool(id_in(settings, "default_payment_method") or id_in(customer, "default_source"))
 
 
 def has_begun(found: Mapping[str, Any]) -> bool:

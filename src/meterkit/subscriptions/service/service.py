@@ -8,12 +8,14 @@ from meterkit.decisions.seats import seat_meter
 from meterkit.errors import NoSubscriptionError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
+from meterkit.subscriptions.at_stripe.newcomers import IdSource
 from meterkit.subscriptions.at_stripe.once import key_of, persistently
 from meterkit.subscriptions.rules.changes import paid_seats
 from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.service.alone import alone
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
+from meterkit.subscriptions.service.importing import Importing
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -23,13 +25,14 @@ from meterkit.subscriptions.service.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
 
 __all__ = ["Subscriptions"]
@@ -227,6 +230,34 @@ class Subscriptions:
             return []
         found = await self._api().get("/v1/invoices", {"customer": linked, "limit": 100})
         return [invoice_of(invoice) for invoice in found["data"]]
+
+    async def import_from_stripe(
+        self,
+        *,
+        id_from: str = "metadata.meterkit_customer",
+        ids: Mapping[str, str] | None = None,
+        dry_run: bool = False,
+        progress: Callable[[ImportProgress], object] | None = None,
+    ) -> Imported:
+        """Link the customers that the account at Stripe has, and put each on the plan of its subscription.
+
+        A subscription belongs to a plan by its base price. Who does not fit is named and left alone. A run
+        that was stopped is repeated: what is done is not done again.
+
+        Args:
+            id_from: where Stripe has the app's own ids: ``metadata.KEY`` of a live subscription or of the
+                customer, or ``email``.
+            ids: the app's own ids by Stripe customer (``cus_…``); they win over what Stripe has.
+            dry_run: change nothing, and say what would be done.
+            progress: called after each step.
+
+        Raises:
+            MeterkitError: ``id_from`` cannot be read.
+        """
+        importing = Importing(self._store, self._api, fetch=self._fetch)
+        return await importing.run(
+            IdSource.parse(id_from), ids or {}, dry_run=dry_run, progress=progress or (lambda _: None)
+        )
 
     @property
     def _catalog(self) -> Catalog:

@@ -10,8 +10,13 @@ from meterkit.errors import StripeError
 from meterkit.store.notices import tell
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.live import whole
-from meterkit.subscriptions.at_stripe.parts import id_in, part_of
-from meterkit.subscriptions.at_stripe.reading import asks_for_payment_method, in_force, read_subscription
+from meterkit.subscriptions.at_stripe.parts import id_in
+from meterkit.subscriptions.at_stripe.reading import (
+    asks_for_payment_method,
+    has_payment_method,
+    in_force,
+    read_subscription,
+)
 from meterkit.subscriptions.webhooks.linking import LINK, Linking
 
 if TYPE_CHECKING:
@@ -124,14 +129,10 @@ class Looker:
         return None if state.subscription is None else state.subscription.id
 
     async def _read(self, chosen: Mapping[str, Any]) -> SubscriptionState:
-        has_payment_method = False
+        can_pay = False
         if asks_for_payment_method(chosen):
-            owner = await self._api().get(f"/v1/customers/{id_in(chosen, 'customer')}")
-            settings = part_of(owner, "invoice_settings")
-            has_payment_method = bool(
-                id_in(settings, "default_payment_method") or id_in(owner, "default_source")
-            )
-        return read_subscription(chosen, self._store.catalog, has_payment_method=has_payment_method)
+            can_pay = has_payment_method(await self._api().get(f"/v1/customers/{id_in(chosen, 'customer')}"))
+        return read_subscription(chosen, self._store.catalog, has_payment_method=can_pay)
 
 
 def _having(linked: str, subscription: SubscriptionState | None) -> Callable[[CustomerState], CustomerState]:

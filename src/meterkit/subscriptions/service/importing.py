@@ -1,0 +1,293 @@
+"""Takes over the customers and subscriptions that an account at Stripe has already."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from meterkit.decisions.customer_state import CustomerState, with_subscription
+from meterkit.errors import CustomerError, MeterkitError
+from meterkit.store.links import Links, owner_of
+from meterkit.store.state_changes import States
+from meterkit.subscriptions.at_stripe.live import whole
+from meterkit.subscriptions.at_stripe.newcomers import Account, IdSource, Misfit, sort_out
+from meterkit.subscriptions.at_stripe.parts import id_in, part_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.subscriptions.at_stripe.newcomers import Newcomer
+
+__all__ = ["ImportProgress", "Imported", "Importing"]
+
+_T = TypeVar("_T")
+Step = Literal["customers", "subscriptions", "links"]
+
+_CAUSE: Final = "import"
+_EXPAND: Final = ("data.latest_invoice", "data.schedule")
+_CHANGES: Final = tuple(
+    f"customer.subscription.{change}" for change in ("created", "updated", "deleted", "paused", "resumed")
+)
+_OVERLAP_S: Final = 900
+_PAGE: Final = 500
+_AT_ONCE: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportProgress:
+    """How far an import is.
+
+    Attributes:
+        step: what it does now: read ``customers``, then ``subscriptions``, then make ``links``.
+        done: how many so far.
+        total: of how many; None where Stripe does not say.
+    """
+
+    step: Step
+    done: int
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What came of an import.
+
+    Attributes:
+        linked: customers that were linked, with their subscriptions; with ``dry_run`` those that would be.
+        known: customers that were linked before.
+        skipped: customers at Stripe without a live subscription that nothing names here.
+        misfits: who does not fit, and why.
+        dry_run: whether nothing was changed.
+    """
+
+    linked: int
+    known: int
+    skipped: int
+    misfits: tuple[Misfit, ...]
+    dry_run: bool
+
+
+@dataclass(slots=True)
+class _Tally:
+    linked: int = 0
+    known: int = 0
+    misfits: list[Misfit] = field(default_factory=list[Misfit])
+    activated: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Importing:
+    """Takes over what an account at Stripe has.
+
+    Args:
+        store: where customers are kept.
+        api: the way to Stripe.
+        fetch: fetches a customer's subscription from Stripe into the store.
+    """
+
+    def __init__(
+        self, store: Store, api: Callable[[], StripeApi], *, fetch: Callable[[str], Awaitable[object]]
+    ) -> None:
+        self._store = store
+        self._api = api
+        self._fetch = fetch
+        self._states = States(store)
+        self._links = Links(store)
+
+    async def run(
+        self,
+        ids: IdSource,
+        given: Mapping[str, str],
+        *,
+        dry_run: bool,
+        progress: Callable[[ImportProgress], object],
+    ) -> Imported:
+        """Link all customers who fit, store their subscriptions, and name those who do not fit.
+
+        Asks Stripe for two lists, a hundred objects a call, and for nothing of one customer alone. What was
+        done before is not done again, so a run that was stopped is simply repeated.
+        """
+        accounts = await self._customers(ids, progress)
+        began_s = (self._api().server_time_s or self._store.now_ms() // 1000) - _OVERLAP_S
+        tally = _Tally()
+        tally.misfits += await self._subscriptions(accounts, ids, progress)
+        owners = await self._owners(accounts)
+        found = sort_out(accounts.values(), self._store.catalog, given=given, owners=owners)
+        tally.misfits += [*found.misfits, *_missing(given, accounts)]
+        for number, batch in enumerate(_pages(found.newcomers)):
+            await self._take_over(batch, tally, dry_run=dry_run)
+            done = min((number + 1) * _PAGE, len(found.newcomers))
+            progress(ImportProgress(step="links", done=done, total=len(found.newcomers)))
+        if tally.activated:
+            await self._catch_up(began_s, tally.activated)
+        return Imported(
+            linked=tally.linked,
+            known=tally.known,
+            skipped=found.skipped,
+            misfits=tuple(sorted(tally.misfits, key=lambda one: (one.stripe_customer, one.kind))),
+            dry_run=dry_run,
+        )
+
+    async def _customers(
+        self, ids: IdSource, progress: Callable[[ImportProgress], object]
+    ) -> dict[str, Account]:
+        accounts: dict[str, Account] = {}
+        async for page in self._api().pages("/v1/customers"):
+            accounts |= {found["id"]: Account.of(found, ids) for found in page}
+            progress(ImportProgress(step="customers", done=len(accounts)))
+        return accounts
+
+    async def _subscriptions(
+        self, accounts: Mapping[str, Account], ids: IdSource, progress: Callable[[ImportProgress], object]
+    ) -> list[Misfit]:
+        """Give each account its subscriptions; those of customers who came only now."""
+        done, late = 0, list[Misfit]()
+        asked = {"status": "all", "expand": _EXPAND}
+        async for page in self._api().pages("/v1/subscriptions", asked):
+            for found in page:
+                account = accounts.get(id_in(found, "customer"))
+                if account is not None:
+                    account.add(await whole(self._api(), found), self._store.catalog, ids)
+                elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:
+                    late.append(_too_new(found))
+            done += len(page)
+            progress(ImportProgress(step="subscriptions", done=done))
+        return late
+
+    async def _owners(self, accounts: Iterable[str]) -> dict[str, str]:
+        """The customers that Stripe customers are linked to."""
+        claims: dict[str, str] = {}
+        admin, keys = await self._store.admin(), self._store.keys
+        for batch in _pages(list(accounts)):
+            pipe = admin.client.pipeline(transaction=False)
+            for linked in batch:
+                pipe.get(keys.link(linked))
+            found: list[bytes | None] = await admin.ask(pipe.execute())
+            owners = (owner_of((claim or b"").decode()) for claim in found)
+            claims |= {linked: owner for linked, owner in zip(batch, owners, strict=True) if owner}
+        states = await self._stored(claims.values())
+        # A claim that no link was made from is nobody's.
+        return {linked: owner for linked, owner in claims.items() if states[owner].stripe_customer == linked}
+
+    async def _stored(self, customers: Iterable[str]) -> dict[str, CustomerState]:
+        states: dict[str, CustomerState] = {}
+        admin, keys = await self._store.admin(), self._store.keys
+        for batch in _pages(list(customers)):
+            pipe = admin.client.pipeline(transaction=False)
+            for customer in batch:
+                pipe.hget(keys.customer(customer).state, "data")
+            found: list[bytes | None] = await admin.ask(pipe.execute())
+            states |= {
+                customer: CustomerState.parse(data or b"")
+                for customer, data in zip(batch, found, strict=True)
+            }
+        return states
+
+    async def _take_over(self, batch: Sequence[Newcomer], tally: _Tally, *, dry_run: bool) -> None:
+        states = await self._stored(newcomer.customer for newcomer in batch)
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def take(newcomer: Newcomer) -> None:
+            async with room:
+                await self._one(newcomer, states[newcomer.customer], tally, dry_run=dry_run)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for newcomer in batch:
+                    tasks.create_task(take(newcomer))
+        except* MeterkitError as errors:
+            raise errors.exceptions[0] from None
+
+    async def _one(self, newcomer: Newcomer, state: CustomerState, tally: _Tally, *, dry_run: bool) -> None:
+        customer, linked = newcomer.customer, newcomer.stripe_customer
+        is_linked = state.stripe_customer == linked
+        if state.stripe_customer not in {None, linked}:
+            message = (
+                f"customer {customer!r:.80} is linked to Stripe customer {state.stripe_customer} already"
+            )
+            tally.misfits.append(_elsewhere(newcomer, message))
+            return
+        if not dry_run:
+            try:
+                if not is_linked:
+                    await self._links.make(customer, linked)
+            except CustomerError as error:
+                tally.misfits.append(_elsewhere(newcomer, str(error)))
+                return
+            if newcomer.subscription is not None and newcomer.subscription != state.subscription:
+                await self._activate(newcomer, state)
+                tally.activated[linked] = customer
+        tally.linked += not is_linked
+        tally.known += is_linked
+        tally.misfits += [
+            Misfit(
+                stripe_customer=linked,
+                customer=customer,
+                subscription=drift.subscription,
+                kind=drift.kind,
+                message=drift.message,
+                linked=True,
+            )
+            for drift in newcomer.drift
+        ]
+
+    async def _activate(self, newcomer: Newcomer, state: CustomerState) -> None:
+        """Store the subscription of a customer of whom none is known; of others it is fetched anew."""
+        if state.subscription is not None:
+            await self._fetch(newcomer.customer)  # What was listed may be older than what is stored.
+            return
+
+        def change(now: CustomerState) -> CustomerState:
+            is_free = now.stripe_customer == newcomer.stripe_customer and now.subscription is None
+            return with_subscription(now, newcomer.subscription) if is_free else now
+
+        await self._states.change(newcomer.customer, change, cause=_CAUSE)
+
+    async def _catch_up(self, began_s: int, activated: Mapping[str, str]) -> None:
+        """Fetch the subscriptions that have changed at Stripe since the lists were read."""
+        changed: set[str] = set()
+        asked: dict[str, Any] = {"types": _CHANGES, "created": {"gte": began_s}}
+        async for page in self._api().pages("/v1/events", asked):
+            changed |= {id_in(part_of(part_of(event, "data"), "object"), "customer") for event in page}
+        for linked in sorted(changed & activated.keys()):
+            await self._fetch(activated[linked])
+
+
+def _pages(found: Sequence[_T]) -> Iterator[Sequence[_T]]:
+    return (found[start : start + _PAGE] for start in range(0, len(found), _PAGE))
+
+
+def _too_new(found: Mapping[str, Any]) -> Misfit:
+    return Misfit(
+        stripe_customer=id_in(found, "customer"),
+        customer=None,
+        subscription=str(found["id"]),
+        kind="too_new",
+        message="it came to Stripe while customers were listed; run the import again",
+    )
+
+
+def _missing(given: Mapping[str, str], accounts: Mapping[str, Account]) -> list[Misfit]:
+    return [
+        Misfit(
+            stripe_customer=linked,
+            customer=customer,
+            subscription=None,
+            kind="no_such_customer",
+            message="Stripe has no such customer",
+        )
+        for linked, customer in given.items()
+        if linked not in accounts
+    ]
+
+
+def _elsewhere(newcomer: Newcomer, message: str) -> Misfit:
+    return Misfit(
+        stripe_customer=newcomer.stripe_customer,
+        customer=newcomer.customer,
+        subscription=None if newcomer.subscription is None else newcomer.subscription.id,
+        kind="linked_elsewhere",
+        message=message,
+    )

@@ -1,0 +1,280 @@
+"""A business that has subscribers at Stripe already: they are linked, and on their plans at once (F-111)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hooking import DAY, hooked
+from meterkit import MeterkitError, StripeUnavailableError
+
+if TYPE_CHECKING:
+    from hooking import Hooked
+    from meterkit import Imported, ImportProgress
+
+pytestmark = pytest.mark.anyio
+
+HOUR = timedelta(hours=1)
+MANY = 250
+
+
+def at_stripe(at: Hooked, *customers: str, email: str | None = None, **metadata: str) -> None:
+    """Customers at Stripe with a card, as a business has them that does not know meterkit."""
+    emulator: Any = at.emulator
+    for customer in customers:
+        found = emulator._account.customers.find(at.customer(customer))
+        found.texts["email"] = email
+        found.metadata.update(metadata)
+
+
+async def paying(
+    at: Hooked, customer: str, price: str = "price_pro", *, ids: bool = True, **params: Any
+) -> str:
+    """A customer at Stripe with a subscription; the subscription."""
+    at_stripe(at, customer, **({"meterkit_customer": customer} if ids else {}))
+    return await at.subscribe(customer, price, metadata={}, **params)
+
+
+def why(done: Imported) -> dict[str, str]:
+    """Who does not fit: customer at Stripe to the kind of its misfit."""
+    return {misfit.stripe_customer: misfit.kind for misfit in done.misfits}
+
+
+def counts(done: Imported) -> tuple[int, int, int, int]:
+    return done.linked, done.known, done.skipped, len(done.misfits)
+
+
+@pytest.mark.each_store
+async def test_paying_customers_are_on_their_plans_when_the_import_returns(any_store_url: str) -> None:
+    async with hooked(any_store_url) as at:
+        first = await paying(at, "acme")
+        await paying(at, "beta", "price_max")
+        done = await at.kit.subscriptions.import_from_stripe()
+        assert counts(done) == (2, 0, 0, 0)
+        assert [(await at.kit.customers.get(who)).plan for who in ("acme", "beta")] == ["pro", "max"]
+        known = await at.kit.customers.get("acme")
+        assert (known.stripe_customer, known.subscription, known.status) == ("cus_acme", first, "active")
+
+
+async def test_what_is_stored_is_what_a_look_at_each_customer_stores(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        await paying(at, "acme")
+        await paying(at, "tried", trial_period_days=14)
+        await paying(at, "leaver", cancel_at_period_end=True)
+        gone = await paying(at, "gone")
+        await at.client.v1.subscriptions.cancel_async(gone)
+        seats: Any = [{"price": "price_pro"}, {"price": "price_seat", "quantity": 4}]
+        at_stripe(at, "seated", meterkit_customer="seated")
+        await at.subscribe("seated", metadata={}, items=seats)
+        assert (await at.kit.subscriptions.import_from_stripe()).linked == 5
+        for customer in ("acme", "tried", "leaver", "gone", "seated"):
+            imported = await at.state(customer)
+            await at.kit.subscriptions.sync(customer)
+            assert imported == await at.state(customer)
+            assert imported.subscription is not None
+
+
+async def test_a_dry_run_changes_nothing_and_says_the_same(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        await paying(at, "acme")
+        await paying(at, "nameless", ids=False)
+        tried = await at.kit.subscriptions.import_from_stripe(dry_run=True)
+        assert [one.customer async for one in at.kit.customers.list()] == []
+        done = await at.kit.subscriptions.import_from_stripe()
+        assert (counts(tried), tried.misfits) == (counts(done), done.misfits)
+        assert (tried.dry_run, done.dry_run) == (True, False)
+
+
+async def test_many_are_imported_by_two_lists_and_a_second_run_writes_nothing(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        for number in range(MANY):
+            await paying(at, f"c{number}")
+        at.clock.advance(HOUR)
+        before = len(at.emulator.requests)
+        told: list[ImportProgress] = []
+        assert counts(await at.kit.subscriptions.import_from_stripe(progress=told.append)) == (MANY, 0, 0, 0)
+        calls = len(at.emulator.requests) - before
+        assert calls == -(-MANY // 100) * 2 + 1  # Both lists, and the events since.
+        assert [(step.step, step.done, step.total) for step in told][-2:] == [
+            ("subscriptions", MANY, None),
+            ("links", MANY, MANY),
+        ]
+        revs = [(await at.kit.customers.history(f"c{number}")) for number in range(MANY)]
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, MANY, 0, 0)
+        assert len(at.emulator.requests) - before == 2 * calls - 1
+        assert revs == [(await at.kit.customers.history(f"c{number}")) for number in range(MANY)]
+
+
+async def test_an_import_that_was_stopped_goes_on_where_it_was(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.subscriptions.service.importing._PAGE", 5)
+    async with hooked(store_url) as at:
+        for number in range(12):
+            await paying(at, f"c{number}")
+
+        def stop(now: ImportProgress) -> None:
+            if (now.step, now.done) == ("links", 5):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            await at.kit.subscriptions.import_from_stripe(progress=stop)
+        assert len([one async for one in at.kit.customers.list()]) == 5
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (7, 5, 0, 0)
+
+
+async def test_where_stripe_is_away_the_import_says_so_and_nothing_is_half_done(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        await paying(at, "acme")
+        at.emulator.fail_next("error", status=500, path="/v1/subscriptions", times=None)
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.subscriptions.import_from_stripe()
+        assert [one async for one in at.kit.customers.list()] == []
+
+
+@pytest.mark.parametrize(
+    ("id_from", "place"), [("email", {"email": "42"}), ("metadata.user_id", {"user_id": "42"})]
+)
+async def test_ids_are_where_the_business_has_put_them(
+    store_url: str, id_from: str, place: dict[str, Any]
+) -> None:
+    async with hooked(store_url) as at:
+        at_stripe(at, "acme", **place)
+        await at.subscribe("acme", metadata={})
+        assert counts(await at.kit.subscriptions.import_from_stripe(id_from=id_from)) == (1, 0, 0, 0)
+        assert (await at.kit.customers.get("42")).plan == "pro"
+
+
+async def test_ids_may_stand_at_the_subscription_and_a_file_wins(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at_stripe(at, "acme", "beta")
+        for customer in ("acme", "beta"):
+            await at.subscribe(customer, metadata={"user": customer})
+        done = await at.kit.subscriptions.import_from_stripe(
+            id_from="metadata.user", ids={"cus_beta": "b", "cus_none": "n"}
+        )
+        assert counts(done) == (2, 0, 0, 1)
+        assert why(done) == {"cus_none": "no_such_customer"}
+        assert {one.customer async for one in at.kit.customers.list()} == {"acme", "b"}
+
+
+@pytest.mark.parametrize("id_from", ["metadata.", "metadata", "phone", ""])
+async def test_another_place_of_ids_is_refused(store_url: str, id_from: str) -> None:
+    async with hooked(store_url) as at:
+        with pytest.raises(MeterkitError, match=r"allowed are metadata\.KEY and email"):
+            await at.kit.subscriptions.import_from_stripe(id_from=id_from)
+
+
+async def test_who_has_no_subscription_is_linked_where_an_id_is_known(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at_stripe(at, "free", meterkit_customer="free")
+        at_stripe(at, "lead")
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (1, 0, 1, 0)
+        assert (await at.kit.customers.get("free")).plan == "free"
+
+
+async def test_each_who_does_not_fit_is_named_with_its_reason_and_left_alone(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        await paying(at, "nameless", ids=False)
+        at_stripe(at, "odd", meterkit_customer="a\nb")
+        at_stripe(at, "torn", meterkit_customer="torn")
+        await at.subscribe("torn", metadata={"meterkit_customer": "other"})
+        await paying(at, "double")
+        await at.subscribe("double", "price_max", metadata={})
+        for name in ("twin1", "twin2"):
+            at_stripe(at, name, meterkit_customer="twin")
+            await at.subscribe(name, metadata={})
+        await paying(at, "stranger", "price_other")
+        both: Any = [{"price": "price_pro"}, {"price": "price_max"}]
+        await paying(at, "both", items=both)
+        await paying(at, "fine")
+        done = await at.kit.subscriptions.import_from_stripe()
+        assert why(done) == {
+            "cus_nameless": "no_id",
+            "cus_odd": "id_not_allowed",
+            "cus_torn": "two_ids",
+            "cus_double": "two_subscriptions",
+            "cus_twin1": "two_customers",
+            "cus_twin2": "two_customers",
+            "cus_stranger": "unknown_price",
+            "cus_both": "two_plans",
+        }
+        assert all(misfit.message and not misfit.linked for misfit in done.misfits)
+        assert [one.customer async for one in at.kit.customers.list()] == ["fine"]
+
+
+async def test_of_two_stripe_customers_of_one_id_the_paying_one_counts(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at_stripe(at, "old", meterkit_customer="acme")
+        at_stripe(at, "new", meterkit_customer="acme")
+        await at.subscribe("new", metadata={})
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (1, 0, 1, 0)
+        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_new"
+
+
+async def test_another_product_beside_the_plan_is_not_in_the_way(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        await paying(at, "acme")
+        await at.subscribe("acme", "price_other", metadata={})
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (1, 0, 0, 0)
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_a_link_that_stands_is_never_replaced(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        await paying(at, "acme")
+        await paying(at, "beta")
+        at.customer("else")
+        await at.kit.customers.link("acme", "cus_else")
+        await at.kit.customers.link("gamma", "cus_beta")
+        done = await at.kit.subscriptions.import_from_stripe()
+        assert why(done) == {"cus_acme": "linked_elsewhere", "cus_beta": "linked_elsewhere"}
+        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_else"
+
+
+async def test_a_quantity_other_than_one_is_told_and_the_customer_is_linked(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        seven: Any = [{"price": "price_pro", "quantity": 7}]
+        await paying(at, "acme", items=seven)
+        done = await at.kit.subscriptions.import_from_stripe()
+        assert counts(done) == (1, 0, 0, 1)
+        assert (done.misfits[0].kind, done.misfits[0].linked) == ("base_quantity", True)
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_what_is_known_already_is_fetched_rather_than_taken_from_the_list(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        subscription = await paying(at, "acme")
+        await at.kit.subscriptions.import_from_stripe()
+        at.clock.advance(DAY)
+        await at.client.v1.subscriptions.cancel_async(subscription)
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, 1, 0, 0)
+        assert (await at.kit.customers.get("acme")).status == "canceled"
+
+
+async def test_what_changes_while_the_import_runs_is_fetched_afterwards(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        subscription = await paying(at, "acme")
+        at.clock.advance(HOUR)
+
+        def change(now: ImportProgress) -> None:
+            if now.step == "subscriptions":
+                emulator: Any = at.emulator
+                emulator._account.subscriptions.find(subscription).cancel_at_period_end = True
+                changed: dict[str, object] = {"id": subscription, "customer": "cus_acme"}
+                at.emulator.emit("customer.subscription.updated", changed)
+
+        await at.kit.subscriptions.import_from_stripe(progress=change)
+        known = await at.kit.subscriptions.get("acme")
+        assert known is not None
+        assert known.cancel_at_period_end
+
+
+async def test_the_history_names_the_import(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        await paying(at, "acme")
+        await at.kit.subscriptions.import_from_stripe()
+        history = await at.kit.customers.history("acme")
+        assert {entry.cause for entry in history if entry.kind == "plan"} == {"import"}
