@@ -157,6 +157,7 @@ def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
         for meter in catalog.meters.values()
         if meter.stripe is not None
     }
+    seats: set[str] = set()
     for plan in catalog.plans.values():
         if plan.price.stripe_price is None:
             continue
@@ -168,5 +169,6 @@ def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
         for event, meter in meters.items():
             emulator.add_price(2, price_id=f"price_{plan.key}_{event}", product=product, meter=meter)
         seat = plan.seat_price
-        if seat is not None and seat.stripe_price is not None:
+        if seat is not None and seat.stripe_price is not None and seat.stripe_price not in seats:
+            seats.add(seat.stripe_price)
             emulator.add_price(seat.amount_cents, price_id=seat.stripe_price, interval=interval)

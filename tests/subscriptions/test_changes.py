@@ -54,9 +54,24 @@ plans:
     rank: 10
     price: {amount_cents: 29000, interval: year, stripe_price: price_pro_year}
     meters: {storage: {included: 100MB}, seats: {included: 10}}
+  unsaid:
+    price: {amount_cents: 0, interval: month, stripe_price: price_unsaid}
+    seat_price: {amount_cents: 900, stripe_price: price_unsaid_seat}
+  open:
+    extends: pro
+    price: {stripe_price: price_open}
+    meters: {seats: {included: unlimited}}
+  open_too:
+    extends: open
+    price: {stripe_price: price_open_too}
+    meters: {seats: {warn_at: [50]}}
+  again:
+    extends: open
+    price: {stripe_price: price_again}
+    meters: {seats: {included: 4}}
 """
 CATALOG = loads(PLANS)
-FREE, TEAM, PRO, PRO_YEAR = CATALOG.plans.values()
+FREE, TEAM, PRO, PRO_YEAR, UNSAID, OPEN, OPEN_TOO, AGAIN = CATALOG.plans.values()
 BY_YEAR = replace(PRO_YEAR, key="by_year", price=replace(PRO_YEAR.price, included_per="interval"))
 START, END = datetime(2031, 6, 1, tzinfo=UTC), datetime(2031, 7, 1, tzinfo=UTC)
 HALF = datetime(2031, 6, 16, tzinfo=UTC)
@@ -70,7 +85,13 @@ KNOWN = SubscriptionState(
     anchor_ms=to_ms(START),
 )
 METERED: Mapping[str, str | None] = {"price_tokens": "mtr_tokens"}
-PRICES = PlanPrices(base="price_pro", seat="price_pro_seat", metered=METERED)
+PRICES = PlanPrices(
+    plan="pro",
+    base="price_pro",
+    seat="price_pro_seat",
+    metered=METERED,
+    meters=frozenset({"mtr_tokens", "mtr_words"}),
+)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +129,21 @@ def test_seats_beyond_those_included_are_paid_and_stay_with_the_next_plan() -> N
     assert [paid_seats(PRO, "seats", seats) for seats in (1, 10, 11, 15)] == [0, 0, 1, 5]
     assert paid_seats(PRO_YEAR, "seats", 15) == 0  # It sells none.
     assert paid_seats(PRO, None, 2) == 2  # No gauge counts them, so none is included.
+    assert paid_seats(UNSAID, "seats", 2) == 2
     assert seats_on(TEAM, "seats", paid=2, seats=12) == 12
     assert seats_on(TEAM, "seats", paid=0, seats=10) == 5  # Those were included, nobody bought them.
     assert seats_on(PRO, "seats", paid=2, seats=7) == 10
     assert seats_on(PRO_YEAR, "seats", paid=2, seats=12) == 0
+
+
+def test_a_plan_that_includes_unlimited_seats_sells_none() -> None:
+    """F-104: they counted as 0 included, and every seat was paid."""
+    for plan in (OPEN, OPEN_TOO):
+        assert plan.seat_price is not None
+        assert paid_seats(plan, "seats", 20) == 0
+        assert seats_on(plan, "seats", paid=2, seats=12) == 0
+        check_seats_sold(plan, "seats", 1_000)
+    assert paid_seats(AGAIN, "seats", 20) == 16
 
 
 def test_what_is_filled_further_than_a_plan_allows_is_named() -> None:
@@ -178,12 +210,15 @@ def test_what_begins_with_the_next_period_or_is_on_trial_costs_nothing_now() -> 
     )
 
 
-def item(name: str, price: str, quantity: int | None = 1, meter: str | None = None) -> dict[str, Any]:
-    """An item as Stripe shows it; metered ones have no quantity."""
+def item(
+    name: str, price: str, quantity: int | None = 1, meter: str | None = None, key: str = ""
+) -> dict[str, Any]:
+    """An item as Stripe shows it; metered ones have no quantity. ``key`` is one that sync has given."""
     usage = "licensed" if meter is None else "metered"
     recurring = {"interval": "month", "usage_type": usage, "meter": meter}
     product = "prod_seats" if "seat" in price else "prod_other" if "addon" in price else "prod_pro"
-    found = {"id": name, "price": {"id": price, "product": product, "recurring": recurring}}
+    shown = {"id": price, "product": product, "recurring": recurring, "metadata": {"meterkit": key}}
+    found: dict[str, Any] = {"id": name, "price": shown}
     return found if quantity is None else {**found, "quantity": quantity}
 
 
@@ -236,6 +271,63 @@ def test_a_new_subscription_has_an_item_for_seats_only_where_some_are_paid() -> 
             ],
             0,
             [{"price": "price_tokens"}, {"id": "m", "deleted": True}],
+        ),
+        # The base price was switched in the dashboard: usage still has the old plan's price, of its product.
+        (
+            [("a", "price_pro", 1), ("m", "price_addon_old", None, "mtr_tokens")],
+            0,
+            [{"id": "m", "price": "price_tokens"}],
+        ),
+        # Two items of a meter, and one of a meter that the plan does not have.
+        (
+            [
+                ("m", "price_addon_old", None, "mtr_tokens"),
+                ("n", "price_tokens", None, "mtr_tokens"),
+                ("w", "price_addon_words", None, "mtr_words"),
+                ("a", "price_pro", 1),
+            ],
+            0,
+            [{"id": "m", "deleted": True}, {"id": "w", "deleted": True}],
+        ),
+        # A base quantity of 0 or 7, and the base prices of two plans.
+        (
+            [("a", "price_pro", 7), ("m", "price_tokens", None, "mtr_tokens")],
+            0,
+            [{"id": "a", "quantity": 1}],
+        ),
+        (
+            [("a", "price_pro", 0), ("m", "price_tokens", None, "mtr_tokens")],
+            0,
+            [{"id": "a", "quantity": 1}],
+        ),
+        (
+            [("b", "price_team", 1), ("a", "price_pro", 1), ("m", "price_tokens", None, "mtr_tokens")],
+            0,
+            [{"id": "b", "deleted": True}],
+        ),
+        # Prices of this plan that sync has made anew: who has the old ones keeps them.
+        (
+            [
+                ("a", "price_1", 1, None, "meterkit:pro:base"),
+                ("s", "price_2", 2, None, "meterkit:pro:seats"),
+                ("m", "price_3", None, "mtr_tokens", "meterkit:pro:meter:tokens"),
+            ],
+            3,
+            [{"id": "s", "quantity": 3}],
+        ),
+        # Of another plan they change.
+        (
+            [
+                ("a", "price_1", 1, None, "meterkit:team:base"),
+                ("s", "price_2", 2, None, "meterkit:team:seats"),
+                ("m", "price_3", None, "mtr_tokens", "meterkit:team:meter:tokens"),
+            ],
+            2,
+            [
+                {"id": "a", "price": "price_pro", "quantity": 1},
+                {"id": "s", "price": "price_pro_seat", "quantity": 2},
+                {"id": "m", "price": "price_tokens"},
+            ],
         ),
     ],
 )

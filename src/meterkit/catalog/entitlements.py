@@ -107,6 +107,7 @@ def build_entitlement(
         included=included,
         overage=_build_overage(values, meter, base),
         warn_at=_build_warn_at(values) if values.has("warn_at") else start.warn_at,
+        is_unlimited=included is None and (values.included == UNLIMITED or start.is_unlimited),
     )
 
 

@@ -133,6 +133,7 @@ class Entitlement:
         concurrency: requests in flight, or None for no limit.
         included: quantity per period that the price covers; None: unlimited.
         warn_at: percentages of included at which a threshold is crossed, ascending.
+        is_unlimited: whether the file says ``included: unlimited``, rather than nothing.
     """
 
     meter: str
@@ -141,6 +142,7 @@ class Entitlement:
     included: int | None
     overage: Overage
     warn_at: tuple[int, ...]
+    is_unlimited: bool = False
 
     @property
     def thresholds(self) -> tuple[tuple[int, int], ...]:

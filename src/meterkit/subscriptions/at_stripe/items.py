@@ -1,11 +1,22 @@
-"""The items of a subscription: which a plan with its seats has, and what brings one to the other. Pure."""
+"""The items of a subscription: which a plan with its seats has, and what brings one to the other. Pure.
+
+An item belongs to a plan by its price or its meter, not by its product. A person may switch the base price in
+Stripe's dashboard, and the item of the old plan's usage must then still be found.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
+from meterkit.subscriptions.at_stripe.price_keys import (
+    base_key,
+    is_metered_key,
+    key_in,
+    plan_of_price,
+    seat_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +51,7 @@ class Item:
         quantity: None where it is metered.
         product: of the price.
         meter: of the price, where it is metered; else None.
+        key: the lookup key that ``meterkit stripe sync`` gave the price; empty: it was made by hand.
     """
 
     id: str
@@ -47,6 +59,7 @@ class Item:
     quantity: int | None
     product: str
     meter: str | None
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +67,32 @@ class PlanPrices:
     """The prices at Stripe of a plan.
 
     Attributes:
+        plan: its key.
         base: its base price.
         seat: what a seat costs beyond those that the base price covers; None: no seats are sold.
         metered: each metered price, and its meter.
+        meters: the ids of all meters at Stripe that carry a meter of the plans file, of this plan or not.
     """
 
+    plan: str
     base: str
     seat: str | None
     metered: Mapping[str, str | None]
+    meters: frozenset[str]
+
+
+class _Sorted(NamedTuple):
+    """The items of a subscription, sorted by what is to become of them.
+
+    Attributes:
+        wanted: each item that the plan needs, and the present one that becomes it; None: there is none yet.
+        left: those that go: of another plan, or a second one of a meter.
+        others: add-ons that belong to no plan; they stay.
+    """
+
+    wanted: Sequence[tuple[dict[str, Parameter], Item | None]]
+    left: Sequence[Item]
+    others: Sequence[Item]
 
 
 def items_of(subscription: Mapping[str, Any]) -> tuple[Item, ...]:
@@ -79,6 +110,7 @@ def _item(item: Mapping[str, Any]) -> Item:
         quantity=None if is_metered else item.get("quantity", _BASE),
         product=id_in(price, "product"),
         meter=(text_in(recurring, "meter") or price["id"]) if is_metered else None,
+        key=key_in(price),
     )
 
 
@@ -132,10 +164,9 @@ def are_of(items: Iterable[Item], wanted: Iterable[Mapping[str, Parameter]]) -> 
 def next_items(
     current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_seats: int
 ) -> list[dict[str, Parameter]]:
-    """The items that a subscription has once it has another plan; those of other prices stay as they are."""
-    kinds = _kinds(current, catalog)
-    others = [item for item in current if item.id not in kinds]
-    return [*new_items(prices, paid_seats), *map(as_new, others)]
+    """The items that a subscription has once it has another plan; add-ons stay as they are."""
+    found = _sorted(current, catalog, prices, paid_seats)
+    return [*(wanted for wanted, _ in found.wanted), *map(as_new, found.others)]
 
 
 def as_new(item: Item) -> dict[str, Parameter]:
@@ -148,51 +179,86 @@ def as_new(item: Item) -> dict[str, Parameter]:
 def updates(
     current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_seats: int
 ) -> list[dict[str, Parameter]]:
-    """What brings the items of a subscription to a plan with its seats; those of other prices are left alone.
+    """What brings the items of a subscription to a plan with its seats; add-ons are left alone.
 
-    Empty where nothing is to be done. An item is changed rather than replaced, so that Stripe reckons with
-    what was paid for it.
+    Empty where the subscription has exactly the plan's items. An item is changed rather than replaced, so
+    that Stripe reckons with what was paid for it. A price of this plan that ``meterkit stripe sync`` has made
+    anew since stays: who subscribed to it keeps it.
     """
-    kinds = _kinds(current, catalog)
-    left = {item.id: item for item in current if item.id in kinds}
+    found = _sorted(current, catalog, prices, paid_seats)
     changes: list[dict[str, Parameter]] = []
-    for wanted in new_items(prices, paid_seats):
-        item = _counterpart(wanted, left.values(), kinds, prices)
+    for wanted, item in found.wanted:
         if item is None:
             changes.append(wanted)
-            continue
-        del left[item.id]
         # A price that changes without a quantity sets that to 1.
-        if item.price != wanted["price"]:
+        elif item.price != wanted["price"]:
             changes.append({"id": item.id, **wanted})
         elif item.quantity != wanted.get("quantity"):
             changes.append({"id": item.id, "quantity": wanted["quantity"]})
-    changes.extend({"id": item, "deleted": True} for item in left)
+    changes.extend({"id": item.id, "deleted": True} for item in found.left)
     return changes
 
 
-def _counterpart(
-    wanted: Mapping[str, Parameter], left: Iterable[Item], kinds: Mapping[str, _Kind], prices: PlanPrices
-) -> Item | None:
-    price = str(wanted["price"])
-    kind: _Kind = "base" if price == prices.base else "seat" if price == prices.seat else "metered"
-    same = [item for item in left if kinds[item.id] == kind]
-    if kind == "metered":
-        same = [item for item in same if item.price == price or item.meter == prices.metered[price]]
-    return next((item for item in same if item.price == price), same[0] if same else None)
+def _sorted(current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_seats: int) -> _Sorted:
+    kinds = _kinds(current, catalog, prices)
+    left = [item for item in current if item.id in kinds]
+    wanted: list[tuple[dict[str, Parameter], Item | None]] = []
+    for line in new_items(prices, paid_seats):
+        kind = _kind_of(line, prices)
+        meter = prices.metered.get(str(line["price"]))
+        same = [item for item in left if kinds[item.id] == kind and item.meter == meter]
+        item = min(same, key=lambda item: _distance(item, line, kind, catalog, prices), default=None)
+        if item is not None:
+            left.remove(item)
+            if _distance(item, line, kind, catalog, prices) == _REPLACED:
+                line["price"] = item.price
+        wanted.append((line, item))
+    return _Sorted(wanted, left, [item for item in current if item.id not in kinds])
 
 
-def _kinds(current: Sequence[Item], catalog: Catalog) -> dict[str, _Kind]:
-    """The items that belong to a plan, by their ids; all others are somebody's add-ons."""
-    bases = {plan.price.stripe_price for plan in catalog.plans.values()} - {None}
-    seats = {plan.seat_price.stripe_price for plan in catalog.plans.values() if plan.seat_price} - {None}
-    products = {item.product for item in current if item.price in bases}
+def _kind_of(line: Mapping[str, Parameter], prices: PlanPrices) -> _Kind:
+    price = line["price"]
+    return "base" if price == prices.base else "seat" if price == prices.seat else "metered"
+
+
+_SAME: Final = 0
+_REPLACED: Final = 1
+_ANOTHER: Final = 2
+
+
+def _distance(
+    item: Item, line: Mapping[str, Parameter], kind: _Kind, catalog: Catalog, prices: PlanPrices
+) -> int:
+    """How near an item is to a wanted one: of its price, of one that it has replaced, or of another plan."""
+    if item.price == line["price"]:
+        return _SAME
+    if kind == "base":
+        is_ours = plan_of_price(item.price, item.key, catalog) == prices.plan
+    elif kind == "seat":
+        is_ours = item.key == seat_key(prices.plan)
+    else:
+        is_ours = is_metered_key(item.key, prices.plan)
+    return _REPLACED if is_ours else _ANOTHER
+
+
+def _kinds(current: Sequence[Item], catalog: Catalog, prices: PlanPrices) -> dict[str, _Kind]:
+    """The items that belong to a plan, by their ids; all others are add-ons.
+
+    Metered ones do by their meter; of a meter that the plans file does not have, where their price is of the
+    product of a base price.
+    """
+    plans = catalog.plans.values()
+    bases = {plan.price.stripe_price for plan in plans} | {prices.base}
+    seats = {plan.seat_price.stripe_price for plan in plans if plan.seat_price} | {prices.seat}
+    base_keys, seat_keys = {base_key(plan.key) for plan in plans}, {seat_key(plan.key) for plan in plans}
     kinds: dict[str, _Kind] = {}
     for item in current:
-        if item.price in bases:
+        if item.price in bases or item.key in base_keys:
             kinds[item.id] = "base"
-        elif item.price in seats:
+        elif item.price in seats or item.key in seat_keys:
             kinds[item.id] = "seat"
-        elif item.meter is not None and item.product in products:
+    products = {item.product for item in current if kinds.get(item.id) == "base"}
+    for item in current:
+        if item.meter is not None and (item.meter in prices.meters or item.product in products):
             kinds[item.id] = "metered"
     return kinds

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError
 from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
-from meterkit.subscriptions.at_stripe.items import PlanPrices, as_new, items_of, metered_among
+from meterkit.subscriptions.at_stripe.items import as_new, items_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
 from meterkit.subscriptions.at_stripe.schedules import phases
@@ -16,32 +16,16 @@ from meterkit.subscriptions.at_stripe.schedules import phases
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.catalog import Plan
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.at_stripe.items import Item
 
-__all__ = ["LiveSubscription", "give_up", "prices_of", "whole"]
+__all__ = ["LiveSubscription", "give_up", "whole"]
 
 _PATH: Final = "/v1/subscriptions"
 _SCHEDULES: Final = "/v1/subscription_schedules"
 _GONE: Final = frozenset({"canceled", "completed", "released"})
 _REPLAYS_MAX: Final = 16
-
-
-async def prices_of(api: StripeApi, plan: Plan) -> PlanPrices:
-    """The prices of a plan that is sold: its own, and the metered ones of the product of its base price.
-
-    Raises:
-        StripeError: Stripe refuses, or does not answer.
-    """
-    base = await api.get(f"/v1/prices/{plan.price.stripe_price}")
-    of_product = await api.list("/v1/prices", {"product": id_in(base, "product"), "active": True})
-    return PlanPrices(
-        base=base["id"],
-        seat=plan.seat_price.stripe_price if plan.seat_price is not None else None,
-        metered=metered_among(of_product, base),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

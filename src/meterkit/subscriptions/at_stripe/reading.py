@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
-from meterkit.subscriptions.rules.changes import included_seats
+from meterkit.subscriptions.rules.changes import included_seats, sells_seats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -158,11 +158,12 @@ def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | Non
 
 def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
     """In all, those that the base price covers included; 0: the plan sells none."""
-    if plan.seat_price is None or plan.seat_price.stripe_price is None:
+    meter = seat_meter(catalog.meters)
+    if plan.seat_price is None or not sells_seats(plan, meter):
         return 0
     price = plan.seat_price.stripe_price
     paid = sum(int(item.get("quantity") or 0) for item in items if id_in(item, "price") == price)
-    return included_seats(plan, seat_meter(catalog.meters)) + paid
+    return included_seats(plan, meter) + paid
 
 
 def _period(

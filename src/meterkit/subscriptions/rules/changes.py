@@ -17,6 +17,7 @@ __all__ = [
     "Course",
     "OverLimit",
     "course_of",
+    "covers_all_seats",
     "included_seats",
     "over_limit",
     "paid_seats",
@@ -62,19 +63,25 @@ def _by_year(plan: Plan) -> bool:
     return (plan.price.interval, plan.price.included_per) == ("year", "interval")
 
 
-def sells_seats(plan: Plan) -> bool:
+def covers_all_seats(plan: Plan, seat_meter: str | None) -> bool:
+    """Whether the base price of a plan covers all seats: ``seats: {included: unlimited}``."""
+    return seat_meter is not None and plan.entitlements[seat_meter].is_unlimited
+
+
+def sells_seats(plan: Plan, seat_meter: str | None) -> bool:
     """Whether seats can be had beyond those that the base price of a plan covers."""
-    return plan.seat_price is not None and plan.seat_price.stripe_price is not None
+    has_price = plan.seat_price is not None and plan.seat_price.stripe_price is not None
+    return has_price and not covers_all_seats(plan, seat_meter)
 
 
 def included_seats(plan: Plan, seat_meter: str | None) -> int:
-    """The seats that the base price of a plan covers; where it limits none, or counts none: 0."""
+    """How many seats the base price of a plan covers; 0 where the plan does not say, or covers all."""
     return 0 if seat_meter is None else plan.entitlements[seat_meter].included or 0
 
 
 def paid_seats(plan: Plan, seat_meter: str | None, seats: int) -> int:
     """How many of so many seats cost the seat price."""
-    return max(0, seats - included_seats(plan, seat_meter)) if sells_seats(plan) else 0
+    return max(0, seats - included_seats(plan, seat_meter)) if sells_seats(plan, seat_meter) else 0
 
 
 def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int) -> int:
@@ -86,7 +93,7 @@ def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int) -> in
         paid: how many cost the seat price now.
         seats: in all, now.
     """
-    if not sells_seats(plan):
+    if not sells_seats(plan, seat_meter):
         return 0
     return max(included_seats(plan, seat_meter), seats if paid else 0)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
 from meterkit.store.arguments import is_text
-from meterkit.subscriptions.rules.changes import included_seats, sells_seats
+from meterkit.subscriptions.rules.changes import covers_all_seats, included_seats, sells_seats
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
@@ -52,7 +52,7 @@ def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
     Raises:
         SubscriptionError: there are more than the plan includes, and it sells none.
     """
-    if sells_seats(plan):
+    if sells_seats(plan, seat_meter) or covers_all_seats(plan, seat_meter):
         return
     covered = max(1, included_seats(plan, seat_meter))
     if seats > covered:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.decisions.seats import seat_meter
 from meterkit.errors import StripeError, SubscriptionError
 from meterkit.subscriptions.at_stripe.items import PlanPrices, are_of, next_items, updates
-from meterkit.subscriptions.at_stripe.live import prices_of
+from meterkit.subscriptions.at_stripe.plan_prices import prices_of
 from meterkit.subscriptions.rules.changes import paid_seats
 
 if TYPE_CHECKING:
@@ -110,5 +110,6 @@ class Applying:
 
     async def _priced(self, target: Terms) -> tuple[PlanPrices, int]:
         """The prices of a plan, and how many seats cost its seat price."""
-        meter = seat_meter(self._store.catalog.meters)
-        return await prices_of(self._api(), target.plan), paid_seats(target.plan, meter, target.seats)
+        catalog = self._store.catalog
+        paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)
+        return await prices_of(self._api(), catalog, target.plan), paid

@@ -11,10 +11,11 @@ from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
-from meterkit.subscriptions.at_stripe.live import give_up, prices_of, whole
+from meterkit.subscriptions.at_stripe.live import give_up, whole
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
 from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER
+from meterkit.subscriptions.at_stripe.plan_prices import prices_of
 from meterkit.subscriptions.at_stripe.reading import has_begun
 from meterkit.subscriptions.service.results import Checkout
 
@@ -51,7 +52,7 @@ class Beginning:
         """Make a subscription that is to be paid for; the client secret of that, or None."""
         api = self._api()
         linked = await self._stripe_customer(customer)
-        items = new_items(await prices_of(api, plan), paid_seats)
+        items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
         first: list[dict[str, Any]] | None = None
 
         async def attempt(again: int) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class Beginning:
         """Make a page where the customer subscribes, or find the one that is open for the same."""
         api = self._api()
         linked = await self._stripe_customer(customer)
-        items = new_items(await prices_of(api, plan), paid_seats)
+        items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
         found = await self._found(linked)
         await self._refuse_in_force(customer, found)
         for waiting in self._unpaid(found):  # Else both could be paid for.

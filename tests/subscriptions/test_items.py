@@ -1,0 +1,104 @@
+"""A change ends with exactly the plan's items, whatever was done to the subscription at Stripe before."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit.catalog import loads
+from shopping import HALF, PLANS, Shop, shop
+
+if TYPE_CHECKING:
+    from meterkit import Subscription
+
+pytestmark = pytest.mark.anyio
+
+TEAM = {"price_team": 1, "price_team_ai_tokens": None}
+PRO = {"price_pro": 1, "price_pro_ai_tokens": None}
+
+
+async def switched_by_hand(at: Shop, price: str, **changed: str) -> Subscription:
+    """A subscription to ``team`` whose base price a person has switched in the dashboard."""
+    found = await at.subscribed(plan="team")
+    item = await item_of(at, found.id, "price_team")
+    await at.stripe_change(f"/v1/subscription_items/{item}", price=price, quantity="1", **changed)
+    return found
+
+
+async def item_of(at: Shop, subscription: str, price: str) -> str:
+    items: list[dict[str, Any]] = (await at.stripe_subscription(subscription))["items"]["data"]
+    return next(str(item["id"]) for item in items if item["price"]["id"] == price)
+
+
+async def test_seats_after_a_switch_in_the_dashboard_leave_one_price_of_each_meter(store_url: str) -> None:
+    """F-102: the item of the old plan's usage was nobody's, and the new plan's came beside it."""
+    async with shop(store_url) as at:
+        found = await switched_by_hand(at, "price_pro")
+        await at.kit.subscriptions.set_seats("acme", 12)
+        assert await at.items(found.id) == {**PRO, "price_pro_seat": 2}
+        # From then on usage is billed once, by the new plan.
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_500)
+        await at.kit.flush(everything=True)
+        at.clock.set(HALF + timedelta(hours=1))
+        ended = await at.kit.subscriptions.cancel("acme", immediately=True)
+        lines = [
+            (line["pricing"]["price_details"]["price"], line["quantity"], line["amount"])
+            for invoice in await at.invoices()
+            for line in invoice["lines"]["data"]
+            if line["quantity"] == 500
+        ]
+        assert (ended.status, lines) == ("canceled", [("price_pro_ai_tokens", 500, 1_000)])
+
+
+async def test_another_plan_after_a_switch_in_the_dashboard(store_url: str) -> None:
+    async with shop(store_url) as at:
+        found = await switched_by_hand(at, "price_tried")
+        changed = await at.kit.subscriptions.change_plan("acme", "pro")
+        assert changed.subscription.plan == "pro"
+        assert await at.items(found.id) == PRO
+
+
+async def test_a_downgrade_after_a_switch_in_the_dashboard(store_url: str) -> None:
+    async with shop(store_url) as at:
+        found = await switched_by_hand(at, "price_pro")
+        await at.kit.subscriptions.change_plan("acme", "team")
+        at.clock.set(found.current_period_end)
+        assert await at.items(found.id) == TEAM
+
+
+async def test_add_ons_stay_and_the_base_price_is_had_once(store_url: str) -> None:
+    async with shop(store_url) as at:
+        at.emulator.add_price(500, price_id="price_support", product=at.emulator.add_product("Support"))
+        meter = at.emulator.add_meter("calls_of_another_app")
+        at.emulator.add_price(3, price_id="price_calls", meter=meter)
+        found = await at.subscribed(plan="team")
+        for price in ("price_support", "price_calls"):
+            await at.stripe_change("/v1/subscription_items", subscription=found.id, price=price)
+        base = await item_of(at, found.id, "price_team")
+        await at.stripe_change(f"/v1/subscription_items/{base}", quantity="7")
+        await at.kit.subscriptions.change_plan("acme", "pro")
+        assert await at.items(found.id) == {**PRO, "price_support": 1, "price_calls": None}
+
+
+async def test_unlimited_seats_are_never_charged(store_url: str) -> None:
+    """F-104: a plan that extends one with a seat price charged for every seat."""
+    more = """  open:
+    extends: pro
+    rank: 20
+    price: {amount_cents: 9900, stripe_price: price_open}
+    meters: {seats: {included: unlimited}}
+"""
+    async with shop(store_url, catalog=loads(PLANS + more)) as at:
+        found = await at.subscribed(plan="open", seats=30)
+        assert await at.items(found.id) == {"price_open": 1, "price_open_ai_tokens": None}
+        assert [invoice["total"] for invoice in await at.invoices()] == [9900]
+        await at.kit.gauges.set("acme", "seats", 80)
+        assert (await at.kit.check("acme", "seats", 100)).allowed
+        await at.kit.subscriptions.set_seats("acme", 100)
+        await at.subscribed("other", plan="pro", seats=12)
+        changed = await at.kit.subscriptions.change_plan("other", "open")
+        assert await at.items(changed.subscription.id) == {"price_open": 1, "price_open_ai_tokens": None}
+        assert await at.items(found.id) == {"price_open": 1, "price_open_ai_tokens": None}
