@@ -26,4 +26,5 @@ class Behaviour:
     reports_name: Literal["identifier", "idempotency_key"] = "identifier"
     retry_days: Sequence[int] = (3, 5, 7)
     after_retries: Literal["cancel", "unpaid", "past_due"] = "cancel"
+    collects_after_cancel: bool = True
     automatic_webhooks: bool = True

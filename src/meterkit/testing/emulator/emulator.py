@@ -95,6 +95,10 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
             idempotency key, one of its pages the event's identifier.
         retry_days: how many days after a failed payment of an invoice the next is tried, one number a retry.
         after_retries: what becomes of a subscription when the last retry has failed.
+        collects_after_cancel: whether drafts are finalized and collected by themselves after a call has
+            canceled their subscription, the last invoice among them. False is the harder reading: Stripe says
+            that "automatic collection for all unpaid invoices is disabled (`auto_advance=false`)", and others
+            finalize the last invoice themselves (https://github.com/giselles-ai/giselle/pull/296).
         automatic_webhooks: whether events are delivered by themselves while the emulator is served, as they
             happen and fall due again; else by :meth:`deliver` alone.
     """

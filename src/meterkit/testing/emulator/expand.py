@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
+from meterkit.testing.emulator.invoicing.billing import shown_now
 from meterkit.testing.emulator.pages.checkout import line_items
 from meterkit.testing.emulator.replies import ApiError, JsonObject
 
@@ -40,8 +41,8 @@ def _intent(account: Account, name: str) -> JsonObject:
 FIELDS: Final[Mapping[str, Finder]] = {
     "customer": lambda account, name: account.customers.find(name).to_json(),
     "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
-    "latest_invoice": lambda account, name: account.invoices.find(name).to_json(),
-    "invoice": lambda account, name: account.invoices.find(name).to_json(),
+    "latest_invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
+    "invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
     "payment_intent": _intent,
     "pending_setup_intent": lambda _, name: {
         "id": name,

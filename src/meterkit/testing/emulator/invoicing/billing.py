@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.invoicing.invoices import Line, Usage
+    from meterkit.testing.emulator.replies import JsonObject
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["bill", "count_usage", "draft_of"]
+__all__ = ["HOUR_S", "bill", "count_usage", "draft_of", "shown_now"]
 
 HOUR_S: Final = 3_600
 
@@ -39,10 +40,7 @@ def bill(
     waiting = account.invoices.pending.pop(subscription.id, [])
     invoice = draft_of(account, subscription, [*waiting, *lines], reason=reason, usages=usages, since=since)
     invoice.auto_advance = auto_advance
-    if not draft:
-        invoice.finalizes_at = None
-    if not draft or not auto_advance:
-        invoice.next_payment_attempt = None
+    invoice.schedule(invoice.finalizes_at if draft else None)
     account.invoices.add(invoice)
     subscription.latest_invoice = invoice.id
     return invoice
@@ -69,7 +67,6 @@ def draft_of(
     """
     now = account.now
     customer = account.customers.find(subscription.customer)
-    is_charged = subscription.collection_method == "charge_automatically"
     invoice = Invoice(
         id=new_id("in_1", length=23),
         customer=subscription.customer,
@@ -88,10 +85,9 @@ def draft_of(
         auto_advance=True,
         collection_method=subscription.collection_method,
         days_until_due=subscription.days_until_due,
-        finalizes_at=now + HOUR_S,
-        next_payment_attempt=now + HOUR_S if is_charged else None,
         starting_balance=customer.balance,
     )
+    invoice.schedule(now + HOUR_S)
     count_usage(account, subscription, invoice)
     return invoice
 
@@ -102,3 +98,9 @@ def count_usage(account: Account, subscription: Subscription, invoice: Invoice) 
         invoice.usage_lines = [
             line for usage in invoice.usages for line in usage_lines(account, subscription, usage)
         ]
+
+
+def shown_now(account: Account, invoice: Invoice) -> JsonObject:
+    """Return an invoice as Stripe shows it; a draft has the usage that has arrived until now."""
+    count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
+    return invoice.to_json()

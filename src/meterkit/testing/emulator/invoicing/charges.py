@@ -77,7 +77,7 @@ def unused_lines(account: Account, item: Item, *, at: int) -> list[Line]:
     return lines
 
 
-def usage_of(item: Item, *, until: int) -> Usage | None:
+def usage_of(item: Item, *, until: int, removed: bool = False) -> Usage | None:
     """Return the usage of an item that was not charged yet; None where it has no meter or is new.
 
     Usage is charged at the price in force when it was reported
@@ -85,14 +85,14 @@ def usage_of(item: Item, *, until: int) -> Usage | None:
     """
     if not item.price.is_metered or item.usage_from >= until:
         return None
-    return Usage(item=item.id, price=item.price, start=item.usage_from, end=until)
+    return Usage(item=item.id, price=item.price, start=item.usage_from, end=until, removed=removed)
 
 
-def usage_lines(
-    account: Account, subscription: Subscription, usage: Usage, *, proration: bool = False
-) -> list[Line]:
+def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> list[Line]:
     """Charge usage by the meter events that were accepted up to now: a line for each graduated tier.
 
+    Where a price is removed or switched, "an invoice item [...] bills for previously reported metered usage"
+    (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup).
     A sum below 0 is billed as 0 (facts/stripe.md 0.7).
     """
     meter = account.meters.find(usage.price.cycle.meter or "")
@@ -124,8 +124,8 @@ def usage_lines(
                 quantity=charge.quantity,
                 unit_amount=charge.unit_amount,
                 subscription=subscription.id,
-                item=usage.item,
-                invoice_item=new_id("ii_1", length=LINE_LENGTH) if proration else None,
+                item=None if usage.removed else usage.item,
+                invoice_item=new_id("ii_1", length=LINE_LENGTH) if usage.removed else None,
             )
         )
     return lines

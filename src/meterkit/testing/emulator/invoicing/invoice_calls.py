@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.expand import expanded
-from meterkit.testing.emulator.invoicing.billing import count_usage
+from meterkit.testing.emulator.invoicing.billing import HOUR_S, count_usage, shown_now
 from meterkit.testing.emulator.invoicing.collection import attempt, finalize, mark_paid, method_of, void
 from meterkit.testing.emulator.replies import ApiError, JsonObject
 from meterkit.testing.emulator.selling.payments import DECLINED, NO_METHOD
+from meterkit.testing.emulator.selling.prices import Recurring
+from meterkit.testing.emulator.subscribing.billing_cycle import boundary
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
-    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.call import Call, Params
     from meterkit.testing.emulator.invoicing.invoices import Invoice
 
 __all__ = ["INVOICE_CALLS"]
 
+FIVE_YEARS: Final = Recurring(interval="year", interval_count=5)
 STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 
 
@@ -38,7 +41,7 @@ def _list(account: Account, call: Call) -> JsonObject:
     subscription = params.text("subscription")
     method = params.text("collection_method")
     found = [
-        invoice.to_json()
+        shown_now(account, invoice)
         for invoice in reversed(tuple(account.invoices))
         if status in {None, invoice.status}
         and customer in {None, invoice.customer}
@@ -59,17 +62,49 @@ def _lines(account: Account, call: Call) -> JsonObject:
 def _update(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/update."""
     params, invoice = call.params, _found(account, call)
-    params.only("auto_advance", "default_payment_method", "description", "metadata", expandable=None)
+    params.only(
+        *("auto_advance", "automatically_finalizes_at", "default_payment_method", "description", "metadata"),
+        expandable=None,
+    )
     before, advance = invoice.to_json(), params.boolean("auto_advance")
-    params.amend("metadata", invoice.metadata)
-    invoice.description = params.text("description") if "description" in params else invoice.description
     method = params.given("default_payment_method")
     if method is not None:
         account.payment_methods.of_customer(method, customer=invoice.customer, param="default_payment_method")
-        invoice.default_payment_method = method
-    invoice.auto_advance = invoice.auto_advance if advance is None else advance
+    _plan_finalization(account, invoice, params, advance=advance)
+    invoice.default_payment_method = method or invoice.default_payment_method
+    params.amend("metadata", invoice.metadata)
+    invoice.description = params.text("description") if "description" in params else invoice.description
     account.emit("invoice.updated", invoice.to_json(), previous=before)
     return _shown(account, invoice, call)
+
+
+def _plan_finalization(account: Account, invoice: Invoice, params: Params, *, advance: bool | None) -> None:
+    """Say whether, and when, an invoice advances by itself.
+
+    "To configure an automatic finalization time for an invoice, you must have automatic invoice advancement
+    enabled", "up to 5 years in the future" (https://docs.stripe.com/invoicing/scheduled-finalization).
+    Without a time of its own a draft is finalized an hour after it was made.
+
+    Raises:
+        ApiError: it is no draft, does not advance by itself, or the time is past or too far away.
+    """
+    param, now = "automatically_finalizes_at", account.now
+    given, advances = params.text(param), invoice.auto_advance if advance is None else advance
+    at = max(now, invoice.created + HOUR_S if given == "" else invoice.finalizes_at or 0)
+    if given is not None and invoice.status != "draft":
+        message = "Finalized invoices can't be updated in this way."
+        raise ApiError(message, code="invoice_not_editable", param=param)
+    if given:
+        at = params.integer(param) or 0
+        if not advances:
+            message = f"`{param}` can only be set where `auto_advance` is `true`."
+            raise ApiError(message, param=param)
+        if not now < at <= boundary(now, FIVE_YEARS, 1):
+            message = f"`{param}` must be in the future, and at most 5 years from now."
+            raise ApiError(message, param=param)
+    invoice.auto_advance = advances
+    if invoice.status == "draft" and (given, advance) != (None, None):
+        invoice.schedule(at)
 
 
 def _finalize(account: Account, call: Call) -> JsonObject:
@@ -145,14 +180,13 @@ def _mark_uncollectible(account: Account, call: Call) -> JsonObject:
 
 
 def _found(account: Account, call: Call) -> Invoice:
-    """A draft shows the usage that has arrived until now."""
     invoice = account.invoices.find(call.object_id)
     count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
     return invoice
 
 
 def _shown(account: Account, invoice: Invoice, call: Call) -> JsonObject:
-    return expanded(account, invoice.to_json(), call.params)
+    return expanded(account, shown_now(account, invoice), call.params)
 
 
 INVOICE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (

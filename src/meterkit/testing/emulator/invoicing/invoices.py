@@ -115,12 +115,17 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Usage that an invoice charges: of an item, within a span of Unix seconds, at the price of that time."""
+    """Usage that an invoice charges: of an item, within a span of Unix seconds, at the price of that time.
+
+    Attributes:
+        removed: whether the item is gone, or has another price: then an invoice item charges the usage.
+    """
 
     item: str
     price: Price
     start: int
     end: int
+    removed: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,7 +137,7 @@ class Invoice:
         usages: what is counted until the invoice is finalized.
         usage_lines: the usage as it was counted last.
         auto_advance: whether it is finalized and collected by itself.
-        finalizes_at: when a draft is; None: not by itself.
+        finalizes_at: when a draft is, if ``auto_advance`` is on; None: not by itself.
         starting_balance: the customer's balance when it was finalized; negative: a credit.
         client_secret: with which a browser pays; None while there is nothing to pay.
     """
@@ -184,6 +189,12 @@ class Invoice:
     def total(self) -> int:
         """The sum of its lines; negative where more is given back than charged."""
         return sum(line.amount for line in self.all_lines)
+
+    def schedule(self, at: int | None) -> None:
+        """Say when it is finalized by itself, where it is; a charge follows at once."""
+        self.finalizes_at = at
+        is_charged = self.collection_method == "charge_automatically"
+        self.next_payment_attempt = at if is_charged and self.auto_advance else None
 
     @property
     def turns_at(self) -> int | None:

@@ -21,6 +21,7 @@ def end(
     reason: str = "cancellation_requested",
     prorate: bool = False,
     invoice_now: bool = False,
+    collects: bool = True,
 ) -> None:
     """Cancel a subscription at once.
 
@@ -33,10 +34,11 @@ def end(
         reason: ``cancellation_details.reason``.
         prorate: whether the unused time is credited, on the last invoice or the next.
         invoice_now: whether there is a last invoice, of usage and of what waits.
+        collects: whether drafts, the last invoice among them, are finalized and collected by themselves.
     """
     now = account.now
     for invoice in account.invoices.of(subscription.id):
-        if invoice.status == "open":
+        if invoice.status == "open" or (invoice.status == "draft" and not collects):
             invoice.auto_advance, invoice.next_payment_attempt = False, None
     lines = [
         line
@@ -47,7 +49,15 @@ def end(
     usages = [usage for item in subscription.items if (usage := usage_of(item, until=now)) is not None]
     if invoice_now and (lines or waiting or usages):
         since = min(item.period_start for item in subscription.items)
-        invoice = bill(account, subscription, lines, reason="subscription_cycle", usages=usages, since=since)
+        invoice = bill(
+            account,
+            subscription,
+            lines,
+            reason="subscription_cycle",
+            usages=usages,
+            since=since,
+            auto_advance=collects,
+        )
         account.emit("invoice.created", invoice.to_json())
     else:
         account.invoices.pending[subscription.id] = lines

@@ -43,7 +43,7 @@ def _pause(account: Account, call: Call) -> JsonObject:
         lines += unused_lines(account, item, at=since) if unused != "none" else []
         used = usage_of(item, until=account.now)
         if used is not None and usage != "none":
-            lines += usage_lines(account, subscription, used, proration=True)
+            lines += usage_lines(account, subscription, used)
         item.period_end = item.usage_from = account.now
     if behavior == "invoice" and lines:
         invoice = bill(account, subscription, lines, reason="subscription_update")

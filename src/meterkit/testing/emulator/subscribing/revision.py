@@ -173,7 +173,7 @@ def _kept(item: Item, price: Price, wanted: Wanted) -> int:
 def _give_back(
     account: Account, subscription: Subscription, item: Item, *, at: int, prorate: bool
 ) -> list[Line]:
-    usage = usage_of(item, until=at)
+    usage = usage_of(item, until=at, removed=True)
     item.usage_from = at
     if not prorate:
         # What was charged stays what a later credit is taken from: see the example under "Calculation logic
@@ -181,7 +181,7 @@ def _give_back(
         return []
     if subscription.status == "trialing":
         return []
-    counted = [] if usage is None else usage_lines(account, subscription, usage, proration=True)
+    counted = [] if usage is None else usage_lines(account, subscription, usage)
     return [*unused_lines(account, item, at=at), *counted]
 
 

@@ -199,6 +199,7 @@ def _cancel(account: Account, call: Call) -> JsonObject:
         account.subscriptions.find(schedule.subscription or ""),
         invoice_now=invoice_now is not False,
         prorate=prorate is not False,
+        collects=account.behaviour.collects_after_cancel,
     )
     return expanded(account, schedule.to_json(), call.params)
 

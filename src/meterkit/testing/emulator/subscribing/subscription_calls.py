@@ -261,6 +261,7 @@ def _cancel(account: Account, call: Call) -> JsonObject:
         subscription,
         prorate=params.boolean("prorate") or False,
         invoice_now=params.boolean("invoice_now") or False,
+        collects=account.behaviour.collects_after_cancel,
     )
     return expanded(account, subscription.to_json(), params)
 

@@ -1,0 +1,233 @@
+"""Draft invoices: when they are finalized, what they show until then, and what a cancellation leaves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stripe
+
+from emulated import account
+from subscribing import DAY, HOUR, MAY, SECOND, amounts, invoice_of, items_of, shop, subscribe
+
+if TYPE_CHECKING:
+    from meterkit.testing import Clock, StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+LATEST: Any = ["latest_invoice"]
+FIVE_YEARS = int(datetime(2031, 5, 1, tzinfo=UTC).timestamp())
+
+
+def metered(**options: Any) -> tuple[StripeEmulator, Clock]:
+    """The shop, with tokens at 1 and at 2 cents."""
+    emulator, clock = shop(**options)
+    meter = emulator.add_meter("tokens")
+    for cents in (1, 2):
+        emulator.add_price(cents, price_id=f"price_tokens_{cents}", meter=meter)
+    return emulator, clock
+
+
+async def use(client: stripe.StripeClient, value: str, *, at: int) -> None:
+    payload = {"stripe_customer_id": "cus_1", "value": value}
+    await client.v1.billing.meter_events.create_async(
+        {"event_name": "tokens", "payload": payload, "timestamp": at}
+    )
+
+
+async def change(client: stripe.StripeClient, invoice: stripe.Invoice, **params: Any) -> stripe.Invoice:
+    wanted: Any = params
+    return await client.v1.invoices.update_async(invoice.id, wanted)
+
+
+async def renewal(client: stripe.StripeClient, clock: Clock, *prices: str) -> stripe.Invoice:
+    """The draft of the renewal on 1 May."""
+    made = await subscribe(client, *prices)
+    clock.set(datetime(2026, 5, 1, tzinfo=UTC))
+    return invoice_of(await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST}))
+
+
+async def test_a_draft_is_held_until_the_time_that_is_set() -> None:
+    """https://docs.stripe.com/invoicing/scheduled-finalization: usage counts until then."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock, "price_10", "price_tokens_1")
+        assert (draft.automatically_finalizes_at, draft.next_payment_attempt) == (MAY + HOUR, MAY + HOUR)
+        held = await change(client, draft, automatically_finalizes_at=MAY + DAY)
+        assert (held.automatically_finalizes_at, held.next_payment_attempt) == (MAY + DAY, MAY + DAY)
+        clock.advance(timedelta(hours=23))
+        await use(client, "70", at=MAY - 60)
+        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "draft"
+        clock.advance(timedelta(hours=1))
+        done = await client.v1.invoices.retrieve_async(draft.id)
+        assert (done.status, amounts(done), done.automatically_finalizes_at) == ("paid", [1000, 70], None)
+        assert done.status_transitions.finalized_at == MAY + DAY
+
+
+async def test_a_time_that_is_cleared_is_the_usual_hour_again() -> None:
+    """https://docs.stripe.com/api/invoices/update#update_invoice-automatically_finalizes_at."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock)
+        await change(client, draft, automatically_finalizes_at=MAY + DAY)
+        usual = await change(client, draft, automatically_finalizes_at="")
+        assert usual.automatically_finalizes_at == MAY + HOUR
+        await change(client, draft, automatically_finalizes_at=MAY + DAY)
+        clock.advance(timedelta(hours=2))
+        await change(client, draft, automatically_finalizes_at="")
+        done = await client.v1.invoices.retrieve_async(draft.id)
+        assert (done.status, done.status_transitions.finalized_at) == ("paid", MAY + 2 * HOUR)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"automatically_finalizes_at": MAY}, "must be in the future, and at most 5 years"),
+        ({"automatically_finalizes_at": FIVE_YEARS + 1}, "must be in the future, and at most 5 years"),
+        (
+            {"auto_advance": False, "automatically_finalizes_at": MAY + DAY},
+            "can only be set where `auto_advance` is `true`",
+        ),
+    ],
+)
+async def test_times_that_are_refused(params: Any, message: str) -> None:
+    """The same page: "you must have automatic invoice advancement enabled", "up to 5 years in the future"."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock)
+        with pytest.raises(stripe.InvalidRequestError, match=message):
+            await change(client, draft, description="held", **params)
+        same = await client.v1.invoices.retrieve_async(draft.id)
+        assert (same.auto_advance, same.automatically_finalizes_at, same.description) == (
+            True,
+            MAY + HOUR,
+            None,
+        )
+        await change(client, draft, automatically_finalizes_at=FIVE_YEARS)
+
+
+async def test_a_finalized_invoice_takes_no_time() -> None:
+    """The same page is about drafts."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock)
+        await client.v1.invoices.finalize_invoice_async(draft.id, {"auto_advance": False})
+        for at in (MAY + DAY, ""):
+            with pytest.raises(stripe.InvalidRequestError) as refused:
+                await change(client, draft, automatically_finalizes_at=at)
+            assert refused.value.code == "invoice_not_editable"
+
+
+async def test_a_draft_that_does_not_advance_waits_without_end() -> None:
+    """https://docs.stripe.com/invoicing/integration/automatic-advancement-collection."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock)
+        stopped = await change(client, draft, auto_advance=False)
+        assert (stopped.automatically_finalizes_at, stopped.next_payment_attempt) == (None, None)
+        clock.advance(timedelta(days=3))
+        assert (await client.v1.invoices.retrieve_async(draft.id)).status == "draft"
+        await change(client, draft, auto_advance=True)
+        done = await client.v1.invoices.retrieve_async(draft.id)
+        assert (done.status, done.status_transitions.finalized_at) == ("paid", MAY + 3 * DAY)
+
+
+@pytest.mark.parametrize(("advance", "status"), [(True, "paid"), (False, "open")])
+async def test_finalizing_collects_where_it_says_so(advance: bool, status: str) -> None:
+    """https://docs.stripe.com/api/invoices/finalize#finalize_invoice-auto_advance."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock)
+        await change(client, draft, auto_advance=not advance)
+        done = await client.v1.invoices.finalize_invoice_async(draft.id, {"auto_advance": advance})
+        assert done.auto_advance is advance
+        clock.advance(timedelta(days=1))
+        assert (await client.v1.invoices.retrieve_async(draft.id)).status == status
+
+
+async def test_a_draft_shows_the_usage_that_has_arrived_wherever_it_is_shown() -> None:
+    """https://docs.stripe.com/billing/subscriptions/usage-based/configure-grace-period."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        draft = await renewal(client, clock, "price_tokens_1")
+        await use(client, "3.75", at=MAY - 60)
+        subscription = draft.lines.data[0].subscription
+        assert isinstance(subscription, str)
+        seen = await client.v1.subscriptions.retrieve_async(subscription, {"expand": LATEST})
+        (listed,) = (await client.v1.invoices.list_async({"subscription": subscription})).data
+        for shown in (invoice_of(seen), listed, await client.v1.invoices.retrieve_async(draft.id)):
+            (line,) = shown.lines.data
+            assert (line.quantity, str(line.quantity_decimal), line.amount) == (3, "3.75", 4)
+            assert line.parent is not None
+            assert line.parent.type == "subscription_item_details"
+
+
+async def test_usage_of_a_price_that_is_switched_is_an_invoice_item() -> None:
+    """ "An invoice item that bills for previously reported metered usage".
+
+    https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup
+    """
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_tokens_1")
+        await use(client, "100", at=SECOND)
+        clock.advance(timedelta(days=1))
+        wanted: Any = {"items": [{"id": items_of(made)[0].id, "price": "price_tokens_2"}]}
+        await client.v1.subscriptions.update_async(made.id, wanted)
+        await use(client, "50", at=SECOND + DAY)
+        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
+        seen = await client.v1.subscriptions.retrieve_async(made.id, {"expand": LATEST})
+        old, new = invoice_of(seen).lines.data
+        assert ((old.amount, old.period.end), (new.amount, new.period.start)) == (
+            (100, SECOND + DAY),
+            (100, SECOND + DAY),
+        )
+        assert old.parent is not None
+        assert new.parent is not None
+        assert (old.parent.type, new.parent.type) == ("invoice_item_details", "subscription_item_details")
+        assert old.parent.invoice_item_details is not None
+        assert old.parent.invoice_item_details.subscription == made.id
+        assert not old.parent.invoice_item_details.proration
+
+
+@pytest.mark.parametrize("collects", [True, False])
+async def test_drafts_that_a_cancellation_leaves_may_never_be_collected(collects: bool) -> None:
+    """ "Automatic collection for all unpaid invoices is disabled (`auto_advance=false`)".
+
+    https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses; others finalize the last
+    invoice themselves (https://github.com/giselles-ai/giselle/pull/296).
+    """
+    emulator, clock = metered(collects_after_cancel=collects)
+    async with account(emulator) as client:
+        draft = await renewal(client, clock, "price_10", "price_tokens_1")
+        await use(client, "40", at=MAY)
+        clock.advance(timedelta(minutes=5))
+        subscription = draft.lines.data[0].subscription
+        assert isinstance(subscription, str)
+        await client.v1.subscriptions.cancel_async(subscription, {"invoice_now": True})
+        last, same, _ = (await client.v1.invoices.list_async({"subscription": subscription})).data
+        assert [(last.status, last.auto_advance), (same.status, same.auto_advance)] == [
+            ("draft", collects),
+            ("draft", collects),
+        ]
+        clock.advance(timedelta(days=2))
+        found = (await client.v1.invoices.list_async({"subscription": subscription})).data
+        assert [each.status for each in found[:2]] == (["paid", "paid"] if collects else ["draft", "draft"])
+        if not collects:
+            await client.v1.invoices.finalize_invoice_async(last.id, {"auto_advance": True})
+        done = await client.v1.invoices.retrieve_async(last.id)
+        assert (done.status, amounts(done)) == ("paid", [40])
+
+
+async def test_a_schedule_that_is_canceled_leaves_its_last_invoice_too() -> None:
+    """https://docs.stripe.com/api/subscription_schedules/cancel: it is invoiced now where it says nothing."""
+    emulator, clock = metered(collects_after_cancel=False)
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_tokens_1")
+        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        clock.advance(timedelta(minutes=5))
+        await use(client, "40", at=SECOND)
+        await client.v1.subscription_schedules.cancel_async(schedule.id)
+        (last,) = (await client.v1.invoices.list_async({"subscription": made.id})).data
+        assert (last.status, last.auto_advance, amounts(last)) == ("draft", False, [40])
