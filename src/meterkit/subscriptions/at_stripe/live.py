@@ -11,7 +11,7 @@ from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import as_new, items_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
-from meterkit.subscriptions.at_stripe.schedules import phases
+from meterkit.subscriptions.at_stripe.schedules import PRORATED, phases
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -144,7 +144,7 @@ class LiveSubscription:
                 interval=interval,
             ),
             "end_behavior": "release",
-            "proration_behavior": "none" if now is None else "create_prorations",
+            "proration_behavior": PRORATED,
         }
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
         asked = {**params, "metadata": {MARK: key}}

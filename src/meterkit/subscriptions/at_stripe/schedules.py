@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.request import Parameter
 
-__all__ = ["phases"]
+__all__ = ["PRORATED", "phases"]
 
+PRORATED: Final = "create_prorations"
 _AS_THEY_ARE: Final = ("trial_end", "default_payment_method", "collection_method", "description")
 
 
@@ -29,7 +30,10 @@ def phases(
 ) -> list[dict[str, Parameter]]:
     """The phases of a schedule: what there is until the change, and from then on the new items for a period.
 
-    After that the subscription goes on without a schedule.
+    After that the subscription goes on without a schedule. With ``proration_behavior: none`` Stripe removes a
+    metered price "without billing for it"
+    (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup). Whether that loses usage
+    at the end of a period is not documented; prorations at a period's end come to nothing, so they are on.
 
     Args:
         schedule: as Stripe shows it.
@@ -56,7 +60,7 @@ def phases(
         **{name: value for name, value in kept.items() if name != "trial_end"},
         "items": list(later),
         "duration": {"interval": interval, "interval_count": 1},
-        "proration_behavior": "none",
+        "proration_behavior": PRORATED,
     }
     return [first, next_]
 

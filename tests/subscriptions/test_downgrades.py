@@ -1,0 +1,101 @@
+"""A downgrade at the end of a period: usage on both sides is billed once, and nothing is prorated."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from delivering import kit_for
+from meterkit.catalog import loads
+from meterkit.testing import Clock, StripeEmulator
+from shopping import END, HALF, START, Shop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+DAY: Final = timedelta(days=1)
+CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  words:    {unit: word, stripe: {event_name: words}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {tokens: {included: 0, overage: deny}, words: {included: 0, overage: deny}}
+  team:
+    rank: 5
+    price: {amount_cents: 1500, interval: month, stripe_price: price_team}
+    meters:
+      tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}
+      words:  {included: 0, overage: deny}
+  pro:
+    rank: 10
+    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
+    meters:
+      tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 2}}}
+      words:  {included: 0, overage: {bill: {per: 1, amount_cents: 5}}}
+""")
+
+
+@asynccontextmanager
+async def shop(store_url: str) -> AsyncGenerator[Shop]:
+    clock = Clock(START)
+    emulator = StripeEmulator(clock=clock)
+    emulator.add_plans(CATALOG)
+    async with (
+        emulator.serve() as url,
+        kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit,
+    ):
+        yield Shop(kit=kit, emulator=emulator, clock=clock, url=url)
+
+
+async def lines_of(at: Shop) -> list[list[tuple[str, int, int]]]:
+    """Of each invoice, the oldest first, the lines that are not empty: price, quantity, amount."""
+    return [
+        [
+            (line["pricing"]["price_details"]["price"], line["quantity"], line["amount"])
+            for line in invoice["lines"]["data"]
+            if line["quantity"]
+        ]
+        for invoice in await at.invoices()
+    ]
+
+
+async def test_a_downgrade_at_a_periods_end_loses_and_doubles_and_prorates_nothing(store_url: str) -> None:
+    """F-10b: the phase that removes a metered price was sent with ``proration_behavior: none``."""
+    async with shop(store_url) as at:
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 100)
+        await at.kit.record("acme", "words", 10)
+        await at.kit.flush(everything=True)
+        await at.kit.subscriptions.change_plan("acme", "team")
+        at.clock.set(END - DAY)
+        await at.kit.record("acme", "tokens", 11)
+        await at.kit.record("acme", "words", 7)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + DAY)
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.record("acme", "tokens", 1_000)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + 45 * DAY)
+        assert await lines_of(at) == [
+            [("price_pro", 1, 2900)],
+            [
+                ("price_team", 1, 1500),
+                ("price_pro_tokens", 111, 222),
+                ("price_pro_words", 17, 85),
+            ],
+            [("price_team", 1, 1500), ("price_team_tokens", 1_000, 3_000)],
+        ]
+        (schedule,) = await at.stripe_list("/v1/subscription_schedules")
+        assert {phase["proration_behavior"] for phase in schedule["phases"]} == {"create_prorations"}
