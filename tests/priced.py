@@ -1,0 +1,266 @@
+"""The oracle of promise I13: which invoice lines the recorded usage must come to, without asking the library.
+
+It keeps a log of what was recorded: how much, when, how much of it was overage of a plan that bills it, and
+the price that was in force then, by the plans file. From that follows what invoices must charge. It compares
+with all invoices of the emulated account, and with what ``kit.reconcile`` says of the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from meterkit.catalog import Catalog, Plan
+    from world import World
+
+__all__ = ["Ledger", "Line", "Recorded"]
+
+_Place: TypeAlias = tuple[str, str, datetime]
+_ENDED: Final = frozenset({"canceled", "incomplete_expired", "incomplete"})
+_FREE: Final = frozenset({"trialing", "paused"})
+"""Usage of these times is never billed: https://docs.stripe.com/billing/subscriptions/trials/free-trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Usage that was recorded.
+
+    Attributes:
+        overage: how much of it goes to Stripe: beyond what is included, on a plan that bills that.
+        period: the first instant of its billing period.
+        prices: what a unit may cost, in cents: by the plan that decided, and by the one that Stripe charged
+            for then, where somebody has just changed it there. Empty: nothing, it was on trial.
+    """
+
+    customer: str
+    meter: str
+    quantity: int
+    overage: int
+    at: datetime
+    plan: str
+    period: datetime
+    prices: tuple[Decimal, ...]
+
+
+@dataclass(kw_only=True)
+class Line:
+    """A line of an invoice that charges usage. ``left``: what no recorded usage accounts for yet."""
+
+    customer: str
+    meter: str
+    price: Decimal
+    quantity: int
+    amount: int
+    start: datetime
+    end: datetime
+    invoice: str
+    left: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.quantity} {self.meter} at {self.price} in {self.start:%m-%d %H:%M}/{self.end:%m-%d %H:%M}"
+        )
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What was recorded in a world."""
+
+    world: World
+    catalog: Catalog
+    log: list[Recorded] = field(default_factory=list[Recorded])
+
+    async def record(self, customer: str, meter: str, quantity: int) -> None:
+        """Record usage with the kit, and note it."""
+        world, kit = self.world, self.world.kit
+        before = await world.do(kit.usage(customer))
+        await world.do(kit.record(customer, meter, quantity))
+        after = await world.do(kit.usage(customer))
+        beyond = after["meters"][meter]["overage"]
+        if before["period"]["start"] == after["period"]["start"]:
+            beyond -= before["meters"][meter]["overage"]
+        plan = self.catalog.plans[after["plan"]]
+        is_billed = plan.entitlements[meter].overage.mode == "bill"
+        at_stripe = await self._at_stripe(customer)
+        decided = self._price(plan, meter)
+        prices: set[Decimal | None] = {decided}
+        if at_stripe is not None:
+            prices = set() if at_stripe[1] else {decided, self._price(at_stripe[0], meter)}
+        self.log.append(
+            Recorded(
+                customer=customer,
+                meter=meter,
+                quantity=quantity,
+                overage=beyond if is_billed else 0,
+                at=world.now,
+                plan=plan.key,
+                period=after["period"]["start"],
+                prices=tuple(sorted(price for price in prices if price is not None)),
+            )
+        )
+
+    async def _at_stripe(self, customer: str) -> tuple[Plan, bool] | None:
+        """The plan whose base price Stripe charges, and whether it charges nothing now."""
+        (found, *_) = [
+            *(
+                each
+                for each in await self.world.list(
+                    "/v1/subscriptions", customer=f"cus_{customer}", status="all"
+                )
+                if each["status"] not in _ENDED
+            ),
+            None,
+        ]
+        if found is None:
+            return None
+        prices = {item["price"]["id"] for item in found["items"]["data"]}
+        for plan in self.catalog.plans.values():
+            if plan.price.stripe_price in prices:
+                return plan, found["status"] in _FREE
+        return None
+
+    def _price(self, plan: Plan, meter: str) -> Decimal | None:
+        """Cents for a unit beyond what is included."""
+        overage = plan.entitlements[meter].overage
+        if overage.mode != "bill" or overage.amount_cents is None:
+            return None
+        return Decimal(overage.amount_cents) / (overage.per or 1)
+
+    async def metered_prices(self, plan: str) -> list[str]:
+        """The prices at Stripe of what a plan bills beyond what is included."""
+        events = {meter["event_name"]: meter["id"] for meter in await self.world.list("/v1/billing/meters")}
+        prices = await self.world.list("/v1/prices", active="true")
+        found: list[str] = []
+        for name, meter in self.catalog.meters.items():
+            cents = self._price(self.catalog.plans[plan], name)
+            if cents is not None and meter.stripe is not None:
+                found.append(
+                    next(
+                        price["id"]
+                        for price in prices
+                        if price["recurring"]["meter"] == events[meter.stripe.event_name]
+                        and Decimal(price["unit_amount_decimal"]) == cents
+                    )
+                )
+        return found
+
+    async def lines(self) -> list[Line]:
+        """All lines of Stripe's invoices that charge usage, but for invoices that are void."""
+        events = {meter["id"]: meter["event_name"] for meter in await self.world.list("/v1/billing/meters")}
+        names = {
+            meter.stripe.event_name: name
+            for name, meter in self.catalog.meters.items()
+            if meter.stripe is not None
+        }
+        found: list[Line] = []
+        for invoice in await self.world.list("/v1/invoices"):
+            if invoice["status"] == "void":
+                continue
+            for line in await self.world.list(f"/v1/invoices/{invoice['id']}/lines"):
+                price = await self._metered(line)
+                if price is None or not int(line["quantity"]):
+                    continue
+                quantity = int(Decimal(line["quantity_decimal"]))
+                found.append(
+                    Line(
+                        customer=invoice["customer"].removeprefix("cus_"),
+                        meter=names[events[price["recurring"]["meter"]]],
+                        price=Decimal(line["pricing"]["unit_amount_decimal"]),
+                        quantity=quantity,
+                        amount=line["amount"],
+                        start=_instant(line["period"]["start"]),
+                        end=_instant(line["period"]["end"]),
+                        invoice=invoice["id"],
+                        left=quantity,
+                    )
+                )
+        return sorted(found, key=lambda line: (line.start, line.meter, line.price))
+
+    async def _metered(self, line: dict[str, Any]) -> dict[str, Any] | None:
+        """The price of a line that charges usage; None: it charges something else."""
+        pricing: dict[str, Any] = line.get("pricing") or {}
+        details: dict[str, Any] = pricing.get("price_details") or {}
+        if details.get("price") is None:
+            return None
+        price = await self.world.ask("GET", f"/v1/prices/{details['price']}")
+        recurring: dict[str, Any] = price.get("recurring") or {}
+        return price if recurring.get("usage_type") == "metered" else None
+
+    async def audit(self) -> list[str]:
+        """All that is wrong with the invoices and with the books, in words; nothing, where all is right."""
+        lines = await self.lines()
+        wrong = [
+            f"{line}: {line.amount} cents" for line in lines if line.amount != line.quantity * line.price
+        ]
+        unbilled = _match(self.log, lines)
+        late, agree = await self._books()
+        for (customer, meter, period), units in sorted(unbilled.items()):
+            told = late[customer, meter, period]
+            if units != told:
+                wrong.append(
+                    f"{units} {meter} of {customer} in the period from {period:%m-%d} are on no invoice at"
+                    f" their price, {told} are told to be late"
+                )
+                if agree[customer, meter, period]:
+                    wrong.append(
+                        f"and the books of {meter} of {customer} from {period:%m-%d} say all is right"
+                    )
+        # What is late in its own period may be billed in one that follows.
+        later = Counter[tuple[str, str]]()
+        for (customer, meter, _), units in late.items():
+            later[customer, meter] += units
+        for line in lines:
+            if line.left > later[line.customer, line.meter]:
+                wrong.append(f"{line}: {line.left} of it were never recorded at that price then")
+            later[line.customer, line.meter] -= line.left
+        return wrong + self._accepted(late)
+
+    async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool]]:
+        """By customer, meter and period: what is told to be late, and whether the books agree."""
+        late, agree = Counter[_Place](), defaultdict[_Place, bool](bool)
+        for customer, period in sorted({(entry.customer, entry.period) for entry in self.log}):
+            for one in await self.world.do(self.world.kit.reconcile(customer, at=period)):
+                late[customer, one.meter, period] = one.late
+                agree[customer, one.meter, period] = one.agrees
+        return late, agree
+
+    def _accepted(self, late: Counter[_Place]) -> list[str]:
+        """Where Stripe has more than was recorded; what is late may have come to it twice."""
+        recorded, wrong = Counter[tuple[str, str]](), list[str]()
+        for entry in self.log:
+            recorded[entry.customer, entry.meter] += entry.overage
+        for (customer, meter, _), units in late.items():
+            recorded[customer, meter] += units
+        for (customer, meter), units in sorted(recorded.items()):
+            stripe = self.catalog.meters[meter].stripe
+            has = 0 if stripe is None else self.world.emulator.accepted(f"cus_{customer}", stripe.event_name)
+            if has > units:
+                wrong.append(f"Stripe has {has} {meter} of {customer}, {units} were recorded")
+        return wrong
+
+
+def _match(log: Iterable[Recorded], lines: Sequence[Line]) -> Counter[_Place]:
+    """Take what was recorded off the lines that charge it; what is on none, by customer, meter and period."""
+    unbilled = Counter[_Place]()
+    # What may have one price only comes first.
+    for entry in sorted(log, key=lambda entry: (len(entry.prices), entry.at)):
+        left = entry.overage if entry.prices else 0
+        for line in lines:
+            is_its = (line.customer, line.meter) == (entry.customer, entry.meter)
+            if is_its and line.price in entry.prices and line.start <= entry.at < line.end:
+                taken = min(left, line.left)
+                line.left -= taken
+                left -= taken
+        if left:
+            unbilled[entry.customer, entry.meter, entry.period] += left
+    return unbilled
+
+
+def _instant(second: int) -> datetime:
+    return datetime.fromtimestamp(second, UTC)

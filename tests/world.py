@@ -1,0 +1,444 @@
+"""A world in one event loop with virtual time: kits, their store and Stripe go by the loop's clock.
+
+Nothing in it waits: the emulated Stripe answers within the process, the store is ``memory://``, and the loop
+jumps to the next timer. A year takes seconds. Processes are contexts: one that is killed reaches neither the
+store nor Stripe any more, whatever its tasks still try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import asynccontextmanager
+from contextvars import Context, ContextVar, copy_context
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from weakref import WeakSet
+
+import fakeredis
+import looptime
+
+from delivering import STRIPE_KEY
+from meterkit import MeterKit
+from meterkit.delivery.closing import Closer
+from meterkit.redis.connection import ReplyError
+from meterkit.starlette import stripe_webhook
+from meterkit.stripe.api import StripeApi
+from meterkit.stripe.result import Answer, Result
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.sweep import Sweeper
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+
+    import pytest
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from meterkit.catalog import Catalog
+
+__all__ = ["Killed", "Process", "World", "run"]
+
+_T = TypeVar("_T")
+
+SECRET: Final = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"
+HOOK: Final = "http://app/webhooks/stripe"
+STRIPE: Final = "http://stripe.emulated"
+# What draws a pause at random draws its middle here: a story goes the same way each time.
+_JITTERS: Final = ("_jitter",)
+_LOADED: Final = (
+    *("delivery.flusher", "delivery.sending", "delivery.background", "stripe.http", "stripe.api"),
+    *("subscriptions.webhooks.worker", "subscriptions.service.last_invoice", "delivery.stripe_v1"),
+)
+
+
+class Killed(Exception):  # noqa: N818 - not an error: what the story asked for
+    """The process that was asked is dead."""
+
+
+class Process:
+    """A process: a kit, and all that it does in a context of its own.
+
+    It dies at a step on purpose: before or after a call to Stripe, or before a command to the store.
+
+    Attributes:
+        steps: how many steps it has made.
+        dies_at: the number of the step that is its last; 0: none.
+    """
+
+    def __init__(self, kit: MeterKit) -> None:
+        self.kit = kit
+        self.steps = self.dies_at = 0
+        self.trace: list[str] = []
+        self.is_alive = True
+        self.tasks = WeakSet[asyncio.Task[Any]]()
+        self._context = copy_context()
+        self._context.run(_process.set, self)
+        self._dead = asyncio.get_running_loop().create_future()
+        self._app = stripe_webhook(kit)
+        self._api = StripeApi(kit.settings)
+        self._closer = Closer(kit.store, lambda: self._api)
+        self._sweeper = Sweeper(kit.store, lambda: self._api, HookQueue(kit.store))
+
+    def step(self, name: str) -> bool:
+        """Make a step; whether the process has survived until here."""
+        if self.is_alive:
+            self.steps += 1
+            self.trace.append(name)
+            if self.steps == self.dies_at:
+                self.kill()
+        return self.is_alive
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.is_alive = False
+        if not self._dead.done():
+            self._dead.set_result(None)
+
+    async def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Have it do something. Raises :class:`Killed` where it dies meanwhile, or is dead."""
+        if not self.is_alive:
+            work.close()
+            raise Killed
+        task = asyncio.get_running_loop().create_task(work, context=self._context)
+        await asyncio.wait({task, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+        if not self.is_alive:
+            await self._bury()
+            await asyncio.gather(task, return_exceptions=True)
+            raise Killed
+        return task.result()
+
+    async def _bury(self) -> None:
+        """End its tasks, which can have no effect any more."""
+        while tasks := [task for task in self.tasks if not task.done()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def stop(self) -> None:
+        """End it in peace, or what is left of one that was killed."""
+        if self.is_alive:
+            await self.run(self.kit.store.stop())
+        self.kill()
+        await self._bury()
+
+    async def turn(self) -> None:
+        """Do once what its background tasks do again and again."""
+        await self.run(self._turn())
+
+    async def _turn(self) -> None:
+        await self.kit.webhooks.work_off()
+        await self.kit.flush()
+        await self._closer.turn()
+        await self._sweeper.turn()
+
+    async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a webhook."""
+        if not self.is_alive:
+            raise Killed
+        await self.run(_awaited(self._app(scope, receive, send)))
+
+
+_process: ContextVar[Process | None] = ContextVar("_process", default=None)
+
+
+class World:
+    """Processes of one service, its store, Stripe, and a clock for all.
+
+    Attributes:
+        emulator: Stripe.
+        process: the one that is alive now.
+        stripe_is_away: whether calls to Stripe do not get there.
+        hooks_are_away: whether webhooks of Stripe are lost.
+    """
+
+    def __init__(self, catalog: Catalog, start: datetime, **settings: Any) -> None:
+        loop = asyncio.get_running_loop()
+        start_s = start.timestamp() - loop.time()
+        self._catalog, self._settings = catalog, settings
+        self.clock: Callable[[], float] = lambda: start_s + loop.time()
+        self.stripe_is_away = self.hooks_are_away = False
+        self.emulator = StripeEmulator(clock=self.clock, automatic_webhooks=False)
+        self.emulator.add_endpoint(HOOK, secret=SECRET, app=self._take)
+        self.process: Process
+
+    @property
+    def kit(self) -> MeterKit:
+        """The kit of the process that is alive now."""
+        return self.process.kit
+
+    @property
+    def now(self) -> datetime:
+        """The instant."""
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+    async def begin(self) -> Process:
+        """Start a process, after the one before has died."""
+        given: dict[str, Any] = {
+            "flush": False,
+            "shards": 1,
+            "store_timeout": 10.0,
+            "stripe_api_key": STRIPE_KEY,
+            "stripe_webhook_secret": SECRET,
+            "stripe_api_base": STRIPE,
+            **self._settings,
+        }
+        kit = MeterKit(self._catalog, clock=self.clock, redis_url="memory://", **given)
+        self.process = Process(kit)
+        await self.process.run(kit.store.start())
+        return self.process
+
+    async def do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Have the process that is alive do something."""
+        return await self.process.run(work)
+
+    async def sleep(self, **span: float) -> None:
+        """Let time pass, as much as is given like to a timedelta."""
+        await asyncio.sleep(timedelta(**span).total_seconds())
+
+    async def until(self, instant: datetime) -> None:
+        """Let time pass until an instant."""
+        await asyncio.sleep(max(0.0, instant.timestamp() - self.clock()))
+
+    async def tell(self, *, twice: bool = False) -> None:
+        """Have Stripe deliver its webhooks, where they get through."""
+        self.emulator.advance()
+        if not self.hooks_are_away:
+            due = await self.emulator.deliver()
+            if twice and due:
+                await self.emulator.deliver(*(delivery.event for delivery in reversed(due)))
+
+    async def turn(self) -> None:
+        """Have Stripe do what is due and tell of it, and the process do what its background tasks do."""
+        await self.tell()
+        await self.process.turn()
+
+    async def ask(self, method: str, path: str, **params: str) -> dict[str, Any]:
+        """Ask Stripe as a person does in its Dashboard, past the kit."""
+        form = "&".join(f"{name}={value}" for name, value in params.items()).encode()
+        query = "" if method == "POST" else f"?{form.decode()}"
+        headers = {"Authorization": f"Bearer {STRIPE_KEY}"}
+        answer = await _http(
+            self.emulator.app, method, path + query, headers, form if method == "POST" else None
+        )
+        found: dict[str, Any] = import_module("json").loads(answer.body)
+        if answer.status != 200:
+            raise AssertionError(f"{method} {path} {params}: {found}")
+        return found
+
+    async def list(self, path: str, **params: str) -> list[dict[str, Any]]:
+        """All that Stripe lists."""
+        found: list[dict[str, Any]] = []
+        more: dict[str, str] = {}
+        while True:
+            page = await self.ask("GET", path, limit="100", **params, **more)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            more = {"starting_after": found[-1]["id"]}
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        try:
+            await self.process.take(scope, receive, keep)
+        except Killed:  # What a dead process says is not heard.
+            answer = [
+                {"type": "http.response.start", "status": 503, "headers": []},
+                {"type": "http.response.body", "body": b""},
+            ]
+        for message in answer:
+            await send(message)
+
+
+_worlds: ContextVar[World] = ContextVar("_worlds")
+
+
+class _InProcess:
+    """Stands in for :class:`meterkit.stripe.http.HttpClient`: the emulator answers within the process."""
+
+    def __init__(self, base: str, *, timeout_s: float) -> None:
+        del base, timeout_s
+        self._world = _worlds.get()
+
+    async def request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Answer | Result:
+        """Send one request."""
+        process, what = _process.get(), f"{method} {path.partition('?')[0]}"
+        if (process is not None and not process.step(f"before {what}")) or self._world.stripe_is_away:
+            return Result(failure="not_sent", message="ConnectionRefusedError")
+        answer = await _http(self._world.emulator.app, method, path, headers, body)
+        if process is not None and not process.step(f"after {what}"):
+            return Result(failure="no_reply", message="ConnectionResetError")
+        return answer
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def _http(
+    app: ASGIApp, method: str, target: str, headers: Mapping[str, str], body: bytes | None
+) -> Answer:
+    path, _, query = target.partition("?")
+    sent: list[Message] = []
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [
+            (b"host", b"stripe.emulated"),
+            *((name.lower().encode(), value.encode()) for name, value in headers.items()),
+        ],
+        "client": None,
+        "server": ("stripe.emulated", 80),
+    }
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body or b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    start, *pieces = sent
+    found = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Answer(start["status"], found, b"".join(piece.get("body", b"") for piece in pieces))
+
+
+class _Client(fakeredis.FakeAsyncRedis):
+    """A client of ``memory://`` whose commands are steps of the process."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute one command."""
+        _store_step(str(args[0]))
+        inherited: Any = super()
+        return await inherited.execute_command(*args, **options)
+
+    def pipeline(self, *args: Any, **options: Any) -> Any:
+        """Several commands, which are one step."""
+        inherited: Any = super()
+        pipeline = inherited.pipeline(*args, **options)
+        execute = pipeline.execute
+
+        async def stepping(*args: Any, **options: Any) -> Any:
+            _store_step("pipeline")
+            return await execute(*args, **options)
+
+        pipeline.execute = stepping
+        return pipeline
+
+
+def _store_step(name: str) -> None:
+    process = _process.get()
+    if process is not None and not process.step(f"store {name}"):
+        raise ConnectionResetError("this process is dead")
+
+
+async def _awaited(work: Awaitable[_T]) -> _T:
+    return await work
+
+
+def _middle(least: float, most: float) -> float:
+    return (least + most) / 2
+
+
+def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
+    """Have all go by the loop's clock, and reach Stripe within the process."""
+    memory, loop = import_module("meterkit.redis.memory"), asyncio.get_running_loop()
+    for name in _LOADED:
+        import_module(f"meterkit.{name}")
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "meterkit":
+            if getattr(module, "monotonic", None) is time.monotonic:
+                patched.setattr(module, "monotonic", loop.time)
+            for jitter in _JITTERS:
+                if hasattr(module, jitter):
+                    patched.setattr(module, jitter, _middle)
+    patched.setattr("meterkit.stripe.http.HttpClient", _InProcess)
+    # Stripe's limits on calls have tests of their own.
+    patched.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
+    patched.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
+    # Nothing is held in these stories: what renews holds need not look every five seconds of a year.
+    patched.setattr("meterkit.redis.hold_renewal._IDLE_MS", 86_400_000)
+
+    def now(*_: object) -> float:
+        return world.clock()
+
+    def client(_: object) -> _Client:
+        return _Client(server=memory._server, version=(7, 0))
+
+    def stepping(connection: Any, request: bytes) -> Any:
+        process = _process.get()
+        if process is not None and not process.step("store"):
+            return ReplyError("this process is dead")
+        return execute(connection, request)
+
+    # Keys end by the world's clock.
+    patched.setattr(memory._Past, "__call__", now)
+    patched.setattr(memory, "admin_client", client)
+    execute = memory.MemoryConnection._execute
+    patched.setattr(memory.MemoryConnection, "_execute", stepping)
+
+
+@asynccontextmanager
+async def _world(
+    patched: pytest.MonkeyPatch, catalog: Catalog, start: datetime, settings: Mapping[str, Any]
+) -> AsyncGenerator[World]:
+    world = World(catalog, start, **settings)
+    _worlds.set(world)
+    _patch(patched, world)
+    await world.begin()
+    try:
+        yield world
+    finally:
+        await world.process.stop()
+
+
+def run(
+    patched: pytest.MonkeyPatch,
+    story: Callable[[World], Awaitable[_T]],
+    *,
+    catalog: Catalog,
+    start: datetime,
+    **settings: Any,
+) -> _T:
+    """Live a story in a world of its own; what comes of it."""
+
+    async def lived() -> _T:
+        async with _world(patched, catalog, start, settings) as world:
+            return await story(world)
+
+    with patched.context() as within, asyncio.Runner(loop_factory=_loop) as runner:
+        del within
+        return runner.run(lived())
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = looptime.new_event_loop(noop_cycles=0)
+    # A nanosecond vanishes in a float of many days: a timer would never be due.
+    cast("Any", loop)._clock_resolution = 1e-6
+    loop.set_task_factory(_task)
+    return loop
+
+
+def _task(
+    loop: asyncio.AbstractEventLoop, work: Any, *, context: Context | None = None, **options: Any
+) -> asyncio.Task[Any]:
+    """A task, which its process knows."""
+    task = asyncio.Task(work, loop=loop, context=context, **options)
+    process = _process.get() if context is None else context.get(_process)
+    if process is not None:
+        process.tasks.add(task)
+    return task
