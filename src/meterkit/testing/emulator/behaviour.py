@@ -27,4 +27,5 @@ class Behaviour:
     retry_days: Sequence[int] = (3, 5, 7)
     after_retries: Literal["cancel", "unpaid", "past_due"] = "cancel"
     collects_after_cancel: bool = True
+    prices_usage_by: Literal["timestamp", "arrival"] = "timestamp"
     automatic_webhooks: bool = True

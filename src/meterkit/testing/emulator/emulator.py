@@ -99,6 +99,11 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
             canceled their subscription, the last invoice among them. False is the harder reading: Stripe says
             that "automatic collection for all unpaid invoices is disabled (`auto_advance=false`)", and others
             finalize the last invoice themselves (https://github.com/giselles-ai/giselle/pull/296).
+        prices_usage_by: what decides between two prices of a meter where one is switched for the other.
+            Stripe says "the price in effect when the usage was reported", and not whether an event's
+            timestamp or its arrival tells that. ``timestamp``: an event stamped at the switch or later is
+            charged at the new price. ``arrival``: only if it has arrived after the switch, too. In both,
+            what is stamped before the switch and arrives after it is on no invoice.
         automatic_webhooks: whether events are delivered by themselves while the emulator is served, as they
             happen and fall due again; else by :meth:`deliver` alone.
     """

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
-__all__ = ["period_line", "remaining_line", "trial_line", "unused_lines", "usage_lines", "usage_of"]
+__all__ = [
+    "count_anew",
+    "period_line",
+    "remaining_line",
+    "trial_line",
+    "unused_lines",
+    "usage_lines",
+    "usage_of",
+]
 
 LINE_LENGTH: Final = 23
 
@@ -85,7 +93,24 @@ def usage_of(item: Item, *, until: int, removed: bool = False) -> Usage | None:
     """
     if not item.price.is_metered or item.usage_from >= until:
         return None
-    return Usage(item=item.id, price=item.price, start=item.usage_from, end=until, removed=removed)
+    return Usage(
+        item=item.id,
+        price=item.price,
+        start=item.usage_from,
+        end=until,
+        arrived_from=item.arrived_from,
+        removed=removed,
+    )
+
+
+def count_anew(account: Account, item: Item, *, at: int) -> None:
+    """Have an item charge what is used from an instant on, at the price that it has from then on.
+
+    "The price in effect when the usage was reported" is charged
+    (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing). No page says
+    whether an event's timestamp or its arrival is meant: ``StripeEmulator(prices_usage_by=...)``.
+    """
+    item.usage_from, item.arrived_from = at, len(account.events.accepted)
 
 
 def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> list[Line]:
@@ -96,9 +121,10 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
     A sum below 0 is billed as 0 (facts/stripe.md 0.7).
     """
     meter = account.meters.find(usage.price.cycle.meter or "")
+    by_arrival = account.behaviour.prices_usage_by == "arrival"
     events = [
         event
-        for event in account.events.accepted
+        for event in account.events.accepted[usage.arrived_from if by_arrival else 0 :]
         if event.counted
         and event.meter == meter.id
         and event.customer == subscription.customer

@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.billing import count_usage
+from meterkit.testing.emulator.invoicing.charges import count_anew
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.subscribing.ending import end
 from meterkit.testing.emulator.subscribing.statuses import leave_pause, set_status
@@ -159,6 +160,11 @@ def _apply(account: Account, subscription: Subscription, changed: Subscription) 
     """Have a change bind that waited for its invoice to be paid."""
     before = subscription.to_json()
     changed.pending_update, changed.latest_invoice = None, subscription.latest_invoice
+    prices = {item.id: item.price for item in subscription.items}
+    for item in changed.items:
+        if prices.get(item.id) is not item.price:
+            # Usage between the request and the payment: no page says who charges it, and no line does.
+            count_anew(account, item, at=account.now)
     account.subscriptions.put(changed)
     account.emit("customer.subscription.updated", changed.to_json(), previous=before)
     account.emit("customer.subscription.pending_update_applied", changed.to_json())

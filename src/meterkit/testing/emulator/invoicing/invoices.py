@@ -118,6 +118,7 @@ class Usage:
     """Usage that an invoice charges: of an item, within a span of Unix seconds, at the price of that time.
 
     Attributes:
+        arrived_from: how many events arrived too early to count; see :class:`Item`.
         removed: whether the item is gone, or has another price: then an invoice item charges the usage.
     """
 
@@ -125,6 +126,7 @@ class Usage:
     price: Price
     start: int
     end: int
+    arrived_from: int = 0
     removed: bool = False
 
 

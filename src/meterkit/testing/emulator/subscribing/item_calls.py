@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Final
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.replies import ApiError, JsonObject
-from meterkit.testing.emulator.subscribing.item_params import ITEM_PARAMS, read_item, refuse_same_prices
+from meterkit.testing.emulator.subscribing.item_params import (
+    ITEM_PARAMS,
+    read_item,
+    refuse_same_prices,
+    refuse_while_pending,
+)
 from meterkit.testing.emulator.subscribing.revision import Wanted
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
 from meterkit.testing.emulator.subscribing.updates import BEHAVIORS, commit, rearrange
@@ -76,6 +81,8 @@ def _change(account: Account, call: Call, subscription: Subscription, wanted: Wa
         raise ApiError(message)
     refuse_same_prices([wanted], of=subscription)
     behavior = call.params.choice("payment_behavior", BEHAVIORS) or "allow_incomplete"
+    if behavior == "pending_if_incomplete":
+        refuse_while_pending([wanted])
     draft = subscription.copy()
     change = rearrange(account, draft, [wanted], call.params)
     return commit(account, subscription, draft, change, behavior=behavior)

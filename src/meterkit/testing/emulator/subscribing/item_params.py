@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["ITEM_PARAMS", "read_item", "read_items", "recurring_price", "refuse_same_price"]
+__all__ = [
+    "ITEM_PARAMS",
+    "read_item",
+    "read_items",
+    "recurring_price",
+    "refuse_same_price",
+    "refuse_while_pending",
+]
 
 ITEMS_MAX: Final = 20
 # Accepted and without effect.
@@ -75,6 +82,19 @@ def read_item(
 def recurring_price(account: Account, params: Params, *, currency: str | None) -> Price:
     """Return the price that a call names or describes. Raises ApiError if it cannot be subscribed to."""
     return named_price(account, params, currency=currency, recurs=True)
+
+
+def refuse_while_pending(wanted: Sequence[Wanted]) -> None:
+    """An update that may be pending changes and adds items, and deletes none.
+
+    https://docs.stripe.com/billing/subscriptions/pending-updates-reference#supported-attributes
+
+    Raises:
+        ApiError: an item is to be deleted.
+    """
+    if any(each.deleted for each in wanted):
+        message = "`items[deleted]` cannot be set with `payment_behavior` set to `pending_if_incomplete`."
+        raise ApiError(message, param="items")
 
 
 def refuse_same_prices(wanted: Sequence[Wanted], *, of: Subscription | None) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from meterkit.testing.emulator.invoicing.charges import unused_lines
+from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.charges import unused_lines, usage_lines, usage_of
+from meterkit.testing.emulator.invoicing.collection import void
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.subscribing.ending import end
 from meterkit.testing.emulator.subscribing.revision import Wanted, revise
 from meterkit.testing.emulator.subscribing.subscriptions import Item
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.invoicing.invoices import Line, Usage
     from meterkit.testing.emulator.subscribing.schedules import Phase, Schedule
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["enter_phase", "phase_ends_at", "release", "wanted_by"]
+__all__ = ["enter_phase", "phase_ends_at", "release", "usages_after", "wanted_by"]
 
 
 def phase_ends_at(account: Account, subscription: Subscription) -> int | None:
@@ -33,6 +39,9 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
     with the phase's own ``proration_behavior`` (https://docs.stripe.com/billing/subscriptions/subscription-schedules).
     """
     schedule = account.schedules.find(subscription.schedule or "")
+    if subscription.pending_update is not None:
+        # https://docs.stripe.com/billing/subscriptions/pending-updates: a change of phase voids its invoice.
+        void(account, account.invoices.find(subscription.pending_update.invoice))
     if schedule.place + 1 < len(schedule.phases):
         schedule.place += 1
         phase = schedule.phases[schedule.place]
@@ -43,7 +52,7 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
         else:
             changes = wanted_by(phase, subscription)
             lines = revise(account, subscription, changes, at=account.now, prorate=prorate)
-            account.invoices.pending.setdefault(subscription.id, []).extend(lines)
+            _charge(account, subscription, lines, at_once=phase.proration_behavior == "always_invoice")
         account.emit("subscription_schedule.updated", schedule.to_json())
         return True
     if schedule.end_behavior == "cancel":
@@ -53,6 +62,39 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
         return False
     release(account, schedule, subscription)
     return True
+
+
+def usages_after(account: Account, subscription: Subscription, usages: Sequence[Usage]) -> list[Usage]:
+    """Return what a renewal charges of the usage of its periods where it begins a phase, too.
+
+    What the phase has removed is an invoice item on the one renewal invoice
+    (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing). "If you want to
+    remove a metered price without billing for it, set `proration_behavior` to `none`"
+    (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup): the harder reading is
+    that a phase which begins with a period is meant as well.
+    """
+    kept = {item.id for item in subscription.items}
+    if all(usage.item in kept for usage in usages):
+        return list(usages)
+    schedule = account.schedules.find(subscription.schedule or "")
+    billed = schedule.phases[schedule.place].proration_behavior != "none"
+    return [
+        usage if usage.item in kept else replace(usage, removed=True)
+        for usage in usages
+        if usage.item in kept or billed
+    ]
+
+
+def _charge(account: Account, subscription: Subscription, lines: Sequence[Line], *, at_once: bool) -> None:
+    """Charge what a phase brings about, on the next invoice, or on one that is a draft for an hour.
+
+    https://docs.stripe.com/billing/subscriptions/subscription-schedules
+    """
+    if at_once and lines:
+        invoice = bill(account, subscription, lines, reason="subscription_update")
+        account.emit("invoice.created", invoice.to_json())
+    else:
+        account.invoices.pending.setdefault(subscription.id, []).extend(lines)
 
 
 def release(account: Account, schedule: Schedule, subscription: Subscription) -> None:
@@ -92,10 +134,14 @@ def _replace_items(account: Account, subscription: Subscription, phase: Phase, *
             period_start=now,
             period_end=now,
             usage_from=now,
+            arrived_from=len(account.events.accepted),
         )
         item.quantity = wanted.quantity
         items.append(item)
-    for gone in by_price.values():
-        lines = unused_lines(account, gone, at=now) if prorate else []
+    for gone in by_price.values() if prorate else ():
+        lines = unused_lines(account, gone, at=now)
+        # Where its period ends now, the renewal charges its usage.
+        usage = usage_of(gone, until=now, removed=True) if gone.period_end > now else None
+        lines += [] if usage is None else usage_lines(account, subscription, usage)
         account.invoices.pending.setdefault(subscription.id, []).extend(lines)
     subscription.items = items

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meterkit.testing.emulator.invoicing.charges import (
+    count_anew,
     period_line,
     remaining_line,
     trial_line,
@@ -121,6 +122,7 @@ def revise(
         item = by_id.get(wanted.item or "")
         if item is None:
             item = new_item(subscription, wanted, at=at)
+            count_anew(account, item, at=at)
             subscription.items.append(item)
             lines += _charge(account, subscription, item, at=at, prorate=charge)
             continue
@@ -174,7 +176,7 @@ def _give_back(
     account: Account, subscription: Subscription, item: Item, *, at: int, prorate: bool
 ) -> list[Line]:
     usage = usage_of(item, until=at, removed=True)
-    item.usage_from = at
+    count_anew(account, item, at=at)
     if not prorate:
         # What was charged stays what a later credit is taken from: see the example under "Calculation logic
         # with no prorations" (https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations).

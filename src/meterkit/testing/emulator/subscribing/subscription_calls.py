@@ -19,7 +19,7 @@ from meterkit.testing.emulator.replies import (
 )
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.ending import end
-from meterkit.testing.emulator.subscribing.item_params import read_items
+from meterkit.testing.emulator.subscribing.item_params import read_items, refuse_while_pending
 from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
 from meterkit.testing.emulator.subscribing.settings_params import (
     IGNORED,
@@ -237,6 +237,8 @@ def _update(account: Account, call: Call) -> JsonObject:
     draft = subscription.copy()
     apply_settings(account, draft, params)
     wanted = read_items(account, params, of=subscription)
+    if behavior == "pending_if_incomplete":
+        refuse_while_pending(wanted)
     change = rearrange(account, draft, wanted, params)
     change.lines.extend(added_lines(account, draft, params))
     apply_cancellation(draft, params, now=account.now)

@@ -47,6 +47,8 @@ class Item:
         period_start: Unix seconds, as is ``period_end``; items may have different periods
             (https://docs.stripe.com/billing/subscriptions/mixed-interval).
         usage_from: from where on usage has not been charged yet.
+        arrived_from: how many events the account had accepted when it got its price: they do not count where
+            usage is priced by arrival.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Item:
     period_start: int
     period_end: int
     usage_from: int
+    arrived_from: int = 0
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     debits: list[Debit] = field(default_factory=list[Debit])
 

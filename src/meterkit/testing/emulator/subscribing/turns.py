@@ -12,7 +12,7 @@ from meterkit.testing.emulator.invoicing.collection import attempt, finalize, me
 from meterkit.testing.emulator.invoicing.invoices import Invoice
 from meterkit.testing.emulator.subscribing.beginning import begin, begins_at
 from meterkit.testing.emulator.subscribing.ending import end
-from meterkit.testing.emulator.subscribing.phases import enter_phase, phase_ends_at
+from meterkit.testing.emulator.subscribing.phases import enter_phase, phase_ends_at, usages_after
 from meterkit.testing.emulator.subscribing.schedules import Schedule
 from meterkit.testing.emulator.subscribing.statuses import pause, set_status
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
@@ -151,21 +151,18 @@ def _turn(account: Account, subscription: Subscription) -> None:
             item.usage_from = now
     usages = _usages(subscription, now=now)
     phase_end = phase_ends_at(account, subscription)
-    if phase_end is not None and phase_end <= now and not enter_phase(account, subscription):
-        return
+    if phase_end is not None and phase_end <= now:
+        if not enter_phase(account, subscription):
+            return
+        usages = usages_after(account, subscription, usages)
     _renew(account, subscription, usages, before=before)
 
 
 def _usages(subscription: Subscription, *, now: int) -> list[Usage]:
-    """The usage of the periods that end now; whatever comes next begins to count anew."""
-    usages: list[Usage] = []
-    for item in subscription.items:
-        if item.period_end > now:
-            continue
-        usage = usage_of(item, until=item.period_end)
-        usages += [] if usage is None else [usage]
-        item.usage_from = max(item.usage_from, item.period_end)
-    return usages
+    """The usage of the periods that end now."""
+    ending = [item for item in subscription.items if item.period_end <= now]
+    found = [usage_of(item, until=item.period_end) for item in ending]
+    return [usage for usage in found if usage is not None]
 
 
 def _renew(account: Account, subscription: Subscription, usages: list[Usage], *, before: JsonObject) -> None:

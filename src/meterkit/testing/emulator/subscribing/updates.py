@@ -29,7 +29,8 @@ __all__ = ["BEHAVIORS", "Rearranged", "commit", "is_due", "rearrange", "refuse_u
 
 BEHAVIORS: Final = ("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")
 PRORATIONS: Final = ("create_prorations", "always_invoice", "none")
-# https://docs.stripe.com/billing/subscriptions/pending-updates: 23 hours, as for a first invoice.
+# Or up to the end of the trial or the period
+# (https://docs.stripe.com/billing/subscriptions/pending-updates-reference#expiration).
 PENDING_S: Final = 23 * 3_600
 
 
@@ -104,7 +105,8 @@ def commit(
         raise refuse_unpaid(account, draft)
     if unpaid and behavior == "pending_if_incomplete":
         invoice = _invoice(account, subscription, change)
-        expires_at = account.now + PENDING_S
+        expires_at = min(account.now + PENDING_S, subscription.renews_at)
+        _move_usage(subscription, draft)
         subscription.pending_update = PendingUpdate(expires_at=expires_at, invoice=invoice.id, changed=draft)
         account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
         _collect(account, invoice)
@@ -163,6 +165,17 @@ def _invoice(account: Account, subscription: Subscription, change: Rearranged) -
     )
     invoice.proration_date = change.proration_date
     return invoice
+
+
+def _move_usage(subscription: Subscription, changed: Subscription) -> None:
+    """Have a subscription not charge again what the invoice of its pending update charges.
+
+    "Outstanding usage" goes on that invoice. If it is never paid, the usage is discarded with it
+    (https://docs.stripe.com/billing/subscriptions/pending-updates).
+    """
+    billed = {item.id: item.usage_from for item in changed.items}
+    for item in subscription.items:
+        item.usage_from = max(item.usage_from, billed.get(item.id, 0))
 
 
 def _collect(account: Account, invoice: Invoice) -> None:
