@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CustomerError",
+    "InvoiceOpenError",
     "MeterkitError",
     "NoSubscriptionError",
+    "PaymentAuthenticationError",
+    "PaymentMethodMissingError",
     "PlansError",
     "Problem",
     "QuantityError",
@@ -21,6 +24,7 @@ __all__ = [
     "StoreError",
     "StripeError",
     "StripeUnavailableError",
+    "SubscriptionBusyError",
     "SubscriptionError",
     "SubscriptionExistsError",
     "UnknownFeatureError",
@@ -242,6 +246,59 @@ class SubscriptionExistsError(SubscriptionError):
         self.subscription = subscription
         super().__init__(
             f"customer {customer!r} has a subscription in force, {subscription}; change that one"
+        )
+
+
+class PaymentMethodMissingError(SubscriptionError):
+    """A change has to be paid at once, and the customer has no payment method. Nothing has changed.
+
+    Attributes:
+        url: of a page where the customer adds one; None: there is no such page.
+    """
+
+    def __init__(self, message: str, *, url: str | None) -> None:
+        self.url = url
+        super().__init__(message)
+
+
+class PaymentAuthenticationError(SubscriptionError):
+    """The card asks its customer for each payment (3-D Secure), so it cannot pay. Nothing has changed.
+
+    Attributes:
+        url: of a page where the customer adds another payment method; None: there is no such page.
+    """
+
+    def __init__(self, message: str, *, url: str | None) -> None:
+        self.url = url
+        super().__init__(message)
+
+
+class InvoiceOpenError(SubscriptionError):
+    """An invoice of the subscription has to be paid first. Nothing has changed.
+
+    Attributes:
+        invoice: its id at Stripe.
+        url: of the page where it is paid; None: Stripe has none.
+    """
+
+    def __init__(self, message: str, *, invoice: str, url: str | None) -> None:
+        self.invoice = invoice
+        self.url = url
+        super().__init__(message)
+
+
+class SubscriptionBusyError(SubscriptionError):
+    """Another call for the same customer has not finished in time. Nothing has changed.
+
+    Attributes:
+        retry_after_s: after how many seconds to try again.
+    """
+
+    def __init__(self, customer: str, *, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"another call begins a subscription of customer {customer!r}, or was killed while it did;"
+            f" try again in {retry_after_s} s"
         )
 
 

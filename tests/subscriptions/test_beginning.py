@@ -8,6 +8,9 @@ import anyio
 import pytest
 
 from meterkit.decisions.subscription import ENDED
+from meterkit.errors import SubscriptionBusyError
+from meterkit.subscriptions.router.troubles import trouble_of
+from meterkit.subscriptions.service import alone
 from shopping import shop
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ async def test_a_page_and_a_subscription_that_are_begun_at_once_are_one(store_ur
         assert len(pages) + len(await begun(at)) == 1
 
 
-async def test_who_has_died_meanwhile_keeps_others_waiting_for_a_minute_at_most(
+async def test_who_was_killed_meanwhile_keeps_others_waiting_until_the_lease_is_given_up(
     store_url: str,
 ) -> None:
     async with shop(store_url) as at:
@@ -80,3 +83,21 @@ async def test_who_has_died_meanwhile_keeps_others_waiting_for_a_minute_at_most(
             await admin.ask(admin.client.delete(key))
         assert done.is_set()
         assert not await admin.ask(admin.client.exists(key))
+
+
+async def test_whoever_waits_too_long_is_told_when_to_try_again(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-113: after a kill in ``create`` the next call hung for a minute; a client gets 503 within 10 s."""
+    assert alone.WAIT_S < 10
+    monkeypatch.setattr(alone, "WAIT_S", 0.2)
+    async with shop(store_url) as at:
+        admin = await at.kit.store.admin()
+        await admin.ask(admin.client.set(at.kit.store.keys.beginning("acme"), "killed", px=40_000))
+        for begin in (at.kit.subscriptions.create("acme", "pro"), page(at, "pro")):
+            with pytest.raises(SubscriptionBusyError) as raised:
+                await begin
+            assert 30 < raised.value.retry_after_s <= 40
+        told = trouble_of(raised.value)
+        assert (told.kind.status, told.headers["retry-after"]) == (503, str(raised.value.retry_after_s))
+        assert at.changes() == []

@@ -514,3 +514,70 @@ async def test_the_openapi_document_tells_what_is_sent_and_answered(store_url: s
             answer = await client.get("/subscription")
         shown = paths["/billing/subscription"]["get"]["responses"]["404"]["content"][PROBLEM]["schema"]
         jsonschema.validate(json.loads(answer.text), shown)
+
+
+async def upgrade(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.put("/subscription/plan", json={"plan": "pro"})
+
+
+async def test_an_upgrade_without_a_card_names_the_page_to_add_one(
+    framework: Framework, store_url: str
+) -> None:
+    """F-113."""
+    async with billing(framework, store_url) as (client, at):
+        given(await client.post("/subscription", json={"plan": "tried"}), 201)
+        answer = await upgrade(client)
+        assert told(answer) == (402, "payment-method-missing")
+        page = answer.json()["url"].rpartition("/")[2]
+        at.emulator.use_portal(page, "mend_payment")
+        assert given(await upgrade(client))["subscription"]["plan"] == "pro"
+
+
+async def test_an_open_invoice_is_named_with_its_page(framework: Framework, store_url: str) -> None:
+    """F-113."""
+    async with billing(framework, store_url) as (client, at):
+        await at.subscribed(plan="team")
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.fail_payments(linked)
+        at.clock.advance(timedelta(days=31))
+        for answer in (await upgrade(client), await client.put("/subscription/seats", json={"seats": 8})):
+            assert told(answer) == (402, "invoice-open")
+            assert answer.json()["url"] == (await at.invoices())[-1]["hosted_invoice_url"]
+
+
+async def test_a_card_to_authenticate_is_authenticated_and_the_change_asked_for_again(
+    framework: Framework, store_url: str
+) -> None:
+    """F-10c."""
+    async with billing(framework, store_url) as (client, at):
+        begun = await at.subscribed(plan="team")
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        card = at.emulator.add_payment_method(linked, "pm_card_authenticationRequiredOnSetup")
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", default_payment_method=card)
+        asked = given(await upgrade(client))
+        assert asked["subscription"]["plan"] == "team"
+        at.emulator.confirm_setup(asked["client_secret"])
+        done = given(await upgrade(client))
+        assert (done["subscription"]["plan"], done["client_secret"]) == ("pro", None)
+        always = at.emulator.add_payment_method(linked, "pm_card_authenticationRequired")
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", default_payment_method=always)
+
+
+async def test_the_openapi_document_lists_what_has_to_be_paid_first(store_url: str) -> None:
+    async with shop(store_url) as at:
+        app = FastAPI()
+        app.include_router(billing_router(at.kit, customer=who, origins=ORIGINS))
+        paths: dict[str, Any] = app.openapi()["paths"]
+
+        def kinds(path: str, method: str, status: str) -> set[str]:
+            schema = paths[path][method]["responses"][status]["content"]["application/problem+json"]["schema"]
+            return {one["properties"]["type"]["const"] for one in schema.get("oneOf", [schema])}
+
+        urn = "urn:meterkit:problem:"
+        wanted = {f"{urn}payment-required", f"{urn}payment-method-missing", f"{urn}invoice-open"}
+        assert kinds("/subscription/plan", "put", "402") == wanted
+        assert f"{urn}invoice-open" in kinds("/subscription/seats", "put", "402")
+        assert f"{urn}subscription-conflict" in kinds("/subscription/plan", "put", "409")
+        assert "503" in paths["/subscription"]["post"]["responses"]

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from delivering import kit_for
-from meterkit import StripeError, SubscriptionError, SubscriptionExistsError
+from meterkit import PaymentMethodMissingError, SubscriptionError, SubscriptionExistsError
 from meterkit.catalog import loads
 from shopping import CATALOG, HALF, PLANS, shop
 
@@ -200,7 +200,7 @@ async def test_a_plan_without_a_trial_is_not_tried_by_way_of_one_that_has(store_
         assert begun.status == "trialing"
         at.clock.advance(timedelta(days=3))
         preview = await service.preview("acme", plan="pro")
-        with pytest.raises(StripeError, match="payment"):  # Nothing to pay with yet.
+        with pytest.raises(PaymentMethodMissingError):  # Nothing to pay with yet.
             await service.change_plan("acme", "pro")
         found = await service.sync("acme")
         assert found is not None

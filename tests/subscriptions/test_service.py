@@ -38,7 +38,7 @@ async def test_a_subscription_begins_once_it_is_paid_for(store_url: str) -> None
         kit = at.kit
         assert await kit.subscriptions.get("acme") is None
         made = await kit.subscriptions.create("acme", "pro", seats=12)
-        assert (made.subscription.status, made.subscription.access) == ("incomplete", "restricted")
+        assert (made.subscription.status, made.subscription.access) == ("incomplete", "full")
         assert made.client_secret is not None
         linked = (await kit.customers.get("acme")).stripe_customer
         assert linked is not None

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from meterkit.catalog import loads
-from meterkit.errors import StripeError
+from meterkit.errors import (
+    InvoiceOpenError,
+    PaymentAuthenticationError,
+    PaymentMethodMissingError,
+    StripeError,
+    SubscriptionError,
+)
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.at_stripe.live import LiveSubscription
 from shopping import END, HALF, PLANS, shop
 
 if TYPE_CHECKING:
+    from meterkit.stripe.request import Parameter
     from shopping import Shop
 
 pytestmark = pytest.mark.anyio
 
 # A third plan above the others, so that one can go up from where a downgrade is scheduled.
 THREE = loads(PLANS.replace("rank: 7", "rank: 20").replace("amount_cents: 2000", "amount_cents: 9000"))
-NEEDS_CUSTOMER = "pm_card_authenticationRequired"
+ALWAYS = "pm_card_authenticationRequired"
+UNTIL_SET_UP = "pm_card_authenticationRequiredOnSetup"
 
 
 async def linked(at: Shop) -> str:
@@ -27,10 +38,11 @@ async def linked(at: Shop) -> str:
     return found
 
 
-async def authenticating(at: Shop, subscription: str) -> None:
-    """Have the subscription be charged with a card whose customer has to confirm each payment."""
-    card = at.emulator.add_payment_method(await linked(at), NEEDS_CUSTOMER)
-    await at.stripe_change(f"/v1/subscriptions/{subscription}", default_payment_method=card)
+async def authenticating(at: Shop, subscription: str, card: str = UNTIL_SET_UP) -> str:
+    """Have the subscription be charged with a card whose customer has to authenticate it; its id."""
+    method = at.emulator.add_payment_method(await linked(at), card)
+    await at.stripe_change(f"/v1/subscriptions/{subscription}", default_payment_method=method)
+    return method
 
 
 async def test_a_downgrade_that_is_scheduled_stays_where_an_upgrade_is_not_paid(store_url: str) -> None:
@@ -77,70 +89,176 @@ async def test_an_upgrade_whose_schedule_was_not_released_is_finished_by_asking_
         assert again.subscription.pending_change is None
 
 
-async def test_an_upgrade_that_its_customer_has_to_confirm_is_had_when_that_is_done(store_url: str) -> None:
-    """https://docs.stripe.com/billing/subscriptions/pending-updates."""
+async def test_an_upgrade_that_needs_authentication_changes_nothing_and_goes_through_after_it(
+    store_url: str,
+) -> None:
+    """F-10c. https://docs.stripe.com/payments/save-and-reuse."""
     async with shop(store_url) as at:
         begun = await at.subscribed(plan="team")
         await authenticating(at, begun.id)
         at.clock.set(HALF)
+        before = await at.items(begun.id)
         asked = await at.kit.subscriptions.change_plan("acme", "pro")
         assert asked.client_secret is not None
+        assert asked.client_secret.startswith("seti_")
         assert (asked.subscription.plan, asked.subscription.status) == ("team", "active")
         assert not await at.kit.allows("acme", "full")
-        changes = len(at.changes())
+        assert await at.items(begun.id) == before
         again = await at.kit.subscriptions.change_plan("acme", "pro")
-        assert (again.client_secret, len(at.changes())) == (asked.client_secret, changes)
+        assert again.client_secret == asked.client_secret
 
-        at.emulator.confirm_payment(asked.client_secret, card=NEEDS_CUSTOMER)
+        at.emulator.confirm_setup(asked.client_secret)
+        done = await at.kit.subscriptions.change_plan("acme", "pro")
+        assert (done.client_secret, done.subscription.plan) == (None, "pro")
+        assert await at.kit.allows("acme", "full")
+        paid = [invoice["amount_paid"] for invoice in await at.invoices()]
+        assert paid == [1500, 700]  # Half a month of 29 USD less half of 15.
+
+
+async def test_usage_is_billed_though_an_upgrade_is_never_authenticated(store_url: str) -> None:
+    """F-10c: Stripe discards the usage of a pending update that expires; there is none."""
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="team")
+        card = await authenticating(at, begun.id)
+        await at.kit.record("acme", "tokens", 1_100)
+        at.clock.advance(timedelta(minutes=10))
+        await at.kit.flush(everything=True)
+        await at.kit.subscriptions.change_plan("acme", "pro")
+        assert (await at.stripe_subscription(begun.id))["pending_update"] is None
+        at.clock.advance(timedelta(hours=24))
+        at.emulator.advance()
+        await at.stripe_change(f"/v1/payment_methods/{card}/detach")
+        at.emulator.add_payment_method(await linked(at))
+        at.clock.set(END + timedelta(hours=2))
+        at.emulator.advance()
+        last = (await at.invoices())[-1]
+        assert last["total"] == 1500 + 1_000 * 2
+
+
+async def test_a_card_that_asks_for_each_payment_is_refused_with_a_page_for_another(store_url: str) -> None:
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="team")
+        await authenticating(at, begun.id, ALWAYS)
+        first = await at.kit.subscriptions.change_plan("acme", "pro")
+        assert first.client_secret is not None
+        at.emulator.confirm_setup(first.client_secret)
+        for _ in range(2):
+            with pytest.raises(PaymentAuthenticationError) as raised:
+                await at.kit.subscriptions.change_plan("acme", "pro")
+            assert "/p/session/bps_" in (raised.value.url or "")
         found = await at.kit.subscriptions.sync("acme")
         assert found is not None
-        assert found.plan == "pro"
-        assert await at.kit.allows("acme", "full")
-        assert (await at.kit.subscriptions.change_plan("acme", "pro")).client_secret is None
+        assert found.plan == "team"
 
 
-async def test_an_upgrade_that_nobody_confirms_is_given_up_and_can_be_asked_for_anew(store_url: str) -> None:
+async def test_a_setup_whose_card_is_declined_is_followed_by_another(store_url: str) -> None:
     async with shop(store_url) as at:
         begun = await at.subscribed(plan="team")
         await authenticating(at, begun.id)
-        first = await at.kit.subscriptions.change_plan("acme", "pro")
-        at.clock.advance(timedelta(hours=23, seconds=1))
-        found = await at.kit.subscriptions.sync("acme")
-        assert found is not None
-        assert (found.plan, found.status, found.access) == ("team", "active", "full")
-        second = await at.kit.subscriptions.change_plan("acme", "pro")
-        assert second.client_secret not in {None, first.client_secret}
+        first = (await at.kit.subscriptions.change_plan("acme", "pro")).client_secret
+        assert first is not None
+        with pytest.raises(ValueError, match="declined"):
+            at.emulator.confirm_setup(first, card="pm_card_chargeDeclined")
+        second = (await at.kit.subscriptions.change_plan("acme", "pro")).client_secret
+        assert second not in {None, first}
 
 
-@pytest.mark.parametrize("instead", ["keep", "seats", "cancel", "other"])
-async def test_another_choice_gives_up_what_nobody_has_confirmed(store_url: str, instead: str) -> None:
-    async with shop(store_url, catalog=THREE) as at:
-        begun = await at.subscribed(plan="team")
-        await authenticating(at, begun.id)
-        first = await at.kit.subscriptions.change_plan("acme", "pro")
-        assert first.client_secret is not None
-        subscriptions = at.kit.subscriptions
-        if instead == "keep":
-            assert (await subscriptions.change_plan("acme", "team")).client_secret is None
-        elif instead == "seats":
-            assert (await subscriptions.set_seats("acme", 8)).subscription.seats == 8
-        elif instead == "cancel":
-            assert (await subscriptions.cancel("acme")).cancel_at_period_end
-        else:
-            other = await subscriptions.change_plan("acme", "tried")
-            assert other.client_secret not in {None, first.client_secret}
-        with pytest.raises(ValueError, match="is no invoice that is open"):
-            at.emulator.confirm_payment(first.client_secret)
-
-
-async def test_where_a_downgrade_is_scheduled_an_upgrade_to_confirm_is_refused(store_url: str) -> None:
+async def test_where_a_downgrade_is_scheduled_an_upgrade_to_authenticate_goes_through_too(
+    store_url: str,
+) -> None:
     async with shop(store_url, catalog=THREE) as at:
         begun = await at.subscribed(plan="pro")
-        await at.kit.subscriptions.change_plan("acme", "team")
+        down = await at.kit.subscriptions.change_plan("acme", "team")
         await authenticating(at, begun.id)
-        with pytest.raises(StripeError) as raised:
-            await at.kit.subscriptions.change_plan("acme", "tried")
-        assert raised.value.code == "subscription_payment_intent_requires_action"
-        found = await at.kit.subscriptions.sync("acme")
-        assert found is not None
-        assert found.pending_change is not None
+        asked = await at.kit.subscriptions.change_plan("acme", "tried")
+        assert asked.client_secret is not None
+        assert asked.subscription.pending_change == down.subscription.pending_change
+        at.emulator.confirm_setup(asked.client_secret)
+        done = (await at.kit.subscriptions.change_plan("acme", "tried")).subscription
+        assert (done.plan, done.pending_change) == ("tried", None)
+
+
+async def test_a_pending_update_made_by_others_is_neither_voided_nor_doubled(store_url: str) -> None:
+    """https://docs.stripe.com/billing/subscriptions/pending-updates: usage goes with a voided one."""
+    async with shop(store_url, catalog=THREE) as at:
+        begun = await at.subscribed(plan="team")
+        card = await authenticating(at, begun.id, ALWAYS)
+        base = (await at.stripe_subscription(begun.id))["items"]["data"][0]["id"]
+        await at.stripe_change(
+            f"/v1/subscriptions/{begun.id}",
+            **{
+                "items[0][id]": base,
+                "items[0][price]": "price_pro",
+                "payment_behavior": "pending_if_incomplete",
+                "proration_behavior": "always_invoice",
+            },
+        )
+        waiting = await at.stripe_subscription(begun.id)
+        assert waiting["pending_update"] is not None
+        subscriptions = at.kit.subscriptions
+        for change in (
+            partial(subscriptions.change_plan, "acme", "tried"),
+            partial(subscriptions.change_plan, "acme", "pro"),
+            partial(subscriptions.set_seats, "acme", 8),
+        ):
+            with pytest.raises(InvoiceOpenError) as raised:
+                await change()
+            assert raised.value.invoice == waiting["latest_invoice"]
+            assert raised.value.url is not None
+        assert (await subscriptions.cancel("acme")).cancel_at_period_end
+        assert (await at.stripe_subscription(begun.id))["pending_update"] is not None
+        del card
+
+
+async def test_an_upgrade_without_a_payment_method_names_the_page_to_add_one(store_url: str) -> None:
+    """F-113."""
+    async with shop(store_url) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        with pytest.raises(PaymentMethodMissingError) as raised:
+            await at.kit.subscriptions.change_plan("acme", "pro")
+        assert "/p/session/bps_" in (raised.value.url or "")
+
+
+async def test_the_page_of_the_plans_file_is_named_where_there_is_one(store_url: str) -> None:
+    page = "https://app.example/pay"
+    async with shop(store_url, catalog=loads(f"{PLANS}billing: {{portal_url: '{page}'}}\n")) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        with pytest.raises(PaymentMethodMissingError) as raised:
+            await at.kit.subscriptions.change_plan("acme", "pro")
+        assert raised.value.url == page
+
+
+async def test_who_owes_is_given_the_page_of_the_open_invoice(store_url: str) -> None:
+    """F-113."""
+    async with shop(store_url) as at:
+        await at.subscribed(plan="team")
+        at.emulator.fail_payments(await linked(at))
+        at.clock.advance(timedelta(days=31))
+        at.emulator.advance()
+        with pytest.raises(InvoiceOpenError) as raised:
+            await at.kit.subscriptions.change_plan("acme", "pro")
+        invoice = (await at.invoices())[-1]
+        assert (raised.value.invoice, raised.value.url) == (invoice["id"], invoice["hosted_invoice_url"])
+
+
+@pytest.mark.parametrize("what", ["items", "schedule"])
+async def test_the_loser_of_two_changes_is_told_so(store_url: str, what: str) -> None:
+    """F-113: Stripe refuses an item, or a schedule, that the other change has removed."""
+    async with shop(store_url) as at:
+        begun = await at.subscribed(plan="pro", seats=12)
+        await at.kit.subscriptions.change_plan("acme", "team")
+        api = StripeApi(at.kit.settings)
+        live = await LiveSubscription.fetch(api, begun.id)
+        assert live is not None
+        seats = next(item.id for item in live.items if item.price == "price_pro_seat")
+        await at.kit.subscriptions.change_plan("acme", "pro")  # The schedule is gone.
+        await at.kit.subscriptions.set_seats("acme", 10)  # So is the item of the seats.
+        items: list[dict[str, Parameter]] = [{"price": "price_team", "quantity": 1}]
+        change = (
+            live.update({"items": [{"id": seats, "quantity": 1}]})
+            if what == "items"
+            else live.arrange(items, change_s=int(END.timestamp()), interval="month")
+        )
+        with pytest.raises(SubscriptionError, match="changed by another request"):
+            await change
+        await api.close()

@@ -44,6 +44,16 @@ class TaskLease:
         """
         return await self._ask(self._lasts_ms)
 
+    async def left_s(self) -> int:
+        """In how many seconds, at least 1, it runs out unless its holder keeps it.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        admin = await self._store.admin()
+        left_ms: int = await admin.ask(admin.client.pttl(self._key))
+        return max(1, -(-left_ms // 1000))
+
     @asynccontextmanager
     async def held(self, *, within_s: float = 0.0) -> AsyncGenerator[bool]:
         """Hold it while a block runs; what the block gets is whether it could be had.

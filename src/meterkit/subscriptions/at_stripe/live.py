@@ -6,26 +6,27 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.errors import StripeError
-from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
+from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.subscriptions.at_stripe.items import as_new, items_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
 from meterkit.subscriptions.at_stripe.schedules import PRORATED, phases
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.at_stripe.items import Item
 
-__all__ = ["LiveSubscription", "give_up", "whole"]
+__all__ = ["FLEXIBLE", "LiveSubscription", "give_up", "whole"]
 
 _PATH: Final = "/v1/subscriptions"
 _SCHEDULES: Final = "/v1/subscription_schedules"
 _GONE: Final = frozenset({"canceled", "completed", "released"})
 _REPLAYS_MAX: Final = 16
+FLEXIBLE: Final[Mapping[str, Parameter]] = {"billing_mode": {"type": "flexible"}}
+"""The billing mode in which Stripe bills usage at the price that it was recorded under."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class LiveSubscription:
     async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
         """Look at it; None: Stripe does not have it."""
         try:
-            found = await api.get(f"{_PATH}/{subscription}", {"expand": ["schedule", *SECRETS]})
+            found = await api.get(f"{_PATH}/{subscription}", {"expand": ["schedule", "latest_invoice"]})
         except StripeError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
@@ -78,45 +79,19 @@ class LiveSubscription:
         """Whether it is to end, with its period or at another instant, as Stripe's portal may have it."""
         return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
 
-    @property
-    def awaited(self) -> tuple[Item, ...] | None:
-        """What it will consist of once its customer has confirmed a payment; None: nothing is awaited."""
-        update = part_of(self.found, "pending_update")
-        return items_of({"items": {"data": update["subscription_items"]}}) if update else None
-
-    @property
-    def client_secret(self) -> str | None:
-        """With which the customer's browser confirms what is awaited."""
-        return secret_of(self.found)
-
     async def update(self, params: Mapping[str, Parameter]) -> None:
         """Change it at once; the change leaves its mark, so that the same change again later is another."""
+        if "items" in params:
+            await self._make_flexible()
         key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
-        asked = {**params, "metadata": {MARK: key}}
-        await self.api.post(f"{_PATH}/{self.id}", asked, idempotency_key=key)
-
-    async def update_once_paid(self, params: Mapping[str, Parameter]) -> str | None:
-        """Change it once its customer has confirmed the payment, within 23 hours; the client secret of that.
-
-        https://docs.stripe.com/billing/subscriptions/pending-updates; no mark can be left with it.
-        """
-        asked = {**params, "payment_behavior": "pending_if_incomplete", "expand": list(SECRETS)}
-        before = [mark_of(self.found), id_in(self.found, "latest_invoice"), _signs(self.items)]
-        key = key_of("await", self.id, before, asked, self.again)
-        made = await self.api.post(f"{_PATH}/{self.id}", asked, idempotency_key=key)
-        return secret_of(made) if made.get("pending_update") else None
-
-    async def forget_awaited(self) -> None:
-        """Give up a change that its customer has not confirmed."""
-        if self.awaited is not None:
-            await _void_latest(self.api, self.found, self.again)
+        await self._post(f"{_PATH}/{self.id}", {**params, "metadata": {MARK: key}}, key, (_sign, _sign(self)))
 
     async def release(self) -> None:
         """Take back what is scheduled; it stays as it is now."""
         if self.schedule is not None:
             path = f"{_SCHEDULES}/{self.schedule['id']}"
             key = key_of("release", path, self.again)
-            await self.api.post(f"{path}/release", idempotency_key=key)
+            await self._post(f"{path}/release", {}, key, (_scheduled, self.schedule["id"]))
 
     async def arrange(
         self,
@@ -134,6 +109,7 @@ class LiveSubscription:
             interval: how often the base price among them is paid.
             now: the items until then; default: those that it has.
         """
+        await self._make_flexible()
         schedule = self.schedule or await self._new_schedule(change_s)
         params: dict[str, Parameter] = {
             "phases": phases(
@@ -147,15 +123,16 @@ class LiveSubscription:
             "proration_behavior": PRORATED,
         }
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
-        asked = {**params, "metadata": {MARK: key}}
-        await self.api.post(f"{_SCHEDULES}/{schedule['id']}", asked, idempotency_key=key)
+        path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {MARK: key}}
+        await self._post(path, sent, key, (_scheduled, schedule["id"]))
 
     async def _new_schedule(self, change_s: int) -> Mapping[str, Any]:
         """A schedule of what it is now; not one that has ended, which an answer of earlier may name."""
         ended = ""
         for _ in range(_REPLAYS_MAX):
             key = key_of("schedule", self.id, change_s, ended, self.again)
-            made = await self.api.post(_SCHEDULES, {"from_subscription": self.id}, idempotency_key=key)
+            # The schedule inherits the billing mode; sent with `from_subscription` it is refused.
+            made = await self._post(_SCHEDULES, {"from_subscription": self.id}, key, (_scheduled, None))
             found = await self.api.get(f"{_SCHEDULES}/{made['id']}")
             if found.get("status") not in _GONE:
                 return found
@@ -191,6 +168,64 @@ class LiveSubscription:
             if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
                 raise
 
+    async def _make_flexible(self) -> None:
+        """Migrate a subscription of the classic billing mode, once, before its items change.
+
+        In classic mode usage before a change of its price is never billed
+        (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
+
+        Raises:
+            SubscriptionError: Stripe refuses to migrate it.
+        """
+        if part_of(self.found, "billing_mode").get("type") != "classic":
+            return
+        path = f"{_PATH}/{self.id}/migrate"
+        key = key_of("migrate", path, self.again)
+        try:
+            await self.api.post(path, FLEXIBLE, idempotency_key=key)
+        except StripeUnavailableError:
+            raise
+        except StripeError as error:
+            if error.is_replayed:
+                raise
+            raise SubscriptionError(
+                f"the subscription {self.id} has Stripe's classic billing mode, which never bills usage"
+                f" before a change of its price, and it cannot be migrated: {error}. Take back what is"
+                " scheduled, or migrate it at Stripe"
+                " (https://docs.stripe.com/billing/subscriptions/billing-mode), and ask again"
+            ) from error
+
+    async def _post(
+        self,
+        path: str,
+        params: Mapping[str, Parameter],
+        key: str,
+        seen: tuple[Callable[[LiveSubscription], object], object],
+    ) -> dict[str, Any]:
+        """Change it, or say that another change came first.
+
+        Args:
+            path: of what is changed.
+            params: what it is to be.
+            key: the idempotency key.
+            seen: what the change relies on, and its value when `found` was fetched.
+
+        Raises:
+            SubscriptionError: Stripe refuses, and what the change relies on is not so any more.
+        """
+        try:
+            return await self.api.post(path, params, idempotency_key=key)
+        except StripeError as error:
+            is_wrong = error.type == "invalid_request_error" and not error.is_replayed
+            now = await LiveSubscription.fetch(self.api, self.id) if is_wrong else None
+            of, before = seen
+            if now is not None and of(now) != before:
+                raise SubscriptionError(
+                    f"the subscription {self.id} was changed by another request at the same time:"
+                    " look at it, and ask again"
+                ) from error
+            raise
+
 
 async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
     """A subscription with all of its items: Stripe may show only the first of them. Raises StripeError."""
@@ -210,12 +245,18 @@ async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> N
     Raises:
         StripeError: Stripe refuses, as where it has been paid by now; or does not answer.
     """
-    await _void_latest(api, found, again)
-
-
-async def _void_latest(api: StripeApi, found: Mapping[str, Any], again: int) -> None:
     path = f"/v1/invoices/{id_in(found, 'latest_invoice')}/void"
     await api.post(path, idempotency_key=key_of("void", path, again))
+
+
+def _scheduled(live: LiveSubscription) -> object:
+    """The id of its schedule; None: it has none."""
+    return None if live.schedule is None else live.schedule["id"]
+
+
+def _sign(live: LiveSubscription) -> object:
+    """What tells whether a subscription has changed."""
+    return [live.found["status"], mark_of(live.found), _signs(live.items), _scheduled(live), live.is_ending]
 
 
 def _signs(items: Sequence[Item]) -> list[list[object]]:

@@ -208,7 +208,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         does=_change_plan,
         takes=PlanBody,
         gives=SubscriptionChange,
-        troubles=("none", "conflict", "plan", "payment"),
+        troubles=("none", "conflict", "plan", "payment", "method", "invoice"),
     ),
     Endpoint(
         method="PUT",
@@ -217,7 +217,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         does=_set_seats,
         takes=SeatsBody,
         gives=SubscriptionChange,
-        troubles=("none", "seats", "conflict", "payment"),
+        troubles=("none", "seats", "conflict", "payment", "invoice"),
     ),
     Endpoint(
         method="POST",

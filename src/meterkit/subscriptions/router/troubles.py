@@ -11,12 +11,16 @@ from uuid import uuid4
 
 from meterkit.errors import (
     CustomerError,
+    InvoiceOpenError,
     NoSubscriptionError,
+    PaymentAuthenticationError,
+    PaymentMethodMissingError,
     QuantityError,
     SeatsInUseError,
     StoreError,
     StripeError,
     StripeUnavailableError,
+    SubscriptionBusyError,
     SubscriptionError,
     SubscriptionExistsError,
     UnknownPlanError,
@@ -38,6 +42,8 @@ _STRIPE_S: Final = 10
 _STORE_S: Final = 1
 _TEXT: Final = {"type": "string"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
+_MAY_BE: Final = {"code": _TEXT, "url": _TEXT}
+"""The members that a document has where there is something to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "large": Kind(413, f"{_URN}request-too-large", "Request Too Large", {"limit": _COUNT}),
     "media": Kind(415, f"{_URN}media-type-not-supported", "Media Type Not Supported"),
-    "payment": Kind(402, f"{_URN}payment-required", "Payment Required", {"reason": _TEXT, "code": _TEXT}),
+    "payment": Kind(402, f"{_URN}payment-required", "Payment Required", {"reason": _TEXT, **_MAY_BE}),
+    "method": Kind(402, f"{_URN}payment-method-missing", "Payment Method Missing", {"url": _TEXT}),
+    "invoice": Kind(402, f"{_URN}invoice-open", "Invoice Open", {"url": _TEXT}),
     "refused": Kind(502, f"{_URN}stripe-refused", "Stripe Refused", {"code": _TEXT}),
     "away": Kind(503, f"{_IANA}temporary-reduced-capacity", "Temporary Reduced Capacity"),
 }
@@ -136,7 +144,7 @@ def schema_of(kind: Kind) -> dict[str, Any]:
         "instance": {"type": "string", "format": "uri"},
         **kind.members,
     }
-    required = [name for name in properties if name != "code"]
+    required = [name for name in properties if name not in _MAY_BE]
     return {"title": kind.title, "type": "object", "properties": properties, "required": required}
 
 
@@ -172,7 +180,28 @@ def _of_subscription(error: SubscriptionError) -> Trouble:
         detail = f"{error.used} seats are in use, {error.seats} are asked for. Free some first."
         members = {"seats": error.seats, "used": error.used}
         return Trouble(kind=KINDS["seats"], detail=detail, members=members)
+    if isinstance(error, SubscriptionBusyError):
+        detail = "Another request for this customer is being served. Try again."
+        return Trouble(kind=KINDS["away"], detail=detail, wait_s=error.retry_after_s)
+    return _of_payment(error)
+
+
+def _of_payment(error: SubscriptionError) -> Trouble:
+    if isinstance(error, PaymentMethodMissingError):
+        detail = "This has to be paid at once, and there is no payment method. Add one, then try again."
+        return Trouble(kind=KINDS["method"], detail=detail, members=_url(error.url))
+    if isinstance(error, InvoiceOpenError):
+        detail = "An invoice of the subscription is open. Pay it first, then try again."
+        return Trouble(kind=KINDS["invoice"], detail=detail, members=_url(error.url))
+    if isinstance(error, PaymentAuthenticationError):
+        detail = "The card has to be confirmed for each payment, so nothing has changed. Use another one."
+        members = {"reason": "authentication_required", **_url(error.url)}
+        return Trouble(kind=KINDS["payment"], detail=detail, members=members)
     return Trouble(kind=KINDS["conflict"], detail=str(error))
+
+
+def _url(url: str | None) -> dict[str, object]:
+    return {} if url is None else {"url": url}
 
 
 def _of_stripe(error: StripeError) -> Trouble:

@@ -1,11 +1,11 @@
-"""One begins a subscription for a customer at a time: two at once, of different plans, would begin two."""
+"""A lease per customer, so that one call at a time begins a subscription: two at once could begin two."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from math import inf
 from typing import TYPE_CHECKING, Final
 
+from meterkit.errors import SubscriptionBusyError
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
@@ -13,20 +13,25 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["alone"]
+__all__ = ["WAIT_S", "alone"]
 
 _LEASE_MS: Final = 60_000
+WAIT_S: Final = 9.0
+"""A client gets its answer within 10 s."""
 
 
 @asynccontextmanager
 async def alone(store: Store, customer: str) -> AsyncGenerator[None]:
-    """Wait until nobody else begins a subscription for a customer, in any process, and keep others waiting.
+    """Hold the customer's lease while the block runs; wait for another holder first.
 
-    Who dies meanwhile, or needs longer, keeps them waiting for a minute.
+    A process that is killed meanwhile keeps the lease for a minute.
 
     Raises:
+        SubscriptionBusyError: another call has the lease for longer than a client waits.
         StoreError: the store does not answer.
     """
     lease = TaskLease(store, store.keys.beginning(customer), lasts_ms=_LEASE_MS)
-    async with lease.held(within_s=inf):
+    async with lease.held(within_s=WAIT_S) as is_held:
+        if not is_held:
+            raise SubscriptionBusyError(customer, retry_after_s=await lease.left_s())
         yield

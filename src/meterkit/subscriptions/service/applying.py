@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.errors import StripeError, SubscriptionError
-from meterkit.subscriptions.at_stripe.items import PlanPrices, are_of, next_items, updates
+from meterkit.subscriptions.at_stripe.items import PlanPrices, next_items, updates
 from meterkit.subscriptions.at_stripe.plan_prices import prices_of
 from meterkit.subscriptions.rules.changes import paid_seats
+from meterkit.subscriptions.service.paying import remedy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.rules.costs import Terms
 
 __all__ = ["Applying"]
-
-_NEEDS_CUSTOMER: Final = "subscription_payment_intent_requires_action"
 
 
 class Applying:
@@ -46,14 +45,20 @@ class Applying:
             await live.update({"items": items, "proration_behavior": "create_prorations"})
 
     async def upgrade(self, live: LiveSubscription, target: Terms, *, ends_trial: bool) -> str | None:
-        """Bring the items to what they are to be once that is paid; what is scheduled is taken back then.
+        """Bring the items to what they are to be, now, if that is paid; take back what is scheduled then.
 
-        The client secret, where the customer has to confirm the payment first.
+        Returns:
+            None: it is done. Else nothing has changed, and this is the client secret of a SetupIntent with
+            which the customer authenticates the card before the caller asks again.
+
+        Raises:
+            SubscriptionError: the customer needs a payment method, or another one.
         """
         params: dict[str, Parameter] = {
             "items": await self._updates(live, target),
             "proration_behavior": "always_invoice",
             "payment_behavior": "error_if_incomplete",
+            "off_session": True,  # The customer's browser is not asked: what was set up counts.
         }
         if ends_trial:
             params["trial_end"] = "now"
@@ -61,15 +66,11 @@ class Applying:
             if params["items"]:
                 await live.update(params)
         except StripeError as error:
-            if error.code != _NEEDS_CUSTOMER or error.is_replayed or live.schedule is not None:
+            if error.is_replayed:
                 raise
-            return await self._await_customer(live, params, error)
+            return await remedy(self._store, live, params, error)
         await live.release()
         return None
-
-    async def is_awaited(self, live: LiveSubscription, target: Terms) -> bool:
-        """Whether just this waits for the customer to confirm it."""
-        return live.awaited is not None and are_of(live.awaited, await self._items(live, target))
 
     async def arrange(
         self, live: LiveSubscription, known: SubscriptionState, later: Terms, *, now: Terms | None = None
@@ -87,18 +88,6 @@ class Applying:
             change_s=known.end_ms // 1000,
             interval=later.plan.price.interval,
         )
-
-    @staticmethod
-    async def _await_customer(
-        live: LiveSubscription, params: Mapping[str, Parameter], refused: StripeError
-    ) -> str | None:
-        """Have an upgrade wait until its customer has confirmed the payment; the client secret of that."""
-        try:
-            return await live.update_once_paid(params)
-        except StripeError as error:
-            if error.type == "invalid_request_error":  # Not every change can wait at Stripe.
-                raise refused from error
-            raise
 
     async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
         """What brings the items to what they are to be; empty where nothing is to be done."""

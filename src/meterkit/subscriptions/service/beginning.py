@@ -11,7 +11,7 @@ from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
-from meterkit.subscriptions.at_stripe.live import give_up, whole
+from meterkit.subscriptions.at_stripe.live import FLEXIBLE, give_up, whole
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
 from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER
@@ -85,7 +85,7 @@ class Beginning:
         await self._refuse_in_force(customer, found)
         for waiting in self._unpaid(found):  # Else both could be paid for.
             await give_up(api, waiting)
-        data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **_trial(plan, found)}
+        data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **FLEXIBLE, **_trial(plan, found)}
         asked: dict[str, Parameter] = {
             "mode": "subscription",
             "customer": linked,
@@ -149,6 +149,7 @@ def _params(
         "items": list(items),
         "payment_behavior": "default_incomplete",
         "payment_settings": {"save_default_payment_method": "on_subscription"},
+        **FLEXIBLE,
         **_trial(plan, found),
     }
 

@@ -14,6 +14,7 @@ from meterkit.subscriptions.rules.changes import course_of, over_limit, paid_sea
 from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.rules.costs import Terms, cost_of, ends_trial
 from meterkit.subscriptions.service.applying import Applying
+from meterkit.subscriptions.service.paying import check_paid
 from meterkit.subscriptions.service.results import Preview
 
 if TYPE_CHECKING:
@@ -81,9 +82,6 @@ class Changing:
             live, known, current = await self._payable(customer, again)
             target = self._terms(known, current, wanted, None)
             costs.append(self._cost(known, current, target))
-            if await self._applying.is_awaited(live, target):
-                return live.client_secret
-            await live.forget_awaited()
             pending = known.pending_plan if live.schedule is not None else None
             course = course_of(current, wanted, pending=pending, changes=self._catalog.billing.changes)
             if course == "take_back":
@@ -91,7 +89,7 @@ class Changing:
             elif course == "period_end":
                 await self._applying.arrange(live, known, target)
             elif course == "now":
-                self._check_paid(customer, live, _OWING)
+                await check_paid(customer, live, _OWING)
                 is_paid_now = ends_trial(known, current, wanted, self._store.now_ms())
                 return await self._applying.upgrade(live, target, ends_trial=is_paid_now)
             return None
@@ -109,10 +107,9 @@ class Changing:
 
         async def attempt(again: int) -> None:
             live, known, current = await self._payable(customer, again)
-            self._check_paid(customer, live, _OWING)
+            await check_paid(customer, live, _OWING)
             target = self._terms(known, current, current, seats)
             costs.append(self._cost(known, current, target))
-            await live.forget_awaited()
             later = self._catalog.plans.get(known.pending_plan or "")
             if live.schedule is not None and later is not None:
                 after = Terms(plan=later, seats=self._seats_on(later, target))
@@ -133,7 +130,6 @@ class Changing:
                 await self._deliver(customer)
                 await live.end(give_back=give_back)
             elif not live.found.get("cancel_at_period_end"):
-                await live.forget_awaited()
                 await live.cancel_at_end()
 
         await persistently(attempt)
@@ -219,13 +215,5 @@ class Changing:
     async def _payable(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState, Plan]:
         """The same of a subscription that can be changed, and its plan."""
         live, known = await self._live(customer, again)
-        self._check_paid(customer, live, _UNPAID)
+        await check_paid(customer, live, _UNPAID)
         return live, known, self._plan_of(customer, known)
-
-    def _check_paid(self, customer: str, live: LiveSubscription, refused: frozenset[str]) -> None:
-        status = live.found["status"]
-        if status in refused:
-            raise SubscriptionError(
-                f"the subscription {live.id} of customer {customer!r} is {status}:"
-                " it has to be paid for first"
-            )

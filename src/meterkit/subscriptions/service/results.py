@@ -108,8 +108,9 @@ class SubscriptionChange:
     """A subscription after a change, and what the change costs for the rest of the period.
 
     Attributes:
-        client_secret: with which the customer's browser confirms the payment, as by 3-D Secure: until then
-            nothing has changed; None: it is done. Give it to nobody else.
+        client_secret: None: it is done. Else nothing has changed: with this secret of a SetupIntent the
+            customer's browser authenticates the card (3-D Secure), and then the app asks for the change
+            again. Give it to this customer only.
     """
 
     subscription: Subscription

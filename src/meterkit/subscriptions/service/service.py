@@ -102,6 +102,7 @@ class Subscriptions:
         Raises:
             UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
             SubscriptionExistsError: one is in force; change that.
+            SubscriptionBusyError: another call for this customer has not ended in time.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
             SubscriptionError: the plan sells no seats beyond those that it includes.
         """
@@ -123,7 +124,8 @@ class Subscriptions:
             cancel_url: where Stripe sends a customer who goes back.
 
         Raises:
-            UnknownPlanError, SubscriptionExistsError, QuantityError, SubscriptionError: as of :meth:`create`.
+            UnknownPlanError, SubscriptionExistsError, SubscriptionBusyError, QuantityError,
+                SubscriptionError: as of :meth:`create`.
         """
         wanted, paid = self._asked(plan, seats)
         urls = {"success_url": success_url, "cancel_url": cancel_url}
@@ -165,15 +167,18 @@ class Subscriptions:
         """Put the subscription on another plan.
 
         An upgrade takes effect now and is invoiced at once; where the payment fails nothing changes. Where
-        the customer has to confirm it (3-D Secure), the change has a client secret, and takes effect once
-        that is done; after 23 hours it is given up. A
+        the customer has to authenticate the card (3-D Secure), nothing changes either, and the change has the
+        client secret of a SetupIntent: confirm it in the customer's browser, then ask again. A
         downgrade takes effect when the period ends. ``rank`` says which it is, and ``billing.changes`` of the
         plans file when each takes effect. The plan that is in force takes back what is scheduled.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
             UnknownPlanError: the plans file has no such plan, or it cannot be subscribed to.
-            SubscriptionError: the subscription is not paid for, or is to end.
+            InvoiceOpenError: an invoice has to be paid first.
+            PaymentMethodMissingError, PaymentAuthenticationError: the customer needs a payment method, or
+                another one.
+            SubscriptionError: the subscription is to end, or another request has changed it meanwhile.
         """
         wanted = check_sold(plan, self._catalog)
         cost, secret = await self._changing.change_plan(check_customer(customer), wanted)
@@ -188,8 +193,10 @@ class Subscriptions:
         Raises:
             NoSubscriptionError: no subscription is in force.
             SeatsInUseError: more seats are in use.
+            InvoiceOpenError: an invoice has to be paid first.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
-            SubscriptionError: the plan sells no seats beyond those that it includes, or is not paid for.
+            SubscriptionError: the plan sells no seats beyond those that it includes, or another request has
+                changed the subscription meanwhile.
         """
         cost = await self._changing.set_seats(check_customer(customer), check_seats(seats))
         return SubscriptionChange(subscription=await self._known(customer), proration=cost)

@@ -22,6 +22,7 @@ from meterkit.testing.emulator.selling.entitlements import Entitlements, Feature
 from meterkit.testing.emulator.selling.payments import PaymentMethods
 from meterkit.testing.emulator.selling.prices import Prices
 from meterkit.testing.emulator.selling.products import Products
+from meterkit.testing.emulator.selling.setup_intents import SetupIntents
 from meterkit.testing.emulator.subscribing.schedules import Schedules
 from meterkit.testing.emulator.subscribing.subscriptions import Subscriptions
 from meterkit.testing.emulator.webhooks.deliveries import Deliveries
@@ -69,6 +70,7 @@ class Account:
             self.endpoints = WebhookEndpoints()
             self.deliveries = Deliveries(self.endpoints)
             self.payment_methods = PaymentMethods()
+            self.setup_intents = SetupIntents()
             self.customers = Customers(self.emit, self.payment_methods)
             self.meters = Meters()
             self.products = Products()

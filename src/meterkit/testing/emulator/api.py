@@ -30,6 +30,7 @@ from meterkit.testing.emulator.selling.entitlement_calls import ENTITLEMENT_CALL
 from meterkit.testing.emulator.selling.payment_calls import PAYMENT_CALLS
 from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS
 from meterkit.testing.emulator.selling.product_calls import PRODUCT_CALLS
+from meterkit.testing.emulator.selling.setup_calls import SETUP_CALLS
 from meterkit.testing.emulator.subscribing.item_calls import ITEM_CALLS
 from meterkit.testing.emulator.subscribing.pause_calls import PAUSE_CALLS
 from meterkit.testing.emulator.subscribing.schedule_calls import SCHEDULE_CALLS
@@ -84,6 +85,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *INVOICE_CALLS,
     *SCHEDULE_CALLS,
     *PAYMENT_CALLS,
+    *SETUP_CALLS,
 )
 KEY_PREFIXES: Final = ("sk_test_", "rk_test_", "sk_live_", "rk_live_")
 # What may be tried again says so itself, or says nothing.

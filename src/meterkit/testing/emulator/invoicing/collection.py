@@ -58,10 +58,12 @@ def method_of(account: Account, subscription: Subscription) -> str | None:
     return subscription.default_payment_method or customer.default_payment_method
 
 
-def can_pay(account: Account, subscription: Subscription) -> bool:
+def can_pay(account: Account, subscription: Subscription, *, off_session: bool = True) -> bool:
     """Tell whether a charge of this subscription would go through."""
     method = method_of(account, subscription)
-    return account.payment_methods.goes_through(method, customer=subscription.customer)
+    return account.payment_methods.goes_through(
+        method, customer=subscription.customer, off_session=off_session
+    )
 
 
 def attempt(

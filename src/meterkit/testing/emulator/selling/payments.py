@@ -10,6 +10,7 @@ from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_reso
 __all__ = ["DECLINED", "NEEDS_CUSTOMER", "NO_METHOD", "PaymentMethod", "PaymentMethods"]
 
 AUTHENTICATES: Final = "pm_card_authenticationRequired"
+ASKS_UNTIL_SET_UP: Final = "pm_card_authenticationRequiredOnSetup"
 # Stripe's names of test cards (https://docs.stripe.com/testing?testing-method=payment-methods).
 CARDS: Final = {
     "pm_card_visa": ("visa", "4242", True),
@@ -17,6 +18,7 @@ CARDS: Final = {
     "pm_card_chargeCustomerFail": ("visa", "0341", False),
     "pm_card_chargeDeclined": ("visa", "0002", False),
     AUTHENTICATES: ("visa", "3184", True),
+    ASKS_UNTIL_SET_UP: ("visa", "3155", True),
 }
 NO_METHOD: Final = (
     "This customer has no attached payment source or default payment method. Please consider adding a "
@@ -38,6 +40,9 @@ class PaymentMethod:
         customer: whose it is; None: nobody's.
         works: whether charges go through.
         authenticates: whether each charge asks its customer (3-D Secure).
+        asks_until_set_up: whether charges ask its customer unless a setup intent has succeeded and they are
+            made off session (https://docs.stripe.com/testing#regulatory-cards).
+        is_set_up: whether a setup intent for off-session payments has succeeded.
     """
 
     id: str
@@ -47,6 +52,8 @@ class PaymentMethod:
     last4: str
     works: bool
     authenticates: bool = False
+    asks_until_set_up: bool = False
+    is_set_up: bool = False
     livemode: bool = False
 
     def to_json(self) -> JsonObject:
@@ -95,6 +102,7 @@ class PaymentMethods:
                 last4=last4,
                 works=works,
                 authenticates=name == AUTHENTICATES,
+                asks_until_set_up=name == ASKS_UNTIL_SET_UP,
             )
             self._by_id[known.id] = known
         if known.customer not in {None, customer}:
@@ -120,23 +128,30 @@ class PaymentMethods:
         """Return a customer's payment methods, newest first."""
         return [method for method in reversed(self._by_id.values()) if method.customer == customer]
 
-    def goes_through(self, method_id: str | None, *, customer: str, is_present: bool = False) -> bool:
+    def goes_through(
+        self, method_id: str | None, *, customer: str, is_present: bool = False, off_session: bool = True
+    ) -> bool:
         """Tell whether a charge with a payment method is paid.
 
         Args:
             method_id: of the payment method; None: there is none.
             customer: who pays.
             is_present: whether the customer sits in front of it, and can authenticate.
+            off_session: whether the charge is made as one without the customer, which uses what was set up.
         """
         method = self._of(method_id, customer)
-        if method is None or (method.authenticates and not is_present):
+        if method is None:
+            return False
+        asks = method.asks_until_set_up and not (method.is_set_up and off_session)
+        if (method.authenticates or asks) and not is_present:
             return False
         return method.works and customer not in self.failing
 
     def needs_customer(self, method_id: str | None, *, customer: str) -> bool:
         """Tell whether a charge fails for no other reason than that its customer has to authenticate."""
         method = self._of(method_id, customer)
-        return method is not None and method.authenticates and customer not in self.failing
+        asks = method is not None and (method.authenticates or method.asks_until_set_up)
+        return asks and customer not in self.failing
 
     def _of(self, method_id: str | None, customer: str) -> PaymentMethod | None:
         method = None if method_id is None else self._by_id.get(method_id)

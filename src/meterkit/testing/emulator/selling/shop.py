@@ -10,6 +10,7 @@ from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.invoicing.collection import attempt
 from meterkit.testing.emulator.selling.price_calls import make_price, make_product
 from meterkit.testing.emulator.selling.price_params import read_price
+from meterkit.testing.emulator.selling.setup_calls import confirm_setup
 from meterkit.testing.emulator.subscribing.turns import advance
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ class Shop(Behaviour):
         Args:
             customer: its id.
             card: one of Stripe's test cards: ``pm_card_visa``; charges of ``pm_card_chargeDeclined`` fail,
-                and those of ``pm_card_authenticationRequired`` without their customer.
+                and those of ``pm_card_authenticationRequired`` without their customer. Charges of
+                ``pm_card_authenticationRequiredOnSetup`` fail until :meth:`confirm_setup`.
 
         Raises:
             ApiError: there is no such customer or card.
@@ -132,7 +134,23 @@ class Shop(Behaviour):
             )
             if not attempt(self._account, found, method=method.id, by_itself=False, is_present=True):
                 raise ValueError(f"the payment of {found.id} with {card} has failed")
+            method.is_set_up = True  # https://docs.stripe.com/billing/subscriptions/payment-methods-setting
             self._keep(found.subscription, method.id, customer=found.customer)
+
+    def confirm_setup(self, client_secret: str, *, card: str | None = None) -> None:
+        """Authenticate a card for payments to come, as a customer does in a browser: ``confirmCardSetup``.
+
+        Args:
+            client_secret: of the setup intent.
+            card: one of Stripe's test cards, in place of the intent's payment method.
+
+        Raises:
+            ApiError: there is no such setup intent or card.
+            ValueError: the setup intent has ended, or the card is declined.
+        """
+        with self._account.lock:
+            self.advance()
+            confirm_setup(self._account, client_secret, card=card)
 
     def advance(self) -> None:
         """Bring about all that is due by the clock: renewals, ends of trials, retries, and so on.

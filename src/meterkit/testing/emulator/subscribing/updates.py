@@ -42,11 +42,13 @@ class Rearranged:
         lines: charges and credits.
         immediate: whether they are invoiced at once, and not with the next invoice.
         proration_date: Unix seconds.
+        off_session: whether what is paid at once is paid without the customer.
     """
 
     lines: list[Line]
     immediate: bool
     proration_date: int
+    off_session: bool = False
 
 
 def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], params: Params) -> Rearranged:
@@ -74,7 +76,8 @@ def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], p
     if restarts:
         lines = [*lines, *restart(account, draft, at=now, prorate=prorate)]
         immediate = True
-    return Rearranged(lines=lines, immediate=immediate, proration_date=at)
+    off_session = params.boolean("off_session") is True
+    return Rearranged(lines=lines, immediate=immediate, proration_date=at, off_session=off_session)
 
 
 def commit(
@@ -100,7 +103,9 @@ def commit(
         account.subscriptions.put(draft)
         account.emit("customer.subscription.updated", draft.to_json(), previous=before)
         return draft
-    unpaid = is_due(account, draft, change.lines) and not can_pay(account, draft)
+    unpaid = is_due(account, draft, change.lines) and not can_pay(
+        account, draft, off_session=change.off_session
+    )
     if unpaid and behavior == "error_if_incomplete":
         raise refuse_unpaid(account, draft)
     if unpaid and behavior == "pending_if_incomplete":
