@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "count_anew",
+    "nothing_line",
     "period_line",
     "remaining_line",
     "trial_line",
@@ -64,15 +66,26 @@ def remaining_line(account: Account, item: Item, *, anchor: int, at: int) -> Lin
     return _line(item, amount=amount, text=text, start=at, end=item.period_end, proration=True)
 
 
-def unused_lines(account: Account, item: Item, *, at: int) -> list[Line]:
+def nothing_line(account: Account, item: Item) -> Line:
+    """Charge nothing for a usage-based item that is added, as classic billing does.
+
+    "A 0 USD line item" (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing).
+    """
+    text = f"0 × {_name(account, item.price)} {_rate(item.price)}"  # noqa: RUF001 - Stripe's.
+    return _line(item, amount=0, text=text, start=item.period_start, end=item.period_end)
+
+
+def unused_lines(account: Account, subscription: Subscription, item: Item, *, at: int) -> list[Line]:
     """Give back what was charged for the time after an instant: a line for each charge that reaches beyond.
 
     "Prorations use the original debited amount instead of current subscription values. If the time period
     being credited was originally billed across multiple debits, Stripe generates multiple credit prorations"
     (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#credit-proration-calculations).
     """
-    lines: list[Line] = []
     text = f"Unused time on {_several(account, item)} after {_day(at)}"
+    if subscription.billing_mode.is_classic:
+        return _unused_at_present_price(subscription, item, text=text, at=at)
+    lines: list[Line] = []
     for debit in item.debits:
         start = max(at, debit.start)
         if start >= debit.until:
@@ -83,6 +96,22 @@ def unused_lines(account: Account, item: Item, *, at: int) -> list[Line]:
         debit.until = start
     item.debits = [debit for debit in item.debits if debit.until > debit.start]
     return lines
+
+
+def _unused_at_present_price(subscription: Subscription, item: Item, *, text: str, at: int) -> list[Line]:
+    """Give back the time after an instant in classic billing.
+
+    "Credit proration amounts are calculated based on the value of the subscription item's current price, tax,
+    quantity" (https://docs.stripe.com/billing/subscriptions/billing-mode/compare#credit-proration-calculations).
+    """
+    charged = [debit for debit in item.debits if debit.until > at]
+    if not charged:
+        return []
+    start, end = period_at(subscription.billing_cycle_anchor, item.price.cycle, at)
+    whole = amount_of(item.price.pricing, _quantity(item))
+    amount = -to_cents(whole * Fraction(item.period_end - at, end - start))
+    item.debits = [replace(debit, until=min(debit.until, at)) for debit in item.debits if debit.start < at]
+    return [_line(item, amount=amount, text=text, start=at, end=item.period_end, proration=True)]
 
 
 def usage_of(item: Item, *, until: int, removed: bool = False) -> Usage | None:

@@ -16,6 +16,7 @@ from meterkit.testing.emulator.replies import (
     missing_resource,
     new_id,
 )
+from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_in_flexible, refuse_mixed
 from meterkit.testing.emulator.subscribing.item_params import read_items
 from meterkit.testing.emulator.subscribing.revision import begin_items, new_item
 from meterkit.testing.emulator.subscribing.settings_params import apply_cancellation
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.invoicing.invoices import Invoice, Line, Usage
+    from meterkit.testing.emulator.subscribing.billing_modes import BillingMode
 
 __all__ = ["PREVIEW_CALLS"]
 
@@ -47,15 +49,15 @@ def _create(account: Account, call: Call) -> JsonObject:
     details = params.hash("subscription_details") or Params("")
     details.only(*DETAILS)
     if params.given("subscription") is None:
-        invoice = _of_new(account, params, details)
+        invoice = _of_new(account, params, details, mode=read_mode(details, version=call.version))
     else:
-        invoice = _of_change(account, params, details)
+        invoice = _of_change(account, params, details, version=call.version)
     shown = invoice.to_json()
     shown["id"] = f"upcoming_{invoice.id}"
     return expanded(account, shown, params)
 
 
-def _of_change(account: Account, params: Params, details: Params) -> Invoice:
+def _of_change(account: Account, params: Params, details: Params, *, version: str) -> Invoice:
     subscription = account.subscriptions.find(params.required("subscription"), param="subscription")
     if subscription.status in ENDED:
         raise _none(subscription)
@@ -63,6 +65,9 @@ def _of_change(account: Account, params: Params, details: Params) -> Invoice:
         message = "`subscription_details[proration_date]` cannot be set where prorations are off."
         raise ApiError(message, param="subscription_details[proration_date]")
     draft = subscription.copy()
+    if "billing_mode" in details:
+        draft.billing_mode = read_mode(details, version=version)
+    refuse_in_flexible(draft.billing_mode, details)
     wanted = read_items(account, details, of=subscription)
     change = rearrange(account, draft, wanted, details)
     apply_cancellation(draft, details, now=account.now)
@@ -70,7 +75,8 @@ def _of_change(account: Account, params: Params, details: Params) -> Invoice:
     lines = [*waiting, *change.lines]
     usages: list[Usage] = []
     if details.boolean("cancel_now"):
-        lines += [line for item in draft.items for line in unused_lines(account, item, at=account.now)]
+        unused = (unused_lines(account, draft, item, at=account.now) for item in draft.items)
+        lines += [line for each in unused for line in each]
         usages = _usages(draft, until=account.now)
     elif change.immediate:
         if not lines:
@@ -108,7 +114,7 @@ def _usages(draft: Subscription, *, until: int) -> list[Usage]:
     return [usage for item in draft.items if (usage := usage_of(item, until=until)) is not None]
 
 
-def _of_new(account: Account, params: Params, details: Params) -> Invoice:
+def _of_new(account: Account, params: Params, details: Params, *, mode: BillingMode) -> Invoice:
     """The first invoice of a subscription that is not made yet."""
     customer = params.required("customer")
     if not account.customers.exists(customer):
@@ -123,7 +129,9 @@ def _of_new(account: Account, params: Params, details: Params) -> Invoice:
         created=account.now,
         currency=prices[0].currency,
         billing_cycle_anchor=account.now,
+        billing_mode=mode,
     )
+    refuse_mixed(mode, (price.cycle for price in prices))
     draft.items = [new_item(draft, each, at=account.now) for each in wanted]
     lines = begin_items(account, draft, prorate=True)
     return draft_of(account, draft, lines, reason="upcoming")

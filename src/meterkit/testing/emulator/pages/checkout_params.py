@@ -5,14 +5,16 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.invoicing.taxes import refuse_tax
 from meterkit.testing.emulator.pages.checkout import CheckoutLine, CheckoutSession
 from meterkit.testing.emulator.replies import ApiError, missing_parameter, missing_resource, new_id
 from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
+from meterkit.testing.emulator.subscribing.billing_modes import read_mode
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.call import Call
 
 __all__ = ["read_session"]
 
@@ -49,6 +51,8 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
     if data is not None:
         data.only(*SUBSCRIPTION_FIELDS)
         data.metadata()
+    mode = read_mode(data or Params(""), version=call.version)
+    fields = {} if data is None else data.flat()
     session_id = new_id("cs_live" if call.livemode else "cs_test", length=58)
     return CheckoutSession(
         id=session_id,
@@ -67,7 +71,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         payment_method_collection=params.choice("payment_method_collection", ("always", "if_required"))
         or "always",
         metadata=params.metadata(),
-        subscription_data={} if data is None else data.flat(),
+        subscription_data={**fields, "billing_mode[type]": mode.type},
         trial=data is not None and ("trial_period_days" in data or "trial_end" in data),
     )
 
@@ -90,6 +94,11 @@ def _lines(account: Account, params: Params) -> tuple[tuple[CheckoutLine, ...], 
     prices = [account.prices.find(line.price) for line in lines]
     if all(price.recurring is None for price in prices):
         message = "You must provide at least one recurring price in `subscription` mode when using prices."
+        raise ApiError(message, param="line_items")
+    cycles = {(each.interval, each.interval_count) for price in prices if (each := price.recurring)}
+    if len(cycles) > 1:
+        # https://docs.stripe.com/billing/subscriptions/mixed-interval: not in Checkout.
+        message = "All recurring prices of a Checkout Session must have the same billing interval."
         raise ApiError(message, param="line_items")
     if len({price.currency for price in prices}) > 1:
         raise ApiError("All prices of a Checkout Session must have the same currency.", param="line_items")

@@ -81,7 +81,10 @@ class Visits:
             # https://docs.stripe.com/billing/subscriptions/billing-mode/compare#scheduled-subscription-cancellation
             ends = "max_period_end" if action == "cancel" else ""
             named = self._subscription(session, subscription)
-            self._do(f"/v1/subscriptions/{named}", {"cancel_at": ends})
+            if self._account.subscriptions.find(named).billing_mode.is_classic:
+                self._do(f"/v1/subscriptions/{named}", {"cancel_at_period_end": str(bool(ends)).lower()})
+            else:
+                self._do(f"/v1/subscriptions/{named}", {"cancel_at": ends})
 
     def subscriptions(self, session: PortalSession) -> list[tuple[str, str, bool]]:
         """Return a customer's subscriptions: id, what is shown of it, and whether it ends with its period."""

@@ -34,6 +34,7 @@ def begin(account: Account, schedule: Schedule) -> None:
         created=now,
         currency=phase.items[0].price.currency,
         billing_cycle_anchor=now,
+        billing_mode=schedule.billing_mode,
         livemode=schedule.livemode,
         metadata=dict(phase.metadata),
         schedule=schedule.id,

@@ -43,7 +43,7 @@ def end(
     lines = [
         line
         for item in subscription.items
-        for line in (unused_lines(account, item, at=now) if prorate else ())
+        for line in (unused_lines(account, subscription, item, at=now) if prorate else ())
     ]
     waiting = account.invoices.pending.get(subscription.id, [])
     usages = [usage for item in subscription.items if (usage := usage_of(item, until=now)) is not None]

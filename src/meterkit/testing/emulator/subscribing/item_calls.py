@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.replies import ApiError, JsonObject
+from meterkit.testing.emulator.subscribing.billing_modes import refuse_in_flexible
 from meterkit.testing.emulator.subscribing.item_params import (
     ITEM_PARAMS,
     read_item,
@@ -31,6 +32,7 @@ def _create(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/create."""
     call.params.only("subscription", *ITEM_PARAMS, *HOW, expandable=None)
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
+    refuse_in_flexible(subscription.billing_mode, call.params)
     known = {item.id for item in subscription.items}
     wanted = read_item(account, call.params.but("subscription", "expand", *HOW), of=subscription)
     changed = _change(account, call, subscription, wanted)
@@ -47,6 +49,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/update."""
     call.params.only(*ITEM_PARAMS, *HOW, expandable=None)
     subscription, item = account.subscriptions.of_item(call.object_id)
+    refuse_in_flexible(subscription.billing_mode, call.params)
     given = call.params.but("expand", *HOW)
     wanted = read_item(account, given, of=subscription, item_id=item.id)
     changed = _change(account, call, subscription, wanted)
@@ -58,6 +61,7 @@ def _delete(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_items/delete; the last one cannot be deleted."""
     call.params.only("clear_usage", *HOW)
     subscription, item = account.subscriptions.of_item(call.object_id)
+    refuse_in_flexible(subscription.billing_mode, call.params)
     if len(subscription.items) == 1:
         message = (
             "A subscription must have at least one active plan/price. If you would like to cancel the "

@@ -40,7 +40,7 @@ def _pause(account: Account, call: Call) -> JsonObject:
     lines: list[Line] = []
     for item in subscription.items:
         since = item.period_start if unused == "item_current_period_start" else account.now
-        lines += unused_lines(account, item, at=since) if unused != "none" else []
+        lines += unused_lines(account, subscription, item, at=since) if unused != "none" else []
         used = usage_of(item, until=account.now)
         if used is not None and usage != "none":
             lines += usage_lines(account, subscription, used)

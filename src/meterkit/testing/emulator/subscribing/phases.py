@@ -47,6 +47,7 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
         phase = schedule.phases[schedule.place]
         prorate = phase.proration_behavior != "none"
         subscription.metadata.update(phase.metadata)
+        _invoice_what_goes(account, subscription, phase)
         if subscription.renews_at <= account.now:
             _replace_items(account, subscription, phase, prorate=prorate)
         else:
@@ -64,6 +65,25 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
     return True
 
 
+def _invoice_what_goes(account: Account, subscription: Subscription, phase: Phase) -> None:
+    """Charge the usage of prices that a phase lacks on an invoice of its own, in classic billing.
+
+    https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing
+    """
+    if not subscription.billing_mode.is_classic or phase.proration_behavior == "none":
+        return
+    kept = {item.price.id for item in phase.items}
+    usages = [
+        usage
+        for item in subscription.items
+        if item.price.id not in kept
+        and (usage := usage_of(item, until=min(account.now, item.period_end), removed=True)) is not None
+    ]
+    if usages and subscription.status != "trialing":
+        invoice = bill(account, subscription, [], reason="subscription_update", usages=usages)
+        account.emit("invoice.created", invoice.to_json())
+
+
 def usages_after(account: Account, subscription: Subscription, usages: Sequence[Usage]) -> list[Usage]:
     """Return what a renewal charges of the usage of its periods where it begins a phase, too.
 
@@ -74,6 +94,8 @@ def usages_after(account: Account, subscription: Subscription, usages: Sequence[
     that a phase which begins with a period is meant as well.
     """
     kept = {item.id for item in subscription.items}
+    if subscription.billing_mode.is_classic:
+        return [usage for usage in usages if usage.item in kept]
     if all(usage.item in kept for usage in usages):
         return list(usages)
     schedule = account.schedules.find(subscription.schedule or "")
@@ -139,9 +161,10 @@ def _replace_items(account: Account, subscription: Subscription, phase: Phase, *
         item.quantity = wanted.quantity
         items.append(item)
     for gone in by_price.values() if prorate else ():
-        lines = unused_lines(account, gone, at=now)
+        lines = unused_lines(account, subscription, gone, at=now)
         # Where its period ends now, the renewal charges its usage.
-        usage = usage_of(gone, until=now, removed=True) if gone.period_end > now else None
+        is_open = gone.period_end > now and not subscription.billing_mode.is_classic
+        usage = usage_of(gone, until=now, removed=True) if is_open else None
         lines += [] if usage is None else usage_lines(account, subscription, usage)
         account.invoices.pending.setdefault(subscription.id, []).extend(lines)
     subscription.items = items

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.testing.emulator.invoicing.charges import (
     count_anew,
+    nothing_line,
     period_line,
     remaining_line,
     trial_line,
@@ -75,11 +76,13 @@ def new_item(subscription: Subscription, wanted: Wanted, *, at: int) -> Item:
 def begin_items(account: Account, subscription: Subscription, *, prorate: bool) -> list[Line]:
     """Charge the first period of all items: whole, or its part where the cycle is anchored elsewhere.
 
-    No line is made for usage-based items (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
+    No line is made for usage-based items, but in classic billing
+    (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
     """
     lines: list[Line] = []
     for item in subscription.items:
         if item.price.is_metered:
+            lines += [nothing_line(account, item)] if subscription.billing_mode.is_classic else []
             continue
         if subscription.status == "trialing":
             lines.append(trial_line(account, item))
@@ -150,7 +153,7 @@ def restart(account: Account, subscription: Subscription, *, at: int, prorate: b
     lines: list[Line] = []
     subscription.billing_cycle_anchor = at
     for item in subscription.items:
-        lines += unused_lines(account, item, at=at) if prorate else []
+        lines += unused_lines(account, subscription, item, at=at) if prorate else []
         usage = None if subscription.status == "trialing" else usage_of(item, until=at)
         lines += [] if usage is None else usage_lines(account, subscription, usage)
         item.usage_from = at
@@ -183,13 +186,19 @@ def _give_back(
         return []
     if subscription.status == "trialing":
         return []
+    if subscription.billing_mode.is_classic:
+        # "Usage from January 1 to January 16 isn't billed"
+        # (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup).
+        usage = None
     counted = [] if usage is None else usage_lines(account, subscription, usage)
-    return [*unused_lines(account, item, at=at), *counted]
+    return [*unused_lines(account, subscription, item, at=at), *counted]
 
 
 def _charge(
     account: Account, subscription: Subscription, item: Item, *, at: int, prorate: bool
 ) -> list[Line]:
+    if item.price.is_metered and subscription.billing_mode.is_classic:
+        return [nothing_line(account, item)]
     if item.price.is_metered or not prorate or subscription.status == "trialing":
         return []
     return [remaining_line(account, item, anchor=subscription.billing_cycle_anchor, at=at)]

@@ -17,6 +17,7 @@ from meterkit.testing.emulator.replies import (
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.subscribing.beginning import begin
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
+from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_mixed
 from meterkit.testing.emulator.subscribing.ending import end
 from meterkit.testing.emulator.subscribing.item_params import recurring_price, refuse_same_price
 from meterkit.testing.emulator.subscribing.phases import release, wanted_by
@@ -64,9 +65,12 @@ def _create(account: Account, call: Call) -> JsonObject:
         created=account.now,
         livemode=call.livemode,
         phases=_phases(account, params, start=start),
+        billing_mode=read_mode(params, version=call.version),
         status="not_started",
         end_behavior=params.choice("end_behavior", END_BEHAVIORS) or "release",
     )
+    for phase in schedule.phases:
+        refuse_mixed(schedule.billing_mode, (item.price.cycle for item in phase.items))
     params.amend("metadata", schedule.metadata)
     account.schedules.add(schedule)
     if start == account.now:
@@ -90,7 +94,7 @@ def _of_subscription(account: Account, call: Call, subscription_id: str) -> Json
     https://docs.stripe.com/api/subscription_schedules/create#create_subscription_schedule-from_subscription
     """
     params = call.params
-    for name in ("phases", "end_behavior", "customer", "start_date"):
+    for name in ("billing_mode", "phases", "end_behavior", "customer", "start_date"):
         if name in params:
             message = f"You cannot set `{name}` if `from_subscription` is set."
             raise ApiError(message, param=name)
@@ -116,6 +120,7 @@ def _of_subscription(account: Account, call: Call, subscription_id: str) -> Json
         created=account.now,
         livemode=call.livemode,
         phases=[phase],
+        billing_mode=subscription.billing_mode,
         subscription=subscription.id,
         end_behavior="cancel" if subscription.cancel_at_period_end else "release",
     )

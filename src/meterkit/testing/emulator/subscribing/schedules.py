@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.subscribing.billing_modes import BillingMode
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.replies import JsonObject
@@ -82,6 +83,7 @@ class Schedule:
     customer: str
     created: int
     phases: list[Phase]
+    billing_mode: BillingMode = field(default_factory=BillingMode)
     livemode: bool = False
     status: Literal["active", "canceled", "completed", "not_started", "released"] = "active"
     subscription: str | None = None
@@ -100,7 +102,7 @@ class Schedule:
             "id": self.id,
             "object": "subscription_schedule",
             "application": None,
-            "billing_mode": {"flexible": {"proration_discounts": "included"}, "type": "flexible"},
+            "billing_mode": self.billing_mode.to_json(),
             "canceled_at": self.canceled_at,
             "completed_at": self.completed_at,
             "created": self.created,

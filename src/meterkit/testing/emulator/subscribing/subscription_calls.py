@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
@@ -18,6 +19,7 @@ from meterkit.testing.emulator.replies import (
     no_such,
 )
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
+from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_in_flexible, refuse_mixed
 from meterkit.testing.emulator.subscribing.ending import end
 from meterkit.testing.emulator.subscribing.item_params import read_items, refuse_while_pending
 from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
@@ -63,6 +65,7 @@ IN_PENDING_UPDATES: Final = frozenset(
 def _create(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/create."""
     params = call.params
+    refuse_in_flexible(read_mode(params, version=call.version), params)
     params.only(*CREATED_WITH, *SETTINGS, *IGNORED, expandable=None)
     if "backdate_start_date" in params:
         raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
@@ -141,8 +144,10 @@ def _draft(
         created=now,
         currency=prices[0].currency,
         billing_cycle_anchor=now,
+        billing_mode=read_mode(params, version=call.version),
         livemode=call.livemode,
     )
+    refuse_mixed(draft.billing_mode, (price.cycle for price in prices))
     apply_settings(account, draft, params)
     trial_end = read_trial_end(params, now=now)
     if trial_end is not None and trial_end > now:
@@ -214,6 +219,7 @@ def _is_of(wanted: str | None, subscription: Subscription) -> bool:
 def _update(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/update."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
+    refuse_in_flexible(subscription.billing_mode, params)
     params.only(
         *("billing_cycle_anchor", "items", "payment_behavior", "proration_behavior", "proration_date"),
         *("add_invoice_items", "trial_end", *SETTINGS, *IGNORED),
@@ -268,10 +274,38 @@ def _cancel(account: Account, call: Call) -> JsonObject:
     return expanded(account, subscription.to_json(), params)
 
 
+def _migrate(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/migrate: to flexible billing, and never back.
+
+    Pending invoice items stay as they are: "Stripe doesn't recalculate any resources created before
+    migration" (https://docs.stripe.com/billing/subscriptions/billing-mode).
+    """
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only("billing_mode", expandable=None)
+    if "billing_mode" not in params:
+        raise missing_parameter("billing_mode")
+    mode = read_mode(params, version=call.version)
+    if mode.is_classic:
+        message = "Invalid billing_mode[type]: must be one of flexible"
+        raise ApiError(message, param="billing_mode[type]")
+    if subscription.status in (*ENDED, "incomplete"):
+        message = f"You cannot migrate a subscription that is in the `{subscription.status}` status."
+        raise ApiError(message)
+    if not subscription.billing_mode.is_classic:
+        raise ApiError("This subscription's `billing_mode.type` is `flexible` already.")
+    before = subscription.to_json()
+    subscription.billing_mode = replace(mode, updated_at=account.now)
+    if subscription.schedule is not None:
+        account.schedules.find(subscription.schedule).billing_mode = subscription.billing_mode
+    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    return expanded(account, subscription.to_json(), params)
+
+
 SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/subscriptions", _create),
     ("GET", "/v1/subscriptions", _list),
     ("GET", "/v1/subscriptions/{id}", _retrieve),
     ("POST", "/v1/subscriptions/{id}", _update),
+    ("POST", "/v1/subscriptions/{id}/migrate", _migrate),
     ("DELETE", "/v1/subscriptions/{id}", _cancel),
 )

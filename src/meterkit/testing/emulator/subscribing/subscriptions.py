@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.replies import JsonObject, no_such
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
+from meterkit.testing.emulator.subscribing.billing_modes import BillingMode
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
@@ -138,6 +139,7 @@ class Subscription:
     created: int
     currency: str
     billing_cycle_anchor: int
+    billing_mode: BillingMode = field(default_factory=BillingMode)
     livemode: bool = False
     status: Status = "active"
     items: list[Item] = field(default_factory=list[Item])
@@ -199,7 +201,7 @@ class Subscription:
             "object": "subscription",
             "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
             "billing_cycle_anchor": self.billing_cycle_anchor,
-            "billing_mode": {"flexible": {"proration_discounts": "included"}, "type": "flexible"},
+            "billing_mode": self.billing_mode.to_json(),
             "billing_schedules": [],
             "cancel_at": self.cancel_at,
             "cancel_at_period_end": self.cancel_at_period_end,

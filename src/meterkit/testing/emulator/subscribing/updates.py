@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,9 @@ from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.charges import trial_line, unused_lines
 from meterkit.testing.emulator.invoicing.collection import CHARGE_MIN, attempt, can_pay, finalize, method_of
 from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.selling.amounts import amount_of
 from meterkit.testing.emulator.selling.payments import DECLINED, NEEDS_CUSTOMER, NO_METHOD
+from meterkit.testing.emulator.subscribing.billing_modes import refuse_mixed
 from meterkit.testing.emulator.subscribing.revision import restart, revise
 from meterkit.testing.emulator.subscribing.settings_params import read_trial_end
 from meterkit.testing.emulator.subscribing.statuses import set_status
@@ -61,8 +64,9 @@ def rearrange(account: Account, draft: Subscription, wanted: Sequence[Wanted], p
     at = _proration_date(draft, params, now=now)
     behavior = params.choice("proration_behavior", PRORATIONS) or "create_prorations"
     prorate = behavior != "none"
-    restarts = _anchor(params) == "now"
+    restarts = _anchor(params) == "now" or _moves_anchor(draft, wanted)
     lines = revise(account, draft, wanted, at=at, prorate=prorate, restarts=restarts)
+    refuse_mixed(draft.billing_mode, (item.price.cycle for item in draft.items))
     immediate = behavior == "always_invoice"
     trial_end = read_trial_end(params, now=now)
     if trial_end == now:
@@ -195,7 +199,7 @@ def _try_out(account: Account, draft: Subscription, *, until: int, at: int, pror
     was_trialing = draft.status == "trialing"
     for item in draft.items:
         if not was_trialing:
-            lines += unused_lines(account, item, at=at) if prorate else []
+            lines += unused_lines(account, draft, item, at=at) if prorate else []
             item.period_start, item.debits = at, []
         item.period_end = until
         if not was_trialing and not item.price.is_metered:
@@ -218,6 +222,36 @@ def _proration_date(draft: Subscription, params: Params, *, now: int) -> int:
         )
         raise ApiError(message, param=params.path("proration_date"))
     return at
+
+
+def _moves_anchor(subscription: Subscription, wanted: Sequence[Wanted]) -> bool:
+    """Whether a change begins a cycle by itself: in classic billing another interval does, and a first price.
+
+    Flexible billing never resets the anchor
+    (https://docs.stripe.com/billing/subscriptions/billing-mode/compare). Not emulated: that an earlier
+    ``cancel_at`` moves it, too.
+    """
+    if not subscription.billing_mode.is_classic or subscription.status == "trialing":
+        return False
+    by_id = {item.id: item for item in subscription.items}
+    costs = False
+    for each in wanted:
+        item = by_id.get(each.item or "")
+        price = each.price or (None if item is None else item.price)
+        if each.deleted or price is None:
+            continue
+        old = None if item is None else item.price.cycle
+        if old is not None and (old.interval, old.interval_count) != (
+            price.cycle.interval,
+            price.cycle.interval_count,
+        ):
+            return True
+        costs = costs or (not price.is_metered and amount_of(price.pricing, Decimal(1)) > 0)
+    was_free = all(
+        item.price.is_metered or not amount_of(item.price.pricing, Decimal(item.quantity or 0))
+        for item in subscription.items
+    )
+    return was_free and costs
 
 
 def _anchor(params: Params) -> str | None:
