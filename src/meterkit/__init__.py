@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision, GaugeLevel
+    from meterkit.decisions.drift import Drift
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport, Unsealed
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.rules.proration import Proration
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
+    from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import (
         Checkout,
         Invoice,
@@ -108,6 +110,7 @@ __all__ = [
     "Customers",
     "Decision",
     "Deleted",
+    "Drift",
     "DunningReminder",
     "FlushReport",
     "Flusher",
@@ -145,6 +148,7 @@ __all__ = [
     "QuantityError",
     "RateUsage",
     "Reconciled",
+    "Repair",
     "Reservation",
     "SeatsInUseError",
     "Settings",
@@ -198,6 +202,7 @@ _HOMES = {
     "Customers": "meterkit.store.customers",
     "Decision": "meterkit.decisions.decision",
     "Deleted": "meterkit.store.deletion",
+    "Drift": "meterkit.decisions.drift",
     "DunningReminder": "meterkit.notify",
     "FlushReport": "meterkit.delivery.report",
     "Flusher": "meterkit.delivery.flusher",
@@ -227,6 +232,7 @@ _HOMES = {
     "Proration": "meterkit.subscriptions.rules.proration",
     "RateUsage": "meterkit.store.rate_usage",
     "Reconciled": "meterkit.delivery.reconciling",
+    "Repair": "meterkit.subscriptions.service.repairing",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
     "StreamTap": "meterkit.tokens.tap",

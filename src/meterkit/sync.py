@@ -266,6 +266,8 @@ class SyncSubscriptions:
         self.cancel = loop.blocking(subscriptions.cancel)
         self.resume = loop.blocking(subscriptions.resume)
         self.invoices = loop.blocking(subscriptions.invoices)
+        self.check = loop.blocking(subscriptions.check)
+        self.repair = loop.blocking(subscriptions.repair)
         self.import_from_stripe = loop.blocking(subscriptions.import_from_stripe)
 
 

@@ -46,7 +46,10 @@ COMMANDS: Final = {
     "outbox": ("list", "show", "redrive", "park", "drop"),
     "grants": ("add", "list", "void", "ledger"),
     "plans": ("migrate",),
-    "subscriptions": ("show", "preview", "change", "seats", "cancel", "resume", "invoices", "sync"),
+    "subscriptions": (
+        *("show", "preview", "change", "seats", "cancel", "resume", "invoices", "sync"),
+        *("check", "repair"),
+    ),
     "audit": ("rebuild",),
     "stripe": ("sync", "emulator"),
     "webhooks": ("list", "redrive"),

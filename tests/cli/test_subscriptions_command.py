@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -101,3 +101,43 @@ def test_what_cannot_be_done_is_said(stored: Shell, words: tuple[str, ...], code
     done = stored.run("subscriptions", *words)
     assert (done.code, done.out) == (code, "")
     assert said in done.err
+
+
+async def test_a_subscription_that_differs_is_found_named_by_doctor_and_repaired(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    """F-105: doctor knew of none, and there was nothing that mended it."""
+    async with subscribed(stored, directory, store_url) as emulator:
+        assert stored.run("subscriptions", "sync", "acme").code == 0
+        sound = stored.run("subscriptions", "check")
+        assert (sound.code, sound.out) == (0, "")
+        assert "all subscriptions are as the plans file says" in sound.err
+        subscription = subscription_of(emulator)
+        subscription.items[0].quantity = 7
+        found = stored.run("subscriptions", "check")
+        assert found.code == 1
+        assert "the base price price_pro has quantity 7; the plans file sells 1" in found.out
+        as_json = stored.run("subscriptions", "check", "--json").json
+        assert [drift["kind"] for drift in as_json["acme"]] == ["base_quantity"]
+        findings = stored.run("doctor", "--json").json["findings"]
+        assert "1 subscription differs from the plans file: of customer acme" in next(
+            finding["problem"] for finding in findings if finding["check"] == "subscriptions"
+        )
+        tried = stored.run("subscriptions", "repair", "acme", "--dry-run")
+        assert (tried.code, subscription_of(emulator).items[0].quantity) == (0, 7)
+        assert "to be mended" in tried.out
+        done = stored.run("subscriptions", "repair", "acme", "--json")
+        assert (done.code, [drift["kind"] for drift in done.json["mended"]]) == (0, ["base_quantity"])
+        assert subscription_of(emulator).items[0].quantity == 1
+        again = stored.run("subscriptions", "repair", "acme")
+        assert "is as the plans file says" in again.err
+        assert "subscriptions" not in {
+            finding["check"] for finding in stored.run("doctor", "--json").json["findings"]
+        }
+
+
+def subscription_of(emulator: StripeEmulator) -> Any:
+    """The only subscription of the account, as a person in Stripe's dashboard can change it."""
+    account: Any = emulator
+    (found,) = list(account._account.subscriptions)
+    return found

@@ -47,7 +47,8 @@ PASSED_ON: Final = {
     "redis/handshake.py": ("the server's maxmemory-policy is",),
     "redis/reconnect.py": ("shards and METERKIT_SHARDS is", "has no right to"),
     "subscriptions/webhooks/endpoint.py": ("no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET",),
-    "subscriptions/webhooks/webhooks.py": ("Stripe has accepted usage that it does not bill",),
+    "subscriptions/webhooks/sweep.py": ("is disputed",),
+    "subscriptions/webhooks/webhooks.py": ("Stripe has accepted usage that it does not bill", "is disputed"),
 }
 WRITERS: Final = {
     "asgi/exchange.py",

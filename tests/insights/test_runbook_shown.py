@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from delivering import CATALOG
-from meterkit import MeterKit
+from meterkit import Drift, MeterKit
 from meterkit.cli.doctor import findings, spools
 from meterkit.cli.doctor.audit_log import added_up, undrained
 from meterkit.cli.doctor.closes import unconfirmed
+from meterkit.cli.doctor.drifting import drifting
 from meterkit.cli.doctor.hooks import Failing, given_up, overdue
 from meterkit.cli.doctor.serving import full, late, refusing, unkept
 from meterkit.cli.doctor.stripe_meters import look_at_meters
@@ -49,6 +50,11 @@ TOO_OLD: Final = (
     "it was begun 9 days ago, and the store has forgotten what it has applied of it: sent again, it might be"
     " billed twice. Look whether its usage is recorded, record what is not by hand, and remove the file"
 )
+SEVEN: Final = Drift(
+    subscription="sub_1",
+    kind="base_quantity",
+    message="the base price price_pro has quantity 7; the plans file sells 1",
+)
 SHOWN: Final[Sequence[Finding]] = [
     refusing(f"{STORE} failed: command not allowed when used memory > 'maxmemory'."),
     *full({"maxmemory": "2147483648", "used_memory": "2147001344"}),
@@ -70,6 +76,7 @@ SHOWN: Final[Sequence[Finding]] = [
     *findings.unlinked(["ada", "bob"]),
     *unconfirmed([Close(shard=0, customer="ada", end_ms=int(JUNE_END.timestamp() * 1000))]),
     *overdue(12, 9 * 60_000),
+    *drifting({"ada": [SEVEN]}),
     *given_up([Failing("cus_9", "it is linked to another customer", NOW_MS)]),
 ]
 

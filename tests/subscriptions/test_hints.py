@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meterkit.subscriptions.webhooks.hints import ALARMS, TYPES, Hint, Note, hint_of
+from meterkit.subscriptions.webhooks.hints import ALARMS, DISPUTED, TYPES, Hint, Note, hint_of
 
 AT = 1_795_000_000
 
@@ -42,7 +42,7 @@ def note_of(kind: str, told: object) -> Note | None:
     return hint.note
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED}))
 def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
     found = hint_of(event(kind, {"id": "x_1", "customer": "cus_1"}))
     assert found == LOOK
@@ -52,7 +52,24 @@ def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
 def test_what_is_listed_at_once_is_no_more_than_stripe_takes() -> None:
     assert len(set(TYPES)) == len(TYPES) <= 20
     assert "checkout.session.completed" in TYPES
-    assert {kind.partition(".")[0] for kind in TYPES} == {"checkout", "customer", "invoice", "entitlements"}
+    assert {kind.partition(".")[0] for kind in TYPES} == {
+        *("checkout", "customer", "invoice", "entitlements", "charge")
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "amount"),
+    [
+        ({"id": "dp_1", "amount": 2900, "currency": "usd"}, "a payment of USD 29.00"),
+        ({"id": "dp_1", "amount": None, "currency": 7}, "a payment"),
+    ],
+)
+def test_a_disputed_payment_is_for_a_person_and_changes_nothing(told: dict[str, Any], amount: str) -> None:
+    found = hint_of(event(DISPUTED, told))
+    assert found is not None
+    assert (found.stripe_customer, found.note) == (None, None)
+    assert found.alarm is not None
+    assert found.alarm.startswith(f"{amount} is disputed (dp_1): the subscription goes on")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    from meterkit.decisions.drift import Drift
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.service.results import Invoice, Subscription, SubscriptionChange
 
@@ -157,6 +158,53 @@ async def sync(session: Session, customer: CustomerArgument) -> None:
     if found is None:
         raise NoSubscriptionError(customer)
     _show(session, found)
+
+
+@command(commands)
+async def check(session: Session) -> None:
+    """Compare all subscriptions with the plans file.
+
+    Lists how those of linked customers differ from it, and exits 1 where one does.
+    """
+    async with session.kit() as kit:
+        found = await kit.subscriptions.check()
+    rows = [
+        {"customer": customer, **_drift_row(drift)} for customer, drifts in found.items() for drift in drifts
+    ]
+    session.show(
+        {customer: [asdict(drift) for drift in drifts] for customer, drifts in found.items()},
+        lambda: print_records(rows, empty="all subscriptions are as the plans file says"),
+    )
+    raise typer.Exit(int(bool(found)))
+
+
+@command(commands)
+async def repair(
+    session: Session,
+    customer: CustomerArgument,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be mended, and change nothing.")
+    ] = False,
+) -> None:
+    """Bring a subscription to exactly the items of its plan.
+
+    Usage is delivered before a metered item changes. Exits 1 where something is left for a person to decide.
+    """
+    async with session.kit(customer) as kit:
+        done = await kit.subscriptions.repair(customer, dry_run=dry_run)
+    rows = [
+        {"": "left" if drift in done.left else "to be mended" if dry_run else "mended", **_drift_row(drift)}
+        for drift in (*done.mended, *done.left)
+    ]
+    session.show(
+        asdict(done), lambda: print_records(rows, empty=f"{done.subscription} is as the plans file says")
+    )
+    raise typer.Exit(int(bool(done.left)))
+
+
+def _drift_row(drift: Drift) -> dict[str, object]:
+    return {"subscription": drift.subscription, "what": drift.kind, "found": drift.message}
 
 
 def _show(session: Session, found: Subscription) -> None:

@@ -14,6 +14,7 @@ from meterkit.insights.spools import spools_by_state
 from meterkit.insights.webhooks import read_webhooks
 from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
+from meterkit.store.drifts import Drifts
 from meterkit.store.spools import look_at_spools
 
 try:
@@ -89,7 +90,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         return []
     try:
         waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
-        keeping = await read_keeping(store)
+        keeping, drifts = await read_keeping(store), await Drifts(store).all()
         backlog = await read_backlog(store) if store.is_audited else None
     except StoreError:
         return []  # meterkit_store_connected says so; the counts of this process are served all the same.
@@ -108,6 +109,11 @@ async def _stored_families(store: Store) -> list[Metric]:
             webhooks,
             items="Stripe customers that webhooks name: to be looked at now (due), later, given up (dead).",
             age="How long the oldest is overdue (due), or given up (dead).",
+        ),
+        GaugeMetricFamily(
+            "meterkit_subscriptions_drifting",
+            "Customers whose subscription at Stripe differs from the plans file.",
+            value=len(drifts),
         ),
         *(() if backlog is None else _audit_families(backlog, store.now_ms())),
     ]

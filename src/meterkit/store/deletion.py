@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import CustomerError, StoreError
 from meterkit.store.customer_id import check_customer
+from meterkit.store.drifts import Drifts
 from meterkit.store.links import Links
 from meterkit.store.state_changes import States
 
@@ -77,6 +78,7 @@ async def delete(store: Store, customer: str) -> Deleted:
                 " `meterkit outbox list` names it and says why: redrive it, or drop it"
             )
         if reply[0] == _DONE:
+            await Drifts(store).forget(customer)
             linked = state.stripe_customer
             if linked is not None:
                 await Links(store).withdraw(customer, linked)

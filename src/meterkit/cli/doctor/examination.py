@@ -13,6 +13,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from meterkit.cli.doctor import findings, several
 from meterkit.cli.doctor.audit_log import look_at_audit_database, look_at_audit_log
 from meterkit.cli.doctor.closes import look_at_closes
+from meterkit.cli.doctor.drifting import look_at_subscriptions
 from meterkit.cli.doctor.examined import Examination, UnseenError
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.doctor.hooks import look_at_webhooks
@@ -387,6 +388,7 @@ _OF_STORE: Final[_Checks] = {
     "links": _links,
     "closes": _closes,
     "webhooks": _webhooks,
+    "subscriptions": lambda seen: look_at_subscriptions(seen.kit),
     "audit": _audit,
 }
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:7], "shards", *_OF_SERVER)))

@@ -1,115 +1,184 @@
 """How a subscription at Stripe differs from the plans file. Pure.
 
-A person can change a subscription in Stripe's Dashboard, and a subscription may be older than the plans file.
+A person can change a subscription in Stripe's dashboard, and a subscription may be older than the plans file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.subscriptions.at_stripe.items import items_of
+from meterkit.decisions.drift import Drift
+from meterkit.decisions.seats import seat_meter
+from meterkit.subscriptions.at_stripe.items import items_of, updates
 from meterkit.subscriptions.at_stripe.parts import part_of, text_in
+from meterkit.subscriptions.at_stripe.price_keys import plan_of_price, seat_key
+from meterkit.subscriptions.rules.changes import sells_seats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.subscriptions.at_stripe.items import Item
+    from meterkit.decisions.drift import DriftKind
+    from meterkit.subscriptions.at_stripe.items import Item, PlanPrices
 
-__all__ = ["LIVE", "Drift", "DriftKind", "drift_of", "plans_in"]
+    Difference = tuple[DriftKind, str]
 
-DriftKind = Literal[
-    "two_subscriptions",
-    "unknown_price",
-    "two_plans",
-    "base_quantity",
-    "currency",
-    "interval",
-    "billing_mode",
-]
+__all__ = ["LIVE", "bills_here", "drift_of", "drift_of_customer", "paid_in", "plan_in"]
 
 LIVE: Final = frozenset({"active", "trialing", "past_due", "unpaid", "paused"})
 """The statuses of a subscription that bills usage, or may do so again."""
 
-_FOR_PEOPLE: Final[frozenset[DriftKind]] = frozenset(
-    {"two_subscriptions", "unknown_price", "currency", "interval"}
-)
+
+def plan_in(items: Iterable[Item], catalog: Catalog) -> Plan | None:
+    """The plan that items are of; with base prices of several plans, that of the highest rank."""
+    return max(_plans_in(items, catalog), key=lambda plan: plan.rank, default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drift:
-    """One difference between a subscription at Stripe and the plans file.
+def paid_in(items: Iterable[Item], plan: Plan, catalog: Catalog) -> int:
+    """How many seats of a plan are among items, beyond those that its base price covers."""
+    if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
+        return 0
+    price, key = plan.seat_price.stripe_price, seat_key(plan.key)
+    return sum(item.quantity or 0 for item in items if item.price == price or item.key == key)
 
-    Attributes:
-        subscription: ``sub_…``.
-        kind: what differs.
-        message: the difference in words, with what was found and what the plans file wants.
+
+def bills_here(found: Mapping[str, Any], catalog: Catalog, meters: frozenset[str]) -> bool:
+    """Whether a live subscription is of a plan, or bills usage of the plans file.
+
+    Args:
+        found: the subscription as Stripe shows it.
+        catalog: what is sold.
+        meters: the ids of the meters at Stripe that carry a meter of the plans file.
     """
-
-    subscription: str
-    kind: DriftKind
-    message: str
-
-    @property
-    def is_for_people(self) -> bool:
-        """Whether ``repair`` leaves it alone, because it would have to choose what a customer pays for."""
-        return self.kind in _FOR_PEOPLE
+    if found.get("status") not in LIVE:
+        return False
+    items = items_of(found)
+    return plan_in(items, catalog) is not None or any(item.meter in meters for item in items)
 
 
-def plans_in(items: Iterable[Item], catalog: Catalog) -> list[Plan]:
-    """The plans whose base prices are among items, in the order of the plans file."""
-    prices = {item.price for item in items}
-    return [plan for plan in catalog.plans.values() if plan.price.stripe_price in prices]
+def drift_of_customer(
+    found: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any] | None,
+    catalog: Catalog,
+    prices: PlanPrices | None,
+) -> tuple[Drift, ...]:
+    """All differences between a customer's subscriptions and the plans file; empty: all is as the file says.
+
+    Args:
+        found: all subscriptions of the Stripe customer, with ``latest_invoice`` expanded.
+        chosen: the one that counts; None: there is none.
+        catalog: what is sold.
+        prices: of the plan that it is of; None: it is of no plan.
+    """
+    meters = frozenset[str]() if prices is None else prices.meters
+    billing = [one for one in found if bills_here(one, catalog, meters)]
+    drifts: list[Drift] = []
+    if len(billing) > 1:
+        names = ", ".join(sorted(str(one["id"]) for one in billing))
+        counts = billing[0] if chosen is None else chosen
+        message = f"its customer has several live subscriptions that bill usage: {names}"
+        drifts.append(Drift(subscription=counts["id"], kind="two_subscriptions", message=message))
+    if chosen is None:
+        live = [one for one in found if one.get("status") in LIVE]
+        return (*drifts, *(drift for one in live for drift in drift_of(one, catalog, None)))
+    if chosen.get("status") in LIVE:
+        return (*drifts, *drift_of(chosen, catalog, prices))
+    invoice = part_of(chosen, "latest_invoice")
+    if invoice.get("status") == "draft" and invoice.get("auto_advance") is False:
+        message = (
+            f"it has ended, and its last invoice {invoice.get('id')} stays a draft: it is never collected"
+        )
+        drifts.append(Drift(subscription=chosen["id"], kind="draft_invoice", message=message))
+    return tuple(drifts)
 
 
-def drift_of(found: Mapping[str, Any], catalog: Catalog) -> tuple[Drift, ...]:
-    """All differences between a live subscription and the plans file; empty: it is as the file says.
+def drift_of(found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | None) -> tuple[Drift, ...]:
+    """All differences between a live subscription and the plans file.
 
     Args:
         found: the subscription as Stripe shows it, with all of its items.
         catalog: what is sold.
+        prices: of its plan; None: only what needs no look at prices is compared.
     """
     subscription = text_in(found, "id")
     return tuple(
         Drift(subscription=subscription, kind=kind, message=message)
-        for kind, message in _differences(found, catalog)
+        for kind, message in _differences(found, catalog, prices)
     )
 
 
-def _differences(found: Mapping[str, Any], catalog: Catalog) -> Iterator[tuple[DriftKind, str]]:
+def _plans_in(items: Iterable[Item], catalog: Catalog) -> list[Plan]:
+    keys = {plan_of_price(item.price, item.key, catalog) for item in items}
+    return [plan for plan in catalog.plans.values() if plan.key in keys]
+
+
+def _differences(
+    found: Mapping[str, Any], catalog: Catalog, prices: PlanPrices | None
+) -> Iterator[Difference]:
     items = items_of(found)
-    plans = plans_in(items, catalog)
-    if not plans:
+    plans, plan = _plans_in(items, catalog), plan_in(items, catalog)
+    if plan is None:
         yield "unknown_price", f"no plan of the plans file has a base price among {_prices(items)}"
         return
     if len(plans) > 1:
-        names = ", ".join(plan.key for plan in plans)
-        yield "two_plans", f"it has the base prices of several plans: {names}"
-    for item in items:
-        if item.price in {plan.price.stripe_price for plan in plans} and item.quantity != 1:
-            message = f"the base price {item.price} has quantity {item.quantity}; the plans file sells 1"
-            yield "base_quantity", message
+        names = ", ".join(one.key for one in plans)
+        yield "two_plans", f"it has the base prices of several plans: {names}; {plan.key} counts"
+    yield from _quantities(items, plan, catalog)
+    if prices is not None:
+        yield from _of_items(items, plan, catalog, prices)
     currency = text_in(found, "currency") or catalog.currency
     if currency != catalog.currency:
         yield "currency", f"it is billed in {currency}; the plans file has {catalog.currency}"
-    yield from _intervals(found, plans)
+    yield from _intervals(found, plan, catalog)
     if part_of(found, "billing_mode").get("type") == "classic":
-        yield (
-            "billing_mode",
-            "its billing mode is classic: a metered price that changes would lose the usage before",
-        )
+        message = "its billing mode is classic: when a metered price changes, usage before it is never billed"
+        yield "billing_mode", message
+    paused = part_of(found, "pause_collection")
+    if paused:
+        yield "collection_paused", f"its invoices are not collected ({paused.get('behavior')})"
 
 
-def _intervals(found: Mapping[str, Any], plans: Iterable[Plan]) -> Iterator[tuple[DriftKind, str]]:
-    wanted = {plan.price.stripe_price: plan.price.interval for plan in plans}
-    for item in found["items"]["data"]:
-        price = item["price"]
-        recurring = part_of(price, "recurring")
+def _quantities(items: Iterable[Item], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
+    for item in items:
+        if plan_of_price(item.price, item.key, catalog) == plan.key and item.quantity != 1:
+            message = f"the base price {item.price} has quantity {item.quantity}; the plans file sells 1"
+            yield "base_quantity", message
+
+
+def _of_items(
+    items: Sequence[Item], plan: Plan, catalog: Catalog, prices: PlanPrices
+) -> Iterator[Difference]:
+    """What ``repair`` would change, in words."""
+    by_id = {item.id: item for item in items}
+    for change in updates(items, catalog, prices, paid_in(items, plan, catalog)):
+        price, item = str(change.get("price", "")), by_id.get(str(change.get("id", "")))
+        if item is None:
+            if price in prices.metered:
+                yield "missing_meter", f"{price} is missing: usage of its meter is on no invoice"
+            continue
+        if plan_of_price(item.price, item.key, catalog) is not None:
+            continue  # A base price: told above.
+        if item.meter is None:
+            yield "seats", f"{item.price} sells seats that plan {plan.key} does not have at this price"
+        elif price:
+            yield "other_price", f"usage is billed at {item.price}; the plan has {price}"
+        elif item.meter in prices.metered.values():
+            yield "metered_twice", f"{item.price} bills usage that another item bills too"
+        else:
+            yield "other_item", f"{item.price} bills usage that plan {plan.key} does not sell"
+
+
+def _intervals(found: Mapping[str, Any], plan: Plan, catalog: Catalog) -> Iterator[Difference]:
+    for item, shown in zip(items_of(found), found["items"]["data"], strict=True):
+        if plan_of_price(item.price, item.key, catalog) != plan.key:
+            continue
+        recurring = part_of(shown["price"], "recurring")
         every, count = text_in(recurring, "interval"), recurring.get("interval_count", 1)
-        if price["id"] in wanted and (every, count) != (wanted[price["id"]], 1):
-            message = f"{price['id']} is paid every {count} {every}; the plans file has {wanted[price['id']]}"
-            yield "interval", message
+        if (every, count) != (plan.price.interval, 1):
+            yield (
+                "interval",
+                f"{item.price} is paid every {count} {every}; the file has {plan.price.interval}",
+            )
 
 
 def _prices(items: Iterable[Item]) -> str:

@@ -82,7 +82,7 @@ class LiveSubscription:
     async def update(self, params: Mapping[str, Parameter]) -> None:
         """Change it at once; the change leaves its mark, so that the same change again later is another."""
         if "items" in params:
-            await self._make_flexible()
+            await self.make_flexible()
         key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
         await self._post(f"{_PATH}/{self.id}", {**params, "metadata": {MARK: key}}, key, (_sign, _sign(self)))
 
@@ -109,7 +109,7 @@ class LiveSubscription:
             interval: how often the base price among them is paid.
             now: the items until then; default: those that it has.
         """
-        await self._make_flexible()
+        await self.make_flexible()
         schedule = self.schedule or await self._new_schedule(change_s)
         params: dict[str, Parameter] = {
             "phases": phases(
@@ -168,7 +168,7 @@ class LiveSubscription:
             if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
                 raise
 
-    async def _make_flexible(self) -> None:
+    async def make_flexible(self) -> None:
         """Migrate a subscription of the classic billing mode, once, before its items change.
 
         In classic mode usage before a change of its price is never billed

@@ -6,9 +6,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.decisions.drift import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.customer_id import check_customer
-from meterkit.subscriptions.at_stripe.drift import LIVE, DriftKind, drift_of
+from meterkit.subscriptions.at_stripe.drift import LIVE, drift_of, plan_in
 from meterkit.subscriptions.at_stripe.items import items_of
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER, part_of, text_in
 from meterkit.subscriptions.at_stripe.reading import (
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.decisions.drift import Drift
     from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.subscriptions.at_stripe.drift import Drift
+    from meterkit.subscriptions.at_stripe.items import PlanPrices
 
 __all__ = ["Account", "IdSource", "Misfit", "MisfitKind", "Newcomer", "Sorted", "sort_out"]
 
@@ -149,14 +151,28 @@ class Account:
             has_payment_method=has_payment_method(found),
         )
 
-    def add(self, found: Mapping[str, Any], catalog: Catalog, ids: IdSource) -> None:
-        """Take note of one of its subscriptions, with ``latest_invoice`` and ``schedule`` expanded."""
-        prices = [{"price": item.price} for item in items_of(found)]
-        slim = {name: found.get(name) for name in ("id", "status", "created")} | {"items": {"data": prices}}
+    def add(
+        self,
+        found: Mapping[str, Any],
+        catalog: Catalog,
+        ids: IdSource,
+        prices: Mapping[str, PlanPrices | None],
+    ) -> None:
+        """Take note of one of its subscriptions, with ``latest_invoice`` and ``schedule`` expanded.
+
+        Args:
+            found: the subscription as Stripe shows it.
+            catalog: what is sold.
+            ids: where the app's own ids are.
+            prices: at Stripe, of each plan that is sold.
+        """
+        items = items_of(found)
+        slim = {name: found.get(name) for name in ("id", "status", "created")}
+        slim["items"] = {"data": [{"price": item.price} for item in items]}
         is_live = found.get("status") in LIVE
-        named = ids.of_subscription(found) if is_live else ""
+        named, plan = ids.of_subscription(found) if is_live else "", plan_in(items, catalog)
+        drift = drift_of(found, catalog, prices.get(plan.key) if plan else None) if is_live else ()
         if not is_sold_here(found, catalog):
-            drift = drift_of(found, catalog) if is_live else ()
             self.seen.append(_Seen(slim=slim, named=named, drift=drift))
             return
         try:
@@ -164,7 +180,6 @@ class Account:
         except ValueError as error:
             self.seen.append(_Seen(slim=slim, named=named, fault=str(error)))
             return
-        drift = drift_of(found, catalog) if is_live else ()
         self.seen.append(_Seen(slim=slim, named=named, state=state, drift=drift))
 
     @property

@@ -152,8 +152,10 @@ def _items(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:
+    """With base prices of several plans, that of the highest rank: it is paid for."""
     prices = {id_in(item, "price") for item in items} - {""}
-    return next((plan for plan in catalog.plans.values() if plan.price.stripe_price in prices), None)
+    found = [plan for plan in catalog.plans.values() if plan.price.stripe_price in prices]
+    return max(found, key=lambda plan: plan.rank, default=None)
 
 
 def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:

@@ -13,6 +13,7 @@ from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.live import whole
 from meterkit.subscriptions.at_stripe.newcomers import Account, IdSource, Misfit, sort_out
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
+from meterkit.subscriptions.at_stripe.price_book import PriceBook
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -93,6 +94,7 @@ class Importing:
         self._store = store
         self._api = api
         self._fetch = fetch
+        self._book = PriceBook(store, api)
         self._states = States(store)
         self._links = Links(store)
 
@@ -106,8 +108,8 @@ class Importing:
     ) -> Imported:
         """Link all customers who fit, store their subscriptions, and name those who do not fit.
 
-        Asks Stripe for two lists, a hundred objects a call, and for nothing of one customer alone. What was
-        done before is not done again, so a run that was stopped is simply repeated.
+        Asks Stripe for two lists, a hundred objects a call, and for the prices of each plan; for nothing of
+        one customer alone. What was done before is not done again, so a run that was stopped is repeated.
         """
         accounts = await self._customers(ids, progress)
         began_s = (self._api().server_time_s or self._store.now_ms() // 1000) - _OVERLAP_S
@@ -144,12 +146,13 @@ class Importing:
     ) -> list[Misfit]:
         """Give each account its subscriptions; those of customers who came only now."""
         done, late = 0, list[Misfit]()
+        prices = await self._book.all()
         asked = {"status": "all", "expand": _EXPAND}
         async for page in self._api().pages("/v1/subscriptions", asked):
             for found in page:
                 account = accounts.get(id_in(found, "customer"))
                 if account is not None:
-                    account.add(await whole(self._api(), found), self._store.catalog, ids)
+                    account.add(await whole(self._api(), found), self._store.catalog, ids, prices)
                 elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:
                     late.append(_too_new(found))
             done += len(page)

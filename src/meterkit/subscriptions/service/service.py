@@ -15,7 +15,9 @@ from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, c
 from meterkit.subscriptions.service.alone import alone
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
+from meterkit.subscriptions.service.checking import Checking
 from meterkit.subscriptions.service.importing import Importing
+from meterkit.subscriptions.service.repairing import Repairing
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.drift import Drift
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
+    from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
 
 __all__ = ["Subscriptions"]
@@ -75,6 +79,7 @@ class Subscriptions:
         self._fetch = fetch
         self._beginning = Beginning(store, api)
         self._changing = Changing(store, api, fetch=fetch, deliver=deliver)
+        self._repairing = Repairing(store, api, fetch=fetch, deliver=deliver)
 
     async def get(self, customer: str) -> Subscription | None:
         """The customer's subscription as it was last fetched, an ended one too; None: none is known."""
@@ -237,6 +242,32 @@ class Subscriptions:
             return []
         found = await self._api().get("/v1/invoices", {"customer": linked, "limit": 100})
         return [invoice_of(invoice) for invoice in found["data"]]
+
+    async def check(self) -> dict[str, tuple[Drift, ...]]:
+        """How the subscriptions at Stripe differ from the plans file, by customer; empty: they do not.
+
+        Looks at the subscriptions of all linked customers, as the look of each night does. What is stored of
+        one that has changed at Stripe is fetched anew.
+        """
+        return await Checking(self._store, self._api, fetch=self._fetch).run()
+
+    async def repair(self, customer: str, *, dry_run: bool = False) -> Repair:
+        """Bring the customer's subscription to exactly the items of its plan.
+
+        Before a metered item is switched or removed, what the customer has used is delivered. What was paid
+        for an item that goes, or for a quantity, is credited on the next invoice.
+
+        Args:
+            customer: the customer's id.
+            dry_run: change nothing, and say what would be mended.
+
+        Raises:
+            NoSubscriptionError: no subscription is in force.
+            SubscriptionError: a person has to decide: the customer has two live subscriptions, or pays a
+                price, in a currency or an interval, that no plan has; or the subscription is not paid for, or
+                is to change already.
+        """
+        return await self._repairing.run(check_customer(customer), dry_run=dry_run)
 
     async def import_from_stripe(
         self,

@@ -13,25 +13,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from meterkit.catalog.money import money
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meterkit.subscriptions.webhooks.signature import Event
 
-__all__ = ["ALARMS", "TYPES", "Hint", "Note", "hint_of"]
+__all__ = ["ALARMS", "DISPUTED", "TYPES", "Hint", "Note", "hint_of"]
 
 _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
 _WHOLE_MAX: Final = 10**15
 _CHECKOUT: Final = "checkout.session.completed"
 _TRIAL: Final = "customer.subscription.trial_will_end"
-_INVOICES: Final = ("created", "finalized", "paid", "payment_succeeded", "payment_failed")
+_INVOICES: Final = (
+    *("created", "finalized", "paid", "payment_succeeded", "payment_failed"),
+    *("voided", "marked_uncollectible"),
+)
 _SUBSCRIPTIONS: Final = ("created", "updated", "deleted", "paused", "resumed", "trial_will_end")
+
+DISPUTED: Final = "charge.dispute.created"
+"""A customer's bank takes a payment back: a person is to answer, and Stripe changes no subscription by itself
+(https://docs.stripe.com/disputes/how-disputes-work)."""
 
 TYPES: Final = (
     _CHECKOUT,
     *(f"customer.subscription.{change}" for change in _SUBSCRIPTIONS),
     *(f"invoice.{change}" for change in _INVOICES),
     "entitlements.active_entitlement_summary.updated",
+    DISPUTED,
 )
 """The events of a snapshot destination that say whom to look at; at most 20, as many as can be listed at once
 (https://docs.stripe.com/api/events/list)."""
@@ -92,6 +102,8 @@ def hint_of(event: Event) -> Hint | None:
     if kind not in TYPES or event["object"] != "event" or event.get("account") is not None:
         return None
     told = _object(_object(event.get("data")).get("object"))
+    if kind == DISPUTED:
+        return Hint(event=name, alarm=_dispute(told))
     customer = _id(told.get("customer"))
     if customer is None:
         return None
@@ -107,6 +119,17 @@ def _alarm(kind: str, event: Event) -> str:
     return (
         f"Stripe has accepted usage that it does not bill: {found}{where}; the event names"
         f" examples: stripe v2 core events retrieve {event['id']}"
+    )
+
+
+def _dispute(told: Mapping[str, Any]) -> str:
+    amount, currency = _whole(told.get("amount")), told.get("currency")
+    paid = "a payment"
+    if amount is not None and isinstance(currency, str):
+        paid = f"a payment of {money(amount, currency)}"
+    return (
+        f"{paid} is disputed ({_id(told)}): the subscription goes on until you end it; answer the dispute in"
+        " Stripe's dashboard"
     )
 
 

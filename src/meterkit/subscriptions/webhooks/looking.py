@@ -17,6 +17,7 @@ from meterkit.subscriptions.at_stripe.reading import (
     in_force,
     read_subscription,
 )
+from meterkit.subscriptions.webhooks.drifting import Drifting
 from meterkit.subscriptions.webhooks.linking import LINK, Linking
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 
-__all__ = ["Looker", "LostError"]
+__all__ = ["NIGHTLY", "Looker", "LostError"]
 
 _EXPAND: Final = ("data.latest_invoice", "data.schedule")
 _GONE: Final = "resource_missing"
 _EVENT: Final = "evt_"
+NIGHTLY: Final = "reconcile"
+"""The cause of a look that nothing has asked for but the night."""
 
 
 class LostError(Exception):
@@ -61,6 +64,7 @@ class Looker:
         self._api = api
         self._queue = queue
         self._refused = refused
+        self._drifting = Drifting(store, api)
         self.linking = Linking(store, api)
 
     async def look(self, entry: Entry) -> None:
@@ -91,6 +95,8 @@ class Looker:
         if not await self._queue.keep(entry):
             raise LostError
         await self._states.change(customer, _having(linked, subscription), cause=entry.cause)
+        if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
+            await self._drifting.look(customer, found, chosen)
         for note in entry.notes:
             if note.kind != LINK:
                 await tell(self._store, customer, note.kind, {**note.data, "id": note.name})

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.task_lease import TaskLease
 from meterkit.subscriptions.webhooks.hints import TYPES, hint_of
+from meterkit.subscriptions.webhooks.looking import NIGHTLY
 from meterkit.subscriptions.webhooks.nights import Night, due_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.webhooks.hints import Hint
     from meterkit.subscriptions.webhooks.queue import HookQueue
 
 __all__ = ["Sweeper"]
@@ -92,12 +94,19 @@ class Sweeper:
             for event in page:
                 newest_s = max(newest_s, int(event.get("created") or 0))
                 hint = hint_of(event)
-                new += hint is not None and await self._queue.add(hint) != "duplicate"
+                new += hint is not None and await self._add(hint, event)
         # Not past what could be listed yet.
         await self._write("cursor", min(newest_s, now_s))
         if new:
             _logger.info("%d events of Stripe were found that no webhook had brought", new)
         return new
+
+    async def _add(self, hint: Hint, event: Mapping[str, Any]) -> bool:
+        """Queue what an event hints at; whether nothing had brought it before."""
+        noted = await self._queue.add(hint, alarm=str(event["type"]) if hint.alarm else "")
+        if hint.alarm is not None and noted != "duplicate":
+            _logger.error("%s", hint.alarm)
+        return noted != "duplicate"
 
     async def _sweep_if_due(self) -> None:
         now_ms = self._store.now_ms()
@@ -124,7 +133,7 @@ class Sweeper:
             for data in await admin.ask(pipe.execute()):
                 linked = CustomerState.parse(data or b"").stripe_customer
                 if linked is not None:
-                    await self._queue.look(linked, "reconcile", delay_ms=_random.randrange(span_ms))
+                    await self._queue.look(linked, NIGHTLY, delay_ms=_random.randrange(span_ms))
 
     def _sells(self) -> bool:
         """Whether there is a plan whose subscriptions Stripe has: else there is nothing to look for."""

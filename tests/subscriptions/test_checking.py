@@ -1,0 +1,348 @@
+"""Subscriptions that differ from the plans file: found, told, mended or left to a person (F-105)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from delivering import STRIPE_KEY
+from meterkit import NoSubscriptionError, SubscriptionError
+from meterkit.store.drifts import Drifts
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from shopping import END, shop
+from stripe_session import tls
+
+if TYPE_CHECKING:
+    from meterkit import Drift, Subscription
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+HOUR = timedelta(hours=1)
+
+
+async def post(at: Shop, path: str, **params: str) -> dict[str, Any]:
+    """What a person does in Stripe's dashboard; the answer."""
+    headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+    async with httpx.AsyncClient(base_url=at.url, headers=headers, verify=tls()) as client:
+        answer = await client.post(path, data=params)
+        found: dict[str, Any] = answer.raise_for_status().json()
+        return found
+
+
+async def by_hand(at: Shop, customer: str = "acme", **params: str) -> str:
+    """A customer with a card, linked, and a subscription that a person has made at Stripe."""
+    linked = f"cus_{customer}"
+    if linked not in {one["id"] for one in await at.stripe_list("/v1/customers")}:
+        at.emulator.add_customer(linked)
+        at.emulator.add_payment_method(linked)
+        await at.kit.customers.link(customer, linked)
+    made = await post(at, "/v1/subscriptions", customer=linked, **params)
+    await at.kit.subscriptions.sync(customer)
+    return str(made["id"])
+
+
+def kinds(found: dict[str, tuple[Drift, ...]]) -> dict[str, list[str]]:
+    return {customer: sorted(drift.kind for drift in drifts) for customer, drifts in found.items()}
+
+
+async def item_of(at: Shop, subscription: str, price: str) -> str:
+    """The id of the item of a price."""
+    items = (await at.stripe_subscription(subscription))["items"]["data"]
+    return str(next(item["id"] for item in items if item["price"]["id"] == price))
+
+
+async def night(at: Shop) -> None:
+    """The nightly look at the customer."""
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    assert linked is not None
+    await HookQueue(at.kit.store).look(linked, "reconcile")
+    await at.kit.webhooks.work_off()
+
+
+WHOLE = {"items[0][price]": "price_team", "items[1][price]": "price_team_ai_tokens"}
+CASES: dict[str, tuple[dict[str, str], list[str]]] = {
+    "the base price alone": ({"items[0][price]": "price_team"}, ["missing_meter"]),
+    "seven of the base price": ({**WHOLE, "items[0][quantity]": "7"}, ["base_quantity"]),
+    "none of the base price": ({**WHOLE, "items[0][quantity]": "0"}, ["base_quantity"]),
+    "the price of another plan's usage": (
+        {**WHOLE, "items[1][price]": "price_pro_ai_tokens"},
+        ["other_price"],
+    ),
+    "two items of one meter": ({**WHOLE, "items[2][price]": "price_pro_ai_tokens"}, ["metered_twice"]),
+    "seats of another plan": (
+        {**WHOLE, "items[2][price]": "price_pro_seat", "items[2][quantity]": "2"},
+        ["seats"],
+    ),
+    "items of two plans": (
+        {
+            "items[0][price]": "price_team",
+            "items[1][price]": "price_pro",
+            "items[2][price]": "price_team_ai_tokens",
+        },
+        ["other_price", "two_plans"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_what_a_person_made_is_found_and_repaired_to_exactly_the_plan(
+    store_url: str, case: str
+) -> None:
+    params, expected = CASES[case]
+    async with shop(store_url) as at:
+        subscription = await by_hand(at, **params)
+        assert kinds(await at.kit.subscriptions.check()) == {"acme": expected}
+        items = await at.items(subscription)
+        tried = await at.kit.subscriptions.repair("acme", dry_run=True)
+        assert (sorted(drift.kind for drift in tried.mended), tried.left) == (expected, ())
+        assert await at.items(subscription) == items
+        done = await at.kit.subscriptions.repair("acme")
+        assert (done.mended, done.left, done.subscription) == (tried.mended, (), subscription)
+        plan = "pro" if "two" in case and "plans" in case else "team"
+        assert await at.items(subscription) == {f"price_{plan}": 1, f"price_{plan}_ai_tokens": None}
+        assert await at.kit.subscriptions.check() == {}
+        found = await at.kit.subscriptions.get("acme")
+        assert found is not None
+        assert found.plan == plan
+        before = len(at.changes())
+        assert (await at.kit.subscriptions.repair("acme")).mended == ()
+        assert len(at.changes()) == before
+
+
+@pytest.mark.each_store
+async def test_subscriptions_that_meterkit_made_do_not_differ(any_store_url: str) -> None:
+    async with shop(any_store_url) as at:
+        await at.subscribed("acme", "team", 7)
+        await at.subscribed("beta", "pro")
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.subscriptions.set_seats("beta", 12)
+        await at.kit.subscriptions.change_plan("beta", "team")
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.subscriptions.cancel("acme")
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_usage_that_no_item_bills_is_billed_from_the_repair_on(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await by_hand(at, **{"items[0][price]": "price_team"})
+        await at.kit.subscriptions.repair("acme")
+        at.clock.advance(HOUR)
+        await at.kit.record("acme", "tokens", 150)
+        at.clock.advance(HOUR)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + 2 * HOUR)
+        at.emulator.advance()
+        lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+        assert sum(line["amount"] for line in lines if line["quantity"] == 50) == 100
+
+
+async def test_usage_of_a_meter_with_two_items_is_billed_once(store_url: str) -> None:
+    async with shop(store_url) as at:
+        params, _ = CASES["two items of one meter"]
+        await by_hand(at, **params)
+        await at.kit.record("acme", "tokens", 150)
+        at.clock.advance(HOUR)
+        await at.kit.subscriptions.repair("acme")
+        at.clock.set(END + 2 * HOUR)
+        at.emulator.advance()
+        lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+        assert sum(line["quantity"] for line in lines if line["amount"] == 100) == 50
+
+
+async def test_what_was_used_is_delivered_before_an_item_is_switched(store_url: str) -> None:
+    async with shop(store_url) as at:
+        params, _ = CASES["the price of another plan's usage"]
+        await by_hand(at, **params)
+        await at.kit.record("acme", "tokens", 150)
+        at.clock.advance(HOUR)
+        assert at.emulator.accepted("cus_acme", "ai_tokens") == 0
+        await at.kit.subscriptions.repair("acme")
+        assert at.emulator.accepted("cus_acme", "ai_tokens") == 50
+
+
+async def test_two_live_subscriptions_are_for_a_person_to_decide(store_url: str) -> None:
+    async with shop(store_url) as at:
+        first, second = await by_hand(at, **WHOLE), await by_hand(at, **WHOLE)
+        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["two_subscriptions"]}
+        changes = len(at.changes())
+        with pytest.raises(SubscriptionError, match="a person has to decide") as caught:
+            await at.kit.subscriptions.repair("acme")
+        assert first in str(caught.value)
+        assert second in str(caught.value)
+        assert len(at.changes()) == changes
+
+
+async def test_a_second_subscription_of_usage_alone_is_found_too(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await by_hand(at, **WHOLE)
+        await by_hand(at, **{"items[0][price]": "price_pro_ai_tokens"})
+        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["two_subscriptions"]}
+
+
+async def test_a_price_of_no_plan_is_for_a_person_to_decide(store_url: str) -> None:
+    async with shop(store_url) as at:
+        at.emulator.add_price(4200, price_id="price_portal", product="prod_team")
+        subscription = await by_hand(at, **{"items[0][price]": "price_portal"})
+        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["unknown_price"]}
+        with pytest.raises(SubscriptionError, match="price_portal"):
+            await at.kit.subscriptions.repair("acme")
+        assert await at.items(subscription) == {"price_portal": 1}
+
+
+async def test_a_portal_that_sells_what_the_file_lacks_is_told_at_once_and_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(store_url) as at:
+        at.emulator.add_price(4200, price_id="price_portal", product="prod_team")
+        subscription = await at.subscribed()
+        item = await item_of(at, subscription.id, "price_team")
+        path = f"/v1/subscriptions/{subscription.id}"
+        await post(at, path, **{"items[0][id]": item, "items[0][price]": "price_portal"})
+        for _ in range(3):
+            await at.kit.subscriptions.sync("acme")
+        told = [record for record in caplog.records if "differs from the plans file" in record.getMessage()]
+        assert [record.levelname for record in told] == ["WARNING"]
+        assert "price_portal" in told[0].getMessage()
+        found = await at.kit.subscriptions.get("acme")
+        assert found is not None
+        assert (found.plan, found.id) == (None, subscription.id)
+        assert (await at.kit.customers.get("acme")).plan == "free"
+
+
+async def test_the_night_finds_what_differs_tells_it_once_and_forgets_what_is_mended(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(store_url) as at:
+        await by_hand(at, **{"items[0][price]": "price_team"})
+        drifts = Drifts(at.kit.store)
+        assert await drifts.all() == {}
+        for _ in range(2):
+            await night(at)
+        assert kinds(await drifts.all()) == {"acme": ["missing_meter"]}
+        assert caplog.text.count("differs from the plans file") == 1
+        await at.kit.subscriptions.repair("acme")
+        assert await drifts.all() == {}
+        await night(at)
+        assert await drifts.all() == {}
+
+
+async def test_prices_are_asked_for_once_in_a_night_and_anew_before_something_is_told(
+    store_url: str,
+) -> None:
+    async with shop(store_url) as at:
+        await at.subscribed()
+        before = len(at.emulator.requests)
+        for _ in range(5):
+            await night(at)
+        prices = [asked for asked in at.emulator.requests[before:] if asked.path.startswith("/v1/prices")]
+        assert len(prices) == 2
+        # A price that is younger than the book is no difference.
+        at.clock.advance(2 * timedelta(minutes=1))
+        meter = (await at.stripe_list("/v1/billing/meters"))[0]["id"]
+        at.emulator.add_price(3, price_id="price_new", product="prod_team", meter=meter)
+        item = await item_of(at, (await known(at)).id, "price_team_ai_tokens")
+        path = f"/v1/subscriptions/{(await known(at)).id}"
+        await post(at, path, **{"items[0][id]": item, "items[0][price]": "price_new"})
+        await night(at)
+        assert await Drifts(at.kit.store).all() == {}
+
+
+async def known(at: Shop) -> Subscription:
+    found = await at.kit.subscriptions.get("acme")
+    assert found is not None
+    return found
+
+
+async def test_where_stripe_does_not_show_prices_the_look_is_made_all_the_same(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await by_hand(at, **{"items[0][price]": "price_team"})
+        at.emulator.fail_next("error", status=500, path="/v1/prices/price_team", times=None)
+        await night(at)
+        assert (await at.kit.webhooks.backlog()).entries == 0
+        assert await Drifts(at.kit.store).all() == {}
+
+
+async def test_who_is_unlinked_or_deleted_is_not_told_of_any_more(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await by_hand(at, **{"items[0][price]": "price_team"})
+        await at.kit.subscriptions.check()
+        assert list(await Drifts(at.kit.store).all()) == ["acme"]
+        await at.kit.customers.unlink("acme")
+        assert await Drifts(at.kit.store).all() == {}
+
+
+async def test_who_owes_is_not_repaired_and_who_has_no_subscription_neither(store_url: str) -> None:
+    async with shop(store_url) as at:
+        with pytest.raises(NoSubscriptionError):
+            await at.kit.subscriptions.repair("new")
+        await by_hand(at, **{"items[0][price]": "price_team"})
+        at.emulator.fail_payments("cus_acme")
+        at.clock.set(END + 2 * HOUR)
+        at.emulator.advance()
+        with pytest.raises(SubscriptionError, match="past_due"):
+            await at.kit.subscriptions.repair("acme")
+
+
+async def test_what_is_to_change_already_is_not_repaired(store_url: str) -> None:
+    async with shop(store_url) as at:
+        subscription = await at.subscribed("acme", "pro")
+        await at.kit.subscriptions.change_plan("acme", "team")
+        item = await item_of(at, subscription.id, "price_pro")
+        path = f"/v1/subscriptions/{subscription.id}"
+        await post(at, path, **{"items[0][id]": item, "items[0][quantity]": "7"})
+        with pytest.raises(SubscriptionError, match="is to change already"):
+            await at.kit.subscriptions.repair("acme")
+
+
+async def test_a_check_fetches_what_no_webhook_has_told(store_url: str) -> None:
+    async with shop(store_url) as at:
+        subscription = await at.subscribed()
+        await post(at, f"/v1/subscriptions/{subscription.id}", cancel_at_period_end="true")
+        item = await item_of(at, subscription.id, "price_team")
+        change = {"items[0][id]": item, "items[0][price]": "price_pro"}
+        await post(at, f"/v1/subscriptions/{subscription.id}", **change)
+        await at.kit.subscriptions.check()
+        assert (await known(at)).plan == "pro"
+
+
+async def test_a_check_asks_for_lists_and_not_for_each_customer(store_url: str) -> None:
+    async with shop(store_url) as at:
+        for number in range(12):
+            await by_hand(at, f"c{number}", **WHOLE)
+        before = len(at.emulator.requests)
+        assert await at.kit.subscriptions.check() == {}
+        assert len(at.emulator.requests) - before == 1 + 3 * 3  # Three plans are sold.
+
+
+async def owing(at: Shop) -> str:
+    """A customer whose renewal is not paid; the open invoice."""
+    await by_hand(at, **WHOLE)
+    await at.kit.record("acme", "tokens", 150)
+    at.clock.advance(HOUR)
+    await at.kit.flush(everything=True)
+    at.emulator.fail_payments("cus_acme")
+    at.clock.set(END + 2 * HOUR)
+    at.emulator.advance()
+    await at.kit.subscriptions.sync("acme")
+    assert (await at.kit.customers.get("acme")).access == "grace"
+    return str(next(one["id"] for one in await at.invoices() if one["status"] == "open"))
+
+
+async def test_a_voided_invoice_gives_access_back_and_its_usage_is_not_billed_anew(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await post(at, f"/v1/invoices/{await owing(at)}/void")
+        await at.kit.subscriptions.sync("acme")
+        found = await at.kit.customers.get("acme")
+        assert (found.status, found.access, found.plan) == ("active", "full", "team")
+        at.emulator.mend_payments("cus_acme")
+        at.clock.advance(timedelta(days=31))
+        at.emulator.advance()
+        await at.kit.flush(everything=True)
+        assert at.emulator.accepted("cus_acme", "ai_tokens") == 50
+        live = [one for one in await at.invoices() if one["status"] == "paid"]
+        assert sum(line["quantity"] == 50 for one in live for line in one["lines"]["data"]) == 0
+        assert await at.kit.subscriptions.check() == {}
