@@ -19,6 +19,7 @@ from starlette.routing import Route, compile_path
 from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
 from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS
+from meterkit.testing.emulator.invoicing.invoice_item_calls import INVOICE_ITEM_CALLS
 from meterkit.testing.emulator.invoicing.preview import PREVIEW_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
@@ -83,6 +84,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *ITEM_CALLS,
     *PREVIEW_CALLS,
     *INVOICE_CALLS,
+    *INVOICE_ITEM_CALLS,
     *SCHEDULE_CALLS,
     *PAYMENT_CALLS,
     *SETUP_CALLS,

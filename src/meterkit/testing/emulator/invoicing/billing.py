@@ -37,7 +37,7 @@ def bill(
     ``draft`` says whether it stays one for an hour (https://docs.stripe.com/billing/invoices/subscription),
     ``auto_advance`` whether it is finalized and collected by itself.
     """
-    waiting = account.invoices.pending.pop(subscription.id, [])
+    waiting = account.invoices.take_waiting(subscription)
     invoice = draft_of(account, subscription, [*waiting, *lines], reason=reason, usages=usages, since=since)
     invoice.auto_advance = auto_advance
     invoice.schedule(invoice.finalizes_at if draft else None)

@@ -181,6 +181,7 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
                 subscription=subscription.id,
                 item=None if usage.removed else usage.item,
                 invoice_item=new_id("ii_1", length=LINE_LENGTH) if usage.removed else None,
+                created=account.now,
             )
         )
     return lines

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from meterkit.testing.emulator.selling.prices import Price
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["Invoice", "Invoices", "Line", "Usage"]
+__all__ = ["ITEMS_MAX", "Invoice", "Invoices", "Line", "Usage"]
 
 InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 # An object that holds a list shows its beginning (https://docs.stripe.com/api/invoices/object#invoice_object-lines).
 LINES_SHOWN: Final = 10
+# https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice.
+ITEMS_MAX: Final = 250
 NOTHING: Final = (
     *("account_tax_ids", "application", "custom_fields", "customer_account", "customer_address"),
     *("customer_phone", "customer_shipping", "default_source", "footer", "from_invoice"),
@@ -50,6 +53,9 @@ class Line:
         item: id of the subscription item that it charges; None: it charges something else, once.
         proration: whether it corrects a period that is under way.
         invoice_item: its id as an invoice item, which what a change brings about is first.
+        customer: who is charged by an invoice item that a call has made; None: of other lines.
+        metadata: of such an invoice item; None: that of the subscription.
+        created: when an invoice item was made, in Unix seconds; 0: at ``start``.
     """
 
     id: str
@@ -60,8 +66,11 @@ class Line:
     price: Price
     quantity: Decimal
     unit_amount: Decimal
-    subscription: str
+    subscription: str | None
     item: str | None
+    customer: str | None = None
+    metadata: dict[str, str] | None = None
+    created: int = 0
     proration: bool = False
     invoice_item: str | None = None
 
@@ -78,7 +87,7 @@ class Line:
             "discounts": [],
             "invoice": invoice.id,
             "livemode": invoice.livemode,
-            "metadata": dict(invoice.subscription_metadata),
+            "metadata": dict(invoice.subscription_metadata if self.metadata is None else self.metadata),
             "parent": self._parent(),
             "period": {"end": self.end, "start": self.start},
             "pretax_credit_amounts": [],
@@ -294,7 +303,8 @@ class Invoices(Registry[Invoice]):
     """All invoices of the emulated account, oldest first, and the lines that wait for one.
 
     Attributes:
-        pending: subscription to the invoice items that its next invoice takes up.
+        pending: the id of a subscription to the invoice items that its next invoice takes up, and the id of a
+            customer to those that the next invoice of any of its subscriptions does.
     """
 
     what = "invoice"
@@ -305,6 +315,21 @@ class Invoices(Registry[Invoice]):
         self._of: defaultdict[str, list[Invoice]] = defaultdict(list)
         self._numbers = Counter[str]()
         self.pending: dict[str, list[Line]] = {}
+
+    def waiting(self, subscription: Subscription) -> list[Line]:
+        """Return the invoice items that the next invoice of a subscription takes up."""
+        free = self.pending.get(subscription.customer, [])
+        fitting = [line for line in free if line.price.currency == subscription.currency]
+        return [*self.pending.get(subscription.id, []), *fitting][:ITEMS_MAX]
+
+    def take_waiting(self, subscription: Subscription) -> list[Line]:
+        """Have an invoice take them up: they wait no more."""
+        taken = self.waiting(subscription)
+        ids = {line.id for line in taken}
+        for key in (subscription.id, subscription.customer):
+            left = [line for line in self.pending.pop(key, []) if line.id not in ids]
+            self.pending |= {key: left} if left else {}
+        return taken
 
     def add(self, invoice: Invoice) -> None:
         """Take over an invoice."""

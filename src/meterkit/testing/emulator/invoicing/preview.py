@@ -71,7 +71,7 @@ def _of_change(account: Account, params: Params, details: Params, *, version: st
     wanted = read_items(account, details, of=subscription)
     change = rearrange(account, draft, wanted, details)
     apply_cancellation(draft, details, now=account.now)
-    waiting = account.invoices.pending.get(subscription.id, [])
+    waiting = account.invoices.waiting(subscription)
     lines = [*waiting, *change.lines]
     usages: list[Usage] = []
     if details.boolean("cancel_now"):

@@ -60,7 +60,10 @@ def end(
         )
         account.emit("invoice.created", invoice.to_json())
     else:
-        account.invoices.pending[subscription.id] = lines
+        # "Any pending invoice items that you've created are still charged at the end of the period": on which
+        # invoice, no page says, and here there is none (https://docs.stripe.com/api/subscriptions/cancel).
+        made = [line for line in waiting if line.customer is not None]
+        account.invoices.pending[subscription.id] = [*made, *lines]
     subscription.status, subscription.ended_at = "canceled", now
     subscription.canceled_at = subscription.canceled_at or now
     subscription.cancellation["reason"] = subscription.cancellation["reason"] or reason

@@ -101,7 +101,7 @@ def commit(
         ApiError: it is not paid, and was to be refused then: 402.
     """
     before = subscription.to_json()
-    waiting = account.invoices.pending.get(subscription.id, [])
+    waiting = account.invoices.waiting(subscription)
     if not change.immediate or not [*waiting, *change.lines]:
         account.invoices.pending.setdefault(subscription.id, []).extend(change.lines)
         account.subscriptions.put(draft)
@@ -136,7 +136,7 @@ def is_due(
     account: Account, subscription: Subscription, lines: Sequence[Line], *, waits: bool = True
 ) -> bool:
     """Tell whether lines, with those that wait for an invoice, come to an amount that has to be paid."""
-    waiting = account.invoices.pending.get(subscription.id, []) if waits else []
+    waiting = account.invoices.waiting(subscription) if waits else []
     balance = account.customers.find(subscription.customer).balance
     return balance + sum(line.amount for line in [*waiting, *lines]) >= CHARGE_MIN
 
