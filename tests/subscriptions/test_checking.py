@@ -251,6 +251,15 @@ async def test_prices_are_asked_for_once_in_a_night_and_anew_before_something_is
         assert await Drifts(at.kit.store).all() == {}
 
 
+async def test_classic_billing_is_migrated(store_url: str) -> None:
+    async with shop(store_url) as at:
+        subscription = await by_hand(at, **WHOLE, **{"billing_mode[type]": "classic"})
+        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["billing_mode"]}
+        await at.kit.subscriptions.repair("acme")
+        assert (await at.stripe_subscription(subscription))["billing_mode"]["type"] == "flexible"
+        assert await at.kit.subscriptions.check() == {}
+
+
 async def known(at: Shop) -> Subscription:
     found = await at.kit.subscriptions.get("acme")
     assert found is not None
@@ -273,6 +282,9 @@ async def test_who_is_unlinked_or_deleted_is_not_told_of_any_more(store_url: str
         assert list(await Drifts(at.kit.store).all()) == ["acme"]
         await at.kit.customers.unlink("acme")
         assert await Drifts(at.kit.store).all() == {}
+        await at.kit.customers.delete("acme")
+        admin = await at.kit.store.admin()
+        assert await admin.client.exists(at.kit.store.keys.hooks("drift")) == 0
 
 
 async def test_who_owes_is_not_repaired_and_who_has_no_subscription_neither(store_url: str) -> None:

@@ -215,6 +215,14 @@ async def test_of_two_stripe_customers_of_one_id_the_paying_one_counts(store_url
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_new"
 
 
+async def test_of_several_stripe_customers_of_one_id_who_pay_nothing_none_is_linked(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at_stripe(at, "one", "two", meterkit_customer="acme")
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, 0, 2, 0)
+        await at.kit.customers.link("acme", "cus_two")
+        assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, 1, 1, 0)
+
+
 async def test_another_product_beside_the_plan_is_not_in_the_way(store_url: str) -> None:
     async with hooked(store_url) as at:
         await paying(at, "acme")

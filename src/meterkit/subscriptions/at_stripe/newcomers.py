@@ -214,8 +214,7 @@ class Sorted:
     """Those who fit, those who do not, and how many are nobody's concern.
 
     Attributes:
-        skipped: have neither a live subscription nor an id, or are a further Stripe customer, without a live
-            subscription, of somebody who has another one.
+        skipped: have no live subscription, and no id or one that another Stripe customer has too.
     """
 
     newcomers: Sequence[Newcomer]
@@ -281,12 +280,13 @@ def _fault(account: Account, names: set[str], owner: str | None) -> Misfit | Non
 def _chosen(same: Sequence[Account], owners: Mapping[str, str]) -> tuple[Account | None, Sequence[Account]]:
     """Of several Stripe customers of one id the one that counts, and those about which a person is to decide.
 
-    The one that is linked counts, else the only one with a live subscription.
+    The one that is linked counts, else the only one with a live subscription. Of several without any, none
+    does: none of them pays.
     """
     linked = [account for account in same if account.stripe_customer in owners]
     live = [account for account in same if account.live]
-    certain = linked or (live or same)
-    if len(certain) > 1:
+    certain = linked or live or (same if len(same) == 1 else [])
+    if len(certain) != 1:
         return None, certain
     return certain[0], [account for account in live if account is not certain[0]]
 

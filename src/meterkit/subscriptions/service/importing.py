@@ -59,7 +59,8 @@ class Imported:
     Attributes:
         linked: customers that were linked, with their subscriptions; with ``dry_run`` those that would be.
         known: customers that were linked before.
-        skipped: customers at Stripe without a live subscription that nothing names here.
+        skipped: customers at Stripe without a live subscription, whom nothing names, or who share their id
+            with another one.
         misfits: who does not fit, and why.
         dry_run: whether nothing was changed.
     """
