@@ -161,7 +161,14 @@ def test_the_blocks_at_the_end_show_the_defaults(everything: Catalog) -> None:
         late_usage="next_period",
     )
     assert everything.dunning == minimal.dunning
-    assert minimal.dunning == Dunning(grace_ms=7 * DAY_MS, restrict_to="free", suspend_after_ms=14 * DAY_MS)
+    assert minimal.dunning == Dunning(
+        grace_ms=7 * DAY_MS,
+        attempts=3,
+        restrict_to="free",
+        suspend_after_ms=14 * DAY_MS,
+        remind_ms=(1 * DAY_MS, 6 * DAY_MS, 13 * DAY_MS),
+        debt="deny",
+    )
     assert (minimal.enforcement, minimal.on_store_failure, minimal.headers) == ("on", "allow", "ietf")
     assert minimal.anonymous is None
 
@@ -182,7 +189,16 @@ def test_a_route_says_otherwise_than_the_file() -> None:
     assert live.idempotency_header == "X-Request-Id"
     assert account.idempotency_header is None
     assert live.charge_on == {"success", "client_gone", "client_error"}
-    assert blocks.dunning == Dunning(grace_ms=0, restrict_to="free", suspend_after_ms=14 * DAY_MS)
+    assert blocks.dunning == Dunning(
+        grace_ms=0,
+        attempts=None,
+        restrict_to="free",
+        suspend_after_ms=14 * DAY_MS,
+        remind_ms=(12 * 3_600_000, 5 * DAY_MS),
+        debt="allow",
+    )
+    trials = {plan.key: (plan.trial_ms, plan.trial_without_card) for plan in blocks.plans.values()}
+    assert trials["free"] == (14 * DAY_MS, "pause")
     assert files.storage_meter == "disk"
     assert blocks.plans["free"].entitlements["disk"].included == 3 * 2**29
 

@@ -87,7 +87,9 @@ async def test_what_the_clock_changes_is_entered_at_its_own_instant_whenever_som
         await sweep_turns(kit.store)
         before = await lines(kit)
         clock.set(NOW + 7 * DAY - INSTANT)
+        assert await sweep_turns(kit.store) == 1  # A reminder is due, which is not entered.
         assert await sweep_turns(kit.store) == 0
+        assert await lines(kit) == before
         clock.set(END + DAY)
         assert await sweep_turns(kit.store) == 1
         assert await sweep_turns(kit.store) == 0
@@ -187,10 +189,16 @@ async def test_handlers_are_told_of_what_has_changed_and_why(any_store_url: str)
         assert (access.access_before, access.access, access.plan) == ("full", "grace", "pro")
         told.clear()
         await fetched(kit, subscription(**FAILING | {"failures": 2}), cause="evt_3")
+        clock.set(NOW + DAY)
+        await sweep_turns(kit.store)
         await eventually(lambda: len(told) == 1)
         reminder = told.pop()
-        assert (reminder.failures, reminder.access) == (2, "grace")
-        assert (reminder.failed_at, reminder.until) == (NOW, NOW + 7 * DAY)
+        assert (reminder.failures, reminder.access, reminder.at) == (2, "grace", NOW + DAY)
+        assert (reminder.failed_at, reminder.after, reminder.until) == (NOW, DAY, NOW + 7 * DAY)
+        clock.set(NOW + 6 * DAY)
+        await sweep_turns(kit.store)
+        await eventually(lambda: len(told) == 1)
+        assert told.pop().after == 6 * DAY
         clock.set(NOW + 7 * DAY)
         await sweep_turns(kit.store)
         await eventually(lambda: len(told) == 2)
@@ -208,17 +216,80 @@ async def test_what_is_told_again_has_the_same_id(any_store_url: str) -> None:
     assert told[0] == told[1]
 
 
-async def test_the_second_failure_is_reminded_of_once_an_invoice(any_store_url: str) -> None:
+async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(any_store_url: str) -> None:
+    """F-115: there was one reminder only, at the second failed attempt."""
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        told = recorder(kit, "dunning.reminder")
+        await fetched(kit, subscription(**FAILING))
+        for half_day in range(40):
+            clock.advance(DAY / 2)
+            await sweep_turns(kit.store)
+            failures = 4 if half_day > 5 else 2
+            await fetched(kit, subscription(**FAILING | {"failures": failures, "seats": 2}))
+        await eventually(lambda: len(told) == 3)
+        assert [(event.at - NOW, event.after, event.access) for event in told] == [
+            (1 * DAY, 1 * DAY, "grace"),
+            (6 * DAY, 6 * DAY, "restricted"),  # Four attempts have failed.
+            (13 * DAY, 13 * DAY, "restricted"),
+        ]
+        assert {event.failed_at for event in told} == {NOW}
+        assert len({event.id for event in told}) == 3
+
+
+async def test_reminders_end_with_the_payment_and_begin_with_the_next_failure(
+    any_store_url: str,
+) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        told = recorder(kit, "dunning.reminder")
+        await fetched(kit, subscription(**FAILING))
+        clock.set(NOW + 2 * DAY)
+        await sweep_turns(kit.store)
+        await fetched(kit, subscription())
+        clock.set(NOW + 9 * DAY)
+        await sweep_turns(kit.store)
+        later = subscription(**FAILING | {"failed_at_ms": NOW + 9 * DAY})
+        await fetched(kit, later)
+        clock.set(NOW + 10 * DAY)
+        await sweep_turns(kit.store)
+        await eventually(lambda: len(told) == 2)
+        assert [event.at for event in told] == [NOW + DAY, NOW + 10 * DAY]
+        # Left unpaid by Stripe it is still owed; once it has ended, there is nothing to remind of.
+        await fetched(kit, replace(later, status="unpaid"))
+        clock.set(NOW + 15 * DAY)
+        await sweep_turns(kit.store)
+        await eventually(lambda: len(told) == 3)
+        await fetched(kit, replace(later, status="canceled"))
+        clock.set(NOW + 40 * DAY)
+        await sweep_turns(kit.store)
+        assert [event.access for event in told] == ["grace", "grace", "suspended"]
+
+
+async def test_a_failure_that_is_known_late_is_reminded_of_once(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(any_store_url, clock) as kit:
+        told = recorder(kit, "dunning.reminder")
+        late = subscription(**FAILING | {"failed_at_ms": NOW - 8 * DAY})
+        await fetched(kit, late)
+        await fetched(kit, late)
+        await eventually(lambda: len(told) == 1)
+        assert [(event.after, event.at) for event in told] == [(6 * DAY, NOW)]
+        # What the plans file adds later is told once, too, by the last span that is over.
+        kit.store.use(loads(PLANS.replace("suspend_after: 14d", "suspend_after: 14d, remind: [2d, 7d, 8d]")))
+        await States(kit.store).catch_up("acme")
+        await eventually(lambda: len(told) == 2)
+        assert told[1].after == 8 * DAY
+
+
+async def test_a_reminder_of_an_earlier_release_can_be_read(any_store_url: str) -> None:
     async with kit_of(any_store_url, Clock(NOW)) as kit:
         told = recorder(kit, "dunning.reminder")
-        second = subscription(**FAILING | {"failures": 2})
-        for found in (second, replace(second, failures=3), replace(second, seats=2), subscription()):
-            await fetched(kit, found)
-        later = replace(second, failed_at_ms=to_ms(NOW + DAY))
-        await fetched(kit, later)
-        await eventually(lambda: len(told) == 2)
-        await fetched(kit, replace(later, failures=4))
-        assert [event.failures for event in told] == [2, 2]
+        data = {"id": "x", "at_ms": to_ms(NOW), "cause": "evt_1", "plan": "pro", "failures": 2}
+        data |= {"failed_at_ms": to_ms(NOW), "access": "grace", "until_ms": to_ms(END)}
+        await tell(kit.store, "acme", "dunning.reminder", data)
+        await eventually(lambda: len(told) == 1)
+        assert (told[0].after, told[0].until) == (timedelta(0), END)
 
 
 async def test_a_plan_set_by_hand_of_a_customer_without_subscription_is_entered_and_not_told(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DAY_MS: Final = 86_400_000
 FAILED_MS: Final = 1_800_000_000_000
-CATALOG: Final = loads("""
+TEXT: Final = """
 schema: 1
 currency: usd
 default_plan: free
@@ -25,7 +25,8 @@ plans:
   pro: {price: {amount_cents: 2900, interval: month}}
   lapsed: {price: {amount_cents: 0, interval: month}}
 dunning: {grace: 2d, restrict_to: lapsed, suspend_after: 5d}
-""")
+"""
+CATALOG: Final = loads(TEXT)
 
 # What the dunning policy says, written down apart from the code: status, failed attempts (from, to), days
 # since the first one (from, to), what the customer may do, and the plan that is in force then.
@@ -116,6 +117,25 @@ def test_where_the_first_failure_is_not_known_grace_counts_from_the_period_that_
     state = CustomerState(subscription=owed)
     assert effective_plan(state, CATALOG, owed.start_ms + 2 * DAY_MS - 1).access == "grace"
     assert effective_plan(state, CATALOG, owed.start_ms + 2 * DAY_MS).access == "restricted"
+
+
+@pytest.mark.parametrize(
+    ("attempts", "failures", "expected"),
+    [
+        ("null", 9, "grace"),
+        ("1", 1, "restricted"),
+        ("5", 4, "grace"),
+        ("5", 5, "restricted"),
+    ],
+)
+def test_how_many_attempts_end_grace_is_for_the_plans_file_to_say(
+    attempts: str, failures: int, expected: Access
+) -> None:
+    """F-115: daily retries ended seven days of grace on the third day."""
+    written = f"{TEXT.rstrip()[:-1]}, attempts: {attempts}}}"
+    state = CustomerState(subscription=subscription("past_due", failures))
+    for days, access in ((0, expected), (2, "restricted"), (5, "suspended")):
+        assert effective_plan(state, loads(written), FAILED_MS + days * DAY_MS).access == access
 
 
 @pytest.mark.parametrize(("failures", "expected"), [(1, "grace"), (2, "grace"), (3, "restricted")])

@@ -18,7 +18,7 @@ from meterkit.catalog.models import (
     StoreFailure,
 )
 from meterkit.catalog.proxies import UNIX, proxy_network
-from meterkit.catalog.scalars import DAY_MS, NAME, duration, scalar, text
+from meterkit.catalog.scalars import DAY_MS, NAME, duration, integer, scalar, text
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
 
 if TYPE_CHECKING:
@@ -111,6 +111,19 @@ class DunningTable(Table, what="dunning"):
     suspend_after_ms = Key(
         duration(), "No access so long after the first failed payment; default: 14d.", name="suspend_after"
     )
+    attempts = Key(
+        Nullable(integer(least=1, most=100)),
+        "The failed attempt that ends grace before its time; null: days alone count; default: 3.",
+    )
+    remind_ms = Key(
+        ListOf(duration(least=1), "durations"),
+        "Handlers of dunning.reminder are told at each of these; default: [1d, 6d, 13d].",
+        name="remind",
+    )
+    debt = Key(
+        Choice(("deny", "allow")),
+        "A new subscription while an invoice of an earlier one is open: deny (default) or allow.",
+    )
 
 
 class AnonymousTable(Table, what="anonymous"):
@@ -144,6 +157,10 @@ def build_dunning(values: DunningTable | None, *, default_plan: str, plans: Coll
         place = values.place("suspend_after_ms" if values.has("suspend_after_ms") else "grace_ms")
         message = "both count from the first failure; allowed: a suspend_after that is at least grace"
         values.problems.refuse(place, message)
+    if "remind_ms" in given:
+        given["remind_ms"] = tuple(sorted(given["remind_ms"]))
+        if len(set(given["remind_ms"])) < len(given["remind_ms"]):
+            values.refuse("remind_ms", "found one duration twice; allowed: each once")
     given["restrict_to"] = default_plan if restrict_to == "default_plan" else restrict_to
     return Dunning(**given)
 

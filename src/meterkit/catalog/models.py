@@ -20,6 +20,10 @@ Headers = Literal["ietf", "x-ratelimit", "both", "none"]
 Outcome = Literal["success", "client_gone", "client_error", "server_error"]
 Report = Literal["overage", "usage", "none"]
 StoreFailure = Literal["allow", "deny"]
+Debt = Literal["deny", "allow"]
+WithoutCard = Literal["cancel", "pause", "invoice"]
+
+_DAY_MS: Final = 86_400_000
 
 ROUTE: Final = "route"
 """In the name of a policy of a route's own rate it stands where a meter's has its name."""
@@ -199,6 +203,7 @@ class Plan:
 
     Attributes:
         key: the name in the plans file.
+        trial_without_card: what happens at the end of the trial without a payment method.
         features: names of features, sorted; ``all`` is already spelled out.
         entitlements: one for every meter of the file, in the file's order.
     """
@@ -209,6 +214,7 @@ class Plan:
     price: Price
     seat_price: SeatPrice | None
     trial_ms: int | None
+    trial_without_card: WithoutCard = "cancel"
     features: frozenset[str]
     entitlements: Mapping[str, Entitlement]
     grants: tuple[PlanGrant, ...]
@@ -306,11 +312,20 @@ class Billing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dunning:
-    """The ``dunning:`` block: spans from the first failed payment."""
+    """The ``dunning:`` block: spans from the first failed payment.
+
+    Attributes:
+        attempts: the failed attempt that ends grace; None: only the clock does.
+        remind_ms: the spans after which handlers are reminded, the shortest first.
+        debt: whether a customer may subscribe while an invoice of an earlier subscription is open.
+    """
 
     grace_ms: int
+    attempts: int | None = 3
     restrict_to: str
     suspend_after_ms: int
+    remind_ms: tuple[int, ...] = (1 * _DAY_MS, 6 * _DAY_MS, 13 * _DAY_MS)
+    debt: Debt = "deny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

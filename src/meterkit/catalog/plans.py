@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog.errors import Problems
-    from meterkit.catalog.models import Credit, Entitlement
+    from meterkit.catalog.models import Credit, Entitlement, WithoutCard
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
 
@@ -79,6 +79,27 @@ _FEATURES_SHAPE: Final[Shape[str | tuple[str, ...]]] = Forms(
 )
 
 
+_WITHOUT_CARD: Final[Choice[WithoutCard]] = Choice(("cancel", "pause", "invoice"))
+
+
+class TrialTable(Table, what="a trial", inheritable=True):
+    """The map form of ``trial:`` of a plan."""
+
+    for_ms = Key(duration(least=1), "Its length, in whole days.", name="for", required=True)
+    without_card: Key[WithoutCard] = Key(
+        _WITHOUT_CARD,
+        "What happens to the subscription at the end of the trial, if there is no payment method: cancel"
+        " (default), pause, or invoice.",
+    )
+
+
+_TRIAL: Final[Shape[int | TrialTable]] = Forms(
+    "a duration such as 14d, or a map such as {for: 14d, without_card: pause}",
+    scalar=duration(least=1),
+    fields=TrialTable,
+)
+
+
 class PlanTable(Table, what="a plan", inheritable=True):
     """One of ``plans:``."""
 
@@ -97,10 +118,9 @@ class PlanTable(Table, what="a plan", inheritable=True):
         Nullable(SeatPriceTable),
         "What a seat costs per interval, beyond those included.",
     )
-    trial_ms = Key(
-        Nullable(duration(least=1)),
-        "Length of the trial of a customer's first subscription, in whole days.",
-        name="trial",
+    trial: Key[int | TrialTable] = Key(
+        Nullable(_TRIAL),
+        "Length of the trial of a customer's first subscription, in whole days; or a map.",
     )
     features = Key(_FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
     meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives per meter.")
@@ -131,17 +151,26 @@ def build_plans(
 
 def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
     price, seat_price = values.price, values.seat_price
+    trial_ms, without_card = _build_trial(values.trial)
     return Plan(
         key=key,
         name=values.name or key,
         rank=values.rank or 0,
         price=Price(**_NO_PRICE | (price.given() if price else {})),
         seat_price=SeatPrice(**_NO_SEAT_PRICE | seat_price.given()) if seat_price else None,
-        trial_ms=values.trial_ms,
+        trial_ms=trial_ms,
+        trial_without_card=without_card,
         features=_build_features(values, declared),
         entitlements=_build_entitlements(values, declared),
         grants=_build_grants(values, declared),
     )
+
+
+def _build_trial(written: int | TrialTable | None) -> tuple[int | None, WithoutCard]:
+    """The length of a trial (None: there is none), and what happens at its end without a payment method."""
+    if not isinstance(written, TrialTable):
+        return written, "cancel"
+    return written.for_ms, written.without_card or "cancel"
 
 
 def _build_features(values: PlanTable, declared: Declared) -> frozenset[str]:
@@ -164,8 +193,8 @@ def _build_entitlements(values: PlanTable, declared: Declared) -> dict[str, Enti
         written = listed.get(name)
         built[name] = default_entitlement(meter) if written is None else build_entitlement(written, meter)
         note_entitlement(built[name], meter, written, values.node.place, values.problems)
-    if values.trial_ms is not None:
-        note_trial(built, kept(declared.meters), values.place("trial_ms"), values.problems)
+    if values.trial is not None:
+        note_trial(built, kept(declared.meters), values.place("trial"), values.problems)
     return built
 
 

@@ -10,12 +10,10 @@ if TYPE_CHECKING:
     from meterkit.catalog import Dunning
     from meterkit.decisions.subscription import Access, Status
 
-__all__ = ["FAILURES_REMIND", "FAILURES_RESTRICT", "Standing", "standing_of"]
+__all__ = ["OWING", "Standing", "next_reminder_ms", "reminders_due", "standing_of"]
 
-FAILURES_REMIND: Final = 2
-"""The failed attempt to collect that handlers are reminded at."""
-FAILURES_RESTRICT: Final = 3
-"""The failed attempt that ends grace, however much of it is left."""
+OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
+"""The statuses in which handlers are reminded of an invoice that was not paid."""
 
 _RESTRICTED: Final = frozenset({"paused", "incomplete"})
 
@@ -32,10 +30,10 @@ def standing_of(
 ) -> Standing:
     """What follows from a status at an instant.
 
-    ``past_due`` is *grace* after the first and the second failed attempt until ``dunning.grace`` is over;
-    *restricted* after the third, or once it is over; *suspended* from ``dunning.suspend_after`` on. Both
-    count from the first failure. ``unpaid`` is suspended; ``paused`` and ``incomplete`` are restricted; all
-    else, no subscription included, has full access, of the default plan where a subscription has ended.
+    ``past_due`` is *grace* until ``dunning.grace`` is over, or until ``dunning.attempts`` have failed; then
+    *restricted*; *suspended* from ``dunning.suspend_after`` on. Both spans count from the first failure.
+    ``unpaid`` is suspended; ``paused`` and ``incomplete`` are restricted; all else, no subscription included,
+    has full access, of the default plan where a subscription has ended.
 
     Args:
         status: of the subscription; None: there is none.
@@ -52,8 +50,20 @@ def standing_of(
         return Standing("full")
     suspension_ms = failed_at_ms + dunning.suspend_after_ms
     grace_end_ms = min(failed_at_ms + dunning.grace_ms, suspension_ms)
+    has_failed_often = dunning.attempts is not None and failures >= dunning.attempts
     if now_ms >= suspension_ms:
         return Standing("suspended")
-    if now_ms >= grace_end_ms or failures >= FAILURES_RESTRICT:
+    if now_ms >= grace_end_ms or has_failed_often:
         return Standing("restricted", suspension_ms)
     return Standing("grace", grace_end_ms)
+
+
+def reminders_due(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
+    """The number of reminders that are due at an instant, counted from the first failure."""
+    return sum(failed_at_ms + after_ms <= now_ms for after_ms in dunning.remind_ms)
+
+
+def next_reminder_ms(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
+    """When the next reminder is due; :data:`NEVER_MS`: none is left."""
+    due = (failed_at_ms + after_ms for after_ms in dunning.remind_ms)
+    return min((at_ms for at_ms in due if at_ms > now_ms), default=NEVER_MS)

@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.customer_state import effective_plan
+from meterkit.decisions.dunning import OWING, next_reminder_ms, reminders_due
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class InForce:
         cancel_at_ms: when it ends, while that is ahead.
         pending_plan, pending_seats, pending_at_ms: what is to change in it, while that is ahead.
         missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
+        reminded: how many reminders of an unpaid invoice are due by then.
         at_ms: the instant.
         since_ms: when access became what it is; 0: not known.
         turn_ms: when something changes by the clock.
@@ -52,6 +54,7 @@ class InForce:
     pending_seats: int | None = None
     pending_at_ms: int | None = None
     missing_plan: str | None = None
+    reminded: int = 0
     at_ms: int = field(compare=False)
     since_ms: int = field(default=0, compare=False)
     turn_ms: int = field(default=NEVER_MS, compare=False)
@@ -73,6 +76,11 @@ class InForce:
         if subscription is None:
             return now
         now = replace(now, subscription=subscription.id, seats=subscription.seats_at(at_ms))
+        if found.status in OWING and subscription.status in OWING:
+            failed_at_ms = subscription.failed_since_ms()
+            next_ms = next_reminder_ms(failed_at_ms, catalog.dunning, at_ms)
+            reminded = reminders_due(failed_at_ms, catalog.dunning, at_ms)
+            now = replace(now, reminded=reminded, turn_ms=min(now.turn_ms, next_ms))
         if subscription.status_at(at_ms) in ENDED:
             return now
         now = replace(now, cancel_at_ms=subscription.cancel_at_ms)

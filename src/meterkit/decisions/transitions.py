@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from meterkit.decisions.dunning import FAILURES_REMIND
+from meterkit.decisions.dunning import standing_of
 from meterkit.decisions.periods import from_ms, iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from meterkit.catalog import Dunning
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.in_force import InForce, Step
+    from meterkit.decisions.subscription import SubscriptionState
 
 __all__ = ["KINDS", "Entry", "Kind", "Notice", "entries_of", "hand_entries", "notices_of", "reminders_of"]
 
@@ -90,25 +92,42 @@ def notices_of(customer: str, step: Step) -> Iterator[Notice]:
 
 
 def reminders_of(
-    customer: str, before: CustomerState, after: CustomerState, in_force: InForce, cause: str
+    customer: str, step: Step, subscription: SubscriptionState | None, dunning: Dunning
 ) -> Iterator[Notice]:
-    """What handlers are told when an attempt to collect has failed for the second time."""
-    known, found = before.subscription, after.subscription
-    if found is None or found.failures < FAILURES_REMIND or in_force.status != "past_due":
+    """What handlers are told when a span of ``dunning.remind`` is over and the invoice is still unpaid.
+
+    Where several spans are over at once, as after a webhook that came days late, the last one is told.
+
+    Args:
+        customer: the app's own id.
+        step: what was in force and what is.
+        subscription: the customer's, from which the step follows.
+        dunning: the policy.
+    """
+    before, after = step.before, step.after
+    known = before.reminded if before.subscription == after.subscription else 0
+    if subscription is None or after.reminded <= known:
         return
-    is_same = known is not None and (known.id, known.failed_at_ms) == (found.id, found.failed_at_ms)
-    if is_same and known is not None and known.failures >= FAILURES_REMIND:
-        return
+    failed_at_ms = subscription.failed_since_ms()
+    standing = standing_of(
+        after.status,
+        failures=subscription.failures,
+        failed_at_ms=failed_at_ms,
+        dunning=dunning,
+        now_ms=after.at_ms,
+    )
+    after_ms = dunning.remind_ms[after.reminded - 1]
     data = {
-        "at_ms": in_force.at_ms,
-        "cause": cause,
-        "plan": in_force.plan,
-        "failures": found.failures,
-        "failed_at_ms": found.failed_at_ms,
-        "access": in_force.access,
-        "until_ms": in_force.turn_ms,
+        "at_ms": after.at_ms,
+        "cause": step.cause,
+        "plan": after.plan,
+        "after_ms": after_ms,
+        "failures": subscription.failures,
+        "failed_at_ms": failed_at_ms,
+        "access": after.access,
+        "until_ms": standing.until_ms,
     }
-    yield _named("dunning.reminder", customer, data, of=(found.id, found.failed_at_ms))
+    yield _named("dunning.reminder", customer, data, of=(subscription.id, failed_at_ms, after_ms))
 
 
 def _named(kind: str, customer: str, data: dict[str, Any], of: object = None) -> Notice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
@@ -10,7 +11,6 @@ from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime
 
     from meterkit.decisions.subscription import Access, Status
     from meterkit.store.notices import Notice
@@ -86,13 +86,14 @@ class AccessChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DunningReminder:
-    """``dunning.reminder``: an invoice could not be collected for the second time.
+    """``dunning.reminder``: an invoice is still unpaid after a span of ``dunning.remind``.
 
     Attributes:
         id: the same each time this is told; a text.
         customer: whose.
-        at: when that became known (UTC).
-        failures: how many attempts have failed; 2, or more where some were not seen one by one.
+        at: when the span was over, or when that became known (UTC).
+        after: the span since the first failure.
+        failures: the number of failed attempts that Stripe counts.
         failed_at: the first of them (UTC); None: not known.
         access: what the customer may do.
         until: when that changes unless the invoice is paid (UTC); None: by the clock it does not.
@@ -102,6 +103,7 @@ class DunningReminder:
     id: str
     customer: str
     at: datetime
+    after: timedelta
     failures: int
     failed_at: datetime | None
     access: Access
@@ -207,6 +209,8 @@ def _dunning_reminder(notice: Notice) -> DunningReminder:
     return DunningReminder(
         **_common(notice),
         **_same(notice, "failures", "access", "plan"),
+        # Releases before 0.2 told of the second failed attempt, whenever that was.
+        after=timedelta(milliseconds=notice.data.get("after_ms", 0)),
         failed_at=_instant(notice.data["failed_at_ms"]),
         until=_instant(notice.data["until_ms"]),
     )

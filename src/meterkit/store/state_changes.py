@@ -117,15 +117,20 @@ class States:
         store, keys = self._store, self._store.keys.customer(customer)
         now_ms = store.now_ms()
         steps, force = follow(found.force, found.state, store.catalog, now_ms)
+        dunning, known = store.catalog.dunning, found.state.subscription
         entries = [entry for step in steps for entry in entries_of(step)]
-        notices = [notice for step in steps for notice in notices_of(customer, step)]
+        notices = [
+            notice
+            for step in steps
+            for notice in (*notices_of(customer, step), *reminders_of(customer, step, known, dunning))
+        ]
         if changed != found.state:
             step = Step(force, InForce.of(changed, store.catalog, max(now_ms, force.at_ms), force), cause)
             force = step.after
             entries += [*entries_of(step), *hand_entries(found.state, changed, force.at_ms, cause)]
             notices += [
                 *notices_of(customer, step),
-                *reminders_of(customer, found.state, changed, force, cause),
+                *reminders_of(customer, step, changed.subscription, dunning),
             ]
         admin = await store.admin()
         shard = keys.shard

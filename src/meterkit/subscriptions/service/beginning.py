@@ -17,6 +17,7 @@ from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER
 from meterkit.subscriptions.at_stripe.plan_prices import prices_of
 from meterkit.subscriptions.at_stripe.reading import has_begun
+from meterkit.subscriptions.service.debt import refuse_debtor
 from meterkit.subscriptions.service.results import Checkout
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ __all__ = ["Beginning"]
 
 _REFERENCE_MAX: Final = 200
 _PATH: Final = "/v1/subscriptions"
+# https://docs.stripe.com/api/subscriptions/create#create_subscription-trial_settings
+_WITHOUT_CARD: Final = {"cancel": "cancel", "pause": "pause", "invoice": "create_invoice"}
 _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
 
 
@@ -65,6 +68,7 @@ class Beginning:
             if mine is not None:
                 return mine
             await self._refuse_in_force(customer, found)
+            await self._refuse_debtor(customer, linked, found)
             for waiting in self._unpaid(found):
                 if are_of(items_of(waiting), items):
                     return waiting
@@ -83,6 +87,7 @@ class Beginning:
         items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
         found = await self._found(linked)
         await self._refuse_in_force(customer, found)
+        await self._refuse_debtor(customer, linked, found)
         for waiting in self._unpaid(found):  # Else both could be paid for.
             await give_up(api, waiting)
         data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **FLEXIBLE, **_trial(plan, found)}
@@ -128,6 +133,12 @@ class Beginning:
             if one["status"] not in ENDED | _NEVER_BEGAN and (self._is_ours(one) or one["id"] == known):
                 raise SubscriptionExistsError(customer, subscription=one["id"])
 
+    async def _refuse_debtor(self, customer: str, linked: str, found: Sequence[Mapping[str, Any]]) -> None:
+        """Raises InvoiceOpenError where an invoice of an earlier subscription is open."""
+        dunning = self._store.catalog.dunning
+        api = self._api()
+        await refuse_debtor(api, customer, linked, found, dunning=dunning, is_ours=self._is_ours)
+
     def _unpaid(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those that wait for their first payment."""
         return [one for one in found if one["status"] == "incomplete" and self._is_ours(one)]
@@ -158,4 +169,8 @@ def _trial(plan: Plan, found: Sequence[Mapping[str, Any]]) -> dict[str, Paramete
     """The trial of a plan, for who never had a subscription; Stripe counts in days, a part is a whole one."""
     if plan.trial_ms is None or any(map(has_begun, found)):
         return {}
-    return {"trial_period_days": -(-plan.trial_ms // DAY_MS)}
+    end_behavior: dict[str, Parameter] = {"missing_payment_method": _WITHOUT_CARD[plan.trial_without_card]}
+    return {
+        "trial_period_days": -(-plan.trial_ms // DAY_MS),
+        "trial_settings": {"end_behavior": end_behavior},
+    }

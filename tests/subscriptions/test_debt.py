@@ -1,0 +1,90 @@
+"""Who owes an invoice of an earlier subscription pays it before the next one: ``dunning.debt``."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hooking import DAY, NOW, PLANS, hooked, shop
+from meterkit.catalog import loads
+from meterkit.errors import InvoiceOpenError
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from hooking import Hooked
+
+pytestmark = pytest.mark.anyio
+
+URLS = {"success_url": "https://app.example/", "cancel_url": "https://app.example/"}
+
+
+@asynccontextmanager
+async def debtor(store_url: str, dunning: str = "") -> AsyncGenerator[Hooked]:
+    """A customer whose subscription Stripe has canceled after its last retry."""
+    clock = Clock(NOW)
+    catalog = loads(PLANS + dunning)
+    emulator = shop(clock, after_retries="cancel")
+    async with hooked(store_url, clock=clock, emulator=emulator, catalog=catalog) as at:
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        at.emulator.fail_payments("cus_acme")
+        for _ in range(60):
+            at.clock.advance(DAY)
+            at.emulator.advance()
+            await at.settle()
+        at.emulator.mend_payments("cus_acme")
+        yield at
+
+
+async def open_invoice(at: Hooked) -> tuple[str, str]:
+    """The invoice that is owed: its id, and the page where it is paid."""
+    found = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "open"})
+    (invoice,) = found.data
+    assert invoice.id is not None
+    assert invoice.hosted_invoice_url is not None
+    return invoice.id, invoice.hosted_invoice_url
+
+
+async def test_a_debtor_pays_first_and_may_subscribe_then(store_url: str) -> None:
+    """F-115: after Stripe's `cancel` a debtor could subscribe again with the debt open."""
+    async with debtor(store_url) as at:
+        known = await at.kit.customers.get("acme")
+        assert (known.status, known.access, known.plan) == ("canceled", "full", "free")
+        invoice, url = await open_invoice(at)
+        before = at.asked(method="POST"), at.asked("/v1/checkout/sessions", "POST")
+        for _ in range(2):
+            with pytest.raises(InvoiceOpenError, match=invoice) as caught:
+                await at.kit.subscriptions.create("acme", "pro")
+            assert (caught.value.invoice, caught.value.url) == (invoice, url)
+            with pytest.raises(InvoiceOpenError):
+                await at.kit.subscriptions.checkout("acme", "max", **URLS)
+        assert (at.asked(method="POST"), at.asked("/v1/checkout/sessions", "POST")) == before
+        await at.client.v1.invoices.pay_async(invoice)
+        assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
+
+
+async def test_a_debt_that_is_let_go_is_none(store_url: str) -> None:
+    async with debtor(store_url) as at:
+        invoice, _ = await open_invoice(at)
+        await at.client.v1.invoices.void_invoice_async(invoice)
+        assert (await at.kit.subscriptions.checkout("acme", "pro", **URLS)).url
+
+
+async def test_the_plans_file_may_allow_debts(store_url: str) -> None:
+    async with debtor(store_url, "dunning: {debt: allow}\n") as at:
+        assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
+
+
+async def test_a_sign_up_that_nobody_paid_for_is_no_debt(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer(card=None)
+        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.subscriptions.create("acme", "pro")
+        assert (await at.kit.subscriptions.create("acme", "max")).subscription.plan == "max"
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        assert (await at.kit.subscriptions.create("acme", "pro")).subscription.plan == "pro"
