@@ -274,7 +274,7 @@ class PaymentAuthenticationError(SubscriptionError):
 
 
 class InvoiceOpenError(SubscriptionError):
-    """An invoice of the subscription has to be paid first. Nothing has changed.
+    """An invoice of this subscription, or of an earlier one, has to be paid first. Nothing has changed.
 
     Attributes:
         invoice: its id at Stripe.

@@ -5,11 +5,15 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from hooking import DAY, NOW, PLANS, hooked, shop
 from meterkit.catalog import loads
 from meterkit.errors import InvoiceOpenError
+from meterkit.starlette import billing_routes
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-URLS = {"success_url": "https://app.example/", "cancel_url": "https://app.example/"}
+PAGE = "https://app.example/"
 
 
 @asynccontextmanager
@@ -62,17 +66,31 @@ async def test_a_debtor_pays_first_and_may_subscribe_then(store_url: str) -> Non
                 await at.kit.subscriptions.create("acme", "pro")
             assert (caught.value.invoice, caught.value.url) == (invoice, url)
             with pytest.raises(InvoiceOpenError):
-                await at.kit.subscriptions.checkout("acme", "max", **URLS)
+                await at.kit.subscriptions.checkout("acme", "max", success_url=PAGE, cancel_url=PAGE)
         assert (at.asked(method="POST"), at.asked("/v1/checkout/sessions", "POST")) == before
         await at.client.v1.invoices.pay_async(invoice)
         assert (await at.kit.subscriptions.create("acme", "pro")).subscription.status == "incomplete"
+
+
+async def test_a_browser_is_told_where_to_pay(store_url: str) -> None:
+    async with debtor(store_url) as at:
+        _, url = await open_invoice(at)
+        routes = billing_routes(at.kit, customer=lambda _: "acme", origins=[PAGE.rstrip("/")])
+        transport = httpx.ASGITransport(Starlette(routes=[Mount("/billing", routes=routes)]))
+        async with httpx.AsyncClient(transport=transport, base_url="https://app.example/billing") as client:
+            pages = {"success_url": PAGE, "cancel_url": PAGE}
+            for path, more in (("/subscription", {}), ("/checkout", pages)):
+                answer = await client.post(path, json={"plan": "pro", "seats": 1, **more})
+                found = answer.json()
+                assert (answer.status_code, found["type"]) == (402, "urn:meterkit:problem:invoice-open")
+                assert found["url"] == url
 
 
 async def test_a_debt_that_is_let_go_is_none(store_url: str) -> None:
     async with debtor(store_url) as at:
         invoice, _ = await open_invoice(at)
         await at.client.v1.invoices.void_invoice_async(invoice)
-        assert (await at.kit.subscriptions.checkout("acme", "pro", **URLS)).url
+        assert (await at.kit.subscriptions.checkout("acme", "pro", success_url=PAGE, cancel_url=PAGE)).url
 
 
 async def test_the_plans_file_may_allow_debts(store_url: str) -> None:

@@ -42,11 +42,26 @@ def note_of(kind: str, told: object) -> Note | None:
     return hint.note
 
 
-@pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED}))
+@pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED, "customer.updated"}))
 def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
     found = hint_of(event(kind, {"id": "x_1", "customer": "cus_1"}))
     assert found == LOOK
     assert hint_of(event(kind, {"id": "x_1", "customer": {"id": "cus_1", "object": "customer"}})) == LOOK
+
+
+@pytest.mark.parametrize(
+    ("previous", "expected"),
+    [
+        ({"invoice_settings": {"default_payment_method": None}}, LOOK),
+        ({"default_source": None, "balance": 0}, LOOK),
+        ({"balance": 0}, None),
+        (None, None),
+    ],
+)
+def test_of_a_customer_only_another_payment_method_matters(previous: object, expected: Hint | None) -> None:
+    told = {"id": "cus_1", "object": "customer"}
+    data = {"object": told, "previous_attributes": previous}
+    assert hint_of(event("customer.updated", told, data=data)) == expected
 
 
 def test_what_is_listed_at_once_is_no_more_than_stripe_takes() -> None:

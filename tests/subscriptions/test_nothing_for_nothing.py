@@ -212,7 +212,7 @@ async def test_a_plan_without_a_trial_is_not_tried_by_way_of_one_that_has(store_
         assert changed.proration == preview.proration
         cost, now = changed.proration, changed.subscription
         assert (cost.credit_cents, cost.charge_cents, cost.effective_at) == (0, 2900, at.clock.now())
-        assert cost.description.startswith("tried to pro, 0 to 10 seats now, for the time until 2031-07-04 ")
+        assert cost.description.startswith("tried to pro, 0 to 10 seats now, prorated to 2031-07-04 ")
         assert (now.plan, now.status, now.current_period_start) == ("pro", "active", at.clock.now())
         assert [invoice["amount_paid"] for invoice in await at.invoices()] == [0, 2900]
         assert (await service.change_plan("acme", "pro")).subscription == now

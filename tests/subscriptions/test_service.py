@@ -513,6 +513,7 @@ async def test_a_plan_changes_on_trial_to_one_that_has_a_trial_and_costs_nothing
         linked = (await at.kit.customers.get("acme")).stripe_customer
         assert linked is not None
         at.emulator.add_payment_method(linked)
+        await at.kit.subscriptions.sync("acme")  # As the webhook `customer.updated` has it done.
         at.clock.set(START + timedelta(days=14))
         assert (await at.kit.customers.get("acme")).plan == "team"
         at.emulator.advance()

@@ -6,13 +6,14 @@ from datetime import timedelta
 
 import pytest
 
+from hooking import DAY, hooked
 from meterkit.catalog import loads
 from shopping import PLANS, START, shop
 
 pytestmark = pytest.mark.anyio
 
 TRIAL = timedelta(days=14)
-URLS = {"success_url": "https://app.example/", "cancel_url": "https://app.example/"}
+PAGE = "https://app.example/"
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,29 @@ async def test_a_trial_without_a_card_ends_as_the_plans_file_says(
         assert (found.status, found.access, found.plan) == (status, access, plan)
 
 
+async def test_a_card_that_is_added_in_the_trial_is_known_before_its_end(store_url: str) -> None:
+    """Stripe tells of it by `customer.updated` alone."""
+    async with hooked(store_url) as at:
+        at.customer(card=None)
+        settings = {"end_behavior": {"missing_payment_method": "cancel"}}
+        await at.subscribe(trial_period_days=14, trial_settings=settings)
+        await at.settle()
+        assert (await at.state()).subscription is not None
+        at.clock.advance(13 * DAY)
+        at.emulator.add_payment_method("cus_acme", "pm_card_visa")
+        await at.settle()
+        at.clock.advance(DAY)
+        found = await at.kit.customers.get("acme")
+        assert (found.status, found.plan) == ("active", "pro")
+        at.emulator.advance()
+        await at.settle()
+        assert (await at.kit.customers.get("acme")).status == "active"
+
+
 async def test_a_page_of_checkout_asks_for_the_same(store_url: str) -> None:
     catalog = loads(PLANS.replace("trial: 14d", "trial: {for: 14d, without_card: pause}"))
     async with shop(store_url, catalog=catalog) as at:
-        page = await at.kit.subscriptions.checkout("acme", "tried", **URLS)
+        page = await at.kit.subscriptions.checkout("acme", "tried", success_url=PAGE, cancel_url=PAGE)
         at.emulator.complete_checkout(page.id)
         made = await at.kit.subscriptions.sync("acme")
         assert made is not None

@@ -190,7 +190,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         takes=CreateBody,
         gives=NewSubscription,
         status=201,
-        troubles=("exists", "conflict", "plan", "payment"),
+        troubles=("exists", "conflict", "plan", "payment", "invoice"),
     ),
     Endpoint(
         method="GET",
@@ -243,7 +243,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         does=_checkout,
         takes=CheckoutBody,
         gives=Page,
-        troubles=("exists", "conflict", "plan", "url"),
+        troubles=("exists", "conflict", "plan", "invoice", "url"),
     ),
     Endpoint(
         method="POST",

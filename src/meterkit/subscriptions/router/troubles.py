@@ -191,7 +191,7 @@ def _of_payment(error: SubscriptionError) -> Trouble:
         detail = "This has to be paid at once, and there is no payment method. Add one, then try again."
         return Trouble(kind=KINDS["method"], detail=detail, members=_url(error.url))
     if isinstance(error, InvoiceOpenError):
-        detail = "An invoice of the subscription is open. Pay it first, then try again."
+        detail = "An invoice of a subscription is open. Pay it first, then try again."
         return Trouble(kind=KINDS["invoice"], detail=detail, members=_url(error.url))
     if isinstance(error, PaymentAuthenticationError):
         detail = "The card has to be confirmed for each payment, so nothing has changed. Use another one."

@@ -25,6 +25,9 @@ __all__ = ["ALARMS", "DISPUTED", "TYPES", "Hint", "Note", "hint_of"]
 _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
 _WHOLE_MAX: Final = 10**15
 _CHECKOUT: Final = "checkout.session.completed"
+_CUSTOMER: Final = "customer.updated"
+_MEANS: Final = frozenset({"invoice_settings", "default_source"})
+"""The attributes of a Stripe customer that name its default payment method."""
 _TRIAL: Final = "customer.subscription.trial_will_end"
 _INVOICES: Final = (
     *("created", "finalized", "paid", "payment_succeeded", "payment_failed"),
@@ -38,6 +41,7 @@ DISPUTED: Final = "charge.dispute.created"
 
 TYPES: Final = (
     _CHECKOUT,
+    _CUSTOMER,
     *(f"customer.subscription.{change}" for change in _SUBSCRIPTIONS),
     *(f"invoice.{change}" for change in _INVOICES),
     "entitlements.active_entitlement_summary.updated",
@@ -101,11 +105,13 @@ def hint_of(event: Event) -> Hint | None:
     # An event of an account that is connected to ours is about its customers, whom our key does not reach.
     if kind not in TYPES or event["object"] != "event" or event.get("account") is not None:
         return None
-    told = _object(_object(event.get("data")).get("object"))
+    data = _object(event.get("data"))
+    told = _object(data.get("object"))
     if kind == DISPUTED:
         return Hint(event=name, alarm=_dispute(told))
-    customer = _id(told.get("customer"))
-    if customer is None:
+    customer = _id(told if kind == _CUSTOMER else told.get("customer"))
+    changed = _object(data.get("previous_attributes")).keys()
+    if customer is None or (kind == _CUSTOMER and not changed & _MEANS):
         return None
     note_of = _NOTES.get(kind)
     note = None if note_of is None else note_of(told, event)
