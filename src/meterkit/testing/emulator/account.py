@@ -17,7 +17,9 @@ from meterkit.testing.emulator.metering.meters import Meters
 from meterkit.testing.emulator.pages.checkout import CheckoutSessions
 from meterkit.testing.emulator.pages.portal import PortalSessions
 from meterkit.testing.emulator.replies import ApiError, Exchange
+from meterkit.testing.emulator.selling.coupons import Coupons, PromotionCodes
 from meterkit.testing.emulator.selling.customers import Customers
+from meterkit.testing.emulator.selling.discounts import Discounts
 from meterkit.testing.emulator.selling.entitlements import Entitlements, Features
 from meterkit.testing.emulator.selling.payments import PaymentMethods
 from meterkit.testing.emulator.selling.prices import Prices
@@ -77,6 +79,9 @@ class Account:
             self.prices = Prices()
             self.features = Features()
             self.entitlements = Entitlements(self.features, self.emit)
+            self.coupons = Coupons()
+            self.promotion_codes = PromotionCodes()
+            self.discounts = Discounts()
             self.checkouts = CheckoutSessions(self.emit)
             self.subscriptions = Subscriptions()
             self.invoices = Invoices()

@@ -26,6 +26,7 @@ from meterkit.testing.emulator.metering.summaries import list_summaries
 from meterkit.testing.emulator.pages.checkout_calls import CHECKOUT_CALLS
 from meterkit.testing.emulator.pages.portal_calls import PORTAL_CALLS
 from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
+from meterkit.testing.emulator.selling.coupon_calls import COUPON_CALLS
 from meterkit.testing.emulator.selling.customer_calls import CUSTOMER_CALLS
 from meterkit.testing.emulator.selling.entitlement_calls import ENTITLEMENT_CALLS
 from meterkit.testing.emulator.selling.payment_calls import PAYMENT_CALLS
@@ -76,6 +77,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", METER_EVENT_STREAM, stream_events),
     *PRODUCT_CALLS,
     *PRICE_CALLS,
+    *COUPON_CALLS,
     *CHECKOUT_CALLS,
     *ENTITLEMENT_CALLS,
     *PORTAL_CALLS,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from decimal import Decimal
 
 __all__ = ["Behaviour"]
 
@@ -29,3 +30,4 @@ class Behaviour:
     collects_after_cancel: bool = True
     prices_usage_by: Literal["timestamp", "arrival"] = "timestamp"
     automatic_webhooks: bool = True
+    tax_percent: Decimal | None = None

@@ -106,6 +106,8 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
             what is stamped before the switch and arrives after it is on no invoice.
         automatic_webhooks: whether events are delivered by themselves while the emulator is served, as they
             happen and fall due again; else by :meth:`deliver` alone.
+        tax_percent: what ``automatic_tax`` adds to invoices; None: it is refused, as by an account that has
+            not set it up.
     """
 
     def __post_init__(self) -> None:

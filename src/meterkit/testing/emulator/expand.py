@@ -37,8 +37,14 @@ def _intent(account: Account, name: str) -> JsonObject:
     }
 
 
+def _promotion_code(account: Account, name: str) -> JsonObject:
+    code = account.promotion_codes.find(name)
+    return code.to_json(account.coupons.get(code.coupon), now=account.now)
+
+
 # The name of a field to what its id stands for.
 FIELDS: Final[Mapping[str, Finder]] = {
+    "coupon": lambda account, name: account.coupons.find(name).to_json(now=account.now),
     "customer": lambda account, name: account.customers.find(name).to_json(),
     "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
     "latest_invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
@@ -56,6 +62,7 @@ FIELDS: Final[Mapping[str, Finder]] = {
     "default_price": lambda account, name: account.prices.find(name).to_json(),
     "price": lambda account, name: account.prices.find(name).to_json(),
     "product": lambda account, name: account.products.find(name).to_json(),
+    "promotion_code": _promotion_code,
 }
 
 
@@ -135,6 +142,15 @@ def _expand(account: Account, found: object, path: list[str], *, wanted: str) ->
         if name not in FIELDS:
             raise _refused(wanted)
         here[name] = FIELDS[name](account, str(here[name]))
+    elif name == "discounts":
+        ids = cast("list[object]", here[name])
+        # Those of a preview are nowhere else.
+        here[name] = [
+            account.discounts.find(each).to_json()
+            if isinstance(each, str) and each in account.discounts
+            else each
+            for each in ids
+        ]
     _expand(account, here[name], path[1:], wanted=wanted)
 
 

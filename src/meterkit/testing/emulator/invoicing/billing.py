@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.charges import usage_lines
 from meterkit.testing.emulator.invoicing.invoices import Invoice
+from meterkit.testing.emulator.invoicing.taxes import tax_percent
+from meterkit.testing.emulator.invoicing.totals import work_out
 from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.selling.discounts import in_force
+from meterkit.testing.emulator.selling.redeeming import tell_of_discounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.replies import JsonObject
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["HOUR_S", "bill", "count_usage", "draft_of", "shown_now"]
+__all__ = ["HOUR_S", "bill", "count_usage", "draft_of", "shown_now", "spend_discounts", "total_of"]
 
 HOUR_S: Final = 3_600
 
@@ -37,12 +41,15 @@ def bill(
     ``draft`` says whether it stays one for an hour (https://docs.stripe.com/billing/invoices/subscription),
     ``auto_advance`` whether it is finalized and collected by itself.
     """
+    drop_ended(account, subscription)
     waiting = account.invoices.take_waiting(subscription)
     invoice = draft_of(account, subscription, [*waiting, *lines], reason=reason, usages=usages, since=since)
     invoice.auto_advance = auto_advance
     invoice.schedule(invoice.finalizes_at if draft else None)
     account.invoices.add(invoice)
     subscription.latest_invoice = invoice.id
+    _net_debits(subscription, invoice)
+    spend_discounts(account, subscription, invoice)
     return invoice
 
 
@@ -86,10 +93,54 @@ def draft_of(
         collection_method=subscription.collection_method,
         days_until_due=subscription.days_until_due,
         starting_balance=customer.balance,
+        discounts=in_force(subscription.discounts, now=now),
+        tax_percent=tax_percent(account, subscription),
     )
     invoice.schedule(now + HOUR_S)
     count_usage(account, subscription, invoice)
     return invoice
+
+
+def total_of(account: Account, subscription: Subscription, lines: Sequence[Line]) -> int:
+    """Return what lines come to on an invoice of now, in minor units of the currency."""
+    discounts = in_force(subscription.discounts, now=account.now)
+    return work_out(lines, discounts, tax_percent(account, subscription)).total
+
+
+def drop_ended(account: Account, subscription: Subscription) -> None:
+    """Drop the discounts of a subscription that have ended."""
+    left = in_force(subscription.discounts, now=account.now)
+    tell_of_discounts(account, subscription.discounts, left)
+    subscription.discounts = left
+
+
+def spend_discounts(account: Account, subscription: Subscription, invoice: Invoice) -> None:
+    """Drop the discounts for once that an invoice has made use of.
+
+    ``once``: "applies to the first charge from a subscription with this coupon applied"
+    (https://docs.stripe.com/api/coupons/object#coupon_object-duration).
+    """
+    used = {discount for line in invoice.totals.lines for discount, off in line.off.items() if off}
+    left = [
+        discount
+        for discount in subscription.discounts
+        if discount.coupon.duration != "once" or discount.id not in used
+    ]
+    tell_of_discounts(account, subscription.discounts, left)
+    subscription.discounts = left
+
+
+def _net_debits(subscription: Subscription, invoice: Invoice) -> None:
+    """Take discounts off what was charged for items, so that credits give back what was paid.
+
+    https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations: "the original debited amount".
+    """
+    items = {item.id: item for item in subscription.items}
+    for line, total in zip(invoice.lines, invoice.totals.lines, strict=False):
+        item = items.get(line.item or "")
+        for debit in () if item is None else item.debits:
+            if (debit.start, debit.end) == (line.start, line.end):
+                debit.amount -= total.discount
 
 
 def count_usage(account: Account, subscription: Subscription, invoice: Invoice) -> None:

@@ -12,12 +12,16 @@ from meterkit.testing.emulator.invoicing.invoices import Line, Usage
 from meterkit.testing.emulator.metering.summaries import aggregate
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.selling.amounts import amount_of, charges_of, to_cents
+from meterkit.testing.emulator.selling.discounts import net_of
 from meterkit.testing.emulator.selling.prices import shown
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.subscriptions import Debit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.selling.discounts import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
@@ -52,15 +56,18 @@ def trial_line(account: Account, item: Item) -> Line:
     return _line(item, amount=0, text=text, start=item.period_start, end=item.period_end)
 
 
-def remaining_line(account: Account, item: Item, *, anchor: int, at: int) -> Line:
-    """Charge what is left of an item's period, by the second.
+def remaining_line(
+    account: Account, item: Item, *, anchor: int, at: int, discounts: Sequence[Discount] = ()
+) -> Line:
+    """Charge what is left of an item's period, by the second, less discounts.
 
     "Stripe calculates proration down to the second based on the starting timestamp of the billing period
     and the timestamp of the proration's triggering event" (https://docs.stripe.com/billing/scripts/prorations).
     """
     whole = amount_of(item.price.pricing, _quantity(item))
     start, end = period_at(anchor, item.price.cycle, at)
-    amount = to_cents(whole * Fraction(item.period_end - at, end - start))
+    gross = whole * Fraction(item.period_end - at, end - start)
+    amount = to_cents(net_of(discounts, gross, product=item.price.product, now=at))
     item.debits.append(_debit(amount, start=at, end=item.period_end))
     text = f"Remaining time on {_several(account, item)} after {_day(at)}"
     return _line(item, amount=amount, text=text, start=at, end=item.period_end, proration=True)

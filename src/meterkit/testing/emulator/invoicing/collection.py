@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.billing import count_usage
+from meterkit.testing.emulator.invoicing.billing import count_usage, spend_discounts
 from meterkit.testing.emulator.invoicing.charges import count_anew
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.subscribing.ending import end
@@ -32,7 +32,9 @@ def finalize(account: Account, invoice: Invoice) -> bool:
     can be charged is put on it (https://docs.stripe.com/api/invoices/object#invoice_object-amount_due).
     """
     customer = account.customers.find(invoice.customer)
-    count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
+    subscription = account.subscriptions.find(invoice.subscription)
+    count_usage(account, subscription, invoice)
+    spend_discounts(account, subscription, invoice)
     number = account.invoices.next_number(customer.id)
     invoice.starting_balance, owed = customer.balance, customer.balance + invoice.total
     invoice.amount_due = owed if owed >= CHARGE_MIN else 0

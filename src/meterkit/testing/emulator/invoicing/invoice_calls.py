@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -12,12 +13,14 @@ from meterkit.testing.emulator.invoicing.collection import attempt, finalize, ma
 from meterkit.testing.emulator.replies import ApiError, JsonObject
 from meterkit.testing.emulator.selling.payments import DECLINED, NO_METHOD
 from meterkit.testing.emulator.selling.prices import Recurring
+from meterkit.testing.emulator.selling.redeeming import read_discounts, redeem
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call, Params
     from meterkit.testing.emulator.invoicing.invoices import Invoice
+    from meterkit.testing.emulator.selling.discounts import Discount
 
 __all__ = ["INVOICE_CALLS"]
 
@@ -63,19 +66,44 @@ def _update(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoices/update."""
     params, invoice = call.params, _found(account, call)
     params.only(
-        *("auto_advance", "automatically_finalizes_at", "default_payment_method", "description", "metadata"),
+        *("auto_advance", "automatically_finalizes_at", "default_payment_method", "description", "discounts"),
+        "metadata",
         expandable=None,
     )
     before, advance = invoice.to_json(), params.boolean("auto_advance")
     method = params.given("default_payment_method")
     if method is not None:
         account.payment_methods.of_customer(method, customer=invoice.customer, param="default_payment_method")
+    discounts = _wanted_discounts(account, invoice, params)
     _plan_finalization(account, invoice, params, advance=advance)
+    invoice.discounts = discounts
+    redeem(account, discounts)
     invoice.default_payment_method = method or invoice.default_payment_method
     params.amend("metadata", invoice.metadata)
     invoice.description = params.text("description") if "description" in params else invoice.description
     account.emit("invoice.updated", invoice.to_json(), previous=before)
     return _shown(account, invoice, call)
+
+
+def _wanted_discounts(account: Account, invoice: Invoice, params: Params) -> list[Discount]:
+    """Return the discounts of a draft: "the discounts that will apply to the invoice".
+
+    https://docs.stripe.com/api/invoices/update#update_invoice-discounts
+    """
+    if "discounts" not in params:
+        return invoice.discounts
+    if invoice.status != "draft":
+        message = "Finalized invoices can't be updated in this way."
+        raise ApiError(message, code="invoice_not_editable", param="discounts")
+    found = read_discounts(
+        account,
+        params,
+        customer=invoice.customer,
+        currency=invoice.currency,
+        known=invoice.discounts,
+        amount=invoice.totals.subtotal,
+    )
+    return [each if each in invoice.discounts else replace(each, invoice=invoice.id) for each in found]
 
 
 def _plan_finalization(account: Account, invoice: Invoice, params: Params, *, advance: bool | None) -> None:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.testing.emulator.invoicing.totals import shown_discounts, shown_tax, tax_to_json, work_out
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.replies import JsonObject, no_such
 from meterkit.testing.emulator.selling.prices import shown
@@ -13,6 +14,8 @@ from meterkit.testing.emulator.selling.prices import shown
 if TYPE_CHECKING:
     from decimal import Decimal
 
+    from meterkit.testing.emulator.invoicing.totals import LineTotal, Totals
+    from meterkit.testing.emulator.selling.discounts import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
@@ -34,12 +37,9 @@ NONE_OF_IT: Final[JsonObject] = {
     "customer_tax_exempt": "none",
     "customer_tax_ids": [],
     "default_tax_rates": [],
-    "discounts": [],
     "post_payment_credit_notes_amount": 0,
     "pre_payment_credit_notes_amount": 0,
-    "total_discount_amounts": [],
     "total_pretax_credit_amounts": [],
-    "total_taxes": [],
 }
 
 
@@ -74,7 +74,12 @@ class Line:
     proration: bool = False
     invoice_item: str | None = None
 
-    def to_json(self, invoice: Invoice) -> JsonObject:
+    @property
+    def product(self) -> str:
+        """The id of what it charges."""
+        return self.price.product
+
+    def to_json(self, invoice: Invoice, total: LineTotal) -> JsonObject:
         """Return the line as Stripe shows it (https://docs.stripe.com/api/invoice-line-item/object)."""
         return {
             "id": self.id,
@@ -82,7 +87,7 @@ class Line:
             "amount": self.amount,
             "currency": self.price.currency,
             "description": self.description,
-            "discount_amounts": [],
+            "discount_amounts": shown_discounts(total.off),
             "discountable": not self.proration,
             "discounts": [],
             "invoice": invoice.id,
@@ -100,7 +105,7 @@ class Line:
             "quantity_decimal": shown(self.quantity),
             "subscription": self.subscription,
             "subtotal": self.amount,
-            "taxes": [],
+            "taxes": shown_tax(total.tax, taxable=total.taxable),
         }
 
     def _parent(self) -> JsonObject:
@@ -190,6 +195,8 @@ class Invoice:
     uncollectible_at: int | None = None
     client_secret: str | None = None
     proration_date: int | None = None
+    discounts: list[Discount] = field(default_factory=list["Discount"])
+    tax_percent: Decimal | None = None
 
     @property
     def all_lines(self) -> list[Line]:
@@ -198,8 +205,13 @@ class Invoice:
 
     @property
     def total(self) -> int:
-        """The sum of its lines; negative where more is given back than charged."""
-        return sum(line.amount for line in self.all_lines)
+        """What it comes to; negative where more is given back than charged."""
+        return self.totals.total
+
+    @property
+    def totals(self) -> Totals:
+        """What it comes to: lines, less discounts, plus tax."""
+        return work_out(self.all_lines, self.discounts, self.tax_percent)
 
     def schedule(self, at: int | None) -> None:
         """Say when it is finalized by itself, where it is; a charge follows at once."""
@@ -216,12 +228,13 @@ class Invoice:
 
     def lines_to_json(self) -> list[JsonObject]:
         """Return its lines as Stripe shows them."""
-        return [line.to_json(self) for line in self.all_lines]
+        totals = self.totals.lines
+        return [line.to_json(self, total) for line, total in zip(self.all_lines, totals, strict=True)]
 
     def to_json(self) -> JsonObject:
         """Return the invoice as Stripe shows it (https://docs.stripe.com/api/invoices/object)."""
-        lines, total = self.lines_to_json(), self.total
-        due = max(0, total + self.starting_balance) if self.finalized_at is None else self.amount_due
+        lines, totals = self.lines_to_json(), self.totals
+        due = max(0, totals.total + self.starting_balance) if self.finalized_at is None else self.amount_due
         page = None if self.number is None else f"https://invoice.stripe.com/i/acct_emulated/{self.id}"
         return {
             "id": self.id,
@@ -237,7 +250,7 @@ class Invoice:
             "attempt_count": self.attempt_count,
             "attempted": self.attempted,
             "auto_advance": self.auto_advance,
-            "automatic_tax": {"enabled": False, "liability": None, "status": None},
+            "automatic_tax": tax_to_json(enabled=self.tax_percent is not None, is_invoice=True),
             "automatically_finalizes_at": self.finalizes_at if self.auto_advance else None,
             "billing_reason": self.billing_reason,
             "collection_method": self.collection_method,
@@ -277,10 +290,13 @@ class Invoice:
                 "paid_at": self.paid_at,
                 "voided_at": self.voided_at,
             },
-            "subtotal": total,
-            "subtotal_excluding_tax": total,
-            "total": total,
-            "total_excluding_tax": total,
+            "discounts": [discount.id for discount in self.discounts],
+            "subtotal": totals.subtotal,
+            "subtotal_excluding_tax": totals.subtotal,
+            "total": totals.total,
+            "total_discount_amounts": totals.discount_amounts(),
+            "total_excluding_tax": totals.without_tax,
+            "total_taxes": totals.taxes(),
             **NONE_OF_IT,
             **dict.fromkeys(NOTHING),
         }

@@ -8,7 +8,7 @@ from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.billing import draft_of
 from meterkit.testing.emulator.invoicing.charges import period_line, unused_lines, usage_of
-from meterkit.testing.emulator.invoicing.taxes import refuse_tax
+from meterkit.testing.emulator.invoicing.taxes import read_tax
 from meterkit.testing.emulator.replies import (
     ApiError,
     JsonObject,
@@ -16,10 +16,11 @@ from meterkit.testing.emulator.replies import (
     missing_resource,
     new_id,
 )
+from meterkit.testing.emulator.selling.discounts import begun, in_force
 from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_in_flexible, refuse_mixed
 from meterkit.testing.emulator.subscribing.item_params import read_items
 from meterkit.testing.emulator.subscribing.revision import begin_items, new_item
-from meterkit.testing.emulator.subscribing.settings_params import apply_cancellation
+from meterkit.testing.emulator.subscribing.settings_params import apply_cancellation, wanted_discounts
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
 from meterkit.testing.emulator.subscribing.updates import rearrange
 
@@ -45,7 +46,6 @@ def _create(account: Account, call: Call) -> JsonObject:
         *("subscription", "subscription_details"),
         expandable=None,
     )
-    refuse_tax(params)
     details = params.hash("subscription_details") or Params("")
     details.only(*DETAILS)
     if params.given("subscription") is None:
@@ -68,6 +68,7 @@ def _of_change(account: Account, params: Params, details: Params, *, version: st
     if "billing_mode" in details:
         draft.billing_mode = read_mode(details, version=version)
     refuse_in_flexible(draft.billing_mode, details)
+    _apply_tax_and_discounts(account, draft, params)
     wanted = read_items(account, details, of=subscription)
     change = rearrange(account, draft, wanted, details)
     apply_cancellation(draft, details, now=account.now)
@@ -90,6 +91,7 @@ def _of_change(account: Account, params: Params, details: Params, *, version: st
     invoice.proration_date = change.proration_date
     if not change.immediate and not details.boolean("cancel_now"):
         invoice.created = invoice.period_end = draft.renews_at
+        invoice.discounts = in_force(draft.discounts, now=draft.renews_at)
         invoice.period_start = min(item.period_start for item in draft.items)
     return invoice
 
@@ -133,8 +135,20 @@ def _of_new(account: Account, params: Params, details: Params, *, mode: BillingM
     )
     refuse_mixed(mode, (price.cycle for price in prices))
     draft.items = [new_item(draft, each, at=account.now) for each in wanted]
+    _apply_tax_and_discounts(account, draft, params)
     lines = begin_items(account, draft, prorate=True)
     return draft_of(account, draft, lines, reason="upcoming")
+
+
+def _apply_tax_and_discounts(account: Account, draft: Subscription, params: Params) -> None:
+    """Where a call says nothing of them, the invoice has those of the subscription."""
+    taxed = read_tax(account, params, customer=draft.customer)
+    draft.automatic_tax = draft.automatic_tax if taxed is None else taxed
+    known = draft.discounts
+    draft.discounts = [
+        each if each in known else begun(each, subscription=draft.id, now=account.now)
+        for each in wanted_discounts(account, draft, params)
+    ]
 
 
 def _none(subscription: Subscription) -> ApiError:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meterkit.testing.emulator.invoicing.totals import tax_to_json, work_out
 from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from meterkit.testing.emulator.invoicing.totals import Totals
     from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.selling.discounts import Discount
     from meterkit.testing.emulator.selling.prices import Prices
     from meterkit.testing.emulator.selling.products import Products
     from meterkit.testing.emulator.webhooks.events import Emit
@@ -22,14 +27,18 @@ class CheckoutLine:
 
     Attributes:
         price: its id.
+        product: the id of the price's product.
         quantity: None: of a metered price, which has none.
         amount: what it costs at once, in minor units of the currency.
+        proration: no.
     """
 
     id: str
     price: str
+    product: str
     quantity: int | None
     amount: int
+    proration: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +49,10 @@ class CheckoutSession:
         created: Unix seconds, as is ``expires_at``.
         subscription_data: fields of the subscription to be made, as ``POST /v1/subscriptions`` takes them.
         trial: whether it begins with a trial, so that nothing is paid yet.
+        discounts: what is taken off; a person may add one where ``allow_promotion_codes`` is true.
+        automatic_tax: whether tax is worked out, once it is known where the customer is.
+        tax_percent: the rate; None: it is not known yet, or nothing is taxed.
+        customer_update: the parts of the customer that the page may change.
         status: ``open``, ``complete`` or ``expired``.
         email: what the person has given on the page.
     """
@@ -61,27 +74,41 @@ class CheckoutSession:
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     subscription_data: dict[str, str] = field(default_factory=dict[str, str])
     trial: bool = False
+    discounts: list[Discount] = field(default_factory=list["Discount"])
+    allow_promotion_codes: bool | None = None
+    automatic_tax: bool = False
+    tax_percent: Decimal | None = None
+    tax_id_collection: bool = False
+    customer_update: tuple[str, ...] = ()
     status: str = "open"
     payment_status: str = "unpaid"
     email: str | None = None
+    name: str | None = None
+    address: JsonObject | None = None
     subscription: str | None = None
     invoice: str | None = None
 
     @property
     def amount(self) -> int:
-        """What is to be paid on the page, in minor units: nothing where a trial comes first."""
-        return 0 if self.trial else sum(line.amount for line in self.lines)
+        """The sum of the lines, in minor units; 0 where a trial comes first."""
+        return self.totals.subtotal
+
+    @property
+    def totals(self) -> Totals:
+        """The amount due on the page: lines, less discounts, plus tax."""
+        return work_out(() if self.trial else self.lines, self.discounts, self.tax_percent)
 
     def to_json(self) -> JsonObject:
         """Return the session as Stripe shows it (https://docs.stripe.com/api/checkout/sessions/object)."""
-        email = self.email or self.customer_email
-        details = {"address": None, "email": email, "name": None, "phone": None, "tax_exempt": "none"}
+        email, totals = self.email or self.customer_email, self.totals
+        details = {"address": self.address, "email": email, "name": self.name, "phone": None}
         return {
             "id": self.id,
             "object": "checkout.session",
-            "amount_subtotal": self.amount,
-            "amount_total": self.amount,
-            "automatic_tax": {"enabled": False, "liability": None, "provider": None, "status": None},
+            "allow_promotion_codes": self.allow_promotion_codes,
+            "amount_subtotal": totals.subtotal,
+            "amount_total": totals.total,
+            "automatic_tax": self._tax_to_json(),
             "cancel_url": self.cancel_url,
             "client_reference_id": self.client_reference_id,
             "created": self.created,
@@ -89,8 +116,9 @@ class CheckoutSession:
             "custom_fields": [],
             "customer": self.customer,
             "customer_creation": "always",
-            "customer_details": details if email else None,
+            "customer_details": {**details, "tax_exempt": "none", "tax_ids": []} if email else None,
             "customer_email": self.customer_email,
+            "discounts": [_named(discount) for discount in self.discounts],
             "expires_at": self.expires_at,
             "invoice": self.invoice,
             "livemode": self.livemode,
@@ -104,12 +132,28 @@ class CheckoutSession:
             "status": self.status,
             "subscription": self.subscription,
             "success_url": self.success_url,
-            "total_details": {"amount_discount": 0, "amount_shipping": 0, "amount_tax": 0},
+            "tax_id_collection": {"enabled": self.tax_id_collection, "required": "never"},
+            "total_details": {
+                "amount_discount": totals.discount,
+                "amount_shipping": 0,
+                "amount_tax": totals.tax or 0,
+            },
             "ui_mode": "hosted",
             "url": self.page if self.status == "open" else None,
             **dict.fromkeys(("client_secret", "payment_intent", "payment_link", "setup_intent")),
             **dict.fromkeys(("consent", "return_url", "submit_type")),
         }
+
+    def _tax_to_json(self) -> JsonObject:
+        shown = tax_to_json(enabled=self.automatic_tax, is_invoice=True)
+        if self.automatic_tax and self.tax_percent is None:
+            shown["status"] = "requires_location_inputs"
+        return shown
+
+
+def _named(discount: Discount) -> JsonObject:
+    code = discount.promotion_code
+    return {"coupon": discount.coupon.id if code is None else None, "promotion_code": code}
 
 
 class CheckoutSessions(Registry[CheckoutSession]):
@@ -140,16 +184,18 @@ class CheckoutSessions(Registry[CheckoutSession]):
 def line_items(session: CheckoutSession, *, prices: Prices, products: Products) -> list[JsonObject]:
     """Return what is offered, as Stripe shows it (https://docs.stripe.com/api/checkout/sessions/line_items)."""
     shown: list[JsonObject] = []
-    for line in session.lines:
+    totals = work_out(session.lines, session.discounts, session.tax_percent).lines
+    for line, total in zip(session.lines, totals, strict=True):
         price = prices.find(line.price)
-        amounts = {"amount_subtotal": line.amount, "amount_total": line.amount}
+        tax = total.tax or 0
+        amounts = {"amount_subtotal": line.amount, "amount_total": total.taxable + tax}
         shown.append(
             {
                 "id": line.id,
                 "object": "item",
-                "amount_discount": 0,
+                "amount_discount": total.discount,
                 **amounts,
-                "amount_tax": 0,
+                "amount_tax": tax,
                 "currency": session.currency,
                 "description": products.find(price.product).name,
                 "price": price.to_json(),

@@ -6,15 +6,17 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import Params
-from meterkit.testing.emulator.invoicing.taxes import refuse_tax
+from meterkit.testing.emulator.invoicing.taxes import read_tax
 from meterkit.testing.emulator.pages.checkout import CheckoutLine, CheckoutSession
 from meterkit.testing.emulator.replies import ApiError, missing_parameter, missing_resource, new_id
 from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
+from meterkit.testing.emulator.selling.redeeming import read_discounts
 from meterkit.testing.emulator.subscribing.billing_modes import read_mode
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.selling.discounts import Discount
 
 __all__ = ["read_session"]
 
@@ -27,25 +29,33 @@ SUBSCRIPTION_FIELDS: Final = (
 )
 # Accepted and shown nowhere.
 IGNORED: Final = (
-    *("allow_promotion_codes", "automatic_tax", "billing_address_collection", "consent_collection"),
-    *("custom_text", "customer_update", "payment_method_options", "payment_method_types"),
-    *("phone_number_collection", "saved_payment_method_options", "tax_id_collection", "ui_mode"),
+    *("billing_address_collection", "consent_collection", "custom_text", "payment_method_options"),
+    *("payment_method_types", "phone_number_collection", "saved_payment_method_options", "ui_mode"),
 )
+# https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-locale.
+LOCALES: Final = (
+    *("auto", "bg", "cs", "da", "de", "el", "en", "en-GB", "es", "es-419", "et", "fi", "fil", "fr", "fr-CA"),
+    *("hi-IN", "hr", "hu", "id", "it", "ja", "ko", "lt", "lv", "ms", "mt", "nb", "nl", "pl", "pt", "pt-BR"),
+    *("ro", "ru", "sk", "sl", "sv", "th", "tr", "vi", "zh", "zh-HK", "zh-TW"),
+)
+UPDATES: Final = ("address", "name", "shipping")
 
 
 def read_session(account: Account, call: Call) -> CheckoutSession:
     """Return the session that a call describes. Raises ApiError where Stripe would refuse it."""
     params = call.params
     params.only(
-        *("cancel_url", "client_reference_id", "currency", "customer", "customer_email", "expires_at"),
+        *("allow_promotion_codes", "automatic_tax", "cancel_url", "client_reference_id", "currency"),
+        *("customer", "customer_email", "customer_update", "discounts", "expires_at", "tax_id_collection"),
         *("line_items", "locale", "metadata", "mode", "payment_method_collection", "subscription_data"),
         *("success_url", *IGNORED),
         expandable=None,
     )
     if params.required("mode") != "subscription":
         raise ApiError("The emulator has Checkout Sessions in `subscription` mode only.", param="mode")
-    refuse_tax(params)
     customer = _customer(account, params)
+    updates = _customer_update(params, customer=customer)
+    taxed = _tax(account, params, customer=customer, updates=updates)
     lines, currency = _lines(account, params)
     data = params.hash("subscription_data")
     if data is not None:
@@ -54,7 +64,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
     mode = read_mode(data or Params(""), version=call.version)
     fields = {} if data is None else data.flat()
     session_id = new_id("cs_live" if call.livemode else "cs_test", length=58)
-    return CheckoutSession(
+    session = CheckoutSession(
         id=session_id,
         created=int(call.now),
         expires_at=_expires_at(params, now=int(call.now)),
@@ -67,13 +77,85 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         client_reference_id=params.given("client_reference_id", length_max=REFERENCE_MAX),
         customer=customer,
         customer_email=params.given("customer_email", length_max=800),
-        locale=params.given("locale"),
+        locale=params.choice("locale", LOCALES),
         payment_method_collection=params.choice("payment_method_collection", ("always", "if_required"))
         or "always",
         metadata=params.metadata(),
         subscription_data={**fields, "billing_mode[type]": mode.type},
         trial=data is not None and ("trial_period_days" in data or "trial_end" in data),
+        allow_promotion_codes=params.boolean("allow_promotion_codes"),
+        automatic_tax=taxed,
+        tax_percent=_known_rate(account, customer) if taxed else None,
+        tax_id_collection=_collects_tax_ids(params, customer=customer, updates=updates),
+        customer_update=updates,
     )
+    session.discounts = _discounts(account, params, session)
+    return session
+
+
+def _customer_update(params: Params, *, customer: str | None) -> tuple[str, ...]:
+    """Return what the page may change of the customer.
+
+    "customer_update can only be used with customer"
+    (https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-customer_update).
+    """
+    given = params.hash("customer_update")
+    if given is None:
+        return ()
+    if customer is None:
+        raise ApiError("`customer_update` can only be used with `customer`.", param="customer_update")
+    given.only(*UPDATES)
+    return tuple(name for name in UPDATES if given.choice(name, ("auto", "never")) == "auto")
+
+
+def _known_rate(account: Account, customer: str | None) -> Decimal | None:
+    is_known = customer is not None and account.customers.find(customer).country
+    return account.behaviour.tax_percent if is_known else None
+
+
+def _tax(account: Account, params: Params, *, customer: str | None, updates: tuple[str, ...]) -> bool:
+    """https://github.com/TryGhost/Ghost/pull/20105 has Stripe's words for a customer without an address."""
+    if not read_tax(account, params):
+        return False
+    knows = customer is None or account.customers.find(customer).country
+    if not knows and not {"address", "shipping"} & set(updates):
+        message = (
+            "Automatic tax calculation in Checkout requires a valid address on the Customer. Add a valid "
+            "address to the Customer or set either `customer_update[address]` to 'auto' or "
+            "`customer_update[shipping]` to 'auto' to save the address entered in Checkout to the Customer."
+        )
+        raise ApiError(message, code="customer_tax_location_invalid", param="automatic_tax")
+    return True
+
+
+def _collects_tax_ids(params: Params, *, customer: str | None, updates: tuple[str, ...]) -> bool:
+    """https://github.com/invertase/stripe-firebase-extensions/issues/225 has Stripe's words."""
+    if not params.boolean("tax_id_collection[enabled]"):
+        return False
+    if customer is not None and "name" not in updates:
+        message = (
+            "Tax ID collection requires updating business name on the customer. To enable tax ID collection "
+            "for an existing customer, please set `customer_update[name]` to `auto`."
+        )
+        raise ApiError(message, param="tax_id_collection")
+    return True
+
+
+def _discounts(account: Account, params: Params, session: CheckoutSession) -> list[Discount]:
+    """At most one (https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-discounts)."""
+    if "discounts" in params and "allow_promotion_codes" in params:
+        message = "You may only specify one of these parameters: allow_promotion_codes, discounts."
+        raise ApiError(message, param="allow_promotion_codes")
+    found = read_discounts(
+        account,
+        params,
+        customer=session.customer or "",
+        currency=session.currency,
+        amount=sum(line.amount for line in session.lines),
+    )
+    if len(found) > 1:
+        raise ApiError("Only up to one discount may be specified.", param="discounts")
+    return found
 
 
 def _customer(account: Account, params: Params) -> str | None:
@@ -122,7 +204,13 @@ def _line(account: Account, item: Params, *, place: int) -> CheckoutLine:
     if not price.is_metered and quantity is None:
         raise ApiError(f"Quantity is required. Add `quantity` to `line_items[{place}]`", param="line_items")
     amount = 0 if quantity is None else to_cents(amount_of(price.pricing, Decimal(quantity)))
-    return CheckoutLine(id=new_id("li_1", length=23), price=price.id, quantity=quantity, amount=amount)
+    return CheckoutLine(
+        id=new_id("li_1", length=23),
+        price=price.id,
+        product=price.product,
+        quantity=quantity,
+        amount=amount,
+    )
 
 
 def _expires_at(params: Params, *, now: int) -> int:

@@ -46,6 +46,7 @@ def checkout_page(
     email: str | None,
     cancel_url: str | None,
     problem: str | None,
+    takes_codes: bool = False,
 ) -> str:
     """Return the page of a checkout session.
 
@@ -55,6 +56,7 @@ def checkout_page(
         email: that is known already; None: the page asks for it.
         cancel_url: where a person goes who does not want to.
         problem: what went wrong with the attempt before.
+        takes_codes: whether the page asks for a promotion code.
     """
     offered = "".join(
         f"<li><span>{escape(what)}</span><span>{escape(cost)}</span></li>" for what, cost in lines
@@ -64,6 +66,8 @@ def checkout_page(
         if email
         else '<label>Email <input type="email" name="email" value="ada@example.com" required></label>'
     )
+    if takes_codes:
+        ask += '<label>Promotion code <input name="promotion_code"></label>'
     return page(
         "Subscribe",
         (

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from meterkit.testing.emulator.behaviour import Behaviour
 from meterkit.testing.emulator.pages.checkout import line_items
 from meterkit.testing.emulator.pages.html import checkout_page, page, portal_page
+from meterkit.testing.emulator.pages.visits import Person
 from meterkit.testing.emulator.replies import ApiError
 from meterkit.testing.emulator.subscribing.turns import advance
 
@@ -44,7 +45,14 @@ class PageControls(Behaviour):
     _visits: Visits
 
     def complete_checkout(
-        self, session_id: str, *, payment: Payment = "succeeds", email: str | None = None
+        self,
+        session_id: str,
+        *,
+        payment: Payment = "succeeds",
+        email: str | None = None,
+        name: str | None = None,
+        country: str | None = None,
+        promotion_code: str | None = None,
     ) -> JsonObject:
         """Do what a person does on the page of a checkout session. Returns the session.
 
@@ -56,14 +64,18 @@ class PageControls(Behaviour):
             session_id: ``cs_test_…``.
             payment: what becomes of it: ``succeeds`` or ``fails``.
             email: what the person gives where the session does not know it.
+            name: as ``email``.
+            country: two letters; None: ``US`` where the session calculates tax.
+            promotion_code: what the person types in where the session allows it.
 
         Raises:
-            ValueError: if there is no such session, or none that is open.
+            ValueError: if there is no such session, none that is open, or the code cannot be redeemed.
         """
+        person = Person(email=email, name=name, country=country, promotion_code=promotion_code)
         with self._account.lock:
             advance(self._account)
             session = self._checkout(session_id)
-            self._visits.complete(session, payment=payment, email=email)
+            self._visits.complete(session, person, payment=payment)
             return session.to_json()
 
     def use_portal(self, session_id: str, action: PortalAction, *, subscription: str | None = None) -> None:
@@ -113,7 +125,9 @@ class PageControls(Behaviour):
                 return _gone(str(error))
             if request.method == "POST" and session.status == "open":
                 payment = cast("Payment", form.get("payment", "succeeds"))
-                problem = self._pay(session, payment, email=form.get("email"))
+                code = form.get("promotion_code") or None
+                person = Person(email=form.get("email"), promotion_code=code)
+                problem = self._pay(session, payment, person)
             if session.status == "complete" and request.method == "POST":
                 there = session.success_url.replace("{CHECKOUT_SESSION_ID}", session.id)
                 return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
@@ -121,10 +135,10 @@ class PageControls(Behaviour):
                 return _gone(f"This page is {session.status}.")
             return HTMLResponse(self._checkout_page(session, problem))
 
-    def _pay(self, session: CheckoutSession, payment: Payment, *, email: str | None) -> str | None:
+    def _pay(self, session: CheckoutSession, payment: Payment, person: Person) -> str | None:
         """Return what went wrong, or None."""
         try:
-            self._visits.complete(session, payment=payment, email=email)
+            self._visits.complete(session, person, payment=payment)
         except ValueError as error:
             return str(error)
         return "Your card was declined." if session.status == "open" else None
@@ -139,7 +153,8 @@ class PageControls(Behaviour):
             lines.append((f"{item['description']}{count}", cost))
         return checkout_page(
             lines,
-            total=_money(session.amount, session.currency),
+            total=_money(session.totals.total, session.currency),
+            takes_codes=session.allow_promotion_codes or False,
             email=session.customer_email or session.customer,
             cancel_url=session.cancel_url,
             problem=problem,

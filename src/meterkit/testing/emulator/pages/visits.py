@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from urllib.parse import urlencode
 
+from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.selling.redeeming import read_discounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,12 +18,27 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.pages.checkout import CheckoutSession
     from meterkit.testing.emulator.pages.portal import PortalSession
     from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.selling.discounts import Discount
 
-__all__ = ["Payment", "PortalAction", "Visits"]
+__all__ = ["Payment", "Person", "PortalAction", "Visits"]
 
 Payment = Literal["succeeds", "fails"]
 PortalAction = Literal["cancel", "resume", "mend_payment", "pay"]
 NOBODY = "person@example.com"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """What a person types in on a checkout page; None: nothing.
+
+    Attributes:
+        country: two letters.
+    """
+
+    email: str | None = None
+    name: str | None = None
+    country: str | None = None
+    promotion_code: str | None = None
 
 
 class Visits:
@@ -29,7 +48,7 @@ class Visits:
         self._account = account
         self._api = api
 
-    def complete(self, session: CheckoutSession, *, payment: Payment, email: str | None) -> None:
+    def complete(self, session: CheckoutSession, person: Person, *, payment: Payment = "succeeds") -> None:
         """Pay on a session's page: its customer, card and subscription are made, and the session is done.
 
         A card that is declined leaves all as it was, for another attempt.
@@ -44,19 +63,68 @@ class Visits:
         _refuse_other("payment", payment, get_args(Payment))
         if payment == "fails":
             return
-        session.email = session.customer_email or email or NOBODY
-        if session.customer is None:
-            session.customer = str(self._do("/v1/customers", {"email": session.email})["id"])
+        if person.promotion_code is not None:
+            session.discounts = [self._code(session, person.promotion_code)]
+        self._take_person(session, person)
+        customer = session.customer or ""
         card: dict[str, str] = {}
-        if session.payment_method_collection == "always" or session.amount:
-            card = {"default_payment_method": self._attach(session.customer)}
+        if session.payment_method_collection == "always" or session.totals.total:
+            card = {"default_payment_method": self._attach(customer)}
         made = self._do("/v1/subscriptions", self._fields(session) | card)
         session.subscription = str(made["id"])
         invoice = made.get("latest_invoice")
         session.invoice = None if invoice is None else str(invoice)
         session.status = "complete"
-        session.payment_status = "paid" if session.amount else "no_payment_required"
+        session.payment_status = "paid" if session.totals.total else "no_payment_required"
         self._account.emit("checkout.session.completed", session.to_json())
+
+    def _take_person(self, session: CheckoutSession, person: Person) -> None:
+        """Take over what a person says of themselves: for a new customer, or where the session allows it.
+
+        "If the Customer already has a valid email set, the email will be prefilled and not editable"; else
+        the one given is saved (https://docs.stripe.com/api/checkout/sessions/create). Name and address are
+        where ``customer_update`` says so.
+        """
+        known = None if session.customer is None else self._account.customers.find(session.customer)
+        own_email = None if known is None else known.texts["email"]
+        session.email = own_email or session.customer_email or person.email or NOBODY
+        session.name = person.name
+        country = person.country or ("US" if session.automatic_tax else None)
+        if known is not None and known.country and "address" not in session.customer_update:
+            country = known.country
+        session.address = None if country is None else {"country": country}
+        fields = {"email": session.email} if own_email is None else {}
+        if person.name is not None and (known is None or "name" in session.customer_update):
+            fields["name"] = person.name
+        if country is not None and (known is None or "address" in session.customer_update):
+            fields["address[country]"] = country
+        if session.customer is None:
+            session.customer = str(self._do("/v1/customers", fields)["id"])
+        elif fields:
+            self._do(f"/v1/customers/{session.customer}", fields)
+        if session.automatic_tax:
+            session.tax_percent = self._account.behaviour.tax_percent
+
+    def _code(self, session: CheckoutSession, text: str) -> Discount:
+        """Return the discount of a promotion code that a person types in."""
+        if not session.allow_promotion_codes:
+            raise ValueError(f"checkout session {session.id} takes no promotion codes")
+        listed = self._api.perform("GET", "/v1/promotion_codes", {"code": text, "active": "true"})
+        codes = [str(each["id"]) for each in cast("list[dict[str, Any]]", listed["data"])]
+        if not codes:
+            raise ValueError(f"{text!r} is no promotion code that is active")
+        params = Params(urlencode({"discounts[0][promotion_code]": codes[0]}))
+        try:
+            (found,) = read_discounts(
+                self._account,
+                params,
+                customer=session.customer or "",
+                currency=session.currency,
+                amount=sum(line.amount for line in session.lines),
+            )
+        except ApiError as error:
+            raise ValueError(str(error)) from error
+        return found
 
     def use_portal(self, session: PortalSession, action: PortalAction, *, subscription: str | None) -> None:
         """Do something on the page of a portal session.
@@ -100,6 +168,12 @@ class Visits:
         fields = {"customer": session.customer or "", **session.subscription_data}
         # Checkout lets nobody subscribe who has not paid.
         fields["payment_behavior"] = "error_if_incomplete"
+        if session.automatic_tax:
+            fields["automatic_tax[enabled]"] = "true"
+        for place, discount in enumerate(session.discounts):
+            code = discount.promotion_code
+            name, named = ("coupon", discount.coupon.id) if code is None else ("promotion_code", code)
+            fields[f"discounts[{place}][{name}]"] = named
         for place, line in enumerate(session.lines):
             fields[f"items[{place}][price]"] = line.price
             if line.quantity is not None:

@@ -54,6 +54,11 @@ class Customer:
         """What the numbers of its invoices begin with."""
         return self.id[-8:].upper()
 
+    @property
+    def country(self) -> str | None:
+        """Where it is taxed; None where no address is known."""
+        return None if self.address is None else self.address["country"]
+
     def to_json(self) -> JsonObject:
         """Return the customer as Stripe shows it; a deleted one is a stump."""
         if self.deleted:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.selling.redeeming import change_discounts
 from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
 from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
@@ -46,6 +47,7 @@ def begin(account: Account, schedule: Schedule) -> None:
         new_item(subscription, Wanted(price=item.price, quantity=item.quantity), at=now)
         for item in phase.items
     ]
+    change_discounts(account, subscription, phase.discounts)
     lines = begin_items(account, subscription, prorate=phase.proration_behavior != "none")
     schedule.status, schedule.subscription = "active", subscription.id
     account.subscriptions.put(subscription)

@@ -103,7 +103,8 @@ def _resumed(account: Account, subscription: Subscription, *, unchanged: bool, p
         item.period_start = now
         item.period_end = period_at(subscription.billing_cycle_anchor, item.price.cycle, now)[1]
         if prorate and not item.price.is_metered:
-            lines.append(remaining_line(account, item, anchor=subscription.billing_cycle_anchor, at=now))
+            anchor, discounts = subscription.billing_cycle_anchor, subscription.discounts
+            lines.append(remaining_line(account, item, anchor=anchor, at=now, discounts=discounts))
     return lines
 
 

@@ -9,6 +9,7 @@ from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.charges import unused_lines, usage_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import void
 from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.selling.redeeming import change_discounts
 from meterkit.testing.emulator.subscribing.ending import end
 from meterkit.testing.emulator.subscribing.revision import Wanted, revise
 from meterkit.testing.emulator.subscribing.subscriptions import Item
@@ -48,6 +49,7 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
         prorate = phase.proration_behavior != "none"
         subscription.metadata.update(phase.metadata)
         _invoice_what_goes(account, subscription, phase)
+        change_discounts(account, subscription, phase.discounts)
         if subscription.renews_at <= account.now:
             _replace_items(account, subscription, phase, prorate=prorate)
         else:

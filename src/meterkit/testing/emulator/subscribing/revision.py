@@ -89,9 +89,7 @@ def begin_items(account: Account, subscription: Subscription, *, prorate: bool) 
         elif subscription.billing_cycle_anchor == item.period_start:
             lines.append(period_line(account, item))
         elif prorate:
-            lines.append(
-                remaining_line(account, item, anchor=subscription.billing_cycle_anchor, at=item.period_start)
-            )
+            lines.append(_remaining(account, subscription, item, at=item.period_start))
     return lines
 
 
@@ -201,7 +199,12 @@ def _charge(
         return [nothing_line(account, item)]
     if item.price.is_metered or not prorate or subscription.status == "trialing":
         return []
-    return [remaining_line(account, item, anchor=subscription.billing_cycle_anchor, at=at)]
+    return [_remaining(account, subscription, item, at=at)]
+
+
+def _remaining(account: Account, subscription: Subscription, item: Item, *, at: int) -> Line:
+    anchor, discounts = subscription.billing_cycle_anchor, subscription.discounts
+    return remaining_line(account, item, anchor=anchor, at=at, discounts=discounts)
 
 
 def _end_of_period(subscription: Subscription, price: Price, *, at: int) -> int:

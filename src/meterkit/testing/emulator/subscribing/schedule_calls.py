@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING, Params
 from meterkit.testing.emulator.expand import expanded
-from meterkit.testing.emulator.invoicing.taxes import refuse_tax
+from meterkit.testing.emulator.invoicing.taxes import read_tax
 from meterkit.testing.emulator.replies import (
     ApiError,
     JsonObject,
@@ -15,6 +15,7 @@ from meterkit.testing.emulator.replies import (
     new_id,
 )
 from meterkit.testing.emulator.selling.prices import Recurring
+from meterkit.testing.emulator.selling.redeeming import change_discounts, read_discounts
 from meterkit.testing.emulator.subscribing.beginning import begin
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
 from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_mixed
@@ -26,8 +27,11 @@ from meterkit.testing.emulator.subscribing.subscriptions import ENDED
 from meterkit.testing.emulator.subscribing.updates import commit, rearrange
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.selling.discounts import Discount
 
 __all__ = ["SCHEDULE_CALLS"]
 
@@ -38,7 +42,7 @@ PRORATIONS: Final = ("create_prorations", "always_invoice", "none")
 IGNORED: Final = (
     *("application_fee_percent", "automatic_tax", "billing_cycle_anchor", "billing_thresholds"),
     *("collection_method", "currency", "default_payment_method", "default_tax_rates", "description"),
-    *("discounts", "invoice_settings", "on_behalf_of", "transfer_data"),
+    *("invoice_settings", "on_behalf_of", "transfer_data"),
 )
 ITEM_IGNORED: Final = ("billing_thresholds", "discounts", "metadata", "tax_rates")
 
@@ -57,14 +61,14 @@ def _create(account: Account, call: Call) -> JsonObject:
     customer = params.required("customer")
     if not account.customers.exists(customer):
         raise missing_resource("customer", customer, param="customer")
-    refuse_tax(params.hash("default_settings") or Params(""))
+    read_tax(account, params.hash("default_settings") or Params(""), customer=customer)
     start = _start_of(params, now=account.now)
     schedule = Schedule(
         id=new_id("sub_sched_1", length=23),
         customer=customer,
         created=account.now,
         livemode=call.livemode,
-        phases=_phases(account, params, start=start),
+        phases=_phases(account, params, start=start, customer=customer),
         billing_mode=read_mode(params, version=call.version),
         status="not_started",
         end_behavior=params.choice("end_behavior", END_BEHAVIORS) or "release",
@@ -113,6 +117,7 @@ def _of_subscription(account: Account, call: Call, subscription_id: str) -> Json
         end=subscription.period_end,
         items=[PhaseItem(price=item.price, quantity=item.quantity) for item in subscription.items],
         trial_end=subscription.trial_end if subscription.status == "trialing" else None,
+        discounts=list(subscription.discounts),
     )
     schedule = Schedule(
         id=new_id("sub_sched_1", length=23),
@@ -165,13 +170,20 @@ def _update(account: Account, call: Call) -> JsonObject:
     params.amend("metadata", metadata)
     subscription = account.subscriptions.find(schedule.subscription or "")
     if "phases" in params:
-        phases = _phases(account, params, start=schedule.phases[schedule.place].start, is_known=True)
+        start = schedule.phases[schedule.place].start
+        known = [each for phase in schedule.phases[schedule.place :] for each in phase.discounts]
+        phases = _phases(
+            account, params, start=start, customer=subscription.customer, is_known=True, known=known
+        )
         draft = subscription.copy()
         changes = wanted_by(phases[0], subscription)
         rearranged = rearrange(account, draft, changes, params.just("proration_behavior"))
         schedule.phases[schedule.place :] = phases
         if draft.items != subscription.items or rearranged.lines:
-            commit(account, subscription, draft, rearranged, behavior="allow_incomplete")
+            subscription = commit(account, subscription, draft, rearranged, behavior="allow_incomplete")
+        before_discounts = subscription.to_json()
+        change_discounts(account, subscription, phases[0].discounts)
+        account.emit("customer.subscription.updated", subscription.to_json(), previous=before_discounts)
     schedule.end_behavior = behavior or schedule.end_behavior
     schedule.metadata = metadata
     account.emit("subscription_schedule.updated", schedule.to_json(), previous=before)
@@ -222,8 +234,20 @@ def _running(account: Account, call: Call, *, verb: str) -> Schedule:
     return schedule
 
 
-def _phases(account: Account, params: Params, *, start: int, is_known: bool = False) -> list[Phase]:
-    """The phases that a call gives, from ``start`` on; of a schedule that ``is_known`` the first names it."""
+def _phases(
+    account: Account,
+    params: Params,
+    *,
+    start: int,
+    customer: str,
+    is_known: bool = False,
+    known: Sequence[Discount] = (),
+) -> list[Phase]:
+    """Return the phases of a call, from ``start`` on; of a schedule that ``is_known`` the first names it.
+
+    A phase without ``discounts`` has none: "if not specified, inherits the discount from the subscription's
+    customer" (https://docs.stripe.com/api/subscription_schedules/update), and customers have none here.
+    """
     given = params.hashes("phases")
     if not given:
         raise missing_parameter("phases")
@@ -232,16 +256,20 @@ def _phases(account: Account, params: Params, *, start: int, is_known: bool = Fa
     phases: list[Phase] = []
     for each in given:
         start = phases[-1].end if phases else start
-        phases.append(_phase(account, each, start=start, is_first=is_known and not phases))
+        phase = _phase(account, each, start=start, is_first=is_known and not phases)
+        phase.discounts = read_discounts(
+            account, each, customer=customer, currency=phase.items[0].price.currency, known=known
+        )
+        phases.append(phase)
     return phases
 
 
 def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> Phase:
     params.only(
         *("add_invoice_items", "duration", "end_date", "items", "metadata", "proration_behavior"),
-        *("start_date", "trial", "trial_end", *IGNORED),
+        *("discounts", "start_date", "trial", "trial_end", *IGNORED),
     )
-    refuse_tax(params)
+    read_tax(account, params)
     if params.hashes("add_invoice_items"):
         message = "`add_invoice_items` of phases are not emulated."
         raise ApiError(message, param=params.path("add_invoice_items"))

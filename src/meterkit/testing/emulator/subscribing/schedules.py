@@ -10,6 +10,7 @@ from meterkit.testing.emulator.subscribing.billing_modes import BillingMode
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.selling.discounts import Discount
     from meterkit.testing.emulator.selling.prices import Price
 
 __all__ = ["Phase", "PhaseItem", "Schedule", "Schedules"]
@@ -39,7 +40,11 @@ class PhaseItem:
 
 @dataclass(slots=True, kw_only=True)
 class Phase:
-    """What a subscription is from ``start`` to ``end``, in Unix seconds."""
+    """What a subscription is from ``start`` to ``end``, in Unix seconds.
+
+    Attributes:
+        discounts: those that it has then; others end with the phase before.
+    """
 
     start: int
     end: int
@@ -47,6 +52,7 @@ class Phase:
     proration_behavior: str = "create_prorations"
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     trial_end: int | None = None
+    discounts: list[Discount] = field(default_factory=list["Discount"])
 
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it (https://docs.stripe.com/api/subscription_schedules/object)."""
@@ -58,7 +64,9 @@ class Phase:
             "add_invoice_items": [],
             "currency": self.items[0].price.currency,
             "default_tax_rates": [],
-            "discounts": [],
+            "discounts": [
+                {"coupon": None, "discount": each.id, "promotion_code": None} for each in self.discounts
+            ],
             "end_date": self.end,
             "items": [item.to_json() for item in self.items],
             "metadata": dict(self.metadata),

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.taxes import refuse_tax
+from meterkit.testing.emulator.invoicing.taxes import read_tax
 from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
+from meterkit.testing.emulator.selling.redeeming import read_discounts
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.call import Params
     from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.selling.discounts import Discount
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["IGNORED", "SETTINGS", "apply_cancellation", "apply_settings", "read_trial_end"]
+__all__ = [
+    "IGNORED",
+    "SETTINGS",
+    "apply_cancellation",
+    "apply_settings",
+    "read_trial_end",
+    "wanted_discounts",
+]
 
 SETTINGS: Final = (
-    *("cancel_at", "cancel_at_period_end", "cancellation_details", "collection_method", "days_until_due"),
+    *("automatic_tax", "cancel_at", "cancel_at_period_end", "cancellation_details", "collection_method"),
+    *("days_until_due", "discounts"),
     *("default_payment_method", "description", "metadata", "pause_collection", "payment_settings"),
     "trial_settings",
 )
 # Accepted and without effect.
 IGNORED: Final = (
-    *("application_fee_percent", "automatic_tax", "billing_thresholds", "default_source"),
-    *("default_tax_rates", "discounts", "invoice_settings", "off_session", "on_behalf_of"),
+    *("application_fee_percent", "billing_thresholds", "default_source"),
+    *("default_tax_rates", "invoice_settings", "off_session", "on_behalf_of"),
     *("pending_invoice_item_interval", "transfer_data", "trial_from_plan"),
 )
 TRIAL_DAYS_MAX: Final = 730
@@ -39,7 +51,8 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     Raises:
         ApiError: Stripe would refuse it.
     """
-    refuse_tax(params)
+    taxed = read_tax(account, params, customer=subscription.customer)
+    subscription.automatic_tax = subscription.automatic_tax if taxed is None else taxed
     params.amend("metadata", subscription.metadata)
     if "description" in params:
         subscription.description = params.text("description") or None
@@ -64,6 +77,27 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     subscription.save_payment_method = saved or subscription.save_payment_method
     if "pause_collection" in params:
         subscription.pause_collection = _pause_collection(params)
+
+
+def wanted_discounts(account: Account, subscription: Subscription, params: Params) -> list[Discount]:
+    """Return the discounts that a call wants a subscription to have: where it says nothing, those it has.
+
+    Raises:
+        ApiError: Stripe would refuse one of them.
+    """
+    if "discounts" not in params:
+        return subscription.discounts
+    charged = [
+        (item.price.pricing, item.quantity) for item in subscription.items if item.quantity is not None
+    ]
+    return read_discounts(
+        account,
+        params,
+        customer=subscription.customer,
+        currency=subscription.currency,
+        known=subscription.discounts,
+        amount=sum(to_cents(amount_of(pricing, Decimal(quantity))) for pricing, quantity in charged),
+    )
 
 
 def apply_cancellation(subscription: Subscription, params: Params, *, now: int) -> None:

@@ -18,6 +18,8 @@ from meterkit.testing.emulator.replies import (
     new_id,
     no_such,
 )
+from meterkit.testing.emulator.selling.discounts import begun
+from meterkit.testing.emulator.selling.redeeming import change_discounts, redeem, tell_of_discounts
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_in_flexible, refuse_mixed
 from meterkit.testing.emulator.subscribing.ending import end
@@ -29,6 +31,7 @@ from meterkit.testing.emulator.subscribing.settings_params import (
     apply_cancellation,
     apply_settings,
     read_trial_end,
+    wanted_discounts,
 )
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
 from meterkit.testing.emulator.subscribing.updates import BEHAVIORS, commit, is_due, rearrange, refuse_unpaid
@@ -100,6 +103,8 @@ def subscribe(
         message = "`pending_if_incomplete` can only be used to update a subscription."
         raise ApiError(message, param="payment_behavior")
     draft = _draft(account, params, wanted, customer=customer, call=call)
+    discounts = wanted_discounts(account, draft, params)
+    draft.discounts = [begun(each, subscription=draft.id, now=account.now) for each in discounts]
     lines = begin_items(account, draft, prorate=params.text("proration_behavior") != "none")
     lines += added_lines(account, draft, params)
     is_charged = draft.collection_method == "charge_automatically"
@@ -112,6 +117,7 @@ def subscribe(
     if not due and behavior == "default_incomplete" and method_of(account, draft) is None:
         draft.pending_setup_intent = new_id("seti_1", length=23)
     account.subscriptions.put(draft)
+    redeem(account, draft.discounts)
     invoice = (
         bill(account, draft, lines, reason="subscription_create", draft=not is_charged) if lines else None
     )
@@ -240,8 +246,13 @@ def _update(account: Account, call: Call) -> JsonObject:
     if refused:
         message = f"`{refused[0]}` cannot be updated with `payment_behavior` set to `pending_if_incomplete`."
         raise ApiError(message, param=refused[0])
-    draft = subscription.copy()
+    draft, discounts = subscription.copy(), subscription.discounts
     apply_settings(account, draft, params)
+    draft.discounts = [
+        each if each in discounts else begun(each, subscription=draft.id, now=account.now)
+        for each in wanted_discounts(account, draft, params)
+    ]
+    given = list(draft.discounts)
     wanted = read_items(account, params, of=subscription)
     if behavior == "pending_if_incomplete":
         refuse_while_pending(wanted)
@@ -251,6 +262,8 @@ def _update(account: Account, call: Call) -> JsonObject:
     if draft.cancel_at_period_end and draft.status not in ENDED:
         draft.cancel_at = draft.renews_at
     changed = commit(account, subscription, draft, change, behavior=behavior)
+    redeem(account, given)
+    tell_of_discounts(account, discounts, given)
     return expanded(account, changed.to_json(), params)
 
 
@@ -301,6 +314,18 @@ def _migrate(account: Account, call: Call) -> JsonObject:
     return expanded(account, subscription.to_json(), params)
 
 
+def _delete_discounts(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/discounts/subscription_delete."""
+    call.params.only()
+    subscription = account.subscriptions.find(call.object_id)
+    if not subscription.discounts:
+        raise ApiError(f"No active discount for subscription: {subscription.id}", param="id")
+    before, gone = subscription.to_json(), subscription.discounts[0]
+    change_discounts(account, subscription, ())
+    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    return {**gone.to_json(), "deleted": True}
+
+
 SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/subscriptions", _create),
     ("GET", "/v1/subscriptions", _list),
@@ -308,4 +333,5 @@ SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/subscriptions/{id}", _update),
     ("POST", "/v1/subscriptions/{id}/migrate", _migrate),
     ("DELETE", "/v1/subscriptions/{id}", _cancel),
+    ("DELETE", "/v1/subscriptions/{id}/discount", _delete_discounts),
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.testing.emulator.invoicing.totals import tax_to_json
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.replies import JsonObject, no_such
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.billing_modes import BillingMode
 
 if TYPE_CHECKING:
+    from meterkit.testing.emulator.selling.discounts import Discount
     from meterkit.testing.emulator.selling.prices import Price
 
 __all__ = ["ENDED", "Debit", "Item", "PendingUpdate", "Status", "Subscription", "Subscriptions"]
@@ -141,6 +143,8 @@ class Subscription:
     billing_cycle_anchor: int
     billing_mode: BillingMode = field(default_factory=BillingMode)
     livemode: bool = False
+    automatic_tax: bool = False
+    discounts: list[Discount] = field(default_factory=list["Discount"])
     status: Status = "active"
     items: list[Item] = field(default_factory=list[Item])
     cancel_at: int | None = None
@@ -186,6 +190,7 @@ class Subscription:
             self,
             items=[item.copy() for item in self.items],
             metadata=dict(self.metadata),
+            discounts=list(self.discounts),
             cancellation=dict(self.cancellation),
         )
 
@@ -199,7 +204,7 @@ class Subscription:
         return {
             "id": self.id,
             "object": "subscription",
-            "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
+            "automatic_tax": tax_to_json(enabled=self.automatic_tax),
             "billing_cycle_anchor": self.billing_cycle_anchor,
             "billing_mode": self.billing_mode.to_json(),
             "billing_schedules": [],
@@ -215,7 +220,7 @@ class Subscription:
             "default_payment_method": self.default_payment_method,
             "default_tax_rates": [],
             "description": self.description,
-            "discounts": [],
+            "discounts": [discount.id for discount in self.discounts],
             "ended_at": self.ended_at,
             "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
             "items": {

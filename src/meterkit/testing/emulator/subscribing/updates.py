@@ -7,7 +7,7 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.billing import bill, total_of
 from meterkit.testing.emulator.invoicing.charges import trial_line, unused_lines
 from meterkit.testing.emulator.invoicing.collection import CHARGE_MIN, attempt, can_pay, finalize, method_of
 from meterkit.testing.emulator.replies import ApiError
@@ -123,7 +123,8 @@ def commit(
     account.subscriptions.put(draft)
     invoice = _invoice(account, draft, change)
     account.emit("customer.subscription.updated", draft.to_json(), previous=before)
-    if behavior == "default_incomplete" and is_due(account, draft, invoice.lines, waits=False):
+    balance = account.customers.find(draft.customer).balance
+    if behavior == "default_incomplete" and balance + invoice.total >= CHARGE_MIN:
         account.emit("invoice.created", invoice.to_json())
         finalize(account, invoice)
         set_status(account, draft, "past_due")
@@ -132,13 +133,11 @@ def commit(
     return draft
 
 
-def is_due(
-    account: Account, subscription: Subscription, lines: Sequence[Line], *, waits: bool = True
-) -> bool:
+def is_due(account: Account, subscription: Subscription, lines: Sequence[Line]) -> bool:
     """Tell whether lines, with those that wait for an invoice, come to an amount that has to be paid."""
-    waiting = account.invoices.waiting(subscription) if waits else []
+    waiting = account.invoices.waiting(subscription)
     balance = account.customers.find(subscription.customer).balance
-    return balance + sum(line.amount for line in [*waiting, *lines]) >= CHARGE_MIN
+    return balance + total_of(account, subscription, [*waiting, *lines]) >= CHARGE_MIN
 
 
 def refuse_unpaid(account: Account, subscription: Subscription) -> ApiError:

@@ -1,0 +1,233 @@
+"""What an app passes through to Checkout: codes, tax, tax ids, updates of the customer."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import stripe
+
+from emulated import account
+from subscribing import shop
+
+if TYPE_CHECKING:
+    from meterkit.testing import StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+
+def offer(**others: Any) -> Any:
+    return {
+        "mode": "subscription",
+        "line_items": [{"price": "price_20", "quantity": 1}],
+        "success_url": "https://app.example/done",
+        **others,
+    }
+
+
+def taxing() -> StripeEmulator:
+    emulator, _ = shop(tax_percent=Decimal(10))
+    return emulator
+
+
+async def fifth_off(client: stripe.StripeClient, **params: Any) -> tuple[str, stripe.PromotionCode]:
+    coupon = await client.v1.coupons.create_async({"percent_off": 20, "duration": "forever"})
+    wanted: Any = {"promotion": {"type": "coupon", "coupon": coupon.id}, "code": "SAVE20", **params}
+    return coupon.id, await client.v1.promotion_codes.create_async(wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "param"),
+    [
+        ({"customer_update": {"name": "auto"}}, "can only be used with `customer`", "customer_update"),
+        (
+            {"customer": "cus_1", "customer_update": {"email": "auto"}},
+            "unknown parameter",
+            "customer_update[email]",
+        ),
+        (
+            {"customer": "cus_1", "customer_update": {"name": "always"}},
+            "one of auto, never",
+            "customer_update[name]",
+        ),
+        ({"customer": "cus_1", "tax_id_collection": {"enabled": True}}, "business name", "tax_id_collection"),
+        (
+            {"customer": "cus_1", "automatic_tax": {"enabled": True}},
+            "requires a valid address",
+            "automatic_tax",
+        ),
+        (
+            {"allow_promotion_codes": True, "discounts": [{"coupon": "A"}]},
+            "only specify one of these parameters: allow_promotion_codes, discounts",
+            "allow_promotion_codes",
+        ),
+        ({"discounts": [{"coupon": "A"}, {"coupon": "A"}]}, "up to one discount", "discounts"),
+        ({"discounts": [{"coupon": "NONE"}]}, "No such coupon: 'NONE'", "discounts[0][coupon]"),
+        ({"locale": "xx"}, "must be one of auto", "locale"),
+        ({"payment_method_collection": "never"}, "always, if_required", "payment_method_collection"),
+        (
+            {"subscription_data": {"discounts": [{"coupon": "A"}]}},
+            "unknown parameter",
+            "subscription_data[discounts]",
+        ),
+    ],
+)
+async def test_options_that_stripe_refuses(change: Any, message: str, param: str) -> None:
+    """https://docs.stripe.com/api/checkout/sessions/create."""
+    async with account(taxing()) as client:
+        await client.v1.coupons.create_async({"id": "A", "percent_off": 10})
+        with pytest.raises(stripe.InvalidRequestError) as caught:
+            await client.v1.checkout.sessions.create_async(offer(**change))
+    assert message in str(caught.value)
+    assert getattr(caught.value, "param", None) == param
+
+
+async def test_a_discount_of_the_session_is_one_of_the_subscription() -> None:
+    emulator = taxing()
+    async with account(emulator) as client:
+        coupon, code = await fifth_off(client)
+        made = await client.v1.checkout.sessions.create_async(offer(discounts=[{"coupon": coupon}]))
+        assert (made.amount_subtotal, made.amount_total) == (2000, 1600)
+        assert made.total_details is not None
+        assert (made.total_details.amount_discount, made.total_details.amount_tax) == (400, 0)
+        assert made.discounts is not None
+        assert [(each.coupon, each.promotion_code) for each in made.discounts] == [(coupon, None)]
+        items = (await client.v1.checkout.sessions.line_items.list_async(made.id)).data
+        assert [(item.amount_discount, item.amount_total) for item in items] == [(400, 1600)]
+        assert (await client.v1.coupons.retrieve_async(coupon)).times_redeemed == 0
+        done = emulator.complete_checkout(made.id)
+        subscription = await client.v1.subscriptions.retrieve_async(
+            str(done["subscription"]), {"expand": ["latest_invoice", "discounts"]}
+        )
+        assert isinstance(subscription.latest_invoice, stripe.Invoice)
+        assert subscription.latest_invoice.total == 1600
+        assert (await client.v1.coupons.retrieve_async(coupon)).times_redeemed == 1
+        by_code = await client.v1.checkout.sessions.create_async(
+            offer(discounts=[{"promotion_code": code.id}])
+        )
+        assert by_code.discounts is not None
+        assert [(each.coupon, each.promotion_code) for each in by_code.discounts] == [(None, code.id)]
+
+
+async def test_a_person_types_in_a_promotion_code_where_the_session_takes_them() -> None:
+    emulator = taxing()
+    async with account(emulator) as client:
+        _, code = await fifth_off(client, max_redemptions=1)
+        closed = await client.v1.checkout.sessions.create_async(offer())
+        with pytest.raises(ValueError, match="takes no promotion codes"):
+            emulator.complete_checkout(closed.id, promotion_code="SAVE20")
+        made = await client.v1.checkout.sessions.create_async(offer(allow_promotion_codes=True))
+        assert (made.allow_promotion_codes, made.amount_total) == (True, 2000)
+        with pytest.raises(ValueError, match="'NONE' is no promotion code that is active"):
+            emulator.complete_checkout(made.id, promotion_code="NONE")
+        done = emulator.complete_checkout(made.id, promotion_code="save20")
+        assert (done["status"], done["amount_total"]) == ("complete", 1600)
+        assert done["discounts"] == [{"coupon": None, "promotion_code": code.id}]
+        assert (await client.v1.promotion_codes.retrieve_async(code.id)).times_redeemed == 1
+
+
+async def test_a_code_with_a_minimum_is_for_larger_pages() -> None:
+    emulator = taxing()
+    async with account(emulator) as client:
+        restrictions = {"minimum_amount": 2001, "minimum_amount_currency": "usd"}
+        await fifth_off(client, restrictions=restrictions)
+        made = await client.v1.checkout.sessions.create_async(offer(allow_promotion_codes=True))
+        with pytest.raises(ValueError, match="minimum amount is not reached"):
+            emulator.complete_checkout(made.id, promotion_code="SAVE20")
+
+
+async def test_the_page_in_a_browser_asks_for_a_code() -> None:
+    emulator = taxing()
+    async with emulator.serve() as url, httpx.AsyncClient() as browser:
+        headers = {"authorization": "Bearer sk_test_1"}
+        await browser.post(f"{url}/v1/coupons", data={"id": "A", "percent_off": "20"}, headers=headers)
+        code = {"promotion[type]": "coupon", "promotion[coupon]": "A", "code": "SAVE20"}
+        await browser.post(f"{url}/v1/promotion_codes", data=code, headers=headers)
+        form = {
+            "mode": "subscription",
+            "line_items[0][price]": "price_20",
+            "line_items[0][quantity]": "1",
+            "success_url": "https://app.example/done",
+            "allow_promotion_codes": "true",
+        }
+        page = (await browser.post(f"{url}/v1/checkout/sessions", data=form, headers=headers)).json()["url"]
+        assert 'name="promotion_code"' in (await browser.get(page)).text
+        wrong = await browser.post(page, data={"payment": "succeeds", "promotion_code": "NONE"})
+        assert "is no promotion code" in wrong.text
+        paid = await browser.post(page, data={"payment": "succeeds", "promotion_code": "SAVE20"})
+        assert paid.status_code == 303
+
+
+async def test_tax_comes_with_the_address_of_a_new_customer() -> None:
+    emulator = taxing()
+    async with account(emulator) as client:
+        taxed = offer(automatic_tax={"enabled": True}, tax_id_collection={"enabled": True}, locale="de")
+        made = await client.v1.checkout.sessions.create_async(taxed)
+        assert (made.amount_total, made.automatic_tax.enabled) == (2000, True)
+        assert (made.automatic_tax.status, made.locale) == ("requires_location_inputs", "de")
+        assert made.tax_id_collection is not None
+        assert made.tax_id_collection.enabled is True
+        done = emulator.complete_checkout(made.id, name="Ada", country="DE", email="ada@example.com")
+        assert (done["amount_subtotal"], done["amount_total"]) == (2000, 2200)
+        seen = await client.v1.checkout.sessions.retrieve_async(
+            made.id, {"expand": ["customer", "subscription.latest_invoice"]}
+        )
+        assert isinstance(seen.customer, stripe.Customer)
+        assert isinstance(seen.subscription, stripe.Subscription)
+        assert isinstance(seen.subscription.latest_invoice, stripe.Invoice)
+        assert seen.customer.address is not None
+        assert (seen.customer.name, seen.customer.email, seen.customer.address.country) == (
+            "Ada",
+            "ada@example.com",
+            "DE",
+        )
+        assert (seen.automatic_tax.status, seen.subscription.latest_invoice.total) == ("complete", 2200)
+        assert seen.customer_details is not None
+        assert (seen.customer_details.name, seen.customer_details.email) == ("Ada", "ada@example.com")
+
+
+async def test_a_known_customer_changes_as_far_as_customer_update_says() -> None:
+    """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-customer_update."""
+    emulator = taxing()
+    async with account(emulator) as client:
+        never = await client.v1.checkout.sessions.create_async(offer(customer="cus_1"))
+        emulator.complete_checkout(never.id, name="Ada", country="DE", email="ada@example.com")
+        customer = await client.v1.customers.retrieve_async("cus_1")
+        assert (customer.name, customer.address, customer.email) == ("Acme", None, "ada@example.com")
+        auto = await client.v1.checkout.sessions.create_async(
+            offer(
+                customer="cus_1",
+                customer_update={"name": "auto", "address": "auto"},
+                automatic_tax={"enabled": True},
+                tax_id_collection={"enabled": True},
+            )
+        )
+        done = emulator.complete_checkout(auto.id, name="Ada", country="DE", email="other@example.com")
+        assert done["amount_total"] == 2200
+        customer = await client.v1.customers.retrieve_async("cus_1")
+        assert customer.address is not None
+        assert (customer.name, customer.address.country, customer.email) == ("Ada", "DE", "ada@example.com")
+        known = await client.v1.checkout.sessions.create_async(
+            offer(customer="cus_1", automatic_tax={"enabled": True})
+        )
+        assert (known.amount_total, known.automatic_tax.status) == (2200, "complete")
+        emulator.complete_checkout(known.id, country="FR")
+        customer = await client.v1.customers.retrieve_async("cus_1")
+        assert customer.address is not None
+        assert customer.address.country == "DE"
+
+
+async def test_without_a_sum_to_pay_no_card_is_asked_for() -> None:
+    """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-payment_method_collection."""
+    emulator = taxing()
+    async with account(emulator) as client:
+        await client.v1.coupons.create_async({"id": "FREE", "percent_off": 100, "duration": "forever"})
+        made = await client.v1.checkout.sessions.create_async(
+            offer(discounts=[{"coupon": "FREE"}], payment_method_collection="if_required")
+        )
+        done = emulator.complete_checkout(made.id)
+        assert (done["amount_total"], done["payment_status"]) == (0, "no_payment_required")
+        subscription = await client.v1.subscriptions.retrieve_async(str(done["subscription"]))
+        assert (subscription.status, subscription.default_payment_method) == ("active", None)

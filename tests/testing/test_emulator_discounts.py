@@ -1,0 +1,514 @@
+"""Coupons, promotion codes and what they take off invoices, seen through the official SDK."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stripe
+
+from emulated import account
+from subscribing import DAY, MAY, SECOND, amounts, invoice_of, item_of, items_of, refusal, shop, subscribe
+
+if TYPE_CHECKING:
+    from meterkit.testing import StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+HALF_MONTH = timedelta(days=15)
+RENEWED = timedelta(days=30, hours=2)
+
+
+async def coupon(client: stripe.StripeClient, **params: Any) -> str:
+    wanted: Any = {"duration": "forever", **params}
+    return (await client.v1.coupons.create_async(wanted)).id
+
+
+async def latest(client: stripe.StripeClient) -> stripe.Invoice:
+    return (await client.v1.invoices.list_async({"limit": 1})).data[0]
+
+
+def discount_events(emulator: StripeEmulator) -> list[str]:
+    return [each.type for each in emulator.webhook_events if ".discount." in each.type]
+
+
+async def test_a_percentage_is_taken_off_each_invoice() -> None:
+    """https://docs.stripe.com/billing/subscriptions/coupons."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        half = await coupon(client, percent_off=50)
+        made = await subscribe(client, discounts=[{"coupon": half}], expand=["latest_invoice", "discounts"])
+        invoice = invoice_of(made)
+        assert (invoice.subtotal, invoice.total, invoice.amount_paid) == (1000, 500, 500)
+        assert invoice.total_discount_amounts is not None
+        assert [(each.amount, each.discount) for each in invoice.total_discount_amounts] == [
+            (500, made.discounts[0].id if isinstance(made.discounts[0], stripe.Discount) else "")
+        ]
+        line = invoice.lines.data[0]
+        assert (line.amount, line.discountable) == (1000, True)
+        assert line.discount_amounts is not None
+        assert [each.amount for each in line.discount_amounts] == [500]
+        (discount,) = made.discounts
+        assert isinstance(discount, stripe.Discount)
+        assert (discount.source.coupon, discount.start, discount.end, discount.subscription) == (
+            half,
+            SECOND,
+            None,
+            made.id,
+        )
+        assert (await client.v1.coupons.retrieve_async(half)).times_redeemed == 1
+        clock.advance(RENEWED)
+        renewal = await latest(client)
+        assert (renewal.billing_reason, renewal.total, renewal.status) == ("subscription_cycle", 500, "paid")
+    assert discount_events(emulator) == ["customer.discount.created"]
+
+
+async def test_an_amount_is_spread_over_the_lines_and_takes_no_more_than_there_is() -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        off = await coupon(client, amount_off=100, currency="USD")
+        items = [{"price": "price_10"}, {"price": "price_20"}, {"price": "price_seat", "quantity": 3}]
+        invoice = invoice_of(await subscribe(client, items=items, discounts=[{"coupon": off}]))
+        assert amounts(invoice) == [1000, 2000, 2700]
+        taken = [each.amount for line in invoice.lines.data for each in line.discount_amounts or ()]
+        assert (taken, sum(taken), invoice.total) == ([17, 35, 48], 100, 5600)
+        much = await coupon(client, amount_off=2000, currency="usd")
+        invoice = invoice_of(await subscribe(client, discounts=[{"coupon": much}]))
+        assert (invoice.total, invoice.amount_due, invoice.status) == (0, 0, "paid")
+
+
+async def test_discounts_follow_one_another_and_keep_to_their_products() -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        tenth = await coupon(client, percent_off=10)
+        seats = await coupon(client, percent_off=50, applies_to={"products": [emulator.add_product("Other")]})
+        own = await coupon(client, amount_off=300, currency="usd", applies_to={"products": ["prod_pro"]})
+        items = [{"price": "price_10"}, {"price": "price_seat", "quantity": 1}]
+        wanted = [{"coupon": tenth}, {"coupon": seats}, {"coupon": own}]
+        made = await subscribe(client, items=items, discounts=wanted)
+        invoice = invoice_of(made)
+        assert invoice.total_discount_amounts is not None
+        off = {each.discount: each.amount for each in invoice.total_discount_amounts}
+        assert [off.get(str(each)) for each in made.discounts] == [190, None, 300]
+        assert invoice.total == 1900 - 190 - 300
+
+
+async def test_a_coupon_for_once_is_used_up_by_the_first_charge() -> None:
+    """https://docs.stripe.com/api/coupons/object#coupon_object-duration."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        once = await coupon(client, percent_off=20, duration="once")
+        made = await subscribe(client, discounts=[{"coupon": once}])
+        assert (made.discounts, invoice_of(made).total) == ([], 800)
+        clock.advance(RENEWED)
+        assert (await latest(client)).total == 1000
+    assert discount_events(emulator) == ["customer.discount.created", "customer.discount.deleted"]
+
+
+async def test_a_coupon_for_once_waits_for_the_end_of_a_trial() -> None:
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        once = await coupon(client, percent_off=20, duration="once")
+        made = await subscribe(client, discounts=[{"coupon": once}], trial_period_days=10)
+        assert (len(made.discounts), invoice_of(made).total) == (1, 0)
+        clock.advance(timedelta(days=10, hours=2))
+        assert (await latest(client)).total == 800
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
+
+
+async def test_a_coupon_for_once_is_spent_by_usage_that_comes_late() -> None:
+    emulator, clock = shop()
+    emulator.add_price(1, price_id="price_words", meter=emulator.add_meter("words"))
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_words")
+        once = await coupon(client, percent_off=50, duration="once")
+        await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": once}]})
+        clock.advance(timedelta(days=30, minutes=30))
+        assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
+        await client.v1.billing.meter_events.create_async(
+            {
+                "event_name": "words",
+                "payload": {"stripe_customer_id": "cus_1", "value": "400"},
+                "timestamp": SECOND,
+            }
+        )
+        clock.advance(timedelta(hours=1))
+        invoice = await latest(client)
+        assert (invoice.subtotal, invoice.total, invoice.status) == (400, 200, "paid")
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
+
+
+async def test_a_repeating_coupon_ends_after_its_months() -> None:
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        twice = await coupon(client, percent_off=50, duration="repeating", duration_in_months=2)
+        made = await subscribe(client, discounts=[{"coupon": twice}], expand=["discounts", "latest_invoice"])
+        (discount,) = made.discounts
+        assert isinstance(discount, stripe.Discount)
+        assert discount.end == int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
+        preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+        assert preview.total == 500
+        clock.set(datetime(2026, 5, 1, 2, tzinfo=UTC))
+        assert (await latest(client)).total == 500
+        preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+        assert preview.total == 1000
+        clock.set(datetime(2026, 6, 1, 2, tzinfo=UTC))
+        assert (await latest(client)).total == 1000
+    assert discount_events(emulator) == ["customer.discount.created", "customer.discount.deleted"]
+
+
+async def test_prorations_are_net_and_have_no_discounts_of_their_own() -> None:
+    """https://docs.stripe.com/billing/subscriptions/prorations: "discountable=false"."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        fifth = await coupon(client, percent_off=20)
+        made = await subscribe(client, discounts=[{"coupon": fifth}])
+        clock.advance(HALF_MONTH)
+        change: Any = {
+            "items": [{"id": item_of(made).id, "price": "price_20"}],
+            "proration_behavior": "always_invoice",
+            "expand": ["latest_invoice"],
+        }
+        invoice = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
+        assert amounts(invoice) == [-400, 800]
+        assert [line.discountable for line in invoice.lines.data] == [False, False]
+        assert [line.discount_amounts for line in invoice.lines.data] == [[], []]
+        assert (invoice.subtotal, invoice.total, invoice.total_discount_amounts) == (400, 400, [])
+        clock.advance(timedelta(days=5))
+        back: Any = {**change, "items": [{"id": item_of(made).id, "price": "price_10"}]}
+        invoice = invoice_of(await client.v1.subscriptions.update_async(made.id, back))
+        assert amounts(invoice) == [-533, 267]
+
+
+async def test_an_amount_is_taken_off_a_proration_whole() -> None:
+    """https://docs.stripe.com/changelog/clover/2025-09-30/itemize-proration-discount-amounts."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        off = await coupon(client, amount_off=200, currency="usd")
+        once = await coupon(client, percent_off=50, duration="once")
+        made = await subscribe(client, discounts=[{"coupon": off}])
+        clock.advance(HALF_MONTH)
+        change: Any = {
+            "items": [{"id": item_of(made).id, "price": "price_20"}],
+            "discounts": [{"discount": made.discounts[0]}, {"coupon": once}],
+            "proration_behavior": "always_invoice",
+            "expand": ["latest_invoice"],
+        }
+        changed = await client.v1.subscriptions.update_async(made.id, change)
+        assert amounts(invoice_of(changed)) == [-400, 800]
+        assert len(changed.discounts) == 2, "the coupon for once waits for the next charge"
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"discounts": [{"coupon": "NONE"}]}, "No such coupon: 'NONE'"),
+        ({"discounts": [{"coupon": "OVER"}]}, "Coupon expired: OVER"),
+        ({"discounts": [{"coupon": "USED"}]}, "Coupon USED is used up and cannot be applied."),
+        ({"discounts": [{"coupon": "EURO"}]}, "its currency is `eur`"),
+        ({"discounts": [{"coupon": "USED", "discount": "di_1"}]}, "exactly one of"),
+        ({"discounts": [{"discount": "di_1"}]}, "No such discount: 'di_1'"),
+        ({"discounts": [{"promotion_code": "promo_1"}]}, "No such promotion code: 'promo_1'"),
+        ({"discounts": [{"coupon": "FREE"}] * 21}, "at most 20 discounts"),
+    ],
+)
+async def test_coupons_that_cannot_be_redeemed_are_refused(params: Any, said: str) -> None:
+    """https://docs.stripe.com/error-codes#coupon-expired."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        await coupon(client, id="OVER", percent_off=10, redeem_by=SECOND + DAY)
+        await coupon(client, id="USED", percent_off=10, max_redemptions=1)
+        await coupon(client, id="EURO", amount_off=100, currency="eur")
+        await coupon(client, id="FREE", percent_off=100)
+        made = await subscribe(client, discounts=[{"coupon": "USED"}])
+        clock.advance(timedelta(days=2))
+        error = await refusal(client, made.id, **params)
+        assert error.user_message is not None
+        assert said in error.user_message
+        assert (await client.v1.coupons.retrieve_async("OVER")).valid is False
+        assert (await client.v1.coupons.retrieve_async("USED")).valid is False
+        assert (await client.v1.coupons.retrieve_async("EURO")).times_redeemed == 0
+        assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
+
+
+async def test_what_is_refused_with_402_redeems_nothing() -> None:
+    emulator, _ = shop(card="pm_card_chargeDeclined")
+    async with account(emulator) as client:
+        once = await coupon(client, percent_off=10, duration="once")
+        with pytest.raises(stripe.CardError):
+            await subscribe(client, discounts=[{"coupon": once}], payment_behavior="error_if_incomplete")
+        assert (await client.v1.coupons.retrieve_async(once)).times_redeemed == 0
+
+
+async def test_discounts_can_be_replaced_and_taken_away() -> None:
+    """https://docs.stripe.com/api/subscriptions/update#update_subscription-discounts."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        one, other = await coupon(client, percent_off=10), await coupon(client, percent_off=20)
+        made = await subscribe(client, discounts=[{"coupon": one}])
+        changed = await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": other}]})
+        assert changed.discounts != made.discounts
+        cleared = await client.v1.subscriptions.update_async(made.id, {"discounts": ""})
+        assert cleared.discounts == []
+        with pytest.raises(stripe.InvalidRequestError, match="No active discount"):
+            await client.v1.subscriptions.delete_discount_async(made.id)
+        again = await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": one}]})
+        assert len(again.discounts) == 1
+        assert (await client.v1.subscriptions.delete_discount_async(made.id)).deleted is True
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
+        assert (await client.v1.coupons.retrieve_async(one)).times_redeemed == 2
+    assert discount_events(emulator) == [
+        "customer.discount.created",
+        *["customer.discount.created", "customer.discount.deleted"],
+        "customer.discount.deleted",
+        *["customer.discount.created", "customer.discount.deleted"],
+    ]
+
+
+async def test_coupons_are_listed_renamed_and_deleted() -> None:
+    """https://docs.stripe.com/api/coupons/delete: who has redeemed one keeps the discount."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        first = await coupon(client, percent_off=12.5, name="First")
+        second = await coupon(client, id="TWO", amount_off=100, currency="usd")
+        assert [each.id for each in (await client.v1.coupons.list_async()).data] == [second, first]
+        renamed = await client.v1.coupons.update_async(first, {"name": "Other", "metadata": {"a": "b"}})
+        assert (renamed.name, renamed.percent_off, renamed.valid) == ("Other", 12.5, True)
+        made = await subscribe(client, discounts=[{"coupon": first}])
+        assert (await client.v1.coupons.delete_async(first)).deleted is True
+        with pytest.raises(stripe.InvalidRequestError, match="No such coupon"):
+            await client.v1.coupons.retrieve_async(first)
+        clock.advance(RENEWED)
+        assert (await latest(client)).total == 875
+        assert len((await client.v1.subscriptions.retrieve_async(made.id)).discounts) == 1
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({}, "either `percent_off` or `amount_off`"),
+        ({"percent_off": 10, "amount_off": 10, "currency": "usd"}, "either `percent_off` or `amount_off`"),
+        ({"percent_off": 0}, "larger than 0, and at most 100"),
+        ({"percent_off": 101}, "larger than 0, and at most 100"),
+        ({"amount_off": 10}, "Missing required param: currency."),
+        ({"amount_off": 0, "currency": "usd"}, "greater than or equal to 1"),
+        ({"percent_off": 10, "duration": "repeating"}, "`duration_in_months` is required"),
+        ({"percent_off": 10, "duration_in_months": 2}, "`duration_in_months` is required"),
+        ({"percent_off": 10, "id": "THERE"}, "Coupon already exists."),
+    ],
+)
+async def test_coupons_that_make_no_sense_are_refused(params: Any, said: str) -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        await coupon(client, id="THERE", percent_off=10)
+        with pytest.raises(stripe.InvalidRequestError) as caught:
+            await coupon(client, **params)
+    assert said in str(caught.value)
+
+
+async def code(client: stripe.StripeClient, coupon_id: str, **params: Any) -> stripe.PromotionCode:
+    wanted: Any = {"promotion": {"type": "coupon", "coupon": coupon_id}, **params}
+    return await client.v1.promotion_codes.create_async(wanted)
+
+
+async def test_promotion_codes_redeem_their_coupon() -> None:
+    """https://docs.stripe.com/api/promotion_codes."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        fifth = await coupon(client, percent_off=20, max_redemptions=3)
+        save = await code(client, fifth, code="Save20", max_redemptions=1, expires_at=SECOND + DAY)
+        assert (save.active, save.promotion.coupon, save.times_redeemed) == (True, fifth, 0)
+        made = await subscribe(
+            client,
+            discounts=[{"promotion_code": save.id}],
+            expand=["latest_invoice", "discounts.promotion_code"],
+        )
+        (discount,) = made.discounts
+        assert isinstance(discount, stripe.Discount)
+        assert isinstance(discount.promotion_code, stripe.PromotionCode)
+        assert (discount.promotion_code.code, invoice_of(made).total) == ("Save20", 800)
+        with pytest.raises(stripe.InvalidRequestError, match="expired or inactive"):
+            await subscribe(client, discounts=[{"promotion_code": save.id}])
+        other = await code(client, fifth, code="SAVE20")
+        assert [
+            each.id for each in (await client.v1.promotion_codes.list_async({"code": "save20"})).data
+        ] == [
+            other.id,
+            save.id,
+        ]
+        assert [each.id for each in (await client.v1.promotion_codes.list_async({"active": True})).data] == [
+            other.id
+        ]
+        off = await client.v1.promotion_codes.update_async(other.id, {"active": False})
+        assert off.active is False
+        assert (await client.v1.promotion_codes.retrieve_async(save.id)).active is False
+        assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1
+        late = await code(client, fifth, expires_at=SECOND + DAY)
+        assert late.active
+        clock.advance(timedelta(days=1))
+        assert (await client.v1.promotion_codes.retrieve_async(late.id)).active is False
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"customer": "cus_2"}, "for another customer"),
+        ({"restrictions": {"first_time_transaction": True}}, "has prior transactions"),
+        (
+            {"restrictions": {"minimum_amount": 1001, "minimum_amount_currency": "usd"}},
+            "minimum amount is not reached",
+        ),
+        (
+            {"restrictions": {"minimum_amount": 1, "minimum_amount_currency": "eur"}},
+            "minimum amount is not reached",
+        ),
+    ],
+)
+async def test_promotion_codes_have_restrictions(params: Any, said: str) -> None:
+    """https://github.com/stripe/stripe-php/issues/1146."""
+    emulator, _ = shop()
+    emulator.add_customer("cus_2")
+    async with account(emulator) as client:
+        await subscribe(client)
+        made = await code(client, await coupon(client, percent_off=20), **params)
+        with pytest.raises(stripe.InvalidRequestError, match=said):
+            await subscribe(client, discounts=[{"promotion_code": made.id}])
+
+
+async def test_restrictions_that_are_kept_redeem_the_coupon() -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        restrictions = {
+            "first_time_transaction": True,
+            "minimum_amount": 1000,
+            "minimum_amount_currency": "usd",
+        }
+        made = await code(
+            client, await coupon(client, percent_off=20), customer="cus_1", restrictions=restrictions
+        )
+        subscribed = await subscribe(client, discounts=[{"promotion_code": made.id}])
+        assert invoice_of(subscribed).total == 800
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"code": "no spaces"}, "Valid characters"),
+        ({"code": "there"}, "already exists"),
+        ({"max_redemptions": 9}, "cannot be greater than that of the coupon"),
+        ({"customer": "cus_none"}, "No such customer"),
+        ({"restrictions": {"minimum_amount": 5}}, "minimum_amount_currency"),
+        ({"promotion": {"type": "coupon", "coupon": "none"}}, "No such coupon"),
+        ({"promotion": {"type": "voucher", "coupon": "none"}}, "must be one of coupon"),
+        ({"promotion": None}, "Missing required param: promotion"),
+    ],
+)
+async def test_promotion_codes_that_make_no_sense_are_refused(params: Any, said: str) -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        fifth = await coupon(client, percent_off=20, max_redemptions=3)
+        await code(client, fifth, code="THERE")
+        with pytest.raises(stripe.InvalidRequestError, match=said):
+            await code(client, fifth, **params)
+
+
+async def test_a_schedule_keeps_the_discounts_that_its_phases_name() -> None:
+    """https://docs.stripe.com/api/subscription_schedules/update: a phase without discounts has none."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        fifth, new = await coupon(client, percent_off=20), await coupon(client, percent_off=30)
+        made = await subscribe(client, discounts=[{"coupon": fifth}])
+        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        own = schedule.phases[0].discounts
+        assert [each.discount for each in own] == made.discounts
+        phases: list[Any] = [
+            {"start_date": SECOND, "end_date": MAY, "discounts": [{"discount": made.discounts[0]}]},
+            {"duration": {"interval": "month"}, "discounts": [{"coupon": new}]},
+            {"duration": {"interval": "month"}},
+        ]
+        for phase in phases:
+            phase["items"] = [{"price": "price_10"}]
+        updated = await client.v1.subscription_schedules.update_async(schedule.id, {"phases": phases})
+        assert [len(phase.discounts) for phase in updated.phases] == [1, 1, 0]
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == made.discounts
+        totals: list[int] = []
+        for _ in range(2):
+            clock.advance(timedelta(days=31))
+            totals.append((await latest(client)).total)
+        assert totals == [700, 1000]
+    assert discount_events(emulator) == [
+        "customer.discount.created",
+        *["customer.discount.created", "customer.discount.deleted"],
+        "customer.discount.deleted",
+    ]
+
+
+async def test_a_discount_for_once_does_not_come_back_with_a_phase() -> None:
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, trial_period_days=2)
+        once = await coupon(client, percent_off=20, duration="once")
+        changed = await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": once}]})
+        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        trial_end = changed.trial_end
+        phase: Any = {"items": [{"price": "price_10"}], "discounts": [{"discount": changed.discounts[0]}]}
+        phases: Any = [
+            {**phase, "start_date": SECOND, "end_date": trial_end, "trial_end": trial_end},
+            {**phase, "duration": {"interval": "month"}},
+            {**phase, "duration": {"interval": "month"}},
+        ]
+        await client.v1.subscription_schedules.update_async(schedule.id, {"phases": phases})
+        clock.advance(timedelta(days=70))
+        listed = await client.v1.invoices.list_async({"subscription": made.id})
+        assert [each.total for each in listed.data] == [1000, 1000, 800, 0]
+
+
+async def test_a_preview_redeems_nothing() -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        fifth = await coupon(client, percent_off=20)
+        made = await subscribe(client)
+        wanted: Any = {"subscription": made.id, "discounts": [{"coupon": fifth}], "expand": ["discounts"]}
+        preview = await client.v1.invoices.create_preview_async(wanted)
+        assert (preview.subtotal, preview.total) == (1000, 800)
+        new: Any = {
+            "customer": "cus_1",
+            "subscription_details": {"items": [{"price": "price_20"}]},
+            "discounts": [{"coupon": fifth}],
+        }
+        assert (await client.v1.invoices.create_preview_async(new)).total == 1600
+        assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 0
+        assert len(items_of(await client.v1.subscriptions.retrieve_async(made.id))) == 1
+
+
+async def test_a_price_that_a_coupon_makes_free_needs_no_card() -> None:
+    emulator, _ = shop(card=None)
+    async with account(emulator) as client:
+        free = await coupon(client, percent_off=100)
+        made = await subscribe(client, discounts=[{"coupon": free}])
+        assert (made.status, invoice_of(made).amount_due) == ("active", 0)
+
+
+async def test_a_draft_takes_discounts_of_its_own() -> None:
+    """https://docs.stripe.com/api/invoices/update#update_invoice-discounts."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        fifth = await coupon(client, percent_off=20)
+        clock.advance(timedelta(days=30, minutes=30))
+        draft = await latest(client)
+        wanted: Any = {"discounts": [{"coupon": fifth}]}
+        shown: Any = {**wanted, "expand": ["discounts"]}
+        changed = await client.v1.invoices.update_async(draft.id, shown)
+        assert (changed.total, len(changed.discounts)) == (800, 1)
+        (discount,) = changed.discounts
+        assert isinstance(discount, stripe.Discount)
+        assert (discount.invoice, discount.subscription) == (draft.id, None)
+        clock.advance(timedelta(hours=1))
+        paid = await latest(client)
+        assert (paid.id, paid.status, paid.amount_paid) == (draft.id, "paid", 800)
+        with pytest.raises(stripe.InvalidRequestError, match="can't be updated in this way"):
+            await client.v1.invoices.update_async(draft.id, wanted)
+        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
+        assert (await client.v1.coupons.retrieve_async(fifth)).times_redeemed == 1

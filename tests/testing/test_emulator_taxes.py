@@ -1,0 +1,107 @@
+"""Tax of the emulated account: a flat rate on top, seen through the official SDK."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stripe
+
+from emulated import account
+from subscribing import amounts, invoice_of, item_of, refusal, shop, subscribe
+
+if TYPE_CHECKING:
+    from meterkit.testing import Clock, StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+TAXED: Any = {"automatic_tax": {"enabled": True}}
+
+
+def taxed_shop(**options: Any) -> tuple[StripeEmulator, Clock]:
+    return shop(tax_percent=Decimal("8.25"), **options)
+
+
+async def settle_down(client: stripe.StripeClient) -> None:
+    await client.v1.customers.update_async("cus_1", {"address": {"country": "US", "state": "TX"}})
+
+
+async def test_a_rate_is_put_on_top_of_each_invoice() -> None:
+    """https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior: exclusive."""
+    emulator, clock = taxed_shop()
+    async with account(emulator) as client:
+        await settle_down(client)
+        made = await subscribe(client, "price_10", "price_seat", **TAXED)
+        assert made.automatic_tax.enabled is True
+        invoice = invoice_of(made)
+        assert (invoice.subtotal, invoice.total_excluding_tax, invoice.total) == (1900, 1900, 2057)
+        assert (invoice.amount_paid, invoice.automatic_tax.enabled) == (2057, True)
+        assert (invoice.automatic_tax.status, invoice.automatic_tax.provider) == ("complete", "stripe")
+        assert invoice.total_taxes is not None
+        (tax,) = invoice.total_taxes
+        assert (tax.amount, tax.tax_behavior, tax.taxable_amount) == (157, "exclusive", 1900)
+        of_lines = [each.amount for line in invoice.lines.data for each in line.taxes or ()]
+        assert (of_lines, sum(of_lines)) == ([83, 74], 157)
+        clock.advance(timedelta(days=30, hours=2))
+        renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+        assert (renewal.total, renewal.status) == (2057, "paid")
+
+
+async def test_tax_is_on_what_discounts_leave_and_on_credits() -> None:
+    emulator, clock = taxed_shop()
+    async with account(emulator) as client:
+        await settle_down(client)
+        half = await client.v1.coupons.create_async({"percent_off": 50, "duration": "forever"})
+        made = await subscribe(client, "price_20", discounts=[{"coupon": half.id}], **TAXED)
+        invoice = invoice_of(made)
+        assert (invoice.subtotal, invoice.total_excluding_tax, invoice.total) == (2000, 1000, 1083)
+        clock.advance(timedelta(days=15))
+        change: Any = {
+            "items": [{"id": item_of(made).id, "price": "price_10"}],
+            "proration_behavior": "always_invoice",
+            "expand": ["latest_invoice"],
+        }
+        credit = invoice_of(await client.v1.subscriptions.update_async(made.id, change))
+        assert (amounts(credit), credit.total) == ([-500, 250], -271)
+        customer = await client.v1.customers.retrieve_async("cus_1")
+        assert customer.balance == -271
+
+
+async def test_tax_can_be_turned_on_and_off() -> None:
+    emulator, clock = taxed_shop()
+    async with account(emulator) as client:
+        made = await subscribe(client)
+        assert (invoice_of(made).total, invoice_of(made).total_taxes) == (1000, [])
+        error = await refusal(client, made.id, **TAXED)
+        assert (error.code, error.http_status) == ("customer_tax_location_invalid", 400)
+        await settle_down(client)
+        on = await client.v1.subscriptions.update_async(made.id, TAXED)
+        assert on.automatic_tax.enabled is True
+        assert (await client.v1.invoices.create_preview_async({"subscription": made.id})).total == 1083
+        clock.advance(timedelta(days=30, hours=2))
+        assert (await client.v1.invoices.list_async({"limit": 1})).data[0].total == 1083
+        off: Any = {"automatic_tax": {"enabled": False}}
+        await client.v1.subscriptions.update_async(made.id, off)
+        assert (await client.v1.invoices.create_preview_async({"subscription": made.id})).total == 1000
+
+
+async def test_an_account_without_a_rate_refuses_it() -> None:
+    """https://github.com/wasp-lang/open-saas/issues/78."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        await settle_down(client)
+        with pytest.raises(stripe.InvalidRequestError, match="Stripe Tax has not been activated"):
+            await subscribe(client, **TAXED)
+
+
+async def test_a_tax_makes_a_free_balance_due() -> None:
+    """Whether a card is needed goes by the total, tax and discounts included."""
+    emulator, _ = taxed_shop(card=None)
+    emulator.add_price(48, price_id="price_small")
+    async with account(emulator) as client:
+        await settle_down(client)
+        assert (await subscribe(client, "price_small")).status == "active"
+        with pytest.raises(stripe.InvalidRequestError, match="no attached payment source"):
+            await subscribe(client, "price_small", **TAXED)
