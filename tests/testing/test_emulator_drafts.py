@@ -163,6 +163,25 @@ async def test_a_draft_shows_the_usage_that_has_arrived_wherever_it_is_shown() -
             assert line.parent.type == "subscription_item_details"
 
 
+@pytest.mark.parametrize(("lag", "billed"), [(59, [30]), (61, [0])])
+async def test_an_invoice_may_not_have_yet_what_a_summary_shows(lag: int, billed: list[int]) -> None:
+    """Events are counted later, and no page says when: an invoice that is finalized before lacks them.
+
+    https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api
+    """
+    emulator, clock = metered(invoice_lag_s=lag)
+    async with account(emulator) as client:
+        draft = await renewal(client, clock, "price_tokens_1")
+        await use(client, "30", at=MAY - 60)
+        assert amounts(await client.v1.invoices.retrieve_async(draft.id)) == [0]
+        clock.advance(timedelta(seconds=60))
+        assert emulator.accepted("cus_1", "tokens") == 30
+        done = await client.v1.invoices.finalize_invoice_async(draft.id)
+        assert amounts(done) == billed
+        clock.advance(timedelta(days=1))
+        assert amounts(await client.v1.invoices.retrieve_async(draft.id)) == billed
+
+
 async def test_usage_of_a_price_that_is_switched_is_an_invoice_item() -> None:
     """ "An invoice item that bills for previously reported metered usage".
 

@@ -125,6 +125,26 @@ async def test_what_a_change_adds_waits_for_the_next_invoice() -> None:
         assert amounts(invoice_of(renewed)) == [5000, 1000]
 
 
+@pytest.mark.parametrize(("mode", "at_once"), [("classic", True), ("flexible", False)])
+async def test_what_a_change_adds_alone_is_invoiced_at_once_in_classic_billing(
+    mode: str, at_once: bool
+) -> None:
+    """ "In flexible billing mode, the charges remain pending even with `proration_behavior=always_invoice`".
+
+    https://docs.stripe.com/billing/subscriptions/pending-updates
+    """
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, billing_mode={"type": mode})
+        asked: Any = {
+            "add_invoice_items": [{"price_data": ONCE}],
+            "proration_behavior": "always_invoice",
+            "expand": LATEST,
+        }
+        changed = await client.v1.subscriptions.update_async(made.id, asked)
+        assert amounts(invoice_of(changed)) == ([5000] if at_once else [1000])
+
+
 @pytest.mark.parametrize(
     ("added", "message"),
     [

@@ -233,6 +233,9 @@ async def test_usage_on_the_invoice_of_a_pending_update_is_lost_with_it(how: str
         emulator.mend_payments("cus_1")
         if how == "voided":
             await client.v1.invoices.void_invoice_async(invoice.id)
+        if how == "phase":
+            clock.advance(timedelta(hours=1))
+            assert (await client.v1.subscriptions.retrieve_async(made.id)).pending_update is None
         clock.advance(timedelta(days=1))
         found = await client.v1.subscriptions.retrieve_async(made.id)
         assert found.pending_update is None

@@ -22,6 +22,7 @@ class Behaviour:
     latency_s: float = 0.0
     rate_limit_per_s: int | None = None
     summary_lag_s: float = 0.0
+    invoice_lag_s: float = 0.0
     identifier_memory_s: float = 86_400
     refuse_unknown_customers: bool = True
     reports_name: Literal["identifier", "idempotency_key"] = "identifier"

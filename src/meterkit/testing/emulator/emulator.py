@@ -88,6 +88,8 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
         latency_s: how long every call takes, in real seconds.
         rate_limit_per_s: calls per second of ``clock`` before 429; None: no limit.
         summary_lag_s: how long an accepted event is missing in summaries.
+        invoice_lag_s: how long an accepted event is missing in the lines of invoices. What is finalized
+            meanwhile never has it: Stripe says that events are counted later, and not how much later.
         identifier_memory_s: how long an identifier is refused a second time.
         refuse_unknown_customers: else their events are answered with 200 and not counted. Both have been
             observed. The latter are reported by a thin event.

@@ -165,6 +165,7 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
         and event.meter == meter.id
         and event.customer == subscription.customer
         and usage.start <= event.timestamp < usage.end
+        and event.received_at + account.behaviour.invoice_lag_s <= account.now
     ]
     quantity = max(Decimal(0), aggregate(events, meter=meter))
     name, rate = _name(account, usage.price), _rate(usage.price)

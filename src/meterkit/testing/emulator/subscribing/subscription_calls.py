@@ -257,7 +257,12 @@ def _update(account: Account, call: Call) -> JsonObject:
     if behavior == "pending_if_incomplete":
         refuse_while_pending(wanted)
     change = rearrange(account, draft, wanted, params)
-    change.lines.extend(added_lines(account, draft, params))
+    added = added_lines(account, draft, params)
+    if added and not change.lines and not draft.billing_mode.is_classic:
+        # One-time charges alone make no invoice in flexible billing
+        # (https://docs.stripe.com/billing/subscriptions/pending-updates).
+        change = replace(change, immediate=False)
+    change.lines.extend(added)
     apply_cancellation(draft, params, now=account.now)
     if draft.cancel_at_period_end and draft.status not in ENDED:
         draft.cancel_at = draft.renews_at
