@@ -53,6 +53,7 @@ NAMES = [
     "Intents",
     "Invoice",
     "InvoiceOpenError",
+    "LateUsage",
     "LedgerEntry",
     "MeterKit",
     "MeterMiddleware",

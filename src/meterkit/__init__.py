@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.drift import Drift
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.reconciling import Reconciled
-    from meterkit.delivery.report import FlushReport, Unsealed
+    from meterkit.delivery.report import FlushReport, LateUsage, Unsealed
     from meterkit.errors import (
         CustomerError,
         InvoiceOpenError,
@@ -125,6 +125,7 @@ __all__ = [
     "Intents",
     "Invoice",
     "InvoiceOpenError",
+    "LateUsage",
     "LedgerEntry",
     "MeterKit",
     "MeterMiddleware",
@@ -216,6 +217,7 @@ _HOMES = {
     "Intent": "meterkit.store.intents",
     "Intents": "meterkit.store.outbox_by_hand",
     "Invoice": "meterkit.subscriptions.service.results",
+    "LateUsage": "meterkit.delivery.report",
     "LedgerEntry": "meterkit.store.grant",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",

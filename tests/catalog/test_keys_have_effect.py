@@ -105,6 +105,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "billing.changes.upgrade": ("subscriptions/rules/changes.py", "changes.upgrade"),
     "billing.changes.downgrade": ("subscriptions/rules/changes.py", "changes.downgrade"),
     "billing.changes.over_limit": ("decisions/customer_state.py", "changes.over_limit"),
+    "billing.hold_invoice": ("delivery/draft_hold.py", "hold_invoice_ms"),
     "billing.late_usage": ("store/settlement.py", "catalog.billing.late_usage"),
     "dunning": ("decisions/customer_state.py", "catalog.dunning"),
     "dunning.grace": ("decisions/dunning.py", "dunning.grace_ms"),

@@ -159,6 +159,7 @@ def test_the_blocks_at_the_end_show_the_defaults(everything: Catalog) -> None:
         portal_url=None,
         changes=Changes(upgrade="now", downgrade="period_end", over_limit="block_growth"),
         late_usage="next_period",
+        hold_invoice_ms=DAY_MS,
     )
     assert everything.dunning == minimal.dunning
     assert minimal.dunning == Dunning(

@@ -28,6 +28,7 @@ DONE: dict[str, object] = {
     "left": 0,
     "undelivered": [],
     "unsealed": [],
+    "late": [],
     "spools": {"sent": 0, "refused": []},
 }
 

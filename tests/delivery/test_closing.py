@@ -299,7 +299,7 @@ async def test_a_customer_whose_books_are_damaged_holds_up_no_others_close(
         await admin.ask(admin.client.hset(keys.customer("acme").totals, field, "odd"))
         assert await closing.at(46) == (2, 0, 1)
         (line,) = errors(caplog)
-        assert "customer 'acme', until 2031-07-01 00:00 UTC: it cannot be looked at: ValueError" in line
+        assert "customer 'acme', until 2031-07-01 00:00 UTC: it cannot be read: ValueError" in line
 
 
 async def test_processes_that_deliver_look_by_themselves(

@@ -115,6 +115,8 @@ def test_what_reconcile_is_shown_to_say_it_says(
         delivered=29_500,
         confirmed=29_500,
         difference=0,
+        invoiced=None,
+        invoice="",
         late=0,
         dead=0,
         advice="",

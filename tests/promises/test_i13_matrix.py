@@ -239,14 +239,12 @@ def lived(
 
 AT_A_SWITCH: Final = "usage that is pending when change_plan takes effect is billed at the new price"
 BY_OTHERS: Final = "usage that is pending when somebody else changes the price is billed at the new price"
-AT_THE_END: Final = "usage of a period that is delivered an hour after its end is on no invoice"
 KNOWN: Final = {
     **dict.fromkeys([("now", usage) for usage in ("pending", "Stripe away", "killed")], AT_A_SWITCH),
     **dict.fromkeys(
         [(how, usage) for how in ("portal", "dashboard") for usage in ("pending", "Stripe away", "killed")],
         BY_OTHERS,
     ),
-    ("at period end", "Stripe away"): AT_THE_END,
 }
 """What of each column fails for a known reason."""
 

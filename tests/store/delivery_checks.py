@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = (
     *("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall"),
-    *("steer", "restore", "refuse"),
+    *("steer", "restore", "refuse", "withdraw"),
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 

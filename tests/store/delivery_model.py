@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import meter_token
+from store.delivery_late import overtake
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Customer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from store.delivery_late import Invoices
     from store.script_model import Answer, Times, View
 
 METERS: Final = ("requests", "tokens", "pages", "rows")
@@ -68,7 +70,7 @@ class Intent:
 
     def field(self, state: str) -> str:
         """Where it is counted: apart where it takes units back."""
-        letter = STEERED[state]
+        letter = "p" if state == "pending" else STEERED[state]
         return f"{self.period}|{self.token}{letter if self.value >= 0 else letter.upper()}"
 
     def short(self) -> list[str]:
@@ -84,6 +86,7 @@ class Seal:
     events: Mapping[str, str]
     outlive_ms: int
     live_ms: int
+    invoices: Invoices | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,9 +184,10 @@ class Shard:
             return ending, []
         if not asked.stripe:
             self.dirty.pop(name, None)
-            return [0, now, 0, 0], []
+            return [0, now, 0, 0, []], []
         closed = dict(customer.closed)
         customer.roll(now, view)
+        late = [] if asked.invoices is None else overtake(self, name, view, asked.events, asked.invoices, now)
         made, waits, nameless = _seal_closed(name, customer, asked, now)
         more, longer, others = _seal_open(name, customer, asked, now)
         made, waits = made + more, waits + longer
@@ -198,7 +202,7 @@ class Shard:
             self.dirty.pop(name, None)
             if customer.period is not None:
                 customer.lives = max(customer.period[1] + asked.outlive_ms, now + asked.live_ms)
-        return [0, now, len(made), len(waits), *sorted(nameless + others)], made
+        return [0, now, len(made), len(waits), late, *sorted(nameless + others)], made
 
     def move(
         self, token: str, states: Sequence[str], moves: Sequence[Move], batches: Mapping[str, str], now: int
@@ -274,6 +278,22 @@ class Shard:
         self.histories[intent.customer] += asked.entries
         if is_audited and intent.state == "dropped":
             self.enter("dropped", asked.dropped, now)
+        return [0, now]
+
+    def withdraw(self, identifier: str, read: str, entries: list[list[str]], now: int) -> list[int]:
+        intent = self.intents.get(identifier)
+        if intent is None or read.endswith(" "):
+            return [1, now]
+        customer = self.customers[intent.customer]
+        for state, way in ((intent.state, -1), ("pending", 1)):
+            field = intent.field(state)
+            customer.closed[field] = customer.closed.get(field, 0) + way * intent.value
+        customer.closed.setdefault(f"{intent.period}|e", intent.minute + MINUTE_MS)
+        self.keep(f"t:{intent.customer}", TOTALS_MS)
+        for place in (self.intents, self.outbox, self.parked, self.compare):
+            place.pop(identifier, None)
+        self.dirty[intent.customer] = now
+        self.histories[intent.customer] += entries
         return [0, now]
 
     def refuse(self, asked: Refuse, now: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from store.delivery_checks import load_texts
 from store.delivery_driver import Delivery
+from store.overtaking import Overtaking
 from store.recalling import Recalling
 from store.refusing import Refusing
 from store.restoring import Restoring
@@ -78,6 +79,7 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
 @pytest.mark.parametrize(
     ("kind", "answers"),
     [
+        (Overtaking, {"seal 0", "withdraw 0", "withdraw 1", "withdraw 2", "late"}),
         (Recalling, {"recall 0", "recall 1"}),
         (Refusing, {"refuse 0", "refuse 1", "refuse 2", "refuse 3"}),
         (Restoring, {"restore 0", "restore 1", "units given back", "credits given back"}),

@@ -15,6 +15,7 @@ import pytest
 from meterkit.redis.resp import pack
 from store.delivery_checks import NAMES, load_texts
 from store.delivery_driver import Delivery
+from store.overtaking import Overtaking
 from store.recalling import Recalling
 from store.refusing import Refusing
 from store.restoring import Restoring
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 
-FILES: Final = (*(f"{name}.lua" for name in NAMES), "include/give_units_back.lua")
+FILES: Final = (*(f"{name}.lua" for name in NAMES), "include/give_units_back.lua", "include/overtake.lua")
 MORE_SWAPS: Final = (
     *SWAPS,
     (r"(?<![\w.])floor(?=\()", ("math.ceil",)),
@@ -45,6 +46,9 @@ COMMON: Final[Mapping[int, type[Delivery]]] = {0: Delivery, 1: Delivery}
 LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "recall.lua": {2: Recalling},
     "refuse.lua": {3: Refusing},
+    "seal.lua": {**COMMON, 5: Overtaking},
+    "include/overtake.lua": {5: Overtaking},
+    "withdraw.lua": {5: Overtaking},
     "restore.lua": {**COMMON, 4: Restoring},
     "include/give_units_back.lua": {4: Restoring},
 }

@@ -18,7 +18,7 @@ from meterkit.catalog.models import (
     StoreFailure,
 )
 from meterkit.catalog.proxies import UNIX, proxy_network
-from meterkit.catalog.scalars import DAY_MS, NAME, duration, integer, scalar, text
+from meterkit.catalog.scalars import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
 
 if TYPE_CHECKING:
@@ -91,6 +91,13 @@ class BillingTable(Table, what="billing"):
         "Header that marks a repeat; default: null.",
     )
     portal_url = Key(Nullable(_URL), "Where customers pay; named in 402 answers; default: null.")
+    hold_invoice_ms = Key(
+        # Stripe takes no usage that is older than 35 days.
+        duration_or_0(most=30 * DAY_MS, most_said="30d"),
+        "How long a renewal invoice stays a draft, at most, until its usage is counted; default: 24h; 0: as"
+        " long as Stripe keeps it by itself.",
+        name="hold_invoice",
+    )
     changes = Key(
         Built(ChangesTable, lambda table: Changes(**table.given())),
         "When plan changes bind.",

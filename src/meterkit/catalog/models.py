@@ -298,7 +298,11 @@ class Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Billing:
-    """The ``billing:`` block."""
+    """The ``billing:`` block.
+
+    Attributes:
+        hold_invoice_ms: how long a renewal invoice stays a draft, at most, until its usage is counted.
+    """
 
     charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
     sources: frozenset[Literal["reported", "partial", "estimated", "missing"]] = frozenset(
@@ -306,6 +310,7 @@ class Billing:
     )
     idempotency_header: str | None = None
     portal_url: str | None = None
+    hold_invoice_ms: int = 24 * 3_600_000
     changes: Changes = Changes()
     late_usage: Literal["next_period", "dead_letter"] = "next_period"
 

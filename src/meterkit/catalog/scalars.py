@@ -235,6 +235,22 @@ def duration(*, least: int = 0) -> Scalar[int]:
     return scalar(partial(parse_duration, least=least), _DURATION_ALLOWED, pattern=pattern)
 
 
+def duration_or_0(*, most: int, most_said: str) -> Scalar[int]:
+    """The shape of a duration up to ``most`` milliseconds, or the number 0, which needs no unit."""
+    allowed = f"0, or {_DURATION_ALLOWED}, at most {most_said}"
+    inner = duration()
+
+    def parse(value: str) -> int:
+        if value == "0":
+            return 0
+        found_ms = inner.parse(value)
+        if found_ms > most:
+            raise RefusedError(f"allowed: at most {most_said}")
+        return found_ms
+
+    return Scalar(parse, allowed, {"anyOf": [{"const": 0}, inner.schema()]})
+
+
 def text(most: int, *, pattern: str | None = None, allowed: str | None = None) -> Scalar[str]:
     """The shape of a printable text of 1 to ``most`` characters without spaces at its ends.
 

@@ -11,9 +11,11 @@ import typer
 from meterkit.cli.options import seconds
 from meterkit.cli.output import units
 from meterkit.cli.session import Session, command, started
+from meterkit.delivery.late_usage import late_in_words
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
+    from meterkit.delivery.report import LateUsage
 
 __all__ = ["commands", "summary", "undelivered_lines"]
 
@@ -74,8 +76,21 @@ def _tell(report: FlushReport) -> None:
     for unsealed in report.unsealed:
         what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
         typer.echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")
+    for line in late_lines(report):
+        typer.echo(line)
     for line in undelivered_lines(report):
         typer.echo(line)
+
+
+def late_lines(report: FlushReport) -> list[str]:
+    """Lines about usage that missed its invoice, one for each customer and period."""
+    groups: dict[tuple[str, str], list[LateUsage]] = {}
+    for one in report.late:
+        groups.setdefault((one.customer, one.period), []).append(one)
+    return [
+        f"late: usage of customer {customer} in the period from {period}: {late_in_words(found)}"
+        for (customer, period), found in groups.items()
+    ]
 
 
 def undelivered_lines(report: FlushReport) -> list[str]:

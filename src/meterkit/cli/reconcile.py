@@ -19,7 +19,7 @@ __all__ = ["RARE", "commands", "row_of"]
 
 commands = typer.Typer()
 
-RARE: Final = frozenset({"waiting", "parked", "taking_back", "late", "dead", "advice"})
+RARE: Final = frozenset({"waiting", "parked", "taking_back", "invoiced", "late", "dead", "advice"})
 
 
 @command(commands)
@@ -34,7 +34,7 @@ async def reconcile(
         bool, typer.Option("--repair", help="Do what is unambiguous about what Stripe may have.")
     ] = False,
 ) -> None:
-    """Compare what was delivered with what Stripe has counted.
+    """Compare what was delivered with what Stripe has counted and invoiced.
 
     To the unit, for each customer and meter. Of a period that is over this is its close report. Exits 1 where
     there is a difference, or something is parked.
@@ -68,6 +68,8 @@ def row_of(one: Reconciled) -> dict[str, object]:
         "delivered": one.delivered,
         "confirmed": "unknown" if one.confirmed is None else one.confirmed,
         "difference": "unknown" if one.difference is None else one.difference,
+        # A column of rare values is left out where all are 0.
+        "invoiced": 0 if not one.invoice else "unknown" if one.invoiced is None else one.invoiced,
         "late": one.late,
         "dead": one.dead,
         "advice": one.advice,

@@ -94,7 +94,7 @@ async def worker(
 def _tell(report: FlushReport, *, json: bool) -> None:
     if json:
         typer.echo(dumps(report.as_json()))
-    elif not (report.sealed or report.delivered or report.retried or report.parked or report.dead):
+    elif not any((report.sealed, report.delivered, report.retried, report.parked, report.dead, report.late)):
         return
     elif logs_as_json():
         _logger.info("%s", summary(report), extra=_figures(report))

@@ -9,17 +9,15 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.delivery.closing_look import ClosingLook
 from meterkit.delivery.reconciling import Reconciler
-from meterkit.delivery.summaries import StripeSummaries
-from meterkit.errors import StoreError, StripeError
+from meterkit.errors import StoreError
 from meterkit.store.closes import CLOSE_AFTER_MS, Close, Closes
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from meterkit.delivery.reconciling import Reconciled
-    from meterkit.delivery.summaries import Summaries
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
@@ -96,54 +94,45 @@ class Closer:
             StoreError: the store does not answer.
         """
         closes = Closes(self._store, (await self._store.admin()).for_delivery())
-        confirmed, left, late, silent = 0, 0, list[str](), ""
-        summaries: Summaries | None = None
+        confirmed, left, late = 0, 0, list[str]()
+        looking = ClosingLook(self._store, self._api(), self._reconciler)
         async for close in closes.due():
             if not await self._lease.take():
                 break
-            why: str | None = silent
-            try:
-                if not silent:
-                    summaries = summaries or await self._summaries()
-                    why = await self._why_open(closes, close, summaries)
-            except StripeError as error:
-                silent = why = f"Stripe does not say what it has counted: {error}"
-            except Exception as error:  # noqa: BLE001 - what is kept of one customer holds up no other
-                why = f"it cannot be looked at: {error!r:.200}"
+            why, may_wait = await self._why_open(closes, close, looking)
             if why is None:
                 confirmed += 1
                 continue
             left += 1
-            if await self._put_off(closes, close) and await closes.tell(close):
+            is_late = await self._put_off(closes, close) and not may_wait
+            if is_late and await closes.tell(close):
                 late.append(f"customer {close.customer!r}, until {close.told_end}: {why}")
         if late:
             self._tell(late)
         return Looked(confirmed, left - len(late), late)
 
-    async def _summaries(self) -> Summaries:
-        summaries = StripeSummaries(self._api())
-        await summaries.refresh()
-        return summaries
-
-    async def _why_open(self, closes: Closes, close: Close, summaries: Summaries) -> str | None:
-        """Why a close is not confirmed; None: it is, or there is none, and it is forgotten."""
-        (usage,) = await self._store.usage_of_many([close.customer], at_ms=close.end_ms - 1, former=True)
-        end_ms = to_ms(usage["period"]["end"])
-        if end_ms > self._store.now_ms():
-            # The period goes on: a change of plan or of the subscription has moved its end.
-            await closes.note(close.shard, {replace(close, end_ms=end_ms).member: end_ms + CLOSE_AFTER_MS})
-            await closes.forget(close)
-            return None
-        found = await self._reconciler.of_customer(usage, summaries)
-        whys = [why for one in found if (why := _why_meter_is_open(one))]
-        if whys:
-            return "; ".join(whys)
-        if await closes.forget(close):
+    async def _why_open(self, closes: Closes, close: Close, looking: ClosingLook) -> tuple[str | None, bool]:
+        """Why a close is not confirmed, and whether that is no fault yet; None: it is, and is forgotten."""
+        try:
+            (usage,) = await self._store.usage_of_many([close.customer], at_ms=close.end_ms - 1, former=True)
+            end_ms = to_ms(usage["period"]["end"])
+            if end_ms > self._store.now_ms():
+                # The period goes on: a change of plan or of the subscription has moved its end.
+                moved = replace(close, end_ms=end_ms)
+                await closes.note(close.shard, {moved.member: end_ms + CLOSE_AFTER_MS})
+                await closes.forget(close)
+                return None, False
+            why, may_wait = await looking.why_open(usage)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what is kept of one customer holds up no other
+            return f"it cannot be read: {error!r:.200}", False
+        if not why and await closes.forget(close):
             _logger.info(
                 "the close of the period of customer %r until %s is confirmed now",
                 *(close.customer, from_ms(close.end_ms)),
             )
-        return None
+        return why or None, may_wait
 
     async def _put_off(self, closes: Closes, close: Close) -> bool:
         """Have a close looked at again later, or no more; whether somebody is to be told of it."""
@@ -167,12 +156,3 @@ class Closer:
             " an hour: %s%s. `meterkit reconcile CUSTOMER --period DATE` has the figures",
             *(what, _IN_TIME_MS // 60_000, named, more),
         )
-
-
-def _why_meter_is_open(one: Reconciled) -> str:
-    """Why the close of a meter's period is not confirmed; empty: it is."""
-    if one.waiting or one.parked or one.taking_back:
-        left = one.waiting + one.parked + 2 * one.taking_back
-        back = f", less {one.taking_back} that take units back" * bool(one.taking_back)
-        return f"{left} of {one.meter} are not delivered ({one.waiting} wait, {one.parked} parked{back})"
-    return "" if one.agrees else f"{one.meter}: {one.advice}"

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
 from meterkit.delivery.verdicts import Judged, Look, judge
@@ -15,6 +16,7 @@ from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.store.kept_intents import Kept
 from meterkit.store.steering import steer
 from meterkit.store.waiting import count_members
+from meterkit.store.withdrawing import withdraw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -50,6 +52,7 @@ class Comparer:
     def __init__(self, store: Store, summaries: Summaries) -> None:
         self._store = store
         self._summaries = summaries
+        self._late = LateIntents(store)
 
     async def compare_due(self, report: FlushReport) -> None:
         """Compare all that is due; what Stripe has counts as delivered in the report.
@@ -113,6 +116,9 @@ class Comparer:
             is_so = await steer(store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, more=more)
         elif judged.verdict == "delivered":
             is_so = await steer(store, kept, "delivered", cause=CAUSE, after=f"delivered: {judged.why}")
+        elif judged.verdict == "replace" and await self._late.is_late(kept):
+            why = f"{judged.why}, and the invoice of its period is final"
+            is_so = await withdraw(store, kept, cause=CAUSE, why=why)
         elif judged.verdict == "replace":
             anew = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
             after = f"queued as {anew.identifier}: {judged.why}"

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.hourly import Hourly
+from meterkit.delivery.late_intents import LateIntents
+from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
@@ -77,6 +79,7 @@ class Flusher:
         self._comparer = None if summaries is None else Comparer(store, summaries)
         self._compared_ms = 0
         self._restarts = None if summaries is None else Restarts(store, summaries)
+        self._late = LateIntents(store)
         self._sender = Sender(
             store, transport, calls_per_s=calls_per_s, calls_at_once=calls_at_once, timeout_s=timeout_s
         )
@@ -226,6 +229,8 @@ class Flusher:
                 sealing = await outbox.seal(shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL)
                 flush.report.sealed += sealing.made
                 self._tell(flush, sealing)
+                if sealing.late:
+                    report_late(flush.report, sealing.late, await outbox.meters())
                 is_known = self._restarts is None or await self._unless_stopping(
                     self._restarts.are_over(outbox, shard, flush.report)
                 )
@@ -289,11 +294,16 @@ class Flusher:
         most = _CALLS_PER_PAGE * self._sender.most if self._sender.most > 1 else _INTENTS_PER_PAGE
         if alone:
             most = 1
-        due = await outbox.due(
+        found = await outbox.due(
             lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed, only_repeats=only_repeats
         )
-        if not due:
+        if not found:
             return False
+        due, withdrawn, parked = await self._late.divert(lease.shard, found)
+        flush.withdrawn, flush.report.parked = flush.withdrawn + withdrawn, flush.report.parked + parked
+        if not due:
+            flush.tried.update(sealed.identifier for sealed in found)
+            return True
         asked = stopwatch(self._store.clock)
         attempts = await outbox.attempt(lease.shard, due)
         flush.is_young = flush.is_young or len(attempts) < len(due)
@@ -323,18 +333,21 @@ class _Pass:
         retries: whether what waits for a retry is sent now.
         tried: the intents that it has sent in this round.
         is_young: whether an intent was not on disk for long enough.
+        withdrawn: intents whose usage is pending again.
     """
 
     outbox: Outbox
     retries: bool
     tried: set[str] = field(default_factory=set[str])
     is_young: bool = False
+    withdrawn: int = 0
     report: FlushReport = field(default_factory=FlushReport)
 
     @property
-    def progress(self) -> tuple[int, int, int, int]:
+    def progress(self) -> tuple[int, ...]:
         """Changes where anything was done that need not be repeated."""
-        return (self.report.sealed, self.report.delivered, self.report.dead, self.report.parked)
+        report = self.report
+        return (report.sealed, report.delivered, report.dead, report.parked, len(report.late), self.withdrawn)
 
     async def settle(self, shard: int, moves: list[Move]) -> None:
         """Put what was sent into its next state, and leave none of it in the list."""

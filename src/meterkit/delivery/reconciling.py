@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.ambiguity import may_be_sent_again
+from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
+from meterkit.delivery.invoice_advice import advice_on_invoices
+from meterkit.delivery.invoices import Invoices
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customer_id import check_customer
 from meterkit.store.event_names import read_meters
+from meterkit.store.final_invoices import price_in_words
 from meterkit.store.history import is_relinked
 from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.delivery.invoices import Invoiced
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
@@ -54,7 +61,11 @@ class Reconciled:
             customer or meter.
         difference: ``confirmed`` less what was delivered of all meters that have had this event name, such as
             one that was renamed; None where ``confirmed`` is.
-        late: came for this period when it was closed.
+        invoiced: units of the event name on invoice lines of this period; None: no invoice is to have them,
+            or the lines do not show units.
+        invoice: ``final``, or ``draft`` while one of those invoices may change; ``none``: there is no such
+            line; ``unknown``: lines do not show units; empty: nothing is to be invoiced, as in a trial.
+        late: came for this period when it was closed, or when its invoice was final.
         dead: never accepted, or dropped.
         advice: what to do; empty: nothing, the books agree.
     """
@@ -73,6 +84,8 @@ class Reconciled:
     delivered: int
     confirmed: int | None
     difference: int | None
+    invoiced: int | None
+    invoice: str
     late: int
     dead: int
     advice: str
@@ -88,6 +101,9 @@ class _OfEvent:
     """What is compared with Stripe's books: of all meters of one event name.
 
     Attributes:
+        invoiced: what is on invoice lines; None: that is not to be compared.
+        invoiced_ms: when Stripe made the invoice.
+        price: what a unit costs by the plans file, in words.
         confirmed: what Stripe has counted; None: it has no such customer or meter.
         parked: what is parked, but for ``parked_back``.
         parked_back: parked units that take others back.
@@ -95,6 +111,9 @@ class _OfEvent:
     """
 
     confirmed: int | None
+    invoiced: Invoiced | None
+    invoiced_ms: int
+    price: str
     delivered: int
     parked: int
     parked_back: int
@@ -116,6 +135,15 @@ class Reconciler:
     def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
         self._api = api
+        self._prices: dict[str, Any] = {}
+
+    def invoices(self) -> Invoices:
+        """What asks for invoices during one look.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+        """
+        return Invoices(self._api(), self._prices)
 
     async def reconcile(
         self, customer: str | None = None, *, at: datetime | None = None, repair: bool = False
@@ -145,11 +173,11 @@ class Reconciler:
         if repair:
             await self._repair(customer, summaries)
         at_ms = None if at is None else to_ms(at)
-        found: list[Reconciled] = []
+        found, invoices = list[Reconciled](), self.invoices()
         for first in range(0, len(customers), _AT_ONCE):
             page = customers[first : first + _AT_ONCE]
             for usage in await store.usage_of_many(page, at_ms=at_ms, former=True):
-                found += await self.of_customer(usage, summaries)
+                found += await self.of_customer(usage, summaries, invoices)
         return found
 
     async def _repair(self, customer: str | None, summaries: StripeSummaries) -> None:
@@ -162,7 +190,9 @@ class Reconciler:
                 await outbox.redrive(intent.identifier, by=CAUSE)
         await Comparer(self._store, summaries).compare_due(FlushReport())
 
-    async def of_customer(self, usage: CustomerUsage, summaries: Summaries) -> list[Reconciled]:
+    async def of_customer(
+        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices
+    ) -> list[Reconciled]:
         """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says."""
         store = self._store
         _, state = await States(store).read(usage["customer"])
@@ -175,10 +205,16 @@ class Reconciler:
             if name in events and (any(back[name]) or _goes_to_stripe(counts))
         ]
         sides: dict[str, _OfEvent] = {}
+        invoiced_ms = _invoiced_ms(usage, state, store.now_ms())
         for event in dict.fromkeys(events[name] for name in meters):
             named = [(usage["meters"][name], back[name]) for name in meters if events[name] == event]
             sides[event] = _OfEvent(
                 confirmed=await self._confirmed(usage, event, state.stripe_customer, summaries),
+                invoiced=None
+                if invoiced_ms is None
+                else await self._invoiced(usage, event, state, summaries, invoices),
+                invoiced_ms=invoiced_ms or 0,
+                price=_price_in_words(state, next(n for n in meters if events[n] == event), store.catalog),
                 delivered=sum(counts["delivered"] for counts, _ in named),
                 parked=sum(counts["parked"] + taken.parked for counts, taken in named),
                 parked_back=sum(taken.parked for _, taken in named),
@@ -202,6 +238,7 @@ class Reconciler:
                 delivered=counts["delivered"],
                 confirmed=sides[events[name]].confirmed,
                 difference=sides[events[name]].difference,
+                **_as_invoiced(sides[events[name]].invoiced),
                 late=counts["late"],
                 dead=counts["dead"],
                 advice=advices[events[name]],
@@ -225,34 +262,71 @@ class Reconciler:
             return None
         return None if counted is None else int(counted)
 
+    async def _invoiced(
+        self,
+        usage: CustomerUsage,
+        event_name: str,
+        state: CustomerState,
+        summaries: Summaries,
+        invoices: Invoices,
+    ) -> Invoiced | None:
+        """What is on invoice lines of an event name in a period; None: Stripe has no such customer."""
+        if state.stripe_customer is None:
+            return None
+        start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
+        try:
+            return await invoices.invoiced(
+                state.stripe_customer, summaries.meter_ids(event_name), start_s, end_s
+            )
+        except StripeError as error:
+            if error.status not in _NOT_THERE:
+                raise
+            return None
+
     async def _advice(self, usage: CustomerUsage, side: _OfEvent) -> str:
         """What a person must do; empty: nothing."""
         difference, parked = side.difference, _parked_in_words(side)
         if difference is None:
             gone = "Stripe has no such meter or customer, or the customer is not linked any more"
             return gone * bool(side.delivered or parked)
-        if not difference and not parked:
-            return ""
-        if await is_relinked(self._store, usage["customer"], usage["period"]["start"]):
+        agree = not difference and not parked
+        advice = self._on_invoices(side) if agree else _on_difference(side, difference, parked)
+        if advice and await is_relinked(self._store, usage["customer"], usage["period"]["start"]):
             return (
                 "the link has changed in this period: what went to the other Stripe customer is not seen here"
             )
-        if parked and -side.parked_back <= difference <= side.parked:
-            return (
-                f"{parked}, of which Stripe may have {difference}: --repair compares what can be,"
-                " `meterkit outbox list --state parked` has the rest"
-            )
-        if 0 < difference <= side.taken_back:
-            return (
-                f"Stripe has {difference} more than was delivered, and {side.taken_back} were taken back"
-                " there: it counts within minutes, else see its meter error reports, and cancelled events"
-            )
-        if difference > 0:
-            return f"Stripe has {difference} more than was delivered: something else sends to this meter"
-        return (
-            f"Stripe has counted {-difference} less than it accepted: it counts within minutes, else see its"
-            " meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
+        return advice
+
+    def _on_invoices(self, side: _OfEvent) -> str:
+        if side.invoiced is None or side.confirmed is None:
+            return ""
+        return advice_on_invoices(
+            side.invoiced,
+            side.confirmed,
+            price=side.price,
+            made_ms=side.invoiced_ms,
+            now_ms=self._store.now_ms(),
         )
+
+
+def _on_difference(side: _OfEvent, difference: int, parked: str) -> str:
+    """What a person must do where Stripe has not counted what was delivered, or something is parked."""
+    if parked and -side.parked_back <= difference <= side.parked:
+        return (
+            f"{parked}, of which Stripe may have {difference}: --repair compares what can be,"
+            " `meterkit outbox list --state parked` has the rest"
+        )
+    if 0 < difference <= side.taken_back:
+        return (
+            f"Stripe has {difference} more than was delivered, and {side.taken_back} were taken back"
+            " there: it counts within minutes, else see its meter error reports, and cancelled events"
+        )
+    if difference > 0:
+        return f"Stripe has {difference} more than was delivered: something else sends to this meter"
+    return (
+        f"Stripe has counted {-difference} less than it accepted: it counts within minutes, else see its"
+        " meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
+    )
 
 
 def _parked_in_words(side: _OfEvent) -> str:
@@ -260,6 +334,26 @@ def _parked_in_words(side: _OfEvent) -> str:
     parts = [f"{side.parked}"] * bool(side.parked)
     parts += [f"{side.parked_back} that take units back"] * bool(side.parked_back)
     return f"{' and '.join(parts)} are parked" if parts else ""
+
+
+def _invoiced_ms(usage: CustomerUsage, state: CustomerState, now_ms: int) -> int | None:
+    """When Stripe made the invoice that has the usage of a period; None: there is none, or not yet."""
+    renewals, end_ms = renewals_of(state.subscription, now_ms), to_ms(usage["period"]["end"])
+    return None if renewals is None else renewals.invoiced_ms(end_ms - 1, end_ms)
+
+
+def _as_invoiced(found: Invoiced | None) -> dict[str, Any]:
+    if found is None:
+        return {"invoiced": None, "invoice": ""}
+    is_known = found.state != "unknown"
+    return {"invoiced": int(found.quantity) if is_known else None, "invoice": found.state}
+
+
+def _price_in_words(state: CustomerState, meter: str, catalog: Catalog) -> str:
+    """What a unit costs by the plan of the subscription."""
+    subscription = state.subscription
+    plan = None if subscription is None else catalog.plans.get(subscription.plan or "")
+    return "" if plan is None else price_in_words(plan.entitlements.get(meter), catalog.currency)
 
 
 def _waiting(counts: MeterUsage) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from meterkit.store.intents import Undelivered
 
-__all__ = ["REPORTED", "FlushReport", "Unsealed"]
+__all__ = ["REPORTED", "FlushReport", "LateUsage", "Unsealed"]
 
 REPORTED: Final = {"is_reported": True}
 """Marks what is logged and told by the report of a flush, too: who shows the report need not show both."""
@@ -29,6 +29,24 @@ class Unsealed:
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateUsage:
+    """Usage that was not delivered before the invoice of its period was final.
+
+    Attributes:
+        meter: its name, or that of an earlier plans file.
+        quantity: in the meter's unit.
+        period: the first instant of its billing period, in ISO 8601.
+        is_billed: whether the invoice of the period that is open now bills it; else no invoice does.
+    """
+
+    customer: str
+    meter: str
+    quantity: int
+    period: str
+    is_billed: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class FlushReport:
     """What a flush did, and what it left.
@@ -44,6 +62,7 @@ class FlushReport:
         unlinked: customers whose usage waits for a link to Stripe.
         undelivered: all intents that are parked or dead, of earlier flushes too.
         unsealed: usage that could not be sealed.
+        late: usage whose own invoice was final; ``billing.late_usage`` says what becomes of it.
         spooled: settlements sent, by a flush of everything, from spools of processes that are gone.
         spools_left: such spools that were left as they are, and why.
     """
@@ -58,6 +77,7 @@ class FlushReport:
     unlinked: list[str] = field(default_factory=list[str])
     undelivered: list[Undelivered] = field(default_factory=list["Undelivered"])
     unsealed: list[Unsealed] = field(default_factory=list[Unsealed])
+    late: list[LateUsage] = field(default_factory=list[LateUsage])
     spooled: int = 0
     spools_left: list[str] = field(default_factory=list[str])
 

@@ -27,6 +27,10 @@ class Summaries(Protocol):
         """Ask which meters there are, before the next questions."""
         ...
 
+    def meter_ids(self, event_name: str) -> Sequence[str]:
+        """The ids of the meters of an event name, by the last answer."""
+        ...
+
     async def counted(
         self, event_name: str, stripe_customer: str, start_s: int, end_s: int
     ) -> Decimal | None:
@@ -56,6 +60,10 @@ class StripeSummaries:
         for meter in await self._api.list("/v1/billing/meters"):
             found.setdefault(meter["event_name"], []).append(meter["id"])
         self._meters = found
+
+    def meter_ids(self, event_name: str) -> Sequence[str]:
+        """The ids of the meters of an event name, by the last answer."""
+        return self._meters.get(event_name, ())
 
     async def counted(
         self, event_name: str, stripe_customer: str, start_s: int, end_s: int

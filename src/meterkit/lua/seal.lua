@@ -3,9 +3,11 @@
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  dirty       KEYS[5] hash  intents  KEYS[6] zset  outbox: intents by when they are due (ms)
+-- KEYS[7] list  ledger of changes    KEYS[8] stream  where there is an audit log: of that
 -- ARGV  1 rev   2 terms   3 32 hex digits that are new   4 the customer   5 the Stripe customer; empty: not
 --       linked, nothing is sealed    6 a JSON array: minutes that the Stripe customer's intents of another
 --       customer have (ms)
+--       7 empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see overtake
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
@@ -14,7 +16,8 @@
 -- ahead; the last one of a period is kept for what is sealed after it, for each meter of that name one. Where none is free yet, the usage stays
 -- pending; so does that of a meter without an event name. Where a field that must be a whole number is none,
 -- nothing is done.
--- Reply {0, now, intents made, meters still pending, of each without an event name its token and what is
+-- Reply {0, now, intents made, meters still pending, {of usage that was too late its period, token and quantity, and 1
+--       where it is billed in this period, else 0...}, of each meter without an event name its token and what is
 --       pending...}    {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
 --include confirm_counters
 --include close_past
@@ -22,9 +25,9 @@
 --include as_set
 --include intend
 --include in_order
-local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key = unpack(KEYS)
-local rev, terms, nonce, customer, stripe_customer, minutes = unpack(ARGV, 1, 6)
-local first_event, caller_ms = 7, ARGV[#ARGV] -- The event's token: its place in ARGV.
+local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, audit_key = unpack(KEYS)
+local rev, terms, nonce, customer, stripe_customer, minutes, invoices = unpack(ARGV, 1, 7)
+local first_event, caller_ms = 8, ARGV[#ARGV] -- The event's token: its place in ARGV.
 local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
 local call, floor = redis.call, math.floor
 local events, taken, nameless = {}, as_set(cjson.decode(minutes)), {}
@@ -36,7 +39,7 @@ if verdict then
 end
 if stripe_customer == '' then
   call('ZREM', dirty_key, customer)
-  return {0, now, 0, 0}
+  return {0, now, 0, 0, {}}
 end
 head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
 for i = first_event, #ARGV - 1, 2 do
@@ -65,6 +68,13 @@ local function wait_for_name(token, quantity)
   nameless[#nameless + 1] = string.format('%.0f', quantity)
 end
 
+local late = {}
+if invoices ~= '' then -- Others do not pay for making these functions.
+--include overtake
+  head, late = overtake({counters = counters_key, totals = totals_key, history = history_key, audit = audit_key}, head,
+    meters, totals, events, cjson.decode(invoices), {customer = customer, nonce = nonce, rev = rev,
+    starts_ms = starts_ms, finishes_ms = finishes_ms}, now)
+end
 for name, value in pairs(totals) do
   local period, token = string.match(name, '^(%d+)|(....)p$')
   local quantity = period and tonumber(value) or 0
@@ -102,7 +112,7 @@ for _, token in ipairs(in_order(meters)) do
     end
   end
 end
-if made > 0 then
+if made + #late > 0 then
   call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 end
 if left > 0 then
@@ -116,4 +126,4 @@ else
     call('PEXPIREAT', counters_key, expires_ms)
   end
 end
-return {0, now, made, left, unpack(nameless)}
+return {0, now, made, left, late, unpack(nameless)}

@@ -282,7 +282,7 @@ def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "leased": view.delivery(token, "l"),
         "parked": view.delivery(token, "k"),
         "delivered": view.delivery(token, "d"),
-        "late": view.delivery(token, "u"),
+        "late": view.delivery(token, "u") + view.delivery(token, "t"),
         "dead": view.delivery(token, "x") + view.delivery(token, "z"),  # What was dropped is as dead.
     }
 

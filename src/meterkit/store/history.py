@@ -26,7 +26,8 @@ class HistoryEntry:
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
             comparison with Stripe's summaries; ``correction``: units that were to be taken back;
-            ``rebuilt``: units that were lost and are recorded again, from the audit log.
+            ``rebuilt``: units that were lost and are recorded again, from the audit log; ``late``: units
+            that the invoice of their period could no longer have, and whether a later one has them.
         at: from when on it holds (UTC).
         before, after: in words; None: there was, or is, none.
         cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,
@@ -64,6 +65,9 @@ async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
 
 def _entry(entry: bytes) -> HistoryEntry:
     kind, at_ms, before, after, cause = json.loads(entry)
+    if kind == "late":
+        period, _, units = before.partition(" ")
+        before = f"{units}, of the period from {from_ms(int(period)):%Y-%m-%d %H:%M} UTC"
     return HistoryEntry(
         kind=kind, at=from_ms(int(at_ms)), before=before or None, after=after or None, cause=cause
     )

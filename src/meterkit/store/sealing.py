@@ -23,6 +23,7 @@ from meterkit.errors import StoreError
 from meterkit.store import replies
 from meterkit.store.batches import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.store.closes import Closes
+from meterkit.store.final_invoices import invoice_terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Nameless", "Sealer", "Sealing", "is_of_a_key", "is_of_the_server", "kept_ms"]
+__all__ = ["LateUnits", "Nameless", "Sealer", "Sealing", "is_of_a_key", "is_of_the_server", "kept_ms"]
 
 _TRIES: Final = 5
 _PAGE: Final = 50
@@ -55,6 +56,23 @@ class Nameless:
     quantity: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateUnits:
+    """Usage of a closed period that was sealed too late for the invoice of that period.
+
+    Attributes:
+        period_ms: the first instant of the period.
+        meter_token: of its meter.
+        is_billed: whether it is billed in the period that is open.
+    """
+
+    customer: str
+    period_ms: int
+    meter_token: str
+    quantity: int
+    is_billed: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class Sealing:
     """What came of a page of customers.
@@ -66,6 +84,7 @@ class Sealing:
         aside: customers whose usage cannot be read, and why.
         fine: customers whose usage could.
         later: how often the usage of a customer and meter waits for a minute that is free.
+        late: usage that its own invoice can no longer have.
     """
 
     made: int = 0
@@ -74,6 +93,7 @@ class Sealing:
     aside: dict[str, str] = field(default_factory=dict[str, str])
     fine: list[str] = field(default_factory=list[str])
     later: int = 0
+    late: list[LateUnits] = field(default_factory=list[LateUnits])
 
 
 class Sealer:
@@ -141,14 +161,15 @@ class Sealer:
     def _keys_of(self, view: CustomerView) -> list[str]:
         keys = view.keys
         own = [keys.counters, keys.state, keys.totals, keys.dirty]
-        return own + [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
+        own += [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
+        return [*own, keys.history, *[self._keys.audit(self._shard)] * self._store.is_audited]
 
     def _arguments(self, view: CustomerView, nonce: str) -> list[str | int | bytes]:
         state = view.state
         terms = view.terms(kept_ms(view))
         names = [part for token, counted in self._meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
-        asked.append(json.dumps(state.minutes_taken_ms))
+        asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, self._store.now_ms())]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
     def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
@@ -182,13 +203,26 @@ class Sealer:
         else:
             sealing.fine.append(customer)
             sealing.made += reply[2]
-            sealing.later += reply[3] - len(reply[4::2])
+            nameless = reply[5:]
+            sealing.later += reply[3] - len(nameless[::2])
+            sealing.late += _late_units(customer, reply[4])
             sealing.now_ms = max(sealing.now_ms, reply[1])
             sealing.nameless += [
                 Nameless(customer=customer, meter_token=token.decode(), quantity=int(quantity))
-                for token, quantity in zip(reply[4::2], reply[5::2], strict=True)
+                for token, quantity in zip(nameless[::2], nameless[1::2], strict=True)
             ]
         return True
+
+
+def _late_units(customer: str, found: Sequence[Any]) -> Iterator[LateUnits]:
+    for period, token, quantity, is_billed in found:
+        yield LateUnits(
+            customer=customer,
+            period_ms=int(period),
+            meter_token=token.decode(),
+            quantity=int(quantity),
+            is_billed=bool(is_billed),
+        )
 
 
 def _nonces() -> Iterator[str]:

@@ -35,7 +35,7 @@ _OF_GRANTS: Final = (
     " ids (`meterkit grants list`)"
 )
 _IS_OVER: Final = "the period is over, and is not rebuilt: "
-_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "dead")
+_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

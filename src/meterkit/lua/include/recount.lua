@@ -1,5 +1,5 @@
 -- recount: counts an intent in its customer's totals as in another state than before.
---   totals_key: hash; from, to: queued, leased, delivered, parked, dead or dropped
+--   totals_key: hash; from, to: states, see count_of
 -- Returns whether that could be done; where not, nothing is done.
 --include count_of
 local function recount(totals_key, intent, from, to)

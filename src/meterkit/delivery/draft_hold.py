@@ -1,0 +1,113 @@
+"""Draft hold: a renewal invoice stays a draft until Stripe has counted the usage of its period.
+
+It sets the time at which Stripe finalizes the draft by itself, and leaves automatic collection on: a process
+that dies delays an invoice, and never strands one (https://docs.stripe.com/invoicing/scheduled-finalization).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.delivery.invoices import finalized_ms, is_renewal_of
+from meterkit.store.period_ends import InvoiceEnd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.stripe.api import StripeApi
+
+__all__ = ["HELD", "DraftHold"]
+
+HELD: Final = "meterkit_own_finalization"
+"""The key of the metadata of a held invoice: when Stripe would have finalized it (Unix seconds)."""
+
+_AT: Final = "automatically_finalizes_at"
+_SOON_S: Final = 60
+
+
+class DraftHold:
+    """Holds, and releases, the invoices of renewals.
+
+    Each step can be repeated: what was done is read off the invoice.
+
+    Args:
+        api: the way to Stripe.
+        hold_invoice_ms: how long after the period's end a draft is held, at most.
+        now_ms: the clock.
+    """
+
+    def __init__(self, api: StripeApi, *, hold_invoice_ms: int, now_ms: int) -> None:
+        self._api = api
+        self._hold_s = hold_invoice_ms // 1000
+        self._now_s = now_ms // 1000
+
+    async def settle(
+        self, invoices: Iterable[Mapping[str, Any]], subscription: str, end_ms: int, *, is_counted: bool
+    ) -> InvoiceEnd | None:
+        """Do what is due with the invoice of a renewal.
+
+        Args:
+            invoices: of the customer, as Stripe shows them.
+            subscription: whose renewal.
+            end_ms: when it was: the end of the period.
+            is_counted: whether Stripe has counted all usage of the period.
+
+        Returns:
+            Until when the invoice takes up usage, by Stripe's word; None: there is no such invoice.
+
+        Raises:
+            StripeError: Stripe refuses, or does not answer.
+        """
+        end_s = end_ms // 1000
+        found = [one for one in invoices if is_renewal_of(one, subscription, end_s)]
+        drafts = [one for one in found if one.get("status") == "draft"]
+        if not drafts:
+            finals = [at_ms for one in found if (at_ms := finalized_ms(one))]
+            return InvoiceEnd(final_ms=max(finals)) if finals else None
+        held_ms = 0
+        for draft in drafts:
+            # A draft that does not advance by itself waits for a person, as those of unpaid subscriptions do.
+            if draft.get("auto_advance") is not True or draft.get(_AT) is None:
+                return None
+            end = await (self._release(draft) if is_counted else self._hold(draft, end_s))
+            if end.final_ms:
+                return end
+            held_ms = max(held_ms, end.held_ms)
+        return InvoiceEnd(held_ms=held_ms)
+
+    async def _hold(self, draft: Mapping[str, Any], end_s: int) -> InvoiceEnd:
+        """Have Stripe wait, unless it waits as long already."""
+        at_s, until_s = int(draft[_AT]), end_s + self._hold_s
+        if until_s <= max(at_s, self._now_s + _SOON_S):
+            return InvoiceEnd(held_ms=at_s * 1000)
+        own = _own_s(draft) or at_s
+        return await self._plan(draft, until_s, str(own))
+
+    async def _release(self, draft: Mapping[str, Any]) -> InvoiceEnd:
+        """Give an invoice that was held back to Stripe; once Stripe's own time is over, finalize it."""
+        own_s = _own_s(draft)
+        if not own_s:
+            return InvoiceEnd(held_ms=int(draft[_AT]) * 1000)
+        if own_s > self._now_s + _SOON_S:
+            return await self._plan(draft, own_s, "")
+        key = f"meterkit-finalize-{draft['id']}"
+        done = await self._api.post(
+            f"/v1/invoices/{draft['id']}/finalize", {"auto_advance": True}, idempotency_key=key
+        )
+        return InvoiceEnd(final_ms=finalized_ms(done))
+
+    async def _plan(self, draft: Mapping[str, Any], at_s: int, own: str) -> InvoiceEnd:
+        """Have Stripe finalize a draft at an instant; what it answers counts."""
+        # A draft may be held, released and held again within the day that Stripe remembers a key for.
+        key = f"meterkit-hold-{draft['id']}-{draft[_AT]}-{at_s}-{self._now_s // _SOON_S}"
+        done = await self._api.post(
+            f"/v1/invoices/{draft['id']}", {_AT: at_s, "metadata": {HELD: own}}, idempotency_key=key
+        )
+        return InvoiceEnd(held_ms=int(done.get(_AT) or 0) * 1000, final_ms=finalized_ms(done))
+
+
+def _own_s(draft: Mapping[str, Any]) -> int:
+    """When Stripe would have finalized a held draft by itself (Unix seconds); 0: it is not held."""
+    metadata: Mapping[str, str] = draft.get("metadata") or {}
+    own = metadata.get(HELD, "")
+    return int(own) if own.isdigit() else 0

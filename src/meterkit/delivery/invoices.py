@@ -1,0 +1,161 @@
+"""Invoices of Stripe customers, and how many units of a meter are on their lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+
+__all__ = ["Invoiced", "Invoices", "finalized_ms", "is_renewal_of"]
+
+_RENEWAL: Final = "subscription_cycle"
+_TOLERANCE_S: Final = 86_400
+"""By so much a line may be longer than the period: these begin and end at whole minutes."""
+
+State = Literal["none", "draft", "final", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invoiced:
+    """What the invoices of a customer have of one event name in a period.
+
+    Attributes:
+        quantity: units on invoice lines.
+        state: ``none``: no invoice has such a line; ``draft``: one that has may change; ``unknown``: the
+            lines do not show units, see ``why``.
+        invoices: the ids of those invoices.
+        subscriptions: the ids of their subscriptions.
+        why: ``unknown``: why.
+    """
+
+    quantity: Decimal = Decimal(0)
+    state: State = "none"
+    invoices: Sequence[str] = ()
+    subscriptions: Sequence[str] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Price:
+    """What a price charges.
+
+    Attributes:
+        meter: the id of its meter; None: it has none.
+        is_packed: whether it charges packages of several units.
+    """
+
+    meter: str | None
+    is_packed: bool
+
+
+class Invoices:
+    """Asks Stripe for invoices; each customer's once. It fetches each price once: its meter never changes.
+
+    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
+
+    Args:
+        api: the way to Stripe.
+        prices: what is known of prices by now.
+    """
+
+    def __init__(self, api: StripeApi, prices: dict[str, Any]) -> None:
+        self._api = api
+        self._prices: dict[str, _Price] = prices
+        self._found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+
+    async def of(self, stripe_customer: str, since_s: int) -> list[dict[str, Any]]:
+        """The invoices of a customer that were made since an instant, with all their lines."""
+        known = self._found.get((stripe_customer, since_s))
+        if known is not None:
+            return known
+        asked: dict[str, Parameter] = {"customer": stripe_customer, "created": {"gte": since_s}}
+        found = await self._api.list("/v1/invoices", asked)
+        for invoice in found:
+            lines: dict[str, Any] = invoice.get("lines") or {}
+            # What the list shows of a draft may be what it was when it was made.
+            if lines.get("has_more") or invoice.get("status") == "draft":
+                lines = {"data": await self._api.list(f"/v1/invoices/{invoice['id']}/lines")}
+            invoice["lines"] = lines
+        self._found[stripe_customer, since_s] = found
+        return found
+
+    async def invoiced(
+        self, stripe_customer: str, meters: Iterable[str], start_s: int, end_s: int
+    ) -> Invoiced:
+        """What invoices have of a customer's usage of some meters in a period (Unix seconds)."""
+        wanted, quantity, states = set(meters), Decimal(0), Counter[str]()
+        invoices, subscriptions = dict[str, None](), dict[str, None]()
+        for invoice in await self.of(stripe_customer, start_s):
+            for line in invoice["lines"].get("data") or ():
+                price, place = await self._price_of(line), _place_of(line, start_s, end_s)
+                if price is None or price.meter not in wanted or place == "outside":
+                    continue
+                if place == "beyond":
+                    return Invoiced(state="unknown", why="one invoice line is of several of these periods")
+                if price.is_packed:
+                    return Invoiced(state="unknown", why="its price is of packages of several units")
+                quantity += Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
+                states["draft" if invoice.get("status") == "draft" else "final"] += 1
+                invoices[str(invoice["id"])] = None
+                subscriptions[_subscription_of(line)] = None
+        state: State = "draft" if states["draft"] else "final" if states else "none"
+        return Invoiced(
+            quantity=quantity, state=state, invoices=[*invoices], subscriptions=[*filter(None, subscriptions)]
+        )
+
+    async def _price_of(self, line: Mapping[str, Any]) -> _Price | None:
+        pricing: Mapping[str, Any] = line.get("pricing") or {}
+        details: Mapping[str, Any] = pricing.get("price_details") or {}
+        price = details.get("price")
+        if not isinstance(price, str):
+            return None
+        if price not in self._prices:
+            found = await self._api.get(f"/v1/prices/{price}")
+            recurring: Mapping[str, Any] = found.get("recurring") or {}
+            self._prices[price] = _Price(
+                meter=recurring.get("meter"), is_packed=found.get("transform_quantity") is not None
+            )
+        return self._prices[price]
+
+
+def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> bool:
+    """Whether an invoice is the one that a subscription's renewal has made, at an instant."""
+    return (
+        invoice.get("billing_reason") == _RENEWAL
+        and invoice.get("period_end") == end_s
+        and _subscription_of(invoice) == subscription
+    )
+
+
+def finalized_ms(invoice: Mapping[str, Any]) -> int:
+    """When an invoice became final (ms); 0: it is a draft."""
+    moves: Mapping[str, Any] = invoice.get("status_transitions") or {}
+    if invoice.get("status") == "draft":
+        return 0
+    # An invoice that was marked uncollectible as a draft was never finalized.
+    at_s = moves.get("finalized_at") or moves.get("marked_uncollectible_at") or moves.get("voided_at")
+    return int(at_s or invoice.get("created") or 0) * 1000
+
+
+def _place_of(line: Mapping[str, Any], start_s: int, end_s: int) -> Literal["inside", "outside", "beyond"]:
+    """Where the span of a line lies: in a period, not in it, or over it and others."""
+    span: Mapping[str, int] = line.get("period") or {}
+    first_s, last_s = int(span.get("start") or 0), int(span.get("end") or 0)
+    if last_s - first_s > end_s - start_s + _TOLERANCE_S:
+        return "beyond" if first_s < end_s and start_s < last_s else "outside"
+    return "inside" if start_s <= (first_s + last_s) // 2 < end_s else "outside"
+
+
+def _subscription_of(found: Mapping[str, Any]) -> str:
+    """The subscription of an invoice or a line; empty: it is of none."""
+    parent: Mapping[str, Any] = found.get("parent") or {}
+    details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
+    named: object = details.get("subscription") or found.get("subscription")
+    return named if isinstance(named, str) else ""

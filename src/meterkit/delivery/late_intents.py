@@ -1,0 +1,90 @@
+"""Keeps intents from being sent to invoices that are final already: their usage is late."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.ambiguity import compare_in_ms
+from meterkit.store.kept_intents import Kept
+from meterkit.store.period_ends import Stamped, too_late
+from meterkit.store.steering import steer
+from meterkit.store.withdrawing import withdraw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.store.intents import Sealed
+    from meterkit.store.store import Store
+
+__all__ = ["LateIntents"]
+
+_CAUSE: Final = "clock"
+_WHY: Final = "the invoice of its period is final: it is compared with Stripe's summary of its minute"
+
+
+class LateIntents:
+    """Takes intents out of the outbox that their own invoices can no longer have.
+
+    Usage that was never sent is pending again: the next seal counts it as late. What Stripe may have is
+    parked, and compared with Stripe's summary.
+
+    Args:
+        store: where they are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def divert(self, shard: int, due: Sequence[Sealed]) -> tuple[list[Sealed], int, int]:
+        """Those of a shard's due intents that may be sent; how many were taken back, and how many parked.
+
+        Raises:
+            StoreError: the store does not answer, or the totals of a customer cannot be counted in.
+        """
+        asked = {sealed.identifier: _stamped(sealed) for sealed in due if sealed.value > 0}
+        late = await too_late(self._store, shard, asked.values())
+        if not late:
+            return list(due), 0, 0
+        names = [name for name, stamped in asked.items() if stamped in late]
+        admin = await (await self._store.admin()).for_delivery().at(self._store.keys.shard(shard, "intents"))
+        texts: list[Any] = await admin.ask(
+            admin.client.hmget(self._store.keys.shard(shard, "intents"), names)
+        )
+        withdrawn = parked = 0
+        for name, data in zip(names, texts, strict=True):
+            kept = None if data is None else Kept.read(name, shard, data)
+            if kept is None or kept.fields["state"] != "queued":
+                continue
+            if kept.first_ms:
+                parked += await self._park(kept)
+            else:
+                withdrawn += await withdraw(self._store, kept, cause=_CAUSE, why="")
+        return [sealed for sealed in due if sealed.identifier not in set(names)], withdrawn, parked
+
+    async def is_late(self, kept: Kept) -> bool:
+        """Whether the invoice that an intent was meant for is final.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        stamped = Stamped(
+            customer=kept.customer,
+            stripe_customer=kept.fields["stripe"],
+            period=kept.fields["period"],
+            minute_ms=kept.minute_s * 1000,
+        )
+        return bool(await too_late(self._store, kept.shard, [stamped]))
+
+    async def _park(self, kept: Kept) -> bool:
+        wait_ms = max(1, compare_in_ms(kept.first_ms, self._store.now_ms()))
+        more = {"why": _WHY}
+        return await steer(self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, more=more)
+
+
+def _stamped(sealed: Sealed) -> Stamped:
+    return Stamped(
+        customer=sealed.customer,
+        stripe_customer=sealed.stripe_customer,
+        period=sealed.period,
+        minute_ms=sealed.timestamp * 1000,
+    )
