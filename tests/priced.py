@@ -150,6 +150,25 @@ class Ledger:
                 )
         return found
 
+    async def change_at_stripe(
+        self, subscription: dict[str, Any], plan: str, *, proration_behavior: str
+    ) -> None:
+        """Give a subscription the items of another plan, as a person does in the Dashboard or in a portal."""
+        base = str(self.catalog.plans[plan].price.stripe_price)
+        items: list[dict[str, str]] = []
+        for item in subscription["items"]["data"]:
+            is_base = item["price"]["id"] in self._bases()
+            items.append({"id": item["id"], **({"price": base} if is_base else {"deleted": "true"})})
+        items += [{"price": price} for price in await self.metered_prices(plan)]
+        params = {
+            f"items[{place}][{name}]": value for place, item in enumerate(items) for name, value in item.items()
+        }
+        params["proration_behavior"] = proration_behavior
+        await self.world.ask("POST", f"/v1/subscriptions/{subscription['id']}", **params)
+
+    def _bases(self) -> set[str | None]:
+        return {plan.price.stripe_price for plan in self.catalog.plans.values()}
+
     async def lines(self) -> list[Line]:
         """All lines of Stripe's invoices that charge usage, but for invoices that are void."""
         events = {meter["id"]: meter["event_name"] for meter in await self.world.list("/v1/billing/meters")}
@@ -216,9 +235,10 @@ class Ledger:
         for (customer, meter, _), units in late.items():
             later[customer, meter] += units
         for line in lines:
-            if line.left > later[line.customer, line.meter]:
-                wrong.append(f"{line}: {line.left} of it were never recorded at that price then")
-            later[line.customer, line.meter] -= line.left
+            billed_late = min(line.left, later[line.customer, line.meter])
+            later[line.customer, line.meter] -= billed_late
+            if line.left > billed_late:
+                wrong.append(f"{line}: {line.left - billed_late} of it were never recorded at that price then")
         return wrong + self._accepted(late)
 
     async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool]]:

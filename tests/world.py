@@ -23,7 +23,6 @@ import looptime
 from delivering import STRIPE_KEY
 from meterkit import MeterKit
 from meterkit.delivery.closing import Closer
-from meterkit.redis.connection import ReplyError
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.result import Answer, Result
@@ -39,12 +38,13 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
 
-__all__ = ["Killed", "Process", "World", "run"]
+__all__ = ["Killed", "Process", "Refused", "World", "run"]
 
 _T = TypeVar("_T")
 
 SECRET: Final = "whsec_test_4eC39HqLyjWDarjtT1zdp7dc"
 HOOK: Final = "http://app/webhooks/stripe"
+_CANCEL_AGAIN_S: Final = 0.1
 STRIPE: Final = "http://stripe.emulated"
 # What draws a pause at random draws its middle here: a story goes the same way each time.
 _JITTERS: Final = ("_jitter",)
@@ -56,6 +56,10 @@ _LOADED: Final = (
 
 class Killed(Exception):  # noqa: N818 - not an error: what the story asked for
     """The process that was asked is dead."""
+
+
+class Refused(Exception):  # noqa: N818 - not an error: a person meets it, too
+    """Stripe refuses what a person asks of it."""
 
 
 class Process:
@@ -83,7 +87,7 @@ class Process:
         self._sweeper = Sweeper(kit.store, lambda: self._api, HookQueue(kit.store))
 
     def step(self, name: str) -> bool:
-        """Make a step; whether the process has survived until here."""
+        """Make a step; whether the process has survived until here. What it asked for then is not answered."""
         if self.is_alive:
             self.steps += 1
             self.trace.append(name)
@@ -112,10 +116,11 @@ class Process:
 
     async def _bury(self) -> None:
         """End its tasks, which can have no effect any more."""
+        # Again and again: what they try as they end is not answered, either.
         while tasks := [task for task in self.tasks if not task.done()]:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
 
     async def stop(self) -> None:
         """End it in peace, or what is left of one that was killed."""
@@ -151,7 +156,8 @@ class World:
         emulator: Stripe.
         process: the one that is alive now.
         stripe_is_away: whether calls to Stripe do not get there.
-        hooks_are_away: whether webhooks of Stripe are lost.
+        hooks_are_away: whether Stripe cannot deliver webhooks, and tries again later.
+        hooks_are_lost: whether they are answered with 200 and forgotten.
     """
 
     def __init__(self, catalog: Catalog, start: datetime, **settings: Any) -> None:
@@ -159,7 +165,7 @@ class World:
         start_s = start.timestamp() - loop.time()
         self._catalog, self._settings = catalog, settings
         self.clock: Callable[[], float] = lambda: start_s + loop.time()
-        self.stripe_is_away = self.hooks_are_away = False
+        self.stripe_is_away = self.hooks_are_away = self.hooks_are_lost = False
         self.emulator = StripeEmulator(clock=self.clock, automatic_webhooks=False)
         self.emulator.add_endpoint(HOOK, secret=SECRET, app=self._take)
         self.process: Process
@@ -216,7 +222,11 @@ class World:
         await self.process.turn()
 
     async def ask(self, method: str, path: str, **params: str) -> dict[str, Any]:
-        """Ask Stripe as a person does in its Dashboard, past the kit."""
+        """Ask Stripe as a person does in its Dashboard, past the kit.
+
+        Raises:
+            Refused: Stripe refuses it.
+        """
         form = "&".join(f"{name}={value}" for name, value in params.items()).encode()
         query = "" if method == "POST" else f"?{form.decode()}"
         headers = {"Authorization": f"Bearer {STRIPE_KEY}"}
@@ -225,7 +235,7 @@ class World:
         )
         found: dict[str, Any] = import_module("json").loads(answer.body)
         if answer.status != 200:
-            raise AssertionError(f"{method} {path} {params}: {found}")
+            raise Refused(f"{method} {path} {params}: {found['error']['message']}")
         return found
 
     async def list(self, path: str, **params: str) -> list[dict[str, Any]]:
@@ -240,18 +250,17 @@ class World:
             more = {"starting_after": found[-1]["id"]}
 
     async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer: list[Message] = []
+        answer = _answer_of(200)
+        if not self.hooks_are_lost:
+            answer = []
 
-        async def keep(message: Message) -> None:
-            answer.append(message)
+            async def keep(message: Message) -> None:
+                answer.append(message)
 
-        try:
-            await self.process.take(scope, receive, keep)
-        except Killed:  # What a dead process says is not heard.
-            answer = [
-                {"type": "http.response.start", "status": 503, "headers": []},
-                {"type": "http.response.body", "body": b""},
-            ]
+            try:
+                await self.process.take(scope, receive, keep)
+            except Killed:  # What a dead process says is not heard.
+                answer = _answer_of(503)
         for message in answer:
             await send(message)
 
@@ -271,11 +280,11 @@ class _InProcess:
     ) -> Answer | Result:
         """Send one request."""
         process, what = _process.get(), f"{method} {path.partition('?')[0]}"
-        if (process is not None and not process.step(f"before {what}")) or self._world.stripe_is_away:
+        await _survive(process, f"before {what}")
+        if self._world.stripe_is_away:
             return Result(failure="not_sent", message="ConnectionRefusedError")
         answer = await _http(self._world.emulator.app, method, path, headers, body)
-        if process is not None and not process.step(f"after {what}"):
-            return Result(failure="no_reply", message="ConnectionResetError")
+        await _survive(process, f"after {what}")
         return answer
 
     async def close(self) -> None:
@@ -322,7 +331,7 @@ class _Client(fakeredis.FakeAsyncRedis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Execute one command."""
-        _store_step(str(args[0]))
+        await _survive(_process.get(), str(args[0]))
         inherited: Any = super()
         return await inherited.execute_command(*args, **options)
 
@@ -333,17 +342,46 @@ class _Client(fakeredis.FakeAsyncRedis):
         execute = pipeline.execute
 
         async def stepping(*args: Any, **options: Any) -> Any:
-            _store_step("pipeline")
+            await _survive(_process.get(), "pipeline")
             return await execute(*args, **options)
 
         pipeline.execute = stepping
         return pipeline
 
 
-def _store_step(name: str) -> None:
-    process = _process.get()
-    if process is not None and not process.step(f"store {name}"):
-        raise ConnectionResetError("this process is dead")
+class _CompiledScripts:
+    """A runtime of Lua that compiles each script once, and collects garbage now and then."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._compiled: dict[bytes, Callable[[], Any]] = {}
+        self._uses = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def execute(self, script: bytes | str) -> Any:
+        """Run a script."""
+        if isinstance(script, str):  # fakeredis has it collect garbage after each script.
+            self._uses += 1
+            return None if self._uses % 500 else self._runtime.execute(script)
+        compiled = self._compiled.get(script)
+        if compiled is None:
+            compiled = self._compiled[script] = self._runtime.compile(script)
+        return compiled()
+
+
+async def _survive(process: Process | None, name: str) -> None:
+    """Make a step; one that is the last is never over."""
+    if process is not None and not process.step(name):
+        await asyncio.get_running_loop().create_future()
+
+
+def _answer_of(status: int) -> list[Message]:
+    return [
+        {"type": "http.response.start", "status": status, "headers": []},
+        {"type": "http.response.body", "body": b""},
+    ]
 
 
 async def _awaited(work: Awaitable[_T]) -> _T:
@@ -379,17 +417,18 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
     def client(_: object) -> _Client:
         return _Client(server=memory._server, version=(7, 0))
 
-    def stepping(connection: Any, request: bytes) -> Any:
+    def flush(connection: Any) -> None:
         process = _process.get()
-        if process is not None and not process.step("store"):
-            return ReplyError("this process is dead")
-        return execute(connection, request)
+        if process is None or process.step("store"):
+            execute(connection)
 
+    fakeredis.FakeRedis(server=memory._server, version=(7, 0)).eval("return 1", 0)  # Which makes its runtime.
+    patched.setattr(memory._server, "_lua_runtime", _CompiledScripts(memory._server._lua_runtime))
     # Keys end by the world's clock.
     patched.setattr(memory._Past, "__call__", now)
     patched.setattr(memory, "admin_client", client)
-    execute = memory.MemoryConnection._execute
-    patched.setattr(memory.MemoryConnection, "_execute", stepping)
+    execute = memory.MemoryConnection._flush
+    patched.setattr(memory.MemoryConnection, "_flush", flush)
 
 
 @asynccontextmanager

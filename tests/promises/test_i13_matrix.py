@@ -169,21 +169,8 @@ class Cell:
     async def _change_at_stripe(self) -> None:
         """Have a person change all items of the subscription, in the portal or in the Dashboard."""
         (found,) = await self.world.list("/v1/subscriptions", customer="cus_acme")
-        base = self.ledger.catalog.plans[self.target].price.stripe_price
-        items: list[dict[str, str]] = []
-        for item in found["items"]["data"]:
-            is_metered = item["price"]["recurring"]["usage_type"] == "metered"
-            items.append({"id": item["id"], **({"deleted": "true"} if is_metered else {"price": str(base)})})
-        items += [{"price": price} for price in await self.ledger.metered_prices(self.target)]
-        params = {
-            f"items[{place}][{name}]": value
-            for place, item in enumerate(items)
-            for name, value in item.items()
-        }
         behavior = "always_invoice" if self.how == "portal" else "create_prorations"
-        await self.world.ask(
-            "POST", f"/v1/subscriptions/{found['id']}", proration_behavior=behavior, **params
-        )
+        await self.ledger.change_at_stripe(found, self.target, proration_behavior=behavior)
 
     async def _turns(self, every: int, minutes: int) -> None:
         """Let minutes pass, in which Stripe and the process do what they do by themselves."""

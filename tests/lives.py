@@ -1,0 +1,319 @@
+"""Lives of a customer: a year of what people, Stripe, networks and processes may do, drawn by a seed.
+
+A life is a list of events, so that one that finds a fault can be shortened until each event is needed.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog import loads
+from meterkit.errors import MeterkitError
+from priced import Ledger
+from world import Killed, Refused, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    import pytest
+
+    from world import World
+
+__all__ = ["CATALOG", "Event", "Life", "drawn", "lived"]
+
+START: Final = datetime(2031, 1, 5, 9, 20, 30, tzinfo=UTC)
+YEAR: Final = timedelta(days=365)
+CUSTOMER: Final = "acme"
+STRIPE_CUSTOMER: Final = "cus_acme"
+PLANS: Final = ("basic", "pro", "tried", "max")
+METERS: Final = ("tokens", "pages", "calls")
+CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token, stripe: {event_name: ai_tokens}}
+  pages:  {unit: page, stripe: {event_name: pdf_pages}}
+  calls:  {unit: call, stripe: {event_name: api_calls}}
+  seats:  {unit: seat, kind: gauge}
+routes: [{match: "*", exempt: true}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      tokens: {included: 5, overage: deny}
+      pages:  {included: 5, overage: deny}
+      calls:  {included: 5, overage: deny}
+  basic:
+    rank: 1
+    price: {amount_cents: 1500, interval: month, stripe_price: price_basic}
+    seat_price: {amount_cents: 300, stripe_price: price_basic_seat}
+    meters:
+      tokens: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
+      pages:  {included: 10, overage: deny}
+      calls:  {included: 20, overage: {bill: {per: 1, amount_cents: 2}}}
+      seats:  {included: 1, overage: deny}
+  pro:
+    rank: 2
+    price: {amount_cents: 2900, interval: month, stripe_price: price_pro}
+    seat_price: {amount_cents: 200, stripe_price: price_pro_seat}
+    meters:
+      tokens: {included: 20, overage: {bill: {per: 1, amount_cents: 3}}}
+      pages:  {included: 10, overage: {bill: {per: 1, amount_cents: 7}}}
+      calls:  {included: 20, overage: {bill: {per: 1, amount_cents: 2}}}
+      seats:  {included: 3, overage: deny}
+  tried:
+    rank: 3
+    price: {amount_cents: 3300, interval: month, stripe_price: price_tried}
+    trial: 14d
+    meters:
+      tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 4}}}
+      pages:  {included: 0, overage: {bill: {per: 1, amount_cents: 6}}}
+      calls:  {included: unlimited}
+  max:
+    rank: 4
+    price: {amount_cents: 9900, interval: month, stripe_price: price_max}
+    seat_price: {amount_cents: 100, stripe_price: price_max_seat}
+    meters:
+      tokens: {included: unlimited}
+      pages:  {included: 30, overage: {bill: {per: 1, amount_cents: 7}}}
+      calls:  {included: 50, overage: {bill: {per: 1, amount_cents: 1}}}
+      seats:  {included: 5, overage: deny}
+""")
+# How often each kind of event comes, of a hundred.
+KINDS: Final = {
+    "use": 50,
+    "change_plan": 12,
+    "set_seats": 4,
+    "cancel": 3,
+    "cancel_now": 2,
+    "resume": 3,
+    "subscribe": 4,
+    "fail_payments": 2,
+    "mend_payments": 4,
+    "portal_cancel": 1,
+    "change_at_stripe": 3,
+    "stripe_away": 3,
+    "hooks_away": 2,
+    "hooks_lost": 1,
+    "hooks_twice": 2,
+    "kill": 4,
+}
+IDLE: Final = timedelta(days=3)
+# Around the end of a period, in minutes from it.
+AROUND: Final = (-7, 2, 13, 40, 70, 180)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happens: when, of what kind, and what it depends on."""
+
+    at: timedelta
+    kind: str
+    what: str = ""
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{START + self.at:%m-%d %H:%M} {self.kind} {self.what} {self.number}"
+
+
+def drawn(seed: int) -> list[Event]:
+    """The events of a life."""
+    random = Random(seed)  # noqa: S311 - a story, not a secret
+    events = [Event(at=timedelta(), kind="subscribe", what=random.choice(PLANS), number=random.randint(1, 6))]
+    at = timedelta()
+    while True:
+        # Often minutes apart, so that one thing comes into another; else days.
+        minutes = random.choice((1, 4, 15, 90, 1_500, 6_000, 12_000, 20_000))
+        at += timedelta(minutes=minutes, seconds=random.randint(0, 59))
+        if at >= YEAR:
+            return events
+        (kind,) = random.choices([*KINDS], [*KINDS.values()])
+        what = random.choice(METERS if kind == "use" else PLANS)
+        events.append(Event(at=at, kind=kind, what=what, number=random.randint(1, 60)))
+
+
+@dataclass(kw_only=True)
+class Life:
+    """A life that is being lived.
+
+    Attributes:
+        told: what has happened, in words.
+    """
+
+    world: World
+    ledger: Ledger
+    told: list[str] = field(default_factory=list[str])
+    _back_at: dict[str, datetime] = field(default_factory=dict[str, datetime])
+    _turned_at: datetime = START
+    _ends: list[datetime] = field(default_factory=list[datetime])
+
+    async def live(self, events: Sequence[Event]) -> None:
+        """Live a year, and on in peace until its last invoice is final."""
+        world = self.world
+        world.emulator.add_plans(CATALOG)
+        world.emulator.add_customer(STRIPE_CUSTOMER)
+        world.emulator.add_payment_method(STRIPE_CUSTOMER)
+        await world.do(world.kit.customers.link(CUSTOMER, STRIPE_CUSTOMER))
+        await world.do(world.kit.gauges.set(CUSTOMER, "seats", 1))
+        for event in events:
+            await self._until(START + event.at)
+            came = await self._do(event)
+            self.told.append(f"{event}: {came}")
+        for name in ("stripe", "hooks", "lost"):
+            self._back_at[name] = world.now
+        world.process.dies_at = 0
+        await self._until(world.now + timedelta(minutes=30))
+        await self._mend_payments()
+        await self._until(START + YEAR + timedelta(days=37))
+
+    async def _do(self, event: Event) -> str:
+        """Have an event happen; what came of it."""
+        act: Callable[[Event], Coroutine[Any, Any, object]] = getattr(self, f"_{event.kind}")
+        try:
+            came = await act(event)
+        except Killed:
+            await self._revive()
+            return "killed"
+        except (MeterkitError, Refused) as error:
+            return f"{type(error).__name__} {error}"[:160]
+        return "" if came is None else str(came)
+
+    async def _use(self, event: Event) -> None:
+        process = self.world.process
+        # Whether usage was recorded is known here: what becomes of it as a process dies has tests of its own.
+        dies_in, process.dies_at = process.dies_at - process.steps, 0
+        await self.ledger.record(CUSTOMER, event.what, event.number)
+        process.dies_at = process.steps + dies_in if dies_in > 0 else 0
+
+    async def _subscribe(self, event: Event) -> str:
+        plan = CATALOG.plans[event.what]
+        seats = event.number % 4 + 1 if plan.seat_price is not None else 1
+        made = await self.world.do(self.world.kit.subscriptions.create(CUSTOMER, plan.key, seats))
+        if made.client_secret is not None and made.subscription.status == "incomplete":
+            with suppress(ValueError):  # The payment fails.
+                self.world.emulator.confirm_payment(made.client_secret)
+        return made.subscription.status
+
+    async def _change_plan(self, event: Event) -> str:
+        made = await self.world.do(self.world.kit.subscriptions.change_plan(CUSTOMER, event.what))
+        return f"{made.subscription.plan}, later {made.subscription.pending_change}"
+
+    async def _set_seats(self, event: Event) -> None:
+        await self.world.do(self.world.kit.subscriptions.set_seats(CUSTOMER, event.number % 6 + 1))
+
+    async def _cancel(self, _: Event) -> None:
+        await self.world.do(self.world.kit.subscriptions.cancel(CUSTOMER))
+
+    async def _cancel_now(self, event: Event) -> None:
+        cancel = self.world.kit.subscriptions.cancel
+        await self.world.do(cancel(CUSTOMER, immediately=True, give_back=event.number % 2 == 0))
+
+    async def _resume(self, _: Event) -> None:
+        await self.world.do(self.world.kit.subscriptions.resume(CUSTOMER))
+
+    async def _fail_payments(self, _: Event) -> None:
+        self.world.emulator.fail_payments(STRIPE_CUSTOMER)
+
+    async def _mend_payments(self, _: Event | None = None) -> None:
+        self.world.emulator.mend_payments(STRIPE_CUSTOMER)
+        for invoice in await self.world.list("/v1/invoices", customer=STRIPE_CUSTOMER, status="open"):
+            with suppress(Refused):
+                await self.world.ask("POST", f"/v1/invoices/{invoice['id']}/pay")
+
+    async def _portal_cancel(self, _: Event) -> None:
+        for found in await self.world.list("/v1/subscriptions", customer=STRIPE_CUSTOMER):
+            await self.world.ask("POST", f"/v1/subscriptions/{found['id']}", cancel_at="max_period_end")
+
+    async def _change_at_stripe(self, event: Event) -> None:
+        """A person gives the subscription another plan, with all its items."""
+        for found in await self.world.list("/v1/subscriptions", customer=STRIPE_CUSTOMER):
+            behavior = ("create_prorations", "always_invoice")[event.number % 2]
+            await self.ledger.change_at_stripe(found, event.what, proration_behavior=behavior)
+
+    async def _stripe_away(self, event: Event) -> None:
+        self.world.stripe_is_away = True
+        self._back_at["stripe"] = self.world.now + timedelta(minutes=3 * event.number)
+
+    async def _hooks_away(self, event: Event) -> None:
+        self.world.hooks_are_away = True
+        self._back_at["hooks"] = self.world.now + timedelta(hours=event.number / 2)
+
+    async def _hooks_lost(self, event: Event) -> None:
+        self.world.hooks_are_lost = True
+        self._back_at["lost"] = self.world.now + timedelta(hours=event.number / 4)
+
+    async def _hooks_twice(self, _: Event) -> None:
+        await self.world.tell(twice=True)
+
+    async def _kill(self, event: Event) -> None:
+        """Have the process die at one of its next steps."""
+        self.world.process.dies_at = self.world.process.steps + event.number
+
+    async def _until(self, instant: datetime) -> None:
+        """Let time pass, in which Stripe and the process do by themselves what they do."""
+        world = self.world
+        self._ends = await self._bounds()
+        while (due := self._next_turn()) < instant:
+            await world.until(due)
+            self._come_back()
+            with suppress(Killed):
+                await world.turn()
+            await self._revive()
+            self._turned_at = world.now
+            if not self._ends or self._ends[-1] <= world.now:
+                self._ends = await self._bounds()
+        await world.until(instant)
+        self._come_back()
+
+    def _next_turn(self) -> datetime:
+        """When the process is to look again: something needs it in time, or days have passed."""
+        now = self.world.now
+        times = [self._turned_at + IDLE, *(at for at in self._back_at.values() if at > now)]
+        if self._is_fresh():
+            times.append(now.replace(second=15) + timedelta(minutes=6))
+        times += [at for end in self._ends for around in AROUND if (at := end + timedelta(minutes=around)) > now]
+        return max(now, min(times))
+
+    async def _bounds(self) -> list[datetime]:
+        """When the periods of subscriptions begin and end."""
+        bounds = {
+            item[bound]
+            for found in await self.world.list("/v1/subscriptions", customer=STRIPE_CUSTOMER, status="all")
+            for item in found["items"]["data"]
+            for bound in ("current_period_start", "current_period_end")
+        }
+        return [datetime.fromtimestamp(bound, UTC) for bound in sorted(bounds)]
+
+    def _is_fresh(self) -> bool:
+        """Whether something was recorded since the last look."""
+        return bool(self.ledger.log) and self.ledger.log[-1].at > self._turned_at - timedelta(minutes=6)
+
+    def _come_back(self) -> None:
+        """End the outages that are over."""
+        world, over = self.world, {name for name, at in self._back_at.items() if at <= self.world.now}
+        for name in over:
+            del self._back_at[name]
+        world.stripe_is_away = world.stripe_is_away and "stripe" not in over
+        world.hooks_are_away = world.hooks_are_away and "hooks" not in over
+        world.hooks_are_lost = world.hooks_are_lost and "lost" not in over
+
+    async def _revive(self) -> None:
+        if not self.world.process.is_alive:
+            await self.world.begin()
+
+
+def lived(patched: pytest.MonkeyPatch, events: Sequence[Event]) -> tuple[list[str], list[str]]:
+    """Live a life; what is wrong at its end, and what has happened."""
+
+    async def story(world: World) -> tuple[list[str], list[str]]:
+        life = Life(world=world, ledger=Ledger(world=world, catalog=CATALOG))
+        await life.live(events)
+        return await life.ledger.audit(), life.told
+
+    return run(patched, story, catalog=CATALOG, start=START)
