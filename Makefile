@@ -4,7 +4,7 @@
 #   make field           all servers, loops and lifespans, and the suites of other projects in full; prints the matrix
 #   make coverage        the tests again, and which lines and branches of meterkit they do not run
 #   make mutants         every mutant of the scripts: each must fail a test
-#   make soak            ten minutes in which all is killed at random, every mutant of the scripts, properties and crashes at length
+#   make soak            ten minutes in which all is killed at random, every mutant of the scripts, properties, crashes and lives at length
 #   make test-oldest     the tests of what depends on other packages, with the oldest versions that pyproject.toml allows
 #   make test-sdks       token counts off the objects of providers' SDKs and of frameworks around them, installed for it
 #   make lint docs bench what their names say
@@ -72,6 +72,7 @@ soak: $(VENV)/.dev
 	METERKIT_SOAK_S=600 $(BIN)/pytest --timeout 7200 tests/promises/test_i6_i11_soak.py $(ARGS)
 	METERKIT_ALL_MUTANTS=1 METERKIT_CRASH_SEEDS=500 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
 	  tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
+	METERKIT_LIVES=500 $(BIN)/pytest -n 2 --timeout 7200 tests/promises/test_i13_matrix.py tests/promises/test_i13_lives.py $(ARGS)
 
 test-oldest: $(OLDEST)/.done
 	$(OLDEST)/bin/pytest -n 3 --dist worksteal $(OLDEST_WARNS) $(OLDEST_TESTS) $(OLDEST_LACKS) $(ARGS)

@@ -170,7 +170,7 @@ class Life:
         world.process.dies_at = 0
         await self._until(world.now + timedelta(minutes=30))
         await self._mend_payments()
-        await self._until(START + YEAR + timedelta(days=37))
+        await self._until(world.now + timedelta(days=37))
 
     async def _do(self, event: Event) -> str:
         """Have an event happen; what came of it."""
@@ -277,7 +277,9 @@ class Life:
         times = [self._turned_at + IDLE, *(at for at in self._back_at.values() if at > now)]
         if self._is_fresh():
             times.append(now.replace(second=15) + timedelta(minutes=6))
-        times += [at for end in self._ends for around in AROUND if (at := end + timedelta(minutes=around)) > now]
+        times += [
+            at for end in self._ends for around in AROUND if (at := end + timedelta(minutes=around)) > now
+        ]
         return max(now, min(times))
 
     async def _bounds(self) -> list[datetime]:

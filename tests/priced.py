@@ -161,7 +161,9 @@ class Ledger:
             items.append({"id": item["id"], **({"price": base} if is_base else {"deleted": "true"})})
         items += [{"price": price} for price in await self.metered_prices(plan)]
         params = {
-            f"items[{place}][{name}]": value for place, item in enumerate(items) for name, value in item.items()
+            f"items[{place}][{name}]": value
+            for place, item in enumerate(items)
+            for name, value in item.items()
         }
         params["proration_behavior"] = proration_behavior
         await self.world.ask("POST", f"/v1/subscriptions/{subscription['id']}", **params)
@@ -238,7 +240,9 @@ class Ledger:
             billed_late = min(line.left, later[line.customer, line.meter])
             later[line.customer, line.meter] -= billed_late
             if line.left > billed_late:
-                wrong.append(f"{line}: {line.left - billed_late} of it were never recorded at that price then")
+                wrong.append(
+                    f"{line}: {line.left - billed_late} of it were never recorded at that price then"
+                )
         return wrong + self._accepted(late)
 
     async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool]]:

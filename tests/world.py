@@ -87,7 +87,7 @@ class Process:
         self._sweeper = Sweeper(kit.store, lambda: self._api, HookQueue(kit.store))
 
     def step(self, name: str) -> bool:
-        """Make a step; whether the process has survived until here. What it asked for then is not answered."""
+        """Make a step; whether the process has survived until here. A dead one is not answered."""
         if self.is_alive:
             self.steps += 1
             self.trace.append(name)
