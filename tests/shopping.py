@@ -15,7 +15,7 @@ from meterkit.testing import Clock, StripeEmulator
 from stripe_session import tls
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from meterkit import MeterKit, Subscription
     from meterkit.catalog import Catalog
@@ -137,12 +137,20 @@ class Shop:
 
 @asynccontextmanager
 async def shop(
-    store_url: str, *, start: datetime = START, catalog: Catalog = CATALOG, **settings: Any
+    store_url: str,
+    *,
+    start: datetime = START,
+    catalog: Catalog = CATALOG,
+    selling: Callable[[StripeEmulator, Catalog], None] | None = None,
+    **settings: Any,
 ) -> AsyncGenerator[Shop]:
-    """A kit on ``store_url`` whose Stripe is an emulator that sells the plans, reached over HTTP."""
+    """A kit on ``store_url`` whose Stripe is an emulator that sells the plans, reached over HTTP.
+
+    ``selling`` makes the prices there; default: :func:`sell`.
+    """
     clock = Clock(start)
     emulator = StripeEmulator(clock=clock)
-    sell(emulator, catalog)
+    (selling or sell)(emulator, catalog)
     async with (
         emulator.serve() as url,
         kit_for(store_url, url, clock=clock, catalog=catalog, **settings) as kit,

@@ -116,7 +116,7 @@ class MeterKit:
         tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
         if self.settings.delivers:
             tasks |= delivery_tasks(self.store, self.settings, self.flusher, stripe.api)
-            tasks |= self.webhooks.tasks
+            tasks |= {**self.webhooks.tasks, **self.subscriptions.tasks}
         tasks["turns"] = partial(follow_turns, self.store, is_wanted=self._follows_turns)
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)

@@ -7,11 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.background import flusher_for
+from meterkit.delivery.counting import until_counted
 from meterkit.delivery.customer_delivery import deliver_customer, undelivered
+from meterkit.delivery.cutting import Cutter
 from meterkit.delivery.refused import take_refusals
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.service.last_invoice import until_billed
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
@@ -79,7 +80,8 @@ def subscriptions_of(
         fetch: fetches a customer's subscription from Stripe into the store.
     """
     deliver = partial(_deliver, store, settings, access)
-    return Subscriptions(store, access.api, fetch=fetch, deliver=deliver)
+    cutter = Cutter(store, partial(flusher_for, store, settings), access.api)
+    return Subscriptions(store, access.api, fetch=fetch, deliver=deliver, cut=cutter.cut)
 
 
 async def _deliver(store: Store, settings: Settings, access: StripeAccess, customer: str) -> None:
@@ -94,8 +96,14 @@ async def _deliver(store: Store, settings: Settings, access: StripeAccess, custo
         _, state = await States(store).read(customer)
         if state.stripe_customer is None:
             return
-        billed = until_billed(store, access.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S)
-        if not await billed or not has_all or not (left := await undelivered(store, customer)):
+        counting = until_counted(store, access.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S)
+        if uncounted := await counting:
+            _logger.error(
+                "%d units that customer %r has used are delivered, and Stripe has not counted them in time:"
+                " they are not on the invoice that ends the subscription",
+                *(uncounted, customer),
+            )
+        if uncounted or not has_all or not (left := await undelivered(store, customer)):
             return
     _logger.error(
         "customer %r has used %d units while its subscription was ended: they are not on the last invoice",

@@ -15,7 +15,7 @@ from meterkit.decisions.periods import bounds_at
 from meterkit.redis.resp import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
 from store.delivery_corrections import COST, ONCE, Restore, restore
-from store.delivery_model import LETTERS, METERS, STEERED, Amend, Intent, Move, Refuse, Seal, Steer
+from store.delivery_model import LETTERS, METERS, STEERED, Amend, Cut, Intent, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
 from store.script_plans import START_MS
@@ -135,6 +135,27 @@ class Delivery(Checks):
         self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
         self.store(f"t:{name}")
 
+    def plant_change(self, name: str) -> None:
+        """Prices that were changed in this period, or are being changed; and minutes that no intent has."""
+        customer = self.shard.customers[name]
+        if customer.period is None:
+            return
+        begins, minute = customer.period[0], self.wall // MINUTE_MS * MINUTE_MS
+        beside = [minute + nth * MINUTE_MS for nth in range(-2, 4)]
+        beside += [self.wall + more for more in (-1, 0, 1)]
+        if self.random.random() < 0.3:
+            self.wall = minute + 2_000 + self.random.choice(BESIDE)
+        for kind in "wy":
+            if self.random.random() < 0.5:
+                customer.closed[f"{begins}|{kind}"] = self.random.choice(beside)
+        for meter in METERS:
+            if self.random.random() < 0.5:
+                changed = [customer.closed.get(f"{begins}|{kind}", minute) for kind in "wy"]
+                vacant = self.random.choice((begins - 1, begins, minute - MINUTE_MS, minute, *changed))
+                customer.closed[f"{begins}|{meter_token(meter)}v"] = vacant
+        self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
+        self.store(f"t:{name}")
+
     def plant_age(self, _: str) -> None:
         """Keys that were given their lives long ago."""
         for key in self.shard.ttls:
@@ -217,6 +238,9 @@ class Delivery(Checks):
             outlive_ms=self.random.choice((900_000, 40 * DAY_MS)),
             live_ms=self.random.choice((900_000, 60 * DAY_MS)),
             invoices=self.invoices(now, [n for name, n in customer.closed.items() if name[-1] == "e"]),
+            cut=Cut(till_ms=self.wall + 90_000, labels=self._labels())
+            if self.random.random() < 0.4
+            else None,
         )
         skew = self.random.choice(SKEWS) if self.random.random() < 0.1 else 0
         times = Times(wall=self.wall, claimed=self.wall - skew)
@@ -231,6 +255,7 @@ class Delivery(Checks):
             asked.stripe,
             json.dumps(taken),
             "" if asked.invoices is None else json.dumps(asdict(asked.invoices)),
+            json.dumps({"till": str(asked.cut.till_ms), "labels": asked.cut.labels}) if asked.cut else "",
         ]
         argv += [part for event in events.items() for part in event]
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}")
@@ -254,7 +279,7 @@ class Delivery(Checks):
             return
         view, key, field = broken
         terms = [view.next_end_ms, *view.period, view.next_end_ms, 0, 0]
-        argv: list[str | bytes] = [view.rev, pack_numbers(terms), "f" * 32, name, f"cus_{name}", "[]", ""]
+        argv: list[str | bytes] = [view.rev, pack_numbers(terms), "f" * 32, name, f"cus_{name}", "[]", "", ""]
         keys = (f"c:{name}", f"s:{name}", f"t:{name}", "dirty", "intents", "outbox", f"h:{name}")
         reply, found = self.ask("seal", keys, *argv, self.wall)
         self._mend(name, key, found)
@@ -604,15 +629,34 @@ class Delivery(Checks):
             turn_ms=self.random.choice((0, self.wall + self.random.randrange(9))),
             entries=[[f"{what}{nth}" for what in "katfc"] for nth in range(self.random.randrange(3))],
             notices=[[f"kind{nth}", f'{{"nth":{nth}}}'] for nth in range(self.random.randrange(3))],
+            ended_ms=self._near(name),
+            labels=self._labels() if self.random.random() < 0.6 else {},
         )
         shared = ("customers", "dirty", "unlinked", "turns")
-        keys = (f"c:{name}", f"s:{name}", *shared, f"h:{name}", "notices", f"v:{name}")
-        changes = json.dumps({"entries": asked.entries, "notices": asked.notices, "gauges": []})
+        keys = (f"c:{name}", f"s:{name}", *shared, f"h:{name}", "notices", f"v:{name}", f"t:{name}")
+        ended = {"at": str(asked.ended_ms), "labels": asked.labels}
+        changes = json.dumps(
+            {"entries": asked.entries, "notices": asked.notices, "gauges": [], "ended": ended}
+        )
         argv = (asked.read, asked.rev, asked.data, name, int(linked), seal_at_ms)
         more = (asked.read_force, asked.force, asked.turn_ms, changes)
         reply, found = self.ask("amend", keys, *argv, *more, self.wall)
-        expected = self.shard.amend(name, asked, linked=linked, seal_at_ms=seal_at_ms)
+        expected = self.shard.amend(name, asked, self.wall, linked=linked, seal_at_ms=seal_at_ms)
         self.check(f"amend {argv} {more}", expected, reply, found)
+
+    def _labels(self) -> dict[str, str]:
+        """Some meters, each with the label of a price."""
+        return {
+            meter_token(meter): self.random.choice(("1/5", "1/5", "1000/12", "-"))
+            for meter in METERS
+            if self.random.random() < 0.6
+        }
+
+    def _near(self, name: str) -> int:
+        """An instant about when the period of a customer began, or now."""
+        period = self.shard.customers[name].period
+        begins = self.wall if period is None else period[0]
+        return self.random.choice((begins - 1, begins, begins + 1, self.wall))
 
     def forget(self, name: str) -> None:
         read = self._rev(name)
@@ -702,6 +746,7 @@ class Delivery(Checks):
 _PLANTS: Final = (
     (Delivery.plant_usage, 50),
     (Delivery.plant_closed, 8),
+    (Delivery.plant_change, 12),
     (Delivery.plant_age, 8),
     (Delivery.plant_grants, 3),
     (Delivery.plant_lease, 8),

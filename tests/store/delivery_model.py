@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.decisions.keys import meter_token
 from store.delivery_late import overtake
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 METERS: Final = ("requests", "tokens", "pages", "rows")
 VALUE_MAX: Final = 10**15 - 1
 AHEAD_MS: Final = 3 * MINUTE_MS
+SKEW_MS: Final = 2_000
 KEPT_MS: Final = 35 * DAY_MS
 DELIVERED_MS: Final = 36 * DAY_MS
 TOTALS_MS: Final = 400 * DAY_MS
@@ -87,6 +88,15 @@ class Seal:
     outlive_ms: int
     live_ms: int
     invoices: Invoices | None = None
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Until when usage is held back that comes after, and the labels of the prices that end."""
+
+    till_ms: int
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +136,8 @@ class Amend:
     turn_ms: int
     entries: list[list[str]]
     notices: list[list[str]]
+    ended_ms: int
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +201,16 @@ class Shard:
         customer.roll(now, view)
         late = [] if asked.invoices is None else overtake(self, name, view, asked.events, asked.invoices, now)
         made, waits, nameless = _seal_closed(name, customer, asked, now)
+        period = view.period_at(now)[0] if customer.period is None else customer.period[0]
         more, longer, others = _seal_open(name, customer, asked, now)
         made, waits = made + more, waits + longer
         for intent in made:
             intent.at = now
             _count(customer, intent, intent.value)
+        if asked.cut is not None:
+            customer.closed[f"{period}|w"] = asked.cut.till_ms
+            mark_prices(customer, period, asked.cut.labels)
+            self.keep(f"t:{name}", TOTALS_MS)
         if made or closed != customer.closed:
             self.keep(f"t:{name}", TOTALS_MS)
         if waits:
@@ -377,10 +394,17 @@ class Shard:
 
     # Administration.
 
-    def amend(self, name: str, asked: Amend, *, linked: bool, seal_at_ms: int) -> Answer:
+    def amend(self, name: str, asked: Amend, now: int, *, linked: bool, seal_at_ms: int) -> Answer:
         customer, rev = self.customers[name], asked.rev
         if customer.rev != asked.read or self.forces.get(name, "") != asked.read_force:
             return [1, customer.rev.encode(), customer.data.encode()]
+        period = None if customer.period is None else customer.period[0]
+        is_of_it = period is not None and period < asked.ended_ms
+        if period is not None and is_of_it and customer.closed.get(f"{period}|w", 0) <= now:
+            closed = dict(customer.closed)
+            mark_prices(customer, period, asked.labels)
+            if closed != customer.closed:
+                self.keep(f"t:{name}", TOTALS_MS)
         customer.rev, customer.data, self.forces[name] = rev, asked.data, asked.force
         self.turns.pop(name, None)
         if asked.turn_ms:
@@ -466,17 +490,42 @@ def _sharing(events: Mapping[str, str], token: str) -> list[str]:
 
 
 def free_minute(
-    customer: Customer, events: Mapping[str, str], taken: Sequence[int], token: str, now: int
+    customer: Customer,
+    events: Mapping[str, str],
+    taken: Sequence[int],
+    token: str,
+    now: int,
+    from_ms: int = 0,
 ) -> tuple[int, int]:
     """The first minute that an intent of this period may have, and the last that one can."""
     assert customer.period is not None
     begins, ends = customer.period
     sharing = _sharing(events, token)
     stamped = max(customer.stamps[other] for other in METERS if meter_token(other) in sharing)
-    minute = max(-(-begins // MINUTE_MS) * MINUTE_MS, now // MINUTE_MS * MINUTE_MS, stamped + MINUTE_MS)
+    first = -(-max(begins, from_ms) // MINUTE_MS) * MINUTE_MS
+    minute = max(first, now // MINUTE_MS * MINUTE_MS, stamped + MINUTE_MS)
     while minute in taken:
         minute += MINUTE_MS
     return minute, (ends // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
+
+
+def mark_prices(customer: Customer, period: int, labels: Mapping[str, str]) -> None:
+    """End a price segment of each of these meters."""
+    for meter in METERS:
+        token = meter_token(meter)
+        if token not in labels:
+            continue
+        field = f"{period}|{token}"
+        sealed = sum(customer.closed.get(f"{field}{state}", 0) for state in "qlkdx")
+        overage, before = customer.overage[meter], str(customer.closed.get(f"{field}s", ""))
+        if not sealed + overage and not before:
+            continue
+        lines = before.split(";")[:-1]
+        if lines and lines[-1].split()[0] == labels[token]:
+            del lines[-1]
+        lines.append(f"{labels[token]} {sealed} {overage}")
+        # The one field of totals that is no number.
+        customer.closed[f"{field}s"] = cast("int", "".join(f"{line};" for line in lines))
 
 
 def _seal_closed(
@@ -506,6 +555,17 @@ def _seal_closed(
     return made, waits, nameless
 
 
+def _before(customer: Customer, asked: Seal, token: str, minute: int, from_ms: int) -> int | None:
+    """The minute before one, where an intent may have it, too."""
+    assert customer.period is not None
+    before = minute - MINUTE_MS
+    stamped = max(
+        customer.stamps[other] for other in METERS if meter_token(other) in _sharing(asked.events, token)
+    )
+    is_free = before >= max(customer.period[0], from_ms) and before > stamped and before not in asked.taken
+    return before if is_free else None
+
+
 def _seal_open(
     name: str, customer: Customer, asked: Seal, now: int
 ) -> tuple[list[Intent], list[int], list[tuple[bytes, bytes]]]:
@@ -520,13 +580,27 @@ def _seal_open(
             waits.append(now + MINUTE_MS)
             nameless.append((token.encode(), b"%d" % pending))
         elif pending:
-            minute, last = free_minute(customer, asked.events, asked.taken, token, now)
+            held, changed = (customer.closed.get(f"{begins}|{name}", 0) for name in "wy")
+            if held > now and asked.cut is None:
+                waits.append(held)
+                continue
+            from_ms = max(held, changed)
+            minute, last = free_minute(customer, asked.events, asked.taken, token, now, from_ms)
+            vacant, field = _before(customer, asked, token, minute, from_ms), f"{begins}|{token}v"
+            if asked.cut is not None and minute > now - SKEW_MS:
+                if vacant is not None:
+                    minute, vacant = vacant, None
+                elif customer.closed.get(field, 0) >= max(begins, from_ms):
+                    minute = customer.closed.pop(field)
             is_full = minute > last
             if not is_full and minute <= now + AHEAD_MS:
                 value = min(pending, VALUE_MAX)
                 event = asked.events[token]
                 made.append(Intent(name, asked.stripe, begins, token, event, value, minute))
-                customer.pending[meter], customer.stamps[meter] = pending - value, minute
+                customer.pending[meter] = pending - value
+                customer.stamps[meter] = max(customer.stamps[meter], minute)
+                if vacant is not None:
+                    customer.closed[field] = vacant
             if customer.pending[meter]:
                 waits.append(ends if is_full else max(now + 1000, minute - AHEAD_MS))
     return made, waits, nameless

@@ -210,7 +210,7 @@ class World(Requests):
         is_linked = state.stripe_customer is not None
         argv = (customer.rev, rev, data, name, int(is_linked), self.wall, "", "", 0, NO_CHANGES, self.wall)
         names = [keys.counters, keys.state, self.keys.shard(0, "customers"), keys.dirty, keys.unlinked]
-        names += [self.keys.turns(0), keys.history, keys.notices, keys.levels]
+        names += [self.keys.turns(0), keys.history, keys.notices, keys.levels, keys.totals]
         reply = self.wire(pack("EVALSHA", self.scripts["amend"].sha, len(names), *names, *argv))
         self.compare(f"amend {name} {state}", [0], reply)
         self.model.amend(name, rev, data, linked=is_linked, seal_at_ms=self.wall)
@@ -335,7 +335,7 @@ _DEEDS: Final[Mapping[str, float]] = {
     "stranger": 4,
     "age": 0.15,
 }
-NO_CHANGES: Final = '{"entries":[],"notices":[],"gauges":[]}'
+NO_CHANGES: Final = '{"entries":[],"notices":[],"gauges":[],"ended":{"at":"0","labels":{}}}'
 _STATUSES: Final[tuple[Status | None, ...]] = (
     *(None, None, "active", "past_due", "past_due", "unpaid", "canceled", "paused"),
 )

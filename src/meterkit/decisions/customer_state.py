@@ -56,6 +56,8 @@ class CustomerState:
         overrides: meter to an entitlement in the notation of the plans file.
         granted: whether grants were ever added.
         minutes_taken_ms: minutes that the Stripe customer's intents of a customer before this one have.
+        asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
+        asked_ms: when that was.
     """
 
     plan: str | None = None
@@ -66,6 +68,8 @@ class CustomerState:
     overrides: dict[str, dict[str, object]] = field(default_factory=dict[str, dict[str, object]])
     granted: bool = False
     minutes_taken_ms: tuple[int, ...] = ()
+    asked_plan: str | None = None
+    asked_ms: int = 0
     subscription: SubscriptionState | None = None
 
     def dump(self) -> str:

@@ -36,7 +36,8 @@ class InForce:
         seats: that the subscription pays for.
         subscription: its id.
         cancel_at_ms: when it ends, while that is ahead.
-        pending_plan, pending_seats, pending_at_ms: what is to change in it, while that is ahead.
+        pending_plan, pending_seats, pending_at_ms: what is to change in it, while that is ahead; or the plan
+            that was asked for, and when, while Stripe has not confirmed it.
         missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
         reminded: how many reminders of an unpaid invoice are due by then.
         at_ms: the instant.
@@ -84,6 +85,8 @@ class InForce:
         if subscription.status_at(at_ms) in ENDED:
             return now
         now = replace(now, cancel_at_ms=subscription.cancel_at_ms)
+        if state.asked_plan not in {None, subscription.plan}:
+            return replace(now, pending_plan=state.asked_plan, pending_at_ms=state.asked_ms)
         if subscription.pending_at_ms is None or subscription.pending_at_ms <= at_ms:
             return now
         return replace(

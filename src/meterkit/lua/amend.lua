@@ -6,12 +6,14 @@
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] set  customers with state
 -- KEYS[4] zset  dirty       KEYS[5] zset  unlinked    KEYS[6] zset  turns: customers by when the clock changes them
 -- KEYS[7] list  ledger of changes    KEYS[8] stream  notices    KEYS[9] hash  levels of gauges
+-- KEYS[10] hash  totals of closed periods and deliveries
 -- ARGV  1 the rev that was read   2 the new rev   3 the new state (JSON)
 --       4 the customer            5 linked (0/1)  6 now: when to seal what was waiting for the link (ms)
 --       7 what was in force when it was told last, as it was read (JSON, empty: nothing)    8 what is in force now
 --       9 when the clock changes that (ms; 0: never)
 --       10 a JSON object: entries (see enter); notices: {kind, what it says (JSON)} each; gauges: {name, included in
---       its unit from now on (-1: unlimited)} each
+--       its unit from now on (-1: unlimited)} each; ended: at (ms, as text), and labels of the prices that end then (see
+--       mark_prices); a cut that goes on has ended them already
 --       last: the caller's clock (ms)
 -- Reply {0} done    {1, rev, state} somebody else was faster
 --       an error: the counters or a level are not what they must be, and nothing is done
@@ -20,8 +22,10 @@
 --include server_ms
 --include enter
 --include tell
-local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key =
-  unpack(KEYS)
+--include read_counters
+--include mark_prices
+local counters_key, state_key, customers_key, dirty_key, unlinked_key, turns_key, history_key, notices_key, levels_key,
+  totals_key = unpack(KEYS)
 local read_rev, rev, state, customer, linked, seal_at_ms, read_force, force, turn_ms, further = unpack(ARGV)
 local call, changes = redis.call, cjson.decode(further)
 local found = call('HMGET', state_key, 'rev', 'data', 'force')
@@ -31,7 +35,14 @@ end
 -- Before the first write: it fails where the counters are no hash.
 local head = call('HGET', counters_key, 'h')
 local seen_ms, begins_ms, ends_ms, expires_ms = head_of(head)
-regauge(levels_key, changes.gauges, server_ms(ARGV[#ARGV]))
+local now = server_ms(ARGV[#ARGV])
+regauge(levels_key, changes.gauges, now)
+if head and next(changes.ended.labels) and begins_ms < tonumber(changes.ended.at) then
+  local period, _, meters = string.format('%.0f', begins_ms), read_counters(counters_key)
+  if meters and tonumber(call('HGET', totals_key, period .. '|w') or '0') <= now then
+    mark_prices(totals_key, period, meters, changes.ended.labels)
+  end
+end
 call('HSET', state_key, 'rev', rev, 'data', state, 'force', force)
 call('SADD', customers_key, customer)
 call('ZREM', turns_key, customer)

@@ -8,6 +8,8 @@
 --       linked, nothing is sealed    6 a JSON array: minutes that the Stripe customer's intents of another
 --       customer have (ms)
 --       7 empty: no invoices are known; or (JSON) which usage is too late for its own invoice, see overtake
+--       8 empty; or a cut, before the prices of the customer change (JSON): till: until when what is recorded from
+--       now on is held back (ms, as text); labels: see mark_prices
 --       then a meter: its token, its event name
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
@@ -16,6 +18,9 @@
 -- ahead; the last one of a period is kept for what is sealed after it, for each meter of that name one. Where none is free yet, the usage stays
 -- pending; so does that of a meter without an event name. Where a field that must be a whole number is none,
 -- nothing is done.
+-- PERIOD|w: until then (ms) the period's usage is pending, unless another cut comes: prices are being changed.
+-- PERIOD|y: when they were changed last. No intent has a minute before either. PERIOD|METERv: a minute before the
+-- last stamp that no intent has: a cut stamps with minutes that are over at Stripe, where one is free.
 -- Reply {0, now, intents made, meters still pending, {of usage that was too late its period, token and quantity, and 1
 --       where it is billed in this period, else 0...}, of each meter without an event name its token and what is
 --       pending...}    {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
@@ -25,9 +30,10 @@
 --include as_set
 --include intend
 --include in_order
+--include mark_prices
 local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, audit_key = unpack(KEYS)
-local rev, terms, nonce, customer, stripe_customer, minutes, invoices = unpack(ARGV, 1, 7)
-local first_event, caller_ms = 8, ARGV[#ARGV] -- The event's token: its place in ARGV.
+local rev, terms, nonce, customer, stripe_customer, minutes, invoices, cutting = unpack(ARGV, 1, 8)
+local first_event, caller_ms = 9, ARGV[#ARGV] -- The event's token: its place in ARGV.
 local _, _, _, _, outlive_ms, least_life_ms = struct.unpack('<dddddd', terms)
 local call, floor = redis.call, math.floor
 local events, taken, nameless = {}, as_set(cjson.decode(minutes)), {}
@@ -75,6 +81,12 @@ if invoices ~= '' then -- Others do not pay for making these functions.
     meters, totals, events, cjson.decode(invoices), {customer = customer, nonce = nonce, rev = rev,
     starts_ms = starts_ms, finishes_ms = finishes_ms}, now)
 end
+local cut = cutting ~= '' and cjson.decode(cutting)
+local this = string.format('%.0f', head and head.begins_ms or starts_ms)
+local held_ms, changed_ms = tonumber(totals[this .. '|w'] or '0'), tonumber(totals[this .. '|y'] or '0')
+if head then
+  head.from_ms = math.max(held_ms, changed_ms)
+end
 for name, value in pairs(totals) do
   local period, token = string.match(name, '^(%d+)|(....)p$')
   local quantity = period and tonumber(value) or 0
@@ -100,19 +112,37 @@ for _, token in ipairs(in_order(meters)) do
   local meter = meters[token]
   if meter.pending > 0 and not events[token] then
     wait_for_name(token, meter.pending)
+  elseif meter.pending > 0 and held_ms > now and not cut then
+    wait(held_ms)
   elseif meter.pending > 0 then
-    local minute, last = free_minute(head, meters, events, taken, token, now)
+    local minute, last, before = free_minute(head, meters, events, taken, token, now)
+    if cut and minute > now - SKEW_MS then
+      local vacant = tonumber(totals[this .. '|' .. token .. 'v'] or '0')
+      if before then
+        minute, before = before, nil
+      elseif vacant >= math.max(head.begins_ms, head.from_ms) then
+        minute = vacant
+        call('HDEL', totals_key, this .. '|' .. token .. 'v')
+      end
+    end
     if minute <= last and minute <= now + 3 * MINUTE_MS then
-      meter.pending = put(string.format('%.0f', head.begins_ms), token, meter.pending, minute)
-      meter.stamped_ms = minute
+      meter.pending = put(this, token, meter.pending, minute)
+      meter.stamped_ms = math.max(meter.stamped_ms, minute)
       call('HSET', counters_key, token .. 'm', pack_meter(meter))
+      if before then
+        call('HSET', totals_key, this .. '|' .. token .. 'v', string.format('%.0f', before))
+      end
     end
     if meter.pending > 0 then
       wait(minute > last and head.ends_ms or math.max(now + 1000, minute - 3 * MINUTE_MS))
     end
   end
 end
-if made + #late > 0 then
+if cut then
+  call('HSET', totals_key, this .. '|w', cut.till)
+  mark_prices(totals_key, this, meters, cut.labels)
+end
+if made + #late > 0 or cut then
   call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
 end
 if left > 0 then

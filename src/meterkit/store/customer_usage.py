@@ -14,6 +14,7 @@ from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.prepaid import MICRO, prepaid_by_plan, prepaid_of, target_of
+from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
 from meterkit.decisions.subscription_periods import is_provisional
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ class MeterUsage(Deliveries):
     """One meter in this period, in its unit.
 
     ``used`` is recorded + held; what is recorded of a gauge is its level; ``granted`` is what grants of the
-    meter have paid for and have left; ``overage_cents`` is what the overage so far costs by the price in the
-    plans file, rounded half to even, None where it gives none; the parts from ``pending`` on add up to what
-    was recorded and goes to Stripe.
+    meter have paid for and have left; ``overage_cents`` is what the overage so far costs, each unit by the
+    price in the plans file when it was recorded, rounded once, half to even, None where the file gives none;
+    the parts from ``pending`` on add up to what was recorded and goes to Stripe.
     """
 
     used: int
@@ -225,6 +226,10 @@ class _View:
     def _stored(self, token: str) -> MeterCounts:
         return MeterCounts.read(self._counters.get(f"{token}m"))
 
+    def marks(self, token: str) -> str:
+        """The price segments of this period that have ended."""
+        return self._totals.get(f"{self.start_ms}|{token}s", "")
+
     def delivery(self, token: str, kind: str) -> int:
         """What became of this period's usage after it was sealed, less what is taken back in that state."""
         kept, field = self._totals, f"{self.start_ms}|{token}"
@@ -246,7 +251,9 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "included": "unlimited" if entitlement.included is None else entitlement.included,
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
-        "overage_cents": price_cents(counts.overage, entitlement),
+        "overage_cents": overage_cents(
+            segments_of(view.marks(token), label=label_of(entitlement), sealed=0, overage=counts.overage)
+        ),
     }
 
 

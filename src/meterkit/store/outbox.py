@@ -22,7 +22,7 @@ from meterkit.store.intents import (
     read_intent,
 )
 from meterkit.store.kept_intents import kept_in
-from meterkit.store.sealing import Sealer, Sealing
+from meterkit.store.sealing import Cut, Sealer, Sealing
 from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
@@ -114,8 +114,16 @@ class Outbox:
 
     async def seal(self, shard: int, *, due_ms: int | None, most: int) -> Sealing:
         """Seal pending usage; see :meth:`meterkit.store.sealing.Sealer.seal`."""
+        return await (await self._sealer(shard)).seal(due_ms=due_ms, most=most)
+
+    async def cut(self, customer: str, cut: Cut) -> Sealing:
+        """Seal what is pending of one customer; see :meth:`meterkit.store.sealing.Sealer.cut`."""
+        sealer = await self._sealer(self._keys.customer(customer).shard)
+        return await sealer.cut(customer, cut)
+
+    async def _sealer(self, shard: int) -> Sealer:
         server = await self._admin.at(self._keys.shard(shard, "dirty"))
-        return await Sealer(self._store, server, shard, await self.meters()).seal(due_ms=due_ms, most=most)
+        return Sealer(self._store, server, shard, await self.meters())
 
     async def due(
         self,

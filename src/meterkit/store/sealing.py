@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["LateUnits", "Nameless", "Sealer", "Sealing", "is_of_a_key", "is_of_the_server", "kept_ms"]
+__all__ = ["Cut", "LateUnits", "Nameless", "Sealer", "Sealing", "is_of_a_key", "is_of_the_server", "kept_ms"]
 
 _TRIES: Final = 5
 _PAGE: Final = 50
@@ -71,6 +71,23 @@ class LateUnits:
     meter_token: str
     quantity: int
     is_billed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """The end of a price segment: what is pending is sealed now, what is recorded from now on waits.
+
+    Attributes:
+        till_ms: until when it waits, unless it is let go before.
+        labels: of the prices that end, each by its meter's token (see :mod:`meterkit.decisions.prices`).
+    """
+
+    till_ms: int
+    labels: Mapping[str, str]
+
+    def dump(self) -> str:
+        """As ``seal`` takes it."""
+        return json.dumps({"till": f"{self.till_ms}", "labels": dict(self.labels)})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,7 +150,13 @@ class Sealer:
             await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
         return sealing
 
-    async def _page(self, customers: Sequence[str], sealing: Sealing) -> None:
+    async def cut(self, customer: str, cut: Cut) -> Sealing:
+        """Seal what is pending of one customer, and hold back what is recorded from now on."""
+        sealing = Sealing()
+        await self._page([customer], sealing, cut.dump())
+        return sealing
+
+    async def _page(self, customers: Sequence[str], sealing: Sealing, cut: str = "") -> None:
         script, left = self._store.scripts["seal"], list(customers)
         closes = Closes(self._store, self._admin)
         nonces = _nonces()
@@ -144,7 +167,7 @@ class Sealer:
             pipe.script_load(script.text)
             for view in views:
                 keys = self._keys_of(view)
-                pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view, next(nonces)))
+                pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view, next(nonces), cut))
             loaded, *answers = await self._admin.ask(pipe.execute(raise_on_error=False))
             if isinstance(loaded, Exception):
                 raise StoreError(f"the store failed: {loaded}") from loaded
@@ -164,12 +187,12 @@ class Sealer:
         own += [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
         return [*own, keys.history, *[self._keys.audit(self._shard)] * self._store.is_audited]
 
-    def _arguments(self, view: CustomerView, nonce: str) -> list[str | int | bytes]:
+    def _arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
         state = view.state
         terms = view.terms(kept_ms(view))
         names = [part for token, counted in self._meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
-        asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, self._store.now_ms())]
+        asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, self._store.now_ms()), cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
     def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:

@@ -11,13 +11,14 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState, effective
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.in_force import InForce, Step, follow
 from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.transitions import entries_of, hand_entries, notices_of, reminders_of
 from meterkit.errors import StoreError
 from meterkit.store.customer_id import check_customer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.transitions import Entry, Notice
@@ -118,6 +119,7 @@ class States:
         now_ms = store.now_ms()
         steps, force = follow(found.force, found.state, store.catalog, now_ms)
         dunning, known = store.catalog.dunning, found.state.subscription
+        before = found.force or force
         entries = [entry for step in steps for entry in entries_of(step)]
         notices = [
             notice
@@ -138,7 +140,7 @@ class States:
             store.scripts["amend"],
             [
                 *(keys.counters, keys.state, store.keys.shard(shard, "customers"), keys.dirty, keys.unlinked),
-                *(store.keys.turns(shard), keys.history, keys.notices, keys.levels),
+                *(store.keys.turns(shard), keys.history, keys.notices, keys.levels, keys.totals),
             ],
             found.rev,
             found.rev if changed == found.state and found.rev != NO_STATE else f"{FORMAT}:{token_hex(8)}",
@@ -149,7 +151,12 @@ class States:
             found.force_text,
             force.dump(),
             0 if force.turn_ms == NEVER_MS else force.turn_ms,
-            _changes(entries, notices, _gauges(changed, store.catalog, now_ms)),
+            _changes(
+                entries,
+                notices,
+                _gauges(changed, store.catalog, now_ms),
+                _ended(before, force, changed, store.catalog),
+            ),
         )
         if notices and reply[0] == 0:
             store.on_notice(shard)
@@ -165,9 +172,22 @@ def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[s
     return [(name, -1 if limit is None else limit.included) for name, limit in limits.items()]
 
 
-def _changes(entries: Sequence[Entry], notices: Sequence[Notice], gauges: Sequence[tuple[str, int]]) -> str:
+def _ended(before: InForce, after: InForce, changed: CustomerState, catalog: Catalog) -> dict[str, object]:
+    """The prices that end with this change, and when (ms)."""
+    plan = catalog.plans.get(before.plan)
+    labels = {} if plan is None else ended_labels(plan, catalog.plans[after.plan], changed, catalog)
+    return {"at": str(after.at_ms), "labels": labels}
+
+
+def _changes(
+    entries: Sequence[Entry],
+    notices: Sequence[Notice],
+    gauges: Sequence[tuple[str, int]],
+    ended: Mapping[str, object],
+) -> str:
     return json.dumps(
         {
+            "ended": ended,
             "entries": [[*map(str, astuple(entry))] for entry in entries],
             "gauges": gauges,
             "notices": [(notice.kind, json.dumps(dict(notice.data), sort_keys=True)) for notice in notices],

@@ -21,6 +21,7 @@ local AUDIT_FOLDED = 128 -- Entries of the audit log that are added up at once: 
 local REPEAT = 6 -- Of a request whose first was billed.
 local IN_FLIGHT = 7 -- Whose first has not ended.
 local REMEMBERED_MOST = 10000 -- Idempotency keys of a customer.
+local SKEW_MS = 2000 -- How far Stripe's clock may be behind.
 local MINUTE_MS = 60000
 local HOLD_SLOT_MS = 300000
 local QUARTER_HOUR_MS = 900000

@@ -29,6 +29,7 @@ __all__ = [
     "PlanPrices",
     "are_of",
     "as_new",
+    "changes_metered",
     "items_of",
     "metered_among",
     "new_items",
@@ -197,6 +198,12 @@ def updates(
             changes.append({"id": item.id, "quantity": wanted["quantity"]})
     changes.extend({"id": item.id, "deleted": True} for item in found.left)
     return changes
+
+
+def changes_metered(current: Iterable[Item], changes: Iterable[Mapping[str, Parameter]]) -> bool:
+    """Whether changes of items add, remove or switch a metered one: Stripe prices usage anew from then on."""
+    metered = {item.id for item in current if item.meter is not None}
+    return any(change["id"] in metered if "id" in change else "quantity" not in change for change in changes)
 
 
 def _sorted(current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_seats: int) -> _Sorted:

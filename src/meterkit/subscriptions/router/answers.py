@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -16,7 +17,7 @@ from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import is_customer
 from meterkit.subscriptions.router.bodies import UsageAnswer
-from meterkit.subscriptions.router.endpoints import Asked, wrong
+from meterkit.subscriptions.router.endpoints import Accepted, Asked, wrong
 from meterkit.subscriptions.router.troubles import KINDS, Trouble, TroubleError, invalid, trouble_of
 from meterkit.subscriptions.router.urls import Origin, is_of, origins_of
 
@@ -90,9 +91,12 @@ class Billing:
             return _told(error.trouble)
         except MeterkitError as error:
             return _told(trouble_of(error))
+        status = endpoint.status
+        if isinstance(found, Accepted):
+            status, found = HTTPStatus.ACCEPTED, found.change
         body = _json(endpoint, found)
         headers = {"content-type": "application/json", "cache-control": "no-store"}
-        return Answer(endpoint.status, headers, body)
+        return Answer(status, headers, body)
 
     async def _body(
         self, endpoint: Endpoint, content_type: str, read: Callable[[], Awaitable[bytes | None]]

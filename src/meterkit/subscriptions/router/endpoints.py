@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
-__all__ = ["ENDPOINTS", "Asked", "BillingKit", "Endpoint", "wrong"]
+__all__ = ["ENDPOINTS", "Accepted", "Asked", "BillingKit", "Endpoint", "wrong"]
 
 _SEATS_DIGITS_MAX: Final = 15
 
@@ -55,6 +55,12 @@ class Asked(NamedTuple):
     customer: str
     body: Any
     query: Mapping[str, str]
+
+
+class Accepted(NamedTuple):
+    """What is answered with 202: the change goes on in the background."""
+
+    change: SubscriptionChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +141,9 @@ async def _preview(kit: BillingKit, asked: Asked) -> Preview:
     return await kit.subscriptions.preview(asked.customer, plan=plan, seats=seats)
 
 
-async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange:
-    return await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
+async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange | Accepted:
+    change = await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
+    return change if change.confirmed else Accepted(change)
 
 
 async def _set_seats(kit: BillingKit, asked: Asked) -> SubscriptionChange:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.errors import StripeError, SubscriptionError
-from meterkit.subscriptions.at_stripe.items import PlanPrices, next_items, updates
+from meterkit.subscriptions.at_stripe.items import PlanPrices, changes_metered, next_items, updates
 from meterkit.subscriptions.at_stripe.plan_prices import prices_of
 from meterkit.subscriptions.rules.changes import paid_seats
 from meterkit.subscriptions.service.paying import remedy
@@ -71,6 +71,10 @@ class Applying:
             return await remedy(self._store, live, params, error)
         await live.release()
         return None
+
+    async def changes_metered(self, live: LiveSubscription, target: Terms) -> bool:
+        """Whether the items that a plan and its seats need differ in metered ones from those there are."""
+        return changes_metered(live.items, await self._updates(live, target))
 
     async def arrange(
         self, live: LiveSubscription, known: SubscriptionState, later: Terms, *, now: Terms | None = None

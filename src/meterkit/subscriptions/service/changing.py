@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
@@ -18,7 +20,9 @@ from meterkit.subscriptions.service.paying import check_paid
 from meterkit.subscriptions.service.results import Preview
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import asyncio
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.customer_state import CustomerState
@@ -42,6 +46,8 @@ class Changing:
         api: the way to Stripe.
         fetch: fetches a customer's subscription from Stripe into the store.
         deliver: delivers what a customer has used, and waits until Stripe has it.
+        cut: does so before prices change, and holds back what is used while the block runs; see
+            :class:`meterkit.delivery.cutting.Cutter`.
     """
 
     def __init__(
@@ -51,12 +57,14 @@ class Changing:
         *,
         fetch: Callable[[str], Awaitable[object]],
         deliver: Callable[[str], Awaitable[object]],
+        cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]],
     ) -> None:
         self._store = store
         self._states = States(store)
         self._api = api
         self._fetch = fetch
         self._deliver = deliver
+        self._cut = cut
         self._applying = Applying(store, api)
 
     async def preview(self, customer: str, plan: str | None, seats: int | None) -> Preview:
@@ -71,10 +79,13 @@ class Changing:
             over_limit=over_limit(self._catalog, wanted, target.seats, await self._levels(customer)),
         )
 
-    async def change_plan(self, customer: str, wanted: Plan) -> tuple[Proration, str | None]:
+    async def change_plan(
+        self, customer: str, wanted: Plan, begun: asyncio.Event
+    ) -> tuple[Proration, str | None]:
         """Put the subscription on another plan, now or when its period ends; what that costs.
 
-        And the client secret, where the customer has to confirm the payment first.
+        And the client secret, where the customer has to confirm the payment first. Sets ``begun`` before it
+        does anything that another call can finish.
         """
         costs: list[Proration] = []
 
@@ -84,14 +95,21 @@ class Changing:
             costs.append(self._cost(known, current, target))
             pending = known.pending_plan if live.schedule is not None else None
             course = course_of(current, wanted, pending=pending, changes=self._catalog.billing.changes)
-            if course == "take_back":
-                await live.release()
+            if wanted.key == current.key:
+                if course == "take_back":
+                    await live.release()
+                # Items that somebody changed at Stripe become those of the plan again.
+                begun.set()
+                async with self._behind_cut(customer, live, target, current):
+                    await self._applying.update(live, target)
             elif course == "period_end":
                 await self._applying.arrange(live, known, target)
             elif course == "now":
                 await check_paid(customer, live, _OWING)
                 is_paid_now = ends_trial(known, current, wanted, self._store.now_ms())
-                return await self._applying.upgrade(live, target, ends_trial=is_paid_now)
+                begun.set()
+                async with self._behind_cut(customer, live, target, current):
+                    return await self._applying.upgrade(live, target, ends_trial=is_paid_now)
             return None
 
         secret = await persistently(attempt)
@@ -116,7 +134,8 @@ class Changing:
                 if (known.seats, known.pending_seats) != (target.seats, after.seats):
                     await self._applying.arrange(live, known, after, now=target)
             else:
-                await self._applying.update(live, target)
+                async with self._behind_cut(customer, live, target, current):
+                    await self._applying.update(live, target)
 
         await persistently(attempt)
         return costs[0]
@@ -143,6 +162,18 @@ class Changing:
                 await live.resume()
 
         await persistently(attempt)
+
+    @asynccontextmanager
+    async def _behind_cut(
+        self, customer: str, live: LiveSubscription, target: Terms, current: Plan
+    ) -> AsyncGenerator[None]:
+        """Cut the customer's usage before the block, if the block changes metered items."""
+        if not await self._applying.changes_metered(live, target):
+            yield
+            return
+        _, state = await self._states.read(customer)
+        async with self._cut(customer, ended_labels(current, target.plan, state, self._catalog)):
+            yield
 
     @property
     def _catalog(self) -> Catalog:

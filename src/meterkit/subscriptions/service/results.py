@@ -37,12 +37,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingChange:
-    """A change of a subscription that is scheduled.
+    """A change of a subscription that is scheduled, or accepted and not confirmed yet.
 
     Attributes:
         plan: the key of the plan that it will have; None: no plan of the plans file.
         seats: that it will have in all; 0: that plan sells none.
-        effective_at: when (UTC).
+        effective_at: when (UTC); of one that is not confirmed yet, when it was asked for.
     """
 
     plan: str | None
@@ -111,11 +111,14 @@ class SubscriptionChange:
         client_secret: None: it is done. Else nothing has changed: with this secret of a SetupIntent the
             customer's browser authenticates the card (3-D Secure), and then the app asks for the change
             again. Give it to this customer only.
+        confirmed: False: Stripe has not confirmed the change within 10 s. It is tried on in the background;
+            the event ``subscription.changed`` tells the outcome, and until then it is the ``pending_change``.
     """
 
     subscription: Subscription
     proration: Proration
     client_secret: str | None = None
+    confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +207,7 @@ def subscription_of(
         cancel_at_period_end=known.cancel_at_period_end,
         cancel_at=None if cancel_at_ms is None else from_ms(cancel_at_ms),
         trial_end=None if known.trial_end_ms is None else from_ms(known.trial_end_ms),
-        pending_change=_pending_of(known, now_ms),
+        pending_change=_pending_of(state, known, now_ms),
     )
 
 
@@ -217,7 +220,10 @@ def _period_of(known: SubscriptionState, catalog: Catalog, now_ms: int) -> tuple
     return bounds.start_ms, bounds.end_ms
 
 
-def _pending_of(known: SubscriptionState, now_ms: int) -> PendingChange | None:
+def _pending_of(state: CustomerState, known: SubscriptionState, now_ms: int) -> PendingChange | None:
+    if state.asked_plan not in {None, known.plan} and known.status_at(now_ms) not in ENDED:
+        seats = known.seats_at(now_ms)
+        return PendingChange(plan=state.asked_plan, seats=seats, effective_at=from_ms(state.asked_ms))
     at_ms = known.pending_at_ms
     if at_ms is None or at_ms <= now_ms or known.status_at(now_ms) in ENDED:
         return None

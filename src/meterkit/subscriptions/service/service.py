@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.seats import seat_meter
-from meterkit.errors import NoSubscriptionError
+from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
+from meterkit.store.task_lease import TaskLease
 from meterkit.subscriptions.at_stripe.newcomers import IdSource
 from meterkit.subscriptions.at_stripe.once import key_of, persistently
 from meterkit.subscriptions.rules.changes import paid_seats
 from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
 from meterkit.subscriptions.service.alone import alone
+from meterkit.subscriptions.service.asked import AskedChanges
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
 from meterkit.subscriptions.service.checking import Checking
@@ -27,7 +32,8 @@ from meterkit.subscriptions.service.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.decisions.customer_state import CustomerState
@@ -42,6 +48,9 @@ if TYPE_CHECKING:
 __all__ = ["Subscriptions"]
 
 _MINUTE_MS: Final = 60_000
+_LEASE_MS: Final = 60_000
+_ANSWER_S: Final = 9.0
+"""A client gets its answer within 10 s: the rest is for the state, and for the way back."""
 
 
 class Subscriptions:
@@ -63,6 +72,7 @@ class Subscriptions:
         api: the way to Stripe; made when it is first asked for.
         fetch: fetches a customer's subscription from Stripe into the store.
         deliver: delivers what a customer has used, and waits until Stripe has it.
+        cut: does so before prices change, and holds back what is used while the block runs.
     """
 
     def __init__(
@@ -72,14 +82,21 @@ class Subscriptions:
         *,
         fetch: Callable[[str], Awaitable[object]],
         deliver: Callable[[str], Awaitable[object]],
+        cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]],
     ) -> None:
         self._store = store
         self._states = States(store)
         self._api = api
         self._fetch = fetch
         self._beginning = Beginning(store, api)
-        self._changing = Changing(store, api, fetch=fetch, deliver=deliver)
+        self._changing = Changing(store, api, fetch=fetch, deliver=deliver, cut=cut)
         self._repairing = Repairing(store, api, fetch=fetch, deliver=deliver)
+        self._unconfirmed = AskedChanges(store, self._apply)
+
+    @property
+    def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """What runs beside an event loop, by name: it tries changes again that were accepted."""
+        return {"changes": self._unconfirmed.run}
 
     async def get(self, customer: str) -> Subscription | None:
         """The customer's subscription as it was last fetched, an ended one too; None: none is known."""
@@ -185,10 +202,21 @@ class Subscriptions:
                 another one.
             SubscriptionError: the subscription is to end, or another request has changed it meanwhile.
         """
-        wanted = check_sold(plan, self._catalog)
-        cost, secret = await self._changing.change_plan(check_customer(customer), wanted)
-        known = await self._known(customer)
+        wanted, begun = check_sold(plan, self._catalog), asyncio.Event()
+        try:
+            async with asyncio.timeout(_ANSWER_S), self._alone(check_customer(customer)):
+                cost, secret = await self._changing.change_plan(customer, wanted, begun)
+                known = await self._known(customer)
+        except TimeoutError:
+            if not begun.is_set():
+                raise StripeUnavailableError("Stripe does not answer; nothing has changed") from None
+            return await self._accepted(customer, wanted)
+        await self._unconfirmed.forget(customer)
         return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
+
+    async def retry_accepted(self) -> None:
+        """Try once the changes that were accepted and are due again; done by itself every two seconds."""
+        await self._unconfirmed.turn()
 
     async def set_seats(self, customer: str, seats: int) -> SubscriptionChange:
         """Have another number of seats, in all, now; what they cost or give back is on the next invoice.
@@ -203,7 +231,8 @@ class Subscriptions:
             SubscriptionError: the plan sells no seats beyond those that it includes, or another request has
                 changed the subscription meanwhile.
         """
-        cost = await self._changing.set_seats(check_customer(customer), check_seats(seats))
+        async with self._alone(check_customer(customer)):
+            cost = await self._changing.set_seats(customer, check_seats(seats))
         return SubscriptionChange(subscription=await self._known(customer), proration=cost)
 
     async def cancel(
@@ -223,6 +252,7 @@ class Subscriptions:
         Raises:
             NoSubscriptionError: no subscription is in force.
         """
+        await self._unconfirmed.forget(check_customer(customer))
         await self._changing.cancel(check_customer(customer), immediately=immediately, give_back=give_back)
         return await self._known(customer)
 
@@ -310,6 +340,42 @@ class Subscriptions:
         wanted = check_sold(plan, self._catalog)
         check_seats_sold(wanted, self._seat_meter, check_seats(seats))
         return wanted, paid_seats(wanted, self._seat_meter, seats)
+
+    async def _accepted(self, customer: str, wanted: Plan) -> SubscriptionChange:
+        """Have a change tried in the background that is not confirmed yet."""
+        await self._unconfirmed.put(customer, wanted.key)
+        cost = (await self._changing.preview(customer, wanted.key, None)).proration
+        known = await self.get(customer)
+        if known is None:
+            raise NoSubscriptionError(customer)
+        return SubscriptionChange(subscription=known, proration=cost, confirmed=False)
+
+    async def _apply(self, customer: str, plan: str) -> None:
+        """Make a change that was accepted before; safe to repeat."""
+        async with self._alone(customer):
+            _, secret = await self._changing.change_plan(
+                customer, check_sold(plan, self._catalog), asyncio.Event()
+            )
+            await self._fetch(customer)
+        if secret is not None:
+            raise SubscriptionError("the customer has to confirm the payment: ask for the plan again")
+
+    @asynccontextmanager
+    async def _alone(self, customer: str) -> AsyncGenerator[None]:
+        """Change a subscription while no other request does, in any process.
+
+        Raises:
+            SubscriptionError: another request changes it, and has not finished in time.
+        """
+        lease = TaskLease(self._store, self._store.keys.beginning(customer), lasts_ms=_LEASE_MS)
+        waited_s = monotonic()
+        async with lease.held(within_s=_ANSWER_S - 1) as is_held:
+            if not is_held:
+                raise SubscriptionError(
+                    f"another request has been changing the subscription of customer {customer!r} for"
+                    f" {monotonic() - waited_s:.0f} s: look at it, and ask again"
+                )
+            yield
 
     async def _linked(self, customer: str) -> str | None:
         _, state = await self._states.read(check_customer(customer))

@@ -1,8 +1,7 @@
-"""Waits until an invoice of now has all that Stripe was sent: what is counted, and not stamped ahead."""
+"""Wait until Stripe has counted what was delivered of a customer, by its meter event summaries."""
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -18,27 +17,26 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["until_billed"]
-
-_logger = logging.getLogger("meterkit.subscriptions")
+__all__ = ["until_counted"]
 
 _MINUTE_S: Final = 60
 _AHEAD_S: Final = 240
 _SKEW_S: Final = 2
 """How far Stripe's clock may be behind ours."""
 _PAUSE_S: Final = 0.5
+_STILL_S: Final = 2.0
 
 
-async def until_billed(
+async def until_counted(
     store: Store, api: StripeApi, customer: str, stripe_customer: str, *, timeout_s: float
-) -> bool:
-    """Wait until an invoice of now has all that was delivered of a customer in this period; if it does.
+) -> int:
+    """Wait until Stripe has counted all that was delivered of a customer in this period; the units it lacks.
 
     Stripe counts meter events some time after it has accepted them; mostly within seconds
-    (https://docs.stripe.com/api/billing/meter-event-summary). After ``timeout_s``, in real seconds, that is
-    given up. An invoice has what is stamped before it is made, and what is sealed soon after other usage is
-    stamped up to three minutes ahead: that is waited for however long, unless the clock stands still. What is
-    given up is logged, with its quantity.
+    (https://docs.stripe.com/api/billing/meter-event-summary). After ``timeout_s``, in real seconds, this
+    gives up. A price that changes now, and an invoice of now, cover what is stamped before. Usage that is
+    sealed soon after other usage may be stamped up to three minutes ahead: this waits for that instant
+    without a limit, unless the clock stands still.
 
     Raises:
         StoreError: the store does not answer.
@@ -51,7 +49,7 @@ async def until_billed(
         if meter.stripe is not None and usage["meters"][name]["delivered"]
     }
     if not sent:
-        return True
+        return 0
     meters = {
         meter["id"]: sent[meter["event_name"]]
         for meter in await api.list("/v1/billing/meters", {"status": "active"})
@@ -66,13 +64,8 @@ async def until_billed(
         elif goes_on := monotonic() < deadline:
             await anyio.sleep(_PAUSE_S)
         if not goes_on:
-            _logger.error(
-                "%d units that customer %r has used are delivered, and Stripe has not counted them in time:"
-                " they are not on the invoice that ends the subscription",
-                *(left, customer),
-            )
-            return False
-    return True
+            return left
+    return 0
 
 
 def _begun_s(store: Store) -> int:
@@ -82,9 +75,11 @@ def _begun_s(store: Store) -> int:
 
 async def _has_begun(store: Store, instant_s: int) -> bool:
     """Wait for an instant by the store's clock; False: that stands still, as a clock in a test does."""
-    deadline = monotonic() + instant_s - store.now_ms() / 1000 + 2
-    while store.now_ms() < instant_s * 1000:
-        if monotonic() >= deadline:
+    seen_ms, still_since = store.now_ms(), monotonic()
+    while (now_ms := store.now_ms()) < instant_s * 1000:
+        if now_ms != seen_ms:
+            seen_ms, still_since = now_ms, monotonic()
+        elif monotonic() >= still_since + _STILL_S:
             return False
         await anyio.sleep(_PAUSE_S)
     return True

@@ -1,0 +1,108 @@
+"""Price segments: the spans of a billing period in which a meter's overage had one price each. Pure.
+
+The store keeps a line for each segment that has ended (``mark_prices.lua``): the label of its price, and what
+was sealed and recorded as overage from the period's beginning to the segment's end.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.catalog import override
+from meterkit.decisions.keys import meter_token
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.catalog import Catalog, Entitlement, Plan
+    from meterkit.decisions.customer_state import CustomerState
+
+__all__ = ["Segment", "ended_labels", "label_of", "overage_cents", "segments_of"]
+
+_NO_PRICE: Final = "-"
+
+
+class Segment(NamedTuple):
+    """A part of a period at one price.
+
+    Attributes:
+        label: of the price: ``PER/AMOUNT_CENTS``, or ``-`` where the plans file names none.
+        sealed: units that were sealed for Stripe in it.
+        overage: units that were recorded as overage in it.
+    """
+
+    label: str
+    sealed: int
+    overage: int
+
+    @property
+    def unit_cents(self) -> Fraction | None:
+        """What one unit costs in minor units, exactly; None: the plans file does not say."""
+        per, _, amount_cents = self.label.partition("/")
+        return Fraction(int(amount_cents), int(per)) if amount_cents else None
+
+
+def label_of(entitlement: Entitlement) -> str:
+    """The label of the price that a plan gives for overage of a meter."""
+    overage = entitlement.overage
+    if overage.mode != "bill" or overage.amount_cents is None:
+        return _NO_PRICE
+    return f"{overage.per or 1}/{overage.amount_cents}"
+
+
+def ended_labels(before: Plan, after: Plan, state: CustomerState, catalog: Catalog) -> dict[str, str]:
+    """The labels of the prices that end where one plan follows another, each by its meter's token.
+
+    Args:
+        before: the plan in force until now.
+        after: the plan in force from now on.
+        state: of the customer, whose overrides lie over both.
+        catalog: where the plans are.
+    """
+    if before.key == after.key:
+        return {}
+    old, new = (override(catalog, plan, state.overrides) for plan in (before, after))
+    return {
+        meter_token(name): label_of(old[name])
+        for name, meter in catalog.meters.items()
+        if meter.kind == "counter" and label_of(old[name]) != label_of(new[name])
+    }
+
+
+def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Segment]:
+    """The segments of a meter in a period, oldest first.
+
+    A correction may have taken back units of an ended segment: they are taken off the last ones.
+
+    Args:
+        marks: as the store keeps them.
+        label: of the price now.
+        sealed: what was sealed in the period by now.
+        overage: what was recorded as overage in the period by now.
+    """
+    found: list[Segment] = []
+    sealed_before = overage_before = 0
+    for line in filter(None, marks.split(";")):
+        name, *numbers = line.split()
+        sealed_then, overage_then = (int(number) for number in numbers)
+        sealed_till = max(sealed_before, min(sealed_then, sealed))
+        overage_till = max(overage_before, min(overage_then, overage))
+        found.append(Segment(name, sealed_till - sealed_before, overage_till - overage_before))
+        sealed_before, overage_before = sealed_till, overage_till
+    found.append(Segment(label, max(0, sealed - sealed_before), max(0, overage - overage_before)))
+    return found
+
+
+def overage_cents(segments: Sequence[Segment]) -> int | None:
+    """What overage costs in minor units: exact over all segments, rounded once, half to even.
+
+    None: the plans file does not name the price of a segment that has overage, or of the last one.
+    """
+    total = Fraction(0)
+    for segment in segments:
+        if segment.unit_cents is not None:
+            total += segment.overage * segment.unit_cents
+        elif segment.overage or segment is segments[-1]:
+            return None
+    return round(total)

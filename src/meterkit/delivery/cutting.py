@@ -1,0 +1,137 @@
+"""The cut before prices change: deliver usage, confirm that Stripe counted it, hold back what comes after.
+
+Stripe charges usage at the price in force when it was reported
+(https://docs.stripe.com/billing/subscriptions/billing-mode/compare#usage-based-pricing). No page says whether
+the event's timestamp or its arrival decides. So both agree: what was recorded before the change is stamped,
+sent and counted before it, and what is recorded during the change is stamped and sent after it.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from meterkit.delivery.counting import until_counted
+from meterkit.errors import StoreError, StripeError, StripeUnavailableError
+from meterkit.store.held_usage import hold_usage, let_go_of_usage
+from meterkit.store.outbox import Outbox
+from meterkit.store.outbox_by_hand import Intents
+from meterkit.store.sealing import Cut
+from meterkit.store.state_changes import States
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from meterkit.delivery.flusher import Flusher
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+__all__ = ["Cutter"]
+
+_MINUTE_MS: Final = 60_000
+_HELD_MS: Final = 90_000
+"""How long usage is held back: longer than all tries of one request to Stripe take. A change whose outcome is
+unknown is made, or not, by then."""
+_COUNTING_S: Final = 20.0
+_PAUSE_S: Final = 0.3
+
+
+class Cutter:
+    """Cuts the usage of customers at an instant, so that prices can change there.
+
+    Args:
+        store: where usage is counted.
+        flusher: what delivers.
+        api: the way to Stripe.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
+        api: Callable[[], StripeApi],
+    ) -> None:
+        self._store = store
+        self._flusher = flusher
+        self._api = api
+
+    @asynccontextmanager
+    async def cut(self, customer: str, labels: Mapping[str, str]) -> AsyncGenerator[None]:
+        """Have Stripe count what a customer has used until now, then run the block that changes prices.
+
+        What is recorded meanwhile stays pending. After the block it is stamped with the next whole minute, or
+        later. If the outcome of the block is unknown, it stays pending until Stripe has certainly decided.
+
+        Args:
+            customer: whose usage.
+            labels: of the prices that end (see :mod:`meterkit.decisions.price_segments`).
+
+        Raises:
+            StripeUnavailableError: Stripe does not take the usage, or has not counted it in time; nothing has
+                changed.
+            StripeError: Stripe refuses.
+            StoreError: the store does not answer.
+        """
+        _, state = await States(self._store).read(customer)
+        if state.stripe_customer is None:
+            yield
+            return
+        is_changing = False
+        try:
+            await self._deliver(customer, labels)
+            await self._counted(customer, state.stripe_customer)
+            await hold_usage(self._store, customer, till_ms=self._store.now_ms() + _HELD_MS)
+            is_changing = True
+            yield
+        except BaseException as error:
+            is_refused = isinstance(error, StripeError) and not isinstance(error, StripeUnavailableError)
+            if is_refused or not is_changing:
+                with anyio.CancelScope(shield=True), suppress(StoreError):  # The hold runs out by itself.
+                    await self._let_go(customer)
+            raise
+        await self._let_go(customer)
+
+    async def _deliver(self, customer: str, labels: Mapping[str, str]) -> None:
+        """Seal what is pending, deliver it, and hold back what is recorded from now on."""
+        store = self._store
+        outbox = Outbox(store, await store.admin())
+        async with self._flusher() as at_work:
+            is_sealed = False
+            while True:
+                till_ms = store.now_ms() + _HELD_MS
+                if is_sealed:
+                    await hold_usage(store, customer, till_ms=till_ms)
+                else:
+                    sealing = await outbox.cut(customer, Cut(till_ms=till_ms, labels=labels))
+                    if sealing.aside:
+                        raise StoreError(
+                            f"usage of customer {customer!r} cannot be sealed: {sealing.aside[customer]}"
+                        )
+                    is_sealed = not sealing.later
+                await at_work.flush()
+                meters = (await store.usage(customer))["meters"].values()
+                if is_sealed and not any(meter["queued"] or meter["leased"] for meter in meters):
+                    return
+                await self._check_tries(customer)
+                await anyio.sleep(_PAUSE_S)
+
+    async def _counted(self, customer: str, stripe_customer: str) -> None:
+        left = await until_counted(self._store, self._api(), customer, stripe_customer, timeout_s=_COUNTING_S)
+        if left:
+            raise StripeUnavailableError(f"Stripe has not counted {left} units that it has accepted")
+
+    async def _check_tries(self, customer: str) -> None:
+        """Raise StripeUnavailableError if Stripe did not take an intent of the customer."""
+        for intent in await Intents(self._store).list(state="queued", customer=customer):
+            if intent.attempts:
+                raise StripeUnavailableError(
+                    f"usage of customer {customer!r} cannot be delivered now: {intent.why or 'no answer'}"
+                )
+
+    async def _let_go(self, customer: str) -> None:
+        """Have held usage sealed again, stamped after this instant by Stripe's clock and by the store's."""
+        now_ms = max(self._store.now_ms(), 1000 * (self._api().server_time_s or 0))
+        await let_go_of_usage(self._store, customer, changed_ms=(now_ms // _MINUTE_MS + 1) * _MINUTE_MS)

@@ -1,0 +1,23 @@
+-- mark_prices: ends a price segment: until now each meter of labels had the price that its label names.
+--   totals_key: hash; period: its first instant, as text; meters: as read_counters gives them
+--   labels: token to the label of its price, as text without blanks and semicolons
+-- PERIOD|METERs has a line for each segment: label, units sealed and overage recorded since the period began, `;`.
+local function mark_prices(totals_key, period, meters, labels)
+  for token, label in pairs(labels) do
+    local name, sealed = period .. '|' .. token, 0
+    local counted = redis.call('HMGET', totals_key, name .. 'q', name .. 'l', name .. 'k', name .. 'd', name .. 'x',
+      name .. 's')
+    for i = 1, 5 do
+      sealed = sealed + (counted[i] or 0)
+    end
+    local overage = meters[token] and meters[token].overage or 0
+    local marks = counted[6] or ''
+    if sealed + overage > 0 or marks ~= '' then
+      -- The same price again: one segment.
+      local before, last = string.match(marks, '^(.-)([^ ;]+) %d+ %d+;$')
+      marks = last == label and before or marks
+      redis.call('HSET', totals_key, name .. 's', string.format('%s%s %.0f %.0f;', marks, label, sealed, overage))
+      redis.call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
+    end
+  end
+end

@@ -1,0 +1,274 @@
+"""I13: usage is billed at the price that was in force when it was recorded, whatever changes afterwards."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import pytest
+
+from meterkit.catalog import loads
+from meterkit.errors import StripeUnavailableError
+from shopping import END, HALF, shop
+
+if TYPE_CHECKING:
+    from meterkit import SubscriptionChanged
+    from meterkit.catalog import Catalog
+    from meterkit.testing import StripeEmulator
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token, stripe: {event_name: ai_tokens}}
+  pages:  {unit: page, stripe: {event_name: ai_pages}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      tokens: {included: 0, overage: deny}
+      pages:  {included: 0, overage: deny}
+  basic:
+    rank: 1
+    price: {amount_cents: 1000, interval: month, stripe_price: price_basic}
+    meters:
+      tokens: {included: 100, overage: {bill: {per: 1, amount_cents: 5}}}
+      pages:  {included: 0, overage: deny}
+  cheaper:
+    rank: 2
+    price: {amount_cents: 2000, interval: month, stripe_price: price_cheaper}
+    meters:
+      tokens: {included: 100, overage: {bill: {per: 1, amount_cents: 3}}}
+      pages:  {included: 0, overage: deny}
+  same:
+    rank: 3
+    price: {amount_cents: 2500, interval: month, stripe_price: price_same}
+    meters:
+      tokens: {included: 100, overage: {bill: {per: 1, amount_cents: 5}}}
+      pages:  {included: 0, overage: deny}
+  none:
+    rank: 4
+    price: {amount_cents: 3000, interval: month, stripe_price: price_none}
+    meters:
+      tokens: {included: unlimited}
+      pages:  {included: 0, overage: deny}
+  other:
+    rank: 5
+    price: {amount_cents: 4000, interval: month, stripe_price: price_other}
+    meters:
+      tokens: {included: unlimited}
+      pages:  {included: 10, overage: {bill: {per: 1, amount_cents: 7}}}
+"""
+CATALOG: Final = loads(PLANS)
+
+
+def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
+    """Sell the plans with a metered price of each meter that the file bills, on the product of the plan."""
+    meters = {
+        meter.name: emulator.add_meter(meter.stripe.event_name)
+        for meter in catalog.meters.values()
+        if meter.stripe is not None
+    }
+    for plan in catalog.plans.values():
+        if plan.price.stripe_price is None:
+            continue
+        product = emulator.add_product(plan.name, product_id=f"prod_{plan.key}")
+        emulator.add_price(plan.price.amount_cents, price_id=plan.price.stripe_price, product=product)
+        for name, meter in meters.items():
+            cents = plan.entitlements[name].overage.amount_cents
+            if cents is not None:
+                emulator.add_price(cents, price_id=f"price_{plan.key}_{name}", product=product, meter=meter)
+
+
+async def metered_lines(at: Shop) -> list[tuple[str, int, int]]:
+    """All lines of usage on all invoices: event, units, cents a unit; those of no unit left out."""
+    found: list[tuple[str, int, int]] = []
+    for invoice in await at.invoices():
+        for line in invoice["lines"]["data"]:
+            price = line["pricing"]["price_details"]["price"]
+            units = int(line["quantity_decimal"])
+            if price.count("_") > 1 and units:
+                found.append((price, units, line["amount"] // units))
+    return found
+
+
+async def renewed(at: Shop) -> None:
+    """The period is over, and the invoice of it final."""
+    at.clock.set(END)
+    at.emulator.advance()
+    at.clock.set(END + timedelta(hours=2))
+    at.emulator.advance()
+
+
+@pytest.mark.parametrize(
+    ("plan", "after"),
+    [
+        ("cheaper", [("price_cheaper_tokens", 70, 3)]),
+        ("same", [("price_same_tokens", 70, 5)]),
+        ("none", []),
+        ("other", []),
+    ],
+)
+async def test_i13_usage_that_is_pending_at_an_upgrade_is_billed_at_the_old_price(
+    store_url: str, plan: str, after: list[tuple[str, int, int]]
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_100)
+        change = await at.kit.subscriptions.change_plan("acme", plan)
+        assert (change.confirmed, change.subscription.plan) == (True, plan)
+        await at.kit.record("acme", "tokens", 70)
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5), *after]
+
+
+DOWN_NOW: Final = loads(
+    PLANS.replace("plans:\n  free:", "billing: {changes: {downgrade: now}}\nplans:\n  free:")
+)
+
+
+async def test_i13_a_downgrade_that_takes_effect_now_bills_what_was_used_before_at_its_price(
+    store_url: str,
+) -> None:
+    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
+        await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_100)
+        change = await at.kit.subscriptions.change_plan("acme", "basic")
+        assert (change.confirmed, change.subscription.plan) == (True, "basic")
+        await at.kit.record("acme", "tokens", 70)
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_cheaper_tokens", 1_000, 3), ("price_basic_tokens", 70, 5)]
+
+
+async def test_i13_overage_costs_what_each_unit_cost_when_it_was_recorded(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 160)
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 300
+        await at.kit.subscriptions.change_plan("acme", "cheaper")
+        await at.kit.record("acme", "tokens", 20)
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 360
+        await at.kit.customers.set_plan("acme", "basic")
+        await at.kit.record("acme", "tokens", 1)
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 365
+
+
+@pytest.mark.parametrize("path", ["/v1/billing/meter_events", "/v1/billing/meters"])
+async def test_i13_where_usage_cannot_be_delivered_the_change_is_refused_and_nothing_changes(
+    store_url: str, path: str
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_100)
+        items = await at.items(begun.id)
+        at.emulator.fail_next("error", status=503, times=100, path=path)
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.subscriptions.change_plan("acme", "cheaper")
+        assert await at.items(begun.id) == items
+        found = await at.kit.subscriptions.get("acme")
+        assert found is not None
+        assert (found.plan, found.pending_change) == ("basic", None)
+        at.emulator.clear_faults()
+        # The customer's own requests were counted meanwhile; they are delivered, and the change goes through.
+        await at.kit.record("acme", "tokens", 30)
+        at.clock.advance(timedelta(minutes=10, seconds=20))
+        await at.kit.flush(everything=True)
+        assert (await at.kit.subscriptions.change_plan("acme", "cheaper")).subscription.plan == "cheaper"
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 1_030, 5)]
+
+
+async def test_i13_usage_recorded_while_the_items_change_is_billed_at_the_new_price(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF + timedelta(seconds=20))
+        await at.kit.record("acme", "tokens", 1_100)
+        at.emulator.fail_next("delay", delay_s=1.5, skip=2, path=f"/v1/subscriptions/{begun.id}")
+        async with anyio.create_task_group() as changing:
+            changing.start_soon(at.kit.subscriptions.change_plan, "acme", "cheaper")
+            while not at.emulator.events:  # noqa: ASYNC110 - the emulator tells nobody
+                await anyio.sleep(0.02)
+            await at.kit.record("acme", "tokens", 40)
+            await at.kit.flush()
+            assert (await at.kit.usage("acme"))["meters"]["tokens"]["pending"] == 40
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5), ("price_cheaper_tokens", 40, 3)]
+
+
+async def test_i13_a_change_that_takes_longer_than_ten_seconds_goes_on_and_tells_its_outcome(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        told: list[SubscriptionChanged] = []
+        at.kit.on("subscription.changed")(told.append)
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_100)
+        at.emulator.summary_lag_s = 60  # Stripe counts what it accepts a minute later.
+        change = await at.kit.subscriptions.change_plan("acme", "cheaper")
+        assert (change.confirmed, change.subscription.plan) == (False, "basic")
+        assert change.subscription.pending_change is not None
+        assert change.subscription.pending_change.plan == "cheaper"
+        at.clock.advance(timedelta(minutes=3))
+        await at.kit.subscriptions.retry_accepted()
+        found = await at.kit.subscriptions.get("acme")
+        assert found is not None
+        assert (found.plan, found.pending_change) == ("cheaper", None)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5)]
+        with anyio.fail_after(10):
+            while not told or told[-1].plan != "cheaper":  # noqa: ASYNC110 - another task tells
+                await anyio.sleep(0.05)
+
+
+async def test_a_change_that_is_refused_after_it_was_accepted_leaves_the_plan_and_is_told(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_100)
+        at.emulator.summary_lag_s = 60
+        assert not (await at.kit.subscriptions.change_plan("acme", "cheaper")).confirmed
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.fail_payments(linked)
+        at.clock.advance(timedelta(minutes=3))
+        await at.kit.subscriptions.retry_accepted()
+        found = await at.kit.subscriptions.get("acme")
+        assert found is not None
+        assert (found.plan, found.pending_change) == ("basic", None)
+
+
+async def test_a_change_that_stripe_never_confirms_is_given_up(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.subscriptions.service.service._ANSWER_S", 2.0)
+    monkeypatch.setattr("meterkit.subscriptions.service.asked._PATIENCE_S", 2.0)
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 1_100)
+        at.emulator.summary_lag_s = 86_400
+        assert not (await at.kit.subscriptions.change_plan("acme", "cheaper")).confirmed
+        for minutes, pending in ((3, "cheaper"), (20, None)):
+            at.clock.set(HALF + timedelta(minutes=minutes))
+            await at.kit.subscriptions.retry_accepted()
+            found = await at.kit.subscriptions.get("acme")
+            assert found is not None
+            assert found.plan == "basic"
+            assert (found.pending_change.plan if found.pending_change else None) == pending
