@@ -50,7 +50,7 @@ STRIPE: Final = "http://stripe.emulated"
 _JITTERS: Final = ("_jitter",)
 _LOADED: Final = (
     *("delivery.flusher", "delivery.sending", "delivery.background", "stripe.http", "stripe.api"),
-    *("subscriptions.webhooks.worker", "subscriptions.service.last_invoice", "delivery.stripe_v1"),
+    *("subscriptions.webhooks.worker", "delivery.counting", "delivery.stripe_v1"),
 )
 
 

@@ -192,7 +192,7 @@ async def test_a_meter_that_this_process_does_not_know_is_delivered_by_the_event
 
 
 async def test_more_customers_than_one_page_of_a_shard(store_url: str) -> None:
-    async with desk(store_url, clock=Clock(JULY - timedelta(seconds=59)), shards=1) as at:
+    async with desk(store_url, clock=Clock(JULY - timedelta(seconds=57)), shards=1) as at:
         customers = [f"c{n}" for n in range(60)]
         await at.link(*customers, "late")
         for customer in customers:  # In the last minute of the period: nothing of this can be sealed yet.

@@ -227,7 +227,7 @@ def lived(
 AT_A_SWITCH: Final = "usage that is pending when change_plan takes effect is billed at the new price"
 BY_OTHERS: Final = "usage that is pending when somebody else changes the price is billed at the new price"
 KNOWN: Final = {
-    **dict.fromkeys([("now", usage) for usage in ("pending", "Stripe away", "killed")], AT_A_SWITCH),
+    **dict.fromkeys([("now", usage) for usage in ("Stripe away", "killed")], AT_A_SWITCH),
     **dict.fromkeys(
         [(how, usage) for how in ("portal", "dashboard") for usage in ("pending", "Stripe away", "killed")],
         BY_OTHERS,

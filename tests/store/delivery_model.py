@@ -503,7 +503,7 @@ def free_minute(
     sharing = _sharing(events, token)
     stamped = max(customer.stamps[other] for other in METERS if meter_token(other) in sharing)
     first = -(-max(begins, from_ms) // MINUTE_MS) * MINUTE_MS
-    minute = max(first, now // MINUTE_MS * MINUTE_MS, stamped + MINUTE_MS)
+    minute = max(first, (now - SKEW_MS) // MINUTE_MS * MINUTE_MS, stamped + MINUTE_MS)
     while minute in taken:
         minute += MINUTE_MS
     return minute, (ends // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS

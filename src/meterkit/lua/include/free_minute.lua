@@ -7,7 +7,7 @@ local function free_minute(head, meters, events, taken, token, now)
   local count, _, stamped_ms = sharing(events, meters, token)
   local first = math.ceil(math.max(head.begins_ms, head.from_ms or 0) / MINUTE_MS) * MINUTE_MS
   local last = (math.floor(head.ends_ms / MINUTE_MS) - 1 - count) * MINUTE_MS
-  local minute = math.max(first, math.floor(now / MINUTE_MS) * MINUTE_MS, stamped_ms + MINUTE_MS)
+  local minute = math.max(first, math.floor((now - SKEW_MS) / MINUTE_MS) * MINUTE_MS, stamped_ms + MINUTE_MS)
   while taken[minute] do
     minute = minute + MINUTE_MS
   end
