@@ -30,6 +30,7 @@
 --include as_set
 --include intend
 --include in_order
+--include over_minute
 --include mark_prices
 local counters_key, state_key, totals_key, dirty_key, intents_key, outbox_key, history_key, audit_key = unpack(KEYS)
 local rev, terms, nonce, customer, stripe_customer, minutes, invoices, cutting = unpack(ARGV, 1, 8)
@@ -116,14 +117,8 @@ for _, token in ipairs(in_order(meters)) do
     wait(held_ms)
   elseif meter.pending > 0 then
     local minute, last, before = free_minute(head, meters, events, taken, token, now)
-    if cut and minute > now - SKEW_MS then
-      local vacant = tonumber(totals[this .. '|' .. token .. 'v'] or '0')
-      if before then
-        minute, before = before, nil
-      elseif vacant >= math.max(head.begins_ms, head.from_ms) then
-        minute = vacant
-        call('HDEL', totals_key, this .. '|' .. token .. 'v')
-      end
+    if cut then
+      minute, before = over_minute(totals_key, totals, head, token, minute, before, now)
     end
     if minute <= last and minute <= now + 3 * MINUTE_MS then
       meter.pending = put(this, token, meter.pending, minute)
