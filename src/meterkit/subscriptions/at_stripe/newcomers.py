@@ -168,7 +168,7 @@ class Account:
         """
         items = items_of(found)
         slim = {name: found.get(name) for name in ("id", "status", "created")}
-        slim["items"] = {"data": [{"price": item.price} for item in items]}
+        slim["items"] = {"data": [{"price": {"id": item.price, "lookup_key": item.key}} for item in items]}
         is_live = found.get("status") in LIVE
         named, plan = ids.of_subscription(found) if is_live else "", plan_in(items, catalog)
         drift = drift_of(found, catalog, prices.get(plan.key) if plan else None) if is_live else ()

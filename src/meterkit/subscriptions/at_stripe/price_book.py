@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.errors import StripeError
+from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.subscriptions.at_stripe.plan_prices import prices_of
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class PriceBook:
     async def _asked(self, plan: Plan) -> PlanPrices | None:
         try:
             return await prices_of(self._api(), self._store.catalog, plan)
+        except UnknownPlanError:
+            return None
         except StripeError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
