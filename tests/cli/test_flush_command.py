@@ -190,6 +190,29 @@ def test_the_emulator_sells_the_plans_and_forwards_webhooks(shell: Shell) -> Non
         assert process.wait(TIMEOUT_S) == 0
 
 
+def test_the_emulator_as_a_process_goes_through_months_and_fails_payments(shell: Shell) -> None:
+    """F-137: its clock and its customers' payments are in the hands of whoever can reach it."""
+    options = ("--port", "0", "--clock", "2026-04-01T00:00:00Z", "--customer", "cus_ada")
+    with shell.running("stripe", "emulator", *options) as process:
+        url = first_line(process).partition("=")[2]
+        with httpx.Client(base_url=url, auth=("sk_test_emulator", "")) as client:
+            assert client.get("/_emulator/clock").json()["utc"] == "2026-04-01T00:00:00+00:00"
+            client.post("/_emulator/customers/cus_ada", json={"card": "pm_card_visa"})
+            price = {"unit_amount": "1000", "currency": "usd", "product_data[name]": "Pro"}
+            made = client.post("/v1/prices", data={**price, "recurring[interval]": "month"}).json()
+            sold = {"customer": "cus_ada", "items[0][price]": made["id"]}
+            subscription = client.post("/v1/subscriptions", data=sold).json()["id"]
+            client.post("/_emulator/customers/cus_ada", json={"payments": "fail"})
+            moved = client.post("/_emulator/clock", json={"to": "2026-05-01T02:00:00Z"}).json()
+            assert moved["utc"] == "2026-05-01T02:00:00+00:00"
+            assert client.get(f"/v1/subscriptions/{subscription}").json()["status"] == "past_due"
+            client.post("/_emulator/customers/cus_ada", json={"payments": "succeed"})
+            client.post("/_emulator/clock", json={"advance": 3 * 86_400})
+            assert client.get(f"/v1/subscriptions/{subscription}").json()["status"] == "active"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT_S) == 0
+
+
 def test_a_taken_port_is_told_with_a_way_out(shell: Shell) -> None:
     with shell.running("stripe", "emulator", "--port", "0") as process:
         port = first_line(process).rpartition(":")[2]

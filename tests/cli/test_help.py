@@ -163,6 +163,8 @@ def test_completion_of_names_says_nothing_where_there_is_no_plans_file(shell: Sh
         (("flush", "--timeout", "-1"), "found '-1'; allowed is a number of seconds from 0"),
         (("flush", "--timeout", "nan"), "found 'nan'; allowed is a number of seconds from 0"),
         (("stripe", "emulator", "--port", "99999"), "a whole number from 0 to 65535"),
+        (("stripe", "emulator", "--clock", "2026-04-01"), "an instant with a time zone"),
+        (("stripe", "emulator", "--clock", "April"), "found 'April'; allowed is an instant"),
     ],
 )
 def test_a_number_out_of_bounds_is_refused_with_what_is_allowed(

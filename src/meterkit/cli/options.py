@@ -28,6 +28,7 @@ __all__ = [
     "PeriodOption",
     "PlanArgument",
     "common_options",
+    "instant",
     "plans_path",
     "seconds",
     "whole_number",
@@ -82,6 +83,19 @@ def seconds(value: str) -> float:
         found = math.nan
     if not 0 <= found < math.inf:
         raise typer.BadParameter(f"found {str(value)!r:.80}; allowed is a number of seconds from 0")
+    return found
+
+
+def instant(value: str) -> datetime:
+    """Read an instant with its time zone."""
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise typer.BadParameter(
+            f"found {str(value)!r:.40}; allowed is an instant with a time zone, such as 2026-04-01T00:00:00Z"
+        )
     return found
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from meterkit.catalog import load
-from meterkit.cli.options import whole_number
+from meterkit.cli.options import instant, whole_number
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
 from meterkit.cli.stripe_sync.syncing import sync as sync_with
@@ -110,6 +111,16 @@ async def emulator(
             help="A customer that Stripe has, such as cus_123. May be given several times.",
         ),
     ] = None,
+    clock: Annotated[
+        datetime | None,
+        typer.Option(
+            "--clock",
+            parser=instant,
+            metavar="INSTANT",
+            help="Where the clock stands until POST /_emulator/clock moves it, such as 2026-04-01T00:00:00Z."
+            " Default: it runs with this machine's.",
+        ),
+    ] = None,
     forward_to: Annotated[
         str | None,
         typer.Option(
@@ -122,9 +133,12 @@ async def emulator(
     """Run a Stripe emulator in memory until it is stopped.
 
     With --plans it has the meters of that file and sells its plans, with --customer it has these customers.
+    POST /_emulator/clock moves its time, POST /_emulator/customers/ID has payments of a customer fail.
     """
     # Other commands do not wait for its many parts to be imported.
-    stand_in: StripeEmulator = import_module("meterkit.testing").StripeEmulator()
+    testing = import_module("meterkit.testing")
+    options = {} if clock is None else {"clock": testing.Clock(clock)}
+    stand_in: StripeEmulator = testing.StripeEmulator(**options)
     for stripe_customer in customer or ():
         stand_in.add_customer(stripe_customer)
     if session.plans is not None:

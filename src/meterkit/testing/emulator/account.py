@@ -17,6 +17,7 @@ from meterkit.testing.emulator.metering.meters import Meters
 from meterkit.testing.emulator.pages.checkout import CheckoutSessions
 from meterkit.testing.emulator.pages.portal import PortalSessions
 from meterkit.testing.emulator.replies import ApiError, Exchange
+from meterkit.testing.emulator.selling.clocks import TestClocks
 from meterkit.testing.emulator.selling.coupons import Coupons, PromotionCodes
 from meterkit.testing.emulator.selling.customers import Customers
 from meterkit.testing.emulator.selling.discounts import Discounts
@@ -34,10 +35,12 @@ from meterkit.testing.emulator.webhooks.thin_events import ThinEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from contextlib import AbstractContextManager
 
     from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.selling.clocks import TestClock
     from meterkit.testing.emulator.webhooks.events import Event
     from meterkit.testing.emulator.webhooks.thin_events import ThinEvent
 
@@ -57,6 +60,7 @@ class Account:
         self.wakers: list[Callable[[], object]] = []
         self._call: Call | None = None
         self._instant: int | None = None
+        self._in_clock = False
         self.reset()
 
     @property
@@ -73,7 +77,8 @@ class Account:
             self.deliveries = Deliveries(self.endpoints)
             self.payment_methods = PaymentMethods()
             self.setup_intents = SetupIntents()
-            self.customers = Customers(self.emit, self.payment_methods)
+            self.clocks = TestClocks()
+            self.customers = Customers(self.emit, self.payment_methods, self.clocks)
             self.meters = Meters()
             self.products = Products()
             self.prices = Prices()
@@ -115,9 +120,11 @@ class Account:
         with self.lock:
             at_s = self.now if at_s is None else at_s
             event = self.log.enter(event_type, obj, previous=previous, at_s=at_s, call=self._call)
+            if event is not None and self._in_clock:
+                event.entered_at = self.behaviour.clock()
             if event is not None:
-                self.deliveries.add(event, now=at_s)
-                self._wake()
+                self.deliveries.add(event, now=event.entered_at or at_s)
+                self.wake()
                 self.entitlements.observe(event_type, obj, changed=event.previous, at_s=at_s)
             return event
 
@@ -126,22 +133,41 @@ class Account:
         with self.lock:
             self.thin_log.enter(event)
             self.deliveries.add(event, now=event.created)
-            self._wake()
+            self.wake()
             return event
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         """Say to whoever delivers that there is something to deliver."""
         for waker in self.wakers:
             waker()
 
     @contextmanager
-    def at(self, instant: int) -> Generator[None]:
-        """Have what happens within happen at an instant that has passed, in Unix seconds."""
-        before, self._instant = self._instant, instant
+    def at(self, instant: int | None, *, in_clock: bool = False) -> Generator[None]:
+        """Have what happens within happen at an instant, in Unix seconds; None: now.
+
+        ``in_clock``: it is one of a test clock, which says nothing of when events can be delivered.
+        """
+        before = self._instant, self._in_clock
+        self._instant, self._in_clock = instant, in_clock
         try:
             yield
         finally:
-            self._instant = before
+            self._instant, self._in_clock = before
+
+    def clock_of(self, customer_id: str) -> TestClock | None:
+        """Return the test clock of a customer; None: it has none."""
+        return self.customers.find(customer_id).clock
+
+    def time_of(self, customer_id: str) -> float:
+        """Return the time that a customer lives in: its test clock's, or the emulator's own."""
+        return self.customers.now_of(customer_id, now=self.behaviour.clock())
+
+    def in_time_of(self, customer_id: str, *, at: int | None = None) -> AbstractContextManager[None]:
+        """Have what happens within happen in a customer's time: ``at`` an instant of it, or at its now."""
+        clock = self.clock_of(customer_id)
+        if clock is None:
+            return self.at(at)
+        return self.at(clock.frozen_time if at is None else at, in_clock=True)
 
     @contextmanager
     def during(self, call: Call) -> Generator[None]:

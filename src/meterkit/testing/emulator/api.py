@@ -33,10 +33,12 @@ from meterkit.testing.emulator.selling.payment_calls import PAYMENT_CALLS
 from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS
 from meterkit.testing.emulator.selling.product_calls import PRODUCT_CALLS
 from meterkit.testing.emulator.selling.setup_calls import SETUP_CALLS
+from meterkit.testing.emulator.subscribing.clock_calls import CLOCK_CALLS
 from meterkit.testing.emulator.subscribing.item_calls import ITEM_CALLS
 from meterkit.testing.emulator.subscribing.pause_calls import PAUSE_CALLS
 from meterkit.testing.emulator.subscribing.schedule_calls import SCHEDULE_CALLS
 from meterkit.testing.emulator.subscribing.subscription_calls import SUBSCRIPTION_CALLS
+from meterkit.testing.emulator.subscribing.time_of_call import clock_time
 from meterkit.testing.emulator.subscribing.turns import advance
 from meterkit.testing.emulator.versions import read_version
 
@@ -88,6 +90,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *INVOICE_CALLS,
     *INVOICE_ITEM_CALLS,
     *SCHEDULE_CALLS,
+    *CLOCK_CALLS,
     *PAYMENT_CALLS,
     *SETUP_CALLS,
 )
@@ -138,7 +141,7 @@ class Api:
             if match is not None:
                 found = match.groupdict()
                 call = replace(call, object_id=found.get("id", ""), inner_id=found.get("inner", ""))
-                return operation(self._account, call)
+                return self._operate(call, operation)
         raise ValueError(f"there is no call {method} {path}")
 
     async def unknown(self, request: Request, error: Exception) -> Response:
@@ -217,9 +220,17 @@ class Api:
             advance(self._account)
             with self._account.during(call):
                 try:
-                    return Reply(status=HTTPStatus.OK, body=operation(self._account, call))
+                    return Reply(status=HTTPStatus.OK, body=self._operate(call, operation))
                 except ApiError as error:
                     return error.reply
+
+    def _operate(self, call: Call, operation: Operation) -> JsonObject:
+        """Carry out a call in the time of the customer that it is about."""
+        time = clock_time(self._account, call)
+        if time is None:
+            return operation(self._account, call)
+        with self._account.at(time, in_clock=True):
+            return operation(self._account, replace(call, now=time))
 
     def _response(self, reply: Reply, *, request: Request, headers: Mapping[str, str]) -> Response:
         refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR

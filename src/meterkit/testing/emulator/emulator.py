@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
+from meterkit.testing.emulator.clock_controls import ClockControls
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.metering.meters import Meter
 from meterkit.testing.emulator.pages.page_controls import PageControls
@@ -23,7 +24,6 @@ from meterkit.testing.emulator.pages.visits import Visits
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.selling.customers import Customer
 from meterkit.testing.emulator.selling.plans import prices_of
-from meterkit.testing.emulator.selling.shop import Shop
 from meterkit.testing.emulator.webhooks.courier import Courier
 from meterkit.testing.emulator.webhooks.webhook_controls import WebhookControls
 
@@ -55,7 +55,7 @@ def _with_parameters_of(
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class StripeEmulator(Shop, WebhookControls, PageControls):
+class StripeEmulator(ClockControls, WebhookControls, PageControls):
     """A Stripe account in memory: meters and their events, prices, subscriptions, invoices, webhooks.
 
     It is reached over HTTP, by the official SDK or anything else:
@@ -68,6 +68,9 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
     ``GET /_emulator/events``: the accepted events, ``?customer=`` and ``?event_name=`` narrow it;
     ``GET``, ``POST``, ``DELETE /_emulator/faults``: the faults to come, one more, none;
     ``GET /_emulator/requests``: what was asked and answered; ``POST /_emulator/reset``: forget everything.
+
+    ``GET``, ``POST /_emulator/clock``: what time it is, and ``{"advance": seconds}`` or ``{"to": instant}``;
+    ``POST /_emulator/customers/{id}``: ``{"payments": "fail"}`` or ``"succeed"``, ``{"card": "pm_card_…"}``.
 
     ``GET``, ``POST /_emulator/endpoints``: who is told of events, and one more (``url``, ``secret``,
     ``events``, ``thin``); ``POST /_emulator/emit``: any event (``type``, ``object``, ``previous``);
@@ -124,7 +127,13 @@ class StripeEmulator(Shop, WebhookControls, PageControls):
             Route("/_emulator/reset", self._reset, methods=["POST"]),
         ]
         self._app = Starlette(
-            routes=[*api.routes, *control, *self._webhook_routes(), *self._page_routes()],
+            routes=[
+                *api.routes,
+                *control,
+                *self._clock_routes(),
+                *self._webhook_routes(),
+                *self._page_routes(),
+            ],
             lifespan=self._courier.running,
             exception_handlers={
                 HTTPStatus.NOT_FOUND: api.unknown,

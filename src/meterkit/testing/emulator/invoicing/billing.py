@@ -95,6 +95,7 @@ def draft_of(
         starting_balance=customer.balance,
         discounts=in_force(subscription.discounts, now=now),
         tax_percent=tax_percent(account, subscription),
+        test_clock=customer.test_clock,
     )
     invoice.schedule(now + HOUR_S)
     count_usage(account, subscription, invoice)

@@ -30,7 +30,7 @@ NOTHING: Final = (
     *("account_tax_ids", "application", "custom_fields", "customer_account", "customer_address"),
     *("customer_phone", "customer_shipping", "default_source", "footer", "from_invoice"),
     *("last_finalization_error", "latest_revision", "on_behalf_of", "receipt_number", "rendering"),
-    *("shipping_cost", "shipping_details", "statement_descriptor", "status_details", "test_clock"),
+    *("shipping_cost", "shipping_details", "statement_descriptor", "status_details"),
     *("threshold_reason", "webhooks_delivered_at"),
 )
 NONE_OF_IT: Final[JsonObject] = {
@@ -197,6 +197,7 @@ class Invoice:
     proration_date: int | None = None
     discounts: list[Discount] = field(default_factory=list["Discount"])
     tax_percent: Decimal | None = None
+    test_clock: str | None = None
 
     @property
     def all_lines(self) -> list[Line]:
@@ -293,6 +294,7 @@ class Invoice:
             "discounts": [discount.id for discount in self.discounts],
             "subtotal": totals.subtotal,
             "subtotal_excluding_tax": totals.subtotal,
+            "test_clock": self.test_clock,
             "total": totals.total,
             "total_discount_amounts": totals.discount_amounts(),
             "total_excluding_tax": totals.without_tax,

@@ -79,10 +79,11 @@ def _take(
         found = (None, "no_meter") if archived is None else (archived.id, "archived_meter")
         wrong[cast("tuple[str | None, MeterErrorCode]", found)].append(streamed.identifier)
         return
-    timestamp = int(call.now) if streamed.timestamp is None else streamed.timestamp
     value = streamed.payload.get(meter.value_key, "1" if meter.formula == "count" else "")
     customer = streamed.payload.get(meter.customer_key, "")
-    code = _problem(account, customer=customer, value=value, timestamp=timestamp, now=call.now)
+    now = account.customers.now_of(customer, now=call.now)
+    timestamp = int(now) if streamed.timestamp is None else streamed.timestamp
+    code = _problem(account, customer=customer, value=value, timestamp=timestamp, now=now)
     if code is not None:
         wrong[meter.id, code].append(streamed.identifier)
     elif not account.events.has(streamed.identifier, now=call.now):

@@ -98,13 +98,14 @@ class MeterEvents:
         if meter is None:
             message = f"Invalid event_name: {event_name}. No active meter found with this event name."
             raise ApiError(message, param="event_name", stored=True)
+        customer = _payload(payload, key=meter.customer_key)
         event = MeterEvent(
             identifier=identifier,
             event_name=event_name,
             meter=meter.id,
-            customer=_payload(payload, key=meter.customer_key),
+            customer=customer,
             value=_value(payload, meter=meter),
-            timestamp=int(call.now) if timestamp is None else timestamp,
+            timestamp=int(self.customers.now_of(customer, now=call.now)) if timestamp is None else timestamp,
             received_at=call.now,
             livemode=call.livemode,
             payload=payload,
@@ -151,7 +152,7 @@ class MeterEvents:
 
     def _accept(self, event: MeterEvent, *, lose: bool, name: str) -> MeterEvent:
         now = event.received_at
-        _check_timestamp(event.timestamp, now=now)
+        _check_timestamp(event.timestamp, now=self.customers.now_of(event.customer, now=now))
         known = self.customers.exists(event.customer)
         if not known and self.behaviour.refuse_unknown_customers:
             raise ApiError(

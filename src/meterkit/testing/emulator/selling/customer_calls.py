@@ -12,16 +12,21 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.replies import JsonObject
 
-__all__ = ["CUSTOMER_CALLS"]
+__all__ = ["CUSTOMER_CALLS", "delete_customer"]
 
 
 def _delete(account: Account, call: Call) -> JsonObject:
     """Its subscriptions are canceled with it (https://docs.stripe.com/api/customers/delete)."""
-    customer = account.customers.find(call.object_id, alive=True)
+    call.params.only()
+    return delete_customer(account, account.customers.find(call.object_id, alive=True).id)
+
+
+def delete_customer(account: Account, customer: str) -> JsonObject:
+    """Delete a customer, and cancel its subscriptions. Returns what is left of it."""
     for subscription in account.subscriptions:
-        if subscription.customer == customer.id and subscription.status not in ENDED:
+        if subscription.customer == customer and subscription.status not in ENDED:
             end(account, subscription)
-    return account.customers.delete(call)
+    return account.customers.delete(customer)
 
 
 CUSTOMER_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (

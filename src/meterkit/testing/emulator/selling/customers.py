@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.replies import (
+    ApiError,
     JsonObject,
     missing_resource,
     new_id,
@@ -16,11 +17,13 @@ from meterkit.testing.emulator.replies import (
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.selling.clocks import TestClock, TestClocks
     from meterkit.testing.emulator.selling.payments import PaymentMethods
     from meterkit.testing.emulator.webhooks.events import Emit
 
 __all__ = ["Customer", "Customers"]
 
+CLOCK_CUSTOMERS_MAX: Final = 3
 TEXTS: Final = ("name", "email", "description", "phone")
 ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 EXPANDABLE: Final = (
@@ -37,6 +40,7 @@ class Customer:
         created: Unix seconds.
         balance: what the next invoice adds, in minor units of the currency; negative: what it takes off.
         default_payment_method: what is charged where a subscription has none of its own.
+        clock: whose time it lives in; None: the emulator's own.
     """
 
     id: str
@@ -48,6 +52,12 @@ class Customer:
     deleted: bool = False
     balance: int = 0
     default_payment_method: str | None = None
+    clock: TestClock | None = None
+
+    @property
+    def test_clock(self) -> str | None:
+        """The id of the test clock that it was made with."""
+        return None if self.clock is None else self.clock.id
 
     @property
     def invoice_prefix(self) -> str:
@@ -81,7 +91,8 @@ class Customer:
             "metadata": dict(self.metadata),
             "preferred_locales": [],
             "tax_exempt": "none",
-            **dict.fromkeys(("currency", "default_source", "discount", "shipping", "test_clock")),
+            "test_clock": self.test_clock,
+            **dict.fromkeys(("currency", "default_source", "discount", "shipping")),
             **self.texts,
         }
 
@@ -89,8 +100,9 @@ class Customer:
 class Customers:
     """All customers of the emulated account, by id, oldest first."""
 
-    def __init__(self, emit: Emit, payment_methods: PaymentMethods) -> None:
+    def __init__(self, emit: Emit, payment_methods: PaymentMethods, clocks: TestClocks) -> None:
         self._emit = emit
+        self._clocks = clocks
         self._payment_methods = payment_methods
         self._by_id: dict[str, Customer] = {}
 
@@ -108,10 +120,11 @@ class Customers:
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/customers``."""
         call.params.only(
-            *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "payment_method"),
+            *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "payment_method", "test_clock"),
             expandable=EXPANDABLE,
         )
-        customer = Customer(id=new_id("cus"), created=int(call.now), livemode=call.livemode)
+        clock = self._clock(call.params)
+        customer = Customer(id=new_id("cus"), created=int(call.now), livemode=call.livemode, clock=clock)
         _apply(customer, params=call.params)
         given = call.params.given("payment_method")
         if given is not None:
@@ -138,24 +151,52 @@ class Customers:
         self._emit("customer.updated", customer.to_json(), previous=before)
         return customer.to_json()
 
-    def delete(self, call: Call) -> JsonObject:
-        """``DELETE /v1/customers/{id}``."""
-        customer = self.find(call.object_id, alive=True)
+    def delete(self, customer_id: str) -> JsonObject:
+        """Delete a customer. Returns what is left of it."""
+        customer = self.find(customer_id, alive=True)
         self._emit("customer.deleted", customer.to_json())
         customer.deleted = True
         return customer.to_json()
 
     def list(self, call: Call) -> JsonObject:
-        """``GET /v1/customers``, newest first."""
-        call.params.only("email", "created", *PAGING, expandable=EXPANDABLE)
+        """``GET /v1/customers``, newest first; those of a test clock only where it is named.
+
+        https://docs.stripe.com/api/customers/list#list_customers-test_clock
+        """
+        call.params.only("email", "created", "test_clock", *PAGING, expandable=EXPANDABLE)
+        clock = call.params.text("test_clock")
         is_in = call.params.span("created")
         email = call.params.text("email")
         found = [
             customer.to_json()
             for customer in reversed(self._by_id.values())
-            if not customer.deleted and email in {None, customer.texts["email"]} and is_in(customer.created)
+            if not customer.deleted
+            and customer.test_clock == clock
+            and email in {None, customer.texts["email"]}
+            and is_in(customer.created)
         ]
         return call.params.page(found, url="/v1/customers")
+
+    def of_clock(self, clock_id: str) -> tuple[str, ...]:
+        """Return the ids of the customers of a test clock."""
+        known = self._by_id.values()
+        return tuple(each.id for each in known if each.test_clock == clock_id and not each.deleted)
+
+    def now_of(self, customer_id: str, *, now: float) -> float:
+        """Return the time that a customer lives in: its test clock's, else ``now``."""
+        customer = self._by_id.get(customer_id)
+        return now if customer is None or customer.clock is None else customer.clock.frozen_time
+
+    def _clock(self, params: Params) -> TestClock | None:
+        """At most three customers a clock (https://docs.stripe.com/billing/testing/test-clocks)."""
+        named = params.given("test_clock")
+        if named is None:
+            return None
+        clock = self._clocks.find(named, param="test_clock")
+        if len(self.of_clock(clock.id)) >= CLOCK_CUSTOMERS_MAX:
+            message = f"A test clock can have at most {CLOCK_CUSTOMERS_MAX} customers."
+            raise ApiError(message, param="test_clock")
+        return clock
 
     def known(self, customer_id: str | None) -> str | None:
         """Return the id that a list is narrowed to, if any. Raises ApiError, 400, if nobody ever had it."""

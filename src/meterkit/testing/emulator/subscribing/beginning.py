@@ -37,6 +37,7 @@ def begin(account: Account, schedule: Schedule) -> None:
         billing_cycle_anchor=now,
         billing_mode=schedule.billing_mode,
         livemode=schedule.livemode,
+        test_clock=account.customers.find(schedule.customer).test_clock,
         metadata=dict(phase.metadata),
         schedule=schedule.id,
     )

@@ -102,6 +102,7 @@ class Schedule:
     completed_at: int | None = None
     released_at: int | None = None
     released_subscription: str | None = None
+    test_clock: str | None = None
 
     def to_json(self) -> JsonObject:
         """Return the schedule as Stripe shows it (https://docs.stripe.com/api/subscription_schedules/object)."""
@@ -144,7 +145,7 @@ class Schedule:
             "released_subscription": self.released_subscription,
             "status": self.status,
             "subscription": self.subscription,
-            "test_clock": None,
+            "test_clock": self.test_clock,
         }
 
 

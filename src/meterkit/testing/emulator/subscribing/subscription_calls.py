@@ -48,6 +48,7 @@ CREATED_WITH: Final = (
     *("add_invoice_items", "backdate_start_date", "billing_cycle_anchor", "billing_mode", "currency"),
     *("customer", "items", "payment_behavior", "proration_behavior", "trial_end", "trial_period_days"),
 )
+CLOCK_SUBSCRIPTIONS_MAX: Final = 3
 STATUSES: Final = (
     *("active", "all", "canceled", "ended", "incomplete", "incomplete_expired", "past_due", "paused"),
     *("trialing", "unpaid"),
@@ -152,7 +153,9 @@ def _draft(
         billing_cycle_anchor=now,
         billing_mode=read_mode(params, version=call.version),
         livemode=call.livemode,
+        test_clock=account.customers.find(customer).test_clock,
     )
+    _refuse_many(account, draft)
     refuse_mixed(draft.billing_mode, (price.cycle for price in prices))
     apply_settings(account, draft, params)
     trial_end = read_trial_end(params, now=now)
@@ -166,6 +169,15 @@ def _draft(
     draft.items = [new_item(draft, each, at=now) for each in wanted]
     apply_cancellation(draft, params, now=now)
     return draft
+
+
+def _refuse_many(account: Account, draft: Subscription) -> None:
+    """At most three subscriptions a customer of a clock (https://docs.stripe.com/billing/testing/test-clocks)."""
+    if draft.test_clock is not None:
+        theirs = [each for each in account.subscriptions if each.customer == draft.customer]
+        if len([each for each in theirs if each.status not in ENDED]) >= CLOCK_SUBSCRIPTIONS_MAX:
+            message = f"A customer of a test clock can have at most {CLOCK_SUBSCRIPTIONS_MAX} subscriptions."
+            raise ApiError(message, param="customer")
 
 
 def _refuse_anchor(anchor: int, wanted: Sequence[Wanted], *, now: int) -> None:
@@ -188,19 +200,22 @@ def _retrieve(account: Account, call: Call) -> JsonObject:
 
 
 def _list(account: Account, call: Call) -> JsonObject:
-    """Newest first; those that have ended only where they are asked for.
+    """Newest first; those that have ended, and those of a test clock, only where they are asked for.
 
+    "The response will not include subscriptions with test clocks if this and the customer parameter is not
+    set" (https://docs.stripe.com/api/subscriptions/list#list_subscriptions-test_clock).
     https://docs.stripe.com/api/subscriptions/list#list_subscriptions-status
     """
     params = call.params
     params.only(
         *("automatic_tax", "collection_method", "created", "current_period_end", "current_period_start"),
-        *("customer", "price", "status", *PAGING),
+        *("customer", "price", "status", "test_clock", *PAGING),
         expandable=None,
     )
     status, price = params.choice("status", STATUSES), params.text("price")
     customer = account.customers.known(params.text("customer"))
     method, is_in = params.text("collection_method"), params.span("created")
+    clock = params.text("test_clock")
     starts, ends = params.span("current_period_start"), params.span("current_period_end")
     found = [
         each.to_json()
@@ -208,6 +223,7 @@ def _list(account: Account, call: Call) -> JsonObject:
         if _is_of(status, each)
         and customer in {None, each.customer}
         and method in {None, each.collection_method}
+        and (clock == each.test_clock or (clock is None and customer is not None))
         and (price is None or any(item.price.id == price for item in each.items))
         and is_in(each.created)
         and starts(max(item.period_start for item in each.items))

@@ -143,6 +143,7 @@ class Subscription:
     billing_cycle_anchor: int
     billing_mode: BillingMode = field(default_factory=BillingMode)
     livemode: bool = False
+    test_clock: str | None = None
     automatic_tax: bool = False
     discounts: list[Discount] = field(default_factory=list["Discount"])
     status: Status = "active"
@@ -199,7 +200,7 @@ class Subscription:
         nothing = (
             *("application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds"),
             *("customer_account", "default_source", "next_pending_invoice_item_invoice", "on_behalf_of"),
-            *("pending_invoice_item_interval", "presentment_details", "test_clock", "transfer_data"),
+            *("pending_invoice_item_interval", "presentment_details", "transfer_data"),
         )
         return {
             "id": self.id,
@@ -245,6 +246,7 @@ class Subscription:
             "start_date": self.created,
             "status": self.status,
             "status_details": self._status_details(),
+            "test_clock": self.test_clock,
             "trial_end": self.trial_end,
             "trial_settings": {"end_behavior": {"missing_payment_method": self.trial_action}},
             "trial_start": self.trial_start,

@@ -47,8 +47,8 @@ def advance(account: Account) -> None:
             queue.put(each)
         while (turn := queue.take()) is not None:
             due, each = turn
-            account.checkouts.lapse(now=due)
-            with account.at(due):
+            account.checkouts.lapse(now=min(due, account.behaviour.clock()))
+            with account.in_time_of(each.customer, at=due):
                 if isinstance(each, Invoice):
                     _turn_invoice(account, each)
                 elif isinstance(each, Schedule):
@@ -76,12 +76,12 @@ class _Queue:
             due = begins_at(each) if isinstance(each, Schedule) else _turns_at(self._account, each)
         if due != self._due.get(each.id):
             self._due[each.id] = due
-            if due is not None:
+            if due is not None and due <= self._account.time_of(each.customer):
                 heappush(self._heap, (due, isinstance(each, Subscription), next(self._places), each))
 
     def take(self) -> tuple[int, Moving] | None:
         """Take what is due first; None where nothing is due yet."""
-        while self._heap and self._heap[0][0] <= self._account.behaviour.clock():
+        while self._heap:
             due, _, _, each = heappop(self._heap)
             if self._due.get(each.id) == due:
                 self._due[each.id] = None

@@ -43,6 +43,7 @@ class Event:
         previous: what has changed of it, as it was before; None: it is no update.
         request_id: of the API request that did it; None: it came about by itself.
         undelivered: ids of the webhook endpoints that have not taken it yet.
+        entered_at: when it was entered by the emulator's own clock; None: when it was created.
     """
 
     id: str
@@ -54,11 +55,16 @@ class Event:
     request_id: str | None = None
     idempotency_key: str | None = None
     undelivered: set[str] = field(default_factory=set[str])
+    entered_at: float | None = None
 
     @property
     def thin(self) -> bool:
         """No."""
         return False
+
+    def is_kept(self, *, now: float) -> bool:
+        """Tell whether it can still be read."""
+        return now - (self.entered_at or self.created) < MEMORY_S
 
     def notification(self) -> JsonObject:
         """Return what webhooks are sent: all of it."""
@@ -122,7 +128,7 @@ class Events:
     def find(self, event_id: str, *, now: float) -> Event:
         """Return an event of the last 30 days. Raises ApiError, 404, if there is none."""
         event = self._by_id.get(event_id)
-        if event is None or now - event.created >= MEMORY_S:
+        if event is None or not event.is_kept(now=now):
             raise no_such("event", event_id)
         return event
 
@@ -145,7 +151,7 @@ class Events:
         found = [
             event.to_json()
             for event in reversed(self._by_id.values())
-            if call.now - event.created < MEMORY_S
+            if event.is_kept(now=call.now)
             and is_in(event.created)
             and (kind is None or matches(event.type, (kind,)))
             and (not kinds or event.type in kinds)

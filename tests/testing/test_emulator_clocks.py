@@ -1,0 +1,274 @@
+"""Stripe's test clocks, and the emulator's own clock moved from outside."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+import stripe
+
+from emulated import account
+from meterkit.testing import StripeEmulator
+from subscribing import DAY, HOUR, MAY, SECOND, shop
+
+pytestmark = pytest.mark.anyio
+
+JUNE = int(datetime(2026, 6, 1, tzinfo=UTC).timestamp())
+JULY = int(datetime(2026, 7, 1, tzinfo=UTC).timestamp())
+
+
+async def clocked(client: stripe.StripeClient, at: int = SECOND) -> tuple[str, str]:
+    """A clock and a customer with a card that lives by it."""
+    clock = await client.v1.test_helpers.test_clocks.create_async({"frozen_time": at, "name": "Run"})
+    wanted: Any = {"test_clock": clock.id, "payment_method": "pm_card_visa"}
+    customer = await client.v1.customers.create_async(wanted)
+    cards = await client.v1.customers.payment_methods.list_async(customer.id)
+    default: Any = {"invoice_settings": {"default_payment_method": cards.data[0].id}}
+    await client.v1.customers.update_async(customer.id, default)
+    return clock.id, customer.id
+
+
+async def subscribed(client: stripe.StripeClient, customer: str, price: str = "price_10") -> str:
+    wanted: Any = {"customer": customer, "items": [{"price": price}]}
+    return (await client.v1.subscriptions.create_async(wanted)).id
+
+
+def clock_events(emulator: StripeEmulator) -> list[str]:
+    return [each.type.rpartition(".")[2] for each in emulator.webhook_events if ".test_clock." in each.type]
+
+
+async def test_objects_of_a_clock_move_with_it_alone() -> None:
+    """https://docs.stripe.com/billing/testing/test-clocks/api-advanced-usage."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        clock, customer = await clocked(client)
+        mine, other = await subscribed(client, customer), await subscribed(client, "cus_1")
+        advancing = await client.v1.test_helpers.test_clocks.advance_async(
+            clock, {"frozen_time": MAY + 2 * HOUR}
+        )
+        assert (advancing.status, advancing.frozen_time) == ("advancing", SECOND)
+        assert advancing.status_details.advancing is not None
+        assert advancing.status_details.advancing.target_frozen_time == MAY + 2 * HOUR
+        ready = await client.v1.test_helpers.test_clocks.retrieve_async(clock)
+        assert (ready.status, ready.frozen_time, ready.name) == ("ready", MAY + 2 * HOUR, "Run")
+        invoices = await client.v1.invoices.list_async({"subscription": mine})
+        assert [(each.created, each.status, each.test_clock) for each in invoices.data] == [
+            (MAY, "paid", clock),
+            (SECOND, "paid", clock),
+        ]
+        assert len((await client.v1.invoices.list_async({"subscription": other})).data) == 1
+        seen = await client.v1.subscriptions.retrieve_async(mine)
+        assert (seen.test_clock, seen["items"].data[0].current_period_start) == (clock, MAY)
+    assert clock_events(emulator) == ["created", "advancing", "ready"]
+
+
+async def test_what_is_made_later_is_made_in_the_time_of_the_clock() -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        clock, customer = await clocked(client, at=JUNE)
+        made: Any = await client.v1.subscriptions.retrieve_async(await subscribed(client, customer))
+        assert (made.created, made.billing_cycle_anchor) == (JUNE, JUNE)
+        preview = await client.v1.invoices.create_preview_async({"subscription": made.id})
+        assert preview.period_end == JULY
+        change: Any = {"price": "price_20", "proration_behavior": "always_invoice"}
+        await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": JUNE + 15 * DAY})
+        await client.v1.subscription_items.update_async(made["items"].data[0].id, change)
+        latest = (await client.v1.invoices.list_async({"customer": customer, "limit": 1})).data[0]
+        assert ([line.amount for line in latest.lines.data], latest.created) == (
+            [-500, 1000],
+            JUNE + 15 * DAY,
+        )
+        schedule = await client.v1.subscription_schedules.create_async({"from_subscription": made.id})
+        assert (schedule.created, schedule.test_clock) == (JUNE + 15 * DAY, clock)
+
+
+async def test_usage_is_reported_in_the_time_of_the_clock() -> None:
+    """The harder way for the client: timestamps are held against the clock, not against the real time."""
+    emulator, _ = shop()
+    emulator.add_price(1, price_id="price_words", meter=emulator.add_meter("words"))
+    async with account(emulator) as client:
+        clock, customer = await clocked(client, at=JUNE)
+        subscription = await subscribed(client, customer, "price_words")
+        event: Any = {"event_name": "words", "payload": {"stripe_customer_id": customer, "value": "700"}}
+        assert (await client.v1.billing.meter_events.create_async(event)).timestamp == JUNE
+        old: Any = {**event, "timestamp": SECOND}
+        with pytest.raises(stripe.InvalidRequestError, match="more than 35 days in past"):
+            await client.v1.billing.meter_events.create_async(old)
+        streamed: Any = {**event, "identifier": "streamed", "timestamp": "2026-06-02T00:00:00Z"}
+        await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": JUNE + 2 * DAY})
+        session = await client.v2.billing.meter_event_session.create_async()
+        await client.v2.billing.meter_event_stream.create_async(
+            {"events": [streamed]}, {"api_key": session.authentication_token}
+        )
+        await client.v1.test_helpers.test_clocks.advance_async(clock, {"frozen_time": JULY + 2 * HOUR})
+        invoice = (await client.v1.invoices.list_async({"subscription": subscription})).data[0]
+        assert (invoice.total, invoice.status) == (1400, "paid")
+
+
+async def test_a_clock_goes_forward_by_at_most_two_intervals() -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        clocks = client.v1.test_helpers.test_clocks
+        clock, customer = await clocked(client)
+        two_years = int(datetime(2028, 4, 1, tzinfo=UTC).timestamp())
+        with pytest.raises(stripe.InvalidRequestError, match="more than two intervals"):
+            await clocks.advance_async(clock, {"frozen_time": two_years + 1})
+        await subscribed(client, customer)
+        for to, said in [(SECOND, "only be advanced"), (JUNE + 1, f"must be at most {JUNE}")]:
+            with pytest.raises(stripe.InvalidRequestError, match=said):
+                await clocks.advance_async(clock, {"frozen_time": to})
+        assert (await clocks.advance_async(clock, {"frozen_time": JUNE})).status == "advancing"
+        schedule: Any = {
+            "customer": (await clocked(client))[1],
+            "start_date": SECOND + DAY,
+            "phases": [{"items": [{"price": "price_10"}], "duration": {"interval": "month"}}],
+        }
+        made = await client.v1.subscription_schedules.create_async(schedule)
+        assert made.test_clock is not None
+        with pytest.raises(stripe.InvalidRequestError, match=f"must be at most {JUNE}"):
+            await clocks.advance_async(str(made.test_clock), {"frozen_time": JUNE + 1})
+        for missing in ({}, {"name": "x"}):
+            params: Any = missing
+            with pytest.raises(stripe.InvalidRequestError, match="Missing required param: frozen_time"):
+                await clocks.create_async(params)
+        nothing: Any = {}
+        with pytest.raises(stripe.InvalidRequestError, match="Missing required param: frozen_time"):
+            await clocks.advance_async(clock, nothing)
+
+
+async def test_lists_show_objects_of_a_clock_only_where_it_is_named() -> None:
+    """https://docs.stripe.com/api/subscriptions/list#list_subscriptions-test_clock."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        clock, customer = await clocked(client)
+        mine = await subscribed(client, customer)
+        assert [each.id for each in (await client.v1.customers.list_async()).data] == ["cus_1"]
+        of_clock: Any = {"test_clock": clock}
+        assert [each.id for each in (await client.v1.customers.list_async(of_clock)).data] == [customer]
+        listed = client.v1.subscriptions.list_async
+        assert (await listed()).data == []
+        assert [each.id for each in (await listed(of_clock)).data] == [mine]
+        assert [each.id for each in (await listed({"customer": customer})).data] == [mine]
+        assert [each.id for each in (await client.v1.test_helpers.test_clocks.list_async()).data] == [clock]
+
+
+async def test_a_clock_has_few_customers_and_they_few_subscriptions() -> None:
+    """https://docs.stripe.com/billing/testing/test-clocks: three each."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        clock, customer = await clocked(client)
+        for _ in range(2):
+            await client.v1.customers.create_async({"test_clock": clock})
+        with pytest.raises(stripe.InvalidRequestError, match="at most 3 customers"):
+            await client.v1.customers.create_async({"test_clock": clock})
+        for _ in range(3):
+            await subscribed(client, customer)
+        with pytest.raises(stripe.InvalidRequestError, match="at most 3 subscriptions"):
+            await subscribed(client, customer)
+        with pytest.raises(stripe.InvalidRequestError, match="No such test clock: 'clock_none'"):
+            await client.v1.customers.create_async({"test_clock": "clock_none"})
+        update: Any = {"test_clock": clock}
+        with pytest.raises(stripe.InvalidRequestError, match="unknown parameter: test_clock"):
+            await client.v1.customers.update_async("cus_1", update)
+
+
+async def test_a_deleted_clock_takes_its_customers_along() -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        clock, customer = await clocked(client)
+        mine = await subscribed(client, customer)
+        assert (await client.v1.test_helpers.test_clocks.delete_async(clock)).deleted is True
+        assert (await client.v1.customers.retrieve_async(customer)).deleted is True
+        assert (await client.v1.subscriptions.retrieve_async(mine)).status == "canceled"
+        with pytest.raises(stripe.InvalidRequestError, match="No such test clock"):
+            await client.v1.test_helpers.test_clocks.retrieve_async(clock)
+    async with account(emulator, key="sk_live_1") as client:
+        with pytest.raises(stripe.InvalidRequestError, match="only be used in test mode"):
+            await client.v1.test_helpers.test_clocks.create_async({"frozen_time": SECOND})
+
+
+@pytest.mark.parametrize("at", [SECOND - 400 * DAY, SECOND + 400 * DAY])
+async def test_events_of_a_clock_are_delivered_and_kept_by_the_own_time(at: int) -> None:
+    emulator, clock = shop(automatic_webhooks=False)
+    seen: list[str] = []
+
+    async def take(scope: Any, receive: Any, send: Any) -> None:
+        del scope
+        seen.append(str((await receive())["body"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    emulator.add_endpoint("http://test/hooks", secret="whsec_test", app=take, events=["invoice.paid"])
+    async with account(emulator) as client:
+        test_clock, customer = await clocked(client, at=at)
+        await subscribed(client, customer)
+        await client.v1.test_helpers.test_clocks.advance_async(test_clock, {"frozen_time": at + 40 * DAY})
+        assert [each.status for each in await emulator.deliver()] == [200, 200]
+        listed = await client.v1.events.list_async({"type": "invoice.paid"})
+        assert [each.created >= at for each in listed.data] == [True, True]
+        clock.advance(timedelta(days=31))
+        assert (await client.v1.events.list_async({"type": "invoice.paid"})).data == []
+    assert len(seen) == 2
+
+
+async def test_the_own_clock_is_moved_from_outside() -> None:
+    """For a process that nothing reaches but HTTP: ``meterkit stripe emulator``."""
+    emulator, clock = shop()
+    async with account(emulator) as client, emulator.serve() as url, httpx.AsyncClient(base_url=url) as own:
+        subscription = await subscribed(client, "cus_1")
+        assert (await own.get("/_emulator/clock")).json() == {
+            "now": SECOND,
+            "utc": "2026-04-01T00:00:00+00:00",
+        }
+        failing = await own.post("/_emulator/customers/cus_1", json={"payments": "fail"})
+        assert failing.json() == {"customer": "cus_1", "payments": "fail"}
+        moved = await own.post("/_emulator/clock", json={"to": "2026-05-01T02:00:00Z"})
+        assert (moved.status_code, moved.json()["now"]) == (200, MAY + 2 * HOUR)
+        assert (await client.v1.subscriptions.retrieve_async(subscription)).status == "past_due"
+        mended = await own.post(
+            "/_emulator/customers/cus_1", json={"payments": "succeed", "card": "pm_card_mastercard"}
+        )
+        assert mended.json()["payments"] == "succeed"
+        await own.post("/_emulator/clock", json={"advance": 3 * DAY})
+        assert (await client.v1.subscriptions.retrieve_async(subscription)).status == "active"
+        assert clock() == MAY + 3 * DAY + 2 * HOUR
+        cards = await client.v1.customers.payment_methods.list_async("cus_1")
+        assert [card.card.last4 for card in cards.data if card.card is not None] == ["4444", "4242"]
+
+
+async def test_a_clock_that_runs_goes_on_from_where_it_is_moved_to() -> None:
+    now = [float(SECOND)]
+    emulator = StripeEmulator(clock=lambda: now[0])
+    for by in (DAY, HOUR):
+        emulator.move_clock(to=emulator.clock() + by)
+    now[0] += 5
+    assert emulator.clock() == SECOND + DAY + HOUR + 5
+    with pytest.raises(ValueError, match="cannot be moved back: it is 2026-04-02T01:00:05"):
+        emulator.move_clock(to=SECOND)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("clock", {"to": "2026-03-01T00:00:00Z"}, "cannot be moved back"),
+        ("clock", {"to": "2026-05-01"}, "has no time zone"),
+        ("clock", {"to": "May"}, "Invalid isoformat"),
+        ("clock", {"advance": 1, "to": 2}, "give either"),
+        ("clock", {}, "give either"),
+        ("clock", {"by": 1}, "there is no by"),
+        ("clock", [], "no JSON object"),
+        ("clock", {"advance": 10**18}, "at most"),
+        ("customers/cus_1", {"payments": "maybe"}, "must be fail or succeed"),
+        ("customers/cus_1", {"card": "pm_card_none"}, "No such PaymentMethod"),
+        ("customers/cus_none", {"payments": "fail"}, "No such customer"),
+    ],
+)
+async def test_controls_that_make_no_sense_are_refused(path: str, body: Any, said: str) -> None:
+    emulator, clock = shop()
+    async with emulator.serve() as url, httpx.AsyncClient(base_url=url) as own:
+        refused = await own.post(f"/_emulator/{path}", json=body)
+    assert refused.status_code == 400
+    assert said in refused.json()["error"]
+    assert clock() == SECOND
