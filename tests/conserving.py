@@ -19,7 +19,8 @@ REPORTED: Final[Mapping[str, tuple[str, ...]]] = {
     "pages": (),
     "rows": (),
 }
-SOMEWHERE: Final = "pqlkdxz"  # pending or unlinked, queued, leased, parked, delivered, dead, dropped
+# Pending or unlinked, queued, leased, parked, delivered, dead, dropped, too late for its own invoice.
+SOMEWHERE: Final = "pqlkdxzt"
 # In capital letters: of what takes units back that Stripe has.
 
 Sample = dict[tuple[str, str], dict[str, int]]

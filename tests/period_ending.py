@@ -116,12 +116,19 @@ class Ending:
 
 @asynccontextmanager
 async def ending(
-    store_url: str, plans: str = HELD, *, clock: Clock | None = None, **settings: Any
+    store_url: str,
+    plans: str = HELD,
+    *,
+    clock: Clock | None = None,
+    collects_after_cancel: bool = True,
+    **settings: Any,
 ) -> AsyncGenerator[Ending]:
     """Acme pays for ``pro`` since 10 May 2031, noon; it is 10 June, eleven o'clock."""
     catalog: Catalog = loads(plans)
     clock = clock or Clock(MAY)
-    stripe = StripeEmulator(clock=clock, automatic_webhooks=False)
+    stripe = StripeEmulator(
+        clock=clock, automatic_webhooks=False, collects_after_cancel=collects_after_cancel
+    )
     stripe.add_plans(catalog)
     async with hooked(store_url, clock=clock, emulator=stripe, catalog=catalog, **settings) as found:
         found.customer()

@@ -185,3 +185,85 @@ async def test_an_answer_that_is_lost_costs_nothing(store_url: str, step: dict[s
         at.go(JUNE + 9 * HOUR)
         assert (at.billed(), at.invoices()[0]["status"]) == ([1000], "paid")
         await assert_books(at)
+
+
+async def forget(at: Ending) -> None:
+    """What a kill before it was written leaves behind: the store does not know what Stripe has confirmed."""
+    admin = await at.kit.store.admin()
+    key = at.kit.store.keys.customer("acme").totals
+    fields = [name for name in await admin.ask(admin.client.hkeys(key)) if name[-2:] in {b"|h", b"|f"}]
+    if fields:
+        await admin.ask(admin.client.hdel(key, *fields))
+
+
+async def test_what_was_not_written_down_is_read_off_the_invoice(any_store_url: str) -> None:
+    """As if the process were killed between each call to Stripe and the store."""
+    async with ending(any_store_url) as at:
+        await used(at)
+        await fail_events(at)
+        await at.flush()
+        for minutes in (11, 17, 23):
+            at.go(JUNE + minutes * MINUTE)
+            await at.look()
+            await forget(at)
+        at.go(JUNE + 50 * MINUTE)
+        await at.look()
+        at.go(JUNE + 3 * HOUR)
+        at.stripe.clear_faults()
+        await at.flush()
+        await at.look()
+        await forget(at)
+        assert at.invoices()[0]["status"] in {"open", "paid"}
+        at.go(JUNE + 5 * HOUR)
+        await at.look()
+        assert writes(at) == ["update", "finalize"]
+        at.go(JUNE + 2 * DAY)
+        assert (at.billed(), at.invoices()[0]["status"]) == ([1000], "paid")
+        await assert_books(at)
+
+
+async def test_webhooks_have_a_close_looked_at_that_nothing_has_noted(any_store_url: str) -> None:
+    """The flusher was dead before the period's end, and nothing of it was sealed."""
+    async with ending(any_store_url) as at:
+        await used(at)
+        await fail_events(at)
+        at.go(JUNE + MINUTE)
+        await at.found.settle()  # invoice.created, and the renewal.
+        assert (await at.look()) == (0, 0, [])
+        at.go(JUNE + 3 * MINUTE)
+        assert (await at.look()).open == 1
+        assert at.invoices()[0]["automatically_finalizes_at"] == int((JUNE + DAY).timestamp())
+        at.stripe.clear_faults()
+        await at.hourly(JUNE + 5 * HOUR, 2)
+        assert at.billed() == [1000]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+async def test_the_last_invoice_after_an_immediate_end_is_collected(
+    any_store_url: str, *, collects: bool
+) -> None:
+    """Stripe may leave it a draft that nobody collects."""
+    async with ending(any_store_url, collects_after_cancel=collects) as at:
+        at.clock.advance(MINUTE / 2)  # A meter event is of a whole minute, which must have begun.
+        await at.kit.record("acme", "requests", 1_010)
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        await at.found.settle()
+        ended = at.clock.now()
+        await at.hourly(ended + 3 * MINUTE, 4)
+        at.go(ended + 9 * HOUR)
+        (invoice,) = at.invoices()
+        assert (at.billed(), invoice["status"]) == ([1000], "paid")
+        (one,) = await at.kit.reconcile("acme", at=ended - HOUR)
+        assert (one.invoiced, one.advice) == (1000, "")
+
+
+async def test_the_last_invoice_that_a_person_has_stopped_is_left_alone(any_store_url: str) -> None:
+    async with ending(any_store_url, collects_after_cancel=False) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0].id
+        at.clock.advance(2 * MINUTE)
+        await at.found.client.v1.subscriptions.cancel_async(subscription, {"invoice_now": True})
+        await at.found.settle()
+        await at.hourly(at.clock.now() + 3 * MINUTE, 4)
+        assert at.invoices()[0]["status"] == "draft"

@@ -47,17 +47,16 @@ class Overtaking(Delivery):
             return None
         random, beside = self.random, (-1, 0, 1)
         hour, margin = random.choice((0, 5, 60)) * MINUTE_MS, random.choice((0, 1, 5)) * MINUTE_MS
-        end = random.choice((*ends, now))
-        latest = end + random.choice((*beside, 9 * DAY_MS))
-        if random.random() < 0.4:
-            latest = max(latest, now - hour + margin + random.choice(beside))
+        begins = [int(name[:-2]) for name in self.shard.customers[NAME].closed if name.endswith("|e")]
+        begin, end = random.choice((*begins, now)), random.choice((*ends, now))
+        latest = random.choice((end, begin, end + 9 * DAY_MS, now - hour + margin)) + random.choice(beside)
         meters = {
             meter_token(meter): (random.choice(("overage", "overage", "included", "")), meter, " at USD 1.00")
             for meter in METERS
             if random.random() < 0.8
         }
-        before = random.choice((latest - 31 * DAY_MS, end, end, end + random.choice(beside)))
-        since = random.choice((0, 0, 0, end + random.choice(beside)))
+        before = random.choice((0, latest, begin + random.choice(beside)))
+        since = random.choice((0, 0, 0, begin + random.choice(beside)))
         return Invoices(since=since, before=before, latest=latest, hour=hour, margin=margin, meters=meters)
 
     def _plant_periods(self) -> None:

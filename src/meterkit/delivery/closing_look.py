@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.draft_hold import DraftHold
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError, StripeUnavailableError
@@ -62,6 +63,8 @@ class ClosingLook:
         whys = [why for one in found if (why := _why_meter_is_open(one))]
         may_wait = is_counted and all(one.agrees or one.invoice in {"draft", "none"} for one in found)
         is_final = end is not None and bool(end.final_ms)
+        if end is not None and end.is_ours and not whys:
+            return "its invoice is to be finalized", True
         whys += [unsettled] * bool(unsettled)
         return f"{'; '.join(whys)}{held}" if whys else "", may_wait and not is_final and not unsettled
 
@@ -87,17 +90,23 @@ class ClosingLook:
         """
         start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
         _, state = await States(self._store).read(usage["customer"])
-        subscription = state.subscription
-        renewals = renewals_of(subscription, self._store.now_ms())
-        is_invoiced = renewals is not None and renewals.invoiced_ms(end_ms - 1, end_ms) is not None
-        if subscription is None or state.stripe_customer is None or not is_invoiced:
+        subscription, now_ms = state.subscription, self._store.now_ms()
+        renewals = renewals_of(subscription, now_ms)
+        made_ms = None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
+        if subscription is None or state.stripe_customer is None or made_ms is None:
             return None
         if self._holds_silent:
             raise StripeUnavailableError(self._holds_silent)
         hold_ms = self._store.catalog.billing.hold_invoice_ms
-        hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=self._store.now_ms())
+        hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=now_ms)
         invoices = await self._invoices.of(state.stripe_customer, start_ms // 1000)
-        end = await hold.settle(invoices, subscription.id, end_ms, is_counted=is_counted)
+        end = await hold.settle(
+            invoices,
+            subscription.id,
+            made_ms,
+            is_counted=is_counted,
+            is_last=subscription.status in ENDED and made_ms == subscription.ends_ms(),
+        )
         if end is not None:
             await keep_invoice_end(self._store, usage["customer"], start_ms, end)
         return end

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.delivery.invoices import finalized_ms, is_renewal_of
 from meterkit.store.period_ends import InvoiceEnd
+from meterkit.stripe.marks import ENDED_HERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ HELD: Final = "meterkit_own_finalization"
 
 _AT: Final = "automatically_finalizes_at"
 _SOON_S: Final = 60
+_HOUR_S: Final = 3_600
 
 
 class DraftHold:
@@ -42,7 +44,13 @@ class DraftHold:
         self._now_s = now_ms // 1000
 
     async def settle(
-        self, invoices: Iterable[Mapping[str, Any]], subscription: str, end_ms: int, *, is_counted: bool
+        self,
+        invoices: Iterable[Mapping[str, Any]],
+        subscription: str,
+        end_ms: int,
+        *,
+        is_counted: bool,
+        is_last: bool,
     ) -> InvoiceEnd | None:
         """Do what is due with the invoice of a renewal.
 
@@ -51,6 +59,7 @@ class DraftHold:
             subscription: whose renewal.
             end_ms: when it was: the end of the period.
             is_counted: whether Stripe has counted all usage of the period.
+            is_last: whether the subscription ended then.
 
         Returns:
             Until when the invoice takes up usage, by Stripe's word; None: there is no such invoice.
@@ -64,16 +73,19 @@ class DraftHold:
         if not drafts:
             finals = [at_ms for one in found if (at_ms := finalized_ms(one))]
             return InvoiceEnd(final_ms=max(finals)) if finals else None
-        held_ms = 0
+        found_end: InvoiceEnd | None = None
         for draft in drafts:
-            # A draft that does not advance by itself waits for a person, as those of unpaid subscriptions do.
             if draft.get("auto_advance") is not True or draft.get(_AT) is None:
-                return None
-            end = await (self._release(draft) if is_counted else self._hold(draft, end_s))
+                # Such a draft waits for a person, as those of unpaid subscriptions do.
+                if not (is_last and await self._is_ended_here(subscription)):
+                    return None
+                end = await self._collect(draft, end_s, is_counted=is_counted)
+            else:
+                end = await (self._release(draft) if is_counted else self._hold(draft, end_s))
             if end.final_ms:
                 return end
-            held_ms = max(held_ms, end.held_ms)
-        return InvoiceEnd(held_ms=held_ms)
+            found_end = end if found_end is None or end.held_ms > found_end.held_ms else found_end
+        return found_end
 
     async def _hold(self, draft: Mapping[str, Any], end_s: int) -> InvoiceEnd:
         """Have Stripe wait, unless it waits as long already."""
@@ -90,9 +102,27 @@ class DraftHold:
             return InvoiceEnd(held_ms=int(draft[_AT]) * 1000)
         if own_s > self._now_s + _SOON_S:
             return await self._plan(draft, own_s, "")
-        key = f"meterkit-finalize-{draft['id']}"
+        return await self._finalize(draft)
+
+    async def _collect(self, draft: Mapping[str, Any], end_s: int, *, is_counted: bool) -> InvoiceEnd:
+        """Finalize the last invoice of a subscription, which Stripe may leave a draft, and have it paid."""
+        made_s = int(draft.get("created") or end_s)
+        until_s = max(made_s + _HOUR_S, end_s + self._hold_s)
+        if self._now_s < (made_s + _HOUR_S if is_counted else until_s):
+            return InvoiceEnd(held_ms=until_s * 1000, is_ours=True)
+        return await self._finalize(draft)
+
+    async def _is_ended_here(self, subscription: str) -> bool:
+        """Whether a subscription was ended by us, which asks for a last invoice, and not by a person."""
+        found = await self._api.get(f"/v1/subscriptions/{subscription}")
+        details: Mapping[str, Any] = found.get("cancellation_details") or {}
+        return details.get("comment") == ENDED_HERE
+
+    async def _finalize(self, draft: Mapping[str, Any]) -> InvoiceEnd:
         done = await self._api.post(
-            f"/v1/invoices/{draft['id']}/finalize", {"auto_advance": True}, idempotency_key=key
+            f"/v1/invoices/{draft['id']}/finalize",
+            {"auto_advance": True},
+            idempotency_key=f"meterkit-finalize-{draft['id']}",
         )
         return InvoiceEnd(final_ms=finalized_ms(done))
 

@@ -338,8 +338,10 @@ def _parked_in_words(side: _OfEvent) -> str:
 
 def _invoiced_ms(usage: CustomerUsage, state: CustomerState, now_ms: int) -> int | None:
     """When Stripe made the invoice that has the usage of a period; None: there is none, or not yet."""
-    renewals, end_ms = renewals_of(state.subscription, now_ms), to_ms(usage["period"]["end"])
-    return None if renewals is None else renewals.invoiced_ms(end_ms - 1, end_ms)
+    renewals = renewals_of(state.subscription, now_ms)
+    start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
+    # By its beginning: where a subscription has ended, its last period may end some minutes later.
+    return None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
 
 
 def _as_invoiced(found: Invoiced | None) -> dict[str, Any]:

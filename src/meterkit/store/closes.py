@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import bounds_of
+from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 from meterkit.store.waiting import count_members
@@ -13,15 +14,18 @@ from meterkit.store.waiting import count_members
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
+    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["CLOSE_AFTER_MS", "Close", "Closes", "ends_to_close"]
+__all__ = ["CLOSE_AFTER_MS", "Close", "Closes", "ends_to_close", "note_renewal"]
 
 CLOSE_AFTER_MS: Final = 10 * 60_000
 """When a period that is over is looked at first: what was pending is sealed and sent by then, and counted."""
 
+_AFTER_A_RENEWAL_MS: Final = 2 * 60_000
+_RENEWED_WITHIN_MS: Final = 26 * 3_600_000
 _AFTER_A_ROLL_MS: Final = 2 * 3_600_000
 _KEPT_MS: Final = 45 * 86_400_000
 _PAGE: Final = 100
@@ -83,6 +87,24 @@ def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
     return found
 
 
+async def note_renewal(store: Store, customer: str, subscription: SubscriptionState | None) -> None:
+    """Have the close of a period looked at that a subscription's renewal, or its end, has just ended.
+
+    Nothing may have noted it: usage is noted when it is sealed, and the flusher may have been dead.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    now_ms, renewals = store.now_ms(), renewals_of(subscription, store.now_ms())
+    sells_usage = any(meter.stripe is not None for meter in store.catalog.meters.values())
+    if renewals is None or not sells_usage or now_ms >= renewals.latest_ms + _RENEWED_WITHIN_MS:
+        return
+    shard = store.keys.customer(customer).shard
+    close = Close(shard=shard, customer=customer, end_ms=renewals.latest_ms)
+    closes = Closes(store, (await store.admin()).for_delivery())
+    await closes.note(shard, {close.member: max(now_ms, close.end_ms + _AFTER_A_RENEWAL_MS)}, sooner=True)
+
+
 class Closes:
     """The closes that are to be confirmed, of all shards.
 
@@ -100,13 +122,16 @@ class Closes:
         except StoreError as error:
             self._admin.say_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
 
-    async def note(self, shard: int, ends: dict[str, int]) -> None:
-        """Remember what is to be looked at, and when first; what is remembered already stays as it is."""
+    async def note(self, shard: int, ends: dict[str, int], *, sooner: bool = False) -> None:
+        """Remember what is to be looked at, and when first.
+
+        What is remembered already stays as it is, or is looked at ``sooner``.
+        """
         if not ends:
             return
         key = self._store.keys.shard(shard, "closes")
         pipe = self._admin.client.pipeline(transaction=False)
-        pipe.zadd(key, ends, nx=True)
+        pipe.zadd(key, ends, nx=not sooner, lt=sooner)
         pipe.pexpire(key, _KEPT_MS)
         await self._admin.ask(pipe.execute())
 

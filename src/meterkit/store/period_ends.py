@@ -43,10 +43,12 @@ class InvoiceEnd:
     Attributes:
         held_ms: until when Stripe keeps the draft, by its word; 0: not known.
         final_ms: when it became final; 0: not known.
+        is_ours: whether nothing finalizes it but us.
     """
 
     held_ms: int = 0
     final_ms: int = 0
+    is_ours: bool = False
 
 
 async def keep_invoice_end(store: Store, customer: str, period_ms: int, end: InvoiceEnd) -> None:

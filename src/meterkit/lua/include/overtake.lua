@@ -11,10 +11,11 @@
 local function overtake(keys, head, meters, totals, events, asked, own, now)
   local text, late = string.format, {}
   local function is_final(period)
-    local ends_ms = tonumber(totals[period .. '|e'])
-    local made_ms = ends_ms > asked.before and asked.latest or ends_ms
+    -- By its beginning: where a subscription has ended, its last period may end some minutes later.
+    local begins_ms, ends_ms = tonumber(period), tonumber(totals[period .. '|e'])
+    local made_ms = begins_ms >= asked.before and asked.latest or ends_ms
     local draft_ms = math.max(made_ms + asked.hour, tonumber(totals[period .. '|h'] or '0'))
-    return ends_ms > asked.since and ends_ms <= asked.latest and (totals[period .. '|f'] or now >= draft_ms - asked.margin)
+    return begins_ms >= asked.since and begins_ms < asked.latest and (totals[period .. '|f'] or now >= draft_ms - asked.margin)
   end
   for _, name in ipairs(in_order(totals)) do
     local period, token = string.match(name, '^(%d+)|(....)p$')

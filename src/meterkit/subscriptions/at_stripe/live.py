@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
+from meterkit.stripe.marks import ENDED_HERE
 from meterkit.subscriptions.at_stripe.items import as_new, items_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
@@ -161,7 +162,12 @@ class LiveSubscription:
         if status == "incomplete":
             await give_up(self.api, self.found, self.again)
             return
-        params = {"invoice_now": True, "prorate": give_back and status == "active"}
+        params: dict[str, Parameter] = {
+            "invoice_now": True,
+            "prorate": give_back and status == "active",
+            # By this comment the close of the period knows that the last invoice is ours to collect.
+            "cancellation_details": {"comment": ENDED_HERE},
+        }
         try:
             await self.api.delete(f"{_PATH}/{self.id}", params, idempotency_key=key_of("end", self.id))
         except StripeError as error:

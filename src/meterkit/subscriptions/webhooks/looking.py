@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.errors import StripeError
+from meterkit.store.closes import note_renewal
 from meterkit.store.notices import tell
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.live import whole
@@ -95,6 +96,7 @@ class Looker:
         if not await self._queue.keep(entry):
             raise LostError
         await self._states.change(customer, _having(linked, subscription), cause=entry.cause)
+        await note_renewal(self._store, customer, subscription)
         if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
             await self._drifting.look(customer, found, chosen)
         for note in entry.notes:
