@@ -30,7 +30,7 @@ LINE = (
     ("cli",),
     ("__main__",),
 )
-SUBSCRIPTIONS = (("rules",), ("at_stripe",), ("service", "webhooks"), ("router",))
+SUBSCRIPTIONS = (("rules",), ("at_stripe",), ("price_sync",), ("service", "webhooks"), ("router",))
 PLACE = {room: place for place, rooms in enumerate(LINE) for room in rooms}
 
 

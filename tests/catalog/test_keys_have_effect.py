@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -23,6 +22,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "anonymous.by": ("catalog/billing.py", 'Choice(("ip",))'),  # The only word.
     "anonymous.trusted_proxies": ("asgi/plans_in_force.py", "anonymous.trusted_proxies"),
     "meters": ("store/compiled.py", "catalog.meters"),
+    "meters.*.name": ("subscriptions/price_sync/wanted.py", "meter.title"),
     "meters.*.unit": ("decisions/policies.py", "meter.unit"),
     "meters.*.kind": ("decisions/program.py", 'meter.kind == "counter"'),
     "meters.*.stripe": ("store/event_names.py", ".stripe"),
@@ -59,6 +59,9 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].headers": ("asgi/", "route.headers"),
     "plans": ("decisions/customer_state.py", "catalog.plans.get("),
     "plans.*.extends": ("catalog/inheritance.py", "EXTENDS"),
+    "plans.*.name": ("subscriptions/price_sync/wanted.py", "plan.name"),
+    "plans.*.price.amount_cents": ("subscriptions/price_sync/wanted.py", "price.amount_cents"),
+    "plans.*.seat_price.amount_cents": ("subscriptions/price_sync/wanted.py", "seat.amount_cents"),
     "plans.*.price": ("decisions/customer_state.py", "plan.price.interval"),
     "plans.*.price.interval": ("decisions/customer_state.py", "plan.price.interval"),
     "plans.*.price.included_per": ("decisions/customer_state.py", "plan.price.included_per"),
@@ -119,22 +122,15 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "headers": (LOADER, '"on_store_failure", "headers"'),
 }
 
+
 # Key to the attribute that code would read if the key had an effect.
-WITHOUT_EFFECT: Final[dict[str, str | None]] = {
-    "plans.*.name": None,  # `name` is an attribute of much.
-    "plans.*.price.amount_cents": None,  # Previews tell of it.
-    "plans.*.seat_price.amount_cents": None,
-}
-
-
 def keys(schema: dict[str, Any], path: str = "") -> dict[str, str]:
-    """Every key of the schema with its description; what stands below a key without effect is left out."""
+    """Every key of the schema with its description."""
     found: dict[str, str] = {}
     for name, described in cast("dict[str, dict[str, Any]]", schema.get("properties", {})).items():
         below = f"{path}.{name}" if path else name
         found[below] = described["description"]
-        if "It has no effect" not in found[below]:
-            found |= keys(described, below)
+        found |= keys(described, below)
     for form in schema.get("anyOf", []):
         found |= keys(form, path)
     if isinstance(schema.get("items"), dict):
@@ -149,31 +145,11 @@ def source(place: str) -> str:
     return "".join(file.read_text("utf-8") for file in files)
 
 
-def test_every_key_is_read_or_named_as_without_effect() -> None:
-    """F-60."""
-    described = keys(json_schema())
-    named = {key for key, text in described.items() if "It has no effect" in text}
-    assert named == set(WITHOUT_EFFECT)
-    assert set(described) - named == set(READ)
+def test_every_key_is_read() -> None:
+    """F-60, F-108."""
+    assert set(keys(json_schema())) == set(READ)
 
 
 def test_what_is_said_to_be_read_is_read() -> None:
     missing = {key: piece for key, (place, piece) in READ.items() if piece not in source(place)}
     assert missing == {}
-
-
-def test_what_is_said_to_have_no_effect_is_read_nowhere() -> None:
-    """Whoever gives a key its effect is told to take the remark from it."""
-    code = {
-        str(file.relative_to(SRC)): file.read_text("utf-8")
-        for file in SRC.rglob("*.py")
-        # `meterkit routes` shows what lines say, whether that has an effect or not.
-        if file.parent.name != "catalog" and file.name != "route_lines.py"
-    }
-    read = {
-        (key, name)
-        for key, attribute in WITHOUT_EFFECT.items()
-        for name, text in code.items()
-        if attribute and re.search(rf"\.{attribute}\b", text)
-    }
-    assert read == set()

@@ -69,13 +69,10 @@ def routed(*lines: str) -> Catalog:
     )
 
 
-def test_each_key_that_only_informs_and_each_meter_billed_from_the_first_unit_is_named_with_its_line() -> (
-    None
-):
-    """F-60, F-26."""
+def test_each_meter_billed_from_the_first_unit_is_named_with_its_line_and_prices_are_not() -> None:
+    """F-26, F-108: a note for each amount and name said that they have no effect."""
     assert told(loads(PLANS)) == [
         (20, "plans.bare", "billed_from_first_unit"),
-        (21, "plans.bare.price.amount_cents", "informs"),
         (26, "plans.rated.meters.requests", "billed_from_first_unit"),
     ]
 
@@ -95,8 +92,9 @@ def test_the_summary_is_one_line_without_what_only_informs() -> None:
     line = summary(loads(PLANS).notes)
     assert line.count("\n") == 0
     assert "billed from the first unit, as nothing is included: plans.bare (line 20)" in line
-    assert "amount_cents" not in line
-    assert summary(note for note in loads(PLANS).notes if note.kind == "informs") == ""
+    tried = loads(PLANS + "  tried: {extends: meant, trial: 14d}\n").notes
+    assert [note.kind for note in tried if "trial" in note.path] == ["informs"]
+    assert summary(note for note in tried if note.kind == "informs") == ""
 
 
 def test_notes_are_no_part_of_what_a_file_means() -> None:

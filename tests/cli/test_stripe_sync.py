@@ -10,9 +10,10 @@ import pytest
 from commands import Shell
 from delivering import STRIPE_KEY
 from meterkit.catalog import loads
-from meterkit.cli.stripe_sync.syncing import Synced, sync
+from meterkit.delivery.meter_differences import meter_differences
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.price_sync.syncing import Synced, sync
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Shop:
         self.api = api
 
     async def sync(self, plans: str = PLANS, *, dry_run: bool = False) -> Synced:
-        return await sync(self.api, loads(plans), dry_run=dry_run)
+        return await sync(self.api, loads(plans), dry_run=dry_run, meter_problems=meter_differences)
 
     async def prices(self) -> dict[str, dict[str, Any]]:
         """The active prices, by nickname."""
@@ -109,13 +110,22 @@ async def test_what_is_missing_is_made_and_asked_again_nothing_new_is() -> None:
             ("meter", "ai_tokens", "made"),
             ("product", "pro", "made"),
             ("price", "pro, base", "made"),
+            ("product", "pro: seats", "made"),
             ("price", "pro, seats", "made"),
+            ("product", "Requests", "made"),
             ("price", "pro, requests", "made"),
+            ("product", "Tokens", "made"),
             ("price", "pro, tokens", "made"),
         ]
+        assert {line.name: line.price for line in first.lines if line.what == "price"} == {
+            "pro, base": "USD 29.00 per month",
+            "pro, seats": "USD 9.00 per seat and month",
+            "pro, requests": "10,000 free, then USD 0.00012 per request, each month",
+            "pro, tokens": "USD 0.00333333333333 per token, each month",
+        }
         prices, before = await at.prices(), at.changes()
         base, seats = prices["pro, base"], prices["pro, seats"]
-        assert first.paste == {"pro": {"price": base["id"], "seat_price": seats["id"]}}
+        assert first.paste == {}, "they are found by their lookup keys"
         assert [price["unit_amount"] for price in (base, seats)] == [2900, 900]
         again = await at.sync()
         assert [line.id for line in again.lines] == [line.id for line in first.lines]
@@ -136,8 +146,8 @@ async def test_overage_has_a_flat_price_and_all_usage_one_whose_first_tier_is_fr
             (10_000, "0"),
             (None, "0.012"),
         ]
-        # A cent for three: no decimal says that, so that begun packages are billed.
-        assert (tokens["unit_amount"], tokens["transform_quantity"]) == (1, {"divide_by": 3, "round": "up"})
+        # A cent for three: units, to the last decimal.
+        assert (tokens["unit_amount_decimal"], tokens["transform_quantity"]) == ("0.333333333333", None)
         assert tokens["tiers_mode"] is None
 
 
@@ -146,7 +156,7 @@ async def test_a_dry_run_says_the_same_and_makes_nothing() -> None:
         done = await at.sync(dry_run=True)
         assert at.changes() == 0
         assert {line.action for line in done.lines} == {"to make"}
-        assert len(done.lines) == 7
+        assert len(done.lines) == 10
         await at.sync()
         done = await at.sync(PLANS.replace("2900", "3900"), dry_run=True)
         assert [line.action for line in done.lines if line.name == "pro, base"] == ["to make"]
@@ -176,33 +186,68 @@ async def test_a_price_that_differs_is_made_anew_and_the_old_one_is_named() -> N
 async def test_prices_that_the_plans_file_names_are_taken_as_they_are() -> None:
     async with shop() as at:
         first = await at.sync()
-        ids = first.paste["pro"]
-        named = PLANS.replace("2900, interval: month", f"2900, interval: month, stripe_price: {ids['price']}")
-        named = named.replace(
-            "{amount_cents: 900}", f"{{amount_cents: 900, stripe_price: {ids['seat_price']}}}"
-        )
+        ids = {line.name: line.id for line in first.lines}
+        base, seats = ids["pro, base"], ids["pro, seats"]
+        named = PLANS.replace("2900, interval: month", f"2900, interval: month, stripe_price: {base}")
+        named = named.replace("{amount_cents: 900}", f"{{amount_cents: 900, stripe_price: {seats}}}")
         again = await at.sync(named)
         assert (again.paste, {line.action for line in again.lines}) == ({}, {"is there"})
-        gone = await at.sync(named.replace(ids["price"], "price_gone"))
-        assert gone.paste == {"pro": {"price": ids["price"]}}
+        dearer = await at.sync(named.replace("2900", "3900"))
+        (made,) = [line for line in dearer.lines if line.action == "made"]
+        assert (made.price, dearer.paste) == ("USD 39.00 per month", {"pro": {"price": made.id}})
+
+
+async def test_a_price_that_the_plans_file_names_and_stripe_lacks_is_refused() -> None:
+    """F-10a: it was "to make", with exit 0."""
+    async with shop() as at:
+        for dry_run in (True, False):
+            done = await at.sync(PLANS.replace("2900,", "2900, stripe_price: price_gone,"), dry_run=dry_run)
+            assert (done.lines, at.changes()) == ([], 0)
+            (problem,) = done.problems
+            assert problem.startswith("pro, base: the plans file names the price price_gone, which Stripe")
+            assert "its lookup key meterkit:pro:base" in problem
+
+
+@pytest.mark.parametrize("by", ["id", "lookup key"])
+@pytest.mark.parametrize(
+    ("price", "said"),
+    [
+        ({"currency": "eur"}, "has the currency eur, and the plans file says usd"),
+        ({"interval": "year"}, "has the interval year, and the plans file says month"),
+        (
+            {"recurring": {"interval_count": 3}},
+            "has the interval 3 months, and the plans file says month",
+        ),
+        ({"interval": None}, "has the interval once, and the plans file says month"),
+    ],
+)
+async def test_a_price_of_another_currency_or_interval_is_refused(
+    by: str, price: dict[str, Any], said: str
+) -> None:
+    async with shop() as at:
+        key = {} if by == "id" else {"lookup_key": "meterkit:pro:base"}
+        base = at.emulator.add_price(2900, **price, **key)
+        named = PLANS.replace("2900,", f"2900, stripe_price: {base},") if by == "id" else PLANS
+        done = await at.sync(named)
+        assert (done.lines, at.changes()) == ([], 0)
+        assert [problem for problem in done.problems if said in problem]
+        assert all(problem.startswith(f"pro, base: the price {base} at Stripe") for problem in done.problems)
 
 
 async def test_an_archived_price_that_the_plans_file_names_is_a_problem() -> None:
     async with shop() as at:
         first = await at.sync()
-        ids = first.paste["pro"]
-        named = PLANS.replace("2900, interval: month", f"2900, interval: month, stripe_price: {ids['price']}")
-        await at.api.post(f"/v1/prices/{ids['price']}", {"active": False})
+        base = next(line.id for line in first.lines if line.name == "pro, base")
+        named = PLANS.replace("2900, interval: month", f"2900, interval: month, stripe_price: {base}")
+        await at.api.post(f"/v1/prices/{base}", {"active": False})
         before = at.changes()
         done = await at.sync(named)
         assert (done.lines, at.changes()) == ([], before)
         (problem,) = done.problems
-        assert problem.startswith(
-            f"pro, base: the plans file names the price {ids['price']}, which is archived"
-        )
+        assert problem.startswith(f"pro, base: the plans file names the price {base}, which is archived")
 
 
-async def test_a_metered_price_of_another_product_is_not_taken_for_the_plans_own() -> None:
+async def test_metered_prices_stay_the_plans_own_under_another_base_price() -> None:
     async with shop() as at:
         first = await at.sync()
         old = {line.name: line.id for line in first.lines}
@@ -212,15 +257,9 @@ async def test_a_metered_price_of_another_product_is_not_taken_for_the_plans_own
         done = await at.sync(named)
         assert done.problems == []
         lines = {line.name: line for line in done.lines if line.what == "price"}
-        assert (lines["pro, base"].action, lines["pro, requests"].action) == ("is there", "made")
-        made = await at.api.get(f"/v1/prices/{lines['pro, requests'].id}")
-        assert (made["product"], made["lookup_key"]) == (product, "meterkit:pro:meter:requests")
-        assert any(old["pro, requests"] in note and "is of the product" in note for note in done.notes)
-        # Whoever subscribed to the old product still pays by it.
-        assert (await at.api.get(f"/v1/prices/{old['pro, requests']}"))["active"]
-        again = await at.sync(named)
-        assert {line.action for line in again.lines} == {"is there"}
-        assert again.notes == []
+        assert {line.action for line in lines.values()} == {"is there"}
+        assert (lines["pro, base"].id, lines["pro, requests"].id) == (base, old["pro, requests"])
+        assert done.notes == []
 
 
 async def test_a_price_made_by_hand_that_fits_is_used() -> None:
@@ -229,12 +268,21 @@ async def test_a_price_made_by_hand_that_fits_is_used() -> None:
             PLANS.replace("2900,", "2900, stripe_price: price_pro,").replace("usage}}", "overage}}")
         )
         at.emulator.add_plans(catalog)
-        done = await sync(at.api, catalog, dry_run=False)
+        by_hand = at.emulator.add_product("Pro by hand")
+        at.emulator.add_price(2900, price_id="price_by_hand", product=by_hand)
+        meter = next(
+            one["id"] for one in await at.api.list("/v1/billing/meters") if "tokens" in one["event_name"]
+        )
+        tokens = at.emulator.add_price(product=by_hand, meter=meter, unit_amount_decimal="0.333333333333")
+        catalog = loads(
+            PLANS.replace("2900,", "2900, stripe_price: price_by_hand,").replace("  pro:", "  own:")
+        )
+        done = await sync(at.api, catalog, dry_run=False, meter_problems=meter_differences)
         assert done.problems == []
         lines = {line.name: (line.action, line.id) for line in done.lines}
-        assert lines["pro, requests"] == ("is there", "price_pro_requests")
-        assert lines["pro, base"] == ("is there", "price_pro")
-        assert lines["pro, seats"][0] == "made"
+        assert lines["own, tokens"] == ("is there", tokens)
+        assert lines["own, base"] == ("is there", "price_by_hand")
+        assert lines["own, seats"][0] == "made"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +299,11 @@ async def test_a_price_made_by_hand_that_fits_is_used() -> None:
         ("usage", {"unit_amount_decimal": "0.012"}, "would bill the included units"),
         ("usage", {"unit_amount": 7}, "would bill the included units"),
         ("overage", {"unit_amount": 7}, "it is not what the plans file says"),
+        (
+            "overage",
+            {"unit_amount": 12, "transform_quantity": {"divide_by": 1000, "round": "up"}},
+            "begun packages, and the plans file sells units",
+        ),
     ],
 )
 async def test_a_price_that_would_bill_wrongly_is_refused_and_nothing_is_made(
@@ -284,7 +337,10 @@ async def test_a_price_that_would_bill_wrongly_is_refused_and_nothing_is_made(
             ("amount_cents: 2900, interval: month", "amount_cents: 2900, interval: year"),
             "one free tier a year",
         ),
-        (("per: 1000, amount_cents: 12", "per: 7, amount_cents: 12"), "tiers take no packages"),
+        (
+            ("per: 1000, amount_cents: 12", "per: 70_000_001, amount_cents: 12"),
+            "less for a unit than the 12 decimals",
+        ),
     ],
 )
 async def test_what_no_price_can_say_is_refused(change: tuple[str, str], why: str) -> None:
@@ -324,26 +380,38 @@ async def test_a_plan_that_inherits_the_price_of_another_is_noted_and_the_rest_i
     more = "  max: {extends: pro, rank: 20}\n"
     named = PLANS.replace("2900,", "2900, stripe_price: price_pro,")
     async with shop() as at:
+        at.emulator.add_price(2900, price_id="price_pro", product=at.emulator.add_product("pro"))
         done = await at.sync(named + more)
         assert done.problems == []
-        assert [line.name for line in done.lines if line.what == "product"] == ["pro"]
+        assert [line.name for line in done.lines if line.what == "product"] == [
+            "pro",
+            "pro: seats",
+            "Requests",
+            "Tokens",
+        ]
         (note,) = done.notes
         assert note.startswith("plan max: has the stripe_price of plan pro, and whoever subscribes to it has")
         # Each of them gets prices of its own where the file names none.
         done = await at.sync(PLANS + more)
-        assert [line.name for line in done.lines if line.what == "product"] == ["pro", "max"]
+        assert [line.name for line in done.lines if line.what == "product"] == [
+            "pro",
+            "pro: seats",
+            "Requests",
+            "Tokens",
+            "max",
+            "max: seats",
+        ]
 
 
 async def test_a_plan_with_an_inherited_price_and_another_amount_would_be_sold_wrongly() -> None:
     more = "  max: {extends: pro, rank: 20, price: {amount_cents: 9900}}\n"
     async with shop() as at:
+        at.emulator.add_price(2900, price_id="price_pro")
         done = await at.sync(PLANS.replace("2900,", "2900, stripe_price: price_pro,") + more)
         assert at.changes() == 0
         (problem,) = done.problems
-        assert problem.startswith(
-            "plan max: has the stripe_price of plan pro (2900 minor units of usd a month)"
-        )
-        assert "another price (9900 minor units" in problem
+        assert problem.startswith("plan max: has the stripe_price of plan pro (USD 29.00 per month)")
+        assert "another price (USD 99.00 per month)" in problem
 
 
 @pytest.mark.parametrize(
@@ -365,7 +433,7 @@ async def test_a_derived_meter_has_the_price_of_its_source_or_its_own(listed: st
         assert meters[large["recurring"]["meter"]] == "large_requests"
         # What is sent is beyond what the source includes: nothing of it is free.
         assert (large["unit_amount_decimal"], large["tiers_mode"]) == (amount, None)
-        assert (whole["unit_amount_decimal"], large["product"]) == ("0.012", whole["product"])
+        assert (whole["unit_amount_decimal"], large["product"] != whole["product"]) == ("0.012", True)
         assert {line.action for line in (await at.sync(PARTS + listed)).lines} == {"is there"}
 
 
@@ -436,10 +504,21 @@ def test_the_command(directory: Path) -> None:
         assert (dry.code, "to make" in dry.out, "stripe_price" in dry.out) == (0, True, False)
         made = shell.run("stripe", "sync", "--json")
         assert made.code == 0
-        price = made.json["paste"]["pro"]["price"]
+        price = next(line["id"] for line in made.json["lines"] if line["name"] == "pro, base")
         again = shell.run("stripe", "sync")
-        assert f"    price: {{stripe_price: {price}}}" in again.out
-        (directory / "plans.yaml").write_text(PLANS.replace("per: 1000", "per: 7"))
+        assert (price in again.out, "USD 29.00 per month" in again.out, "stripe_price" in again.out) == (
+            True,
+            True,
+            False,
+        )
+        named = PLANS.replace("2900,", f"3900, stripe_price: {price},")
+        (directory / "plans.yaml").write_text(named)
+        newer = shell.run("stripe", "sync")
+        assert "    price: {stripe_price: price_" in newer.out
+        (directory / "plans.yaml").write_text(PLANS.replace("2900,", "2900, stripe_price: price_gone,"))
+        missing = shell.run("stripe", "sync", "--dry-run")
+        assert (missing.code, "which Stripe does not have" in missing.err) == (1, True)
+        (directory / "plans.yaml").write_text(PLANS.replace("per: 1000", "per: 70_000_001"))
         refused = shell.run("stripe", "sync")
         assert (refused.code, "nothing was made" in refused.err) == (1, True)
         assert STRIPE_KEY not in made.out + made.err + refused.err

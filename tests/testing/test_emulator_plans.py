@@ -18,7 +18,7 @@ currency: eur
 default_plan: free
 meters:
   requests: {unit: request, stripe: {event_name: api_requests}}
-  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  tokens:   {unit: token, name: Tokens of text, stripe: {event_name: ai_tokens}}
   pages:    {unit: page, stripe: {event_name: pdf_pages}}
   rows:     {unit: row}
   seats:    {unit: seat, kind: gauge}
@@ -75,16 +75,15 @@ async def test_a_derived_meter_that_no_plan_lists_has_the_price_of_its_source() 
     emulator.add_plans(DERIVED)
     async with account(emulator) as client:
         prices = {each.id: each for each in (await client.v1.prices.list_async({"limit": 100})).data}
-    amounts = {name: each.unit_amount for name, each in prices.items()}
-    assert amounts == {
-        "price_pro": 2_900,
-        "price_pro_tokens": 12,
-        "price_pro_large": 12,
-        "price_pro_small": 3,
+    amounts = {
+        name: (str(each.unit_amount_decimal), each.transform_quantity) for name, each in prices.items()
     }
-    large = prices["price_pro_large"]
-    assert large.transform_quantity is not None
-    assert large.transform_quantity.to_dict() == {"divide_by": 1_000, "round": "up"}
+    assert amounts == {
+        "price_pro": ("2900", None),
+        "price_pro_tokens": ("0.012", None),
+        "price_pro_large": ("0.012", None),
+        "price_pro_small": ("0.003", None),
+    }
 
 
 async def test_what_a_plans_file_sells_is_sold() -> None:
@@ -93,22 +92,26 @@ async def test_what_a_plans_file_sells_is_sold() -> None:
     emulator.add_plans(CATALOG)
     async with account(emulator) as client:
         products = {each.id: each.name for each in (await client.v1.products.list_async()).data}
-        assert products == {"prod_pro": "Professional", "prod_yearly": "yearly"}
+        assert products == {
+            "prod_pro": "Professional",
+            "prod_pro_seats": "Professional: seats",
+            "prod_meter_requests": "Requests",
+            "prod_meter_tokens": "Tokens of text",
+            "prod_yearly": "yearly",
+        }
         prices = {each.id: each for each in (await client.v1.prices.list_async({"limit": 100})).data}
-        assert {name: (each.product, each.unit_amount) for name, each in prices.items()} == {
-            "price_pro": ("prod_pro", 2_900),
-            "price_seat": ("prod_pro", 900),
-            "price_pro_requests": ("prod_pro", 1),
-            "price_pro_tokens": ("prod_pro", 12),
-            "price_yearly": ("prod_yearly", 29_000),
+        assert {name: (each.product, str(each.unit_amount_decimal)) for name, each in prices.items()} == {
+            "price_pro": ("prod_pro", "2900"),
+            "price_seat": ("prod_pro_seats", "900"),
+            "price_pro_requests": ("prod_meter_requests", "1"),
+            "price_pro_tokens": ("prod_meter_tokens", "0.012"),
+            "price_yearly": ("prod_yearly", "29000"),
         }, "a plan with an inherited price adds nothing"
+        assert {each.transform_quantity for each in prices.values()} == {None}
         tokens, yearly = prices["price_pro_tokens"], prices["price_yearly"]
         assert tokens.recurring is not None
         assert yearly.recurring is not None
         assert (tokens.recurring.meter, tokens.recurring.usage_type) == (meter, "metered")
-        assert tokens.transform_quantity is not None
-        assert tokens.transform_quantity.to_dict() == {"divide_by": 1_000, "round": "up"}
-        assert prices["price_pro_requests"].transform_quantity is None
         assert (yearly.recurring.interval, yearly.currency) == ("year", "eur")
         names = {each.event_name for each in (await client.v1.billing.meters.list_async()).data}
         assert names == {"api_requests", "ai_tokens", "pdf_pages"}

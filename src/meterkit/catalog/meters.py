@@ -34,6 +34,7 @@ class MeterTable(Table, what="a meter"):
     """One of ``meters:``."""
 
     unit = Key(NAME, "What one is: request, token, byte, seat, …", required=True)
+    title = Key(text(128), "The name that customers see on invoices; default: made of the key.", name="name")
     kind: Key[Kind] = Key(_KINDS, "counter (default) adds up over a period; gauge holds a level.")
     stripe = Key(StripeTable, "The Stripe meter event that carries the billable usage.")
     source = Key(NAME, "The counter of which this meter is a part.", name="from")
@@ -89,7 +90,15 @@ def _build_meter(name: str, values: MeterTable) -> Meter | None:
     if unit is None or is_event_missing or values.is_refused("kind") or values.is_refused("stripe"):
         return None
     event = StripeEvent(**stripe.given()) if stripe else None
-    return Meter(name=name, unit=unit, kind=kind, stripe=event, source=source, where=kept(values.where))
+    return Meter(
+        name=name,
+        title=values.title or name[:1].upper() + name[1:].replace("_", " "),
+        unit=unit,
+        kind=kind,
+        stripe=event,
+        source=source,
+        where=kept(values.where),
+    )
 
 
 def _refuse_event_names_used_twice(read: Mapping[str, MeterTable | None]) -> None:

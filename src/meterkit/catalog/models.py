@@ -45,7 +45,7 @@ class Note:
         file: the path as it was given.
         line: 1-based, and so is ``column``.
         path: where in the document, dotted: ``plans.pro.trial``.
-        kind: ``informs``: it tells people something, and meterkit nothing; ``billed_from_first_unit``: a plan
+        kind: ``informs``: a consequence of what is written; ``billed_from_first_unit``: a plan
             includes nothing of a meter that Stripe is told of; ``never_reached``: an earlier route takes all
             requests of this one.
         message: what comes of it, and what to write where something else is meant.
@@ -94,12 +94,15 @@ class Meter:
     """What is counted.
 
     Attributes:
+        name: the key in the plans file.
+        title: the name that customers see on invoices.
         kind: a ``counter`` adds up over a period, a ``gauge`` holds a level.
         source: the meter this one is derived from (``from:``), or None.
         where: for a derived meter, dimension name to glob pattern; else empty.
     """
 
     name: str
+    title: str
     unit: str
     kind: Literal["counter", "gauge"]
     stripe: StripeEvent | None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["money"]
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+__all__ = ["exact_money", "money"]
 
 # https://docs.stripe.com/currencies#zero-decimal; amounts of ISK and UGX have two decimals at Stripe.
 _WITHOUT: Final = frozenset(
@@ -20,7 +23,19 @@ def money(amount_cents: int, currency: str) -> str:
         amount_cents: in minor units of the currency.
         currency: its code of three letters.
     """
-    decimals = 0 if currency in _WITHOUT else 3 if currency in _WITH_THREE else 2
+    decimals = _decimals(currency)
     whole, rest = divmod(abs(amount_cents), 10**decimals)
     fraction = f".{rest:0{decimals}d}" if decimals else ""
     return f"{currency.upper()} {'-' * (amount_cents < 0)}{whole:,}{fraction}"
+
+
+def exact_money(amount: Decimal, currency: str) -> str:
+    """The price of one unit, in minor units and parts of them, as people write it: ``USD 0.00012``."""
+    decimals = _decimals(currency)
+    whole, _, fraction = f"{amount.scaleb(-decimals):,f}".partition(".")
+    fraction = fraction.rstrip("0").ljust(decimals, "0")
+    return f"{currency.upper()} {whole}{'.' if fraction else ''}{fraction}"
+
+
+def _decimals(currency: str) -> int:
+    return 0 if currency in _WITHOUT else 3 if currency in _WITH_THREE else 2

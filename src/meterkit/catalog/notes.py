@@ -139,7 +139,7 @@ def note_billing_lines(
 def summary(notes: Iterable[Note]) -> str:
     """The notes in one line, by their kinds, with their places in the file; empty where there are none.
 
-    Those of the kind ``informs`` are left out: some of these keys are required, and nobody can end them.
+    Those of the kind ``informs`` are left out: what they tell of may be meant so, and no line ends them.
     """
     told: list[str] = []
     for kind, title in _TITLES.items():

@@ -34,9 +34,8 @@ class PriceTable(Table, what="a price", inheritable=True):
 
     amount_cents = Key(
         cents(),
-        "In minor units of the currency.",
+        "In minor units of the currency: `meterkit stripe sync` makes such a price, previews reckon with it.",
         required=True,
-        informs="what is charged is the price at Stripe, this one tells of it, in previews too",
     )
     interval = Key(Choice(("month", "year")), "How often it is paid: month or year.", required=True)
     included_per = Key(
@@ -44,7 +43,7 @@ class PriceTable(Table, what="a price", inheritable=True):
     )
     stripe_price = Key(
         Nullable(_PRICE_ID),
-        "The id of the price at Stripe; a plan without one cannot be subscribed to.",
+        "The id of the price at Stripe; default: the price that `meterkit stripe sync` made.",
     )
 
 
@@ -105,8 +104,7 @@ class PlanTable(Table, what="a plan", inheritable=True):
 
     name = Key(
         text(128),
-        "The name that people see; default: the key.",
-        informs="meterkit shows the key, but where it tells what a change of plan costs",
+        "The name that customers see, on invoices and in previews; default: the key.",
     )
     extends = Key(NAME, "The plan whose entries this one inherits.")
     rank = Key(

@@ -174,14 +174,12 @@ class Key(Generic[T]):
         doc: one line for editors.
         name: as the file writes it; by default as the attribute is called.
         required: whether the table is refused without it.
-        informs: what is so instead, where the key only tells people something; else empty.
     """
 
     shape: Shape[T]
     doc: str
     name: str = ""
     required: bool = False
-    informs: str = ""
 
     def __set_name__(self, owner: object, attribute: str) -> None:
         self.name = self.name or attribute
@@ -192,16 +190,6 @@ class Key(Generic[T]):
     def __get__(self, table: Table, owner: object) -> T | None: ...
     def __get__(self, table: Table | None, owner: object) -> Key[T] | T | None:
         return self if table is None else cast("T | None", table.values.get(self.name))
-
-    @property
-    def described(self) -> str:
-        """The line for editors, which also says where the key has no effect."""
-        return f"{self.doc} It has no effect: {self.informs}." if self.informs else self.doc
-
-    def note(self, place: Place, value: object, problems: Problems) -> None:
-        """Say so where the file says something under a key that has no effect."""
-        if value and self.informs:
-            problems.note(place, "informs", f"`{self.name}` has no effect: {self.informs}")
 
 
 class Table:
@@ -247,8 +235,6 @@ class Table:
             for name, key in keys.items()
             if name in node.values
         }
-        for name, value in values.items():
-            keys[name].note(node.places.get(name, node.place), value, problems)
         return cls(node, values, problems)
 
     @classmethod
@@ -262,7 +248,7 @@ class Table:
     def schema(cls) -> Json:
         """An object with these keys only."""
         keys = cls._keys.values()
-        properties = {key.name: {"description": key.described, **key.shape.schema()} for key in keys}
+        properties = {key.name: {"description": key.doc, **key.shape.schema()} for key in keys}
         required = [key.name for key in keys if key.required and not cls._inheritable]
         needs: Json = {"required": required} if required else {}
         return {"type": "object", "properties": properties, "additionalProperties": False, **needs}

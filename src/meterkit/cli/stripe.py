@@ -15,15 +15,16 @@ from meterkit.catalog import load
 from meterkit.cli.options import instant, whole_number
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
-from meterkit.cli.stripe_sync.syncing import sync as sync_with
+from meterkit.delivery.meter_differences import meter_differences
 from meterkit.errors import SettingsError
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.price_sync.syncing import sync as sync_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.cli.stripe_sync.syncing import Synced
+    from meterkit.subscriptions.price_sync.syncing import Synced
     from meterkit.testing import StripeEmulator
 
 __all__ = ["commands"]
@@ -48,14 +49,15 @@ async def sync(
 ) -> None:
     """Make the meters and prices of the plans file at Stripe.
 
-    What is there already is found again, by lookup keys and metadata of its own. Prints what is there, what
-    was made, and the ids for the plans file. Exits 1, and makes nothing, where units would be billed twice.
+    Finds its own prices again by lookup keys, and products by metadata. Prints each object with its id, and
+    each price with its amount. Exits 1, and makes nothing, where a price that the file names is missing or
+    of another currency or interval, or where something would be billed wrongly.
     """
     settings = Settings.load(plans=session.plans)
     catalog = load(settings.plans or "plans.yaml")
     api = StripeApi(settings)
     try:
-        done = await sync_with(api, catalog, dry_run=dry_run)
+        done = await sync_with(api, catalog, dry_run=dry_run, meter_problems=meter_differences)
     finally:
         await api.close()
     session.show(asdict(done), lambda: _tell_sync(done))
@@ -69,6 +71,7 @@ def _tell_sync(done: Synced) -> None:
             "what": line.what,
             "name": line.name,
             "": line.action,
+            "charges": line.price,
             "id": line.id,
             "instead of": line.instead_of,
         }
@@ -76,8 +79,8 @@ def _tell_sync(done: Synced) -> None:
     ]
     if not done.problems:
         print_records(rows, empty="the plans file sells nothing by Stripe")
-    if done.paste and all(price for prices in done.paste.values() for price in prices.values()):
-        typer.echo("\nfor the plans file:\nplans:")
+    if done.paste:
+        typer.echo("\nthe plans file names older ones; write instead:\nplans:")
         for plan, prices in done.paste.items():
             typer.echo(f"  {plan}:")
             for line, price in prices.items():

@@ -234,8 +234,15 @@ class LiveSubscription:
 
 
 async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
-    """A subscription with all of its items: Stripe may show only the first of them. Raises StripeError."""
-    items = part_of(found, "items")
+    """A subscription with all of its items, and the prices of what is scheduled. Raises StripeError.
+
+    Stripe may show only the first items, and of the prices of a schedule the ids: expanding them in a list of
+    subscriptions would go five levels deep, and four are allowed (https://docs.stripe.com/api/expanding_objects).
+    """
+    items, schedule = part_of(found, "items"), part_of(found, "schedule")
+    if schedule and schedule.get("status") not in _GONE:
+        expand = {"expand": ["phases.items.price"]}
+        found = {**found, "schedule": await api.get(f"{_SCHEDULES}/{schedule['id']}", expand)}
     if items.get("has_more") is not True:
         return found
     listed = await api.list("/v1/subscription_items", {"subscription": str(found["id"])})

@@ -1,40 +1,107 @@
-"""The prices at Stripe of a plan that is sold."""
+"""The prices at Stripe of a plan that is sold: by the ids of the plans file, else by lookup key."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.seats import seat_meter
+from meterkit.errors import UnknownPlanError
 from meterkit.subscriptions.at_stripe.items import PlanPrices, metered_among
-from meterkit.subscriptions.at_stripe.parts import id_in
+from meterkit.subscriptions.at_stripe.parts import id_in, text_in
+from meterkit.subscriptions.at_stripe.price_keys import base_key, meter_key, plan_of_price, seat_key
+from meterkit.subscriptions.rules.changes import sells_seats
+from meterkit.subscriptions.rules.sold import billed_meters
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from meterkit.catalog import Catalog, Plan
     from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
 
-__all__ = ["prices_of"]
+__all__ = ["LOOKUP_KEYS_MAX", "PRICES", "prices_by_key", "prices_of"]
 
-_PRICES: Final = "/v1/prices"
+PRICES: Final = "/v1/prices"
+LOOKUP_KEYS_MAX: Final = 10
+"""So many lookup keys a list of prices takes (https://docs.stripe.com/api/prices/list#list_prices-lookup_keys)."""
+
 _METERS: Final = "/v1/billing/meters"
 
 
 async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
-    """The prices of a plan that is sold: its own, and the metered ones of the product of its base price.
+    """The prices of a plan that is sold.
+
+    Base price and seat price are those that the plans file names, else those with the plan's lookup keys. A
+    meter's price is the one with its lookup key, else that of the product of the base price.
 
     Raises:
+        UnknownPlanError: Stripe has no price with a lookup key that the plan needs.
         StripeError: Stripe refuses, or does not answer.
     """
-    base = await api.get(f"{_PRICES}/{plan.price.stripe_price}")
-    of_product = await api.list(_PRICES, {"product": id_in(base, "product"), "active": True})
+    # A plan may inherit the price of another; customers who subscribe to it have that other plan.
+    plan = catalog.plans[
+        plan_of_price(plan.price.stripe_price or "", base_key(plan.key), catalog) or plan.key
+    ]
+    keyed = await prices_by_key(api, _keys(catalog, plan))
+    base = await _base(api, plan, keyed)
+    seat = _seat(catalog, plan, keyed)
+    of_product = await api.list(PRICES, {"product": id_in(base, "product"), "active": True})
+    metered = metered_among(keyed.values(), base)
+    beside = metered_among(of_product, base)
+    metered |= {price: meter for price, meter in beside.items() if meter not in metered.values()}
     return PlanPrices(
         plan=plan.key,
         base=base["id"],
-        seat=plan.seat_price.stripe_price if plan.seat_price is not None else None,
-        metered=metered_among(of_product, base),
+        seat=seat,
+        metered=metered,
         meters=_of_file(await api.list(_METERS), catalog),
     )
 
 
-def _of_file(meters: list[dict[str, Any]], catalog: Catalog) -> frozenset[str]:
+async def prices_by_key(
+    api: StripeApi, keys: Sequence[str], *, expand: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """The active prices with these lookup keys, by key. Raises StripeError."""
+    found: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(keys), LOOKUP_KEYS_MAX):
+        page = list(keys[start : start + LOOKUP_KEYS_MAX])
+        asked: dict[str, Parameter] = {"lookup_keys": page, "active": True, "expand": list(expand)}
+        found |= {text_in(price, "lookup_key"): price for price in await api.list(PRICES, asked)}
+    return found
+
+
+def _keys(catalog: Catalog, plan: Plan) -> list[str]:
+    keys = [meter_key(plan.key, meter.name) for meter in billed_meters(catalog, plan)]
+    if plan.price.stripe_price is None:
+        keys.append(base_key(plan.key))
+    if plan.seat_price is not None and plan.seat_price.stripe_price is None:
+        keys.append(seat_key(plan.key))
+    return keys
+
+
+async def _base(api: StripeApi, plan: Plan, keyed: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    if plan.price.stripe_price is not None:
+        return await api.get(f"{PRICES}/{plan.price.stripe_price}")
+    return _found(plan, base_key(plan.key), keyed)
+
+
+def _seat(catalog: Catalog, plan: Plan, keyed: Mapping[str, Mapping[str, Any]]) -> str | None:
+    if plan.seat_price is None or not sells_seats(plan, seat_meter(catalog.meters)):
+        return None
+    return plan.seat_price.stripe_price or str(_found(plan, seat_key(plan.key), keyed)["id"])
+
+
+def _found(plan: Plan, key: str, keyed: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    if key not in keyed:
+        raise UnknownPlanError(
+            plan.key,
+            f"plan: {plan.key!r:.80} cannot be subscribed to yet: Stripe has no active price with the lookup"
+            f" key {key!r:.200}; `meterkit stripe sync` makes it",
+        )
+    return keyed[key]
+
+
+def _of_file(meters: Sequence[Mapping[str, Any]], catalog: Catalog) -> frozenset[str]:
     """The ids of the meters, active or not, that carry a meter of the plans file."""
     names = {meter.stripe.event_name for meter in catalog.meters.values() if meter.stripe is not None}
     return frozenset(str(meter["id"]) for meter in meters if meter.get("event_name") in names)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.subscriptions.at_stripe.plan_prices import prices_of
+from meterkit.subscriptions.rules.sold import is_sold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,7 @@ class PriceBook:
 
     async def all(self) -> dict[str, PlanPrices | None]:
         """The prices of each plan that is sold, by its key, as they are now. Raises StripeError."""
-        sold = [plan for plan in self._store.catalog.plans.values() if plan.price.stripe_price is not None]
+        sold = filter(is_sold, self._store.catalog.plans.values())
         return {plan.key: await self.of(plan, within_ms=0) for plan in sold}
 
     async def _asked(self, plan: Plan) -> PlanPrices | None:

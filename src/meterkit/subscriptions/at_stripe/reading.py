@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
+from meterkit.subscriptions.at_stripe.price_keys import key_in, plan_of_price, seat_key
 from meterkit.subscriptions.rules.changes import included_seats, sells_seats
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def read_subscription(
         raise ValueError(f"subscription {found.get('id')}: found status {status!r:.40}")
     items = _items(found)
     plan = _plan_of(items, catalog)
-    start_ms, end_ms = _period(found, items, plan)
+    start_ms, end_ms = _period(found, items, plan, catalog)
     has_ended = status in _LIVELIEST_FIRST[-1]
     at_period_end = found.get("cancel_at_period_end") is True
     cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else None)
@@ -153,9 +154,14 @@ def _items(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:
     """With base prices of several plans, that of the highest rank: it is paid for."""
-    prices = {id_in(item, "price") for item in items} - {""}
-    found = [plan for plan in catalog.plans.values() if plan.price.stripe_price in prices]
+    keys = {_plan_key(item, catalog) for item in items}
+    found = [plan for plan in catalog.plans.values() if plan.key in keys]
     return max(found, key=lambda plan: plan.rank, default=None)
+
+
+def _plan_key(item: Mapping[str, Any], catalog: Catalog) -> str | None:
+    """The plan whose base price an item has; of a scheduled phase Stripe may show no more than its id."""
+    return plan_of_price(id_in(item, "price"), key_in(part_of(item, "price")), catalog)
 
 
 def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> int:
@@ -163,16 +169,20 @@ def _seats(items: Iterable[Mapping[str, Any]], plan: Plan, catalog: Catalog) -> 
     meter = seat_meter(catalog.meters)
     if plan.seat_price is None or not sells_seats(plan, meter):
         return 0
-    price = plan.seat_price.stripe_price
-    paid = sum(int(item.get("quantity") or 0) for item in items if id_in(item, "price") == price)
+    price, key = plan.seat_price.stripe_price, seat_key(plan.key)
+    paid = sum(
+        int(item.get("quantity") or 0)
+        for item in items
+        if id_in(item, "price") == price or key_in(part_of(item, "price")) == key
+    )
     return included_seats(plan, meter) + paid
 
 
 def _period(
-    found: Mapping[str, Any], items: Sequence[Mapping[str, Any]], plan: Plan | None
+    found: Mapping[str, Any], items: Sequence[Mapping[str, Any]], plan: Plan | None, catalog: Catalog
 ) -> tuple[int, int]:
     """The current period; where items have different ones (flexible billing), that of the base price."""
-    base = [item for item in items if plan is not None and id_in(item, "price") == plan.price.stripe_price]
+    base = [item for item in items if plan is not None and _plan_key(item, catalog) == plan.key]
     for shown in (*base, *items, found):
         start_ms, end_ms = (_ms(shown.get(f"current_period_{edge}")) for edge in ("start", "end"))
         if start_ms is not None and end_ms is not None:

@@ -70,8 +70,7 @@ def covers_all_seats(plan: Plan, seat_meter: str | None) -> bool:
 
 def sells_seats(plan: Plan, seat_meter: str | None) -> bool:
     """Whether seats can be had beyond those that the base price of a plan covers."""
-    has_price = plan.seat_price is not None and plan.seat_price.stripe_price is not None
-    return has_price and not covers_all_seats(plan, seat_meter)
+    return plan.seat_price is not None and not covers_all_seats(plan, seat_meter)
 
 
 def included_seats(plan: Plan, seat_meter: str | None) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
 from meterkit.store.arguments import is_text
 from meterkit.subscriptions.rules.changes import covers_all_seats, included_seats, sells_seats
+from meterkit.subscriptions.rules.sold import is_sold
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
@@ -20,16 +21,17 @@ def check_sold(plan: str, catalog: Catalog) -> Plan:
     """The plan of this key.
 
     Raises:
-        UnknownPlanError: there is none, or it has no price at Stripe.
+        UnknownPlanError: there is none, or it costs nothing.
     """
     found = catalog.plans.get(plan) if is_text(plan) else None
     if found is None:
         raise UnknownPlanError.of(plan, catalog.plans)
-    if found.price.stripe_price is None:
+    if not is_sold(found):
         raise UnknownPlanError(
             plan,
-            f"plan: {plan!r:.80} cannot be subscribed to: it has no price at Stripe; write"
-            " `stripe_price:` under its `price:` in the plans file",
+            f"plan: {plan!r:.80} cannot be subscribed to: it costs nothing; write what it costs as"
+            " `amount_cents:` under its `price:` in the plans file, or name a price of Stripe's as"
+            " `stripe_price:`",
         )
     return found
 
@@ -58,5 +60,5 @@ def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
     if seats > covered:
         raise SubscriptionError(
             f"seats: found {seats}; the plan {plan.key!r} sells no seats beyond the {covered} that it"
-            " includes: it has no `seat_price` with a `stripe_price` in the plans file"
+            " includes: it has no `seat_price` in the plans file"
         )

@@ -16,7 +16,7 @@ from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persist
 from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER
 from meterkit.subscriptions.at_stripe.plan_prices import prices_of
-from meterkit.subscriptions.at_stripe.reading import has_begun
+from meterkit.subscriptions.at_stripe.reading import has_begun, is_sold_here
 from meterkit.subscriptions.service.debt import refuse_debtor
 from meterkit.subscriptions.service.results import Checkout
 
@@ -145,8 +145,7 @@ class Beginning:
 
     def _is_ours(self, found: Mapping[str, Any]) -> bool:
         """Whether it is of a plan of the plans file; others are none of our business."""
-        prices = {plan.price.stripe_price for plan in self._store.catalog.plans.values()}
-        return any(item.price in prices for item in items_of(found))
+        return is_sold_here(found, self._store.catalog)
 
 
 def _params(

@@ -118,7 +118,7 @@ class Subscriptions:
 
         Args:
             customer: the customer's id.
-            plan: the key of a plan that has a ``stripe_price``.
+            plan: the key of a plan that costs something, or names a ``stripe_price``.
             seats: in all; those beyond what the plan includes cost its ``seat_price``.
 
         Raises:
@@ -140,7 +140,7 @@ class Subscriptions:
 
         Args:
             customer: the customer's id.
-            plan: the key of a plan that has a ``stripe_price``.
+            plan: the key of a plan that costs something, or names a ``stripe_price``.
             seats: in all; those beyond what the plan includes cost its ``seat_price``.
             success_url: where Stripe sends the customer afterwards.
             cancel_url: where Stripe sends a customer who goes back.

@@ -69,7 +69,7 @@ class Drifting:
     ) -> tuple[Drift, ...]:
         catalog = self._store.catalog
         plan = None if chosen is None else plan_in(items_of(chosen), catalog)
-        if plan is None or plan.price.stripe_price is None:
+        if plan is None:
             return drift_of_customer(found, chosen, catalog, None)
         drifts = drift_of_customer(found, chosen, catalog, await self._book.of(plan))
         if drifts:  # A price may be younger than the book.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from http import HTTPStatus
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.task_lease import TaskLease
+from meterkit.subscriptions.at_stripe.plan_prices import prices_by_key
+from meterkit.subscriptions.at_stripe.price_keys import base_key
+from meterkit.subscriptions.rules.sold import is_sold
 from meterkit.subscriptions.webhooks.hints import TYPES, hint_of
 from meterkit.subscriptions.webhooks.looking import NIGHTLY
 from meterkit.subscriptions.webhooks.nights import Night, due_shards
@@ -36,6 +40,7 @@ _OVERLAP_S: Final = 900
 _FIRST_S: Final = 3_600
 _LIST_DAYS_S: Final = 30 * 86_400
 _LEASE_MS: Final = 600_000
+_ASKED_AGAIN_MS: Final = 3_600_000
 _KEPT_MS: Final = 400 * 86_400_000
 _PAGE: Final = 200
 
@@ -55,6 +60,8 @@ class Sweeper:
         self._queue = queue
         self._lease = TaskLease(store, store.keys.hooks("sweep"), lasts_ms=_LEASE_MS)
         self._told = False
+        self._has_prices = False
+        self._asked_ms = -_ASKED_AGAIN_MS
 
     async def run(self) -> None:
         """Sweep every five minutes, and once a night look at everybody; until cancelled."""
@@ -65,7 +72,7 @@ class Sweeper:
     async def turn(self) -> None:
         """Do what is due, unless another process does. Raises nothing but cancellation."""
         try:
-            if self._sells():
+            if await self._sells():
                 async with self._lease.held() as is_held:
                     if is_held:
                         await self._sweep_if_due()
@@ -135,9 +142,24 @@ class Sweeper:
                 if linked is not None:
                     await self._queue.look(linked, NIGHTLY, delay_ms=_random.randrange(span_ms))
 
-    def _sells(self) -> bool:
-        """Whether there is a plan whose subscriptions Stripe has: else there is nothing to look for."""
-        return any(plan.price.stripe_price is not None for plan in self._store.catalog.plans.values())
+    async def _sells(self) -> bool:
+        """Whether Stripe has a price of a plan: else it has no subscriptions to look for.
+
+        Of a plans file without ids that is asked once an hour. A key that may not read prices sells nothing.
+        """
+        plans = self._store.catalog.plans.values()
+        if any(plan.price.stripe_price is not None for plan in plans):
+            return True
+        sold, now_ms = [base_key(plan.key) for plan in plans if is_sold(plan)], self._store.now_ms()
+        if sold and not self._asked_ms <= now_ms < self._asked_ms + _ASKED_AGAIN_MS:
+            try:
+                self._has_prices = bool(await prices_by_key(self._api(), sold))
+            except StripeError as error:
+                if error.status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                    raise
+                self._has_prices = False
+            self._asked_ms = now_ms
+        return bool(sold) and self._has_prices
 
     async def _read(self, name: str) -> str:
         admin = await self._store.admin()

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from meterkit.subscriptions.price_sync.wanted import wanted_of
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.api import Api
 from meterkit.testing.emulator.clock_controls import ClockControls
@@ -23,7 +24,6 @@ from meterkit.testing.emulator.pages.page_controls import PageControls
 from meterkit.testing.emulator.pages.visits import Visits
 from meterkit.testing.emulator.replies import new_id
 from meterkit.testing.emulator.selling.customers import Customer
-from meterkit.testing.emulator.selling.plans import prices_of
 from meterkit.testing.emulator.webhooks.courier import Courier
 from meterkit.testing.emulator.webhooks.webhook_controls import WebhookControls
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.testing.emulator.metering.meter_events import MeterEvent
     from meterkit.testing.emulator.replies import Exchange
-    from meterkit.testing.emulator.selling.plans import PlanPrice
 
 __all__ = ["StripeEmulator"]
 
@@ -215,37 +214,21 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
                 self.add_meter(meter.stripe.event_name)
 
     def add_plans(self, catalog: Catalog) -> None:
-        """Sell the plans of a plans file that name a ``stripe_price``: meters, products and prices.
+        """Sell the plans of a plans file that cost something or name a ``stripe_price``.
 
-        A plan becomes the product ``prod_PLAN`` with its base price, the price of its seats, and a metered
-        price ``price_PLAN_METER`` for each overage that has an amount in the file. A plan whose base price
-        there is already, such as an inherited one, adds nothing.
+        The meters, products and prices are those that ``meterkit stripe sync`` makes. Prices have the ids of
+        the plans file, else ``price_PLAN``, ``price_PLAN_seats`` and ``price_PLAN_METER``; products are
+        ``prod_PLAN``, ``prod_PLAN_seats`` and ``prod_meter_METER``. What is there already stays as it is, and
+        usage for which sync would refuse to make a price has none.
         """
         with self._account.lock:
             for meter in catalog.meters.values():
                 if meter.stripe is not None and self._account.meters.active(meter.stripe.event_name) is None:
                     self.add_meter(meter.stripe.event_name)
-            for plan in catalog.plans.values():
-                known, prices = {price.id for price in self._account.prices}, list(prices_of(catalog, plan))
-                if not prices or prices[0].id in known:
-                    continue
-                product = self.add_product(plan.name, product_id=f"prod_{plan.key}")
-                for price in prices:
-                    if price.id not in known:
-                        self._add_plan_price(price, product=product, currency=catalog.currency)
-
-    def _add_plan_price(self, price: PlanPrice, *, product: str, currency: str) -> None:
-        meter = None if price.event_name is None else self._account.meters.active(price.event_name)
-        packages = {"transform_quantity": {"divide_by": price.per, "round": "up"}}
-        self.add_price(
-            price.amount_cents,
-            price_id=price.id,
-            product=product,
-            currency=currency,
-            interval=price.interval,
-            meter=None if meter is None else meter.id,
-            **(packages if price.per > 1 else {}),
-        )
+            for plan in wanted_of(catalog):
+                for price in plan.prices:
+                    meter_of = self._account.meters.active(price.shape.meter or "")
+                    self._sell(plan.plan, price, meter=None if meter_of is None else meter_of.id)
 
     @property
     def events(self) -> tuple[MeterEvent, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
+from meterkit.subscriptions.price_sync.wanted import params_of, product_params
 from meterkit.testing.emulator.behaviour import Behaviour
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.invoicing.collection import attempt
@@ -16,6 +17,7 @@ from meterkit.testing.emulator.subscribing.turns import advance
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from meterkit.subscriptions.price_sync.wanted import WantedPrice
     from meterkit.testing.emulator.account import Account
 
 __all__ = ["Shop"]
@@ -76,10 +78,24 @@ class Shop(Behaviour):
         )
         given = {"unit_amount": unit_amount, "currency": currency, "recurring": recurring, **params}
         with self._account.lock:
-            price = read_price(_params(given), meters=self._account.meters)
-            product = product or self.add_product(price_id or "Product")
-            sold = self._account.products.find(product, param="product")
-            return make_price(self._account, price, call=self._call(), product=sold, price_id=price_id).id
+            return self._add_price(given, product=product, price_id=price_id)
+
+    def _add_price(self, given: Mapping[str, object], *, product: str | None, price_id: str | None) -> str:
+        price = read_price(_params(given), meters=self._account.meters)
+        product = product or self.add_product(price_id or "Product")
+        sold = self._account.products.find(product, param="product")
+        return make_price(self._account, price, call=self._call(), product=sold, price_id=price_id).id
+
+    def _sell(self, plan: str, wanted: WantedPrice, *, meter: str | None) -> None:
+        """Add a price of a plan and its product, unless they are there."""
+        word = {"price": "", "seat_price": "_seats"}.get(wanted.line, f"_{wanted.line}")
+        price_id, product = wanted.stripe_price or f"price_{plan}{word}", f"prod_{wanted.product.word}"
+        if any(price.id == price_id or price.lookup_key == wanted.key for price in self._account.prices):
+            return
+        if all(each.id != product for each in self._account.products):
+            made = product_params(wanted.product)
+            self.add_product(wanted.product.name, product_id=product, metadata=made["metadata"])
+        self._add_price(params_of(wanted, product=product, meter=meter), product=product, price_id=price_id)
 
     def add_payment_method(self, customer: str, card: str = "pm_card_visa") -> str:
         """Give a customer a card, which its subscriptions are charged with. Returns the card's id.

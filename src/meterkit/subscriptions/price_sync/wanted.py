@@ -1,12 +1,20 @@
-"""The prices that a plans file needs at Stripe. Pure; money in minor units, exact."""
+"""The products and prices that a plans file needs at Stripe. Pure; money in minor units, exact.
+
+One product per thing sold, so that invoices are readable: the plan, its seats, and each billed meter.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.cli.stripe_sync.parts import billed_as, split_wrongly
+from meterkit.catalog.money import exact_money
+from meterkit.decisions.seats import seat_meter
+from meterkit.subscriptions.at_stripe.price_keys import MARK, base_key, meter_key, seat_key
+from meterkit.subscriptions.price_sync.parts import split_wrongly
+from meterkit.subscriptions.rules.changes import sells_seats
+from meterkit.subscriptions.rules.sold import billed_as, billed_meters, is_sold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,14 +23,25 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Entitlement, Meter
     from meterkit.stripe.request import Parameter
 
-__all__ = ["Shape", "WantedPrice", "WantedProduct", "params_of", "shape_of", "wanted_of"]
+__all__ = [
+    "Shape",
+    "WantedPlan",
+    "WantedPrice",
+    "WantedProduct",
+    "params_of",
+    "product_params",
+    "shape_of",
+    "wanted_of",
+]
 
-# https://docs.stripe.com/api/prices/create#create_price-unit_amount_decimal
-_DECIMAL_PLACES: Final = 12
+_UNIT: Final = Decimal("1e-12")
+"""The last place of https://docs.stripe.com/api/prices/create#create_price-unit_amount_decimal."""
+_LEAST: Final = Decimal("1e-6")
+"""A unit price that has no such decimal is rounded; below this it would be wrong by more than a millionth."""
 
 _NO_AMOUNT: Final = (
     "billed, and the file names no amount: write overage: {bill: {per: …, amount_cents: …}}, or make its"
-    " price at Stripe by hand"
+    " price at Stripe by hand, on the plan's product"
 )
 _NO_AMOUNT_OF_PART: Final = (
     "billed under an event of its own, and the file names no amount for either: without a price on it these"
@@ -34,8 +53,7 @@ _YEARLY_TIERS: Final = (
     " report: overage, or included_per: interval"
 )
 _NO_UNIT_PRICE: Final = (
-    f"has no unit price of {_DECIMAL_PLACES} decimal places, and tiers take no packages: use report: overage,"
-    " or another per"
+    "is less for a unit than the 12 decimals of a price at Stripe can say: use another per"
 )
 
 
@@ -45,7 +63,7 @@ class Shape:
 
     Attributes:
         unit: what one unit, or one package of ``divide_by`` units, costs; of tiers that of the last one.
-        divide_by: with it packages are billed, begun ones too.
+        divide_by: more than 1: begun packages are billed. meterkit makes no such prices.
         free: with graduated tiers, the units of the first one, which costs nothing.
         meter: Stripe's id; None: a quantity is charged in advance.
         is_odd: whether it has more to it than is made here, such as other tiers.
@@ -59,11 +77,36 @@ class Shape:
     meter: str | None = None
     is_odd: bool = False
 
-    def __str__(self) -> str:
-        per = "" if self.divide_by == 1 else f" per {self.divide_by:,}"
-        free = f", {self.free:,} free" if self.free else ""
+    def told(self, what: str = "") -> str:
+        """The price for people: ``USD 29.00 per month``, ``100 free, then USD 0.00012 per word``.
+
+        Args:
+            what: the unit that is charged; empty: the plan itself, or a unit that is not known.
+        """
+        amount, free = (
+            exact_money(self.unit, self.currency),
+            f"{self.free:,} free, then " if self.free else "",
+        )
+        if self.meter is None:
+            return f"{amount} per {f'{what} and ' if what else ''}{self.interval}"
+        per = f"{what or 'unit'}" if self.divide_by == 1 else f"begun {self.divide_by:,} {what or 'unit'}s"
         odd = ", and more" if self.is_odd else ""
-        return f"{self.unit:f} minor units of {self.currency}{per} a {self.interval}{free}{odd}"
+        return f"{free}{amount} per {per}{odd}, each {self.interval}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedProduct:
+    """A thing that is sold.
+
+    Attributes:
+        key: by which it is found again, in its metadata.
+        name: as invoices show it.
+        word: in ids of the emulator: ``pro``, ``pro_seats``, ``meter_words``.
+    """
+
+    key: str
+    name: str
+    word: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,26 +114,28 @@ class WantedPrice:
     """A price that a plan needs.
 
     Attributes:
-        name: for people: ``pro, base price``.
+        name: for people: ``pro, base``.
         key: the lookup key by which it is found again.
         line: of the plan: ``price``, ``seat_price``, or a meter's name.
+        unit: what one costs that: a seat, or the meter's unit; empty: the plan itself.
+        product: what it sells.
         shape: what it is to be; its ``meter`` is the event name.
         stripe_price: the id that the plans file names.
         report: what is sent of the meter; empty: it has none.
-        packages: the same in whole packages, which is as good where somebody has made it so; None: it is not.
     """
 
     name: str
     key: str
     line: str
+    unit: str
+    product: WantedProduct
     shape: Shape
     stripe_price: str | None = None
     report: Literal["", "overage", "usage"] = ""
-    packages: Shape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedProduct:
+class WantedPlan:
     """A plan that is sold, and what keeps it from being sold so.
 
     Attributes:
@@ -100,41 +145,39 @@ class WantedProduct:
     """
 
     plan: str
-    name: str
     prices: tuple[WantedPrice, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     unpriced: Mapping[str, str]
 
 
-def wanted_of(catalog: Catalog) -> list[WantedProduct]:
-    """The products that a plans file needs: its plans that cost something, or name a price of Stripe's."""
-    products = [_product(catalog, plan) for plan in catalog.plans.values()]
-    sold, known = list[WantedProduct](), dict[str, WantedProduct]()
-    for product in products:
-        base = product.prices[0]
-        is_priced = len(product.prices) > 1 or base.shape.unit > 0 or base.stripe_price is not None
-        if is_priced or product.problems:
-            first = known.setdefault(base.stripe_price or base.key, product)
-            sold.append(product if first is product else _of_one_price(first, product))
+def wanted_of(catalog: Catalog) -> list[WantedPlan]:
+    """What a plans file needs at Stripe: of each plan that costs something, or names a price of Stripe's."""
+    sold, known = list[WantedPlan](), dict[str, WantedPlan]()
+    for plan in catalog.plans.values():
+        wanted = _plan(catalog, plan)
+        if is_sold(plan) or wanted.problems:
+            base = wanted.prices[0]
+            first = known.setdefault(base.stripe_price or base.key, wanted)
+            sold.append(wanted if first is wanted else _of_one_price(first, wanted))
     return sold
 
 
-def _of_one_price(first: WantedProduct, product: WantedProduct) -> WantedProduct:
+def _of_one_price(first: WantedPlan, wanted: WantedPlan) -> WantedPlan:
     """A plan that inherits the ``stripe_price`` of another: who subscribes has the first one of the file."""
-    ours, theirs = product.prices[0].shape, first.prices[0].shape
-    begins = f"plan {product.plan}: has the stripe_price of plan {first.plan}"
+    ours, theirs = wanted.prices[0].shape, first.prices[0].shape
+    begins = f"plan {wanted.plan}: has the stripe_price of plan {first.plan}"
     if ours == theirs:
         told = (
             f"{begins}, and whoever subscribes to it has plan {first.plan}: nothing is made of"
-            f" {product.plan}; give it a stripe_price of its own to sell it"
+            f" {wanted.plan}; give it a stripe_price of its own to sell it"
         )
-        return replace(product, prices=(), problems=(), notes=(told,), unpriced={})
+        return replace(wanted, prices=(), problems=(), notes=(told,), unpriced={})
     told = (
-        f"{begins} ({theirs}), and another price ({ours}): it would be sold as that one; give it a"
-        " stripe_price of its own"
+        f"{begins} ({theirs.told()}), and another price ({ours.told()}): it would be sold as that one; give"
+        " it a stripe_price of its own"
     )
-    return replace(product, prices=(), problems=(told,), notes=(), unpriced={})
+    return replace(wanted, prices=(), problems=(told,), notes=(), unpriced={})
 
 
 def shape_of(price: Mapping[str, Any]) -> Shape:
@@ -163,6 +206,11 @@ def shape_of(price: Mapping[str, Any]) -> Shape:
     )
 
 
+def product_params(product: WantedProduct) -> dict[str, Parameter]:
+    """What to ask Stripe for (https://docs.stripe.com/api/products/create)."""
+    return {"name": product.name, "metadata": {MARK: product.key}}
+
+
 def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[str, Parameter]:
     """What to ask Stripe for (https://docs.stripe.com/api/prices/create)."""
     shape = wanted.shape
@@ -176,7 +224,7 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
         "lookup_key": wanted.key,
         "transfer_lookup_key": True,
         "nickname": wanted.name,
-        "metadata": {"meterkit": wanted.key},
+        "metadata": {MARK: wanted.key},
     }
     amount = f"{shape.unit:f}"
     if shape.free:
@@ -185,27 +233,45 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
             {"up_to": "inf", "unit_amount_decimal": amount},
         ]
         return params | {"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers": tiers}
-    params["unit_amount_decimal"] = amount
-    if shape.divide_by > 1:
-        params["transform_quantity"] = {"divide_by": shape.divide_by, "round": "up"}
-    return params
+    return params | {"unit_amount_decimal": amount}
 
 
-def _product(catalog: Catalog, plan: Plan) -> WantedProduct:
+def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
     price, seat = plan.price, plan.seat_price
     problems, notes = list[str](), list[str]()
     base = Shape(currency=catalog.currency, interval=price.interval, unit=Decimal(price.amount_cents))
-    prices = [_fixed(plan, "price", "base", base, price.stripe_price)]
-    if seat is not None:
-        shape = Shape(currency=catalog.currency, interval=price.interval, unit=Decimal(seat.amount_cents))
-        prices.append(_fixed(plan, "seat_price", "seats", shape, seat.stripe_price))
+    prices = [
+        WantedPrice(
+            name=f"{plan.key}, base",
+            key=base_key(plan.key),
+            line="price",
+            unit="",
+            product=WantedProduct(key=base_key(plan.key), name=plan.name, word=plan.key),
+            shape=base,
+            stripe_price=price.stripe_price,
+        )
+    ]
+    if seat is not None and sells_seats(plan, seat_meter(catalog.meters)):
+        product = WantedProduct(key=seat_key(plan.key), name=f"{plan.name}: seats", word=f"{plan.key}_seats")
+        prices.append(
+            WantedPrice(
+                name=f"{plan.key}, seats",
+                key=seat_key(plan.key),
+                line="seat_price",
+                unit="seat",
+                product=product,
+                shape=replace(base, unit=Decimal(seat.amount_cents)),
+                stripe_price=seat.stripe_price,
+            )
+        )
     unpriced = dict[str, str]()
+    billed = billed_meters(catalog, plan)
     for meter in catalog.meters.values():
         begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", split_wrongly(catalog, plan, meter)
         entitlement = billed_as(plan, meter)
         if wrongly is not None:
             problems.append(begins + wrongly)
-        elif meter.stripe is None or meter.stripe.report == "none" or entitlement is None:
+        elif meter.stripe is None or meter not in billed or entitlement is None:
             continue
         elif meter.source is not None and entitlement.overage.amount_cents is None:
             unpriced[meter.stripe.event_name] = f"{begins}a part of {meter.source}, {_NO_AMOUNT_OF_PART}"
@@ -216,23 +282,12 @@ def _product(catalog: Catalog, plan: Plan) -> WantedProduct:
             else:
                 told, is_problem = found
                 (problems if is_problem else notes).append(begins + told)
-    return WantedProduct(
+    return WantedPlan(
         plan=plan.key,
-        name=plan.name,
         prices=tuple(prices),
         problems=tuple(problems),
         notes=tuple(notes),
         unpriced=unpriced,
-    )
-
-
-def _fixed(plan: Plan, line: str, word: str, shape: Shape, stripe_price: str | None) -> WantedPrice:
-    return WantedPrice(
-        name=f"{plan.key}, {word}",
-        key=f"meterkit:{plan.key}:{word}",
-        line=line,
-        shape=shape,
-        stripe_price=stripe_price,
     )
 
 
@@ -249,33 +304,33 @@ def _metered(
     free = included if report == "usage" else 0
     if free and plan.price.interval == "year" and plan.price.included_per == "month":
         return _YEARLY_TIERS, True
-    per = overage.per or 1
-    unit = _exact(overage.amount_cents, per)
-    if unit is None and free:
-        return f"{overage.amount_cents} per {per} {_NO_UNIT_PRICE}", True
+    unit = _unit_price(overage.amount_cents, overage.per or 1)
+    if unit is None:
+        return f"{overage.amount_cents} per {overage.per} {_NO_UNIT_PRICE}", True
     shape = Shape(
         currency=catalog.currency,
         interval=plan.price.interval,
-        unit=Decimal(overage.amount_cents) if unit is None else unit,
-        divide_by=per if unit is None else 1,
+        unit=unit,
         free=free,
         meter=stripe.event_name,
     )
-    packages = replace(shape, unit=Decimal(overage.amount_cents), divide_by=per)
+    word = f"meter_{meter.name}"
     return WantedPrice(
-        packages=None if free else packages,
         name=f"{plan.key}, {meter.name}",
-        key=f"meterkit:{plan.key}:meter:{meter.name}",
+        key=meter_key(plan.key, meter.name),
         line=meter.name,
+        unit=meter.unit,
+        product=WantedProduct(key=f"{MARK}-meter:{meter.name}", name=meter.title, word=word),
         shape=shape,
         report=report,
     )
 
 
-def _exact(amount_cents: int, per: int) -> Decimal | None:
-    """What one unit costs; None where that is no decimal of so many places."""
-    scaled, rest = divmod(amount_cents * 10**_DECIMAL_PLACES, per)
-    return None if rest else (Decimal(scaled) / 10**_DECIMAL_PLACES).normalize()
+def _unit_price(amount_cents: int, per: int) -> Decimal | None:
+    """What one unit costs, to twelve decimals; None where rounding to them would be too far off."""
+    exact = Decimal(amount_cents) / per
+    unit = exact.quantize(_UNIT, ROUND_HALF_EVEN)
+    return unit.normalize() if unit == exact or unit >= _LEAST else None
 
 
 def _amount(told: Mapping[str, Any]) -> Decimal:

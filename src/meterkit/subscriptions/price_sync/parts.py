@@ -1,31 +1,16 @@
-"""Derived meters of a plan: what bills their units, which their source counts. Pure."""
+"""Derived meters whose units no prices can bill rightly. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from meterkit.subscriptions.rules.sold import billed_as
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Plan
-    from meterkit.catalog.models import Entitlement, Meter
+    from meterkit.catalog.models import Meter
 
-__all__ = ["billed_as", "split_wrongly"]
-
-
-def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
-    """By what a plan bills that which is sent of a meter; None: nothing of it is billed.
-
-    Of a derived meter the units are sent that its source bills, after what its source includes. Its own price
-    goes before that of its source.
-    """
-    own = plan.entitlements[meter.name]
-    whole = None if meter.source is None else plan.entitlements[meter.source]
-    if whole is None or whole.overage.mode != "bill":
-        return own if own.overage.mode == "bill" else None
-    if whole.included is None:
-        return None
-    has_price = own.overage.mode == "bill" and own.overage.amount_cents is not None
-    return replace(own, included=whole.included, overage=own.overage if has_price else whole.overage)
+__all__ = ["split_wrongly"]
 
 
 def split_wrongly(catalog: Catalog, plan: Plan, meter: Meter) -> str | None:

@@ -1,0 +1,252 @@
+"""Makes at Stripe what is missing there of a plans file, and says what is there, was made, or differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.errors import StripeError
+from meterkit.subscriptions.at_stripe.plan_prices import PRICES, prices_by_key
+from meterkit.subscriptions.at_stripe.price_keys import MARK
+from meterkit.subscriptions.price_sync.found import Found, unfit
+from meterkit.subscriptions.price_sync.wanted import params_of, product_params, shape_of, wanted_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog
+    from meterkit.stripe.api import StripeApi
+    from meterkit.subscriptions.price_sync.wanted import Shape, WantedPlan, WantedPrice, WantedProduct
+
+__all__ = ["Line", "Synced", "sync"]
+
+Action = Literal["is there", "made", "to make", "reactivated", "to reactivate"]
+
+_METERS: Final = "/v1/billing/meters"
+_PRODUCTS: Final = "/v1/products"
+_TIERS: Final = ("data.tiers",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One object at Stripe.
+
+    Attributes:
+        name: of a product what customers see.
+        id: empty where it is not made yet.
+        price: what a price charges, for people: ``USD 29.00 per month``.
+        unit_amount: the same as a decimal of minor units of ``currency``; empty for other objects.
+        currency: of a price.
+        unit: that costs this much: ``seat``, or the meter's unit; empty: the plan itself.
+        instead_of: the price that it stands for from now on; it cannot be changed itself.
+    """
+
+    what: Literal["meter", "product", "price"]
+    name: str
+    action: Action
+    id: str = ""
+    price: str = ""
+    unit_amount: str = ""
+    currency: str = ""
+    unit: str = ""
+    instead_of: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Synced:
+    """The result of a run: the objects at Stripe, problems and notes.
+
+    Attributes:
+        problems: why nothing was made, a line each.
+        paste: of each plan whose ids in the plans file are out of date, ``price`` and ``seat_price`` to
+            an id.
+    """
+
+    lines: list[Line] = field(default_factory=list[Line])
+    problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+    paste: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+
+
+async def sync(
+    api: StripeApi,
+    catalog: Catalog,
+    *,
+    dry_run: bool,
+    meter_problems: Callable[[Catalog, Sequence[Mapping[str, Any]]], Sequence[str]],
+) -> Synced:
+    """Make what is missing at Stripe. Asked again, it makes nothing new.
+
+    Where anything would be billed wrongly, nothing is made at all.
+
+    Args:
+        api: the way to Stripe.
+        catalog: what is to be there.
+        dry_run: whether to say only what would be made.
+        meter_problems: tells what keeps the meters at Stripe from taking what is sent to them.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer. What was made by then is found again.
+    """
+    run = _Syncing(api, catalog, dry_run=dry_run)
+    meters = await api.list(_METERS)
+    missing = "Stripe has no active meter"
+    problems = [told for told in meter_problems(catalog, meters) if missing not in told]
+    return await run.sync(meters, problems)
+
+
+class _Syncing:
+    """One run."""
+
+    def __init__(self, api: StripeApi, catalog: Catalog, *, dry_run: bool) -> None:
+        self._api = api
+        self._catalog = catalog
+        self._dry_run = dry_run
+        self._done = Synced()
+        self._meters: dict[str, Mapping[str, Any]] = {}
+        self._products: dict[str, str] = {}
+
+    async def sync(self, meters: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> Synced:
+        done = self._done
+        done.problems += problems
+        for meter in meters:  # The newest first; an active one before any that is not.
+            known = self._meters.get(meter["event_name"])
+            if known is None or (known["status"] != "active" and meter["status"] == "active"):
+                self._meters[meter["event_name"]] = meter
+        wanted = wanted_of(self._catalog)
+        for plan in wanted:
+            done.problems += plan.problems
+            done.notes += plan.notes
+        for product in reversed(await self._api.list(_PRODUCTS, {"active": True}) if wanted else []):
+            if (key := product["metadata"].get(MARK)) is not None:
+                self._products[key] = product["id"]  # The oldest was first; the newest stays.
+        found = [await self._find(plan) for plan in wanted if plan.prices]
+        for plan_found in found:
+            done.problems += unfit(plan_found, self._meters)
+        if not done.problems:
+            await self._make_meters()
+            for plan_found in found:
+                await self._make(plan_found)
+        return done
+
+    async def _find(self, wanted: WantedPlan) -> Found:
+        """What Stripe has of a plan."""
+        prices: dict[str, Mapping[str, Any]] = dict(
+            await prices_by_key(self._api, [price.key for price in wanted.prices], expand=_TIERS)
+        )
+        missing: list[WantedPrice] = []
+        for price in wanted.prices:
+            if price.stripe_price is not None:
+                named = await self._named(price.stripe_price)
+                if named is None:
+                    missing.append(price)
+                else:
+                    prices[price.key] = named
+        base = prices.get(wanted.prices[0].key)
+        product = None if base is None else str(base["product"])
+        asked = {"product": product, "active": True, "expand": _TIERS}
+        beside = await self._api.list(PRICES, asked) if product is not None else []
+        return Found(wanted=wanted, product=product, prices=prices, beside=beside, missing=missing)
+
+    async def _named(self, price_id: str) -> Mapping[str, Any] | None:
+        try:
+            return await self._api.get(f"{PRICES}/{price_id}", {"expand": ["tiers"]})
+        except StripeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+
+    async def _make_meters(self) -> None:
+        for meter in self._catalog.meters.values():
+            if meter.stripe is None or meter.stripe.report == "none":
+                continue
+            event_name = meter.stripe.event_name
+            there, action = self._meters.get(event_name), "is there"
+            if there is None:
+                action = "to make" if self._dry_run else "made"
+                params: dict[str, Any] = {
+                    "display_name": meter.title,
+                    "event_name": event_name,
+                    "default_aggregation": {"formula": "sum"},
+                }
+                there = None if self._dry_run else await self._api.post(_METERS, params)
+            elif there["status"] != "active":
+                action = "to reactivate" if self._dry_run else "reactivated"
+                if not self._dry_run:
+                    there = await self._api.post(f"{_METERS}/{there['id']}/reactivate")
+            if there is not None:
+                self._meters[event_name] = there
+            self._tell("meter", event_name, action, "" if there is None else there["id"])
+
+    async def _make(self, found: Found) -> None:
+        for price in found.wanted.prices:
+            price_id = await self._price(found, price)
+            if price.stripe_price is not None and price_id not in {price.stripe_price, ""}:
+                self._done.paste.setdefault(found.wanted.plan, {})[price.line] = price_id
+
+    async def _price(self, found: Found, wanted: WantedPrice) -> str:
+        there = found.prices.get(wanted.key)
+        fitting = found.fitting(wanted, self._meters)
+        if there is None and fitting:
+            there = fitting[0]
+        if there is not None and found.fits(there, wanted, self._meters):
+            self._tell_product(wanted.product, "is there", there["product"])
+            self._tell_price(wanted, "is there", there["id"])
+            return str(there["id"])
+        product = await self._product(wanted, found)
+        made: str = ""
+        if not self._dry_run:
+            meter = None if wanted.shape.meter is None else self._meters[wanted.shape.meter]["id"]
+            made = (await self._api.post(PRICES, params_of(wanted, product=product, meter=meter)))["id"]
+            if there is not None and meter is not None:
+                # New subscribers must not get both. Present ones keep it.
+                await self._api.post(f"{PRICES}/{there['id']}", {"active": False})
+        self._tell_price(wanted, self._made, made, "" if there is None else there["id"])
+        if there is not None:
+            self._done.notes.append(
+                f"{wanted.name}: {there['id']} is {shape_of(there).told(wanted.unit)}, and a price cannot be"
+                f" changed: {made or 'a new one'} is {wanted.shape.told(wanted.unit)}; who subscribed to the"
+                " old one keeps it"
+            )
+        return made
+
+    async def _product(self, wanted: WantedPrice, found: Found) -> str:
+        """The product of a price to make: ours, that of a base price that is there, or a new one."""
+        product = wanted.product
+        known = self._products.get(product.key) or (found.product if wanted.line == "price" else None)
+        action: Action = "is there" if known is not None else self._made
+        if known is None:
+            known = ""
+            if not self._dry_run:
+                known = str((await self._api.post(_PRODUCTS, product_params(product)))["id"])
+        self._products[product.key] = known
+        self._tell_product(product, action, known)
+        return known
+
+    @property
+    def _made(self) -> Action:
+        return "to make" if self._dry_run else "made"
+
+    def _tell_product(self, product: WantedProduct, action: Action, object_id: str) -> None:
+        told = ("product", product.name, object_id)
+        if told not in [(line.what, line.name, line.id) for line in self._done.lines]:
+            self._tell("product", product.name, action, object_id)
+
+    def _tell_price(self, wanted: WantedPrice, action: Action, price_id: str, instead_of: str = "") -> None:
+        shape: Shape = wanted.shape
+        line = Line(
+            what="price",
+            name=wanted.name,
+            action=action,
+            id=price_id,
+            price=shape.told(wanted.unit),
+            unit_amount=f"{shape.unit:f}",
+            currency=shape.currency,
+            unit=wanted.unit,
+            instead_of=instead_of,
+        )
+        self._done.lines.append(line)
+
+    def _tell(self, what: Literal["meter", "product"], name: str, action: Any, object_id: str) -> None:
+        self._done.lines.append(Line(what=what, name=name, action=action, id=object_id))
