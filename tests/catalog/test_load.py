@@ -67,6 +67,7 @@ def test_meters(everything: Catalog) -> None:
     ]
     assert everything.meters["large_output"] == Meter(
         name="large_output",
+        title="Large output",
         unit="token",
         kind="counter",
         stripe=StripeEvent(event_name="ai_large_output", report="overage"),
@@ -74,7 +75,7 @@ def test_meters(everything: Catalog) -> None:
         where={"model": "*-large*"},
     )
     assert everything.meters["storage"] == Meter(
-        name="storage", unit="byte", kind="gauge", stripe=None, source=None, where={}
+        name="storage", title="Storage", unit="byte", kind="gauge", stripe=None, source=None, where={}
     )
 
 

@@ -14,7 +14,7 @@ DENY = Overage(mode="deny")
 def meter(
     name: str = "requests", unit: str = "request", kind: Literal["counter", "gauge"] = "counter"
 ) -> Meter:
-    return Meter(name=name, unit=unit, kind=kind, stripe=None, source=None, where={})
+    return Meter(name=name, title=name, unit=unit, kind=kind, stripe=None, source=None, where={})
 
 
 def entitlement(

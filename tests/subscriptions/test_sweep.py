@@ -129,6 +129,21 @@ async def test_a_plans_file_that_sells_nothing_at_stripe_asks_for_nothing(store_
         assert at.asked("/v1/events") == 0
 
 
+async def test_a_plans_file_without_ids_is_swept_once_its_lookup_keys_are_at_stripe(store_url: str) -> None:
+    sold = FREE_ONLY.replace("}}}}", "}}, pro: {price: {amount_cents: 900, interval: month}}}}", 1)
+    async with hooked(store_url) as at:
+        at.kit.store.use(loads(sold))
+        one = sweeper(at.kit)
+        await one.turn()
+        assert at.asked("/v1/events") == 0
+        at.emulator.add_price(900, lookup_key="meterkit:pro:base")
+        await one.turn()  # Asked once an hour.
+        assert at.asked("/v1/events") == 0
+        at.clock.advance(timedelta(hours=1))
+        await one.turn()
+        assert at.asked("/v1/events") > 0
+
+
 async def test_every_linked_customer_is_looked_at_each_night_spread_over_it(store_url: str) -> None:
     midnight = NOW.replace(hour=0)
     clock = Clock(midnight - MINUTE)
