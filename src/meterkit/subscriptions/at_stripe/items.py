@@ -7,6 +7,7 @@ Stripe's dashboard, and the item of the old plan's usage must then still be foun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
@@ -213,11 +214,15 @@ def _sorted(current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_
     for line in new_items(prices, paid_seats):
         kind = _kind_of(line, prices)
         meter = prices.metered.get(str(line["price"]))
-        same = [item for item in left if kinds[item.id] == kind and item.meter == meter]
-        item = min(same, key=lambda item: _distance(item, line, kind, catalog, prices), default=None)
+        near = [
+            (_distance(item, line, kind, catalog, prices), item)
+            for item in left
+            if kinds[item.id] == kind and item.meter == meter
+        ]
+        distance, item = min(near, key=itemgetter(0), default=(_ANOTHER, None))
         if item is not None:
             left.remove(item)
-            if _distance(item, line, kind, catalog, prices) == _REPLACED:
+            if distance == _REPLACED:
                 line["price"] = item.price
         wanted.append((line, item))
     return _Sorted(wanted, left, [item for item in current if item.id not in kinds])
